@@ -1,0 +1,141 @@
+"""Output folders that are whole or absent, and ledgers that survive a kill.
+
+A long command works in `OUTPUT.partial` and renames it to `OUTPUT` as its last act, so that a folder named
+`OUTPUT` is always finished. `--resume` continues what `OUTPUT.partial` holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mmedpo.errors import AlreadyFinished, InputError
+
+REPORTED_PACKAGES = (
+    "mmedpo torch transformers trl peft accelerate deepspeed datasets evaluate huggingface-hub pillow".split()
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, through a temporary file so that a reader never sees half of it."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; raises InputError naming the file where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give the folder of a finished run.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on, and the project's commit where it runs from a checkout."""
+    found = {name: version(name) for name in REPORTED_PACKAGES}
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / ".git").exists():
+        commit = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+        if commit.returncode == 0:
+            found["commit"] = commit.stdout.strip()
+    return found
+
+
+@contextmanager
+def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) -> Iterator[Path]:
+    """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
+
+    `settings` (JSON-able) is kept in the working folder; a resumed run must have the same. Bad input found in a
+    fresh run removes the working folder; an interruption or a full disk leaves it for `--resume`.
+
+    Raises:
+        InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; the disk is full.
+        AlreadyFinished: `resume` and `output` is complete.
+    """
+    partial = output.with_name(output.name + ".partial")
+    if output.exists():
+        if resume:
+            raise AlreadyFinished(f"{output} is finished; nothing to resume.")
+        raise InputError(f"{output} exists already; choose another --output or remove it first.")
+    fresh = not partial.exists()
+    if not fresh and not resume:
+        raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
+    # The round trip makes tuples lists and paths an error, so that both sides compare alike.
+    settings = json.loads(json.dumps(settings))
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        kept = partial / "settings.json"
+        if not fresh and kept.exists():
+            _refuse_other_settings(read_json(kept), settings, partial)
+        write_json(kept, settings)
+        yield partial
+        partial.replace(output)
+    except InputError:
+        if fresh:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"No space left on the disk of {output.parent}. What was finished is kept in {partial}: "
+                "free some space and run the same command with --resume."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise InputError(f"Cannot write {error.filename or output}: {error.strerror}.") from error
+        raise
+
+
+def _refuse_other_settings(before: dict[str, Any], now: dict[str, Any], partial: Path) -> None:
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        changes = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differing)
+        raise InputError(f"{partial} was begun with other settings ({changes}). Repeat them, or remove the folder.")
+
+
+class Ledger:
+    """An append-only JSONL file of finished work, keyed by id: what is in it is never done again.
+
+    Every `put` reaches the operating system before it returns; a line torn by a kill is dropped on reading.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, Any] = {}
+        whole = 0
+        if path.exists():
+            with path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    entry = json.loads(line)
+                    self.entries[entry["key"]] = entry["value"]
+                    whole += len(line)
+            os.truncate(path, whole)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.entries
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key]
+
+    def put(self, key: str, value: Any) -> None:
+        self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.entries[key] = value
+
+    def close(self) -> None:
+        self._file.close()

@@ -92,7 +92,7 @@ def text_fault(chosen: str, rejected: str, task: str) -> str | None:
         return "the rejected answer is empty; write one or drop the row"
     if rejected.strip().casefold() == chosen.strip().casefold():
         return "chosen and rejected are equal on equal images; nothing can be learned from it"
-    if polarity(chosen) is not None and polarity(chosen) == polarity(rejected):
+    if task != "report" and polarity(chosen) is not None and polarity(chosen) == polarity(rejected):
         return f"both sides say {polarity(chosen)!r}; the rejected answer is not wrong"
     if task != "report" and polarity(chosen) is None and carries(rejected, chosen):
         return "the rejected answer contains the gold answer; it is not wrong"
@@ -192,7 +192,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
     disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            dataset = Dataset.from_generator(lambda: iter(rows), features=_features(), cache_dir=scratch)
+            dataset = Dataset.from_generator(lambda: iter(rows), features=_features(), cache_dir=scratch, fingerprint=f"mmedpo-{split}")
             faults = validate(dataset)
             if faults:
                 raise InputError(f"{len(faults)} faults in the rows to be written:", faults)

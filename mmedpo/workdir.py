@@ -58,8 +58,8 @@ def versions() -> dict[str, str]:
 def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
 
-    `settings` (JSON-able) is kept in the working folder; a resumed run must have the same. Bad input found in a
-    fresh run removes the working folder; an interruption or a full disk leaves it for `--resume`.
+    `settings` (JSON-able) is kept in the working folder; a resumed run must have the same. Bad input found before
+    any work was recorded removes the working folder; later errors and interruptions leave it for `--resume`.
 
     Raises:
         InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; the disk is full.
@@ -82,9 +82,11 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
             _refuse_other_settings(read_json(kept), settings, partial)
         write_json(kept, settings)
         yield partial
+        kept.unlink()
         partial.replace(output)
     except InputError:
-        if fresh:
+        # A judge may refuse its key after hours of sampling: what a ledger holds is kept.
+        if fresh and not any(file.stat().st_size for file in partial.rglob("*.ledger")):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     except OSError as error:

@@ -1,0 +1,34 @@
+# Two commands, each enough on a machine that has git, make and Python 3.11:
+#   make quickstart   sets up .venv and runs the main job on phantoms (about ten minutes, no network after installation)
+#   make test         sets up .venv, lints, type-checks and runs the tests
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: setup quickstart test lint clean
+
+setup: $(VENV)/.ready
+
+# The CPU build of torch is asked for by its exact version first, so that nothing pulls a CUDA build.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(OFFLINE) $(BIN)/mmedpo quickstart
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(OFFLINE) $(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) runs

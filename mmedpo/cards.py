@@ -1,0 +1,242 @@
+"""Dataset and adapter cards for the Hub, filled from recorded files alone.
+
+What only a person can say stays visibly open in the card as "[More information needed: ...]".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from mmedpo.errors import InputError
+from mmedpo.workdir import read_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
+
+TEMPLATES = Path(__file__).parents[1] / "model_cards"
+# Licence identifiers the Hub knows and medical sources use; anything else is "other" with its own name.
+HUB_LICENSE = re.compile(
+    r"apache-2\.0|mit|odc-by|odbl|pddl|unknown|cc0-1\.0|cc-by-[234]\.0|cc-by-sa-[34]\.0|cc-by-nc-[234]\.0|cc-by-nd-4\.0"
+    r"|cc-by-nc-nd-[34]\.0|cc-by-nc-sa-[234]\.0"
+)
+MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+CURVES = ("loss", "rewards/margins", "rewards/accuracies")
+NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def dataset_card(folder: Path) -> str:
+    """The README.md of a dataset folder, from its `manifest.json` and, where there is one, `audit.json`.
+
+    Raises:
+        InputError: no manifest, or one of another format; the templates are not where the checkout has them.
+    """
+    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1")
+    audit = _recorded(folder / "audit.json", "mmedpo.audit/1") if (folder / "audit.json").exists() else None
+    rows = sum(manifest["counts"].values())
+    return _fill(
+        "dataset.md.jinja",
+        _dataset_metadata(folder, manifest, rows),
+        manifest=manifest,
+        audit=audit,
+        rows=rows,
+        notices=notices(manifest),
+    )
+
+
+def _dataset_metadata(folder: Path, manifest: Mapping[str, Any], rows: int) -> CardData:
+    from huggingface_hub import DatasetCardData
+
+    splits = sorted({file.name.split("-")[0] for file in folder.glob("data/*.parquet")}) or ["train"]
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+    source = manifest["source"]
+    slug = re.sub(r"[^a-z0-9.]+", "-", str(source.get("license")).lower()).strip("-")
+    known = HUB_LICENSE.fullmatch(slug) is not None
+    return DatasetCardData(
+        pretty_name=f"MMedPO preference pairs from {source['name']}",
+        license=slug if known else "other",
+        license_name=None if known else slug,
+        task_categories=["visual-question-answering", "image-text-to-text"],
+        tags=["mmedpo", "preference", "dpo", "medical", "trl"],
+        size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+
+
+def adapter_card(folder: Path) -> str:
+    """The README.md of a training folder, from its `training.json` and `trainer_state.json`.
+
+    Raises:
+        InputError: one of the two is missing or of another format; the templates are not where the checkout has them.
+    """
+    training = _recorded(folder / "training.json", "mmedpo.training/1")
+    history = read_json(folder / "trainer_state.json").get("log_history", [])
+    base, dataset = hub_id(training["model"]), hub_id(training["dataset"])
+    return _fill(
+        "adapter.md.jinja",
+        _adapter_metadata(training, base, dataset),
+        training=training,
+        name=folder.resolve().name.removesuffix(".partial"),
+        objective=_objective(training),
+        base=base,
+        dataset=dataset,
+        is_adapter=_is_adapter(training),
+        curves=curve_summaries(history),
+        notices=notices(training, *_manifests(training["dataset"])),
+    )
+
+
+def _adapter_metadata(training: Mapping[str, Any], base: str | None, dataset: str | None) -> CardData:
+    from huggingface_hub import ModelCardData
+
+    is_adapter = _is_adapter(training)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="adapter" if is_adapter and base else None,
+        datasets=[dataset] if dataset else None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["mmedpo", "dpo", "preference", "medical", "trl"],
+    )
+
+
+def _is_adapter(training: Mapping[str, Any]) -> bool:
+    return bool(training["lora"].get("use_peft")) if "lora" in training else True
+
+
+def _objective(training: Mapping[str, Any]) -> str:
+    config = training["config"]
+    losses = config.get("loss_type") or ["sigmoid"]
+    losses = [losses] if isinstance(losses, str) else losses
+    if losses == ["sft"]:
+        return "by supervised learning on the preferred sides alone, without a preference loss"
+    if not config.get("weighted", True):
+        said = "with plain DPO, its weights switched off (the control arm of an MMedPO run)"
+    elif training.get("weights", {}).get("sd") == 0:
+        said = "with MMedPO's objective, but all weights are equal: it is plain DPO times a constant"
+    else:
+        said = "with the clinically weighted objective of MMedPO"
+    return said + (", plus the likelihood of the preferred answers" if "sft" in losses else "")
+
+
+def _manifests(dataset: Any) -> list[Any]:
+    # A folder's name does not say that phantoms are inside, its manifest does.
+    manifest = Path(_name(dataset)) / "manifest.json"
+    return [read_json(manifest)] if manifest.exists() else []
+
+
+def curve_summaries(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How each logged curve began and ended: means over the first and last tenth of its logged steps."""
+    summaries = []
+    for key in CURVES:
+        values = [float(entry[key]) for entry in history if key in entry]
+        if values:
+            tenth = max(1, len(values) // 10)
+            first, last = fmean(values[:tenth]), fmean(values[-tenth:])
+            summaries.append({"key": key, "count": len(values), "first": first, "last": last})
+    return summaries
+
+
+def hub_id(name: Any) -> str | None:
+    """`name` if it can be a Hub id (owner/name, and no folder of that name is here), else None."""
+    text = _name(name)
+    return text if HUB_ID.fullmatch(text) and not Path(text).exists() else None
+
+
+def shown(value: Any) -> str:
+    """A recorded model, dataset or localizer in words, without the machine's folders."""
+    if isinstance(value, Mapping):
+        rest = [f"{key} {part}" for key, part in value.items() if key != "name" and part is not None]
+        return ", ".join([shown(value["name"]), *rest] if value.get("name") else rest) or "none"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(shown(part) for part in value) or "none"
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~"))):
+        return Path(value).name
+    return "none" if value in (None, "") else str(value)
+
+
+def _name(value: Any) -> str:
+    return str(value["name"]) if isinstance(value, Mapping) else str(value)
+
+
+def notices(*records: Mapping[str, Any]) -> list[str]:
+    """What a reader must know first: stand-ins, phantoms and toy models named in manifests or training records."""
+    named = list(dict.fromkeys(name for record in records for key in NAMING_KEYS for name in _strings(record.get(key))))
+    standins = [name for name in named if name.startswith("standin:")]
+    toys = [Path(name).name for name in named if re.search(r"(^|[/_-])tiny([/_.-]|$)", name)]
+    sentences = []
+    if standins:
+        sentences.append(
+            f"Offline stand-ins were used in place of real models: {', '.join(standins)}. "
+            "Texts, scores or boxes they made exercise the program and carry no medical knowledge."
+        )
+    if any(re.search(r"(^|[/_-])phantom", name) for name in named):
+        sentences.append("The images are phantoms drawn by a program. No patient and no real finding is shown.")
+    if toys:
+        sentences.append(f"A tiny toy model was used ({', '.join(toys)}). Its numbers say nothing about a real model.")
+    return sentences
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _strings(part)
+
+
+def _recorded(path: Path, kind: str) -> Any:
+    record = read_json(path)
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != kind:
+        raise InputError(f"{path} has the format {found!r}; this version reads {kind!r}. Run the step again.")
+    return record
+
+
+def _cell(value: Any) -> str:
+    """Text that stays inside one Markdown table cell or line, and whose tags stay text."""
+    return " ".join(shown(value).replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _command(text: Any) -> str:
+    """A recorded command as an indented code block's line, the machine's own folders left out."""
+    return MACHINE_FOLDERS.sub("…/", " ".join(str(text).split()))
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "not recorded"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else "not recorded"
+
+
+def _fill(template: str, metadata: CardData, **context: Any) -> str:
+    from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+
+    class NotRecorded(ChainableUndefined):
+        def __str__(self) -> str:
+            return "not recorded"
+
+    if not (TEMPLATES / template).exists():
+        raise InputError(
+            f"{TEMPLATES / template} does not exist. Cards need the checkout's model_cards folder: "
+            "install with `pip install -e .` from a clone of the repository."
+        )
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=NotRecorded,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    env.filters.update(cell=_cell, command=_command, number=_number, share=_share)
+    return env.get_template(template).render(metadata=metadata.to_yaml(), **context).rstrip("\n") + "\n"

@@ -1,0 +1,238 @@
+"""The command line. Each command only wires: it opens what its options name and calls one function.
+
+Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mmedpo.errors import AlreadyFinished, InputError
+
+app = typer.Typer(
+    help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
+SourceFolder = Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")]
+Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything left to chance.")]
+SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
+
+
+def _command() -> str:
+    return "mmedpo " + shlex.join(sys.argv[1:])
+
+
+@app.command(epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs")
+def curate(
+    source: SourceFolder,
+    output: Output,
+    model: Annotated[str | None, typer.Option("--model", help="Target Med-LVLM to sample wrong answers from.")] = None,
+    chat: Annotated[
+        str, typer.Option("--chat", help="Chat model: standin:rules, http://host/v1#model, hub:org/model[@provider].")
+    ] = "standin:rules",
+    judges: Annotated[
+        str, typer.Option("--judges", help="Comma-separated chat models that score clinical relevance.")
+    ] = "standin:strict,standin:lenient,standin:lexical",
+    localizer: Annotated[
+        str, typer.Option("--localizer", help="boxes (from the data), detector:HUB-ID, standin:asymmetry.")
+    ] = "boxes",
+    split: Split = None,
+    limit: Limit = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers sampled from the target a question.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="Temperature of those samples.")] = 1.0,
+    style: Annotated[str, typer.Option("--style", help="match: rejected answers as long as chosen ones; free.")] = "match",
+    noise_step: Annotated[int, typer.Option("--noise-step", help="Forward-diffusion step k, 1 to 1000.")] = 800,
+    weights: Annotated[str, typer.Option("--weights", help="rescale, literal, raw or none.")] = "rescale",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds the judges may take to agree.")] = 5,
+    seed: Seed = 0,
+    skip_faulty: SkipFaulty = False,
+    resume: Resume = False,
+) -> None:
+    """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance."""
+    from mmedpo.cards import dataset_card
+    from mmedpo.curation.pipeline import Settings, curate_folder
+    from mmedpo.workdir import output_folder
+
+    settings = Settings(
+        source=source, split=split, limit=limit, model=model, chat=chat, judges=tuple(judges.split(",")),
+        localizer=localizer, samples=samples, temperature=temperature, style=style, noise_step=noise_step,
+        weights=weights, rounds=rounds, seed=seed, skip_faulty=skip_faulty,
+    )  # fmt: skip
+    with output_folder(output, settings.record(), resume) as folder:
+        manifest = curate_folder(settings, folder, _command())
+        (folder / "README.md").write_text(dataset_card(folder), encoding="utf-8")
+    counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
+    console.print(f"{output}: {counts}; {sum(manifest['rejects'].values())} rejected (see rejects.jsonl).")
+
+
+@app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
+def audit(
+    dataset: Annotated[str, typer.Argument(help="Preference dataset: a folder or a Hub id.")],
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for audit.json and audit.html.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
+) -> None:
+    """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
+    from mmedpo import audit as audits
+    from mmedpo.workdir import output_folder, write_json
+
+    found = audits.audit(dataset, split)
+    _print_table(audits.rows(found))
+    if output is not None:
+        with output_folder(output, {"dataset": dataset, "split": split}) as folder:
+            write_json(folder / "audit.json", found)
+            (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
+    if found["faults"]:
+        raise InputError(f"{dataset} breaks the preference schema in {len(found['faults'])} places (listed above).")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    epilog="Example: mmedpo train --config recipes/quickstart.yaml --output runs/adapter",
+)
+def train(context: typer.Context) -> None:
+    """Train an adapter with clinically weighted preference optimization (the same as train.py).
+
+    Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
+    Example: mmedpo train --config recipes/quickstart.yaml --output runs/adapter
+    """
+    from mmedpo.training import run
+
+    if "--help" in context.args:
+        console.print(context.get_help())
+    run.main(context.args)
+
+
+@app.command(epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test --output runs/eval")
+def evaluate(
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the (base) model.")],
+    source: SourceFolder,
+    output: Output,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")] = None,
+    split: Split = None,
+    limit: Limit = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output folder's by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 16,
+    seed: Seed = 0,
+    skip_faulty: SkipFaulty = False,
+    resume: Resume = False,
+) -> None:
+    """Ask a model a source's questions and score the answers with the strict protocols."""
+    from mmedpo.evaluation import predict
+    from mmedpo.models import Sampling, VisionLanguageModel
+    from mmedpo.sources import read_source, refuse_faults
+    from mmedpo.workdir import output_folder
+
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    asked = read_source(source, split, limit, seed)
+    refuse_faults(asked, skip_faulty)
+    record = {
+        "name": name or output.name, "command": _command(), "source": asked.name, "split": split,
+        "split_by": asked.split_by, "faulty_rows_skipped": len(asked.faults),
+    }  # fmt: skip
+    settings = {
+        **record, "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": batch_size,
+    }  # fmt: skip
+    with output_folder(output, settings, resume) as folder:
+        answering = VisionLanguageModel(model, adapter)
+        results = predict.evaluate(answering, asked.samples, folder, sampling, batch_size, record)
+    _print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
+
+
+@app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluation folders; the first is the baseline.")],
+    output: Output,
+    dataset: Annotated[Path | None, typer.Option("--dataset", help="Preference dataset to show in the page.")] = None,
+    training: Annotated[
+        list[Path] | None, typer.Option("--training", help="Training folder whose curves to show; repeatable.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare evaluations with paired-bootstrap intervals; writes comparison.json and report.html."""
+    from mmedpo.evaluation import compare as comparing
+    from mmedpo.report import write_report
+    from mmedpo.workdir import output_folder, write_json
+
+    comparison = comparing.compare(runs, seed=seed, command=_command())
+    trainings = {folder.name: folder for folder in training or []}
+    with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
+        write_json(folder / "comparison.json", comparison)
+        write_report(folder / "report.html", comparison, dataset, trainings)
+    _print_table(comparing.rows(comparison))
+
+
+@app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")
+def quickstart(
+    output: Output = Path("runs/quickstart"),
+    seed: Seed = 0,
+    scale: Annotated[float, typer.Option("--scale", help="Shrinks corpus and training; results below 1 mean little.")] = 1.0,
+    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train each stage alone.")] = False,
+    resume: Resume = False,
+) -> None:
+    """Run the whole job on phantoms: no network, no GPU, no account."""
+    from mmedpo.quickstart import run
+
+    table = run(output, seed=seed, scale=scale, all_arms=all_arms, resume=resume)
+    _print_table(table)
+    console.print(f"Adapter, dataset, results and report: {output} (open {output / 'report.html'})")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; turns exceptions into messages and exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if argv is not None:
+        sys.argv[1:] = argv
+    try:
+        app()
+    except AlreadyFinished as finished:
+        console.print(str(finished))
+    except InputError as error:
+        errors.print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is finished is kept; run the same command with --resume to go on.")
+        raise SystemExit(130) from None
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Where the lesion is: boxes that come with the data, a detection model, or an offline stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmedpo.errors import InputError
+from mmedpo.models import open_rgb
+from mmedpo.sources import Box, Sample
+
+FORMS = "boxes (from the data), detector:HUB-ID, standin:asymmetry"
+
+
+class Localizer(Protocol):
+    """Finds the lesion that a question is about. `name` and `query` are recorded with every pair."""
+
+    name: str
+    query: str | None
+
+    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
+        """Boxes in pixels of the original image, with a confidence in [0, 1] each; empty where nothing is found."""
+
+
+def open_localizer(spec: str, query: str = "disease", threshold: float = 0.1) -> Localizer:
+    """The localizer that `spec` names (see `FORMS`). Raises InputError for any other spec."""
+    kind, _, name = spec.partition(":")
+    if spec == "boxes":
+        return GivenBoxes()
+    if kind == "detector" and name:
+        return Detector(name, query, threshold)
+    if spec == AsymmetryStandIn.name:
+        return AsymmetryStandIn()
+    raise InputError(f"The localizer {spec!r} is unknown; use one of: {FORMS}.")
+
+
+class GivenBoxes:
+    """The boxes recorded in the source."""
+
+    name = "boxes"
+    query = None
+
+    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
+        return [list(sample.boxes) for sample in samples]
+
+
+class Detector:
+    """A detection model of the Hub through transformers' pipelines.
+
+    Zero-shot detectors are asked for `query`; the others report the labels they were trained on. Detections
+    below `threshold` (confidence in [0, 1]) are left out.
+    """
+
+    def __init__(self, model: str, query: str, threshold: float) -> None:
+        from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, pipeline
+
+        self.name, self.threshold = f"detector:{model}", threshold
+        try:
+            config = AutoConfig.from_pretrained(model)
+            zero_shot = type(config) in AutoModelForZeroShotObjectDetection._model_mapping
+            self.query = query if zero_shot else None
+            task: Any = "zero-shot-object-detection" if zero_shot else "object-detection"
+            self.pipeline = pipeline(task, model=model)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"The detector {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
+        return [self._detect(sample) for sample in samples]
+
+    def _detect(self, sample: Sample) -> list[Box]:
+        image = open_rgb(sample.image)
+        extra = {} if self.query is None else {"candidate_labels": [self.query]}
+        found = self.pipeline(image, threshold=self.threshold, **extra)
+        return [_box(entry["label"], entry["box"], entry["score"]) for entry in found]
+
+
+def _box(label: str, corners: dict[str, float], score: float) -> Box:
+    x, y = corners["xmin"], corners["ymin"]
+    return Box(label, x, y, corners["xmax"] - x, corners["ymax"] - y, float(score))
+
+
+class AsymmetryStandIn:
+    """Offline stand-in, not a medical tool: the region that differs most from the image's mirror image.
+
+    Good enough for phantoms, whose anatomy is nearly symmetric. Its confidence is the region's mean difference
+    in units of the image's spread, squashed to [0, 1].
+    """
+
+    name = "standin:asymmetry"
+    query = None
+
+    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
+        return [self._locate(sample) for sample in samples]
+
+    def _locate(self, sample: Sample) -> list[Box]:
+        from PIL import Image, ImageFilter
+
+        image = open_rgb(sample.image).convert("L").filter(ImageFilter.GaussianBlur(radius=1))
+        pixels = np.asarray(image, dtype=np.float64)
+        # Only what is brighter or darker than its own mirror image by a clear margin counts as a lesion.
+        difference = np.abs(pixels - pixels[:, ::-1]) / max(pixels.std(), 1e-9)
+        height, width = pixels.shape
+        window = max(height // 6, 1)
+        blurred = Image.fromarray(difference.astype(np.float32)).filter(ImageFilter.BoxBlur(window // 2))
+        means = np.asarray(blurred)[window : height - window, window : width - window]
+        if means.size == 0 or means.max() < 0.5:
+            return []
+        y, x = np.unravel_index(int(means.argmax()), means.shape)
+        confidence = float(1 - np.exp(-means.max()))
+        return [Box("asymmetry", float(x + window / 2), float(y + window / 2), float(window), float(window), confidence)]

@@ -1,0 +1,27 @@
+"""The prompts, one versioned Jinja file each; a changed wording is a new version, so old datasets stay explained."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedpo.llm import ChatRequest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def render(prompt: str, schema: dict[str, Any], **variables: Any) -> ChatRequest:
+    """Fill the template `prompt` ("judge@1") from `variables`; a variable it needs and does not get is an error."""
+    text = _environment().get_template(f"{prompt}.jinja").render(variables)
+    return ChatRequest(prompt=prompt, variables=variables, text=text, schema=schema)

@@ -1,0 +1,144 @@
+"""Clinical relevance of dispreferred answers: a panel of judges that adopt or revise each other's score.
+
+PAPER.md section 1.4: the first judge scores the dispreferred answer without the image; each next one sees the last
+score and adopts it or gives its own, until all agree; without agreement the mean of the score history counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import TypedDict
+
+from mmedpo.curation.prompts import render
+from mmedpo.errors import InputError
+from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
+
+JUDGE = "judge@1"
+NO_SCORE = "no judge gave a readable score"
+ROUNDING = 1e-9  # scores are decimal fractions in binary floats
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {"score": {"type": "number", "minimum": 0, "maximum": 1}, "rationale": {"type": "string"}},
+    "required": ["score", "rationale"],
+    "additionalProperties": False,
+}
+
+
+class Judgement(TypedDict):
+    """One judge's turn: `score` in [0, 1], or None with the reason in `rationale`; rounds count from 1."""
+
+    round: int
+    judge: str
+    score: float | None
+    rationale: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question, its gold answer and the dispreferred answer to be scored."""
+
+    question: str
+    gold: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """`score` in [0, 1], or None with the `reason`; `judgements` in the order they were made.
+
+    `agreed`: in one whole round all judges gave scores within the tolerance; `score` is then that round's mean,
+    and else the mean of all scores of the history.
+    """
+
+    score: float | None
+    judgements: list[Judgement]
+    agreed: bool
+    reason: str | None = None
+
+
+@dataclass
+class _Discussion:
+    item: Item
+    judgements: list[Judgement] = field(default_factory=list)
+    agreed: bool = False
+
+    def request(self) -> ChatRequest:
+        last = next((entry for entry in reversed(self.judgements) if entry["score"] is not None), None)
+        previous = last and {"score": last["score"], "rationale": last["rationale"]}
+        item = self.item
+        return render(JUDGE, _SCHEMA, question=item.question, gold=item.gold, rejected=item.rejected, previous=previous)
+
+    def close_round(self, judges: int, tolerance: float) -> None:
+        scores = [entry["score"] for entry in self.judgements[-judges:]]
+        given = [score for score in scores if score is not None]
+        self.agreed = len(given) == judges and max(given) - min(given) <= tolerance + ROUNDING
+
+    def result(self, judges: int) -> Relevance:
+        counted = self.judgements[-judges:] if self.agreed else self.judgements
+        scores = [entry["score"] for entry in counted if entry["score"] is not None]
+        if not scores:
+            return Relevance(None, self.judgements, agreed=False, reason=NO_SCORE)
+        return Relevance(mean(scores), self.judgements, self.agreed)
+
+
+class Panel:
+    """Judges who score in turn.
+
+    Args:
+        judges: At least one, with different names; the order is the order of speaking.
+        rounds: Most rounds (each judge speaks once a round), at least 1; the paper has 5.
+        tolerance: Largest difference, in [0, 1], between scores that agree.
+
+    Raises:
+        InputError: no judge, judges of the same name, or a setting out of its range.
+    """
+
+    def __init__(self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0) -> None:
+        names = [judge.name for judge in judges]
+        if not names:
+            raise InputError("A panel needs at least one judge; none was given.")
+        if len(set(names)) < len(names):
+            raise InputError(f"The judges are {', '.join(names)}; names must differ, for a score to have one author.")
+        if rounds < 1 or not 0 <= tolerance <= 1:
+            raise InputError(f"rounds={rounds} must be at least 1 and tolerance={tolerance} within [0, 1].")
+        self.judges, self.rounds, self.tolerance = list(judges), rounds, tolerance
+
+    def score(self, items: Sequence[Item]) -> list[Relevance]:
+        """One result an item, in order; each judge gets all items still under discussion in one batch.
+
+        Raises InputError where a judge's `complete` does.
+        """
+        discussions = [_Discussion(item) for item in items]
+        for number in range(1, self.rounds + 1):
+            still_open = [discussion for discussion in discussions if not discussion.agreed]
+            if not still_open:
+                break
+            for judge in self.judges:
+                replies = judge.complete([discussion.request() for discussion in still_open])
+                for discussion, reply in zip(still_open, replies, strict=True):
+                    discussion.judgements.append(_read(reply, number, judge.name))
+            for discussion in still_open:
+                discussion.close_round(len(self.judges), self.tolerance)
+        return [discussion.result(len(self.judges)) for discussion in discussions]
+
+
+def _read(reply: ChatReply, number: int, judge: str) -> Judgement:
+    def no_score(why: str) -> Judgement:
+        return {"round": number, "judge": judge, "score": None, "rationale": f"no score: {why}"}
+
+    if reply.text is None:
+        return no_score(f"the judge did not answer ({reply.failure})")
+    answer = parse_json(reply.text)
+    if answer is None:
+        return no_score(f"no JSON object in {reply.text[:200]!r}")
+    given = answer.get("score")
+    try:
+        score = float("nan" if isinstance(given, bool) else given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return no_score(f"score {given!r} is not a number")
+    if not 0 <= score <= 1:
+        return no_score(f"score {given!r} is outside [0, 1]")
+    return {"round": number, "judge": judge, "score": score, "rationale": str(answer.get("rationale") or "")}

@@ -1,0 +1,227 @@
+"""Offline stand-ins for chat models: fixed, documented rules over words, for tests, trials and days without network.
+
+They read a request's `variables`, never its text or image, know a few dozen radiology words and nothing of medicine.
+Their names begin with "standin:", so that a dataset made with them says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from mmedpo.llm import ChatModel, ChatReply, ChatRequest
+from mmedpo.schema import text_fault
+from mmedpo.text import polarity, words
+
+Difference = Literal["polarity", "finding", "side", "other", "wording"]
+
+# A word is swapped for the next of its row.
+FINDING_ROWS = (
+    ("ct", "mri", "x-ray", "ultrasound"),
+    ("axial", "coronal", "sagittal"),
+    ("effusion", "consolidation", "atelectasis", "pneumothorax", "edema", "pneumonia", "opacity"),
+    ("effusions", "consolidations", "opacities", "infiltrates"),
+    ("nodule", "mass", "cyst", "abscess", "calcification", "fracture"),
+    ("nodules", "masses", "cysts", "abscesses", "calcifications", "fractures"),
+    ("infarct", "hemorrhage", "tumor"),
+    ("infarcts", "hemorrhages", "tumors"),
+    ("lung", "heart", "liver", "spleen", "kidney", "pancreas", "stomach", "bladder", "brain"),
+    ("lungs", "kidneys"),
+    ("frontal", "temporal", "parietal", "occipital"),
+    ("hyperintense", "hypointense"),
+    ("hyperdense", "hypodense"),
+    ("normal", "abnormal"),
+    ("acute", "chronic"),
+)
+SIDE_ROWS = (
+    ("left", "right"),
+    ("upper", "lower"),
+    ("anterior", "posterior"),
+    ("superior", "inferior"),
+    ("medial", "lateral"),
+    ("apical", "basal"),
+    ("bilateral", "unilateral"),
+)
+NEGATIONS = frozenset({"no", "not", "without"})
+
+
+def _successors(rows: Sequence[Sequence[str]]) -> dict[str, str]:
+    return {word: row[(i + 1) % len(row)] for row in rows for i, word in enumerate(row)}
+
+
+FINDINGS, SIDES = _successors(FINDING_ROWS), _successors(SIDE_ROWS)
+
+
+def difference(gold: str, rejected: str) -> Difference:
+    """How a rejected answer differs: flipped polarity, wrong finding, wrong side, other words, or wording only."""
+    said, wrong = set(words(gold)), set(words(rejected))
+    if polarity(gold) and polarity(rejected) and polarity(gold) != polarity(rejected):
+        return "polarity"
+    if (said & wrong) - NEGATIONS and said & FINDINGS.keys() == wrong & FINDINGS.keys():
+        denials = [sum(word in NEGATIONS for word in words(text)) for text in (gold, rejected)]
+        if denials[0] != denials[1]:
+            return "polarity"
+    if (wrong & FINDINGS.keys()) - said:
+        return "finding"
+    if (wrong & SIDES.keys()) - said:
+        return "side"
+    return "wording" if said & wrong else "other"
+
+
+class StandInChat:
+    """Answers `select` with the first candidate wrong in polarity, finding or side, and `inject` with the smallest
+    edit that passes `schema.text_fault`: yes/no, side and finding words swapped, a denial added or removed, or else
+    the other sample's answer closest in length. It declines ("answer": "") where no rule fits."""
+
+    name = "standin:rules"
+    revision: str | None = "1"
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        return [_reply(request, {"select": _select, "inject": _inject}) for request in requests]
+
+
+class StandInJudge:
+    """Scores by the kind of difference, in steps of 0.1; adopts a score within 0.1 of its own, else meets it half way.
+
+    "strict" and "lenient" have a fixed score for each kind. "lexical" scores any wrong answer between 0.2 and 0.9 by
+    the share of its words that are the gold answer's, since a near miss misleads most, and mere wording 0.1.
+    """
+
+    revision: str | None = "1"
+
+    def __init__(self, rule: Literal["strict", "lenient", "lexical"]) -> None:
+        self.name = f"standin:{rule}"
+        self._tenths = {"strict": _strict, "lenient": _lenient, "lexical": _lexical}[rule]
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        return [_reply(request, {"judge": self._judge}) for request in requests]
+
+    def _judge(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        kind = difference(variables["gold"], variables["rejected"])
+        own = self._tenths(kind, variables["gold"], variables["rejected"])
+        rationale = f"{self.name} gives {own / 10} for a difference in {kind}"
+        if variables["previous"] is None:
+            return {"score": own / 10, "rationale": rationale}
+        last = round(variables["previous"]["score"] * 10)
+        if abs(own - last) <= 1:
+            return {"score": last / 10, "rationale": f"{rationale}; {last / 10} is close enough"}
+        meeting = (own + last + (own > last)) // 2  # of two middles the one nearer to its own
+        return {"score": meeting / 10, "rationale": f"{rationale}; half way to it from {last / 10}"}
+
+
+STANDINS: dict[str, Callable[[], ChatModel]] = {
+    "standin:rules": StandInChat,
+    "standin:strict": partial(StandInJudge, "strict"),
+    "standin:lenient": partial(StandInJudge, "lenient"),
+    "standin:lexical": partial(StandInJudge, "lexical"),
+}
+
+
+def _strict(kind: Difference, gold: str, rejected: str) -> int:
+    return {"polarity": 9, "finding": 8, "side": 7, "other": 4, "wording": 2}[kind]
+
+
+def _lenient(kind: Difference, gold: str, rejected: str) -> int:
+    return {"polarity": 8, "finding": 6, "side": 5, "other": 3, "wording": 1}[kind]
+
+
+def _lexical(kind: Difference, gold: str, rejected: str) -> int:
+    if kind == "wording":
+        return 1
+    said, wrong = set(words(gold)) - {"yes", "no"}, set(words(rejected)) - {"yes", "no"}
+    return 2 + 7 * len(said & wrong) // max(len(said), len(wrong)) if said or wrong else 9
+
+
+def _reply(request: ChatRequest, rules: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]) -> ChatReply:
+    rule = rules.get(request.prompt.partition("@")[0])
+    if rule is None:
+        return ChatReply(failure=f"this stand-in has rules for {', '.join(rules)} and not for {request.prompt}")
+    return ChatReply(text=json.dumps(rule(request.variables)))
+
+
+def _select(variables: Mapping[str, Any]) -> dict[str, Any]:
+    for number, candidate in enumerate(variables["candidates"], start=1):
+        kind = difference(variables["gold"], candidate)
+        if kind in ("polarity", "finding", "side"):
+            return {"choice": number, "kind": "place" if kind == "side" else "finding"}
+    return {"choice": 0, "kind": "other"}
+
+
+def _inject(variables: Mapping[str, Any]) -> dict[str, Any]:
+    gold, task, lengths = variables["gold"], variables["task"], variables["lengths"]
+    for text in _edits(variables):
+        fits = lengths is None or lengths[0] <= len(words(text)) <= lengths[1]
+        if fits and text != variables["previous"] and text_fault(gold, text, task) is None:
+            return {"answer": text, "kind": "place" if difference(gold, text) == "side" else "finding"}
+    return {"answer": "", "kind": "other"}
+
+
+def _edits(variables: Mapping[str, Any]) -> Iterator[str]:
+    gold, task = variables["gold"], variables["task"]
+    if task == "report":
+        yield _deny(gold)
+    else:
+        yield _flip(gold)
+    yield _swap(gold, SIDES)
+    yield _swap(gold, FINDINGS)
+    yield _deny(gold)
+    # The checksum spreads equally long alternatives over the questions, the same way in every run.
+    yield from sorted(
+        (text for text in variables["alternatives"] if bool(polarity(text)) == bool(polarity(gold))),
+        key=lambda text: (
+            abs(len(words(text)) - len(words(gold))),
+            zlib.crc32(f"{variables['question']}\n{gold}\n{text}".encode()),
+        ),
+    )
+
+
+def _like(word: str, model: str) -> str:
+    if model.isupper() and len(model) > 1:
+        return word.upper()
+    return word.capitalize() if model[:1].isupper() else word
+
+
+def _swap(text: str, successors: Mapping[str, str]) -> str:
+    def swapped(match: re.Match[str]) -> str:
+        word = match.group()
+        return _like(successors[word.lower()], word) if word.lower() in successors else word
+
+    return re.sub(r"\w+(?:-\w+)*", swapped, text)
+
+
+def _flip(text: str) -> str:
+    """The opposite of an answer that opens with yes or no: "Yes, there is a nodule" -> "No, there is no nodule"."""
+    match = re.match(r"(\W*)(yes|no)\b(\W*)(.*)", text, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return text
+    before, head, between, rest = match.groups()
+    head = _like("no" if head.lower() == "yes" else "yes", head)
+    denied = _deny(rest)
+    if rest and denied == rest:
+        return before + head  # a rest that cannot be denied would contradict the new head
+    return before + head + between + denied
+
+
+_DENIALS = (
+    (re.compile(r"\b(there) is no(?= [aeiou])", re.IGNORECASE), r"\1 is an"),
+    (re.compile(r"\b(there) is no\b", re.IGNORECASE), r"\1 is a"),
+    (re.compile(r"\b(there) are no\b", re.IGNORECASE), r"\1 are"),
+    (re.compile(r"\b(is|are|was|were|does|do|can) not\b", re.IGNORECASE), r"\1"),
+    (re.compile(r"\b(there) (is|are)(?: an?| some)?\b", re.IGNORECASE), r"\1 \2 no"),
+    (re.compile(r"\b(is|are|was|were|does|do|can)\b", re.IGNORECASE), r"\1 not"),
+)
+
+
+def _deny(text: str) -> str:
+    """The first statement a pattern fits, denied or, if it was a denial, affirmed; else `text` as it is."""
+    for pattern, replacement in _DENIALS:
+        if pattern.search(text):
+            return pattern.sub(replacement, text, count=1)
+    match = re.search(r"(^|[.:]\s+)No (\w)", text)
+    if match is None:
+        return text
+    return text[: match.start()] + match.group(1) + match.group(2).upper() + text[match.end() :]

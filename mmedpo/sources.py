@@ -1,0 +1,312 @@
+"""Images with answers or reports: any folder with a table, or a Hub dataset, read as `Sample`s.
+
+A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images, anywhere below the folder. Columns are
+found by their usual names (`COLUMNS`). Rows that have lesion boxes and labels but no question (NIH ChestX-ray14's box
+list, for one) become questions about those findings.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmedpo.errors import Fault, InputError
+from mmedpo.schema import TASKS, image_fault
+from mmedpo.text import polarity
+
+COLUMNS = {
+    "id": ("id", "qid", "question_id"),
+    "image": ("image", "image_name", "img_name", "image_path", "file_name"),
+    "question": ("question", "prompt"),
+    "answer": ("answer", "report", "findings"),
+    "task": ("task", "answer_type"),
+    "split": ("split",),
+    "patient_id": ("patient_id", "subject_id"),
+    "boxes": ("boxes",),
+    "labels": ("labels",),
+    "source": ("source",),
+    "license": ("license",),
+}
+ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
+KNOWN_LICENSES = {"vqa-rad": "cc0-1.0", "nih-bbox": "unrestricted with attribution (NIH Clinical Center)"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A region in pixels, origin top left; `confidence` in [0, 1] is 1 for boxes drawn by a person."""
+
+    label: str
+    x: float
+    y: float
+    width: float
+    height: float
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image: the unit that is curated, and that is asked in an evaluation."""
+
+    id: str
+    image: Path
+    question: str
+    answer: str
+    task: str
+    image_id: str
+    patient_id: str | None
+    split: str
+    boxes: tuple[Box, ...]
+    source: str
+    license: str
+
+
+@dataclass
+class Source:
+    """What was read: the good samples, the faulty rows, and how the split was made ("source" or "image")."""
+
+    name: str
+    license: str
+    samples: list[Sample]
+    faults: list[Fault] = field(default_factory=list)
+    split_by: str = "source"
+
+
+def read_source(path: Path, split: str | None = None, limit: int | None = None, seed: int = 0) -> Source:
+    """Read a source folder (or its table) and keep one split.
+
+    The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
+    official split), or where there is none, the split is made by patient or image: `SPLIT_SHARES`, seeded.
+
+    Args:
+        split: the split to keep; all where None.
+        limit: keep this many questions, the first of a seeded shuffle.
+
+    Returns:
+        The samples and the faults of all rows (good rows are kept beside faulty ones).
+
+    Raises:
+        InputError: the folder or its table is missing, ambiguous, empty or unreadable, or the split has no question.
+    """
+    table = _find_table(path)
+    root = table.parent
+    name = root.resolve().name
+    images = {file.name: file for file in sorted(root.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES}
+    source = Source(name, KNOWN_LICENSES.get(name, "unknown"), [])
+    taken: dict[str, str] = {}
+    for where, row in _questions(table):
+        sample, faults = _sample(where, row, images, source)
+        if sample and taken.setdefault(sample.id, where) != where:
+            faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
+        source.faults += faults
+        if sample and not faults:
+            source.samples.append(sample)
+    if not source.samples and not source.faults:
+        raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
+    _drop_broken_images(source)
+    if source.samples:
+        source.name, source.license = source.samples[0].source, source.samples[0].license
+        _settle_split(source, seed)
+        _keep(source, split, limit, seed)
+    return source
+
+
+def refuse_faults(source: Source, skip_faulty: bool) -> None:
+    """Raise InputError with the table of all faults, unless `skip_faulty` and good rows are left."""
+    if source.faults and not (skip_faulty and source.samples):
+        remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
+        raise InputError(f"{len(source.faults)} faulty rows in {source.name}. {remedy}", source.faults)
+
+
+def unit_interval(*key: object) -> float:
+    """A number in [0, 1) that depends on nothing but `key`: the same on every machine and Python."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _find_table(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"The source {path} does not exist; give a folder with a table of questions and images.")
+    tables = [file for suffix in ("jsonl", "json", "csv") for file in sorted(path.glob(f"*.{suffix}"))]
+    if len(tables) != 1:
+        found = f"{len(tables)} tables ({', '.join(table.name for table in tables)})" if tables else "no table"
+        raise InputError(f"{path} holds {found}; a source is one .jsonl, .json or .csv file with its images beside it.")
+    return tables[0]
+
+
+def _read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file:line, row); a line that is not JSON becomes a row with the key `_broken`."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} is not UTF-8 ({error}); save it as UTF-8.") from None
+    if table.suffix == ".csv":
+        for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+            yield f"{table.name}:{number}", row
+    elif table.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{table} is not JSON: {error}.") from None
+        for number, row in enumerate(rows, start=1):
+            yield f"{table.name}[{number}]", row
+    else:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    row = {"_broken": f"is not JSON ({error})"}
+                yield f"{table.name}:{number}", row if isinstance(row, dict) else {"_broken": "is not an object"}
+
+
+def _questions(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, raw in _read_table(table):
+        row = {
+            column: next((raw[name] for name in names if raw.get(name) not in (None, "")), None)
+            for column, names in COLUMNS.items()
+        }
+        if "_broken" in raw:
+            yield where, {**row, "_broken": raw["_broken"]}
+        elif row["question"] is None and row["labels"] is not None:
+            yield from _findings_to_questions(where, row)
+        else:
+            yield where, row
+
+
+def _findings_to_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Questions about an image's boxed findings. Absence rests on image-level labels, which may be text-mined."""
+    stem = Path(str(row["image"])).stem
+    boxes = row["boxes"] or []
+    vocabulary = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax")
+
+    def question(kind: str, text: str, answer: str, task: str, shown: list[Any]) -> tuple[str, dict[str, Any]]:
+        changed = {"id": f"{stem}-{kind}", "question": text, "answer": answer, "task": task, "boxes": shown}
+        return f"{where} ({kind})", {**row, **changed}
+
+    for number, box in enumerate(boxes):
+        finding = str(box.get("label", "")).replace("Infiltrate", "Infiltration").lower()
+        side = "right" if box["x"] + box["w"] / 2 < row.get("width", 1024) / 2 else "left"
+        yield question(f"present-{number}", f"Is there {finding} in this image?", "yes", "closed_vqa", [box])
+        yield question(f"side-{number}", f"On which side of the patient is the {finding}?", side, "open_vqa", [box])
+        yield question(f"what-{number}", f"What abnormality is seen on the {side} side?", finding, "open_vqa", [box])
+    absent = [name for name in vocabulary if name not in row["labels"] and name not in {b.get("label") for b in boxes}]
+    finding = absent[int(unit_interval(stem) * len(absent))].lower()
+    yield question("absent", f"Is there {finding} in this image?", "no", "closed_vqa", [])
+
+
+def _sample(
+    where: str, row: dict[str, Any], images: Mapping[str, Path], source: Source
+) -> tuple[Sample | None, list[Fault]]:
+    """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
+    if "_broken" in row:
+        return None, [Fault(where, "(row)", f"{row['_broken']}; each line is one JSON object")]
+    faults = []
+    answer = "" if row["answer"] is None else str(row["answer"]).strip()
+    question = "" if row["question"] is None else str(row["question"]).strip()
+    image = images.get(Path(str(row["image"])).name) if row["image"] else None
+    if row["image"] is None:
+        faults.append(Fault(where, "image", "is empty; every row needs the name of an image file"))
+    elif image is None:
+        faults.append(Fault(where, "image", f"{row['image']!r} is not below the source folder; add the file"))
+    if not question:
+        faults.append(Fault(where, "question", "is empty; every row needs a question"))
+    if not answer:
+        faults.append(Fault(where, "answer", "is empty; every row needs a gold answer"))
+    task = _task(row["task"], answer)
+    if task is None:
+        faults.append(Fault(where, "task", f"{row['task']!r} is unknown; use closed, open or report"))
+    boxes, sentence = _boxes(row["boxes"])
+    if sentence:
+        faults.append(Fault(where, "boxes", sentence))
+    if faults or image is None or task is None:
+        return None, faults
+    return Sample(
+        id=str(where if row["id"] is None else row["id"]), image=image, question=question, answer=answer, task=task,
+        image_id=image.name, patient_id=None if row["patient_id"] is None else str(row["patient_id"]),
+        split=str(row["split"] or ""), boxes=boxes, source=str(row["source"] or source.name),
+        license=str(row["license"] or source.license),
+    ), []  # fmt: skip
+
+
+def _task(given: Any, answer: str) -> str | None:
+    if given is None:
+        return "closed_vqa" if polarity(answer) and len(answer) <= 3 else "open_vqa"
+    return ANSWER_TYPES.get(str(given).strip().casefold())
+
+
+def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
+    boxes = []
+    for entry in json.loads(given) if isinstance(given, str) else given or []:
+        try:
+            x, y = float(entry["x"]), float(entry["y"])
+            width = float(entry["width"] if "width" in entry else entry["w"])
+            height = float(entry["height"] if "height" in entry else entry["h"])
+            boxes.append(Box(str(entry.get("label", "")), x, y, width, height, float(entry.get("confidence", 1.0))))
+        except (KeyError, TypeError, ValueError) as error:
+            return (), f"a box needs x, y, width (w), height (h) in pixels, got {entry!r} ({error!r})"
+        if boxes[-1].width <= 0 or boxes[-1].height <= 0:
+            return (), f"a box needs a positive width and height in pixels, got {entry!r}"
+    return tuple(boxes), None
+
+
+def _drop_broken_images(source: Source) -> None:
+    """Decode each image once, to the end: a truncated file is found now and not after hours."""
+    broken = {}
+    for image in {sample.image for sample in source.samples}:
+        sentence = image_fault({"bytes": None, "path": image})
+        if sentence:
+            broken[image] = sentence
+    source.faults += [
+        Fault(sample.id, "image", f"{sample.image.name}: {broken[sample.image]}")
+        for sample in source.samples if sample.image in broken
+    ]  # fmt: skip
+    source.samples = [sample for sample in source.samples if sample.image not in broken]
+
+
+def _settle_split(source: Source, seed: int) -> None:
+    def group(sample: Sample) -> str:
+        return sample.patient_id or sample.image_id
+
+    homes: dict[str, set[str]] = {}
+    for sample in source.samples:
+        homes.setdefault(group(sample), set()).add(sample.split)
+    if all(len(splits) == 1 and "" not in splits for splits in homes.values()):
+        return
+    source.split_by = "patient" if source.samples[0].patient_id else "image"
+    source.samples = [
+        replace(sample, split=_share(unit_interval("split", seed, group(sample)))) for sample in source.samples
+    ]
+
+
+def _share(position: float) -> str:
+    for name, share in SPLIT_SHARES.items():
+        if position < share:
+            return name
+        position -= share
+    return name
+
+
+def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> None:
+    if split is not None:
+        splits = sorted({sample.split for sample in source.samples})
+        source.samples = [sample for sample in source.samples if sample.split == split]
+        if not source.samples:
+            raise InputError(f"{source.name} has no split {split!r}; it has {', '.join(splits)}.")
+    if limit is not None and limit < len(source.samples):
+        source.samples = _first(source.samples, limit, seed)
+
+
+def _first(samples: Iterable[Sample], limit: int, seed: int) -> list[Sample]:
+    ranked = sorted(samples, key=lambda sample: unit_interval("limit", seed, sample.id))
+    kept = {sample.id for sample in ranked[:limit]}
+    return [sample for sample in samples if sample.id in kept]

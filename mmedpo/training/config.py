@@ -1,0 +1,56 @@
+"""Settings of MMedPO training, as a TRL configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import DPOConfig
+
+from mmedpo.errors import InputError
+
+LOSS_TYPES = ("sigmoid", "ipo", "hinge", "sft")
+UNSUPPORTED = {
+    "label_smoothing": 0.0,
+    "f_divergence_type": "reverse_kl",
+    "ld_alpha": None,
+    "use_weighting": False,
+    "precompute_ref_log_probs": False,
+    "truncation_mode": "keep_start",
+}
+
+
+@dataclass
+class MMedPOConfig(DPOConfig):
+    """`trl.DPOConfig` with what MMedPO adds, and without what its loss does not have.
+
+    Differs from its parent: `loss_type` is one or two of `LOSS_TYPES`; `max_length` is None, because cutting a row may
+    cut its image tokens; `weighted` is new.
+    """
+
+    weighted: bool = field(
+        default=True,
+        metadata={
+            "help": "Multiply each pair's preference loss by its `weight` column (the paper's equation 5). "
+            "False is plain DPO on the same pairs: the control arm."
+        },
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest row in tokens, image tokens included; a longer row is an error."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
+        if unknown:
+            raise InputError(
+                f"loss_type {unknown} is not supported: a clinical weight is defined for losses that are a mean over "
+                f"pairs. Use one of {', '.join(LOSS_TYPES)} ('sft' is the NLL of the chosen side, never weighted)."
+            )
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise InputError(f"{len(self.loss_weights)} loss_weights were given for {len(self.loss_type)} loss types.")
+        changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
+        if changed:
+            raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")
+        if self.beta <= 0:
+            raise InputError(f"beta is {self.beta}; it must be positive.")

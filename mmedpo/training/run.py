@@ -1,0 +1,185 @@
+"""One training run: parse, check, build, train, save, push. `train.py` and `mmedpo train` are this module."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import shlex
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from trl import ModelConfig, TrlParser
+
+from mmedpo import schema
+from mmedpo.errors import InputError
+from mmedpo.models import load_processor
+from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.trainer import MMedPOTrainer
+from mmedpo.workdir import output_folder, versions, write_json
+
+MACHINE_SETTINGS = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "resume_from_checkpoint", "local_rank"}
+
+
+@dataclass
+class RunArguments:
+    """What a run trains on and where it goes; the rest is in `MMedPOConfig` and TRL's `ModelConfig`."""
+
+    dataset_name: str = field(metadata={"help": "Preference dataset: a folder of `mmedpo curate` or a Hub id."})
+    output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
+    dispreference: str = field(
+        default="all",
+        metadata={"help": "Train on one kind of pair alone: hallucinated_response or lesion_noise; default all."},
+    )
+    resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
+
+    def __post_init__(self) -> None:
+        if self.dispreference not in ("all", *schema.DISPREFERENCES):
+            raise InputError(
+                f"dispreference {self.dispreference!r} is unknown; use all or {' or '.join(schema.DISPREFERENCES)}."
+            )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the training that `argv` (and the YAML file it names with --config) describes."""
+    parser = TrlParser([RunArguments, MMedPOConfig, ModelConfig], prog="mmedpo train", description=main.__doc__)
+    run_args, config, model_args = parser.parse_args_and_config(list(argv))
+    train(run_args, config, model_args, command="mmedpo train " + shlex.join(argv))
+
+
+def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "") -> None:
+    """Train an adapter (or, without LoRA, the whole model) and write it to `run.output`.
+
+    Raises:
+        InputError: dataset, model or output folder cannot work; nothing is left behind.
+    """
+    dataset = _rows(run)
+    processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
+    settings = {"run": {**vars(run), "resume": None}, "model": _plain(model_args), "config": _plain(config)}
+    with _working_folder(Path(run.output), settings, run.resume) as folder:
+        config.output_dir = str(folder)
+        push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
+        trainer = _trainer(dataset, processor, config, model_args)
+        began = time.monotonic()
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if run.resume else None)
+        seconds = time.monotonic() - began
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.accelerator.is_main_process:
+            processor.save_pretrained(folder)
+            write_json(folder / "training.json", {
+                "format": "mmedpo.training/1", "command": command, "versions": versions(),
+                "config": settings["config"], "lora": settings["model"],
+                "model": model_args.model_name_or_path, "dataset": run.dataset_name,
+                "rows": dict(Counter(schema.DISPREFERENCES[kind] for kind in dataset["dispreference"])),
+                "weights": _weight_statistics(dataset), "seconds": round(seconds, 1), "hardware": _hardware(),
+            })  # fmt: skip
+    if push and PartialState().is_main_process:
+        _push(Path(run.output), config)
+
+
+def _rows(run: RunArguments) -> Dataset:
+    dataset = schema.load(run.dataset_name, run.dataset_split)
+    if run.dispreference != "all":
+        kind = schema.DISPREFERENCES.index(run.dispreference)
+        dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")
+    if len(dataset) == 0:
+        raise InputError(f"{run.dataset_name} has no row of kind {run.dispreference!r}; nothing to train on.")
+    return dataset
+
+
+def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: ModelConfig) -> MMedPOTrainer:
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise InputError("Quantised training (load_in_4bit, load_in_8bit) is not supported yet; leave it off.")
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+    )
+    return MMedPOTrainer(
+        model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=_lora(model, model_args) if model_args.use_peft else None,
+    )
+
+
+def _lora(model: PreTrainedModel, model_args: ModelConfig) -> LoraConfig:
+    """LoRA on the linear layers of the language model (the paper's choice), unless target modules are named."""
+    targets = model_args.lora_target_modules or language_model_linears(model)
+    return LoraConfig(
+        r=model_args.lora_r, lora_alpha=model_args.lora_alpha, lora_dropout=model_args.lora_dropout,
+        target_modules=targets, use_rslora=model_args.use_rslora, use_dora=model_args.use_dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def language_model_linears(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers inside the language model of a vision-language model, the LM head left out."""
+    inside = set(model.get_decoder().modules())
+    return [name for name, module in model.named_modules() if module in inside and isinstance(module, torch.nn.Linear)]
+
+
+@contextlib.contextmanager
+def _working_folder(output: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """`output_folder` for several processes: the main one makes the folder and, when all are done, names it."""
+    state = PartialState()
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield output.with_name(output.name + ".partial")
+        state.wait_for_everyone()
+        return
+    with output_folder(output, settings, resume) as folder:
+        state.wait_for_everyone()
+        yield folder
+        state.wait_for_everyone()
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(folder))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults, as JSON-able values, without what belongs to one machine."""
+    plain = {}
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if f.name not in MACHINE_SETTINGS and value is not None and value != default:
+            plain[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
+    return plain
+
+
+def _weight_statistics(dataset: Dataset) -> dict[str, float]:
+    weights = torch.tensor(dataset["weight"][:])
+    return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
+
+
+def _hardware() -> str:
+    state = PartialState()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    return f"{state.num_processes} x {device}"
+
+
+def _push(folder: Path, config: MMedPOConfig) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=config.hub_token)
+    private = True if config.hub_private_repo is None else config.hub_private_repo
+    repo = api.create_repo(config.hub_model_id or folder.name, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Adapter trained with mmedpo")

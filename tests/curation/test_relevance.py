@@ -1,0 +1,175 @@
+import pytest
+from chat_server import Answer
+
+from mmedpo.curation.relevance import NO_SCORE, Item, Panel
+from mmedpo.curation.standins import StandInJudge
+from mmedpo.errors import InputError
+from mmedpo.llm import ChatReply, EndpointChat
+
+ITEM = Item("Which side?", "right lung", "left lung")
+
+
+class Judge:
+    """Gives the listed scores in turn (text: the whole answer; None: a failure), then adopts what it is shown."""
+
+    revision = None
+
+    def __init__(self, name, *answers):
+        self.name, self.answers, self.requests = name, list(answers), []
+
+    def complete(self, requests):
+        self.requests.append(requests)
+        return [self._reply(request) for request in requests]
+
+    def _reply(self, request):
+        answer = self.answers.pop(0) if self.answers else request.variables["previous"]["score"]
+        if answer is None:
+            return ChatReply(failure="HTTP 503")
+        if isinstance(answer, str):
+            return ChatReply(text=answer)
+        return ChatReply(text=f'{{"score": {answer}, "rationale": "{self.name} says so"}}')
+
+
+def judged(*judges, **options):
+    (result,) = Panel(judges, **options).score([ITEM])
+    return result, [entry["score"] for entry in result.judgements]
+
+
+def test_agreement_in_the_first_round():
+    result, history = judged(Judge("a", 0.8), Judge("b"), Judge("c"))
+    assert (result.score, result.agreed, result.reason) == (0.8, True, None)
+    assert history == [0.8, 0.8, 0.8]
+    assert result.judgements[1] == {"round": 1, "judge": "b", "score": 0.8, "rationale": "b says so"}
+
+
+def test_a_revision_is_seen_and_adopted_in_the_next_round():
+    first, second, third = Judge("a", 0.8), Judge("b", 0.4), Judge("c")
+    result, history = judged(first, second, third)
+    assert history == [0.8, 0.4, 0.4, 0.4, 0.4, 0.4]
+    assert (result.score, result.agreed) == (0.4, True)
+    assert [entry["round"] for entry in result.judgements] == [1, 1, 1, 2, 2, 2]
+    opening, later = first.requests[0][0], second.requests[0][0]
+    assert opening.prompt == "judge@1"
+    assert all(text in opening.text for text in ("Which side?", "right lung", "left lung"))
+    assert "Another clinician" not in opening.text
+    assert "gave the score 0.8 and said: a says so" in later.text
+    assert opening.image is None
+
+
+def test_without_agreement_the_mean_of_the_history_counts():
+    result, history = judged(Judge("a", 0.8, 0.7), Judge("b", 0.2, 0.3), rounds=2)
+    assert history == [0.8, 0.2, 0.7, 0.3]
+    assert result.score == pytest.approx((0.8 + 0.2 + 0.7 + 0.3) / 4)
+    assert not result.agreed
+    _, history = judged(Judge("a", *[0.8] * 9), Judge("b", *[0.2] * 9))
+    assert len(history) == 5 * 2
+
+
+def test_tolerance_and_the_mean_of_the_agreed_round():
+    result, history = judged(Judge("a", 0.9, 0.6), Judge("b", 0.1, 0.7), tolerance=0.1)
+    assert history == [0.9, 0.1, 0.6, 0.7]
+    assert result.agreed
+    assert result.score == pytest.approx((0.6 + 0.7) / 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "did not answer (HTTP 503)"),
+        ("", "no JSON object"),
+        ("As an AI model I cannot judge this.", "no JSON object in 'As an AI"),
+        ('{"score": 0.9, "rationale": "the wro', "no JSON object"),
+        ('{"score": 1.7, "rationale": ""}', "1.7 is outside"),
+        ('{"score": -0.1}', "outside"),
+        ('{"score": NaN}', "outside"),
+        ('{"score": true}', "outside"),
+        ('{"score": null}', "not a number"),
+        ('{"score": "high"}', "not a number"),
+        ('{"rationale": "yes"}', "not a number"),
+        ('{"score": 1' + "0" * 400 + "}", "not a number"),
+    ],
+)
+def test_an_unreadable_answer_is_no_score(answer, why):
+    result, history = judged(Judge("a", 0.6), Judge("b", answer), Judge("c"), rounds=1)
+    assert history == [0.6, None, 0.6]
+    assert why in result.judgements[1]["rationale"]
+    assert result.score == pytest.approx(0.6)
+    assert not result.agreed
+
+
+def test_the_next_judge_sees_the_last_readable_score():
+    third = Judge("c")
+    judged(Judge("a", 0.3), Judge("b", "no idea"), third)
+    assert "gave the score 0.3 and said: a says so" in third.requests[0][0].text
+
+
+def test_zero_is_a_score_that_can_be_shown_and_adopted():
+    result, history = judged(Judge("a", 0), Judge("b"))
+    assert (result.score, result.agreed, history) == (0.0, True, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("text", ['{"score": "0.7"}', '```json\n{"score": 0.7}\n```', 'I think {"score": 0.70} fits.'])
+def test_a_score_in_prose_or_quotes_is_readable(text):
+    assert judged(Judge("a", text))[0].score == 0.7
+
+
+def test_no_score_at_all_is_a_reason_and_never_a_zero():
+    result, history = judged(Judge("a", None, None), Judge("b", "?", "?"), rounds=2)
+    assert (result.score, result.agreed, result.reason) == (None, False, NO_SCORE)
+    assert history == [None] * 4
+
+
+def test_each_turn_is_one_batch_of_the_items_still_open():
+    a, b = Judge("a", 0.5, 0.9, 0.2), Judge("b", 0.5, 0.1, 0.2)
+    results = Panel([a, b]).score([ITEM, Item("?", "x", "y"), Item("?", "z", "w")])
+    assert [result.agreed for result in results] == [True, True, True]
+    assert [len(batch) for batch in a.requests] == [3, 1]
+    assert [round(result.score, 9) for result in results] == [0.5, 0.1, 0.2]
+    assert Panel([a]).score([]) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [("", {}), ("aa", {}), ("ab", {"rounds": 0}), ("ab", {"tolerance": -0.1}), ("ab", {"tolerance": float("nan")})],
+)
+def test_an_impossible_panel_is_refused(names, options):
+    with pytest.raises(InputError):
+        Panel([Judge(name) for name in names], **options)
+
+
+def test_over_http(chat_server):
+    chat_server.answer = lambda r: Answer(
+        '{"score": 0.4, "rationale": "I agree."}'
+        if "Another clinician" in r.text
+        else 'Well: {"score": 0.4, "rationale": "wrong side"} - as said.'
+    )
+    judges = [EndpointChat(name, base_url=chat_server.url) for name in ("med-8b", "med-70b")]
+    (result,) = Panel(judges).score([ITEM])
+    assert (result.score, result.agreed) == (0.4, True)
+    assert [received.body["model"] for received in chat_server.received] == ["med-8b", "med-70b"]
+    assert "score" in chat_server.received[0].body["response_format"]["value"]["properties"]
+
+
+def stand_ins():
+    return [StandInJudge("strict"), StandInJudge("lenient"), StandInJudge("lexical")]
+
+
+def test_the_stand_in_judges_adopt_revise_and_sometimes_disagree():
+    items = [
+        Item("?", "Yes", "No"),  # 0.9, 0.8, 0.9: all within 0.1 of the first
+        ITEM,  # 0.7, 0.5, 0.5
+        Item("?", "gallstones", "hernia"),  # 0.4, 0.3, 0.2
+        Item("?", "edema of the lung", "an opacity"),  # 0.8, 0.6, 0.2: no score is near enough to all
+    ]
+    flipped, side, other, finding = Panel(stand_ins()).score(items)
+    assert (flipped.score, len(flipped.judgements)) == (0.9, 3)
+    assert side.agreed
+    assert side.score == pytest.approx(0.6)
+    assert len(side.judgements) == 6
+    assert other.agreed
+    assert not finding.agreed
+    assert len(finding.judgements) == 15
+    for entry in (entry for result in (flipped, side, other, finding) for entry in result.judgements):
+        assert entry["score"] * 10 == pytest.approx(round(entry["score"] * 10))
+        assert entry["judge"] in entry["rationale"]
+    assert Panel(stand_ins()).score(items) == [flipped, side, other, finding]

@@ -1,0 +1,91 @@
+"""The metric folders in `eval/`: loaded as users load them, with no network, against their golden cases."""
+
+import doctest
+import importlib
+import json
+import runpy
+import socket
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+
+from mmedpo.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted(path for path in (ROOT / "eval").iterdir() if (path / "cases.json").exists())
+CASES = [
+    pytest.param(folder.name, case, id=f"{folder.name}-{number}")
+    for folder in FOLDERS
+    for number, case in enumerate(json.loads((folder / "cases.json").read_text(encoding="utf-8")))
+]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """evaluate.load from the repository's root, with no network and a cache of its own."""
+    import evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a metric folder reached for the network"))
+        cache = tmp_path_factory.mktemp("metrics")
+        yield lambda name: evaluate.load(f"eval/{name}", cache_dir=str(cache))
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_golden_cases(load, name, case):
+    inputs = {key: value for key, value in case.items() if key not in ("why", "expected", "absent")}
+    found = load(name).compute(**inputs)
+    assert {key: found[key] for key in case["expected"]} == pytest.approx(case["expected"], abs=1e-7), case["why"]
+    assert not set(case.get("absent", ())) & set(found)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_documented_examples_hold(load, folder):
+    texts = {"module": load(folder.name).inputs_description, "card": (folder / "README.md").read_text(encoding="utf-8")}
+    for where, text in texts.items():
+        examples = doctest.DocTestParser().get_doctest(text, {}, f"{folder.name} {where}", None, 0)
+        assert examples.examples
+        assert doctest.DocTestRunner().run(examples).failed == 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_card_and_files_are_those_of_a_space(folder):
+    header = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert (header["title"], header["sdk"], header["app_file"]) == (folder.name, "gradio", "app.py")
+    assert {"evaluate", "metric"} <= set(header["tags"])
+    names = {path.name for path in folder.iterdir()}
+    assert {f"{folder.name}.py", "README.md", "cases.json", "requirements.txt", "app.py"} <= names
+    assert "__init__.py" not in names
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_page_scores_its_example_row(load, folder, monkeypatch):
+    gradio = MagicMock()  # it is the Space's, and no dependency of the project
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    compute = runpy.run_path(str(folder / "app.py"))["compute"]
+    headers = gradio.Dataframe.call_args.kwargs["headers"]
+    row = gradio.Dataframe.call_args.args[0][0]
+    expected = load(folder.name).compute(**dict(zip(headers, [[cell] for cell in row], strict=True)))
+    assert compute([row, [""] * len(row)]) == expected
+    gradio.Interface.return_value.launch.assert_called_once()
+
+
+def test_the_protocol_is_passed_on_and_bad_input_is_one_clear_error(load):
+    metric = load("med_vqa")
+    columns = {"predictions": ["yes"], "references": ["yes"], "answer_types": ["closed"]}
+    assert metric.compute(**columns, protocol="strict")["closed_accuracy"] == 1.0
+    with pytest.raises(InputError, match="choose one of: strict"):
+        load("med_vqa").compute(**columns, protocol="paper")
+    with pytest.raises(InputError, match="choose 'closed' or 'open'"):
+        load("med_vqa").compute(**{**columns, "answer_types": ["CLOSED"]})
+
+
+@pytest.mark.parametrize("name", ["med_vqa", "report_generation", "statistics"])
+def test_docstring_examples_hold(name):
+    module = importlib.import_module(f"mmedpo.evaluation.{name}")
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed

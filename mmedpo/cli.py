@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmedpo.errors import AlreadyFinished, InputError
@@ -38,7 +39,7 @@ SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty ro
 
 
 def _command() -> str:
-    return "mmedpo " + shlex.join(sys.argv[1:])
+    return "mmedpo " + shlex.join(word for word in sys.argv[1:] if word != "--resume")
 
 
 @app.command(epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs")
@@ -59,7 +60,9 @@ def curate(
     limit: Limit = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers sampled from the target a question.")] = 4,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="Temperature of those samples.")] = 1.0,
-    style: Annotated[str, typer.Option("--style", help="match: rejected answers as long as chosen ones; free.")] = "match",
+    style: Annotated[
+        str, typer.Option("--style", help="match: rejected answers as long as chosen ones; free.")
+    ] = "match",
     noise_step: Annotated[int, typer.Option("--noise-step", help="Forward-diffusion step k, 1 to 1000.")] = 800,
     weights: Annotated[str, typer.Option("--weights", help="rescale, literal, raw or none.")] = "rescale",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds the judges may take to agree.")] = 5,
@@ -88,6 +91,7 @@ def curate(
 def audit(
     dataset: Annotated[str, typer.Argument(help="Preference dataset: a folder or a Hub id.")],
     output: Annotated[Path | None, typer.Option("--output", help="Folder for audit.json and audit.html.")] = None,
+    resume: Resume = False,
     split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
 ) -> None:
     """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
@@ -97,7 +101,7 @@ def audit(
     found = audits.audit(dataset, split)
     _print_table(audits.rows(found))
     if output is not None:
-        with output_folder(output, {"dataset": dataset, "split": split}) as folder:
+        with output_folder(output, {"dataset": dataset, "split": split}, resume) as folder:
             write_json(folder / "audit.json", found)
             (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
     if found["faults"]:
@@ -122,7 +126,9 @@ def train(context: typer.Context) -> None:
     run.main(context.args)
 
 
-@app.command(epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test --output runs/eval")
+@app.command(
+    epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test --output runs/eval"
+)
 def evaluate(
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the (base) model.")],
     source: SourceFolder,
@@ -130,7 +136,9 @@ def evaluate(
     adapter: Annotated[str | None, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")] = None,
     split: Split = None,
     limit: Limit = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output folder's by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name in comparisons; the output folder's by default.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 16,
@@ -188,16 +196,32 @@ def compare(
 def quickstart(
     output: Output = Path("runs/quickstart"),
     seed: Seed = 0,
-    scale: Annotated[float, typer.Option("--scale", help="Shrinks corpus and training; results below 1 mean little.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option("--scale", help="Shrinks corpus and training; results below 1 mean little.")
+    ] = 1.0,
     all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train each stage alone.")] = False,
+    split: Annotated[str, typer.Option("--split", help="test, or validation while choosing settings.")] = "test",
     resume: Resume = False,
 ) -> None:
     """Run the whole job on phantoms: no network, no GPU, no account."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from mmedpo.quickstart import run
 
-    table = run(output, seed=seed, scale=scale, all_arms=all_arms, resume=resume)
+    table = run(output, _invoke, seed, scale, all_arms, split, resume)
     _print_table(table)
     console.print(f"Adapter, dataset, results and report: {output} (open {output / 'report.html'})")
+
+
+def _invoke(arguments: Sequence[str]) -> None:
+    """Run one command line inside this process, as if it had been typed; a finished one is passed over."""
+    typed, sys.argv[1:] = sys.argv[1:], list(arguments)
+    console.rule(escape(_command()), align="left")
+    try:
+        app(list(arguments), standalone_mode=False)
+    except AlreadyFinished as finished:
+        console.print(str(finished))
+    finally:
+        sys.argv[1:] = typed
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -221,17 +245,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except AlreadyFinished as finished:
         console.print(str(finished))
     except InputError as error:
-        errors.print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         errors.print("Interrupted. What is finished is kept; run the same command with --resume to go on.")
         raise SystemExit(130) from None
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,9 +72,7 @@ class VisionLanguageModel:
         adapter: Hub id or folder of a PEFT adapter trained on it.
     """
 
-    def __init__(
-        self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto"
-    ) -> None:
+    def __init__(self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto") -> None:
         import torch
         from transformers import AutoModelForImageTextToText
 
@@ -159,8 +159,9 @@ def open_rgb(path: Path) -> Image:
 
     with pillow.open(path) as image:
         if image.mode.startswith("I"):
-            low, high = image.getextrema()
-            image = image.point(lambda value: (value - low) * 255.0 / max(high - low, 1)).convert("L")
+            values = np.asarray(image, dtype=np.float64)
+            spread = max(values.max() - values.min(), 1.0)
+            return pillow.fromarray(np.uint8((values - values.min()) * 255 / spread)).convert("RGB")
         return image.convert("RGB")
 
 

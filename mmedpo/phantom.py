@@ -46,7 +46,10 @@ def _chest(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, tuple[float,
     lungs = {}
     for side, cx in (("right", 19.0), ("left", 45.0)):
         lungs[side] = (
-            cx + rng.uniform(-1, 1), 32 + rng.uniform(-1.5, 1.5), 10 + rng.uniform(-1, 1), 21 + rng.uniform(-2, 1)
+            cx + rng.uniform(-1, 1),
+            32 + rng.uniform(-1.5, 1.5),
+            10 + rng.uniform(-1, 1),
+            21 + rng.uniform(-2, 1),
         )
         image -= rng.uniform(0.28, 0.34) * _ellipse(*lungs[side], edge=2)
     heart = (36 + rng.uniform(-1, 1), 42 + rng.uniform(-1, 1), 8 + rng.uniform(-1, 1), 9 + rng.uniform(-1, 1))
@@ -58,8 +61,9 @@ def _chest(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, tuple[float,
     return image, lungs
 
 
-def _draw(image: np.ndarray, finding: str, lung: tuple[float, float, float, float], zone: str,
-          rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+def _draw(
+    image: np.ndarray, finding: str, lung: tuple[float, float, float, float], zone: str, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Add one lesion to a lung; returns the image and the lesion's box in pixels."""
     cx, cy, rx, ry = lung
     inside = _ellipse(*lung, edge=1)
@@ -156,7 +160,7 @@ def write(folder: Path, parts: dict[str, int], seed: int) -> None:
     """Write a phantom corpus: `images/*.png` and `samples.jsonl`; `parts` maps each split to its number of images."""
     from PIL import Image
 
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as table:
         for split, count in parts.items():

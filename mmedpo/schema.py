@@ -153,8 +153,13 @@ def validate(dataset: Dataset) -> list[Fault]:
 
     expected = _features()
     faults = [
-        Fault("(all rows)", name, f"is missing; expected {kind}" if name not in dataset.features else
-              f"has type {dataset.features[name]}; expected {kind}")
+        Fault(
+            "(all rows)",
+            name,
+            f"is missing; expected {kind}"
+            if name not in dataset.features
+            else f"has type {dataset.features[name]}; expected {kind}",
+        )
         for name, kind in expected.items()
         if dataset.features.get(name) != kind
     ]
@@ -192,7 +197,9 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
     disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            dataset = Dataset.from_generator(lambda: iter(rows), features=_features(), cache_dir=scratch, fingerprint=f"mmedpo-{split}")
+            dataset = Dataset.from_generator(
+                lambda: iter(rows), features=_features(), cache_dir=scratch, fingerprint=f"mmedpo-{split}"
+            )
             faults = validate(dataset)
             if faults:
                 raise InputError(f"{len(faults)} faults in the rows to be written:", faults)

@@ -187,7 +187,16 @@ def _findings_to_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[st
     """Questions about an image's boxed findings. Absence rests on image-level labels, which may be text-mined."""
     stem = Path(str(row["image"])).stem
     boxes = row["boxes"] or []
-    vocabulary = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax")
+    vocabulary = (
+        "Atelectasis",
+        "Cardiomegaly",
+        "Effusion",
+        "Infiltration",
+        "Mass",
+        "Nodule",
+        "Pneumonia",
+        "Pneumothorax",
+    )
 
     def question(kind: str, text: str, answer: str, task: str, shown: list[Any]) -> tuple[str, dict[str, Any]]:
         changed = {"id": f"{stem}-{kind}", "question": text, "answer": answer, "task": task, "boxes": shown}

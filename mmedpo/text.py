@@ -16,7 +16,7 @@ def words(text: str) -> list[str]:
 
 
 def polarity(text: str) -> Polarity | None:
-    """"yes" or "no" if the answer opens with it, or if exactly one of the two occurs as a whole word; else None."""
+    """ "yes" or "no" if the answer opens with it, or if exactly one of the two occurs as a whole word; else None."""
     found = [word for word in words(text) if word in ("yes", "no")]
     if not found:
         return None

@@ -79,8 +79,8 @@ def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGener
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
-        initializer_range=INITIALIZER_RANGE,
     )  # fmt: skip
+    config.initializer_range = INITIALIZER_RANGE  # of the projector
     torch.manual_seed(seed)
     return LlavaForConditionalGeneration(config), processor
 
@@ -153,13 +153,13 @@ def _batch(rows: Sequence[tuple[list[int], list[int], Any]]) -> dict[str, Any]:
     }
 
 
-def make(source: Path, split: str, steps: int, output: Path, seed: int = 0) -> None:
+def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resume: bool = False) -> None:
     """Build a tiny model for a source's words, train it on one split, and save it with its processor."""
     everything = read_source(source, seed=seed)
     taught = [sample for sample in everything.samples if sample.split == split]
     texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
     model, processor = build(texts, seed)
-    with output_folder(output, {"source": str(source), "split": split, "steps": steps, "seed": seed}) as folder:
+    with output_folder(output, {"source": str(source), "split": split, "steps": steps, "seed": seed}, resume) as folder:
         losses = supervise(model, processor, taught, steps, seed)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -96,7 +96,10 @@ def cell(value: float, base: float | None = None, half: float = 0.021) -> dict[s
 
 
 def comparison(mmedpo: float = 0.741, half: float = 0.021) -> dict[str, Any]:
-    example = {"id": "q", "task": "open_vqa", "question": QUESTION, "reference": "a nodule"}
+    def example(before: str, after: str, was: bool, became: bool) -> dict[str, Any]:
+        answers = {"predictions": {"start": before, "mmedpo": after}, "correct": {"start": was, "mmedpo": became}}
+        return {"id": "q", "task": "open_vqa", "question": QUESTION, "reference": "a nodule", **answers}
+
     return {
         "format": "mmedpo.comparison/1", "command": "mmedpo compare start dpo mmedpo", "versions": {"torch": "2.13.0"},
         "seed": 0, "resamples": 10000, "unit": "image", "baseline": "start", "runs": ["start", "dpo", "mmedpo"],
@@ -106,9 +109,9 @@ def comparison(mmedpo: float = 0.741, half: float = 0.021) -> dict[str, Any]:
             "overall_accuracy": {"start": cell(0.69), "dpo": cell(0.70, 0.69), "mmedpo": cell(mmedpo, 0.69, half)},
         },
         "examples": [
-            {**example, "predictions": {"start": "no", "mmedpo": "now right"}, "correct": {"start": False, "mmedpo": True}},
-            {**example, "predictions": {"start": "was right", "mmedpo": "<b>"}, "correct": {"start": True, "mmedpo": False}},
-            {**example, "predictions": {"start": "same", "mmedpo": "same"}, "correct": {"start": True, "mmedpo": True}},
+            example("no", "now right", False, True),
+            example("was right", "<b>", True, False),
+            example("same", "same", True, True),
         ],
     }  # fmt: skip
 
@@ -125,7 +128,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, keys in {"mmedpo": ("loss", "rewards/margins", "rewards/accuracies"), "sft": ("loss",)}.items():
         trainings[name] = folder / name
         trainings[name].mkdir()
-        history = [{"step": step, **{key: 0.7 - step / 100 for key in keys}} for step in range(10)]
+        history = [{"step": step, **dict.fromkeys(keys, 0.7 - step / 100)} for step in range(10)]
         state = {"log_history": [*history, {"step": 9, "train_loss": 0.6}]}
         (trainings[name] / "trainer_state.json").write_text(json.dumps(state))
         (trainings[name] / "training.json").write_text(json.dumps(TRAINING))

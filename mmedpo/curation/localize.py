@@ -18,7 +18,7 @@ class Localizer(Protocol):
     """Finds the lesion that a question is about. `name` and `query` are recorded with every pair."""
 
     name: str
-    query: str | None
+    query: str | None  # the text the tool was asked for, where it takes one
 
     def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
         """Boxes in pixels of the original image, with a confidence in [0, 1] each; empty where nothing is found."""
@@ -40,7 +40,7 @@ class GivenBoxes:
     """The boxes recorded in the source."""
 
     name = "boxes"
-    query = None
+    query: str | None = None
 
     def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
         return [list(sample.boxes) for sample in samples]
@@ -89,7 +89,7 @@ class AsymmetryStandIn:
     """
 
     name = "standin:asymmetry"
-    query = None
+    query: str | None = None
 
     def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
         return [self._locate(sample) for sample in samples]
@@ -109,4 +109,6 @@ class AsymmetryStandIn:
             return []
         y, x = np.unravel_index(int(means.argmax()), means.shape)
         confidence = float(1 - np.exp(-means.max()))
-        return [Box("asymmetry", float(x + window / 2), float(y + window / 2), float(window), float(window), confidence)]
+        return [
+            Box("asymmetry", float(x + window / 2), float(y + window / 2), float(window), float(window), confidence)
+        ]

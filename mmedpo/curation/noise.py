@@ -38,7 +38,9 @@ def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Gener
         InputError: dtypes, shapes or step are not as above.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise InputError(f"diffuse needs a uint8 image of 2 or 3 dimensions, got {image.dtype} with shape {image.shape}.")
+        raise InputError(
+            f"diffuse needs a uint8 image of 2 or 3 dimensions, got {image.dtype} with shape {image.shape}."
+        )
     if mask.dtype != bool or mask.shape != image.shape[:2]:
         raise InputError(
             f"diffuse needs a bool mask of shape {image.shape[:2]}, got {mask.dtype} with shape {mask.shape}."

@@ -147,7 +147,9 @@ def _dispute(settings: Settings, samples: Sequence[Sample], sampled: Ledger, cha
 
     def work(chunk: Sequence[Sample], _: int) -> list[Any]:
         items = [
-            hallucinate.Item(s.question, s.answer, s.task, sampled[s.id], _alternatives(s, pools[s.task], settings.seed))
+            hallucinate.Item(
+                s.question, s.answer, s.task, sampled[s.id], _alternatives(s, pools[s.task], settings.seed)
+            )
             for s in chunk
         ]
         return [asdict(choice) for choice in hallucinate.choose(chat, items, settings.style)]  # type: ignore[arg-type]

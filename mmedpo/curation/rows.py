@@ -85,8 +85,9 @@ def dataset_rows(
     """Yield the rows in order, noising images as they are reached; `coverages` collects the masks' shares."""
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
-        row = {
-            "id": f"{sample.source}/{sample.id}/{pair.dispreference}",
+        row_id = f"{sample.source}/{sample.id}/{pair.dispreference}"
+        row: dict[str, Any] = {
+            "id": row_id,
             "images": [{"bytes": sample.image.read_bytes(), "path": sample.image.name}],
             "rejected_images": None,
             "prompt": _message("user", sample.question),
@@ -99,7 +100,7 @@ def dataset_rows(
             "source": sample.source,
             "license": sample.license,
         }
-        provenance = {
+        provenance: dict[str, Any] = {
             "sample_id": sample.id, "image_id": sample.image_id, "patient_id": sample.patient_id, "seed": makers.seed,
         }  # fmt: skip
         if pair.dispreference == "hallucinated_response":
@@ -117,7 +118,7 @@ def dataset_rows(
             }
         else:
             boxes = steps["locate"][sample.id]
-            row["rejected_images"], coverage = _noised(sample, [Box(**box) for box in boxes], makers, row["id"])
+            row["rejected_images"], coverage = _noised(sample, [Box(**box) for box in boxes], makers, row_id)
             coverages.append(coverage)
             provenance |= {
                 "rejected_by": "diffusion", "localizer": makers.localizer, "query": makers.query, "boxes": boxes,

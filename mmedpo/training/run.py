@@ -27,7 +27,14 @@ from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, versions, write_json
 
-MACHINE_SETTINGS = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "resume_from_checkpoint", "local_rank"}
+MACHINE_SETTINGS = {
+    "output_dir",
+    "logging_dir",
+    "hub_token",
+    "push_to_hub_token",
+    "resume_from_checkpoint",
+    "local_rank",
+}
 
 
 @dataclass
@@ -52,7 +59,8 @@ class RunArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Run the training that `argv` (and the YAML file it names with --config) describes."""
-    parser = TrlParser([RunArguments, MMedPOConfig, ModelConfig], prog="mmedpo train", description=main.__doc__)
+    kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
+    parser = TrlParser(kinds, prog="mmedpo train", description=main.__doc__)
     run_args, config, model_args = parser.parse_args_and_config(list(argv))
     train(run_args, config, model_args, command="mmedpo train " + shlex.join(argv))
 
@@ -63,6 +71,8 @@ def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, comm
     Raises:
         InputError: dataset, model or output folder cannot work; nothing is left behind.
     """
+    if not model_args.model_name_or_path:
+        raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
     dataset = _rows(run)
     processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
     settings = {"run": {**vars(run), "resume": None}, "model": _plain(model_args), "config": _plain(config)}
@@ -98,7 +108,7 @@ def _rows(run: RunArguments) -> Dataset:
     return dataset
 
 
-def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: ModelConfig) -> MMedPOTrainer:
+def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any) -> MMedPOTrainer:
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise InputError("Quantised training (load_in_4bit, load_in_8bit) is not supported yet; leave it off.")
     model = AutoModelForImageTextToText.from_pretrained(

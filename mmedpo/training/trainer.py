@@ -33,6 +33,9 @@ class MMedPOTrainer(DPOTrainer):
     """
 
     args: MMedPOConfig
+    model: Any
+    ref_model: Any
+    _signature_columns: Any
 
     def __init__(self, model: Any, args: MMedPOConfig, **kwargs: Any) -> None:
         for name in ("train_dataset", "eval_dataset"):
@@ -69,7 +72,12 @@ class MMedPOTrainer(DPOTrainer):
         if self.ref_model is None and is_peft_model(self.model):
             unwrapped = self.accelerator.unwrap_model(self.model)
             adapter = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
-        with torch.no_grad(), adapter, disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
+        with (
+            torch.no_grad(),
+            adapter,
+            disable_gradient_checkpointing(self.model, checkpointing),
+        ):
             return self.answer_logps(model, inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
@@ -98,7 +106,8 @@ class MMedPOTrainer(DPOTrainer):
         chosen, rejected = ratios.chunk(2)
         weight = weight if self.args.weighted else torch.ones_like(weight)
         total = torch.zeros_like(chosen)
-        for name, share in zip(self.loss_types, self.loss_weights, strict=True):
+        shares: list[float] = self.loss_weights
+        for name, share in zip(self.loss_types, shares, strict=True):
             if name == "sigmoid":
                 total = total + share * weight * -F.logsigmoid(self.beta * (chosen - rejected))
             elif name == "hinge":

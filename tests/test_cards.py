@@ -1,0 +1,148 @@
+"""Cards: the whole text is matched against the filled examples, and the Hub's own classes read the front matter."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from mmedpo import cards
+from mmedpo.errors import InputError
+
+EXAMPLES = Path(__file__).parents[1] / "model_cards" / "examples"
+MAKERS = {"dataset": cards.dataset_card, "adapter": cards.adapter_card}
+
+
+def changed(kind: str, folder: Path, **changes: Any) -> Path:
+    """A copy of an example folder (named `copy`) whose manifest or training record is changed at the top level."""
+    shutil.copytree(EXAMPLES / kind, folder / "copy")
+    path = folder / "copy" / {"dataset": "manifest.json", "adapter": "training.json"}[kind]
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder / "copy"
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_whole_card(kind: str) -> None:
+    assert MAKERS[kind](EXAMPLES / kind) == (EXAMPLES / f"{kind}.md").read_text(encoding="utf-8")
+
+
+def test_dataset_front_matter_is_read_by_the_hub_classes() -> None:
+    data = DatasetCard(cards.dataset_card(EXAMPLES / "dataset")).data
+    assert data.license == "cc-by-4.0" and "license_name" not in data.to_dict()
+    assert data.task_categories == ["visual-question-answering", "image-text-to-text"]
+    assert {"mmedpo", "preference", "dpo", "medical", "trl"} <= set(data.tags)
+    assert data.size_categories == ["1K<n<10K"]
+    files = [{"split": "train", "path": "data/train-*.parquet"}]
+    assert data.configs == [{"config_name": "default", "data_files": files}]
+
+
+def test_adapter_front_matter_is_read_by_the_hub_classes() -> None:
+    data = ModelCard(cards.adapter_card(EXAMPLES / "adapter")).data
+    assert (data.base_model, data.library_name) == ("example-org/invented-med-vlm", "peft")
+    assert (data.pipeline_tag, data.datasets) == ("image-text-to-text", ["example-org/invented-pairs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "license", "name"),
+    [
+        ("CC0-1.0", "cc0-1.0", None),
+        ("cc by-nc-nd 4.0", "cc-by-nc-nd-4.0", None),
+        ("PhysioNet Credentialed 1.5.0", "other", "physionet-credentialed-1.5.0"),
+    ],
+)
+def test_licences_the_hub_does_not_know(text: str, license: str, name: str | None, tmp_path: Path) -> None:
+    source = {"name": "invented", "license": text, "split": "train", "split_by": "image", "questions": 3}
+    data = DatasetCard(cards.dataset_card(changed("dataset", tmp_path, source=source))).data
+    assert (data.license, data.to_dict().get("license_name")) == (license, name)
+
+
+def test_every_split_is_declared(tmp_path: Path) -> None:
+    folder = changed("dataset", tmp_path)
+    (folder / "data").mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        (folder / "data" / f"{name}.parquet").touch()
+    data = DatasetCard(cards.dataset_card(folder)).data
+    assert [entry["split"] for entry in data.configs[0]["data_files"]] == ["test", "train"]
+
+
+def test_card_without_audit_says_so(tmp_path: Path) -> None:
+    folder = changed("dataset", tmp_path, mask_coverage=None, rejects={})
+    (folder / "audit.json").unlink()
+    card = cards.dataset_card(folder)
+    assert "No audit was recorded" in card and "Nothing was rejected." in card
+    assert "Noise covers" not in card and "not recorded" not in card
+
+
+def test_standins_phantoms_and_toys_stand_at_the_top(tmp_path: Path) -> None:
+    source = {"name": "phantom", "license": "cc0-1.0", "split": "train", "split_by": "image", "questions": 3}
+    folder = changed("dataset", tmp_path, source=source, target_model={"name": "/home/someone/tiny-llava"})
+    card = cards.dataset_card(folder)
+    top = card[: card.index("## How a row looks")]
+    assert "standin:chat, standin:judge-a" in top and "phantoms" in top and "tiny-llava" in top
+    assert "/home/someone" not in card
+    adapter = cards.adapter_card(changed("adapter", tmp_path / "a", dataset=str(folder)))
+    assert "phantoms" in adapter and "standin:chat" in adapter  # from the dataset's own manifest
+    assert str(tmp_path) not in adapter
+
+
+def test_real_models_need_no_warning() -> None:
+    real = {"model": "xtuner/TinyLLaVA-3B", "dataset": "someone/tinypairs", "command": "standin:chat phantom tiny"}
+    assert cards.notices(real) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config": {"weighted": False}}, "plain DPO, its weights switched off"),
+        ({"config": {"loss_type": ["sft"]}}, "without a preference loss"),
+        ({"config": {"loss_type": ["sigmoid", "sft"]}}, "clinically weighted objective of MMedPO, plus the likelihood"),
+        ({"weights": {"mean": 1.0, "sd": 0.0}}, "plain DPO times a constant"),
+    ],
+)
+def test_the_objective_is_named_as_it_was(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert said in cards.adapter_card(changed("adapter", tmp_path, **changes))
+
+
+def test_a_whole_model_is_not_called_an_adapter(tmp_path: Path) -> None:
+    card = cards.adapter_card(changed("adapter", tmp_path, lora={}))
+    assert ModelCard(card).data.library_name == "transformers"
+    assert "PeftModel" not in card and "A fully fine-tuned model" in card
+
+
+def test_folders_are_not_taken_for_hub_ids(tmp_path: Path) -> None:
+    card = cards.adapter_card(changed("adapter", tmp_path, model=str(tmp_path), dataset="./pairs"))
+    assert ModelCard(card).data.base_model is None and ModelCard(card).data.datasets is None
+    assert 'base = "path/to/the/base/model"' in card
+    assert cards.hub_id("owner/name") == "owner/name"
+    assert cards.hub_id("tests") is None and cards.hub_id({"name": "a/b", "revision": "c"}) == "a/b"
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_python_in_the_cards_compiles(kind: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES / f"{kind}.md").read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        compile(block, kind, "exec")
+
+
+def test_tables_hold_against_strange_text(tmp_path: Path) -> None:
+    card = cards.dataset_card(changed("dataset", tmp_path, rejects={"a | b\n<script>": 1}))
+    assert "| a \\| b &lt;script> | 1 |" in card
+
+
+def test_faulty_records_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"manifest\.json does not exist"):
+        cards.dataset_card(tmp_path)
+    with pytest.raises(InputError, match="has the format 'other/1'; this version reads 'mmedpo.manifest/1'"):
+        cards.dataset_card(changed("dataset", tmp_path, format="other/1"))
+
+
+def test_missing_templates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cards, "TEMPLATES", tmp_path)
+    with pytest.raises(InputError, match="pip install -e"):
+        cards.dataset_card(EXAMPLES / "dataset")

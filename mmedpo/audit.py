@@ -252,9 +252,10 @@ def _judges(found: Sequence[_Row]) -> dict[str, Any]:
 
 def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     """The audit as a table of two columns, what and how much, for a terminal."""
-    table = [["rows", f"{audit['rows']:,}"], ["faults", f"{len(audit['faults']):,}"]]
+    table = [["rows", f"{audit['rows']:,}"]]
     table += [[f"  {label}", f"{n:,}"] for counts in audit["counts"].values() for label, n in counts.items()]
-    table += [["images or patients in several splits", f"{len(audit['shared_groups']):,}"]]
+    table.append(["faults", f"{len(audit['faults']):,}"])
+    table.append(["images or patients in several splits", f"{len(audit['shared_groups']):,}"])
     for name in ("identical_pairs", "gold_in_rejected", "same_polarity", "zero_weights", "repeated_questions"):
         table.append([name.replace("_", " "), f"{audit[name]:,}"])
     for name in ("weights", "relevance"):
@@ -262,19 +263,19 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
             table.append([f"{name}: mean ± sd, range", _spread(audit[name])])
             table += [[f"  {kind}", _spread(part)] for kind, part in audit[name]["by_dispreference"].items()]
     if audit["mask_coverage"]:
-        coverage = audit["mask_coverage"]
-        table.append(["image covered by noise", f"mean {coverage['mean']:.1%}, most {coverage['max']:.1%}"])
+        mean, most = (100 * audit["mask_coverage"][key] for key in ("mean", "max"))
+        table.append(["image covered by noise", f"mean {mean:.1f} %, most {most:.1f} %"])
     if audit["style"]:
         style = audit["style"]
         means = (style["chosen_words_mean"], style["rejected_words_mean"])
         table.append(["words, preferred / rejected", "{:.1f} / {:.1f}".format(*means)])
-        table.append(["rejected is longer", f"{style['rejected_longer_share']:.1%}"])
-        table.append(["lengths within two words", f"{style['within_two_words_share']:.1%}"])
+        table.append(["rejected is longer", f"{100 * style['rejected_longer_share']:.1f} %"])
+        table.append(["lengths within two words", f"{100 * style['within_two_words_share']:.1f} %"])
     judges = audit["judges"]
     if judges["rows"]:
         table.append(["rows scored by judges", f"{judges['rows']:,}"])
         agreed = judges["agreed_share"]
-        table.append(["  judges agreed", "unknown" if agreed is None else f"{agreed:.1%}"])
+        table.append(["  judges agreed", "unknown" if agreed is None else f"{100 * agreed:.1f} %"])
         table.append(["  answers that could not be read", f"{judges['unreadable']:,} of {judges['judgements']:,}"])
     return table
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAIRS_SHOWN = 3  # of each kind
-EXAMPLES_SHOWN = 5  # of each outcome
 PICTURE_SIDE = 512  # pixels; larger images are scaled down
 SMALL_SIDE = 128  # pixels; smaller images are enlarged without smoothing
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#9a5b86", "#8a6d00", "#333333")
@@ -35,14 +34,13 @@ METRICS = {  # name: (label, which count of the comparison it was measured on)
     "open_precision": ("Open questions: precision of words", ("open",)),
     "open_f1": ("Open questions: F1 of words", ("open",)),
     **{f"bleu_{n}": (f"Reports: BLEU-{n}", ("report",)) for n in range(1, 5)},
-    "bleu": ("Reports: BLEU", ("report",)),
     "rouge_l": ("Reports: ROUGE-L", ("report",)),
     "meteor": ("Reports: METEOR", ("report",)),
 }
 CURVES = {
     "loss": "Training loss",
-    "rewards/margins": "Reward margin, preferred minus dispreferred",
-    "rewards/accuracies": "Share of training pairs ranked right",
+    "rewards/margins": "Reward margin",
+    "rewards/accuracies": "Share of pairs ranked right",
 }
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mmedpo", "text.parse_math": False, "font.size": 10}
 
@@ -70,12 +68,11 @@ def write_report(
     """
     trained = {name: read_json(folder / "training.json") for name, folder in trainings.items()}
     states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
-    has_manifest = dataset is not None and (dataset / "manifest.json").exists()
-    manifest = read_json(dataset / "manifest.json") if dataset and has_manifest else {}
+    manifest = read_json(dataset / "manifest.json") if dataset and (dataset / "manifest.json").exists() else {}
     steps = [manifest, *trained.values(), comparison]
     html = page(
         "report.html.jinja",
-        **{tool.__name__: tool for tool in (percent, points, interval, outcome, run_name, shown)},
+        **{tool.__name__: tool for tool in (percent, points, interval, outcome, heading, run_name, shown)},
         summary=_summary(comparison),
         notices=[*notices(manifest, *trained.values()), *notes],
         comparison=comparison,
@@ -87,7 +84,6 @@ def write_report(
         manifest=manifest,
         commands=list(dict.fromkeys([*commands, *(step["command"] for step in steps if step.get("command"))])),
         versions=_versions(steps),
-        examples_shown=EXAMPLES_SHOWN,
         **_dataset_parts(dataset),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +113,13 @@ def outcome(cell: Mapping[str, Any]) -> str | None:
 
 
 def run_name(name: str) -> str:
-    """How a run is called in headings."""
-    said = RUN_NAMES.get(name, name)
-    return said[:1].upper() + said[1:]
+    """How a run is called inside a sentence."""
+    return RUN_NAMES.get(name, name)
+
+
+def heading(name: str) -> str:
+    """How a run is called where a sentence or a column begins."""
+    return run_name(name)[:1].upper() + run_name(name)[1:]
 
 
 def _main_run(comparison: Mapping[str, Any]) -> str | None:
@@ -144,7 +144,7 @@ def _summary(comparison: Mapping[str, Any]) -> list[str]:
         cell = cells.get(main, {}) if main else {}
         if main is None or outcome(cell) is None or cells.get(base, {}).get("value") is None:
             continue
-        who, other = run_name(main), RUN_NAMES.get(base, base)
+        who, other = heading(main), run_name(base)
         did = f"answers {percent(cell['value'])} of {n:,} held-out questions right"
         if name != "overall_accuracy":
             did = f"reaches {percent(cell['value'])} in “{label}”" + (f" on {n:,} held-out samples" if n else "")
@@ -200,7 +200,7 @@ def _forest(comparison: Mapping[str, Any]) -> str | None:
                 "color": COLOURS[number % len(COLOURS)],
                 "markersize": 5,
             }
-            axes.errorbar(x, at, xerr=[low, high], label=run_name(run), capsize=2, **look)
+            axes.errorbar(x, at, xerr=[low, high], label=heading(run), capsize=2, **look)
         axes.set_yticks(range(len(rows)), [label.replace(": ", ":\n") for label, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("points")
@@ -224,7 +224,7 @@ def _curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
                     "linestyle": DASHES[number % len(DASHES)],
                 }
                 steps = [entry.get("step", place) for place, entry in enumerate(entries)]
-                axes.plot(steps, [entry[key] for entry in entries], label=run_name(name), **look)
+                axes.plot(steps, [entry[key] for entry in entries], label=heading(name), **look)
             axes.set_xlabel("step")
             axes.legend(frameon=False)
 

@@ -20,7 +20,17 @@ from typing import Any
 from mmedpo.errors import AlreadyFinished, InputError
 
 REPORTED_PACKAGES = (
-    "mmedpo torch transformers trl peft accelerate deepspeed datasets evaluate huggingface-hub pillow".split()
+    "mmedpo",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "evaluate",
+    "huggingface-hub",
+    "pillow",
 )
 
 

@@ -138,7 +138,7 @@ def test_tables_hold_against_strange_text(tmp_path: Path) -> None:
 def test_faulty_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json does not exist"):
         cards.dataset_card(tmp_path)
-    with pytest.raises(InputError, match="has the format 'other/1'; this version reads 'mmedpo.manifest/1'"):
+    with pytest.raises(InputError, match=r"has the format 'other/1'; this version reads 'mmedpo\.manifest/1'"):
         cards.dataset_card(changed("dataset", tmp_path, format="other/1"))
 
 

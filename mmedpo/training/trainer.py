@@ -141,5 +141,6 @@ class MMedPOTrainer(DPOTrainer):
             "weights/mean": weight,
         }
         for name, value in values.items():
-            if len(value):
+            # Supervised training asks no reference, so that it has no rewards.
+            if len(value) and not (self.loss_types == ["sft"] and name.startswith("rewards/")):
                 metrics[name].append(value.mean().item())

@@ -46,36 +46,6 @@ class _Row:
         return not self.rejected_images or self.rejected_images == self.images
 
 
-def load_splits(path: str) -> DatasetDict:
-    """All splits of a dataset folder or Hub id, no rule checked.
-
-    Raises:
-        InputError: nothing there, or nothing that `datasets` can read.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        return load_dataset(path)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(
-            f"{path!r} cannot be loaded as a dataset: {error}. "
-            "Give a folder written by `mmedpo curate` or a Hub dataset id."
-        ) from error
-
-
-def undecoded(dataset: Dataset) -> Dataset:
-    """The dataset with its images as {"bytes", "path"} instead of pictures."""
-    from datasets import Image, List
-
-    for column, feature in dataset.features.items():
-        if feature == List(Image()):
-            dataset = dataset.cast_column(column, List(Image(decode=False)))
-        elif feature == Image():
-            dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset
-
-
 def audit(path: str, split: str = "train") -> dict[str, Any]:
     """Count, measure and check the rows of a preference dataset; the answer is JSON-able.
 
@@ -89,11 +59,11 @@ def audit(path: str, split: str = "train") -> dict[str, Any]:
     Raises:
         InputError: nothing to load at `path`, or no such split.
     """
-    splits = load_splits(path)
+    splits = schema.load_splits(path)
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
     faults = schema.validate(splits[split])
-    found = [_read(row, splits[split]) for row in undecoded(splits[split])]
+    found = [_read(row, splits[split]) for row in schema.undecoded(splits[split])]
     counts = {
         "dispreference": _counts([row.kind for row in found], schema.DISPREFERENCES),
         "task": _counts([row.task for row in found], schema.TASKS),
@@ -219,8 +189,7 @@ def _distribution(values: Sequence[float], edges: Sequence[float]) -> dict[str, 
 
 
 def _coverage(found: Sequence[_Row]) -> dict[str, float] | None:
-    shares = [_number(row.provenance.get("mask_coverage")) for row in found]
-    known = [share for share in shares if share is not None]
+    known = [share for row in found if (share := _number(row.provenance.get("mask_coverage"))) is not None]
     return {"mean": round(fmean(known), 6), "max": round(max(known), 6)} if known else None
 
 
@@ -265,14 +234,12 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     if audit["mask_coverage"]:
         mean, most = (100 * audit["mask_coverage"][key] for key in ("mean", "max"))
         table.append(["image covered by noise", f"mean {mean:.1f} %, most {most:.1f} %"])
-    if audit["style"]:
-        style = audit["style"]
+    if style := audit["style"]:
         means = (style["chosen_words_mean"], style["rejected_words_mean"])
         table.append(["words, preferred / rejected", "{:.1f} / {:.1f}".format(*means)])
         table.append(["rejected is longer", f"{100 * style['rejected_longer_share']:.1f} %"])
         table.append(["lengths within two words", f"{100 * style['within_two_words_share']:.1f} %"])
-    judges = audit["judges"]
-    if judges["rows"]:
+    if (judges := audit["judges"])["rows"]:
         table.append(["rows scored by judges", f"{judges['rows']:,}"])
         agreed = judges["agreed_share"]
         table.append(["  judges agreed", "unknown" if agreed is None else f"{100 * agreed:.1f} %"])

@@ -41,7 +41,7 @@ def dataset_card(folder: Path) -> str:
     rows = sum(manifest["counts"].values())
     return _fill(
         "dataset.md.jinja",
-        _dataset_metadata(folder, manifest, rows),
+        _dataset_metadata(manifest, rows),
         manifest=manifest,
         audit=audit,
         rows=rows,
@@ -49,14 +49,13 @@ def dataset_card(folder: Path) -> str:
     )
 
 
-def _dataset_metadata(folder: Path, manifest: Mapping[str, Any], rows: int) -> CardData:
+def _dataset_metadata(manifest: Mapping[str, Any], rows: int) -> CardData:
     from huggingface_hub import DatasetCardData
 
-    splits = sorted({file.name.split("-")[0] for file in folder.glob("data/*.parquet")}) or ["train"]
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     source = manifest["source"]
     slug = re.sub(r"[^a-z0-9.]+", "-", str(source.get("license")).lower()).strip("-")
     known = HUB_LICENSE.fullmatch(slug) is not None
+    # No `configs`: with them `datasets` caches a folder by its name alone and loads an older dataset's rows for it.
     return DatasetCardData(
         pretty_name=f"MMedPO preference pairs from {source['name']}",
         license=slug if known else "other",
@@ -64,7 +63,6 @@ def _dataset_metadata(folder: Path, manifest: Mapping[str, Any], rows: int) -> C
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["mmedpo", "preference", "dpo", "medical", "trl"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
-        configs=[{"config_name": "default", "data_files": files}],
     )
 
 
@@ -130,11 +128,16 @@ def _manifests(dataset: Any) -> list[Any]:
     return [read_json(manifest)] if manifest.exists() else []
 
 
+def logged(history: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    """The entries of a `log_history` that logged `key` at a step; the last one sums up the whole run instead."""
+    return [entry for entry in history if key in entry and "train_runtime" not in entry]
+
+
 def curve_summaries(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How each logged curve began and ended: means over the first and last tenth of its logged steps."""
     summaries = []
     for key in CURVES:
-        values = [float(entry[key]) for entry in history if key in entry]
+        values = [float(entry[key]) for entry in logged(history, key)]
         if values:
             tenth = max(1, len(values) // 10)
             first, last = fmean(values[:tenth]), fmean(values[-tenth:])
@@ -149,9 +152,11 @@ def hub_id(name: Any) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A recorded model, dataset or localizer in words, without the machine's folders."""
+    """A recorded value in words: no machine's folders, no more digits than a reader needs."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, Mapping):
-        rest = [f"{key} {part}" for key, part in value.items() if key != "name" and part is not None]
+        rest = [f"{key} {shown(part)}" for key, part in value.items() if key != "name" and part is not None]
         return ", ".join([shown(value["name"]), *rest] if value.get("name") else rest) or "none"
     if isinstance(value, (list, tuple)):
         return "; ".join(shown(part) for part in value) or "none"

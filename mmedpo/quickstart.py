@@ -19,7 +19,7 @@ SUPERVISED_STEPS = 400  # stopped early, so that the start is fluent but careles
 ARMS = {
     "mmedpo": [],
     "dpo": ["--weighted", "false"],
-    "supervised": ["--loss_type", "sft"],
+    "supervised": ["--loss_type", "sft", "--loss_weights", "1.0"],
 }
 SINGLE_STAGES = {
     "text-stage": ["--dispreference", "hallucinated_response"],

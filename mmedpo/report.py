@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.audit import distributions, load_splits, page, undecoded
-from mmedpo.cards import notices, shown
+from mmedpo.audit import distributions, page
+from mmedpo.cards import logged, notices, shown
 from mmedpo.schema import image_fault, message_text
 from mmedpo.workdir import read_json
 
@@ -214,7 +214,7 @@ def _curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     """One chart for each logged value that any training has, one line a training."""
     charts = []
     for key, title in CURVES.items():
-        lines = {name: [entry for entry in history if key in entry] for name, history in histories.items()}
+        lines = {name: logged(history, key) for name, history in histories.items()}
         lines = {name: entries for name, entries in lines.items() if entries}
 
         def draw(axes: Axes, key: str = key, lines: Mapping[str, Sequence[Mapping[str, Any]]] = lines) -> None:
@@ -237,8 +237,8 @@ def _dataset_parts(folder: Path | None) -> dict[str, Any]:
     """A few pairs of each kind and the weights by kind; empty without a dataset."""
     if folder is None:
         return {"pairs": {}, "weights": None}
-    splits = load_splits(str(folder))
-    dataset = undecoded(splits.get("train", next(iter(splits.values()))))
+    splits = schema.load_splits(str(folder))
+    dataset = schema.undecoded(splits.get("train", next(iter(splits.values()))))
     kinds = dataset.features["dispreference"]
     places: dict[str, list[int]] = {name: [] for name in kinds.names}
     for place, kind in enumerate(dataset["dispreference"]):

@@ -18,7 +18,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.text import carries, polarity
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset, DatasetDict, Features
 
 DISPREFERENCES = ("hallucinated_response", "lesion_noise")
 TASKS = ("closed_vqa", "open_vqa", "report")
@@ -138,7 +138,9 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
             add(column, image_fault(image))
     add("weight", _number_fault(row["weight"], 0.0, math.inf))
     add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))
-    if row["rejected_images"] is None and row["chosen"] and row["rejected"]:
+    for column in ("task", "dispreference", "provenance"):
+        add(column, "is missing; every row needs one" if row[column] is None else None)
+    if row["rejected_images"] is None and row["chosen"] and row["rejected"] and row["task"] is not None:
         task = row["task"] if isinstance(row["task"], str) else TASKS[row["task"]]
         add("rejected", text_fault(message_text(row["chosen"]), message_text(row["rejected"]), task))
     return faults
@@ -149,8 +151,6 @@ def validate(dataset: Dataset) -> list[Fault]:
 
     A wrong or missing column is reported alone, since no row rule can be checked then.
     """
-    from datasets import Image, List
-
     expected = _features()
     faults = [
         Fault(
@@ -165,10 +165,8 @@ def validate(dataset: Dataset) -> list[Fault]:
     ]
     if faults:
         return faults
-    undecoded = List(Image(decode=False))
-    dataset = dataset.cast_column("images", undecoded).cast_column("rejected_images", undecoded)
     counts: Counter[str] = Counter()
-    for row in dataset:
+    for row in undecoded(dataset):
         counts[row["id"]] += 1
         faults.extend(row_faults(row))
     faults += [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
@@ -210,21 +208,50 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
         enable_progress_bars()
 
 
+def load_splits(path: str) -> DatasetDict:
+    """All splits of a dataset folder or Hub id, no rule checked.
+
+    Raises:
+        InputError: nothing there, or nothing that `datasets` can read.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
+    files: dict[str, list[str]] = {}
+    for file in sorted(Path(path).glob("data/*.parquet")):
+        files.setdefault(file.name.split("-")[0], []).append(str(file))
+    try:
+        return load_dataset("parquet", data_files=files) if files else load_dataset(path)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(
+            f"{path!r} cannot be loaded as a dataset: {error}. "
+            "Give a folder written by `mmedpo curate` or a Hub dataset id."
+        ) from error
+
+
+def undecoded(dataset: Dataset) -> Dataset:
+    """The dataset with its images as {"bytes", "path"} instead of pictures."""
+    from datasets import Image, List
+
+    for column, feature in dataset.features.items():
+        if feature == List(Image()):
+            dataset = dataset.cast_column(column, List(Image(decode=False)))
+        elif feature == Image():
+            dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
 def load(path: str, split: str = "train") -> Dataset:
-    """Load a preference dataset from a folder or a Hub id and check it.
+    """Load one split of a preference dataset from a folder or a Hub id, and check it.
 
     Raises:
         InputError: no such dataset or split, or rows that break the schema; all faults are reported together.
     """
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(path, split=split)
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        raise InputError(
-            f"{path!r} (split {split!r}) cannot be loaded as a dataset: {error}. "
-            "Give a folder written by `mmedpo curate` or a Hub dataset id."
-        ) from error
+    splits = load_splits(path)
+    if split not in splits:
+        raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
+    dataset = splits[split]
     faults = validate(dataset)
     if faults:
         raise InputError(f"{path} (split {split!r}) breaks the preference schema:", faults)

@@ -125,8 +125,16 @@ def test_groups_shared_between_splits(tmp_path: Path) -> None:
     found = audit.audit(str(folder))
     assert [(fault["row"], fault["column"]) for fault in found["shared_groups"]] == [("i1", "image_id")]
     assert audit.audit(str(folder), split="test")["rows"] == 2
-    with pytest.raises(InputError, match="no split 'dev'; it has 'train', 'test'"):
+    with pytest.raises(InputError, match="no split 'dev'; it has 'test', 'train'"):
         audit.audit(str(folder), split="dev")
+
+
+def test_folders_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    configs = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/train-*}\n---\n"
+    for number in (1, 2):
+        folder = write([row(n) for n in range(number)], tmp_path / str(number) / "pairs")
+        (folder / "README.md").write_text(configs)
+        assert audit.audit(str(folder))["rows"] == number
 
 
 def test_equal_weights_have_a_histogram() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
 from mmedpo import cards
@@ -37,8 +38,6 @@ def test_dataset_front_matter_is_read_by_the_hub_classes() -> None:
     assert data.task_categories == ["visual-question-answering", "image-text-to-text"]
     assert {"mmedpo", "preference", "dpo", "medical", "trl"} <= set(data.tags)
     assert data.size_categories == ["1K<n<10K"]
-    files = [{"split": "train", "path": "data/train-*.parquet"}]
-    assert data.configs == [{"config_name": "default", "data_files": files}]
 
 
 def test_adapter_front_matter_is_read_by_the_hub_classes() -> None:
@@ -61,13 +60,16 @@ def test_licences_the_hub_does_not_know(text: str, license: str, name: str | Non
     assert (data.license, data.to_dict().get("license_name")) == (license, name)
 
 
-def test_every_split_is_declared(tmp_path: Path) -> None:
-    folder = changed("dataset", tmp_path)
-    (folder / "data").mkdir()
-    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
-        (folder / "data" / f"{name}.parquet").touch()
-    data = DatasetCard(cards.dataset_card(folder)).data
-    assert [entry["split"] for entry in data.configs[0]["data_files"]] == ["test", "train"]
+def test_the_card_does_not_mix_up_folders(tmp_path: Path) -> None:
+    # A card with `configs` makes `datasets` take the second folder's rows from the first one's cache.
+    for number in (1, 2):
+        folder = tmp_path / str(number) / "pairs"
+        (folder / "data").mkdir(parents=True)
+        Dataset.from_dict({"a": [0] * number}).to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+        shutil.copy(EXAMPLES / "dataset" / "manifest.json", folder)
+        (folder / "rejects.jsonl").write_text('{"id": "a"}\n')
+        (folder / "README.md").write_text(cards.dataset_card(folder))
+        assert load_dataset(str(folder), split="train").num_rows == number
 
 
 def test_card_without_audit_says_so(tmp_path: Path) -> None:
@@ -120,6 +122,13 @@ def test_folders_are_not_taken_for_hub_ids(tmp_path: Path) -> None:
     assert 'base = "path/to/the/base/model"' in card
     assert cards.hub_id("owner/name") == "owner/name"
     assert cards.hub_id("tests") is None and cards.hub_id({"name": "a/b", "revision": "c"}) == "a/b"
+
+
+def test_curves_leave_out_the_summary_of_the_run() -> None:
+    history = [{"step": step, "loss": float(step)} for step in range(1, 21)]
+    history.append({"step": 20, "train_runtime": 3.0, "loss": 99.0, "rewards/margins": 99.0})
+    # the first and last tenth of 20 steps: (1 + 2) / 2 and (19 + 20) / 2
+    assert cards.curve_summaries(history) == [{"key": "loss", "count": 20, "first": 1.5, "last": 19.5}]
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -129,7 +129,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         trainings[name] = folder / name
         trainings[name].mkdir()
         history = [{"step": step, **dict.fromkeys(keys, 0.7 - step / 100)} for step in range(10)]
-        state = {"log_history": [*history, {"step": 9, "train_loss": 0.6}]}
+        state = {"log_history": [*history, {"step": 9, "train_runtime": 3.2, "rewards/margins": 99.0}]}
         (trainings[name] / "trainer_state.json").write_text(json.dumps(state))
         (trainings[name] / "training.json").write_text(json.dumps(TRAINING))
     return {"dataset": dataset, "trainings": trainings}

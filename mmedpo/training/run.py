@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,12 @@ MACHINE_SETTINGS = {
     "push_to_hub_token",
     "resume_from_checkpoint",
     "local_rank",
+    "accelerator_config",
+}
+ALWAYS_RECORDED = {
+    *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+    *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
 }
 
 
@@ -73,6 +81,7 @@ def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, comm
     """
     if not model_args.model_name_or_path:
         raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
+    _refuse_strangers()
     dataset = _rows(run)
     processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
     settings = {"run": {**vars(run), "resume": None}, "model": _plain(model_args), "config": _plain(config)}
@@ -92,10 +101,19 @@ def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, comm
                 "config": settings["config"], "lora": settings["model"],
                 "model": model_args.model_name_or_path, "dataset": run.dataset_name,
                 "rows": dict(Counter(schema.DISPREFERENCES[kind] for kind in dataset["dispreference"])),
-                "weights": _weight_statistics(dataset), "seconds": round(seconds, 1), "hardware": _hardware(),
+                "weights": _weight_statistics(dataset), "seconds": round(seconds, 1), "hardware": _hardware(config),
             })  # fmt: skip
     if push and PartialState().is_main_process:
         _push(Path(run.output), config)
+
+
+def _refuse_strangers() -> None:
+    """On machines without an accelerator, launched processes find each other only if told to use the CPU."""
+    launched, known = int(os.environ.get("WORLD_SIZE", "1")), PartialState().num_processes
+    if launched != known:
+        raise InputError(
+            f"{launched} processes were launched, but each counts {known}: without an accelerator give --use_cpu true."
+        )
 
 
 def _rows(run: RunArguments) -> Dataset:
@@ -165,12 +183,14 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """The fields that differ from their defaults, as JSON-able values, without what belongs to one machine."""
+    """What a reader needs to repeat the run: the fields of `ALWAYS_RECORDED`, and those that differ from their
+    defaults, as JSON-able values, without what belongs to one machine."""
     plain = {}
     for f in fields(settings):
         value = getattr(settings, f.name)
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name not in MACHINE_SETTINGS and value is not None and value != default:
+        if f.name in ALWAYS_RECORDED or (f.name not in MACHINE_SETTINGS and value is not None and value != default):
+            value = value.value if isinstance(value, Enum) else value
             plain[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
     return plain
 
@@ -180,10 +200,10 @@ def _weight_statistics(dataset: Dataset) -> dict[str, float]:
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
-def _hardware() -> str:
-    state = PartialState()
+def _hardware(config: MMedPOConfig) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return f"{state.num_processes} x {device}"
+    sharded = f", DeepSpeed ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin else ""
+    return f"{PartialState().num_processes} x {device}{sharded}"
 
 
 def _push(folder: Path, config: MMedPOConfig) -> None:

@@ -1,0 +1,101 @@
+"""Fixtures for all tests: a phantom corpus, a tiny model trained on it, and a preference dataset made from both.
+
+Each is made once a session, from files on disk, with no network; tests must not write into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Both are read when their library is imported, which is after this file.
+_datasets_cache = tempfile.TemporaryDirectory(prefix="mmedpo-tests-")
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+IMAGES = {"supervised": 12, "preference": 10, "validation": 6, "test": 8}
+MakeSource = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source folder of phantoms, with the splits of `IMAGES`."""
+    from mmedpo import phantom
+
+    folder = tmp_path_factory.mktemp("phantoms") / "corpus"
+    phantom.write(folder, IMAGES, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny vision-language model that knows the corpus's words and little else."""
+    from mmedpo import tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.make(corpus, "supervised", steps=5, output=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def preferences(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A curated dataset folder: the corpus's preference split with the tiny model as target, both kinds of pairs."""
+    from mmedpo.curation.pipeline import Settings, curate_folder
+    from mmedpo.workdir import output_folder
+
+    folder = tmp_path_factory.mktemp("datasets") / "pairs"
+    settings = Settings(source=corpus, split="preference", model=str(tiny_model))
+    with output_folder(folder, settings.record()) as working:
+        curate_folder(settings, working, "mmedpo curate")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images, questions and released scores beside the checkout (never part of the project)."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not part of the project, and there is none in {folder}")
+    return folder
+
+
+@pytest.fixture
+def make_source(tmp_path: Path) -> MakeSource:
+    """Make a source folder: `images` maps names to bytes (by default a.png and b.png); the table is `text` as it
+    stands, or one JSON line for each of `rows`."""
+
+    def make(
+        rows: Iterable[dict[str, Any]] = (),
+        text: str | bytes | None = None,
+        table: str = "samples.jsonl",
+        images: dict[str, bytes] | None = None,
+        name: str = "source",
+    ) -> Path:
+        folder = tmp_path / name
+        for file, data in (images or {"a.png": _png(1), "b.png": _png(2)}).items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(data)
+        if text is None:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / table).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return folder
+
+    return make
+
+
+def _png(seed: int) -> bytes:
+    """A grey 32 x 32 PNG of chance pixels, so that half of its bytes cannot be decoded."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,292 @@
+"""The preference dataset: every row rule, all faults together, and rows that come back as they were written."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset, Value, load_dataset
+from PIL import Image
+
+from mmedpo import schema
+from mmedpo.errors import InputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+
+
+def picture(pixels: np.ndarray = PIXELS, kind: str = "PNG") -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return {"bytes": buffer.getvalue(), "path": f"picture.{kind.lower()}"}
+
+
+def says(content: str | None) -> list[dict[str, str | None]]:
+    return [{"role": "assistant", "content": content}]
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A good row about an open question, but for `changes`."""
+    provenance = dict.fromkeys(schema.FEATURES["provenance"])
+    return {
+        "id": "r0", "images": [picture()], "rejected_images": None,
+        "prompt": [{"role": "user", "content": "What is seen?"}], "chosen": says("a nodule"), "rejected": says("a mass"),
+        "weight": 1.0, "clinical_relevance": 0.5, "dispreference": "hallucinated_response", "task": "open_vqa",
+        "source": "here", "license": "cc0-1.0", "provenance": provenance, **changes,
+    }  # fmt: skip
+
+
+def dataset(*rows: dict[str, Any]) -> Dataset:
+    return Dataset.from_list(list(rows), features=schema.FEATURES)
+
+
+def faults(**changes: Any) -> list[tuple[str, str]]:
+    return [(fault.column, fault.sentence) for fault in schema.validate(dataset(row(**changes)))]
+
+
+VISUAL = {"rejected_images": [picture(PIXELS // 2)], "rejected": says("a nodule"), "dispreference": "lesion_noise"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        VISUAL,
+        {"weight": 0.0, "clinical_relevance": 0.0},
+        {"weight": 7.5, "clinical_relevance": 1.0},
+        {"images": [picture(kind="JPEG"), picture()]},
+        {"task": "closed_vqa", "chosen": says("yes"), "rejected": says("no")},
+        # a report may deny in both sides and repeat much of the gold text
+        {"task": "report", "chosen": says("There is no mass."), "rejected": says("There is no mass. No effusion.")},
+        {"chosen": says("œdème\u2028pulmonaire"), "rejected": says("épanchement")},
+    ],
+)
+def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
+    assert faults(**changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "sentence"),
+    [
+        ({"id": None}, "id", "is empty; every row needs a stable, unique id"),
+        ({"id": ""}, "id", "is empty"),
+        ({"prompt": []}, "prompt", "has no text"),
+        ({"prompt": None}, "prompt", "has no text"),
+        ({"prompt": says(" \n")}, "prompt", "has no text"),
+        ({"chosen": says("")}, "chosen", "has no text"),
+        ({"images": []}, "images", "is empty; every row needs an image"),
+        ({"images": None}, "images", "is empty"),
+        ({"images": [None]}, "images", "cannot be decoded"),
+        ({"images": [{"bytes": b"no image", "path": None}]}, "images", "cannot be decoded"),
+        ({"images": [{"bytes": None, "path": "/no/such.png"}]}, "images", "cannot be decoded"),
+        ({**VISUAL, "rejected_images": [{"bytes": b"", "path": None}]}, "rejected_images", "cannot be decoded"),
+        ({"weight": None}, "weight", "is missing; every row needs one"),
+        ({"weight": math.nan}, "weight", "is not a number"),
+        ({"weight": -0.5}, "weight", "is -0.5, outside [0, inf]"),
+        ({"clinical_relevance": None}, "clinical_relevance", "is missing"),
+        ({"clinical_relevance": math.nan}, "clinical_relevance", "is not a number"),
+        ({"clinical_relevance": 1.5}, "clinical_relevance", "is 1.5, outside [0, 1]"),
+        *(({column: None}, column, "is missing") for column in ("task", "dispreference", "provenance")),
+        ({"rejected": says("A NODULE ")}, "rejected", "are equal on equal images"),
+        ({"rejected": says("there is a nodule here")}, "rejected", "contains the gold answer"),
+        ({"chosen": says("No"), "rejected": says("no, none")}, "rejected", "both sides say 'no'"),
+    ],
+)
+def test_broken_rule_is_one_fault_of_its_column(changes: dict[str, Any], column: str, sentence: str) -> None:
+    ((found_column, found_sentence),) = faults(**changes)
+    assert found_column == column
+    assert sentence in found_sentence
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_truncated_image_is_found_though_its_header_is_whole(kind: str) -> None:
+    image = picture(kind=kind)
+    half = image["bytes"][: len(image["bytes"]) // 2]
+    with Image.open(io.BytesIO(half)) as opened:
+        assert opened.size == (32, 32)
+    ((column, sentence),) = faults(images=[{"bytes": half, "path": None}])
+    assert column == "images" and "cannot be decoded" in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        pytest.param({"weight": math.inf}, "weight", id="infinite weight"),
+        pytest.param({"chosen": says(None)}, "chosen", id="null content"),
+        pytest.param({**VISUAL, "rejected_images": []}, "rejected_images", id="empty list of rejected images"),
+        pytest.param({**VISUAL, "rejected_images": [picture()]}, "rejected", id="equal sides on images given twice"),
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="schema.py row_faults: not seen, or an exception in place of a fault")
+def test_less_usual_broken_rules_are_faults_too(changes: dict[str, Any], column: str) -> None:
+    assert column in [found for found, _ in faults(**changes)]
+
+
+@pytest.mark.xfail(strict=True, reason="schema.py image_fault: Pillow names the BytesIO object it was given")
+def test_faults_name_no_memory_address() -> None:
+    ((_, sentence),) = faults(images=[{"bytes": b"no image", "path": None}])
+    assert " at 0x" not in sentence
+
+
+def test_all_faults_of_all_rows_are_reported_together() -> None:
+    rows = [
+        row(id="good"),
+        row(id="bad", weight=math.nan, clinical_relevance=2.0, prompt=[], images=[{"bytes": b"", "path": None}]),
+        row(id="twice"),
+        row(id="twice", weight=-1.0),
+    ]
+    found = {(fault.row, fault.column) for fault in schema.validate(dataset(*rows))}
+    bad = {("bad", column) for column in ("weight", "clinical_relevance", "prompt", "images")}
+    assert found == bad | {("twice", "weight"), ("twice", "id")}
+
+
+def test_repeated_id_is_counted_once_with_its_number() -> None:
+    (fault,) = schema.validate(dataset(row(), row(), row()))
+    assert str(fault) == "r0 [id]: occurs 3 times; ids must be unique"
+
+
+@pytest.mark.parametrize("column", list(schema.FEATURES))
+def test_missing_column_is_named_with_what_was_expected(column: str) -> None:
+    (fault,) = schema.validate(dataset(row(weight=None)).remove_columns(column))
+    assert (fault.row, fault.column) == ("(all rows)", column)
+    assert fault.sentence.startswith("is missing; expected ")
+
+
+@pytest.mark.parametrize("column", ["weight", "id"])
+def test_column_of_another_type_is_named_with_both(column: str) -> None:
+    other = Value("float64") if column == "weight" else Value("large_string")
+    (fault,) = schema.validate(dataset(row()).cast_column(column, other))
+    assert fault.column == column
+    assert fault.sentence == f"has type {other}; expected {schema.FEATURES[column]}"
+
+
+def test_further_columns_are_allowed() -> None:
+    assert schema.validate(dataset(row()).add_column("note", ["mine"])) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "task", "expected"),
+    [
+        ("a nodule", " ", "open_vqa", "is empty"),
+        ("a nodule", "A Nodule", "report", "are equal"),
+        ("yes", "Yes, indeed", "closed_vqa", "both sides say 'yes'"),
+        ("yes", "no", "closed_vqa", None),
+        ("yes", "perhaps", "closed_vqa", None),
+        ("nodule", "two nodules", "open_vqa", None),
+        ("nodule", "no nodule", "open_vqa", "contains the gold answer"),
+        ("nodule", "no nodule", "report", None),
+    ],
+)
+def test_text_fault(chosen: str, rejected: str, task: str, expected: str | None) -> None:
+    found = schema.text_fault(chosen, rejected, task)
+    assert found is None if expected is None else found is not None and expected in found
+
+
+def at(image_id: str, patient_id: str | None = None) -> dict[str, Any]:
+    return row(provenance={**row()["provenance"], "image_id": image_id, "patient_id": patient_id})
+
+
+def test_shared_images_and_patients_are_named_with_their_splits() -> None:
+    splits = {
+        "train": dataset(at("a", "p1"), at("a", "p1"), at("b")),
+        "test": dataset(at("a", "p2"), at("c", "p1"), at("d")),
+    }
+    assert sorted(map(str, schema.shared_groups(splits))) == [
+        "a [image_id]: occurs in the splits 'train' and 'test'",
+        "p1 [patient_id]: occurs in the splits 'train' and 'test'",
+    ]
+
+
+def test_groups_within_a_split_and_missing_ids_are_not_shared() -> None:
+    splits = {"train": dataset(at("a", "p1"), at("a", "p1"), row()), "test": dataset(at("b"), row())}
+    assert schema.shared_groups(splits) == []
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    colour = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    rows = [
+        row(id="grey", **VISUAL),
+        row(id="œdème\u2028/1", images=[picture(colour, "JPEG"), picture(colour)], rejected=says("épanchement")),
+    ]
+    folder = tmp_path_factory.mktemp("written")
+    schema.save(iter(rows), folder)
+    return folder, rows
+
+
+def test_saved_images_come_back_byte_by_byte_and_pixel_by_pixel(written: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, rows = written
+    loaded = schema.load(str(folder))
+    for before, after in zip(rows, raw(folder), strict=True):
+        for column in ("images", "rejected_images"):
+            assert bytes_of(after[column]) == bytes_of(before[column])
+    assert np.array_equal(np.asarray(loaded[0]["images"][0]), PIXELS)
+    assert np.array_equal(np.asarray(loaded[0]["rejected_images"][0]), PIXELS // 2)
+    assert loaded[1]["rejected_images"] is None
+    assert loaded[1]["id"] == "œdème\u2028/1"
+    assert [loaded.features["task"].int2str(task) for task in loaded["task"]] == ["open_vqa", "open_vqa"]
+
+
+def raw(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    (file,) = folder.glob("data/*.parquet")
+    return parquet.read_table(file).to_pylist()
+
+
+def bytes_of(images: list[dict[str, Any]] | None) -> list[bytes] | None:
+    return images and [image["bytes"] for image in images]
+
+
+def test_plain_load_dataset_gives_the_features(written: tuple[Path, list[dict[str, Any]]]) -> None:
+    loaded = load_dataset(str(written[0]))
+    assert list(loaded) == ["train"]
+    assert loaded["train"].features == schema.FEATURES
+
+
+def test_saving_twice_gives_the_same_bytes(written: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    folder, rows = written
+    schema.save(iter(rows), tmp_path)
+    (first,), (again,) = folder.glob("data/*"), tmp_path.glob("data/*")
+    assert first.name == again.name == "train-00000-of-00001.parquet"
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_faulty_rows_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 faults in the rows to be written") as raised:
+        schema.save([row(), row(id="r1", weight=-1.0), row(id="r2", weight=None)], tmp_path)
+    assert [fault.row for fault in raised.value.faults] == ["r1", "r2"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faulty_dataset_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    dataset(row(), row(weight=math.nan)).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="breaks the preference schema") as raised:
+        schema.load(str(tmp_path))
+    assert {fault.column for fault in raised.value.faults} == {"weight", "id"}
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+def broken_parquet(folder: Path) -> None:
+    (folder / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and then nothing")
+
+
+@pytest.mark.parametrize("prepare", [nothing, broken_parquet])
+def test_unloadable_folder_is_bad_input_that_names_it(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+    prepare(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be loaded as a dataset.*mmedpo curate") as raised:
+        schema.load(str(tmp_path))
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_unknown_split_is_bad_input(written: tuple[Path, list[dict[str, Any]]]) -> None:
+    with pytest.raises(InputError, match="split 'test'"):
+        schema.load(str(written[0]), "test")

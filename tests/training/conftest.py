@@ -1,0 +1,71 @@
+"""A trainer on a few preference rows, and its TRL counterpart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import DPOConfig, DPOTrainer
+
+from mmedpo import MMedPOConfig, MMedPOTrainer, schema
+from mmedpo.training.run import language_model_linears
+
+STEADY = {
+    "per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3, "bf16": False,
+    "use_cpu": True, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+    "max_length": None, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rows(preferences: Path) -> Dataset:
+    return schema.load(str(preferences))
+
+
+@pytest.fixture(scope="session")
+def text_rows(rows: Dataset) -> Dataset:
+    return rows.filter(lambda kind: kind == 0, input_columns="dispreference").select(range(12))
+
+
+@pytest.fixture(scope="session")
+def visual_rows(rows: Dataset) -> Dataset:
+    return rows.filter(lambda kind: kind == 1, input_columns="dispreference").select(range(8))
+
+
+@pytest.fixture
+def make_trainer(tiny_model: Path, tmp_path: Path) -> Callable[..., DPOTrainer]:
+    """`make_trainer(dataset, kind=MMedPOTrainer, **settings)`: LoRA on the language model, float32, seeded."""
+
+    def make(dataset: Dataset, kind: type[DPOTrainer] = MMedPOTrainer, lora: bool = True, **settings: Any) -> DPOTrainer:
+        model = AutoModelForImageTextToText.from_pretrained(tiny_model)
+        config = MMedPOConfig if issubclass(kind, MMedPOTrainer) else DPOConfig
+        targets = language_model_linears(model)
+        return kind(
+            model,
+            args=config(output_dir=str(tmp_path / "out"), **{**STEADY, **settings}),
+            train_dataset=dataset,
+            processing_class=AutoProcessor.from_pretrained(tiny_model),
+            peft_config=LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if lora else None,
+        )
+
+    return make
+
+
+def losses(trainer: DPOTrainer) -> list[float]:
+    """Train, and return the loss of every step, unrounded."""
+    seen: list[float] = []
+    original = trainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        seen.append(loss.item())
+        return loss
+
+    trainer.compute_loss = compute_loss
+    trainer.train()
+    return seen

@@ -1,0 +1,149 @@
+"""The weighted multimodal objective, against TRL, against its formula, and against wrong input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import losses
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import DPOTrainer
+
+from mmedpo import MMedPOConfig
+from mmedpo.errors import InputError
+from mmedpo.training.collator import PreferenceCollator
+
+
+def reweighted(dataset: Dataset, weight: float | list[float]) -> Dataset:
+    weights = weight if isinstance(weight, list) else [weight] * len(dataset)
+    return dataset.remove_columns("weight").add_column("weight", weights)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
+def test_at_weight_one_and_equal_images_the_loss_is_trls(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer], loss_type: str
+) -> None:
+    rows = reweighted(text_rows, 1.0)
+    ours = losses(make_trainer(rows, loss_type=[loss_type]))
+    theirs = losses(make_trainer(rows, DPOTrainer, loss_type=[loss_type]))
+    assert len(ours) == 3 and len(set(ours)) > 1, "the loss must move for the comparison to mean something"
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_plain_trl_takes_a_step_on_the_dataset_unchanged(
+    rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    trainer = make_trainer(rows, DPOTrainer, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_the_loss_is_the_mean_of_weight_times_pair_loss(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    weights = [0.5, 2.0, 1.0, 0.0]
+    plain = make_trainer(reweighted(text_rows, 1.0).select(range(4)))
+    batch = plain._prepare_inputs(plain.data_collator(list(plain.train_dataset)))
+    ratios = plain.answer_logps(plain.model, batch).sum(1) - plain.reference_logps(batch).sum(1) + torch.arange(8) / 3
+    lengths, ones = batch["completion_mask"].sum(1), torch.ones(4)
+    pair = -F.logsigmoid(0.1 * (ratios[:4] - ratios[4:]))
+    weighted = plain.pair_loss(ratios, ratios, lengths, torch.tensor(weights))
+    assert torch.allclose(weighted, pair * torch.tensor(weights))
+    assert torch.allclose(plain.pair_loss(ratios, ratios, lengths, ones), pair)
+    plain.args.weighted = False
+    assert torch.allclose(plain.pair_loss(ratios, ratios, lengths, torch.tensor(weights)), pair)
+
+
+def test_gradient_accumulation_does_not_change_the_training(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    rows = reweighted(text_rows, [0.75 + 0.04 * i for i in range(12)])
+    whole = make_trainer(rows, per_device_train_batch_size=4, max_steps=3)
+    parts = make_trainer(rows, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=3)
+    whole.train()
+    parts.train()
+    assert [entry["loss"] for entry in parts.state.log_history if "loss" in entry] == pytest.approx(
+        [entry["loss"] for entry in whole.state.log_history if "loss" in entry], abs=1e-5
+    )
+
+
+def test_the_rejected_side_sees_its_own_image(visual_rows: Dataset, tiny_model: Path) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    rows = list(visual_rows.select(range(2)))
+    pixels = PreferenceCollator(processor)(rows)["pixel_values"]
+    seen = [row["images"][0] for row in rows] + [row["rejected_images"][0] for row in rows]
+    expected = processor.image_processor([image.convert("RGB") for image in seen], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, expected)
+    assert not torch.equal(pixels[0], pixels[2])
+
+
+def test_answer_log_probabilities_are_those_of_each_row_alone(
+    rows: Dataset, make_trainer: Callable[..., DPOTrainer], tiny_model: Path
+) -> None:
+    trainer = make_trainer(rows.select(range(6)))
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model)
+    with torch.no_grad():
+        together = trainer.answer_logps(trainer.model, batch).sum(1)
+        for i, mask in enumerate(batch["completion_mask"].bool()):
+            length = int(batch["attention_mask"][i].sum())
+            ids = batch["input_ids"][i : i + 1, :length]
+            logits = model(input_ids=ids, pixel_values=batch["pixel_values"][i : i + 1]).logits.log_softmax(-1)
+            positions = mask[:length].nonzero().squeeze(1)
+            alone = logits[0, positions - 1, ids[0, positions]].sum()
+            assert together[i].item() == pytest.approx(alone.item(), abs=1e-4)
+
+
+def test_sft_is_the_mean_negative_log_probability_of_chosen_tokens_and_ignores_weights(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    trainer = make_trainer(reweighted(text_rows, 0.3).select(range(4)), loss_type=["sft"])
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    logps = trainer.answer_logps(trainer.model, batch).sum(1)
+    expected = -(logps / batch["completion_mask"].sum(1))[:4].mean()
+    assert trainer._compute_loss(trainer.model, batch, False).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_full_fine_tuning_keeps_the_starting_model_as_reference(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    trainer = make_trainer(text_rows, lora=False, learning_rate=1e-2, max_steps=2)
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)[:2]))
+    before = trainer.reference_logps(batch)
+    trainer.train()
+    assert torch.equal(trainer.reference_logps(batch), before)
+    with torch.no_grad():
+        assert not torch.allclose(trainer.answer_logps(trainer.model, batch), before, atol=1e-3)
+
+
+def test_a_missing_weight_column_raises_and_names_the_columns_there_are(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    with pytest.raises(InputError, match=r"train_dataset has no `weight` column \(it has id, images"):
+        make_trainer(text_rows.remove_columns("weight"))
+    with pytest.raises(InputError, match="no `weight` column"):
+        PreferenceCollator(None)([{"images": []}])
+
+
+def test_a_row_longer_than_max_length_is_an_error_and_not_cut(text_rows: Dataset, tiny_model: Path) -> None:
+    collator = PreferenceCollator(AutoProcessor.from_pretrained(tiny_model), max_length=60)
+    with pytest.raises(InputError, match="more than max_length 60"):
+        collator(list(text_rows.select(range(2))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": ["robust"]}, r"loss_type \['robust'\] is not supported"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 loss_weights were given for 2 loss types"),
+        ({"label_smoothing": 0.1}, "label_smoothing: not supported"),
+        ({"beta": 0.0}, "beta is 0.0; it must be positive"),
+    ],
+)
+def test_settings_that_the_weighted_loss_does_not_have_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MMedPOConfig(output_dir="unused", bf16=False, use_cpu=True, **settings)

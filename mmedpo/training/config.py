@@ -40,15 +40,12 @@ class MMedPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:
             raise InputError(
                 f"loss_type {unknown} is not supported: a clinical weight is defined for losses that are a mean over "
                 f"pairs. Use one of {', '.join(LOSS_TYPES)} ('sft' is the NLL of the chosen side, never weighted)."
             )
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise InputError(f"{len(self.loss_weights)} loss_weights were given for {len(self.loss_type)} loss types.")
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:
             raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")

@@ -69,7 +69,12 @@ def main(argv: Sequence[str]) -> None:
     """Run the training that `argv` (and the YAML file it names with --config) describes."""
     kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
     parser = TrlParser(kinds, prog="mmedpo train", description=main.__doc__)
-    run_args, config, model_args = parser.parse_args_and_config(list(argv))
+    try:
+        run_args, config, model_args = parser.parse_args_and_config(list(argv))
+    except InputError:
+        raise
+    except (ValueError, TypeError, FileNotFoundError) as error:  # TRL's and Transformers' own checks
+        raise InputError(f"The training's settings cannot work: {error}") from error
     train(run_args, config, model_args, command="mmedpo train " + shlex.join(argv))
 
 

@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(preferences: Path, tiny_
         ({"dataset_name": "nowhere"}, "'nowhere' cannot be loaded as a dataset"),
         ({"model_name_or_path": "nowhere"}, "The model 'nowhere' cannot be loaded"),
         ({"dispreference": "all-of-them"}, "dispreference 'all-of-them' is unknown"),
-        ({"loss_type": "robust"}, "loss_type"),
+        ({"loss_type": "sigmoid"}, "Got 2 weights for 1 loss types"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(

@@ -139,7 +139,6 @@ def test_a_row_longer_than_max_length_is_an_error_and_not_cut(text_rows: Dataset
     ("settings", "message"),
     [
         ({"loss_type": ["robust"]}, r"loss_type \['robust'\] is not supported"),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 loss_weights were given for 2 loss types"),
         ({"label_smoothing": 0.1}, "label_smoothing: not supported"),
         ({"beta": 0.0}, "beta is 0.0; it must be positive"),
     ],

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from mmedpo import schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.text import carries, polarity, words
+from mmedpo.workdir import portable
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 WEIGHT_BINS = 20
 RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # released scores are multiples of 0.1: one bin each
@@ -46,7 +47,7 @@ class _Row:
         return not self.rejected_images or self.rejected_images == self.images
 
 
-def audit(path: str, split: str = "train") -> dict[str, Any]:
+def audit(path: str, split: str = "train", name: str | None = None) -> dict[str, Any]:
     """Count, measure and check the rows of a preference dataset; the answer is JSON-able.
 
     A dataset that breaks the schema is audited too: its faults are listed, and every number is taken over the rows
@@ -55,6 +56,7 @@ def audit(path: str, split: str = "train") -> dict[str, Any]:
     Args:
         path: a folder written by `mmedpo curate`, or a Hub dataset id.
         split: the split whose rows are measured; images and patients are compared between all splits.
+        name: what the audit calls the dataset; its Hub id or path within this folder by default.
 
     Raises:
         InputError: nothing to load at `path`, or no such split.
@@ -71,7 +73,7 @@ def audit(path: str, split: str = "train") -> dict[str, Any]:
     kinds = {kind: [row for row in found if row.kind == kind] for kind in counts["dispreference"]}
     return {
         "format": "mmedpo.audit/1",
-        "dataset": Path(path).resolve().name if Path(path).exists() else path,
+        "dataset": name or portable(path),
         "split": split,
         "rows": len(found),
         "counts": counts,

@@ -39,7 +39,10 @@ SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty ro
 
 
 def _command() -> str:
-    return "mmedpo " + shlex.join(word for word in sys.argv[1:] if word != "--resume")
+    """The command line as it is recorded: without --resume, and without folders of this machine."""
+    from mmedpo.workdir import portable
+
+    return "mmedpo " + shlex.join(portable(word) for word in sys.argv[1:] if word != "--resume")
 
 
 @app.command(epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs")
@@ -71,9 +74,10 @@ def curate(
     resume: Resume = False,
 ) -> None:
     """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance."""
+    from mmedpo import audit as audits
     from mmedpo.cards import dataset_card
     from mmedpo.curation.pipeline import Settings, curate_folder
-    from mmedpo.workdir import output_folder
+    from mmedpo.workdir import output_folder, write_json
 
     settings = Settings(
         source=source, split=split, limit=limit, model=model, chat=chat, judges=tuple(judges.split(",")),
@@ -82,6 +86,7 @@ def curate(
     )  # fmt: skip
     with output_folder(output, settings.record(), resume) as folder:
         manifest = curate_folder(settings, folder, _command())
+        write_json(folder / "audit.json", audits.audit(str(folder), name=output.name))
         (folder / "README.md").write_text(dataset_card(folder), encoding="utf-8")
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
     console.print(f"{output}: {counts}; {sum(manifest['rejects'].values())} rejected (see rejects.jsonl).")
@@ -119,15 +124,17 @@ def train(context: typer.Context) -> None:
     Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
     Example: mmedpo train --config recipes/quickstart.yaml --output runs/adapter
     """
+    from mmedpo.cards import adapter_card
     from mmedpo.training import run
 
     if "--help" in context.args:
         console.print(context.get_help())
-    run.main(context.args)
+    run.main(context.args, _command(), adapter_card)
 
 
 @app.command(
-    epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test --output runs/eval"
+    epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test "
+    "--output runs/eval"
 )
 def evaluate(
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the (base) model.")],

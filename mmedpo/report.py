@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import schema
 from mmedpo.audit import distributions, page
 from mmedpo.cards import logged, notices, shown
 from mmedpo.schema import image_fault, message_text

@@ -64,6 +64,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def portable(name: str) -> str:
+    """A name fit for a record that others read: a path below the current folder becomes relative, any other absolute
+    path its last part; all else (Hub ids, options) stays."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+
+
 @contextmanager
 def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.

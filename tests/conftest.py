@@ -65,6 +65,12 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    """A grey 32 x 32 PNG of chance pixels, so that half of its bytes cannot be decoded."""
+    return _png(0)
+
+
 @pytest.fixture
 def make_source(tmp_path: Path) -> MakeSource:
     """Make a source folder: `images` maps names to bytes (by default a.png and b.png); the table is `text` as it
@@ -90,7 +96,6 @@ def make_source(tmp_path: Path) -> MakeSource:
 
 
 def _png(seed: int) -> bytes:
-    """A grey 32 x 32 PNG of chance pixels, so that half of its bytes cannot be decoded."""
     import io
 
     import numpy as np

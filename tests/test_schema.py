@@ -34,7 +34,7 @@ def row(**changes: Any) -> dict[str, Any]:
     provenance = dict.fromkeys(schema.FEATURES["provenance"])
     return {
         "id": "r0", "images": [picture()], "rejected_images": None,
-        "prompt": [{"role": "user", "content": "What is seen?"}], "chosen": says("a nodule"), "rejected": says("a mass"),
+        "prompt": says("What is seen?"), "chosen": says("a nodule"), "rejected": says("a mass"),
         "weight": 1.0, "clinical_relevance": 0.5, "dispreference": "hallucinated_response", "task": "open_vqa",
         "source": "here", "license": "cc0-1.0", "provenance": provenance, **changes,
     }  # fmt: skip

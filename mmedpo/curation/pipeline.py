@@ -23,7 +23,7 @@ from mmedpo.errors import InputError
 from mmedpo.models import Sampling, VisionLanguageModel, open_rgb
 from mmedpo.sources import Sample, Source, read_source, refuse_faults, unit_interval
 from mmedpo.text import words
-from mmedpo.workdir import Ledger, versions, write_json
+from mmedpo.workdir import Ledger, portable, versions, write_json
 
 CHUNK = 32  # questions a step finishes before they are recorded
 SHOWN_ALTERNATIVES = 12
@@ -89,14 +89,15 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
     if not pairs:
         raise InputError(f"Every pair of {source.name} was rejected: {_tally(rejects)}.")
     found, normalization = weights.normalize([pair.relevance for pair in pairs], settings.weights)
-    made_by = rows.Makers(settings.model, revision, localizer.name, localizer.query, settings.noise_step, settings.seed)
+    target = settings.model and portable(settings.model)
+    made_by = rows.Makers(target, revision, localizer.name, localizer.query, settings.noise_step, settings.seed)
     coverages: list[float] = []
     schema.save(rows.dataset_rows(pairs, found.tolist(), steps, made_by, coverages), folder)
     lines = [json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
     (folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
-        "source": _describe(settings, source), "target_model": {"name": settings.model, "revision": revision},
+        "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
         "chat_model": chat.name, "judges": list(settings.judges), "localizer": localizer.name,
         "noise": {"method": "diffusion", "step": settings.noise_step}, "style": settings.style,
         "prompt_versions": {"select": hallucinate.SELECT, "inject": hallucinate.INJECT, "judge": relevance.JUDGE},

@@ -14,7 +14,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.score import PROTOCOLS, score_folder
 from mmedpo.models import Sampling, VisionLanguageModel, open_rgb
 from mmedpo.sources import Sample
-from mmedpo.workdir import Ledger, versions, write_json
+from mmedpo.workdir import Ledger, portable, versions, write_json
 
 
 def evaluate(
@@ -58,7 +58,8 @@ def evaluate(
     ledger.path.unlink()
     results = {
         "format": "mmedpo.results/1", **(record or {}), "versions": versions(), "seed": sampling.seed,
-        "model": model.name, "revision": model.revision, "adapter": model.adapter,
+        "model": portable(model.name), "revision": model.revision,
+        "adapter": model.adapter and portable(model.adapter),
         "settings": {**asdict(sampling), "batch_size": batch_size}, "protocols": PROTOCOLS,
         "metrics": score_folder(folder),
     }  # fmt: skip

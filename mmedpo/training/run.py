@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shlex
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -27,9 +26,10 @@ from mmedpo.errors import InputError
 from mmedpo.models import load_processor
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.trainer import MMedPOTrainer
-from mmedpo.workdir import output_folder, versions, write_json
+from mmedpo.workdir import output_folder, portable, versions, write_json
 
 MACHINE_SETTINGS = {
+    "model_name_or_path",
     "output_dir",
     "logging_dir",
     "hub_token",
@@ -43,6 +43,9 @@ ALWAYS_RECORDED = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
 }
+
+
+Card = Callable[[Path], str]
 
 
 @dataclass
@@ -65,8 +68,8 @@ class RunArguments:
             )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the training that `argv` (and the YAML file it names with --config) describes."""
+def main(argv: Sequence[str], command: str = "", card: Card | None = None) -> None:
+    """Run the training that `argv` (and the YAML file it names with --config) describes; the rest as in `train`."""
     kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
     parser = TrlParser(kinds, prog="mmedpo train", description=main.__doc__)
     try:
@@ -75,11 +78,17 @@ def main(argv: Sequence[str]) -> None:
         raise
     except (ValueError, TypeError, FileNotFoundError) as error:  # TRL's and Transformers' own checks
         raise InputError(f"The training's settings cannot work: {error}") from error
-    train(run_args, config, model_args, command="mmedpo train " + shlex.join(argv))
+    train(run_args, config, model_args, command, card)
 
 
-def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "") -> None:
+def train(
+    run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "", card: Card | None = None
+) -> None:
     """Train an adapter (or, without LoRA, the whole model) and write it to `run.output`.
+
+    Args:
+        command: recorded as it is.
+        card: writes the text of README.md from the recorded files of the folder it is given.
 
     Raises:
         InputError: dataset, model or output folder cannot work; nothing is left behind.
@@ -89,7 +98,10 @@ def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, comm
     _refuse_strangers()
     dataset = _rows(run)
     processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
-    settings = {"run": {**vars(run), "resume": None}, "model": _plain(model_args), "config": _plain(config)}
+    settings = {
+        "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": _plain(model_args),
+        "config": _plain(config),
+    }  # fmt: skip
     with _working_folder(Path(run.output), settings, run.resume) as folder:
         config.output_dir = str(folder)
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
@@ -103,11 +115,13 @@ def train(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, comm
             processor.save_pretrained(folder)
             write_json(folder / "training.json", {
                 "format": "mmedpo.training/1", "command": command, "versions": versions(),
-                "config": settings["config"], "lora": settings["model"],
-                "model": model_args.model_name_or_path, "dataset": run.dataset_name,
+                "config": settings["config"], "lora": settings["lora"],
+                "model": portable(model_args.model_name_or_path), "dataset": portable(run.dataset_name),
                 "rows": dict(Counter(schema.DISPREFERENCES[kind] for kind in dataset["dispreference"])),
                 "weights": _weight_statistics(dataset), "seconds": round(seconds, 1), "hardware": _hardware(config),
             })  # fmt: skip
+            if card is not None:
+                (folder / "README.md").write_text(card(folder), encoding="utf-8")
     if push and PartialState().is_main_process:
         _push(Path(run.output), config)
 

@@ -179,7 +179,7 @@ def test_asymmetry_finds_nothing_in_a_symmetric_image(reports: list[Sample], tmp
 @pytest.mark.xfail(
     strict=True,
     raises=(ValueError, AssertionError),
-    reason="localize.py: with the crash mended by hand, 33 % of phantoms with a lesion are hit, and none without is empty",
+    reason="localize.py: even with the crash mended, 33 % of lesions are hit, and no healthy phantom is left alone",
 )
 def test_asymmetry_is_good_enough_for_phantoms(tmp_path: Path) -> None:
     """Most phantoms with a lesion have a box that touches one, and most without have no box."""

@@ -41,7 +41,9 @@ def visual_rows(rows: Dataset) -> Dataset:
 def make_trainer(tiny_model: Path, tmp_path: Path) -> Callable[..., DPOTrainer]:
     """`make_trainer(dataset, kind=MMedPOTrainer, **settings)`: LoRA on the language model, float32, seeded."""
 
-    def make(dataset: Dataset, kind: type[DPOTrainer] = MMedPOTrainer, lora: bool = True, **settings: Any) -> DPOTrainer:
+    def make(
+        dataset: Dataset, kind: type[DPOTrainer] = MMedPOTrainer, lora: bool = True, **settings: Any
+    ) -> DPOTrainer:
         model = AutoModelForImageTextToText.from_pretrained(tiny_model)
         config = MMedPOConfig if issubclass(kind, MMedPOTrainer) else DPOConfig
         targets = language_model_linears(model)

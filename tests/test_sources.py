@@ -1,0 +1,475 @@
+"""Reading sources: what is accepted, and that each bad input is named with its row and its remedy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedpo.errors import InputError
+from mmedpo.sources import Box, Sample, Source, read_source, refuse_faults, unit_interval
+
+MakeSource = Callable[..., Path]
+CUT = object()  # a key that is left out
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    whole = {"id": "q1", "image": "a.png", "question": "What is seen?", "answer": "a nodule", **changes}
+    return {key: value for key, value in whole.items() if value is not CUT}
+
+
+def only(source: Source) -> Sample:
+    assert source.faults == []
+    (sample,) = source.samples
+    return sample
+
+
+def test_row_becomes_a_sample(make_source: MakeSource) -> None:
+    boxes = [{"label": "nodule", "x": 1, "y": 2.5, "w": 3, "h": 4}, {"x": 0, "y": 0, "width": 1, "height": 1}]
+    folder = make_source([row(task="open", split="train", patient_id=7, boxes=boxes, source="clinic", license="mit")])
+    assert only(read_source(folder)) == Sample(
+        id="q1", image=folder / "a.png", question="What is seen?", answer="a nodule", task="open_vqa",
+        image_id="a.png", patient_id="7", split="train",
+        boxes=(Box("nodule", 1, 2.5, 3, 4), Box("", 0, 0, 1, 1)), source="clinic", license="mit",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "names"),
+    [
+        ("id", ["id", "qid", "question_id"]),
+        ("image", ["image", "image_name", "img_name", "image_path", "file_name"]),
+        ("question", ["question", "prompt"]),
+        ("answer", ["answer", "report", "findings"]),
+    ],
+)
+def test_columns_are_found_by_their_usual_names(make_source: MakeSource, column: str, names: list[str]) -> None:
+    for name in names:
+        sample = only(read_source(make_source([row(**{column: CUT, name: row()[column]})], name=name)))
+        assert (sample.id, sample.image.name, sample.question, sample.answer) == tuple(row().values())
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "expected"),
+    [
+        ("closed", "a nodule", "closed_vqa"),
+        ("CLOSED ", "yes", "closed_vqa"),  # as VQA-RAD has it
+        ("Open", "yes", "open_vqa"),
+        ("report", "Clear lungs.", "report"),
+        ("open_vqa", "yes", "open_vqa"),
+        (CUT, "Yes", "closed_vqa"),
+        (CUT, "no", "closed_vqa"),
+        (CUT, "yes, a nodule", "open_vqa"),
+        (CUT, "nodule", "open_vqa"),
+    ],
+)
+def test_task_is_the_given_one_or_follows_from_the_answer(
+    make_source: MakeSource, task: Any, answer: str, expected: str
+) -> None:
+    assert only(read_source(make_source([row(task=task, answer=answer)]))).task == expected
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(3, "3"), (0, "0"), (2.5, "2.5"), (" left ", "left")])
+def test_answers_are_read_as_text(make_source: MakeSource, answer: Any, expected: str) -> None:
+    assert only(read_source(make_source([row(answer=answer)]))).answer == expected
+
+
+UNICODE = row(id="é\u2028", image="röntgen-胸部.png", question="Où est\u2028l’œdème ?", answer="肺\u2029水腫")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("table", ["samples.jsonl", "samples.json"])
+def test_unicode_names_and_texts_survive(make_source: MakeSource, png: bytes, table: str, ending: str) -> None:
+    """U+2028 and U+2029 end a line for `str.splitlines`, and are allowed bare inside a JSON string."""
+    text = json.dumps([UNICODE, row()] if table.endswith("json") else UNICODE, ensure_ascii=False) + ending
+    images = {"bilder/röntgen-胸部.png": png, "a.png": png}
+    sample = read_source(make_source(text="\ufeff" + text, table=table, images=images)).samples[0]
+    read = {"id": sample.id, "image": sample.image.name, "question": sample.question, "answer": sample.answer}
+    assert read == UNICODE
+    assert sample.image.exists()
+
+
+def test_csv_with_quotes_and_line_breaks(make_source: MakeSource) -> None:
+    text = 'qid,image_name,question,answer,answer_type,boxes\r\n1,a.png,"One\ntwo, ""three""?",é,OPEN,\r\n'
+    sample = only(read_source(make_source(text=text, table="t.csv")))
+    assert (sample.id, sample.question, sample.answer) == ("1", 'One\ntwo, "three"?', "é")
+    assert (sample.task, sample.boxes) == ("open_vqa", ())
+
+
+def test_csv_boxes_are_json(make_source: MakeSource) -> None:
+    text = 'id,image,question,answer,boxes\n1,a.png,q,a,"[{""x"": 1, ""y"": 2, ""w"": 3, ""h"": 4}]"\n'
+    assert only(read_source(make_source(text=text, table="t.csv"))).boxes == (Box("", 1, 2, 3, 4),)
+
+
+def test_row_without_an_id_is_named_by_its_place(make_source: MakeSource) -> None:
+    assert only(read_source(make_source(text="\n" + json.dumps(row(id=CUT))))).id == "samples.jsonl:2"
+
+
+def test_the_table_itself_may_be_given(make_source: MakeSource) -> None:
+    folder = make_source([row()])
+    (folder / "other.jsonl").write_text(json.dumps(row(id="other")))
+    assert only(read_source(folder / "other.jsonl")).id == "other"
+
+
+@pytest.mark.xfail(strict=True, reason="sources.py read_source: images are looked up by their last name alone")
+def test_images_of_one_name_in_two_folders_stay_apart(make_source: MakeSource, png: bytes) -> None:
+    rows = [row(id=folder, image=f"{folder}/0.png") for folder in ("study-1", "study-2")]
+    folder = make_source(rows, images={"study-1/0.png": png, "study-2/0.png": png})
+    samples = read_source(folder).samples
+    assert [sample.image for sample in samples] == [folder / "study-1" / "0.png", folder / "study-2" / "0.png"]
+    assert samples[0].image_id != samples[1].image_id
+
+
+# Sources that cannot be read at all.
+
+
+def missing(folder: Path) -> None:
+    (folder / "samples.jsonl").unlink()
+    for image in folder.glob("*.png"):
+        image.unlink()
+    folder.rmdir()
+
+
+def no_table(folder: Path) -> None:
+    (folder / "samples.jsonl").unlink()
+
+
+def two_tables(folder: Path) -> None:
+    (folder / "more.csv").write_text("id\n")
+
+
+def empty_table(folder: Path) -> None:
+    (folder / "samples.jsonl").write_text("\n \n")
+
+
+def latin_1(folder: Path) -> None:
+    (folder / "samples.jsonl").write_bytes('{"answer": "œdème"}'.replace("œ", "oe").encode("latin-1"))
+
+
+def broken_json(folder: Path) -> None:
+    (folder / "samples.jsonl").rename(folder / "samples.json")
+
+
+def header_only(folder: Path) -> None:
+    (folder / "samples.jsonl").unlink()
+    (folder / "t.csv").write_text("id,image,question,answer\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (missing, "does not exist; give a folder with a table"),
+        (no_table, "holds no table; a source is one .jsonl, .json or .csv file"),
+        (two_tables, "holds 2 tables (samples.jsonl, more.csv)"),
+        (empty_table, "holds no row"),
+        (header_only, "holds no row"),
+        (latin_1, "is not UTF-8"),
+        (broken_json, "is not JSON: Extra data: line 2"),
+    ],
+)
+def test_unreadable_source_is_bad_input(make_source: MakeSource, spoil: Callable[[Path], None], message: str) -> None:
+    folder = make_source([row(), row(id="q2")])
+    spoil(folder)
+    with pytest.raises(InputError) as raised:
+        read_source(folder)
+    assert message in str(raised.value) and str(folder) in str(raised.value)
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="sources.py _read_table: .json rows need not be objects")
+@pytest.mark.parametrize("content", [{"rows": [row()]}, ["row"], [3], "row"])
+def test_json_that_is_no_list_of_rows_is_bad_input(make_source: MakeSource, content: Any) -> None:
+    source = read_source(make_source(text=json.dumps(content), table="t.json"))
+    refuse_as_bad_input(source)
+
+
+def refuse_as_bad_input(source: Source) -> None:
+    with pytest.raises(InputError):
+        refuse_faults(source, skip_faulty=False)
+
+
+# Faulty rows of a source that can be read.
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "sentence"),
+    [
+        ({"image": CUT}, "image", "is empty; every row needs the name of an image file"),
+        ({"image": ""}, "image", "is empty"),
+        ({"image": "c.png"}, "image", "'c.png' is not below the source folder; add the file"),
+        ({"image": 5}, "image", "5 is not below the source folder"),
+        ({"question": CUT}, "question", "is empty; every row needs a question"),
+        ({"question": " "}, "question", "is empty"),
+        ({"answer": CUT}, "answer", "is empty; every row needs a gold answer"),
+        ({"answer": None}, "answer", "is empty"),
+        ({"answer": "  \n"}, "answer", "is empty"),
+        ({"task": "closedish"}, "task", "'closedish' is unknown; use closed, open or report"),
+        ({"boxes": [{"x": 1, "y": 2, "w": 3}]}, "boxes", "a box needs x, y, width (w), height (h) in pixels"),
+        ({"boxes": [[1, 2, 3, 4]]}, "boxes", "a box needs x, y"),
+        ({"boxes": ["box"]}, "boxes", "a box needs x, y"),
+        ({"boxes": [{"x": "left", "y": 2, "w": 3, "h": 4}]}, "boxes", "a box needs x, y"),
+        ({"boxes": [{"x": 1, "y": 2, "w": 0, "h": 4}]}, "boxes", "a box needs a positive width and height"),
+        ({"boxes": [{"x": 1, "y": 2, "w": 3, "h": -4}]}, "boxes", "a box needs a positive width and height"),
+    ],
+)
+def test_faulty_row_is_named_and_good_rows_are_kept(
+    make_source: MakeSource, changes: dict[str, Any], column: str, sentence: str
+) -> None:
+    source = read_source(make_source([row(), row(id="q2", **changes)]))
+    (fault,) = source.faults
+    assert (fault.row, fault.column) == ("samples.jsonl:2", column)
+    assert sentence in fault.sentence
+    assert [sample.id for sample in source.samples] == ["q1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{broken", "is not JSON"),
+        ("[1, 2]", "is not an object"),
+        ('"row"', "is not an object"),
+        ("{} {}", "is not JSON"),
+    ],
+)
+def test_broken_line_is_named(make_source: MakeSource, line: str, sentence: str) -> None:
+    source = read_source(make_source(text=f"{json.dumps(row())}\n{line}\n"))
+    (fault,) = source.faults
+    assert fault.row == "samples.jsonl:2" and sentence in fault.sentence
+    assert [sample.id for sample in source.samples] == ["q1"]
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        pytest.param("[{", id="broken JSON"),
+        pytest.param("3", id="JSON of a number"),
+        pytest.param(3, id="a number"),
+        pytest.param([{"x": math.nan, "y": 1, "w": 2, "h": 2}], id="NaN"),
+        pytest.param([{"x": 1, "y": 1, "w": math.inf, "h": 2}], id="infinite width"),
+        pytest.param([{"x": 1, "y": 1, "w": 2, "h": 2, "confidence": 3}], id="confidence of 3"),
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="sources.py _boxes: json.loads is outside the try; numbers are not checked")
+def test_less_usual_faulty_boxes_are_faults_of_the_row(make_source: MakeSource, boxes: Any) -> None:
+    (fault,) = read_source(make_source([row(), row(id="q2", boxes=boxes)])).faults
+    assert (fault.row, fault.column) == ("samples.jsonl:2", "boxes")
+
+
+def test_every_fault_of_a_row_and_of_all_rows_is_listed(make_source: MakeSource) -> None:
+    source = read_source(make_source([row(question="", answer="", image="c.png"), row(id="q2", task="?")]))
+    assert [(fault.row, fault.column) for fault in source.faults] == [
+        ("samples.jsonl:1", "image"),
+        ("samples.jsonl:1", "question"),
+        ("samples.jsonl:1", "answer"),
+        ("samples.jsonl:2", "task"),
+    ]
+
+
+def test_second_row_of_an_id_names_the_first(make_source: MakeSource) -> None:
+    source = read_source(make_source([row(), row(question="And what else?"), row(id="q2")]))
+    (fault,) = source.faults
+    assert str(fault) == "samples.jsonl:2 [id]: 'q1' was used by samples.jsonl:1; make ids unique"
+    assert [(sample.id, sample.question) for sample in source.samples] == [
+        ("q1", "What is seen?"),
+        ("q2", "What is seen?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "spoiled", [lambda data: b"", lambda data: b"no image", lambda data: data[: len(data) // 2]],
+    ids=["empty", "unreadable", "truncated"],
+)  # fmt: skip
+def test_bad_image_is_found_before_any_work(
+    make_source: MakeSource, png: bytes, spoiled: Callable[[bytes], bytes]
+) -> None:
+    rows = [row(), row(id="q2", image="b.png"), row(id="q3", image="b.png")]
+    source = read_source(make_source(rows, images={"a.png": png, "b.png": spoiled(png)}))
+    assert [(fault.row, fault.column) for fault in source.faults] == [("q2", "image"), ("q3", "image")]
+    assert all(fault.sentence.startswith("b.png: the image cannot be decoded") for fault in source.faults)
+    assert [sample.id for sample in source.samples] == ["q1"]
+
+
+def test_faulty_rows_are_refused_with_the_remedy(make_source: MakeSource) -> None:
+    source = read_source(make_source([row(), row(id="q2", answer="")]))
+    with pytest.raises(InputError) as raised:
+        refuse_faults(source, skip_faulty=False)
+    assert "1 faulty rows in source. Mend them, or leave those rows out with --skip-faulty." in str(raised.value)
+    assert "samples.jsonl:2 [answer]" in str(raised.value)
+    refuse_faults(source, skip_faulty=True)
+    assert [sample.id for sample in source.samples] == ["q1"]
+
+
+def test_source_without_a_usable_row_is_refused_even_so(make_source: MakeSource) -> None:
+    source = read_source(make_source([row(answer="")]))
+    with pytest.raises(InputError, match="No row is usable"):
+        refuse_faults(source, skip_faulty=True)
+
+
+def test_faultless_source_is_not_refused(make_source: MakeSource) -> None:
+    refuse_faults(read_source(make_source([row()])), skip_faulty=False)
+
+
+# Splits and limits.
+
+
+def questions(count: int, png: bytes, **columns: Callable[[int], Any]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Two questions about each of `count` images, with further columns by the image's number."""
+    rows = [
+        row(id=f"{number}-{part}", image=f"{number}.png", **{name: of(number) for name, of in columns.items()})
+        for number in range(count)
+        for part in "ab"
+    ]
+    return rows, {f"{number}.png": png for number in range(count)}
+
+
+def homes(source: Source, key: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for sample in source.samples:
+        found.setdefault(getattr(sample, key), set()).add(sample.split)
+    return found
+
+
+def test_clean_split_of_the_source_is_kept(make_source: MakeSource, png: bytes) -> None:
+    rows, images = questions(6, png, split=lambda number: "train" if number < 4 else "dev")
+    source = read_source(make_source(rows, images=images))
+    assert source.split_by == "source"
+    assert [sample.split for sample in source.samples] == ["train"] * 8 + ["dev"] * 4
+
+
+def test_split_that_shares_an_image_is_made_anew_by_image(make_source: MakeSource, png: bytes) -> None:
+    rows, images = questions(60, png, split=lambda _: "train")
+    rows[1]["split"] = "test"  # its image is also in train
+    folder = make_source(rows, images=images)
+    source = read_source(folder, seed=1)
+    assert source.split_by == "image"
+    assert all(len(splits) == 1 for splits in homes(source, "image_id").values())
+    shares = [sample.split for sample in source.samples]
+    assert shares.count("train") / 120 == pytest.approx(0.6, abs=0.2)  # 3 standard errors of 60 images
+    assert set(shares) == {"train", "validation", "test"}
+    assert read_source(folder, seed=1).samples == source.samples
+    assert read_source(folder, seed=2).samples != source.samples
+
+
+def test_split_that_shares_a_patient_is_made_anew_by_patient(make_source: MakeSource, png: bytes) -> None:
+    columns = {"split": lambda number: "train" if number % 2 else "test", "patient_id": lambda number: number // 2}
+    rows, images = questions(20, png, **columns)
+    source = read_source(make_source(rows, images=images))
+    assert source.split_by == "patient"
+    assert all(len(splits) == 1 for splits in homes(source, "patient_id").values())
+
+
+def test_missing_split_is_made_and_does_not_depend_on_other_rows(make_source: MakeSource, png: bytes) -> None:
+    rows, images = questions(20, png)
+    every = read_source(make_source(rows, images=images))
+    assert every.split_by == "image"
+    some = read_source(make_source(rows[::-3], images=images, name="some"))
+    assert homes(some, "image_id").items() <= homes(every, "image_id").items()
+
+
+def test_unknown_split_lists_the_known_ones(corpus: Path) -> None:
+    with pytest.raises(InputError, match="no split 'train'; it has preference, supervised, test, validation"):
+        read_source(corpus, "train")
+
+
+def test_limit_is_seeded_stable_and_in_the_sources_order(corpus: Path) -> None:
+    every = [sample.id for sample in read_source(corpus, "test").samples]
+
+    def kept(limit: int, seed: int) -> list[str]:
+        return [sample.id for sample in read_source(corpus, "test", limit, seed).samples]
+
+    assert kept(10, 0) == kept(10, 0)
+    assert set(kept(10, 0)) < set(kept(20, 0)) < set(every)  # more of the same shuffle
+    assert kept(10, 0) != kept(10, 1)
+    assert kept(10, 0) == [id_ for id_ in every if id_ in kept(10, 0)] and len(kept(10, 0)) == 10
+    assert kept(10_000, 0) == every
+
+
+def test_unit_interval_depends_on_its_key_alone() -> None:
+    # the first 8 bytes of the SHA-256 of b"split\x1f0\x1fa", as a fraction of 2^64
+    assert unit_interval("split", 0, "a") == pytest.approx(int("49d8f7b40bc1b803", 16) / 2**64)
+    assert 0 <= unit_interval("x") < 1
+    assert unit_interval("ab", "c") != unit_interval("a", "bc")
+
+
+# Boxed findings without questions, as NIH ChestX-ray14 lists them.
+
+
+def findings(make_source: MakeSource, boxes: Any, labels: list[str], **more: Any) -> dict[str, tuple[str, str, str]]:
+    """{kind: (question, answer, task)} of the one image."""
+    source = read_source(make_source([{"image": "a.png", "boxes": boxes, "labels": labels, **more}]))
+    assert source.faults == []
+    return {s.id.removeprefix("a-"): (s.question, s.answer, s.task) for s in source.samples}
+
+
+MASS = {"label": "Mass", "x": 600, "y": 100, "w": 100, "h": 100}  # in a picture 1024 pixels wide
+EVERY_OTHER = ["Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Nodule", "Pneumonia"]
+
+
+def test_boxed_finding_becomes_three_questions_and_one_about_an_absent_finding(make_source: MakeSource) -> None:
+    # The patient's left is shown on the right. All findings but pneumothorax are labelled or boxed.
+    assert findings(make_source, [MASS], EVERY_OTHER, width=1024) == {
+        "present-0": ("Is there mass in this image?", "yes", "closed_vqa"),
+        "side-0": ("On which side of the patient is the mass?", "left", "open_vqa"),
+        "what-0": ("What abnormality is seen on the left side?", "mass", "open_vqa"),
+        "absent": ("Is there pneumothorax in this image?", "no", "closed_vqa"),
+    }
+
+
+def test_questions_about_a_finding_have_its_box_and_others_none(make_source: MakeSource) -> None:
+    source = read_source(make_source([{"image": "a.png", "boxes": [MASS], "labels": [], "patient_id": "7"}]))
+    boxes = {sample.id: len(sample.boxes) for sample in source.samples}
+    assert boxes == {"a-present-0": 1, "a-side-0": 1, "a-what-0": 1, "a-absent": 0}
+    assert {sample.patient_id for sample in source.samples} == {"7"}
+
+
+def test_image_without_boxes_is_asked_about_an_absent_finding_only(make_source: MakeSource) -> None:
+    found = findings(make_source, [], [*EVERY_OTHER, "Mass"])
+    assert found == {"absent": ("Is there pneumothorax in this image?", "no", "closed_vqa")}
+
+
+def test_infiltrate_is_called_infiltration_in_questions(make_source: MakeSource) -> None:
+    found = findings(make_source, [{**MASS, "label": "Infiltrate"}], ["Infiltration"])
+    assert found["present-0"][0] == "Is there infiltration in this image?"
+
+
+@pytest.mark.xfail(strict=True, reason="sources.py _questions drops `width`: every picture counts as 1024 pixels wide")
+def test_side_follows_from_the_pictures_own_width(make_source: MakeSource) -> None:
+    found = findings(make_source, [{**MASS, "x": 25, "w": 5}], [], width=32)  # a.png is 32 pixels wide
+    assert found["side-0"][1] == "left"
+
+
+@pytest.mark.xfail(strict=True, reason="sources.py _findings_to_questions: 'Infiltrate' is mended in questions only")
+def test_boxed_infiltrate_is_not_asked_for_as_absent(make_source: MakeSource) -> None:
+    labels = ["Mass", "Pneumothorax", *(name for name in EVERY_OTHER if name != "Infiltration")]
+    found = findings(make_source, [{**MASS, "label": "Infiltrate"}], labels)
+    assert "absent" not in found or found["absent"][0] != "Is there infiltration in this image?"
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="sources.py _findings_to_questions: no finding is absent")
+def test_image_with_every_finding_has_no_question_about_an_absent_one(make_source: MakeSource) -> None:
+    assert findings(make_source, [], [*EVERY_OTHER, "Mass", "Pneumothorax"]) == {}
+
+
+@pytest.mark.xfail(strict=True, reason="sources.py _findings_to_questions: each box is asked about alone")
+def test_two_findings_of_one_side_do_not_contradict_each_other(make_source: MakeSource) -> None:
+    found = findings(make_source, [MASS, {**MASS, "label": "Nodule"}], [])
+    questions = [question for question, _, _ in found.values()]
+    assert len(questions) == len(set(questions))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        pytest.param([{"label": "Mass", "x": 1}], id="incomplete"),
+        pytest.param(["Mass"], id="no object"),
+        pytest.param([{**MASS, "x": "left"}], id="not a number"),
+        pytest.param("[{", id="broken JSON"),
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="sources.py _findings_to_questions reads boxes before _boxes has checked them")
+def test_faulty_boxes_of_findings_are_faults_of_the_row(make_source: MakeSource, boxes: Any) -> None:
+    source = read_source(make_source([{"image": "a.png", "boxes": boxes, "labels": ["Mass"]}]))
+    assert source.faults and {fault.column for fault in source.faults} == {"boxes"}

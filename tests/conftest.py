@@ -44,6 +44,24 @@ def tiny_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random YOLOS that reports 5 boxes an image, of two labels."""
+    import torch
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("models") / "yolos"
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[64, 64],
+        patch_size=16, num_detection_tokens=5, id2label={0: "mass", 1: "fluid"}, label2id={"mass": 0, "fluid": 1},
+        initializer_range=0.5,
+    )  # fmt: skip
+    YolosForObjectDetection(config).save_pretrained(folder)
+    YolosImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def preferences(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A curated dataset folder: the corpus's preference split with the tiny model as target, both kinds of pairs."""
     from mmedpo.curation.pipeline import Settings, curate_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.workdir import REPORTED_PACKAGES, Ledger, output_folder, read_json, versions, write_json
+from mmedpo.workdir import REPORTED_PACKAGES, Ledger, output_folder, portable, read_json, versions, write_json
 
 
 def partial_of(output: Path) -> Path:
@@ -137,6 +137,20 @@ def test_unreadable_json_is_bad_input_that_names_the_file(tmp_path: Path, conten
 
 def test_versions_names_every_reported_package() -> None:
     assert set(REPORTED_PACKAGES) <= versions().keys() <= {*REPORTED_PACKAGES, "commit"}
+
+
+def test_records_name_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable(str(tmp_path / "runs" / "tiny")) == "runs/tiny"
+    assert portable("/data/models/tiny") == "tiny"
+    for name in ("org/model", "runs/tiny", "standin:rules", "http://host/v1#model"):
+        assert portable(name) == name
+
+
+@pytest.mark.parametrize("name", ["detector:/data/models/yolos", "--source=/data/clinic"])
+@pytest.mark.xfail(strict=True, reason="workdir.py portable: only a name that is an absolute path as a whole is cut")
+def test_records_name_no_folder_inside_an_option(name: str) -> None:
+    assert "data/" not in portable(name)
 
 
 def test_ledger_keeps_what_was_put(tmp_path: Path) -> None:

@@ -21,24 +21,6 @@ def reports(corpus: Path) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random YOLOS that always reports 5 boxes, of two labels."""
-    import torch
-    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("detector") / "yolos"
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[64, 64],
-        patch_size=16, num_detection_tokens=5, id2label={0: "mass", 1: "fluid"}, label2id={"mass": 0, "fluid": 1},
-        initializer_range=0.5,
-    )  # fmt: skip
-    YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def zero_shot_detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random OWL-ViT whose tokenizer knows single letters."""
     import torch

@@ -1,0 +1,51 @@
+"""The quickstart over several seeds and all arms: what preference training adds on phantoms, and what it does not.
+
+Run     python benchmarks/phantom_seeds.py --seeds 0 1 2 --output runs/seeds
+Writes  runs/seeds/SEED/ (a whole quickstart each; finished ones are not run again) and prints a Markdown table of the
+        differences to each seed's own starting model, with 95 % paired-bootstrap intervals over images.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from mmedpo.workdir import read_json
+
+METRICS = ("overall_accuracy", "closed_accuracy", "open_recall")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", default="test", help="test, or validation while choosing settings")
+    parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    print("| seed | arm | " + " | ".join(f"{name}: value (difference to the start)" for name in METRICS) + " |")
+    print("|---" * (2 + len(METRICS)) + "|")
+    for seed in arguments.seeds:
+        folder = arguments.output / str(seed)
+        if not (folder / "report.html").exists():
+            command = ["-m", "mmedpo.cli", "quickstart", "--all-arms", "--seed", str(seed), "--output", str(folder)]
+            with (arguments.output / f"{seed}.log").open("w") as log:
+                subprocess.run(
+                    [sys.executable, *command, "--split", arguments.split, "--resume"],
+                    check=True, stdout=log, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+        comparison = read_json(folder / "results" / "comparison.json")
+        for arm in comparison["runs"]:
+            cells = [_cell(comparison["metrics"][name][arm]) for name in METRICS]
+            print(f"| {seed} | {arm} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(entry: dict[str, float]) -> str:
+    value = f"{100 * entry['value']:.1f}"
+    if "difference" not in entry:
+        return value
+    low, high = 100 * entry["difference_low"], 100 * entry["difference_high"]
+    return f"{value} ({100 * entry['difference']:+.1f} [{low:+.1f}, {high:+.1f}])"
+
+
+if __name__ == "__main__":
+    main()

@@ -187,9 +187,7 @@ def test_mask_coverage_in_the_manifest_is_that_of_the_rows(
     assert manifest(preferences)["mask_coverage"] == pytest.approx({"mean": np.mean(shares), "max": max(shares)})
 
 
-def test_noise_depends_on_seed_and_row_alone(
-    corpus: Path, visual_pairs: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_noise_depends_on_seed_and_row_alone(corpus: Path, visual_pairs: list[dict[str, Any]], tmp_path: Path) -> None:
     """A run over other questions, without a model, noises the images it shares with `preferences` alike."""
     everything = {row["id"]: np.asarray(row["rejected_images"][0]).tobytes() for row in visual_pairs}
     for seed, alike in ((0, True), (1, False)):
@@ -360,7 +358,9 @@ def test_no_folder_of_a_detector_is_recorded(corpus: Path, detector: Path, tmp_p
 
 
 @pytest.mark.xfail(strict=True, reason="schema.py image_fault: Pillow names the BytesIO object it was given")
-def test_rejected_images_are_told_the_same_way_in_every_run(make_source: MakeSource, png: bytes, tmp_path: Path) -> None:
+def test_rejected_images_are_told_the_same_way_in_every_run(
+    make_source: MakeSource, png: bytes, tmp_path: Path
+) -> None:
     rows_ = [question(), question(id="r", image="b.png")]
     source = make_source(rows_, images={"a.png": png, "b.png": b"no image"})
     (line,) = rejects(curate(tmp_path / "out", Settings(source=source, skip_faulty=True)))

@@ -57,7 +57,7 @@ def curate(
         str, typer.Option("--judges", help="Comma-separated chat models that score clinical relevance.")
     ] = "standin:strict,standin:lenient,standin:lexical",
     localizer: Annotated[
-        str, typer.Option("--localizer", help="boxes (from the data), detector:HUB-ID, standin:asymmetry.")
+        str, typer.Option("--localizer", help="boxes (from the data), detector:HUB-ID, standin:centre.")
     ] = "boxes",
     split: Split = None,
     limit: Limit = None,
@@ -252,9 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except AlreadyFinished as finished:
         console.print(str(finished))
     except InputError as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer's own word for Ctrl-C
+            raise
         errors.print("Interrupted. What is finished is kept; run the same command with --resume to go on.")
         raise SystemExit(130) from None
 

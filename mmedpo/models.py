@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.max_new_tokens < 1:
             raise InputError(f"samples ({self.samples}) and max_new_tokens ({self.max_new_tokens}) must be at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise InputError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1].")
         if self.samples > 1 and self.temperature == 0:
             raise InputError(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature.")
@@ -74,6 +75,7 @@ class VisionLanguageModel:
 
     def __init__(self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto") -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
 
         self.name, self.adapter = name, adapter
@@ -81,7 +83,10 @@ class VisionLanguageModel:
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
+        try:
+            model: Any = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"The weights of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         if adapter is not None:
             model = _with_adapter(model, name, adapter)
@@ -154,17 +159,19 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def open_rgb(path: Path) -> Image:
-    """An image file as RGB; 16-bit greyscale is scaled by its own range, since a plain conversion would clip it."""
+    """An image file as RGB, upright; 16-bit greyscale is scaled by its own range, where a conversion would clip it."""
     from PIL import Image as pillow
+    from PIL import ImageOps
 
-    with pillow.open(path) as image:
-        if image.mode.startswith("I"):
+    with pillow.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if is_deep(image):
             values = np.asarray(image, dtype=np.float64)
             spread = max(values.max() - values.min(), 1.0)
             return pillow.fromarray(np.uint8((values - values.min()) * 255 / spread)).convert("RGB")
         return image.convert("RGB")
 
 
-def describe(sampling: Sampling) -> dict[str, Any]:
-    """The sampling settings as recorded in results."""
-    return asdict(sampling)
+def is_deep(image: Image) -> bool:
+    """True for more than 8 bits a channel (16-bit greyscale, 32-bit integers, floats)."""
+    return image.mode[0] in "IF"

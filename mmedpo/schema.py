@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
 
 def message_text(messages: list[dict[str, str]]) -> str:
     """The text of a conversation's last message ("" when there is none)."""
-    return messages[-1]["content"] if messages else ""
+    return (messages[-1]["content"] or "") if messages else ""
 
 
 def text_fault(chosen: str, rejected: str, task: str) -> str | None:
@@ -107,7 +107,9 @@ def image_fault(image: Any) -> str | None:
         data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        return "the image is in no known format; replace the file or drop the row"
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         return f"the image cannot be decoded ({error}); replace the file or drop the row"
     return None
 
@@ -115,7 +117,7 @@ def image_fault(image: Any) -> str | None:
 def _number_fault(value: Any, low: float, high: float) -> str | None:
     if value is None or math.isnan(value):
         return f"is {'missing' if value is None else 'not a number'}; every row needs one"
-    if not low <= value <= high:
+    if not low <= value <= high or math.isinf(value):
         return f"is {value:g}, outside [{low:g}, {high:g}]"
     return None
 
@@ -140,9 +142,13 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
     add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))
     for column in ("task", "dispreference", "provenance"):
         add(column, "is missing; every row needs one" if row[column] is None else None)
-    if row["rejected_images"] is None and row["chosen"] and row["rejected"] and row["task"] is not None:
+    add("rejected_images", "is an empty list; null means the same images" if row["rejected_images"] == [] else None)
+    chosen, rejected = message_text(row["chosen"] or []), message_text(row["rejected"] or [])
+    if row["rejected_images"] and row["rejected_images"] == row["images"] and chosen == rejected:
+        add("rejected_images", "both sides are equal, images and texts; nothing can be learned from it")
+    if row["rejected_images"] is None and chosen and rejected and row["task"] is not None:
         task = row["task"] if isinstance(row["task"], str) else TASKS[row["task"]]
-        add("rejected", text_fault(message_text(row["chosen"]), message_text(row["rejected"]), task))
+        add("rejected", text_fault(chosen, rejected, task))
     return faults
 
 

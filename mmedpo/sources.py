@@ -8,17 +8,18 @@ list, for one) become questions about those findings.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmedpo import findings
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import TASKS, image_fault
-from mmedpo.text import polarity
+from mmedpo.text import polarity, unit_interval
 
 COLUMNS = {
     "id": ("id", "qid", "question_id"),
@@ -30,6 +31,7 @@ COLUMNS = {
     "patient_id": ("patient_id", "subject_id"),
     "boxes": ("boxes",),
     "labels": ("labels",),
+    "width": ("width",),
     "source": ("source",),
     "license": ("license",),
 }
@@ -98,11 +100,11 @@ def read_source(path: Path, split: str | None = None, limit: int | None = None, 
     table = _find_table(path)
     root = table.parent
     name = root.resolve().name
-    images = {file.name: file for file in sorted(root.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES}
+    images = _images(root)
     source = Source(name, KNOWN_LICENSES.get(name, "unknown"), [])
     taken: dict[str, str] = {}
     for where, row in _questions(table):
-        sample, faults = _sample(where, row, images, source)
+        sample, faults = _sample(where, row, root, images, source)
         if sample and taken.setdefault(sample.id, where) != where:
             faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
         source.faults += faults
@@ -123,12 +125,6 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
     if source.faults and not (skip_faulty and source.samples):
         remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
         raise InputError(f"{len(source.faults)} faulty rows in {source.name}. {remedy}", source.faults)
-
-
-def unit_interval(*key: object) -> float:
-    """A number in [0, 1) that depends on nothing but `key`: the same on every machine and Python."""
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _find_table(path: Path) -> Path:
@@ -157,8 +153,10 @@ def _read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{table} is not JSON: {error}.") from None
+        if not isinstance(rows, list):
+            raise InputError(f"{table} holds a {type(rows).__name__}; it must be a list with one object a question.")
         for number, row in enumerate(rows, start=1):
-            yield f"{table.name}[{number}]", row
+            yield f"{table.name}[{number}]", row if isinstance(row, dict) else {"_broken": "is not an object"}
     else:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
@@ -177,56 +175,29 @@ def _questions(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         if "_broken" in raw:
             yield where, {**row, "_broken": raw["_broken"]}
-        elif row["question"] is None and row["labels"] is not None:
-            yield from _findings_to_questions(where, row)
+        elif row["question"] is None and row["labels"] is not None and _boxes(row["boxes"])[1] is None:
+            for kind, changed in findings.ask(row):
+                yield f"{where} ({kind})", {**row, **changed}
         else:
             yield where, row
 
 
-def _findings_to_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Questions about an image's boxed findings. Absence rests on image-level labels, which may be text-mined."""
-    stem = Path(str(row["image"])).stem
-    boxes = row["boxes"] or []
-    vocabulary = (
-        "Atelectasis",
-        "Cardiomegaly",
-        "Effusion",
-        "Infiltration",
-        "Mass",
-        "Nodule",
-        "Pneumonia",
-        "Pneumothorax",
-    )
-
-    def question(kind: str, text: str, answer: str, task: str, shown: list[Any]) -> tuple[str, dict[str, Any]]:
-        changed = {"id": f"{stem}-{kind}", "question": text, "answer": answer, "task": task, "boxes": shown}
-        return f"{where} ({kind})", {**row, **changed}
-
-    for number, box in enumerate(boxes):
-        finding = str(box.get("label", "")).replace("Infiltrate", "Infiltration").lower()
-        side = "right" if box["x"] + box["w"] / 2 < row.get("width", 1024) / 2 else "left"
-        yield question(f"present-{number}", f"Is there {finding} in this image?", "yes", "closed_vqa", [box])
-        yield question(f"side-{number}", f"On which side of the patient is the {finding}?", side, "open_vqa", [box])
-        yield question(f"what-{number}", f"What abnormality is seen on the {side} side?", finding, "open_vqa", [box])
-    absent = [name for name in vocabulary if name not in row["labels"] and name not in {b.get("label") for b in boxes}]
-    finding = absent[int(unit_interval(stem) * len(absent))].lower()
-    yield question("absent", f"Is there {finding} in this image?", "no", "closed_vqa", [])
-
-
 def _sample(
-    where: str, row: dict[str, Any], images: Mapping[str, Path], source: Source
+    where: str, row: dict[str, Any], root: Path, images: Mapping[str, list[Path]], source: Source
 ) -> tuple[Sample | None, list[Fault]]:
     """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
     if "_broken" in row:
         return None, [Fault(where, "(row)", f"{row['_broken']}; each line is one JSON object")]
     faults = []
-    answer = "" if row["answer"] is None else str(row["answer"]).strip()
-    question = "" if row["question"] is None else str(row["question"]).strip()
-    image = images.get(Path(str(row["image"])).name) if row["image"] else None
+    answer, question = (_text(row[column]) for column in ("answer", "question"))
+    found = _matches(root, images, row["image"])
+    image = found[0] if len(found) == 1 else None
     if row["image"] is None:
         faults.append(Fault(where, "image", "is empty; every row needs the name of an image file"))
-    elif image is None:
+    elif not found:
         faults.append(Fault(where, "image", f"{row['image']!r} is not below the source folder; add the file"))
+    elif image is None:
+        faults.append(Fault(where, "image", f"{row['image']!r} is the name of {len(found)} files; give its whole path"))
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
@@ -239,12 +210,36 @@ def _sample(
         faults.append(Fault(where, "boxes", sentence))
     if faults or image is None or task is None:
         return None, faults
+    patient = None if row["patient_id"] is None else str(row["patient_id"])
     return Sample(
         id=str(where if row["id"] is None else row["id"]), image=image, question=question, answer=answer, task=task,
-        image_id=image.name, patient_id=None if row["patient_id"] is None else str(row["patient_id"]),
+        image_id=image.relative_to(root).as_posix(), patient_id=patient,
         split=str(row["split"] or ""), boxes=boxes, source=str(row["source"] or source.name),
         license=str(row["license"] or source.license),
     ), []  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    """A cell as text; half a surrogate pair, which no file can hold, becomes a replacement character."""
+    return "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def _images(root: Path) -> dict[str, list[Path]]:
+    """All image files below `root` by their base name."""
+    images: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            images.setdefault(file.name, []).append(file)
+    return images
+
+
+def _matches(root: Path, images: Mapping[str, list[Path]], name: Any) -> list[Path]:
+    """The files that `name` may mean: those whose path ends in it, or else those of its base name."""
+    given = Path(str(name))
+    candidates = images.get(given.name, [])
+    exact = [file for file in candidates if file.relative_to(root).parts[-len(given.parts) :] == given.parts]
+    whole = [file for file in exact if file.relative_to(root) == given]
+    return whole or exact or candidates
 
 
 def _task(given: Any, answer: str) -> str | None:
@@ -254,17 +249,20 @@ def _task(given: Any, answer: str) -> str | None:
 
 
 def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
+    """Boxes of a row (a list, or its JSON in a CSV cell), or what is wrong with them."""
     boxes = []
-    for entry in json.loads(given) if isinstance(given, str) else given or []:
-        try:
-            x, y = float(entry["x"]), float(entry["y"])
-            width = float(entry["width"] if "width" in entry else entry["w"])
-            height = float(entry["height"] if "height" in entry else entry["h"])
+    try:
+        entries = json.loads(given) if isinstance(given, str) else given or []
+        for entry in entries:
+            sides = (entry["x"], entry["y"], entry.get("width", entry.get("w")), entry.get("height", entry.get("h")))
+            x, y, width, height = map(float, sides)
             boxes.append(Box(str(entry.get("label", "")), x, y, width, height, float(entry.get("confidence", 1.0))))
-        except (KeyError, TypeError, ValueError) as error:
-            return (), f"a box needs x, y, width (w), height (h) in pixels, got {entry!r} ({error!r})"
-        if boxes[-1].width <= 0 or boxes[-1].height <= 0:
-            return (), f"a box needs a positive width and height in pixels, got {entry!r}"
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"
+    for box in boxes:
+        finite = all(map(math.isfinite, (box.x, box.y, box.width, box.height)))
+        if not finite or box.width <= 0 or box.height <= 0 or not 0 <= box.confidence <= 1:
+            return (), f"a box needs a positive size in pixels and a confidence in [0, 1], got {box}"
     return tuple(boxes), None
 
 

@@ -1,8 +1,10 @@
-"""Words and polarity of short medical answers, shared by the schema's row rules, curation and the metrics."""
+"""Words and polarity of short medical answers, and chance that depends on a text alone."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from typing import Literal
 
 Polarity = Literal["yes", "no"]
@@ -11,8 +13,11 @@ _WORD = re.compile(r"\w+(?:['’.-]\w+)*", re.UNICODE)
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words of `text`; inner apostrophes, points and hyphens stay ("t2-weighted", "3.5", "crohn's")."""
-    return _WORD.findall(text.casefold())
+    """Lower-cased words of `text`; inner apostrophes, points and hyphens stay ("t2-weighted", "3.5", "crohn's").
+
+    Accents compare equal however they are encoded (Unicode NFC).
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def polarity(text: str) -> Polarity | None:
@@ -30,3 +35,9 @@ def carries(text: str, answer: str) -> bool:
     """True if the words of `answer` occur in `text`, whole and in order ("effusion" is not in "effusions")."""
     needle, hay = words(answer), words(text)
     return bool(needle) and any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1))
+
+
+def unit_interval(*key: object) -> float:
+    """A number in [0, 1) that depends on nothing but `key`: the same on every machine and Python."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ REPORTED_PACKAGES = (
     "huggingface-hub",
     "pillow",
 )
+
+ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,11 +69,13 @@ def versions() -> dict[str, str]:
 
 def portable(name: str) -> str:
     """A name fit for a record that others read: a path below the current folder becomes relative, any other absolute
-    path its last part; all else (Hub ids, options) stays."""
-    path = Path(name)
-    if not path.is_absolute():
-        return name
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    path its last part, also inside an option ("detector:/a/b"); all else (Hub ids, URLs) stays."""
+
+    def shortened(found: re.Match[str]) -> str:
+        path = Path(found[0])
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+
+    return ABSOLUTE_PATH.sub(shortened, name)
 
 
 @contextmanager
@@ -84,6 +89,7 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
         InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; the disk is full.
         AlreadyFinished: `resume` and `output` is complete.
     """
+    output = output.resolve()
     partial = output.with_name(output.name + ".partial")
     if output.exists():
         if resume:

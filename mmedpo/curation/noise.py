@@ -28,7 +28,8 @@ def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Gener
     Args:
         image: uint8 H x W or H x W x C.
         mask: bool H x W, true where noise goes.
-        step: k in 1 .. 1000; at 500 a fifth of the amplitude is noise, at 1000 the lesion is gone.
+        step: k in 1 .. 1000; at 500 the image keeps 86 % of its amplitude and noise has 50 %, at 800
+            47 % and 88 %, at 1000 29 % and 96 %.
         rng: the only source of chance.
 
     Returns:

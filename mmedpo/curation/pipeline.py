@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.progress import track
 
@@ -21,8 +21,8 @@ from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import Localizer, open_localizer
 from mmedpo.errors import InputError
 from mmedpo.models import Sampling, VisionLanguageModel, open_rgb
-from mmedpo.sources import Sample, Source, read_source, refuse_faults, unit_interval
-from mmedpo.text import words
+from mmedpo.sources import Sample, Source, read_source, refuse_faults
+from mmedpo.text import unit_interval, words
 from mmedpo.workdir import Ledger, portable, versions, write_json
 
 CHUNK = 32  # questions a step finishes before they are recorded
@@ -52,6 +52,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.weights not in weights.METHODS:
             raise InputError(f"The weight method {self.weights!r} is unknown; use one of {', '.join(weights.METHODS)}.")
+        if self.style not in get_args(hallucinate.Style):
+            raise InputError(f"The style {self.style!r} is unknown; use {' or '.join(get_args(hallucinate.Style))}.")
         if not 1 <= self.noise_step <= 1000:
             raise InputError(f"The noise step is {self.noise_step}; it must be in 1 .. 1000.")
 

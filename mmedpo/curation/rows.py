@@ -6,13 +6,14 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmedpo.curation.noise import box_mask, diffuse
-from mmedpo.models import open_rgb
+from mmedpo.models import is_deep, open_rgb
 from mmedpo.sources import Box, Sample
 from mmedpo.workdir import Ledger
 
@@ -88,7 +89,7 @@ def dataset_rows(
         row_id = f"{sample.source}/{sample.id}/{pair.dispreference}"
         row: dict[str, Any] = {
             "id": row_id,
-            "images": [{"bytes": sample.image.read_bytes(), "path": sample.image.name}],
+            "images": [_original(sample.image)],
             "rejected_images": None,
             "prompt": _message("user", sample.question),
             "chosen": _message("assistant", sample.answer),
@@ -140,8 +141,8 @@ def _message(role: str, content: str) -> list[dict[str, str]]:
 def _coverage_fault(sample: Sample, boxes: Sequence[Box]) -> str | None:
     if not boxes:
         return "no lesion was found"
-    with Image.open(sample.image) as image:
-        mask = box_mask(boxes, image.height, image.width)
+    image = open_rgb(sample.image)
+    mask = box_mask(boxes, image.height, image.width)
     if not mask.any():
         return "the lesion lies outside the image"
     if mask.mean() > LARGEST_COVERAGE:
@@ -155,13 +156,25 @@ def _noised(sample: Sample, boxes: Sequence[Box], makers: Makers, row_id: str) -
     Greyscale files stay greyscale, so that the noise has no colour that the image could not have.
     """
     with Image.open(sample.image) as opened:
-        grey = opened.mode in ("L", "1", "I", "I;16", "F")
+        grey = opened.mode in ("L", "1") or is_deep(opened)
     image = open_rgb(sample.image)
     pixels = np.asarray(image.convert("L") if grey else image)
     mask = box_mask(boxes, *pixels.shape[:2])
     digest = hashlib.sha256(f"{makers.seed}/{row_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    noised = _png(Image.fromarray(diffuse(pixels, mask, makers.noise_step, rng)), f"{sample.image.stem}-noised.png")
+    return [noised], float(mask.mean())
+
+
+def _original(path: Path) -> dict[str, Any]:
+    """The file as it is; more than 8 bits a channel become 8, as on the noised side, for few processors read them."""
+    with Image.open(path) as opened:
+        if is_deep(opened):
+            return _png(open_rgb(path).convert("L"), f"{path.stem}.png")
+    return {"bytes": path.read_bytes(), "path": path.name}
+
+
+def _png(image: Image.Image, name: str) -> dict[str, Any]:
     buffer = io.BytesIO()
-    Image.fromarray(diffuse(pixels, mask, makers.noise_step, rng)).save(buffer, "PNG")
-    name = f"{sample.image.stem}-noised.png"
-    return [{"bytes": buffer.getvalue(), "path": name}], float(mask.mean())
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": name}

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.progress import track
 
-from mmedpo.errors import InputError
-from mmedpo.evaluation.score import PROTOCOLS, score_folder
+from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation.score import PROTOCOLS, question_faults, score_folder
 from mmedpo.models import Sampling, VisionLanguageModel, open_rgb
 from mmedpo.sources import Sample
 from mmedpo.workdir import Ledger, portable, versions, write_json
@@ -39,7 +39,11 @@ def evaluate(
     """
     if sampling.samples != 1:
         raise InputError(f"An evaluation takes one answer a question, not {sampling.samples}.")
-    _write_lines(folder / "questions.jsonl", [_question(sample) for sample in samples])
+    questions = [_question(sample) for sample in samples]
+    faults = [Fault(row["id"], column, said) for row in questions for column, said in question_faults(row)]
+    if faults:
+        raise InputError(f"{len(faults)} questions cannot be scored:", faults)
+    _write_lines(folder / "questions.jsonl", questions)
     ledger = Ledger(folder / "answers.ledger")
     ordered = sorted(samples, key=lambda sample: (len(sample.question), sample.id))
     starts = range(0, len(ordered), batch_size)
@@ -47,15 +51,13 @@ def evaluate(
         batch = ordered[start : start + batch_size]
         if all(sample.id in ledger for sample in batch):
             continue
-        questions = [(open_rgb(sample.image), sample.question) for sample in batch]
-        answers = model.answer(questions, Sampling(**{**asdict(sampling), "seed": sampling.seed + start}))
+        shown = [(open_rgb(sample.image), sample.question) for sample in batch]
+        answers = model.answer(shown, Sampling(**{**asdict(sampling), "seed": sampling.seed + start}))
         for sample, (answer,) in zip(batch, answers, strict=True):
             ledger.put(sample.id, answer)
     _write_lines(
         folder / "predictions.jsonl", [{"id": sample.id, "prediction": ledger[sample.id]} for sample in samples]
     )
-    ledger.close()
-    ledger.path.unlink()
     results = {
         "format": "mmedpo.results/1", **(record or {}), "versions": versions(), "seed": sampling.seed,
         "model": portable(model.name), "revision": model.revision,
@@ -64,6 +66,8 @@ def evaluate(
         "metrics": score_folder(folder),
     }  # fmt: skip
     write_json(folder / "results.json", results)
+    ledger.close()
+    ledger.path.unlink()
     return results
 
 

@@ -32,7 +32,7 @@ def score_folder(folder: Path, meteor_variant: str = "nltk_exact_stem") -> Row:
     questions, faults = read_by_id(folder / "questions.jsonl")
     predictions, more = read_by_id(folder / "predictions.jsonl")
     faults += more
-    faults += [Fault(id_, column, said) for id_, row in questions.items() for column, said in _question_faults(row)]
+    faults += [Fault(id_, column, said) for id_, row in questions.items() for column, said in question_faults(row)]
     for id_ in [*questions, *(id_ for id_ in predictions if id_ not in questions)]:
         sentence = _join_fault(id_ in questions, predictions.get(id_))
         faults += [Fault(id_, "prediction", sentence)] if sentence else []
@@ -85,7 +85,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _question_faults(row: Row) -> list[tuple[str, str]]:
+def question_faults(row: Row) -> list[tuple[str, str]]:
     task, reference = row.get("task"), row.get("reference")
     faults = []
     if task not in TASKS:

@@ -108,14 +108,13 @@ def compare(runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, com
 
 
 def rows(comparison: Row) -> list[list[str]]:
-    """The metrics as a table of strings, headings first: each run's value [interval], and its difference (Δ)."""
-    baseline, others = comparison["baseline"], comparison["runs"][1:]
-    table = [["metric", baseline, *(heading for name in others for heading in (name, f"Δ {name}"))]]
+    """The metrics as a table of strings, headings first: a row for each metric and run, with 95 % intervals."""
+    baseline = comparison["baseline"]
+    table = [["metric", "run", "value [95 % interval]", f"difference to {baseline}"]]
     for metric, entries in comparison["metrics"].items():
-        row = [metric, _cell(entries[baseline], INTERVAL)]
-        for name in others:
-            row += [_cell(entries[name], INTERVAL), "Δ " + _cell(entries[name], DIFFERENCE, "+")]
-        table.append(row)
+        for name in comparison["runs"]:
+            difference = "" if name == baseline else _cell(entries[name], DIFFERENCE, "+")
+            table.append([metric if name == baseline else "", name, _cell(entries[name], INTERVAL), difference])
     return table
 
 

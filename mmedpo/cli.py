@@ -224,7 +224,8 @@ def _invoke(arguments: Sequence[str]) -> None:
     typed, sys.argv[1:] = sys.argv[1:], list(arguments)
     console.rule(escape(_command()), align="left")
     try:
-        app(list(arguments), standalone_mode=False)
+        if app(list(arguments), standalone_mode=False) == 130:  # typer's own word for Ctrl-C
+            raise KeyboardInterrupt
     except AlreadyFinished as finished:
         console.print(str(finished))
     finally:
@@ -255,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != 130:  # typer's own word for Ctrl-C
+        if isinstance(stop, SystemExit) and stop.code != 130:
             raise
         errors.print("Interrupted. What is finished is kept; run the same command with --resume to go on.")
         raise SystemExit(130) from None

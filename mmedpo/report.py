@@ -191,7 +191,11 @@ def _forest(comparison: Mapping[str, Any]) -> str | None:
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
         for number, run in enumerate(runs):
-            at = [y + 0.22 * (number - (len(runs) - 1) / 2) for y, (_, cells) in enumerate(rows) if run in cells]
+            at = [
+                y + min(0.22, 0.7 / len(runs)) * (number - (len(runs) - 1) / 2)
+                for y, (_, cells) in enumerate(rows)
+                if run in cells
+            ]
             cells = [cells[run] for _, cells in rows if run in cells]
             x = [100 * cell["difference"] for cell in cells]
             low = [100 * (cell["difference"] - cell["difference_low"]) for cell in cells]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -246,6 +247,8 @@ def _shown(value: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; turns exceptions into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the commands show their own
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for whoever develops with them
     if argv is not None:
         sys.argv[1:] = argv
     try:

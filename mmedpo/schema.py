@@ -196,22 +196,18 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
 
     Rows are streamed: images are {"bytes", "path"} dicts. Raises InputError with all faults if a row breaks a rule.
     """
-    from datasets import Dataset, disable_progress_bars, enable_progress_bars
+    from datasets import Dataset
 
-    disable_progress_bars()
-    try:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            dataset = Dataset.from_generator(
-                lambda: iter(rows), features=_features(), cache_dir=scratch, fingerprint=f"mmedpo-{split}"
-            )
-            faults = validate(dataset)
-            if faults:
-                raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
-            target = folder / "data" / f"{split}-00000-of-00001.parquet"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            dataset.to_parquet(str(target))
-    finally:
-        enable_progress_bars()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        dataset = Dataset.from_generator(
+            lambda: iter(rows), features=_features(), cache_dir=scratch, fingerprint=f"mmedpo-{split}"
+        )
+        faults = validate(dataset)
+        if faults:
+            raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
+        target = folder / "data" / f"{split}-00000-of-00001.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        dataset.to_parquet(str(target))
 
 
 def load_splits(path: str) -> DatasetDict:

@@ -114,15 +114,23 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
         if fresh and not any(file.stat().st_size for file in partial.rglob("*.ledger")):
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"No space left on the disk of {output.parent}. What was finished is kept in {partial}: "
                 "free some space and run the same command with --resume."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
-            raise InputError(f"Cannot write {error.filename or output}: {error.strerror}.") from error
+        if cause is not None and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise InputError(f"Cannot write {cause.filename or output}: {cause.strerror}.") from error
         raise
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind `error`; libraries wrap it in their own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _refuse_other_settings(before: dict[str, Any], now: dict[str, Any], partial: Path) -> None:

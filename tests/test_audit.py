@@ -93,7 +93,7 @@ def test_contradictions_are_counted_each_once(tmp_path: Path) -> None:
     found = audit.audit(str(write(rows, tmp_path / "pairs")))
     names = ("identical_pairs", "gold_in_rejected", "same_polarity", "zero_weights", "repeated_questions")
     assert [found[name] for name in names] == [2, 1, 1, 1, 1]
-    assert {fault["row"] for fault in found["faults"]} == {row["id"] for row in rows[:3]}
+    assert {fault["row"] for fault in found["faults"]} == {row["id"] for row in (*rows[:3], rows[6])}
 
 
 def test_a_missing_column_is_a_fault_and_the_rest_is_counted(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ VISUAL = {"rejected_images": [picture(PIXELS // 2)], "rejected": says("a nodule"
         {"task": "closed_vqa", "chosen": says("yes"), "rejected": says("no")},
         # a report may deny in both sides and repeat much of the gold text
         {"task": "report", "chosen": says("There is no mass."), "rejected": says("There is no mass. No effusion.")},
+        {**VISUAL, "rejected": says("a mass"), "rejected_images": [picture()]},  # the texts differ
         {"chosen": says("œdème\u2028pulmonaire"), "rejected": says("épanchement")},
     ],
 )
@@ -78,15 +79,18 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         ({"prompt": None}, "prompt", "has no text"),
         ({"prompt": says(" \n")}, "prompt", "has no text"),
         ({"chosen": says("")}, "chosen", "has no text"),
+        ({"chosen": says(None)}, "chosen", "has no text"),
+        ({"rejected": says(None)}, "rejected", "has no text"),
         ({"images": []}, "images", "is empty; every row needs an image"),
         ({"images": None}, "images", "is empty"),
         ({"images": [None]}, "images", "cannot be decoded"),
-        ({"images": [{"bytes": b"no image", "path": None}]}, "images", "cannot be decoded"),
+        ({"images": [{"bytes": b"no image", "path": None}]}, "images", "is in no known format"),
         ({"images": [{"bytes": None, "path": "/no/such.png"}]}, "images", "cannot be decoded"),
-        ({**VISUAL, "rejected_images": [{"bytes": b"", "path": None}]}, "rejected_images", "cannot be decoded"),
+        ({**VISUAL, "rejected_images": [{"bytes": b"", "path": None}]}, "rejected_images", "is in no known format"),
         ({"weight": None}, "weight", "is missing; every row needs one"),
         ({"weight": math.nan}, "weight", "is not a number"),
         ({"weight": -0.5}, "weight", "is -0.5, outside [0, inf]"),
+        ({"weight": math.inf}, "weight", "is inf, outside [0, inf]"),
         ({"clinical_relevance": None}, "clinical_relevance", "is missing"),
         ({"clinical_relevance": math.nan}, "clinical_relevance", "is not a number"),
         ({"clinical_relevance": 1.5}, "clinical_relevance", "is 1.5, outside [0, 1]"),
@@ -94,6 +98,8 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         ({"rejected": says("A NODULE ")}, "rejected", "are equal on equal images"),
         ({"rejected": says("there is a nodule here")}, "rejected", "contains the gold answer"),
         ({"chosen": says("No"), "rejected": says("no, none")}, "rejected", "both sides say 'no'"),
+        ({"rejected_images": []}, "rejected_images", "is an empty list; null means the same images"),
+        ({**VISUAL, "rejected_images": [picture()]}, "rejected_images", "both sides are equal, images and texts"),
     ],
 )
 def test_broken_rule_is_one_fault_of_its_column(changes: dict[str, Any], column: str, sentence: str) -> None:
@@ -112,21 +118,6 @@ def test_truncated_image_is_found_though_its_header_is_whole(kind: str) -> None:
     assert column == "images" and "cannot be decoded" in sentence
 
 
-@pytest.mark.parametrize(
-    ("changes", "columns"),
-    [
-        pytest.param({"weight": math.inf}, {"weight"}, id="infinite weight"),
-        pytest.param({"chosen": says(None)}, {"chosen"}, id="null content"),
-        pytest.param({**VISUAL, "rejected_images": []}, {"rejected", "rejected_images"}, id="no rejected images"),
-        pytest.param({**VISUAL, "rejected_images": [picture()]}, {"rejected", "rejected_images"}, id="equal sides"),
-    ],
-)
-@pytest.mark.xfail(strict=True, reason="schema.py row_faults: not seen, or an exception in place of a fault")
-def test_less_usual_broken_rules_are_faults_too(changes: dict[str, Any], columns: set[str]) -> None:
-    assert columns & {column for column, _ in faults(**changes)}
-
-
-@pytest.mark.xfail(strict=True, reason="schema.py image_fault: Pillow names the BytesIO object it was given")
 def test_faults_name_no_memory_address() -> None:
     ((_, sentence),) = faults(images=[{"bytes": b"no image", "path": None}])
     assert " at 0x" not in sentence

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from mmedpo.text import carries, polarity, words
+from mmedpo.text import carries, polarity, unit_interval, words
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,13 @@ def test_carries_whole_words_in_order(text: str, answer: str, expected: bool) ->
     assert carries(text, answer) is expected
 
 
-@pytest.mark.xfail(strict=True, reason="text.py: words() does not normalise, and \\w matches no combining accent")
 def test_accents_written_in_two_ways_are_one_word() -> None:
     assert words(unicodedata.normalize("NFD", "œdème")) == words("œdème")
     assert carries(unicodedata.normalize("NFD", "un œdème pulmonaire"), "œdème")
+
+
+def test_unit_interval_depends_on_its_key_alone() -> None:
+    # the first 8 bytes of the SHA-256 of b"split\x1f0\x1fa", as a fraction of 2^64
+    assert unit_interval("split", 0, "a") == pytest.approx(int("49d8f7b40bc1b803", 16) / 2**64)
+    assert 0 <= unit_interval("x") < 1
+    assert unit_interval("ab", "c") != unit_interval("a", "bc")

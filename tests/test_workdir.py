@@ -107,14 +107,16 @@ def test_output_below_a_file_is_bad_input(tmp_path: Path) -> None:
         pytest.fail("the block must not run")
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="workdir.py: with_name fails for '.', before any check")
-def test_the_current_folder_as_output_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    try:
-        with output_folder(Path(), {}):
-            pytest.fail("the block must not run")
-    except InputError:
-        pass
+@pytest.mark.parametrize("output", [".", "..", "inner/..", "/"])
+def test_the_current_folder_as_output_is_refused_as_existing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="exists already"), output_folder(Path(output), {}):
+        pytest.fail("the block must not run")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["here"]
+    assert [entry.name for entry in (tmp_path / "here").iterdir()] == ["inner"]
 
 
 def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
@@ -147,10 +149,25 @@ def test_records_name_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pyt
         assert portable(name) == name
 
 
-@pytest.mark.parametrize("name", ["detector:/data/models/yolos", "--source=/data/clinic"])
-@pytest.mark.xfail(strict=True, reason="workdir.py portable: only a name that is an absolute path as a whole is cut")
-def test_records_name_no_folder_inside_an_option(name: str) -> None:
-    assert "data/" not in portable(name)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("detector:/data/models/yolos", "detector:yolos"),
+        ("--source=/data/clinic", "--source=clinic"),
+        ("hub:/data/models/a b", "hub:a b"),
+        ("hub:/data/a,hub:/data/b,standin:strict", "hub:a,hub:b,standin:strict"),
+        ("detector:org/model", "detector:org/model"),
+    ],
+)
+def test_records_name_no_folder_inside_an_option(name: str, expected: str) -> None:
+    assert portable(name) == expected
+
+
+def test_a_folder_below_the_current_one_is_relative_inside_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable(f"detector:{tmp_path / 'runs' / 'yolos'}") == "detector:runs/yolos"
 
 
 def test_ledger_keeps_what_was_put(tmp_path: Path) -> None:

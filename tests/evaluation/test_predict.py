@@ -136,17 +136,25 @@ def test_several_answers_a_question_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="predict.py drops its ledger before scoring, and wordless references fail there")
-def test_reference_that_cannot_be_scored_costs_no_answers(
+def test_reference_that_cannot_be_scored_is_found_before_any_question_is_asked(
     model: VisionLanguageModel, samples: list[Sample], tmp_path: Path
 ) -> None:
-    """Such a reference is found before the first question is asked, or else the answers are kept."""
     wordless = Sample(**{**vars(samples[0]), "answer": "+"})
     unanswering = Interrupted(model, 0)
-    try:
-        with pytest.raises(InputError, match="no words"):
-            evaluate(unanswering, [wordless, *samples[1:BATCH]], tmp_path, GREEDY)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        with pytest.raises(InputError, match="no words"):
-            evaluate(model, [wordless, *samples[1:BATCH]], tmp_path, GREEDY)
-        assert (tmp_path / "answers.ledger").exists()
+    with pytest.raises(InputError, match=r"(?s)1 questions cannot be scored:.*no words") as raised:
+        evaluate(unanswering, [wordless, *samples[1:BATCH]], tmp_path, GREEDY)  # type: ignore[arg-type]
+    assert [fault.row for fault in raised.value.faults] == [wordless.id]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_are_kept_until_they_are_scored(
+    model: VisionLanguageModel, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mmedpo.evaluation.predict.score_folder", interrupt)
+        evaluate(model, samples[:BATCH], tmp_path, GREEDY)
+    evaluate(Interrupted(model, 0), samples[:BATCH], tmp_path, GREEDY)  # type: ignore[arg-type]
+    assert (tmp_path / "results.json").exists() and not (tmp_path / "answers.ledger").exists()

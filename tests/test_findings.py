@@ -1,0 +1,150 @@
+"""Questions about boxed and labelled findings: one of a kind for each finding, and none that the boxes leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedpo.findings import VOCABULARY, ask
+from mmedpo.sources import read_source
+
+MakeSource = Callable[..., Path]
+
+MASS = {"label": "Mass", "x": 600, "y": 100, "w": 100, "h": 100}  # on the right of a picture 1024 pixels wide
+NODULE = {**MASS, "label": "Nodule"}
+RIGHT = {"x": 100}  # the patient's right is shown on the left
+
+
+def row(boxes: Any = (), labels: Any = (), width: Any = 1024) -> dict[str, Any]:
+    return {"image": "deep/a.png", "boxes": list(boxes), "labels": list(labels), "width": width}
+
+
+def asked(*boxes: dict[str, Any], labels: Any = (), width: Any = 1024) -> dict[str, tuple[str, str]]:
+    """{kind: (question, answer)}, without the question about an absent finding."""
+    found = {kind: (made["question"], made["answer"]) for kind, made in ask(row(boxes, labels, width))}
+    return {kind: pair for kind, pair in found.items() if kind != "absent"}
+
+
+def absent(labels: Any, *boxes: dict[str, Any]) -> str | None:
+    return {kind: made["question"] for kind, made in ask(row(boxes, labels))}.get("absent")
+
+
+def test_boxed_finding_is_asked_for_and_where_it_is_and_what_is_there() -> None:
+    labels = [name for name in VOCABULARY if name not in ("mass", "pneumothorax")]
+    made = dict(ask(row([MASS], labels)))
+    assert made == {
+        "present-mass": {
+            "id": "a-present-mass", "question": "Is there mass in this image?", "answer": "yes",
+            "task": "closed_vqa", "boxes": [MASS],
+        },
+        "side-mass": {
+            "id": "a-side-mass", "question": "On which side of the patient is the mass?", "answer": "left",
+            "task": "open_vqa", "boxes": [MASS],
+        },
+        "what-left": {
+            "id": "a-what-left", "question": "What abnormality is seen on the left side?", "answer": "mass",
+            "task": "open_vqa", "boxes": [MASS],
+        },
+        "absent": {
+            "id": "a-absent", "question": "Is there pneumothorax in this image?", "answer": "no",
+            "task": "closed_vqa", "boxes": [],
+        },
+    }  # fmt: skip
+
+
+def test_patients_right_is_shown_on_the_left() -> None:
+    assert asked({**MASS, **RIGHT})["side-mass"][1] == "right"
+    assert "what-right" in asked({**MASS, **RIGHT}) and "what-left" not in asked({**MASS, **RIGHT})
+
+
+@pytest.mark.parametrize(("x", "side"), [(461, "right"), (462, "left")])  # middles 511 and 512 of 1024
+def test_side_is_that_of_the_middle_of_the_box(x: float, side: str) -> None:
+    assert asked({**MASS, "x": x})["side-mass"][1] == side
+
+
+def test_side_follows_from_the_pictures_own_width() -> None:
+    assert asked({**MASS, "x": 25, "w": 5}, width=32)["side-mass"][1] == "left"
+    assert asked({**MASS, "x": 25, "w": 5}, width="1024")["side-mass"][1] == "right"  # as CSV has it
+
+
+def test_sides_may_be_spelled_out() -> None:
+    assert asked({"label": "Mass", "x": 600, "y": 1, "width": 9, "height": 9})["side-mass"][1] == "left"
+
+
+@pytest.mark.parametrize("width", [None, 0])
+def test_nothing_is_asked_about_sides_without_a_width(width: Any) -> None:
+    assert list(asked(MASS, width=width)) == ["present-mass"]
+
+
+def test_two_findings_on_one_side_are_asked_for_but_not_what_is_there() -> None:
+    assert list(asked(MASS, NODULE)) == ["present-mass", "side-mass", "present-nodule", "side-nodule"]
+
+
+def test_one_finding_on_both_sides_is_nowhere_in_particular() -> None:
+    found = asked(MASS, {**MASS, **RIGHT})
+    assert list(found) == ["present-mass", "what-right", "what-left"]
+    assert found["what-right"][1] == found["what-left"][1] == "mass"
+
+
+def test_question_has_the_boxes_it_is_about() -> None:
+    other = {**MASS, **RIGHT}
+    made = {kind: changed["boxes"] for kind, changed in ask(row([MASS, other, NODULE]))}
+    assert made["present-mass"] == [MASS, other] and made["what-right"] == [other]
+    assert made["present-nodule"] == made["side-nodule"] == [NODULE]
+    assert made["absent"] == []
+
+
+def test_two_boxes_of_a_finding_are_one_finding() -> None:
+    assert list(asked(MASS, {**MASS, "y": 600})) == ["present-mass", "side-mass", "what-left"]
+
+
+def test_infiltrate_is_infiltration_in_boxes_and_labels() -> None:
+    box = {**MASS, "label": "Infiltrate"}
+    assert asked(box)["present-infiltration"][0] == "Is there infiltration in this image?"
+    others = [name.title() for name in VOCABULARY if name != "infiltration"]
+    assert absent(others, box) is None
+    assert absent([*others, " Infiltrate "]) is None
+    assert absent(others) == "Is there infiltration in this image?"
+
+
+def test_image_with_every_finding_has_no_question_about_an_absent_one() -> None:
+    assert list(ask(row(labels=VOCABULARY))) == []
+
+
+def test_absent_finding_depends_on_the_images_name_alone() -> None:
+    assert absent([]) == absent([])
+    drawn = {dict(ask({**row(), "image": f"{number}.png"}))["absent"]["question"] for number in range(60)}
+    assert len(drawn) == len(VOCABULARY)
+
+
+def test_rows_without_questions_are_read_by_their_findings(make_source: MakeSource) -> None:
+    rows = [
+        {"image": "a.png", "boxes": [{**MASS, "x": 20, "w": 8, "h": 8}], "labels": [], "width": 32, "patient_id": 7},
+        {"image": "b.png", "question": "What is seen?", "answer": "a mass", "labels": ["Mass"]},
+    ]
+    source = read_source(make_source(rows))
+    assert source.faults == []
+    boxes = {sample.id: len(sample.boxes) for sample in source.samples}
+    assert boxes == {"a-present-mass": 1, "a-side-mass": 1, "a-what-left": 1, "a-absent": 0, "samples.jsonl:2": 0}
+    assert [sample.patient_id for sample in source.samples] == ["7", "7", "7", "7", None]
+    assert source.samples[1].answer == "left"
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        pytest.param([{"label": "Mass", "x": 1}], id="incomplete"),
+        pytest.param(["Mass"], id="no object"),
+        pytest.param([{**MASS, "x": "left"}], id="not a number"),
+        pytest.param([{**MASS, "w": 0}], id="no size"),
+        pytest.param("[{", id="broken JSON"),
+    ],
+)
+def test_faulty_boxes_of_findings_are_faults_of_the_row(make_source: MakeSource, boxes: Any) -> None:
+    source = read_source(make_source([{"image": "a.png", "boxes": boxes, "labels": ["Mass"], "width": 32}]))
+    assert source.samples == []
+    assert "boxes" in {fault.column for fault in source.faults}
+    assert {fault.row for fault in source.faults} == {"samples.jsonl:1"}

@@ -92,7 +92,9 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
         raise InputError(f"Every pair of {source.name} was rejected: {_tally(rejects)}.")
     found, normalization = weights.normalize([pair.relevance for pair in pairs], settings.weights)
     target = settings.model and portable(settings.model)
-    made_by = rows.Makers(target, revision, localizer.name, localizer.query, settings.noise_step, settings.seed)
+    made_by = rows.Makers(
+        target, revision, portable(localizer.name), localizer.query, settings.noise_step, settings.seed
+    )
     coverages: list[float] = []
     schema.save(rows.dataset_rows(pairs, found.tolist(), steps, made_by, coverages), folder)
     lines = [json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
@@ -100,7 +102,7 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
-        "chat_model": chat.name, "judges": list(settings.judges), "localizer": localizer.name,
+        "chat_model": chat.name, "judges": list(settings.judges), "localizer": made_by.localizer,
         "noise": {"method": "diffusion", "step": settings.noise_step}, "style": settings.style,
         "prompt_versions": {"select": hallucinate.SELECT, "inject": hallucinate.INJECT, "judge": relevance.JUDGE},
         "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": _tally(rejects),

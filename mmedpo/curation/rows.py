@@ -153,12 +153,11 @@ def _coverage_fault(sample: Sample, boxes: Sequence[Box]) -> str | None:
 def _noised(sample: Sample, boxes: Sequence[Box], makers: Makers, row_id: str) -> tuple[list[dict[str, Any]], float]:
     """The image with its lesion noised, as PNG, and the share of its pixels that the mask covers.
 
-    Greyscale files stay greyscale, so that the noise has no colour that the image could not have.
+    Images without colour, however stored, get noise without colour: another kind would give the rejected side away.
     """
-    with Image.open(sample.image) as opened:
-        grey = opened.mode in ("L", "1") or is_deep(opened)
-    image = open_rgb(sample.image)
-    pixels = np.asarray(image.convert("L") if grey else image)
+    pixels = np.asarray(open_rgb(sample.image))
+    if (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
     mask = box_mask(boxes, *pixels.shape[:2])
     digest = hashlib.sha256(f"{makers.seed}/{row_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))

@@ -275,7 +275,7 @@ def test_evaluate_prints_and_writes_its_metrics(run: Run, corpus: Path, tiny_mod
 
 def test_compare_prints_and_writes_a_report(run: Run, evaluations: Path, tmp_path: Path) -> None:
     code, output = run("compare", evaluations / "start", evaluations / "again", "--output", tmp_path / "out")
-    assert code == 0 and says(output, "overall_accuracy", "Δ again")
+    assert code == 0 and says(output, "overall_accuracy", "again", "difference to start")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}
 
 

@@ -107,7 +107,7 @@ def test_output_below_a_file_is_bad_input(tmp_path: Path) -> None:
         pytest.fail("the block must not run")
 
 
-@pytest.mark.parametrize("output", [".", "..", "inner/..", "/"])
+@pytest.mark.parametrize("output", [".", "..", "inner/.."])
 def test_the_current_folder_as_output_is_refused_as_existing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:

@@ -150,7 +150,8 @@ def _contradictions(found: Sequence[_Row]) -> dict[str, int]:
         "identical_pairs": len(equal) - len(differing),
         "gold_in_rejected": sum(carries(row.rejected, row.chosen) for row in free),
         "same_polarity": sum(
-            polarity(row.chosen) is not None and polarity(row.chosen) == polarity(row.rejected) for row in differing
+            row.task != "report" and polarity(row.chosen) is not None and polarity(row.chosen) == polarity(row.rejected)
+            for row in differing
         ),
         "zero_weights": sum(row.weight == 0 for row in found),
         "repeated_questions": sum(times - 1 for times in asked.values()),

@@ -9,53 +9,59 @@ from typing import Any
 from mmedpo.text import unit_interval
 
 VOCABULARY = ["atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax"]
+NO_FINDING = {"no finding"}  # NIH's label of a normal image
 SPELLINGS = {"infiltrate": "infiltration"}  # NIH's box list and label list differ
 
+Box = Mapping[str, Any]
 
-def ask(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (kind, changed columns) of the questions about one image.
 
-    A boxed finding gives "Is there ...?" (yes), and where it is on one side only, the side; a side with one finding
-    gives what is there. One finding that is neither boxed nor labelled gives "Is there ...?" (no): absence rests on
-    image-level labels, which may be text-mined.
+def ask(image: str, boxes: Sequence[Box], labels: Sequence[str], width: float | None) -> Iterator[dict[str, Any]]:
+    """Yield `id`, `question`, `answer`, `task` and `boxes` of the questions about one image.
+
+    A boxed finding gives "Is there ...?" (yes), and where it is on one side only, the side. A side with one boxed
+    finding gives what is there, unless the image has findings that nobody boxed. One finding that is neither boxed
+    nor labelled gives "Is there ...?" (no): absence rests on image-level labels, which may be text-mined.
 
     Args:
-        row: `image`, `width` (pixels), `labels` (texts), `boxes` ({"label", "x", "w", ...} each, already checked).
+        image: its path in the source.
+        boxes: {"label", "x", "width", ...} each, in pixels.
+        labels: the image's findings, boxed or not.
+        width: of the image in pixels; without it nothing is asked about sides.
     """
-    stem = Path(str(row["image"])).stem
-    boxes: Sequence[Mapping[str, Any]] = row["boxes"] or []
-    by_finding: dict[str, list[Mapping[str, Any]]] = {}
+    name = Path(image).with_suffix("").as_posix()
+    by_finding: dict[str, list[Box]] = {}
     for box in boxes:
-        by_finding.setdefault(_finding(box.get("label", "")), []).append(box)
+        by_finding.setdefault(_finding(box["label"]), []).append(box)
+    known = {_finding(label) for label in labels} - NO_FINDING | by_finding.keys()
 
-    def question(kind: str, text: str, answer: str, task: str, shown: Sequence[Any]) -> tuple[str, dict[str, Any]]:
-        changed = {"id": f"{stem}-{kind}", "question": text, "answer": answer, "task": task, "boxes": list(shown)}
-        return kind, changed
+    def question(kind: str, text: str, answer: str, task: str, shown: Sequence[Box]) -> dict[str, Any]:
+        return {"id": f"{name}-{kind}", "question": text, "answer": answer, "task": task, "boxes": list(shown)}
 
     for finding, shown in by_finding.items():
         yield question(f"present-{finding}", f"Is there {finding} in this image?", "yes", "closed_vqa", shown)
-        sides = {_side(box, row["width"]) for box in shown} if row["width"] else set()
-        if len(sides) == 1:
+        sides = {_side(box, width) for box in shown}
+        if sides in ({"right"}, {"left"}):
             text = f"On which side of the patient is the {finding}?"
-            yield question(f"side-{finding}", text, sides.pop(), "open_vqa", shown)
-    for side in ("right", "left") if row["width"] else ():
-        there = [box for box in boxes if _side(box, row["width"]) == side]
-        findings = {_finding(box.get("label", "")) for box in there}
-        if len(findings) == 1:
+            yield question(f"side-{finding}", text, str(sides.pop()), "open_vqa", shown)
+    for side in ("right", "left") if known == by_finding.keys() else ():
+        there = [box for box in boxes if _side(box, width) in (side, None)]
+        findings = {_finding(box["label"]) for box in there}
+        if len(findings) == 1 and all(_side(box, width) for box in there):
             text = f"What abnormality is seen on the {side} side?"
             yield question(f"what-{side}", text, findings.pop(), "open_vqa", there)
-    known = {_finding(label) for label in row["labels"]} | by_finding.keys()
     absent = [finding for finding in VOCABULARY if finding not in known]
     if absent:
-        finding = absent[int(unit_interval(stem) * len(absent))]
+        finding = absent[int(unit_interval(name) * len(absent))]
         yield question("absent", f"Is there {finding} in this image?", "no", "closed_vqa", [])
 
 
 def _finding(label: str) -> str:
-    name = str(label).strip().lower()
+    name = label.strip().lower()
     return SPELLINGS.get(name, name)
 
 
-def _side(box: Mapping[str, Any], width: float) -> str:
-    """The patient's side: frontal radiographs show the right side on the left."""
-    return "right" if float(box["x"]) + float(box.get("w", box.get("width"))) / 2 < float(width) / 2 else "left"
+def _side(box: Box, width: float | None) -> str | None:
+    """The patient's side (frontal radiographs show the right side on the left); None across the middle."""
+    if width is None or box["x"] < width / 2 < box["x"] + box["width"]:
+        return None
+    return "right" if box["x"] < width / 2 else "left"

@@ -7,18 +7,17 @@ list, for one) become questions about those findings.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmedpo import findings
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import TASKS, image_fault
+from mmedpo.tables import FAULT, find_table, read_table
 from mmedpo.text import polarity, unit_interval
 
 COLUMNS = {
@@ -97,7 +96,7 @@ def read_source(path: Path, split: str | None = None, limit: int | None = None, 
     Raises:
         InputError: the folder or its table is missing, ambiguous, empty or unreadable, or the split has no question.
     """
-    table = _find_table(path)
+    table = find_table(path)
     root = table.parent
     name = root.resolve().name
     images = _images(root)
@@ -127,69 +126,52 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
         raise InputError(f"{len(source.faults)} faulty rows in {source.name}. {remedy}", source.faults)
 
 
-def _find_table(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"The source {path} does not exist; give a folder with a table of questions and images.")
-    tables = [file for suffix in ("jsonl", "json", "csv") for file in sorted(path.glob(f"*.{suffix}"))]
-    if len(tables) != 1:
-        found = f"{len(tables)} tables ({', '.join(table.name for table in tables)})" if tables else "no table"
-        raise InputError(f"{path} holds {found}; a source is one .jsonl, .json or .csv file with its images beside it.")
-    return tables[0]
-
-
-def _read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file:line, row); a line that is not JSON becomes a row with the key `_broken`."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{table} is not UTF-8 ({error}); save it as UTF-8.") from None
-    if table.suffix == ".csv":
-        for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
-            yield f"{table.name}:{number}", row
-    elif table.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{table} is not JSON: {error}.") from None
-        if not isinstance(rows, list):
-            raise InputError(f"{table} holds a {type(rows).__name__}; it must be a list with one object a question.")
-        for number, row in enumerate(rows, start=1):
-            yield f"{table.name}[{number}]", row if isinstance(row, dict) else {"_broken": "is not an object"}
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    row = {"_broken": f"is not JSON ({error})"}
-                yield f"{table.name}:{number}", row if isinstance(row, dict) else {"_broken": "is not an object"}
-
-
 def _questions(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, raw in _read_table(table):
+    for where, raw in read_table(table):
         row = {
             column: next((raw[name] for name in names if raw.get(name) not in (None, "")), None)
             for column, names in COLUMNS.items()
         }
-        if "_broken" in raw:
-            yield where, {**row, "_broken": raw["_broken"]}
-        elif row["question"] is None and row["labels"] is not None and _boxes(row["boxes"])[1] is None:
-            for kind, changed in findings.ask(row):
-                yield f"{where} ({kind})", {**row, **changed}
+        if FAULT in raw:
+            yield where, raw
+        elif row["question"] is None and row["labels"] is not None:
+            yield from _about_findings(where, row)
         else:
             yield where, row
+
+
+def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The questions about an image's boxed findings, or its fault."""
+    boxes, sentence = _boxes(row["boxes"])
+    labels = row["labels"].split("|") if isinstance(row["labels"], str) else row["labels"]
+    try:
+        width = None if row["width"] is None else float(row["width"])
+    except (TypeError, ValueError):
+        width = math.nan
+    fault = ("boxes", sentence) if sentence else None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        fault = ("labels", f"are a list of findings, or one text with | between them, got {row['labels']!r}")
+    elif width is not None and not 0 < width < math.inf:
+        fault = ("width", f"is the image's in pixels, got {row['width']!r}")
+    elif any(not box.label.strip() for box in boxes):
+        fault = ("boxes", "each needs a label, the finding in it")
+    elif row["image"] is None:
+        fault = ("image", "is empty; every row needs the name of an image file")
+    if fault:
+        yield where, {FAULT: fault}
+        return
+    for changed in findings.ask(str(row["image"]), [asdict(box) for box in boxes], labels, width):
+        yield f"{where} ({changed['id']})", {**row, **changed}
 
 
 def _sample(
     where: str, row: dict[str, Any], root: Path, images: Mapping[str, list[Path]], source: Source
 ) -> tuple[Sample | None, list[Fault]]:
     """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
-    if "_broken" in row:
-        return None, [Fault(where, "(row)", f"{row['_broken']}; each line is one JSON object")]
+    if FAULT in row:
+        return None, [Fault(where, *row[FAULT])]
     faults = []
-    answer, question = (_text(row[column]) for column in ("answer", "question"))
+    answer, question = (_text(row[column]).strip() for column in ("answer", "question"))
     found = _matches(root, images, row["image"])
     image = found[0] if len(found) == 1 else None
     if row["image"] is None:
@@ -210,18 +192,18 @@ def _sample(
         faults.append(Fault(where, "boxes", sentence))
     if faults or image is None or task is None:
         return None, faults
-    patient = None if row["patient_id"] is None else str(row["patient_id"])
+    patient = _text(row["patient_id"]) or None
     return Sample(
-        id=str(where if row["id"] is None else row["id"]), image=image, question=question, answer=answer, task=task,
+        id=where if row["id"] is None else _text(row["id"]), image=image, question=question, answer=answer, task=task,
         image_id=image.relative_to(root).as_posix(), patient_id=patient,
-        split=str(row["split"] or ""), boxes=boxes, source=str(row["source"] or source.name),
-        license=str(row["license"] or source.license),
+        split=str(row["split"] or ""), boxes=boxes, source=_text(row["source"]) or source.name,
+        license=_text(row["license"]) or source.license,
     ), []  # fmt: skip
 
 
 def _text(value: Any) -> str:
     """A cell as text; half a surrogate pair, which no file can hold, becomes a replacement character."""
-    return "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8").strip()
+    return "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _images(root: Path) -> dict[str, list[Path]]:
@@ -256,7 +238,7 @@ def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
         for entry in entries:
             sides = (entry["x"], entry["y"], entry.get("width", entry.get("w")), entry.get("height", entry.get("h")))
             x, y, width, height = map(float, sides)
-            boxes.append(Box(str(entry.get("label", "")), x, y, width, height, float(entry.get("confidence", 1.0))))
+            boxes.append(Box(_text(entry.get("label")), x, y, width, height, float(entry.get("confidence", 1.0))))
     except (KeyError, TypeError, ValueError, AttributeError):
         return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"
     for box in boxes:

@@ -90,11 +90,11 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
         AlreadyFinished: `resume` and `output` is complete.
     """
     output = output.resolve()
-    partial = output.with_name(output.name + ".partial")
     if output.exists():
         if resume:
             raise AlreadyFinished(f"{output} is finished; nothing to resume.")
         raise InputError(f"{output} exists already; choose another --output or remove it first.")
+    partial = output.with_name(output.name + ".partial")
     fresh = not partial.exists()
     if not fresh and not resume:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")

@@ -13,43 +13,46 @@ from mmedpo.sources import read_source
 
 MakeSource = Callable[..., Path]
 
-MASS = {"label": "Mass", "x": 600, "y": 100, "w": 100, "h": 100}  # on the right of a picture 1024 pixels wide
+MASS = {"label": "Mass", "x": 600, "y": 100, "width": 100, "height": 100}  # on the right of a picture 1024 pixels wide
 NODULE = {**MASS, "label": "Nodule"}
 RIGHT = {"x": 100}  # the patient's right is shown on the left
 
 
-def row(boxes: Any = (), labels: Any = (), width: Any = 1024) -> dict[str, Any]:
-    return {"image": "deep/a.png", "boxes": list(boxes), "labels": list(labels), "width": width}
+def made(boxes: Any = (), labels: Any = (), width: Any = 1024, image: str = "deep/a.png") -> dict[str, dict[str, Any]]:
+    """The questions by their kind."""
+    prefix = image.removesuffix(".png") + "-"
+    return {question["id"].removeprefix(prefix): question for question in ask(image, boxes, labels, width)}
 
 
 def asked(*boxes: dict[str, Any], labels: Any = (), width: Any = 1024) -> dict[str, tuple[str, str]]:
     """{kind: (question, answer)}, without the question about an absent finding."""
-    found = {kind: (made["question"], made["answer"]) for kind, made in ask(row(boxes, labels, width))}
-    return {kind: pair for kind, pair in found.items() if kind != "absent"}
+    found = made(boxes, labels, width)
+    return {kind: (question["question"], question["answer"]) for kind, question in found.items() if kind != "absent"}
 
 
 def absent(labels: Any, *boxes: dict[str, Any]) -> str | None:
-    return {kind: made["question"] for kind, made in ask(row(boxes, labels))}.get("absent")
+    return made(boxes, labels).get("absent", {}).get("question")
 
 
 def test_boxed_finding_is_asked_for_and_where_it_is_and_what_is_there() -> None:
-    labels = [name for name in VOCABULARY if name not in ("mass", "pneumothorax")]
-    made = dict(ask(row([MASS], labels)))
-    assert made == {
+    found = made([MASS])
+    absent_finding = found["absent"]["question"].split()[2]
+    assert absent_finding in VOCABULARY and absent_finding != "mass"
+    assert found == {
         "present-mass": {
-            "id": "a-present-mass", "question": "Is there mass in this image?", "answer": "yes",
+            "id": "deep/a-present-mass", "question": "Is there mass in this image?", "answer": "yes",
             "task": "closed_vqa", "boxes": [MASS],
         },
         "side-mass": {
-            "id": "a-side-mass", "question": "On which side of the patient is the mass?", "answer": "left",
+            "id": "deep/a-side-mass", "question": "On which side of the patient is the mass?", "answer": "left",
             "task": "open_vqa", "boxes": [MASS],
         },
         "what-left": {
-            "id": "a-what-left", "question": "What abnormality is seen on the left side?", "answer": "mass",
+            "id": "deep/a-what-left", "question": "What abnormality is seen on the left side?", "answer": "mass",
             "task": "open_vqa", "boxes": [MASS],
         },
         "absent": {
-            "id": "a-absent", "question": "Is there pneumothorax in this image?", "answer": "no",
+            "id": "deep/a-absent", "question": f"Is there {absent_finding} in this image?", "answer": "no",
             "task": "closed_vqa", "boxes": [],
         },
     }  # fmt: skip
@@ -60,23 +63,23 @@ def test_patients_right_is_shown_on_the_left() -> None:
     assert "what-right" in asked({**MASS, **RIGHT}) and "what-left" not in asked({**MASS, **RIGHT})
 
 
-@pytest.mark.parametrize(("x", "side"), [(461, "right"), (462, "left")])  # middles 511 and 512 of 1024
-def test_side_is_that_of_the_middle_of_the_box(x: float, side: str) -> None:
-    assert asked({**MASS, "x": x})["side-mass"][1] == side
+@pytest.mark.parametrize(("x", "side"), [(412, "right"), (413, None), (511, None), (512, "left")])  # of 1024
+def test_box_across_the_middle_has_no_side(x: float, side: str | None) -> None:
+    assert asked({**MASS, "x": x}).get("side-mass", (None, None))[1] == side
+
+
+def test_nothing_is_asked_about_what_is_there_where_a_finding_was_not_boxed() -> None:
+    assert list(asked(MASS, labels=["Mass", "Edema"])) == ["present-mass", "side-mass"]
+    assert list(asked(MASS, labels=["Mass"])) == ["present-mass", "side-mass", "what-left"]
 
 
 def test_side_follows_from_the_pictures_own_width() -> None:
-    assert asked({**MASS, "x": 25, "w": 5}, width=32)["side-mass"][1] == "left"
-    assert asked({**MASS, "x": 25, "w": 5}, width="1024")["side-mass"][1] == "right"  # as CSV has it
+    assert asked({**MASS, "x": 25, "width": 5}, width=32)["side-mass"][1] == "left"
+    assert asked({**MASS, "x": 25, "width": 5}, width=1024)["side-mass"][1] == "right"
 
 
-def test_sides_may_be_spelled_out() -> None:
-    assert asked({"label": "Mass", "x": 600, "y": 1, "width": 9, "height": 9})["side-mass"][1] == "left"
-
-
-@pytest.mark.parametrize("width", [None, 0])
-def test_nothing_is_asked_about_sides_without_a_width(width: Any) -> None:
-    assert list(asked(MASS, width=width)) == ["present-mass"]
+def test_nothing_is_asked_about_sides_without_a_width() -> None:
+    assert list(asked(MASS, width=None)) == ["present-mass"]
 
 
 def test_two_findings_on_one_side_are_asked_for_but_not_what_is_there() -> None:
@@ -91,10 +94,10 @@ def test_one_finding_on_both_sides_is_nowhere_in_particular() -> None:
 
 def test_question_has_the_boxes_it_is_about() -> None:
     other = {**MASS, **RIGHT}
-    made = {kind: changed["boxes"] for kind, changed in ask(row([MASS, other, NODULE]))}
-    assert made["present-mass"] == [MASS, other] and made["what-right"] == [other]
-    assert made["present-nodule"] == made["side-nodule"] == [NODULE]
-    assert made["absent"] == []
+    boxes = {kind: question["boxes"] for kind, question in made([MASS, other, NODULE]).items()}
+    assert boxes["present-mass"] == [MASS, other] and boxes["what-right"] == [other]
+    assert boxes["present-nodule"] == boxes["side-nodule"] == [NODULE]
+    assert boxes["absent"] == []
 
 
 def test_two_boxes_of_a_finding_are_one_finding() -> None:
@@ -111,18 +114,28 @@ def test_infiltrate_is_infiltration_in_boxes_and_labels() -> None:
 
 
 def test_image_with_every_finding_has_no_question_about_an_absent_one() -> None:
-    assert list(ask(row(labels=VOCABULARY))) == []
+    assert made(labels=VOCABULARY) == {}
+
+
+def test_no_finding_is_no_finding() -> None:
+    assert list(made(labels=["No Finding"])) == ["absent"]
 
 
 def test_absent_finding_depends_on_the_images_name_alone() -> None:
     assert absent([]) == absent([])
-    drawn = {dict(ask({**row(), "image": f"{number}.png"}))["absent"]["question"] for number in range(60)}
+    drawn = {made(image=f"{number}.png")["absent"]["question"] for number in range(60)}
     assert len(drawn) == len(VOCABULARY)
 
 
 def test_rows_without_questions_are_read_by_their_findings(make_source: MakeSource) -> None:
     rows = [
-        {"image": "a.png", "boxes": [{**MASS, "x": 20, "w": 8, "h": 8}], "labels": [], "width": 32, "patient_id": 7},
+        {
+            "image": "a.png",
+            "boxes": [{"label": "Mass", "x": 20, "y": 4, "w": 8, "h": 8}],
+            "labels": [],
+            "width": 32,
+            "patient_id": 7,
+        },
         {"image": "b.png", "question": "What is seen?", "answer": "a mass", "labels": ["Mass"]},
     ]
     source = read_source(make_source(rows))
@@ -134,12 +147,29 @@ def test_rows_without_questions_are_read_by_their_findings(make_source: MakeSour
 
 
 @pytest.mark.parametrize(
+    ("column", "value"),
+    [("labels", 7), ("labels", [None]), ("width", "wide"), ("width", -1), ("boxes", [{**MASS, "label": " "}])],
+)
+def test_findings_that_cannot_be_asked_about_are_faults(make_source: MakeSource, column: str, value: Any) -> None:
+    good = {"image": "a.png", "boxes": [], "labels": ["Mass"], "width": 32}
+    source = read_source(make_source([{**good, column: value}]))
+    assert [fault.column for fault in source.faults] == [column] and source.samples == []
+
+
+def test_csv_has_labels_and_boxes_as_text(make_source: MakeSource) -> None:
+    box = '[{""label"": ""Mass"", ""x"": 20, ""y"": 4, ""w"": 8, ""h"": 8}]'
+    text = f'image,labels,width,boxes\na.png,Mass|Edema,32,"{box}"\n'
+    samples = read_source(make_source(text=text, table="boxes.csv")).samples
+    assert [sample.id for sample in samples] == ["a-present-mass", "a-side-mass", "a-absent"]
+
+
+@pytest.mark.parametrize(
     "boxes",
     [
         pytest.param([{"label": "Mass", "x": 1}], id="incomplete"),
         pytest.param(["Mass"], id="no object"),
         pytest.param([{**MASS, "x": "left"}], id="not a number"),
-        pytest.param([{**MASS, "w": 0}], id="no size"),
+        pytest.param([{**MASS, "width": 0}], id="no size"),
         pytest.param("[{", id="broken JSON"),
     ],
 )

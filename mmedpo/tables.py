@@ -1,0 +1,60 @@
+"""The table of a source folder: JSON lines, a JSON list or CSV, row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmedpo.errors import InputError
+
+FAULT = "_fault"  # key of what is wrong with a row: (column, sentence)
+NO_OBJECT = ("(row)", "is not an object; each row is one JSON object")
+
+
+def find_table(path: Path) -> Path:
+    """The one table of a source folder, or `path` itself if it is a file. Raises InputError for none or several."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"The source {path} does not exist; give a folder with a table of questions and images.")
+    tables = [file for suffix in ("jsonl", "json", "csv") for file in sorted(path.glob(f"*.{suffix}"))]
+    if len(tables) != 1:
+        found = f"{len(tables)} tables ({', '.join(table.name for table in tables)})" if tables else "no table"
+        raise InputError(f"{path} holds {found}; a source is one .jsonl, .json or .csv file with its images beside it.")
+    return tables[0]
+
+
+def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and line, row); a line that cannot be read becomes {FAULT: (column, sentence)}.
+
+    Raises:
+        InputError: the whole file cannot be read.
+    """
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} is not UTF-8 ({error}); save it as UTF-8.") from None
+    if table.suffix == ".csv":
+        for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+            yield f"{table.name}:{number}", row
+    elif table.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{table} is not JSON: {error}.") from None
+        if not isinstance(rows, list):
+            raise InputError(f"{table} holds a {type(rows).__name__}; it must be a list with one object a question.")
+        for number, row in enumerate(rows, start=1):
+            yield f"{table.name}[{number}]", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
+    else:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    row = {FAULT: ("(row)", f"is not JSON ({error}); each line is one JSON object")}
+                yield f"{table.name}:{number}", row if isinstance(row, dict) else {FAULT: NO_OBJECT}

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mmedpo.errors import AlreadyFinished, InputError
+from mmedpo.errors import AlreadyFinished, Fault, InputError
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -40,10 +40,12 @@ SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty ro
 
 
 def _command() -> str:
-    """The command line as it is recorded: without --resume, and without folders of this machine."""
+    """The command line as it is recorded: without --resume, folders of this machine, and tokens."""
     from mmedpo.workdir import portable
 
-    return "mmedpo " + shlex.join(portable(word) for word in sys.argv[1:] if word != "--resume")
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    secret = {i + 1 for i, word in enumerate(words) if word.startswith("--") and word.endswith(("token", "key"))}
+    return "mmedpo " + shlex.join("(kept)" if i in secret else portable(word) for i, word in enumerate(words))
 
 
 @app.command(epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs")
@@ -111,7 +113,7 @@ def audit(
             write_json(folder / "audit.json", found)
             (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
     if found["faults"]:
-        raise InputError(f"{dataset} breaks the preference schema in {len(found['faults'])} places (listed above).")
+        raise InputError(f"{dataset} breaks the preference schema:", [Fault(**fault) for fault in found["faults"]])
 
 
 @app.command(
@@ -194,6 +196,8 @@ def compare(
 
     comparison = comparing.compare(runs, seed=seed, command=_command())
     trainings = {folder.name: folder for folder in training or []}
+    if len(trainings) < len(training or []):
+        raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
         write_json(folder / "comparison.json", comparison)
         write_report(folder / "report.html", comparison, dataset, trainings)

@@ -65,6 +65,19 @@ def load_processor(name: str, revision: str | None = None) -> Any:
     return processor
 
 
+def load_model(name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None) -> Any:
+    """The model itself. Raises InputError where its weights are missing or torn."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            name, revision=revision, dtype=dtype, attn_implementation=attention
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"The weights of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
 class VisionLanguageModel:
     """A Med-LVLM that answers questions about images, with or without a LoRA adapter.
 
@@ -75,18 +88,13 @@ class VisionLanguageModel:
 
     def __init__(self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto") -> None:
         import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForImageTextToText
 
         self.name, self.adapter = name, adapter
         self.processor = load_processor(name, revision)
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model: Any = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"The weights of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         if adapter is not None:
             model = _with_adapter(model, name, adapter)
@@ -105,12 +113,15 @@ class VisionLanguageModel:
         ends = _end_tokens(self.model, tokenizer)
         torch.manual_seed(sampling.seed)
         with torch.inference_mode():
-            sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
+            sampled: dict[str, Any] = {}
+            if sampling.temperature:
+                sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             output = self.model.generate(
                 **inputs,
                 do_sample=sampling.temperature > 0,
                 num_return_sequences=sampling.samples,
                 max_new_tokens=sampling.max_new_tokens,
+                repetition_penalty=1.0,  # this and top_k would else be the model's own defaults, unrecorded
                 suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends),
                 pad_token_id=tokenizer.pad_token_id,
                 **sampled,

@@ -10,7 +10,7 @@ from mmedpo import phantom, tiny
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import compare as comparing
 from mmedpo.report import write_report
-from mmedpo.workdir import output_folder, write_json
+from mmedpo.workdir import output_folder, portable, settle_settings, write_json
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 IMAGES = {"supervised": 1500, "preference": 600, "validation": 300, "test": 400}
@@ -66,11 +66,13 @@ def run(
         raise InputError(f"{output} exists already; go on with --resume, choose another --output or remove it first.")
     if (output / "report.html").exists():
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
+    output.mkdir(parents=True, exist_ok=True)
+    settle_settings(output / "settings.json", {"seed": seed, "scale": scale, "all_arms": all_arms, "split": split})
     commands: list[str] = []
 
     def command(*arguments: str | Path) -> None:
         words = [str(argument) for argument in arguments]
-        commands.append("mmedpo " + shlex.join(words))
+        commands.append("mmedpo " + shlex.join(map(portable, words)))
         invoke([*words, "--resume"] if resume else words)
 
     corpus, start, dataset = output / "corpus", output / "start", output / "dataset"
@@ -90,7 +92,9 @@ def run(
                 "--max-new-tokens", "24", "--batch-size", "64", "--output", output / "results" / name)  # fmt: skip
     # The last run is the one whose changed answers the page shows.
     order = ["start", *(name for name in arms if name != "mmedpo"), "mmedpo"]
-    comparison = comparing.compare([output / "results" / name for name in order], seed=seed, command=commands[-1])
+    comparison = comparing.compare(
+        [output / "results" / name for name in order], seed=seed, command=f"mmedpo quickstart --seed {seed}"
+    )
     write_json(output / "results" / "comparison.json", comparison)
     write_report(output / "report.html", comparison, dataset, adapters, commands, NOTES)
     return comparing.rows(comparison)

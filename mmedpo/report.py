@@ -61,7 +61,7 @@ def write_report(
         comparison: what `comparison.json` holds.
         dataset: the preference dataset's folder; its rows and, where there is one, its `manifest.json` are read.
         trainings: name of a run -> its training folder; `trainer_state.json` and `training.json` are read.
-        commands: commands to list before those that the files record.
+        commands: commands to list; those that the files record where none are given.
         notes: sentences the reader should know, shown at the top.
 
     Raises:
@@ -83,7 +83,7 @@ def write_report(
         curves=_curves({name: state.get("log_history", []) for name, state in states.items()}),
         trained=trained,
         manifest=manifest,
-        commands=list(dict.fromkeys([*commands, *(step["command"] for step in steps if step.get("command"))])),
+        commands=list(commands) or [step["command"] for step in steps if step.get("command")],
         versions=_versions(steps),
         **_dataset_parts(dataset),
     )

@@ -1,14 +1,14 @@
 """The preference dataset: its columns, the rules every row keeps, and how it is read and written.
 
 The columns are TRL's conversational vision-preference format plus what MMedPO adds, so that the dataset also
-loads in a plain `trl.DPOTrainer`. See docs/architecture.md for the table in words.
+loads in a plain `trl.DPOTrainer`. See docs/architecture.md.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -198,9 +198,11 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
     """
     from datasets import Dataset
 
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    scratch = folder / ".arrow"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
         dataset = Dataset.from_generator(
-            lambda: iter(rows), features=_features(), cache_dir=scratch, fingerprint=f"mmedpo-{split}"
+            lambda: iter(rows), features=_features(), cache_dir=str(scratch), fingerprint=f"mmedpo-{split}"
         )
         faults = validate(dataset)
         if faults:
@@ -208,6 +210,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
         target = folder / "data" / f"{split}-00000-of-00001.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         dataset.to_parquet(str(target))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load_splits(path: str) -> DatasetDict:

@@ -1,4 +1,4 @@
-"""Images with answers or reports: any folder with a table, or a Hub dataset, read as `Sample`s.
+"""Images with answers or reports: any folder with a table, read as `Sample`s.
 
 A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images, anywhere below the folder. Columns are
 found by their usual names (`COLUMNS`). Rows that have lesion boxes and labels but no question (NIH ChestX-ray14's box
@@ -84,11 +84,13 @@ def read_source(path: Path, split: str | None = None, limit: int | None = None, 
     """Read a source folder (or its table) and keep one split.
 
     The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
-    official split), or where there is none, the split is made by patient or image: `SPLIT_SHARES`, seeded.
+    official split), or where there is none, the split is made by patient or image: `SPLIT_SHARES`, the same for
+    every seed, so that no command trains on what another tests on.
 
     Args:
         split: the split to keep; all where None.
-        limit: keep this many questions, the first of a seeded shuffle.
+        limit: keep this many questions, the first of a shuffle.
+        seed: of that shuffle.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
@@ -112,9 +114,10 @@ def read_source(path: Path, split: str | None = None, limit: int | None = None, 
     if not source.samples and not source.faults:
         raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
     _drop_broken_images(source)
+    _settle_patients(source)
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
-        _settle_split(source, seed)
+        _settle_split(source)
         _keep(source, split, limit, seed)
     return source
 
@@ -216,12 +219,11 @@ def _images(root: Path) -> dict[str, list[Path]]:
 
 
 def _matches(root: Path, images: Mapping[str, list[Path]], name: Any) -> list[Path]:
-    """The files that `name` may mean: those whose path ends in it, or else those of its base name."""
+    """The files that `name` may mean: the one of that path, else those whose path ends in it."""
     given = Path(str(name))
     candidates = images.get(given.name, [])
-    exact = [file for file in candidates if file.relative_to(root).parts[-len(given.parts) :] == given.parts]
-    whole = [file for file in exact if file.relative_to(root) == given]
-    return whole or exact or candidates
+    whole = [file for file in candidates if file.relative_to(root) == given]
+    return whole or [file for file in candidates if file.relative_to(root).parts[-len(given.parts) :] == given.parts]
 
 
 def _task(given: Any, answer: str) -> str | None:
@@ -262,7 +264,25 @@ def _drop_broken_images(source: Source) -> None:
     source.samples = [sample for sample in source.samples if sample.image not in broken]
 
 
-def _settle_split(source: Source, seed: int) -> None:
+def _settle_patients(source: Source) -> None:
+    """Give every row of an image the image's patient; an image of two patients is a fault of its rows."""
+    patients: dict[str, set[str]] = {}
+    for sample in source.samples:
+        patients.setdefault(sample.image_id, set()).update([sample.patient_id] if sample.patient_id else [])
+    doubtful = {image for image, found in patients.items() if len(found) > 1}
+    source.faults += [
+        Fault(sample.id, "patient_id", f"{sample.image_id} belongs to {', '.join(sorted(patients[sample.image_id]))}")
+        for sample in source.samples
+        if sample.image_id in doubtful
+    ]
+    source.samples = [
+        replace(sample, patient_id=next(iter(patients[sample.image_id]), None))
+        for sample in source.samples
+        if sample.image_id not in doubtful
+    ]
+
+
+def _settle_split(source: Source) -> None:
     def group(sample: Sample) -> str:
         return sample.patient_id or sample.image_id
 
@@ -271,10 +291,8 @@ def _settle_split(source: Source, seed: int) -> None:
         homes.setdefault(group(sample), set()).add(sample.split)
     if all(len(splits) == 1 and "" not in splits for splits in homes.values()):
         return
-    source.split_by = "patient" if source.samples[0].patient_id else "image"
-    source.samples = [
-        replace(sample, split=_share(unit_interval("split", seed, group(sample)))) for sample in source.samples
-    ]
+    source.split_by = "patient" if any(sample.patient_id for sample in source.samples) else "image"
+    source.samples = [replace(sample, split=_share(unit_interval("split", group(sample)))) for sample in source.samples]
 
 
 def _share(position: float) -> str:

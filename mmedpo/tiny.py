@@ -15,7 +15,7 @@ from rich.progress import track
 
 from mmedpo.errors import InputError
 from mmedpo.models import open_rgb
-from mmedpo.sources import Sample, read_source
+from mmedpo.sources import Sample, read_source, refuse_faults
 from mmedpo.workdir import output_folder, write_json
 
 if TYPE_CHECKING:
@@ -156,7 +156,12 @@ def _batch(rows: Sequence[tuple[list[int], list[int], Any]]) -> dict[str, Any]:
 def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resume: bool = False) -> None:
     """Build a tiny model for a source's words, train it on one split, and save it with its processor."""
     everything = read_source(source, seed=seed)
+    refuse_faults(everything, skip_faulty=False)
     taught = [sample for sample in everything.samples if sample.split == split]
+    if not taught:
+        raise InputError(
+            f"{everything.name} has no split {split!r}; it has {sorted({s.split for s in everything.samples})}."
+        )
     texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
     model, processor = build(texts, seed)
     with output_folder(output, {"source": str(source), "split": split, "steps": steps, "seed": seed}, resume) as folder:

@@ -69,13 +69,13 @@ def versions() -> dict[str, str]:
 
 def portable(name: str) -> str:
     """A name fit for a record that others read: a path below the current folder becomes relative, any other absolute
-    path its last part, also inside an option ("detector:/a/b"); all else (Hub ids, URLs) stays."""
+    path its last part, also inside an option ("detector:/a/b"); a URL loses its user and password; all else stays."""
 
     def shortened(found: re.Match[str]) -> str:
         path = Path(found[0])
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
-    return ABSOLUTE_PATH.sub(shortened, name)
+    return ABSOLUTE_PATH.sub(shortened, re.sub(r"//[^/@\s]+@", "//", name))
 
 
 @contextmanager
@@ -98,20 +98,17 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
     fresh = not partial.exists()
     if not fresh and not resume:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
-    # The round trip makes tuples lists and paths an error, so that both sides compare alike.
-    settings = json.loads(json.dumps(settings))
+    kept = partial / "settings.json"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        kept = partial / "settings.json"
-        if not fresh and kept.exists():
-            _refuse_other_settings(read_json(kept), settings, partial)
-        write_json(kept, settings)
+        settle_settings(kept, settings)
         yield partial
-        kept.unlink()
+        for scaffolding in (kept, *partial.glob("*.ledger")):
+            scaffolding.unlink()
         partial.replace(output)
     except InputError:
-        # A judge may refuse its key after hours of sampling: what a ledger holds is kept.
-        if fresh and not any(file.stat().st_size for file in partial.rglob("*.ledger")):
+        # A judge may refuse its key after hours of sampling: work that was recorded is kept.
+        if fresh and not any(file.stat().st_size for file in partial.rglob("*") if file.is_file() and file != kept):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     except Exception as error:
@@ -133,11 +130,15 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _refuse_other_settings(before: dict[str, Any], now: dict[str, Any], partial: Path) -> None:
+def settle_settings(kept: Path, settings: dict[str, Any]) -> None:
+    """Write a run's settings to `kept`, or raise InputError if others are written there already."""
+    now = json.loads(json.dumps(settings))  # tuples become lists, as they come back from the file
+    before = read_json(kept) if kept.exists() else now
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differing)
-        raise InputError(f"{partial} was begun with other settings ({changes}). Repeat them, or remove the folder.")
+        raise InputError(f"{kept.parent} was begun with other settings ({changes}). Repeat them, or remove the folder.")
+    write_json(kept, now)
 
 
 class Ledger:
@@ -167,9 +168,11 @@ class Ledger:
     def __getitem__(self, key: str) -> Any:
         return self.entries[key]
 
-    def put(self, key: str, value: Any) -> None:
-        self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
-        self._file.flush()
+    def put(self, key: str, value: Any, keep: bool = True) -> None:
+        """Record `value`; with `keep` false for this process only, so that a resumed run tries again."""
+        if keep:
+            self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
+            self._file.flush()
         self.entries[key] = value
 
     def close(self) -> None:

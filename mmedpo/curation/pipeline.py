@@ -27,6 +27,7 @@ from mmedpo.workdir import Ledger, portable, versions, write_json
 
 CHUNK = 32  # questions a step finishes before they are recorded
 SHOWN_ALTERNATIVES = 12
+FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # never kept: a resumed run asks again
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
-        "chat_model": chat.name, "judges": list(settings.judges), "localizer": made_by.localizer,
+        "chat_model": chat.name, "judges": [portable(judge) for judge in settings.judges],
+        "localizer": made_by.localizer,
         "noise": {"method": "diffusion", "step": settings.noise_step}, "style": settings.style,
         "prompt_versions": {"select": hallucinate.SELECT, "inject": hallucinate.INJECT, "judge": relevance.JUDGE},
         "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": _tally(rejects),
@@ -112,7 +114,6 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
     write_json(folder / "manifest.json", manifest)
     for ledger in steps.values():
         ledger.close()
-        ledger.path.unlink()
     return manifest
 
 
@@ -126,8 +127,15 @@ def _chunks(
     for start in track(range(0, len(samples), CHUNK), description=what, disable=not samples):
         chunk = samples[start : start + CHUNK]
         if not all(sample.id in done for sample in chunk):
-            for sample, value in zip(chunk, work(chunk, start), strict=True):
-                done.put(sample.id, value)
+            values = work(chunk, start)
+            failed = [isinstance(value, dict) and value.get("reason") in FAILURES for value in values]
+            if all(failed):
+                raise InputError(
+                    f"{what}: none of {len(chunk)} questions was answered ({values[0]}). What was finished is kept: "
+                    "see to the endpoint and run the same command with --resume."
+                )
+            for sample, value, lost in zip(chunk, values, failed, strict=True):
+                done.put(sample.id, value, keep=not lost)
 
 
 def _sample(settings: Settings, samples: Sequence[Sample], done: Ledger) -> str | None:
@@ -148,7 +156,8 @@ def _sample(settings: Settings, samples: Sequence[Sample], done: Ledger) -> str 
 
 def _dispute(settings: Settings, samples: Sequence[Sample], sampled: Ledger, chat: Any, done: Ledger) -> None:
     """A dispreferred answer a question: {"text", "made_by", ...}, or {"reason", "detail"}."""
-    pools = {task: sorted({s.answer for s in samples if s.task == task}) for task in schema.TASKS}
+    offline = chat.name.startswith("standin:")  # only they are told other answers
+    pools = {task: sorted({s.answer for s in samples if s.task == task and offline}) for task in schema.TASKS}
 
     def work(chunk: Sequence[Sample], _: int) -> list[Any]:
         items = [

@@ -67,7 +67,6 @@ def evaluate(
     }  # fmt: skip
     write_json(folder / "results.json", results)
     ledger.close()
-    ledger.path.unlink()
     return results
 
 

@@ -23,8 +23,9 @@ UNSUPPORTED = {
 class MMedPOConfig(DPOConfig):
     """`trl.DPOConfig` with what MMedPO adds, and without what its loss does not have.
 
-    Differs from its parent: `loss_type` is one or two of `LOSS_TYPES`; `max_length` is None, because cutting a row may
-    cut its image tokens; `weighted` is new.
+    Differs from its parent: `loss_type` holds only `LOSS_TYPES`, and "sft" is the mean over pairs of each chosen side's
+    mean token NLL (TRL's is over the batch's tokens, which batch size changes); `max_length` is None, because cutting a
+    row may cut its image tokens; `weighted` is new.
     """
 
     weighted: bool = field(

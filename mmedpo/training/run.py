@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-from trl import ModelConfig, TrlParser
+from peft import PeftConfig
+from transformers import PreTrainedModel
+from trl import ModelConfig, TrlParser, get_peft_config
 
 from mmedpo import schema
-from mmedpo.errors import InputError
-from mmedpo.models import load_processor
+from mmedpo.errors import AlreadyFinished, InputError
+from mmedpo.models import load_model, load_processor
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.trainer import MMedPOTrainer
-from mmedpo.workdir import output_folder, portable, versions, write_json
+from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
 
 MACHINE_SETTINGS = {
     "model_name_or_path",
@@ -44,6 +46,8 @@ ALWAYS_RECORDED = {
     *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
 }
 
+
+NOT_YET = ("load_in_4bit", "load_in_8bit", "trust_remote_code", "model_init_kwargs")
 
 Card = Callable[[Path], str]
 
@@ -76,7 +80,7 @@ def main(argv: Sequence[str], command: str = "", card: Card | None = None) -> No
         run_args, config, model_args = parser.parse_args_and_config(list(argv))
     except InputError:
         raise
-    except (ValueError, TypeError, FileNotFoundError) as error:  # TRL's and Transformers' own checks
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # TRL's and Transformers' own checks
         raise InputError(f"The training's settings cannot work: {error}") from error
     train(run_args, config, model_args, command, card)
 
@@ -146,30 +150,25 @@ def _rows(run: RunArguments) -> Dataset:
 
 
 def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any) -> MMedPOTrainer:
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise InputError("Quantised training (load_in_4bit, load_in_8bit) is not supported yet; leave it off.")
-    model = AutoModelForImageTextToText.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
+    ignored = [name for name in NOT_YET if getattr(model_args, name, None) or getattr(config, name, None)]
+    if ignored:
+        raise InputError(f"{', '.join(ignored)}: not supported yet; leave them out.")
+    model = load_model(
+        model_args.model_name_or_path, model_args.model_revision, model_args.dtype, model_args.attn_implementation
     )
     return MMedPOTrainer(
         model,
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=_lora(model, model_args) if model_args.use_peft else None,
+        peft_config=_lora(model, model_args),
     )
 
 
-def _lora(model: PreTrainedModel, model_args: ModelConfig) -> LoraConfig:
-    """LoRA on the linear layers of the language model (the paper's choice), unless target modules are named."""
-    targets = model_args.lora_target_modules or language_model_linears(model)
-    return LoraConfig(
-        r=model_args.lora_r, lora_alpha=model_args.lora_alpha, lora_dropout=model_args.lora_dropout,
-        target_modules=targets, use_rslora=model_args.use_rslora, use_dora=model_args.use_dora, task_type="CAUSAL_LM",
-    )  # fmt: skip
+def _lora(model: PreTrainedModel, model_args: ModelConfig) -> PeftConfig | None:
+    """TRL's LoRA settings, on the linear layers of the language model (the paper's choice) unless others are named."""
+    model_args.lora_target_modules = model_args.lora_target_modules or language_model_linears(model)
+    return get_peft_config(model_args)
 
 
 def language_model_linears(model: PreTrainedModel) -> list[str]:
@@ -180,19 +179,45 @@ def language_model_linears(model: PreTrainedModel) -> list[str]:
 
 @contextlib.contextmanager
 def _working_folder(output: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """`output_folder` for several processes: the main one makes the folder and, when all are done, names it."""
+    """`output_folder` for several processes: the main one makes the folder and, when all are done, names it.
+
+    What the main process refuses, all refuse: a process left alone would wait for the others for ever.
+    """
     state = PartialState()
-    if not state.is_main_process:
-        state.wait_for_everyone()
-        yield output.with_name(output.name + ".partial")
-        state.wait_for_everyone()
-        return
-    with output_folder(output, settings, resume) as folder:
-        state.wait_for_everyone()
+    with contextlib.ExitStack() as stack:
+        refusal: list[Exception | None] = [None]
+        folder = output.resolve().with_name(output.resolve().name + ".partial")
+        if state.is_main_process:
+            try:
+                stack.enter_context(output_folder(output, settings, resume))
+                _drop_torn_checkpoints(folder)
+            except (InputError, AlreadyFinished) as error:
+                refusal = [error]
+        broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
         yield folder
         state.wait_for_everyone()
-        for checkpoint in folder.glob("checkpoint-*"):
+        if state.is_main_process:
+            _tidy(folder)
+
+
+def _drop_torn_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a kill left half-written: the Trainer writes `trainer_state.json` last."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").exists():
             shutil.rmtree(checkpoint)
+
+
+def _tidy(folder: Path) -> None:
+    """Leave what others need: no checkpoints, no pickled arguments, no folder of this machine."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        config = read_json(adapter)
+        write_json(adapter, {**config, "base_model_name_or_path": portable(config["base_model_name_or_path"] or "")})
 
 
 def _last_checkpoint(folder: Path) -> str | None:

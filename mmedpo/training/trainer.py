@@ -13,6 +13,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import selective_log_softmax, use_adapter
 
 from mmedpo.errors import InputError
+from mmedpo.models import load_processor
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 
@@ -25,8 +26,8 @@ class MMedPOTrainer(DPOTrainer):
         margin = [log pi(y_w|x) - log ref(y_w|x)] - [log pi(y_l|x*) - log ref(y_l|x*)],
 
     x* is the rejected side's own images where it has some, and log-probabilities are summed over answer tokens. Takes
-    what `trl.DPOTrainer` takes. The mean is over pairs and not over weights, so that batch size and gradient
-    accumulation do not change the loss. Only answer tokens pass through the language-model head.
+    what `trl.DPOTrainer` takes, with a `MMedPOConfig`. The mean is over pairs and not over weights, so that batch size
+    and gradient accumulation do not change the loss. Only answer tokens pass through the language-model head.
 
     Raises:
         InputError: the training or evaluation dataset has no `weight` column.
@@ -45,7 +46,9 @@ class MMedPOTrainer(DPOTrainer):
                     f"The {name} has no `weight` column (it has {', '.join(columns)}). Curate it with `mmedpo curate`, "
                     "or add a column of ones if plain DPO is what you want."
                 )
-        if kwargs.get("data_collator") is None and kwargs.get("processing_class") is not None:
+        if kwargs.get("processing_class") is None:
+            kwargs["processing_class"] = load_processor(model if isinstance(model, str) else model.config._name_or_path)
+        if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
 

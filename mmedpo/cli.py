@@ -199,8 +199,8 @@ def compare(
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
-        write_json(folder / "comparison.json", comparison)
         write_report(folder / "report.html", comparison, dataset, trainings)
+        write_json(folder / "comparison.json", comparison)
     _print_table(comparing.rows(comparison))
 
 

@@ -190,7 +190,7 @@ def test_faulty_dataset_is_audited_listed_and_refused(run: Run, preferences: Pat
     dataset.to_parquet(tmp_path / "faulty" / "data" / "train-00000-of-00001.parquet")
     code, output = run("audit", tmp_path / "faulty", "--output", tmp_path / "out")
     assert code == 2
-    assert says(output, "faulty breaks the preference schema in 2 places")
+    assert says(output, "faulty breaks the preference schema") and says(output, "[weight]: is not a number")
     faults = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))["faults"]
     assert {(fault["row"], fault["column"]) for fault in faults} == {(rows[1]["id"], "weight"), (rows[0]["id"], "id")}
 

@@ -194,9 +194,7 @@ def test_pairs_show_boxes_judges_and_who_made_them(html: str) -> None:
 def test_rejects_commands_versions_and_badge(html: str) -> None:
     assert re.search(r"no lesion was found</td><td class=\"number\">1,234", html)
     commands = re.search(r"<pre>(.*?)</pre>", html, re.S)
-    assert commands and commands[1].split("\n")[:4] == [
-        "mmedpo quickstart", MANIFEST["command"], TRAINING["command"], "mmedpo compare start dpo mmedpo",
-    ]  # fmt: skip
+    assert commands and commands[1].split() == ["mmedpo", "quickstart"]
     assert "2.12.0, 2.13.0" in html
     badge = html[html.index("Read this first") : html.index("Results on held-out questions")]
     assert all(word in badge for word in ("standin:chat", "phantoms", "tiny-llava", "All of this is invented."))

@@ -354,7 +354,6 @@ def test_no_folder_of_this_machine_is_recorded(preferences: Path, corpus: Path, 
     assert manifest(preferences)["target_model"]["name"] == "tiny"
 
 
-@pytest.mark.xfail(strict=True, reason="pipeline.py curate_folder: localizer.name is recorded as given")
 def test_no_folder_of_a_detector_is_recorded(corpus: Path, detector: Path, tmp_path: Path) -> None:
     settings = Settings(source=corpus, split="preference", limit=3, localizer=f"detector:{detector}")
     folder = curate(tmp_path / "out", settings)

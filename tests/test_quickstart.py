@@ -36,6 +36,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_resume_with_other_settings_is_refused(copy: Path) -> None:
+    (copy / "report.html").unlink()
+    other = quickstart(copy, "--seed", "7", "--resume")
+    assert other.returncode == 2 and "was begun with other settings (seed: 0 then, 7 now)" in other.stderr
+
+
 @pytest.fixture
 def copy(output: Path, tmp_path: Path) -> Path:
     return shutil.copytree(output, tmp_path / "out")

@@ -194,3 +194,28 @@ def test_ledger_drops_a_torn_last_line(tmp_path: Path, kept_bytes: int) -> None:
     ledger.put("b", 2)
     ledger.close()
     assert Ledger(path).entries == {"a": "é", "b": 2}
+
+
+def test_full_disk_is_one_sentence_even_where_a_library_wraps_the_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No space left"), output_folder(tmp_path / "out", {}) as folder:
+        (folder / "work.ledger").write_text("{}\n")
+        try:
+            with Path("/dev/full").open("w") as full:
+                full.write("x")
+        except OSError as error:
+            raise RuntimeError("writing failed") from error
+    assert (tmp_path / "out.partial" / "work.ledger").exists()
+
+
+def test_url_in_a_record_has_no_user_and_no_password() -> None:
+    assert portable("http://me:secret@judges:8000/v1#m") == "http://judges:8000/v1#m"
+
+
+def test_value_that_is_not_kept_is_asked_for_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "work.ledger")
+    ledger.put("lost", "no answer", keep=False)
+    ledger.put("won", "an answer")
+    assert ledger["lost"] == "no answer"
+    ledger.close()
+    again = Ledger(tmp_path / "work.ledger")
+    assert "lost" not in again and again["won"] == "an answer"

@@ -1,6 +1,6 @@
 """The hallucinated side of a text pair: the target model's worst answer, or a wrong one written for it.
 
-PAPER.md section 1.1: a strong chat model compares sampled answers with the truth and picks the most hallucinated;
+The paper, section 3.1: a strong chat model compares sampled answers with the truth and picks the most hallucinated;
 if none is clearly hallucinated it writes one from the truth.
 """
 

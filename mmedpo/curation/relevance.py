@@ -1,6 +1,6 @@
 """Clinical relevance of dispreferred answers: a panel of judges that adopt or revise each other's score.
 
-PAPER.md section 1.4: the first judge scores the dispreferred answer without the image; each next one sees the last
+The paper, section 3.2: the first judge scores the dispreferred answer without the image; each next one sees the last
 score and adopts it or gives its own, until all agree; without agreement the mean of the score history counts.
 """
 

@@ -1,7 +1,7 @@
 """Strict scores of short answers to questions about medical images.
 
 Closed questions get one verdict by whole words, open questions multiset overlap and exact match. The lenient
-scores of published work (substrings, unclipped counts; PAPER.md section 5) are what this module avoids.
+scores of published work (substrings, unclipped counts) are what this module avoids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores of generated reports as the R2Gen lineage computes them (PAPER.md section 5): BLEU, ROUGE-L, METEOR.
+"""Scores of generated reports as the R2Gen lineage computes them: BLEU, ROUGE-L, METEOR.
 
 BLEU is a corpus metric: it is a function of sums over reports, so `score` keeps each report's summands and
 `bleu` turns sums into values, for the corpus as for a bootstrap resample of it.

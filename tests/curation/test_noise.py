@@ -15,7 +15,7 @@ SHAPES = [(48, 64), (48, 64, 3)]  # grey, RGB
 
 
 def abar(step: int) -> float:
-    """The cumulative signal share by its definition (betas of PAPER.md section 1.2), one factor after the other."""
+    """The cumulative signal share by its definition (POVID's betas), one factor after the other."""
     share = 1.0
     for i in range(step):
         share *= 1 - ((0.5e-2 - 1e-5) / (1 + math.exp(6 - 12 * i / (STEPS - 1))) + 1e-5)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from PIL import Image
 
 from mmedpo import schema
 from mmedpo.curation import hallucinate, pipeline, relevance, rows
+from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import GivenBoxes
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.pipeline import CHUNK, Settings, curate_folder
+from mmedpo.curation.standins import StandInChat
 from mmedpo.curation.weights import normalize
 from mmedpo.errors import InputError
+from mmedpo.llm import ChatReply, ChatRequest
 from mmedpo.models import VisionLanguageModel
 from mmedpo.sources import Box, Sample, read_source
 from mmedpo.workdir import output_folder
@@ -461,3 +464,34 @@ def test_killed_process_is_resumed(preferences: Path, settings: Settings, tmp_pa
     assert ledger.read_bytes().count(b"\n") >= 1
     curate(output, settings, resume=True)
     assert recorded(output) == recorded(preferences)
+
+
+class FailingChat:
+    """A chat model whose endpoint is gone after `good` answers."""
+
+    name, revision = StandInChat().name, None
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        replies = StandInChat().complete(requests)
+        kept = replies[: max(self.good, 0)]
+        self.good -= len(replies)
+        return kept + [ChatReply(failure="gone")] * (len(replies) - len(kept))
+
+
+def test_endpoint_that_is_gone_stops_the_run_and_its_failures_are_asked_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(source=corpus, split="preference")
+    whole = curate(tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        failing = {settings.chat: FailingChat(CHUNK)}
+        patch.setattr(pipeline, "open_chat", lambda spec, **_: failing.get(spec) or open_chat(spec))
+        with pytest.raises(InputError, match=r"none of \d+ questions was answered .*gone.*--resume"):
+            curate(tmp_path / "out", settings)
+    out = curate(tmp_path / "out", settings, resume=True)
+    assert rejects(out) == rejects(whole)
+    (ours,), (theirs,) = (list(folder.glob("data/*.parquet")) for folder in (out, whole))
+    assert ours.read_bytes() == theirs.read_bytes()

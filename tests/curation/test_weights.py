@@ -82,7 +82,7 @@ def test_unknown_method_lists_the_known_ones() -> None:
     [
         ("slake", 4919, 0.25, 0.33),
         ("iuxray", 2069, 0.06, 0.26),
-        # PAPER.md says 17/0 of all 1,797 rows, whose ceiling starts at .781 + .25 * .278 / sqrt(.1) = 1.0008, above
+        # The whole file has 17/0 of its all 1,797 rows, whose ceiling starts at .781 + .25 * .278 / sqrt(.1) = 1.0008, above
         # every score. Of the 1,327 rows here it starts at .996, below the 480 scores of 1.
         ("vqa-rad", 1327, 0.17, 480 / 1327),
     ],
@@ -90,7 +90,7 @@ def test_unknown_method_lists_the_known_ones() -> None:
 def test_shares_of_the_released_scores_at_floor_and_ceiling(
     shared_data: Path, name: str, rows: int, at_low: float, at_high: float
 ) -> None:
-    """The shares of PAPER.md section 1.6, to the nearest per cent."""
+    """The known shares of the released files, to the nearest per cent."""
     released = json.loads((shared_data / "released" / f"{name}_dpo_weighted.json").read_text(encoding="utf-8"))
     scores = [row["weighted_score"] for row in released]
     rescaled, literal = normalize(scores)[1], normalize(scores, "literal")[1]

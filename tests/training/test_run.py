@@ -52,6 +52,8 @@ def test_what_was_done_is_recorded(trained: Path) -> None:
     assert set(record["rows"]) == {"hallucinated_response", "lesion_noise"}
     assert record["config"]["learning_rate"] and record["lora"]["lora_r"] == 16
     assert len(history(trained)) == 3
+    assert not (trained / "training_args.bin").exists()  # a pickle with folders of this machine
+    assert json.loads((trained / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert not list(trained.glob("checkpoint-*")) and not trained.with_name("adapter.partial").exists()
 
 
@@ -75,8 +77,10 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(preferences: Path, tiny_
         "def train(self, **kwargs): self.add_callback(Stop()); return begin(self, **kwargs)\n"
         "trainer.MMedPOTrainer.train = train; run.main(sys.argv[1:])"
     )
+    torn = tmp_path / "resumed.partial" / "checkpoint-9"
     killed = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, check=False)
     assert killed.returncode == -9 and not output.exists()
+    torn.mkdir()  # as if a second kill had hit the writing of a later checkpoint
     run.main([*command, "--resume"])
     assert history(output) == pytest.approx(history(whole), abs=1e-6)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (output, whole))

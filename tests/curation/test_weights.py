@@ -82,8 +82,8 @@ def test_unknown_method_lists_the_known_ones() -> None:
     [
         ("slake", 4919, 0.25, 0.33),
         ("iuxray", 2069, 0.06, 0.26),
-        # The whole file has 17/0 of its all 1,797 rows, whose ceiling starts at .781 + .25 * .278 / sqrt(.1) = 1.0008, above
-        # every score. Of the 1,327 rows here it starts at .996, below the 480 scores of 1.
+        # All 1,797 rows of the whole file give 17 and 0 %: its ceiling starts at .781 + .25 * .278 / sqrt(.1) = 1.0008,
+        # above every score. Of the 1,327 rows here it starts at .996, below the 480 scores of 1.
         ("vqa-rad", 1327, 0.17, 480 / 1327),
     ],
 )

@@ -56,18 +56,3 @@ def make_trainer(tiny_model: Path, tmp_path: Path) -> Callable[..., DPOTrainer]:
         )
 
     return make
-
-
-def losses(trainer: DPOTrainer) -> list[float]:
-    """Train, and return the loss of every step, unrounded."""
-    seen: list[float] = []
-    original = trainer.compute_loss
-
-    def compute_loss(*args: Any, **kwargs: Any) -> Any:
-        loss = original(*args, **kwargs)
-        seen.append(loss.item())
-        return loss
-
-    trainer.compute_loss = compute_loss
-    trainer.train()
-    return seen

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import losses
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOTrainer
@@ -16,6 +16,21 @@ from trl import DPOTrainer
 from mmedpo import MMedPOConfig
 from mmedpo.errors import InputError
 from mmedpo.training.collator import PreferenceCollator
+
+
+def losses(trainer: DPOTrainer) -> list[float]:
+    """Train, and return the loss of every step, unrounded."""
+    seen: list[float] = []
+    original = trainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        seen.append(loss.item())
+        return loss
+
+    trainer.compute_loss = compute_loss
+    trainer.train()
+    return seen
 
 
 def reweighted(dataset: Dataset, weight: float | list[float]) -> Dataset:

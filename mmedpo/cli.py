@@ -54,7 +54,7 @@ def curate(
     output: Output,
     model: Annotated[str | None, typer.Option("--model", help="Target Med-LVLM to sample wrong answers from.")] = None,
     chat: Annotated[
-        str, typer.Option("--chat", help="Chat model: standin:rules, http://host/v1#model, hub:org/model[@provider].")
+        str, typer.Option("--chat", help="Chat model: standin:rules, http://host/v1#model, hub:org/model\\[@provider].")
     ] = "standin:rules",
     judges: Annotated[
         str, typer.Option("--judges", help="Comma-separated chat models that score clinical relevance.")
@@ -125,7 +125,6 @@ def train(context: typer.Context) -> None:
     """Train an adapter with clinically weighted preference optimization (the same as train.py).
 
     Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
-    Example: mmedpo train --config recipes/quickstart.yaml --output runs/adapter
     """
     from mmedpo.cards import adapter_card
     from mmedpo.training import run

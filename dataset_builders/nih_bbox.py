@@ -10,5 +10,7 @@ import sys
 
 from mmedpo.cli import main
 
+LICENSE = "unrestricted with attribution (NIH Clinical Center)"
+
 if __name__ == "__main__":
-    main(["curate", "--split", "train", "--localizer", "boxes", *sys.argv[1:]])
+    main(["curate", "--split", "train", "--license", LICENSE, "--localizer", "boxes", *sys.argv[1:]])

@@ -11,4 +11,4 @@ import sys
 from mmedpo.cli import main
 
 if __name__ == "__main__":
-    main(["curate", "--split", "train", *sys.argv[1:]])
+    main(["curate", "--split", "train", "--license", "cc0-1.0", *sys.argv[1:]])

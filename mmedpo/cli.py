@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True)
+SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
@@ -43,9 +45,15 @@ def _command() -> str:
     """The command line as it is recorded: without --resume, folders of this machine, and tokens."""
     from mmedpo.workdir import portable
 
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    secret = {i + 1 for i, word in enumerate(words) if word.startswith("--") and word.endswith(("token", "key"))}
-    return "mmedpo " + shlex.join("(kept)" if i in secret else portable(word) for i, word in enumerate(words))
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if words and SECRET.fullmatch(words[-1]):
+            words.append("(kept)")
+        elif secret := SECRET.match(word):
+            words += [secret[1]] if word == secret[1] else [f"{secret[1]}=(kept)"]
+        elif word != "--resume":
+            words.append(portable(word))
+    return "mmedpo " + shlex.join(words)
 
 
 @app.command(epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs")
@@ -64,6 +72,7 @@ def curate(
     ] = "boxes",
     split: Split = None,
     limit: Limit = None,
+    license: Annotated[str, typer.Option("--license", help="Of the source, where its rows do not say.")] = "unknown",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers sampled from the target a question.")] = 4,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="Temperature of those samples.")] = 1.0,
     style: Annotated[
@@ -83,7 +92,8 @@ def curate(
     from mmedpo.workdir import output_folder, write_json
 
     settings = Settings(
-        source=source, split=split, limit=limit, model=model, chat=chat, judges=tuple(judges.split(",")),
+        source=source, split=split, limit=limit, license=license, model=model, chat=chat,
+        judges=tuple(judges.split(",")),
         localizer=localizer, samples=samples, temperature=temperature, style=style, noise_step=noise_step,
         weights=weights, rounds=rounds, seed=seed, skip_faulty=skip_faulty,
     )  # fmt: skip

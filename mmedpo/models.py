@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True)
 class Sampling:

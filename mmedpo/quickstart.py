@@ -26,9 +26,7 @@ SINGLE_STAGES = {
     "visual-stage": ["--dispreference", "lesion_noise"],
 }
 NOTES = (
-    "The images are phantoms drawn by code and the model is a tiny one made on the spot: the table shows that the "
-    "pipeline works, and says nothing about patients.",
-    "Chat model and judges are offline rules (standin:...), not language models.",
+    "The model is a tiny one made on the spot: the table shows that the pipeline works, and nothing about patients.",
     "'dpo' is the same training without weights; 'supervised' is trained on the same chosen answers alone.",
 )
 

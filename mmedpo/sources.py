@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ COLUMNS = {
     "license": ("license",),
 }
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
-KNOWN_LICENSES = {"vqa-rad": "cc0-1.0", "nih-bbox": "unrestricted with attribution (NIH Clinical Center)"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
@@ -71,7 +70,7 @@ class Sample:
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, and how the split was made ("source" or "image")."""
+    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image")."""
 
     name: str
     license: str
@@ -80,7 +79,9 @@ class Source:
     split_by: str = "source"
 
 
-def read_source(path: Path, split: str | None = None, limit: int | None = None, seed: int = 0) -> Source:
+def read_source(
+    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown"
+) -> Source:
     """Read a source folder (or its table) and keep one split.
 
     The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
@@ -91,6 +92,7 @@ def read_source(path: Path, split: str | None = None, limit: int | None = None, 
         split: the split to keep; all where None.
         limit: keep this many questions, the first of a shuffle.
         seed: of that shuffle.
+        license: of the rows that do not say.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
@@ -102,7 +104,7 @@ def read_source(path: Path, split: str | None = None, limit: int | None = None, 
     root = table.parent
     name = root.resolve().name
     images = _images(root)
-    source = Source(name, KNOWN_LICENSES.get(name, "unknown"), [])
+    source = Source(name, license, [])
     taken: dict[str, str] = {}
     for where, row in _questions(table):
         sample, faults = _sample(where, row, root, images, source)
@@ -310,10 +312,6 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
         if not source.samples:
             raise InputError(f"{source.name} has no split {split!r}; it has {', '.join(splits)}.")
     if limit is not None and limit < len(source.samples):
-        source.samples = _first(source.samples, limit, seed)
-
-
-def _first(samples: Iterable[Sample], limit: int, seed: int) -> list[Sample]:
-    ranked = sorted(samples, key=lambda sample: unit_interval("limit", seed, sample.id))
-    kept = {sample.id for sample in ranked[:limit]}
-    return [sample for sample in samples if sample.id in kept]
+        ranked = sorted(source.samples, key=lambda sample: unit_interval("limit", seed, sample.id))
+        kept = {sample.id for sample in ranked[:limit]}
+        source.samples = [sample for sample in source.samples if sample.id in kept]

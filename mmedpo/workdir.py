@@ -126,7 +126,7 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
 def _system_error(error: BaseException | None) -> OSError | None:
     """The operating system's error behind `error`; libraries wrap it in their own."""
     while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 

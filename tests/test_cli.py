@@ -329,3 +329,12 @@ def test_interrupted_run_exits_with_130_and_keeps_its_work(interrupted: tuple[in
 
 def test_interrupted_run_says_how_to_go_on(interrupted: tuple[int, str, Path]) -> None:
     assert says(interrupted[1], "run the same command with --resume")
+
+
+@pytest.mark.parametrize("words", [["--hub_token", "hf_x", "--seed", "1"], ["--hub_token=hf_x", "--seed", "1"]])
+def test_recorded_command_has_no_token(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmedpo import cli
+
+    monkeypatch.setattr(sys, "argv", ["mmedpo", "train", *words, "--resume"])
+    assert "hf_x" not in cli._command()
+    assert "--hub_token" in cli._command() and cli._command().endswith("--seed 1")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +26,7 @@ from mmedpo.text import unit_interval, words
 from mmedpo.workdir import Ledger, portable, versions, write_json
 
 CHUNK = 32  # questions a step finishes before they are recorded
+OUTAGE = 8  # questions that fail together: the endpoint is gone, and not one question odd
 SHOWN_ALTERNATIVES = 12
 FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # never kept: a resumed run asks again
 
@@ -37,6 +38,7 @@ class Settings:
     source: Path
     split: str | None = None
     limit: int | None = None
+    license: str = "unknown"
     model: str | None = None
     chat: str = "standin:rules"
     judges: tuple[str, ...] = ("standin:strict", "standin:lenient", "standin:lexical")
@@ -75,7 +77,7 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
     Raises:
         InputError: the source, a model, a judge or an option cannot work, or every pair was rejected.
     """
-    source = read_source(settings.source, settings.split, settings.limit, settings.seed)
+    source = read_source(settings.source, settings.split, settings.limit, settings.seed, settings.license)
     refuse_faults(source, settings.skip_faulty)
     chat = open_chat(settings.chat, seed=settings.seed)
     panel = relevance.Panel([open_chat(judge, seed=settings.seed) for judge in settings.judges], settings.rounds)
@@ -120,22 +122,23 @@ def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[s
 def _chunks(
     samples: Sequence[Sample], done: Ledger, what: str, work: Callable[[Sequence[Sample], int], list[Any]]
 ) -> None:
-    """Give `work` fixed chunks of the samples with the chunk's number, and record what it returns for each sample.
+    """Give `work` the samples of each chunk that are not done, with the chunk's start, and record what it returns.
 
-    Chunks do not depend on what is already done, so that a resumed run draws the same chance.
+    What is done stays as it is, since later steps have built on it.
     """
     for start in track(range(0, len(samples), CHUNK), description=what, disable=not samples):
-        chunk = samples[start : start + CHUNK]
-        if not all(sample.id in done for sample in chunk):
-            values = work(chunk, start)
-            failed = [isinstance(value, dict) and value.get("reason") in FAILURES for value in values]
-            if all(failed):
-                raise InputError(
-                    f"{what}: none of {len(chunk)} questions was answered ({values[0]}). What was finished is kept: "
-                    "see to the endpoint and run the same command with --resume."
-                )
-            for sample, value, lost in zip(chunk, values, failed, strict=True):
-                done.put(sample.id, value, keep=not lost)
+        missing = [sample for sample in samples[start : start + CHUNK] if sample.id not in done]
+        if not missing:
+            continue
+        values = work(missing, start)
+        failed = [isinstance(value, dict) and value.get("reason") in FAILURES for value in values]
+        if all(failed) and len(failed) >= OUTAGE:
+            raise InputError(
+                f"{what}: none of {len(failed)} questions was answered ({values[0]}). What was finished is kept: "
+                "see to the endpoint and run the same command with --resume."
+            )
+        for sample, value, lost in zip(missing, values, failed, strict=True):
+            done.put(sample.id, value, keep=not lost)
 
 
 def _sample(settings: Settings, samples: Sequence[Sample], done: Ledger) -> str | None:
@@ -143,12 +146,16 @@ def _sample(settings: Settings, samples: Sequence[Sample], done: Ledger) -> str 
     if settings.model is None:
         _chunks(samples, done, "No target model", lambda chunk, _: [[] for _ in chunk])
         return None
-    sampling = Sampling(samples=settings.samples, temperature=settings.temperature, seed=settings.seed)
+    sampling = Sampling(samples=settings.samples, temperature=settings.temperature)
     model = VisionLanguageModel(settings.model)
 
-    def work(chunk: Sequence[Sample], start: int) -> list[Any]:
+    def work(missing: Sequence[Sample], start: int) -> list[Any]:
+        # The whole chunk again, since chance depends on the batch.
+        chunk = samples[start : start + CHUNK]
         questions = [(open_rgb(sample.image), sample.question) for sample in chunk]
-        return model.answer(questions, Sampling(**{**asdict(sampling), "seed": settings.seed + start}))
+        answers = model.answer(questions, replace(sampling, seed=settings.seed + start))
+        found = dict(zip((sample.id for sample in chunk), answers, strict=True))
+        return [found[sample.id] for sample in missing]
 
     _chunks(samples, done, "Sampling the target model", work)
     return model.revision
@@ -197,7 +204,7 @@ def _judge(samples: Sequence[Sample], disputed: Ledger, panel: relevance.Panel, 
     _chunks([sample for sample in samples if "text" in disputed[sample.id]], done, "Judging relevance", work)
 
 
-def _tally(rejects: Iterator[rows.Reject] | Sequence[rows.Reject]) -> dict[str, int]:
+def _tally(rejects: Sequence[rows.Reject]) -> dict[str, int]:
     return dict(Counter(reject.reason for reject in rejects).most_common())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def evaluate(
         if all(sample.id in ledger for sample in batch):
             continue
         shown = [(open_rgb(sample.image), sample.question) for sample in batch]
-        answers = model.answer(shown, Sampling(**{**asdict(sampling), "seed": sampling.seed + start}))
+        answers = model.answer(shown, replace(sampling, seed=sampling.seed + start))
         for sample, (answer,) in zip(batch, answers, strict=True):
             ledger.put(sample.id, answer)
     _write_lines(

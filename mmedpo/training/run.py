@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from mmedpo import schema
@@ -45,8 +46,6 @@ ALWAYS_RECORDED = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
 }
-
-
 NOT_YET = ("load_in_4bit", "load_in_8bit", "trust_remote_code", "model_init_kwargs")
 
 Card = Callable[[Path], str]
@@ -95,10 +94,13 @@ def train(
         card: writes the text of README.md from the recorded files of the folder it is given.
 
     Raises:
-        InputError: dataset, model or output folder cannot work; nothing is left behind.
+        InputError: dataset, model or output folder cannot work; checkpoints that exist by then are kept.
     """
     if not model_args.model_name_or_path:
         raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
+    ignored = [name for name in NOT_YET if getattr(model_args, name, None) or getattr(config, name, None)]
+    if ignored:
+        raise InputError(f"{', '.join(ignored)}: not supported yet; leave them out.")
     _refuse_strangers()
     dataset = _rows(run)
     processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
@@ -111,7 +113,7 @@ def train(
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
         trainer = _trainer(dataset, processor, config, model_args)
         began = time.monotonic()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if run.resume else None)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if run.resume else None)
         seconds = time.monotonic() - began
         trainer.save_model()
         trainer.save_state()
@@ -150,9 +152,6 @@ def _rows(run: RunArguments) -> Dataset:
 
 
 def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any) -> MMedPOTrainer:
-    ignored = [name for name in NOT_YET if getattr(model_args, name, None) or getattr(config, name, None)]
-    if ignored:
-        raise InputError(f"{', '.join(ignored)}: not supported yet; leave them out.")
     model = load_model(
         model_args.model_name_or_path, model_args.model_revision, model_args.dtype, model_args.attn_implementation
     )
@@ -218,12 +217,6 @@ def _tidy(folder: Path) -> None:
     if adapter.exists():
         config = read_json(adapter)
         write_json(adapter, {**config, "base_model_name_or_path": portable(config["base_model_name_or_path"] or "")})
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder))
 
 
 def _plain(settings: Any) -> dict[str, Any]:

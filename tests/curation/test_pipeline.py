@@ -32,7 +32,7 @@ from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply, ChatRequest
 from mmedpo.models import VisionLanguageModel
 from mmedpo.sources import Box, Sample, read_source
-from mmedpo.workdir import output_folder
+from mmedpo.workdir import Ledger, output_folder
 
 MakeSource = Callable[..., Path]
 CALLER = "mmedpo curate"
@@ -466,6 +466,9 @@ def test_killed_process_is_resumed(preferences: Path, settings: Settings, tmp_pa
     assert recorded(output) == recorded(preferences)
 
 
+LOST = {"reason": hallucinate.NO_ANSWER, "detail": "refused"}
+
+
 class FailingChat:
     """A chat model whose endpoint is gone after `good` answers."""
 
@@ -479,6 +482,22 @@ class FailingChat:
         kept = replies[: max(self.good, 0)]
         self.good -= len(replies)
         return kept + [ChatReply(failure="gone")] * (len(replies) - len(kept))
+
+
+def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(corpus: Path, tmp_path: Path) -> None:
+    samples = read_source(corpus, "preference", 20).samples
+    done = Ledger(tmp_path / "work.ledger")
+    pipeline._chunks(samples, done, "First", lambda missing, _: [LOST, *({"text": s.id} for s in missing[1:])])
+    again = Ledger(tmp_path / "work.ledger")
+    asked: list[str] = []
+
+    def work(missing: Sequence[Sample], start: int) -> list[Any]:
+        asked.extend(sample.id for sample in missing)
+        return [LOST for _ in missing]
+
+    pipeline._chunks(samples, again, "Second", work)  # one question odd does not stop the run
+    assert asked == [samples[0].id] and again[samples[0].id] == LOST
+    assert again[samples[1].id] == {"text": samples[1].id}
 
 
 def test_endpoint_that_is_gone_stops_the_run_and_its_failures_are_asked_again(

@@ -32,6 +32,11 @@ console = Console()
 errors = Console(stderr=True)
 SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
 
+# Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
+PARSED: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}, "add_help_option": False,
+}  # fmt: skip
+
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
 SourceFolder = Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")]
@@ -56,53 +61,72 @@ def _command() -> str:
     return "mmedpo " + shlex.join(words)
 
 
-@app.command(epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs")
-def curate(
-    source: SourceFolder,
-    output: Output,
-    model: Annotated[str | None, typer.Option("--model", help="Target Med-LVLM to sample wrong answers from.")] = None,
-    chat: Annotated[
-        str, typer.Option("--chat", help="Chat model: standin:rules, http://host/v1#model, hub:org/model\\[@provider].")
-    ] = "standin:rules",
-    judges: Annotated[
-        str, typer.Option("--judges", help="Comma-separated chat models that score clinical relevance.")
-    ] = "standin:strict,standin:lenient,standin:lexical",
-    localizer: Annotated[
-        str, typer.Option("--localizer", help="boxes (from the data), detector:HUB-ID, standin:centre.")
-    ] = "boxes",
-    split: Split = None,
-    limit: Limit = None,
-    license: Annotated[str, typer.Option("--license", help="Of the source, where its rows do not say.")] = "unknown",
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers sampled from the target a question.")] = 4,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="Temperature of those samples.")] = 1.0,
-    style: Annotated[
-        str, typer.Option("--style", help="match: rejected answers as long as chosen ones; free.")
-    ] = "match",
-    noise_step: Annotated[int, typer.Option("--noise-step", help="Forward-diffusion step k, 1 to 1000.")] = 800,
-    weights: Annotated[str, typer.Option("--weights", help="rescale, literal, raw or none.")] = "rescale",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds the judges may take to agree.")] = 5,
-    seed: Seed = 0,
-    skip_faulty: SkipFaulty = False,
-    resume: Resume = False,
-) -> None:
-    """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance."""
+def _parsed(context: typer.Context, *options: Any) -> Any:
+    """Instances of the dataclasses `options`, from the command line and the recipe that --config names."""
+    import yaml
+    from trl import TrlParser
+
+    if "--help" in context.args:
+        console.print(context.get_help())
+    parser = TrlParser(list(options), prog=f"mmedpo {context.info_name}")
+    try:
+        return parser.parse_args_and_config(context.args)
+    except InputError:
+        raise
+    except (ValueError, TypeError, OSError, IndexError, yaml.YAMLError) as error:
+        raise InputError(f"The settings of mmedpo {context.info_name} cannot work: {error}") from error
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs"
+)
+def curate(context: typer.Context) -> None:
+    """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance.
+
+    Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
+    work: accelerate launch -m mmedpo.cli curate ...
+    """
     from mmedpo import audit as audits
     from mmedpo.cards import dataset_card
-    from mmedpo.curation.pipeline import Settings, curate_folder
+    from mmedpo.curation.pipeline import curate_folder
+    from mmedpo.curation.settings import Run, Settings
+    from mmedpo.processes import Processes
     from mmedpo.workdir import output_folder, write_json
 
-    settings = Settings(
-        source=source, split=split, limit=limit, license=license, model=model, chat=chat,
-        judges=tuple(judges.split(",")),
-        localizer=localizer, samples=samples, temperature=temperature, style=style, noise_step=noise_step,
-        weights=weights, rounds=rounds, seed=seed, skip_faulty=skip_faulty,
-    )  # fmt: skip
-    with output_folder(output, settings.record(), resume) as folder:
-        manifest = curate_folder(settings, folder, _command())
-        write_json(folder / "audit.json", audits.audit(str(folder), name=output.name))
+    settings, run = _parsed(context, Settings, Run)
+    processes = Processes.here()
+    with output_folder(run.output, settings.record(), run.resume, processes) as folder:
+        cache = run.cache or run.output.resolve().parent / "calls.sqlite"
+        manifest = curate_folder(settings, folder, _command(), run.limits, cache, processes)
+        if manifest is None:  # the first process writes what follows
+            return
+        write_json(folder / "audit.json", audits.audit(str(folder), name=run.output.name))
         (folder / "README.md").write_text(dataset_card(folder), encoding="utf-8")
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
-    console.print(f"{output}: {counts}; {sum(manifest['rejects'].values())} rejected (see rejects.jsonl).")
+    console.print(f"{run.output}: {counts}; {sum(manifest['rejects'].values())} rejected (see rejects.jsonl).")
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo preview --source data/nih-bbox --localizer boxes --output runs/preview.png"
+)
+def preview(context: typer.Context) -> None:
+    """Look before curating: a sheet of images, lesion masks and noised images.
+
+    Takes the options of curate, of which those about the source, lesions and noise matter.
+    """
+    from mmedpo.curation.localize import open_localizer
+    from mmedpo.curation.preview import sheet
+    from mmedpo.curation.settings import Preview, Settings
+    from mmedpo.sources import read_source, refuse_faults
+
+    settings, run = _parsed(context, Settings, Preview)
+    source = read_source(settings.source, settings.split, settings.limit, settings.seed, settings.license)
+    refuse_faults(source, settings.skip_faulty)
+    localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
+    reasons = sheet(
+        source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
+    )
+    console.print(f"{run.output}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()))
 
 
 @app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
@@ -127,8 +151,7 @@ def audit(
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
+    **PARSED,
     epilog="Example: mmedpo train --config recipes/quickstart.yaml --output runs/adapter",
 )
 def train(context: typer.Context) -> None:

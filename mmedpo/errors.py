@@ -37,3 +37,7 @@ class InputError(ValueError):
 
 class AlreadyFinished(Exception):
     """`--resume` was asked of a run that is complete: nothing to do."""
+
+
+class Stopped(Exception):
+    """A run that ended before its end on purpose; what is finished is kept, and --resume goes on."""

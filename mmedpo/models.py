@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,44 +34,121 @@ class Sampling:
             raise InputError(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature.")
 
 
+def can_see(name: str, revision: str | None = None) -> bool:
+    """Whether the configuration is a vision-language model's. Raises InputError if nothing loadable has this name."""
+    from transformers import AutoModelForImageTextToText
+
+    return type(_load_config(name, revision)) in AutoModelForImageTextToText._model_mapping
+
+
 def load_processor(name: str, revision: str | None = None) -> Any:
     """The processor of a vision-language model, with its own chat template.
 
     Raises:
         InputError: nothing loadable under `name`, no image processor, or no chat template.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+    from transformers import AutoProcessor, ProcessorMixin
 
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise InputError(
-                f"{name!r} is a {config.model_type!r} model, not a vision-language model: it cannot look at images. "
-                "Give a model of the Hub's task image-text-to-text."
-            )
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if not can_see(name, revision):
+        raise InputError(
+            f"{name!r} is a {_load_config(name, revision).model_type!r} model, not a vision-language model: it cannot "
+            "look at images. Give a model of the Hub's task image-text-to-text."
+        )
+    processor = _load(AutoProcessor, name, revision)
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise InputError(f"{name!r} has no image processor; save the processor beside the model.")
-    if processor.chat_template is None and processor.tokenizer.chat_template is None:
-        raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
+    if processor.chat_template is None:  # older ones keep it with the tokenizer
+        processor.chat_template = processor.tokenizer.chat_template
+    _check_chat_template(name, processor)
     return processor
 
 
-def load_model(name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None) -> Any:
-    """The model itself. Raises InputError where its weights are missing or torn."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a language model, with its own chat template.
 
+    Raises:
+        InputError: no loadable tokenizer under `name`, or no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, name, revision)
+    _check_chat_template(name, tokenizer)
+    return tokenizer
+
+
+def _load_config(name: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, name, revision)
+
+
+def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
-        return AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=dtype, attn_implementation=attention
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
+        return kind.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
+        raise InputError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_chat_template(name: str, owner: Any) -> None:
+    if owner.chat_template is None:
+        raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
+
+
+def load_model(name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None) -> Any:
+    """The model itself: one with vision where it has any, else a causal language model.
+
+    Raises:
+        InputError: its weights are missing or torn, or it is neither of the two.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForImageTextToText if can_see(name, revision) else AutoModelForCausalLM
+    try:
+        return kind.from_pretrained(name, revision=revision, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def best_device() -> torch.device:
+    """The current CUDA device (a launcher sets it per process), else Apple's, else the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
+    """Model inputs of a batch of (RGB image, text) pairs, left-padded, in the model's own chat template.
+
+    The images are all there or all None; `processor` may then be a tokenizer, whose template takes plain text.
+    """
+    images = [[image] for image, _ in questions if image is not None]
+    sees = hasattr(processor, "image_processor")
+    picture = [{"type": "image"}] if images else []
+    contents = [[*picture, {"type": "text", "text": text}] if sees else text for _, text in questions]
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        for content in contents
+    ]
+    return processor(
+        text=texts,
+        **({"images": images} if images else {}),
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,  # the template has written them
+        return_tensors="pt",
+    )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Ids of the tokens that end an answer, the model's and the tokenizer's."""
+    configured = model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
 class VisionLanguageModel:
@@ -85,13 +160,11 @@ class VisionLanguageModel:
     """
 
     def __init__(self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto") -> None:
-        import torch
-
         self.name, self.adapter = name, adapter
         self.processor = load_processor(name, revision)
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         if adapter is not None:
@@ -108,7 +181,7 @@ class VisionLanguageModel:
 
         inputs = self.encode(questions)
         tokenizer = self.processor.tokenizer
-        ends = _end_tokens(self.model, tokenizer)
+        ends = end_tokens(self.model, tokenizer)
         torch.manual_seed(sampling.seed)
         with torch.inference_mode():
             sampled: dict[str, Any] = {}
@@ -130,22 +203,7 @@ class VisionLanguageModel:
 
     def encode(self, questions: Sequence[tuple[Image, str]]) -> dict[str, torch.Tensor]:
         """Model inputs of a batch, left-padded, in the model's own chat template, on the model's device."""
-        conversations = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-            for _, question in questions
-        ]
-        texts = [
-            self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-            for conversation in conversations
-        ]
-        return self.processor(
-            text=texts,
-            images=[[image] for image, _ in questions],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,  # the template has written them
-            return_tensors="pt",
-        ).to(self.device)
+        return encode(self.processor, questions).to(self.device)
 
 
 def _with_adapter(model: Any, name: str, adapter: str) -> Any:
@@ -159,28 +217,3 @@ def _with_adapter(model: Any, name: str, adapter: str) -> Any:
     if base and Path(base).name != Path(name).name:
         raise InputError(f"The adapter {adapter!r} was trained on {base!r}, not on {name!r}; give its own base model.")
     return loaded
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    configured = model.generation_config.eos_token_id
-    ends = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
-
-
-def open_rgb(path: Path) -> Image:
-    """An image file as RGB, upright; 16-bit greyscale is scaled by its own range, where a conversion would clip it."""
-    from PIL import Image as pillow
-    from PIL import ImageOps
-
-    with pillow.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if is_deep(image):
-            values = np.asarray(image, dtype=np.float64)
-            spread = max(values.max() - values.min(), 1.0)
-            return pillow.fromarray(np.uint8((values - values.min()) * 255 / spread)).convert("RGB")
-        return image.convert("RGB")
-
-
-def is_deep(image: Image) -> bool:
-    """True for more than 8 bits a channel (16-bit greyscale, 32-bit integers, floats)."""
-    return image.mode[0] in "IF"

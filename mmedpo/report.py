@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import schema
+from mmedpo import images, schema
 from mmedpo.audit import distributions, page
 from mmedpo.cards import logged, notices, shown
-from mmedpo.schema import image_fault, message_text
+from mmedpo.schema import message_text
 from mmedpo.workdir import read_json
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _picture(image: Mapping[str, Any], boxes: Sequence[Mapping[str, Any]]) -> di
     import numpy as np
     from PIL import Image
 
-    if image_fault(image):
+    if images.fault(image):
         return None
     with Image.open(io.BytesIO(image["bytes"] or Path(image["path"]).read_bytes())) as opened:
         width, height = opened.size

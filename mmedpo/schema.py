@@ -6,22 +6,30 @@ loads in a plain `trl.DPOTrainer`. See docs/architecture.md.
 
 from __future__ import annotations
 
-import io
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import Fault, InputError
+from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Dataset, Features
 
-DISPREFERENCES = ("hallucinated_response", "lesion_noise")
+DISPREFERENCES = (
+    "hallucinated_response",  # the same image, a wrong answer
+    "lesion_noise",  # the same answer, the image with its lesion noised
+    "image_noise",  # the same answer, the image noised or cropped as a whole
+    "reversed_noise",  # on the noised image, the wrong answer over the gold one
+)
+REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
 TASKS = ("closed_vqa", "open_vqa", "report")
+SHARD_BYTES = 500_000_000  # of images; a larger split is written as several files
+ROWS_AT_ONCE = 32  # held in memory while writing
 
 
 def _features() -> Features:
@@ -57,7 +65,7 @@ def _features() -> Features:
                 "sample_id": Value("string"),
                 "image_id": Value("string"),
                 "patient_id": Value("string"),
-                "rejected_by": Value("string"),  # model that made the rejected side, or the noise's name
+                "rejected_by": Value("string"),  # model that made the wrong answer, or the noise's name
                 "revision": Value("string"),
                 "prompt_version": Value("string"),
                 "seed": Value("int64"),
@@ -67,7 +75,10 @@ def _features() -> Features:
                 "localizer": Value("string"),
                 "query": Value("string"),
                 "boxes": List(box),
+                "mask_rule": Value("string"),  # how a heat map became a mask
+                "noise": Value("string"),  # method
                 "noise_step": Value("int32"),
+                "noise_edge": Value("int32"),  # pixels
                 "mask_coverage": Value("float32"),  # share of the image's pixels, [0, 1]
             },
         }
@@ -96,21 +107,6 @@ def text_fault(chosen: str, rejected: str, task: str) -> str | None:
         return f"both sides say {polarity(chosen)!r}; the rejected answer is not wrong"
     if task != "report" and polarity(chosen) is None and carries(rejected, chosen):
         return "the rejected answer contains the gold answer; it is not wrong"
-    return None
-
-
-def image_fault(image: Any) -> str | None:
-    """Why an undecoded image ({"bytes", "path"}) cannot be used, or None if it decodes to the end."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-    except UnidentifiedImageError:
-        return "the image is in no known format; replace the file or drop the row"
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        return f"the image cannot be decoded ({error}); replace the file or drop the row"
     return None
 
 
@@ -148,8 +144,22 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
         add("rejected_images", "both sides are equal, images and texts; nothing can be learned from it")
     if row["rejected_images"] is None and chosen and rejected and row["task"] is not None:
         task = row["task"] if isinstance(row["task"], str) else TASKS[row["task"]]
-        add("rejected", text_fault(chosen, rejected, task))
+        gold, wrong = (rejected, chosen) if row["dispreference"] in REVERSED else (chosen, rejected)
+        add("rejected", text_fault(gold, wrong, task))
     return faults
+
+
+def column_faults(features: Mapping[str, Any]) -> list[Fault]:
+    """The columns that are missing or of another type than the schema's."""
+    return [
+        Fault(
+            "(all rows)",
+            name,
+            f"is missing; expected {kind}" if name not in features else f"has type {features[name]}; expected {kind}",
+        )
+        for name, kind in _features().items()
+        if features.get(name) != kind
+    ]
 
 
 def validate(dataset: Dataset) -> list[Fault]:
@@ -157,65 +167,65 @@ def validate(dataset: Dataset) -> list[Fault]:
 
     A wrong or missing column is reported alone, since no row rule can be checked then.
     """
-    expected = _features()
-    faults = [
-        Fault(
-            "(all rows)",
-            name,
-            f"is missing; expected {kind}"
-            if name not in dataset.features
-            else f"has type {dataset.features[name]}; expected {kind}",
-        )
-        for name, kind in expected.items()
-        if dataset.features.get(name) != kind
-    ]
+    faults = column_faults(dataset.features)
     if faults:
         return faults
     counts: Counter[str] = Counter()
     for row in undecoded(dataset):
         counts[row["id"]] += 1
         faults.extend(row_faults(row))
-    faults += [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
-    return faults
+    return faults + _repeated(counts)
 
 
-def shared_groups(splits: Mapping[str, Dataset]) -> list[Fault]:
-    """Images and patients that occur in more than one split (a split never separates one image or patient)."""
-    faults = []
-    for key in ("image_id", "patient_id"):
-        home: dict[str, str] = {}
-        for split, dataset in splits.items():
-            for value in {entry[key] for entry in dataset["provenance"] if entry[key] is not None}:
-                if home.setdefault(value, split) != split:
-                    faults.append(Fault(value, key, f"occurs in the splits {home[value]!r} and {split!r}"))
-    return faults
+def _repeated(counts: Mapping[str, int]) -> list[Fault]:
+    return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
 
 
 def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> None:
-    """Write rows as `folder/data/SPLIT-00000-of-00001.parquet`, with the schema and the images inside.
+    """Write rows as `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
-    Rows are streamed: images are {"bytes", "path"} dicts. Raises InputError with all faults if a row breaks a rule.
+    Rows are streamed: images are {"bytes", "path"} dicts, ClassLabels are given by name.
+
+    Raises:
+        InputError: rows break a rule; all their faults are reported, and no file is left.
     """
-    from datasets import Dataset
+    from datasets.arrow_writer import ParquetWriter
 
-    scratch = folder / ".arrow"
-    shutil.rmtree(scratch, ignore_errors=True)
+    features = _features()
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    faults: list[Fault] = []
+    shards: list[Path] = []
+    rows, more = iter(rows), True
     try:
-        dataset = Dataset.from_generator(
-            lambda: iter(rows), features=_features(), cache_dir=str(scratch), fingerprint=f"mmedpo-{split}"
-        )
-        faults = validate(dataset)
+        while more:
+            more, size = False, 0
+            shards.append(data / f"{split}-{len(shards):05d}.partial")
+            with ParquetWriter(features=features, path=str(shards[-1]), writer_batch_size=ROWS_AT_ONCE) as writer:
+                for row in rows:
+                    counts[row["id"]] += 1
+                    faults += row_faults(row)
+                    writer.write(features.encode_example(row))
+                    size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
+                    if more := size > SHARD_BYTES:
+                        break
+                writer.finalize()
+        faults += _repeated(counts)
         if faults:
             raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
-        target = folder / "data" / f"{split}-00000-of-00001.parquet"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        dataset.to_parquet(str(target))
+        for number, shard in enumerate(shards):
+            shard.rename(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+        with suppress(OSError):  # other splits live there
+            data.rmdir()
 
 
-def load_splits(path: str) -> DatasetDict:
-    """All splits of a dataset folder or Hub id, no rule checked.
+def load_splits(path: str, streaming: bool = False) -> Any:
+    """All splits of a dataset folder or Hub id, no rule checked: a DatasetDict, or where `streaming` an
+    IterableDatasetDict, which copies nothing into the cache.
 
     Raises:
         InputError: nothing there, or nothing that `datasets` can read.
@@ -228,7 +238,9 @@ def load_splits(path: str) -> DatasetDict:
     for file in sorted(Path(path).glob("data/*.parquet")):
         files.setdefault(file.name.split("-")[0], []).append(str(file))
     try:
-        return load_dataset("parquet", data_files=files) if files else load_dataset(path)
+        if files:
+            return load_dataset("parquet", data_files=files, streaming=streaming)
+        return load_dataset(path, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
             f"{path!r} cannot be loaded as a dataset: {error}. "
@@ -254,7 +266,7 @@ def load(path: str, split: str = "train") -> Dataset:
     Raises:
         InputError: no such dataset or split, or rows that break the schema; all faults are reported together.
     """
-    splits = load_splits(path)
+    splits: Mapping[str, Dataset] = load_splits(path)
     if split not in splits:
         raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
     dataset = splits[split]

@@ -16,7 +16,9 @@ from typing import Any
 
 from mmedpo import findings
 from mmedpo.errors import Fault, InputError
-from mmedpo.schema import TASKS, image_fault
+from mmedpo.images import SUFFIXES
+from mmedpo.images import fault as image_fault
+from mmedpo.schema import TASKS
 from mmedpo.tables import FAULT, find_table, read_table
 from mmedpo.text import polarity, unit_interval
 
@@ -29,13 +31,17 @@ COLUMNS = {
     "split": ("split",),
     "patient_id": ("patient_id", "subject_id"),
     "boxes": ("boxes",),
+    "masks": ("masks", "mask"),
+    "heatmap": ("heatmap",),
+    "confidence": ("confidence",),
+    "modality": ("modality", "image_modality"),
+    "organ": ("organ", "image_organ", "location", "body_part"),
     "labels": ("labels",),
     "width": ("width",),
     "source": ("source",),
     "license": ("license",),
 }
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 
@@ -66,6 +72,11 @@ class Sample:
     boxes: tuple[Box, ...]
     source: str
     license: str
+    masks: tuple[Path, ...] = ()  # pictures of the image's size, black where no lesion is
+    heatmap: Path | None = None  # a picture or a .npy array of two dimensions
+    confidence: float | None = None  # in [0, 1]: of the masks or the heat map
+    modality: str | None = None  # as the table has it ("X-Ray", "CT", ...)
+    organ: str | None = None
 
 
 @dataclass
@@ -195,6 +206,8 @@ def _sample(
     boxes, sentence = _boxes(row["boxes"])
     if sentence:
         faults.append(Fault(where, "boxes", sentence))
+    masks, heatmap, confidence, region_faults = _regions(where, row, root, images)
+    faults += region_faults
     if faults or image is None or task is None:
         return None, faults
     patient = _text(row["patient_id"]) or None
@@ -202,8 +215,33 @@ def _sample(
         id=where if row["id"] is None else _text(row["id"]), image=image, question=question, answer=answer, task=task,
         image_id=image.relative_to(root).as_posix(), patient_id=patient,
         split=str(row["split"] or ""), boxes=boxes, source=_text(row["source"]) or source.name,
-        license=_text(row["license"]) or source.license,
+        license=_text(row["license"]) or source.license, masks=masks, heatmap=heatmap, confidence=confidence,
+        modality=_text(row["modality"]) or None, organ=_text(row["organ"]) or None,
     ), []  # fmt: skip
+
+
+def _regions(
+    where: str, row: dict[str, Any], root: Path, images: Mapping[str, list[Path]]
+) -> tuple[tuple[Path, ...], Path | None, float | None, list[Fault]]:
+    """The files of masks and heat map and their confidence, or what is wrong with them."""
+    faults = []
+    files: dict[str, list[Path]] = {"masks": [], "heatmap": []}
+    for column, found in files.items():
+        named = row[column] if isinstance(row[column], list) else [row[column]]
+        for name in named:
+            matches = [] if name is None else _matches(root, images, name)
+            if len(matches) == 1:
+                found += matches
+            elif name is not None:
+                faults.append(Fault(where, column, f"{name!r} names {len(matches)} files below the source folder"))
+    confidence = row["confidence"]
+    try:
+        confidence = None if confidence is None else float(confidence)
+    except (TypeError, ValueError):
+        confidence = math.nan
+    if confidence is not None and not 0 <= confidence <= 1:
+        faults.append(Fault(where, "confidence", f"{row['confidence']!r} is not a number in [0, 1]"))
+    return tuple(files["masks"]), next(iter(files["heatmap"]), None), confidence, faults
 
 
 def _text(value: Any) -> str:
@@ -212,10 +250,10 @@ def _text(value: Any) -> str:
 
 
 def _images(root: Path) -> dict[str, list[Path]]:
-    """All image files below `root` by their base name."""
+    """All image files and arrays below `root` by their base name."""
     images: dict[str, list[Path]] = {}
     for file in sorted(root.rglob("*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if file.suffix.lower() in (*SUFFIXES, ".npy"):
             images.setdefault(file.name, []).append(file)
     return images
 
@@ -253,17 +291,21 @@ def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
 
 
 def _drop_broken_images(source: Source) -> None:
-    """Decode each image once, to the end: a truncated file is found now and not after hours."""
+    """Decode each image and mask once, to the end: a truncated file is found now and not after hours."""
     broken = {}
-    for image in {sample.image for sample in source.samples}:
+    for image in {file for sample in source.samples for file in _pictures(sample)}:
         sentence = image_fault({"bytes": None, "path": image})
         if sentence:
             broken[image] = sentence
-    source.faults += [
-        Fault(sample.id, "image", f"{sample.image.name}: {broken[sample.image]}")
-        for sample in source.samples if sample.image in broken
-    ]  # fmt: skip
-    source.samples = [sample for sample in source.samples if sample.image not in broken]
+    for sample in source.samples:
+        source.faults += [
+            Fault(sample.id, "image", f"{file.name}: {broken[file]}") for file in _pictures(sample) if file in broken
+        ]
+    source.samples = [sample for sample in source.samples if not broken.keys() & set(_pictures(sample))]
+
+
+def _pictures(sample: Sample) -> list[Path]:
+    return [file for file in (sample.image, *sample.masks, sample.heatmap) if file and file.suffix != ".npy"]
 
 
 def _settle_patients(source: Source) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import track
 
 from mmedpo.errors import InputError
-from mmedpo.models import open_rgb
+from mmedpo.images import open_rgb
 from mmedpo.sources import Sample, read_source, refuse_faults
 from mmedpo.workdir import output_folder, write_json
 

@@ -1,4 +1,4 @@
-"""Output folders that are whole or absent, and ledgers that survive a kill.
+"""Output folders that are whole or absent, and what is recorded in them.
 
 A long command works in `OUTPUT.partial` and renames it to `OUTPUT` as its last act, so that a folder named
 `OUTPUT` is always finished. `--resume` continues what `OUTPUT.partial` holds.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import AlreadyFinished, InputError
+from mmedpo.ledger import Ledger
+from mmedpo.processes import ALONE, COORDINATION, Processes
 
 REPORTED_PACKAGES = (
     "mmedpo",
@@ -79,11 +80,14 @@ def portable(name: str) -> str:
 
 
 @contextmanager
-def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) -> Iterator[Path]:
+def output_folder(
+    output: Path, settings: dict[str, Any], resume: bool = False, processes: Processes = ALONE
+) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
 
     `settings` (JSON-able) is kept in the working folder; a resumed run must have the same. Bad input found before
     any work was recorded removes the working folder; later errors and interruptions leave it for `--resume`.
+    Of several processes only the first makes and renames folders; the others are given the same one.
 
     Raises:
         InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; the disk is full.
@@ -95,6 +99,10 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
             raise AlreadyFinished(f"{output} is finished; nothing to resume.")
         raise InputError(f"{output} exists already; choose another --output or remove it first.")
     partial = output.with_name(output.name + ".partial")
+    if not processes.first:
+        processes.open(partial)
+        yield partial
+        return
     fresh = not partial.exists()
     if not fresh and not resume:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
@@ -102,13 +110,16 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
     try:
         partial.mkdir(parents=True, exist_ok=True)
         settle_settings(kept, settings)
+        for ledger in partial.glob("*.ledger"):
+            Ledger(ledger).forget()
+        processes.open(partial)
         yield partial
-        for scaffolding in (kept, *partial.glob("*.ledger")):
+        for scaffolding in (kept, *partial.glob("*.ledger*")):
             scaffolding.unlink()
         partial.replace(output)
     except InputError:
         # A judge may refuse its key after hours of sampling: work that was recorded is kept.
-        if fresh and not any(file.stat().st_size for file in partial.rglob("*") if file.is_file() and file != kept):
+        if fresh and not _holds_work(partial):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     except Exception as error:
@@ -121,6 +132,11 @@ def output_folder(output: Path, settings: dict[str, Any], resume: bool = False) 
         if cause is not None and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise InputError(f"Cannot write {cause.filename or output}: {cause.strerror}.") from error
         raise
+
+
+def _holds_work(folder: Path) -> bool:
+    files = (file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+    return any(not file.name.startswith(("settings.json", COORDINATION)) for file in files)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
@@ -139,41 +155,3 @@ def settle_settings(kept: Path, settings: dict[str, Any]) -> None:
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differing)
         raise InputError(f"{kept.parent} was begun with other settings ({changes}). Repeat them, or remove the folder.")
     write_json(kept, now)
-
-
-class Ledger:
-    """An append-only JSONL file of finished work, keyed by id: what is in it is never done again.
-
-    Every `put` reaches the operating system before it returns; a line torn by a kill is dropped on reading.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, Any] = {}
-        whole = 0
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    entry = json.loads(line)
-                    self.entries[entry["key"]] = entry["value"]
-                    whole += len(line)
-            os.truncate(path, whole)
-        self._file = path.open("a", encoding="utf-8")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.entries
-
-    def __getitem__(self, key: str) -> Any:
-        return self.entries[key]
-
-    def put(self, key: str, value: Any, keep: bool = True) -> None:
-        """Record `value`; with `keep` false for this process only, so that a resumed run tries again."""
-        if keep:
-            self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
-            self._file.flush()
-        self.entries[key] = value
-
-    def close(self) -> None:
-        self._file.close()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,13 +16,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends: `text` as a chat completion with status 200, or `body` as it is."""
+    """What the server sends: `text` as a chat completion with status 200 (`usage`: tokens of prompt and answer), or
+    `body` as it is; only its first `cut` bytes, and then the connection ends; or nothing and a TCP reset."""
 
     text: str | None = ""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     delay: float = 0.0  # seconds
+    usage: tuple[int, int] | None = None
+    cut: int | None = None
+    reset: bool = False
 
     def payload(self) -> bytes:
         if self.body is not None:
@@ -27,7 +34,10 @@ class Answer:
         if self.status != 200:
             return json.dumps({"error": self.text}).encode()
         message = {"role": "assistant", "content": self.text}
-        return json.dumps({"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+        answer: dict[str, Any] = {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        if self.usage:
+            answer["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), self.usage, strict=True))
+        return json.dumps(answer).encode()
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,10 @@ class Received:
         """The user's text, without the image."""
         content = self.body["messages"][-1]["content"]
         return content if isinstance(content, str) else next(part["text"] for part in content if "text" in part)
+
+    @property
+    def has_image(self) -> bool:
+        return not isinstance(self.body["messages"][-1]["content"], str)
 
 
 class ChatServer:
@@ -62,20 +76,36 @@ class ChatServer:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._connections: set[socket.socket] = set()
+        self._port = 0
+        self._listen()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self._port}/v1"
 
     def __enter__(self) -> ChatServer:
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.go()
+
+    def go(self) -> None:
+        """Be gone: every connection is reset, new ones are refused."""
         self._http.shutdown()
         self._http.server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                _reset_on_close(connection)
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        self._listen()
+
+    def _listen(self) -> None:
+        self._http = _Http(("127.0.0.1", self._port), self._handler())
+        self._port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def _respond(self, received: Received) -> Answer:
         with self._lock:
@@ -92,23 +122,49 @@ class ChatServer:
     def _handler(server) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one packet
+
+            def setup(self) -> None:
+                super().setup()
+                server._connections.add(self.connection)
+
+            def finish(self) -> None:
+                server._connections.discard(self.connection)
+                with suppress(OSError):  # the client's timeout was what the test was about
+                    super().finish()
+
+            def handle(self) -> None:
+                with suppress(OSError):
+                    super().handle()
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 answer = server._respond(Received(self.path, headers, body, time.monotonic()))
+                if answer.reset:
+                    self.close_connection = True
+                    _reset_on_close(self.connection)
+                    self.connection.close()
+                    return
                 payload = answer.payload()
-                try:
-                    self.send_response(answer.status)
-                    for name, value in {"Content-Type": "application/json", **answer.headers}.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(payload)))
-                    self.end_headers()
-                    self.wfile.write(payload)
-                except ConnectionError:
-                    pass  # the client's timeout was what the test was about
+                self.close_connection = answer.cut is not None
+                self.send_response(answer.status)
+                for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload[: answer.cut])
 
             def log_message(self, *arguments: object) -> None:
                 pass
 
         return Handler
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def _reset_on_close(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer
 
 # Both are read when their library is imported, which is after this file.
 _datasets_cache = tempfile.TemporaryDirectory(prefix="mmedpo-tests-")
@@ -87,6 +88,15 @@ def shared_data() -> Path:
 def png() -> bytes:
     """A grey 32 x 32 PNG of chance pixels, so that half of its bytes cannot be decoded."""
     return _png(0)
+
+
+@pytest.fixture
+def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    """A loopback endpoint; no key and no proxy of the environment gets in between."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("MMEDPO_API_KEY", raising=False)
+    with ChatServer() as server:
+        yield server
 
 
 @pytest.fixture

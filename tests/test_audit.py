@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
+from PIL import Image
 from test_report import picture, row
 
 from mmedpo import audit, schema
@@ -45,7 +48,10 @@ def test_clean_dataset_in_numbers(clean: dict[str, Any]) -> None:
         "task": {"open_vqa": 4},
     }
     assert clean["faults"] == [] and clean["shared_groups"] == []
-    assert clean["mask_coverage"] == {"mean": 0.0625, "max": 0.0625}
+    coverage = clean["mask_coverage"]
+    assert (coverage["mean"], coverage["max"]) == (0.0625, 0.0625)
+    assert coverage["histogram"]["counts"] == [0, 2, *[0] * 18]  # twentieths: 0.0625 is in the second
+    assert list(coverage["by_dispreference"]) == ["lesion_noise"]
     # words: "a nodule" / "the heart is too large" and "left lower lobe" / "a lung nodule seen"
     assert clean["style"] == {
         "chosen_words_mean": 2.5,
@@ -53,7 +59,12 @@ def test_clean_dataset_in_numbers(clean: dict[str, Any]) -> None:
         "rejected_longer_share": 1.0,
         "within_two_words_share": 0.5,
     }
-    assert clean["judges"] == {"rows": 2, "agreed_share": 1.0, "judgements": 6, "unreadable": 2}
+    judges = clean["judges"]
+    assert [judges[key] for key in ("rows", "agreed_share", "judgements", "unreadable")] == [2, 1.0, 6, 2]
+    assert judges["first_round"]["alpha"] is None  # in each round, one of the two judges has no score
+    assert judges["first_round"]["reason"] == "no row has the scores of two judges"
+    assert clean["style_shortcut"]["auc"] is None and "at least 20 are needed" in clean["style_shortcut"]["reason"]
+    assert clean["rejects"] is None  # no manifest beside the data
 
 
 def test_weights_and_relevance(clean: dict[str, Any]) -> None:
@@ -76,6 +87,7 @@ def test_is_json_and_a_page_and_a_table(clean: dict[str, Any]) -> None:
     assert table["words, preferred / rejected"] == "2.5 / 4.5"
     assert table["  answers that could not be read"] == "2 of 6"
     page = audit.render(clean)
+    assert "not measured: no row has the scores of two judges" in page
     assert "4 rows in the split" in page and "no fault found" in page
     assert "src=" not in page and "href=" not in page
 
@@ -93,6 +105,10 @@ def test_contradictions_are_counted_each_once(tmp_path: Path) -> None:
     found = audit.audit(str(write(rows, tmp_path / "pairs")))
     names = ("identical_pairs", "gold_in_rejected", "same_polarity", "zero_weights", "repeated_questions")
     assert [found[name] for name in names] == [2, 1, 1, 1, 1]
+    assert found["repeated_rows"] == 1
+    assert found["checked"] == {"open": 4, "closed": 1}  # rows 1, 3, 4 and 4 again; row 2
+    # As strings, the identical pairs count too: rows 0 and 5 hold their gold answer, as row 1 does.
+    assert found["by_letters"] == {"open": 6, "gold_in_rejected": 3, "closed": 1, "same_polarity": 1}
     assert {fault["row"] for fault in found["faults"]} == {row["id"] for row in (*rows[:3], rows[6])}
 
 
@@ -113,10 +129,74 @@ def test_a_foreign_dataset_yields_an_audit(tmp_path: Path) -> None:
     folder.mkdir()
     Dataset.from_dict({"question": ["a", "b"], "weight": ["heavy", None]}).to_parquet(str(folder / "train.parquet"))
     found = audit.audit(str(folder))
-    assert found["rows"] == 2 and len(found["faults"]) == len(schema.FEATURES)
+    by_row = {fault["row"]: fault["sentence"] for fault in found["faults"] if fault["row"] != "(all rows)"}
+    assert found["rows"] == 2 and len(found["faults"]) == len(schema.FEATURES) + 2
+    assert by_row["row 1"].startswith("is 'heavy', no finite number") and by_row["row 2"].startswith("is missing")
     assert found["counts"] == {"dispreference": {"(none)": 2}, "task": {"(none)": 2}}
     assert found["weights"] is None and found["style"] is None
     audit.render(found)
+
+
+def test_a_reversed_pair_is_measured_the_other_way_round(tmp_path: Path) -> None:
+    wrong, gold = text("the nodule is too large"), text("a nodule")
+    reversed_pair = row(0, dispreference="reversed_noise", chosen=wrong, rejected=gold)
+    said = row(1, dispreference="reversed_noise", chosen=text("a nodule in the heart"), rejected=gold)
+    found = audit.audit(str(write([reversed_pair, said], tmp_path / "pairs")))
+    assert found["gold_in_rejected"] == 1 and found["checked"]["open"] == 2
+    assert [fault["row"] for fault in found["faults"]] == [said["id"]]
+    assert (found["style"]["chosen_words_mean"], found["style"]["rejected_words_mean"]) == (2.0, 5.0)
+
+
+def judged(number: int, *scores: tuple[int, str, float | None]) -> dict[str, Any]:
+    judgements = [{"round": r, "judge": judge, "score": score, "rationale": ""} for r, judge, score in scores]
+    made = row(number)
+    return {**made, "provenance": {**made["provenance"], "judgements": judgements, "agreed": None}}
+
+
+def test_agreement_of_the_judges(tmp_path: Path) -> None:
+    first = [(0.1, 0.2), (0.9, 0.7), (0.5, 0.5)]
+    rows = [judged(n, (1, "a", one), (1, "b", two), (2, "a", two), (2, "b", two)) for n, (one, two) in enumerate(first)]
+    rows.append(judged(3, (1, "a", 0.4), (1, "b", None)))  # no unit: one score
+    found = audit.audit(str(write(rows, tmp_path / "pairs")))["judges"]
+    # alpha = 1 - observed / expected disagreement, both as mean squared differences over ordered pairs of values
+    values = [value for pair in first for value in pair]
+    observed = sum(2 * (one - two) ** 2 for one, two in first) / len(values)
+    expected = sum((one - two) ** 2 for one in values for two in values) / (len(values) * (len(values) - 1))
+    assert found["first_round"] == {
+        "units": 3, "judges": 2, "alpha": pytest.approx(1 - observed / expected, abs=1e-4), "reason": None
+    }  # fmt: skip
+    assert found["last_round"]["alpha"] == 1.0 and found["last_round"]["units"] == 3
+
+
+def test_agreement_without_variation_is_not_measured(tmp_path: Path) -> None:
+    rows = [judged(n, (1, "a", 0.5), (1, "b", 0.5)) for n in range(2)]
+    found = audit.audit(str(write(rows, tmp_path / "pairs")))
+    assert found["judges"]["first_round"]["alpha"] is None
+    assert "without variation" in dict(audit.rows(found))["  alpha of the first round"]
+    assert "not measured: all scores are equal" in audit.render(found)
+
+
+def test_rejects_stand_beside_the_data(preferences: Path) -> None:
+    manifest = json.loads((preferences / "manifest.json").read_text(encoding="utf-8"))
+    lines = (preferences / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    found = audit.audit(str(preferences))
+    assert found["rejects"] == manifest["rejects"] and sum(found["rejects"].values()) == len(lines) > 0
+    assert dict(audit.rows(found))["rejected while curating"] == f"{len(lines):,}"
+    page = audit.render(found)
+    assert "Rejected while curating" in page and all(reason in page for reason in found["rejects"])
+
+
+def test_images_are_not_kept(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("L", (500, 500)).save(file, format="BMP")  # 251 kB
+    folder = tmp_path / "pairs"
+    schema.save((row(n % 10, id=str(n), images=[{"bytes": file.getvalue(), "path": None}]) for n in range(160)), folder)
+    audit.audit(str(folder))  # imports what it needs
+    tracemalloc.start()
+    assert audit.audit(str(folder))["rows"] == 160
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6  # of 40 MB; `datasets` reads a row group at a time, 8 MB here
 
 
 def test_groups_shared_between_splits(tmp_path: Path) -> None:

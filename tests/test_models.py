@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from mmedpo.errors import InputError
-from mmedpo.models import Sampling, VisionLanguageModel, is_deep, load_processor, open_rgb
+from mmedpo.images import open_rgb
+from mmedpo.models import Sampling, VisionLanguageModel, load_processor
 from mmedpo.sources import read_source
 
 SAMPLED = Sampling(max_new_tokens=6, temperature=1.0, samples=3, seed=0)
@@ -109,6 +110,18 @@ def test_incomplete_model_is_refused(
     with pytest.raises(InputError, match=message) as raised:
         VisionLanguageModel(name)
     assert repr(name) in str(raised.value)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_model_whose_processor_needs_a_missing_library_is_refused_with_its_name(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "qwen")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Qwen2VLImageProcessor"}))
+    with pytest.raises(InputError, match=r"qwen' cannot be loaded: .* requires the Torchvision library"):
+        load_processor(str(folder))
 
 
 @pytest.mark.parametrize("spoil", [no_weights, torn_weights])
@@ -233,44 +246,13 @@ def test_prompts_are_padded_on_the_left_in_the_models_own_template(
         assert text.count("<image>") == 64  # (64 pixels / patches of 8)^2
 
 
-# Images.
-
-
-def test_sixteen_bit_grey_is_scaled_by_its_own_range(tmp_path: Path) -> None:
-    values = np.array([[1000, 2000], [3000, 5000]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    image = open_rgb(tmp_path / "deep.png")
-    # (value - 1000) * 255 / 4000, cut to whole numbers
-    assert np.asarray(image)[..., 0].tolist() == [[0, 63], [127, 255]]
-    assert image.mode == "RGB"
-
-
-@pytest.mark.parametrize("value", [0, 40000])
-def test_flat_sixteen_bit_image_is_black(tmp_path: Path, value: int) -> None:
-    Image.fromarray(np.full((2, 2), value, dtype=np.uint16)).save(tmp_path / "flat.png")
-    assert not np.asarray(open_rgb(tmp_path / "flat.png")).any()
-
-
-def test_photograph_is_turned_upright(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 8, 3), dtype=np.uint8)
-    pixels[:, :4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(np.asarray(open_rgb(tmp_path / "turned.png")), np.rot90(pixels, -1))
-
-
-@pytest.mark.parametrize(
-    ("mode", "deep"),
-    [("1", False), ("L", False), ("P", False), ("RGB", False), ("I;16", True), ("I", True), ("F", True)],
-)
-def test_images_of_more_than_eight_bits_a_channel_are_deep(mode: str, deep: bool) -> None:
-    assert is_deep(Image.new(mode, (2, 2))) is deep
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_other_images_become_rgb_as_they_are(tmp_path: Path, mode: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(tmp_path / "image.png")
-    expected = Image.open(tmp_path / "image.png").convert("RGB")
-    assert np.array_equal(np.asarray(open_rgb(tmp_path / "image.png")), np.asarray(expected))
+def test_template_that_only_the_tokenizer_has_is_used(
+    tiny_model: Path, tmp_path: Path, model: VisionLanguageModel, questions: list[Question]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "older")
+    settings = folder / "tokenizer_config.json"
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": template}))
+    inputs = VisionLanguageModel(str(folder)).encode(questions)
+    assert inputs["input_ids"].equal(model.encode(questions)["input_ids"])

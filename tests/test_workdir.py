@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.workdir import REPORTED_PACKAGES, Ledger, output_folder, portable, read_json, versions, write_json
+from mmedpo.ledger import Ledger
+from mmedpo.workdir import REPORTED_PACKAGES, output_folder, portable, read_json, versions, write_json
 
 
 def partial_of(output: Path) -> Path:
@@ -170,32 +170,6 @@ def test_a_folder_below_the_current_one_is_relative_inside_an_option(
     assert portable(f"detector:{tmp_path / 'runs' / 'yolos'}") == "detector:runs/yolos"
 
 
-def test_ledger_keeps_what_was_put(tmp_path: Path) -> None:
-    path = tmp_path / "step.ledger"
-    ledger = Ledger(path)
-    ledger.put("a", {"text": "œdème\u2028\n"})
-    assert path.read_bytes().endswith(b"\n")  # before the ledger is closed
-    ledger.put("b", None)
-    ledger.put("a", [1])
-    ledger.close()
-    again = Ledger(path)
-    assert "a" in again and "b" in again and "c" not in again
-    assert (again["a"], again["b"]) == ([1], None)
-
-
-@pytest.mark.parametrize("kept_bytes", range(1, 8))
-def test_ledger_drops_a_torn_last_line(tmp_path: Path, kept_bytes: int) -> None:
-    path = tmp_path / "step.ledger"
-    whole = json.dumps({"key": "a", "value": "é"}, ensure_ascii=False).encode() + b"\n"
-    torn = "ééé{".encode()[:kept_bytes]
-    path.write_bytes(whole + torn)
-    ledger = Ledger(path)
-    assert ledger.entries == {"a": "é"}
-    ledger.put("b", 2)
-    ledger.close()
-    assert Ledger(path).entries == {"a": "é", "b": 2}
-
-
 def test_full_disk_is_one_sentence_even_where_a_library_wraps_the_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No space left"), output_folder(tmp_path / "out", {}) as folder:
         (folder / "work.ledger").write_text("{}\n")
@@ -209,13 +183,3 @@ def test_full_disk_is_one_sentence_even_where_a_library_wraps_the_error(tmp_path
 
 def test_url_in_a_record_has_no_user_and_no_password() -> None:
     assert portable("http://me:secret@judges:8000/v1#m") == "http://judges:8000/v1#m"
-
-
-def test_value_that_is_not_kept_is_asked_for_again(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "work.ledger")
-    ledger.put("lost", "no answer", keep=False)
-    ledger.put("won", "an answer")
-    assert ledger["lost"] == "no answer"
-    ledger.close()
-    again = Ledger(tmp_path / "work.ledger")
-    assert "lost" not in again and again["won"] == "an answer"

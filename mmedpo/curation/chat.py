@@ -6,29 +6,50 @@ from typing import Any
 
 from mmedpo.curation.standins import STANDINS
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatModel, EndpointChat
+from mmedpo.ledger import Ledger
+from mmedpo.llm import ChatClient, ChatModel
+from mmedpo.llm.cache import CachedChat
+from mmedpo.llm.endpoint import EndpointChat
+from mmedpo.llm.limits import Budget
 
 
-def open_chat(spec: str, **options: Any) -> ChatModel:
-    """The chat model that `spec` names; `options` go to `EndpointChat` and mean nothing to a stand-in.
+def open_chat(
+    spec: str, budget: Budget, cache: Ledger, used: Ledger, batch_size: int = 8, **sampling: Any
+) -> ChatModel:
+    """The chat model that `spec` names, with a memory (`CachedChat`) unless it is a stand-in.
 
     - `standin:rules`, `standin:strict`, `standin:lenient`, `standin:lexical`: offline rules, never a model;
     - `http://host:port/v1#model`: an OpenAI-compatible endpoint (vLLM, TGI);
-    - `hub:org/model` or `hub:org/model@provider`: an inference provider of the Hugging Face Hub.
+    - `hub:org/model` or `hub:org/model@provider`: an inference provider of the Hugging Face Hub;
+    - `local:org/model` or `local:folder`: a model in this process, which answers `batch_size` requests at once.
+
+    Args:
+        budget, cache, used: shared by all chat models of a run.
+        sampling: `max_tokens`, `temperature` and `seed`; they mean nothing to a stand-in.
 
     Raises:
-        InputError: `spec` has none of these forms; the message lists them.
+        InputError: `spec` has none of these forms (the message lists them), or its model cannot be opened.
     """
-    scheme, _, rest = spec.partition(":")
     if spec in STANDINS:
         return STANDINS[spec]()
+    return CachedChat(_client(spec, budget, batch_size, sampling), budget, cache, used)
+
+
+def _client(spec: str, budget: Budget, batch_size: int, sampling: dict[str, Any]) -> ChatClient:
+    scheme, _, rest = spec.partition(":")
+    if scheme == "local" and rest:
+        from mmedpo.llm.local import LocalChat
+
+        return LocalChat(rest, batch_size=batch_size, **sampling)
+    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, **sampling}
     url, _, model = spec.partition("#")
     if scheme in ("http", "https") and model:
-        return EndpointChat(model, base_url=url, **options)
+        return EndpointChat(model, base_url=url, **calling)
     model, at, provider = rest.partition("@")
     if scheme == "hub" and all(model.partition("/")) and bool(provider) == bool(at):
-        return EndpointChat(model, provider=provider or None, **options)
+        return EndpointChat(model, provider=provider or None, **calling)
     raise InputError(
         f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), http://host:port/v1#model-name "
-        "(an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the Hugging Face Hub)."
+        "(an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the Hugging Face Hub), or "
+        "local:org/model or local:folder (in this process)."
     )

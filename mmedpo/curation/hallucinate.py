@@ -1,12 +1,14 @@
 """The hallucinated side of a text pair: the target model's worst answer, or a wrong one written for it.
 
 The paper, section 3.1: a strong chat model compares sampled answers with the truth and picks the most hallucinated;
-if none is clearly hallucinated it writes one from the truth.
+if none is clearly hallucinated it writes one from the truth. Styles keep the two sides from being told apart by
+length or form, which the paper's released data does not (its rejected answers are about five times as long).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,35 +18,38 @@ from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.schema import text_fault
 from mmedpo.text import words
 
-SELECT = "select@1"
-INJECT = "inject@1"
-TARGET_MODEL = "target model"
+SELECT, INJECT, FLIP = "select@2", "inject@2", "flip@1"
+TARGET_MODEL, FLIPPED = "target model", "flip"
 KINDS = ("finding", "place", "diagnosis", "other")
 NO_ANSWER = "the chat model did not answer"
 UNREADABLE = "the chat model's answer could not be read"
 DECLINED = "the chat model declined to write a wrong answer"
 UNUSABLE = "the chat model wrote no usable wrong answer"
 WRITING_ATTEMPTS = 2
+OPPOSITE = {"yes": "no", "no": "yes"}
+FULL_STOPS = ".。।۔"
 
-Style = Literal["free", "match"]
+Style = Literal["match", "minimal", "free"]
 
 
 @dataclass(frozen=True)
 class Item:
     """One sample: `candidates` were sampled from the target model, `alternatives` are gold answers of other samples
-    of the same task (read by offline stand-ins only). `task` is one of `schema.TASKS`."""
+    of the same task (read by offline stand-ins only). `task` is one of `schema.TASKS`. `image`, an encoded image
+    file, is shown to the chat model where there is one."""
 
     question: str
     gold: str
     task: str
     candidates: Sequence[str] = ()
     alternatives: Sequence[str] = ()
+    image: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Hallucination:
-    """A dispreferred answer: `made_by` is "target model" or the chat model's name, `prompt_version` the prompt that
-    chose or wrote it, `kind` one of `KINDS` in the chat model's opinion (None: it gave none)."""
+    """A dispreferred answer: `made_by` is "target model", "flip" or the chat model's name, `prompt_version` the prompt
+    or rule that chose or wrote it, `kind` one of `KINDS` in the chat model's opinion (None: it gave none)."""
 
     text: str
     made_by: str
@@ -63,6 +68,70 @@ class Rejection:
 Choice = Hallucination | Rejection
 
 
+def choose(chat: ChatModel, items: Sequence[Item], style: Style = "match") -> list[Choice]:
+    """Choose or write a dispreferred answer for every item, in order; all items go to `chat` in at most 3 batches.
+
+    Candidates that cannot be dispreferred (`answer_fault`) are never offered; what is written and cannot be is asked
+    for once more.
+
+    Styles:
+        match: the length (`length_range`), the number of lines and the form (`in_form_of`) of the gold answer. A gold
+            answer that is nothing but yes or no is flipped without asking anyone.
+        minimal: as match, and at most `most_changes` words of the gold answer changed.
+        free: a whole sentence of any length, the habit of the paper's released data.
+
+    Raises:
+        InputError: unknown style, or whatever `chat.complete` raises.
+    """
+    if style not in get_args(Style):
+        raise InputError(f"style={style!r} is unknown; choose one of {', '.join(get_args(Style))}.")
+    chosen: dict[int, Choice] = {}
+    if style != "free":
+        flipped = {i: flip(item.gold) for i, item in enumerate(items) if item.task != "report"}
+        chosen |= {i: Hallucination(text, FLIPPED, FLIP) for i, text in flipped.items() if text is not None}
+    for step in (_select, _inject):
+        chosen |= step(chat, {i: item for i, item in enumerate(items) if i not in chosen}, style)
+    return [chosen[i] for i in range(len(items))]
+
+
+def flip(gold: str) -> str | None:
+    """The opposite of an answer that is nothing but yes or no, in its own form ("Yes." gives "No."); else None."""
+    said = words(gold)
+    if said not in (["yes"], ["no"]):
+        return None
+    return re.sub(r"\w+", lambda match: in_case_of(match.group(), OPPOSITE[said[0]]), gold)
+
+
+def in_case_of(pattern: str, word: str) -> str:
+    """The lower-case `word` in capitals, capitalised or as it is, whichever `pattern` is."""
+    if pattern.isupper() and len(pattern) > 1:
+        return word.upper()
+    return word.capitalize() if pattern[:1].isupper() else word
+
+
+def in_form_of(gold: str, text: str) -> str:
+    """`text` with the surrounding white space, the first letter's case (an acronym keeps its own) and the final full
+    stop of `gold`; its runs of spaces become one space where `gold` has no such runs."""
+    before, answer, stop, after = _parts(gold)
+    body = _parts(text)[1]
+    if not re.search(r"[^\S\n]{2}", answer):
+        body = re.sub(r"[^\S\n]+", " ", body)
+    first = body.split(maxsplit=1)[0] if body else ""
+    if answer[:1].isupper():
+        body = body[:1].upper() + body[1:]
+    elif answer[:1].islower() and not (first.isupper() and len(first) > 1):
+        body = body[:1].lower() + body[1:]
+    return before + body + stop + after
+
+
+def _parts(text: str) -> tuple[str, str, str, str]:
+    """What `text` is put together from: white space, the answer itself, its final full stops, white space."""
+    head = text.lstrip()
+    answer = head.rstrip()
+    body = answer.rstrip(FULL_STOPS)
+    return text[: len(text) - len(head)], body, answer[len(body) :], head[len(answer) :]
+
+
 def length_range(gold: str) -> tuple[int, int]:
     """Fewest and most words a rejected answer in the style of `gold` has: within a factor of 2, or 2 words.
 
@@ -72,82 +141,89 @@ def length_range(gold: str) -> tuple[int, int]:
     return max(1, min(count - 2, -(-count // 2))), max(count + 2, 2 * count)
 
 
-def choose(chat: ChatModel, items: Sequence[Item], style: Style = "free") -> list[Choice]:
-    """Choose or write a dispreferred answer for every item, in order; all items go to `chat` in at most 3 batches.
-
-    Candidates that cannot be dispreferred (`schema.text_fault`) are never offered. `style="match"` also keeps the
-    length of the gold answer (`length_range`), so that length alone does not tell the two sides apart.
-
-    Raises:
-        InputError: unknown style, or whatever `chat.complete` raises.
-    """
-    if style not in get_args(Style):
-        raise InputError(f"style={style!r} is unknown; choose one of {', '.join(get_args(Style))}.")
-    chosen = _select(chat, items, style)
-    left = [i for i in range(len(items)) if i not in chosen]
-    written = _inject(chat, [items[i] for i in left], style)
-    chosen.update(zip(left, written, strict=True))
-    return [chosen[i] for i in range(len(items))]
+def lines(text: str) -> int:
+    """The number of lines of `text`, blank ones between others included."""
+    return 1 + text.strip().count("\n")
 
 
-def _fault(item: Item, text: str, style: Style) -> str | None:
-    fault = text_fault(item.gold, text, item.task)
-    if fault is None and style == "match":
-        (low, high), count = length_range(item.gold), len(words(text))
-        if not low <= count <= high:
-            return f"it has {count} words, and an answer in the style of the gold answer has {low} to {high}"
-    return fault
+def most_changes(gold: str) -> int:
+    """Most words that a minimal edit of `gold` changes: 2 (no to yes and a denial), or a quarter of its words."""
+    return max(2, len(words(gold)) // 4)
 
 
-def _select(chat: ChatModel, items: Sequence[Item], style: Style) -> dict[int, Choice]:
+def changes(gold: str, text: str) -> int:
+    """Fewest words replaced, put in or left out between `gold` and `text` (0: at most the form differs)."""
+    from nltk.metrics.distance import edit_distance
+
+    return edit_distance(words(gold), words(text))
+
+
+def answer_fault(gold: str, text: str, task: str, style: Style) -> str | None:
+    """Why `text` cannot be set against `gold` in this style, or None if it can; mere form is `in_form_of`'s."""
+    fault = text_fault(gold, text, task)
+    if fault or style == "free":
+        return fault
+    (low, high), count = length_range(gold), len(words(text))
+    if not low <= count <= high:
+        return f"it has {count} words, and an answer in the style of the gold answer has {low} to {high}"
+    if lines(text) != lines(gold):
+        return f"it has {lines(text)} lines, and the gold answer has {lines(gold)}"
+    if style == "minimal" and (changed := changes(gold, text)) > most_changes(gold):
+        return f"it changes {changed} words of the gold answer, and at most {most_changes(gold)} may change"
+    return None
+
+
+def _styled(item: Item, text: str, style: Style) -> str:
+    return text.strip() if style == "free" else in_form_of(item.gold, text)
+
+
+def _select(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[int, Choice]:
     """Decisions by item index; an item without usable or hallucinated candidates has none."""
     offered: dict[int, list[str]] = {}
-    for i, item in enumerate(items):
-        distinct = {candidate.strip().casefold(): candidate.strip() for candidate in item.candidates}
-        usable = [candidate for candidate in distinct.values() if _fault(item, candidate, style) is None]
-        if usable:
-            offered[i] = usable
+    for i, item in items.items():
+        styled = (_styled(item, candidate, style) for candidate in item.candidates)
+        distinct = {text.casefold(): text for text in styled}.values()
+        offered[i] = [text for text in distinct if answer_fault(item.gold, text, item.task, style) is None]
+    asked = {i: _selection(items[i], candidates) for i, candidates in offered.items() if candidates}
     decided: dict[int, Choice] = {}
-    for i, reply in zip(offered, _complete(chat, [_selection(items[i], c) for i, c in offered.items()]), strict=True):
-        answer = _read(reply)
+    for i, answer in _ask(chat, asked).items():
         if isinstance(answer, Rejection):
             decided[i] = answer
             continue
-        number = answer.get("choice")
-        if isinstance(number, str) and number.strip().isdecimal():
-            number = int(number)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= len(offered[i]):
-            decided[i] = Rejection(UNREADABLE, f"choice {number!r} is not a number from 0 to {len(offered[i])}")
-        elif number > 0:
-            decided[i] = Hallucination(offered[i][number - 1], TARGET_MODEL, SELECT, _kind(answer))
+        numbers = [str(number) for number in range(len(offered[i]) + 1)]
+        number = str(answer.get("choice")).strip()
+        if number not in numbers:
+            decided[i] = Rejection(UNREADABLE, f"choice {number!r:.200} is not a number from 0 to {numbers[-1]}")
+        elif number != "0":
+            decided[i] = Hallucination(offered[i][int(number) - 1], TARGET_MODEL, SELECT, _kind(answer))
     return decided
 
 
-def _inject(chat: ChatModel, items: Sequence[Item], style: Style) -> list[Choice]:
+def _inject(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[int, Choice]:
     choices: dict[int, Choice] = {}
-    drafts = dict.fromkeys(range(len(items)), ("", ""))  # what was written before, and what is wrong with it
+    drafts = dict.fromkeys(items, ("", ""))  # what was written before, and what is wrong with it
     for _ in range(WRITING_ATTEMPTS):
-        asked, drafts = drafts, {}
-        requests = [_injection(items[i], style, *draft) for i, draft in asked.items()]
-        for i, reply in zip(asked, _complete(chat, requests), strict=True):
-            answer = _read(reply)
-            text = answer.get("answer") if isinstance(answer, dict) else None
+        asked, drafts = {i: _injection(items[i], style, *draft) for i, draft in drafts.items()}, {}
+        for i, answer in _ask(chat, asked).items():
+            item, written = items[i], answer.get("answer") if isinstance(answer, dict) else None
             if isinstance(answer, Rejection):
                 choices[i] = answer
-            elif not isinstance(text, str):
-                choices[i] = Rejection(UNREADABLE, f"answer {text!r} is not a text")
-            elif not text.strip():
-                choices[i] = Rejection(DECLINED, f"to the gold answer {items[i].gold!r}")
-            elif fault := _fault(items[i], text, style):
-                choices[i] = Rejection(UNUSABLE, fault)
-                drafts[i] = (text, fault)
+            elif not isinstance(written, str):
+                choices[i] = Rejection(UNREADABLE, f"answer {written!r:.200} is not a text")
+            elif not written.strip():
+                choices[i] = Rejection(DECLINED, f"to the gold answer {item.gold!r}")
             else:
-                choices[i] = Hallucination(text.strip(), chat.name, INJECT, _kind(answer))
-    return [choices[i] for i in range(len(items))]
+                # JSON can spell half a surrogate pair, which no file can hold.
+                text = _styled(item, written.encode("utf-8", "replace").decode(), style)
+                choices[i] = Hallucination(text, chat.name, INJECT, _kind(answer))
+                if fault := answer_fault(item.gold, text, item.task, style):
+                    choices[i], drafts[i] = Rejection(UNUSABLE, fault), (text, fault)
+    return choices
 
 
-def _complete(chat: ChatModel, requests: list[ChatRequest]) -> list[ChatReply]:
-    return chat.complete(requests) if requests else []
+def _ask(chat: ChatModel, requests: Mapping[int, ChatRequest]) -> dict[int, dict[str, Any] | Rejection]:
+    replies = chat.complete(list(requests.values())) if requests else []
+    return {i: _read(reply) for i, reply in zip(requests, replies, strict=True)}
 
 
 def _read(reply: ChatReply) -> dict[str, Any] | Rejection:
@@ -157,7 +233,7 @@ def _read(reply: ChatReply) -> dict[str, Any] | Rejection:
     return Rejection(UNREADABLE, f"no JSON object in {reply.text[:200]!r}") if answer is None else answer
 
 
-def _kind(answer: dict[str, Any]) -> str | None:
+def _kind(answer: Mapping[str, Any]) -> str | None:
     return answer["kind"] if answer.get("kind") in KINDS else None
 
 
@@ -168,18 +244,25 @@ def _answer_schema(**first: dict[str, Any]) -> dict[str, Any]:
 
 def _selection(item: Item, candidates: list[str]) -> ChatRequest:
     schema = _answer_schema(choice={"type": "integer", "enum": list(range(len(candidates) + 1))})
-    return render(SELECT, schema, question=item.question, gold=item.gold, task=item.task, candidates=candidates)
+    shown = {"question": item.question, "gold": item.gold, "task": item.task, "candidates": candidates}
+    return render(SELECT, schema, item.image, **shown)
 
 
 def _injection(item: Item, style: Style, previous: str, fault: str) -> ChatRequest:
+    opening = "" if item.task == "report" else next(iter(words(item.gold)), "")
     return render(
         INJECT,
         _answer_schema(answer={"type": "string"}),
+        item.image,
         question=item.question,
         gold=item.gold,
         task=item.task,
         alternatives=item.alternatives,
-        lengths=length_range(item.gold) if style == "match" else None,
+        opposite=OPPOSITE.get(opening),
+        style=style,
+        lengths=length_range(item.gold),
+        lines=lines(item.gold),
+        most_changes=most_changes(item.gold),
         previous=previous,
         fault=fault,
     )

@@ -1,57 +1,249 @@
-"""Where the lesion is: boxes that come with the data, a detection model, or an offline stand-in."""
+"""Where the lesion is: boxes, masks or heat maps of the data, a detection model, MedKLIP, or an offline stand-in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
 from mmedpo.errors import InputError
-from mmedpo.models import open_rgb
+from mmedpo.images import open_rgb
 from mmedpo.sources import Box, Sample
+from mmedpo.text import words
 
-FORMS = "boxes (from the data), detector:HUB-ID, standin:centre"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMS = (
+    "boxes, masks or heatmap (from the data), detector:HUB-ID, medklip:FOLDER, standin:centre, none (no visual pairs)"
+)
+NOT_FOUND = "no lesion was found"
+# What tables call a kind of image, in lower-case letters.
+MODALITIES = {
+    "xray": ("xray", "cr", "dr", "dx", "cxr", "radiograph", "radiography", "plainfilm"),
+    "ct": ("ct", "computedtomography"),
+    "mri": ("mri", "mr", "magneticresonance"),
+    "ultrasound": ("ultrasound", "us"),
+}
+SEEN = 256  # images whose regions are remembered: an image has many questions
+# Of MedKLIP's observations those that are lesions; "normal", "heart" or "line" are others.
+LESIONS = frozenset(
+    "effusion opacity pneumothorax edema atelectasis consolidation pneumonia cardiomegaly fracture nodule mass lesion "
+    "infiltrate abscess tumor granuloma calcification emphysema hernia".split()
+)
+CHEST = frozenset({"chest", "lung", "lungs", "thorax", "heart"})
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the lesion of one image is, or why it is nowhere.
+
+    Attributes:
+        boxes: in pixels of the upright image; for a mask, the box around it.
+        mask: a 1-bit PNG of the image's size, or None where the boxes are the region.
+        confidence: in [0, 1], of the tool that the region holds a lesion; the pair's clinical relevance.
+        query: the text that the tool was asked for, where it takes one.
+        reason: why there is no region (for counting), or None.
+        coverage: share of the image's pixels, [0, 1].
+    """
+
+    boxes: tuple[Box, ...] = ()
+    mask: bytes | None = None
+    confidence: float = 0.0
+    query: str | None = None
+    reason: str | None = None
+    coverage: float = 0.0
+
+    def pixels(self, height: int, width: int) -> np.ndarray:
+        """The region as a bool array, H x W."""
+        return box_mask(self.boxes, height, width) if self.mask is None else unpack_mask(self.mask)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; `Region.read` is its inverse."""
+        return {**asdict(self), "mask": self.mask and base64.b64encode(self.mask).decode("ascii")}
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Region:
+        mask = record["mask"] and base64.b64decode(record["mask"])
+        return cls(**{**record, "boxes": tuple(Box(**box) for box in record["boxes"]), "mask": mask})
 
 
 class Localizer(Protocol):
-    """Finds the lesion that a question is about. `name` and `query` are recorded with every pair."""
+    """Finds the lesion that a question is about. `name` is recorded with every pair."""
 
     name: str
-    query: str | None  # the text the tool was asked for, where it takes one
 
-    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
-        """Boxes in pixels of the original image, with a confidence in [0, 1] each; empty where nothing is found."""
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        """One region a sample, in order."""
 
 
-def open_localizer(spec: str, query: str = "disease", threshold: float = 0.1) -> Localizer:
-    """The localizer that `spec` names (see `FORMS`). Raises InputError for any other spec."""
+def open_localizer(spec: str, query: str = "disease", rule: str = "quantile:0.8", threshold: float = 0.1) -> Localizer:
+    """The localizer that `spec` names (see `FORMS`).
+
+    Args:
+        query: what tools that take a text are asked for (`Query`).
+        rule: how a heat map becomes a mask (`noise.heat_mask`).
+        threshold: detections below this confidence, in [0, 1], are left out.
+
+    Raises:
+        InputError: another spec, a bad option, or a tool that cannot be loaded.
+    """
+    asked = Query(query)
+    check_rule(rule)
+    if not 0 <= threshold <= 1:
+        raise InputError(f"The detection threshold is {threshold}; it must be in [0, 1].")
     kind, _, name = spec.partition(":")
-    if spec == "boxes":
-        return GivenBoxes()
+    simple: list[Localizer] = [GivenBoxes(), GivenMasks(), GivenHeatMaps(rule), CentreStandIn(), Nowhere()]
+    for localizer in simple:
+        if localizer.name == spec:
+            return localizer
     if kind == "detector" and name:
-        return Detector(name, query, threshold)
-    if spec == CentreStandIn.name:
-        return CentreStandIn()
+        return Detector(name, asked, threshold)
+    if kind == "medklip" and name:
+        return MedKLIPLocalizer(Path(name), asked, rule)
     raise InputError(f"The localizer {spec!r} is unknown; use one of: {FORMS}.")
 
 
+def bounded(region: Region, sample: Sample, most: float) -> Region:
+    """The region with its coverage, and with a reason where it is empty or covers more than `most` of the image."""
+    if region.reason:
+        return region
+    if not region.boxes and region.mask is None:
+        return replace(region, reason=NOT_FOUND)
+    width, height = open_rgb(sample.image).size
+    mask = region.pixels(height, width)
+    if mask.shape != (height, width):
+        reason = "the mask is not of the image's size"
+    elif not mask.any():
+        reason = "the lesion lies outside the image" if region.mask is None else NOT_FOUND
+    elif mask.mean() > most:
+        reason = f"the lesion covers more than {most:.0%} of the image"
+    else:
+        return replace(region, coverage=float(mask.mean()))
+    return replace(region, reason=reason)
+
+
+class Query:
+    """What a tool is asked for: one text ("disease"), one a modality ("xray=opacity,ct=lesion", all others
+    "disease"), or "question": the sample's own question.
+
+    Raises:
+        InputError: empty, or a modality that is none of `MODALITIES`.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self._default, self._by_modality = spec, dict[str, str]()
+        if "=" in spec:
+            self._default = "disease"
+            parts = [part.partition("=") for part in spec.split(",")]
+            self._by_modality = {name.strip(): text.strip() for name, _, text in parts}
+        if not spec.strip() or not self._by_modality.keys() <= MODALITIES.keys() or "" in self._by_modality.values():
+            raise InputError(
+                f"The query {spec!r} cannot be read; give one text, one a modality as in xray=opacity,ct=lesion "
+                f"({', '.join(MODALITIES)}), or question."
+            )
+
+    def texts(self) -> list[str]:
+        """All texts it may give but the samples' questions."""
+        return [*self._by_modality.values(), *([] if self._default == "question" else [self._default])]
+
+    def __call__(self, sample: Sample) -> str:
+        if self._default == "question":
+            return sample.question
+        return self._by_modality.get(modality(sample) or "", self._default)
+
+
+def modality(sample: Sample) -> str | None:
+    """The sample's modality as `MODALITIES` has it, None if the table does not say or says something else."""
+    said = re.sub(r"[^a-z]", "", (sample.modality or "").casefold())
+    return next((name for name, spellings in MODALITIES.items() if said in spellings), None)
+
+
 class GivenBoxes:
-    """The boxes recorded in the source."""
+    """The boxes recorded in the source; the confidence is that of the surest one."""
 
     name = "boxes"
-    query: str | None = None
 
-    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
-        return [list(sample.boxes) for sample in samples]
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        return [_boxed(sample.boxes) for sample in samples]
+
+
+class GivenMasks:
+    """The mask files recorded in the source, joined: every pixel that is not black."""
+
+    name = "masks"
+
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        return [self._read(sample) for sample in samples]
+
+    def _read(self, sample: Sample) -> Region:
+        masks = [np.asarray(open_rgb(file)).any(axis=2) for file in sample.masks]
+        if not masks:
+            return Region(reason=NOT_FOUND)
+        if len({mask.shape for mask in masks}) > 1:
+            return Region(reason="the masks of the image differ in size")
+        confidence = 1.0 if sample.confidence is None else sample.confidence
+        return _masked(np.logical_or.reduce(masks), "mask", confidence)
+
+
+class GivenHeatMaps:
+    """The heat maps recorded in the source: a picture (black is cold) or a `.npy` array of two dimensions.
+
+    Its confidence is the table's, or else the hottest value where all values lie in [0, 1].
+    """
+
+    name = "heatmap"
+
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
+
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        return [self._read(sample) for sample in samples]
+
+    def _read(self, sample: Sample) -> Region:
+        if sample.heatmap is None:
+            return Region(reason=NOT_FOUND)
+        if sample.heatmap.suffix == ".npy":
+            try:
+                heat = np.load(sample.heatmap, allow_pickle=False).astype(np.float64)
+            except (OSError, ValueError, EOFError) as error:
+                raise InputError(f"The heat map {sample.heatmap.name} cannot be read: {error}.") from None
+        else:
+            heat = np.asarray(open_rgb(sample.heatmap).convert("L")) / 255
+        confidence = sample.confidence
+        if confidence is None and heat.size and heat.min() >= 0 and heat.max() <= 1:
+            confidence = float(heat.max())
+        if confidence is None:
+            return Region(reason="the heat map has no confidence and is not scaled to [0, 1]")
+        return _heated(heat, open_rgb(sample.image), self.rule, "heat", confidence)
+
+
+class Nowhere:
+    """No localizer: nothing is looked for. Whole-image noise can do without."""
+
+    name = "none"
+
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        return [Region(reason=NOT_FOUND, confidence=1.0) for _ in samples]
 
 
 class Detector:
     """A detection model of the Hub through transformers' pipelines.
 
-    Zero-shot detectors are asked for `query`; the others report the labels they were trained on. Detections
+    Zero-shot detectors are asked for the query; the others report the labels they were trained on. Detections
     below `threshold` (confidence in [0, 1]) are left out.
     """
 
-    def __init__(self, model: str, query: str, threshold: float) -> None:
+    def __init__(self, model: str, query: Query, threshold: float) -> None:
+        import torch
         from transformers import (
             AutoConfig,
             AutoModelForObjectDetection,
@@ -67,33 +259,98 @@ class Detector:
                 raise InputError(f"{model!r} is a {config.model_type!r} model, not a detector: it gives no boxes.")
             self.query = query if zero_shot else None
             task: Any = "zero-shot-object-detection" if zero_shot else "object-detection"
-            self.pipeline = pipeline(task, model=model)
+            self.pipeline = pipeline(task, model=model, device="cuda" if torch.cuda.is_available() else None)
         except InputError:
             raise
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"The detector {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
-    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
-        return [self._detect(sample) for sample in samples]
+        self._seen = lru_cache(SEEN)(self._detect)
 
-    def _detect(self, sample: Sample) -> list[Box]:
-        image = open_rgb(sample.image)
-        extra = {} if self.query is None else {"candidate_labels": [self.query]}
-        found = self.pipeline(image, threshold=self.threshold, **extra)
-        return [_box(entry["label"], entry["box"], entry["score"]) for entry in found]
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        return [self._seen(sample.image, self.query and self.query(sample)) for sample in samples]
+
+    def _detect(self, image: Path, query: str | None) -> Region:
+        extra = {} if query is None else {"candidate_labels": [query]}
+        found = self.pipeline(open_rgb(image), threshold=self.threshold, **extra)
+        return replace(_boxed([_box(entry["label"], entry["box"], entry["score"]) for entry in found]), query=query)
 
 
-def _box(label: str, corners: dict[str, float], score: float) -> Box:
-    x, y = corners["xmin"], corners["ymin"]
-    return Box(label, x, y, corners["xmax"] - x, corners["ymax"] - y, float(score))
+class MedKLIPLocalizer:
+    """The paper's tool: MedKLIP's attention as heat map, its probability as confidence.
+
+    It knows chest X-rays only and leaves out images that the table calls something else. With the query "question"
+    it is asked for the first of `LESIONS` that the question names, or else for "disease".
+
+    Args:
+        folder: MedKLIP's checkpoint and its file of descriptions; a folder `text_encoder` in it, where there is one,
+            is used in place of the Hub's Bio_ClinicalBERT.
+    """
+
+    def __init__(self, folder: Path, query: Query, rule: str) -> None:
+        from mmedpo.curation.medklip import MedKLIP
+
+        self.name, self.rule, self.query = f"medklip:{folder}", rule, query
+        encoder = folder / "text_encoder"
+        self.model = MedKLIP(folder, str(encoder)) if encoder.is_dir() else MedKLIP(folder)
+        unknown = [text for text in query.texts() if text.casefold() not in map(str.casefold, self.model.observations)]
+        if unknown:
+            known = ", ".join(self.model.observations)
+            raise InputError(f"MedKLIP has no observation {', '.join(map(repr, unknown))}; it has {known}.")
+        self._seen = lru_cache(SEEN)(self._observe)
+
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
+        return [self._look(sample) for sample in samples]
+
+    def _look(self, sample: Sample) -> Region:
+        if (modality(sample) or "xray") != "xray":
+            return Region(reason=f"a chest X-ray tool does not read {sample.modality}")
+        organs = words(sample.organ or "")
+        if organs and not CHEST & set(organs):
+            return Region(reason=f"a chest X-ray tool does not read images of: {sample.organ}")
+        return self._seen(sample.image, self._observation(sample))
+
+    def _observe(self, file: Path, observation: str) -> Region:
+        image = open_rgb(file)
+        [(heat, confidence)] = self.model.observe([image], observation)
+        return replace(_heated(heat, image, self.rule, observation, confidence), query=observation)
+
+    def _observation(self, sample: Sample) -> str:
+        if self.query.spec != "question":
+            return self.query(sample)
+        asked = words(sample.question)
+        return next((word for word in asked if word in LESIONS and word in self.model.observations), "disease")
 
 
 class CentreStandIn:
     """Offline stand-in, not a medical tool: the middle half of the width and height, whatever is there."""
 
     name = "standin:centre"
-    query: str | None = None
 
-    def locate(self, samples: Sequence[Sample]) -> list[list[Box]]:
+    def locate(self, samples: Sequence[Sample]) -> list[Region]:
         sizes = [open_rgb(sample.image).size for sample in samples]
-        return [[Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)] for width, height in sizes]
+        return [_boxed([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)]) for width, height in sizes]
+
+
+def _boxed(boxes: Sequence[Box]) -> Region:
+    if not boxes:
+        return Region(reason=NOT_FOUND)
+    return Region(tuple(boxes), confidence=max(box.confidence for box in boxes))
+
+
+def _box(label: str, corners: Mapping[str, float], score: float) -> Box:
+    x, y = corners["xmin"], corners["ymin"]
+    return Box(label, x, y, corners["xmax"] - x, corners["ymax"] - y, float(score))
+
+
+def _heated(heat: np.ndarray, image: Image, rule: str, label: str, confidence: float) -> Region:
+    return _masked(heat_mask(heat, image.height, image.width, rule), label, confidence)
+
+
+def _masked(mask: np.ndarray, label: str, confidence: float) -> Region:
+    if not mask.any():
+        return Region(reason=NOT_FOUND)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = float(columns[0]), float(rows[0])
+    box = Box(label, x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y, confidence)
+    return Region((box,), pack_mask(mask), confidence)

@@ -1,15 +1,33 @@
-"""Forward-diffusion noise inside a lesion mask (the paper's equation 2)."""
+"""How the dispreferred image is spoiled: forward-diffusion noise inside a lesion mask (the paper's equation 2), the
+arms that later papers compare it with, and the masks themselves.
+
+The same seed, row id, image and options give the same pixels on every run. Two things may differ elsewhere: the last
+bit of `exp` and `log1p` on another processor (in the schedule, the crop's shape and the tails of the normal numbers),
+which rounding to 8 bits hides; and the stream of normal numbers in another NumPy (NEP 19), which a test records.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from mmedpo.errors import InputError
+from mmedpo.images import open_image
 from mmedpo.sources import Box
 
 STEPS = 1000
+METHODS = ("diffusion", "gaussian", "black", "crop")
+RULES = "quantile:Q (pixels above that quantile), fixed:T (above that share of the maximum), otsu; Q and T in [0, 1]"
+
+
+def generator(seed: int, row_id: str) -> np.random.Generator:
+    """The source of chance of one row, which is that of no other row or seed."""
+    digest = hashlib.sha256(f"{seed}/{row_id}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 def schedule() -> np.ndarray:
@@ -22,38 +40,59 @@ def schedule() -> np.ndarray:
     return np.cumprod(1 - betas)
 
 
-def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
-    """x* = sqrt(abar_k) x + sqrt(1 - abar_k) eps inside the mask, x outside it (equation 2, on values in [-1, 1]).
+def corrupt(
+    image: np.ndarray, mask: np.ndarray, method: str, rng: np.random.Generator, step: int = 800, edge: int = 0
+) -> np.ndarray:
+    """The image with its masked part spoiled by one of `METHODS`.
+
+    - `diffusion`: x* = sqrt(abar_k) (x . h) + sqrt(1 - abar_k) (eps . h) + x . (1 - h) on values in [-1, 1] (equation
+      2).
+    - `gaussian`: replaced by normal numbers of mean 0 and standard deviation 10, on values in 0 .. 255, cut off at 0:
+      black with dark speckles (mean 4). The authors' code does this, but lets negative numbers wrap to bright ones.
+    - `black`: replaced by 0.
+    - `crop`: mDPO's rejected image (arXiv 2406.11839, table 3), without regard to the mask: a random part of 1 to 20 %
+      of the area, with sides in a ratio of 3/4 to 4/3 where the image allows it, resized to the image's size
+      (bilinear), as its code does (torchvision's `RandomResizedCrop(scale=(0.01, 0.2))`).
 
     Args:
         image: uint8 H x W or H x W x C.
-        mask: bool H x W, true where noise goes.
-        step: k in 1 .. 1000; at 500 the image keeps 86 % of its amplitude and noise has 50 %, at 800
-            47 % and 88 %, at 1000 29 % and 96 %.
+        mask: bool H x W, true where the image is spoiled; true everywhere spoils all of it.
         rng: the only source of chance.
+        step: k in 1 .. 1000, for `diffusion`; at 500 the image keeps 86 % of its amplitude and noise has 50 %, at 800
+            47 % and 88 %, at 1000 29 % and 96 %.
+        edge: how many pixels inside the mask's border are mixed with the image: h rises linearly from 0 outside to 1
+            behind them, and replacements are mixed by the same h. 0 is a hard edge. The image's own border is no
+            border of the mask. Lesions narrower than twice the edge keep some of their signal.
 
     Returns:
-        uint8 array of the image's shape; every pixel outside the mask is equal to the image's.
+        uint8 array of the image's shape; but for `crop`, every pixel outside the mask is equal to the image's.
 
     Raises:
-        InputError: dtypes, shapes or step are not as above.
+        InputError: dtypes, shapes or options are not as above.
     """
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise InputError(
-            f"diffuse needs a uint8 image of 2 or 3 dimensions, got {image.dtype} with shape {image.shape}."
-        )
-    if mask.dtype != bool or mask.shape != image.shape[:2]:
-        raise InputError(
-            f"diffuse needs a bool mask of shape {image.shape[:2]}, got {mask.dtype} with shape {mask.shape}."
-        )
-    if not 1 <= step <= STEPS:
-        raise InputError(f"The noise step is {step}; it must be in 1 .. {STEPS}.")
-    abar = schedule()[step - 1]
-    noised = image.copy()
-    signal = image[mask] / 127.5 - 1
-    mixed = np.sqrt(abar) * signal + np.sqrt(1 - abar) * rng.standard_normal(signal.shape)
-    noised[mask] = np.clip(np.rint((mixed + 1) * 127.5), 0, 255).astype(np.uint8)
-    return noised
+    _check(image, mask, method, step, edge)
+    if method == "crop":
+        return _crop(image, rng)
+    spoiled = image.copy()
+    around = _around(mask)
+    part, inside = spoiled[around], mask[around]
+    signal = part[inside]
+    if method == "diffusion":
+        abar = schedule()[step - 1]
+        mixed = np.sqrt(abar) * (signal / 127.5 - 1) + np.sqrt(1 - abar) * rng.standard_normal(signal.shape)
+        made = (mixed + 1) * 127.5
+    else:
+        made = 10 * rng.standard_normal(signal.shape) if method == "gaussian" else np.zeros(signal.shape)
+    if edge and not inside.all():
+        h = _ramp(inside, edge)[inside]
+        made = (h * made.T + (1 - h) * signal.T).T
+    part[inside] = np.clip(np.rint(made), 0, 255).astype(np.uint8)
+    return spoiled
+
+
+def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
+    """`corrupt` by equation 2 with a hard edge."""
+    return corrupt(image, mask, "diffusion", rng, step)
 
 
 def box_mask(boxes: Iterable[Box], height: int, width: int) -> np.ndarray:
@@ -64,3 +103,116 @@ def box_mask(boxes: Iterable[Box], height: int, width: int) -> np.ndarray:
         bottom, right = int(np.ceil(box.y + box.height)), int(np.ceil(box.x + box.width))
         mask[top : max(bottom, 0), left : max(right, 0)] = True
     return mask
+
+
+def check_rule(rule: str) -> tuple[str, float]:
+    """A rule for heat maps as its name and number (0 for `otsu`).
+
+    Raises:
+        InputError: it is none of `RULES`.
+    """
+    name, _, number = rule.partition(":")
+    try:
+        value = 0.0 if rule == "otsu" else float(number)
+    except ValueError:
+        value = -1.0
+    if (name not in ("quantile", "fixed") and rule != "otsu") or not 0 <= value <= 1:
+        raise InputError(f"The mask rule {rule!r} is unknown; use one of: {RULES}.")
+    return name, value
+
+
+def heat_mask(heat: np.ndarray, height: int, width: int, rule: str) -> np.ndarray:
+    """Where a heat map is hot: bool H x W.
+
+    Args:
+        heat: real h x w, not negative, over the whole image; scaled to height x width by bilinear interpolation
+            between the centres of its cells.
+        rule: one of `RULES`; `otsu` splits 256 bins of heat where the variance between both sides is largest (Otsu
+            1979). The hottest pixels are in the mask in any case, unless all are equally hot: then none is.
+
+    Raises:
+        InputError: the heat map is not as above, or the rule is unknown.
+    """
+    from PIL import Image
+
+    name, value = check_rule(rule)
+    if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
+        raise InputError(f"A heat map has 2 dimensions of real numbers, got {heat.dtype} with shape {heat.shape}.")
+    if not np.isfinite(heat).all() or heat.min() < 0:
+        raise InputError("The heat map holds negative numbers, NaN or infinity; give heat from 0 upwards.")
+    cells = Image.fromarray((heat / (heat.max() or 1)).astype(np.float32))
+    scaled = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR))
+    if scaled.min() == scaled.max():
+        return np.zeros((height, width), dtype=bool)
+    if name == "quantile":
+        value = float(np.quantile(scaled, value))
+    elif name == "otsu":
+        value = _otsu(scaled)
+    return scaled > min(value, np.nextafter(scaled.max(), np.float32(0)))
+
+
+def pack_mask(mask: np.ndarray) -> bytes:
+    """Bool H x W as a PNG file of 1 bit a pixel; `unpack_mask` is its inverse."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def unpack_mask(data: bytes) -> np.ndarray:
+    """Bool H x W from what `pack_mask` gave."""
+    return np.array(open_image(data))
+
+
+def _check(image: np.ndarray, mask: np.ndarray, method: str, step: int, edge: int) -> None:
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise InputError(f"Noise needs a uint8 image of 2 or 3 dimensions, got {image.dtype} with shape {image.shape}.")
+    if mask.dtype != bool or mask.shape != image.shape[:2]:
+        raise InputError(
+            f"Noise needs a bool mask of shape {image.shape[:2]}, got {mask.dtype} with shape {mask.shape}."
+        )
+    if method not in METHODS:
+        raise InputError(f"The noise method {method!r} is unknown; use one of {', '.join(METHODS)}.")
+    if not 1 <= step <= STEPS:
+        raise InputError(f"The noise step is {step}; it must be in 1 .. {STEPS}.")
+    if edge < 0:
+        raise InputError(f"The feathered edge is {edge} pixels wide; it must be 0 (a hard edge) or more.")
+
+
+def _around(mask: np.ndarray) -> Any:
+    """Index of the smallest rectangle that holds the mask, with the pixels next to it."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return np.s_[:0]
+    return np.s_[max(rows[0] - 1, 0) : rows[-1] + 2, max(columns[0] - 1, 0) : columns[-1] + 2]
+
+
+def _ramp(inside: np.ndarray, edge: int) -> np.ndarray:
+    """h of equation 2: float64 in [0, 1] by the distance to the nearest pixel outside the mask."""
+    from scipy.ndimage import distance_transform_edt
+
+    return np.minimum(distance_transform_edt(inside) / (edge + 1), 1)
+
+
+def _crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    area, ratio = height * width * rng.uniform(0.01, 0.2), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    rows = min(max(round(np.sqrt(area / ratio)), 1), height)
+    columns = min(max(round(np.sqrt(area * ratio)), 1), width)
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    part = image[top : top + rows, left : left + columns].reshape(rows, columns, -1)
+    channels = [
+        Image.fromarray(part[..., c]).resize((width, height), Image.Resampling.BILINEAR) for c in range(part.shape[2])
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1).reshape(image.shape)
+
+
+def _otsu(values: np.ndarray) -> float:
+    counts, edges = np.histogram(values, bins=256)
+    heat = counts * (edges[:-1] + edges[1:]) / 2
+    below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[-2::-1]
+    difference = np.cumsum(heat)[:-1] / below - np.cumsum(heat[::-1])[-2::-1] / above
+    return float(edges[1:-1][np.argmax(below * above * difference**2)])

@@ -1,181 +1,188 @@
 """Curation, from a source to a preference dataset: each step writes to a ledger, so that a killed run goes on.
 
 Steps and what each adds to a question: `sample` candidates of the target model; `dispute` a dispreferred answer or a
-reason why there is none; `locate` lesion boxes; `judge` clinical relevance; then weights over all pairs, and rows.
+reason why there is none; `locate` the lesion's region; `judge` clinical relevance; then weights over all pairs, and
+rows. Several processes share the questions by blocks; the first one makes the rows.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import numpy as np
 from rich.progress import track
 
-from mmedpo import schema
+from mmedpo import images, schema
 from mmedpo.curation import hallucinate, relevance, rows, weights
 from mmedpo.curation.chat import open_chat
-from mmedpo.curation.localize import Localizer, open_localizer
+from mmedpo.curation.localize import Localizer, bounded, open_localizer
+from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError
-from mmedpo.models import Sampling, VisionLanguageModel, open_rgb
+from mmedpo.ledger import Ledger
+from mmedpo.llm import ChatModel
+from mmedpo.llm.cache import tally
+from mmedpo.llm.limits import Budget, Limits
+from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.processes import ALONE, Processes
 from mmedpo.sources import Sample, Source, read_source, refuse_faults
 from mmedpo.text import unit_interval, words
-from mmedpo.workdir import Ledger, portable, versions, write_json
+from mmedpo.workdir import portable, versions, write_json
 
-CHUNK = 32  # questions a step finishes before they are recorded
-OUTAGE = 8  # questions that fail together: the endpoint is gone, and not one question odd
+BLOCK = 128  # questions: what a step records at once, and one process's share
 SHOWN_ALTERNATIVES = 12
 FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # never kept: a resumed run asks again
+FAULTY_ROW = "faulty row of the source"
+PROMPTS = {
+    "select": hallucinate.SELECT, "inject": hallucinate.INJECT, "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
+}  # fmt: skip
+STEPS = ("sample", "dispute", "locate", "judge")
+
+Work = Callable[[Sequence[Sample]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides what a curation makes; fields are explained by `mmedpo curate --help`."""
+class Tools:
+    """The models that a curation asks; None where its settings name none."""
 
-    source: Path
-    split: str | None = None
-    limit: int | None = None
-    license: str = "unknown"
-    model: str | None = None
-    chat: str = "standin:rules"
-    judges: tuple[str, ...] = ("standin:strict", "standin:lenient", "standin:lexical")
-    localizer: str = "boxes"
-    samples: int = 4
-    temperature: float = 1.0
-    style: str = "match"
-    noise_step: int = 800
-    weights: str = "rescale"
-    rounds: int = 5
-    seed: int = 0
-    skip_faulty: bool = False
-
-    def __post_init__(self) -> None:
-        if self.weights not in weights.METHODS:
-            raise InputError(f"The weight method {self.weights!r} is unknown; use one of {', '.join(weights.METHODS)}.")
-        if self.style not in get_args(hallucinate.Style):
-            raise InputError(f"The style {self.style!r} is unknown; use {' or '.join(get_args(hallucinate.Style))}.")
-        if not 1 <= self.noise_step <= 1000:
-            raise InputError(f"The noise step is {self.noise_step}; it must be in 1 .. 1000.")
-
-    def record(self) -> dict[str, Any]:
-        return {**asdict(self), "source": str(self.source), "judges": list(self.judges)}
+    chat: ChatModel | None
+    panel: relevance.Panel | None
+    localizer: Localizer
 
 
-def curate_folder(settings: Settings, folder: Path, command: str = "") -> dict[str, Any]:
+def curate_folder(
+    settings: Settings,
+    folder: Path,
+    command: str = "",
+    limits: Limits | None = None,
+    cache: Path | None = None,
+    processes: Processes = ALONE,
+) -> dict[str, Any] | None:
     """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
 
     Args:
         folder: a working folder; what its ledgers hold is not done again.
         command: recorded as it is.
+        limits: on the calls of chat endpoints; they decide nothing about what is made.
+        cache: file of answered calls, shared with other runs; this run's own where None.
+        processes: of this launch.
 
     Returns:
-        The manifest (docs/architecture.md).
+        The manifest (docs/architecture.md); None in all processes but the first.
 
     Raises:
         InputError: the source, a model, a judge or an option cannot work, or every pair was rejected.
+        Stopped: a budget of the limits is spent.
     """
     source = read_source(settings.source, settings.split, settings.limit, settings.seed, settings.license)
     refuse_faults(source, settings.skip_faulty)
-    chat = open_chat(settings.chat, seed=settings.seed)
-    panel = relevance.Panel([open_chat(judge, seed=settings.seed) for judge in settings.judges], settings.rounds)
-    localizer = open_localizer(settings.localizer)
-
-    steps = {name: Ledger(folder / f"{name}.ledger") for name in ("sample", "dispute", "locate", "judge")}
-    revision = _sample(settings, source.samples, steps["sample"])
-    _dispute(settings, source.samples, steps["sample"], chat, steps["dispute"])
-    _locate(source.samples, localizer, steps["locate"])
-    _judge(source.samples, steps["dispute"], panel, steps["judge"])
-
-    pairs, rejects = rows.pair_up(source.samples, steps["dispute"], steps["judge"], steps["locate"])
-    rejects += [rows.Reject(fault.row, "", "faulty row of the source", str(fault)) for fault in source.faults]
-    if not pairs:
-        raise InputError(f"Every pair of {source.name} was rejected: {_tally(rejects)}.")
-    found, normalization = weights.normalize([pair.relevance for pair in pairs], settings.weights)
-    target = settings.model and portable(settings.model)
-    made_by = rows.Makers(
-        target, revision, portable(localizer.name), localizer.query, settings.noise_step, settings.seed
-    )
-    coverages: list[float] = []
-    schema.save(rows.dataset_rows(pairs, found.tolist(), steps, made_by, coverages), folder)
-    lines = [json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-    (folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
-    manifest = {
-        "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
-        "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
-        "chat_model": chat.name, "judges": [portable(judge) for judge in settings.judges],
-        "localizer": made_by.localizer,
-        "noise": {"method": "diffusion", "step": settings.noise_step}, "style": settings.style,
-        "prompt_versions": {"select": hallucinate.SELECT, "inject": hallucinate.INJECT, "judge": relevance.JUDGE},
-        "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": _tally(rejects),
-        "weights": normalization.record(),
-        "mask_coverage": {"mean": sum(coverages) / len(coverages), "max": max(coverages)} if coverages else None,
-    }  # fmt: skip
-    write_json(folder / "manifest.json", manifest)
-    for ledger in steps.values():
+    ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
+    calls = Ledger(cache or folder / "calls.ledger")
+    tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"])
+    share = [
+        source.samples[start : start + BLOCK]
+        for number, start in enumerate(range(0, len(source.samples), BLOCK))
+        if number % processes.count == processes.rank
+    ]
+    revision = _sample(settings, share, ledgers["sample"], processes)
+    if tools.chat is not None:
+        _dispute(settings, share, source.samples, tools.chat, ledgers, processes)
+    if settings.makes_visual_pairs:
+        _locate(settings, share, tools.localizer, ledgers["locate"], processes)
+    if tools.panel is not None:
+        _judge(share, tools.panel, ledgers, processes)
+    processes.finish(folder)
+    manifest = _assemble(settings, source, tools, ledgers, revision, folder, command) if processes.first else None
+    for ledger in (*ledgers.values(), calls):
         ledger.close()
     return manifest
 
 
-def _chunks(
-    samples: Sequence[Sample], done: Ledger, what: str, work: Callable[[Sequence[Sample], int], list[Any]]
+def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger) -> Tools:
+    budget = Budget(limits)
+
+    def chat(spec: str) -> ChatModel:
+        return open_chat(spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size)
+
+    localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
+    if settings.chat == "none":
+        return Tools(None, None, localizer)
+    judges = [chat(judge) for judge in settings.judges]
+    mode: Any = settings.panel
+    panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode)
+    return Tools(chat(settings.chat), panel, localizer)
+
+
+def _each(
+    share: Sequence[Sequence[Sample]], done: Ledger, what: str, work: Work, processes: Processes, size: int = BLOCK
 ) -> None:
-    """Give `work` the samples of each chunk that are not done, with the chunk's start, and record what it returns.
+    """Give `work` the samples that are not done, at most `size` at a time, and record what it returns for each.
 
     What is done stays as it is, since later steps have built on it.
     """
-    for start in track(range(0, len(samples), CHUNK), description=what, disable=not samples):
-        missing = [sample for sample in samples[start : start + CHUNK] if sample.id not in done]
+    batches = [block[start : start + size] for block in share for start in range(0, len(block), size)]
+    for batch in track(batches, description=what, disable=not batches or not processes.first):
+        missing = [sample for sample in batch if sample.id not in done]
         if not missing:
             continue
-        values = work(missing, start)
-        failed = [isinstance(value, dict) and value.get("reason") in FAILURES for value in values]
-        if all(failed) and len(failed) >= OUTAGE:
-            raise InputError(
-                f"{what}: none of {len(failed)} questions was answered ({values[0]}). What was finished is kept: "
-                "see to the endpoint and run the same command with --resume."
-            )
-        for sample, value, lost in zip(missing, values, failed, strict=True):
-            done.put(sample.id, value, keep=not lost)
+        values = {sample.id: value for sample, value in zip(missing, work(missing), strict=True)}
+        lost = {id for id, value in values.items() if isinstance(value, dict) and value.get("reason") in FAILURES}
+        done.update({id: value for id, value in values.items() if id not in lost})
+        done.update({id: values[id] for id in lost}, keep=False)
 
 
-def _sample(settings: Settings, samples: Sequence[Sample], done: Ledger) -> str | None:
-    """Candidates of the target model, a list of texts a question; empty lists without one. Returns its revision."""
-    if settings.model is None:
-        _chunks(samples, done, "No target model", lambda chunk, _: [[] for _ in chunk])
+def _sample(settings: Settings, share: Sequence[Sequence[Sample]], done: Ledger, processes: Processes) -> str | None:
+    """Candidates of the target model, a list of texts a question that is not simply flipped. Returns its revision."""
+    if settings.model is None or settings.chat == "none":
         return None
-    sampling = Sampling(samples=settings.samples, temperature=settings.temperature)
+    if settings.style != "free":
+        share = [[sample for sample in block if hallucinate.flip(sample.answer) is None] for block in share]
     model = VisionLanguageModel(settings.model)
 
-    def work(missing: Sequence[Sample], start: int) -> list[Any]:
-        # The whole chunk again, since chance depends on the batch.
-        chunk = samples[start : start + CHUNK]
-        questions = [(open_rgb(sample.image), sample.question) for sample in chunk]
-        answers = model.answer(questions, replace(sampling, seed=settings.seed + start))
-        found = dict(zip((sample.id for sample in chunk), answers, strict=True))
-        return [found[sample.id] for sample in missing]
+    def work(batch: Sequence[Sample]) -> list[list[str]]:
+        # A batch is recorded whole, so that chance, which depends on the batch, is the same in a resumed run.
+        seed = int(unit_interval("sample", settings.seed, *(sample.id for sample in batch)) * 2**32)
+        sampling = Sampling(samples=settings.samples, temperature=settings.temperature, seed=seed)
+        return model.answer([(images.open_rgb(sample.image), sample.question) for sample in batch], sampling)
 
-    _chunks(samples, done, "Sampling the target model", work)
+    _each(share, done, "Sampling the target model", work, processes, settings.batch_size)
     return model.revision
 
 
-def _dispute(settings: Settings, samples: Sequence[Sample], sampled: Ledger, chat: Any, done: Ledger) -> None:
+def _dispute(
+    settings: Settings,
+    share: Sequence[Sequence[Sample]],
+    samples: Sequence[Sample],
+    chat: ChatModel,
+    ledgers: Mapping[str, Ledger],
+    processes: Processes,
+) -> None:
     """A dispreferred answer a question: {"text", "made_by", ...}, or {"reason", "detail"}."""
     offline = chat.name.startswith("standin:")  # only they are told other answers
     pools = {task: sorted({s.answer for s in samples if s.task == task and offline}) for task in schema.TASKS}
 
-    def work(chunk: Sequence[Sample], _: int) -> list[Any]:
-        items = [
-            hallucinate.Item(
-                s.question, s.answer, s.task, sampled[s.id], _alternatives(s, pools[s.task], settings.seed)
-            )
-            for s in chunk
-        ]
-        return [asdict(choice) for choice in hallucinate.choose(chat, items, settings.style)]  # type: ignore[arg-type]
+    def item(sample: Sample) -> hallucinate.Item:
+        return hallucinate.Item(
+            sample.question, sample.answer, sample.task, ledgers["sample"].get(sample.id) or [],
+            _alternatives(sample, pools[sample.task], settings.seed), _shown(sample) if settings.show_images else None,
+        )  # fmt: skip
 
-    _chunks(samples, done, "Choosing wrong answers", work)
+    def work(batch: Sequence[Sample]) -> list[dict[str, Any]]:
+        choices = hallucinate.choose(chat, [item(sample) for sample in batch], settings.style)  # type: ignore[arg-type]
+        return [asdict(choice) for choice in choices]
+
+    _each(share, ledgers["dispute"], "Choosing wrong answers", work, processes)
+
+
+def _shown(sample: Sample) -> bytes:
+    # Pixels alone: a file's own header may name the patient.
+    encoded: bytes = images.png(np.asarray(images.open_rgb(sample.image)), sample.image.stem)["bytes"]
+    return encoded
 
 
 def _alternatives(sample: Sample, pool: Sequence[str], seed: int) -> list[str]:
@@ -188,24 +195,97 @@ def _alternatives(sample: Sample, pool: Sequence[str], seed: int) -> list[str]:
     return sorted((answer for answer in pool if answer != sample.answer), key=distance)[:SHOWN_ALTERNATIVES]
 
 
-def _locate(samples: Sequence[Sample], localizer: Localizer, done: Ledger) -> None:
-    def work(chunk: Sequence[Sample], _: int) -> list[Any]:
-        return [[asdict(box) for box in boxes] for boxes in localizer.locate(chunk)]
+def _locate(
+    settings: Settings, share: Sequence[Sequence[Sample]], localizer: Localizer, done: Ledger, processes: Processes
+) -> None:
+    def work(batch: Sequence[Sample]) -> list[dict[str, Any]]:
+        return [
+            bounded(region, sample, settings.max_coverage).record()
+            for region, sample in zip(localizer.locate(batch), batch, strict=True)
+        ]
 
-    _chunks(samples, done, "Locating lesions", work)
-
-
-def _judge(samples: Sequence[Sample], disputed: Ledger, panel: relevance.Panel, done: Ledger) -> None:
-    def work(chunk: Sequence[Sample], _: int) -> list[Any]:
-        return [asdict(scored) for scored in panel.score([
-            relevance.Item(sample.question, sample.answer, disputed[sample.id]["text"]) for sample in chunk
-        ])]  # fmt: skip
-
-    _chunks([sample for sample in samples if "text" in disputed[sample.id]], done, "Judging relevance", work)
+    _each(share, done, "Locating lesions", work, processes)
 
 
-def _tally(rejects: Sequence[rows.Reject]) -> dict[str, int]:
-    return dict(Counter(reject.reason for reject in rejects).most_common())
+def _judge(
+    share: Sequence[Sequence[Sample]], panel: relevance.Panel, ledgers: Mapping[str, Ledger], processes: Processes
+) -> None:
+    disputed = ledgers["dispute"]
+
+    def work(batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
+        found = [disputed[sample.id] for sample in batch]
+        scored = panel.score([
+            relevance.Item(sample.question, sample.answer, wrong["text"])
+            for sample, wrong in zip(batch, found, strict=True) if "text" in wrong
+        ])  # fmt: skip
+        scores = iter(scored)
+        return [asdict(next(scores)) if "text" in wrong else None for wrong in found]
+
+    _each(share, ledgers["judge"], "Judging relevance", work, processes)
+
+
+def _assemble(
+    settings: Settings,
+    source: Source,
+    tools: Tools,
+    ledgers: Mapping[str, Ledger],
+    revision: str | None,
+    folder: Path,
+    command: str,
+) -> dict[str, Any]:
+    """Weights over all pairs, rows, rejects and the manifest."""
+    noise = settings.corruption if settings.makes_visual_pairs else None
+    rejects: Counter[str] = Counter()
+    pairs = list(_accepted(source, rows.pair_up(source.samples, ledgers, noise), folder / "rejects.jsonl", rejects))
+    if not pairs:
+        raise InputError(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
+    groups = [pair.dispreference for pair in pairs] if settings.weights_over == "kind" else None
+    found, normalization = weights.normalize([pair.relevance for pair in pairs], settings.weights, groups)
+    target = settings.model and portable(settings.model)
+    localizer = portable(tools.localizer.name)
+    heated = settings.localizer.startswith(("heatmap", "medklip"))
+    makers = rows.Makers(
+        target, revision, localizer, settings.mask_rule if heated else None, settings.corruption, settings.seed
+    )
+    schema.save(rows.dataset_rows(pairs, found.tolist(), ledgers, makers), folder)
+    manifest = {
+        "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
+        "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
+        "chat_model": tools.chat and portable(tools.chat.name), "judges": [portable(j) for j in settings.judges],
+        "panel": {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
+        "localizer": localizer, "query": settings.query, "mask_rule": makers.mask_rule,
+        "noise": noise and noise.record(), "style": settings.style,
+        "prompt_versions": PROMPTS, "calls": tally(ledgers["used"]),
+        "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": dict(rejects.most_common()),
+        "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
+    }  # fmt: skip
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _accepted(
+    source: Source,
+    made: Iterator[tuple[rows.Pair | None, rows.Reject | None]],
+    file: Path,
+    counts: Counter[str],
+) -> Iterator[rows.Pair]:
+    """Yield the pairs and write the rejects, those of the source's faulty rows included."""
+    faulty = ((None, rows.Reject(fault.row, "", FAULTY_ROW, str(fault))) for fault in source.faults)
+    with file.open("w", encoding="utf-8") as lines:
+        for pair, reject in chain(faulty, made):
+            if pair is not None:
+                yield pair
+            if reject is not None:
+                counts[reject.reason] += 1
+                lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+
+
+def _coverage(pairs: Sequence[rows.Pair], located: Ledger, settings: Settings) -> dict[str, float] | None:
+    visual = [pair for pair in pairs if pair.dispreference != rows.TEXT_PAIR]
+    if not visual:
+        return None
+    shares = [1.0 if settings.corruption.whole else located[pair.sample.id]["coverage"] for pair in visual]
+    return {"mean": sum(shares) / len(shares), "max": max(shares), "bound": settings.max_coverage}
 
 
 def _describe(settings: Settings, source: Source) -> dict[str, Any]:

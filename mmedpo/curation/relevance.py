@@ -1,7 +1,8 @@
 """Clinical relevance of dispreferred answers: a panel of judges that adopt or revise each other's score.
 
 The paper, section 3.2: the first judge scores the dispreferred answer without the image; each next one sees the last
-score and adopts it or gives its own, until all agree; without agreement the mean of the score history counts.
+score and adopts it or gives its own, until all agree; without agreement the mean of the score history counts. What
+the first judge says is what the others adopt, so the score depends on their order; independent judges have none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
@@ -18,6 +19,9 @@ from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
 JUDGE = "judge@1"
 NO_SCORE = "no judge gave a readable score"
 ROUNDING = 1e-9  # scores are decimal fractions in binary floats
+LONGEST_RATIONALE = 1000  # characters; it goes into every later request and into the row
+
+Mode = Literal["sequential", "independent"]
 
 _SCHEMA = {
     "type": "object",
@@ -28,7 +32,8 @@ _SCHEMA = {
 
 
 class Judgement(TypedDict):
-    """One judge's turn: `score` in [0, 1], or None with the reason in `rationale`; rounds count from 1."""
+    """One judge's turn: `score` in [0, 1], or None with the reason in `rationale` (at most `LONGEST_RATIONALE`
+    characters); rounds count from 1."""
 
     round: int
     judge: str
@@ -65,8 +70,9 @@ class _Discussion:
     judgements: list[Judgement] = field(default_factory=list)
     agreed: bool = False
 
-    def request(self) -> ChatRequest:
-        last = next((entry for entry in reversed(self.judgements) if entry["score"] is not None), None)
+    def request(self, mode: Mode) -> ChatRequest:
+        shown = self.judgements if mode == "sequential" else []
+        last = next((entry for entry in reversed(shown) if entry["score"] is not None), None)
         previous = last and {"score": last["score"], "rationale": last["rationale"]}
         item = self.item
         return render(JUDGE, _SCHEMA, question=item.question, gold=item.gold, rejected=item.rejected, previous=previous)
@@ -85,18 +91,22 @@ class _Discussion:
 
 
 class Panel:
-    """Judges who score in turn.
+    """Judges who score in turn, or each alone.
 
     Args:
         judges: At least one, with different names; the order is the order of speaking.
         rounds: Most rounds (each judge speaks once a round), at least 1; the paper has 5.
         tolerance: Largest difference, in [0, 1], between scores that agree.
+        mode: "sequential" is the paper's. In "independent" every judge scores once and sees no other score, whatever
+            `rounds` is: the score is the mean, and the order changes nothing.
 
     Raises:
-        InputError: no judge, judges of the same name, or a setting out of its range.
+        InputError: no judge, judges of the same name, an unknown mode, or a setting out of its range.
     """
 
-    def __init__(self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0) -> None:
+    def __init__(
+        self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0, mode: Mode = "sequential"
+    ) -> None:
         names = [judge.name for judge in judges]
         if not names:
             raise InputError("A panel needs at least one judge; none was given.")
@@ -104,7 +114,10 @@ class Panel:
             raise InputError(f"The judges are {', '.join(names)}; names must differ, for a score to have one author.")
         if rounds < 1 or not 0 <= tolerance <= 1:
             raise InputError(f"rounds={rounds} must be at least 1 and tolerance={tolerance} within [0, 1].")
-        self.judges, self.rounds, self.tolerance = list(judges), rounds, tolerance
+        if mode not in get_args(Mode):
+            raise InputError(f"mode={mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
+        self.judges, self.tolerance, self.mode = list(judges), tolerance, mode
+        self.rounds = rounds if mode == "sequential" else 1
 
     def score(self, items: Sequence[Item]) -> list[Relevance]:
         """One result an item, in order; each judge gets all items still under discussion in one batch.
@@ -117,7 +130,7 @@ class Panel:
             if not still_open:
                 break
             for judge in self.judges:
-                replies = judge.complete([discussion.request() for discussion in still_open])
+                replies = judge.complete([discussion.request(self.mode) for discussion in still_open])
                 for discussion, reply in zip(still_open, replies, strict=True):
                     discussion.judgements.append(_read(reply, number, judge.name))
             for discussion in still_open:
@@ -138,7 +151,9 @@ def _read(reply: ChatReply, number: int, judge: str) -> Judgement:
     try:
         score = float("nan" if isinstance(given, bool) else given)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        return no_score(f"score {given!r} is not a number")
+        return no_score(f"score {given!r:.200} is not a number")
     if not 0 <= score <= 1:
-        return no_score(f"score {given!r} is outside [0, 1]")
-    return {"round": number, "judge": judge, "score": score, "rationale": str(answer.get("rationale") or "")}
+        return no_score(f"score {given!r:.200} is outside [0, 1]")
+    # JSON can spell half a surrogate pair, which no file can hold.
+    rationale = str(answer.get("rationale") or "")[:LONGEST_RATIONALE].encode("utf-8", "replace").decode()
+    return {"round": number, "judge": judge, "score": score, "rationale": rationale}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mmedpo.curation.noise import box_mask, diffuse
-from mmedpo.models import is_deep, open_rgb
-from mmedpo.sources import Box, Sample
-from mmedpo.workdir import Ledger
+from mmedpo import images, schema
+from mmedpo.curation.hallucinate import TARGET_MODEL
+from mmedpo.curation.localize import Region
+from mmedpo.curation.noise import corrupt, generator
+from mmedpo.ledger import Ledger
+from mmedpo.sources import Sample
 
-LARGEST_COVERAGE = 0.6  # share of the image; noise over more than this is not about a lesion
+TEXT_PAIR = "hallucinated_response"
 
 
 @dataclass(frozen=True)
@@ -40,56 +38,95 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """How the image of a visual pair is corrupted, and what is set against what.
+
+    Attributes:
+        method: one of `noise.METHODS`.
+        step: k of the diffusion, 1 .. 1000.
+        edge: width of the feathered edge inside the mask, in pixels; 0 is a hard one.
+        region: "lesion" (pairs only where one was found) or "image" (all of it, with or without one).
+        reversed: (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
+    """
+
+    method: str = "diffusion"
+    step: int = 800
+    edge: int = 0
+    region: str = "lesion"
+    reversed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.region == "image" or self.method == "crop"
+
+    @property
+    def dispreference(self) -> str:
+        """The kind of pair it makes (`schema.DISPREFERENCES`)."""
+        if self.reversed:
+            return "reversed_noise"
+        return "image_noise" if self.whole else "lesion_noise"
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "region": "image" if self.whole else "lesion"}
+
+
+@dataclass(frozen=True)
 class Makers:
     """Who made the rejected sides, as every row's provenance records it."""
 
     target_model: str | None
     revision: str | None
     localizer: str
-    query: str | None
-    noise_step: int
+    mask_rule: str | None
+    noise: Noise
     seed: int
 
 
 def pair_up(
-    samples: Sequence[Sample], disputed: Ledger, judged: Ledger, located: Ledger
-) -> tuple[list[Pair], list[Reject]]:
-    """The pairs each question gives (one of each kind at best), and a reason for each that it does not give."""
-    pairs, rejects = [], []
+    samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None
+) -> Iterator[tuple[Pair | None, Reject | None]]:
+    """Yield the pairs that each question gives, and a reason for each that it does not give.
 
-    def add(sample: Sample, kind: str, score: float | None, reason: str | None, detail: str = "") -> None:
-        if reason is None and score is not None:
-            pairs.append(Pair(sample, kind, score))
-        else:
-            rejects.append(Reject(sample.id, kind, str(reason), detail))
-
+    A step without a ledger was not asked for; without `noise` there are no visual pairs.
+    """
     for sample in samples:
-        found = disputed[sample.id]
-        if "reason" in found:
-            add(sample, "hallucinated_response", None, found["reason"], found["detail"])
-        else:
-            judged_ = judged[sample.id]
-            add(sample, "hallucinated_response", judged_["score"], judged_["reason"])
-        boxes = [Box(**box) for box in located[sample.id]]
-        confidence = max((box.confidence for box in boxes), default=None)
-        add(sample, "lesion_noise", confidence, _coverage_fault(sample, boxes))
-    return pairs, rejects
+        disputed = steps["dispute"].get(sample.id)
+        if disputed is not None:
+            yield _text_pair(sample, disputed, steps["judge"])
+        if noise is not None:
+            yield _visual_pair(sample, Region.read(steps["locate"][sample.id]), disputed, noise)
+
+
+def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> tuple[Pair | None, Reject | None]:
+    if "reason" in disputed:
+        return None, Reject(sample.id, TEXT_PAIR, disputed["reason"], disputed["detail"])
+    relevance = judged[sample.id]
+    if relevance["score"] is None:
+        return None, Reject(sample.id, TEXT_PAIR, relevance["reason"], "")
+    return Pair(sample, TEXT_PAIR, relevance["score"]), None
+
+
+def _visual_pair(
+    sample: Sample, region: Region, disputed: Mapping[str, Any] | None, noise: Noise
+) -> tuple[Pair | None, Reject | None]:
+    kind = noise.dispreference
+    if region.reason and not noise.whole:
+        return None, Reject(sample.id, kind, region.reason, region.query or "")
+    if noise.reversed and (disputed is None or "reason" in disputed):
+        return None, Reject(sample.id, kind, "no wrong answer to prefer on the noised image", "")
+    return Pair(sample, kind, region.confidence), None
 
 
 def dataset_rows(
-    pairs: Sequence[Pair],
-    weights: Sequence[float],
-    steps: Mapping[str, Ledger],
-    makers: Makers,
-    coverages: list[float],
+    pairs: Sequence[Pair], weights: Sequence[float], steps: Mapping[str, Ledger], makers: Makers
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows in order, noising images as they are reached; `coverages` collects the masks' shares."""
+    """Yield the rows in order, noising images as they are reached."""
+    fields = list(schema.FEATURES["provenance"])
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
-        row_id = f"{sample.source}/{sample.id}/{pair.dispreference}"
         row: dict[str, Any] = {
-            "id": row_id,
-            "images": [_original(sample.image)],
+            "id": f"{sample.source}/{sample.id}/{pair.dispreference}",
+            "images": [images.embedded(sample.image)],
             "rejected_images": None,
             "prompt": _message("user", sample.question),
             "chosen": _message("assistant", sample.answer),
@@ -101,79 +138,59 @@ def dataset_rows(
             "source": sample.source,
             "license": sample.license,
         }
-        provenance: dict[str, Any] = {
+        provenance = {
             "sample_id": sample.id, "image_id": sample.image_id, "patient_id": sample.patient_id, "seed": makers.seed,
         }  # fmt: skip
-        if pair.dispreference == "hallucinated_response":
-            found = steps["dispute"][sample.id]
-            judged = steps["judge"][sample.id]
-            sampled = found["made_by"] == "target model"
-            row["rejected"] = _message("assistant", found["text"])
-            provenance |= {
-                "rejected_by": makers.target_model if sampled else found["made_by"],
-                "revision": makers.revision if sampled else None,
-                "prompt_version": found["prompt_version"],
-                "candidates": steps["sample"][sample.id],
-                "judgements": judged["judgements"],
-                "agreed": judged["agreed"],
-            }
-        else:
-            boxes = steps["locate"][sample.id]
-            row["rejected_images"], coverage = _noised(sample, [Box(**box) for box in boxes], makers, row_id)
-            coverages.append(coverage)
-            provenance |= {
-                "rejected_by": "diffusion", "localizer": makers.localizer, "query": makers.query, "boxes": boxes,
-                "noise_step": makers.noise_step, "mask_coverage": coverage,
-            }  # fmt: skip
-        yield {**row, "provenance": {name: provenance.get(name) for name in _provenance_fields()}}
+        if pair.dispreference == TEXT_PAIR or makers.noise.reversed:
+            provenance |= _wrong_answer(row, sample, steps, makers)
+        if pair.dispreference != TEXT_PAIR:
+            provenance |= _noised_image(row, sample, steps, makers)
+        yield {**row, "provenance": {name: provenance.get(name) for name in fields}}
 
 
-def _provenance_fields() -> list[str]:
-    from mmedpo import schema
+def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
+    """Set the wrong answer as the rejected side; returns its provenance."""
+    found, judged = steps["dispute"][sample.id], steps["judge"].get(sample.id) or {}
+    sampled = found["made_by"] == TARGET_MODEL
+    row["rejected"] = _message("assistant", found["text"])
+    return {
+        "rejected_by": makers.target_model if sampled else found["made_by"],
+        "revision": makers.revision if sampled else None,
+        "prompt_version": found["prompt_version"],
+        "candidates": steps["sample"].get(sample.id) or [],
+        "judgements": judged.get("judgements"),
+        "agreed": judged.get("agreed"),
+    }
 
-    return list(schema.FEATURES["provenance"])
+
+def _noised_image(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
+    """Set the noised image as the rejected side's, or both sides' and the texts reversed; returns its provenance."""
+    noise, region = makers.noise, Region.read(steps["locate"][sample.id])
+    picture, coverage = noised(sample, region, noise, makers.seed, row["id"])
+    if noise.reversed:
+        row["images"], row["chosen"], row["rejected"] = [picture], row["rejected"], row["chosen"]
+    else:
+        row["rejected_images"] = [picture]
+    return {
+        "noise": noise.method, "noise_step": noise.step if noise.method == "diffusion" else None,
+        "noise_edge": noise.edge, "mask_coverage": coverage, "localizer": makers.localizer, "query": region.query,
+        "mask_rule": makers.mask_rule, "boxes": [asdict(box) for box in region.boxes],
+        **({} if noise.reversed else {"rejected_by": noise.method}),
+    }  # fmt: skip
+
+
+def noised(sample: Sample, region: Region, noise: Noise, seed: int, row_id: str) -> tuple[dict[str, Any], float]:
+    """The corrupted image as PNG ({"bytes", "path"}) and the share of its pixels that the mask covers.
+
+    Images without colour, however stored, get noise without colour: another kind would give the rejected side away.
+    """
+    pixels = np.asarray(images.open_rgb(sample.image))
+    if (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    mask = np.ones(pixels.shape[:2], dtype=bool) if noise.whole else region.pixels(*pixels.shape[:2])
+    made = corrupt(pixels, mask, noise.method, generator(seed, row_id), step=noise.step, edge=noise.edge)
+    return images.png(made, f"{sample.image.stem}-noised"), float(mask.mean())
 
 
 def _message(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
-
-
-def _coverage_fault(sample: Sample, boxes: Sequence[Box]) -> str | None:
-    if not boxes:
-        return "no lesion was found"
-    image = open_rgb(sample.image)
-    mask = box_mask(boxes, image.height, image.width)
-    if not mask.any():
-        return "the lesion lies outside the image"
-    if mask.mean() > LARGEST_COVERAGE:
-        return f"the lesion covers more than {LARGEST_COVERAGE:.0%} of the image"
-    return None
-
-
-def _noised(sample: Sample, boxes: Sequence[Box], makers: Makers, row_id: str) -> tuple[list[dict[str, Any]], float]:
-    """The image with its lesion noised, as PNG, and the share of its pixels that the mask covers.
-
-    Images without colour, however stored, get noise without colour: another kind would give the rejected side away.
-    """
-    pixels = np.asarray(open_rgb(sample.image))
-    if (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    mask = box_mask(boxes, *pixels.shape[:2])
-    digest = hashlib.sha256(f"{makers.seed}/{row_id}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    noised = _png(Image.fromarray(diffuse(pixels, mask, makers.noise_step, rng)), f"{sample.image.stem}-noised.png")
-    return [noised], float(mask.mean())
-
-
-def _original(path: Path) -> dict[str, Any]:
-    """The file as it is; more than 8 bits a channel become 8, as on the noised side, for few processors read them."""
-    with Image.open(path) as opened:
-        if is_deep(opened):
-            return _png(open_rgb(path).convert("L"), f"{path.stem}.png")
-    return {"bytes": path.read_bytes(), "path": path.name}
-
-
-def _png(image: Image.Image, name: str) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": name}

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from mmedpo.curation.hallucinate import OPPOSITE, answer_fault, in_case_of, in_form_of
 from mmedpo.llm import ChatModel, ChatReply, ChatRequest
-from mmedpo.schema import text_fault
 from mmedpo.text import polarity, words
 
 Difference = Literal["polarity", "finding", "side", "other", "wording"]
@@ -74,8 +74,9 @@ def difference(gold: str, rejected: str) -> Difference:
 
 class StandInChat:
     """Answers `select` with the first candidate wrong in polarity, finding or side, and `inject` with the smallest
-    edit that passes `schema.text_fault`: yes/no, side and finding words swapped, a denial added or removed, or else
-    the other sample's answer closest in length. It declines ("answer": "") where no rule fits."""
+    edit that the style allows (`hallucinate.answer_fault`): yes/no, side and finding words swapped (one alone in the
+    style "minimal"), a denial added or removed, or else the other sample's answer closest in length. In the style
+    "free" a short answer becomes a sentence. It declines ("answer": "") where no rule fits."""
 
     name = "standin:rules"
     revision: str | None = "1"
@@ -152,22 +153,23 @@ def _select(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inject(variables: Mapping[str, Any]) -> dict[str, Any]:
-    gold, task, lengths = variables["gold"], variables["task"], variables["lengths"]
-    for text in _edits(variables):
-        fits = lengths is None or lengths[0] <= len(words(text)) <= lengths[1]
-        if fits and text != variables["previous"] and text_fault(gold, text, task) is None:
+    gold, task, style = variables["gold"], variables["task"], variables["style"]
+    for edit in _edits(variables):
+        text = _sentence(edit) if style == "free" and task != "report" and edit != gold else edit
+        if text != variables["previous"] and answer_fault(gold, text, task, style) is None:
             return {"answer": text, "kind": "place" if difference(gold, text) == "side" else "finding"}
     return {"answer": "", "kind": "other"}
 
 
 def _edits(variables: Mapping[str, Any]) -> Iterator[str]:
     gold, task = variables["gold"], variables["task"]
+    most = 1 if variables["style"] == "minimal" else 0  # 0: all
     if task == "report":
         yield _deny(gold)
     else:
         yield _flip(gold)
-    yield _swap(gold, SIDES)
-    yield _swap(gold, FINDINGS)
+    yield _swap(gold, SIDES, most)
+    yield _swap(gold, FINDINGS, most)
     yield _deny(gold)
     # The checksum spreads equally long alternatives over the questions, the same way in every run.
     yield from sorted(
@@ -179,18 +181,23 @@ def _edits(variables: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _like(word: str, model: str) -> str:
-    if model.isupper() and len(model) > 1:
-        return word.upper()
-    return word.capitalize() if model[:1].isupper() else word
+def _sentence(answer: str) -> str:
+    """A short answer as an assistant would say it: "Left lung" gives "The image shows left lung."."""
+    if words(answer) in (["yes"], ["no"]):
+        return f"{answer.strip(' .')}, the image {'shows' if polarity(answer) == 'yes' else 'does not show'} that."
+    return answer if polarity(answer) or answer.endswith(".") else f"The image shows {in_form_of('a', answer)}."
 
 
-def _swap(text: str, successors: Mapping[str, str]) -> str:
-    def swapped(match: re.Match[str]) -> str:
-        word = match.group()
-        return _like(successors[word.lower()], word) if word.lower() in successors else word
-
-    return re.sub(r"\w+(?:-\w+)*", swapped, text)
+def _swap(text: str, successors: Mapping[str, str], most: int) -> str:
+    """The first `most` words that have a successor replaced by it (0: all of them)."""
+    known = "|".join(sorted(map(re.escape, successors), key=len, reverse=True))
+    return re.sub(
+        rf"(?<![\w-])({known})(?![\w-])",
+        lambda match: in_case_of(match.group(), successors[match.group().lower()]),
+        text,
+        count=most,
+        flags=re.IGNORECASE,
+    )
 
 
 def _flip(text: str) -> str:
@@ -199,7 +206,7 @@ def _flip(text: str) -> str:
     if match is None:
         return text
     before, head, between, rest = match.groups()
-    head = _like("no" if head.lower() == "yes" else "yes", head)
+    head = in_case_of(head, OPPOSITE[head.lower()])
     denied = _deny(rest)
     if rest and denied == rest:
         return before + head  # a rest that cannot be denied would contradict the new head

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,11 @@ MEAN, VARIANCE, LOW, HIGH = 1.0, 0.1, 0.75, 1.25
 
 @dataclass(frozen=True)
 class Normalization:
-    """How scores became weights: what a reader needs to judge whether the weighting did anything."""
+    """How scores became weights: what a reader needs to judge whether the weighting did anything.
+
+    `low` and `high` are where the method clips (None: it does not), the shares those of the weights that lie there.
+    `by_kind` holds the same of each kind where each was normalised alone; it is empty where all were at once.
+    """
 
     method: str
     count: int
@@ -28,13 +32,23 @@ class Normalization:
     high: float | None
     share_at_low: float
     share_at_high: float
+    by_kind: Mapping[str, Normalization] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        return asdict(self)
+        """The numbers; `over` what they were normalised ("merged" or "kind"); if by kind, the numbers `by_kind`."""
+        if not self.by_kind:
+            return {**self._numbers(), "over": "merged"}
+        kinds = {kind: found._numbers() for kind, found in self.by_kind.items()}
+        return {**self._numbers(), "over": "kind", "by_kind": kinds}
+
+    def _numbers(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "by_kind"}
 
 
-def normalize(scores: Sequence[float], method: str = "rescale") -> tuple[np.ndarray, Normalization]:
-    """Turn clinical relevance scores in [0, 1] into weights, once over a whole dataset.
+def normalize(
+    scores: Sequence[float], method: str = "rescale", groups: Sequence[str] | None = None
+) -> tuple[np.ndarray, Normalization]:
+    """Turn clinical relevance scores in [0, 1] into weights, over a whole dataset.
 
     Methods:
         rescale: to mean 1 and variance 0.1, then clipped to [0.75, 1.25]: the reading of the paper that weights
@@ -43,11 +57,16 @@ def normalize(scores: Sequence[float], method: str = "rescale") -> tuple[np.ndar
         raw: the score itself, as the authors' released code has it.
         none: 1, which is plain DPO.
 
+    Args:
+        groups: the kind of each pair (its dispreference), to normalise each kind alone; None: all pairs at once. Text
+            pairs are scored by judges and visual pairs by a localizer's confidence, so that merged, a kind whose
+            scores are higher throughout gets the higher weights.
+
     Returns:
-        Weights (float32, one a score) and the statistics before and after (population sd).
+        Weights (float32, one a score, in order) and the statistics before and after (population sd).
 
     Raises:
-        InputError: no scores, a score that is not in [0, 1], or an unknown method.
+        InputError: no scores, a score that is not in [0, 1], an unknown method, or not one group a score.
     """
     if method not in METHODS:
         raise InputError(f"The weight method {method!r} is unknown; use one of {', '.join(METHODS)}.")
@@ -57,18 +76,36 @@ def normalize(scores: Sequence[float], method: str = "rescale") -> tuple[np.ndar
     if not np.all((values >= 0) & (values <= 1)):
         wrong = values[~((values >= 0) & (values <= 1))][0]
         raise InputError(f"A clinical relevance score is {wrong}; scores must lie in [0, 1].")
-    sd = values.std()
-    clipped = method in ("rescale", "literal")
+    if groups is None:
+        weights = _weigh(values, method)
+        return weights.astype(np.float32), _statistics(method, values, weights)
+    if len(groups) != values.size:
+        raise InputError(f"There are {values.size} scores and {len(groups)} groups; give one group a score.")
+    weights, by_kind = np.empty_like(values), {}
+    for kind in sorted(set(groups)):
+        members = np.array([group == kind for group in groups])
+        weights[members] = _weigh(values[members], method)
+        by_kind[kind] = _statistics(method, values[members], weights[members])
+    return weights.astype(np.float32), _statistics(method, values, weights, by_kind)
+
+
+def _weigh(scores: np.ndarray, method: str) -> np.ndarray:
     if method == "rescale":
         # A spread of a few rounding errors is no spread.
-        spread = (values - values.mean()) / sd if sd > 1e-9 else np.zeros_like(values)
-        weights = np.clip(MEAN + np.sqrt(VARIANCE) * spread, LOW, HIGH)
-    elif method == "literal":
-        weights = np.clip((values - MEAN) / np.sqrt(VARIANCE), LOW, HIGH)
-    else:
-        weights = values if method == "raw" else np.ones_like(values)
-    return weights.astype(np.float32), Normalization(
-        method, values.size, float(values.mean()), float(sd), float(weights.mean()), float(weights.std()),
+        spread = (scores - scores.mean()) / scores.std() if scores.std() > 1e-9 else np.zeros_like(scores)
+        return np.clip(MEAN + np.sqrt(VARIANCE) * spread, LOW, HIGH)
+    if method == "literal":
+        return np.clip((scores - MEAN) / np.sqrt(VARIANCE), LOW, HIGH)
+    return scores if method == "raw" else np.ones_like(scores)
+
+
+def _statistics(
+    method: str, scores: np.ndarray, weights: np.ndarray, by_kind: Mapping[str, Normalization] | None = None
+) -> Normalization:
+    clipped = method in ("rescale", "literal")
+    return Normalization(
+        method, scores.size, float(scores.mean()), float(scores.std()), float(weights.mean()), float(weights.std()),
         LOW if clipped else None, HIGH if clipped else None,
         float(np.mean(weights == LOW)) if clipped else 0.0, float(np.mean(weights == HIGH)) if clipped else 0.0,
+        by_kind or {},
     )  # fmt: skip

@@ -12,9 +12,11 @@ from rich.progress import track
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.score import PROTOCOLS, question_faults, score_folder
-from mmedpo.models import Sampling, VisionLanguageModel, open_rgb
+from mmedpo.images import open_rgb
+from mmedpo.ledger import Ledger
+from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.sources import Sample
-from mmedpo.workdir import Ledger, portable, versions, write_json
+from mmedpo.workdir import portable, versions, write_json
 
 
 def evaluate(

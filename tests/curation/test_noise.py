@@ -1,17 +1,26 @@
-"""Forward-diffusion noise: equation 2 of the paper inside the mask, not one bit changed outside it."""
+"""Spoiled images: equation 2 of the paper and its rivals inside the mask, not one bit changed outside it; and masks."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from mmedpo.curation.noise import STEPS, box_mask, diffuse, schedule
+from mmedpo.curation.noise import (
+    METHODS, STEPS, box_mask, check_rule, corrupt, diffuse, generator, heat_mask, pack_mask, schedule, unpack_mask,
+)  # fmt: skip
 from mmedpo.errors import InputError
 from mmedpo.sources import Box
 
 SHAPES = [(48, 64), (48, 64, 3)]  # grey, RGB
+MASKED = METHODS[:3]  # all but the crop, which has no mask
+# SHA-256 of the pixels of `golden`, as recorded with NumPy 2.4 and Pillow 13 on x86-64.
+GOLDEN = {}
 
 
 def abar(step: int) -> float:
@@ -108,6 +117,159 @@ def test_wrong_arguments_are_named(image: np.ndarray, mask: np.ndarray, step: in
         diffuse(image, mask, step, np.random.default_rng(0))
 
 
+# The other methods, and what all have in common.
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("edge", [0, 3, 100])
+@pytest.mark.parametrize("method", MASKED)
+def test_no_method_changes_a_bit_outside_the_mask(method: str, edge: int, shape: tuple[int, ...]) -> None:
+    image, mask = picture(shape), lesion_mask(shape)
+    mask[0, 0] = mask[-1, -1] = True  # far from the rest, in the image's corners
+    before = image.copy()
+    spoiled = corrupt(image, mask, method, generator(0, "a"), edge=edge)
+    assert spoiled.dtype == np.uint8 and spoiled.shape == shape
+    assert np.array_equal(spoiled[~mask], image[~mask]) and np.array_equal(image, before)
+    assert np.mean(spoiled[mask] != image[mask]) > 0.5
+
+
+def test_diffuse_is_the_diffusion_with_a_hard_edge() -> None:
+    image, mask = picture((48, 64)), lesion_mask((48, 64))
+    expected = corrupt(image, mask, "diffusion", generator(0, "a"), step=300)
+    assert np.array_equal(diffuse(image, mask, 300, generator(0, "a")), expected)
+
+
+def test_black_is_black_inside_the_mask() -> None:
+    image, mask = picture((48, 64, 3)), lesion_mask((48, 64))
+    assert not corrupt(image, mask, "black", generator(0, "a"))[mask].any()
+
+
+def test_gaussian_replacement_is_black_with_dark_speckles() -> None:
+    image = np.full((256, 256), 200, dtype=np.uint8)
+    spoiled = corrupt(image, np.ones((256, 256), dtype=bool), "gaussian", generator(0, "a"))
+    # Half of N(0, 10) is negative and becomes 0, as does what rounds to 0: P(z < 0.05). The rest has the mean of
+    # max(0, N(0, 10)): 10 / sqrt(2 pi). Nothing wraps around to bright.
+    share = 0.5 + 0.5 * math.erf(0.05 / math.sqrt(2))
+    assert np.mean(spoiled == 0) == pytest.approx(share, abs=5 * math.sqrt(0.25 / image.size))
+    assert spoiled.mean() == pytest.approx(10 / math.sqrt(2 * math.pi), abs=0.2)
+    assert spoiled.max() < 60  # 6 standard deviations
+
+
+@pytest.mark.parametrize("method", MASKED)
+def test_a_mask_that_is_true_everywhere_spoils_everything(method: str) -> None:
+    image, mask = picture((64, 64)), np.ones((64, 64), dtype=bool)
+    spoiled = corrupt(image, mask, method, generator(0, "a"), edge=5)
+    assert np.mean(spoiled != image) > 0.95
+    # Where the mask has no border there is nothing to feather.
+    assert np.array_equal(spoiled, corrupt(image, mask, method, generator(0, "a")))
+
+
+def test_the_feathered_edge_rises_linearly() -> None:
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[10:30, 10:30] = True
+    spoiled = corrupt(np.full((40, 40), 200, dtype=np.uint8), mask, "black", generator(0, "a"), edge=4)
+    # Black is mixed in with h = 1/5, 2/5, ... from the border inwards: 200 (1 - h) is left.
+    assert spoiled[20, 8:17].tolist() == [200, 200, 160, 120, 80, 40, 0, 0, 0]
+    assert spoiled[8:17, 20].tolist() == [200, 200, 160, 120, 80, 40, 0, 0, 0]
+    assert spoiled[11, 11] == 120  # 2 pixels from the nearest pixel outside, along a row or a column
+
+
+def test_the_image_border_is_not_feathered() -> None:
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[:, :10] = True
+    spoiled = corrupt(np.full((20, 20), 200, dtype=np.uint8), mask, "black", generator(0, "a"), edge=3)
+    assert spoiled[0].tolist() == [0] * 7 + [50, 100, 150] + [200] * 10
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_feathered_diffusion_is_equation_2(shape: tuple[int, ...]) -> None:
+    image, mask = picture(shape), lesion_mask(shape)
+    h = np.zeros(shape[:2])
+    for row, column in np.argwhere(mask):  # the distance to the nearest pixel outside, found the slow way
+        h[row, column] = min(np.sqrt(((np.argwhere(~mask) - (row, column)) ** 2).sum(axis=1).min()) / 6, 1)
+    eps = np.zeros(shape)
+    eps[mask] = generator(0, "a").standard_normal(eps[mask].shape)
+    if len(shape) == 3:
+        h = h[..., None]
+    x = image / 127.5 - 1
+    expected = math.sqrt(abar(700)) * (x * h) + math.sqrt(1 - abar(700)) * (eps * h) + x * (1 - h)
+    spoiled = corrupt(image, mask, "diffusion", generator(0, "a"), step=700, edge=5)
+    assert np.abs(spoiled - np.clip((expected + 1) * 127.5, 0, 255)).max() < 0.5 + 1e-9
+
+
+# mDPO's crop.
+
+
+@pytest.mark.parametrize("size", [(60, 80), (100, 30)])
+def test_the_crop_is_a_part_of_one_to_twenty_percent_at_the_size_of_all(size: tuple[int, int]) -> None:
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)  # a pixel says where it was
+    shares = []
+    for row in range(200):
+        crop = corrupt(image, np.zeros(size, dtype=bool), "crop", generator(0, str(row)))
+        assert crop.shape == image.shape and crop.dtype == np.uint8
+        tall, wide = (int(np.ptp(crop[..., c])) + 1 for c in (0, 1))
+        assert 3 / 4 - 0.2 < wide / tall < 4 / 3 + 0.4  # sides of a few pixels are rounded
+        shares.append(tall * wide / image[..., 0].size)
+    assert 0.005 < min(shares) < 0.02 and 0.18 < max(shares) < 0.22
+    assert np.mean(shares) == pytest.approx(0.105, abs=5 * 0.19 / math.sqrt(12 * 200))  # uniform in [0.01, 0.2]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (2, 3)])
+def test_thin_images_are_cropped_too(size: tuple[int, int]) -> None:
+    image = picture(size)
+    assert corrupt(image, np.ones(size, dtype=bool), "crop", generator(0, "a")).shape == size
+
+
+# Chance.
+
+
+def golden(method: str) -> str:
+    rows, columns = np.mgrid[:64, :96]
+    image = np.stack([3 * rows + 5 * columns, rows * columns, 255 - columns], axis=-1).astype(np.uint8)
+    mask = (rows - 30) ** 2 + (columns - 50) ** 2 < 20**2
+    spoiled = corrupt(image, mask, method, generator(42, "slake/xmlab1/7/lesion_noise"), step=800, edge=3)
+    return hashlib.sha256(spoiled.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pixels_of_a_seed_and_row_are_the_recorded_ones(method: str) -> None:
+    assert golden(method) == GOLDEN[method]
+
+
+def test_pixels_do_not_depend_on_the_processor_s_vector_instructions() -> None:
+    extensions = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    program = "from tests.curation.test_noise import *; print({method: golden(method) for method in METHODS} == GOLDEN)"
+    environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(extensions)}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert run.stdout.strip() == "True", run.stderr
+
+
+def test_each_seed_and_row_has_chance_of_its_own() -> None:
+    drawn = {generator(seed, row).standard_normal() for seed in range(10) for row in ("a", "b", "0", "1")}
+    assert len(drawn) == 40
+    # By definition: the first 16 bytes of SHA-256 of "seed/row".
+    seed = int.from_bytes(hashlib.sha256(b"7/a").digest()[:16], "big")
+    assert generator(7, "a").standard_normal() == np.random.default_rng(seed).standard_normal()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "blur"}, "method 'blur' is unknown; use one of diffusion, gaussian, black, crop"),
+        ({"method": "black", "edge": -1}, "edge is -1 pixels wide"),
+        ({"method": "diffusion", "step": 0}, "noise step is 0"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, int | str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        corrupt(picture((4, 4)), np.ones((4, 4), bool), rng=generator(0, "a"), **options)  # type: ignore[arg-type]
+
+
+# Masks.
+
+
 @pytest.mark.parametrize(
     ("box", "rows", "columns"),  # half-open ranges of true pixels in an image 6 high and 8 wide
     [
@@ -133,3 +295,107 @@ def test_box_mask_is_the_union_of_its_boxes() -> None:
     boxes = [Box("", 0, 0, 2, 2), Box("", 1, 1, 2, 2)]
     assert box_mask(boxes, 6, 8).sum() == 4 + 4 - 1
     assert not box_mask([], 6, 8).any()
+
+
+def bump(height: int, width: int) -> np.ndarray:
+    """A heat map with one hot spot in its middle, falling off to all sides; in [0, 1]."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.exp(-(((rows + 0.5) / height - 0.5) ** 2 + ((columns + 0.5) / width - 0.5) ** 2) / 0.05)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (100, 300), (14, 14), (7, 5)])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_a_quantile_keeps_that_share_of_the_pixels(size: tuple[int, int], share: float) -> None:
+    heat = np.random.default_rng(0).random((14, 14))
+    kept = heat_mask(heat, *size, f"quantile:{1 - share}")
+    assert kept.shape == size and kept.dtype == bool
+    assert kept.sum() == pytest.approx(share * kept.size, abs=2)
+
+
+def test_a_heat_map_is_scaled_between_the_centres_of_its_cells() -> None:
+    # Centres of the cells 0, 1 at 1/4 and 3/4 of the width, of 8 pixels at 1/16, 3/16, ...: heat rises from 0 at the
+    # third pixel's left to 1 at the sixth's right, by 1/4 a pixel; pixels 2 .. 5 have 1/8, 3/8, 5/8, 7/8.
+    heat = np.array([[0.0, 1.0]])
+    for threshold, hot in ((0.0, 6), (0.2, 5), (0.5, 4), (0.8, 3), (0.9, 2), (1.0, 2)):
+        assert heat_mask(heat, 1, 8, f"fixed:{threshold}").tolist() == [[False] * (8 - hot) + [True] * hot]
+
+
+def test_a_fixed_rule_is_a_share_of_the_maximum() -> None:
+    heat = bump(32, 32)
+    masks = [heat_mask(heat * scale, 32, 32, "fixed:0.5") for scale in (1, 0.008, 255)]
+    assert np.array_equal(masks[0], heat > heat.max() / 2)
+    assert np.array_equal(masks[0], masks[1]) and np.array_equal(masks[0], masks[2])
+
+
+def test_otsu_splits_two_populations() -> None:
+    random = np.random.default_rng(0)
+    truth = np.zeros((64, 64), dtype=bool)
+    truth[20:40, 10:30] = True
+    heat = np.where(truth, random.normal(0.7, 0.05, truth.shape), random.normal(0.2, 0.05, truth.shape)).clip(0)
+    assert np.array_equal(heat_mask(heat, 64, 64, "otsu"), truth)
+
+
+def test_otsu_has_the_largest_variance_between_both_sides() -> None:
+    heat = np.random.default_rng(0).gamma(2, size=(40, 40)).astype(np.float32)
+    heat /= heat.max()
+
+    def between(mask: np.ndarray) -> float:
+        return float(mask.mean() * (1 - mask.mean()) * (heat[mask].mean() - heat[~mask].mean()) ** 2)
+
+    best = max(between(heat > threshold) for threshold in np.unique(heat)[:-1])
+    assert between(heat_mask(heat, 40, 40, "otsu")) == pytest.approx(best, rel=1e-3)  # bins are 1/256 wide
+
+
+@pytest.mark.parametrize("rule", ["quantile:0.8", "quantile:1", "otsu", "fixed:0.5", "fixed:1"])
+def test_the_hottest_pixels_are_always_in_the_mask(rule: str) -> None:
+    heat = np.zeros((14, 14))
+    heat[2:12, 2:12] = 3.0  # more than a fifth, all equally hot
+    mask = heat_mask(heat, 14, 14, rule)
+    assert np.array_equal(mask, heat > 0)
+
+
+@pytest.mark.parametrize("rule", ["quantile:0.8", "quantile:0", "otsu", "fixed:0", "fixed:1"])
+@pytest.mark.parametrize("value", [0, 0.3, 1])
+def test_a_flat_heat_map_finds_nothing(rule: str, value: float) -> None:
+    assert not heat_mask(np.full((14, 14), value), 50, 60, rule).any()
+    assert not heat_mask(np.full((1, 1), value), 50, 60, rule).any()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float32])
+def test_heat_may_be_of_any_real_type(dtype: type) -> None:
+    heat = (bump(14, 14) > 0.5).astype(dtype)
+    assert np.array_equal(heat_mask(heat, 14, 14, "fixed:0.5"), heat > 0)
+
+
+@pytest.mark.parametrize(
+    ("heat", "message"),
+    [
+        (np.array([[0, np.nan]]), "negative numbers, NaN or infinity"),
+        (np.array([[0, np.inf]]), "negative numbers, NaN or infinity"),
+        (np.array([[0, -0.1]]), "negative numbers, NaN or infinity"),
+        (np.zeros((0, 14)), r"2 dimensions of real numbers, got float64 with shape \(0, 14\)"),
+        (np.zeros((14, 14, 3)), "2 dimensions"),
+        (np.zeros(14), "2 dimensions"),
+        (np.zeros((2, 2), complex), "real numbers, got complex128"),
+        (np.array([["a"]]), "real numbers, got <U1"),
+    ],
+)
+def test_unusable_heat_maps_are_named(heat: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        heat_mask(heat, 8, 8, "otsu")
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "mean", "quantile", "quantile:", "quantile:2", "fixed:-0.1", "fixed:nan", "fixed:x", "otsu:1"]
+)
+def test_unknown_rules_are_answered_with_the_known_ones(rule: str) -> None:
+    with pytest.raises(InputError, match=f"mask rule '{rule}' is unknown; use one of: quantile:Q .*fixed:T .*otsu"):
+        check_rule(rule)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 17), (64, 64)])
+def test_packed_masks_are_unpacked_as_they_were(size: tuple[int, int]) -> None:
+    mask = np.random.default_rng(0).random(size) > 0.5
+    data = pack_mask(mask)
+    assert np.array_equal(unpack_mask(data), mask) and unpack_mask(data).dtype == bool
+    assert len(data) < 80 + mask.size / 8 + 20  # one bit a pixel

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +18,17 @@ from PIL import Image
 
 from mmedpo import schema
 from mmedpo.curation import hallucinate, pipeline, relevance, rows
-from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import GivenBoxes
 from mmedpo.curation.noise import box_mask
-from mmedpo.curation.pipeline import CHUNK, Settings, curate_folder
-from mmedpo.curation.standins import StandInChat
+from mmedpo.curation.pipeline import Settings, curate_folder
 from mmedpo.curation.weights import normalize
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatReply, ChatRequest
+from mmedpo.ledger import Ledger
 from mmedpo.models import VisionLanguageModel
+from mmedpo.processes import ALONE
 from mmedpo.sources import Box, Sample, read_source
-from mmedpo.workdir import Ledger, output_folder
+from mmedpo.text import words
+from mmedpo.workdir import output_folder
 
 MakeSource = Callable[..., Path]
 CALLER = "mmedpo curate"
@@ -136,15 +132,17 @@ def test_rows_are_the_sources_questions(dataset: Dataset, samples: dict[str, Sam
 
 def test_text_pairs_differ_in_the_answer_alone_and_say_where_it_came_from(text_pairs: list[dict[str, Any]]) -> None:
     authors = Counter(row["provenance"]["rejected_by"] for row in text_pairs)
-    assert authors.keys() == {"tiny", "standin:rules"}
+    assert authors.keys() == {"tiny", "standin:rules", "flip"}
+    versions = {"tiny": "select@2", "standin:rules": "inject@2", "flip": "flip@1"}
     for row in text_pairs:
         made = row["provenance"]
         assert row["rejected_images"] is None
         assert row["rejected"][0]["content"] != row["chosen"][0]["content"]
-        assert len(made["candidates"]) == 4
         sampled = made["rejected_by"] == "tiny"
-        assert made["prompt_version"] == ("select@1" if sampled else "inject@1")
-        assert (row["rejected"][0]["content"] in made["candidates"]) or not sampled
+        assert made["prompt_version"] == versions[made["rejected_by"]]
+        assert len(made["candidates"]) == (0 if made["rejected_by"] == "flip" else 4)  # a flip needs none
+        said = [words(candidate) for candidate in made["candidates"]]  # the form is that of the gold answer
+        assert words(row["rejected"][0]["content"]) in said or not sampled
         assert {entry["judge"] for entry in made["judgements"]} == {
             "standin:strict", "standin:lenient", "standin:lexical",
         }  # fmt: skip
@@ -187,7 +185,9 @@ def test_mask_coverage_in_the_manifest_is_that_of_the_rows(
     preferences: Path, visual_pairs: list[dict[str, Any]]
 ) -> None:
     shares = [row["provenance"]["mask_coverage"] for row in visual_pairs]
-    assert manifest(preferences)["mask_coverage"] == pytest.approx({"mean": np.mean(shares), "max": max(shares)})
+    assert manifest(preferences)["mask_coverage"] == pytest.approx(
+        {"mean": np.mean(shares), "max": max(shares), "bound": 0.6}
+    )
 
 
 def test_noise_depends_on_seed_and_row_alone(corpus: Path, visual_pairs: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_impossible_settings_leave_nothing_behind(settings: Settings, tmp_path: 
 
 
 def test_unknown_style_is_no_setting(settings: Settings) -> None:
-    with pytest.raises(InputError, match="style 'nonsense' is unknown; use free or match"):
+    with pytest.raises(InputError, match="style is 'nonsense'; use one of match, minimal, free"):
         replace(settings, style="nonsense")
 
 
@@ -381,11 +381,22 @@ def test_manifest_names_all_makers(preferences: Path) -> None:
     }  # fmt: skip
     assert (found["chat_model"], found["localizer"]) == ("standin:rules", "boxes")
     assert found["judges"] == ["standin:strict", "standin:lenient", "standin:lexical"]
-    assert found["noise"] == {"method": "diffusion", "step": 800}
-    assert found["prompt_versions"] == {"select": "select@1", "inject": "inject@1", "judge": "judge@1"}
+    assert found["noise"] == {"method": "diffusion", "step": 800, "edge": 0, "region": "lesion", "reversed": False}
+    assert found["panel"] == {"mode": "sequential", "rounds": 5, "tolerance": 0.0}
+    assert found["calls"] == {}  # stand-ins cost nothing
+    versions = {"select": "select@2", "inject": "inject@2", "flip": "flip@1", "judge": "judge@1"}
+    assert found["prompt_versions"] == versions
 
 
-# Interruptions. The preference split takes two chunks of questions.
+# Interruptions, in blocks of 16 questions, so that there are several.
+
+
+@pytest.fixture(scope="module")
+def small_blocks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The dataset of an uninterrupted run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "BLOCK", 16)
+        yield curate(tmp_path_factory.mktemp("datasets") / "whole", settings)
 
 
 class CtrlC:
@@ -408,17 +419,17 @@ class CtrlC:
 @pytest.mark.parametrize(
     ("owner", "name", "call", "calls_left"),
     [
-        pytest.param(VisionLanguageModel, "answer", 1, 2, id="sample, at once"),
-        pytest.param(VisionLanguageModel, "answer", 2, 1, id="sample"),
-        pytest.param(hallucinate, "choose", 2, 1, id="dispute"),
-        pytest.param(GivenBoxes, "locate", 2, 1, id="locate"),
-        pytest.param(relevance.Panel, "score", 2, 1, id="judge"),
-        pytest.param(rows, "diffuse", 5, None, id="rows"),
+        pytest.param(VisionLanguageModel, "answer", 1, 5, id="sample, at once"),
+        pytest.param(VisionLanguageModel, "answer", 3, 3, id="sample"),
+        pytest.param(hallucinate, "choose", 2, 3, id="dispute"),
+        pytest.param(GivenBoxes, "locate", 2, 3, id="locate"),
+        pytest.param(relevance.Panel, "score", 2, 3, id="judge"),
+        pytest.param(rows, "corrupt", 5, None, id="rows"),
         pytest.param(pipeline, "write_json", 1, 1, id="manifest"),
     ],
 )
 def test_resumed_run_ends_as_an_uninterrupted_one(
-    preferences: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    small_blocks: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     owner: Any, name: str, call: int, calls_left: int | None,
 ) -> None:  # fmt: skip
     work, output = getattr(owner, name), tmp_path / "out"
@@ -429,88 +440,115 @@ def test_resumed_run_ends_as_an_uninterrupted_one(
     again = CtrlC(work).install(monkeypatch, owner, name)
     curate(output, settings, resume=True)
     assert calls_left in (again.calls, None)  # what was finished is not done again
-    assert recorded(output) == recorded(preferences)
+    assert recorded(output) == recorded(small_blocks)
 
 
-@pytest.mark.parametrize("ledger", ["sample", "dispute", "locate", "judge"])
-def test_torn_ledger_is_completed(
-    preferences: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: str
+@pytest.mark.parametrize("ledger", ["dispute", "locate", "judge"])
+def test_ledger_that_lost_its_end_is_completed(
+    small_blocks: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: str
 ) -> None:
     output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         CtrlC(schema.save, 1).install(patch, schema, "save")
         curate(output, settings)
-    file = tmp_path / "out.partial" / f"{ledger}.ledger"
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[: CHUNK // 2]) + lines[CHUNK // 2][:20])
+    with sqlite3.connect(tmp_path / "out.partial" / f"{ledger}.ledger") as database:
+        assert database.execute("DELETE FROM entries WHERE rowid > 20").rowcount > 1
     curate(output, settings, resume=True)
-    assert recorded(output) == recorded(preferences)
-
-
-def test_killed_process_is_resumed(preferences: Path, settings: Settings, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    options = {"source": settings.source, "split": settings.split, "model": settings.model, "output": output}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mmedpo.cli", "curate", *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    ledger = tmp_path / "out.partial" / "sample.ledger"
-    while process.poll() is None and not (ledger.exists() and ledger.stat().st_size):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not output.exists()
-    assert ledger.read_bytes().count(b"\n") >= 1
-    curate(output, settings, resume=True)
-    assert recorded(output) == recorded(preferences)
+    assert recorded(output) == recorded(small_blocks)
 
 
 LOST = {"reason": hallucinate.NO_ANSWER, "detail": "refused"}
 
 
-class FailingChat:
-    """A chat model whose endpoint is gone after `good` answers."""
-
-    name, revision = StandInChat().name, None
-
-    def __init__(self, good: int) -> None:
-        self.good = good
-
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        replies = StandInChat().complete(requests)
-        kept = replies[: max(self.good, 0)]
-        self.good -= len(replies)
-        return kept + [ChatReply(failure="gone")] * (len(replies) - len(kept))
-
-
 def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(corpus: Path, tmp_path: Path) -> None:
     samples = read_source(corpus, "preference", 20).samples
     done = Ledger(tmp_path / "work.ledger")
-    pipeline._chunks(samples, done, "First", lambda missing, _: [LOST, *({"text": s.id} for s in missing[1:])])
-    again = Ledger(tmp_path / "work.ledger")
+    pipeline._each([samples], done, "First", lambda batch: [LOST, *({"text": s.id} for s in batch[1:])], ALONE)
+    assert done[samples[0].id] == LOST
+    done.forget()  # as a resumed run begins
     asked: list[str] = []
 
-    def work(missing: Sequence[Sample], start: int) -> list[Any]:
-        asked.extend(sample.id for sample in missing)
-        return [LOST for _ in missing]
+    def work(batch: Sequence[Sample]) -> list[Any]:
+        asked.extend(sample.id for sample in batch)
+        return [{"text": "at last"} for _ in batch]
 
-    pipeline._chunks(samples, again, "Second", work)  # one question odd does not stop the run
-    assert asked == [samples[0].id] and again[samples[0].id] == LOST
-    assert again[samples[1].id] == {"text": samples[1].id}
+    pipeline._each([samples], done, "Second", work, ALONE)
+    assert asked == [samples[0].id]
+    assert (done[samples[0].id], done[samples[1].id]) == ({"text": "at last"}, {"text": samples[1].id})
 
 
-def test_endpoint_that_is_gone_stops_the_run_and_its_failures_are_asked_again(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings(source=corpus, split="preference")
-    whole = curate(tmp_path / "whole", settings)
-    with monkeypatch.context() as patch:
-        failing = {settings.chat: FailingChat(CHUNK)}
-        patch.setattr(pipeline, "open_chat", lambda spec, **_: failing.get(spec) or open_chat(spec))
-        with pytest.raises(InputError, match=r"none of \d+ questions was answered .*gone.*--resume"):
-            curate(tmp_path / "out", settings)
-    out = curate(tmp_path / "out", settings, resume=True)
-    assert rejects(out) == rejects(whole)
-    (ours,), (theirs,) = (list(folder.glob("data/*.parquet")) for folder in (out, whole))
-    assert ours.read_bytes() == theirs.read_bytes()
+# Options of the method.
+
+
+def test_crop_and_whole_image_noise_need_no_lesion(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source([question(), question(id="r", boxes=[])])
+    for name, changes in (("crop", {"noise": "crop"}), ("whole", {"noise_region": "image"})):
+        folder = curate(tmp_path / name, Settings(source=source, localizer="none", **changes))
+        assert manifest(folder)["counts"] == {"hallucinated_response": 2, "image_noise": 2}
+        assert manifest(folder)["noise"]["region"] == "image"
+        assert manifest(folder)["mask_coverage"]["mean"] == 1.0
+        for row in schema.load(str(folder)):
+            if row["dispreference"] == schema.DISPREFERENCES.index("image_noise"):
+                assert row["clinical_relevance"] == 1.0  # nothing was looked for
+                before, after = (np.asarray(row[side][0]) for side in ("images", "rejected_images"))
+                assert before.shape == after.shape and np.mean(before != after) > 0.9
+
+
+def test_whole_image_noise_is_as_relevant_as_the_tool_is_sure(make_source: MakeSource, tmp_path: Path) -> None:
+    boxes = [{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8, "confidence": 0.25}]
+    source = make_source([question(boxes=boxes), question(id="r", boxes=[])])
+    rows_ = schema.load(str(curate(tmp_path / "out", Settings(source=source, noise_region="image"))))
+    found = {row["provenance"]["sample_id"]: row["clinical_relevance"] for row in rows_ if row["rejected_images"]}
+    assert found == {"q": 0.25, "r": 0.0}
+
+
+def test_reversed_pair_prefers_the_wrong_answer_on_the_noised_image(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source([question(), question(id="r", answer="unheard-of")])
+    folder = curate(tmp_path / "out", Settings(source=source, reversed=True))
+    assert manifest(folder)["counts"] == {"hallucinated_response": 1, "reversed_noise": 1}
+    assert manifest(folder)["rejects"] == {
+        hallucinate.DECLINED: 1, "no wrong answer to prefer on the noised image": 1,
+    }  # fmt: skip
+    text, reversed_ = schema.load(str(folder))
+    assert schema.message_text(reversed_["chosen"]) == schema.message_text(text["rejected"]) == "no"
+    assert schema.message_text(reversed_["rejected"]) == schema.message_text(text["chosen"]) == "yes"
+    before, after = np.asarray(text["images"][0]), np.asarray(reversed_["images"][0])
+    assert reversed_["rejected_images"] is None  # both sides see the noised one
+    assert np.array_equal(before[12:], after[12:]) and not np.array_equal(before[4:12], after[4:12])
+    assert (reversed_["provenance"]["noise"], reversed_["provenance"]["rejected_by"]) == ("diffusion", "flip")
+
+
+def test_each_kind_may_be_left_out(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source([question()])
+    texts = curate(tmp_path / "texts", Settings(source=source, localizer="none"))
+    assert manifest(texts)["counts"] == {"hallucinated_response": 1} and manifest(texts)["rejects"] == {}
+    assert manifest(texts)["noise"] is None
+    images = curate(tmp_path / "images", Settings(source=source, chat="none"))
+    assert manifest(images)["counts"] == {"lesion_noise": 1} and manifest(images)["rejects"] == {}
+    with pytest.raises(InputError, match="nothing else was asked for"):
+        Settings(source=source, chat="none", localizer="none")
+
+
+def test_weights_over_each_kind_are_recorded(corpus: Path, tmp_path: Path) -> None:
+    folder = curate(tmp_path / "out", Settings(source=corpus, split="preference", weights_over="kind"))
+    kinds = manifest(folder)["weights"]["by_kind"]
+    assert manifest(folder)["weights"]["over"] == "kind"
+    assert {kind: part["count"] for kind, part in kinds.items()} == manifest(folder)["counts"]
+    visual = [row["weight"] for row in schema.load(str(folder)) if row["rejected_images"]]
+    assert set(visual) == {1.0}  # drawn boxes are all equally sure
+
+
+def test_noise_options_reach_the_rows(make_source: MakeSource, tmp_path: Path) -> None:
+    folder = curate(tmp_path / "out", Settings(source=make_source([question()]), noise="black", noise_edge=2))
+    (row,) = [row for row in schema.load(str(folder)) if row["rejected_images"]]
+    made = row["provenance"]
+    assert (made["noise"], made["noise_edge"], made["noise_step"]) == ("black", 2, None)
+    after = np.asarray(row["rejected_images"][0])
+    assert not after[7:9, 7:9].any() and after[4, 4] > 0  # black inside, feathered at the edge
+
+
+def test_all_impossible_settings_are_listed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        Settings(source=tmp_path, samples=0, tolerance=2.0, noise="fog", panel="loud")
+    for said in ("samples is 0", "tolerance is 2.0", "noise is 'fog'", "panel is 'loud'"):
+        assert said in str(raised.value)

@@ -1,10 +1,11 @@
 import pytest
 from chat_server import Answer
 
-from mmedpo.curation.relevance import NO_SCORE, Item, Panel
+from mmedpo.curation.relevance import LONGEST_RATIONALE, NO_SCORE, Item, Panel
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatReply, EndpointChat
+from mmedpo.llm import ChatReply
+from mmedpo.llm.endpoint import EndpointChat
 
 ITEM = Item("Which side?", "right lung", "left lung")
 
@@ -129,12 +130,61 @@ def test_each_turn_is_one_batch_of_the_items_still_open():
 
 
 @pytest.mark.parametrize(
-    ("names", "options"),
-    [("", {}), ("aa", {}), ("ab", {"rounds": 0}), ("ab", {"tolerance": -0.1}), ("ab", {"tolerance": float("nan")})],
+    ("names", "options", "message"),
+    [
+        ("", {}, "at least one judge"),
+        ("aa", {}, "a, a; names must differ"),
+        ("ab", {"rounds": 0}, "rounds=0"),
+        ("ab", {"rounds": 0, "mode": "independent"}, "rounds=0"),
+        ("ab", {"tolerance": -0.1}, "tolerance=-0.1"),
+        ("ab", {"tolerance": float("nan")}, "tolerance=nan"),
+        ("ab", {"mode": "parallel"}, "'parallel' is unknown; choose one of sequential, independent"),
+    ],
 )
-def test_an_impossible_panel_is_refused(names, options):
-    with pytest.raises(InputError):
+def test_an_impossible_panel_is_refused(names, options, message):
+    with pytest.raises(InputError, match=message):
         Panel([Judge(name) for name in names], **options)
+
+
+def test_independent_judges_score_once_and_see_no_other_score():
+    judges = [Judge("a", 0.9, 0.1), Judge("b", 0.3, 0.1), Judge("c", 0.6, 0.1)]
+    result, history = judged(*judges, mode="independent")
+    assert history == [0.9, 0.3, 0.6]
+    assert (result.score, result.agreed) == (pytest.approx((0.9 + 0.3 + 0.6) / 3), False)
+    assert [entry["rationale"] for entry in result.judgements] == ["a says so", "b says so", "c says so"]
+    texts = {judge.requests[0][0].text for judge in judges}
+    assert len(texts) == 1 and "Another clinician" not in texts.pop()
+
+
+@pytest.mark.parametrize(("tolerance", "agreed"), [(0.1, False), (0.2, True)])
+def test_independent_judges_agree_within_the_tolerance(tolerance, agreed):
+    result, _ = judged(Judge("a", 0.5), Judge("b", 0.7), tolerance=tolerance, mode="independent")
+    assert (result.score, result.agreed) == (pytest.approx(0.6), agreed)
+
+
+def test_an_independent_judge_without_a_score_is_left_out_of_the_mean():
+    result, history = judged(Judge("a", 0.5), Judge("b", None), Judge("c", 0.7), tolerance=1.0, mode="independent")
+    assert (result.score, result.agreed, history) == (pytest.approx(0.6), False, [0.5, None, 0.7])
+    result, _ = judged(Judge("a", None), Judge("b", "?"), mode="independent")
+    assert (result.score, result.reason) == (None, NO_SCORE)
+
+
+def test_the_order_of_speaking_decides_a_sequential_score_and_no_independent_one():
+    def score(*names, mode):
+        # In sequence c adopts what it is shown, and so do a and b in the second round.
+        firm = {"a": [0.2], "b": [0.8], "c": [0.5] if mode == "independent" else []}
+        return judged(*(Judge(name, *firm[name]) for name in names), mode=mode)[0].score
+
+    assert score("a", "b", "c", mode="sequential") == 0.8
+    assert score("b", "a", "c", mode="sequential") == 0.2
+    assert score("a", "b", "c", mode="independent") == pytest.approx(score("c", "b", "a", mode="independent"))
+
+
+def test_a_rationale_fits_into_a_request_and_a_file():
+    half_a_pair = '{"score": 0.5, "rationale": "' + "\\ud800" * 5000 + '"}'
+    result, _ = judged(Judge("a", half_a_pair), Judge("b", f'{{"score": "{"9" * 5000}"}}'), rounds=1)
+    assert result.judgements[0]["rationale"] == "?" * LONGEST_RATIONALE
+    assert len(result.judgements[1]["rationale"]) < 300
 
 
 def test_over_http(chat_server):

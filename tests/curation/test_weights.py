@@ -56,6 +56,43 @@ def test_statistics_before_and_after() -> None:
     assert json.loads(json.dumps(found.record(), allow_nan=False))["count"] == 5
 
 
+KINDS = ["text", "image", "text", "text", "image"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_kind_normalised_alone_is_what_its_own_scores_give(method: str) -> None:
+    weights, found = normalize(SCORES, method, KINDS)
+    for kind in ("text", "image"):
+        own, statistics = normalize([s for s, k in zip(SCORES, KINDS, strict=True) if k == kind], method)
+        assert list(weights[[k == kind for k in KINDS]]) == list(own)
+        assert found.by_kind[kind] == statistics
+    assert weights.dtype == np.float32
+    assert (found.count, found.mean_before) == (5, pytest.approx(0.5))
+    assert found.mean_after == pytest.approx(weights.mean())
+
+
+def test_merged_a_kind_of_higher_scores_gets_the_higher_weights_and_by_kind_it_does_not() -> None:
+    scores, kinds = [0.2, 0.4, 0.8, 1.0], ["text", "text", "image", "image"]
+    merged, alone = normalize(scores)[0], normalize(scores, groups=kinds)[0]
+    assert merged[:2].mean() < 1 < merged[2:].mean()
+    # Two scores lie one standard deviation from their mean: 1 -+ sqrt(0.1), clipped.
+    assert list(alone) == [0.75, 1.25, 0.75, 1.25]
+
+
+def test_the_record_says_over_what_was_normalised() -> None:
+    merged = normalize(SCORES)[1].record()
+    by_kind = json.loads(json.dumps(normalize(SCORES, groups=KINDS)[1].record(), allow_nan=False))
+    assert merged["over"] == "merged" and "by_kind" not in merged
+    assert by_kind["over"] == "kind" and list(by_kind["by_kind"]) == ["image", "text"]
+    assert by_kind["by_kind"]["text"].keys() == merged.keys() - {"over"}
+    assert [by_kind["by_kind"][kind]["count"] for kind in ("image", "text")] == [2, 3]
+
+
+def test_groups_are_one_a_score() -> None:
+    with pytest.raises(InputError, match="5 scores and 4 groups"):
+        normalize(SCORES, groups=KINDS[:4])
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("scores", "message"),

@@ -21,7 +21,10 @@ def _environment() -> Environment:
     )
 
 
-def render(prompt: str, schema: dict[str, Any], **variables: Any) -> ChatRequest:
-    """Fill the template `prompt` ("judge@1") from `variables`; a variable it needs and does not get is an error."""
-    text = _environment().get_template(f"{prompt}.jinja").render(variables)
-    return ChatRequest(prompt=prompt, variables=variables, text=text, schema=schema)
+def render(prompt: str, schema: dict[str, Any], image: bytes | None = None, **variables: Any) -> ChatRequest:
+    """Fill the template `prompt` ("judge@1") from `variables`; a variable it needs and does not get is an error.
+
+    `image`, an encoded image file, goes with the request; the template's own `image` says whether there is one.
+    """
+    text = _environment().get_template(f"{prompt}.jinja").render(variables, image=image is not None)
+    return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema)

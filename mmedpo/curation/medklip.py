@@ -1,0 +1,232 @@
+"""MedKLIP (Wu et al., arXiv 2301.02228), the paper's visual tool: where a chest X-ray shows a lesion, and how surely.
+
+An own implementation of the published architecture; it reads the published checkpoint by its tensor names.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmedpo.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PIXELS = 224  # width and height of the network's input
+PATCHES = 14  # per row and column
+TEXT_WIDTH, WIDTH = 768, 256
+TOKENS = 64  # of a description, with [CLS]
+# ImageNet's, per channel of [0, 1].
+MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+SD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+BATCH = 16  # images at a time
+TRAINING_ONLY = ("cl_fc.weight", "cl_fc.bias")  # the contrastive loss's layer, in every checkpoint
+MISSPELT = {"eumonia": "pneumonia"}  # in the published file of descriptions
+
+
+class MedKLIP:
+    """MedKLIP from a user's folder: one checkpoint (`*.pth` or `*.pt`) and one JSON file {observation: description}.
+
+    Args:
+        folder: where both files are.
+        text_encoder: the BERT of width 768 that the checkpoint was trained with, on the Hub or in a folder. Its [CLS]
+            vectors of the descriptions are taken once, then it is let go.
+        device: where the network runs; by default the GPU if there is one.
+
+    Attributes:
+        observations: the names that can be asked for, in the order of the file.
+
+    Raises:
+        InputError: a file is missing, doubled or unreadable; the checkpoint holds more than tensors and plain values;
+            tensors of it are missing, unknown or of another shape (all are named); the text encoder cannot be used.
+    """
+
+    observations: tuple[str, ...]
+
+    def __init__(
+        self, folder: Path, text_encoder: str = "emilyalsentzer/Bio_ClinicalBERT", device: str | None = None
+    ) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give the one with MedKLIP's checkpoint and descriptions.")
+        checkpoint = _only(folder, "*.pth", "*.pt", what="checkpoint (*.pth or *.pt)")
+        descriptions = _read_descriptions(_only(folder, "*.json", what="file of descriptions (*.json)"))
+        self.observations = tuple(MISSPELT.get(name, name) for name in descriptions)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._network = _load_network(checkpoint).to(self._device).eval()
+        self._texts = _encode_texts(list(descriptions.values()), text_encoder, self._device)
+
+    @torch.inference_mode()
+    def observe(self, images: Sequence[Image], observation: str) -> list[tuple[np.ndarray, float]]:
+        """Where each image shows the observation, and how surely it does.
+
+        Args:
+            images: of any size and mode; they are scaled to 224 x 224 without keeping their proportions.
+            observation: one of `observations`, in upper or lower case.
+
+        Returns:
+            For each image a heat map, float32 (14, 14), non-negative, of sum 1: the cross-attention of the
+            observation's query over the patches, averaged over heads and decoder layers; and the probability, in
+            [0, 1], that the observation is there.
+
+        Raises:
+            InputError: another observation.
+        """
+        names = [name.casefold() for name in self.observations]
+        if observation.casefold() not in names:
+            raise InputError(
+                f"MedKLIP knows no observation {observation!r}; ask for one of: {', '.join(self.observations)}."
+            )
+        query = names.index(observation.casefold())
+        found: list[tuple[np.ndarray, float]] = []
+        for start in range(0, len(images), BATCH):
+            pixels = torch.stack([_pixels(image) for image in images[start : start + BATCH]])
+            attention, logits = self._network(pixels.to(self._device), self._texts)
+            heats = attention[:, query].reshape(-1, PATCHES, PATCHES).cpu().numpy()
+            found += zip(heats, logits[:, query].softmax(-1)[:, 1].tolist(), strict=True)
+        return found
+
+
+class _Network(nn.Module):
+    """The published network without its frozen text encoder; module names are those of the checkpoint's tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.res_features = nn.Sequential(
+            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            _stage(64, 64, blocks=3, stride=1),
+            _stage(256, 128, blocks=4, stride=2),
+            _stage(512, 256, blocks=6, stride=2),
+        )
+        self.res_l1 = nn.Linear(1024, 1024)
+        self.res_l2 = nn.Linear(1024, WIDTH)
+        self.disease_embedding_layer = nn.Linear(TEXT_WIDTH, WIDTH)
+        layer = nn.TransformerDecoderLayer(WIDTH, nhead=4, dim_feedforward=1024, batch_first=True, norm_first=True)
+        self.decoder = nn.TransformerDecoder(layer, num_layers=4, norm=nn.LayerNorm(WIDTH))
+        self.classifier = nn.Linear(WIDTH, 2)
+
+    def forward(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """For N images (N x 3 x 224 x 224) and Q texts (Q x 768): attention N x Q x 196 and logits N x Q x 2."""
+        patches = self.res_features(pixels).flatten(2).transpose(1, 2)
+        patches = self.res_l2(self.res_l1(patches).relu())
+        queries = self.disease_embedding_layer(texts).expand(len(pixels), -1, -1)
+        maps = []
+        # torch's decoder layer as it is in eval mode, which returns no attention.
+        decoder: Any = self.decoder
+        for layer in decoder.layers:
+            normed = layer.norm1(queries)
+            queries = queries + layer.self_attn(normed, normed, normed, need_weights=False)[0]
+            seen, attention = layer.multihead_attn(layer.norm2(queries), patches, patches)
+            queries = queries + seen
+            queries = queries + layer.linear2(layer.linear1(layer.norm3(queries)).relu())
+            maps.append(attention)
+        return torch.stack(maps).mean(0), self.classifier(decoder.norm(queries))
+
+
+class _Bottleneck(nn.Module):
+    """A residual block of ResNet-50; the stride is in its 3 x 3 convolution."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample: nn.Module = nn.Identity()
+        if channels != 4 * width:
+            projection = nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(4 * width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual = self.bn1(self.conv1(features)).relu()
+        residual = self.bn2(self.conv2(residual)).relu()
+        return (self.bn3(self.conv3(residual)) + self.downsample(features)).relu()
+
+
+def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (_Bottleneck(4 * width, width, stride=1) for _ in range(blocks - 1))
+    return nn.Sequential(_Bottleneck(channels, width, stride), *rest)
+
+
+def _only(folder: Path, *patterns: str, what: str) -> Path:
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    if len(files) != 1:
+        names = f": {', '.join(file.name for file in files)}" if files else ""
+        raise InputError(f"{folder} must hold exactly one {what} of MedKLIP; it holds {len(files)}{names}.")
+    return files[0]
+
+
+def _read_descriptions(file: Path) -> dict[str, str]:
+    try:
+        descriptions = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"MedKLIP's descriptions {file.name} cannot be read as JSON: {error}.") from error
+    if not descriptions or not isinstance(descriptions, dict):
+        raise InputError(f"MedKLIP's descriptions {file.name} must be one JSON object {{observation: description}}.")
+    if odd := [name for name, text in descriptions.items() if not isinstance(text, str)]:
+        raise InputError(f"In MedKLIP's descriptions {file.name} these have no text: {', '.join(odd)}.")
+    return descriptions
+
+
+def _load_network(file: Path) -> _Network:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        if other := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"MedKLIP's checkpoint {file.name} holds {other[1]} beside tensors; such objects are not read, since "
+                "that could run code. If you trust the file, save {'model': its tensors} alone and give that file."
+            ) from error
+        raise InputError(f"MedKLIP's checkpoint {file.name} is torn or was not written by torch.save.") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise InputError(f"MedKLIP's checkpoint {file.name} must hold its tensors under the key 'model'.")
+    tensors = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+    with torch.device("meta"):  # neither memory nor the process's random numbers are used for weights that are replaced
+        network = _Network()
+    try:
+        network.load_state_dict({name: tensors[name] for name in tensors if name not in TRAINING_ONLY}, assign=True)
+    except RuntimeError as error:
+        faults = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise InputError(f"The checkpoint {file.name} does not have MedKLIP's architecture. {faults}") from error
+    return network.float()
+
+
+@torch.inference_mode()
+def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tensor:
+    """The text encoder's [CLS] vectors, float32 Q x 768.
+
+    As in the published code, a text is [CLS] and its word pieces, without the [SEP] that BERT's own tokenizer adds.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+        bert = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"The text encoder {encoder!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if bert.config.hidden_size != TEXT_WIDTH or tokenizer.cls_token is None:
+        raise InputError(f"The text encoder {encoder!r} is no BERT of width {TEXT_WIDTH}, as MedKLIP needs it.")
+    marked = [f"{tokenizer.cls_token} {text}" for text in texts]
+    options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+    return bert(**tokenizer(marked, add_special_tokens=False, **options).to(device)).last_hidden_state[:, 0]
+
+
+def _pixels(image: Image) -> Tensor:
+    """An image as the network sees it, float32 3 x 224 x 224."""
+    from PIL import Image as pillow
+
+    scaled = image.convert("RGB").resize((PIXELS, PIXELS), pillow.Resampling.BILINEAR)
+    return torch.from_numpy((np.asarray(scaled, dtype=np.float32) / 255 - MEAN) / SD).permute(2, 0, 1)

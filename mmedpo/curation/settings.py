@@ -1,0 +1,146 @@
+"""The options of a curation: what decides what it makes, and how it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from mmedpo.curation import hallucinate, noise, relevance, weights
+from mmedpo.curation.localize import FORMS
+from mmedpo.curation.rows import Noise
+from mmedpo.errors import InputError
+from mmedpo.llm.limits import Limits
+
+CHATS = "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Settings:
+    """All that decides what a curation makes.
+
+    Raises:
+        InputError: an unknown name or a number out of range; all of them are listed.
+    """
+
+    source: Path = field(metadata={"help": "Folder with a table of questions and its images."})
+    split: str | None = _option(None, "Split of the source to use; all where not given.")
+    limit: int | None = _option(None, "Use this many questions only (seeded choice).")
+    license: str = _option("unknown", "Licence of the source, where its rows do not say.")
+    skip_faulty: bool = _option(False, "Leave faulty rows of the source out, counted.")
+    seed: int = _option(0, "Seed of everything left to chance.")
+    model: str | None = _option(None, "Target Med-LVLM to sample wrong answers from: a Hub id or a folder.")
+    samples: int = _option(4, "Answers sampled from the target a question (N).")
+    temperature: float = _option(1.0, "Temperature of those samples.")
+    batch_size: int = _option(8, "Questions that a model in this process answers at once.")
+    chat: str = _option("standin:rules", f"Chat model that picks or writes wrong answers: {CHATS}, or none.")
+    style: str = _option(
+        "match", "Wrong answers: match (length and form of the gold one), minimal (few edits) or free."
+    )
+    show_images: bool = _option(False, "Let that chat model look at the image too.")
+    judges: list[str] = field(
+        default_factory=lambda: ["standin:strict", "standin:lenient", "standin:lexical"],
+        metadata={"help": f"Chat models that score clinical relevance, in the order of speaking: {CHATS}."},
+    )
+    panel: str = _option("sequential", "sequential: each judge sees the last score; or independent.")
+    rounds: int = _option(5, "Most rounds that judges may take to agree.")
+    tolerance: float = _option(0.0, "Largest difference of scores that agree.")
+    weights: str = _option("rescale", "From scores to weights: rescale, literal, raw or none.")
+    weights_over: str = _option("merged", "Normalise over all pairs (merged) or each kind for itself (kind).")
+    localizer: str = _option("boxes", f"Where lesions come from: {FORMS}.")
+    query: str = _option("disease", "What a tool is asked for: a text, xray=opacity,ct=lesion, or question.")
+    threshold: float = _option(0.1, "Least confidence of a detection.")
+    mask_rule: str = _option("quantile:0.8", "From heat map to mask: quantile:0.8 (hottest fifth), otsu or fixed:0.5.")
+    max_coverage: float = _option(0.6, "Largest share of the image that a lesion may cover.")
+    noise: str = _option("diffusion", f"What hides the lesion: {', '.join(noise.METHODS)}.")
+    noise_step: int = _option(800, "Diffusion step k, 1 to 1000.")
+    noise_edge: int = _option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")
+    noise_region: str = _option("lesion", "lesion, or image: all of it, found or not.")
+    reversed: bool = _option(False, "On the noised image, prefer the wrong answer to the gold one.")
+
+    def __post_init__(self) -> None:
+        self.judges = [name for given in self.judges for name in given.split(",")]
+        names: dict[str, tuple[str, Sequence[str]]] = {
+            "style": (self.style, get_args(hallucinate.Style)),
+            "panel": (self.panel, get_args(relevance.Mode)),
+            "noise": (self.noise, noise.METHODS),
+            "noise region": (self.noise_region, ("lesion", "image")),
+            "weights": (self.weights, weights.METHODS),
+            "weights over": (self.weights_over, ("merged", "kind")),
+        }
+        wrong = [
+            f"{what} is {given!r}; use one of {', '.join(known)}"
+            for what, (given, known) in names.items()
+            if given not in known
+        ]
+        ranges: dict[str, tuple[float, float, float]] = {
+            "limit": (1 if self.limit is None else self.limit, 1, math.inf),
+            "samples": (self.samples, 1, math.inf),
+            "temperature": (self.temperature, 0, math.inf),
+            "batch size": (self.batch_size, 1, math.inf),
+            "rounds": (self.rounds, 1, math.inf),
+            "tolerance": (self.tolerance, 0, 1),
+            "threshold": (self.threshold, 0, 1),
+            "largest coverage": (self.max_coverage, 0, 1),
+            "noise step": (self.noise_step, 1, noise.STEPS),
+            "noise edge": (self.noise_edge, 0, math.inf),
+        }
+        wrong += [
+            f"{what} is {given}; it must be at least {low}" + (f" and at most {high}" if high < math.inf else "")
+            for what, (given, low, high) in ranges.items()
+            if not low <= given <= high
+        ]
+        if self.samples > 1 and self.temperature == 0:
+            wrong.append(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature")
+        if self.chat == "none" and ((self.localizer == "none" and not self.corruption.whole) or self.reversed):
+            wrong.append("without a chat model there are no wrong answers, and nothing else was asked for")
+        if wrong:
+            raise InputError("These settings cannot work: " + "; ".join(wrong) + ".")
+
+    @property
+    def corruption(self) -> Noise:
+        return Noise(self.noise, self.noise_step, self.noise_edge, self.noise_region, self.reversed)
+
+    @property
+    def makes_visual_pairs(self) -> bool:
+        return self.localizer != "none" or self.corruption.whole
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "source": str(self.source)}
+
+
+@dataclass
+class Run:
+    """Where a curation writes, and how it calls chat endpoints; nothing of it decides what is made."""
+
+    output: Path = field(metadata={"help": "Folder to write; it must not exist."})
+    resume: bool = _option(False, "Continue an interrupted run of the same command.")
+    cache: Path | None = field(
+        default=None, metadata={"help": "Answered calls, never paid twice; calls.sqlite beside the output by default."}
+    )
+    concurrency: int = _option(8, "Calls in flight at once, of each chat model.")
+    requests_per_minute: int | None = _option(None, "Most requests a minute to each chat model.")
+    max_calls: int | None = _option(None, "Budget: stop after so many new calls.")
+    max_tokens: int | None = _option(None, "Budget: stop after so many tokens of new calls.")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.concurrency, self.requests_per_minute, self.max_calls, self.max_tokens)
+
+
+@dataclass
+class Preview:
+    """A sheet of pictures before a curation."""
+
+    output: Path = field(metadata={"help": "PNG file to write."})
+    count: int = _option(8, "Images to show, 1 to 50.")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 50:
+            raise InputError(f"--count is {self.count}; a sheet shows 1 to 50 images.")

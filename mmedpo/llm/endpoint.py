@@ -1,0 +1,297 @@
+"""The client of OpenAI-compatible endpoints (vLLM, TGI, ...) and of the Hub's inference providers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mmedpo.errors import InputError
+from mmedpo.llm import ChatReply, ChatRequest, OnReplies
+from mmedpo.llm.limits import Pace
+from mmedpo.llm.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, to_hub, to_url
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+KEY_VARIABLE = "MMEDPO_API_KEY"
+OUTAGE = 8  # requests in a row that fail for good: the endpoint is gone, and not one request odd
+# Structured output as OpenAI and vLLM ask for it, then as TGI does; the answer's form is in the prompt too.
+_FORMS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
+    lambda schema: {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
+    lambda schema: {"type": "json_object", "value": schema},
+)
+CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
+_ADVICE = {
+    401: f"Set {KEY_VARIABLE} (an endpoint of your own) or HF_TOKEN (the Hub) to a key that is valid there",
+    402: "Its credits are used up; add some or choose another endpoint",
+    403: "The key is known but may not use this model; ask for access or give another key",
+}
+
+
+class EndpointChat:
+    """A chat model behind an OpenAI-compatible URL (vLLM, TGI, ...) or a provider of the Hugging Face Hub.
+
+    Args:
+        model: The model's name at the endpoint, or its id on the Hub.
+        base_url: `http(s)://host:port/v1`; None asks the Hub's inference providers.
+        api_key: Default: `MMEDPO_API_KEY` for a `base_url`, the Hub's own token for the Hub and its endpoints.
+        provider: A Hub inference provider; None lets the Hub choose.
+        max_tokens, temperature, seed: Passed on: the longest answer in tokens; 0 is greedy; of the sampling.
+        concurrency: Requests in flight at once, at least 1.
+        pace: The points in time at which attempts are sent; may be shared with other clients.
+        timeout: Seconds from sending an attempt to the end of its answer before it counts as failed.
+        attempts: Tries a request, the first one included, before it becomes a failure reply.
+        patience: Seconds that a server may be away (refused or reset connections, HTTP 429, 502, 503, 504): as long,
+            requests are tried again even after `attempts`. The time starts anew only when a request is answered.
+        waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and `Retry-After` at least.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        provider: str | None = None,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        concurrency: int = 8,
+        pace: Pace | None = None,
+        timeout: float = 120.0,
+        attempts: int = 5,
+        patience: float = 120.0,
+        waits: tuple[float, float] = (1.0, 30.0),
+    ) -> None:
+        if concurrency < 1 or attempts < 1:
+            raise InputError(f"concurrency ({concurrency}) and attempts ({attempts}) must be at least 1.")
+        self.name = model
+        self.revision: str | None = None
+        self.settings: Mapping[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        self.base_url, self.provider, self.place = base_url, provider, _place(base_url, provider)
+        self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
+        self.attempts, self.patience, self.waits = attempts, patience, waits
+        self._key = _key(api_key, base_url)
+        self._form = 0  # of `_FORMS`, that the endpoint takes
+        self._answers: set[bool] = set()  # whether it is known to answer requests without and with an image
+        self._failed = 0  # requests in a row
+        self._gone_since = math.inf  # time.monotonic() of the first sign, until something is answered
+
+    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+        """One reply a request, in order; a request that fails for good has its reason in `failure`.
+
+        Raises:
+            InputError: no request can work (the endpoint refuses the key, does not know the model, cannot be reached
+                at first contact, or refuses a trivial request too), or `OUTAGE` of them failed in a row.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._complete(requests, on_replies))
+        with ThreadPoolExecutor(1) as pool:  # in a notebook, whose own loop is running
+            return pool.submit(asyncio.run, self._complete(requests, on_replies)).result()
+
+    async def _complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
+        pending = enumerate(requests)
+        replies: dict[int, ChatReply] = {}
+        errors: list[Exception] = []
+
+        async def work(batch: _Batch) -> None:
+            for i, request in pending:
+                try:
+                    replies[i] = await self._ask(batch, request)
+                    if on_replies is not None:
+                        on_replies({i: replies[i]})
+                except _Ended:
+                    return
+                except Exception as error:
+                    errors.append(error)
+                    batch.ending.set()
+                if batch.ending.is_set():
+                    return
+
+        workers = min(self.concurrency, len(requests))
+        opened = (
+            to_hub(self.provider, self._key) if self.base_url is None else to_url(self.base_url, self._key, workers)
+        )
+        async with opened as send:
+            batch = _Batch(send)
+            await asyncio.gather(*(work(batch) for _ in range(workers)))
+        if errors:
+            raise errors[0]
+        return [replies[i] for i in range(len(requests))]
+
+    async def _ask(self, batch: _Batch, request: ChatRequest) -> ChatReply:
+        from tenacity import AsyncRetrying, retry_if_exception
+
+        try:
+            messages = as_messages(request)
+        except InputError as error:
+            return ChatReply(failure=str(error))
+        gone_since = math.inf
+
+        def stop(state: RetryCallState) -> bool:
+            nonlocal gone_since
+            tried, now = state.attempt_number >= self.attempts, time.monotonic()
+            if _error_of(state).kind is Kind.FLAWED:
+                return tried
+            gone_since, self._gone_since = min(gone_since, now), min(self._gone_since, now)
+            return tried and now - min(gone_since, self._gone_since) >= self.patience
+
+        retry = retry_if_exception(self._may_pass)
+        retrying = AsyncRetrying(retry=retry, stop=stop, wait=self._wait, sleep=batch.rest, reraise=True)
+        try:
+            reply: ChatReply = await retrying(self._attempt, batch, messages, request.schema)
+        except NoAnswer as error:
+            return await self._give_up(batch, request, error, retrying.statistics["attempt_number"])
+        self._answers.add(request.image is not None)
+        self._failed, self._gone_since = 0, math.inf
+        return reply
+
+    async def _attempt(self, batch: _Batch, messages: list[Any], schema: dict[str, Any] | None) -> ChatReply:
+        """One answer, in the first form of structured output from `self._form` on that the endpoint takes."""
+        if schema is None:
+            return await self._send(batch, messages)
+        for form in range(self._form, len(_FORMS)):
+            try:
+                reply = await self._send(batch, messages, response_format=_FORMS[form](schema))
+            except NoAnswer as error:
+                if error.kind is not Kind.REFUSED or not error.status:
+                    raise
+            else:
+                self._form = max(self._form, form)
+                return reply
+        reply = await self._send(batch, messages)
+        self._form = len(_FORMS)
+        return reply
+
+    async def _send(self, batch: _Batch, messages: list[Any], **more: Any) -> ChatReply:
+        await batch.rest(self.pace.wait())
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await batch.send({"model": self.name, "messages": messages, **self.settings, **more})
+        except TimeoutError:
+            raise NoAnswer(Kind.FLAWED, f"nothing came within {self.timeout:g} s") from None
+
+    def _may_pass(self, error: BaseException) -> bool:
+        known = bool(self._answers)
+        return isinstance(error, NoAnswer) and (
+            error.kind in (Kind.GONE, Kind.FLAWED) or (error.kind is Kind.UNREACHABLE and known)
+        )
+
+    def _wait(self, state: RetryCallState) -> float:
+        from tenacity import wait_random_exponential
+
+        drawn = wait_random_exponential(multiplier=self.waits[0], max=self.waits[1])(state)
+        return max(drawn, _error_of(state).retry_after)
+
+    async def _give_up(self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int) -> ChatReply:
+        """What a request without an answer comes to: a failure of its own, or the end of the batch (InputError)."""
+        said, who = self._shown(error), f"{self.place}, asked for the model {self.name!r},"
+        kept = " What was answered is kept: run the same command with --resume." if self._answers else ""
+        if error.kind is Kind.HOPELESS:
+            raise InputError(f"{who} refuses: {said}. {_ADVICE.get(error.status, CHECK)}.{kept}") from None
+        if error.kind is Kind.UNREACHABLE and not self._answers:
+            raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
+        looked = request.image is not None
+        if error.kind in (Kind.FLAWED, Kind.REFUSED) and not await self._proven(batch, looked):
+            advice = f"{CHECK}. If the model cannot look at images, leave out --show-images" if looked else CHECK
+            raise InputError(f"{who} answers no question, not even a trivial one: {said}. {advice}.") from None
+        if error.kind is Kind.REFUSED:
+            return ChatReply(failure=f"refused: {said}")
+        self._failed += 1
+        if self._failed >= OUTAGE:
+            raise InputError(
+                f"{who} does not answer any more: {self._failed} requests in a row failed ({said}). See to it.{kept}"
+            ) from None
+        return ChatReply(failure=f"no answer after {attempts} attempts: {said}")
+
+    async def _proven(self, batch: _Batch, looked: bool) -> bool:
+        """Whether the endpoint is known to answer requests with (without) an image; if not, it is asked one."""
+        async with batch.probing:
+            if looked not in self._answers:
+                image = _grey() if looked else None
+                try:
+                    await self._send(batch, as_messages(ChatRequest("probe", {}, "Please answer yes.", image)))
+                except NoAnswer as error:
+                    return error.kind in (Kind.GONE, Kind.UNREACHABLE)  # that says nothing
+                self._answers.add(looked)
+        return True
+
+    def _shown(self, error: NoAnswer) -> str:
+        """What was said, on one line, without the key: some servers quote it back."""
+        text = " ".join(str(error).split())
+        for secret in filter(None, (self._key, urlsplit(self.base_url or "").password)):
+            text = text.replace(secret, "***")
+        return text[:SHOWN_CHARACTERS].rstrip(" .")
+
+
+class _Ended(Exception):
+    """Nothing new is begun in this batch any more."""
+
+
+class _Batch:
+    """What the requests of one call of `complete` share; made in the loop that runs them."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.ending = asyncio.Event()
+        self.probing = asyncio.Lock()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait, or raise _Ended if the batch ends before."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.ending.wait(), seconds)
+        if self.ending.is_set():
+            raise _Ended
+
+
+def _error_of(state: RetryCallState) -> NoAnswer:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, NoAnswer)
+    return error
+
+
+def _place(base_url: str | None, provider: str | None) -> str:
+    """Where requests go, without credentials, for messages."""
+    import httpx2
+
+    if base_url is None:
+        return f"the Hugging Face Hub (provider {provider or 'auto'})"
+    with suppress(httpx2.InvalidURL):
+        url = httpx2.URL(base_url)
+        if url.scheme in ("http", "https") and url.host and url.port != 0:
+            return str(url.copy_with(userinfo=b"", query=None))
+    shown = base_url.rpartition("@")[2]
+    raise InputError(f"{shown!r} is not the URL of an endpoint; give one like http://localhost:8000/v1.")
+
+
+def _key(given: str | None, base_url: str | None) -> str | None:
+    """The key to send; a token of the Hub goes to the Hub and its endpoints only."""
+    from huggingface_hub import get_token
+
+    url = urlsplit(base_url or "")
+    on_hub = url.scheme == "https" and (url.hostname or "").endswith((".huggingface.co", ".huggingface.cloud"))
+    own = None if base_url is None else os.environ.get(KEY_VARIABLE)
+    key = (given or own or (get_token() if on_hub or base_url is None else None) or "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise InputError(f"The endpoint's key ({KEY_VARIABLE}) has characters that no HTTP header can; copy it again.")
+    return key or None
+
+
+def _grey() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (224, 224), "grey").save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,156 @@
+"""A curation that is killed again and again ends with the very bytes of one that was not, and pays for no call twice.
+
+Real processes, real SIGKILL, a real server on the loopback. The chat model behind it is a stand-in: canned words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chat_server import Answer, ChatServer, Received
+from tests.conftest import MakeSource
+
+FINDINGS = ("nodule", "mass", "effusion", "fracture", "cyst")
+SIDES = ("left", "right")
+
+
+def digest(received: Received) -> str:
+    return hashlib.sha256(json.dumps(received.body, sort_keys=True).encode()).hexdigest()
+
+
+def answer(received: Received) -> Answer:
+    """Wrong answers and scores that depend on nothing but the request; each names the request it answers."""
+    name = digest(received)
+    if "Wrong answer:" in received.text:
+        text = json.dumps({"score": int(name[:4], 16) % 11 / 10, "rationale": name})
+    elif "Answers of the model:" in received.text:
+        text = json.dumps({"choice": int(name[:4], 16) % 2, "kind": name})
+    else:
+        text = json.dumps({"answer": f"small {FINDINGS[int(name[:4], 16) % 5]} {name[:6]}", "kind": name})
+    return Answer(text, delay=0.02)
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    rows = []
+    for number in range(count):
+        side, finding = SIDES[number % 2], FINDINGS[number % 5]
+        box = {"label": finding, "x": 4 + number % 9, "y": 5, "w": 8, "h": 9}
+        row = {"id": f"q{number}", "image": "ab"[number % 2] + ".png", "question": f"What is at place {number}?"}
+        rows.append({**row, "answer": f"{side} lower {finding}", "boxes": [box]})
+    return rows
+
+
+def command(source: Path, output: Path, server: ChatServer, launch: list[str]) -> list[str]:
+    judges = [f"{server.url}#judge-a", f"{server.url}#judge-b"]
+    return [
+        *launch, "-m", "mmedpo.cli", "curate", "--source", str(source), "--output", str(output),
+        "--chat", f"{server.url}#writer", "--judges", *judges, "--rounds", "2", "--tolerance", "0.2",
+        "--concurrency", "16", "--resume",
+    ]  # fmt: skip
+
+
+def start(typed: list[str], output: Path) -> subprocess.Popen[bytes]:
+    # huggingface_hub refuses every request where it is told to stay offline
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    output.parent.mkdir(exist_ok=True)
+    with (output.parent / "log").open("ab") as log:
+        return subprocess.Popen(typed, env=env, stdout=log, stderr=log, start_new_session=True)
+
+
+def run(typed: list[str], output: Path) -> None:
+    code = start(typed, output).wait()
+    assert code == 0, (output.parent / "log").read_text()
+
+
+def recorded(output: Path) -> dict[str, bytes]:
+    """All files of a dataset folder."""
+    return {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
+
+
+def finished(cache: Path) -> set[str]:
+    """The digests of the requests whose answers the cache holds."""
+    if not cache.exists():
+        return set()
+    with sqlite3.connect(cache) as database:
+        values = [json.loads(value) for (value,) in database.execute("SELECT value FROM entries")]
+    texts = [json.loads(value["text"]) for value in values]
+    return {text.get("rationale") or text["kind"] for text in texts}
+
+
+def check_kills(make_source: MakeSource, tmp_path: Path, count: int, kills: int) -> None:
+    chance = random.Random(0)
+    source = make_source(questions(count))
+    with ChatServer() as server:
+        server.answer = answer
+        whole = tmp_path / "whole" / "pairs"
+        run(command(source, whole, server, [sys.executable]), whole)
+        calls = len({digest(received) for received in server.received})
+        assert len(server.received) == calls
+
+        server.received.clear()
+        killed = tmp_path / "killed" / "pairs"
+        typed = command(source, killed, server, [sys.executable])
+        done: set[str] = set()
+        for number in range(kills):
+            process, before = start(typed, killed), len(server.received)
+            # Most kills fall among the calls, the last ones where rows are written, the first before any work.
+            target = before + (chance.randrange(1, 2 * calls // kills) if 0 < number < kills * 3 // 4 else 10**9)
+            until = time.monotonic() + chance.uniform(2.0, 9.0)
+            while len(server.received) < target and process.poll() is None:
+                if target == 10**9 and time.monotonic() > until:
+                    break
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.05))
+            ended = process.poll() is not None
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            asked = {digest(received) for received in server.received[before:]}
+            assert not asked & done, "a finished call was repeated"
+            done = finished(killed.parent / "calls.sqlite")
+            if ended:
+                assert killed.exists(), (killed.parent / "log").read_text()
+        if not killed.exists():
+            run(typed, killed)
+        assert len(finished(killed.parent / "calls.sqlite")) == calls
+        assert recorded(killed) == recorded(whole)
+
+
+def test_a_run_killed_again_and_again_gives_the_same_bytes_and_repeats_no_call(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    check_kills(make_source, tmp_path, count=60, kills=4)
+
+
+@pytest.mark.slow
+def test_a_run_of_five_hundred_questions_killed_twenty_times(make_source: MakeSource, tmp_path: Path) -> None:
+    check_kills(make_source, tmp_path, count=500, kills=20)
+
+
+def test_two_processes_make_the_dataset_of_one(corpus: Path, tiny_model: Path, detector: Path, tmp_path: Path) -> None:
+    launch = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    ]  # fmt: skip
+    made = []
+    with ChatServer() as server:
+        server.answer = answer
+        for name, launcher in (("one", [sys.executable]), ("two", launch)):
+            output = tmp_path / name / "pairs"
+            options = ["--model", tiny_model, "--style", "free", "--max_coverage", 1.0, "--localizer", f"detector:{detector}"]
+            run([*command(corpus, output, server, launcher), *map(str, options)], output)
+            made.append(recorded(output))
+    assert made[0] == made[1]
+    assert json.loads(made[0]["manifest.json"])["counts"].keys() == {"hallucinated_response", "lesion_noise"}

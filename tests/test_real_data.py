@@ -13,6 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from mmedpo import schema
+from mmedpo.audit import audit
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.pipeline import Settings, curate_folder
 from mmedpo.sources import Box, Source, read_source
@@ -79,6 +80,15 @@ def test_vqa_rad_weights_differ_between_rows(vqa_rad: Curated) -> None:
     weights = np.array(vqa_rad[0]["weight"])
     assert weights.min() == 0.75 and weights.max() == 1.25
     assert len(set(weights.round(4))) > 2
+
+
+def test_vqa_rad_pairs_in_the_matching_style_cannot_be_told_apart_by_their_form(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    with output_folder(tmp_path / "pairs", {}) as folder:
+        curate_folder(Settings(source=shared_data / "vqa-rad", limit=800, localizer="none"), folder)
+    found = audit(str(tmp_path / "pairs"))["style_shortcut"]
+    assert found["pairs"] == 800 and 0.4 < found["auc"] < 0.65
 
 
 def test_nih_boxes_become_questions_about_findings(nih_source: Source, shared_data: Path) -> None:

@@ -55,8 +55,7 @@ def evaluate(
             continue
         shown = [(open_rgb(sample.image), sample.question) for sample in batch]
         answers = model.answer(shown, replace(sampling, seed=sampling.seed + start))
-        for sample, (answer,) in zip(batch, answers, strict=True):
-            ledger.put(sample.id, answer)
+        ledger.update({sample.id: answer for sample, (answer,) in zip(batch, answers, strict=True)})
     _write_lines(
         folder / "predictions.jsonl", [{"id": sample.id, "prediction": ledger[sample.id]} for sample in samples]
     )

@@ -10,6 +10,7 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.predict import evaluate
+from mmedpo.ledger import Ledger
 from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.sources import Sample, read_source
 
@@ -96,26 +97,11 @@ def test_interrupted_evaluation_ends_as_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         evaluate(Interrupted(model, calls), samples, torn, sampling, BATCH)  # type: ignore[arg-type]
     assert not (torn / "results.json").exists()
-    assert len((torn / "answers.ledger").read_bytes().splitlines()) == calls * BATCH
+    assert len(list(Ledger(torn / "answers.ledger").values())) == calls * BATCH
     left = Interrupted(model, -(-len(samples) // BATCH) - calls)  # may answer the remaining batches and no more
     evaluate(left, samples, torn, sampling, BATCH)  # type: ignore[arg-type]
     assert (torn / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
     assert (torn / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
-
-
-def test_a_batch_torn_by_a_kill_is_answered_as_before(
-    model: VisionLanguageModel, samples: list[Sample], tmp_path: Path
-) -> None:
-    for name in ("whole", "torn"):
-        (tmp_path / name).mkdir()
-    evaluate(model, samples, tmp_path / "whole", WARM, BATCH)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(model, 2), samples, tmp_path / "torn", WARM, BATCH)  # type: ignore[arg-type]
-    ledger = tmp_path / "torn" / "answers.ledger"
-    ledger.write_bytes(ledger.read_bytes()[:-100])  # half of the second batch, and a line without its end
-    evaluate(model, samples, tmp_path / "torn", WARM, BATCH)
-    predictions = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("whole", "torn")]
-    assert predictions[0] == predictions[1]
 
 
 def test_sampled_answers_depend_on_the_seed(model: VisionLanguageModel, samples: list[Sample], tmp_path: Path) -> None:

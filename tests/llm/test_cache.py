@@ -145,7 +145,7 @@ def test_a_budget_leaves_batches_whole(ledgers, ask):
 
 
 def test_the_tally_counts_what_the_run_used_wherever_it_came_from(chat_server, cached, ledgers, ask, tmp_path):
-    cache, used = ledgers
+    _, used = ledgers
     cached().complete([ask("a"), ask("a"), ask("b")])
     chat_server.answer = lambda r: Answer("no", 400) if r.text == "c" else Answer("uncounted")
     cached(model="other").complete([ask("a"), ask("c")])

@@ -106,7 +106,7 @@ def test_one_refused_request_alone_is_told_from_an_endpoint_that_refuses_all(cha
     assert "context length" in endpoint().complete([ask("long")])[0].failure
     assert [received.text for received in chat_server.received] == ["long", "Please answer yes."]
     chat_server.answer = lambda r: Answer("no such model", 400)
-    with pytest.raises(InputError, match="no such model.*model's name"):
+    with pytest.raises(InputError, match=r"no such model.*model's name"):
         endpoint().complete([ask("long")])
 
 
@@ -119,21 +119,23 @@ def test_a_model_that_cannot_see_is_named_with_the_option_to_leave_out(chat_serv
         chat.complete([ask(image=png, schema=SCHEMA)])
 
 
-def test_a_form_of_structured_output_that_is_refused_is_not_tried_again(chat_server, endpoint, ask):
-    def answer(received):
-        form = received.body.get("response_format", {}).get("type")
-        return Answer("unknown field", 422) if form in unknown else Answer("{}")
+@pytest.mark.parametrize(
+    ("unknown", "forms"),
+    [
+        (["json_schema"], ["json_schema", "json_object", "json_object"]),
+        (["json_schema", "json_object"], ["json_schema", "json_object", None, None]),
+    ],
+    ids=["TGI", "transformers serve"],
+)
+def test_a_form_of_structured_output_that_is_refused_is_not_tried_again(chat_server, endpoint, ask, unknown, forms):
+    def form(received):
+        return received.body.get("response_format", {}).get("type")
 
-    for unknown, forms in [
-        (["json_schema"], ["json_schema", "json_object", "json_object"]),  # TGI
-        (["json_schema", "json_object"], ["json_schema", "json_object", None, None]),  # transformers serve
-    ]:
-        chat_server.answer = answer
-        chat_server.received.clear()
-        chat = endpoint()
-        for _ in range(2):
-            assert chat.complete([ask(schema=SCHEMA)]) == [ChatReply("{}")]
-        assert [r.body.get("response_format", {}).get("type") for r in chat_server.received] == forms
+    chat_server.answer = lambda r: Answer("unknown field", 422) if form(r) in unknown else Answer("{}")
+    chat = endpoint()
+    for _ in range(2):
+        assert chat.complete([ask(schema=SCHEMA)]) == [ChatReply("{}")]
+    assert [form(received) for received in chat_server.received] == forms
 
 
 @pytest.mark.parametrize(

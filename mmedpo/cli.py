@@ -1,16 +1,18 @@
 """The command line. Each command only wires: it opens what its options name and calls one function.
 
-Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.
+Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything else.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mmedpo.errors import AlreadyFinished, Fault, InputError
+from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True)
+FAULTS = Path("mmedpo-faults.jsonl")
 SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
 
 # Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
@@ -66,15 +69,26 @@ def _parsed(context: typer.Context, *options: Any) -> Any:
     import yaml
     from trl import TrlParser
 
-    if "--help" in context.args:
+    command = f"mmedpo {context.info_name}"
+    words = [part for word in context.args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--help" in words:
         console.print(context.get_help())
-    parser = TrlParser(list(options), prog=f"mmedpo {context.info_name}")
+    if words[-1:] == ["--config"]:
+        raise InputError("--config needs a recipe after it, the path of a YAML file.")
+    # Its own usage has a line for each option and comes with every fault.
+    parser = TrlParser(list(options), prog=command, usage=f"{command} [--config RECIPE.yaml] [options], see --help")
     try:
-        return parser.parse_args_and_config(context.args)
+        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     except InputError:
         raise
-    except (ValueError, TypeError, OSError, IndexError, yaml.YAMLError) as error:
-        raise InputError(f"The settings of mmedpo {context.info_name} cannot work: {error}") from error
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"The settings of {command} cannot work: {error}") from error
+    if unknown:
+        raise InputError(
+            f"{command} does not know {shlex.join(unknown)}. {command} --help lists its options; in a recipe they are "
+            "spelt with _ instead of -."
+        )
+    return parsed
 
 
 @app.command(
@@ -126,7 +140,8 @@ def preview(context: typer.Context) -> None:
     reasons = sheet(
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
     )
-    console.print(f"{run.output}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()))
+    shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
+    console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
 
 
 @app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
@@ -280,6 +295,16 @@ def _shown(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def _keep_faults(faults: Sequence[Fault]) -> None:
+    """Write all faults of an input, of which its message shows the first ones, to a file in the current folder."""
+    try:
+        FAULTS.write_text("".join(f"{json.dumps(asdict(fault), ensure_ascii=False)}\n" for fault in faults), "utf-8")
+    except OSError as error:
+        errors.print(f"They cannot all be written to {FAULTS}: {error.strerror}.", highlight=False)
+    else:
+        errors.print(f"All {len(faults)} are in {FAULTS}.", highlight=False)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; turns exceptions into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -291,8 +316,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         app()
     except AlreadyFinished as finished:
         console.print(str(finished))
+    except Stopped as stopped:
+        errors.print(str(stopped), highlight=False, soft_wrap=True)
+        raise SystemExit(130) from None
     except InputError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        if len(error.faults) > SHOWN_FAULTS:
+            _keep_faults(error.faults)
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:

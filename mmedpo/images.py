@@ -152,7 +152,7 @@ def _decode(data: bytes, dicom: bool) -> Image:
     from PIL import ImageOps
 
     if not data:
-        raise _UnusableError("the image has 0 bytes and is in no known format; replace the file or drop the row")
+        raise _UnusableError("the image is in no known format: it has 0 bytes; replace the file or drop the row")
     if dicom:
         return pillow.fromarray(_dicom(data))
     with open_image(data) as opened:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmedpo import findings
 from mmedpo.errors import Fault, InputError
-from mmedpo.images import SUFFIXES
+from mmedpo.images import SUFFIXES, open_rgb
 from mmedpo.images import fault as image_fault
 from mmedpo.schema import TASKS
 from mmedpo.tables import FAULT, find_table, read_table
@@ -42,6 +45,7 @@ COLUMNS = {
     "license": ("license",),
 }
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
+READ = (*SUFFIXES, ".npy")
 SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 
@@ -109,7 +113,8 @@ def read_source(
         The samples and the faults of all rows (good rows are kept beside faulty ones).
 
     Raises:
-        InputError: the folder or its table is missing, ambiguous, empty or unreadable, or the split has no question.
+        InputError: the folder or its table is missing, ambiguous, empty or unreadable, no column is known, or the
+            split has no question.
     """
     table = find_table(path)
     root = table.parent
@@ -117,7 +122,8 @@ def read_source(
     images = _images(root)
     source = Source(name, license, [])
     taken: dict[str, str] = {}
-    for where, row in _questions(table):
+    columns: set[str] = set()
+    for where, row in _questions(table, columns):
         sample, faults = _sample(where, row, root, images, source)
         if sample and taken.setdefault(sample.id, where) != where:
             faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
@@ -126,7 +132,9 @@ def read_source(
             source.samples.append(sample)
     if not source.samples and not source.faults:
         raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
-    _drop_broken_images(source)
+    if not source.samples:
+        _check_columns(table, columns)
+    _drop_broken_files(source)
     _settle_patients(source)
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
@@ -138,12 +146,36 @@ def read_source(
 def refuse_faults(source: Source, skip_faulty: bool) -> None:
     """Raise InputError with the table of all faults, unless `skip_faulty` and good rows are left."""
     if source.faults and not (skip_faulty and source.samples):
+        rows = len({fault.row for fault in source.faults})
         remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
-        raise InputError(f"{len(source.faults)} faulty rows in {source.name}. {remedy}", source.faults)
+        raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
 
 
-def _questions(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_heat(file: Path) -> np.ndarray:
+    """A heat map, float64 h x w, from 0 (cold) upwards: a picture (black is 0, white is 1) or a `.npy` array as it is.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    if file.suffix.lower() != ".npy":
+        return np.asarray(open_rgb(file).convert("L")) / 255
+    try:
+        with file.open("rb") as opened:
+            heat = np.lib.format.read_array(opened, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds on damaged files
+        raise InputError(f"{file.name}: the array cannot be read ({error}); save it anew with numpy.save.") from None
+    if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
+        given = f"this is {heat.dtype} of shape {heat.shape}"
+        raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {given}.")
+    if not 0 <= heat.min() <= heat.max() < math.inf:
+        raise InputError(f"{file.name}: a heat map holds no NaN, no infinity and nothing below 0; scale it so.")
+    return heat.astype(np.float64)
+
+
+def _questions(table: Path, columns: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and line, row by `COLUMNS`), and gather the table's own columns."""
     for where, raw in read_table(table):
+        columns.update(name for name in raw if name not in (FAULT, None))
         row = {
             column: next((raw[name] for name in names if raw.get(name) not in (None, "")), None)
             for column, names in COLUMNS.items()
@@ -154,6 +186,21 @@ def _questions(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _about_findings(where, row)
         else:
             yield where, row
+
+
+def _check_columns(table: Path, columns: set[str]) -> None:
+    """Raise InputError if what every question needs is in no column."""
+    needed = ("image", "labels") if "labels" in columns else ("image", "question", "answer")
+    missing = [
+        f"{column} (or {', '.join(COLUMNS[column][1:])})"
+        for column in needed
+        if not columns.intersection(COLUMNS[column])
+    ]
+    if columns and missing:
+        raise InputError(
+            f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(sorted(columns))}. Rename "
+            "them; a CSV table has commas between columns."
+        )
 
 
 def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -188,14 +235,11 @@ def _sample(
         return None, [Fault(where, *row[FAULT])]
     faults = []
     answer, question = (_text(row[column]).strip() for column in ("answer", "question"))
-    found = _matches(root, images, row["image"])
-    image = found[0] if len(found) == 1 else None
+    image = _file(where, "image", row["image"], root, images)
     if row["image"] is None:
-        faults.append(Fault(where, "image", "is empty; every row needs the name of an image file"))
-    elif not found:
-        faults.append(Fault(where, "image", f"{row['image']!r} is not below the source folder; add the file"))
-    elif image is None:
-        faults.append(Fault(where, "image", f"{row['image']!r} is the name of {len(found)} files; give its whole path"))
+        image = Fault(where, "image", "is empty; every row needs the name of an image file")
+    if isinstance(image, Fault):
+        faults.append(image)
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
@@ -208,7 +252,7 @@ def _sample(
         faults.append(Fault(where, "boxes", sentence))
     masks, heatmap, confidence, region_faults = _regions(where, row, root, images)
     faults += region_faults
-    if faults or image is None or task is None:
+    if faults or isinstance(image, Fault) or task is None:
         return None, faults
     patient = _text(row["patient_id"]) or None
     return Sample(
@@ -224,24 +268,29 @@ def _regions(
     where: str, row: dict[str, Any], root: Path, images: Mapping[str, list[Path]]
 ) -> tuple[tuple[Path, ...], Path | None, float | None, list[Fault]]:
     """The files of masks and heat map and their confidence, or what is wrong with them."""
+    found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
     faults = []
-    files: dict[str, list[Path]] = {"masks": [], "heatmap": []}
-    for column, found in files.items():
-        named = row[column] if isinstance(row[column], list) else [row[column]]
-        for name in named:
-            matches = [] if name is None else _matches(root, images, name)
-            if len(matches) == 1:
-                found += matches
-            elif name is not None:
-                faults.append(Fault(where, column, f"{name!r} names {len(matches)} files below the source folder"))
-    confidence = row["confidence"]
+    for column, name in [*(("masks", name) for name in _listed(row["masks"])), ("heatmap", row["heatmap"])]:
+        file = None if name is None else _file(where, column, name, root, images)
+        if isinstance(file, Fault):
+            faults.append(file)
+        elif file:
+            found[column].append(file)
     try:
-        confidence = None if confidence is None else float(confidence)
+        confidence = None if row["confidence"] is None else float(row["confidence"])
     except (TypeError, ValueError):
         confidence = math.nan
     if confidence is not None and not 0 <= confidence <= 1:
         faults.append(Fault(where, "confidence", f"{row['confidence']!r} is not a number in [0, 1]"))
-    return tuple(files["masks"]), next(iter(files["heatmap"]), None), confidence, faults
+    return tuple(found["masks"]), next(iter(found["heatmap"]), None), confidence, faults
+
+
+def _listed(given: Any) -> list[Any]:
+    """A cell as a list: one it is, one in JSON (in a CSV cell), or one of the cell alone."""
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        with suppress(ValueError):
+            given = json.loads(given)
+    return given if isinstance(given, list) else [given]
 
 
 def _text(value: Any) -> str:
@@ -253,17 +302,23 @@ def _images(root: Path) -> dict[str, list[Path]]:
     """All image files and arrays below `root` by their base name."""
     images: dict[str, list[Path]] = {}
     for file in sorted(root.rglob("*")):
-        if file.suffix.lower() in (*SUFFIXES, ".npy"):
+        if file.suffix.lower() in READ:
             images.setdefault(file.name, []).append(file)
     return images
 
 
-def _matches(root: Path, images: Mapping[str, list[Path]], name: Any) -> list[Path]:
-    """The files that `name` may mean: the one of that path, else those whose path ends in it."""
+def _file(where: str, column: str, name: Any, root: Path, images: Mapping[str, list[Path]]) -> Path | Fault:
+    """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
     given = Path(str(name))
     candidates = images.get(given.name, [])
     whole = [file for file in candidates if file.relative_to(root) == given]
-    return whole or [file for file in candidates if file.relative_to(root).parts[-len(given.parts) :] == given.parts]
+    found = whole or [file for file in candidates if file.relative_to(root).parts[-len(given.parts) :] == given.parts]
+    if not found:
+        kinds = "" if given.suffix.lower() in READ else f" as one of {', '.join(READ)}"
+        return Fault(where, column, f"{name!r} is not below the source folder{kinds}; add the file")
+    if len(found) > 1:
+        return Fault(where, column, f"{name!r} is the name of {len(found)} files; give its whole path")
+    return found[0]
 
 
 def _task(given: Any, answer: str) -> str | None:
@@ -290,22 +345,31 @@ def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
     return tuple(boxes), None
 
 
-def _drop_broken_images(source: Source) -> None:
-    """Decode each image and mask once, to the end: a truncated file is found now and not after hours."""
-    broken = {}
-    for image in {file for sample in source.samples for file in _pictures(sample)}:
-        sentence = image_fault({"bytes": None, "path": image})
-        if sentence:
-            broken[image] = sentence
+def _drop_broken_files(source: Source) -> None:
+    """Read each image, mask and heat map once, to the end: a broken file is found now and not after hours."""
+    files = {pair for sample in source.samples for pair in _files(sample)}
+    broken = {(column, file): why for column, file in files if (why := _broken(column, file))}
     for sample in source.samples:
-        source.faults += [
-            Fault(sample.id, "image", f"{file.name}: {broken[file]}") for file in _pictures(sample) if file in broken
-        ]
-    source.samples = [sample for sample in source.samples if not broken.keys() & set(_pictures(sample))]
+        source.faults += [Fault(sample.id, pair[0], broken[pair]) for pair in _files(sample) if pair in broken]
+    source.samples = [sample for sample in source.samples if not broken.keys() & set(_files(sample))]
 
 
-def _pictures(sample: Sample) -> list[Path]:
-    return [file for file in (sample.image, *sample.masks, sample.heatmap) if file and file.suffix != ".npy"]
+def _files(sample: Sample) -> list[tuple[str, Path]]:
+    """The sample's files, each with its column."""
+    heat = [] if sample.heatmap is None else [("heatmap", sample.heatmap)]
+    return [("image", sample.image), *(("masks", file) for file in sample.masks), *heat]
+
+
+def _broken(column: str, file: Path) -> str | None:
+    """What is wrong with a file."""
+    if column != "heatmap":
+        sentence = image_fault({"bytes": None, "path": file})
+        return sentence and f"{file.name}: {sentence}"
+    try:
+        read_heat(file)
+    except InputError as error:
+        return str(error).rstrip(".")
+    return None
 
 
 def _settle_patients(source: Source) -> None:

@@ -391,7 +391,7 @@ def with_nan() -> bytes:
 
 
 FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "empty": ("a.png", lambda: b"", "0 bytes and is in no known format"),
+    "empty": ("a.png", lambda: b"", "is in no known format: it has 0 bytes"),
     "text": ("a.png", lambda: b"no image", "is in no known format"),
     "half PNG": ("a.png", lambda: saved("RGB")[:500], "cannot be decoded"),
     "half JPEG": ("a.jpg", lambda: saved("RGB", "JPEG")[:500], "cannot be decoded"),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
 from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
-from mmedpo.sources import Box, Sample
+from mmedpo.sources import Box, Sample, read_heat
 from mmedpo.text import words
 
 if TYPE_CHECKING:
@@ -25,20 +26,22 @@ FORMS = (
     "boxes, masks or heatmap (from the data), detector:HUB-ID, medklip:FOLDER, standin:centre, none (no visual pairs)"
 )
 NOT_FOUND = "no lesion was found"
-# What tables call a kind of image, in lower-case letters.
+# What tables call a kind of image: a word, or two written together.
 MODALITIES = {
-    "xray": ("xray", "cr", "dr", "dx", "cxr", "radiograph", "radiography", "plainfilm"),
-    "ct": ("ct", "computedtomography"),
-    "mri": ("mri", "mr", "magneticresonance"),
-    "ultrasound": ("ultrasound", "us"),
+    "xray": {"xray", "xrays", "xr", "cr", "dr", "dx", "cxr", "radiograph", "radiographs", "radiography", "plainfilm"},
+    "ct": {"ct", "computedtomography"},
+    "mri": {"mri", "mr", "magneticresonance"},
+    "ultrasound": {"ultrasound", "us", "sonography", "ultrasonography"},
 }
+QUESTION, DISEASE = "question", "disease"  # as a query: the sample's own question, and what stands for it
 SEEN = 256  # images whose regions are remembered: an image has many questions
 # Of MedKLIP's observations those that are lesions; "normal", "heart" or "line" are others.
 LESIONS = frozenset(
-    "effusion opacity pneumothorax edema atelectasis consolidation pneumonia cardiomegaly fracture nodule mass lesion "
-    "infiltrate abscess tumor granuloma calcification emphysema hernia".split()
+    {"effusion", "opacity", "pneumothorax", "edema", "atelectasis", "consolidation", "pneumonia", "cardiomegaly"}
+    | {"fracture", "nodule", "mass", "lesion", "infiltrate", "abscess", "tumor", "granuloma", "calcification"}
+    | {"emphysema", "hernia"}
 )
-CHEST = frozenset({"chest", "lung", "lungs", "thorax", "heart"})
+CHEST = frozenset({"chest", "thorax", "thoracic", "lung", "lungs", "pulmonary", "heart", "mediastinum", "mediastinal"})
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
     elif not mask.any():
         reason = "the lesion lies outside the image" if region.mask is None else NOT_FOUND
     elif mask.mean() > most:
-        reason = f"the lesion covers more than {most:.0%} of the image"
+        reason = f"the lesion covers more than {100 * most:g}% of the image"
     else:
         return replace(region, coverage=float(mask.mean()))
     return replace(region, reason=reason)
@@ -139,10 +142,9 @@ class Query:
     """
 
     def __init__(self, spec: str) -> None:
-        self.spec = spec
         self._default, self._by_modality = spec, dict[str, str]()
         if "=" in spec:
-            self._default = "disease"
+            self._default = DISEASE
             parts = [part.partition("=") for part in spec.split(",")]
             self._by_modality = {name.strip(): text.strip() for name, _, text in parts}
         if not spec.strip() or not self._by_modality.keys() <= MODALITIES.keys() or "" in self._by_modality.values():
@@ -152,19 +154,26 @@ class Query:
             )
 
     def texts(self) -> list[str]:
-        """All texts it may give but the samples' questions."""
-        return [*self._by_modality.values(), *([] if self._default == "question" else [self._default])]
+        """All texts it may give, with `DISEASE` in place of the samples' questions."""
+        given = (*self._by_modality.values(), self._default)
+        return [DISEASE if text == QUESTION else text for text in given]
 
     def __call__(self, sample: Sample) -> str:
-        if self._default == "question":
-            return sample.question
-        return self._by_modality.get(modality(sample) or "", self._default)
+        text = self._by_modality.get(modality(sample) or "", self._default)
+        return sample.question if text == QUESTION else text
 
 
 def modality(sample: Sample) -> str | None:
-    """The sample's modality as `MODALITIES` has it, None if the table does not say or says something else."""
-    said = re.sub(r"[^a-z]", "", (sample.modality or "").casefold())
-    return next((name for name, spellings in MODALITIES.items() if said in spellings), None)
+    """The sample's modality as `MODALITIES` has it; None if the table says nothing, something else or several."""
+    said = _letters(sample.modality)
+    said += map("".join, pairwise(said))
+    found = [name for name, spellings in MODALITIES.items() if spellings.intersection(said)]
+    return found[0] if len(found) == 1 else None
+
+
+def _letters(text: str | None) -> list[str]:
+    """Runs of letters, in lower case: "Chest_X-Ray" is chest, x, ray."""
+    return re.findall("[a-z]+", (text or "").casefold())
 
 
 class GivenBoxes:
@@ -211,15 +220,9 @@ class GivenHeatMaps:
     def _read(self, sample: Sample) -> Region:
         if sample.heatmap is None:
             return Region(reason=NOT_FOUND)
-        if sample.heatmap.suffix == ".npy":
-            try:
-                heat = np.load(sample.heatmap, allow_pickle=False).astype(np.float64)
-            except (OSError, ValueError, EOFError) as error:
-                raise InputError(f"The heat map {sample.heatmap.name} cannot be read: {error}.") from None
-        else:
-            heat = np.asarray(open_rgb(sample.heatmap).convert("L")) / 255
+        heat = read_heat(sample.heatmap)
         confidence = sample.confidence
-        if confidence is None and heat.size and heat.min() >= 0 and heat.max() <= 1:
+        if confidence is None and heat.max() <= 1:
             confidence = float(heat.max())
         if confidence is None:
             return Region(reason="the heat map has no confidence and is not scaled to [0, 1]")
@@ -238,8 +241,8 @@ class Nowhere:
 class Detector:
     """A detection model of the Hub through transformers' pipelines.
 
-    Zero-shot detectors are asked for the query; the others report the labels they were trained on. Detections
-    below `threshold` (confidence in [0, 1]) are left out.
+    Zero-shot detectors are asked for the query, or its first words where it is too long for them; the others report
+    the labels they were trained on. Detections below `threshold` (confidence in [0, 1]) are left out.
     """
 
     def __init__(self, model: str, query: Query, threshold: float) -> None:
@@ -268,19 +271,31 @@ class Detector:
         self._seen = lru_cache(SEEN)(self._detect)
 
     def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._seen(sample.image, self.query and self.query(sample)) for sample in samples]
+        return [self._seen(sample.image, self.query and self._fitting(self.query(sample))) for sample in samples]
+
+    def _fitting(self, query: str) -> str:
+        """The query's first words, as many as the detector's text encoder takes (16 tokens in OWL-ViT)."""
+        tokenizer = self.pipeline.tokenizer
+        while len(tokenizer(query).input_ids) > tokenizer.model_max_length:
+            query = query.rpartition(" ")[0] or query[:-1]
+        return query
 
     def _detect(self, image: Path, query: str | None) -> Region:
         extra = {} if query is None else {"candidate_labels": [query]}
-        found = self.pipeline(open_rgb(image), threshold=self.threshold, **extra)
+        try:
+            found = self.pipeline(open_rgb(image), threshold=self.threshold, **extra)
+        except InputError:
+            raise
+        except ValueError:  # image processors raise it where they scale a side to nothing
+            return Region(query=query, reason="the detector refused the image")
         return replace(_boxed([_box(entry["label"], entry["box"], entry["score"]) for entry in found]), query=query)
 
 
 class MedKLIPLocalizer:
     """The paper's tool: MedKLIP's attention as heat map, its probability as confidence.
 
-    It knows chest X-rays only and leaves out images that the table calls something else. With the query "question"
-    it is asked for the first of `LESIONS` that the question names, or else for "disease".
+    It knows chest X-rays only and leaves out images that the table calls something else. A question is asked as the
+    first of `LESIONS` that it names, or else as `DISEASE`.
 
     Args:
         folder: MedKLIP's checkpoint and its file of descriptions; a folder `text_encoder` in it, where there is one,
@@ -293,7 +308,8 @@ class MedKLIPLocalizer:
         self.name, self.rule, self.query = f"medklip:{folder}", rule, query
         encoder = folder / "text_encoder"
         self.model = MedKLIP(folder, str(encoder)) if encoder.is_dir() else MedKLIP(folder)
-        unknown = [text for text in query.texts() if text.casefold() not in map(str.casefold, self.model.observations)]
+        self._known = {name.casefold() for name in self.model.observations}
+        unknown = [text for text in query.texts() if text.casefold() not in self._known]
         if unknown:
             known = ", ".join(self.model.observations)
             raise InputError(f"MedKLIP has no observation {', '.join(map(repr, unknown))}; it has {known}.")
@@ -303,10 +319,9 @@ class MedKLIPLocalizer:
         return [self._look(sample) for sample in samples]
 
     def _look(self, sample: Sample) -> Region:
-        if (modality(sample) or "xray") != "xray":
+        if sample.modality and modality(sample) != "xray":
             return Region(reason=f"a chest X-ray tool does not read {sample.modality}")
-        organs = words(sample.organ or "")
-        if organs and not CHEST & set(organs):
+        if sample.organ and not CHEST.intersection(_letters(sample.organ)):
             return Region(reason=f"a chest X-ray tool does not read images of: {sample.organ}")
         return self._seen(sample.image, self._observation(sample))
 
@@ -316,10 +331,10 @@ class MedKLIPLocalizer:
         return replace(_heated(heat, image, self.rule, observation, confidence), query=observation)
 
     def _observation(self, sample: Sample) -> str:
-        if self.query.spec != "question":
-            return self.query(sample)
-        asked = words(sample.question)
-        return next((word for word in asked if word in LESIONS and word in self.model.observations), "disease")
+        asked = self.query(sample)
+        if asked.casefold() in self._known:
+            return asked
+        return next((word for word in words(asked) if word in LESIONS & self._known), DISEASE)
 
 
 class CentreStandIn:

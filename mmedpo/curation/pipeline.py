@@ -34,7 +34,7 @@ from mmedpo.sources import Sample, Source, read_source, refuse_faults
 from mmedpo.text import unit_interval, words
 from mmedpo.workdir import portable, versions, write_json
 
-BLOCK = 128  # questions: what a step records at once, and one process's share
+BLOCK = 256  # questions: what a step records at once, and one process's share
 SHOWN_ALTERNATIVES = 12
 FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # never kept: a resumed run asks again
 FAULTY_ROW = "faulty row of the source"
@@ -255,7 +255,7 @@ def _assemble(
         "panel": {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
         "localizer": localizer, "query": settings.query, "mask_rule": makers.mask_rule,
         "noise": noise and noise.record(), "style": settings.style,
-        "prompt_versions": PROMPTS, "calls": tally(ledgers["used"]),
+        "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": dict(rejects.most_common()),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
     }  # fmt: skip

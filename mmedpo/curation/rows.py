@@ -114,6 +114,10 @@ def _visual_pair(
         return None, Reject(sample.id, kind, region.reason, region.query or "")
     if noise.reversed and (disputed is None or "reason" in disputed):
         return None, Reject(sample.id, kind, "no wrong answer to prefer on the noised image", "")
+    if noise.method == "black":
+        pixels = images.pixels(sample.image)
+        if not pixels[_mask(pixels, region, noise)].any():
+            return None, Reject(sample.id, kind, "the region is black already", "")
     return Pair(sample, kind, region.confidence), None
 
 
@@ -184,12 +188,15 @@ def noised(sample: Sample, region: Region, noise: Noise, seed: int, row_id: str)
 
     Images without colour, however stored, get noise without colour: another kind would give the rejected side away.
     """
-    pixels = np.asarray(images.open_rgb(sample.image))
-    if (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    mask = np.ones(pixels.shape[:2], dtype=bool) if noise.whole else region.pixels(*pixels.shape[:2])
+    pixels = images.pixels(sample.image)
+    mask = _mask(pixels, region, noise)
     made = corrupt(pixels, mask, noise.method, generator(seed, row_id), step=noise.step, edge=noise.edge)
     return images.png(made, f"{sample.image.stem}-noised"), float(mask.mean())
+
+
+def _mask(pixels: np.ndarray, region: Region, noise: Noise) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    return np.ones((height, width), dtype=bool) if noise.whole else region.pixels(height, width)
 
 
 def _message(role: str, content: str) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
@@ -19,6 +19,23 @@ CHATS = "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], loca
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
+
+
+def _check_types(options: Any) -> None:
+    """Raise InputError if a field has not its type: TRL's parser takes what a recipe says as it is."""
+    wrong = []
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if kind == list[str]:
+            value = [value] if isinstance(value, str) else value
+            setattr(options, name, value)
+            fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        else:
+            fits = isinstance(value, float | int if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            wrong.append(f"{name} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
+    if wrong:
+        raise InputError("These settings cannot work: " + "; ".join(wrong) + ".")
 
 
 @dataclass
@@ -65,40 +82,30 @@ class Settings:
     reversed: bool = _option(False, "On the noised image, prefer the wrong answer to the gold one.")
 
     def __post_init__(self) -> None:
-        self.judges = [name for given in self.judges for name in given.split(",")]
-        names: dict[str, tuple[str, Sequence[str]]] = {
-            "style": (self.style, get_args(hallucinate.Style)),
-            "panel": (self.panel, get_args(relevance.Mode)),
-            "noise": (self.noise, noise.METHODS),
-            "noise region": (self.noise_region, ("lesion", "image")),
-            "weights": (self.weights, weights.METHODS),
-            "weights over": (self.weights_over, ("merged", "kind")),
-        }
+        _check_types(self)
+        self.judges = [name.strip() for given in self.judges for name in given.split(",")]
+        names: dict[str, Sequence[str]] = {
+            "style": get_args(hallucinate.Style), "panel": get_args(relevance.Mode), "noise": noise.METHODS,
+            "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": ("merged", "kind"),
+        }  # fmt: skip
         wrong = [
-            f"{what} is {given!r}; use one of {', '.join(known)}"
-            for what, (given, known) in names.items()
-            if given not in known
+            f"{name} is {given!r}; use one of {', '.join(known)}"
+            for name, known in names.items()
+            if (given := getattr(self, name)) not in known
         ]
-        ranges: dict[str, tuple[float, float, float]] = {
-            "limit": (1 if self.limit is None else self.limit, 1, math.inf),
-            "samples": (self.samples, 1, math.inf),
-            "temperature": (self.temperature, 0, math.inf),
-            "batch size": (self.batch_size, 1, math.inf),
-            "rounds": (self.rounds, 1, math.inf),
-            "tolerance": (self.tolerance, 0, 1),
-            "threshold": (self.threshold, 0, 1),
-            "largest coverage": (self.max_coverage, 0, 1),
-            "noise step": (self.noise_step, 1, noise.STEPS),
-            "noise edge": (self.noise_edge, 0, math.inf),
-        }
+        ranges: dict[str, tuple[float, float]] = {
+            "limit": (1, math.inf), "samples": (1, math.inf), "temperature": (0, math.inf), "batch_size": (1, math.inf),
+            "rounds": (1, math.inf), "tolerance": (0, 1), "threshold": (0, 1), "max_coverage": (0, 1),
+            "noise_step": (1, noise.STEPS), "noise_edge": (0, math.inf),
+        }  # fmt: skip
         wrong += [
-            f"{what} is {given}; it must be at least {low}" + (f" and at most {high}" if high < math.inf else "")
-            for what, (given, low, high) in ranges.items()
-            if not low <= given <= high
+            f"{name} is {given}; it must be at least {low}" + (f" and at most {high}" if high < math.inf else "")
+            for name, (low, high) in ranges.items()
+            if (given := getattr(self, name)) is not None and not low <= given <= high
         ]
         if self.samples > 1 and self.temperature == 0:
             wrong.append(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature")
-        if self.chat == "none" and ((self.localizer == "none" and not self.corruption.whole) or self.reversed):
+        if self.chat == "none" and (not self.makes_visual_pairs or self.reversed):
             wrong.append("without a chat model there are no wrong answers, and nothing else was asked for")
         if wrong:
             raise InputError("These settings cannot work: " + "; ".join(wrong) + ".")
@@ -124,10 +131,13 @@ class Run:
     cache: Path | None = field(
         default=None, metadata={"help": "Answered calls, never paid twice; calls.sqlite beside the output by default."}
     )
-    concurrency: int = _option(8, "Calls in flight at once, of each chat model.")
-    requests_per_minute: int | None = _option(None, "Most requests a minute to each chat model.")
+    concurrency: int = _option(8, "Calls in flight at once, over all chat models.")
+    requests_per_minute: int | None = _option(None, "Most requests a minute, over all chat models.")
     max_calls: int | None = _option(None, "Budget: stop after so many new calls.")
     max_tokens: int | None = _option(None, "Budget: stop after so many tokens of new calls.")
+
+    def __post_init__(self) -> None:
+        _check_types(self)
 
     @property
     def limits(self) -> Limits:
@@ -135,12 +145,13 @@ class Run:
 
 
 @dataclass
-class Preview:
-    """A sheet of pictures before a curation."""
+class Preview(Run):
+    """A sheet of pictures before a curation, with the curation's own options."""
 
-    output: Path = field(metadata={"help": "PNG file to write."})
+    output: Path = field(metadata={"help": "PNG file to write; it must not exist."})
     count: int = _option(8, "Images to show, 1 to 50.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.count <= 50:
             raise InputError(f"--count is {self.count}; a sheet shows 1 to 50 images.")

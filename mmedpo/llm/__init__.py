@@ -70,10 +70,13 @@ class ChatClient(ChatModel, Protocol):
 
 
 def parse_json(text: str) -> dict[str, Any] | None:
-    """The last whole JSON object in `text` (prose, code fences and thoughts around it are skipped), or None.
+    """The last whole JSON object in `text`, or None: prose and code fences around it are skipped, thoughts not read.
 
     Example: `parse_json('Sure: {"score": 0.8}')` is `{"score": 0.8}`; of `'{"score": 0.8, "ra'` it is None.
     """
+    text = text.rpartition("</think>")[2]
+    if "<think>" in text:  # cut off before the answer
+        return None
     decoder, found, start = json.JSONDecoder(), None, text.find("{")
     while start >= 0:
         try:

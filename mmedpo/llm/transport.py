@@ -67,7 +67,8 @@ def as_messages(request: ChatRequest) -> list[Any]:
 
 
 def data_url(image: bytes) -> str:
-    """An encoded image as `data:image/...;base64,...`; raises InputError if Pillow does not know its format."""
+    """An encoded image as `data:image/...;base64,...`; raises InputError if Pillow does not know its format, or if it
+    is larger than Pillow opens."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -75,6 +76,8 @@ def data_url(image: bytes) -> str:
             mime = Image.MIME[opened.format or ""]
     except (UnidentifiedImageError, KeyError):
         raise InputError(f"{len(image)} bytes are not an image of a known format; give PNG or JPEG.") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"The image is too large to be shown to a model ({error}); make it smaller.") from None
     return f"data:{mime};base64,{base64.b64encode(image).decode('ascii')}"
 
 
@@ -153,7 +156,9 @@ def _network_faults() -> Iterator[None]:
     try:
         yield
     except httpx2.RequestError as error:
-        kind = Kind.UNREACHABLE if isinstance(error, httpx2.ConnectError) else Kind.GONE
+        kind = Kind.GONE if isinstance(error, httpx2.TransportError) else Kind.FLAWED
+        if isinstance(error, httpx2.ConnectError):
+            kind = Kind.UNREACHABLE
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         raise NoAnswer(kind, f"the connection failed ({said})") from None
 

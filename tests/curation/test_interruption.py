@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def finished(cache: Path) -> set[str]:
     return {text.get("rationale") or text["kind"] for text in texts}
 
 
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while not true() and process.poll() is None:
+        time.sleep(0.005)
+
+
 def check_kills(make_source: MakeSource, tmp_path: Path, count: int, kills: int) -> None:
     chance = random.Random(0)
     source = make_source(questions(count))
@@ -103,27 +109,27 @@ def check_kills(make_source: MakeSource, tmp_path: Path, count: int, kills: int)
         killed = tmp_path / "killed" / "pairs"
         typed = command(source, killed, server, [sys.executable])
         done: set[str] = set()
+        rows = killed.with_name("pairs.partial") / "data"
         for number in range(kills):
             process, before = start(typed, killed), len(server.received)
-            # Most kills fall among the calls, the last ones where rows are written, the first before any work.
-            target = before + (chance.randrange(1, 2 * calls // kills) if 0 < number < kills * 3 // 4 else 10**9)
-            until = time.monotonic() + chance.uniform(2.0, 9.0)
-            while len(server.received) < target and process.poll() is None:
-                if target == 10**9 and time.monotonic() > until:
-                    break
-                time.sleep(0.005)
+            # One kill before any work, most among the calls, the last ones where rows are written.
+            if number == 0:
+                time.sleep(chance.uniform(0, 1))
+            elif number < kills * 3 // 4:
+                calls_left = before + chance.randrange(1, 2 * calls // kills)
+                wait_until(lambda left=calls_left: len(server.received) >= left, process)
+            else:
+                wait_until(rows.exists, process)
             time.sleep(chance.uniform(0, 0.05))
-            ended = process.poll() is not None
-            if not ended:
-                os.killpg(process.pid, signal.SIGKILL)
+            assert process.poll() is None, (killed.parent / "log").read_text()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             asked = {digest(received) for received in server.received[before:]}
             assert not asked & done, "a finished call was repeated"
             done = finished(killed.parent / "calls.sqlite")
-            if ended:
-                assert killed.exists(), (killed.parent / "log").read_text()
-        if not killed.exists():
-            run(typed, killed)
+        before = len(server.received)
+        run(typed, killed)
+        assert not {digest(received) for received in server.received[before:]} & done
         assert len(finished(killed.parent / "calls.sqlite")) == calls
         assert recorded(killed) == recorded(whole)
 
@@ -139,6 +145,24 @@ def test_a_run_of_five_hundred_questions_killed_twenty_times(make_source: MakeSo
     check_kills(make_source, tmp_path, count=500, kills=20)
 
 
+def test_a_spent_budget_stops_the_run_and_the_rest_is_asked_later(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source(questions(40))
+    with ChatServer() as server:
+        server.answer = answer
+        whole, later = tmp_path / "whole" / "pairs", tmp_path / "later" / "pairs"
+        run(command(source, whole, server, [sys.executable]), whole)
+        calls = len(server.received)
+        server.received.clear()
+        typed = command(source, later, server, [sys.executable])
+        assert start([*typed, "--max_calls", "25"], later).wait() == 130
+        assert len(server.received) == 25 and not later.exists()
+        said = (later.parent / "log").read_text()
+        assert "--max-calls 25" in said and "25 new calls" in said and "--resume" in said
+        run(typed, later)
+        assert len(server.received) == calls
+        assert recorded(later) == recorded(whole)
+
+
 def test_two_processes_make_the_dataset_of_one(corpus: Path, tiny_model: Path, detector: Path, tmp_path: Path) -> None:
     launch = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
@@ -149,7 +173,16 @@ def test_two_processes_make_the_dataset_of_one(corpus: Path, tiny_model: Path, d
         server.answer = answer
         for name, launcher in (("one", [sys.executable]), ("two", launch)):
             output = tmp_path / name / "pairs"
-            options = ["--model", tiny_model, "--style", "free", "--max_coverage", 1.0, "--localizer", f"detector:{detector}"]
+            options = [
+                "--model",
+                tiny_model,
+                "--style",
+                "free",
+                "--max_coverage",
+                1.0,
+                "--localizer",
+                f"detector:{detector}",
+            ]
             run([*command(corpus, output, server, launcher), *map(str, options)], output)
             made.append(recorded(output))
     assert made[0] == made[1]

@@ -547,6 +547,14 @@ def test_noise_options_reach_the_rows(make_source: MakeSource, tmp_path: Path) -
     assert not after[7:9, 7:9].any() and after[4, 4] > 0  # black inside, feathered at the edge
 
 
+def test_blackened_region_that_was_black_is_a_counted_reject(make_source: MakeSource, tmp_path: Path) -> None:
+    black = io.BytesIO()
+    Image.new("L", (32, 32)).save(black, "PNG")
+    source = make_source([question()], images={"a.png": black.getvalue()})
+    folder = curate(tmp_path / "out", Settings(source=source, noise="black"))
+    assert manifest(folder)["rejects"] == {"the region is black already": 1}
+
+
 def test_all_impossible_settings_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         Settings(source=tmp_path, samples=0, tolerance=2.0, noise="fog", panel="loud")

@@ -197,7 +197,7 @@ def test_over_http(chat_server):
     (result,) = Panel(judges).score([ITEM])
     assert (result.score, result.agreed) == (0.4, True)
     assert [received.body["model"] for received in chat_server.received] == ["med-8b", "med-70b"]
-    assert "score" in chat_server.received[0].body["response_format"]["value"]["properties"]
+    assert "score" in chat_server.received[0].body["response_format"]["json_schema"]["schema"]["properties"]
 
 
 def stand_ins():

@@ -1,10 +1,12 @@
 import asyncio
 import base64
+import io
 import logging
 import socket
 
 import pytest
 from chat_server import Answer
+from PIL import Image
 
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply
@@ -99,6 +101,12 @@ def test_one_refused_request_does_not_stop_the_others(chat_server, endpoint, ask
     assert good.text == "fine"
     assert "context length" in long.failure
     assert "not an image" in unreadable.failure
+
+
+def test_an_image_that_pillow_refuses_is_a_failure_of_its_request(endpoint, ask):
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    assert "too large" in endpoint().complete([ask(image=file.getvalue())])[0].failure
 
 
 def test_one_refused_request_alone_is_told_from_an_endpoint_that_refuses_all(chat_server, endpoint, ask):

@@ -13,6 +13,9 @@ def test_a_reply_has_a_text_or_a_failure():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ('<think>perhaps {"score": 0.3}</think> {"score": 0.7}', {"score": 0.7}),
+        ('<think>perhaps {"score": 0.3}</think> I will not say.', None),
+        ('<think>perhaps {"score": 0.3} or', None),
         ('{"score": 0.5}', {"score": 0.5}),
         ('Sure!\n```json\n{"score": 0.5}\n```\nHope it helps {smile}', {"score": 0.5}),
         ('<think>maybe {"score": 0.1}?</think>{"score": 0.9}', {"score": 0.9}),

@@ -32,7 +32,8 @@ from mmedpo import images, phantom
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import corrupt, generator
 from mmedpo.curation.rows import Noise, noised
-from mmedpo.sources import Box, Sample, read_source
+from mmedpo.samples import Box, Sample
+from mmedpo.sources import read_source
 
 SIDE = 1024
 ARMS = {

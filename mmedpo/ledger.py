@@ -82,20 +82,30 @@ class Ledger:
         if self._database is not None or self.path.exists():
             yield from self._opened().execute(query, values)
 
+    def open(self) -> None:
+        """Make sure that values can be put, before anything is done or paid for that should be."""
+        self._opened()
+
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            # A notebook's loop makes chat clients work in a thread of their own.
-            database = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
             try:
-                database.execute("PRAGMA journal_mode = WAL")  # one append a commit
-                database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine loses the last ones at most
-                with database:
-                    database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
+                self._database = self._connected()
             except sqlite3.DatabaseError as error:
-                database.close()
                 raise InputError(
-                    f"{self.path} cannot be used as a record of finished work ({error}). Name another file, or "
-                    "remove it if nothing in it is needed."
+                    f"{self.path} cannot be used as a record of finished work ({error}). Name another file in a folder "
+                    "that exists, or remove it if nothing in it is needed."
                 ) from error
-            self._database = database
         return self._database
+
+    def _connected(self) -> sqlite3.Connection:
+        # A notebook's loop makes chat clients work in a thread of their own.
+        database = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")  # one append a commit
+            database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine loses the last ones at most
+            with database:
+                database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
+        except BaseException:
+            database.close()
+            raise
+        return database

@@ -12,6 +12,7 @@ from typing import Any
 from mmedpo.errors import InputError
 
 FAULT = "_fault"  # key of what is wrong with a row: (column, sentence)
+WIDE = ("(row)", "has more cells than the table has columns; put texts with commas in quotes")
 NO_OBJECT = ("(row)", "is not an object; each row is one JSON object")
 
 
@@ -39,8 +40,9 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{table} is not UTF-8 ({error}); save it as UTF-8.") from None
     if table.suffix == ".csv":
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
         for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
-            yield f"{table.name}:{number}", row
+            yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else row
     elif table.suffix == ".json":
         try:
             rows = json.loads(text)

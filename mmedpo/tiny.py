@@ -15,7 +15,8 @@ from rich.progress import track
 
 from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
-from mmedpo.sources import Sample, read_source, refuse_faults
+from mmedpo.samples import Sample
+from mmedpo.sources import read_source, refuse_faults
 from mmedpo.workdir import output_folder, write_json
 
 if TYPE_CHECKING:

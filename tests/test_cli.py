@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Answer, ChatServer
 
 from mmedpo import cli
 
 MakeSource = Callable[..., Path]
 Run = Callable[..., tuple[int, str]]
-COMMANDS = ("curate", "audit", "train", "evaluate", "compare", "quickstart")
+COMMANDS = ("curate", "preview", "audit", "train", "evaluate", "compare", "quickstart")
 
 
 @pytest.fixture
@@ -145,12 +147,27 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         (f"{CURATE} --chat gpt", ["'gpt' names no chat model", "standin:rules", "hub:org/model"]),
         (f"{CURATE} --judges standin:strict,nobody", ["'nobody' names no chat model"]),
         (f"{CURATE} --judges standin:strict,standin:strict", ["names must differ"]),
-        (f"{CURATE} --localizer medklip", ["'medklip' is unknown", "boxes (from the data), detector:HUB-ID"]),
+        (f"{CURATE} --localizer medklip", ["'medklip' is unknown", "boxes, masks or heatmap (from the data)"]),
+        (f"{CURATE} --localizer medklip:{{here}}/nowhere", ["nowhere is no folder", "checkpoint and descriptions"]),
         (f"{CURATE} --localizer detector:{{here}}/bert", ["bert' is a 'bert' model, not a detector"]),
-        (f"{CURATE} --noise-step 1001", ["noise step is 1001", "1 .. 1000"]),
-        (f"{CURATE} --style long", ["style 'long' is unknown; use free or match"]),
-        (f"{CURATE} --weights zscore", ["'zscore' is unknown", "rescale, literal, raw, none"]),
-        (f"{CURATE} --limit 0", ["--limit"]),
+        (f"{CURATE} --localizer masks --query pet=lesion", ["query 'pet=lesion' cannot be read", "xray, ct, mri"]),
+        (f"{CURATE} --localizer heatmap --mask-rule mean", ["mask rule 'mean' is unknown", "quantile:Q", "otsu"]),
+        (
+            f"{CURATE} --noise-step 1001 --style long",
+            ["noise_step is 1001", "at most 1000", "style is 'long'", "match"],
+        ),
+        (f"{CURATE} --weights zscore", ["weights is 'zscore'", "rescale, literal, raw, none"]),
+        (f"{CURATE} --limit 0", ["limit is 0; it must be at least 1"]),
+        (f"{CURATE} --samples 0", ["samples is 0; it must be at least 1"]),
+        (f"{CURATE} --samples many", ["--samples: invalid int value: 'many'"]),
+        (f"{CURATE} --concurrency 0", ["concurrency is 0; it must be at least 1"]),
+        (f"{CURATE} --sampels 3 stray", ["mmedpo curate does not know --sampels 3 stray", "mmedpo curate --help"]),
+        (f"{CURATE} --config", ["--config needs a recipe after it"]),
+        (f"{CURATE} --config {{here}}/nowhere.yaml", ["No such file", "nowhere.yaml"]),
+        ("curate --split train", ["the following arguments are required: --source, --output"]),
+        ("preview --source {corpus} --output {here}/out.png --count 0", ["--count is 0; a sheet shows 1 to 50"]),
+        ("preview --source {corpus} --output {here}/out.png --limit 0", ["limit is 0; it must be at least 1"]),
+        ("preview --source {corpus} --output {here}/out.png --localizer masks", ["masks found a region in none of"]),
         (f"{EVALUATE} {{here}}/nowhere", ["nowhere' cannot be loaded"]),
         (f"{EVALUATE} {{here}}/bert", ["'bert' model, not a vision-language model"]),
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' does not fit"]),
@@ -175,6 +192,108 @@ def test_bad_input_exits_with_2_and_leaves_nothing(
     assert code == 2
     assert says(output, *phrases)
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "phrases"),
+    [
+        ("samplez: 3\n", ["mmedpo curate does not know --samplez 3", "mmedpo curate --help lists its options"]),
+        ("noise-step: 3\n", ["does not know --noise-step 3", "in a recipe they are spelt with _ instead of -"]),
+        ("samples: [1, 2]\ntemperature:\n", ["samples is [1, 2]; it must be of type int", "temperature is None"]),
+        ("samples: two\n", ["--samples: invalid int value: 'two'"]),
+        ("judges: 3\n", ["judges is 3; it must be of type list"]),
+        ("max_calls: many\n", ["--max-calls: invalid int value: 'many'"]),
+        ("- samples\n", ["must contain a YAML mapping"]),
+        ("samples: '3\n", ["recipe.yaml", "line 1, column 10"]),
+        ("", ["must contain a YAML mapping"]),
+    ],
+)
+def test_bad_recipe_exits_with_2_and_leaves_nothing(
+    run: Run, corpus: Path, tmp_path: Path, recipe: str, phrases: list[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    words = ("--source", corpus, "--output", tmp_path / "out")
+    code, output = run("curate", *words, "--config", tmp_path / "recipe.yaml")
+    assert code == 2 and says(output, *phrases)
+    assert left_behind(tmp_path) == []
+
+
+def test_usage_in_an_error_is_one_line_and_help_names_every_option(run: Run) -> None:
+    from dataclasses import fields
+
+    from mmedpo.curation.settings import Preview, Run, Settings
+
+    code, output = run("curate")
+    assert code == 2 and len(output.strip().split("\n")) == 2
+    for command, kinds in (("curate", (Settings, Run)), ("preview", (Settings, Preview))):
+        code, output = run(command, "--help")
+        assert code == 0 and "--config" in output
+        assert all(f"--{field.name}" in output for kind in kinds for field in fields(kind))
+
+
+def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_names(
+    run: Run, make_source: MakeSource, tmp_path: Path
+) -> None:
+    rows = [row(id=str(i), image=f"missing-{i}.png", task=f"kind {i}") for i in range(100)]
+    source = make_source([row(id="good"), *rows])
+    code, output = run("curate", "--source", source, "--output", tmp_path / "out")
+    assert code == 2 and says(output, "Faulty rows in source: 100.", "... and 180 more")
+    assert says(output, "All 200 are in mmedpo-faults.jsonl")
+    lines = (tmp_path / "mmedpo-faults.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [f"samples.jsonl:{i // 2 + 2}" for i in range(200)]
+    assert says(output, json.loads(lines[0])["sentence"]) and not says(output, json.loads(lines[-1])["sentence"])
+    assert left_behind(tmp_path) == []
+    code, output = run("curate", "--source", source, "--output", tmp_path / "out", "--skip-faulty")
+    assert code == 0 and says(output, "1 hallucinated_response", "201 rejected (see rejects.jsonl)")  # and no box
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert len({reject["id"] for reject in rejects if reject["reason"] == "faulty row of the source"}) == 100
+
+
+def test_few_faults_are_on_the_screen_and_in_no_file(run: Run, make_source: MakeSource, tmp_path: Path) -> None:
+    code, output = run("curate", "--source", make_source([row(answer="")]), "--output", tmp_path / "out")
+    assert code == 2 and not says(output, "mmedpo-faults") and not (tmp_path / "mmedpo-faults.jsonl").exists()
+
+
+def test_faults_stay_on_the_screen_where_no_file_can_be_written(
+    run: Run, make_source: MakeSource, tmp_path: Path
+) -> None:
+    (tmp_path / "mmedpo-faults.jsonl").mkdir()
+    source = make_source([row(id=str(i), answer="") for i in range(30)])
+    code, output = run("curate", "--source", source, "--output", tmp_path / "out")
+    assert code == 2 and says(output, "... and 10 more", "cannot all be written to mmedpo-faults.jsonl: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("option", "sent", "phrases"),
+    [
+        ("--chat", Answer(status=404, body=b"<html>", headers={"Content-Type": "text/html"}), ["HTTP 404", "/v1"]),
+        ("--chat", Answer("no such key", 401), ["refuses", "MMEDPO_API_KEY"]),
+        ("--judges", Answer(status=404, body=b"{}"), ["asked for the model 'm'", "Check the URL"]),
+    ],
+)
+def test_endpoint_that_is_no_chat_endpoint_exits_with_2_and_its_name(
+    run: Run, corpus: Path, chat_server: ChatServer, tmp_path: Path, option: str, sent: Answer, phrases: list[str]
+) -> None:
+    chat_server.answer = lambda received: sent
+    words = ("--source", corpus, "--split", "preference", "--limit", 4, "--output", tmp_path / "out")
+    code, output = run("curate", *words, option, f"{chat_server.url}#m")
+    assert code == 2 and says(output, chat_server.url, *phrases)
+    kept = ["out.partial"] if option == "--judges" else []  # wrong answers of the stand-in were made before
+    assert left_behind(tmp_path) == kept
+
+
+def test_spent_budget_exits_with_130_and_a_resumed_run_goes_on(
+    run: Run, corpus: Path, chat_server: ChatServer, tmp_path: Path
+) -> None:
+    chat_server.answer = lambda received: Answer('{"score": 0.5, "rationale": ""}', usage=(9, 1))
+    words = ("--source", corpus, "--split", "preference", "--limit", 6, "--output", tmp_path / "out")
+    judged = ("--judges", f"{chat_server.url}#m", "standin:strict", "--rounds", 1)
+    code, output = run("curate", *words, *judged, "--max-calls", 2)
+    assert code == 130 and says(output, "--max-calls 2", "run the same command with --resume")
+    assert left_behind(tmp_path) == ["out.partial"] and len(chat_server.received) == 2
+    code, output = run("curate", *words, *judged, "--max-calls", 99, "--resume")
+    assert code == 0 and left_behind(tmp_path) == ["out"]
+    assert len(chat_server.received) == 6  # each question was judged once
 
 
 def test_faulty_dataset_is_audited_listed_and_refused(run: Run, preferences: Path, tmp_path: Path) -> None:
@@ -247,6 +366,39 @@ def test_curate_writes_a_dataset_with_its_card(run: Run, corpus: Path, tmp_path:
     assert code == 0
     code, output = run(*words, "--resume")
     assert code == 0 and says(output, "out is finished; nothing to resume")
+
+
+def test_recipe_gives_what_the_same_options_give_and_the_command_line_wins(
+    run: Run, corpus: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("split: preference\nlimit: 9\njudges: standin:strict,standin:lenient\nseed: 3\n")
+    code, output = run("curate", f"--config={recipe}", "--limit", 4, "--source", corpus, "--output", tmp_path / "out-1")
+    assert code == 0 and says(output, "4 hallucinated_response")
+    words = shlex.split("--split preference --limit 4 --judges standin:strict standin:lenient --seed 3")
+    assert run("curate", *words, "--source", corpus, "--output", tmp_path / "out-2")[0] == 0
+    first, second = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out-1", "out-2"))
+    assert first.pop("command").startswith("mmedpo curate --config=recipe.yaml --limit 4")
+    assert second.pop("command").startswith("mmedpo curate --split preference --limit 4")
+    assert first == second and first["judges"] == ["standin:strict", "standin:lenient"]
+
+
+def test_preview_writes_a_sheet_and_says_what_it_left_out(run: Run, corpus: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from mmedpo.sources import read_source
+
+    (tmp_path / "recipe.yaml").write_text("split: preference\nconcurrency: 4\nnoise: black\n")  # as curate takes it
+    words = ("--config", tmp_path / "recipe.yaml", "--source", corpus, "--output", tmp_path / "new" / "sheet.png")
+    code, output = run("preview", *words, "--count", 50)
+    samples = read_source(corpus, "preference").samples
+    lesions = {sample.image for sample in samples if sample.boxes}
+    healthy = {sample.image for sample in samples} - lesions
+    assert code == 0 and says(output, f"{len(lesions)} shown; left out: {len(healthy)} no lesion was found.")
+    height, width = Image.open(tmp_path / "new" / "sheet.png").size[::-1]
+    assert height / len(lesions) == pytest.approx(width / 3 * 1.2, rel=0.01)
+    code, output = run("preview", *words)
+    assert code == 2 and says(output, "sheet.png exists already; choose another --output")
 
 
 def test_curate_records_no_folder_of_this_machine(run: Run, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

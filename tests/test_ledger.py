@@ -93,3 +93,9 @@ def test_a_file_that_is_no_ledger_is_bad_input_that_names_it(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"calls\.sqlite cannot be used as a record of finished work"):
         Ledger(tmp_path / "calls.sqlite").get("a")
     assert (tmp_path / "calls.sqlite").read_text().startswith("these are my notes")
+
+
+def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "calls.sqlite"):
+        with pytest.raises(InputError, match="in a folder that exists"):
+            Ledger(path).open()

@@ -16,7 +16,8 @@ from mmedpo import schema
 from mmedpo.audit import audit
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.pipeline import Settings, curate_folder
-from mmedpo.sources import Box, Source, read_source
+from mmedpo.samples import Box
+from mmedpo.sources import Source, read_source
 from mmedpo.workdir import output_folder
 
 LIMIT = 40  # of the 193 questions about 54 X-rays of 1024 x 1024 pixels: all take half a minute
@@ -140,7 +141,8 @@ def test_every_nih_lesion_is_noised_and_nothing_else(nih_bbox: Curated, shared_d
         assert np.mean(before[mask] != after[mask]) > 0.9
         assert made["mask_coverage"] == pytest.approx(mask.mean())
         coverages.append(mask.mean())
-    assert manifest["mask_coverage"] == pytest.approx({"mean": np.mean(coverages), "max": max(coverages)})
+    found = {"mean": np.mean(coverages), "max": max(coverages), "bound": 0.6}
+    assert manifest["mask_coverage"] == pytest.approx(found)
 
 
 def test_nih_boxes_in_the_rows_are_those_that_were_drawn(nih_bbox: Curated, shared_data: Path) -> None:

@@ -177,26 +177,6 @@ def test_text_fault(chosen: str, rejected: str, task: str, expected: str | None)
     assert found is None if expected is None else found is not None and expected in found
 
 
-def at(image_id: str, patient_id: str | None = None) -> dict[str, Any]:
-    return row(provenance={**row()["provenance"], "image_id": image_id, "patient_id": patient_id})
-
-
-def test_shared_images_and_patients_are_named_with_their_splits() -> None:
-    splits = {
-        "train": dataset(at("a", "p1"), at("a", "p1"), at("b")),
-        "test": dataset(at("a", "p2"), at("c", "p1"), at("d")),
-    }
-    assert sorted(map(str, schema.shared_groups(splits))) == [
-        "a [image_id]: occurs in the splits 'train' and 'test'",
-        "p1 [patient_id]: occurs in the splits 'train' and 'test'",
-    ]
-
-
-def test_groups_within_a_split_and_missing_ids_are_not_shared() -> None:
-    splits = {"train": dataset(at("a", "p1"), at("a", "p1"), row()), "test": dataset(at("b"), row())}
-    assert schema.shared_groups(splits) == []
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     colour = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.sources import Box, Sample, Source, read_source, refuse_faults
+from mmedpo.samples import Box, Sample, read_heat
+from mmedpo.sources import Source, read_source, refuse_faults
 
 MakeSource = Callable[..., Path]
 CUT = object()  # a key that is left out
@@ -71,6 +74,44 @@ def test_task_is_the_given_one_or_follows_from_the_answer(
     make_source: MakeSource, task: Any, answer: str, expected: str
 ) -> None:
     assert only(read_source(make_source([row(task=task, answer=answer)]))).task == expected
+
+
+def test_masks_heat_map_and_what_the_image_is_are_read(make_source: MakeSource, png: bytes) -> None:
+    files = dict.fromkeys(("a.png", "masks/a.png", "masks/left.png", "heat/a.png"), png)
+    np.save((folder := make_source([], images=files)) / "a.npy", np.eye(3))
+    region = {"masks": ["masks/a.png", "left.png"], "heatmap": "a.npy", "confidence": "0.5"}
+    rows = [row(image="./a.png", **region, modality="X-Ray", organ="Chest"), row(id="q2", image="./a.png", boxes=[])]
+    rows[1] |= {"mask": "left.png", "heatmap": "heat/a.png", "image_modality": 7, "body_part": "ABD", "confidence": 0}
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = read_source(folder)
+    assert source.faults == []
+    first, second = source.samples
+    assert first.masks == (folder / "masks" / "a.png", folder / "masks" / "left.png")
+    assert (first.heatmap, first.confidence, first.modality, first.organ) == (folder / "a.npy", 0.5, "X-Ray", "Chest")
+    assert second.masks == (folder / "masks" / "left.png",)
+    assert (second.heatmap, second.confidence) == (folder / "heat" / "a.png", 0.0)
+    assert (second.modality, second.organ) == ("7", "ABD")
+
+
+def test_row_without_them_has_no_region_of_its_own(make_source: MakeSource) -> None:
+    sample = only(read_source(make_source([row(masks=[], heatmap="", confidence=None, modality="", organ=None)])))
+    assert (sample.masks, sample.heatmap, sample.confidence, sample.modality, sample.organ) == (
+        (),
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize("cell", ["b.png", '["b.png"]'])
+def test_csv_masks_are_one_name_or_json(make_source: MakeSource, cell: str) -> None:
+    quoted = '"' + cell.replace('"', '""') + '"'
+    text = f"id,image,question,answer,masks,heatmap\n1,a.png,q,a,{quoted},\n2,a.png,q,a,,b.png\n"
+    folder = make_source(text=text, table="t.csv")
+    first, second = read_source(folder).samples
+    assert (first.masks, first.heatmap) == ((folder / "b.png",), None)
+    assert (second.masks, second.heatmap) == ((), folder / "b.png")
 
 
 @pytest.mark.parametrize(("answer", "expected"), [(3, "3"), (0, "0"), (2.5, "2.5"), (" left ", "left")])
@@ -245,6 +286,16 @@ BOX = {"x": 1, "y": 2, "w": 3, "h": 4}
         ({"image": ""}, "image", "is empty"),
         ({"image": "c.png"}, "image", "'c.png' is not below the source folder; add the file"),
         ({"image": 5}, "image", "5 is not below the source folder"),
+        ({"image": "scan.nii.gz"}, "image", "'scan.nii.gz' is not below the source folder as one of .png, .jpg, "),
+        ({"masks": "m.png"}, "masks", "'m.png' is not below the source folder; add the file"),
+        ({"masks": ["b.png", "m.png"]}, "masks", "'m.png' is not below the source folder; add the file"),
+        ({"masks": '["m.png"]'}, "masks", "'m.png' is not below the source folder; add the file"),
+        ({"heatmap": "h.npy"}, "heatmap", "'h.npy' is not below the source folder; add the file"),
+        ({"heatmap": ["a.png", "b.png"]}, "heatmap", "['a.png', 'b.png'] is not below the source folder"),
+        *(
+            ({"confidence": confidence}, "confidence", f"{confidence!r} is not a number in [0, 1]")
+            for confidence in (-0.1, 1.1, "high", "nan", math.inf, [0.5])
+        ),
         ({"question": CUT}, "question", "is empty; every row needs a question"),
         ({"question": " "}, "question", "is empty"),
         ({"answer": CUT}, "answer", "is empty; every row needs a gold answer"),
@@ -357,14 +408,124 @@ def test_bad_image_is_found_before_any_work(
     assert [sample.id for sample in source.samples] == ["q1"]
 
 
+def spoilt_array(heat: np.ndarray, cut: int | None = None) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, heat)
+    return buffer.getvalue()[:cut]
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "data", "sentence"),
+    [
+        ("masks", "m.png", b"no image", "m.png: the image is in no known format"),
+        ("masks", "m.npy", spoilt_array(np.eye(3)), "m.npy: the image is in no known format"),
+        ("image", "i.npy", spoilt_array(np.eye(3)), "i.npy: the image is in no known format"),
+        ("heatmap", "h.png", b"no image", "h.png: the image is in no known format"),
+        ("heatmap", "h.npy", b"", "h.npy: the array cannot be read (EOF"),
+        ("heatmap", "h.npy", b"no array", "h.npy: the array cannot be read (the magic string is not correct"),
+        ("heatmap", "h.npy", spoilt_array(np.eye(3), -1), "h.npy: the array cannot be read (Failed to read all data"),
+        ("heatmap", "h.npy", spoilt_array(np.eye(3), 60), "h.npy: the array cannot be read (EOF"),
+        ("heatmap", "h.npy", spoilt_array(np.array([{}])), "h.npy: the array cannot be read (Object arrays cannot"),
+        ("heatmap", "H.NPY", spoilt_array(np.zeros((2, 3, 4))), "H.NPY: a heat map has 2 dimensions of real numbers; "),
+        ("heatmap", "h.npy", spoilt_array(np.zeros((0, 4))), "this is float64 of shape (0, 4)"),
+        ("heatmap", "h.npy", spoilt_array(np.eye(2, dtype=complex)), "this is complex128 of shape (2, 2)"),
+        ("heatmap", "h.npy", spoilt_array(np.array([["a"]])), "this is <U1 of shape (1, 1)"),
+        *(
+            ("heatmap", "h.npy", spoilt_array(np.array([[0, odd]])), "h.npy: a heat map holds no NaN, no infinity")
+            for odd in (-1, math.nan, math.inf)
+        ),
+    ],
+)
+def test_bad_mask_or_heat_map_is_found_before_any_work(
+    make_source: MakeSource, png: bytes, column: str, name: str, data: bytes, sentence: str
+) -> None:
+    source = read_source(make_source([row(), row(id="q2", **{column: name})], images={"a.png": png, name: data}))
+    (fault,) = source.faults
+    assert (fault.row, fault.column) == ("q2", column) and sentence in fault.sentence
+    assert [sample.id for sample in source.samples] == ["q1"]
+
+
+def test_no_damage_to_an_array_file_is_more_than_a_fault(tmp_path: Path) -> None:
+    """Every byte replaced in turn, in the header by what Python's and NumPy's parsers stumble over."""
+    data, file, outcomes = spoilt_array(np.eye(3, 4)), tmp_path / "h.npy", set()
+    for place in range(len(data)):
+        for byte in (0, 255, *b" (9'"):
+            file.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
+            try:
+                outcomes.add(read_heat(file).ndim)
+            except InputError as error:
+                outcomes.add(str(error).split(" ")[0])
+    assert outcomes == {2, "h.npy:"}
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int16, np.float16, np.float32])
+def test_heat_of_any_real_type_is_read_as_it_is(tmp_path: Path, kind: type) -> None:
+    np.save(tmp_path / "h.npy", np.eye(2, 3).astype(kind))
+    heat = read_heat(tmp_path / "h.npy")
+    assert heat.dtype == np.float64 and np.array_equal(heat, np.eye(2, 3))
+
+
 def test_faulty_rows_are_refused_with_the_remedy(make_source: MakeSource) -> None:
     source = read_source(make_source([row(), row(id="q2", answer="")]))
     with pytest.raises(InputError) as raised:
         refuse_faults(source, skip_faulty=False)
-    assert "1 faulty rows in source. Mend them, or leave those rows out with --skip-faulty." in str(raised.value)
+    assert "Faulty rows in source: 1. Mend them, or leave those rows out with --skip-faulty." in str(raised.value)
     assert "samples.jsonl:2 [answer]" in str(raised.value)
     refuse_faults(source, skip_faulty=True)
     assert [sample.id for sample in source.samples] == ["q1"]
+
+
+def test_rows_are_counted_and_not_their_faults(make_source: MakeSource) -> None:
+    source = read_source(make_source([row(), row(id="q2", answer="", question="")]))
+    with pytest.raises(InputError, match=r"Faulty rows in source: 1\.") as raised:
+        refuse_faults(source, skip_faulty=False)
+    assert len(raised.value.faults) == 2
+
+
+@pytest.mark.parametrize(
+    ("renamed", "missing", "known"),
+    [
+        ({"image": "picture"}, ["no column image (or image_name, img_name, "], ["question (or", "answer (or"]),
+        ({"question": "q", "answer": "a"}, ["question (or prompt), no answer (or report, findings);"], ["image (or"]),
+    ],
+)
+def test_table_whose_columns_have_other_names_is_refused_at_once(
+    make_source: MakeSource, renamed: dict[str, str], missing: list[str], known: list[str]
+) -> None:
+    rows = [{renamed.get(name, name): value for name, value in row(id=str(i)).items()} for i in range(100)]
+    with pytest.raises(InputError) as raised:
+        read_source(make_source(rows))
+    assert all(phrase in str(raised.value) for phrase in missing)
+    assert not any(phrase in str(raised.value) for phrase in known)
+    assert f"its columns are {', '.join(sorted(rows[0]))}. Rename them" in str(raised.value)
+
+
+def test_csv_with_semicolons_is_refused_with_what_it_needs(make_source: MakeSource) -> None:
+    with pytest.raises(InputError, match=r"its columns are id;image;question;answer.*commas between columns"):
+        read_source(make_source(text="id;image;question;answer\n1;a.png;q;a\n", table="t.csv"))
+
+
+def test_findings_need_an_image_column_alone(make_source: MakeSource) -> None:
+    with pytest.raises(InputError, match=r"has no column image \(or [a-z_, ]+\); its columns are file, labels"):
+        read_source(make_source([{"file": "a.png", "labels": ["Mass"]}]))
+
+
+def test_two_hundred_rows_of_different_faults_leave_the_good_ones(make_source: MakeSource, png: bytes) -> None:
+    odd: list[dict[str, Any]] = [
+        *({"image": f"missing-{i}.png"} for i in range(40)),
+        *({"task": f"kind {i}"} for i in range(40)),
+        *({"boxes": [{**BOX, "w": -i}]} for i in range(40)),
+        *({"confidence": 2 + i} for i in range(40)),
+        *({"image": f"cut-{i}.png"} for i in range(40)),
+    ]
+    images = {"a.png": png, **{f"cut-{i}.png": png[: i * len(png) // 40] for i in range(40)}}
+    rows = [row(id=str(i), **changes) for i, changes in enumerate(odd)]
+    source = read_source(make_source([row(id="first"), *rows, row(id="last")], images=images))
+    assert [sample.id for sample in source.samples] == ["first", "last"]
+    with pytest.raises(InputError, match=r"Faulty rows in source: 200\.") as raised:
+        refuse_faults(source, skip_faulty=False)
+    assert len({fault.row for fault in raised.value.faults}) == 200
+    assert str(raised.value).endswith("... and 180 more")
 
 
 def test_source_without_a_usable_row_is_refused_even_so(make_source: MakeSource) -> None:
@@ -449,3 +610,15 @@ def test_limit_is_seeded_stable_and_in_the_sources_order(corpus: Path) -> None:
     assert kept(10, 0) != kept(10, 1)
     assert kept(10, 0) == [id_ for id_ in every if id_ in kept(10, 0)] and len(kept(10, 0)) == 10
     assert kept(10_000, 0) == every
+
+
+def test_csv_row_with_too_many_cells_is_a_fault_and_not_a_shorter_answer(make_source: MakeSource) -> None:
+    source = read_source(make_source(text="image,question,answer\na.png,Any?,no, none at all\n", table="samples.csv"))
+    assert [(fault.row, fault.column) for fault in source.faults] == [("samples.csv:2", "(row)")]
+    assert "put texts with commas in quotes" in source.faults[0].sentence
+
+
+def test_csv_cell_may_be_as_long_as_a_report_can_be(make_source: MakeSource) -> None:
+    report = "no effusion " * 20_000  # more than the csv module's own limit
+    source = read_source(make_source(text=f"image,question,report\na.png,Describe.,{report}\n", table="samples.csv"))
+    assert [sample.answer for sample in source.samples] == [report.strip()]

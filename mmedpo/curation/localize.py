@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
+from mmedpo.curation.query import DISEASE, Query, letters, modality
 from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
-from mmedpo.sources import Box, Sample, read_heat
+from mmedpo.samples import Box, Sample, read_heat
 from mmedpo.text import words
 
 if TYPE_CHECKING:
@@ -26,14 +25,6 @@ FORMS = (
     "boxes, masks or heatmap (from the data), detector:HUB-ID, medklip:FOLDER, standin:centre, none (no visual pairs)"
 )
 NOT_FOUND = "no lesion was found"
-# What tables call a kind of image: a word, or two written together.
-MODALITIES = {
-    "xray": {"xray", "xrays", "xr", "cr", "dr", "dx", "cxr", "radiograph", "radiographs", "radiography", "plainfilm"},
-    "ct": {"ct", "computedtomography"},
-    "mri": {"mri", "mr", "magneticresonance"},
-    "ultrasound": {"ultrasound", "us", "sonography", "ultrasonography"},
-}
-QUESTION, DISEASE = "question", "disease"  # as a query: the sample's own question, and what stands for it
 SEEN = 256  # images whose regions are remembered: an image has many questions
 # Of MedKLIP's observations those that are lesions; "normal", "heart" or "line" are others.
 LESIONS = frozenset(
@@ -131,49 +122,6 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
     else:
         return replace(region, coverage=float(mask.mean()))
     return replace(region, reason=reason)
-
-
-class Query:
-    """What a tool is asked for: one text ("disease"), one a modality ("xray=opacity,ct=lesion", all others
-    "disease"), or "question": the sample's own question.
-
-    Raises:
-        InputError: empty, or a modality that is none of `MODALITIES`.
-    """
-
-    def __init__(self, spec: str) -> None:
-        self._default, self._by_modality = spec, dict[str, str]()
-        if "=" in spec:
-            self._default = DISEASE
-            parts = [part.partition("=") for part in spec.split(",")]
-            self._by_modality = {name.strip(): text.strip() for name, _, text in parts}
-        if not spec.strip() or not self._by_modality.keys() <= MODALITIES.keys() or "" in self._by_modality.values():
-            raise InputError(
-                f"The query {spec!r} cannot be read; give one text, one a modality as in xray=opacity,ct=lesion "
-                f"({', '.join(MODALITIES)}), or question."
-            )
-
-    def texts(self) -> list[str]:
-        """All texts it may give, with `DISEASE` in place of the samples' questions."""
-        given = (*self._by_modality.values(), self._default)
-        return [DISEASE if text == QUESTION else text for text in given]
-
-    def __call__(self, sample: Sample) -> str:
-        text = self._by_modality.get(modality(sample) or "", self._default)
-        return sample.question if text == QUESTION else text
-
-
-def modality(sample: Sample) -> str | None:
-    """The sample's modality as `MODALITIES` has it; None if the table says nothing, something else or several."""
-    said = _letters(sample.modality)
-    said += map("".join, pairwise(said))
-    found = [name for name, spellings in MODALITIES.items() if spellings.intersection(said)]
-    return found[0] if len(found) == 1 else None
-
-
-def _letters(text: str | None) -> list[str]:
-    """Runs of letters, in lower case: "Chest_X-Ray" is chest, x, ray."""
-    return re.findall("[a-z]+", (text or "").casefold())
 
 
 class GivenBoxes:
@@ -321,7 +269,7 @@ class MedKLIPLocalizer:
     def _look(self, sample: Sample) -> Region:
         if sample.modality and modality(sample) != "xray":
             return Region(reason=f"a chest X-ray tool does not read {sample.modality}")
-        if sample.organ and not CHEST.intersection(_letters(sample.organ)):
+        if sample.organ and not CHEST.intersection(letters(sample.organ)):
             return Region(reason=f"a chest X-ray tool does not read images of: {sample.organ}")
         return self._seen(sample.image, self._observation(sample))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmedpo.errors import InputError
 from mmedpo.images import open_image
-from mmedpo.sources import Box
+from mmedpo.samples import Box
 
 STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")

@@ -30,7 +30,8 @@ from mmedpo.llm.cache import tally
 from mmedpo.llm.limits import Budget, Limits
 from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.processes import ALONE, Processes
-from mmedpo.sources import Sample, Source, read_source, refuse_faults
+from mmedpo.samples import Sample
+from mmedpo.sources import Source, read_source, refuse_faults
 from mmedpo.text import unit_interval, words
 from mmedpo.workdir import portable, versions, write_json
 
@@ -112,6 +113,8 @@ def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger) -> To
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     if settings.chat == "none":
         return Tools(None, None, localizer)
+    if not all(spec.startswith("standin:") for spec in (settings.chat, *settings.judges)):
+        calls.open()
     judges = [chat(judge) for judge in settings.judges]
     mode: Any = settings.panel
     panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode)
@@ -244,6 +247,8 @@ def _assemble(
     target = settings.model and portable(settings.model)
     localizer = portable(tools.localizer.name)
     heated = settings.localizer.startswith(("heatmap", "medklip"))
+    asked = settings.localizer.startswith(("detector", "medklip"))
+    judges = [portable(judge) for judge in settings.judges] if tools.panel else []
     makers = rows.Makers(
         target, revision, localizer, settings.mask_rule if heated else None, settings.corruption, settings.seed
     )
@@ -251,9 +256,9 @@ def _assemble(
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
-        "chat_model": tools.chat and portable(tools.chat.name), "judges": [portable(j) for j in settings.judges],
+        "chat_model": tools.chat and portable(tools.chat.name), "judges": judges,
         "panel": {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
-        "localizer": localizer, "query": settings.query, "mask_rule": makers.mask_rule,
+        "localizer": localizer, "query": settings.query if asked else None, "mask_rule": makers.mask_rule,
         "noise": noise and noise.record(), "style": settings.style,
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": dict(rejects.most_common()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 
 from mmedpo import images
 from mmedpo.curation.localize import Localizer, Region, bounded
-from mmedpo.curation.rows import Noise, noised
+from mmedpo.curation.rows import Noise, noised, row_id
 from mmedpo.errors import InputError
-from mmedpo.sources import Sample
+from mmedpo.samples import Sample
 
 WIDTH = 2.6  # inches a picture
 DOTS = 110  # an inch
@@ -72,7 +73,7 @@ def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int) -> by
         picture = images.open_rgb(sample.image)
         shape = picture.height, picture.width
         mask = np.ones(shape, bool) if noise.whole else region.pixels(*shape)
-        png, coverage = noised(sample, region, noise, seed, sample.id)
+        png, coverage = noised(sample, region, noise, seed, row_id(sample, noise.dispreference))
         corrupted = pillow.open(io.BytesIO(png["bytes"]))
         titles = (
             f"{_shortened(sample.image_id[::-1])[::-1]}\n{_shortened(sample.question)}",
@@ -85,7 +86,9 @@ def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int) -> by
             place.set(xticks=[], yticks=[])
         _outline(axes[0], region)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a question in a script that the font does not have
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -13,7 +13,7 @@ from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import corrupt, generator
 from mmedpo.ledger import Ledger
-from mmedpo.sources import Sample
+from mmedpo.samples import Sample
 
 TEXT_PAIR = "hallucinated_response"
 
@@ -129,7 +129,7 @@ def dataset_rows(
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
         row: dict[str, Any] = {
-            "id": f"{sample.source}/{sample.id}/{pair.dispreference}",
+            "id": row_id(sample, pair.dispreference),
             "images": [images.embedded(sample.image)],
             "rejected_images": None,
             "prompt": _message("user", sample.question),
@@ -150,6 +150,11 @@ def dataset_rows(
         if pair.dispreference != TEXT_PAIR:
             provenance |= _noised_image(row, sample, steps, makers)
         yield {**row, "provenance": {name: provenance.get(name) for name in fields}}
+
+
+def row_id(sample: Sample, dispreference: str) -> str:
+    """Stable and unique: what the row's noise is seeded by."""
+    return f"{sample.source}/{sample.id}/{dispreference}"
 
 
 def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:

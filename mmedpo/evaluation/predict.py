@@ -15,7 +15,7 @@ from mmedpo.evaluation.score import PROTOCOLS, question_faults, score_folder
 from mmedpo.images import open_rgb
 from mmedpo.ledger import Ledger
 from mmedpo.models import Sampling, VisionLanguageModel
-from mmedpo.sources import Sample
+from mmedpo.samples import Sample
 from mmedpo.workdir import portable, versions, write_json
 
 

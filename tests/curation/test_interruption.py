@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from mmedpo.curation.pipeline import BLOCK
 from tests.chat_server import Answer, ChatServer, Received
 from tests.conftest import MakeSource
 
@@ -63,11 +64,9 @@ def command(source: Path, output: Path, server: ChatServer, launch: list[str]) -
 
 
 def start(typed: list[str], output: Path) -> subprocess.Popen[bytes]:
-    # huggingface_hub refuses every request where it is told to stay offline
-    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     output.parent.mkdir(exist_ok=True)
     with (output.parent / "log").open("ab") as log:
-        return subprocess.Popen(typed, env=env, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(typed, stdout=log, stderr=log, start_new_session=True)
 
 
 def run(typed: list[str], output: Path) -> None:
@@ -163,27 +162,28 @@ def test_a_spent_budget_stops_the_run_and_the_rest_is_asked_later(make_source: M
         assert recorded(later) == recorded(whole)
 
 
-def test_two_processes_make_the_dataset_of_one(corpus: Path, tiny_model: Path, detector: Path, tmp_path: Path) -> None:
+def test_two_processes_make_the_dataset_of_one(
+    make_source: MakeSource, tiny_model: Path, detector: Path, tmp_path: Path
+) -> None:
+    count = BLOCK + 40  # two shares
+    rows = [{**row, "answer": ("yes", "no", "no", row["answer"])[i % 4]} for i, row in enumerate(questions(count))]
+    source = make_source(rows)
     launch = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
     ]  # fmt: skip
+    options = [
+        *("--model", str(tiny_model), "--samples", "2", "--localizer", f"detector:{detector}"),
+        *("--threshold", "0", "--max_coverage", "1"),
+    ]
     made = []
     with ChatServer() as server:
         server.answer = answer
         for name, launcher in (("one", [sys.executable]), ("two", launch)):
             output = tmp_path / name / "pairs"
-            options = [
-                "--model",
-                tiny_model,
-                "--style",
-                "free",
-                "--max_coverage",
-                1.0,
-                "--localizer",
-                f"detector:{detector}",
-            ]
-            run([*command(corpus, output, server, launcher), *map(str, options)], output)
+            run([*command(source, output, server, launcher), *options], output)
             made.append(recorded(output))
     assert made[0] == made[1]
-    assert json.loads(made[0]["manifest.json"])["counts"].keys() == {"hallucinated_response", "lesion_noise"}
+    found = json.loads(made[0]["manifest.json"])
+    assert found["counts"]["lesion_noise"] == count and found["target_model"]["name"] == "tiny"
+    assert found["counts"]["hallucinated_response"] > count / 2

@@ -26,7 +26,7 @@ from mmedpo.curation.noise import (
     unpack_mask,
 )
 from mmedpo.errors import InputError
-from mmedpo.sources import Box
+from mmedpo.samples import Box
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(48, 64), (48, 64, 3)]  # grey, RGB

@@ -26,7 +26,8 @@ from mmedpo.errors import InputError
 from mmedpo.ledger import Ledger
 from mmedpo.models import VisionLanguageModel
 from mmedpo.processes import ALONE
-from mmedpo.sources import Box, Sample, read_source
+from mmedpo.samples import Box, Sample
+from mmedpo.sources import read_source
 from mmedpo.text import words
 from mmedpo.workdir import output_folder
 

@@ -12,7 +12,8 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.ledger import Ledger
 from mmedpo.models import Sampling, VisionLanguageModel
-from mmedpo.sources import Sample, read_source
+from mmedpo.samples import Sample
+from mmedpo.sources import read_source
 
 GREEDY = Sampling(max_new_tokens=6)
 WARM = Sampling(max_new_tokens=6, temperature=0.7, seed=3)

@@ -1,0 +1,180 @@
+"""The options of a curation: what is allowed, that every fault is listed, and that a recipe's types are checked."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedpo.curation.rows import Noise
+from mmedpo.curation.settings import Preview, Run, Settings
+from mmedpo.errors import InputError
+from mmedpo.llm.limits import Limits
+
+SOURCE, OUTPUT = Path("source"), Path("out")
+
+
+def test_defaults_are_the_documented_method() -> None:
+    settings = Settings(SOURCE)
+    assert (settings.style, settings.panel, settings.rounds, settings.weights) == ("match", "sequential", 5, "rescale")
+    assert settings.corruption == Noise("diffusion", 800, 0, "lesion", reversed=False)
+    assert (settings.localizer, settings.query, settings.max_coverage) == ("boxes", "disease", 0.6)
+    assert settings.makes_visual_pairs
+
+
+@pytest.mark.parametrize("options", [Settings, Run, Preview])
+def test_every_option_has_help(options: type) -> None:
+    assert [field.name for field in fields(options) if not field.metadata.get("help")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("style", "long", "style is 'long'; use one of match, minimal, free"),
+        ("panel", "jury", "panel is 'jury'; use one of sequential, independent"),
+        ("noise", "blur", "noise is 'blur'; use one of diffusion, gaussian, black, crop"),
+        ("noise_region", "lung", "noise_region is 'lung'; use one of lesion, image"),
+        ("weights", "zscore", "weights is 'zscore'; use one of rescale, literal, raw, none"),
+        ("weights_over", "task", "weights_over is 'task'; use one of merged, kind"),
+        ("limit", 0, "limit is 0; it must be at least 1"),
+        ("samples", 0, "samples is 0; it must be at least 1"),
+        ("temperature", -0.1, "temperature is -0.1; it must be at least 0"),
+        ("temperature", float("nan"), "temperature is nan"),
+        ("batch_size", 0, "batch_size is 0; it must be at least 1"),
+        ("rounds", 0, "rounds is 0; it must be at least 1"),
+        ("tolerance", 1.1, "tolerance is 1.1; it must be at least 0 and at most 1"),
+        ("threshold", -1, "threshold is -1; it must be at least 0 and at most 1"),
+        ("max_coverage", 60, "max_coverage is 60; it must be at least 0 and at most 1"),
+        ("noise_step", 0, "noise_step is 0; it must be at least 1 and at most 1000"),
+        ("noise_step", 1001, "noise_step is 1001; it must be at least 1 and at most 1000"),
+        ("noise_edge", -1, "noise_edge is -1; it must be at least 0"),
+    ],
+)
+def test_value_out_of_range_is_refused_with_the_range(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Settings(SOURCE, **{name: value})
+    assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"noise_step": 1, "limit": 1, "samples": 1, "temperature": 0, "rounds": 1, "tolerance": 1, "threshold": 0},
+        {"noise_step": 1000, "threshold": 1, "max_coverage": 1, "tolerance": 0, "noise_edge": 0},
+        {"max_coverage": 0, "limit": None, "split": None, "model": None},
+    ],
+)
+def test_values_at_the_ends_of_their_ranges_are_allowed(settings: dict[str, Any]) -> None:
+    Settings(SOURCE, **settings)
+
+
+def test_all_faults_are_listed_together() -> None:
+    with pytest.raises(InputError) as raised:
+        Settings(SOURCE, style="long", limit=0, noise_step=0, tolerance=2)
+    assert all(f"{name} is " in str(raised.value) for name in ("style", "limit", "noise_step", "tolerance"))
+
+
+def test_several_samples_need_a_temperature() -> None:
+    with pytest.raises(InputError, match="4 samples at temperature 0 would all be equal; raise the temperature"):
+        Settings(SOURCE, temperature=0)
+    Settings(SOURCE, temperature=0, samples=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"localizer": "boxes"}, True),
+        ({"localizer": "none"}, False),
+        ({"localizer": "none", "noise_region": "image"}, True),
+        ({"localizer": "none", "noise": "crop"}, True),  # without regard to any lesion
+        ({"localizer": "boxes", "reversed": True}, False),  # which needs a wrong answer
+    ],
+)
+def test_without_a_chat_model_something_else_must_be_made(options: dict[str, Any], allowed: bool) -> None:
+    if allowed:
+        assert Settings(SOURCE, chat="none", **options).makes_visual_pairs
+        return
+    with pytest.raises(InputError, match="without a chat model there are no wrong answers"):
+        Settings(SOURCE, chat="none", **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "judges"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a,b", "c"], ["a", "b", "c"]),
+        (["a, b"], ["a", "b"]),
+        ("a,b", ["a", "b"]),  # one text, as a recipe may have it
+    ],
+)
+def test_judges_are_a_list_or_names_with_commas(given: Any, judges: list[str]) -> None:
+    assert Settings(SOURCE, judges=given).judges == judges
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("source", 5, "source is 5; it must be of type Path"),
+        ("source", "folder", "source is 'folder'; it must be of type Path"),
+        ("split", 1, "split is 1; it must be of type str | None"),
+        ("split", True, "split is True; it must be of type str | None"),
+        ("limit", 1.5, "limit is 1.5; it must be of type int | None"),
+        ("limit", True, "limit is True; it must be of type int | None"),
+        ("samples", [1, 2], "samples is [1, 2]; it must be of type int"),
+        ("samples", None, "samples is None; it must be of type int"),
+        ("temperature", None, "temperature is None; it must be of type float"),
+        ("skip_faulty", 1, "skip_faulty is 1; it must be of type bool"),
+        ("judges", None, "judges is None; it must be of type list"),
+        ("judges", ["a", 2], "judges is ['a', 2]; it must be of type list"),
+    ],
+)
+def test_value_of_another_type_is_refused(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Settings(**{"source": SOURCE, name: value})
+    assert sentence in str(raised.value)
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert Settings(SOURCE, temperature=1, max_coverage=1).temperature == 1
+
+
+def test_record_is_json_and_makes_the_same_settings() -> None:
+    settings = Settings(SOURCE, split="train", judges=["a,b"], reversed=True, tolerance=0.25)
+    record = json.loads(json.dumps(settings.record()))
+    assert Settings(**{**record, "source": Path(record["source"])}) == settings
+
+
+def test_run_has_the_limits_of_its_calls() -> None:
+    assert Run(OUTPUT).limits == Limits(8, None, None, None)
+    assert Run(OUTPUT, concurrency=4, requests_per_minute=60, max_calls=9, max_tokens=99).limits == Limits(4, 60, 9, 99)
+    with pytest.raises(InputError, match="max_calls is '9'; it must be of type int"):
+        Run(OUTPUT, max_calls="9")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 51, -1])
+def test_sheet_shows_1_to_50_images(count: int) -> None:
+    with pytest.raises(InputError, match=f"--count is {count}; a sheet shows 1 to 50 images"):
+        Preview(OUTPUT, count=count)
+    assert (Preview(OUTPUT, count=1).count, Preview(OUTPUT, count=50).count) == (1, 50)
+
+
+def parsed(words: Iterable[str]) -> Settings:
+    from trl import TrlParser
+
+    settings, _ = TrlParser([Settings, Run]).parse_args_and_config([*words, "--output", "out"])
+    return settings
+
+
+def test_recipe_and_command_line_give_the_same_settings_and_the_latter_wins(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("source: data\nsamples: 2\njudges: [a, b]\nskip_faulty: true\nmax_coverage: 1\nnoise_step: 900\n")
+    words = shlex.split("--source data --samples 2 --judges a b --skip-faulty --max-coverage 1 --noise-step 900")
+    assert parsed(["--config", str(recipe)]) == parsed(words)
+    assert parsed(["--config", str(recipe), "--samples", "7", "--judges", "c"]) == parsed(
+        [*words, "--samples", "7", "--judges", "c"]
+    )

@@ -9,46 +9,69 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import pad
 
+from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.training.sharing import pack, padded
+
+# An answer token's `token_type_ids`, 0 in other families: PaliGemma's 0 is the prefix, seen in both directions.
+ANSWER_TYPES = {"PaliGemmaProcessor": 1}
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # how Gemma and Qwen-VL mark image tokens
 
 
 @dataclass
 class PreferenceCollator:
-    """Turns rows of the preference dataset into model inputs: the chosen sides first, then the rejected ones.
+    """Turns pairs of the preference dataset into model inputs.
+
+    The chosen side of each pair has a row of its own, in the pairs' order; rows of rejected sides follow. With `share`,
+    a rejected side that sees the same images gets no row: its answer follows the chosen one's (`sharing.pack`), and
+    prompt and images are processed once.
 
     Args:
         processor: the model's own processor; its chat template writes prompt and answers.
-        max_length: longest allowed row in tokens, or None.
+        max_length: longest allowed prompt with one answer in tokens, or None.
+        share: put both answers of a pair with equal images into one row.
 
-    Returns (for B pairs, L tokens in the longest row):
-        `input_ids`, `attention_mask`, `completion_mask` (int64, 2B x L, right-padded), `weight` (float32, B),
-        `is_visual` (bool, B: the pair's images differ), and whatever the processor makes of the images
-        (`pixel_values`, ...), also chosen sides first.
+    Returns (for B pairs):
+        what `sharing.pack` returns for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
+        place in `schema.DISPREFERENCES`, -1 where the dataset does not say); and whatever the processor makes of the
+        images (`pixel_values`, ...), in the order of the rows.
 
     Raises:
-        InputError: a row has no weight, or is longer than `max_length`.
+        InputError: a pair has no weight, or is longer than `max_length`.
     """
 
     processor: ProcessorMixin
     max_length: int | None = None
+    share: bool = False
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if "weight" not in rows[0]:
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "weight" not in pairs[0]:
             raise InputError("The dataset has no `weight` column; MMedPO never falls back to plain DPO silently.")
-        images = [row["images"] for row in rows] + [row.get("rejected_images") or row["images"] for row in rows]
-        sides = [(row, "chosen") for row in rows] + [(row, "rejected") for row in rows]
-        texts = [self._texts(row, side) for row, side in sides]
+        count = len(pairs)
+        apart = [i for i, pair in enumerate(pairs) if not self.share or pair.get("rejected_images")]
+        owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
+        images = [pair["images"] for pair in pairs]
+        images += [pairs[i].get("rejected_images") or pairs[i]["images"] for i in apart]
+        texts = [self._texts(pair, side) for side in ("chosen", "rejected") for pair in pairs]
         prompts = self.processor(
-            text=[prompt for prompt, _ in texts],
+            text=[texts[sides[0]][0] for sides in owners],
             images=images,
-            padding=False,
+            padding=True,  # and taken off again: PaliGemma's processor fails on rows of different length
             add_special_tokens=False,  # the chat template has written them
         )
         answers = self.processor.tokenizer([answer for _, answer in texts], add_special_tokens=False)["input_ids"]
-        self._refuse_long(rows, prompts["input_ids"], answers)
-        return self._pad(rows, prompts, answers)
+        for key in {"input_ids", *TOKEN_TYPES} & prompts.keys():
+            prompts[key] = [
+                [value for value, there in zip(row, mask, strict=True) if there]
+                for row, mask in zip(prompts[key], prompts["attention_mask"], strict=True)
+            ]
+        self._refuse_long(prompts["input_ids"], owners, answers)
+        return {
+            **self._inputs(prompts, owners, answers),
+            "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
+            "kind": torch.tensor([_kind(pair.get("dispreference")) for pair in pairs]),
+        }
 
     def _texts(self, row: dict[str, Any], side: str) -> tuple[str, str]:
         """Prompt and answer as the model's template writes them; the answer keeps its end-of-turn token."""
@@ -64,35 +87,32 @@ class PreferenceCollator:
             )
         return prompt, whole[len(prompt) :]
 
-    def _refuse_long(self, rows: list[dict[str, Any]], prompts: list[list[int]], answers: list[list[int]]) -> None:
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        if self.max_length is not None and max(lengths) > self.max_length:
+    def _refuse_long(self, prompts: list[list[int]], owners: list[list[int]], answers: list[list[int]]) -> None:
+        longest = max(len(prompts[row]) + len(answers[side]) for row, sides in enumerate(owners) for side in sides)
+        if self.max_length is not None and longest > self.max_length:
             raise InputError(
-                f"A row has {max(lengths)} tokens (image tokens included), more than max_length {self.max_length}: "
+                f"A row has {longest} tokens (image tokens included), more than max_length {self.max_length}: "
                 "cutting it would cut its image or its answer. Raise max_length or leave it unset."
             )
 
-    def _pad(self, rows: list[dict[str, Any]], prompts: Any, answers: list[list[int]]) -> dict[str, torch.Tensor]:
-        prompt_ids = prompts["input_ids"]
+    def _inputs(self, prompts: Any, owners: list[list[int]], answers: list[list[int]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-
-        def right_padded(values: list[list[int]], value: int) -> torch.Tensor:
-            return pad([torch.tensor(row) for row in values], padding_value=value, padding_side="right")
-
-        pairs = list(zip(prompt_ids, answers, strict=True))
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        batch = {
-            "input_ids": right_padded([prompt + answer for prompt, answer in pairs], filler),
-            "attention_mask": right_padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0),
-            "completion_mask": right_padded([[0] * len(prompt) + [1] * len(answer) for prompt, answer in pairs], 0),
-            "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
-            "is_visual": torch.tensor([row.get("rejected_images") is not None for row in rows]),
-        }
-        for key in ("token_type_ids", "mm_token_type_ids"):  # Gemma and Qwen-VL mark image tokens
+        batch = pack(prompts["input_ids"], owners, answers, filler)
+        answer_type = ANSWER_TYPES.get(type(self.processor).__name__, 0)
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        for key in TOKEN_TYPES:
             if key in prompts:
-                marked = [list(kinds) + [0] * len(answer) for kinds, answer in zip(prompts[key], answers, strict=True)]
-                batch[key] = right_padded(marked, 0)
+                rows = zip(prompts[key], lengths, strict=True)
+                batch[key] = padded([[*types, *[answer_type] * (length - len(types))] for types, length in rows])
         for key, value in prompts.items():
-            if key not in batch:
+            if key not in batch and key != "labels":  # PaliGemma's
                 batch[key] = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
         return batch
+
+
+def _kind(dispreference: str | int | None) -> int:
+    """A dataset's kind of pair, by name or number, as a place in `schema.DISPREFERENCES`; -1 for others."""
+    if isinstance(dispreference, str):
+        return schema.DISPREFERENCES.index(dispreference) if dispreference in schema.DISPREFERENCES else -1
+    return -1 if dispreference is None else dispreference

@@ -8,7 +8,7 @@ from trl import DPOConfig
 
 from mmedpo.errors import InputError
 
-LOSS_TYPES = ("sigmoid", "ipo", "hinge", "sft")
+LOSS_TYPES = ("sigmoid", "ipo", "hinge", "sft", "mdpo_anchor")
 UNSUPPORTED = {
     "label_smoothing": 0.0,
     "f_divergence_type": "reverse_kl",
@@ -25,7 +25,7 @@ class MMedPOConfig(DPOConfig):
 
     Differs from its parent: `loss_type` holds only `LOSS_TYPES`, and "sft" is the mean over pairs of each chosen side's
     mean token NLL (TRL's is over the batch's tokens, which batch size changes); `max_length` is None, because cutting a
-    row may cut its image tokens; `weighted` is new.
+    row may cut its image tokens; `weighted`, `prefix_sharing` and the loss type "mdpo_anchor" are new.
     """
 
     weighted: bool = field(
@@ -33,6 +33,13 @@ class MMedPOConfig(DPOConfig):
         metadata={
             "help": "Multiply each pair's preference loss by its `weight` column (the paper's equation 5). "
             "False is plain DPO on the same pairs: the control arm."
+        },
+    )
+    prefix_sharing: bool = field(
+        default=True,
+        metadata={
+            "help": "Read the prompt and images of a pair once for both answers where its sides see the same images. "
+            "The loss stays the same; a check at the start of training falls back to separate rows where it would not."
         },
     )
     max_length: int | None = field(
@@ -45,7 +52,8 @@ class MMedPOConfig(DPOConfig):
         if unknown:
             raise InputError(
                 f"loss_type {unknown} is not supported: a clinical weight is defined for losses that are a mean over "
-                f"pairs. Use one of {', '.join(LOSS_TYPES)} ('sft' is the NLL of the chosen side, never weighted)."
+                f"pairs. Use one of {', '.join(LOSS_TYPES)} ('sft' is the NLL of the chosen side, 'mdpo_anchor' keeps "
+                "its reward above 0; neither is weighted)."
             )
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from datasets import Dataset, concatenate_datasets
+from transformers import AttentionInterface, AutoModelForImageTextToText, AutoProcessor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import DPOTrainer
 
 from mmedpo import MMedPOConfig
@@ -43,7 +45,9 @@ def test_at_weight_one_and_equal_images_the_loss_is_trls(
     text_rows: Dataset, make_trainer: Callable[..., DPOTrainer], loss_type: str
 ) -> None:
     rows = reweighted(text_rows, 1.0)
-    ours = losses(make_trainer(rows, loss_type=[loss_type]))
+    trainer = make_trainer(rows, loss_type=[loss_type])
+    ours = losses(trainer)
+    assert trainer.data_collator.share
     theirs = losses(make_trainer(rows, DPOTrainer, loss_type=[loss_type]))
     assert len(ours) == 3 and len(set(ours)) > 1, "the loss must move for the comparison to mean something"
     assert ours == pytest.approx(theirs, abs=1e-5)
@@ -63,7 +67,7 @@ def test_the_loss_is_the_mean_of_weight_times_pair_loss(
     weights = [0.5, 2.0, 1.0, 0.0]
     plain = make_trainer(reweighted(text_rows, 1.0).select(range(4)))
     batch = plain._prepare_inputs(plain.data_collator(list(plain.train_dataset)))
-    ratios = plain.answer_logps(plain.model, batch).sum(1) - plain.reference_logps(batch).sum(1) + torch.arange(8) / 3
+    ratios = plain.answer_logps(plain.model, batch).sum(1) - plain.reference_logps(batch) + torch.arange(8) / 3
     lengths, ones = batch["completion_mask"].sum(1), torch.ones(4)
     pair = -F.logsigmoid(0.1 * (ratios[:4] - ratios[4:]))
     weighted = plain.pair_loss(ratios, ratios, lengths, torch.tensor(weights))
@@ -86,6 +90,84 @@ def test_gradient_accumulation_does_not_change_the_training(
     )
 
 
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter as reference", "separate reference"])
+def test_sharing_prefixes_does_not_change_the_training(
+    rows: Dataset, text_rows: Dataset, make_trainer: Callable[..., DPOTrainer], lora: bool
+) -> None:
+    visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference").select(range(5))
+    mixed = concatenate_datasets([text_rows.select(range(7)), visual])
+    shared, apart = (make_trainer(mixed, lora=lora, prefix_sharing=share) for share in (True, False))
+    assert losses(shared) == pytest.approx(losses(apart), abs=1e-5)
+    assert shared.data_collator.share and not apart.data_collator.share
+    theirs = dict(apart.model.named_parameters())
+    for name, value in shared.model.named_parameters():
+        if "vision_tower" not in name or "k_proj.bias" not in name:  # no gradient but rounding, which Adam scales up
+            assert torch.allclose(value, theirs[name], atol=1e-4), name
+
+
+def test_a_pair_with_equal_images_is_one_row_and_its_image_is_processed_once(
+    text_rows: Dataset, visual_rows: Dataset, tiny_model: Path
+) -> None:
+    collator = PreferenceCollator(AutoProcessor.from_pretrained(tiny_model), share=True)
+    batch = collator([text_rows[0], visual_rows[0], text_rows[1]])
+    assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 4  # three pairs, one of them with two images
+    assert batch["segments"].amax(dim=1).tolist() == [2, 1, 2, 1]
+    assert len(batch["answer_ids"]) == 6 and batch["kind"].tolist() == [0, 1, 0]
+
+
+class ByPlace(torch.nn.Module):
+    """Rotary embeddings that ignore the positions they are given, so that shared rows come out wrong."""
+
+    def __init__(self, rotary: torch.nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return self.rotary(hidden, torch.arange(hidden.shape[1]).expand_as(position_ids))
+
+
+@pytest.mark.parametrize("fault", ["positions ignored", "attention without masks"])
+def test_where_sharing_would_change_results_training_says_so_and_goes_on_without(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer], fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = losses(make_trainer(text_rows, prefix_sharing=False))
+    trainer = make_trainer(text_rows)
+    if fault == "positions ignored":
+        decoder = trainer.model.get_base_model().get_decoder()
+        decoder.rotary_emb = ByPlace(decoder.rotary_emb)  # the same as before where each side has its own row
+        reason = r"log-probabilities of shared rows differ by \S+ relative, more than 1e-04"
+    else:
+        AttentionInterface.register("unmaskable", sdpa_attention_forward)
+        trainer.model.set_attn_implementation("unmaskable")
+        reason = "attention 'unmaskable' takes no mask"
+    assert losses(trainer) == pytest.approx(plain, abs=1e-5 if fault == "positions ignored" else 1)
+    assert not trainer.data_collator.share
+    assert re.search(f"Every side of a pair gets a row of its own, the slower way: {reason}", caplog.text)
+
+
+def test_margins_are_logged_by_kind_and_the_weights_effective_mass(
+    text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    rows = concatenate_datasets([text_rows.select(range(2)), visual_rows.select(range(2))])
+    trainer = make_trainer(reweighted(rows, [1.0, 3.0, 1.0, 1.0]), max_steps=2)
+    trainer.train()
+    log = trainer.state.log_history[1]  # of the second step: the first has no margin yet
+    kinds = [log["rewards/margins_hallucinated_response"], log["rewards/margins_lesion_noise"]]
+    assert sum(kinds) / 2 == pytest.approx(log["rewards/margins"], abs=1e-6) and kinds[0] != kinds[1]
+    assert "rewards/margins_image_noise" not in log
+    assert log["weights/mass"] == pytest.approx((1 + 3 + 1 + 1) ** 2 / (1 + 9 + 1 + 1) / 4)
+
+
+def test_mdpos_anchor_is_added_unweighted(text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]) -> None:
+    trainer = make_trainer(text_rows, loss_type=["sigmoid", "mdpo_anchor"], loss_weights=[1.0, 0.5])
+    ratios, weight, lengths = torch.tensor([2.0, -1.0, 0.5, 3.0]), torch.tensor([0.5, 2.0]), torch.ones(4)
+    expected = [
+        weight[i] * -F.logsigmoid(0.1 * (ratios[i] - ratios[2 + i])) - 0.5 * F.logsigmoid(0.1 * ratios[i])
+        for i in range(2)
+    ]
+    assert torch.allclose(trainer.pair_loss(ratios, ratios, lengths, weight), torch.stack(expected))
+
+
 def test_the_rejected_side_sees_its_own_image(visual_rows: Dataset, tiny_model: Path) -> None:
     processor = AutoProcessor.from_pretrained(tiny_model)
     rows = list(visual_rows.select(range(2)))
@@ -104,13 +186,13 @@ def test_answer_log_probabilities_are_those_of_each_row_alone(
     model = AutoModelForImageTextToText.from_pretrained(tiny_model)
     with torch.no_grad():
         together = trainer.answer_logps(trainer.model, batch).sum(1)
-        for i, mask in enumerate(batch["completion_mask"].bool()):
-            length = int(batch["attention_mask"][i].sum())
-            ids = batch["input_ids"][i : i + 1, :length]
-            logits = model(input_ids=ids, pixel_values=batch["pixel_values"][i : i + 1]).logits.log_softmax(-1)
-            positions = mask[:length].nonzero().squeeze(1)
-            alone = logits[0, positions - 1, ids[0, positions]].sum()
-            assert together[i].item() == pytest.approx(alone.item(), abs=1e-4)
+        for side, mask in enumerate(batch["completion_mask"].bool()):
+            prompt = batch["input_ids"][side, : int(batch["predictors"][side, 0]) % batch["input_ids"].shape[1] + 1]
+            answer = batch["answer_ids"][side, mask]
+            ids = torch.cat([prompt, answer])[None]
+            logits = model(input_ids=ids, pixel_values=batch["pixel_values"][side : side + 1]).logits.log_softmax(-1)
+            alone = logits[0, len(prompt) - 1 : -1].gather(1, answer[:, None]).sum()
+            assert together[side].item() == pytest.approx(alone.item(), abs=1e-4)
 
 
 def test_sft_is_the_mean_negative_log_probability_of_chosen_tokens_and_ignores_weights(
@@ -132,7 +214,7 @@ def test_full_fine_tuning_keeps_the_starting_model_as_reference(
     trainer.train()
     assert torch.equal(trainer.reference_logps(batch), before)
     with torch.no_grad():
-        assert not torch.allclose(trainer.answer_logps(trainer.model, batch), before, atol=1e-3)
+        assert not torch.allclose(trainer.answer_logps(trainer.model, batch).sum(1), before, atol=1e-3)
 
 
 def test_a_missing_weight_column_raises_and_names_the_columns_there_are(

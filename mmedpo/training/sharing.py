@@ -1,0 +1,181 @@
+"""Prefix sharing: the two answers of a pair behind one copy of their prompt and images, with unchanged results.
+
+A row of model input is [prompt with image tokens][first answer][second answer]. Tokens of the second answer attend to
+the prompt and to themselves, at the positions that they would have right behind the prompt. Nothing in the model
+changes: its own mask function (causal, sliding window, image blocks) is asked about these positions instead of the
+places in the row. The last token of an answer predicts nothing and is left out; the last token of the prompt is there
+once and predicts the first token of both answers. A row with one answer is the plain computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel, is_peft_model
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionMaskInterface
+
+from mmedpo.errors import InputError
+
+PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # what `pack` says beside the inputs
+MASKABLE = ("sdpa", "eager")  # attention implementations that take a mask of any shape
+
+
+class NotApartError(RuntimeError):
+    """A language model did not ask for the mask, or the positions, that keep two answers of a row apart."""
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int = 0
+) -> dict[str, torch.Tensor]:
+    """Rows of prompts with one or two answers each, right-padded.
+
+    Args:
+        prompts: token ids of the prompt of each row (R of them).
+        owners: which answers follow each prompt, as indices into `answers`; every answer belongs to one row.
+        answers: token ids of the answers (S of them).
+        filler: token id of the padding.
+
+    Returns (int64; L tokens in the longest row, T in the longest answer):
+        `input_ids`, `attention_mask` (R x L); `segments` (R x L: 0 prompt and padding, 1 first answer, 2 second);
+        `positions` (R x L: place of each token in its own prompt and answer);
+        `answer_ids`, `completion_mask` (S x T: whether there is such a token);
+        `predictors` (S x T: the place, in the flattened R x L, whose logits predict the token).
+    """
+    ids, segments, positions = [], [], []
+    places: list[list[tuple[int, int]]] = [[] for _ in answers]
+    for row, (prompt, sides) in enumerate(zip(prompts, owners, strict=True)):
+        ids.append(list(prompt))
+        segments.append([0] * len(prompt))
+        positions.append(list(range(len(prompt))))
+        for number, side in enumerate(sides, start=1):
+            seen, start = answers[side][:-1], len(ids[row])
+            ids[row] += seen
+            segments[row] += [number] * len(seen)
+            positions[row] += range(len(prompt), len(prompt) + len(seen))
+            before = [len(prompt) - 1, *range(start, start + len(seen))]
+            places[side] = [(row, place) for place in before[: len(answers[side])]]
+    width = max(len(row) for row in ids)
+    return {
+        "input_ids": padded(ids, filler),
+        "attention_mask": padded([[1] * len(row) for row in ids]),
+        "segments": padded(segments),
+        "positions": padded(positions),
+        "answer_ids": padded(answers, filler),
+        "completion_mask": padded([[1] * len(answer) for answer in answers]),
+        "predictors": padded([[row * width + place for row, place in side] for side in places]),
+    }
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
+    """Rows of different length as one int64 tensor, filled up on the right."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def answer_logps(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-probability of each answer token, from one forward pass whose language-model head sees answers only.
+
+    Args:
+        model: a vision-language model of transformers, maybe inside PEFT, DeepSpeed or DDP.
+        inputs: what `pack` returns, and what the model takes besides (`pixel_values`, ...), images in row order.
+
+    Returns:
+        float32, S x T, in the order of `answer_ids`; 0 where there is no token.
+
+    Raises:
+        InputError: the model does not let its head be limited to chosen places.
+        NotApartError: rows hold two answers and the model did not ask for the mask that keeps them apart.
+    """
+    there = inputs["completion_mask"].bool()
+    predictors, labels = inputs["predictors"][there], inputs["answer_ids"][there]
+    keep = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+    keep.view(-1)[predictors] = True
+    plain = {name: value for name, value in inputs.items() if name not in PACKING}
+    two_answers = bool((inputs["segments"] > 1).any())
+    apart: Any = shared_prefixes(model, inputs["segments"], inputs["positions"])
+    with apart if two_answers else contextlib.nullcontext():
+        logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
+    kept = keep.view(-1).cumsum(0)
+    if logits.shape[:-1] != (int(kept[-1]),):
+        raise InputError(
+            f"{type(_base(model)).__name__} does not take `logits_to_keep` as a mask, so its language-model head "
+            "cannot be limited to answers. Use a model class that ships with transformers."
+        )
+    index, logits = kept[predictors] - 1, logits.float()
+    values = logits[index, labels] - logits.logsumexp(dim=-1)[index]
+    return values.new_zeros(there.shape).masked_scatter(there, values)
+
+
+def refusal(model: Any) -> str | None:
+    """Why rows with two answers are out of the question for a model, or None."""
+    attention = text_model(model).config._attn_implementation
+    if attention not in MASKABLE:
+        return f"attention {attention!r} takes no mask of its own shape (use {' or '.join(MASKABLE)})"
+    return None
+
+
+def text_model(model: Any) -> Any:
+    """The language model, without its head, inside a vision-language model and what wraps it."""
+    return _base(model).get_decoder()
+
+
+def _base(model: Any) -> Any:
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextlib.contextmanager
+def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """While open, the language model keeps the segments of each row apart and counts positions as `pack` gives them.
+
+    Masks are built before the decoder layers, once a forward pass: what gradient checkpointing repeats holds them.
+
+    Raises:
+        NotApartError: at the end, where the model neither asked for a mask nor took the positions.
+    """
+    decoder = text_model(model)
+    attention = decoder.config._attn_implementation
+    inner = AttentionMaskInterface()[attention]
+    asked: set[str] = set()
+
+    def interface(*, config: Any, **kwargs: Any) -> Any:
+        if config is decoder.config:  # a vision tower asks for masks too
+            asked.add("mask")
+            kwargs["mask_function"] = _apart(kwargs["mask_function"], segments, positions)
+            kwargs["allow_is_causal_skip"] = False
+        return inner(config=config, **kwargs)
+
+    def reposition(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        asked.add("positions")
+        own = kwargs.get("position_ids")  # (..., R or 1, L): the family's own, with its axes and its first number
+        if own is None:
+            return args, {**kwargs, "position_ids": positions}
+        own = own.expand(*own.shape[:-2], *positions.shape)
+        return args, {**kwargs, "position_ids": own.take_along_dim(positions.expand_as(own), dim=-1)}
+
+    AttentionMaskInterface.register(attention, interface)
+    hook = decoder.register_forward_pre_hook(reposition, with_kwargs=True)
+    try:
+        yield
+    finally:
+        AttentionMaskInterface.register(attention, inner)
+        hook.remove()
+    if asked != {"mask", "positions"}:
+        raise NotApartError(
+            f"{type(decoder).__name__} did not use both mask and positions of shared rows (used: {sorted(asked)}), so "
+            "that its results would be wrong"
+        )
+
+
+def _apart(own: Callable[..., Any], segments: torch.Tensor, positions: torch.Tensor) -> Callable[..., Any]:
+    """A mask function that asks the model's own about positions, and hides each answer from everything but itself."""
+
+    def visible(row: Any, head: Any, query: Any, key: Any) -> Any:
+        to, by = segments[row, key], segments[row, query]
+        return ((to == 0) | (to == by)) & own(row, head, positions[row, query], positions[row, key])
+
+    return visible

@@ -12,6 +12,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.training.reference import row_key
 from mmedpo.training.sharing import pack, padded
 
 # An answer token's `token_type_ids`, 0 in other families: PaliGemma's 0 is the prefix, seen in both directions.
@@ -31,10 +32,12 @@ class PreferenceCollator:
         processor: the model's own processor; its chat template writes prompt and answers.
         max_length: longest allowed prompt with one answer in tokens, or None.
         share: put both answers of a pair with equal images into one row.
+        keyed: name each pair for the cache of reference log-probabilities.
 
     Returns (for B pairs):
         what `sharing.pack` returns for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
-        place in `schema.DISPREFERENCES`, -1 where the dataset does not say); and whatever the processor makes of the
+        place in `schema.DISPREFERENCES`, -1 where the dataset does not say); where `keyed`, `row_key` (int64, B x 2:
+        `reference.row_key`); and whatever the processor makes of the
         images (`pixel_values`, ...), in the order of the rows.
 
     Raises:
@@ -44,6 +47,7 @@ class PreferenceCollator:
     processor: ProcessorMixin
     max_length: int | None = None
     share: bool = False
+    keyed: bool = False
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "weight" not in pairs[0]:
@@ -53,7 +57,7 @@ class PreferenceCollator:
         owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
         images = [pair["images"] for pair in pairs]
         images += [pairs[i].get("rejected_images") or pairs[i]["images"] for i in apart]
-        texts = [self._texts(pair, side) for side in ("chosen", "rejected") for pair in pairs]
+        texts = [self.texts(pair, side) for side in ("chosen", "rejected") for pair in pairs]
         prompts = self.processor(
             text=[texts[sides[0]][0] for sides in owners],
             images=images,
@@ -71,12 +75,13 @@ class PreferenceCollator:
             **self._inputs(prompts, owners, answers),
             "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
             "kind": torch.tensor([_kind(pair.get("dispreference")) for pair in pairs]),
+            **({"row_key": torch.stack([row_key(pair) for pair in pairs])} if self.keyed else {}),
         }
 
-    def _texts(self, row: dict[str, Any], side: str) -> tuple[str, str]:
+    def texts(self, pair: dict[str, Any], side: str) -> tuple[str, str]:
         """Prompt and answer as the model's template writes them; the answer keeps its end-of-turn token."""
-        conversation = prepare_multimodal_messages(row["prompt"], images=row["images"])
-        answer = prepare_multimodal_messages(row[side])
+        conversation = prepare_multimodal_messages(pair["prompt"], images=pair["images"])
+        answer = prepare_multimodal_messages(pair[side])
         template = self.processor.apply_chat_template
         prompt = template(conversation, add_generation_prompt=True, tokenize=False)
         whole = template(conversation + answer, tokenize=False)

@@ -25,7 +25,8 @@ class MMedPOConfig(DPOConfig):
 
     Differs from its parent: `loss_type` holds only `LOSS_TYPES`, and "sft" is the mean over pairs of each chosen side's
     mean token NLL (TRL's is over the batch's tokens, which batch size changes); `max_length` is None, because cutting a
-    row may cut its image tokens; `weighted`, `prefix_sharing` and the loss type "mdpo_anchor" are new.
+    row may cut its image tokens. New are `weighted`, `prefix_sharing`, `reference_cache`, and the loss type
+    "mdpo_anchor".
     """
 
     weighted: bool = field(
@@ -40,6 +41,13 @@ class MMedPOConfig(DPOConfig):
         metadata={
             "help": "Read the prompt and images of a pair once for both answers where its sides see the same images. "
             "The loss stays the same; a check at the start of training falls back to separate rows where it would not."
+        },
+    )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps the reference's log-probabilities for later epochs, seeds and sweeps. What they "
+            "depend on (weights, processor, settings, pair) is their name there, so that no stale one is found."
         },
     )
     max_length: int | None = field(
@@ -58,5 +66,7 @@ class MMedPOConfig(DPOConfig):
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:
             raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")
+        if self.reference_cache and self.sync_ref_model:
+            raise InputError("reference_cache keeps what never changes; leave it out where sync_ref_model is on.")
         if self.beta <= 0:
             raise InputError(f"beta is {self.beta}; it must be positive.")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftConfig
@@ -27,6 +28,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from mmedpo import schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_model, load_processor
+from mmedpo.training import preflight
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
@@ -40,6 +42,7 @@ MACHINE_SETTINGS = {
     "resume_from_checkpoint",
     "local_rank",
     "accelerator_config",
+    "reference_cache",
 }
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
@@ -49,6 +52,8 @@ ALWAYS_RECORDED = {
 NOT_YET = ("load_in_4bit", "load_in_8bit", "trust_remote_code", "model_init_kwargs")
 
 Card = Callable[[Path], str]
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -104,6 +109,7 @@ def train(
     _refuse_strangers()
     dataset = _rows(run)
     processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
+    _check(dataset, processor, config, model_args, Path(run.output))
     settings = {
         "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": _plain(model_args),
         "config": _plain(config),
@@ -149,6 +155,22 @@ def _rows(run: RunArguments) -> Dataset:
     if len(dataset) == 0:
         raise InputError(f"{run.dataset_name} has no row of kind {run.dispreference!r}; nothing to train on.")
     return dataset
+
+
+def _check(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any, output: Path) -> None:
+    """Everything that can be known before weights are loaded; what the main process refuses, all refuse."""
+    refusal: list[InputError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            for warning in preflight.check(
+                dataset, processor, config, model_args, output, lambda model: _lora(model, model_args)
+            ):
+                logger.warning(warning)
+        except InputError as error:
+            refusal = [error]
+    broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise refusal[0]
 
 
 def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any) -> MMedPOTrainer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,21 +23,23 @@ from mmedpo.models import load_processor
 from mmedpo.training import sharing
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.reference import ReferenceCache, fingerprint
 
-NOT_FOR_THE_MODEL = ("weight", "kind")
+NOT_FOR_THE_MODEL = ("weight", "kind", "row_key")
 TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; anything coarser
 
 logger = get_logger(__name__)
 
 
-class _SettleSharing(TrainerCallback):
-    """Asks for the start-up check once the model is where it will be trained, and before the first batch is made."""
+class _Opening(TrainerCallback):
+    """What is settled once the model is where it will be trained, and before the first batch is made."""
 
     def __init__(self, trainer: MMedPOTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.settle_sharing()
+        self.trainer.open_reference_cache()
 
 
 class MMedPOTrainer(DPOTrainer):
@@ -75,7 +78,8 @@ class MMedPOTrainer(DPOTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
-        self.add_callback(_SettleSharing(self))
+        self._reference_cache: ReferenceCache | None = None
+        self.add_callback(_Opening(self))
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -143,6 +147,33 @@ class MMedPOTrainer(DPOTrainer):
         ):
             return self.answer_logps(model, inputs).sum(dim=1)
 
+    def open_reference_cache(self) -> None:
+        """From now on take the reference's log-probabilities from disk where they are known (`reference_cache`)."""
+        collator = self.data_collator
+        if not self.args.reference_cache or self.loss_types == ["sft"] or self._reference_cache is not None:
+            return
+        if not isinstance(collator, PreferenceCollator):
+            raise InputError("reference_cache needs mmedpo's own collator, which names the pairs.")
+        model = self.accelerator.unwrap_model(self.ref_model or self.model)
+        # The reference is the model without what this run trains; an adapter "ref" is the one it began with.
+        trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"] if not self.ref_model else []
+        settings = {
+            "max_length": self.args.max_length, "precision": self.accelerator.mixed_precision, "tf32": self.args.tf32,
+        }  # fmt: skip
+        name = fingerprint(model, self.processing_class, settings, trained)
+        self._reference_cache = ReferenceCache(Path(str(self.args.reference_cache)), name)
+        collator.keyed = True
+
+    def _known_reference_logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`reference_logps`, from the cache where it is open."""
+        if self._reference_cache is None or "row_key" not in inputs:
+            return self.reference_logps(inputs)
+
+        def compute() -> torch.Tensor:
+            return torch.stack(self.reference_logps(inputs).chunk(2), dim=1)
+
+        return torch.cat(self._reference_cache.get(inputs["row_key"], compute).unbind(1))
+
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
         if return_outputs:
             raise NotImplementedError("compute_metrics is not supported; use `mmedpo evaluate` on the saved adapter.")
@@ -150,7 +181,7 @@ class MMedPOTrainer(DPOTrainer):
         lengths = inputs["completion_mask"].sum(dim=1)
         ratios = logps.sum(dim=1)
         if self.loss_types != ["sft"]:
-            ratios = ratios - self.reference_logps(inputs)
+            ratios = ratios - self._known_reference_logps(inputs)
         pair_loss = self.pair_loss(ratios, logps.sum(dim=1), lengths, inputs["weight"])
         self._record(inputs, ratios.detach(), logps.detach().sum(dim=1), pair_loss.detach())
         return pair_loss.mean()

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModelForImageTextToText, AutoPr
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import DPOTrainer
 
-from mmedpo import MMedPOConfig
+from mmedpo import MMedPOConfig, MMedPOTrainer
 from mmedpo.errors import InputError
 from mmedpo.training.collator import PreferenceCollator
 
@@ -243,3 +243,37 @@ def test_a_row_longer_than_max_length_is_an_error_and_not_cut(text_rows: Dataset
 def test_settings_that_the_weighted_loss_does_not_have_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         MMedPOConfig(output_dir="unused", bf16=False, use_cpu=True, **settings)
+
+
+# The cache of reference log-probabilities.
+
+
+def test_a_second_run_asks_the_reference_nothing_and_has_the_same_losses(
+    make_trainer: Callable[..., Any], text_rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = losses(make_trainer(text_rows))
+    asked = 0
+    live = MMedPOTrainer.reference_logps
+
+    def counted(self: MMedPOTrainer, inputs: Any) -> torch.Tensor:
+        nonlocal asked
+        asked += 1
+        return live(self, inputs)
+
+    monkeypatch.setattr(MMedPOTrainer, "reference_logps", counted)
+    first = losses(make_trainer(text_rows, reference_cache=str(tmp_path / "cache")))
+    assert asked == 3  # three steps of the first epoch
+    second = losses(make_trainer(text_rows, reference_cache=str(tmp_path / "cache")))
+    assert asked == 3
+    assert first == pytest.approx(plain, abs=1e-6) and second == pytest.approx(plain, abs=1e-6)
+
+
+def test_a_changed_reference_is_not_taken_for_the_one_in_the_cache(
+    make_trainer: Callable[..., Any], text_rows: Dataset, tmp_path: Path
+) -> None:
+    make_trainer(text_rows, reference_cache=str(tmp_path / "cache")).train()
+    changed = make_trainer(text_rows, reference_cache=str(tmp_path / "cache"))
+    with torch.no_grad():
+        next(p for name, p in changed.model.named_parameters() if "lora" not in name).view(-1)[0] += 1e-3
+    changed.train()
+    assert len(list((tmp_path / "cache").glob("*.ledger"))) == 2

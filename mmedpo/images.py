@@ -28,8 +28,8 @@ class _UnusableError(Exception):
     """An image that cannot be used; the message is a fault's whole sentence."""
 
 
-def open_rgb(path: Path) -> Image:
-    """An image file as RGB, upright.
+def open_rgb(file: Path | bytes) -> Image:
+    """An image file, or its bytes, as RGB, upright.
 
     More than 8 bits a channel are scaled by the image's own range, where a conversion would clip them; DICOM is shown
     through its own window. Transparency is dropped.
@@ -37,7 +37,7 @@ def open_rgb(path: Path) -> Image:
     Raises:
         InputError: the file cannot be used, in the words of `fault`.
     """
-    return _open(path).convert("RGB")
+    return _open(file).convert("RGB")
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -118,13 +118,16 @@ def _set_limit() -> None:
         pillow.MAX_IMAGE_PIXELS = int(limit)
 
 
-def _open(path: Path) -> Image:
+def _open(file: Path | bytes) -> Image:
     try:
-        return _decode(path.read_bytes(), _is_dicom(path))
+        if isinstance(file, bytes):
+            return _decode(file, dicom=False)
+        return _decode(file.read_bytes(), _is_dicom(file))
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path.name}: {_sentence(error)}.") from error
+        name = "" if isinstance(file, bytes) else f"{file.name}: "
+        raise InputError(f"{name}{_sentence(error)}.") from error
 
 
 def _is_dicom(path: Path) -> bool:

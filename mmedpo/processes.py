@@ -60,7 +60,7 @@ class Processes:
             self._say(folder, "ready")
             return
         waited = 0.0
-        while not self._said(folder, "ready", self.launch):
+        while not self._said(folder, "ready"):
             time.sleep(POLL)
             waited += POLL
             if waited > LONGEST_START:
@@ -74,7 +74,7 @@ class Processes:
             self._say(folder, f"finished {self.rank}")
             return
         for rank in range(1, self.count):
-            while not self._said(folder, f"finished {rank}", self.launch):
+            while not self._said(folder, f"finished {rank}"):
                 time.sleep(POLL)
 
     def _say(self, folder: Path, what: str) -> None:
@@ -82,10 +82,10 @@ class Processes:
         ledger.put(what, self.launch)
         ledger.close()
 
-    def _said(self, folder: Path, what: str, launch: str) -> bool:
+    def _said(self, folder: Path, what: str) -> bool:
         ledger = Ledger(folder / COORDINATION)
         try:
-            return ledger.get(what) == launch
+            return ledger.get(what) == self.launch
         finally:
             ledger.close()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmedpo import images, schema
 from mmedpo.audit import distributions, page
 from mmedpo.cards import logged, notices, shown
+from mmedpo.errors import InputError
 from mmedpo.schema import message_text
 from mmedpo.workdir import read_json
 
@@ -275,18 +276,11 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _picture(image: Mapping[str, Any], boxes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """An image as a data URI of at most PICTURE_SIDE pixels a side, with its boxes; None if it cannot be decoded."""
-    import numpy as np
-    from PIL import Image
-
-    if images.fault(image):
+    try:
+        picture = images.open_rgb(image["bytes"] or Path(image["path"]))
+    except InputError:
         return None
-    with Image.open(io.BytesIO(image["bytes"] or Path(image["path"]).read_bytes())) as opened:
-        width, height = opened.size
-        if opened.mode.startswith(("I", "F")):  # more than 8 bits: stretch what is there from black to white
-            depth = np.asarray(opened, dtype=float)
-            picture = Image.fromarray(np.uint8(255 * (depth - depth.min()) / max(np.ptp(depth), 1e-9)))
-        else:
-            picture = opened.convert("RGB")
+    width, height = picture.size
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     file = io.BytesIO()
     small = max(width, height) <= SMALL_SIDE

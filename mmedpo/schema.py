@@ -174,10 +174,11 @@ def validate(dataset: Dataset) -> list[Fault]:
     for row in undecoded(dataset):
         counts[row["id"]] += 1
         faults.extend(row_faults(row))
-    return faults + _repeated(counts)
+    return faults + repeated_ids(counts)
 
 
-def _repeated(counts: Mapping[str, int]) -> list[Fault]:
+def repeated_ids(counts: Mapping[str, int]) -> list[Fault]:
+    """A fault for each id that occurs more than once."""
     return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
 
 
@@ -211,7 +212,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
                     if more := size > SHARD_BYTES:
                         break
                 writer.finalize()
-        faults += _repeated(counts)
+        faults += repeated_ids(counts)
         if faults:
             raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
         for number, shard in enumerate(shards):

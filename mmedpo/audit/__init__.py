@@ -79,8 +79,7 @@ def _measure(split: Split) -> tuple[list[Row], list[Fault]]:
         found.append(row)
         faults += split.row_faults(given, row)
     if split.is_ours:
-        times = Counter(row.name for row in found)
-        faults += [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in times.items() if n > 1]
+        faults += schema.repeated_ids(Counter(row.name for row in found))
     return found, faults
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
-from mmedpo.images import fault, open_image
+from mmedpo.images import open_rgb
 from mmedpo.llm import ChatReply, ChatRequest, OnReplies
 from mmedpo.models import best_device, can_see, encode, end_tokens, load_model, load_processor, load_tokenizer
 from mmedpo.text import unit_interval
@@ -136,7 +136,10 @@ class LocalChat:
     def _prompt(self, place: int, request: ChatRequest) -> _Prompt | ChatReply:
         """The request as the model takes it, or why it cannot be answered."""
         try:
-            image = None if request.image is None else _open_rgb(request.image)
+            image = None if request.image is None else open_rgb(request.image)
+        except InputError as error:
+            return ChatReply(failure=str(error).removesuffix("."))
+        try:
             marker = getattr(self.processor, "image_token", None)
             if marker and marker in request.text:
                 return ChatReply(failure=f"the text holds {marker!r}, which stands for an image; remove it")
@@ -144,8 +147,7 @@ class LocalChat:
         except InputError:
             raise
         except Exception as error:  # whatever a processor makes of an odd text or image
-            broken = request.image is not None and fault({"bytes": request.image, "path": None})
-            return ChatReply(failure=broken or f"the model's processor refuses it ({type(error).__name__}: {error})")
+            return ChatReply(failure=f"the model's processor refuses it ({type(error).__name__}: {error})")
         longest = self.settings["max_tokens"]
         if tokens + longest > self._context:
             return ChatReply(
@@ -216,9 +218,3 @@ class _Chance:
 
         drawn = [torch.rand(scores.shape[1], generator=own, device=scores.device) for own in self.generators]
         return scores / self.temperature - torch.log(-torch.log(torch.stack(drawn)))
-
-
-def _open_rgb(data: bytes) -> Image:
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(open_image(data)).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo import schema
 from mmedpo.errors import InputError
-from mmedpo.training.reference import row_key
+from mmedpo.training.reference import digest_key, image_digest, row_key
 from mmedpo.training.sharing import pack, padded
 
 # An answer token's `token_type_ids`, 0 in other families: PaliGemma's 0 is the prefix, seen in both directions.
 ANSWER_TYPES = {"PaliGemmaProcessor": 1}
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # how Gemma and Qwen-VL mark image tokens
+TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # the latter mark image tokens for Gemma and Qwen-VL
+
+Tokens = dict[str, list[int]]  # of `TOKENS` those that the model takes, a number for each token of a prompt
 
 
 @dataclass
@@ -32,47 +35,41 @@ class PreferenceCollator:
         processor: the model's own processor; its chat template writes prompt and answers.
         max_length: longest allowed prompt with one answer in tokens, or None.
         share: put both answers of a pair with equal images into one row.
+        once: process each distinct list of images once, for `images.BatchImages`.
         keyed: name each pair for the cache of reference log-probabilities.
+        pictured: name each list of images for the cache of features; needs `once`.
 
-    Returns (for B pairs):
+    Returns (for B pairs, in R rows, with U lists of images):
         what `sharing.pack` returns for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
         place in `schema.DISPREFERENCES`, -1 where the dataset does not say); where `keyed`, `row_key` (int64, B x 2:
-        `reference.row_key`); and whatever the processor makes of the
-        images (`pixel_values`, ...), in the order of the rows.
+        `reference.row_key`); whatever the processor makes of the images (`pixel_values`, ...), and what
+        `images.BatchImages` takes. Images are in the order of the rows, or as its `pictures` says.
 
     Raises:
-        InputError: a pair has no weight, or is longer than `max_length`.
+        InputError: a pair has no usable weight, or is longer than `max_length`.
     """
 
     processor: ProcessorMixin
     max_length: int | None = None
     share: bool = False
+    once: bool = False
     keyed: bool = False
+    pictured: bool = False
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if "weight" not in pairs[0]:
-            raise InputError("The dataset has no `weight` column; MMedPO never falls back to plain DPO silently.")
+        _refuse_weights(pairs)
         count = len(pairs)
         apart = [i for i, pair in enumerate(pairs) if not self.share or pair.get("rejected_images")]
         owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
         images = [pair["images"] for pair in pairs]
         images += [pairs[i].get("rejected_images") or pairs[i]["images"] for i in apart]
         texts = [self.texts(pair, side) for side in ("chosen", "rejected") for pair in pairs]
-        prompts = self.processor(
-            text=[texts[sides[0]][0] for sides in owners],
-            images=images,
-            padding=True,  # and taken off again: PaliGemma's processor fails on rows of different length
-            add_special_tokens=False,  # the chat template has written them
-        )
         answers = self.processor.tokenizer([answer for _, answer in texts], add_special_tokens=False)["input_ids"]
-        for key in {"input_ids", *TOKEN_TYPES} & prompts.keys():
-            prompts[key] = [
-                [value for value, there in zip(row, mask, strict=True) if there]
-                for row, mask in zip(prompts[key], prompts["attention_mask"], strict=True)
-            ]
-        self._refuse_long(prompts["input_ids"], owners, answers)
+        prompts, pixels = self._read([texts[sides[0]][0] for sides in owners], images)
+        self._refuse_long(prompts, owners, answers)
         return {
-            **self._inputs(prompts, owners, answers),
+            **self._packed(prompts, owners, answers),
+            **pixels,
             "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
             "kind": torch.tensor([_kind(pair.get("dispreference")) for pair in pairs]),
             **({"row_key": torch.stack([row_key(pair) for pair in pairs])} if self.keyed else {}),
@@ -92,28 +89,85 @@ class PreferenceCollator:
             )
         return prompt, whole[len(prompt) :]
 
-    def _refuse_long(self, prompts: list[list[int]], owners: list[list[int]], answers: list[list[int]]) -> None:
-        longest = max(len(prompts[row]) + len(answers[side]) for row, sides in enumerate(owners) for side in sides)
-        if self.max_length is not None and longest > self.max_length:
+    def _read(self, texts: list[str], images: list[list[Any]]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
+        """Token ids and types of each row's prompt, and the model inputs that its images become."""
+        digests = [tuple(map(image_digest, shown)) for shown in images] if self.once else list(range(len(images)))
+        numbers: dict[Any, int] = {}
+        pictures = [numbers.setdefault(digest, len(numbers)) for digest in digests]
+        first = [pictures.index(number) for number in range(len(numbers))]
+        tokens, pixels = self._processed([texts[row] for row in first], [images[row] for row in first])
+        known = {(texts[row], pictures[row]): read for row, read in zip(first, tokens, strict=True)}
+        others = {(texts[row], pictures[row]): row for row in range(len(texts))}
+        others = {view: row for view, row in others.items() if view not in known}
+        if others:  # another question about an image of the batch: only its text is new
+            more, _ = self._processed([texts[row] for row in others.values()], [images[row] for row in others.values()])
+            known.update(zip(others, more, strict=True))
+        if len(numbers) < len(texts):
+            pixels["pictures"] = torch.tensor(pictures)
+            if "image_grid_thw" in pixels:  # Qwen-VL's positions are made from it, row by row
+                grids = pixels["image_grid_thw"].split([len(images[row]) for row in first])
+                pixels["picture_grid_thw"] = pixels["image_grid_thw"]
+                pixels["image_grid_thw"] = torch.cat([grids[number] for number in pictures])
+        if self.pictured:
+            pixels["picture_key"] = torch.stack([digest_key([digests[row]]) for row in first])
+        return [known[view] for view in zip(texts, pictures, strict=True)], pixels
+
+    def _processed(self, texts: list[str], images: list[list[Any]]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
+        made = self.processor(
+            text=texts,
+            images=images,
+            padding=True,  # and taken off again: PaliGemma's processor fails on rows of different length
+            add_special_tokens=False,  # the chat template has written them
+        )
+        masks = made["attention_mask"]
+        tokens = [
+            {key: [v for v, there in zip(made[key][row], mask, strict=True) if there] for key in TOKENS if key in made}
+            for row, mask in enumerate(masks)
+        ]
+        pixels = {
+            key: value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+            for key, value in made.items()
+            if key not in (*TOKENS, "attention_mask", "labels")  # labels are PaliGemma's
+        }
+        return tokens, pixels
+
+    def _refuse_long(self, prompts: list[Tokens], owners: list[list[int]], answers: list[list[int]]) -> None:
+        lengths = [
+            len(prompt["input_ids"]) + len(answers[side])
+            for prompt, sides in zip(prompts, owners, strict=True)
+            for side in sides
+        ]
+        if self.max_length is not None and max(lengths) > self.max_length:
             raise InputError(
-                f"A row has {longest} tokens (image tokens included), more than max_length {self.max_length}: "
+                f"A row has {max(lengths)} tokens (image tokens included), more than max_length {self.max_length}: "
                 "cutting it would cut its image or its answer. Raise max_length or leave it unset."
             )
 
-    def _inputs(self, prompts: Any, owners: list[list[int]], answers: list[list[int]]) -> dict[str, torch.Tensor]:
+    def _packed(
+        self, prompts: list[Tokens], owners: list[list[int]], answers: list[list[int]]
+    ) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        batch = pack(prompts["input_ids"], owners, answers, filler)
+        batch = pack([prompt["input_ids"] for prompt in prompts], owners, answers, filler)
         answer_type = ANSWER_TYPES.get(type(self.processor).__name__, 0)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
-        for key in TOKEN_TYPES:
-            if key in prompts:
-                rows = zip(prompts[key], lengths, strict=True)
+        for key in TOKENS[1:]:
+            if key in prompts[0]:
+                rows = [(prompt[key], length) for prompt, length in zip(prompts, lengths, strict=True)]
                 batch[key] = padded([[*types, *[answer_type] * (length - len(types))] for types, length in rows])
-        for key, value in prompts.items():
-            if key not in batch and key != "labels":  # PaliGemma's
-                batch[key] = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
         return batch
+
+
+def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
+    if "weight" not in pairs[0]:
+        raise InputError("The dataset has no `weight` column; MMedPO never falls back to plain DPO silently.")
+    for pair in pairs:
+        weight = pair["weight"]
+        if weight is None or not 0 <= weight < math.inf:
+            raise InputError(
+                f"Row {pair.get('id', '(no id)')} has the weight {weight}; every row needs a finite one of 0 or more. "
+                "Curate the dataset again, or drop the row."
+            )
 
 
 def _kind(dispreference: str | int | None) -> int:

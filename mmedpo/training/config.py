@@ -8,7 +8,13 @@ from trl import DPOConfig
 
 from mmedpo.errors import InputError
 
-LOSS_TYPES = ("sigmoid", "ipo", "hinge", "sft", "mdpo_anchor")
+PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # a mean over pairs, so that a weight of a pair means something
+ADDED_LOSSES = {  # never weighted: what they add does not depend on how wrong the rejected side is
+    "sft": "the NLL of the chosen side",
+    "mdpo_anchor": "keeps the chosen side's reward above 0",
+    "tdpo_kl": "the token-wise KL divergence to the reference",
+}
+LOSS_TYPES = (*PREFERENCE_LOSSES, *ADDED_LOSSES)
 UNSUPPORTED = {
     "label_smoothing": 0.0,
     "f_divergence_type": "reverse_kl",
@@ -25,8 +31,8 @@ class MMedPOConfig(DPOConfig):
 
     Differs from its parent: `loss_type` holds only `LOSS_TYPES`, and "sft" is the mean over pairs of each chosen side's
     mean token NLL (TRL's is over the batch's tokens, which batch size changes); `max_length` is None, because cutting a
-    row may cut its image tokens. New are `weighted`, `prefix_sharing`, `reference_cache`, and the loss type
-    "mdpo_anchor".
+    row may cut its image tokens; `train_sampling_strategy` "group_by_length" groups by kind of pair, too. New are the
+    fields below, and the loss types "mdpo_anchor" and "tdpo_kl".
     """
 
     weighted: bool = field(
@@ -50,6 +56,27 @@ class MMedPOConfig(DPOConfig):
             "depend on (weights, processor, settings, pair) is their name there, so that no stale one is found."
         },
     )
+    encode_images_once: bool = field(
+        default=True,
+        metadata={
+            "help": "Pass each distinct image of a batch through the vision encoder once, and where that is not "
+            "trained keep the result for the reference's pass. The loss stays the same; checked as prefix_sharing is."
+        },
+    )
+    image_feature_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps what the vision encoder, if it is not trained, says of each image, for later "
+            "epochs and runs: 2 bytes x image tokens x width an image in bfloat16, 4.7 MB for LLaVA-1.5 7B."
+        },
+    )
+    projector_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train the projector between vision tower and language model too, at this learning rate. None "
+            "leaves it as it is; the vision tower always stays."
+        },
+    )
     max_length: int | None = field(
         default=None, metadata={"help": "Longest row in tokens, image tokens included; a longer row is an error."}
     )
@@ -60,13 +87,23 @@ class MMedPOConfig(DPOConfig):
         if unknown:
             raise InputError(
                 f"loss_type {unknown} is not supported: a clinical weight is defined for losses that are a mean over "
-                f"pairs. Use one of {', '.join(LOSS_TYPES)} ('sft' is the NLL of the chosen side, 'mdpo_anchor' keeps "
-                "its reward above 0; neither is weighted)."
+                f"pairs. Use one of {', '.join(PREFERENCE_LOSSES)}, and add, if wanted and never weighted, "
+                + "; ".join(f"{name} ({meaning})" for name, meaning in ADDED_LOSSES.items())
             )
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:
             raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")
         if self.reference_cache and self.sync_ref_model:
             raise InputError("reference_cache keeps what never changes; leave it out where sync_ref_model is on.")
+        if self.reference_cache and "tdpo_kl" in self.loss_type:
+            raise InputError("tdpo_kl needs the reference's distributions; reference_cache keeps sums of tokens only.")
+        if self.image_feature_cache and not self.encode_images_once:
+            raise InputError("image_feature_cache needs encode_images_once; leave one of the two out.")
+        if self.image_feature_cache and self.projector_learning_rate is not None:
+            raise InputError("image_feature_cache keeps what never changes; leave it or projector_learning_rate out.")
+        if self.projector_learning_rate is not None and self.projector_learning_rate <= 0:
+            raise InputError(f"projector_learning_rate is {self.projector_learning_rate}; it must be positive.")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise InputError("train_sampling_strategy batch_rebalance is not supported; use random or group_by_length.")
         if self.beta <= 0:
             raise InputError(f"beta is {self.beta}; it must be positive.")

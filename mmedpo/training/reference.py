@@ -88,9 +88,14 @@ def row_key(row: Mapping[str, Any]) -> torch.Tensor:
 
     Images are pictures or {"bytes", "path"}; of a picture its pixels count, of the latter the undecoded bytes.
     """
-    images = [_image(image) for image in row["images"]]
-    rejected = [_image(image) for image in row.get("rejected_images") or []] or images
-    said = json.dumps([row["prompt"], row["chosen"], row["rejected"], images, rejected], sort_keys=True)
+    images = [image_digest(image) for image in row["images"]]
+    rejected = [image_digest(image) for image in row.get("rejected_images") or []] or images
+    return digest_key([row["prompt"], row["chosen"], row["rejected"], images, rejected])
+
+
+def digest_key(value: Any) -> torch.Tensor:
+    """The digest of a JSON-able value as numbers (int64, 2)."""
+    said = json.dumps(value, sort_keys=True)
     return torch.frombuffer(bytearray(xxhash.xxh3_128(said.encode()).digest()), dtype=torch.int64)
 
 
@@ -239,7 +244,8 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def _image(image: Any) -> str:
+def image_digest(image: Any) -> str:
+    """A digest of a picture's pixels and mode, or of an undecoded image's bytes."""
     if isinstance(image, Mapping):
         return _digest(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
     shown = f"{image.mode} {image.size} {image.getpalette()} {image.info.get('transparency')}"

@@ -18,8 +18,6 @@ from accelerate.utils import extract_model_from_parallel, is_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionMaskInterface
 
-from mmedpo.errors import InputError
-
 PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # what `pack` says beside the inputs
 MASKABLE = ("sdpa", "eager")  # attention implementations that take a mask of any shape
 
@@ -76,40 +74,6 @@ def padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
     return pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
-def answer_logps(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Log-probability of each answer token, from one forward pass whose language-model head sees answers only.
-
-    Args:
-        model: a vision-language model of transformers, maybe inside PEFT, DeepSpeed or DDP.
-        inputs: what `pack` returns, and what the model takes besides (`pixel_values`, ...), images in row order.
-
-    Returns:
-        float32, S x T, in the order of `answer_ids`; 0 where there is no token.
-
-    Raises:
-        InputError: the model does not let its head be limited to chosen places.
-        NotApartError: rows hold two answers and the model did not ask for the mask that keeps them apart.
-    """
-    there = inputs["completion_mask"].bool()
-    predictors, labels = inputs["predictors"][there], inputs["answer_ids"][there]
-    keep = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
-    keep.view(-1)[predictors] = True
-    plain = {name: value for name, value in inputs.items() if name not in PACKING}
-    two_answers = bool((inputs["segments"] > 1).any())
-    apart: Any = shared_prefixes(model, inputs["segments"], inputs["positions"])
-    with apart if two_answers else contextlib.nullcontext():
-        logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
-    kept = keep.view(-1).cumsum(0)
-    if logits.shape[:-1] != (int(kept[-1]),):
-        raise InputError(
-            f"{type(_base(model)).__name__} does not take `logits_to_keep` as a mask, so its language-model head "
-            "cannot be limited to answers. Use a model class that ships with transformers."
-        )
-    index, logits = kept[predictors] - 1, logits.float()
-    values = logits[index, labels] - logits.logsumexp(dim=-1)[index]
-    return values.new_zeros(there.shape).masked_scatter(there, values)
-
-
 def refusal(model: Any) -> str | None:
     """Why rows with two answers are out of the question for a model, or None."""
     attention = text_model(model).config._attn_implementation
@@ -120,10 +84,11 @@ def refusal(model: Any) -> str | None:
 
 def text_model(model: Any) -> Any:
     """The language model, without its head, inside a vision-language model and what wraps it."""
-    return _base(model).get_decoder()
+    return base_model(model).get_decoder()
 
 
-def _base(model: Any) -> Any:
+def base_model(model: Any) -> Any:
+    """The model of transformers inside what wraps it: PEFT, DeepSpeed, DDP."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if is_peft_model(model) else model
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -20,15 +18,15 @@ from trl.trainer.utils import use_adapter
 from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.models import load_processor
-from mmedpo.training import sharing
+from mmedpo.training.answers import Answers, read_answers
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.grouping import GroupedSampler, lengths_by_kind
+from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, vision_parameters
 from mmedpo.training.reference import ReferenceCache, fingerprint
+from mmedpo.training.shortcuts import settle
 
-NOT_FOR_THE_MODEL = ("weight", "kind", "row_key")
-TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; anything coarser
-
-logger = get_logger(__name__)
+NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
 
 
 class _Opening(TrainerCallback):
@@ -38,8 +36,8 @@ class _Opening(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.settle_sharing()
-        self.trainer.open_reference_cache()
+        settle(self.trainer)
+        self.trainer.open_caches()
 
 
 class MMedPOTrainer(DPOTrainer):
@@ -50,11 +48,13 @@ class MMedPOTrainer(DPOTrainer):
     x* is the rejected side's own images where it has some, and log-probabilities are summed over answer tokens. Takes
     what `trl.DPOTrainer` takes, with a `MMedPOConfig`. The mean is over pairs and not over weights, so that batch size
     and gradient accumulation do not change the loss. Only answer tokens pass through the language-model head, and a
-    pair whose sides see the same images is one row, read once (`mmedpo.training.sharing`), where the check that opens
-    the training finds that this changes nothing.
+    pair whose sides see the same images is one row, read once (`mmedpo.training.sharing`), and an image that several
+    rows see is encoded once (`mmedpo.training.images`), where the check that opens the training finds that this changes
+    nothing.
 
-    Metrics beside TRL's: `rewards/margins_<kind>` for each kind of dispreference, `weights/mean`, and `weights/mass`,
-    the effective share of the batch (0, 1]: Kish's effective sample size (sum w)^2 / sum w^2 over the number of pairs.
+    Metrics beside TRL's: `rewards/margins_<kind>` for each kind of dispreference; `weights/mean`, `weights/sd`, and
+    `weights/mass`, the effective share of the batch (0, 1]: Kish's effective sample size (sum w)^2 / sum w^2 over the
+    number of pairs; `kl`, the divergence of `tdpo_kl`.
 
     Raises:
         InputError: the training or evaluation dataset has no `weight` column.
@@ -78,7 +78,9 @@ class MMedPOTrainer(DPOTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
+        self._frozen = is_frozen(self.model)
         self._reference_cache: ReferenceCache | None = None
+        self._feature_cache: FeatureCache | None = None
         self.add_callback(_Opening(self))
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -87,53 +89,66 @@ class MMedPOTrainer(DPOTrainer):
                 *("prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")
             ]
 
-    def settle_sharing(self) -> None:
-        """Compute one batch both ways, and let pairs share rows from now on if the results agree.
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        processor: Any = self.processing_class
+        return GroupedSampler(lengths_by_kind(dataset, processor.tokenizer), size, seed)
 
-        Says which it is. Training calls this at its start; until it is called, every side has its own row.
-        """
-        collator = self.data_collator
-        if not self.args.prefix_sharing or not isinstance(collator, PreferenceCollator):
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self.args.projector_learning_rate is not None:
+            projector = {id(value) for value in vision_parameters(self.model).values() if value.requires_grad}
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in projector]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in projector]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": self.args.projector_learning_rate})
+        return optimizer
+
+    def open_caches(self) -> None:
+        """From now on take from disk what is known of the reference (`reference_cache`) and of images
+        (`image_feature_cache`)."""
+        collator, settings = self.data_collator, self.args
+        for_reference = settings.reference_cache is not None and self.loss_types != ["sft"]
+        if self._reference_cache or self._feature_cache or not (for_reference or settings.image_feature_cache):
             return
-        refusals = [sharing.refusal(model) for model in (self.model, self.ref_model) if model is not None]
-        reason = next((refusal for refusal in refusals if refusal), None) or self._disagreement(collator)
-        collator.share = reason is None
-        if reason is None:
-            logger.info("Pairs with equal images share one row: prompt and images are read once for both answers.")
-        else:
-            logger.warning(f"Every side of a pair gets a row of its own, the slower way: {reason}.")
+        if not isinstance(collator, PreferenceCollator):
+            raise InputError("reference_cache and image_feature_cache need mmedpo's own collator.")
+        model = self.accelerator.unwrap_model(self.ref_model or self.model)
+        # The reference is the model without what this run trains; an adapter "ref" is the one it began with.
+        trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"] if not self.ref_model else []
+        decisive = {
+            "max_length": settings.max_length, "precision": self.accelerator.mixed_precision, "tf32": settings.tf32,
+        }  # fmt: skip
+        name = fingerprint(model, self.processing_class, decisive, trained)
+        if for_reference:
+            self._reference_cache = ReferenceCache(Path(str(settings.reference_cache)), name)
+            collator.keyed = True
+        if settings.image_feature_cache and collator.once:
+            if not self._frozen:
+                raise InputError("image_feature_cache keeps what never changes, but the vision encoder is trained.")
+            self._feature_cache = FeatureCache(Path(settings.image_feature_cache), name)
+            collator.pictured = True
 
-    def _disagreement(self, collator: PreferenceCollator) -> str | None:
-        """How far log-probabilities of shared rows are from those of separate rows, where it is too far."""
-        dataset: Any = self.train_dataset
-        pairs = [{**pair, "rejected_images": None} for pair in itertools.islice(dataset, 2)]
-        ways = [dataclasses.replace(collator, share=share)(pairs) for share in (False, True)]
-        model, was_training = self.model_wrapped, self.model.training
-        model.eval()
-        try:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                apart, shared = (self.answer_logps(model, self._prepare_inputs(inputs)) for inputs in ways)
-        except sharing.NotApartError as error:
-            return str(error)
-        finally:
-            model.train(was_training)
-        difference = (apart - shared).abs().max() / apart.abs().max().clamp(min=1)
-        difference = self.accelerator.gather(difference).max().item()  # every process decides alike
-        exact = self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-        tolerance = TOLERANCE["exact" if exact else "rounded"]
-        if difference <= tolerance:
-            return None
-        return f"log-probabilities of shared rows differ by {difference:.1e} relative, more than {tolerance:.0e}"
+    def answers(self, model: Any, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
+        """What a model says of the answers of a batch (2B of them, chosen first)."""
+        plain = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
+        return read_answers(model, plain, seen or self._images(inputs))
 
     def answer_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probability of each answer token (float32, 2B x T, chosen first; 0 where a side has no such token)."""
-        return sharing.answer_logps(model, {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_MODEL})
+        return self.answers(model, inputs).logps()
 
-    def reference_logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probability of each side (float32, 2B, chosen first) under the reference.
+    def _images(self, inputs: dict[str, torch.Tensor]) -> BatchImages | None:
+        once = getattr(self.data_collator, "once", False) or "pictures" in inputs
+        return BatchImages(inputs, self._frozen, self._feature_cache) if once else None
 
-        The reference is the model without its new adapter, or the separate reference model.
-        """
+    def reference_answers(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
+        """What the reference says: the model without its new adapter, or the separate reference model."""
         model: Any = self.ref_model or self.model
         adapter: Any = contextlib.nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
@@ -145,49 +160,49 @@ class MMedPOTrainer(DPOTrainer):
             adapter,
             disable_gradient_checkpointing(self.model, checkpointing),
         ):
-            return self.answer_logps(model, inputs).sum(dim=1)
+            return self.answers(model, inputs, seen)
 
-    def open_reference_cache(self) -> None:
-        """From now on take the reference's log-probabilities from disk where they are known (`reference_cache`)."""
-        collator = self.data_collator
-        if not self.args.reference_cache or self.loss_types == ["sft"] or self._reference_cache is not None:
-            return
-        if not isinstance(collator, PreferenceCollator):
-            raise InputError("reference_cache needs mmedpo's own collator, which names the pairs.")
-        model = self.accelerator.unwrap_model(self.ref_model or self.model)
-        # The reference is the model without what this run trains; an adapter "ref" is the one it began with.
-        trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"] if not self.ref_model else []
-        settings = {
-            "max_length": self.args.max_length, "precision": self.accelerator.mixed_precision, "tf32": self.args.tf32,
-        }  # fmt: skip
-        name = fingerprint(model, self.processing_class, settings, trained)
-        self._reference_cache = ReferenceCache(Path(str(self.args.reference_cache)), name)
-        collator.keyed = True
+    def reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> torch.Tensor:
+        """Log-probability of each side (float32, 2B, chosen first) under the reference."""
+        return self.reference_answers(inputs, seen).logps().sum(dim=1)
 
-    def _known_reference_logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _known_reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None) -> torch.Tensor:
         """`reference_logps`, from the cache where it is open."""
         if self._reference_cache is None or "row_key" not in inputs:
-            return self.reference_logps(inputs)
+            return self.reference_logps(inputs, seen)
 
         def compute() -> torch.Tensor:
-            return torch.stack(self.reference_logps(inputs).chunk(2), dim=1)
+            return torch.stack(self.reference_logps(inputs, seen).chunk(2), dim=1)
 
         return torch.cat(self._reference_cache.get(inputs["row_key"], compute).unbind(1))
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
         if return_outputs:
             raise NotImplementedError("compute_metrics is not supported; use `mmedpo evaluate` on the saved adapter.")
-        logps = self.answer_logps(model, inputs)
-        lengths = inputs["completion_mask"].sum(dim=1)
-        ratios = logps.sum(dim=1)
-        if self.loss_types != ["sft"]:
-            ratios = ratios - self._known_reference_logps(inputs)
-        pair_loss = self.pair_loss(ratios, logps.sum(dim=1), lengths, inputs["weight"])
-        self._record(inputs, ratios.detach(), logps.detach().sum(dim=1), pair_loss.detach())
+        seen = self._images(inputs)
+        answers = self.answers(model, inputs, seen)
+        logps, lengths = answers.logps().sum(dim=1), inputs["completion_mask"].sum(dim=1)
+        ratios, divergence = logps, None
+        if "tdpo_kl" in self.loss_types:
+            reference = self.reference_answers(inputs, seen)
+            ratios = logps - reference.logps().sum(dim=1)
+            divergence = answers.divergence(reference).sum(dim=1)
+        elif self.loss_types != ["sft"]:
+            ratios = logps - self._known_reference_logps(inputs, seen)
+        pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], divergence)
+        self._record(inputs, ratios.detach(), logps.detach())
+        if divergence is not None:
+            mean = self.accelerator.gather((divergence.detach() / lengths.clamp(min=1)).mean()).mean()
+            self._metrics["train" if self.model.training else "eval"]["kl"].append(mean.item())
         return pair_loss.mean()
 
     def pair_loss(
-        self, ratios: torch.Tensor, logps: torch.Tensor, lengths: torch.Tensor, weight: torch.Tensor
+        self,
+        ratios: torch.Tensor,
+        logps: torch.Tensor,
+        lengths: torch.Tensor,
+        weight: torch.Tensor,
+        divergence: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Loss of each pair (float, B): the weighted preference loss, plus what `loss_type` adds on the chosen side.
 
@@ -196,6 +211,7 @@ class MMedPOTrainer(DPOTrainer):
             logps: log-probability of each side (float, 2B).
             lengths: answer tokens of each side (int, 2B).
             weight: clinical weight of each pair (float, B).
+            divergence: KL(reference || model) in nats, summed over the tokens of each side (float, 2B), for "tdpo_kl".
         """
         chosen, rejected = ratios.chunk(2)
         weight = weight if self.args.weighted else torch.ones_like(weight)
@@ -213,17 +229,16 @@ class MMedPOTrainer(DPOTrainer):
                 total = total + share * -F.logsigmoid(self.beta * chosen)
             elif name == "sft":
                 total = total - share * (logps / lengths.clamp(min=1)).chunk(2)[0]
+            elif name == "tdpo_kl" and divergence is not None:  # the forward KL of TDPO (Zeng et al., 2024, sec. 4), as
+                # a penalty: the mean over a side's tokens, and over both sides
+                total = total + share * torch.stack((divergence / lengths.clamp(min=1)).chunk(2)).mean(dim=0)
         return total
 
-    def _record(
-        self, inputs: dict[str, torch.Tensor], ratios: torch.Tensor, logps: torch.Tensor, loss: torch.Tensor
-    ) -> None:
+    def _record(self, inputs: dict[str, torch.Tensor], ratios: torch.Tensor, logps: torch.Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         chosen, rejected = (self.beta * ratios).chunk(2)
-        columns = torch.stack(
-            [chosen, rejected, *logps.chunk(2), inputs["weight"], inputs["kind"].to(chosen), loss], dim=1
-        )
-        chosen, rejected, logp_chosen, logp_rejected, weight, kind, loss = self.accelerator.gather(columns).unbind(1)
+        columns = torch.stack([chosen, rejected, *logps.chunk(2), inputs["weight"], inputs["kind"].to(chosen)], dim=1)
+        chosen, rejected, logp_chosen, logp_rejected, weight, kind = self.accelerator.gather(columns).unbind(1)
         margins = chosen - rejected
         values = {
             "rewards/chosen": chosen,
@@ -234,6 +249,7 @@ class MMedPOTrainer(DPOTrainer):
             "logps/chosen": logp_chosen,
             "logps/rejected": logp_rejected,
             "weights/mean": weight,
+            "weights/sd": weight.std(unbiased=False),
             "weights/mass": weight.sum() ** 2 / (weight.square().sum() * len(weight)).clamp(min=1e-12),
         }
         for name, value in values.items():

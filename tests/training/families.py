@@ -15,8 +15,10 @@ import torch.nn.functional as F
 import transformers as tf
 from peft import LoraConfig, get_peft_model
 
+from mmedpo.training.answers import Answers, read_answers
+from mmedpo.training.images import BATCH_IMAGES, BatchImages, is_frozen
 from mmedpo.training.run import language_model_linears
-from mmedpo.training.sharing import answer_logps, pack
+from mmedpo.training.sharing import pack
 
 SIDE = 16  # pixels
 WORDS = range(10, 60)  # ids of words; special tokens lie outside
@@ -191,15 +193,25 @@ def pairs(images: Sequence[int] = (1, 2, 1), answers: Sequence[tuple[int, int]] 
     ]
 
 
-def batch(family: Family, drawn: Any, shared: bool) -> dict[str, torch.Tensor]:
-    """Model inputs of pairs with equal images: a row a pair, or (fallback) chosen rows and then rejected rows."""
+def batch(family: Family, drawn: Any, shared: bool, once: bool = False) -> dict[str, torch.Tensor]:
+    """Model inputs of pairs with equal images: a row a pair, or (fallback) chosen rows and then rejected rows.
+
+    With `once` the pairs' images are there once, in reversed order, and the rows say which they show.
+    """
     count = len(drawn)
     rows = range(count) if shared else [*range(count), *range(count)]
     owners = [(i, count + i) for i in range(count)] if shared else [(i,) for i in range(2 * count)]
     prompts = [_prompt(family, drawn[i]) for i in rows]
     inputs = pack(prompts, owners, [pair[2] for pair in drawn] + [pair[3] for pair in drawn])
     marks = _marks(family, inputs["input_ids"], [len(prompt) for prompt in prompts])
-    return {**inputs, **marks, **family.pixels([drawn[i][0] for i in rows])}
+    pixels = family.pixels([drawn[i][0] for i in rows])
+    if once:
+        grid = pixels.get("image_grid_thw")
+        pixels = family.pixels([drawn[i][0] for i in reversed(range(count))])
+        pixels["pictures"] = torch.tensor([count - 1 - i for i in rows])
+        if grid is not None:
+            pixels |= {"picture_grid_thw": pixels["image_grid_thw"], "image_grid_thw": grid}
+    return {**inputs, **marks, **pixels}
 
 
 def _prompt(family: Family, pair: Any) -> list[int]:
@@ -227,6 +239,13 @@ def alone(family: Family, drawn: Any) -> torch.Tensor:
     return torch.stack(sums)
 
 
+def ours(family: Family, inputs: dict[str, torch.Tensor]) -> Answers:
+    """What the trainer makes of a batch: with images encoded once where the batch has them once."""
+    once = "pictures" in inputs
+    plain = {name: value for name, value in inputs.items() if name not in BATCH_IMAGES}
+    return read_answers(family.model, plain, BatchImages(inputs, is_frozen(family.model)) if once else None)
+
+
 SETTINGS = ("plain", "plain, checkpointing", "plain, re-entrant checkpointing",
             "LoRA", "LoRA, checkpointing", "LoRA, re-entrant checkpointing")  # fmt: skip
 
@@ -245,7 +264,9 @@ def prepare(family: Family, setting: str) -> None:
         family.model.enable_input_require_grads()
 
 
-def differences(name: str, setting: str, shared: bool, attention: str = "sdpa") -> tuple[float, float]:
+def differences(
+    name: str, setting: str, shared: bool, attention: str = "sdpa", once: bool = False
+) -> tuple[float, float]:
     """Weighted DPO loss and gradients against `alone`: absolute difference of the loss, largest relative of a gradient.
 
     A gradient's difference is relative to the norm of its tensor, or to a thousandth of the largest tensor's norm where
@@ -264,7 +285,7 @@ def differences(name: str, setting: str, shared: bool, attention: str = "sdpa") 
         return loss.item(), {key: value.grad.clone() for key, value in parameters if value.grad is not None}
 
     loss, gradients = step(alone(family, drawn))
-    our_loss, our_gradients = step(answer_logps(family.model, batch(family, drawn, shared)).sum(dim=1))
+    our_loss, our_gradients = step(ours(family, batch(family, drawn, shared, once)).logps().sum(dim=1))
     assert gradients.keys() == our_gradients.keys()
     least = 1e-3 * max(gradient.norm() for gradient in gradients.values())
     relative = [(our_gradients[key] - value).norm() / value.norm().clamp(min=least) for key, value in gradients.items()]

@@ -17,8 +17,8 @@ from families import SIDE, WORDS, build
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.sharing import answer_logps
 
 SPECIAL = ["<pad>", "<bos>", "</s>", "<unk>", "<assistant>", "<image>", "<start>", "<end>", "<tile>", "<global-img>"]
 TEMPLATE = (
@@ -103,7 +103,7 @@ def test_shared_and_separate_rows_of_a_real_processor_give_the_same(name: str) -
     for batch in (shared, separate):
         del batch["weight"], batch["kind"]
     with torch.no_grad():
-        ours, theirs = answer_logps(family.model, shared), answer_logps(family.model, separate)
+        ours, theirs = (read_answers(family.model, way).logps() for way in (shared, separate))
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert abs(ours[2].sum() - ours[5].sum()) > 1e-3, "the same answer on another image has another probability"
 

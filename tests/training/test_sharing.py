@@ -11,7 +11,8 @@ from transformers import AttentionMaskInterface
 
 from mmedpo.errors import InputError
 from mmedpo.training import sharing
-from mmedpo.training.sharing import NotApartError, answer_logps, pack, refusal, shared_prefixes, text_model
+from mmedpo.training.answers import read_answers
+from mmedpo.training.sharing import NotApartError, pack, refusal, shared_prefixes, text_model
 
 
 def test_rows_hold_each_prompt_once_and_answers_without_their_last_token() -> None:
@@ -48,9 +49,9 @@ def test_the_families_would_show_an_error(name: str) -> None:
     leaking = {**right, "segments": torch.zeros_like(right["segments"])}
     other = {**right, "pixel_values": -right["pixel_values"]}
     with torch.no_grad():
-        expected = answer_logps(family.model, right)
-        assert (answer_logps(family.model, leaking) - expected).abs().max() > 1e-2
-        assert (answer_logps(family.model, other) - expected).abs().max() > 1e-2
+        expected = read_answers(family.model, right).logps()
+        assert (read_answers(family.model, leaking).logps() - expected).abs().max() > 1e-2
+        assert (read_answers(family.model, other).logps() - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("setting", [setting for setting in SETTINGS if "checkpointing" in setting])
@@ -59,7 +60,7 @@ def test_checkpointing_does_repeat_the_layers(setting: str) -> None:
     prepare(family, setting)
     calls: list[bool] = []
     text_model(family.model).layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(True))
-    answer_logps(family.model, batch(family, pairs(), shared=True)).sum().backward()
+    read_answers(family.model, batch(family, pairs(), shared=True)).logps().sum().backward()
     assert len(calls) == 2
 
 
@@ -72,7 +73,7 @@ def test_one_batch_may_hold_shared_and_separate_rows() -> None:
     rows["mm_token_type_ids"] = (rows["input_ids"] == family.model.config.image_token_id).long()
     family.model.eval()
     with torch.no_grad():
-        assert torch.allclose(answer_logps(family.model, rows), answer_logps(family.model, together), atol=1e-5)
+        assert torch.allclose(*(read_answers(family.model, way).logps() for way in (rows, together)), atol=1e-5)
 
 
 def test_nothing_stays_behind_in_transformers_or_the_model() -> None:
@@ -106,7 +107,7 @@ def test_a_model_whose_head_cannot_be_limited_is_an_error() -> None:
     forward = family.model.forward
     family.model.forward = lambda logits_to_keep, **inputs: forward(**inputs)
     with pytest.raises(InputError, match="does not take `logits_to_keep`"):
-        answer_logps(family.model, batch(family, pairs(), shared=False))
+        read_answers(family.model, batch(family, pairs(), shared=False))
 
 
 def test_flash_attention_is_refused() -> None:

@@ -1,0 +1,178 @@
+"""Each distinct image of a batch passes through the vision encoder once, whatever rows and passes look at it.
+
+The collator hands over each distinct list of images once and says which of them each row shows. Inside the model's own
+forward pass the encoder's output is handed to the rows; nothing else in the model changes. What an encoder that is not
+trained has said is kept for the reference's pass, and, where wanted, on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmedpo.errors import InputError
+from mmedpo.training.sharing import base_model, text_model
+
+BATCH_IMAGES = ("pictures", "picture_grid_thw", "picture_key")  # what the collator says of images beside the inputs
+
+
+@dataclass
+class Features:
+    """What an encoder says of one list of images.
+
+    Attributes:
+        levels: float, tokens x width each: what takes the place of the image tokens, then what some models (Qwen3-VL)
+            add to deeper layers.
+        listed: whether the model keeps a list of tensors, one an image, and not one tensor.
+    """
+
+    levels: list[torch.Tensor]
+    listed: bool
+
+
+class BatchImages:
+    """The images of one batch.
+
+    Args:
+        inputs: the batch. `pictures` (int64, R: which list of images each row shows) is there where lists are fewer
+            than rows or in another order; `picture_grid_thw` is the lists' own `image_grid_thw` then;
+            `picture_key` (int64, U x 2) names the lists for `cache`.
+        frozen: the encoder is not trained (`is_frozen`): it needs no gradient, and one pass serves all.
+        cache: features of earlier steps and runs.
+    """
+
+    def __init__(self, inputs: dict[str, torch.Tensor], frozen: bool, cache: FeatureCache | None = None) -> None:
+        self._inputs, self._frozen, self._cache = inputs, frozen, cache if frozen else None
+        self._kept: list[Features] | None = None
+
+    @contextlib.contextmanager
+    def encoded_once(self, model: Any) -> Iterator[None]:
+        """While open, the model's rows are given their images' features, computed once for each list of images."""
+        base = base_model(model)
+        inner, own = base.model, base.model.get_image_features
+        placeholders = self._inputs["input_ids"] == base.config.image_token_id
+
+        def for_rows(*args: Any, **kwargs: Any) -> SimpleNamespace:
+            if "picture_grid_thw" in self._inputs:  # the model has the rows' own, for its positions
+                args, kwargs = args[:1], {**kwargs, "image_grid_thw": self._inputs["picture_grid_thw"]}
+            features = self._kept or self._encode(lambda: own(*args, **kwargs), placeholders)
+            self._kept = features if self._frozen else None
+            return self._handed_out(features)
+
+        inner.get_image_features = for_rows
+        try:
+            yield
+        finally:
+            del inner.get_image_features
+
+    def _encode(self, compute: Callable[[], Any], placeholders: torch.Tensor) -> list[Features]:
+        def encode() -> list[Features]:
+            with torch.no_grad() if self._frozen else contextlib.nullcontext():
+                output = compute()
+            pooled = output.pooler_output
+            listed = isinstance(pooled, (list, tuple))
+            levels = [pooled, *(getattr(output, "deepstack_features", None) or [])]
+            flat = [torch.cat(list(level)) if isinstance(level, (list, tuple)) else level for level in levels]
+            flat = [level.reshape(-1, level.shape[-1]) for level in flat]
+            if "pictures" not in self._inputs and self._cache is None:  # the rows' own, one after another
+                return [Features(flat, listed)]
+            split = [level.split(self._lengths(placeholders)) for level in flat]
+            return [Features(list(parts), listed) for parts in zip(*split, strict=True)]
+
+        if self._cache is None:
+            return encode()
+        return self._cache.get(self._inputs["picture_key"], encode)
+
+    def _lengths(self, placeholders: torch.Tensor) -> list[int]:
+        """Tokens of each list of images, as its rows have placeholders for them."""
+        counts = placeholders.sum(dim=1).tolist()
+        shown = self._inputs["pictures"].tolist() if "pictures" in self._inputs else range(len(counts))
+        lengths = dict(zip(shown, counts, strict=True))
+        return [lengths[i] for i in sorted(lengths)]
+
+    def _handed_out(self, features: list[Features]) -> SimpleNamespace:
+        shown = self._inputs["pictures"].tolist() if "pictures" in self._inputs else range(len(features))
+        levels = [torch.cat([features[i].levels[n] for i in shown]) for n in range(len(features[0].levels))]
+        pooled, deeper = levels[0], [[level] for level in levels[1:]]
+        return SimpleNamespace(pooler_output=[pooled] if features[0].listed else pooled, deepstack_features=deeper)
+
+
+class FeatureCache:
+    """An encoder's features on disk: one file for each list of images, in a folder named after what decides them.
+
+    Args:
+        folder: holds one folder for each `fingerprint` (`reference.fingerprint`).
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder = folder / fingerprint
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, keys: torch.Tensor, compute: Callable[[], list[Features]]) -> list[Features]:
+        """Features of the lists of images that `keys` (int64, U x 2) name, computed if any is unknown.
+
+        All processes call this together, and `compute` is called in all or in none: ZeRO-3's model is run by all.
+        """
+        files = [self._folder / f"{first:x}_{second:x}.safetensors" for first, second in keys.tolist()]
+        known = [features for file in files if (features := _read(file, keys.device)) is not None]
+        missing = torch.tensor(float(len(known) < len(files)), device=keys.device)
+        if not reduce(missing, "max"):
+            return known
+        computed = compute()
+        for file, features in zip(files, computed, strict=True):
+            if not file.exists():
+                _write(file, features)
+        return computed
+
+
+def _read(file: Path, device: torch.device) -> Features | None:
+    if not file.exists():
+        return None
+    try:
+        tensors = load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise InputError(f"{file} cannot be read ({error}). Remove it, and it will be computed again.") from error
+    listed = "listed" in tensors
+    return Features([tensors["listed" if listed else "tensor"], *_deeper(tensors)], listed)
+
+
+def _deeper(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [tensors[f"deeper{n}"] for n in range(len(tensors) - 1)]
+
+
+def _write(file: Path, features: Features) -> None:
+    first = "listed" if features.listed else "tensor"
+    names = [first, *(f"deeper{n}" for n in range(len(features.levels) - 1))]
+    partial = file.with_suffix(f".{uuid.uuid4().hex}")  # each process has its own
+    save_file({name: level.contiguous() for name, level in zip(names, features.levels, strict=True)}, partial)
+    partial.replace(file)
+
+
+def refusal(model: Any) -> str | None:
+    """Why a model cannot be given features in place of its images, or None."""
+    base = base_model(model)
+    if hasattr(base.config, "image_token_id") and hasattr(getattr(base, "model", None), "get_image_features"):
+        return None
+    return f"{type(base).__name__} has no get_image_features that its forward pass would ask"
+
+
+def is_frozen(model: Any) -> bool:
+    """Whether nothing outside the language model and its head is trained: vision tower, projector, adapters on them."""
+    return not any(parameter.requires_grad for parameter in vision_parameters(model).values())
+
+
+def vision_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters, by name, of all that makes image features: vision tower, projector and what is beside them."""
+    parts = [text_model(model), base_model(model).get_output_embeddings()]
+    language = {id(parameter) for part in parts for parameter in part.parameters()}
+    return {name: value for name, value in model.named_parameters() if id(value) not in language}

@@ -1,0 +1,80 @@
+"""Which shortcuts a training takes: those that change nothing, as a batch computed both ways shows at its start."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+
+from mmedpo.training import images, sharing
+from mmedpo.training.collator import PreferenceCollator
+
+if TYPE_CHECKING:
+    from mmedpo.training.trainer import MMedPOTrainer
+
+TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; anything coarser
+
+logger = get_logger(__name__)
+
+
+def settle(trainer: MMedPOTrainer) -> None:
+    """Switch on, in the trainer's collator, the shortcuts that its settings ask for and its model computes right.
+
+    They are `prefix_sharing` (a row for both answers of a pair) and `encode_images_once`; without them every side has
+    a row, with its own images. Says which it is. All processes call this together, and decide alike.
+    """
+    collator = trainer.data_collator
+    if not isinstance(collator, PreferenceCollator):
+        return
+    share, once = trainer.args.prefix_sharing, trainer.args.encode_images_once
+    reasons: list[str] = []
+    for tried in dict.fromkeys([(share, once), (share, False), (False, once), (False, False)]):
+        chosen = dataclasses.replace(collator, share=tried[0], once=tried[1])
+        reason = _disagreement(trainer, chosen) if any(tried) else None
+        if reason is None:
+            collator.share, collator.once = tried
+            break
+        reasons.append(reason)
+    for name, used, asked, way in (
+        ("prefix_sharing", collator.share, share, "prompt and images of a pair are read once for both answers"),
+        ("encode_images_once", collator.once, once, "each distinct image of a batch is encoded once"),
+    ):
+        if used:
+            logger.info(f"{name}: {way}.")
+        elif asked:
+            logger.warning(f"{name} is not used, which gives the same more slowly: {reasons[0]}.")
+
+
+def _disagreement(trainer: MMedPOTrainer, collator: PreferenceCollator) -> str | None:
+    """Why a collator's batches cannot be used: log-probabilities too far from those of a row for every side."""
+    models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
+    parts = [part for part, used in ((sharing, collator.share), (images, collator.once)) if used]
+    refusals = (part.refusal(model) for part in parts for model in models)
+    if reason := next(filter(None, refusals), None):
+        return reason
+    dataset: Any = trainer.train_dataset
+    pairs = list(itertools.islice(iter(dataset), 2))
+    if collator.share:
+        pairs = [{**pair, "rejected_images": None} for pair in pairs]
+    plain = dataclasses.replace(collator, share=False, once=False)
+    model, was_training = trainer.model_wrapped, trainer.model.training
+    model.eval()
+    try:
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            expected, found = (
+                trainer.answer_logps(model, trainer._prepare_inputs(way(pairs))) for way in (plain, collator)
+            )
+    except sharing.NotApartError as error:
+        return str(error)
+    finally:
+        model.train(was_training)
+    difference = (expected - found).abs().max() / expected.abs().max().clamp(min=1)
+    difference = trainer.accelerator.gather(difference).max().item()  # every process decides alike
+    exact = trainer.model.dtype == torch.float32 and trainer.accelerator.mixed_precision == "no"
+    tolerance = TOLERANCE["exact" if exact else "rounded"]
+    if difference <= tolerance:
+        return None
+    return f"log-probabilities differ by {difference:.1e} relative, more than {tolerance:.0e}"

@@ -86,7 +86,7 @@ def run(arm: str, answer_words: int, steps: int, seed: int, cache: Path) -> dict
     from trl import DPOConfig, DPOTrainer
 
     from mmedpo import MMedPOConfig, MMedPOTrainer
-    from mmedpo.training.run import language_model_linears
+    from mmedpo.training.model import language_model_linears
 
     seconds: list[float] = []
 

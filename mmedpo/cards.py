@@ -26,6 +26,7 @@ HUB_LICENSE = re.compile(
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 CURVES = ("loss", "rewards/margins", "rewards/accuracies")
+PICTURE = "curves.png"
 NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -66,6 +67,33 @@ def _dataset_metadata(manifest: Mapping[str, Any], rows: int) -> CardData:
     )
 
 
+def write_adapter_card(folder: Path) -> None:
+    """Write README.md and, where steps were logged, curves.png into a training folder; raises as `adapter_card`."""
+    draw_curves(read_json(folder / "trainer_state.json").get("log_history", []), folder / PICTURE)
+    (folder / "README.md").write_text(adapter_card(folder), encoding="utf-8")
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """One chart for each of `CURVES` that was logged, of training and of evaluation where there was one, as PNG."""
+    from matplotlib.figure import Figure
+
+    keys = [key for key in CURVES if logged(history, key)]
+    if not keys:
+        return
+    figure = Figure(figsize=(4 * len(keys), 3), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for name, label, look in ((key, "training", "-"), (f"eval_{key}", "evaluation", "o-")):
+            entries = logged(history, name)
+            if entries:
+                axes.plot([entry["step"] for entry in entries], [entry[name] for entry in entries], look, label=label)
+        axes.set_title(key)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        if logged(history, f"eval_{key}"):
+            axes.legend(frameon=False)
+    figure.savefig(output, dpi=100, metadata={"Software": None})
+
+
 def adapter_card(folder: Path) -> str:
     """The README.md of a training folder, from its `training.json` and `trainer_state.json`.
 
@@ -85,6 +113,7 @@ def adapter_card(folder: Path) -> str:
         dataset=dataset,
         is_adapter=_is_adapter(training),
         curves=curve_summaries(history),
+        picture=PICTURE if (folder / PICTURE).exists() else None,
         notices=notices(training, *_manifests(training["dataset"])),
     )
 
@@ -104,7 +133,7 @@ def _adapter_metadata(training: Mapping[str, Any], base: str | None, dataset: st
 
 
 def _is_adapter(training: Mapping[str, Any]) -> bool:
-    return bool(training["lora"].get("use_peft")) if "lora" in training else True
+    return bool(training["lora"].get("use_peft") or training.get("adapter")) if "lora" in training else True
 
 
 def _objective(training: Mapping[str, Any]) -> str:

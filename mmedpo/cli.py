@@ -202,12 +202,12 @@ def train(context: typer.Context) -> None:
 
     Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
     """
-    from mmedpo.cards import adapter_card
+    from mmedpo.cards import write_adapter_card
     from mmedpo.training import run
 
     if "--help" in context.args:
         console.print(context.get_help())
-    run.main(context.args, _command(), adapter_card)
+    run.main(context.args, _command(), write_adapter_card)
 
 
 @app.command(

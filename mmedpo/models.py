@@ -94,8 +94,13 @@ def _check_chat_template(name: str, owner: Any) -> None:
         raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
 
 
-def load_model(name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None) -> Any:
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None, **options: Any
+) -> Any:
     """The model itself: one with vision where it has any, else a causal language model.
+
+    Args:
+        options: of `from_pretrained`, where they are not None, such as `quantization_config`.
 
     Raises:
         InputError: its weights are missing or torn, or it is neither of the two.
@@ -105,7 +110,8 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", atte
 
     kind = AutoModelForImageTextToText if can_see(name, revision) else AutoModelForCausalLM
     try:
-        return kind.from_pretrained(name, revision=revision, dtype=dtype, attn_implementation=attention)
+        given = {key: value for key, value in options.items() if value is not None}
+        return kind.from_pretrained(name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -168,7 +174,7 @@ class VisionLanguageModel:
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         if adapter is not None:
-            model = _with_adapter(model, name, adapter)
+            model = with_adapter(model, name, adapter)
         self.model = model.to(self.device).eval()
 
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
@@ -206,14 +212,34 @@ class VisionLanguageModel:
         return encode(self.processor, questions).to(self.device)
 
 
-def _with_adapter(model: Any, name: str, adapter: str) -> Any:
-    from peft import PeftConfig, PeftModel
+def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False) -> Any:
+    """The model called `name` with the PEFT adapter of a folder or Hub id.
 
+    Raises:
+        InputError: no adapter there, or one of another model.
+    """
+    from peft import PeftModel
+
+    adapter_config(adapter, name)
     try:
-        base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-        loaded = PeftModel.from_pretrained(model, adapter)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def adapter_config(adapter: str, name: str) -> Any:
+    """The PEFT configuration of an adapter, before any weight is loaded.
+
+    Raises:
+        InputError: no adapter there, or one that was trained on another model than `name`.
+    """
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"The adapter {adapter!r} cannot be read: {str(error).splitlines()[0]}") from error
+    base = config.base_model_name_or_path
     if base and Path(base).name != Path(name).name:
         raise InputError(f"The adapter {adapter!r} was trained on {base!r}, not on {name!r}; give its own base model.")
-    return loaded
+    return config

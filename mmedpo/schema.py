@@ -139,14 +139,20 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
     for column in ("task", "dispreference", "provenance"):
         add(column, "is missing; every row needs one" if row[column] is None else None)
     add("rejected_images", "is an empty list; null means the same images" if row["rejected_images"] == [] else None)
+    add(*pair_fault(row))
+    return faults
+
+
+def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The column and the sentence (None: there is no fault) of what makes a row's two sides no preference."""
     chosen, rejected = message_text(row["chosen"] or []), message_text(row["rejected"] or [])
     if row["rejected_images"] and row["rejected_images"] == row["images"] and chosen == rejected:
-        add("rejected_images", "both sides are equal, images and texts; nothing can be learned from it")
+        return "rejected_images", "both sides are equal, images and texts; nothing can be learned from it"
     if row["rejected_images"] is None and chosen and rejected and row["task"] is not None:
         task = row["task"] if isinstance(row["task"], str) else TASKS[row["task"]]
         gold, wrong = (rejected, chosen) if row["dispreference"] in REVERSED else (chosen, rejected)
-        add("rejected", text_fault(gold, wrong, task))
-    return faults
+        return "rejected", text_fault(gold, wrong, task)
+    return "rejected", None
 
 
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:
@@ -224,9 +230,9 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
             data.rmdir()
 
 
-def load_splits(path: str, streaming: bool = False) -> Any:
+def load_splits(path: str, streaming: bool = False, revision: str | None = None) -> Any:
     """All splits of a dataset folder or Hub id, no rule checked: a DatasetDict, or where `streaming` an
-    IterableDatasetDict, which copies nothing into the cache.
+    IterableDatasetDict, which copies nothing into the cache. `revision` is of a dataset on the Hub.
 
     Raises:
         InputError: nothing there, or nothing that `datasets` can read.
@@ -241,7 +247,7 @@ def load_splits(path: str, streaming: bool = False) -> Any:
     try:
         if files:
             return load_dataset("parquet", data_files=files, streaming=streaming)
-        return load_dataset(path, streaming=streaming)
+        return load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
             f"{path!r} cannot be loaded as a dataset: {error}. "
@@ -261,16 +267,21 @@ def undecoded(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def load_split(path: str, split: str, streaming: bool = False, revision: str | None = None) -> Any:
+    """One of `load_splits`. Raises InputError where there is no such split."""
+    splits = load_splits(path, streaming, revision)
+    if split not in splits:
+        raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
+    return splits[split]
+
+
 def load(path: str, split: str = "train") -> Dataset:
     """Load one split of a preference dataset from a folder or a Hub id, and check it.
 
     Raises:
         InputError: no such dataset or split, or rows that break the schema; all faults are reported together.
     """
-    splits: Mapping[str, Dataset] = load_splits(path)
-    if split not in splits:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
-    dataset = splits[split]
+    dataset = load_split(path, split)
     faults = validate(dataset)
     if faults:
         raise InputError(f"{path} (split {split!r}) breaks the preference schema:", faults)

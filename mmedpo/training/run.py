@@ -7,10 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +17,24 @@ import yaml
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser
 
 from mmedpo import schema
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.models import load_model, load_processor
+from mmedpo.models import adapter_config, load_processor
 from mmedpo.training import preflight
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
+from mmedpo.training.model import choose_trained, open_model
+from mmedpo.training.record import dataset_commit, dataset_manifest, facts_of, plain
 from mmedpo.training.trainer import MMedPOTrainer
-from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
+from mmedpo.workdir import output_folder, portable, read_json, write_json
 
-MACHINE_SETTINGS = {
-    "model_name_or_path",
-    "output_dir",
-    "logging_dir",
-    "hub_token",
-    "push_to_hub_token",
-    "resume_from_checkpoint",
-    "local_rank",
-    "accelerator_config",
-    "reference_cache",
-}
-ALWAYS_RECORDED = {
-    *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
-    *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
-}
-NOT_YET = ("load_in_4bit", "load_in_8bit", "trust_remote_code", "model_init_kwargs")
-
-Card = Callable[[Path], str]
+Card = Callable[[Path], None]
 
 logger = get_logger(__name__)
 
@@ -66,6 +49,23 @@ class RunArguments:
     dispreference: str = field(
         default="all",
         metadata={"help": "Train on one kind of pair alone: hallucinated_response or lesion_noise; default all."},
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub; its commit is recorded."}
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on during training, as eval_strategy says."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the dataset as it is needed, without a copy in the cache; needs max_steps."},
+    )
+    adapter_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "An adapter to go on from, such as that of a supervised run (Hub id or folder). It is trained "
+            "further, and the reference is the model with it as it is."
+        },
     )
     resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
 
@@ -92,50 +92,84 @@ def main(argv: Sequence[str], command: str = "", card: Card | None = None) -> No
 def train(
     run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "", card: Card | None = None
 ) -> None:
-    """Train an adapter (or, without LoRA, the whole model) and write it to `run.output`.
+    """Train an adapter (or, without LoRA, the whole language model) and write it to `run.output`.
 
     Args:
         command: recorded as it is.
-        card: writes the text of README.md from the recorded files of the folder it is given.
+        card: writes README.md from the recorded files of the folder it is given.
 
     Raises:
         InputError: dataset, model or output folder cannot work; checkpoints that exist by then are kept.
+        Stopped: a SIGTERM came; a checkpoint is kept.
     """
-    if not model_args.model_name_or_path:
-        raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
-    ignored = [name for name in NOT_YET if getattr(model_args, name, None) or getattr(config, name, None)]
-    if ignored:
-        raise InputError(f"{', '.join(ignored)}: not supported yet; leave them out.")
+    _refuse_settings(run, config, model_args)
     _refuse_strangers()
-    dataset = _rows(run)
-    processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
-    _check(dataset, processor, config, model_args, Path(run.output))
+    commit = dataset_commit(run.dataset_name, run.dataset_revision)
+    dataset = _pairs(run, run.dataset_split, commit)
+    evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
+    processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
+    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args)
     settings = {
-        "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": _plain(model_args),
-        "config": _plain(config),
+        "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": plain(model_args),
+        "config": plain(config),
     }  # fmt: skip
     with _working_folder(Path(run.output), settings, run.resume) as folder:
         config.output_dir = str(folder)
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
-        trainer = _trainer(dataset, processor, config, model_args)
+        model, peft_config = open_model(model_args, config, run.adapter_name_or_path)
+        trainer = MMedPOTrainer(
+            model, args=config, train_dataset=dataset, eval_dataset=evaluated, processing_class=processor,
+            peft_config=peft_config, callbacks=[StopOnSignal()],
+        )  # fmt: skip
         began = time.monotonic()
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if run.resume else None)
         seconds = time.monotonic() - began
+        refuse_unfinished(trainer)
         trainer.save_model()
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
+            facts = facts_of(dataset, dataset_manifest(run.dataset_name, commit), trainer)
             write_json(folder / "training.json", {
-                "format": "mmedpo.training/1", "command": command, "versions": versions(),
-                "config": settings["config"], "lora": settings["lora"],
-                "model": portable(model_args.model_name_or_path), "dataset": portable(run.dataset_name),
-                "rows": dict(Counter(schema.DISPREFERENCES[kind] for kind in dataset["dispreference"])),
-                "weights": _weight_statistics(dataset), "seconds": round(seconds, 1), "hardware": _hardware(config),
+                **facts, "command": command, "model": portable(str(model_args.model_name_or_path)),
+                "adapter": run.adapter_name_or_path and portable(run.adapter_name_or_path),
+                "dataset": portable(run.dataset_name), "dataset_revision": commit, "config": settings["config"],
+                "lora": settings["lora"], "seconds": round(seconds, 1), "hardware": _hardware(config),
             })  # fmt: skip
+            _write_recipe(folder, run, settings)
             if card is not None:
-                (folder / "README.md").write_text(card(folder), encoding="utf-8")
+                card(folder)
     if push and PartialState().is_main_process:
         _push(Path(run.output), config)
+
+
+def _write_recipe(folder: Path, run: RunArguments, settings: dict[str, Any]) -> None:
+    """All settings as a recipe, to be run again with `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
+    own = {name: value for name, value in vars(run).items() if name not in ("output", "resume") and value is not None}
+    names = {key: portable(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
+    model = {"model_name_or_path": portable(str(settings["model"]))}
+    recipe = {**own, **names, **model, **settings["lora"], **settings["config"]}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:
+    """Settings that exclude each other, or that have no effect here."""
+    if not model_args.model_name_or_path:
+        raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
+    if config.trust_remote_code:
+        raise InputError(
+            "trust_remote_code: only models whose code ships with transformers are trained, since prefix sharing and "
+            "the start-up check rely on it. Use the transformers form of the model (`mmedpo convert` for LLaVA's own)."
+        )
+    if config.model_init_kwargs:
+        raise InputError("model_init_kwargs: use dtype, attn_implementation, model_revision and load_in_4bit instead.")
+    if (config.eval_strategy != "no") != bool(run.eval_split):
+        raise InputError(
+            f"eval_strategy is {str(config.eval_strategy)!r} and eval_split {run.eval_split!r}: evaluating during "
+            "training needs both, as in --eval_split validation --eval_strategy epoch."
+        )
+    if run.streaming and config.max_steps <= 0:
+        raise InputError("A streamed dataset has no known length: give --max_steps, which ends the training.")
 
 
 def _refuse_strangers() -> None:
@@ -147,55 +181,37 @@ def _refuse_strangers() -> None:
         )
 
 
-def _rows(run: RunArguments) -> Dataset:
-    dataset = schema.load(run.dataset_name, run.dataset_split)
-    if run.dispreference != "all":
+def _pairs(run: RunArguments, split: str, revision: str | None) -> Dataset | IterableDataset:
+    """The pairs of one split, their rows not yet checked."""
+    dataset = schema.load_split(run.dataset_name, split, run.streaming, revision)
+    if run.dispreference != "all" and "dispreference" in dataset.column_names:
         kind = schema.DISPREFERENCES.index(run.dispreference)
         dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")
-    if len(dataset) == 0:
-        raise InputError(f"{run.dataset_name} has no row of kind {run.dispreference!r}; nothing to train on.")
+    if next(iter(schema.undecoded(dataset).take(1)), None) is None:
+        raise InputError(f"{run.dataset_name} has no row of kind {run.dispreference!r} in {split!r}; nothing to use.")
     return dataset
 
 
-def _check(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any, output: Path) -> None:
+def _check(datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any) -> None:
     """Everything that can be known before weights are loaded; what the main process refuses, all refuse."""
+
+    def adapter(model: PreTrainedModel) -> PeftConfig | None:
+        if run.adapter_name_or_path is None:
+            return choose_trained(model, model_args, config)
+        found = adapter_config(run.adapter_name_or_path, str(model_args.model_name_or_path))
+        found.inference_mode = False
+        return found
+
     refusal: list[InputError | None] = [None]
     if PartialState().is_main_process:
         try:
-            for warning in preflight.check(
-                dataset, processor, config, model_args, output, lambda model: _lora(model, model_args)
-            ):
+            for warning in preflight.check(datasets, processor, config, model_args, Path(run.output), adapter):
                 logger.warning(warning)
         except InputError as error:
             refusal = [error]
     broadcast_object_list(refusal)
     if refusal[0] is not None:
         raise refusal[0]
-
-
-def _trainer(dataset: Dataset, processor: Any, config: MMedPOConfig, model_args: Any) -> MMedPOTrainer:
-    model = load_model(
-        model_args.model_name_or_path, model_args.model_revision, model_args.dtype, model_args.attn_implementation
-    )
-    return MMedPOTrainer(
-        model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=processor,
-        peft_config=_lora(model, model_args),
-    )
-
-
-def _lora(model: PreTrainedModel, model_args: ModelConfig) -> PeftConfig | None:
-    """TRL's LoRA settings, on the linear layers of the language model (the paper's choice) unless others are named."""
-    model_args.lora_target_modules = model_args.lora_target_modules or language_model_linears(model)
-    return get_peft_config(model_args)
-
-
-def language_model_linears(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers inside the language model of a vision-language model, the LM head left out."""
-    inside = set(model.get_decoder().modules())
-    return [name for name, module in model.named_modules() if module in inside and isinstance(module, torch.nn.Linear)]
 
 
 @contextlib.contextmanager
@@ -234,29 +250,12 @@ def _tidy(folder: Path) -> None:
     """Leave what others need: no checkpoints, no pickled arguments, no folder of this machine."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+    shutil.rmtree(folder / "ref", ignore_errors=True)  # the adapter that a continued one began as
     (folder / "training_args.bin").unlink(missing_ok=True)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         config = read_json(adapter)
         write_json(adapter, {**config, "base_model_name_or_path": portable(config["base_model_name_or_path"] or "")})
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """What a reader needs to repeat the run: the fields of `ALWAYS_RECORDED`, and those that differ from their
-    defaults, as JSON-able values, without what belongs to one machine."""
-    plain = {}
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in ALWAYS_RECORDED or (f.name not in MACHINE_SETTINGS and value is not None and value != default):
-            value = value.value if isinstance(value, Enum) else value
-            plain[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
-    return plain
-
-
-def _weight_statistics(dataset: Dataset) -> dict[str, float]:
-    weights = torch.tensor(dataset["weight"][:])
-    return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
 def _hardware(config: MMedPOConfig) -> str:

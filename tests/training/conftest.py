@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
 from mmedpo import MMedPOConfig, MMedPOTrainer, schema
-from mmedpo.training.run import language_model_linears
+from mmedpo.training.model import language_model_linears
 
 STEADY = {
     "per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3, "bf16": False,

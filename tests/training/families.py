@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 
 from mmedpo.training.answers import Answers, read_answers
 from mmedpo.training.images import BATCH_IMAGES, BatchImages, is_frozen
-from mmedpo.training.run import language_model_linears
+from mmedpo.training.model import language_model_linears
 from mmedpo.training.sharing import pack
 
 SIDE = 16  # pixels

@@ -10,11 +10,12 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from families import FAMILIES, batch, build, differences, ours, pairs, prepare
-from transformers import AutoProcessor
+from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from mmedpo.errors import InputError
+from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.images import BatchImages, refusal
+from mmedpo.training.images import BatchImages, FeatureCache, refusal
 from mmedpo.training.trainer import MMedPOTrainer
 
 
@@ -57,11 +58,8 @@ def test_nothing_stays_behind_in_the_model() -> None:
 
 def test_a_model_without_image_features_is_refused() -> None:
     assert refusal(build("PaliGemma").model) is None
-    assert "Linear has no get_image_features" in str(
-        refusal(
-            torch.nn.Linear(1, 1),
-        )
-    )
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+    assert "LlamaForCausalLM has no get_image_features" in str(refusal(LlamaForCausalLM(config)))
 
 
 def test_a_frozen_encoder_needs_no_gradient_even_where_checkpointing_asks_for_one() -> None:
@@ -139,15 +137,11 @@ def test_a_second_run_encodes_nothing_and_has_the_same_losses(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_familys_features_come_back_from_disk_as_they_were(name: str, tmp_path: Path) -> None:
-    from mmedpo.training.images import FeatureCache
-
     family = build(name)
     family.model.requires_grad_(False).eval()
     inputs = batch(family, pairs(), shared=True, once=True)
     inputs["picture_key"] = torch.arange(6).reshape(3, 2)
     plain = {key: value for key, value in inputs.items() if not key.startswith("picture")}
-    from mmedpo.training.answers import read_answers
-
     said = [
         read_answers(family.model, plain, BatchImages(inputs, True, FeatureCache(tmp_path, "name"))).logps()
         for _ in range(2)

@@ -19,8 +19,8 @@ from trl import ModelConfig, get_peft_config
 from mmedpo import MMedPOConfig, schema
 from mmedpo.errors import InputError
 from mmedpo.images import png
+from mmedpo.training.model import language_model_linears
 from mmedpo.training.preflight import check
-from mmedpo.training.run import language_model_linears
 
 Check = Callable[..., list[str]]
 ZERO3 = {"zero_optimization": {"stage": 3}, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
@@ -45,7 +45,7 @@ def run_check(rows: Dataset, tiny_model: Path, tmp_path: Path) -> Iterator[Check
             return made
 
         return check(
-            dataset, processor or AutoProcessor.from_pretrained(tiny_model), config, model_args, output, adapter
+            [dataset], processor or AutoProcessor.from_pretrained(tiny_model), config, model_args, output, adapter
         )
 
     yield run

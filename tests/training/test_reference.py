@@ -21,8 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.training.model import language_model_linears
 from mmedpo.training.reference import ReferenceCache, fingerprint, row_key
-from mmedpo.training.run import language_model_linears
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"max_length": 512, "mixed_precision": "no"}

@@ -1,29 +1,17 @@
-"""What can be known before a training starts, so that nothing known surfaces hours later: every fault in one message.
-
-No weight is loaded: the model is built without memory (PyTorch's meta device), and a few images are decoded to the end.
-Lengths are those of training, since the collator's texts and the model's own processor make them; the processor is
-asked once for each combination of image sizes, with blank images, because image tokens depend on nothing else.
-"""
+"""What can be wrong with the pairs of a training: columns, weights, images, texts and their lengths."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
-from peft import get_peft_model
 from PIL import ExifTags, Image
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
-from transformers.modeling_utils import set_zero3_state
-from trl import ModelConfig
 
 from mmedpo import schema
 from mmedpo.errors import Fault, InputError
@@ -36,60 +24,13 @@ DECODED = 100  # rows whose images are read to the end; of all others the header
 STREAMED = 1000  # rows of a streamed dataset that are looked at
 ROWS_AT_ONCE = 32  # held in memory
 NAMED = 3  # rows that a fault names
-ADAM = 8  # bytes of optimizer state a trained parameter
-IMAGES, TEXTS = ("images", "rejected_images"), ("prompt", "chosen", "rejected")
+IMAGES, TEXTS, KINDS = ("images", "rejected_images"), ("prompt", "chosen", "rejected"), ("task", "dispreference")
 
 Sizes = tuple[tuple[int, int], ...]  # width and height in pixels of each image that one side sees
 
 
-def check(
-    dataset: Dataset | IterableDataset,
-    processor: Any,
-    config: MMedPOConfig,
-    model_args: ModelConfig,
-    output: Path,
-    adapter: Callable[[PreTrainedModel], Any],
-) -> list[str]:
-    """Look for everything that would stop or spoil a training; returns what is odd but may be meant.
-
-    Checked are columns and their types; weights; images (all by their header, a seeded sample to the end); answers;
-    prompt, image tokens and answer against `max_length`, row by row; what there is to train; quantisation; disk space.
-    Where columns are wrong, the checks that need them are left out, and the others are done.
-
-    Args:
-        dataset: the pairs; of a streamed dataset the first `STREAMED` are taken.
-        output: the folder that will be written; it need not exist.
-        adapter: makes the run's PEFT configuration (None: full fine-tuning) of a model, which has no weights here.
-
-    Raises:
-        InputError: with all faults; rows that have the same fault are one fault.
-    """
-    found = _Findings()
-    if isinstance(dataset, IterableDataset):
-        found.warnings.append(f"The dataset is streamed: only its first {STREAMED} rows were checked.")
-        dataset = Dataset.from_list(list(schema.undecoded(dataset).take(STREAMED)), features=dataset.features)
-    wrong = schema.column_faults(dataset.features)
-    found.faults += wrong
-    columns = set(dataset.column_names) - {fault.column for fault in wrong}
-    architecture: Any = AutoConfig.from_pretrained(
-        model_args.model_name_or_path or "", revision=model_args.model_revision
-    )
-    if "weight" in columns:
-        _weights(dataset, config, found)
-    sizes = _images(dataset, config.seed, found) if columns >= set(IMAGES) else {}
-    if columns >= set(TEXTS):
-        usable = _texts(dataset, processor, sizes, found)
-        context = getattr(architecture.get_text_config(), "max_position_embeddings", None)
-        _lengths(dataset, processor, usable, config.max_length, context, found)
-    _quantisation(config, model_args, found)
-    _model(len(dataset), architecture, config, model_args, output, adapter, found)
-    if found.faults:
-        raise InputError("The training cannot start:", found.faults)
-    return found.warnings
-
-
 @dataclass
-class _Findings:
+class Findings:
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -103,6 +44,29 @@ class _Findings:
             if number not in groups[column, sentence][-1:]:
                 groups[column, sentence].append(number)
         self.faults += [Fault(_names(pairs, rows), *fault) for fault, rows in groups.items()]
+
+
+def check_pairs(
+    dataset: Dataset | IterableDataset, processor: Any, config: MMedPOConfig, architecture: Any, found: Findings
+) -> int:
+    """Look at a dataset; returns its number of rows, 0 where it is streamed."""
+    streamed = isinstance(dataset, IterableDataset)
+    if isinstance(dataset, IterableDataset):
+        found.warnings.append(f"The dataset is streamed: only its first {STREAMED} rows were checked.")
+        dataset = Dataset.from_list(list(schema.undecoded(dataset).take(STREAMED)), features=dataset.features)
+    wrong = schema.column_faults(dataset.features)
+    found.faults += wrong
+    columns = set(dataset.column_names) - {fault.column for fault in wrong}
+    if "weight" in columns:
+        _weights(dataset, config, found)
+    if columns >= {*IMAGES, *TEXTS, *KINDS}:
+        _preferences(dataset, found)
+    sizes = _images(dataset, config.seed, found) if columns >= set(IMAGES) else {}
+    if columns >= set(TEXTS):
+        usable = _texts(dataset, processor, sizes, found)
+        context = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+        _lengths(dataset, processor, usable, config.max_length, context, found)
+    return 0 if streamed else len(dataset)
 
 
 def _names(pairs: Dataset, numbers: list[int]) -> str:
@@ -119,7 +83,7 @@ def _rows(pairs: Dataset, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         yield from table.to_pylist()
 
 
-def _weights(pairs: Dataset, config: MMedPOConfig, found: _Findings) -> None:
+def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
     weights = [math.nan if weight is None else weight for weight in pairs["weight"]]
     negative = "is negative: training would prefer the rejected side; give a weight of 0 or more"
     faulty = [(i, "weight", negative) for i, weight in enumerate(weights) if weight < 0]
@@ -132,7 +96,14 @@ def _weights(pairs: Dataset, config: MMedPOConfig, found: _Findings) -> None:
     found.rows(pairs, faulty)
 
 
-def _images(pairs: Dataset, seed: int, found: _Findings) -> dict[int, tuple[Sizes, Sizes]]:
+def _preferences(pairs: Dataset, found: Findings) -> None:
+    faulty = [(i, *schema.pair_fault(row)) for i, row in enumerate(_rows(pairs, (*IMAGES, *TEXTS, *KINDS)))]
+    faults = [(i, column, sentence) for i, column, sentence in faulty if sentence]
+    # What an empty side is, `_texts` says.
+    found.rows(pairs, [fault for fault in faults if "is empty" not in fault[2]])
+
+
+def _images(pairs: Dataset, seed: int, found: Findings) -> dict[int, tuple[Sizes, Sizes]]:
     """Sizes of the images that the chosen and the rejected side see, by row number; rows with faults are left out."""
     sample = set(random.Random(seed).sample(range(len(pairs)), min(DECODED, len(pairs))))
     sizes, faulty = {}, []
@@ -179,7 +150,7 @@ class _Pair:
     sizes: tuple[Sizes, Sizes]
 
 
-def _texts(pairs: Dataset, processor: Any, sizes: dict[int, tuple[Sizes, Sizes]], found: _Findings) -> dict[int, _Pair]:
+def _texts(pairs: Dataset, processor: Any, sizes: dict[int, tuple[Sizes, Sizes]], found: Findings) -> dict[int, _Pair]:
     """The pairs, by row number, that have images and nothing wrong with their texts."""
     collator = PreferenceCollator(processor)
     usable, faulty = {}, []
@@ -209,7 +180,7 @@ def _text_faults(pair: dict[str, Any], processor: Any) -> Iterator[tuple[str, st
 
 
 def _lengths(
-    pairs: Dataset, processor: Any, usable: dict[int, _Pair], longest: int | None, context: int | None, found: _Findings
+    pairs: Dataset, processor: Any, usable: dict[int, _Pair], longest: int | None, context: int | None, found: Findings
 ) -> None:
     """Set the longer side of each pair against `max_length`, and against the positions that the model knows."""
     if not usable:
@@ -236,7 +207,7 @@ def _lengths(
         )
 
 
-def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], found: _Findings) -> dict[Sizes, int]:
+def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], found: Findings) -> dict[Sizes, int]:
     """Tokens that images of these sizes add to a prompt, beyond the placeholders that the template writes."""
     added: dict[Sizes, int] = {}
     refused: dict[Sizes, str] = {}
@@ -256,64 +227,3 @@ def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], foun
 
 def _tokens(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-
-
-def _quantisation(config: MMedPOConfig, model_args: ModelConfig, found: _Findings) -> None:
-    name = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
-    if not getattr(model_args, name):
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        found.setting(name, "needs bitsandbytes, which is not installed: pip install bitsandbytes")
-    if not model_args.use_peft:
-        found.setting(name, "freezes all weights, so that full fine-tuning has nothing to train; set use_peft to true")
-    if config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3:
-        found.setting(name, "cannot be split over processes by ZeRO-3; use ZeRO-1 or ZeRO-2, or leave it out")
-
-
-def _model(
-    rows: int, architecture: Any, config: MMedPOConfig, model_args: ModelConfig, output: Path,
-    adapter: Callable[[PreTrainedModel], Any], found: _Findings,
-) -> None:  # fmt: skip
-    """What there is to train, and whether the disk holds what it becomes."""
-    dtype = architecture.dtype if model_args.dtype == "auto" else model_args.dtype
-    try:
-        # Else ZeRO-3 would split the model, for which all processes would have to be here.
-        with torch.device("meta"), set_zero3_state():
-            model = AutoModelForImageTextToText.from_config(architecture, dtype=dtype or torch.float32)
-            peft_config = adapter(model)
-            names = [name for name, _ in model.named_modules()]
-            for wanted in getattr(peft_config, "modules_to_save", None) or []:
-                if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-                    found.setting("lora_modules_to_save", f"{wanted!r} is no module of the model; nothing would train")
-            if peft_config is not None:
-                model = get_peft_model(model, peft_config)
-    except (ValueError, TypeError) as error:  # PEFT's own checks
-        found.setting("lora_target_modules", str(error))
-        return
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        found.setting("use_peft", "leaves nothing to train")
-    saved = sum(parameter.nbytes for parameter in (trained if peft_config is not None else model.parameters()))
-    state = 0 if config.save_only_model else ADAM * sum(parameter.numel() for parameter in trained)
-    _disk(output, saved, _checkpoints(rows, config) * (saved + state), found)
-
-
-def _checkpoints(rows: int, config: MMedPOConfig) -> int:
-    """Checkpoints that lie on the disk at once: those to be kept, and the one that is written before one is dropped."""
-    epoch = math.ceil(rows / (config.train_batch_size * config.gradient_accumulation_steps * config.world_size)) or 1
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
-    every = config.save_steps if config.save_steps >= 1 else max(1, math.ceil(config.save_steps * steps))
-    count = math.ceil(steps / (epoch if config.save_strategy == "epoch" else every))
-    most = math.inf if config.save_total_limit is None else config.save_total_limit + 1
-    return 0 if config.save_strategy == "no" else int(min(count, most))
-
-
-def _disk(output: Path, saved: int, checkpoints: int, found: _Findings) -> None:
-    output = output.resolve()
-    free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
-    if saved + checkpoints > free:
-        found.setting(
-            "output",
-            f"needs about {(saved + checkpoints) / 1e9:.1f} GB, {checkpoints / 1e9:.1f} of them for checkpoints, where "
-            f"{free / 1e9:.1f} GB are free; set save_total_limit or save_only_model, or name another disk",
-        )

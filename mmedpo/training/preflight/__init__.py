@@ -1,0 +1,125 @@
+"""What can be known before a training starts, so that nothing known surfaces hours later: every fault in one message.
+
+No weight is loaded: the model is built without memory (PyTorch's meta device), and a few images are decoded to the end.
+Lengths are those of training, since the collator's texts and the model's own processor make them; the processor is
+asked once for each combination of image sizes, with blank images, because image tokens depend on nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
+from trl import ModelConfig
+
+from mmedpo.errors import InputError
+from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.preflight.rows import Findings, check_pairs
+
+ADAM = 8  # bytes of optimizer state a trained parameter
+
+
+def check(
+    datasets: Sequence[Dataset | IterableDataset],
+    processor: Any,
+    config: MMedPOConfig,
+    model_args: ModelConfig,
+    output: Path,
+    adapter: Callable[[PreTrainedModel], Any],
+) -> list[str]:
+    """Look for everything that would stop or spoil a training; returns what is odd but may be meant.
+
+    Checked are columns and their types; weights; images (all by their header, a seeded sample to the end); answers;
+    whether the two sides are a preference at all; prompt, image tokens and answer against `max_length`, row by row;
+    what there is to train; quantisation; disk space. Where columns are wrong, the checks that need them are left out,
+    and the others are done.
+
+    Args:
+        datasets: the pairs to train on, and maybe those to evaluate on; of a streamed dataset some.
+        output: the folder that will be written; it need not exist.
+        adapter: gives the run's PEFT configuration, or None and freezes what is not trained, of a model that has no
+            weights here.
+
+    Raises:
+        InputError: with all faults; rows that have the same fault are one fault.
+    """
+    found = Findings()
+    architecture: Any = AutoConfig.from_pretrained(
+        model_args.model_name_or_path or "", revision=model_args.model_revision
+    )
+    rows = [check_pairs(dataset, processor, config, architecture, found) for dataset in datasets]
+    _quantisation(config, model_args, found)
+    _model(rows[0], architecture, config, model_args, output, adapter, found)
+    if found.faults:
+        raise InputError("The training cannot start:", found.faults)
+    return found.warnings
+
+
+def _quantisation(config: MMedPOConfig, model_args: ModelConfig, found: Findings) -> None:
+    name = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    if not getattr(model_args, name):
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        found.setting(name, "needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    if not model_args.use_peft:
+        found.setting(name, "freezes all weights, so that full fine-tuning has nothing to train; set use_peft to true")
+    if config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3:
+        found.setting(name, "cannot be split over processes by ZeRO-3; use ZeRO-1 or ZeRO-2, or leave it out")
+
+
+def _model(
+    rows: int, architecture: Any, config: MMedPOConfig, model_args: ModelConfig, output: Path,
+    adapter: Callable[[PreTrainedModel], Any], found: Findings,
+) -> None:  # fmt: skip
+    """What there is to train, and whether the disk holds what it becomes."""
+    dtype = architecture.dtype if model_args.dtype == "auto" else model_args.dtype
+    try:
+        # Else ZeRO-3 would split the model, for which all processes would have to be here.
+        with torch.device("meta"), set_zero3_state():
+            model = AutoModelForImageTextToText.from_config(architecture, dtype=dtype or torch.float32)
+            peft_config = adapter(model)
+            names = [name for name, _ in model.named_modules()]
+            for wanted in getattr(peft_config, "modules_to_save", None) or []:
+                if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+                    found.setting("lora_modules_to_save", f"{wanted!r} is no module of the model; nothing would train")
+            if peft_config is not None:
+                model = get_peft_model(model, peft_config)
+    except (ValueError, TypeError) as error:  # PEFT's own checks
+        found.setting("lora_target_modules", str(error))
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        found.setting("use_peft", "leaves nothing to train")
+    saved = sum(parameter.nbytes for parameter in (trained if peft_config is not None else model.parameters()))
+    state = 0 if config.save_only_model else ADAM * sum(parameter.numel() for parameter in trained)
+    _disk(output, saved, _checkpoints(rows, config) * (saved + state), found)
+
+
+def _checkpoints(rows: int, config: MMedPOConfig) -> int:
+    """Checkpoints that lie on the disk at once: those to be kept, and the one that is written before one is dropped."""
+    epoch = math.ceil(rows / (config.train_batch_size * config.gradient_accumulation_steps * config.world_size)) or 1
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
+    every = config.save_steps if config.save_steps >= 1 else max(1, math.ceil(config.save_steps * steps))
+    count = math.ceil(steps / (epoch if config.save_strategy == "epoch" else every))
+    most = math.inf if config.save_total_limit is None else config.save_total_limit + 1
+    return 0 if config.save_strategy == "no" else int(min(count, most))
+
+
+def _disk(output: Path, saved: int, checkpoints: int, found: Findings) -> None:
+    output = output.resolve()
+    free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
+    if saved + checkpoints > free:
+        found.setting(
+            "output",
+            f"needs about {(saved + checkpoints) / 1e9:.1f} GB, {checkpoints / 1e9:.1f} of them for checkpoints, where "
+            f"{free / 1e9:.1f} GB are free; set save_total_limit or save_only_model, or name another disk",
+        )

@@ -1,0 +1,182 @@
+"""Every family from a model folder to a merged model: trained by `mmedpo train`, answering through PEFT, merged, saved.
+
+Models are tiny and random, processors real (processors.py says what stands in without torchvision). Rows are of both
+kinds, with one and two images of different sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, build
+from PIL import Image
+from processors import PINPOINTS, PROCESSORS, known_without_video
+
+from mmedpo import schema
+from mmedpo.images import png
+from mmedpo.models import Sampling, VisionLanguageModel, load_model, load_processor
+from mmedpo.training import run
+from mmedpo.training.collator import PreferenceCollator
+
+SIZES = [(24, 20), (40, 16), (16, 16), (18, 36)]  # width and height in pixels
+SETTINGS = {
+    "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.03, "lr_scheduler_type": "constant",
+    "use_peft": "true", "lora_r": 4, "lora_alpha": 16, "lora_dropout": 0.0, "dtype": "float32", "use_cpu": "true",
+    "bf16": "false", "gradient_checkpointing": "false", "logging_steps": 1, "save_strategy": "no", "seed": 0,
+    "disable_tqdm": "true", "report_to": "none",
+}  # fmt: skip
+QUESTIONS = ["What is shown in this image?", "Is there an effusion?", "Is the heart enlarged?"]
+
+
+def picture(number: int) -> Image.Image:
+    width, height = SIZES[number % len(SIZES)]
+    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def row(name: str, images: list[int], rejected_images: list[int] | None, rejected: str) -> dict[str, Any]:
+    def stored(numbers: list[int]) -> list[dict[str, Any]]:
+        return [png(picture(number), str(number)) for number in numbers]
+
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    return {
+        "id": name, "images": stored(images), "rejected_images": rejected_images and stored(rejected_images),
+        "prompt": said("user", "Is there an effusion?"), "chosen": said("assistant", "Yes, on the left."),
+        "rejected": said("assistant", rejected), "weight": 1.0 + len(images) / 4, "clinical_relevance": 0.5,
+        "dispreference": "lesion_noise" if rejected_images else "hallucinated_response", "task": "open_vqa",
+        "source": "drawn", "license": "cc0-1.0", "provenance": dict.fromkeys(schema.FEATURES["provenance"]),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preference dataset: a pair of texts, one of images, and one of each with two images of different sizes."""
+    folder = tmp_path_factory.mktemp("datasets") / "families"
+    rows = [
+        row("text", [0], None, "No."), row("image", [1], [5], "Yes, on the left."),
+        row("text, two images", [2, 3], None, "The heart is enlarged."),
+        row("image, two images", [4, 5], [8, 9], "Yes, on the left."),
+    ]  # fmt: skip
+    schema.save(rows, folder)
+    return folder
+
+
+@dataclass
+class Trained:
+    """A family's tiny model, and what `mmedpo train` made of it."""
+
+    name: str
+    base: Path
+    adapter: Path
+    merged: Path
+    log: list[str]
+
+    @cached_property
+    def said(self) -> dict[str, tuple[list[list[str]], torch.Tensor]]:
+        """Greedy answers and logits of the base, of the adapter on it, and of both merged, saved and loaded."""
+        adapted = VisionLanguageModel(str(self.base), str(self.adapter))
+        said = {"base": answers(VisionLanguageModel(str(self.base))), "adapter": answers(adapted)}
+        adapted.model.merge_and_unload().save_pretrained(self.merged)
+        adapted.processor.save_pretrained(self.merged)
+        return {**said, "merged": answers(VisionLanguageModel(str(self.merged)))}
+
+
+def answers(model: VisionLanguageModel) -> tuple[list[list[str]], torch.Tensor]:
+    questions = [(picture(number), question) for number, question in enumerate(QUESTIONS)]
+    with torch.inference_mode():
+        logits = model.model(**model.encode(questions)).logits
+    return model.answer(questions, Sampling(max_new_tokens=8)), logits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processors_known() -> Iterator[None]:
+    with known_without_video():
+        yield
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(
+    request: pytest.FixtureRequest, pairs: Path, processors_known: None, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    folder = tmp_path_factory.mktemp("family")
+    family = Trained(request.param, folder / "base", folder / "adapter", folder / "merged", [])
+    save(family.name, family.base)
+    settings = {**SETTINGS, "dataset_name": pairs, "model_name_or_path": family.base, "output": family.adapter}
+    heard = logging.Handler(logging.INFO)
+    heard.emit = lambda record: family.log.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("mmedpo.training.trainer")
+    level = logger.level
+    logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
+    try:
+        run.main([word for name, value in settings.items() for word in (f"--{name}", str(value))])
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(level)
+    return family
+
+
+def save(name: str, folder: Path) -> None:
+    processor, model = PROCESSORS[name](), build(name).model
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    if name == "LLaVA-NeXT":
+        model.config.image_grid_pinpoints = PINPOINTS
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_are_the_ones_that_transformers_makes_of_the_template(name: str, tmp_path: Path) -> None:
+    save(name, tmp_path)
+    processor, image = load_processor(str(tmp_path)), picture(0)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTIONS[0]}]
+    theirs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"][0]
+    model = VisionLanguageModel(str(tmp_path))
+    assert model.encode([(image, QUESTIONS[0])])["input_ids"][0].tolist() == list(theirs)
+    pair = {"images": [image], "prompt": [{"role": "user", "content": QUESTIONS[0]}], "weight": 1.0,
+            "chosen": [{"role": "assistant", "content": "Yes."}], "rejected": [{"role": "assistant", "content": "No."}]}
+    batch = PreferenceCollator(processor)([pair])
+    assert batch["input_ids"][0, : len(theirs)].tolist() == list(theirs)
+    assert batch["segments"][0, : len(theirs)].any().item() is False
+
+
+def test_pairs_of_every_family_share_rows(trained: Trained) -> None:
+    assert [line for line in trained.log if "row" in line] == [
+        "Pairs with equal images share one row: prompt and images are read once for both answers."
+    ]
+    record = json.loads((trained.adapter / "training.json").read_text())
+    assert record["rows"] == {"hallucinated_response": 2, "lesion_noise": 2}
+
+
+def test_the_language_models_linear_layers_alone_are_trained(trained: Trained) -> None:
+    base = load_model(str(trained.base))
+    before, after = base.state_dict(), load_model(str(trained.merged), dtype="auto").state_dict() if trained.said else {}
+    assert before.keys() == after.keys()
+    linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    outside = ("vision", "visual", "projector", "connector", "lm_head")
+    language = {f"{name}.weight" for name in linear if not any(part in name for part in outside)}
+    assert len(language) == 2 * 7, "query, key, value, output, gate, up and down in each of two layers"
+    assert {name for name in before if not before[name].equal(after[name])} == language
+
+
+def test_adapter_and_merged_model_give_the_same_answers(trained: Trained) -> None:
+    said = trained.said
+    (plain, plain_logits), (adapted, adapted_logits), (merged, merged_logits) = said.values()
+    assert adapted == merged != plain
+    assert all(text for answer in adapted for text in answer)
+    assert torch.allclose(adapted_logits, merged_logits, atol=1e-4)
+    assert (adapted_logits - plain_logits).abs().max() > 1e-1
+    print(f"MEASURED {trained.name}: merged {(adapted_logits - merged_logits).abs().max():.1e}, "
+          f"base {(adapted_logits - plain_logits).abs().max():.1e} {adapted} {plain}")

@@ -139,9 +139,17 @@ def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any
         **({"images": images} if images else {}),
         padding=True,
         padding_side="left",
-        add_special_tokens=False,  # the template has written them
+        add_special_tokens=sees and lacks_first_token(processor.tokenizer, texts[0]),
         return_tensors="pt",
     )
+
+
+def lacks_first_token(tokenizer: Any, text: str) -> bool:
+    """Whether a chat template left the first token to the tokenizer, as those of LLaVA on the Hub do.
+
+    The rule is that of transformers' own `ProcessorMixin.apply_chat_template`; other special tokens a template writes.
+    """
+    return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

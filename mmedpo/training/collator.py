@@ -12,6 +12,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.models import lacks_first_token
 from mmedpo.training.reference import row_key
 from mmedpo.training.sharing import pack, padded
 
@@ -62,7 +63,7 @@ class PreferenceCollator:
             text=[texts[sides[0]][0] for sides in owners],
             images=images,
             padding=True,  # and taken off again: PaliGemma's processor fails on rows of different length
-            add_special_tokens=False,  # the chat template has written them
+            add_special_tokens=lacks_first_token(self.processor.tokenizer, texts[0][0]),
         )
         answers = self.processor.tokenizer([answer for _, answer in texts], add_special_tokens=False)["input_ids"]
         for key in {"input_ids", *TOKEN_TYPES} & prompts.keys():

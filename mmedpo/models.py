@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,10 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
-        raise InputError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        reason, broken_off, _ = str(error).strip().splitlines()[0].partition(" Check out the instructions")
+        if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
+            reason += f" Install it: pip install {library[1].lower()}"
+        raise InputError(f"The model {name!r} cannot be loaded: {reason}") from error
 
 
 def _check_chat_template(name: str, owner: Any) -> None:

@@ -7,14 +7,14 @@ reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import transformers as tf
-from families import SIDE, TEXT
+from families import SIDE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.smolvlm import processing_smolvlm
@@ -25,7 +25,9 @@ SQUARE = {"height": SIDE, "width": SIDE}
 CLIP = {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE}
 LLAVA = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
-TEXTS = ["Is there an effusion? Yes, on the left. No. What is shown in this image? The heart is enlarged. assistant user"]
+TEXTS = [
+    "Is there an effusion? Yes, on the left. No. What is shown in this image? The heart is enlarged. assistant user"
+]
 
 # Templates as published with models of these families on the Hub, without their branches for video and tools.
 LLAVA_1_5 = (

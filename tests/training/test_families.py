@@ -46,6 +46,9 @@ def picture(number: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
+ASKED = [(picture(number), question) for number, question in enumerate(QUESTIONS)]
+
+
 def said(role: str, text: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text}]
 
@@ -96,10 +99,9 @@ class Trained:
 
 
 def answers(model: VisionLanguageModel) -> tuple[list[list[str]], torch.Tensor]:
-    questions = [(picture(number), question) for number, question in enumerate(QUESTIONS)]
     with torch.inference_mode():
-        logits = model.model(**model.encode(questions)).logits
-    return model.answer(questions, Sampling(max_new_tokens=8)), logits
+        logits = model.model(**model.encode(ASKED)).logits
+    return model.answer(ASKED, Sampling(max_new_tokens=8)), logits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,22 +153,36 @@ def test_prompts_are_what_transformers_makes_of_the_template(base: Path) -> None
     theirs = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"][0]
-    asked = VisionLanguageModel(str(base)).encode([(image, QUESTIONS[0])])
+    model = VisionLanguageModel(str(base))
+    asked = model.encode([(image, QUESTIONS[0])])
     assert asked["input_ids"][0].tolist() == list(theirs)
     pair = {"images": [image], "prompt": said("user", QUESTIONS[0]), "chosen": said("assistant", "Yes."),
             "rejected": said("assistant", "No."), "weight": 1.0}  # fmt: skip
     rows = PreferenceCollator(processor, share=True)([pair])
     assert rows["input_ids"][0][rows["segments"][0] == 0].tolist() == list(theirs)
+    with torch.no_grad():
+        asked_for = model.model(**asked).logits[0, -1].log_softmax(dim=-1)[rows["answer_ids"][:, 0]]
+        trained = sides(model.model.train(), rows)[:, 0]
+    assert torch.allclose(trained, asked_for, atol=1e-4), "training and answering see the same prompt and image"
+
+
+def sides(model: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-probabilities of answer tokens in a batch of the collator."""
+    return answer_logps(model, {name: value for name, value in rows.items() if name not in ("weight", "kind")})
+
+
+def test_answers_do_not_depend_on_the_batch(base: Path) -> None:
+    model, greedy = VisionLanguageModel(str(base)), Sampling(max_new_tokens=8)
+    assert model.answer(ASKED, greedy) == [answer for asked in ASKED for answer in model.answer([asked], greedy)]
 
 
 def test_a_shared_batch_gives_what_each_pair_gives_alone(base: Path, pairs: Path) -> None:
     processor, model, dataset = load_processor(str(base)), load_model(str(base)).eval(), schema.load(str(pairs))
 
     def sums(batch: list[dict[str, Any]], share: bool) -> torch.Tensor:
-        inputs = PreferenceCollator(processor, share=share)(batch)
         with torch.no_grad():
-            inputs = {name: value for name, value in inputs.items() if name not in ("weight", "kind")}
-            return torch.stack(answer_logps(model, inputs).sum(dim=1).chunk(2), dim=1)
+            logps = sides(model, PreferenceCollator(processor, share=share)(batch))
+        return torch.stack(logps.sum(dim=1).chunk(2), dim=1)
 
     together, alone = sums(list(dataset), share=True), torch.cat([sums([pair], share=False) for pair in dataset])
     assert torch.allclose(together, alone, atol=1e-3)  # of sums of about -100

@@ -157,10 +157,12 @@ def known_without_video() -> Iterator[None]:
         for config, (stand_in, _) in WITHOUT_VIDEO.items():
             tf.AutoProcessor.register(config, stand_in, exist_ok=True)
     processing_smolvlm.num2words = words or str  # of video frames; SmolVLM's processor refuses to be made without it
-    yield
-    processing_smolvlm.num2words = words
-    for config in WITHOUT_VIDEO:
-        PROCESSOR_MAPPING._extra_content.pop(config, None)
+    try:
+        yield
+    finally:
+        processing_smolvlm.num2words = words
+        for config in WITHOUT_VIDEO:
+            PROCESSOR_MAPPING._extra_content.pop(config, None)
 
 
 def _qwen(config: Any, system: str) -> Any:

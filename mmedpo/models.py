@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,10 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
-        raise InputError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        reason, broken_off, _ = str(error).strip().splitlines()[0].partition(" Check out the instructions")
+        if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
+            reason += f" Install it: pip install {library[1].lower()}"
+        raise InputError(f"The model {name!r} cannot be loaded: {reason}") from error
 
 
 def _check_chat_template(name: str, owner: Any) -> None:
@@ -145,9 +149,17 @@ def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any
         **({"images": images} if images else {}),
         padding=True,
         padding_side="left",
-        add_special_tokens=False,  # the template has written them
+        add_special_tokens=sees and lacks_first_token(processor.tokenizer, texts[0]),
         return_tensors="pt",
     )
+
+
+def lacks_first_token(tokenizer: Any, text: str) -> bool:
+    """Whether a chat template left the first token to the tokenizer, as those of LLaVA on the Hub do.
+
+    The rule is that of transformers' own `ProcessorMixin.apply_chat_template`; other special tokens a template writes.
+    """
+    return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

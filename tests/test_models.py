@@ -120,7 +120,9 @@ def test_model_whose_processor_needs_a_missing_library_is_refused_with_its_name(
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Qwen2VLImageProcessor"}))
-    with pytest.raises(InputError, match=r"qwen' cannot be loaded: .* requires the Torchvision library"):
+    with pytest.raises(
+        InputError, match=r"qwen' cannot be loaded: .* requires the Torchvision library .* pip install torchvision$"
+    ):
         load_processor(str(folder))
 
 
@@ -135,7 +137,7 @@ def test_model_without_whole_weights_is_refused(
 
 
 def test_missing_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The adapter '.*nowhere' does not fit"):
+    with pytest.raises(InputError, match=r"The adapter '.*nowhere' cannot be read"):
         VisionLanguageModel(str(tiny_model), adapter=str(tmp_path / "nowhere"))
 
 

@@ -13,6 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.models import lacks_first_token
 from mmedpo.training.reference import digest_key, image_digest, row_key
 from mmedpo.training.sharing import pack, padded
 
@@ -117,7 +118,7 @@ class PreferenceCollator:
             text=texts,
             images=images,
             padding=True,  # and taken off again: PaliGemma's processor fails on rows of different length
-            add_special_tokens=False,  # the chat template has written them
+            add_special_tokens=lacks_first_token(self.processor.tokenizer, texts[0]),
         )
         masks = made["attention_mask"]
         tokens = [

@@ -1,7 +1,7 @@
 """Tiny random models of the families that mmedpo trains, with inputs built by hand.
 
-No processor is used: those of Qwen-VL, InternVL and SmolVLM need torchvision (test_collator.py has the others). What
-the models get is what processors make: one run of placeholders an image, pixels, grids, and the marks of image tokens.
+No processor is used (processors.py has them). What the models get is what processors make: one run of placeholders an
+image, pixels, grids, and the marks of image tokens.
 """
 
 from __future__ import annotations

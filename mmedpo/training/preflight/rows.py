@@ -17,6 +17,7 @@ from mmedpo import schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.images import open_image
+from mmedpo.models import lacks_first_token
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 
@@ -208,7 +209,7 @@ def _lengths(
 
 
 def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], found: Findings) -> dict[Sizes, int]:
-    """Tokens that images of these sizes add to a prompt, beyond the placeholders that the template writes."""
+    """Tokens that images of these sizes, and the tokenizer's first token, add to a prompt as the template writes it."""
     added: dict[Sizes, int] = {}
     refused: dict[Sizes, str] = {}
     for pair in usable.values():
@@ -216,7 +217,8 @@ def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], foun
             blank = [Image.new("RGB", size) for size in sizes]
             added[sizes] = -len(_tokens(processor.tokenizer, [pair.prompt])[0])
             try:
-                made = processor(text=[pair.prompt], images=[blank], padding=False, add_special_tokens=False)
+                first = lacks_first_token(processor.tokenizer, pair.prompt)
+                made = processor(text=[pair.prompt], images=[blank], padding=False, add_special_tokens=first)
                 added[sizes] += len(made["input_ids"][0])
             except Exception as error:  # processors raise what they like
                 refused[sizes] = f"are refused by the model's processor: {error}"

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything els
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -338,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the commands show their own
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for whoever develops with them
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it misses kernels for processors
     if argv is not None:
         sys.argv[1:] = argv
     try:

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig, TrlParser
 
 from mmedpo import schema
@@ -165,8 +165,8 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
         raise InputError("model_init_kwargs: use dtype, attn_implementation, model_revision and load_in_4bit instead.")
     if (config.eval_strategy != "no") != bool(run.eval_split):
         raise InputError(
-            f"eval_strategy is {str(config.eval_strategy)!r} and eval_split {run.eval_split!r}: evaluating during "
-            "training needs both, as in --eval_split validation --eval_strategy epoch."
+            f"eval_strategy is {IntervalStrategy(config.eval_strategy).value!r} and eval_split {run.eval_split!r}: "
+            "evaluating during training needs both, as in --eval_split validation --eval_strategy epoch."
         )
     if run.streaming and config.max_steps <= 0:
         raise InputError("A streamed dataset has no known length: give --max_steps, which ends the training.")

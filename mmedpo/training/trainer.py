@@ -98,6 +98,13 @@ class MMedPOTrainer(DPOTrainer):
         processor: Any = self.processing_class
         return GroupedSampler(lengths_by_kind(dataset, processor.tokenizer), size, seed)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would take one step more where a run goes on from its last checkpoint.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
         if self.args.projector_learning_rate is not None:

@@ -168,6 +168,25 @@ def test_mdpos_anchor_is_added_unweighted(text_rows: Dataset, make_trainer: Call
     assert torch.allclose(trainer.pair_loss(ratios, ratios, lengths, weight), torch.stack(expected))
 
 
+def test_tdpos_kl_is_that_of_whole_distributions_and_is_added_unweighted(
+    rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    settings = {"loss_type": ["sigmoid", "tdpo_kl"], "loss_weights": [1.0, 0.3]}
+    trainer = make_trainer(rows.select(range(6)), lora=False, learning_rate=1e-3, max_steps=2, **settings)
+    trainer.train()  # so that policy and reference differ
+    trainer.model.eval()
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    with torch.no_grad():
+        own, reference = trainer.answers(trainer.model, batch), trainer.reference_answers(batch)
+        found = trainer._compute_loss(trainer.model, batch, False)
+    token = F.kl_div(own.logits.log_softmax(-1), reference.logits.softmax(-1), reduction="none").sum(-1)[own.places]
+    sides = torch.zeros(12).index_add(0, own.there.nonzero()[:, 0], token) / own.there.sum(1)
+    ratios = (own.logps() - reference.logps()).sum(1)
+    expected = batch["weight"] * -F.logsigmoid(0.1 * (ratios[:6] - ratios[6:])) + 0.3 * (sides[:6] + sides[6:]) / 2
+    assert sides.min() > 1e-4 and found.item() == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert trainer.state.log_history[1]["kl"] > 0 == trainer.state.log_history[0]["kl"]
+
+
 def test_the_rejected_side_sees_its_own_image(visual_rows: Dataset, tiny_model: Path) -> None:
     processor = AutoProcessor.from_pretrained(tiny_model)
     rows = list(visual_rows.select(range(2)))

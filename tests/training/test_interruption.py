@@ -1,0 +1,138 @@
+"""Trainings that are killed or told to stop, and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_run import ROOT, arguments, history
+
+from mmedpo.errors import Stopped
+from mmedpo.training import run
+
+STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
+         "lora_dropout": 0.1}  # fmt: skip
+
+# Each kills the process at a moment: in a step before any checkpoint, while a checkpoint is written, in a step after it
+# (a torn later one beside it), and when all steps are done but nothing is saved.
+KILL = """
+import os, sys
+from transformers import Trainer
+from mmedpo.training import run, trainer
+moment = sys.argv.pop(1)
+kill = lambda *_, **__: os.kill(os.getpid(), 9)
+step = trainer.MMedPOTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if self.state.global_step == {"first step": 1, "later step": 5}.get(moment): kill()
+    return step(self, *args, **kwargs)
+trainer.MMedPOTrainer.training_step = training_step
+if moment == "checkpoint":
+    Trainer._save_rng_state = kill
+if moment == "end":
+    trainer.MMedPOTrainer.save_state = kill
+run.main(sys.argv[1:])
+"""
+
+
+def adapters_agree(ours: Path, theirs: Path) -> bool:
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs))
+    return first.keys() == second.keys() and all(torch.allclose(first[k], second[k], rtol=0, atol=1e-6) for k in first)
+
+
+@pytest.fixture(scope="module")
+def whole(preferences: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "adapter"
+    run.main(arguments(preferences, tiny_model, output, **STEPS))
+    return output
+
+
+@pytest.mark.parametrize("moment", ["first step", "checkpoint", "later step", "end"])
+def test_a_killed_run_ends_in_the_adapter_of_an_uninterrupted_one(
+    moment: str, whole: Path, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    command = arguments(preferences, tiny_model, output, **STEPS)
+    killed = subprocess.run([sys.executable, "-c", KILL, moment, *command], capture_output=True, check=False, cwd=ROOT)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    assert not output.exists()
+    whole_checkpoints = list(tmp_path.glob("adapter.partial/checkpoint-*/trainer_state.json"))
+    assert len(whole_checkpoints) == {"first step": 0, "checkpoint": 0, "later step": 2, "end": 3}[moment]
+    run.main([*command, "--resume"])
+    assert history(output) == pytest.approx(history(whole), abs=1e-6)
+    assert adapters_agree(output, whole)
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_with_130(
+    whole: Path, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    changes = {**STEPS, "save_strategy": "no"}
+    command = arguments(preferences, tiny_model, output, **changes)
+    program = (
+        "import os, signal, sys\nfrom mmedpo.training import trainer\nfrom mmedpo.cli import main\n"
+        "step = trainer.MMedPOTrainer.training_step\n"
+        "def training_step(self, *args, **kwargs):\n"
+        "    if self.state.global_step == 2: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return step(self, *args, **kwargs)\n"
+        "trainer.MMedPOTrainer.training_step = training_step\nmain(['train', *sys.argv[1:]])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert told.returncode == 130, told.stderr[-2000:]
+    assert "Stopped after step 3 of 6; a checkpoint is kept. Go on with --resume." in told.stderr
+    assert [path.name for path in (tmp_path / "adapter.partial").glob("checkpoint-*")] == ["checkpoint-3"]
+    run.main([*command, "--resume"])
+    assert history(output) == pytest.approx(history(whole), abs=1e-6)
+    assert adapters_agree(output, whole)
+
+
+def test_one_process_of_two_being_told_stops_both_at_one_step(
+    preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    command = arguments(preferences, tiny_model, output, **{**STEPS, "max_steps": 2000, "save_strategy": "no"})
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+              str(ROOT / "recipes/accelerate/ddp.yaml"), str(ROOT / "train.py")]  # fmt: skip
+    running = subprocess.Popen(
+        [*launch, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    try:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("{'loss'"):
+                break
+        workers = subprocess.run(["pgrep", "-f", f"train.py.*{output}"], capture_output=True, text=True, check=True)
+        last = max(int(pid) for pid in workers.stdout.split())  # started last, so a worker and no launcher
+        os.kill(last, signal.SIGTERM)
+        said, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert "Stopped after step" in said
+    (checkpoint,) = (tmp_path / "adapter.partial").glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").exists() and (checkpoint / "rng_state_1.pth").exists()
+    assert not output.exists()
+
+
+def test_a_finished_training_told_to_stop_at_its_last_step_is_finished(
+    preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = run.MMedPOTrainer.training_step
+
+    def told(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(run.MMedPOTrainer, "training_step", told)
+    before = signal.getsignal(signal.SIGTERM)
+    run.main(arguments(preferences, tiny_model, tmp_path / "done", max_steps=3))
+    assert (tmp_path / "done" / "training.json").exists() and signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Stopped, match="step 3 of 5"):
+        run.main(arguments(preferences, tiny_model, tmp_path / "stopped", max_steps=5))

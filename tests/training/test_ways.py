@@ -1,0 +1,253 @@
+"""The ways to train, each through the command's own code: what is trained, against what, and what is saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from test_run import arguments, history
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from mmedpo import schema
+from mmedpo.errors import InputError
+from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.training import run
+from mmedpo.training.trainer import MMedPOTrainer
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> list[MMedPOTrainer]:
+    """The trainers that runs make."""
+    made: list[MMedPOTrainer] = []
+
+    class Remembered(MMedPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(run, "MMedPOTrainer", Remembered)
+    return made
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForImageTextToText.from_pretrained(folder).named_parameters())
+
+
+def answer(model: Path, adapter: Path | None, dataset: Path) -> list[str]:
+    rows = list(schema.load(str(dataset)).select(range(4)))
+    questions = [(row["images"][0], schema.message_text(row["prompt"])) for row in rows]
+    asked = VisionLanguageModel(str(model), str(adapter) if adapter else None)
+    return [texts[0] for texts in asked.answer(questions, Sampling(max_new_tokens=8))]
+
+
+@pytest.fixture(scope="module")
+def quantisable(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with widths that bitsandbytes' kernels for processors take: multiples of 64."""
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.text_config.intermediate_size = 384
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    AutoProcessor.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_qlora_trains_an_adapter_on_quantised_weights(
+    bits: str, preferences: Path, quantisable: Path, tmp_path: Path, trainers: list[MMedPOTrainer]
+) -> None:
+    output = tmp_path / "adapter"
+    cached = {"reference_cache": tmp_path / "reference", "image_feature_cache": tmp_path / "features"}
+    run.main(arguments(preferences, quantisable, output, **{bits: "true"}, dtype="bfloat16", **cached))
+    (trainer,) = trainers
+    kinds = [type(module) for module in trainer.model.modules()]
+    quantised = [kind.__name__ for kind in kinds if kind.__module__.startswith("bitsandbytes")]
+    assert len(quantised) > 14 and set(quantised) == {"Linear4bit" if bits == "load_in_4bit" else "Linear8bitLt"}
+    assert trainer.data_collator.share and trainer.data_collator.once
+    losses = history(output)
+    assert len(losses) == 3 and all(torch.tensor(losses).isfinite())
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(quantisable), output)
+    moved = [value for name, value in model.named_parameters() if "lora_B" in name]
+    assert moved and all(value.abs().sum() > 0 for value in moved)
+
+
+def test_dora_trains_magnitudes_too(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run.main(arguments(preferences, tiny_model, tmp_path / "adapter", use_dora="true"))
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum("lora_magnitude_vector" in name for name in saved) == 14
+
+
+def test_bfloat16_with_gradient_checkpointing_shares_rows_and_stays_near_float32(
+    preferences: Path, tiny_model: Path, tmp_path: Path, trainers: list[MMedPOTrainer]
+) -> None:
+    run.main(arguments(preferences, tiny_model, tmp_path / "exact"))
+    coarse = {"bf16": "true", "dtype": "bfloat16", "gradient_checkpointing": "true"}
+    run.main(arguments(preferences, tiny_model, tmp_path / "coarse", **coarse))
+    assert trainers[1].data_collator.share and trainers[1].model.dtype == torch.bfloat16
+    assert history(tmp_path / "coarse") == pytest.approx(history(tmp_path / "exact"), rel=0.03)
+
+
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_the_projector_is_trained_when_asked_at_its_own_rate(
+    lora: str, preferences: Path, tiny_model: Path, tmp_path: Path, trainers: list[MMedPOTrainer]
+) -> None:
+    output = tmp_path / "trained"
+    changes = {"projector_learning_rate": 1e-2, "use_peft": lora, "learning_rate": 1e-9, "warmup_steps": 0}
+    run.main(arguments(preferences, tiny_model, output, lr_scheduler_type="constant", **changes))
+    groups = trainers[0].optimizer.param_groups
+    assert sorted({group["lr"] for group in groups}) == [1e-9, 1e-2]
+    before = weights(tiny_model)
+    if lora == "true":
+        base = AutoModelForImageTextToText.from_pretrained(tiny_model)
+        after = dict(PeftModel.from_pretrained(base, output).merge_and_unload().named_parameters())
+    else:
+        after = weights(output)
+    change = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    projector = {name for name in change if "projector" in name}
+    assert len(projector) == 4 and all(change[name] > 1e-3 for name in projector)
+    assert all(change[name] < 1e-6 for name in change.keys() - projector)
+
+
+def test_full_fine_tuning_leaves_vision_tower_and_projector(
+    preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run.main(arguments(preferences, tiny_model, tmp_path / "model", use_peft="false"))
+    before, after = weights(tiny_model), weights(tmp_path / "model")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    seeing = {name for name in before if "vision_tower" in name or "projector" in name}
+    assert same == seeing
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["trained_parameters"] == sum(before[name].numel() for name in before.keys() - seeing)
+    assert "fully fine-tuned" in written_card(tmp_path / "model")
+
+
+def written_card(folder: Path) -> str:
+    from mmedpo.cards import adapter_card
+
+    return adapter_card(folder)
+
+
+def test_after_sft_the_reference_is_the_sft_model(
+    preferences: Path, tiny_model: Path, tmp_path: Path, trainers: list[MMedPOTrainer]
+) -> None:
+    sft, output = tmp_path / "sft", tmp_path / "adapter"
+    run.main(arguments(preferences, tiny_model, sft, loss_type="sft", loss_weights="1.0", warmup_steps=0))
+    run.main(arguments(preferences, tiny_model, output, use_peft="false", adapter_name_or_path=sft, loss_type="sigmoid",
+                       loss_weights="1.0", warmup_steps=0))  # fmt: skip
+    begun = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny_model), sft).eval()
+    trainer = trainers[1]
+    inputs = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset.select(range(4)))))
+    with torch.no_grad():
+        expected = trainer.answer_logps(begun, inputs).sum(dim=1)
+        trained = trainer.answer_logps(trainer.model.eval(), inputs).sum(dim=1)
+    assert torch.allclose(trainer.reference_logps(inputs), expected, atol=1e-5)
+    assert (trained - expected).abs().max() > 1e-2
+    assert 0.5 < history(output)[0] < 0.87  # log 2 times weights of 0.75 to 1.25: the policy is the reference at first
+    assert not (output / "ref").exists()
+    loaded = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny_model), output).eval()
+    with torch.no_grad():
+        assert torch.allclose(trainer.answer_logps(loaded, inputs).sum(dim=1), trained, atol=1e-5)
+
+
+def test_an_adapter_is_not_gone_on_from_with_other_settings(
+    preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run.main(arguments(preferences, tiny_model, tmp_path / "sft", max_steps=1))
+    with pytest.raises(InputError, match="has LoRA settings and trained modules of its own"):
+        run.main(arguments(preferences, tiny_model, tmp_path / "a", adapter_name_or_path=tmp_path / "sft"))
+    with pytest.raises(InputError, match="The adapter 'nowhere' cannot be read"):
+        run.main(arguments(preferences, tiny_model, tmp_path / "a", adapter_name_or_path="nowhere", use_peft="false"))
+    assert {path.name for path in tmp_path.iterdir()} == {"sft"}
+
+
+def test_evaluation_on_the_way_is_logged_and_drawn(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from mmedpo.cards import write_adapter_card
+
+    evaluated = {"eval_split": "train", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    arguments_ = arguments(preferences, tiny_model, tmp_path / "adapter", **evaluated)
+    run.main(arguments_, card=write_adapter_card)
+    log = json.loads((tmp_path / "adapter" / "trainer_state.json").read_text())["log_history"]
+    found = [entry for entry in log if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [2, 4]
+    assert all("eval_rewards/margins_lesion_noise" in entry for entry in found)
+    assert (tmp_path / "adapter" / "curves.png").stat().st_size > 5000
+    assert "![Curves of training](curves.png)" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_a_streamed_dataset_trains_and_resumes(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
+    steps = {"streaming": "true", "max_steps": 4, "lr_scheduler_type": "constant"}
+    run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **steps))
+    assert len(history(tmp_path / "adapter")) == 4
+    record = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert record["streamed"] and record["rows"] == {} and record["weights"] == {"method": "rescale"}
+
+
+def test_the_written_recipe_repeats_the_run(
+    preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"train_sampling_strategy": "group_by_length", "loss_type": "ipo", "loss_weights": "0.5", "lora_r": 4}
+    run.main(arguments(preferences, tiny_model, tmp_path / "first", **changes))
+    recipe = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
+    assert recipe["dataset_name"] == "pairs" and recipe["lora_r"] == 4
+    monkeypatch.chdir(preferences.parent)
+    again = ["--config", str(tmp_path / "first" / "recipe.yaml"), "--output", str(tmp_path / "second")]
+    run.main([*again, "--model_name_or_path", str(tiny_model)])
+    assert history(tmp_path / "second") == history(tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trust_remote_code": "true"}, "only models whose code ships with transformers"),
+        ({"eval_split": "train"}, "eval_strategy is 'no' and eval_split 'train'"),
+        ({"eval_strategy": "epoch"}, "eval_split None: evaluating during training needs both"),
+        ({"streaming": "true", "max_steps": -1}, "give --max_steps"),
+        ({"projector_learning_rate": -1.0}, "must be positive"),
+        ({"image_feature_cache": "x", "encode_images_once": "false"}, "needs encode_images_once"),
+        ({"image_feature_cache": "x", "projector_learning_rate": 1e-3}, "leave it or projector_learning_rate out"),
+        ({"loss_type": "tdpo_kl", "loss_weights": "1.0", "reference_cache": "x"}, "tdpo_kl needs the reference's"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "use random or group_by_length"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    changes: dict[str, Any], message: str, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_are_grouped_by_kind_and_length_and_a_resumed_epoch_has_the_same_order(rows: Dataset) -> None:
+    from mmedpo.training.grouping import GroupedSampler, lengths_by_kind
+
+    class Words:
+        def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[0] * len(text.split()) for text in texts]}
+
+    lengths = lengths_by_kind(rows, Words())
+    sampler = GroupedSampler(lengths, batch_size=4, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(rows)))
+    kinds = [rows["dispreference"][i] for i in order]
+
+    def mixed(kinds: list[int]) -> int:
+        return sum(len(set(kinds[i : i + 4])) > 1 for i in range(0, len(kinds), 4))
+
+    assert mixed(kinds) <= 5 < 15 < mixed([rows["dispreference"][(7 * i) % len(rows)] for i in range(len(rows))])
+    spread = [max(lengths[i] for i in order[b : b + 4]) - min(lengths[i] for i in order[b : b + 4])
+              for b in range(0, len(order), 4) if len(set(kinds[b : b + 4])) == 1]  # fmt: skip
+    assert sum(spread) / len(spread) < 0.2 * (max(lengths) % (max(lengths) // 2 + 1) + 1)
+    assert max(lengths) in [lengths[i] for i in order[:4]]
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != order and sorted(second) == list(range(len(rows)))
+    resumed = GroupedSampler(lengths, batch_size=4, seed=3)
+    resumed.set_epoch(1)
+    assert list(resumed) == second

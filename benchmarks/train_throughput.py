@@ -1,14 +1,22 @@
 """Seconds a step and peak memory of training: TRL's DPOTrainer and ours, same model, rows and machine, alternating.
 
-Run     python benchmarks/train_throughput.py --answers 8 --rounds 2 --output benchmarks/results/train_throughput.json
-Model   a LLaVA of random weights: CLIP at 336 pixels (576 image tokens), Llama of width 512, 8 layers, vocabulary
-        32,000, LoRA r 16, float32; 4 pairs a step whose sides see the same image
+Run     python benchmarks/train_throughput.py --output benchmarks/results/train_throughput.json      two cores: 25 min
+        python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --output ...       one GPU of 80 GB
+Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of width 512, 8 layers, vocabulary 32,000;
+        LoRA r 16, float32. llava-7b: the shape of LLaVA-Med v1.5 (CLIP-L/14-336, Mistral 7B); LoRA r 128, bfloat16;
+        with --checkpointing, gradient checkpointing. Weights are random; 4 pairs a step.
+Cases   text8, text150: answers of so many tokens about the same image; lesion60: the same answer of 60 tokens about
+        another image, where no prefix can be shared (TRL sees the first image twice: it has no second one)
 Arms    trl      DPOTrainer as it is
-        mmedpo   prefix sharing, and the reference from its cache (filled before: what every epoch after the first has)
-        first    prefix sharing with a live reference: what the first epoch has
-        apart    separate rows with a live reference: TRL's algorithm with the head on answer tokens only
-Reads   `seconds`: median of the steps after the first; `peak_mb`: largest resident memory of the arm's own process;
-        `loss_difference`: largest over the steps, to TRL's losses of the same steps
+        compact  TRL's algorithm (a row a side, live reference, an encoding a row and pass) with the head on answers only
+        first    ours with a live reference: what the first epoch has
+        mmedpo   ours with the reference from its cache: what each later epoch has
+        pictured mmedpo, and the frozen encoder's features from their cache
+Reads   `seconds`: median of the steps after the first, of all rounds; `epochs3`: seconds of a step over three epochs,
+        one with a live reference and two without; `peak_mb`: largest resident memory of the arm's own process, on a GPU
+        largest allocation; `gflop`: matrix operations of one step, counted by torch without recomputation; `ceiling`:
+        share of the speed-up over `compact` that the operations allow; `mfu`: gflop / seconds / peak;
+        `loss_difference`: largest over the steps, to TRL (text) or to `compact` (lesion).
 """
 
 from __future__ import annotations
@@ -24,15 +32,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-ARMS = ("trl", "mmedpo", "first", "apart")
+ARMS = {
+    "trl": None,
+    "compact": {"prefix_sharing": False, "encode_images_once": False},
+    "first": {},
+    "mmedpo": {"reference_cache": "reference"},
+    "pictured": {"reference_cache": "reference", "image_feature_cache": "features"},
+}
+CASES = {"text8": (8, False), "text150": (150, False), "lesion60": (60, True)}  # tokens of an answer, a second image
 PAIRS, SIDE, WORDS, VOCABULARY = 4, 336, 200, 32_000
 
 
-def rows(answer_words: int, count: int, seed: int) -> Any:
+def rows(case: str, count: int, seed: int) -> Any:
     import numpy as np
     from datasets import Dataset, Features, Image, List, Value
     from PIL import Image as pillow
 
+    tokens, lesion = CASES[case]
     rng = np.random.default_rng(seed)
 
     def said(number: int) -> str:
@@ -41,47 +57,60 @@ def rows(answer_words: int, count: int, seed: int) -> Any:
     def message(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
-    pairs = [
-        {
-            "prompt": message("user", said(20)), "chosen": message("assistant", said(answer_words)),
-            "rejected": message("assistant", said(answer_words)), "weight": 1.0,
-            "images": [pillow.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))],
-        }
-        for _ in range(count)
-    ]  # fmt: skip
+    def picture() -> list[Any]:
+        return [pillow.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))]
+
+    pairs = []
+    for _ in range(count):
+        chosen = message("assistant", said(tokens))
+        rejected = chosen if lesion else message("assistant", said(tokens))
+        pair = {"prompt": message("user", said(20)), "chosen": chosen, "rejected": rejected, "weight": 1.0,
+                "images": picture(), "rejected_images": picture() if lesion else None}  # fmt: skip
+        pairs.append(pair)
     messages = List({"role": Value("string"), "content": Value("string")})
     features = {"prompt": messages, "chosen": messages, "rejected": messages, "weight": Value("float32")}
-    return Dataset.from_list(pairs, features=Features({**features, "images": List(Image())}))
+    return Dataset.from_list(
+        pairs, features=Features({**features, "images": List(Image()), "rejected_images": List(Image())})
+    )
 
 
-def model_and_processor(seed: int) -> tuple[Any, Any]:
+def model_and_processor(preset: str, seed: int) -> tuple[Any, Any]:
     import torch
     import transformers as tf
 
     from mmedpo import tiny
+    from mmedpo.models import best_device
 
     _, processor = tiny.build([f"word{i}" for i in range(WORDS)])
     processor.image_processor = tf.CLIPImageProcessorPil()  # 336 x 336 below
     processor.image_processor.size = {"shortest_edge": SIDE}
     processor.image_processor.crop_size = {"height": SIDE, "width": SIDE}
     processor.patch_size = 14
+    small = preset == "small"
+    seen = (256, 1024, 6, 4) if small else (1024, 4096, 24, 16)
     vision = tf.CLIPVisionConfig(
-        hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=SIDE,
-        patch_size=14,
+        hidden_size=seen[0], intermediate_size=seen[1], num_hidden_layers=seen[2], num_attention_heads=seen[3],
+        image_size=SIDE, patch_size=14,
     )  # fmt: skip
-    text = tf.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,
-        num_key_value_heads=8, eos_token_id=1, pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
+    tokens = {"vocab_size": VOCABULARY, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    text = (
+        tf.LlamaConfig(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, **tokens)
+        if small
+        else tf.MistralConfig(sliding_window=None, max_position_embeddings=32768, **tokens)  # its defaults are the 7B's
+    )
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image)
     torch.manual_seed(seed)
-    return tf.LlavaForConditionalGeneration(
-        tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image)
-    ), processor
+    with torch.device("cpu" if small else best_device()):
+        model = tf.AutoModelForImageTextToText.from_config(config, dtype=torch.float32 if small else torch.bfloat16)
+    return model, processor
 
 
-def run(arm: str, answer_words: int, steps: int, seed: int, cache: Path) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Train one arm; its seconds, memory, operations and losses."""
+    import torch
     from peft import LoraConfig
+    from torch.utils.flop_counter import FlopCounterMode
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -89,90 +118,138 @@ def run(arm: str, answer_words: int, steps: int, seed: int, cache: Path) -> dict
     from mmedpo.training.model import language_model_linears
 
     seconds: list[float] = []
+    small, gpu = options.preset == "small", torch.cuda.is_available()
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.monotonic()
+            self.began = now()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds.append(time.monotonic() - self.began)
+            seconds.append(now() - self.began)
 
-    model, processor = model_and_processor(seed)
+    def now() -> float:
+        if gpu:
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+    model, processor = model_and_processor(options.preset, options.seed)
     settings: dict[str, Any] = {
-        "output_dir": str(cache / arm), "per_device_train_batch_size": PAIRS, "max_steps": steps, "logging_steps": 1,
-        "learning_rate": 1e-4, "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "max_length": None, "seed": seed, "dataloader_num_workers": 0,
+        "output_dir": str(options.cache / options.arm), "per_device_train_batch_size": PAIRS,
+        "max_steps": options.steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": small,
+        "gradient_checkpointing": options.checkpointing, "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True, "max_length": None, "seed": options.seed, "dataloader_num_workers": 0,
     }  # fmt: skip
-    config: Any = DPOConfig(**settings)
-    if arm != "trl":
-        kept = str(cache / "reference") if arm == "mmedpo" else None
-        config = MMedPOConfig(**settings, prefix_sharing=arm != "apart", reference_cache=kept)
-    trainer = (DPOTrainer if arm == "trl" else MMedPOTrainer)(
+    ours = ARMS[options.arm]
+    folders = {key: str(options.cache / value) for key, value in (ours or {}).items() if isinstance(value, str)}
+    config: Any = DPOConfig(**settings) if ours is None else MMedPOConfig(**settings, **{**ours, **folders})
+    rank = 16 if small else 128
+    trainer = (DPOTrainer if ours is None else MMedPOTrainer)(
         model,
         args=config,
-        train_dataset=rows(answer_words, PAIRS * steps, seed),
+        train_dataset=rows(options.case, PAIRS * options.steps, options.seed),
         processing_class=processor,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=language_model_linears(model)),
+        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=language_model_linears(model)),
         callbacks=[Clock()],
     )
     trainer.train()
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    trainer.model.gradient_checkpointing_disable()
+    inputs = next(iter(trainer.get_train_dataloader()))
+    with FlopCounterMode(display=False) as counter:
+        trainer.training_step(trainer.model_wrapped, inputs)
     return {
-        "seconds": statistics.median(seconds[1:]),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "seconds": seconds[1:],
+        "peak_mb": round(peak / 2**20),
+        "gflop": counter.get_total_flops() / 1e9,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", type=int, default=8, help="words, which are tokens, of each answer")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--preset", choices=("small", "llava-7b"), default="small")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--peak-tflops", type=float, help="of the device, for `mfu`")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--arm", choices=ARMS, help="run this arm alone, and print its numbers")
+    parser.add_argument("--arm", choices=ARMS, help="run this arm alone on --case, and print its numbers")
+    parser.add_argument("--case", choices=CASES)
     parser.add_argument("--cache", type=Path, help="of the arm's own process")
     options = parser.parse_args()
     if options.arm:
-        print(json.dumps(run(options.arm, options.answers, options.steps, options.seed, options.cache)))
+        print(json.dumps(run(options)))
         return
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    same = ["--answers", str(options.answers), "--steps", str(options.steps), "--seed", str(options.seed)]
-    with tempfile.TemporaryDirectory() as cache:
-        # The first run fills the reference's cache and is not counted.
-        for arm in ["mmedpo", *ARMS * options.rounds]:
-            typed = [sys.executable, __file__, "--arm", arm, "--cache", cache, *same]
-            done = subprocess.run(typed, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            results[arm].append(json.loads(done.stdout.splitlines()[-1]))
-            print(arm, json.dumps(results[arm][-1]), file=sys.stderr, flush=True)
-    results["mmedpo"] = results["mmedpo"][1:]
-    _report(results, options)
-
-
-def _report(results: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    from mmedpo.workdir import versions, write_json
-
-    trl = results["trl"][0]["losses"]
-    table = {
-        arm: {
-            "seconds": round(statistics.median(run["seconds"] for run in runs), 2),
-            "peak_mb": max(run["peak_mb"] for run in runs),
-            "loss_difference": max(abs(a - b) for run in runs for a, b in zip(run["losses"], trl, strict=True)),
-        }
-        for arm, runs in results.items()
-    }
-    print("| arm | seconds a step | times TRL's speed | peak memory (MB) | of TRL's | largest loss difference |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for arm, row in table.items():
-        speed, memory = table["trl"]["seconds"] / row["seconds"], row["peak_mb"] / table["trl"]["peak_mb"]
-        cells = (row["seconds"], f"{speed:.1f}", row["peak_mb"], f"{memory:.2f}", f"{row['loss_difference']:.0e}")
-        print(f"| {arm} | " + " | ".join(map(str, cells)) + " |")
+    tables = {}
+    for case in options.cases:
+        with tempfile.TemporaryDirectory() as cache:
+            results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+            # The first run of the last arm fills both caches and is not counted.
+            for arm in [options.arms[-1], *options.arms * options.rounds]:
+                results[arm].append(_alone(arm, case, cache, options))
+                print(case, arm, json.dumps(results[arm][-1]), file=sys.stderr, flush=True)
+            results[options.arms[-1]].pop(0)
+        tables[case] = _table(case, results, options)
+        _show(case, tables[case])
     if options.output:
+        from mmedpo.workdir import versions, write_json
+
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        record = {"command": " ".join(sys.argv), "seed": options.seed, "versions": versions(), "results": table}
-        write_json(options.output, record)
+        record = {"command": " ".join(["python", *sys.argv]), "seed": options.seed, "versions": versions()}
+        write_json(options.output, {**record, "device": results[options.arms[0]][0]["device"], "results": tables})
+
+
+def _alone(arm: str, case: str, cache: str, options: argparse.Namespace) -> dict[str, Any]:
+    same = [f"--{name}={getattr(options, name)}" for name in ("preset", "steps", "seed")]
+    same += ["--checkpointing"] * options.checkpointing
+    typed = [sys.executable, __file__, "--arm", arm, "--case", case, "--cache", cache, *same]
+    done = subprocess.run(typed, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _table(
+    case: str, results: dict[str, list[dict[str, Any]]], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    medians = {
+        arm: statistics.median(second for run in runs for second in run["seconds"]) for arm, runs in results.items()
+    }
+    flops = {arm: runs[0]["gflop"] for arm, runs in results.items()}
+    base = results["compact" if CASES[case][1] else "trl"][0]["losses"]
+    table = {}
+    for arm, runs in results.items():
+        later = medians[arm] if arm in ("trl", "compact", "first") else 0
+        row = {
+            "seconds": medians[arm],
+            "epochs3": later or (medians["first"] + 2 * medians[arm]) / 3,
+            "peak_mb": max(run["peak_mb"] for run in runs),
+            "gflop": flops[arm],
+            "ceiling": medians["compact"] / medians[arm] / (flops["compact"] / flops[arm]),
+            "loss_difference": max(abs(a - b) for run in runs for a, b in zip(run["losses"], base, strict=True)),
+        }
+        if options.peak_tflops:
+            row["mfu"] = flops[arm] / 1e3 / medians[arm] / options.peak_tflops
+        table[arm] = row
+    return table
+
+
+def _show(case: str, table: dict[str, dict[str, float]]) -> None:
+    print(f"\n{case}\n\n| arm | seconds a step | times TRL | times compact | over 3 epochs, times TRL | memory (MB) "
+          "| of TRL's | GFLOP | share of ceiling | loss difference | MFU |\n|---" + "|---:" * 10 + "|")  # fmt: skip
+    trl, compact = table["trl"], table["compact"]
+    for arm, row in table.items():
+        cells = (f"{row['seconds']:.2f}", f"{trl['seconds'] / row['seconds']:.1f}",
+                 f"{compact['seconds'] / row['seconds']:.2f}", f"{trl['epochs3'] / row['epochs3']:.1f}",
+                 row["peak_mb"], f"{row['peak_mb'] / trl['peak_mb']:.2f}", f"{row['gflop']:.0f}",
+                 f"{row['ceiling']:.2f}", f"{row['loss_difference']:.0e}",
+                 f"{row['mfu']:.2f}" if "mfu" in row else "")  # fmt: skip
+        print(f"| {arm} | " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from mmedpo import schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_model, load_processor
-from mmedpo.training import preflight
+from mmedpo.training import checkpoints, preflight
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
@@ -114,12 +114,13 @@ def train(
         "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": _plain(model_args),
         "config": _plain(config),
     }  # fmt: skip
-    with _working_folder(Path(run.output), settings, run.resume) as folder:
+    with _working_folder(Path(run.output), checkpoints.repeatable(settings, config), run.resume) as folder:
         config.output_dir = str(folder)
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
         trainer = _trainer(dataset, processor, config, model_args)
+        checkpoint = checkpoints.prepare(get_last_checkpoint(str(folder)) if run.resume else None, trainer)
         began = time.monotonic()
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if run.resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.monotonic() - began
         trainer.save_model()
         trainer.save_state()

@@ -1,0 +1,138 @@
+"""Going on from a checkpoint on other processes than wrote it: with Adam's moments, or not at all.
+
+A checkpoint written without DeepSpeed goes on without it on any number of processes, since Transformers keeps it whole.
+DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, and from the joined tensors a run goes on
+with DeepSpeed on another number of processes, or without DeepSpeed. The order of the pairs and the schedule depend on
+seed and step alone. What depends on processes starts anew: dropout's draws, and fp16's loss scale without DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from mmedpo.errors import InputError
+from mmedpo.training.config import MMedPOConfig
+
+SPREAD = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
+
+
+def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]:
+    """What of a run's settings a resumed run must repeat: how many pairs a step has, not how processes share them."""
+    kept = {name: value for name, value in settings["config"].items() if name not in SPREAD}
+    pairs = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    return {**settings, "config": kept, "pairs_a_step": pairs}
+
+
+def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
+    """The folder from which this launch goes on where `checkpoint` is; all processes must call this.
+
+    `checkpoint` is never changed; what its shards are joined to lies inside it.
+
+    Raises:
+        InputError: the optimizer's state in it is not for this launch, or there is none.
+    """
+    if checkpoint is None:
+        return None
+    folder, plugin = Path(checkpoint), trainer.accelerator.state.deepspeed_plugin
+    shards = sorted(folder.glob("global_step*/*_optim_states.pt"))
+    if not shards and not (folder / OPTIMIZER_NAME).exists():
+        raise InputError(
+            f"{folder} holds no optimizer's state (save_only_model), without which the training would not go on as it "
+            f"was. Remove {folder.parent} and start again."
+        )
+    main = trainer.accelerator.is_main_process
+    if plugin is not None:
+        if _foreign(folder, shards, plugin.zero_stage, trainer.args.world_size):
+            if main and not (folder / "latest_universal").exists():  # written last
+                _join(shards[0].parent, folder / "universal")
+            plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+    elif shards:
+        whole = folder / "whole"
+        if main and not whole.exists():
+            _make_whole(folder, shards[0], whole, trainer)
+        checkpoint = str(whole)
+    trainer.accelerator.wait_for_everyone()
+    return checkpoint
+
+
+def _foreign(folder: Path, shards: list[Path], stage: int, processes: int) -> bool:
+    """Whether the shards are those of another number of processes. Raises InputError where they cannot be joined."""
+    from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, ZERO_STAGE
+
+    if not shards:
+        raise InputError(
+            f"{folder} was written without DeepSpeed, which cannot read it. Resume without DeepSpeed: on any number of "
+            "processes with recipes/accelerate/ddp.yaml, or on one with `mmedpo train`."
+        )
+    written = int(torch.load(shards[0], weights_only=False, mmap=True)[OPTIMIZER_STATE_DICT][ZERO_STAGE])
+    if (written == 3) != (stage == 3):
+        raise InputError(
+            f"{folder} was written by ZeRO-{written}, whose shards ZeRO-{stage} cannot read. Resume with "
+            f"recipes/accelerate/zero{written}.yaml on any number of processes, or without DeepSpeed."
+        )
+    return len(shards) != processes
+
+
+def _join(sharded: Path, joined: Path) -> None:
+    """Write what `sharded` holds, piece by piece, as whole tensors: `zero/NAME/{fp32,exp_avg,exp_avg_sq}.pt`."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(joined, ignore_errors=True)  # of an attempt that was interrupted
+    ds_to_universal.main(Namespace(
+        input_folder=str(sharded), output_folder=str(joined), num_extract_workers=1, num_merge_workers=1,
+        keep_temp_folder=False, strict=True, inject_missing_state=True,
+    ))  # fmt: skip
+
+
+def _make_whole(folder: Path, shard: Path, whole: Path, trainer: Trainer) -> None:
+    """Write `whole`, the checkpoint that the Trainer would have written in `folder` without DeepSpeed."""
+    with TemporaryDirectory(dir=folder) as scratch:
+        joined, partial = Path(scratch) / "joined", Path(scratch) / "whole"
+        _join(shard.parent, joined)
+        schedule = torch.load(folder / SCHEDULER_NAME, weights_only=True)
+        optimizer = trainer.create_optimizer()
+        # DeepSpeed drops groups without parameters; Transformers has one rate for all groups.
+        schedule = {name: value[:1] * len(optimizer.param_groups) if isinstance(value, list) else value
+                    for name, value in schedule.items()}  # fmt: skip
+        state = _joined_state(joined / "zero", trainer.model, optimizer)
+        for group, rate in zip(state["param_groups"], schedule["_last_lr"], strict=True):
+            group["lr"] = rate
+        trainer.save_model(str(partial))
+        torch.save(state, partial / OPTIMIZER_NAME)
+        torch.save(schedule, partial / SCHEDULER_NAME)
+        shutil.copy(folder / TRAINER_STATE_NAME, partial)
+        partial.replace(whole)
+
+
+def _joined_state(joined: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the joined weights into `model`, and return the state of its `optimizer` with the joined moments.
+
+    The weights are those that DeepSpeed's Adam holds in float32, more exact than those of the forward pass, which it
+    saves as the adapter.
+    """
+    from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, PARAM
+
+    def load(file: Path) -> Any:
+        value = torch.load(file, weights_only=False)
+        return value[PARAM] if isinstance(value, dict) and PARAM in value else value  # ZeRO-3's are bare tensors
+
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state = optimizer.state_dict()
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        pieces = joined / names[parameter]
+        if (pieces / "step.pt").exists():
+            step = load(pieces / "step.pt")
+        else:  # ZeRO-3 has one for all
+            step = load(joined / "optimizer_state.pt")[OPTIMIZER_STATE_DICT]["state"][0]["step"]
+        moments = {name: load(pieces / f"{name}.pt").view_as(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        state["state"][number] = {"step": step, **moments}
+        parameter.data.copy_(load(pieces / "fp32.pt").view_as(parameter))
+    return state

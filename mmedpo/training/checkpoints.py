@@ -1,13 +1,14 @@
 """Going on from a checkpoint on other processes than wrote it: with Adam's moments, or not at all.
 
 A checkpoint written without DeepSpeed goes on without it on any number of processes, since Transformers keeps it whole.
-DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, and from the joined tensors a run goes on
-with DeepSpeed on another number of processes, or without DeepSpeed. The order of the pairs and the schedule depend on
+DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, and from the joined tensors a run goes
+on with DeepSpeed on another number of processes, or without DeepSpeed. The order of the pairs and the schedule depend on
 seed and step alone. What depends on processes starts anew: dropout's draws, and fp16's loss scale without DeepSpeed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -86,10 +87,12 @@ def _join(sharded: Path, joined: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     shutil.rmtree(joined, ignore_errors=True)  # of an attempt that was interrupted
-    ds_to_universal.main(Namespace(
+    arguments = Namespace(
         input_folder=str(sharded), output_folder=str(joined), num_extract_workers=1, num_merge_workers=1,
         keep_temp_folder=False, strict=True, inject_missing_state=True,
-    ))  # fmt: skip
+    )  # fmt: skip
+    with contextlib.redirect_stdout(None):
+        ds_to_universal.main(arguments)
 
 
 def _make_whole(folder: Path, shard: Path, whole: Path, trainer: Trainer) -> None:
@@ -112,7 +115,7 @@ def _make_whole(folder: Path, shard: Path, whole: Path, trainer: Trainer) -> Non
         partial.replace(whole)
 
 
-def _joined_state(joined: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put the joined weights into `model`, and return the state of its `optimizer` with the joined moments.
 
     The weights are those that DeepSpeed's Adam holds in float32, more exact than those of the forward pass, which it

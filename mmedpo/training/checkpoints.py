@@ -2,13 +2,14 @@
 
 A checkpoint written without DeepSpeed goes on without it on any number of processes, since Transformers keeps it whole.
 DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, and from the joined tensors a run goes
-on with DeepSpeed on another number of processes, or without DeepSpeed. The order of the pairs and the schedule depend on
-seed and step alone. What depends on processes starts anew: dropout's draws, and fp16's loss scale without DeepSpeed.
+on with DeepSpeed on another number of processes, or without it. The order of the pairs and the schedule depend on the
+seed and the step alone. Dropout is drawn anew, and without DeepSpeed the loss scale of fp16 starts anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from mmedpo.errors import InputError
@@ -33,9 +34,7 @@ def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]
 
 
 def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
-    """The folder from which this launch goes on where `checkpoint` is; all processes must call this.
-
-    `checkpoint` is never changed; what its shards are joined to lies inside it.
+    """The folder from which this launch goes on: `checkpoint`, or one inside it. All processes must call this.
 
     Raises:
         InputError: the optimizer's state in it is not for this launch, or there is none.
@@ -46,19 +45,18 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
     shards = sorted(folder.glob("global_step*/*_optim_states.pt"))
     if not shards and not (folder / OPTIMIZER_NAME).exists():
         raise InputError(
-            f"{folder} holds no optimizer's state (save_only_model), without which the training would not go on as it "
-            f"was. Remove {folder.parent} and start again."
+            f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent} and start again."
         )
-    main = trainer.accelerator.is_main_process
+    main, joined, whole = trainer.accelerator.is_main_process, folder / "universal", folder / "whole"
     if plugin is not None:
         if _foreign(folder, shards, plugin.zero_stage, trainer.args.world_size):
             if main and not (folder / "latest_universal").exists():  # written last
-                _join(shards[0].parent, folder / "universal")
+                _join(shards[0].parent, joined)
             plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+            trainer.add_callback(_Mended(joined))
     elif shards:
-        whole = folder / "whole"
         if main and not whole.exists():
-            _make_whole(folder, shards[0], whole, trainer)
+            _make_whole(folder, shards[0].parent, whole, trainer)
         checkpoint = str(whole)
     trainer.accelerator.wait_for_everyone()
     return checkpoint
@@ -95,11 +93,26 @@ def _join(sharded: Path, joined: Path) -> None:
         ds_to_universal.main(arguments)
 
 
-def _make_whole(folder: Path, shard: Path, whole: Path, trainer: Trainer) -> None:
+class _Mended(TrainerCallback):
+    """Of a joined checkpoint DeepSpeed gives all of ZeRO-3's groups of parameters the first one's weight decay, and one
+    tensor for the number of steps, to which each of them adds."""
+
+    def __init__(self, joined: Path) -> None:
+        self.joined = joined
+
+    def on_train_begin(self, *_: Any, **loaded: Any) -> None:
+        written = torch.load(self.joined / "zero" / "optimizer_state.pt", weights_only=False, mmap=True)["param_groups"]
+        for group, before in zip(loaded["optimizer"].param_groups, written, strict=True):
+            group["weight_decay"] = before["weight_decay"]
+        for state in loaded["optimizer"].state.values():
+            state["step"] = copy.deepcopy(state["step"])
+
+
+def _make_whole(folder: Path, sharded: Path, whole: Path, trainer: Trainer) -> None:
     """Write `whole`, the checkpoint that the Trainer would have written in `folder` without DeepSpeed."""
     with TemporaryDirectory(dir=folder) as scratch:
         joined, partial = Path(scratch) / "joined", Path(scratch) / "whole"
-        _join(shard.parent, joined)
+        _join(sharded, joined)
         schedule = torch.load(folder / SCHEDULER_NAME, weights_only=True)
         optimizer = trainer.create_optimizer()
         # DeepSpeed drops groups without parameters; Transformers has one rate for all groups.
@@ -118,8 +131,7 @@ def _make_whole(folder: Path, shard: Path, whole: Path, trainer: Trainer) -> Non
 def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put the joined weights into `model`, and return the state of its `optimizer` with the joined moments.
 
-    The weights are those that DeepSpeed's Adam holds in float32, more exact than those of the forward pass, which it
-    saves as the adapter.
+    The weights are the float32 ones of DeepSpeed's Adam; as the adapter it saves those of the forward pass.
     """
     from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, PARAM
 
@@ -127,15 +139,13 @@ def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) ->
         value = torch.load(file, weights_only=False)
         return value[PARAM] if isinstance(value, dict) and PARAM in value else value  # ZeRO-3's are bare tensors
 
+    common = load(joined / "optimizer_state.pt").get(OPTIMIZER_STATE_DICT)  # ZeRO-3 has one number of steps
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = optimizer.state_dict()
     for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         pieces = joined / names[parameter]
-        if (pieces / "step.pt").exists():
-            step = load(pieces / "step.pt")
-        else:  # ZeRO-3 has one for all
-            step = load(joined / "optimizer_state.pt")[OPTIMIZER_STATE_DICT]["state"][0]["step"]
         moments = {name: load(pieces / f"{name}.pt").view_as(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        step = copy.deepcopy(common["state"][0]["step"]) if common else load(pieces / "step.pt")
         state["state"][number] = {"step": step, **moments}
         parameter.data.copy_(load(pieces / "fp32.pt").view_as(parameter))
     return state

@@ -1,9 +1,9 @@
 """Going on from a checkpoint on other processes than wrote it: with Adam's moments, or not at all.
 
 A checkpoint written without DeepSpeed goes on without it on any number of processes, since Transformers keeps it whole.
-DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, and from the joined tensors a run goes
-on with DeepSpeed on another number of processes, or without it. The order of the pairs and the schedule depend on the
-seed and the step alone. Dropout is drawn anew, and without DeepSpeed the loss scale of fp16 starts anew.
+DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, for another number of processes or to go
+on without it. The order of the pairs and the schedule depend on seed and step alone; dropout is drawn anew, and without
+DeepSpeed the loss scale of fp16 starts anew.
 """
 
 from __future__ import annotations
@@ -42,12 +42,10 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
     if checkpoint is None:
         return None
     folder, plugin = Path(checkpoint), trainer.accelerator.state.deepspeed_plugin
+    main, joined, whole = trainer.accelerator.is_main_process, folder / "universal", folder / "whole"
     shards = sorted(folder.glob("global_step*/*_optim_states.pt"))
     if not shards and not (folder / OPTIMIZER_NAME).exists():
-        raise InputError(
-            f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent} and start again."
-        )
-    main, joined, whole = trainer.accelerator.is_main_process, folder / "universal", folder / "whole"
+        raise InputError(f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent}, start again.")
     if plugin is not None:
         if _foreign(folder, shards, plugin.zero_stage, trainer.args.world_size):
             if main and not (folder / "latest_universal").exists():  # written last

@@ -23,5 +23,5 @@ class Killed(MMedPOTrainer):
         self.add_callback(Kill())
 
 
-run.MMedPOTrainer = Killed  # type: ignore[misc]
+run.MMedPOTrainer = Killed
 run.main(sys.argv[1:])

@@ -17,6 +17,7 @@ import torch
 from launches import KILLED, adapter, arguments, history, largest_difference, launch
 
 from mmedpo.errors import InputError
+from mmedpo.models import load_model
 from mmedpo.training import run
 
 CLOSE = 1e-5
@@ -156,6 +157,26 @@ def test_another_number_of_processes_goes_on(
     assert done.returncode == 0, done.stderr[-2000:]
     assert history(output) == pytest.approx(history(alone), abs=CLOSE)
     assert largest_difference(output, alone) < CLOSE
+
+
+@slow
+@pytest.mark.parametrize("recipe", ["zero2", "zero3"])
+def test_full_fine_tuning_goes_on_with_two_groups_of_parameters(recipe: str, command: Command, tmp_path: Path) -> None:
+    """Weights decay and biases do not; ZeRO-3's loader confuses the two groups, and so it does their steps."""
+    full = {"use_peft": "false", "weight_decay": 0.1}
+    run.main(command(tmp_path / "one", **full))
+    killed = launch(recipe, command(tmp_path / "two", per_device_train_batch_size=2, **full), script=KILLED)
+    assert killed.returncode != 0
+    for output, processes in [(left(tmp_path / "two.partial", tmp_path / "three"), 1), (tmp_path / "two", 4)]:
+        resumed = [*command(output, per_device_train_batch_size=4 // processes, **full), "--resume"]
+        if processes == 1:
+            run.main(resumed)
+        else:
+            done = launch(recipe, resumed, "--num_processes", str(processes))
+            assert done.returncode == 0, done.stderr[-2000:]
+        assert history(output) == pytest.approx(history(tmp_path / "one"), abs=CLOSE)
+        first, second = (load_model(str(folder)).state_dict() for folder in (output, tmp_path / "one"))
+        assert max((first[name] - second[name]).abs().max().item() for name in second) < CLOSE
 
 
 @pytest.mark.parametrize(

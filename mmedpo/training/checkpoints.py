@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import DeepSpeedPlugin
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -47,7 +48,7 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
     if not shards and not (folder / OPTIMIZER_NAME).exists():
         raise InputError(f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent}, start again.")
     if plugin is not None:
-        if _foreign(folder, shards, plugin.zero_stage, trainer.args.world_size):
+        if _foreign(folder, shards, plugin, trainer.args.world_size):
             if main and not (folder / "latest_universal").exists():  # written last
                 _join(shards[0].parent, joined)
             plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
@@ -60,20 +61,24 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
     return checkpoint
 
 
-def _foreign(folder: Path, shards: list[Path], stage: int, processes: int) -> bool:
-    """Whether the shards are those of another number of processes. Raises InputError where they cannot be joined."""
-    from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, ZERO_STAGE
+def _foreign(folder: Path, shards: list[Path], plugin: DeepSpeedPlugin, processes: int) -> bool:
+    """Whether another number of processes wrote the shards. Raises InputError where this DeepSpeed cannot read them."""
+    from deepspeed.checkpoint import BASE_OPTIMIZER_STATE, OPTIMIZER_STATE_DICT, ZERO_STAGE
 
     if not shards:
         raise InputError(
-            f"{folder} was written without DeepSpeed, which cannot read it. Resume without DeepSpeed: on any number of "
-            "processes with recipes/accelerate/ddp.yaml, or on one with `mmedpo train`."
+            f"{folder} was written without DeepSpeed, which cannot read it. Resume without DeepSpeed, on any number of "
+            "processes (recipes/accelerate/ddp.yaml) or on one."
         )
-    written = int(torch.load(shards[0], weights_only=False, mmap=True)[OPTIMIZER_STATE_DICT][ZERO_STAGE])
-    if (written == 3) != (stage == 3):
+    saved = torch.load(shards[0], weights_only=False, mmap=True)[OPTIMIZER_STATE_DICT]
+    adam = saved.get(BASE_OPTIMIZER_STATE) or saved[OPTIMIZER_STATE_DICT]
+    written, offloaded = int(saved[ZERO_STAGE]), isinstance(adam["state"][0]["step"], int)  # DeepSpeed's own Adam's is
+    offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
+    if (written == 3) != (plugin.zero_stage == 3) or (offload and not offloaded):
         raise InputError(
-            f"{folder} was written by ZeRO-{written}, whose shards ZeRO-{stage} cannot read. Resume with "
-            f"recipes/accelerate/zero{written}.yaml on any number of processes, or without DeepSpeed."
+            f"{folder} was written by ZeRO-{written}{' with offload' * offloaded}, which ZeRO-{plugin.zero_stage}"
+            f"{' with offload' * offload} cannot read. Resume with the recipe that wrote it or without DeepSpeed, on any "
+            "number of processes."
         )
     return len(shards) != processes
 
@@ -127,10 +132,7 @@ def _make_whole(folder: Path, sharded: Path, whole: Path, trainer: Trainer) -> N
 
 
 def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the joined weights into `model`, and return the state of its `optimizer` with the joined moments.
-
-    The weights are the float32 ones of DeepSpeed's Adam; as the adapter it saves those of the forward pass.
-    """
+    """Put joined weights (those of Adam, in float32) into `model`; the state of its `optimizer` with joined moments."""
     from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, PARAM
 
     def load(file: Path) -> Any:
@@ -138,12 +140,11 @@ def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) ->
         return value[PARAM] if isinstance(value, dict) and PARAM in value else value  # ZeRO-3's are bare tensors
 
     common = load(joined / "optimizer_state.pt").get(OPTIMIZER_STATE_DICT)  # ZeRO-3 has one number of steps
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    state = optimizer.state_dict()
+    state, names = optimizer.state_dict(), {parameter: name for name, parameter in model.named_parameters()}
     for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         pieces = joined / names[parameter]
         moments = {name: load(pieces / f"{name}.pt").view_as(parameter) for name in ("exp_avg", "exp_avg_sq")}
         step = copy.deepcopy(common["state"][0]["step"]) if common else load(pieces / "step.pt")
-        state["state"][number] = {"step": step, **moments}
+        state["state"][number] = {**moments, "step": step}
         parameter.data.copy_(load(pieces / "fp32.pt").view_as(parameter))
     return state

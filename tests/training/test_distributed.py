@@ -183,7 +183,10 @@ def test_full_fine_tuning_goes_on_with_two_groups_of_parameters(recipe: str, com
     ("recipe", "other", "message"),
     [
         ("ddp", "zero3", "was written without DeepSpeed, which cannot read it. Resume without DeepSpeed"),
-        pytest.param("zero2", "zero3", "was written by ZeRO-2, whose shards ZeRO-3 cannot read. Resume", marks=slow),
+        pytest.param(
+            "zero2", "zero3", "by ZeRO-2, which ZeRO-3 cannot read. Resume with the recipe that wrote it", marks=slow
+        ),
+        pytest.param("zero3", "zero3_offload", "by ZeRO-3, which ZeRO-3 with offload cannot read.", marks=slow),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_refused(

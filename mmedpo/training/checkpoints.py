@@ -77,8 +77,7 @@ def _foreign(folder: Path, shards: list[Path], plugin: DeepSpeedPlugin, processe
     if (written == 3) != (plugin.zero_stage == 3) or (offload and not offloaded):
         raise InputError(
             f"{folder} was written by ZeRO-{written}{' with offload' * offloaded}, which ZeRO-{plugin.zero_stage}"
-            f"{' with offload' * offload} cannot read. Resume with the recipe that wrote it or without DeepSpeed, on any "
-            "number of processes."
+            f"{' with offload' * offload} cannot read. Resume with the recipe that wrote it, or without DeepSpeed."
         )
     return len(shards) != processes
 

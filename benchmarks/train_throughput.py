@@ -8,7 +8,7 @@ Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of widt
 Cases   text8, text150: answers of so many tokens about the same image; lesion60: the same answer of 60 tokens about
         another image, where no prefix can be shared (TRL sees the first image twice: it has no second one)
 Arms    trl      DPOTrainer as it is
-        compact  TRL's algorithm (a row a side, live reference, an encoding a row and pass) with the head on answers only
+        compact  TRL's algorithm (a row a side, a live reference, an encoding a row and pass), its head on answers only
         first    ours with a live reference: what the first epoch has
         mmedpo   ours with the reference from its cache: what each later epoch has
         pictured mmedpo, and the frozen encoder's features from their cache

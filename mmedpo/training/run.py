@@ -26,7 +26,7 @@ from trl import ModelConfig, TrlParser
 from mmedpo import schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import adapter_config, load_processor
-from mmedpo.training import preflight
+from mmedpo.training import checkpoints, preflight
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
@@ -113,7 +113,7 @@ def train(
         "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": plain(model_args),
         "config": plain(config),
     }  # fmt: skip
-    with _working_folder(Path(run.output), settings, run.resume) as folder:
+    with _working_folder(Path(run.output), checkpoints.repeatable(settings, config), run.resume) as folder:
         config.output_dir = str(folder)
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
         model, peft_config = open_model(model_args, config, run.adapter_name_or_path)
@@ -121,8 +121,9 @@ def train(
             model, args=config, train_dataset=dataset, eval_dataset=evaluated, processing_class=processor,
             peft_config=peft_config, callbacks=[StopOnSignal()],
         )  # fmt: skip
+        checkpoint = checkpoints.prepare(get_last_checkpoint(str(folder)) if run.resume else None, trainer)
         began = time.monotonic()
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if run.resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.monotonic() - began
         refuse_unfinished(trainer)
         trainer.save_model()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
 from mmedpo import MMedPOConfig, MMedPOTrainer, schema
@@ -35,6 +36,18 @@ def text_rows(rows: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def visual_rows(rows: Dataset) -> Dataset:
     return rows.filter(lambda kind: kind == 1, input_columns="dispreference").select(range(8))
+
+
+@pytest.fixture(scope="session")
+def quantisable(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with widths that bitsandbytes' kernels for processors take: multiples of 64."""
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.text_config.intermediate_size = 384
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    AutoProcessor.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -156,6 +156,16 @@ def test_quantised_weights_are_refused_where_they_cannot_work(
     assert run_check(model={"use_dora": True}, **settings) == []
 
 
+def test_deepspeed_decides_the_dtype_of_the_weights(run_check: Check) -> None:
+    found = faults(run_check, model={"dtype": "bfloat16"}, deepspeed=ZERO3)
+    assert "which ZeRO-3 makes float32" in found["(settings)", "dtype"]
+    assert run_check(model={"dtype": "bfloat16"}, deepspeed=ZERO3, bf16=True) == []
+    assert run_check(model={"dtype": "float32"}, deepspeed=ZERO3) == []
+    (warning,) = run_check(model={"dtype": "float32"}, deepspeed=ZERO3, bf16=True)
+    assert "holds the weights in bfloat16" in warning
+    assert run_check(model={"dtype": "bfloat16"}) == []
+
+
 def test_a_length_that_every_row_has_to_keep_is_exact(rows: Dataset, run_check: Check, tiny_model: Path) -> None:
     processor = AutoProcessor.from_pretrained(tiny_model)
     lengths = [max(whole_lengths(processor, row)) for row in rows]

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_run import ROOT, arguments, history
-from test_ways import quantisable  # noqa: F401
+from launches import ROOT, arguments, history
 from trl import ModelConfig, TrlParser
 
 from mmedpo import MMedPOConfig
@@ -49,7 +48,7 @@ def test_recipe_runs(
     preferences: Path,
     tiny_model: Path,
     quantisable: Path,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     output, model = tmp_path / "adapter", quantisable if "qlora" in recipe.stem else tiny_model
     given = arguments(preferences, model, output, max_steps=2, logging_steps=1, use_cpu="true")

@@ -1,36 +1,17 @@
-"""A whole training run: from the command line to an adapter that loads, also on two DeepSpeed processes."""
+"""A whole training run: from the command line to an adapter that loads."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+from launches import arguments, history
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from mmedpo.errors import InputError
 from mmedpo.training import run
-
-ROOT = Path(__file__).parents[2]
-
-
-def arguments(preferences: Path, model: Path, output: Path, **changes: object) -> list[str]:
-    settings = {
-        "dataset_name": preferences, "model_name_or_path": model, "output": output, "max_steps": 3,
-        "logging_steps": 1, "per_device_train_batch_size": 4, "disable_tqdm": "true", **changes,
-    }  # fmt: skip
-    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml")]
-    return recipe + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def history(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
-            if "loss" in entry]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,30 +44,6 @@ def test_one_kind_of_pair_can_be_trained_alone(preferences: Path, tiny_model: Pa
     assert set(json.loads((output / "training.json").read_text())["rows"]) == {"lesion_noise"}
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
-    steady = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant", "max_steps": 3}
-    whole, output = tmp_path / "whole", tmp_path / "resumed"
-    run.main(arguments(preferences, tiny_model, whole, **steady))
-    command = arguments(preferences, tiny_model, output, **steady)
-    program = (
-        "import sys; from transformers import TrainerCallback; from mmedpo.training import run, trainer\n"
-        "class Stop(TrainerCallback):\n"
-        "    def on_save(self, args, state, control, **kwargs):\n"
-        "        if state.global_step == 2: import os; os.kill(os.getpid(), 9)\n"
-        "begin = trainer.MMedPOTrainer.train\n"
-        "def train(self, **kwargs): self.add_callback(Stop()); return begin(self, **kwargs)\n"
-        "trainer.MMedPOTrainer.train = train; run.main(sys.argv[1:])"
-    )
-    torn = tmp_path / "resumed.partial" / "checkpoint-9"
-    killed = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, check=False)
-    assert killed.returncode == -9 and not output.exists()
-    torn.mkdir()  # as if a second kill had hit the writing of a later checkpoint
-    run.main([*command, "--resume"])
-    assert history(output) == pytest.approx(history(whole), abs=1e-6)
-    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (output, whole))
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -103,28 +60,3 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(
     with pytest.raises(InputError, match=message):
         run.main(arguments(preferences, tiny_model, output, **changes))
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_two_zero_processes_give_the_losses_of_one(
-    stage: int, trained: Path, preferences: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "adapter"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-              str(ROOT / f"recipes/accelerate/zero{stage}.yaml"), str(ROOT / "train.py")]  # fmt: skip
-    command = arguments(preferences, tiny_model, output, per_device_train_batch_size=2)
-    done = subprocess.run([*launch, *command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((output / "training.json").read_text())
-    assert record["hardware"].startswith("2 x") and f"ZeRO-{stage}" in record["hardware"]
-    assert history(output) == pytest.approx(history(trained), abs=1e-5)
-    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny_model), output)
-    assert any(value.abs().sum() > 0 for name, value in model.named_parameters() if "lora_B" in name)
-
-
-def test_processes_that_do_not_know_of_each_other_are_refused(
-    preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="2 processes were launched"):
-        run.main(arguments(preferences, tiny_model, tmp_path / "adapter", use_cpu="false"))

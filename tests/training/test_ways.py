@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from launches import arguments, history
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_run import arguments, history
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from mmedpo import schema
 from mmedpo.errors import InputError
@@ -45,18 +45,6 @@ def answer(model: Path, adapter: Path | None, dataset: Path) -> list[str]:
     questions = [(row["images"][0], schema.message_text(row["prompt"])) for row in rows]
     asked = VisionLanguageModel(str(model), str(adapter) if adapter else None)
     return [texts[0] for texts in asked.answer(questions, Sampling(max_new_tokens=8))]
-
-
-@pytest.fixture(scope="module")
-def quantisable(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with widths that bitsandbytes' kernels for processors take: multiples of 64."""
-    folder = tmp_path_factory.mktemp("models") / "wide"
-    config = AutoConfig.from_pretrained(tiny_model)
-    config.text_config.intermediate_size = 384
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    AutoProcessor.from_pretrained(tiny_model).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

@@ -58,6 +58,7 @@ def check(
     )
     rows = [check_pairs(dataset, processor, config, architecture, found) for dataset in datasets]
     _quantisation(config, model_args, found)
+    _precision(architecture, config, model_args, found)
     _model(rows[0], architecture, config, model_args, output, adapter, found)
     if found.faults:
         raise InputError("The training cannot start:", found.faults)
@@ -74,6 +75,18 @@ def _quantisation(config: MMedPOConfig, model_args: ModelConfig, found: Findings
         found.setting(name, "freezes all weights, so that full fine-tuning has nothing to train; set use_peft to true")
     if config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3:
         found.setting(name, "cannot be split over processes by ZeRO-3; use ZeRO-1 or ZeRO-2, or leave it out")
+
+
+def _precision(architecture: Any, config: MMedPOConfig, model_args: ModelConfig, found: Findings) -> None:
+    """With DeepSpeed mixed precision decides the weights' dtype, and with it to what LoRA's start is rounded."""
+    if config.deepspeed_plugin is None:
+        return
+    asked = str(architecture.dtype if model_args.dtype == "auto" else model_args.dtype).removeprefix("torch.")
+    held = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    if held not in ("float32", asked):
+        found.warnings.append(f"DeepSpeed holds the weights in {held} (mixed precision), not in {asked} (dtype).")
+    elif asked != held and config.deepspeed_plugin.zero_stage == 3:
+        found.setting("dtype", f"is {asked}, which ZeRO-3 makes float32 without mixed precision; set bf16 or fp16 too")
 
 
 def _model(

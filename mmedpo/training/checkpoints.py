@@ -1,0 +1,153 @@
+"""Going on from a checkpoint on other processes than wrote it: with Adam's moments, or not at all.
+
+A checkpoint written without DeepSpeed goes on without it on any number of processes, since Transformers keeps it whole.
+DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, for another number of processes or to go
+on without it. The order of the pairs and the schedule depend on seed and step alone; dropout is drawn anew, and without
+DeepSpeed the loss scale of fp16 starts anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate import DeepSpeedPlugin
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from mmedpo.errors import InputError
+from mmedpo.training.config import MMedPOConfig
+
+SPREAD = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
+
+
+def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]:
+    """What of a run's settings a resumed run must repeat: how many pairs a step has, not how processes share them."""
+    kept = {name: value for name, value in settings["config"].items() if name not in SPREAD}
+    pairs = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    return {**settings, "config": kept, "pairs_a_step": pairs}
+
+
+def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
+    """The folder from which this launch goes on: `checkpoint`, or one inside it. All processes must call this.
+
+    Raises:
+        InputError: the optimizer's state in it is not for this launch, or there is none.
+    """
+    if checkpoint is None:
+        return None
+    folder, plugin = Path(checkpoint), trainer.accelerator.state.deepspeed_plugin
+    main, joined, whole = trainer.accelerator.is_main_process, folder / "universal", folder / "whole"
+    shards = sorted(folder.glob("global_step*/*_optim_states.pt"))
+    if not shards and not (folder / OPTIMIZER_NAME).exists():
+        raise InputError(f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent}, start again.")
+    if plugin is not None:
+        if _foreign(folder, shards, plugin, trainer.args.world_size):
+            if main and not (folder / "latest_universal").exists():  # written last
+                _join(shards[0].parent, joined)
+            plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+            trainer.add_callback(_Mended(joined))
+    elif shards:
+        if main and not whole.exists():
+            _make_whole(folder, shards[0].parent, whole, trainer)
+        checkpoint = str(whole)
+    trainer.accelerator.wait_for_everyone()
+    return checkpoint
+
+
+def _foreign(folder: Path, shards: list[Path], plugin: DeepSpeedPlugin, processes: int) -> bool:
+    """Whether another number of processes wrote the shards. Raises InputError where this DeepSpeed cannot read them."""
+    from deepspeed.checkpoint import BASE_OPTIMIZER_STATE, OPTIMIZER_STATE_DICT, ZERO_STAGE
+
+    if not shards:
+        raise InputError(
+            f"{folder} was written without DeepSpeed, which cannot read it. Resume without DeepSpeed, on any number of "
+            "processes (recipes/accelerate/ddp.yaml) or on one."
+        )
+    saved = torch.load(shards[0], weights_only=False, mmap=True)[OPTIMIZER_STATE_DICT]
+    adam = saved.get(BASE_OPTIMIZER_STATE) or saved[OPTIMIZER_STATE_DICT]
+    written, offloaded = int(saved[ZERO_STAGE]), isinstance(adam["state"][0]["step"], int)  # DeepSpeed's own Adam's is
+    offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
+    if (written == 3) != (plugin.zero_stage == 3) or (offload and not offloaded):
+        raise InputError(
+            f"{folder} was written by ZeRO-{written}{' with offload' * offloaded}, which ZeRO-{plugin.zero_stage}"
+            f"{' with offload' * offload} cannot read. Resume with the recipe that wrote it, or without DeepSpeed."
+        )
+    return len(shards) != processes
+
+
+def _join(sharded: Path, joined: Path) -> None:
+    """Write what `sharded` holds, piece by piece, as whole tensors: `zero/NAME/{fp32,exp_avg,exp_avg_sq}.pt`."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(joined, ignore_errors=True)  # of an attempt that was interrupted
+    arguments = Namespace(
+        input_folder=str(sharded), output_folder=str(joined), num_extract_workers=1, num_merge_workers=1,
+        keep_temp_folder=False, strict=True, inject_missing_state=True,
+    )  # fmt: skip
+    with contextlib.redirect_stdout(None):
+        ds_to_universal.main(arguments)
+
+
+class _Mended(TrainerCallback):
+    """Of a joined checkpoint DeepSpeed gives all of ZeRO-3's groups of parameters the first one's weight decay, and one
+    tensor for the number of steps, to which each of them adds."""
+
+    def __init__(self, joined: Path) -> None:
+        self.joined = joined
+
+    def on_train_begin(self, *_: Any, **loaded: Any) -> None:
+        written = torch.load(self.joined / "zero" / "optimizer_state.pt", weights_only=False, mmap=True)["param_groups"]
+        for group, before in zip(loaded["optimizer"].param_groups, written, strict=True):
+            group["weight_decay"] = before["weight_decay"]
+        for state in loaded["optimizer"].state.values():
+            state["step"] = copy.deepcopy(state["step"])
+
+
+def _make_whole(folder: Path, sharded: Path, whole: Path, trainer: Trainer) -> None:
+    """Write `whole`, the checkpoint that the Trainer would have written in `folder` without DeepSpeed."""
+    with TemporaryDirectory(dir=folder) as scratch:
+        joined, partial = Path(scratch) / "joined", Path(scratch) / "whole"
+        _join(sharded, joined)
+        schedule = torch.load(folder / SCHEDULER_NAME, weights_only=True)
+        optimizer = trainer.create_optimizer()
+        # DeepSpeed drops groups without parameters; the schedule's factor is the same for all.
+        factor, rates = schedule["_last_lr"][0] / schedule["base_lrs"][0], [g["lr"] for g in optimizer.param_groups]
+        schedule |= {
+            "base_lrs": rates,
+            "_last_lr": [rate * factor for rate in rates],
+            "lr_lambdas": [None] * len(rates),
+        }
+        state = _joined_state(joined / "zero", trainer.model, optimizer)
+        for group, rate in zip(state["param_groups"], schedule["_last_lr"], strict=True):
+            group["lr"] = rate
+        trainer.save_model(str(partial))
+        torch.save(state, partial / OPTIMIZER_NAME)
+        torch.save(schedule, partial / SCHEDULER_NAME)
+        shutil.copy(folder / TRAINER_STATE_NAME, partial)
+        partial.replace(whole)
+
+
+def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put joined weights (those of Adam, in float32) into `model`; the state of its `optimizer` with joined moments."""
+    from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, PARAM
+
+    def load(file: Path) -> Any:
+        value = torch.load(file, weights_only=False)
+        return value[PARAM] if isinstance(value, dict) and PARAM in value else value  # ZeRO-3's are bare tensors
+
+    common = load(joined / "optimizer_state.pt").get(OPTIMIZER_STATE_DICT)  # ZeRO-3 has one number of steps
+    state, names = optimizer.state_dict(), {parameter: name for name, parameter in model.named_parameters()}
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        pieces = joined / names[parameter]
+        moments = {name: load(pieces / f"{name}.pt").view_as(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        step = copy.deepcopy(common["state"][0]["step"]) if common else load(pieces / "step.pt")
+        state["state"][number] = {**moments, "step": step}
+        parameter.data.copy_(load(pieces / "fp32.pt").view_as(parameter))
+    return state

@@ -1,0 +1,50 @@
+"""Whole training runs from the command line: in this process, in another, and in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+KILLED = Path(__file__).with_name("killed.py")
+
+
+def arguments(preferences: Path, model: Path, output: Path, **changes: object) -> list[str]:
+    settings = {
+        "dataset_name": preferences, "model_name_or_path": model, "output": output, "max_steps": 3,
+        "logging_steps": 1, "per_device_train_batch_size": 4, "disable_tqdm": "true", **changes,
+    }  # fmt: skip
+    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml")]
+    return recipe + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def launch(
+    recipe: str, command: list[str], *options: str, script: Path = ROOT / "train.py"
+) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` with a recipe of `recipes/accelerate`, its `options` and the `command` of the training."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+             str(ROOT / "recipes" / "accelerate" / f"{recipe}.yaml"), *options, str(script), *command]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+
+def history(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            if "loss" in entry]  # fmt: skip
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def largest_difference(ours: Path, theirs: Path) -> float:
+    """Of any number in two adapters."""
+    first, second = adapter(ours), adapter(theirs)
+    assert first.keys() == second.keys()
+    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)

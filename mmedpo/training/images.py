@@ -171,6 +171,13 @@ def is_frozen(model: Any) -> bool:
     return not any(parameter.requires_grad for parameter in vision_parameters(model).values())
 
 
+def same_encoder(model: Any, other: Any) -> bool:
+    """Whether two models make the same image features; False where ZeRO-3 has split one, so that nobody can tell."""
+    ours, theirs = (vision_parameters(base_model(each)) for each in (model, other))
+    split = any(hasattr(parameter, "ds_id") for parameter in (*ours.values(), *theirs.values()))
+    return not split and ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def vision_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters, by name, of all that makes image features: vision tower, projector and what is beside them."""
     parts = [text_model(model), base_model(model).get_output_embeddings()]

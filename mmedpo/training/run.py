@@ -26,7 +26,7 @@ from trl import ModelConfig, TrlParser
 from mmedpo import schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import adapter_config, load_processor
-from mmedpo.training import checkpoints, preflight
+from mmedpo.training import checkpoints, hub, preflight
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
@@ -141,7 +141,7 @@ def train(
             if card is not None:
                 card(folder)
     if push and PartialState().is_main_process:
-        _push(Path(run.output), config)
+        hub.push(Path(run.output), config)
 
 
 def _write_recipe(folder: Path, run: RunArguments, settings: dict[str, Any]) -> None:
@@ -206,6 +206,7 @@ def _check(datasets: Sequence[Any], processor: Any, run: RunArguments, config: M
     refusal: list[InputError | None] = [None]
     if PartialState().is_main_process:
         try:
+            hub.check(config)
             for warning in preflight.check(datasets, processor, config, model_args, Path(run.output), adapter):
                 logger.warning(warning)
         except InputError as error:
@@ -263,12 +264,3 @@ def _hardware(config: MMedPOConfig) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     sharded = f", DeepSpeed ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin else ""
     return f"{PartialState().num_processes} x {device}{sharded}"
-
-
-def _push(folder: Path, config: MMedPOConfig) -> None:
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=config.hub_token)
-    private = True if config.hub_private_repo is None else config.hub_private_repo
-    repo = api.create_repo(config.hub_model_id or folder.name, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Adapter trained with mmedpo")

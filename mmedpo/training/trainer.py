@@ -22,7 +22,7 @@ from mmedpo.training.answers import Answers, read_answers
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_by_kind
-from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, vision_parameters
+from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, same_encoder, vision_parameters
 from mmedpo.training.reference import ReferenceCache, fingerprint
 from mmedpo.training.shortcuts import settle
 
@@ -78,7 +78,8 @@ class MMedPOTrainer(DPOTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
-        self._frozen = is_frozen(self.model)
+        # Features serve policy and reference alike only where one encoder, which stays as it is, makes them.
+        self._frozen = is_frozen(self.model) and (self.ref_model is None or same_encoder(self.model, self.ref_model))
         self._reference_cache: ReferenceCache | None = None
         self._feature_cache: FeatureCache | None = None
         self.add_callback(_Opening(self))
@@ -137,7 +138,10 @@ class MMedPOTrainer(DPOTrainer):
             collator.keyed = True
         if settings.image_feature_cache and collator.once:
             if not self._frozen:
-                raise InputError("image_feature_cache keeps what never changes, but the vision encoder is trained.")
+                raise InputError(
+                    "image_feature_cache keeps what never changes, but the vision encoder is trained, or the reference "
+                    "has another one. Leave it out."
+                )
             self._feature_cache = FeatureCache(Path(settings.image_feature_cache), name)
             collator.pictured = True
 

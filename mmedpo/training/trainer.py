@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -98,6 +99,11 @@ class MMedPOTrainer(DPOTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         processor: Any = self.processing_class
         return GroupedSampler(lengths_by_kind(dataset, processor.tokenizer), size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset)  # transformers' own would look for lengths in the dataset
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one step more where a run goes on from its last checkpoint.

@@ -155,10 +155,14 @@ def test_an_adapter_is_not_gone_on_from_with_other_settings(
     assert {path.name for path in tmp_path.iterdir()} == {"sft"}
 
 
-def test_evaluation_on_the_way_is_logged_and_drawn(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_evaluation_on_the_way_is_logged_and_drawn(
+    order: str, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     from mmedpo.cards import write_adapter_card
 
-    evaluated = {"eval_split": "train", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    evaluated = {"eval_split": "train", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4,
+                 "train_sampling_strategy": order}  # fmt: skip
     arguments_ = arguments(preferences, tiny_model, tmp_path / "adapter", **evaluated)
     run.main(arguments_, card=write_adapter_card)
     log = json.loads((tmp_path / "adapter" / "trainer_state.json").read_text())["log_history"]

@@ -67,12 +67,12 @@ class PreferenceCollator:
         texts = [self.texts(pair, side) for side in ("chosen", "rejected") for pair in pairs]
         answers = self.processor.tokenizer([answer for _, answer in texts], add_special_tokens=False)["input_ids"]
         prompts, pixels = self._read([texts[sides[0]][0] for sides in owners], images)
-        self._refuse_long(prompts, owners, answers)
+        self._refuse_long(pairs, prompts, owners, answers)
         return {
             **self._packed(prompts, owners, answers),
             **pixels,
             "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
-            "kind": torch.tensor([_kind(pair.get("dispreference")) for pair in pairs]),
+            "kind": torch.tensor([kind_number(pair.get("dispreference")) for pair in pairs]),
             **({"row_key": torch.stack([row_key(pair) for pair in pairs])} if self.keyed else {}),
         }
 
@@ -132,17 +132,22 @@ class PreferenceCollator:
         }
         return tokens, pixels
 
-    def _refuse_long(self, prompts: list[Tokens], owners: list[list[int]], answers: list[list[int]]) -> None:
-        lengths = [
-            len(prompt["input_ids"]) + len(answers[side])
-            for prompt, sides in zip(prompts, owners, strict=True)
-            for side in sides
-        ]
-        if self.max_length is not None and max(lengths) > self.max_length:
-            raise InputError(
-                f"A row has {max(lengths)} tokens (image tokens included), more than max_length {self.max_length}: "
-                "cutting it would cut its image or its answer. Raise max_length or leave it unset."
-            )
+    def _refuse_long(
+        self, pairs: list[dict[str, Any]], prompts: list[Tokens], owners: list[list[int]], answers: list[list[int]]
+    ) -> None:
+        if self.max_length is None:
+            return
+        for prompt, sides in zip(prompts, owners, strict=True):
+            for side in sides:
+                length = len(prompt["input_ids"]) + len(answers[side])
+                if length > self.max_length:
+                    name = pairs[side % len(pairs)].get("id", "(no id)")
+                    side_name = "chosen" if side < len(pairs) else "rejected"
+                    raise InputError(
+                        f"The {side_name} side of row {name} has {length} tokens (image tokens included), more than "
+                        f"max_length {self.max_length}: cutting it would cut its image or its answer. Raise max_length "
+                        "or leave it unset."
+                    )
 
     def _packed(
         self, prompts: list[Tokens], owners: list[list[int]], answers: list[list[int]]
@@ -171,7 +176,7 @@ def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
             )
 
 
-def _kind(dispreference: str | int | None) -> int:
+def kind_number(dispreference: str | int | None) -> int:
     """A dataset's kind of pair, by name or number, as a place in `schema.DISPREFERENCES`; -1 for others."""
     if isinstance(dispreference, str):
         return schema.DISPREFERENCES.index(dispreference) if dispreference in schema.DISPREFERENCES else -1

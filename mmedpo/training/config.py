@@ -90,6 +90,11 @@ class MMedPOConfig(DPOConfig):
                 f"pairs. Use one of {', '.join(PREFERENCE_LOSSES)}, and add, if wanted and never weighted, "
                 + "; ".join(f"{name} ({meaning})" for name, meaning in ADDED_LOSSES.items())
             )
+        if self.loss_type != ["sft"] and not set(self.loss_type) & set(PREFERENCE_LOSSES):
+            raise InputError(
+                f"loss_type {self.loss_type} has nothing that prefers one side: add {' or '.join(PREFERENCE_LOSSES)}. "
+                "Only 'sft' may stand alone, as the supervised control."
+            )
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:
             raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")

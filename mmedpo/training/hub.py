@@ -10,6 +10,7 @@ from mmedpo.training.config import MMedPOConfig
 
 def check(config: MMedPOConfig) -> None:
     """Raise InputError, before hours of training, where `push_to_hub` is asked for by nobody whom the Hub knows."""
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -17,7 +18,7 @@ def check(config: MMedPOConfig) -> None:
         return
     try:
         HfApi(token=config.hub_token).whoami()
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise InputError(
             f"push_to_hub: the Hub does not know who asks ({_first_line(error)}). Run `hf auth login` with a token "
             "that may write, or leave push_to_hub out and upload the folder later."
@@ -26,6 +27,7 @@ def check(config: MMedPOConfig) -> None:
 
 def push(folder: Path, config: MMedPOConfig) -> None:
     """Upload a finished folder to `hub_model_id`, or to a repository of its name. Raises InputError if that fails."""
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -34,7 +36,7 @@ def push(folder: Path, config: MMedPOConfig) -> None:
     try:
         repo = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Adapter trained with mmedpo")
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise InputError(
             f"The training is finished and whole in {folder}, but was not pushed to {name} ({_first_line(error)}). "
             f"When that is mended: hf upload {name} {folder} --private"

@@ -84,12 +84,12 @@ class BatchImages:
             levels = [pooled, *(getattr(output, "deepstack_features", None) or [])]
             flat = [torch.cat(list(level)) if isinstance(level, (list, tuple)) else level for level in levels]
             flat = [level.reshape(-1, level.shape[-1]) for level in flat]
-            if "pictures" not in self._inputs and self._cache is None:  # the rows' own, one after another
+            if not {"pictures", "picture_key"} & self._inputs.keys():  # the rows' own, one after another
                 return [Features(flat, listed)]
             split = [level.split(self._lengths(placeholders)) for level in flat]
             return [Features(list(parts), listed) for parts in zip(*split, strict=True)]
 
-        if self._cache is None:
+        if self._cache is None or "picture_key" not in self._inputs:
             return encode()
         return self._cache.get(self._inputs["picture_key"], encode)
 
@@ -175,7 +175,13 @@ def same_encoder(model: Any, other: Any) -> bool:
     """Whether two models make the same image features; False where ZeRO-3 has split one, so that nobody can tell."""
     ours, theirs = (vision_parameters(base_model(each)) for each in (model, other))
     split = any(hasattr(parameter, "ds_id") for parameter in (*ours.values(), *theirs.values()))
-    return not split and ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return (
+        not split
+        and ours.keys() == theirs.keys()
+        and all(
+            own.dtype == theirs[name].dtype and torch.equal(own.cpu(), theirs[name].cpu()) for name, own in ours.items()
+        )
+    )
 
 
 def vision_parameters(model: Any) -> dict[str, torch.nn.Parameter]:

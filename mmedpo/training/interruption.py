@@ -34,6 +34,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         told = torch.tensor(float(self._told), device=args.device)
         if reduce(told, "max") > 0:
+            args.save_only_model = False  # what cannot be gone on from would be no use
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

@@ -20,10 +20,8 @@ from mmedpo.training.images import vision_parameters
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
 
 
-def open_model(
-    model_args: ModelConfig, config: MMedPOConfig, adapter: str | None = None
-) -> tuple[Any, PeftConfig | None]:
-    """The model to train, and the new adapter that it is to get, if any.
+def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | None = None) -> dict[str, Any]:
+    """What a trainer is given of models: `model`, `peft_config` for a new adapter, `ref_model` where there is none.
 
     Trained are the linear layers of the language model through an adapter (`use_peft`), or the whole language model;
     with `projector_learning_rate` the projector too. The vision tower never is.
@@ -36,18 +34,25 @@ def open_model(
         InputError: nothing loadable under the names, settings that exclude each other, or no projector found.
     """
     name = str(model_args.model_name_or_path)
-    model = load_model(
-        name, model_args.model_revision, str(model_args.dtype), model_args.attn_implementation,
-        quantization_config=get_quantization_config(_computing(model_args)), device_map=_device_map(model_args),
-    )  # fmt: skip
+
+    def load() -> Any:
+        return load_model(
+            name, model_args.model_revision, str(model_args.dtype), model_args.attn_implementation,
+            quantization_config=_quantisation(model_args, config), device_map=_device_map(model_args),
+        )  # fmt: skip
+
+    model = load()
     if adapter is not None:
         if model_args.use_peft or config.projector_learning_rate is not None:
             raise InputError(
                 f"{adapter} has LoRA settings and trained modules of its own; leave use_peft and "
                 "projector_learning_rate out, or merge it into the model first."
             )
-        return with_adapter(model, name, adapter, trainable=True), None
-    return model, choose_trained(model, model_args, config)
+        return {"model": with_adapter(model, name, adapter, trainable=True)}
+    peft_config = choose_trained(model, model_args, config)
+    if peft_config is not None:
+        return {"model": model, "peft_config": peft_config}
+    return {"model": model, "ref_model": load()}  # TRL's own would be of the Hub's main revision
 
 
 def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMedPOConfig) -> PeftConfig | None:
@@ -65,6 +70,8 @@ def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMed
     if config.projector_learning_rate is not None:
         saved += projector_modules(model)
     settings = dataclasses.replace(model_args, lora_target_modules=targets, lora_modules_to_save=saved or None)
+    if config.disable_dropout:  # TRL's default, which holds for LoRA's dropout too
+        settings.lora_dropout = 0.0
     return get_peft_config(settings)
 
 
@@ -93,9 +100,26 @@ def projector_modules(model: PreTrainedModel) -> list[str]:
     return names
 
 
-def _computing(model_args: ModelConfig) -> ModelConfig:
-    """Quantised layers compute in bfloat16 where the checkpoint is to decide."""
-    return dataclasses.replace(model_args, dtype="bfloat16") if model_args.dtype == "auto" else model_args
+def refuse_all_but_projector(model: Any) -> None:
+    """Raise InputError unless, of what makes image features, the projector is trained and nothing else."""
+    trained = [name for name, value in vision_parameters(model).items() if value.requires_grad]
+    others = [name for name in trained if not set(name.split(".")) & set(PROJECTORS)]
+    if others or not trained:
+        found = f"trained are {', '.join(others[:3])} and others" if others else "its parameters are frozen"
+        raise InputError(
+            f"projector_learning_rate trains the projector and leaves the vision tower, but {found}. Let "
+            "mmedpo.training.model.choose_trained(model, model_args, config) make the trainer's peft_config."
+        )
+
+
+def _quantisation(model_args: ModelConfig, config: MMedPOConfig) -> Any:
+    """TRL's, computing in bfloat16 where the checkpoint is to decide, and sparing a projector to be trained."""
+    auto = model_args.dtype == "auto"
+    settings = get_quantization_config(dataclasses.replace(model_args, dtype="bfloat16") if auto else model_args)
+    if settings is not None and config.projector_learning_rate is not None:
+        # For 4 bits too. Patterns of whole names; the head is spared by default, which a list replaces.
+        settings.llm_int8_skip_modules = [rf".*\.({'|'.join(PROJECTORS)})", "lm_head"]
+    return settings
 
 
 def _device_map(model_args: ModelConfig) -> Any:

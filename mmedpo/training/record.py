@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from mmedpo import schema
-from mmedpo.workdir import read_json, versions
+from mmedpo.workdir import portable, read_json, versions, write_json
 
 if TYPE_CHECKING:
+    from mmedpo.training.run import RunArguments
     from mmedpo.training.trainer import MMedPOTrainer
 
 MACHINE_SETTINGS = {
@@ -46,30 +51,63 @@ def plain(settings: Any) -> dict[str, Any]:
         default = f.default if f.default_factory is MISSING else f.default_factory()
         if f.name in ALWAYS_RECORDED or (f.name not in MACHINE_SETTINGS and value is not None and value != default):
             value = value.value if isinstance(value, Enum) else value
-            found[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
+            found[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else portable(str(value))
+    if getattr(settings, "use_peft", True) is False:
+        found = {name: value for name, value in found.items() if not name.startswith("lora_")}
     return found
 
 
-def facts_of(dataset: Any, manifest: dict[str, Any], trainer: MMedPOTrainer) -> dict[str, Any]:
-    """What training.json says of the data, their weights, and what was trained on them.
+def write(
+    folder: Path, run: RunArguments, settings: dict[str, Any], trainer: MMedPOTrainer, dataset: Any,
+    commit: str | None, command: str, seconds: float,
+) -> None:  # fmt: skip
+    """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
 
     Args:
-        manifest: the dataset's own, empty where it has none.
+        settings: `plain` ones of the trainer ("config") and the model ("lora"), and the "model"'s name.
+        commit: of a dataset on the Hub.
     """
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    return {
-        "format": "mmedpo.training/1",
-        "versions": versions(),
+    manifest = dataset_manifest(run.dataset_name, commit)
+    write_json(folder / "training.json", {
+        "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
+        "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, "model": portable(str(settings["model"])),
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
-        "rows": dict(Counter(kinds)),
+        "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
+        "dataset": portable(run.dataset_name), "dataset_revision": commit, "rows": dict(Counter(kinds)),
         "streamed": streamed,
         "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
         "trained_parameters": sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained),
         "prefix_sharing": bool(getattr(trainer.data_collator, "share", False)),
         "encode_images_once": bool(getattr(trainer.data_collator, "once", False)),
-    }
+        "seconds": round(seconds, 1), "hardware": _hardware(trainer.args),
+    })  # fmt: skip
+    _write_recipe(folder / "recipe.yaml", run, settings)
+
+
+def _write_recipe(path: Path, run: RunArguments, settings: dict[str, Any]) -> None:
+    """All settings, to be run again with `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
+    own = {name: value for name, value in vars(run).items() if name not in ("output", "resume") and value is not None}
+    names = {key: portable(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
+    model = {"model_name_or_path": portable(str(settings["model"]))}
+    recipe = {**own, **names, **model, **settings["lora"], **settings["config"]}
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _adapter_settings(model: Any) -> dict[str, Any]:
+    """What the trained adapter really has, which one that was gone on from brought with it."""
+    if not is_peft_model(model):
+        return {}
+    config = model.peft_config["default"]
+    return {"lora_r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+
+
+def _hardware(config: Any) -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    sharded = f", DeepSpeed ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin else ""
+    return f"{PartialState().num_processes} x {device}{sharded}"
 
 
 def _weights(dataset: Any) -> dict[str, float]:
@@ -80,25 +118,27 @@ def _weights(dataset: Any) -> dict[str, float]:
 
 
 def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a Hub dataset's revision is now; None for a folder, or where the Hub is out of reach."""
+    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     if Path(name).exists():
         return None
-    with suppress(HfHubHTTPError, OSError, ValueError):
+    with suppress(HfHubHTTPError, HTTPError, OSError):
         return HfApi().dataset_info(name, revision=revision).sha
     return revision
 
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
     """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
+    from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     folder = Path(name)
     if folder.exists():
         return read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
-    with suppress(HfHubHTTPError, OSError, ValueError):
+    with suppress(HfHubHTTPError, HTTPError, OSError):
         return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
     return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -26,13 +24,15 @@ from trl import ModelConfig, TrlParser
 from mmedpo import schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import adapter_config, load_processor
-from mmedpo.training import checkpoints, hub, preflight
+from mmedpo.training import checkpoints, hub, preflight, record
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
-from mmedpo.training.record import dataset_commit, dataset_manifest, facts_of, plain
+from mmedpo.training.record import plain
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, write_json
+
+SHUFFLED = 500  # rows of a streamed dataset that are in memory, undecoded, to be drawn from
 
 Card = Callable[[Path], None]
 
@@ -104,11 +104,14 @@ def train(
     """
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
-    commit = dataset_commit(run.dataset_name, run.dataset_revision)
-    dataset = _pairs(run, run.dataset_split, commit)
+    commit = record.dataset_commit(run.dataset_name, run.dataset_revision)
+    dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args)
+    if isinstance(dataset, IterableDataset):
+        # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
+        dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
     settings = {
         "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": plain(model_args),
         "config": plain(config),
@@ -116,10 +119,9 @@ def train(
     with _working_folder(Path(run.output), checkpoints.repeatable(settings, config), run.resume) as folder:
         config.output_dir = str(folder)
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
-        model, peft_config = open_model(model_args, config, run.adapter_name_or_path)
         trainer = MMedPOTrainer(
-            model, args=config, train_dataset=dataset, eval_dataset=evaluated, processing_class=processor,
-            peft_config=peft_config, callbacks=[StopOnSignal()],
+            **open_model(model_args, config, run.adapter_name_or_path), args=config, train_dataset=dataset,
+            eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal()],
         )  # fmt: skip
         checkpoint = checkpoints.prepare(get_last_checkpoint(str(folder)) if run.resume else None, trainer)
         began = time.monotonic()
@@ -130,27 +132,11 @@ def train(
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
-            facts = facts_of(dataset, dataset_manifest(run.dataset_name, commit), trainer)
-            write_json(folder / "training.json", {
-                **facts, "command": command, "model": portable(str(model_args.model_name_or_path)),
-                "adapter": run.adapter_name_or_path and portable(run.adapter_name_or_path),
-                "dataset": portable(run.dataset_name), "dataset_revision": commit, "config": settings["config"],
-                "lora": settings["lora"], "seconds": round(seconds, 1), "hardware": _hardware(config),
-            })  # fmt: skip
-            _write_recipe(folder, run, settings)
+            record.write(folder, run, settings, trainer, dataset, commit, command, seconds)
             if card is not None:
                 card(folder)
     if push and PartialState().is_main_process:
         hub.push(Path(run.output), config)
-
-
-def _write_recipe(folder: Path, run: RunArguments, settings: dict[str, Any]) -> None:
-    """All settings as a recipe, to be run again with `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
-    own = {name: value for name, value in vars(run).items() if name not in ("output", "resume") and value is not None}
-    names = {key: portable(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
-    model = {"model_name_or_path": portable(str(settings["model"]))}
-    recipe = {**own, **names, **model, **settings["lora"], **settings["config"]}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:
@@ -169,8 +155,11 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             f"eval_strategy is {IntervalStrategy(config.eval_strategy).value!r} and eval_split {run.eval_split!r}: "
             "evaluating during training needs both, as in --eval_split validation --eval_strategy epoch."
         )
-    if run.streaming and config.max_steps <= 0:
-        raise InputError("A streamed dataset has no known length: give --max_steps, which ends the training.")
+    if run.streaming and (config.max_steps <= 0 or "epoch" in (config.save_strategy, config.eval_strategy)):
+        raise InputError(
+            "A streamed dataset has no known length and no epochs: give --max_steps, which ends the training, and "
+            "--save_strategy steps (and eval_strategy, if any)."
+        )
 
 
 def _refuse_strangers() -> None:
@@ -182,9 +171,9 @@ def _refuse_strangers() -> None:
         )
 
 
-def _pairs(run: RunArguments, split: str, revision: str | None) -> Dataset | IterableDataset:
+def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool = False) -> Dataset | IterableDataset:
     """The pairs of one split, their rows not yet checked."""
-    dataset = schema.load_split(run.dataset_name, split, run.streaming, revision)
+    dataset = schema.load_split(run.dataset_name, split, streaming, revision)
     if run.dispreference != "all" and "dispreference" in dataset.column_names:
         kind = schema.DISPREFERENCES.index(run.dispreference)
         dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")
@@ -258,9 +247,3 @@ def _tidy(folder: Path) -> None:
     if adapter.exists():
         config = read_json(adapter)
         write_json(adapter, {**config, "base_model_name_or_path": portable(config["base_model_name_or_path"] or "")})
-
-
-def _hardware(config: MMedPOConfig) -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    sharded = f", DeepSpeed ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin else ""
-    return f"{PartialState().num_processes} x {device}{sharded}"

@@ -11,11 +11,14 @@ from accelerate.logging import get_logger
 
 from mmedpo.training import images, sharing
 from mmedpo.training.collator import PreferenceCollator
+from mmedpo.training.reference import image_digest
 
 if TYPE_CHECKING:
     from mmedpo.training.trainer import MMedPOTrainer
 
 TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; anything coarser
+
+NEAR = 32  # rows that are looked through
 
 logger = get_logger(__name__)
 
@@ -32,7 +35,7 @@ def settle(trainer: MMedPOTrainer) -> None:
     share, once = trainer.args.prefix_sharing, trainer.args.encode_images_once
     reasons: list[str] = []
     for tried in dict.fromkeys([(share, once), (share, False), (False, once), (False, False)]):
-        chosen = dataclasses.replace(collator, share=tried[0], once=tried[1])
+        chosen = dataclasses.replace(collator, share=tried[0], once=tried[1], keyed=False, pictured=False)
         reason = _disagreement(trainer, chosen) if any(tried) else None
         if reason is None:
             collator.share, collator.once = tried
@@ -55,8 +58,7 @@ def _disagreement(trainer: MMedPOTrainer, collator: PreferenceCollator) -> str |
     refusals = (part.refusal(model) for part in parts for model in models)
     if reason := next(filter(None, refusals), None):
         return reason
-    dataset: Any = trainer.train_dataset
-    pairs = list(itertools.islice(iter(dataset), 2))
+    pairs = _probe(trainer.train_dataset)
     if collator.share:
         pairs = [{**pair, "rejected_images": None} for pair in pairs]
     plain = dataclasses.replace(collator, share=False, once=False)
@@ -78,3 +80,11 @@ def _disagreement(trainer: MMedPOTrainer, collator: PreferenceCollator) -> str |
     if difference <= tolerance:
         return None
     return f"log-probabilities differ by {difference:.1e} relative, more than {tolerance:.0e}"
+
+
+def _probe(dataset: Any) -> list[dict[str, Any]]:
+    """Three pairs of which the first and last show the same images, and the second others if there are any near."""
+    first, *others = itertools.islice(iter(dataset), NEAR)
+    shown = [image_digest(image) for image in first["images"]]
+    others = [pair for pair in others if [image_digest(image) for image in pair["images"]] != shown] or others
+    return [first, *others[:1], first]

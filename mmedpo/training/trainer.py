@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
@@ -22,10 +25,13 @@ from mmedpo.models import load_processor
 from mmedpo.training.answers import Answers, read_answers
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.grouping import GroupedSampler, lengths_by_kind
+from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
 from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, same_encoder, vision_parameters
+from mmedpo.training.model import refuse_all_but_projector
 from mmedpo.training.reference import ReferenceCache, fingerprint
 from mmedpo.training.shortcuts import settle
+
+logger = get_logger(__name__)
 
 NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
 
@@ -54,11 +60,12 @@ class MMedPOTrainer(DPOTrainer):
     nothing.
 
     Metrics beside TRL's: `rewards/margins_<kind>` for each kind of dispreference; `weights/mean`, `weights/sd`, and
-    `weights/mass`, the effective share of the batch (0, 1]: Kish's effective sample size (sum w)^2 / sum w^2 over the
-    number of pairs; `kl`, the divergence of `tdpo_kl`.
+    `weights/mass`, the effective share of the pairs (0, 1]: Kish's effective sample size (sum w)^2 / sum w^2 over their
+    number; `kl`, the divergence of `tdpo_kl`.
 
     Raises:
-        InputError: the training or evaluation dataset has no `weight` column.
+        InputError: the training or evaluation dataset has no `weight` column; `projector_learning_rate` is given and
+            of what makes image features not just the projector is trained.
     """
 
     args: MMedPOConfig
@@ -79,6 +86,13 @@ class MMedPOTrainer(DPOTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
+        if args.projector_learning_rate is not None:
+            refuse_all_but_projector(self.model)
+        if is_peft_model(self.model) and not self.is_deepspeed_enabled:  # which keeps weights in float32 itself
+            # In bfloat16, as TRL makes adapters on quantised weights, the steps of a low rate would be rounded away.
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and (".lora_" in name or self.accelerator.mixed_precision != "no"):
+                    parameter.data = parameter.data.float()
         # Features serve policy and reference alike only where one encoder, which stays as it is, makes them.
         self._frozen = is_frozen(self.model) and (self.ref_model is None or same_encoder(self.model, self.ref_model))
         self._reference_cache: ReferenceCache | None = None
@@ -98,7 +112,7 @@ class MMedPOTrainer(DPOTrainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         processor: Any = self.processing_class
-        return GroupedSampler(lengths_by_kind(dataset, processor.tokenizer), size, seed)
+        return GroupedSampler(*lengths_and_kinds(dataset, processor.tokenizer), size, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -109,12 +123,19 @@ class MMedPOTrainer(DPOTrainer):
         # transformers would take one step more where a run goes on from its last checkpoint.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        # And where batches are skipped on several processes, nobody tells the sampler which epoch it is.
+        batches = kwargs["train_dataloader"].batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        if hasattr(getattr(batches, "sampler", None), "set_epoch"):
+            batches.sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        made = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.args.projector_learning_rate is not None:
+        if self.args.projector_learning_rate is not None and not made:
             projector = {id(value) for value in vision_parameters(self.model).values() if value.requires_grad}
             for group in list(optimizer.param_groups):
                 moved = [parameter for parameter in group["params"] if id(parameter) in projector]
@@ -128,6 +149,9 @@ class MMedPOTrainer(DPOTrainer):
         (`image_feature_cache`)."""
         collator, settings = self.data_collator, self.args
         for_reference = settings.reference_cache is not None and self.loss_types != ["sft"]
+        if settings.image_feature_cache and not getattr(collator, "once", True):
+            logger.warning("image_feature_cache is not used, since encode_images_once is not.")
+            settings.image_feature_cache = None
         if self._reference_cache or self._feature_cache or not (for_reference or settings.image_feature_cache):
             return
         if not isinstance(collator, PreferenceCollator):
@@ -142,7 +166,7 @@ class MMedPOTrainer(DPOTrainer):
         if for_reference:
             self._reference_cache = ReferenceCache(Path(str(settings.reference_cache)), name)
             collator.keyed = True
-        if settings.image_feature_cache and collator.once:
+        if settings.image_feature_cache:
             if not self._frozen:
                 raise InputError(
                     "image_feature_cache keeps what never changes, but the vision encoder is trained, or the reference "
@@ -213,6 +237,14 @@ class MMedPOTrainer(DPOTrainer):
             self._metrics["train" if self.model.training else "eval"]["kl"].append(mean.item())
         return pair_loss.mean()
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if squares := metrics.pop("weights/square", None):  # of all batches since the last log
+            mean, square = fmean(metrics["weights/mean"]), fmean(squares)
+            metrics["weights/sd"] = [math.sqrt(max(square - mean**2, 0.0))]
+            metrics["weights/mass"] = [mean**2 / square if square else 0.0]
+        super().log(logs, start_time)
+
     def pair_loss(
         self,
         ratios: torch.Tensor,
@@ -266,8 +298,7 @@ class MMedPOTrainer(DPOTrainer):
             "logps/chosen": logp_chosen,
             "logps/rejected": logp_rejected,
             "weights/mean": weight,
-            "weights/sd": weight.std(unbiased=False),
-            "weights/mass": weight.sum() ** 2 / (weight.square().sum() * len(weight)).clamp(min=1e-12),
+            "weights/square": weight.square(),
         }
         for name, value in values.items():
             # Supervised training asks no reference, so that it has no rewards.

@@ -1,4 +1,4 @@
-"""`train.py`, whose first process is killed once the checkpoint of step 2 is written."""
+"""`train.py`, whose first process is killed once the checkpoint of a step is written: KILL_AT, or 2."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from mmedpo.training.trainer import MMedPOTrainer
 
 class Kill(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 2 and state.is_world_process_zero:
+        if state.global_step == int(os.environ.get("KILL_AT", "2")) and state.is_world_process_zero:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from launches import ROOT, arguments, history, largest_difference
@@ -16,7 +17,7 @@ from mmedpo.errors import Stopped
 from mmedpo.training import run
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
-         "lora_dropout": 0.1}  # fmt: skip
+         "lora_dropout": 0.1, "disable_dropout": "false"}  # fmt: skip
 
 # Each kills the process at a moment: in a step before any checkpoint, while a checkpoint is written, in a step after it
 # (a torn later one beside it), and when all steps are done but nothing is saved.
@@ -102,9 +103,9 @@ def test_one_process_of_two_being_told_stops_both_at_one_step(
         for line in running.stdout:
             if line.startswith("{'loss'"):
                 break
-        workers = subprocess.run(["pgrep", "-f", f"train.py.*{output}"], capture_output=True, text=True, check=True)
-        last = max(int(pid) for pid in workers.stdout.split())  # started last, so a worker and no launcher
-        os.kill(last, signal.SIGTERM)
+        workers = [child for child in psutil.Process(running.pid).children() if str(output) in child.cmdline()]
+        assert len(workers) == 2
+        workers[1].terminate()
         said, _ = running.communicate(timeout=60)
     finally:
         running.kill()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from launches import arguments, history
+from launches import KILLED, ROOT, arguments, history
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -18,7 +22,9 @@ from transformers import AutoModelForImageTextToText
 from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.training import model as training_model
 from mmedpo.training import run
+from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
 from mmedpo.training.trainer import MMedPOTrainer
 
 
@@ -59,6 +65,7 @@ def test_qlora_trains_an_adapter_on_quantised_weights(
     quantised = [kind.__name__ for kind in kinds if kind.__module__.startswith("bitsandbytes")]
     assert len(quantised) > 14 and set(quantised) == {"Linear4bit" if bits == "load_in_4bit" else "Linear8bitLt"}
     assert trainer.data_collator.share and trainer.data_collator.once
+    assert {value.dtype for value in trainer.model.parameters() if value.requires_grad} == {torch.float32}
     losses = history(output)
     assert len(losses) == 3 and all(torch.tensor(losses).isfinite())
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(quantisable), output)
@@ -174,9 +181,15 @@ def test_evaluation_on_the_way_is_logged_and_drawn(
 
 
 def test_a_streamed_dataset_trains_and_resumes(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
-    steps = {"streaming": "true", "max_steps": 4, "lr_scheduler_type": "constant"}
+    steps = {"streaming": "true", "max_steps": 30, "save_strategy": "steps", "save_steps": 28, "learning_rate": 1e-4}
     run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **steps))
-    assert len(history(tmp_path / "adapter")) == 4
+    assert len(history(tmp_path / "adapter")) == 30  # 97 pairs are 25 steps, so that the second pass began
+    command = arguments(preferences, tiny_model, tmp_path / "resumed", **steps)
+    environment = {**os.environ, "KILL_AT": "28", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, str(KILLED), *command], capture_output=True, check=False, env=environment)
+    assert killed.returncode == -9, killed.stderr[-1000:]
+    run.main([*command, "--resume"])
+    assert history(tmp_path / "resumed") == pytest.approx(history(tmp_path / "adapter"), abs=1e-6)
     record = json.loads((tmp_path / "adapter" / "training.json").read_text())
     assert record["streamed"] and record["rows"] == {} and record["weights"] == {"method": "rescale"}
 
@@ -200,11 +213,12 @@ def test_the_written_recipe_repeats_the_run(
         ({"trust_remote_code": "true"}, "only models whose code ships with transformers"),
         ({"eval_split": "train"}, "eval_strategy is 'no' and eval_split 'train'"),
         ({"eval_strategy": "epoch"}, "eval_split None: evaluating during training needs both"),
-        ({"streaming": "true", "max_steps": -1}, "give --max_steps"),
+        ({"streaming": "true", "max_steps": -1, "save_strategy": "no"}, "no known length and no epochs: give --max"),
+        ({"streaming": "true", "save_strategy": "epoch"}, "no known length and no epochs: give --max"),
+        ({"loss_type": "tdpo_kl", "loss_weights": "1.0"}, "has nothing that prefers one side: add sigmoid or ipo or"),
         ({"projector_learning_rate": -1.0}, "must be positive"),
         ({"image_feature_cache": "x", "encode_images_once": "false"}, "needs encode_images_once"),
         ({"image_feature_cache": "x", "projector_learning_rate": 1e-3}, "leave it or projector_learning_rate out"),
-        ({"loss_type": "tdpo_kl", "loss_weights": "1.0", "reference_cache": "x"}, "tdpo_kl needs the reference's"),
         ({"train_sampling_strategy": "batch_rebalance"}, "use random or group_by_length"),
     ],
 )
@@ -216,30 +230,65 @@ def test_settings_that_cannot_work_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_are_grouped_by_kind_and_length_and_a_resumed_epoch_has_the_same_order(rows: Dataset) -> None:
-    from mmedpo.training.grouping import GroupedSampler, lengths_by_kind
-
+def test_batches_are_of_one_kind_and_length_and_a_resumed_epoch_has_the_same_order(rows: Dataset) -> None:
     class Words:
         def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
             return {"input_ids": [[0] * len(text.split()) for text in texts]}
 
-    lengths = lengths_by_kind(rows, Words())
-    sampler = GroupedSampler(lengths, batch_size=4, seed=3)
+    lengths, kinds = lengths_and_kinds(rows, Words())
+    assert kinds == rows["dispreference"][:]
+    assert lengths[0] == sum(
+        len(schema.message_text(rows[0][side]).split()) for side in ("prompt", "chosen", "rejected")
+    )
+    sampler = GroupedSampler(lengths, kinds, batch_size=4, seed=3)
     order = list(sampler)
-    assert sorted(order) == list(range(len(rows)))
-    kinds = [rows["dispreference"][i] for i in order]
+    shuffled = [(7 * i) % len(rows) for i in range(len(rows))]
+    assert sorted(order) == sorted(shuffled) == list(range(len(rows)))
 
-    def mixed(kinds: list[int]) -> int:
-        return sum(len(set(kinds[i : i + 4])) > 1 for i in range(0, len(kinds), 4))
+    def spread(order: list[int], values: list[int]) -> float:
+        batches = [[values[row] for row in order[i : i + 4]] for i in range(0, len(order), 4)]
+        return sum(max(batch) - min(batch) for batch in batches) / len(batches)
 
-    assert mixed(kinds) <= 5 < 15 < mixed([rows["dispreference"][(7 * i) % len(rows)] for i in range(len(rows))])
-    spread = [max(lengths[i] for i in order[b : b + 4]) - min(lengths[i] for i in order[b : b + 4])
-              for b in range(0, len(order), 4) if len(set(kinds[b : b + 4])) == 1]  # fmt: skip
-    assert sum(spread) / len(spread) < 0.2 * (max(lengths) % (max(lengths) // 2 + 1) + 1)
-    assert max(lengths) in [lengths[i] for i in order[:4]]
+    assert spread(order, kinds) < 0.25 < 0.6 < spread(shuffled, kinds)
+    assert spread(order, lengths) < 0.6 * spread(shuffled, lengths)
+    assert max(lengths) in [lengths[row] for row in order[:4]], "the longest row comes first"
     sampler.set_epoch(1)
     second = list(sampler)
-    assert second != order and sorted(second) == list(range(len(rows)))
-    resumed = GroupedSampler(lengths, batch_size=4, seed=3)
+    assert second != order and sorted(second) == sorted(order)
+    resumed = GroupedSampler(lengths, kinds, batch_size=4, seed=3)
     resumed.set_epoch(1)
     assert list(resumed) == second
+
+
+def test_the_projector_is_trained_alone_on_quantised_weights_too(
+    preferences: Path, quantisable: Path, tmp_path: Path, trainers: list[MMedPOTrainer]
+) -> None:
+    changes = {"load_in_4bit": "true", "dtype": "bfloat16", "bf16": "true", "projector_learning_rate": 1e-2}
+    run.main(arguments(preferences, quantisable, tmp_path / "adapter", **changes))
+    (trainer,) = trainers
+    trained = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    assert any("projector" in name for name in trained)
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum("projector" in name for name in saved) == 4
+
+
+def test_a_projector_that_nobody_made_trainable_is_refused(
+    text_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer]
+) -> None:
+    with pytest.raises(InputError, match="but its parameters are frozen"):
+        make_trainer(text_rows, projector_learning_rate=1e-3)
+    with pytest.raises(InputError, match=r"but trained are model\.vision_tower\S+, .* and others"):
+        make_trainer(text_rows, lora=False, projector_learning_rate=1e-3)
+
+
+def test_the_separate_reference_is_loaded_as_the_model_was(
+    preferences: Path, tiny_model: Path, tmp_path: Path, trainers: list[MMedPOTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    load = training_model.load_model
+    monkeypatch.setattr(training_model, "load_model", lambda *a, **k: calls.append((a, k)) or load(*a, **k))
+    changes = {"use_peft": "false", "model_revision": "v1", "attn_implementation": "eager", "max_steps": 1}
+    run.main(arguments(preferences, tiny_model, tmp_path / "model", **changes))
+    assert len(calls) == 2 and calls[0] == calls[1] and calls[0][0][1:] == ("v1", "float32", "eager")
+    assert trainers[0].ref_model is not None and trainers[0]._frozen

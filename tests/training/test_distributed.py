@@ -216,3 +216,57 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="2 processes were launched"):
         run.main(command(tmp_path / "adapter", use_cpu="false"))
+
+
+@pytest.mark.parametrize("order", ["random", pytest.param("group_by_length", marks=slow)])
+def test_two_processes_go_on_in_the_middle_of_a_later_epoch(
+    order: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch is four steps: killed after six, the rest of the second epoch is that one's and not the first's."""
+    changes = {
+        "per_device_train_batch_size": 16,
+        "max_steps": 8,
+        "train_sampling_strategy": order,
+        "num_train_epochs": 2,
+    }
+    assert launch("ddp", command(tmp_path / "whole", **changes)).returncode == 0
+    monkeypatch.setenv("KILL_AT", "6")
+    killed = launch("ddp", command(tmp_path / "adapter", **changes), script=KILLED)
+    assert killed.returncode != 0 and (tmp_path / "adapter.partial" / "checkpoint-6").is_dir()
+    done = launch("ddp", [*command(tmp_path / "adapter", **changes), "--resume"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert history(tmp_path / "adapter") == pytest.approx(history(tmp_path / "whole"), abs=1e-6)
+    assert largest_difference(tmp_path / "adapter", tmp_path / "whole") < 1e-6
+
+
+def test_a_trained_projector_goes_on_on_one_process_at_its_own_rate(command: Command, tmp_path: Path) -> None:
+    changes = {"projector_learning_rate": 1e-4}
+    run.main(command(tmp_path / "alone", **changes))
+    output = tmp_path / "adapter"
+    killed = launch("zero2", command(output, per_device_train_batch_size=2, **changes), script=KILLED)
+    assert killed.returncode != 0, killed.stderr[-2000:]
+    run.main([*command(output, **changes), "--resume"])
+    assert sum("projector" in name for name in adapter(output)) == 4
+    assert history(output) == pytest.approx(history(tmp_path / "alone"), abs=CLOSE)
+    assert largest_difference(output, tmp_path / "alone") < CLOSE
+
+
+def test_zero3_keeps_features_evaluates_and_goes_on_from_an_adapter_as_one_process_does(
+    command: Command, tmp_path: Path
+) -> None:
+    run.main(command(tmp_path / "sft", loss_type="sft", loss_weights="1.0", max_steps=2, learning_rate=2e-3))
+    changes = {"use_peft": "false", "adapter_name_or_path": tmp_path / "sft", "eval_split": "train", "eval_steps": 4,
+               "eval_strategy": "steps", "image_feature_cache": tmp_path / "features"}  # fmt: skip
+    kl = ["--loss_type", "sigmoid", "tdpo_kl", "--loss_weights", "1.0", "0.5"]
+    run.main([*command(tmp_path / "one", **changes), *kl])
+    shutil.rmtree(tmp_path / "features")
+    two = command(tmp_path / "two", per_device_train_batch_size=2, per_device_eval_batch_size=4, **changes)
+    done = launch("zero3", [*two, *kl])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) > 10
+    assert history(tmp_path / "two") == pytest.approx(history(tmp_path / "one"), abs=CLOSE)
+    assert largest_difference(tmp_path / "two", tmp_path / "one") < CLOSE
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    evaluated = [next(entry for entry in log if "eval_loss" in entry) for log in logs]
+    assert evaluated[1]["eval_kl"] == pytest.approx(evaluated[0]["eval_kl"], rel=0.05)  # a filled-up batch counts twice
+    assert evaluated[1]["eval_loss"] == pytest.approx(evaluated[0]["eval_loss"], rel=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,20 @@ def arguments(preferences: Path, model: Path, output: Path, **changes: object) -
     return recipe + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+def launcher(recipe: str) -> list[str]:
+    """`accelerate launch` with a recipe of `recipes/accelerate`, on a free port: tests launch at the same time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(port), "--config_file",
+            str(ROOT / "recipes" / "accelerate" / f"{recipe}.yaml")]  # fmt: skip
+
+
 def launch(
     recipe: str, command: list[str], *options: str, script: Path = ROOT / "train.py"
 ) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` with a recipe of `recipes/accelerate`, its `options` and the `command` of the training."""
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-             str(ROOT / "recipes" / "accelerate" / f"{recipe}.yaml"), *options, str(script), *command]  # fmt: skip
+    """A `launcher` with its `options` and the `command` of the training, run to its end."""
+    words = [*launcher(recipe), *options, str(script), *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 

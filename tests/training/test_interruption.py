@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from launches import ROOT, arguments, history, largest_difference
+from launches import ROOT, arguments, history, largest_difference, launcher
 
 from mmedpo.errors import Stopped
 from mmedpo.training import run
@@ -93,10 +93,12 @@ def test_one_process_of_two_being_told_stops_both_at_one_step(
 ) -> None:
     output = tmp_path / "adapter"
     command = arguments(preferences, tiny_model, output, **{**STEPS, "max_steps": 2000, "save_strategy": "no"})
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-              str(ROOT / "recipes/accelerate/ddp.yaml"), str(ROOT / "train.py")]  # fmt: skip
     running = subprocess.Popen(
-        [*launch, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        [*launcher("ddp"), str(ROOT / "train.py"), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
     )
     try:
         assert running.stdout is not None

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from launches import launcher
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -388,8 +388,7 @@ open(f"{sys.argv[2]}/{config.process_index}", "w").write(f"{empty} {found}")
 
 def test_a_model_split_by_zero_3_has_the_fingerprint_of_the_whole(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(ZERO3)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-              str(ROOT / "recipes/accelerate/zero3.yaml"), str(tmp_path / "program.py")]  # fmt: skip
+    launch = [*launcher("zero3"), str(tmp_path / "program.py")]
     done = subprocess.run(
         [*launch, str(tiny_model), str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT
     )

@@ -1,6 +1,6 @@
 """Seconds a step and peak memory of training: TRL's DPOTrainer and ours, same model, rows and machine, alternating.
 
-Run     python benchmarks/train_throughput.py --output benchmarks/results/train_throughput.json      two cores: 25 min
+Run     python benchmarks/train_throughput.py --output benchmarks/results/train_throughput.json      two cores: 35 min
         python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --output ...       one GPU of 80 GB
 Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of width 512, 8 layers, vocabulary 32,000;
         LoRA r 16, float32. llava-7b: the shape of LLaVA-Med v1.5 (CLIP-L/14-336, Mistral 7B); LoRA r 128, bfloat16;
@@ -14,7 +14,8 @@ Arms    trl      DPOTrainer as it is
         pictured mmedpo, and the frozen encoder's features from their cache
 Reads   `seconds`: median of the steps after the first, of all rounds; `epochs3`: seconds of a step over three epochs,
         one with a live reference and two without; `peak_mb`: largest resident memory of the arm's own process, on a GPU
-        largest allocation; `gflop`: matrix operations of one step, counted by torch without recomputation; `ceiling`:
+        largest allocation; `gflop`: matrix operations of one step, counted by torch without recomputation
+        (not those of TRL's Triton head on a GPU); `ceiling`:
         share of the speed-up over `compact` that the operations allow; `mfu`: gflop / seconds / peak;
         `loss_difference`: largest over the steps, to TRL (text) or to `compact` (lesion).
 """

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from mmedpo.curation.pipeline import BLOCK
 from tests.chat_server import Answer, ChatServer, Received
 from tests.conftest import MakeSource
@@ -142,7 +140,6 @@ def test_a_run_killed_again_and_again_gives_the_same_bytes_and_repeats_no_call(
     check_kills(make_source, tmp_path, count=60, kills=4)
 
 
-@pytest.mark.slow
 def test_a_run_of_five_hundred_questions_killed_twenty_times(make_source: MakeSource, tmp_path: Path) -> None:
     check_kills(make_source, tmp_path, count=500, kills=20)
 

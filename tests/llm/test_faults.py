@@ -134,7 +134,6 @@ def test_a_server_that_is_gone_for_a_while_costs_nothing_but_time(chat_server, e
     assert len(chat_server.received) <= len(requests) + 4  # those in flight when it went
 
 
-@pytest.mark.slow
 def test_a_server_that_is_gone_for_30_seconds_with_the_settings_of_a_run(chat_server, ask):
     chat_server.answer = lambda r: Answer(r.text, delay=0.05)
     threading.Timer(1.0, away, (chat_server, 30.0)).start()

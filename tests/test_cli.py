@@ -170,7 +170,7 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         ("preview --source {corpus} --output {here}/out.png --localizer masks", ["masks found a region in none of"]),
         (f"{EVALUATE} {{here}}/nowhere", ["nowhere' cannot be loaded"]),
         (f"{EVALUATE} {{here}}/bert", ["'bert' model, not a vision-language model"]),
-        (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' does not fit"]),
+        (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
         (f"{EVALUATE} {{tiny}} --temperature -1", ["--temperature"]),
         ("audit {here}/nowhere --output {here}/out", ["nowhere' cannot be loaded as a dataset", "mmedpo curate"]),
         ("audit {here}/torn --output {here}/out", ["torn' cannot be loaded as a dataset"]),

@@ -119,7 +119,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from mmedpo.training.model import language_model_linears
 
     seconds: list[float] = []
-    small, gpu = options.preset == "small", torch.cuda.is_available()
+    small = options.preset == "small"
+    gpu = torch.cuda.is_available() and not small
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model, processor = model_and_processor(options.preset, options.seed)
     settings: dict[str, Any] = {
         "output_dir": str(options.cache / options.arm), "per_device_train_batch_size": PAIRS,
-        "max_steps": options.steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": small,
+        "max_steps": options.steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": not gpu,
         "gradient_checkpointing": options.checkpointing, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True, "max_length": None, "seed": options.seed, "dataloader_num_workers": 0,
     }  # fmt: skip

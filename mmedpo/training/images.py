@@ -143,11 +143,8 @@ def _read(file: Path, device: torch.device) -> Features | None:
     except SafetensorError as error:
         raise InputError(f"{file} cannot be read ({error}). Remove it, and it will be computed again.") from error
     listed = "listed" in tensors
-    return Features([tensors["listed" if listed else "tensor"], *_deeper(tensors)], listed)
-
-
-def _deeper(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    return [tensors[f"deeper{n}"] for n in range(len(tensors) - 1)]
+    deeper = [tensors[f"deeper{n}"] for n in range(len(tensors) - 1)]
+    return Features([tensors["listed" if listed else "tensor"], *deeper], listed)
 
 
 def _write(file: Path, features: Features) -> None:

@@ -41,13 +41,13 @@ def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | Non
             quantization_config=_quantisation(model_args, config), device_map=_device_map(model_args),
         )  # fmt: skip
 
+    if adapter is not None and (model_args.use_peft or config.projector_learning_rate is not None):
+        raise InputError(
+            f"{adapter} has LoRA settings and trained modules of its own; leave use_peft and "
+            "projector_learning_rate out, or merge it into the model first."
+        )
     model = load()
     if adapter is not None:
-        if model_args.use_peft or config.projector_learning_rate is not None:
-            raise InputError(
-                f"{adapter} has LoRA settings and trained modules of its own; leave use_peft and "
-                "projector_learning_rate out, or merge it into the model first."
-            )
         return {"model": with_adapter(model, name, adapter, trainable=True)}
     peft_config = choose_trained(model, model_args, config)
     if peft_config is not None:

@@ -28,7 +28,6 @@ from mmedpo.training import checkpoints, hub, preflight, record
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
-from mmedpo.training.record import plain
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, write_json
 
@@ -113,8 +112,8 @@ def train(
         # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
     settings = {
-        "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": plain(model_args),
-        "config": plain(config),
+        "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": record.plain(model_args),
+        "config": record.plain(config),
     }  # fmt: skip
     with _working_folder(Path(run.output), checkpoints.repeatable(settings, config), run.resume) as folder:
         config.output_dir = str(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import groupby
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation.report_generation import ORDERS, bleu, bleu_statistics
-from mmedpo.evaluation.score import Row, read_by_id
-from mmedpo.evaluation.statistics import RESAMPLES, Floats, Interval, bootstrap, interval, mean, paired_interval
+from mmedpo.evaluation.metric import Metric
+from mmedpo.evaluation.score import METRICS, Row, read_by_id
+from mmedpo.evaluation.statistics import RESAMPLES, Interval, bootstrap, interval, paired_interval
 from mmedpo.workdir import read_json, versions
 
 FORMAT = "mmedpo.comparison/1"
@@ -28,16 +28,6 @@ SAME_COLUMNS = ("image_id", "task", "question", "reference")
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What a metric needs of a line of scores.jsonl, and how its sums become a value; `tasks` it is about."""
-
-    name: str
-    tasks: tuple[str, ...]
-    statistics: Callable[[Row], Sequence[float]]
-    aggregate: Callable[[Floats], Floats]
-
-
-@dataclass(frozen=True)
 class Run:
     """A finished evaluation folder, its lines by question id."""
 
@@ -46,24 +36,6 @@ class Run:
     questions: dict[str, Row]
     predictions: dict[str, Row]
     scores: dict[str, Row]
-
-
-def _mean_of(key: str, name: str, *tasks: str) -> Metric:
-    return Metric(name, tasks, lambda score: (score[key], 1.0), mean)
-
-
-def _bleu_at(order: int, sums: Floats) -> Floats:
-    return bleu(sums)[..., order - 1]
-
-
-METRICS = (
-    _mean_of("correct", "overall_accuracy", "closed_vqa", "open_vqa"),
-    _mean_of("correct", "closed_accuracy", "closed_vqa"),
-    *(_mean_of(key, f"open_{key}", "open_vqa") for key in ("recall", "precision", "f1", "exact_match")),
-    *(Metric(f"bleu_{n}", ("report",), bleu_statistics, partial(_bleu_at, n)) for n in ORDERS),
-    _mean_of("rouge_l", "rouge_l", "report"),
-    _mean_of("meteor", "meteor", "report"),
-)
 
 
 def compare(runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "") -> Row:
@@ -174,21 +146,26 @@ def _protocols(run: Run) -> Row:
 
 
 def _metrics(runs: Sequence[Run], seed: int, resamples: int) -> dict[str, dict[str, Row]]:
+    """Each metric that the runs' protocols define and that is about any of their questions, with its intervals."""
+    protocols = runs[0].results["protocols"]
+    defined = [metric for name, protocol in protocols.items() for metric in METRICS[name](protocol)]
     found: dict[str, dict[str, Row]] = {}
-    for tasks, group in groupby(METRICS, key=lambda metric: metric.tasks):
-        questions = [row for row in runs[0].questions.values() if row["task"] in tasks]
-        if questions:
-            found |= _intervals(runs, list(group), questions, seed, resamples)
+    for ids, group in groupby(defined, key=partial(_about, runs)):
+        if ids:
+            found |= _intervals(runs, list(group), ids, seed, resamples)
     return found
 
 
+def _about(runs: Sequence[Run], metric: Metric) -> list[str]:
+    return [id_ for id_ in runs[0].scores if all(metric.about(run.scores[id_]) for run in runs)]
+
+
 def _intervals(
-    runs: Sequence[Run], metrics: Sequence[Metric], questions: Sequence[Row], seed: int, resamples: int
+    runs: Sequence[Run], metrics: Sequence[Metric], ids: Sequence[str], seed: int, resamples: int
 ) -> dict[str, dict[str, Row]]:
     # One bootstrap serves all runs and metrics about the same questions: that is what pairs the differences.
-    lines = [[run.scores[question["id"]] for question in questions] for run in runs]
-    tables = [np.array([[metric.statistics(line) for line in run] for run in lines]) for metric in metrics]
-    images = [question["image_id"] for question in questions]
+    tables = [np.array([[metric.statistics(run.scores[id_]) for id_ in ids] for run in runs]) for metric in metrics]
+    images = [runs[0].questions[id_]["image_id"] for id_ in ids]
     sums = bootstrap(np.concatenate(tables, axis=-1), images, seed, resamples)
     ends = np.cumsum([table.shape[-1] for table in tables])[:-1]
     found: dict[str, dict[str, Row]] = {}

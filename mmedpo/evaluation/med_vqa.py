@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known, require_texts
+from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
 from mmedpo.text import carries, polarity, words
 
 Verdict = Literal["correct", "wrong", "both", "neither"]
@@ -104,29 +105,38 @@ def compute(
     return aggregate([_score(*sample) for sample in zip(predictions, references, answer_types, strict=True)])
 
 
-def aggregate(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
+    """The metrics of `score` results: means in [0, 1], higher is better."""
+    require_known("protocol", protocol, PROTOCOLS)
+    return (
+        mean_of("correct", "overall_accuracy", _is_answer),
+        mean_of("correct", "closed_accuracy", _is_closed),
+        *(mean_of(name, f"open_{name}") for name in OVERLAPS),
+    )
+
+
+def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
     """Means of `score` results, each in [0, 1], higher is better; a mean over no question is absent.
 
     Returns:
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
         open_f1, open_exact_match, and the counts n_closed, n_open, n_closed_both, n_closed_neither.
     """
-    closed = [sample for sample in scores if "verdict" in sample]
-    open_ = [sample for sample in scores if "verdict" not in sample]
-    metrics: dict[str, Any] = {}
-    if scores:
-        metrics["overall_accuracy"] = _mean(scores, "correct")
-    if closed:
-        metrics["closed_accuracy"] = _mean(closed, "correct")
-    if open_:
-        metrics |= {f"open_{name}": _mean(open_, name) for name in OVERLAPS}
-    counts = Counter(sample["verdict"] for sample in closed)
-    return metrics | {
-        "n_closed": len(closed),
-        "n_open": len(open_),
-        "n_closed_both": counts["both"],
-        "n_closed_neither": counts["neither"],
+    verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
+    return values(metrics(protocol), scores) | {
+        "n_closed": verdicts.total(),
+        "n_open": len(scores) - verdicts.total(),
+        "n_closed_both": verdicts["both"],
+        "n_closed_neither": verdicts["neither"],
     }
+
+
+def _is_closed(scores: Scores) -> bool:
+    return "verdict" in scores
+
+
+def _is_answer(scores: Scores) -> bool:
+    return "correct" in scores
 
 
 def _score(prediction: str, reference: str, answer_type: str) -> dict[str, float | str]:
@@ -135,10 +145,6 @@ def _score(prediction: str, reference: str, answer_type: str) -> dict[str, float
         return {"verdict": reading, "correct": float(reading == "correct")}
     overlaps = overlap(prediction, reference)
     return {**overlaps, "correct": overlaps["exact_match"]}
-
-
-def _mean(scores: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(sample[name] for sample in scores) / len(scores)
 
 
 def _require(predictions: Sequence[str], references: Sequence[str], answer_types: Sequence[str], protocol: str) -> None:

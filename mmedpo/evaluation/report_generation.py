@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation import require_known, require_texts
+from mmedpo.evaluation.metric import Floats, Metric, Scores, mean_of, values
 
 PROTOCOLS = ("coco",)
 METEOR_VARIANTS = ("nltk_exact_stem", "nltk_wordnet")
@@ -86,26 +86,39 @@ def compute(
     return aggregate(scores, meteor_variant)
 
 
-def aggregate(scores: Sequence[Mapping[str, Any]], meteor_variant: str) -> dict[str, Any]:
+def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
+    """The metrics of `score` results: BLEU of the corpus, means of the others, each in [0, 1], higher is better."""
+    require_known("protocol", protocol, PROTOCOLS)
+    return (
+        *(Metric(f"bleu_{n}", _is_report, bleu_statistics, partial(_bleu_at, n)) for n in ORDERS),
+        mean_of("rouge_l"),
+        mean_of("meteor"),
+    )
+
+
+def aggregate(scores: Sequence[Scores], meteor_variant: str, protocol: str = "coco") -> dict[str, Any]:
     """bleu_1 to bleu_4 of the corpus, mean rouge_l and meteor, each in [0, 1], higher is better; absent if n is 0.
 
     `meteor_variant` and the count `n_report` are always returned.
     """
-    metrics: dict[str, Any] = {}
-    if scores:
-        sums = np.sum([bleu_statistics(sample) for sample in scores], axis=0)
-        metrics = {f"bleu_{n}": float(value) for n, value in zip(ORDERS, bleu(sums), strict=True)}
-        metrics |= {name: sum(sample[name] for sample in scores) / len(scores) for name in ("rouge_l", "meteor")}
-    return metrics | {"meteor_variant": meteor_variant, "n_report": len(scores)}
+    return values(metrics(protocol), scores) | {"meteor_variant": meteor_variant, "n_report": len(scores)}
 
 
-def bleu_statistics(sample: Mapping[str, Any]) -> list[float]:
+def _is_report(scores: Scores) -> bool:
+    return "ngram_matches" in scores
+
+
+def _bleu_at(order: int, sums: Floats) -> Floats:
+    return bleu(sums)[..., order - 1]
+
+
+def bleu_statistics(sample: Scores) -> list[float]:
     """The 10 summands of BLEU in a `score` result: 4 matches, 4 totals, prediction and reference length."""
     lengths = [sample["prediction_length"], sample["reference_length"]]
     return [*sample["ngram_matches"], *sample["ngram_totals"], *lengths]
 
 
-def bleu(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def bleu(sums: Floats) -> Floats:
     """Cumulative corpus BLEU-1 to BLEU-4 as in pycocoevalcap.
 
     BLEU-n = BP * (prod over k <= n of (matches_k + tiny) / (totals_k + small)) ** (1 / n), with

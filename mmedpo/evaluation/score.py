@@ -11,6 +11,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, report_generation
 from mmedpo.schema import TASKS
 
+METRICS = {"med_vqa": med_vqa.metrics, "report_generation": report_generation.metrics}  # by folder of eval/
 PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
 

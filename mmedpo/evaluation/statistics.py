@@ -1,9 +1,10 @@
 """How far a metric's value can be trusted: cluster bootstrap intervals, and paired ones for a difference.
 
-A metric is a matrix of per-question statistics [n, k] and an aggregate of their sums, [..., k] -> [...]. A mean has
-the statistics (value, 1); corpus BLEU has ten. Questions about one image are not independent, so images are drawn.
+A metric (`metric.Metric`) is a matrix of per-question statistics [n, k] and an aggregate of their sums. Questions about
+one image are not independent, so images are drawn.
 
 Example:
+    >>> from mmedpo.evaluation.metric import mean
     >>> draws = mean(bootstrap([[1, 1], [1, 1]], clusters=["image-1", "image-2"], resamples=100))
     >>> interval(draws), paired_interval(draws, draws)
     (Interval(value=1.0, low=1.0, high=1.0), Interval(value=0.0, low=0.0, high=0.0))
@@ -15,11 +16,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mmedpo.errors import InputError
-
-Floats = NDArray[np.float64]
+from mmedpo.evaluation.metric import Floats
 
 RESAMPLES = 10_000
 TAIL_PERCENT = 2.5
@@ -69,11 +69,6 @@ def bootstrap(statistics: ArrayLike, clusters: Sequence[Hashable], seed: int = 0
     for done in range(0, resamples, chunk):
         sums.append(rng.multinomial(count, chances, size=min(chunk, resamples - done)) @ per_cluster)
     return np.concatenate(sums, axis=-2)
-
-
-def mean(sums: Floats) -> Floats:
-    """The aggregate of statistics (value, 1): sums [..., 2] -> means [...]."""
-    return sums[..., 0] / sums[..., 1]
 
 
 def interval(draws: Floats) -> Interval:

@@ -5,7 +5,8 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation import statistics
-from mmedpo.evaluation.statistics import bootstrap, interval, mean, paired_interval
+from mmedpo.evaluation.metric import mean
+from mmedpo.evaluation.statistics import bootstrap, interval, paired_interval
 
 
 def as_statistics(values):

@@ -18,7 +18,7 @@ ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
 Row = dict[str, Any]
 
 
-def score_folder(folder: Path, meteor_variant: str = "nltk_exact_stem") -> Row:
+def score_folder(folder: Path, meteor_variant: str | None = None) -> Row:
     """Score `predictions.jsonl` against `questions.jsonl` and write `scores.jsonl`, all in `folder`.
 
     Each line of `scores.jsonl` is {"id", "image_id", "task", ...} with what `med_vqa.score` (closed and open
@@ -44,7 +44,9 @@ def score_folder(folder: Path, meteor_variant: str = "nltk_exact_stem") -> Row:
     (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
     reports = [score for score in scores if score["task"] == "report"]
     answers = [score for score in scores if score["task"] != "report"]
-    return med_vqa.aggregate(answers) | report_generation.aggregate(reports, meteor_variant)
+    return med_vqa.aggregate(answers) | report_generation.aggregate(
+        reports, PROTOCOLS["report_generation"], meteor_variant
+    )
 
 
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
@@ -109,7 +111,7 @@ def _join_fault(asked: bool, answer: Row | None) -> str | None:
     return None
 
 
-def _score(question: Row, prediction: str, meteor_variant: str) -> Row:
+def _score(question: Row, prediction: str, meteor_variant: str | None) -> Row:
     task, reference = question["task"], question["reference"]
     if task == "report":
         scores = report_generation.score(prediction, reference, PROTOCOLS["report_generation"], meteor_variant)

@@ -27,11 +27,11 @@ ANSWER_TYPES = ("closed", "open")
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
 
 NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
-# After "no" they begin a clause of their own: "no it is not". Before any other word "no" is a determiner: "no fracture".
-CLAUSE_STARTS = frozenset(
-    "a an the this that these those there here it its he she they we you i is are was were because since as and or "
-    "but so not no yes".split()
-)
+# After "no" they begin a clause of their own ("no it is not"); before other words "no" is a determiner ("no fracture").
+CLAUSE_STARTS = frozenset((
+    "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
+    "i", "is", "are", "was", "were", "because", "since", "as", "and", "or", "but", "so", "not", "no", "yes",
+))  # fmt: skip
 
 
 def normalize(text: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 # Each of them is deleted where it stands beside a space anywhere in the text, else it becomes a space.
-MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
 FULL_STOPS = 32  # so many are deleted and no more: the published code hands a flag to `re.sub` in the place of a count
 ARTICLES = frozenset(("a", "an", "the"))
-NUMBERS = {"none": "0"} | {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+NUMBERS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
 CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've

@@ -10,6 +10,7 @@ from typing import Literal
 Polarity = Literal["yes", "no"]
 
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*", re.UNICODE)
+_BREAK = re.compile(r"[^\w\s'‘’\"“”*]|\n")  # between words: punctuation but quotation marks and emphasis, or a new line
 
 
 def words(text: str) -> list[str]:
@@ -17,7 +18,29 @@ def words(text: str) -> list[str]:
 
     Accents compare equal however they are encoded (Unicode NFC).
     """
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    return _WORD.findall(_folded(text))
+
+
+def clauses(text: str) -> list[list[str]]:
+    """`words` of `text` clause by clause: parted at punctuation, at new lines and before "but".
+
+    Example:
+        >>> clauses("It is not the left but the right. Yes!")
+        [['it', 'is', 'not', 'the', 'left'], ['but', 'the', 'right'], ['yes']]
+    """
+    folded = _folded(text)
+    found: list[list[str]] = []
+    end = 0
+    for word in _WORD.finditer(folded):
+        if not found or word[0] == "but" or _BREAK.search(folded, end, word.start()):
+            found.append([])
+        found[-1].append(word[0])
+        end = word.end()
+    return found
+
+
+def _folded(text: str) -> str:
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).casefold()
 
 
 def polarity(text: str) -> Polarity | None:

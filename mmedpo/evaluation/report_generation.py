@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import require_known, require_texts
+from mmedpo.evaluation import require_known, require_lists, require_texts
 from mmedpo.evaluation.metric import Metric, Scores, values
 from mmedpo.evaluation.reports import clinical as clinical_scores
 from mmedpo.evaluation.reports import coco, huggingface, meteor, paper
@@ -18,7 +18,8 @@ from mmedpo.evaluation.reports.coco import clean
 
 __all__ = ["METEOR_VARIANTS", "PROTOCOLS", "aggregate", "clean", "compute", "metrics", "score", "score_all"]
 
-PROTOCOLS = {"coco": coco.PROTOCOL, "paper": paper.PROTOCOL, "huggingface": huggingface.PROTOCOL}
+_PROTOCOLS = {"coco": coco.PROTOCOL, "paper": paper.PROTOCOL, "huggingface": huggingface.PROTOCOL}
+PROTOCOLS = tuple(_PROTOCOLS)
 METEOR_VARIANTS = meteor.VARIANTS
 
 
@@ -51,7 +52,7 @@ def score_all(
         InputError: as `compute`.
     """
     _require(predictions, references, protocol, meteor_variant, clinical)
-    chosen = PROTOCOLS[protocol]
+    chosen = _PROTOCOLS[protocol]
     parts = [[chosen.score(*pair) for pair in zip(predictions, references, strict=True)]]
     said, gold = ([chosen.words(text) for text in texts] for texts in (predictions, references))
     parts.append(meteor.scores(said, gold, meteor_variant or chosen.meteor_variant))
@@ -64,7 +65,7 @@ def compute(
     references: Sequence[str],
     protocol: str = "coco",
     meteor_variant: str | None = None,
-    groups: Sequence[str | None] | None = None,
+    groups: Sequence[str] | None = None,
     clinical: Sequence[str] = (),
     return_scores: bool = False,
 ) -> dict[str, Any]:
@@ -76,13 +77,13 @@ def compute(
         protocol: "coco", "paper" or "huggingface" (eval/report_generation/README.md has the formulas).
         meteor_variant: "meteor_1.5" (Java), "nltk_wordnet" (WordNet data) or "nltk_exact_stem" (no data); by default
             the protocol's own: "meteor_1.5" for coco, "nltk_wordnet" for the others.
-        groups: n names, to get the values of each group too; None belongs to no group.
+        groups: n names (an organ, a modality); adds "by_group".
         clinical: any of "radgraph_f1", "chexbert_f1", which load models from the Hub.
         return_scores: whether each report's summands are returned too.
 
     Returns:
-        "definition", the protocol with its version; all of `aggregate`; "by_group": {name: `aggregate` of the group} if
-        `groups` are given; "scores": `score_all` if asked for.
+        What `aggregate` says; "by_group": what it says of each group, by name, if `groups` are given; "scores": the
+        `score_all` results if asked for.
 
     Raises:
         InputError: an unknown protocol, variant or clinical score; columns of different length; texts that are no
@@ -90,42 +91,46 @@ def compute(
 
     Example:
         >>> found = compute(["No effusion."], ["No pleural effusion."], meteor_variant="nltk_exact_stem")
-        >>> found["definition"], round(found["rouge_l"], 3), found["meteor_variant"]
+        >>> found["report_generation_definition"], round(found["rouge_l"], 3), found["meteor_variant"]
         ('coco@1', 0.772, 'nltk_exact_stem')
     """
-    scores = score_all(predictions, references, protocol, meteor_variant, clinical)
-    found = {"definition": PROTOCOLS[protocol].definition, **aggregate(scores, protocol, meteor_variant)}
     if groups is not None:
-        _require_groups(groups, len(scores))
-        members: dict[str, list[Scores]] = {name: [] for name in sorted({name for name in groups if name is not None})}
+        _require_groups(groups, predictions)
+    scores = score_all(predictions, references, protocol, meteor_variant, clinical)
+    found = aggregate(scores, meteor_variant, protocol)
+    if groups is not None:
+        members: dict[str, list[Scores]] = {name: [] for name in sorted(set(groups))}
         for name, sample in zip(groups, scores, strict=True):
-            if name is not None:
-                members[name].append(sample)
-        found["by_group"] = {name: aggregate(own, protocol, meteor_variant) for name, own in members.items()}
-    return found | {"scores": scores} if return_scores else found
+            members[name].append(sample)
+        found["by_group"] = {name: aggregate(own, meteor_variant, protocol) for name, own in members.items()}
+    return found | ({"scores": scores} if return_scores else {})
 
 
 def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
     """The metrics of `score` results, higher is better; "meteor" is there twice, once for each kind of its summands."""
-    require_known("protocol", protocol, tuple(PROTOCOLS))
-    return (*PROTOCOLS[protocol].metrics, *meteor.METRICS, *clinical_scores.METRICS)
+    require_known("protocol", protocol, PROTOCOLS)
+    return (*_PROTOCOLS[protocol].metrics, *meteor.METRICS, *clinical_scores.METRICS)
 
 
-def aggregate(scores: Sequence[Scores], protocol: str = "coco", meteor_variant: str | None = None) -> dict[str, Any]:
+def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, protocol: str = "coco") -> dict[str, Any]:
     """Values of `score` results, absent where there is no report; higher is better.
 
     Returns:
         bleu_1 to bleu_4, rouge_l, meteor, and by protocol bleu (`paper`), rouge_1 and rouge_2 (`huggingface`), each in
         [0, 1] but for `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where they were asked for;
-        meteor_variant and n_report always; meteor_absent instead of meteor: why, and what to do.
+        always n_report, meteor_variant and report_generation_definition, the protocol with the number of its
+        definition ("coco@1"); where METEOR could not be computed, meteor_absent: why, and what to do.
     """
     found: dict[str, Any] = values(metrics(protocol), scores)
     absent = next((sample["meteor_absent"] for sample in scores if "meteor_absent" in sample), None)
     if absent is not None:
         found.pop("meteor", None)
         found["meteor_absent"] = absent
-    variant = meteor_variant or PROTOCOLS[protocol].meteor_variant
-    return found | {"meteor_variant": variant, "n_report": len(scores)}
+    return found | {
+        "n_report": len(scores),
+        "meteor_variant": meteor_variant or _PROTOCOLS[protocol].meteor_variant,
+        "report_generation_definition": _PROTOCOLS[protocol].definition,
+    }
 
 
 def _require(
@@ -135,22 +140,21 @@ def _require(
     meteor_variant: str | None,
     clinical: Sequence[str],
 ) -> None:
-    require_known("protocol", protocol, tuple(PROTOCOLS))
+    require_known("protocol", protocol, PROTOCOLS)
     if meteor_variant is not None:
         require_known("meteor_variant", meteor_variant, METEOR_VARIANTS)
     for name in clinical:
         require_known("clinical score", name, tuple(clinical_scores.SCORES))
     # Punctuation is a word to some protocols, but no reference.
-    require_texts(predictions, references, lambda text: clean(text) and PROTOCOLS[protocol].words(text))
+    require_texts(predictions, references, lambda text: clean(text) and _PROTOCOLS[protocol].words(text))
 
 
-def _require_groups(groups: Sequence[str | None], n: int) -> None:
-    if isinstance(groups, str) or len(groups) != n:
-        raise InputError(f"groups are {len(groups)} for {n} reports; give a list with one name (or None) a report.")
+def _require_groups(groups: Sequence[str], predictions: Sequence[str]) -> None:
+    require_lists({"predictions": predictions, "groups": groups})
     faults = [
-        Fault(f"index {i}", "groups", f"is {name!r}; give a string, or None for a report of no group")
-        for i, name in enumerate(groups)
-        if name is not None and not isinstance(name, str)
+        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every report")
+        for i, group in enumerate(groups)
+        if not isinstance(group, str)
     ]
     if faults:
         raise InputError(f"{len(faults)} of the groups have no name:", faults)

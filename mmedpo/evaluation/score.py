@@ -44,9 +44,7 @@ def score_folder(folder: Path, meteor_variant: str | None = None) -> Row:
     (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
     reports = [score for score in scores if score["task"] == "report"]
     answers = [score for score in scores if score["task"] != "report"]
-    return med_vqa.aggregate(answers) | report_generation.aggregate(
-        reports, PROTOCOLS["report_generation"], meteor_variant
-    )
+    return med_vqa.aggregate(answers) | report_generation.aggregate(reports, meteor_variant)
 
 
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:

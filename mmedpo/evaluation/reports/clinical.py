@@ -19,7 +19,7 @@ Texts = Sequence[str]
 
 
 def scores(name: str, predictions: Texts, references: Texts) -> list[dict[str, Any]]:
-    """Scores of each pair of raw texts: {"radgraph_f1": value in [0, 1]} or {"chexbert_counts": [tp, fp, fn] of 14 labels}.
+    """Scores of each pair of raw texts: {"radgraph_f1": in [0, 1]} or {"chexbert_counts": [tp, fp, fn]} of 14 labels.
 
     Args:
         name: one of `SCORES`.

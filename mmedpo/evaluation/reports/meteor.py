@@ -80,9 +80,9 @@ def _synonyms(variant: str) -> Any:
 
     try:
         wordnet.ensure_loaded()
-    except (LookupError, OSError):
+    except (LookupError, OSError, ValueError):  # absent, not whole, or a link that NLTK does not follow
         raise MeteorAbsent(
-            "METEOR 'nltk_wordnet' needs NLTK's WordNet data, which is not here or not whole. "
+            "METEOR 'nltk_wordnet' needs NLTK's WordNet data, which it does not find here, or not whole. "
             "Run `python -m nltk.downloader wordnet`, or choose meteor_variant 'nltk_exact_stem', which needs none."
         ) from None
     return _WordNet(wordnet)

@@ -36,8 +36,8 @@ def statistics(predictions: Sequence[str], references: Sequence[str]) -> list[li
     """The program's 23 counts for each pair of texts, whose sum over a corpus makes its METEOR (`aggregate`).
 
     In order: lengths of prediction and reference, function words of both; for each of the stages exact, stem, synonym
-    and paraphrase the matched content words of both and function words of both; chunks; matched words of both. A pair that
-    matches as a whole in one chunk counts 0 chunks, as the program sums them.
+    and paraphrase the matched content words of both and function words of both; chunks; matched words of both. A pair
+    that matches as a whole in one chunk counts 0 chunks, as the program sums them.
 
     Raises:
         MeteorAbsent: no Java or no program here, or the program ended or was silent twice in a row.
@@ -70,7 +70,8 @@ def aggregate(sums: Floats) -> Floats:
 
 def close() -> None:
     """End the program, if it runs; the next call starts it anew."""
-    global _program
+    global _program, _given_up
+    _given_up = None
     if _program is not None and _program.owner == os.getpid():
         _program.close()
     _program = None
@@ -112,11 +113,14 @@ class _Program:
 
 _lock = threading.Lock()
 _program: _Program | None = None
+_given_up: MeteorAbsent | None = None  # one report after another would wait for what failed
 atexit.register(close)
 
 
 def _ask(lines: Sequence[str]) -> list[str]:
-    global _program
+    global _program, _given_up
+    if _given_up:
+        raise _given_up
     for _ in range(2):  # a program that was killed is replaced once
         if _program is None or not _program.usable():
             _program = _Program()
@@ -124,10 +128,11 @@ def _ask(lines: Sequence[str]) -> list[str]:
         if len(answers) == len(lines):
             return answers
         complaints, _program = _program.close(), None
-    raise MeteorAbsent(
+    _given_up = MeteorAbsent(
         f"METEOR 1.5's Java program ended, or was silent for {TIMEOUT:.0f} s, twice in a row "
         f"({complaints or 'without a word'}). It needs 1 GB of memory; score again, or choose another meteor_variant."
     )
+    raise _given_up
 
 
 def _command() -> list[str]:

@@ -11,29 +11,27 @@ import pytest
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's package wordnet-base
 # Debian leaves out the list of lexicographer files (WordNet's manual page lexnames(5WN)), which NLTK's reader wants.
-LEXICOGRAPHER_FILES = {
-    3: ["adj.all", "adj.pert"],
-    4: ["adv.all"],
-    1: [f"noun.{name}" for name in (
-        "Tops act animal artifact attribute body cognition communication event feeling food group location motive object "
-        "person phenomenon plant possession process quantity relation shape state substance time").split()],
-    2: [f"verb.{name}" for name in (
-        "body change cognition communication competition consumption contact creation emotion motion perception "
-        "possession social stative weather").split()],
-}  # fmt: skip
+LEXICOGRAPHER_FILES = """
+adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition
+noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person
+noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape noun.state noun.substance
+noun.time verb.body verb.change verb.cognition verb.communication verb.competition verb.consumption verb.contact
+verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl
+"""
+PARTS_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
-WORDS = (
-    "the heart is normal in size and lungs are clear no pleural effusion effusions or pneumothorax seen there evidence of "
-    "acute disease mild mildly moderate severe cardiomegaly enlarged large big small left right lower lobe opacity "
-    "opacities consolidation edema oedema nodule nodules nodular x-ray T2-weighted 3.5 cm 1,000 mm two none doctor "
-    "physician doesnt isn't Größe 正常 naïve β-blocker émigré — № a an"
-).split()
-ENDINGS = (" ", " ", " ", " ", " ", " ", ", ", ". ", ". ", ".\n", "! ", ": ", " (", ") ", "/", " ||| ", "... ", ",", ".")
+WORDS = """
+the heart is normal in size and lungs are clear no pleural effusion effusions or pneumothorax seen there evidence acute
+disease mild mildly moderate severe cardiomegaly enlarged large big small left right lower lobe opacity opacities edema
+consolidation oedema nodule nodules nodular x-ray T2-weighted 3.5 cm 1,000 mm two none doctor physician doesnt Größe
+isn't of 正常 naïve β-blocker émigré — № a an
+"""
+ENDINGS = (*[" "] * 6, ", ", ". ", ". ", ".\n", "! ", ": ", " (", ") ", "/", " ||| ", "... ", ",", ".")
 
 
 @pytest.fixture(scope="session")
 def reports() -> tuple[list[str], list[str]]:
-    """1,200 generated predictions and references: empty and one-word ones, repeated words, Unicode, marks, a few long."""
+    """1,200 generated predictions and references: empty, of one word, of repeated words, with marks, Unicode, long."""
     rng = random.Random(0)
     lengths = [0, 0, 1, 1, 2, 3, 4, 5, 8, 13, 21, 34]
     references = [_text(rng, max(1, rng.choice(lengths))) for _ in range(1196)] + [_text(rng, 500) for _ in range(4)]
@@ -75,19 +73,19 @@ def _copy_wordnet(folder: Path) -> None:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)  # NLTK refuses links that lead out of its folder
     (folder / "index.sense").touch()  # package wordnet-sense-index; maps versions of WordNet, and no METEOR reads it
-    names = [(name, part) for part, names in LEXICOGRAPHER_FILES.items() for name in names] + [("adj.ppl", 3)]
-    lines = [f"{number:02}\t{name}\t{part}\n" for number, (name, part) in enumerate(names)]
+    names = LEXICOGRAPHER_FILES.split()
+    lines = [f"{i:02}\t{name}\t{PARTS_OF_SPEECH[name.split('.')[0]]}\n" for i, name in enumerate(names)]
     (folder / "lexnames").write_text("".join(lines), encoding="utf-8")
 
 
 def _text(rng: random.Random, length: int) -> str:
     # A first word with letters, so that every reference has words in every protocol.
-    words = [*(["lungs"] if length else []), *rng.choices(WORDS, k=max(0, length - 1))]
+    words = [*(["lungs"] if length else []), *rng.choices(WORDS.split(), k=max(0, length - 1))]
     return "".join(word + rng.choice(ENDINGS) for word in words)
 
 
 def _edited(rng: random.Random, text: str) -> str:
     words = [word for word in text.split(" ") if rng.random() > 0.15]
     for _ in range(len(words) // 6):
-        words.insert(rng.randrange(len(words) + 1), rng.choice(WORDS))
+        words.insert(rng.randrange(len(words) + 1), rng.choice(WORDS.split()))
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""Each protocol against the packages that define it, on 1,200 generated pairs of reports; nothing here is stood in for."""
+"""Each protocol against the packages that define it, on 1,200 generated pairs of reports."""
 
 import os
 import re

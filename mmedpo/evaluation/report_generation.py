@@ -7,13 +7,14 @@ sums become values, for the corpus as for a bootstrap resample of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known, require_lists, require_texts
 from mmedpo.evaluation.metric import Metric, Scores, values
+from mmedpo.evaluation.reports import Text, coco, huggingface, meteor, paper
 from mmedpo.evaluation.reports import clinical as clinical_scores
-from mmedpo.evaluation.reports import coco, huggingface, meteor, paper
 from mmedpo.evaluation.reports.coco import clean
 
 __all__ = ["METEOR_VARIANTS", "PROTOCOLS", "aggregate", "clean", "compute", "metrics", "score", "score_all"]
@@ -51,12 +52,17 @@ def score_all(
     Raises:
         InputError: as `compute`.
     """
-    _require(predictions, references, protocol, meteor_variant, clinical)
+    _require_names(protocol, meteor_variant, clinical)
     chosen = _PROTOCOLS[protocol]
-    parts = [[chosen.score(*pair) for pair in zip(predictions, references, strict=True)]]
-    said, gold = ([chosen.words(text) for text in texts] for texts in (predictions, references))
-    parts.append(meteor.scores(said, gold, meteor_variant or chosen.meteor_variant))
-    parts += [clinical_scores.scores(name, predictions, references) for name in clinical]
+    words = cache(chosen.words)
+    # Punctuation is a word to some protocols, but no reference.
+    require_texts(predictions, references, lambda text: clean(text) and words(text))
+    said, gold = ([Text(text, words(text)) for text in texts] for texts in (predictions, references))
+    parts = [
+        [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
+        meteor.scores([t.words for t in said], [t.words for t in gold], meteor_variant or chosen.meteor_variant),
+        *(clinical_scores.scores(name, predictions, references) for name in clinical),
+    ]
     return [{key: value for part in row for key, value in part.items()} for row in zip(*parts, strict=True)]
 
 
@@ -133,20 +139,12 @@ def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, proto
     }
 
 
-def _require(
-    predictions: Sequence[str],
-    references: Sequence[str],
-    protocol: str,
-    meteor_variant: str | None,
-    clinical: Sequence[str],
-) -> None:
+def _require_names(protocol: str, meteor_variant: str | None, clinical: Sequence[str]) -> None:
     require_known("protocol", protocol, PROTOCOLS)
     if meteor_variant is not None:
         require_known("meteor_variant", meteor_variant, METEOR_VARIANTS)
     for name in clinical:
         require_known("clinical score", name, tuple(clinical_scores.SCORES))
-    # Punctuation is a word to some protocols, but no reference.
-    require_texts(predictions, references, lambda text: clean(text) and _PROTOCOLS[protocol].words(text))
 
 
 def _require_groups(groups: Sequence[str], predictions: Sequence[str]) -> None:

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-WORDNET = Path("/usr/share/wordnet")  # Debian's package wordnet-base
-# Debian leaves out the list of lexicographer files (WordNet's manual page lexnames(5WN)), which NLTK's reader wants.
-LEXICOGRAPHER_FILES = """
-adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition
-noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person
-noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape noun.state noun.substance
-noun.time verb.body verb.change verb.cognition verb.communication verb.competition verb.consumption verb.contact
-verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl
-"""
-PARTS_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
+from debian_wordnet import find_wordnet
 
 WORDS = """
 the heart is normal in size and lungs are clear no pleural effusion effusions or pneumothorax seen there evidence acute
@@ -50,32 +37,10 @@ def reports() -> tuple[list[str], list[str]]:
 
 
 @pytest.fixture(scope="session")
-def wordnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """NLTK finds WordNet: what it finds anyway, or else Debian's files."""
-    import nltk
-    from nltk.corpus import wordnet
-
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        if not WORDNET.is_dir():
-            pytest.skip("WordNet is not here: neither NLTK's data nor Debian's package wordnet-base")
-        data = tmp_path_factory.mktemp("nltk_data")
-        _copy_wordnet(data / "corpora" / "wordnet")
-        nltk.data.path.insert(0, str(data))
-        wordnet.ensure_loaded()
-    yield
-
-
-def _copy_wordnet(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for file in WORDNET.iterdir():
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)  # NLTK refuses links that lead out of its folder
-    (folder / "index.sense").touch()  # package wordnet-sense-index; maps versions of WordNet, and no METEOR reads it
-    names = LEXICOGRAPHER_FILES.split()
-    lines = [f"{i:02}\t{name}\t{PARTS_OF_SPEECH[name.split('.')[0]]}\n" for i, name in enumerate(names)]
-    (folder / "lexnames").write_text("".join(lines), encoding="utf-8")
+def wordnet(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """NLTK finds WordNet."""
+    if not find_wordnet(tmp_path_factory.mktemp("nltk_data")):
+        pytest.skip("WordNet is not here: neither NLTK's data nor Debian's package wordnet-base")
 
 
 def _text(rng: random.Random, length: int) -> str:

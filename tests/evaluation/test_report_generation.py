@@ -31,18 +31,20 @@ def protocol(request):
     return request.param
 
 
+def coco_bleu(prediction, reference):
+    return coco.bleu(np.array(coco.bleu_statistics(rg.score(prediction, reference, "coco", EXACT_STEM))))
+
+
 def test_brevity_penalty_by_hand():
     # 3 of 6 words, all matching: BP = exp(1 - 6/3).
-    found = coco.bleu(
-        np.array(coco.bleu_statistics(coco.score("no pleural effusion", "no pleural effusion is seen here")))
-    )
+    found = coco_bleu("no pleural effusion", "no pleural effusion is seen here")
     assert found[0] == pytest.approx(math.exp(-1), abs=1e-8)
-    longer = coco.bleu(np.array(coco.bleu_statistics(coco.score("no effusion seen seen", "no effusion"))))
+    longer = coco_bleu("no effusion seen seen", "no effusion")
     assert longer[0] == pytest.approx(2 / 4, abs=1e-8)
 
 
 def test_predictions_shorter_than_n_keep_the_constants_of_pycocoevalcap():
-    found = coco.bleu(np.array(coco.bleu_statistics(coco.score("no effusion", "no effusion"))))
+    found = coco_bleu("no effusion", "no effusion")
     precisions = [(2 + 1e-15) / (2 + 1e-9), (1 + 1e-15) / (1 + 1e-9), 1e-15 / 1e-9, 1e-15 / 1e-9]
     brevity = math.exp(1 - (2 + 1e-9) / (2 + 1e-15))
     for n in coco.ORDERS:
@@ -61,7 +63,7 @@ def test_bleu_of_sums_is_vectorised(bleu):
     assert np.isfinite(together).all()
 
 
-def test_the_longest_common_subsequence_is_that_of_the_table():
+def test_thelongest_common_subsequence_is_that_of_the_table():
     rng = random.Random(0)
     for _ in range(200):
         a, b = (rng.choices("abcde", k=rng.randint(0, 90)) for _ in range(2))
@@ -69,7 +71,7 @@ def test_the_longest_common_subsequence_is_that_of_the_table():
         for i, x in enumerate(a):
             for j, y in enumerate(b):
                 table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
-        assert coco._longest_common(a, b) == table[-1, -1]
+        assert coco.longest_common(a, b) == table[-1, -1]
 
 
 def test_rouge_of_a_thousand_words_needs_no_deeper_recursion_than_python_grants():

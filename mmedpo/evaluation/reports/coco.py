@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo.evaluation.metric import Floats, Metric, Scores, mean_of
-from mmedpo.evaluation.reports import Protocol
+from mmedpo.evaluation.reports import Protocol, Text
 
 ORDERS = (1, 2, 3, 4)
 ROUGE_BETA = 1.2
@@ -40,9 +40,9 @@ def clean(text: str) -> list[str]:
     return [word for word in text.split() if word.strip("-")]
 
 
-def score(prediction: str, reference: str) -> dict[str, Any]:
+def score(prediction: Text, reference: Text) -> dict[str, Any]:
     """Summands of one report: ngram_matches (clipped) and ngram_totals for orders 1 to 4, lengths, rouge_l."""
-    said, gold = clean(prediction), clean(reference)
+    said, gold = prediction.words, reference.words
     return {
         "ngram_matches": [_shared(_ngrams(said, n), _ngrams(gold, n)) for n in ORDERS],
         "ngram_totals": [max(0, len(said) - n + 1) for n in ORDERS],
@@ -83,7 +83,7 @@ def bleu(sums: Floats) -> Floats:
 def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
     """ROUGE-L of two word sequences: (1 + b²) P R / (R + b² P), b = 1.2, P and R the shares of the longest
     common subsequence in prediction and reference; 0 where nothing is shared."""
-    common = _longest_common(prediction, reference)
+    common = longest_common(prediction, reference)
     if not common:
         return 0.0
     precision, recall = common / len(prediction), common / len(reference)
@@ -98,7 +98,8 @@ def _shared(some: Counter[tuple[str, ...]], others: Counter[tuple[str, ...]]) ->
     return sum(min(count, others[ngram]) for ngram, count in some.items() if ngram in others)
 
 
-def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
     # Bit-parallel (Hyyrö 2004): a zero at bit i of `row` says that the length grows at a[i] for the words of b so far.
     places: dict[str, int] = {}
     for i, word in enumerate(a):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from mmedpo.evaluation.metric import Floats, Metric, mean_of
-from mmedpo.evaluation.reports import Protocol
-from mmedpo.evaluation.reports.coco import ORDERS, bleu_statistics, has_bleu_statistics
+from mmedpo.evaluation.reports import Protocol, Text
+from mmedpo.evaluation.reports.coco import ORDERS, bleu_statistics, has_bleu_statistics, longest_common
 
-ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -30,17 +30,22 @@ def words(text: str) -> list[str]:
     return [token for sentence in sentences for token in _tokenizer().tokenize(sentence)]
 
 
-def score(prediction: str, reference: str) -> dict[str, Any]:
+def score(prediction: Text, reference: Text) -> dict[str, Any]:
     """Summands of one report: sacrebleu's n-gram counts and lengths (13a tokens, case kept); rouge_1, rouge_2 and
     rouge_l, the F of rouge_score (lower case, letters and digits of ASCII only, no stemmer)."""
-    counts = _bleu().sentence_score(prediction, [reference])
-    rouge = _rouge().score(reference, prediction)
+    counts = _bleu().sentence_score(prediction.raw, [reference.raw])
+    scorer, tokens = _rouge()
+    ngrams = scorer.score(reference.raw, prediction.raw)
+    said, gold = tokens(prediction.raw), tokens(reference.raw)
+    common = longest_common(said, gold)  # rouge_score's own table takes most of its time
     return {
         "ngram_matches": list(counts.counts),
         "ngram_totals": list(counts.totals),
         "prediction_length": counts.sys_len,
         "reference_length": counts.ref_len,
-        **{name: float(rouge[theirs].fmeasure) for name, theirs in ROUGE.items()},
+        "rouge_1": float(ngrams["rouge1"].fmeasure),
+        "rouge_2": float(ngrams["rouge2"].fmeasure),
+        "rouge_l": 2 * common / (len(said) + len(gold)) if common else 0.0,
     }
 
 
@@ -80,10 +85,11 @@ def _bleu() -> Any:
 
 
 @cache
-def _rouge() -> Any:
+def _rouge() -> tuple[Any, Callable[[str], list[str]]]:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(list(ROUGE.values()))
+    return RougeScorer(["rouge1", "rouge2"]), DefaultTokenizer(use_stemmer=False).tokenize
 
 
 PROTOCOL = Protocol(
@@ -92,7 +98,7 @@ PROTOCOL = Protocol(
     score=score,
     metrics=(
         *(Metric(f"bleu_{n}", has_bleu_statistics, bleu_statistics, partial(bleu, n)) for n in ORDERS),
-        *(mean_of(name) for name in ROUGE),
+        *(mean_of(name) for name in ("rouge_1", "rouge_2", "rouge_l")),
     ),
     meteor_variant="nltk_wordnet",
 )

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from mmedpo.evaluation.metric import mean_of
-from mmedpo.evaluation.reports import Protocol
+from mmedpo.evaluation.reports import Protocol, Text
 from mmedpo.evaluation.vqa_v2 import normalize
 
 SINGLE_ORDERS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
@@ -21,7 +21,7 @@ def words(text: str) -> list[str]:
     return normalize(text).split()
 
 
-def score(prediction: str, reference: str) -> dict[str, Any]:
+def score(prediction: Text, reference: Text) -> dict[str, Any]:
     """bleu_1 to bleu_4, each in [0, 4/3]; bleu, their mean; rouge_l in [0, 1].
 
     BLEU-n is NLTK's sentence BLEU with all weight on order n and smoothing method 7, which averages neighbouring orders
@@ -29,7 +29,7 @@ def score(prediction: str, reference: str) -> dict[str, Any]:
     """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-    said, gold = words(prediction), words(reference)
+    said, gold = prediction.words, reference.words
     bleus = sentence_bleu([gold], said, SINGLE_ORDERS, SmoothingFunction().method7)
     return {
         **{name: float(value) for name, value in zip(BLEUS, bleus, strict=True)},

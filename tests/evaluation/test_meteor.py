@@ -107,6 +107,11 @@ def test_a_program_that_cannot_run_says_why(stand_in):
     assert "Could not reserve enough space" in rg.compute(["a"], ["a"])["meteor_absent"]
 
 
+def test_a_java_that_cannot_be_started_is_no_traceback(stand_in, tmp_path):
+    stand_in(str(tmp_path / "java"))
+    assert "cannot start the Java" in rg.compute(["no heart"], ["no heart"])["meteor_absent"]
+
+
 def test_an_unknown_answer_is_no_score(stand_in):
     stand_in("cat")
     assert "answered 'SCORE ||| a ||| a'" in rg.compute(["a"], ["a"])["meteor_absent"]

@@ -1,5 +1,6 @@
 """What all protocols share: choices, bad input, groups, absence; and coco's parts by hand."""
 
+import doctest
 import math
 import random
 
@@ -77,6 +78,12 @@ def test_thelongest_common_subsequence_is_that_of_the_table():
 def test_rouge_of_a_thousand_words_needs_no_deeper_recursion_than_python_grants():
     text = " ".join(f"word{i}" for i in range(700))
     assert paper.rouge_l(text, text) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("module", [coco, huggingface])
+def test_examples_in_docstrings_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 @pytest.mark.parametrize(

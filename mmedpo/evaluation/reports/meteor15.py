@@ -84,7 +84,11 @@ class _Program:
         self.owner = os.getpid()
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(_command(), stdin=pipe, stdout=pipe, stderr=self.complaints)
+        command = _command()
+        try:
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.complaints)
+        except OSError as error:
+            raise MeteorAbsent(f"METEOR 1.5 cannot start the Java it found ({error}). {INSTALL}.") from None
 
     def usable(self) -> bool:
         return self.owner == os.getpid() and self.process.poll() is None
@@ -107,20 +111,21 @@ class _Program:
         """End the program; returns the last of its complaints."""
         self.process.kill()
         self.process.communicate()
-        self.complaints.seek(0)
-        return self.complaints.read().decode(errors="replace").strip()[-200:]
+        with self.complaints as complaints:
+            complaints.seek(0)
+            return complaints.read().decode(errors="replace").strip()[-200:]
 
 
 _lock = threading.Lock()
 _program: _Program | None = None
-_given_up: MeteorAbsent | None = None  # one report after another would wait for what failed
+_given_up: str | None = None  # one report after another would wait for what failed
 atexit.register(close)
 
 
 def _ask(lines: Sequence[str]) -> list[str]:
     global _program, _given_up
     if _given_up:
-        raise _given_up
+        raise MeteorAbsent(_given_up)
     for _ in range(2):  # a program that was killed is replaced once
         if _program is None or not _program.usable():
             _program = _Program()
@@ -128,11 +133,11 @@ def _ask(lines: Sequence[str]) -> list[str]:
         if len(answers) == len(lines):
             return answers
         complaints, _program = _program.close(), None
-    _given_up = MeteorAbsent(
+    _given_up = (
         f"METEOR 1.5's Java program ended, or was silent for {TIMEOUT:.0f} s, twice in a row "
         f"({complaints or 'without a word'}). It needs 1 GB of memory; score again, or choose another meteor_variant."
     )
-    raise _given_up
+    raise MeteorAbsent(_given_up)
 
 
 def _command() -> list[str]:

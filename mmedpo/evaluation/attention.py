@@ -101,7 +101,7 @@ def compare_attention(
     (folder / "pictures").mkdir(exist_ok=True)
     for number, sample in enumerate(track(samples, description="Reading attention")):
         if sample.id not in ledger:
-            name = f"pictures/{number:05d}-{re.sub(r'[^A-Za-z0-9.-]+', '_', sample.id)[:60]}.png"
+            name = f"pictures/{number:05d}-{re.sub(r'[^A-Za-z0-9-]+', '_', sample.id)[:60]}.png"
             ledger.put(sample.id, _compare(model, sample, folder / name, settings, layers) | {"picture": name})
     rows = [ledger[sample.id] for sample in samples]
     result = {
@@ -141,9 +141,12 @@ def _compare(
 
 
 def seen(grids: Sequence[Grid], width: int, height: int) -> np.ndarray:
-    """bool, height x width: pixels that some image token shows, which cropping leaves out."""
-    tokens = 1 + max(int(grid.tokens.max()) for grid in grids)
-    return spread(np.ones(tokens), grids, width, height) > 0
+    """bool, height x width: pixels whose middle some image token shows, which cropping leaves out."""
+    inside = np.zeros((height, width), bool)
+    y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
+    for left, top, right, bottom in (grid.edges for grid in grids):
+        inside |= (top < y) & (y < bottom) & (left < x) & (x < right)
+    return inside
 
 
 def measure(mass: Floats, heat: Floats, seen: np.ndarray, boxes: Sequence[Box]) -> dict[str, float | None]:
@@ -155,7 +158,7 @@ def measure(mass: Floats, heat: Floats, seen: np.ndarray, boxes: Sequence[Box]) 
         seen: bool, height x width.
 
     Returns:
-        on_image: of all attention, [0, 1].
+        on_image: of all attention, what image tokens get, [0, 1]; padding and ends of lines are among them.
         in_box: of what falls in the image, inside of the boxes, [0, 1].
         lift: `in_box` over the boxes' share of the area that is seen; even attention has 1.
         The last two are None where no box is seen.
@@ -179,14 +182,16 @@ def cover(boxes: Sequence[Box], width: int, height: int) -> Floats:
 
 
 def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Means over the samples, with 95 % intervals by a bootstrap of images; "in_box" and "lift" where boxes are seen.
+    """Means of the shares over samples, with 95 % intervals by a bootstrap of images; the difference is paired.
 
-    A sample's share is a mean's value; the adapter's difference to the start is paired.
+    "in_box" and "lift" are of the `n_boxed` samples with a box that is seen, and None where there is none.
     """
-    result: dict[str, Any] = {"n": len(rows), "images": len({row["image_id"] for row in rows})}
+    result: dict[str, Any] = {
+        "n": len(rows), "n_boxed": sum(None not in row["lift"].values() for row in rows),
+        "images": len({row["image_id"] for row in rows}),
+    }  # fmt: skip
     for name in SHARES:
-        there = [row for row in rows if all(row[name][run] is not None for run in RUNS)]
-        result["n_boxed"] = len(there)  # of the last two
+        there = [row for row in rows if None not in row[name].values()]
         if not there:
             result[name] = None
             continue
@@ -207,11 +212,11 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     table = [["mean", "before", "after", "difference"]]
     for name in SHARES:
         if summary := result["summary"][name]:
-            start, adapter = summary["start"].values(), list(summary["adapter"].values())
-            cells = [_cell(*start), _cell(*adapter[:3]), _cell(*adapter[3:], sign="+")]
-            table.append([name.replace("_", " "), *cells])
+            start, adapter = list(summary["start"].values()), list(summary["adapter"].values())
+            table.append([name.replace("_", " "), _cell(start), _cell(adapter[:3]), _cell(adapter[3:], "+")])
     return table
 
 
-def _cell(value: float, low: float, high: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+def _cell(ends: Sequence[float], sign: str = "") -> str:
+    value, low, high = (f"{end:{sign}.3f}" for end in ends)
+    return f"{value} [{low}, {high}]"

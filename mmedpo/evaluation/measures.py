@@ -120,7 +120,8 @@ def measure_visual_reliance(
         scores.append(_about(question) | _reliance(question, found))
     results = {
         **(record or {}), **_who(model), "seed": seed,
-        "settings": {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": 0.0},
+        "settings": {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": 0.0,
+                     "med_vqa_definition": med_vqa.DEFINITIONS["strict"]},
         "protocols": {"visual_reliance": "strict"}, "metrics": visual_reliance.aggregate(scores),
     }  # fmt: skip
     return _finish(folder, ledger, predictions, scores, results)

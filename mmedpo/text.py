@@ -9,8 +9,10 @@ from typing import Literal
 
 Polarity = Literal["yes", "no"]
 
-_WORD = re.compile(r"\w+(?:['’.-]\w+)*", re.UNICODE)
-_BREAK = re.compile(r"[^\w\s'‘’\"“”*]|\n")  # between words: punctuation but quotation marks and emphasis, or a new line
+_WORD_PATTERN = r"\w+(?:['’.-]\w+)*"
+_WORD = re.compile(_WORD_PATTERN)
+# A word, or what parts clauses: punctuation but quotation marks and emphasis, or a new line.
+_PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 
 
 def words(text: str) -> list[str]:
@@ -28,15 +30,14 @@ def clauses(text: str) -> list[list[str]]:
         >>> clauses("It is not the left but the right. Yes!")
         [['it', 'is', 'not', 'the', 'left'], ['but', 'the', 'right'], ['yes']]
     """
-    folded = _folded(text)
-    found: list[list[str]] = []
-    end = 0
-    for word in _WORD.finditer(folded):
-        if not found or word[0] == "but" or _BREAK.search(folded, end, word.start()):
+    found: list[list[str]] = [[]]
+    for piece in _PIECE.findall(_folded(text)):
+        is_word = piece[0].isalnum() or piece[0] == "_"
+        if found[-1] and (not is_word or piece == "but"):
             found.append([])
-        found[-1].append(word[0])
-        end = word.end()
-    return found
+        if is_word:
+            found[-1].append(piece)
+    return found if found[-1] else found[:-1]
 
 
 def _folded(text: str) -> str:

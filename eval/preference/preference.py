@@ -39,9 +39,9 @@ Examples:
     >>> import evaluate
     >>> metric = evaluate.load("eval/preference")
     >>> pairs = {"chosen_logps": [-1.0, -2.0, -3.0], "rejected_logps": [-4.0, -2.0, -1.0]}
-    >>> metric.compute(**pairs)
-    {'preference_accuracy': 0.3333333333333333, 'preference_margin': 0.3333333333333333, 'n_pairs': 3, 'n_ties': 1, 'preference_definition': 'log_likelihood@1'}
-    >>> scores = metric.compute(**pairs, weight=[1.25, 1.0, 0.75])
+    >>> scores = metric.compute(**pairs, weight=[1.25, 1.0, 0.75])  # the margins are 3, 0 and -2
+    >>> scores["preference_accuracy"], scores["preference_margin"], scores["n_pairs"], scores["n_ties"]
+    (0.3333333333333333, 0.3333333333333333, 3, 1)
     >>> scores["preference_accuracy_weight_above_1.1"], scores["n_ties_weight_0.9_to_1.1"]
     (1.0, 1)
 """

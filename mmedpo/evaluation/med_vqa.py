@@ -93,7 +93,7 @@ def _read_reference(reference: str) -> tuple[Said, list[str]]:
 
 def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
     """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
-    determiner negates what follows; it is itself plain only where `determiners`."""
+    determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
     found = []
     for clause in clauses(normalize(text)):
         negated = False

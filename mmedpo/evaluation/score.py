@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import med_vqa, report_generation
+from mmedpo.evaluation import med_vqa, preference, report_generation, visual_reliance
 from mmedpo.schema import TASKS
 
-METRICS = {"med_vqa": med_vqa.metrics, "report_generation": report_generation.metrics}  # by folder of eval/
+METRICS = {  # by folder of eval/
+    "med_vqa": med_vqa.metrics,
+    "report_generation": report_generation.metrics,
+    "preference": preference.metrics,
+    "visual_reliance": visual_reliance.metrics,
+}
 PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
 

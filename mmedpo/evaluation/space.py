@@ -34,7 +34,9 @@ def launch(folder: Path, example: Mapping[str, Any]) -> Callable[[list[list[Any]
 
     def compute(rows: list[list[Any]]) -> dict[str, Any]:
         filled = [row for row in rows if any(cell not in ("", None) for cell in row)]
-        return metric.compute(**{name: [kind(row[i]) for row in filled] for i, (name, kind) in enumerate(kinds.items())})
+        return metric.compute(
+            **{name: [kind(row[i]) for row in filled] for i, (name, kind) in enumerate(kinds.items())}
+        )
 
     gradio.Interface(
         fn=compute,

@@ -139,7 +139,7 @@ def seen(comparison: Mapping[str, Any]) -> str | None:
         return None
     if found["images"] is None:
         return (
-            f"Whether the training data {found['dataset']} holds test images is not known: the evaluations record no "
+            f"Whether the training data “{found['dataset']}” holds test images is not known: the evaluations record no "
             "image digests, and no row of the data comes from their source."
         )
     how = (
@@ -147,7 +147,9 @@ def seen(comparison: Mapping[str, Any]) -> str | None:
         if None not in (found["by_pixels"], found["by_id"])
         else ("by pixels" if found["by_id"] is None else "by id")
     )
-    sentence = f"The training data {found['dataset']} holds {found['images']:,} of {found['of']:,} test images ({how})"
+    sentence = (
+        f"The training data “{found['dataset']}” holds {found['images']:,} of {found['of']:,} test images ({how})"
+    )
     if found["patients"] is not None:
         sentence += f", and {found['patients']:,} of {found['of_patients']:,} test patients"
     return sentence + "."

@@ -108,6 +108,16 @@ def test_headline_is_honest(value: float, p: float, said: str, tmp_path: Path) -
     assert said in re.findall(r"<p>(.*?)</p>", (tmp_path / "r.html").read_text())[0]
 
 
+def test_a_metric_without_a_label_is_a_plain_number_neither_good_nor_bad(tmp_path: Path) -> None:
+    found = {**comparison(), "groups": {}}
+    found["metrics"] = {"margin_drop": {"start": cell(-1.5), "dpo": cell(-1.0, -1.5), "mmedpo": cell(-2.5, -1.5)}}
+    report.write_report(tmp_path / "r.html", found, None, {})
+    html = (tmp_path / "r.html").read_text()
+    assert "MMedPO reaches −2.500 in “Margin drop” on held-out questions, the starting model −1.500: −1.000 [" in html
+    assert "▼ lower (p" in html and "▲ higher (p" in html and "better" not in html and "worse" not in html
+    assert "The choice of test images alone is unlikely to explain the difference" in html
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [

@@ -83,13 +83,7 @@ def compare(
     groups = {column: _groups(loaded, column, parts, seed, resamples) for column in GROUPINGS}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
-    said = notes(loaded) + [f"{name} is undefined on these questions" for name in undefined]
-    said += [
-        f"{count} tests by {table} are too many for {resamples:,} permutations: none can fall below 0.05 once corrected"
-        for table, count in tests.items()
-        if count > 0.05 * (1 + resamples)
-    ]
-    tasks = Counter(row["task"] for row in baseline.questions.values())
+    said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined)]
     return {
         "format": FORMAT,
         "command": command,
@@ -101,13 +95,8 @@ def compare(
         "runs": [run.name for run in loaded],
         "evaluations": {run.name: _evaluation(run) for run in loaded},
         "definitions": definitions(baseline),
-        "notes": said,
-        "n": {
-            "closed": tasks["closed_vqa"],
-            "open": tasks["open_vqa"],
-            "report": tasks["report"],
-            "images": len({row["image_id"] for row in baseline.questions.values()}),
-        },
+        "notes": said + _too_many(tests, resamples),
+        "n": _counts(baseline),
         "seen_in_training": seen_in_training(baseline, dataset) if dataset else None,
         "tests": {"correction": "holm", **tests},
         "metrics": metrics,
@@ -117,6 +106,23 @@ def compare(
         "changes": changes(loaded),
         "examples": examples(loaded, defined, seed),
     }
+
+
+def _counts(run: Run) -> dict[str, int]:
+    tasks = Counter(row["task"] for row in run.questions.values())
+    images = {row["image_id"] for row in run.questions.values()}
+    return {
+        "closed": tasks["closed_vqa"], "open": tasks["open_vqa"], "report": tasks["report"], "images": len(images),
+    }  # fmt: skip
+
+
+def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
+    """The tables whose smallest corrected p, tests / (1 + permutations), is above 0.05 already."""
+    return [
+        f"{count} tests by {table} are too many for {permutations:,} permutations: no corrected p can be below 0.05"
+        for table, count in tests.items()
+        if count > 0.05 * (1 + permutations)
+    ]
 
 
 def _evaluation(run: Run) -> Row:
@@ -215,7 +221,7 @@ def _groups(runs: Sequence[Run], column: str, whole: Sequence[Part], seed: int, 
     A metric whose questions all lie in one group is not repeated there: it is in the main table.
     """
     sizes = {metric: len(part.images) for part in whole for metric in part.metrics}
-    labels = {id_: row.get(column) or NOT_RECORDED for id_, row in runs[0].questions.items()}
+    labels = {id_: str(row.get(column) or NOT_RECORDED) for id_, row in runs[0].questions.items()}
     kept = [label for label, _ in Counter(labels.values()).most_common(GROUPS)]
     members: dict[str, list[str]] = {label: [] for label in kept}
     for id_, label in labels.items():
@@ -227,7 +233,7 @@ def _groups(runs: Sequence[Run], column: str, whole: Sequence[Part], seed: int, 
         images = {runs[0].questions[id_]["image_id"] for id_ in ids}
         parts = _parts(runs, [metric for metric in sizes if len(_about(runs, ids, metric)) < sizes[metric]], ids)
         metrics, _ = _measured(runs, parts, seed, resamples, GROUP_IMAGES)
-        found[str(label)] = {
+        found[label] = {
             "n": {"questions": len(ids), "images": len(images)}, "sizes": _sizes(parts), "metrics": metrics,
         }  # fmt: skip
     return found if any(group["metrics"] for group in found.values()) else {}

@@ -37,8 +37,7 @@ def examples(runs: Sequence[Run], metrics: Sequence[Metric], seed: int) -> list[
         by_outcome[better] = gained[: most - len(by_outcome[worse])]
     kept = [row for outcome, rows in by_outcome.items() for row in rows[: MOST.get(outcome)]]
     # Of answers that are neither right nor wrong, the largest change first.
-    order = [row["outcome"] for row in kept]
-    return sorted(kept, key=lambda row: (order.index(row["outcome"]), -abs(_change(runs, row))))
+    return sorted(kept, key=lambda row: (OUTCOMES.index(row["outcome"]), -abs(_change(runs, row))))
 
 
 def _by_correct(runs: Sequence[Run], id_: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def _forest(rows: Sequence[tuple[str, Mapping[str, Any]]], runs: Sequence[str], 
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(unit)
         if len(runs) > 1:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2, frameon=False)
+            _legend(axes, runs)
 
     return _svg(draw, 1.1 + len(rows) * (0.4 + 0.12 * len(runs)))
 
@@ -85,7 +86,7 @@ def distributions(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
             axes.set_ylabel("images")
             if share:
                 axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+            _legend(axes, runs)
 
         charts.append({"title": label(name).text, "src": _svg(draw, 2.6)})
     return charts
@@ -114,6 +115,11 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     return charts
 
 
+def _legend(axes: Axes, runs: Sequence[str]) -> None:
+    columns = 2 if max(len(heading(run)) for run in runs) <= NAME_LENGTH // 2 else 1
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=columns, frameon=False)
+
+
 def _short(run: str) -> str:
     shown = heading(run)
     return shown if len(shown) <= NAME_LENGTH else shown[: NAME_LENGTH - 1] + "…"
@@ -124,7 +130,8 @@ def _svg(draw: Callable[[Axes], None], height: float) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts draw the text, not matplotlib's
         figure = Figure(figsize=(4.8, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)

@@ -318,6 +318,58 @@ def compare(
             console.print("No .eval_results: the evaluated source is no dataset on the Hub.", highlight=False)
 
 
+@app.command(
+    epilog="Example: mmedpo attention --model org/model --adapter runs/adapter --source data/nih-bbox --split test "
+    "--limit 20 --output runs/attention"
+)
+def attention(
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the base model.")],
+    adapter: Annotated[str, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")],
+    source: SourceFolder,
+    output: Output,
+    split: Split = None,
+    limit: Limit = None,
+    answer: Annotated[
+        str, typer.Option("--answer", help="Whose tokens attend: gold, or the model's own (greedy).")
+    ] = "gold",
+    layers: Annotated[
+        str, typer.Option("--layers", help="Layers to average over, as in 0,16-31, counted from the input; or all.")
+    ] = "all",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
+    seed: Seed = 0,
+    skip_faulty: SkipFaulty = False,
+    resume: Resume = False,
+) -> None:
+    """Show where a model's answers attend in the image, before and after training, and how much on the lesion.
+
+    Only questions with lesion boxes are used, where the source has any. Attention is not an explanation, and averages
+    of it are full of sinks: compare before and after, and read nothing into one map alone.
+    """
+    from mmedpo.evaluation import attention as attending
+    from mmedpo.models import VisionLanguageModel
+    from mmedpo.sources import limited, read_source, refuse_faults
+    from mmedpo.workdir import output_folder
+
+    settings = attending.Settings(answer, layers, max_new_tokens)
+    asked = read_source(source, split, seed=seed)
+    refuse_faults(asked, skip_faulty)
+    samples = limited(attending.boxed(asked.samples), limit, seed)
+    record = {
+        "command": _command(), "source": asked.name, "split": split, "split_by": asked.split_by,
+        "faulty_rows_skipped": len(asked.faults),
+    }  # fmt: skip
+    kept = {
+        **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
+    }  # fmt: skip
+    with output_folder(output, kept, resume) as folder:
+        adapted = VisionLanguageModel(model, adapter)
+        result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
+    _print_table(attending.rows(result))
+    if not any(sample.boxes for sample in samples):
+        console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
+    console.print(f"{len(samples)} pictures in {output / 'pictures'}")
+
+
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")
 def quickstart(
     output: Output = Path("runs/quickstart"),

@@ -159,7 +159,13 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
         source.samples = [sample for sample in source.samples if sample.split == split]
         if not source.samples:
             raise InputError(f"{source.name} has no split {split!r}; it has {', '.join(splits)}.")
-    if limit is not None and limit < len(source.samples):
-        ranked = sorted(source.samples, key=lambda sample: unit_interval("limit", seed, sample.id))
-        kept = {sample.id for sample in ranked[:limit]}
-        source.samples = [sample for sample in source.samples if sample.id in kept]
+    source.samples = limited(source.samples, limit, seed)
+
+
+def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
+    """The first `limit` samples of a shuffle, in the order given; all where None."""
+    if limit is None or limit >= len(samples):
+        return samples
+    ranked = sorted(samples, key=lambda sample: unit_interval("limit", seed, sample.id))
+    kept = {sample.id for sample in ranked[:limit]}
+    return [sample for sample in samples if sample.id in kept]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SIGNIFICANT = 0.05  # of a corrected p
-RUN_NAMES = {"start": "the starting model", "sft": "SFT", "dpo": "DPO", "mmedpo": "MMedPO"}
+RUN_NAMES = {"start": "the starting model", "adapter": "the adapter", "sft": "SFT", "dpo": "DPO", "mmedpo": "MMedPO"}
 GROUPINGS = {"task": "task", "question_type": "kind of question", "organ": "organ", "modality": "modality"}
 
 
@@ -31,6 +31,9 @@ METRICS = {
     **{f"bleu_{n}": Label(f"Reports: BLEU-{n}") for n in range(1, 5)},
     "rouge_l": Label("Reports: ROUGE-L"),
     "meteor": Label("Reports: METEOR"),
+    "on_image": Label("Attention on the image", higher_is_better=False),
+    "in_box": Label("Of that, inside the lesion’s box", higher_is_better=False),
+    "lift": Label("The same, over the box’s share of the area (1 is even)", share=False, higher_is_better=False),
 }
 
 

@@ -174,11 +174,19 @@ def test_images_of_the_source_stand_beside_the_answers(tmp_path: Path) -> None:
         report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"other": tmp_path / "a.png"})
 
 
+SUMMARY = {
+    "n": 1, "n_boxed": 1, "lift": None,
+    "in_box": {"start": {"value": 0.1, "low": 0.05, "high": 0.15},
+               "adapter": {"value": 0.2, "low": 0.1, "high": 0.3, "difference": 0.1, "difference_low": 0.04,
+                           "difference_high": 0.16}},
+}  # fmt: skip
+
+
 def attention_folder(folder: Path, **changes: Any) -> Path:
     (folder / "pictures").mkdir(parents=True)
     Image.new("RGB", (64, 32), (0, 90, 0)).save(folder / "pictures" / "x.png")
     sample = {"id": "q1", "question": QUESTION, "picture": "pictures/x.png", "in_box": {"start": 0.125, "mmedpo": None}}
-    record = {"format": "mmedpo.attention/1", "samples": [sample | changes.pop("sample", {})], "summary": {"layers": 4}}
+    record = {"format": "mmedpo.attention/1", "samples": [sample | changes.pop("sample", {})], "summary": SUMMARY}
     (folder / "attention.json").write_text(json.dumps(record | changes))
     return folder
 
@@ -186,8 +194,9 @@ def attention_folder(folder: Path, **changes: Any) -> Path:
 def test_attention_pictures_are_shown_with_their_shares(tmp_path: Path) -> None:
     report.write_report(tmp_path / "r.html", comparison(), None, {}, attention=attention_folder(tmp_path / "maps"))
     html = (tmp_path / "r.html").read_text()
-    assert "The starting model: 12.5 % of the attention" in html and "MMedPO: no box of the attention" not in html
-    assert html.count('class="attention"') == 1 and "<dt>layers</dt><dd>4</dd>" in html
+    assert "The starting model: 12.5 % of the image’s attention" in html and "MMedPO: no box of the image" not in html
+    assert html.count('class="attention"') == 1 and "inside the lesion’s box</th>" in html
+    assert "<strong>+10.0</strong> [+4.0, +16.0]" in html
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,11 @@ def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path])
 
 
 def attention(folder: Path | None) -> dict[str, Any] | None:
-    """An attention folder's record, with the pictures of its first ATTENTION_SHOWN samples as data URIs under "src".
+    """What the page shows of an attention folder.
+
+    Returns:
+        "samples": the first ATTENTION_SHOWN, their pictures as data URIs under "src"; "count": of all samples;
+        "measures": (name, {run: cell}) of each measure; "runs": those of the measures. None without a folder.
 
     Raises:
         InputError: no such record, or one of another format; pictures that are missing, broken or outside the folder.
@@ -121,4 +125,7 @@ def attention(folder: Path | None) -> dict[str, Any] | None:
             shown.append({"question": "", "in_box": {}, **sample, "src": found["src"]})
     if faults or not shown:
         raise InputError(f"{path} has no usable pictures:" if faults else f"{path} lists no samples.", faults)
-    return {**record, "samples": shown, "count": len(record["samples"])}
+    summary = record.get("summary") or {}
+    measures = [(name, cells) for name, cells in summary.items() if isinstance(cells, dict)]
+    runs = list(dict.fromkeys(run for _, cells in measures for run in cells))
+    return {"samples": shown, "count": len(record["samples"]), "measures": measures, "runs": runs}

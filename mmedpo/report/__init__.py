@@ -16,7 +16,7 @@ from mmedpo import wording
 from mmedpo.audit import page
 from mmedpo.cards import notices, shown
 from mmedpo.report import charts, pictures
-from mmedpo.report.tables import group_note, rows, write
+from mmedpo.report.tables import group_note, rows, write_tables
 from mmedpo.workdir import read_json
 
 __all__ = ["rows", "write_report", "write_tables"]
@@ -40,8 +40,6 @@ NAMES = {name: short for name, (short, _) in OUTCOMES.items()} | {
 }  # fmt: skip
 FILTERS = {"outcome": "What changed", "task": "Task", "question_type": "Kind of question", "organ": "Organ",
            "modality": "Modality"}  # fmt: skip
-
-write_tables = write
 
 
 def write_report(

@@ -66,7 +66,7 @@ def latex(comparison: Mapping[str, Any]) -> str:
     return LATEX_HEAD + "\n".join([_latex(main, floats=True), *(_latex(sheet, floats=False) for sheet in by_group)])
 
 
-def write(comparison: Mapping[str, Any], folder: Path) -> None:
+def write_tables(comparison: Mapping[str, Any], folder: Path) -> None:
     """Write table.md and table.tex into `folder`."""
     (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
     (folder / "table.tex").write_text(latex(comparison), encoding="utf-8")

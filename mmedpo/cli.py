@@ -257,27 +257,65 @@ def evaluate(
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Evaluation folders; the first is the baseline.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Evaluation folders: the first is the baseline, the last what is compared.")
+    ],
     output: Output,
-    dataset: Annotated[Path | None, typer.Option("--dataset", help="Preference dataset to show in the page.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", help="Preference dataset (folder or Hub id) to show, and to look for test images in."
+        ),
+    ] = None,
     training: Annotated[
         list[Path] | None, typer.Option("--training", help="Training folder whose curves to show; repeatable.")
     ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The evaluated source: its images are put beside the answers.")
+    ] = None,
+    attention: Annotated[
+        Path | None, typer.Option("--attention", help="Folder of attention pictures to show (attention.json).")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            "--card", help="Adapter folder of the last run; its card, model-index and .eval_results are written."
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Compare evaluations with paired-bootstrap intervals; writes comparison.json and report.html."""
+    """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
+
+    Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
+    with --source, --attention or --dataset images: where the data is restricted, so is the page.
+    """
+    from mmedpo.cards import results_files
     from mmedpo.evaluation import compare as comparing
-    from mmedpo.report import write_report
+    from mmedpo.report import rows, write_report, write_tables
+    from mmedpo.sources import read_source
+    from mmedpo.wording import note
     from mmedpo.workdir import output_folder, write_json
 
-    comparison = comparing.compare(runs, seed=seed, command=_command())
+    comparison = comparing.compare(runs, seed=seed, command=_command(), dataset=dataset)
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
+    images = {sample.id: sample.image for sample in read_source(source).samples} if source else {}
+    changed = results_files(card, comparison) if card else {}
     with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
-        write_report(folder / "report.html", comparison, dataset, trainings)
+        write_report(folder / "report.html", comparison, dataset, trainings, images=images, attention=attention)
+        write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)
-    _print_table(comparing.rows(comparison))
+    _print_table(rows(comparison))
+    console.print(escape(note(comparison)), highlight=False)
+    console.print(escape(f"{output}: {', '.join(sorted(file.name for file in output.iterdir()))}"), highlight=False)
+    if card:
+        for name, text in changed.items():
+            (card / name).parent.mkdir(exist_ok=True)
+            (card / name).write_text(text, encoding="utf-8")
+        console.print(escape(f"{card}: {', '.join(changed)}"), highlight=False)
+        if not any(name.startswith(".eval_results") for name in changed):
+            console.print("No .eval_results: the evaluated source is no dataset on the Hub.", highlight=False)
 
 
 @app.command(

@@ -255,6 +255,20 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         ) from error
 
 
+def load_pairs(path: str) -> Dataset:
+    """The training split (else the first one) of a folder or Hub id, images undecoded; no row rule is checked.
+
+    Raises:
+        InputError: no such dataset, or one without the schema's columns.
+    """
+    splits = load_splits(path)
+    dataset = splits.get("train", next(iter(splits.values())))
+    faults = column_faults(dataset.features)
+    if faults:
+        raise InputError(f"{path} is no preference dataset, as `mmedpo curate` writes them:", faults)
+    return undecoded(dataset)
+
+
 def undecoded(dataset: Dataset) -> Dataset:
     """The dataset with its images as {"bytes", "path"} instead of pictures."""
     from datasets import Image, List

@@ -428,7 +428,33 @@ def test_evaluate_prints_and_writes_its_metrics(run: Run, corpus: Path, tiny_mod
 def test_compare_prints_and_writes_a_report(run: Run, evaluations: Path, tmp_path: Path) -> None:
     code, output = run("compare", evaluations / "start", evaluations / "again", "--output", tmp_path / "out")
     assert code == 0 and says(output, "overall_accuracy", "again", "difference to start")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}
+    assert says(output, "p (Holm)", "corrected by Holm for the 12 tests of this table")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "comparison.json", "report.html", "table.md", "table.tex",
+    }  # fmt: skip
+
+
+def test_compare_shows_images_and_writes_the_card(
+    run: Run, evaluations: Path, corpus: Path, preferences: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(Path(__file__).parents[1] / "model_cards" / "examples" / "adapter", adapter)
+    (adapter / "comparison.json").unlink()
+    shutil.copytree(evaluations / "again", tmp_path / "again")
+    results = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "again" / "results.json").write_text(json.dumps(results | {"adapter": "adapter", "source": "phantom"}))
+    words = (evaluations / "start", tmp_path / "again", "--dataset", preferences, "--source", corpus, "--card", adapter)
+    code, output = run("compare", *words, "--output", tmp_path / "out")
+    assert code == 0 and says(output, "test images", "adapter: README.md, comparison.json", "No .eval_results")
+    assert 'class="thumbnail small"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "model-index" in (adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_compare_refuses_the_card_of_another_adapter(run: Run, evaluations: Path, tmp_path: Path) -> None:
+    words = (evaluations / "start", evaluations / "again", "--card", tmp_path / "mine")
+    code, output = run("compare", *words, "--output", tmp_path / "out")
+    assert code == 2 and says(output, "mine is not what the last run evaluated (tiny)")
+    assert left_behind(tmp_path) == []
 
 
 def test_compare_refuses_what_cannot_be_compared(run: Run, evaluations: Path, tmp_path: Path) -> None:
@@ -443,7 +469,7 @@ def test_compare_refuses_what_cannot_be_compared(run: Run, evaluations: Path, tm
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("option", ["--dataset", "--training"])
+@pytest.mark.parametrize("option", ["--dataset", "--training", "--source", "--attention"])
 def test_compare_refuses_missing_folders_to_show(run: Run, evaluations: Path, tmp_path: Path, option: str) -> None:
     words = (evaluations / "start", evaluations / "again", option, tmp_path / "nowhere")
     code, output = run("compare", *words, "--output", tmp_path / "out")

@@ -23,7 +23,7 @@ from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
 from mmedpo.evaluation.metric import Floats, mean
-from mmedpo.evaluation.statistics import bootstrap, interval, paired_interval
+from mmedpo.evaluation.statistics import bootstrap, interval, tail
 from mmedpo.images import open_rgb
 from mmedpo.ledger import Ledger
 from mmedpo.models import VisionLanguageModel
@@ -196,11 +196,13 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
             result[name] = None
             continue
         values = [[(row[name][run], 1.0) for row in there] for run in RUNS]
-        start, adapter = mean(bootstrap(values, [row["image_id"] for row in there], seed))
-        difference = paired_interval(adapter, start)
+        images = [row["image_id"] for row in there]
+        start, adapter = mean(bootstrap(values, images, seed))
+        cut = tail(images)
+        difference = interval(adapter - start, cut)
         result[name] = {
-            "start": vars(interval(start)),
-            "adapter": vars(interval(adapter)) | {
+            "start": vars(interval(start, cut)),
+            "adapter": vars(interval(adapter, cut)) | {
                 "difference": difference.value, "difference_low": difference.low, "difference_high": difference.high,
             },
         }  # fmt: skip

@@ -51,6 +51,7 @@ def test_labels_become_micro_f1(monkeypatch):
     value = clinical.micro_f1(np.sum([sample["chexbert_counts"] for sample in found], axis=0).astype(float))
     assert value == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))
     assert clinical.micro_f1(np.zeros(3)) == 0.0
+    assert "chexbert_f1" not in rg.compute([], [], clinical=["chexbert_f1"])
 
 
 def test_the_missing_tokenizer_method_reads_texts_and_tokens(tmp_path):

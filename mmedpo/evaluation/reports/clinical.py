@@ -29,7 +29,7 @@ def scores(name: str, predictions: Texts, references: Texts) -> list[dict[str, A
             not work with the installed transformers).
     """
     try:
-        return SCORES[name](predictions, references)
+        return SCORES[name](predictions, references) if predictions else []
     except ImportError as error:
         raise InputError(
             f"clinical score {name!r} needs a package that is not installed ({error}). "

@@ -15,10 +15,10 @@ from PIL import Image
 
 from mmedpo import schema
 from mmedpo.errors import InputError
-from mmedpo.evaluation import measures, med_vqa, preference, visual_reliance
+from mmedpo.evaluation import pairs, med_vqa, preference, visual_reliance
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.likelihood import View, answer_logps
-from mmedpo.evaluation.measures import blank, measure_preferences
+from mmedpo.evaluation.pairs import blank, measure_preferences
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest
 from mmedpo.models import Sampling, VisionLanguageModel

@@ -7,6 +7,7 @@ ChestX-ray14's box list, for one) become questions about those findings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,7 +160,10 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
         source.samples = [sample for sample in source.samples if sample.split == split]
         if not source.samples:
             raise InputError(f"{source.name} has no split {split!r}; it has {', '.join(splits)}.")
-    if limit is not None and limit < len(source.samples):
-        ranked = sorted(source.samples, key=lambda sample: unit_interval("limit", seed, sample.id))
-        kept = {sample.id for sample in ranked[:limit]}
-        source.samples = [sample for sample in source.samples if sample.id in kept]
+    kept = chosen_ids([sample.id for sample in source.samples], limit, seed)
+    source.samples = [sample for sample in source.samples if sample.id in kept]
+
+
+def chosen_ids(ids: Sequence[str], limit: int | None, seed: int) -> set[str]:
+    """The first `limit` ids of a shuffle, all where None; the same ones whatever else is asked of them."""
+    return set(sorted(ids, key=lambda id_: unit_interval("limit", seed, id_))[:limit])

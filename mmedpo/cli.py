@@ -221,11 +221,11 @@ def evaluate(context: typer.Context) -> None:
     Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
     evaluate ... A model behind an endpoint is sent questions and images; no other is.
     """
-    from mmedpo.evaluation import run
+    from mmedpo.evaluation.measures import measure
     from mmedpo.evaluation.settings import Run, Settings
 
-    settings, where = _parsed(context, Settings, Run)
-    results = run.main(settings, where, _command())
+    settings, run = _parsed(context, Settings, Run)
+    results = measure(settings, run, _command())
     if results is not None:  # the first process has them
         _print_metrics(results)
 

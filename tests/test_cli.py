@@ -22,7 +22,7 @@ from mmedpo import cli
 
 MakeSource = Callable[..., Path]
 Run = Callable[..., tuple[int, str]]
-COMMANDS = ("curate", "preview", "audit", "train", "evaluate", "compare", "quickstart")
+COMMANDS = ("curate", "preview", "audit", "train", "evaluate", "score", "compare", "quickstart")
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         (f"{EVALUATE} {{here}}/nowhere", ["nowhere' cannot be loaded"]),
         (f"{EVALUATE} {{here}}/bert", ["'bert' model, not a vision-language model"]),
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
-        (f"{EVALUATE} {{tiny}} --temperature -1", ["--temperature"]),
+        (f"{EVALUATE} {{tiny}} --temperature -1", ["temperature is -1.0; it must be at least 0"]),
         ("audit {here}/nowhere --output {here}/out", ["nowhere' cannot be loaded as a dataset", "mmedpo curate"]),
         ("audit {here}/torn --output {here}/out", ["torn' cannot be loaded as a dataset"]),
         ("audit {pairs} --split test --output {here}/out", ["no split 'test'; it has 'train'"]),
@@ -342,15 +342,16 @@ def test_existing_output_is_refused_and_untouched(
 @pytest.fixture(scope="module")
 def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished evaluations of the tiny model: `start` (greedy) and `again` (warm)."""
+    from mmedpo.evaluation.answering import Generation, LocalModel
     from mmedpo.evaluation.predict import evaluate
-    from mmedpo.models import Sampling, VisionLanguageModel
-    from mmedpo.sources import read_source
+    from mmedpo.evaluation.questions import of_source
+    from mmedpo.models import VisionLanguageModel
 
-    folder, samples = tmp_path_factory.mktemp("evaluations"), read_source(corpus, "test", limit=12).samples
-    model = VisionLanguageModel(str(tiny_model))
+    folder, asked = tmp_path_factory.mktemp("evaluations"), of_source(corpus, "test", limit=12)
+    model = LocalModel(VisionLanguageModel(str(tiny_model)))
     for name, temperature in (("start", 0.0), ("again", 1.0)):
         (folder / name).mkdir()
-        evaluate(model, samples, folder / name, Sampling(6, temperature), record={"name": name})
+        evaluate(model, asked, folder / name, Generation(6, 6, temperature), record={"name": name})
     return folder
 
 

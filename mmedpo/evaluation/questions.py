@@ -96,7 +96,9 @@ def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None) 
     return QuestionSet(questions, open_rgb, record or {})
 
 
-def of_source(path: Path, split: str | None, limit: int | None, seed: int, skip_faulty: bool) -> QuestionSet:
+def of_source(
+    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False
+) -> QuestionSet:
     """The questions of a source folder (`sources.read_source`)."""
     source = read_source(path, split, limit, seed)
     refuse_faults(source, skip_faulty)
@@ -106,7 +108,9 @@ def of_source(path: Path, split: str | None, limit: int | None, seed: int, skip_
     })  # fmt: skip
 
 
-def of_dataset(name: str, split: str | None, limit: int | None, seed: int, revision: str | None = None) -> QuestionSet:
+def of_dataset(
+    name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None
+) -> QuestionSet:
     """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once.
 
     The reference is the chosen answer. Rows whose chosen answer is not the gold one are left out and counted, and so
@@ -161,7 +165,7 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
             continue
         image = hashlib.sha256(encoded).hexdigest()
         if (image, text) in first:
-            left_out["repeated with another answer"] += first[image, text] != reference
+            left_out.update(["repeated with another answer"] * (first[image, text] != reference))
             continue
         first[image, text] = reference
         made = row["provenance"] or {}

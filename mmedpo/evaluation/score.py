@@ -14,6 +14,7 @@ from mmedpo.schema import TASKS
 from mmedpo.workdir import portable
 
 METRICS = {"med_vqa": med_vqa.metrics, "report_generation": report_generation.metrics}  # by folder of eval/
+PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # where none are chosen
 PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # of `Scoring`, by folder of eval/
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
 SHOWN_IDS = 5
@@ -30,8 +31,8 @@ class Scoring:
         InputError: there is none of that name.
     """
 
-    vqa_protocol: str = "strict"
-    report_protocol: str = "coco"
+    vqa_protocol: str = PROTOCOLS["med_vqa"]
+    report_protocol: str = PROTOCOLS["report_generation"]
     meteor_variant: str = "nltk_exact_stem"
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from mmedpo.processes import Processes
 from mmedpo.workdir import output_folder
 
 
-def main(settings: Settings, run: Run, command: str = "") -> dict[str, Any] | None:
+def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] | None:
     """Take the measure that the settings name, and write an evaluation folder.
 
     Returns:

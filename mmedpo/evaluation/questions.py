@@ -103,7 +103,7 @@ def of_source(
     source = read_source(path, split, limit, seed)
     refuse_faults(source, skip_faulty)
     return of_samples(source.samples, {
-        "source": source.name, "split": split, "split_by": source.split_by,
+        "source": source.name, "split": split, "split_by": source.split_by, "limit": limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
     })  # fmt: skip
 
@@ -146,7 +146,8 @@ def of_dataset(
         partial(_picture, pictures),
         {
             "source": ", ".join(sorted(set(dataset.unique("source")))), "dataset": portable(name),
-            "dataset_revision": commit, "split": split, "rows": len(dataset), "rows_left_out": dict(left_out),
+            "dataset_revision": commit, "split": split, "limit": limit, "rows": len(dataset),
+            "rows_left_out": dict(left_out),
         },
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_the_questions_behind_pairs_are_those_of_the_source_they_were_made_from(
         assert row == {**source[row["id"]], "question_type": None, "organ": None, "modality": None}
     assert asked.record == {
         "source": "phantom", "dataset": preferences.name, "dataset_revision": None, "split": "train",
-        "rows": len(rows), "rows_left_out": {},
+        "limit": None, "rows": len(rows), "rows_left_out": {},
     }  # fmt: skip
 
 

@@ -173,6 +173,7 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
         (f"{EVALUATE} {{tiny}} --temperature -1", ["temperature is -1.0; it must be at least 0"]),
         (f"{EVALUATE} {{here}}/nowhere --vqa-protocol lenient", ["vqa_protocol 'lenient' does not exist", "strict"]),
+        (f"{EVALUATE} {{tiny}} --adapter {{here}}/foreign", ["foreign' was trained on 'org/another', not on"]),
         (f"{EVALUATE} {{tiny}} --dataset {{pairs}}", ["either source or dataset"]),
         (f"{EVALUATE} http://localhost:9/v1#m --adapter {{here}}/a", ["serve adapter and revision there"]),
         (f"{EVALUATE} http://localhost:9/v1", ["names no endpoint", "http://host:port/v1#model-name"]),
@@ -193,6 +194,9 @@ def test_bad_input_exits_with_2_and_leaves_nothing(
     from transformers import BertConfig
 
     BertConfig().save_pretrained(tmp_path / "bert")
+    (tmp_path / "foreign").mkdir()
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/another", "target_modules": ["q_proj"]}
+    (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(adapter))
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
     words = line.format(corpus=corpus, tiny=tiny_model, pairs=preferences, here=tmp_path).split()

@@ -137,8 +137,11 @@ class EndpointModel:
 
         def note(replies: Mapping[int, ChatReply]) -> None:
             nonlocal answered
-            keep({questions[i].id: reply.text.strip() for i, reply in replies.items() if reply.text is not None})
-            failures.update({questions[i].id: r.failure for i, r in replies.items() if r.failure is not None})
+            for i, reply in replies.items():
+                if reply.text is not None:
+                    keep({questions[i].id: reply.text.strip()})
+                else:
+                    failures[questions[i].id] = str(reply.failure)
             answered += len(replies)
             self.budget.charge(replies.values(), chat.name)
             if answered < len(questions):

@@ -59,7 +59,7 @@ class QuestionSet:
     `record` is what results.json says of where the questions come from.
 
     Raises:
-        InputError: questions that cannot be scored, all listed.
+        InputError: no question, or some that cannot be scored, all listed.
     """
 
     questions: Sequence[Question]
@@ -67,6 +67,8 @@ class QuestionSet:
     record: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if not self.questions:
+            raise InputError(f"There is no question to ask: {self.record}.")
         faults = [Fault(q.id, column, said) for q in self.questions for column, said in question_faults(q.row())]
         if faults:
             raise InputError(f"{len(faults)} questions cannot be scored:", faults)

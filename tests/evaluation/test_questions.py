@@ -70,6 +70,13 @@ def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(
     assert asked.record["rows_left_out"] == {"the chosen answer is not the gold one": 1}
 
 
+def test_a_dataset_without_a_question_is_refused_with_the_reason(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    text = next(row for row in rows if row["rejected_images"] is None)
+    sides = {"chosen": text["rejected"], "rejected": text["chosen"]}
+    with pytest.raises(InputError, match=r"no question to ask: .*the chosen answer is not the gold one': 1"):
+        of_dataset(saved([{**text, **sides, "dispreference": "reversed_noise"}], tmp_path / "pairs"))
+
+
 def test_a_question_repeated_with_another_answer_is_asked_once_and_counted(
     rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ COLUMNS = {
     "confidence": ("confidence",),
     "modality": ("modality", "image_modality"),
     "organ": ("organ", "image_organ", "location", "body_part"),
-    "question_type": ("question_type", "content_type", "question_category", "category"),
+    "question_type": ("question_type", "content_type", "question_category"),
     "labels": ("labels",),
     "width": ("width",),
     "source": ("source",),

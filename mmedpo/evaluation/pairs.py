@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -14,20 +13,20 @@ from rich.progress import track
 from mmedpo import schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, visual_reliance
+from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.evaluation.questions import write_lines
+from mmedpo.evaluation.score import ANSWER_TYPES, Row
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest, open_rgb
 from mmedpo.ledger import Ledger
 from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.text import unit_interval
-from mmedpo.workdir import portable, versions, write_json
+from mmedpo.workdir import versions, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
-
-Row = dict[str, Any]
-ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
 
 
 def measure_preferences(
@@ -51,7 +50,7 @@ def measure_preferences(
     """
     rows = _undecoded(rows)
     questions = [_question(row) for row in rows]
-    _write_lines(folder / "questions.jsonl", questions)
+    write_lines(folder / "questions.jsonl", questions)
     ledger = Ledger(folder / "logps.ledger")
     for batch in _unmeasured(rows, ledger, batch_size):
         sides = [
@@ -67,7 +66,7 @@ def measure_preferences(
         predictions.append({"id": question["id"], "prediction": side, **logps})
         scores.append(_about(question) | score)
     results = {
-        **(record or {}), **_who(model), "seed": None, "settings": {"batch_size": batch_size},
+        **_about_run(model, record, questions), "seed": None, "settings": {"batch_size": batch_size},
         "protocols": {"preference": "log_likelihood"}, "metrics": preference.aggregate(scores),
     }  # fmt: skip
     return _finish(folder, ledger, predictions, scores, results)
@@ -107,7 +106,7 @@ def measure_visual_reliance(
     questions = [_question(row) for row in rows]
     _refuse_unaskable(rows, questions)
     partners = dict(zip(rows["id"], _other_patients(questions, seed), strict=True))
-    _write_lines(folder / "questions.jsonl", questions)
+    write_lines(folder / "questions.jsonl", questions)
     ledger = Ledger(folder / "views.ledger")
     for batch in _unmeasured(rows, ledger, batch_size):
         others = [rows[partners[row["id"]]] for row in batch]
@@ -119,7 +118,7 @@ def measure_visual_reliance(
         predictions.append({"id": question["id"], "prediction": found["answers"]["original"] or "", **found})
         scores.append(_about(question) | _reliance(question, found))
     results = {
-        **(record or {}), **_who(model), "seed": seed,
+        **_about_run(model, record, questions), "seed": seed,
         "settings": {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": 0.0,
                      "med_vqa_definition": med_vqa.DEFINITIONS["strict"]},
         "protocols": {"visual_reliance": "strict"}, "metrics": visual_reliance.aggregate(scores),
@@ -239,20 +238,14 @@ def _about(question: Row) -> Row:
     return {column: question[column] for column in ("id", "image_id", "task")}
 
 
-def _who(model: VisionLanguageModel) -> Row:
-    return {
-        "format": "mmedpo.results/1", "versions": versions(), "model": portable(model.name),
-        "revision": model.revision, "adapter": model.adapter and portable(model.adapter),
-    }  # fmt: skip
+def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequence[Row]) -> Row:
+    who = LocalModel(model).record(questions[0]["question"])
+    return {"format": "mmedpo.results/1", **(record or {}), "versions": versions(), **who}
 
 
 def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:
-    _write_lines(folder / "predictions.jsonl", predictions)
-    _write_lines(folder / "scores.jsonl", scores)
+    write_lines(folder / "predictions.jsonl", predictions)
+    write_lines(folder / "scores.jsonl", scores)
     write_json(folder / "results.json", results)
     ledger.close()
     return results
-
-
-def _write_lines(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -43,7 +43,6 @@ PARSED: dict[str, Any] = {
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
-SourceFolder = Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything left to chance.")]
@@ -212,47 +211,54 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(
+    **PARSED,
     epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test "
-    "--output runs/eval"
+    "--output runs/eval",
 )
-def evaluate(
-    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the (base) model.")],
-    source: SourceFolder,
+def evaluate(context: typer.Context) -> None:
+    """Ask a model the questions of a source or of a preference dataset, and score its answers.
+
+    Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
+    evaluate ... A model behind an endpoint is sent questions and images; no other is.
+    """
+    from mmedpo.evaluation.measures import measure
+    from mmedpo.evaluation.settings import Run, Settings
+
+    settings, run = _parsed(context, Settings, Run)
+    results = measure(settings, run, _command())
+    if results is not None:  # the first process has them
+        _print_metrics(results)
+
+
+@app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
+def score(
     output: Output,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Finished evaluation, to score under other protocols.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--source", help="Source whose questions they answer.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Or the preference dataset.")] = None,
     split: Split = None,
     limit: Limit = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name in comparisons; the output folder's by default.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 16,
     seed: Seed = 0,
     skip_faulty: SkipFaulty = False,
-    resume: Resume = False,
+    vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
+    report_protocol: Annotated[
+        str | None, typer.Option("--report-protocol", help="coco by default, or the run's.")
+    ] = None,
+    meteor_variant: Annotated[
+        str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
 ) -> None:
-    """Ask a model a source's questions and score the answers with the strict protocols."""
-    from mmedpo.evaluation import predict
-    from mmedpo.models import Sampling, VisionLanguageModel
-    from mmedpo.sources import read_source, refuse_faults
-    from mmedpo.workdir import output_folder
+    """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
+    from mmedpo.evaluation import rescore
 
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    asked = read_source(source, split, limit, seed)
-    refuse_faults(asked, skip_faulty)
-    record = {
-        "name": name or output.name, "command": _command(), "source": asked.name, "split": split,
-        "split_by": asked.split_by, "faulty_rows_skipped": len(asked.faults),
-    }  # fmt: skip
-    settings = {
-        **record, "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": batch_size,
-    }  # fmt: skip
-    with output_folder(output, settings, resume) as folder:
-        answering = VisionLanguageModel(model, adapter)
-        results = predict.evaluate(answering, asked.samples, folder, sampling, batch_size, record)
-    _print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
+    asked = {"source": source, "dataset": dataset, "split": split, "limit": limit, "seed": seed}
+    chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
+    record = {"name": name or output.name, "command": _command()}
+    _print_metrics(rescore.main(run, predictions, {**asked, "skip_faulty": skip_faulty}, chosen, output, record))
 
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
@@ -325,7 +331,7 @@ def compare(
 def attention(
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the base model.")],
     adapter: Annotated[str, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")],
-    source: SourceFolder,
+    source: Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")],
     output: Output,
     split: Split = None,
     limit: Limit = None,
@@ -408,6 +414,10 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
+
+
+def _print_metrics(results: dict[str, Any]) -> None:
+    _print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
 
 
 def _shown(value: Any) -> str:

@@ -88,7 +88,8 @@ def run(
     for name in ["start", *arms]:
         adapter = [] if name == "start" else ["--adapter", str(adapters[name])]
         command("evaluate", "--model", start, *adapter, "--source", corpus, "--split", split, "--name", name,
-                "--max-new-tokens", "24", "--batch-size", "64", "--output", output / "results" / name)  # fmt: skip
+                "--max-new-tokens", "24", "--max-new-tokens-report", "24", "--batch-size", "64",
+                "--output", output / "results" / name)  # fmt: skip
     # The last run is the one whose changed answers the page shows.
     order = ["start", *(name for name in arms if name != "mmedpo"), "mmedpo"]
     comparison = comparing.compare(

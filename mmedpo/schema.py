@@ -269,6 +269,19 @@ def load_pairs(path: str) -> Dataset:
     return undecoded(dataset)
 
 
+def dataset_commit(name: str, revision: str | None) -> str | None:
+    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(name).exists():
+        return None
+    with suppress(HfHubHTTPError, HTTPError, OSError):
+        return HfApi().dataset_info(name, revision=revision).sha
+    return revision
+
+
 def undecoded(dataset: Dataset) -> Dataset:
     """The dataset with its images as {"bytes", "path"} instead of pictures."""
     from datasets import Image, List

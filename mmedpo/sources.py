@@ -7,6 +7,7 @@ ChestX-ray14's box list, for one) become questions about those findings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -164,8 +165,10 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
 
 def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
     """The first `limit` samples of a shuffle, in the order given; all where None."""
-    if limit is None or limit >= len(samples):
-        return samples
-    ranked = sorted(samples, key=lambda sample: unit_interval("limit", seed, sample.id))
-    kept = {sample.id for sample in ranked[:limit]}
+    kept = chosen_ids([sample.id for sample in samples], limit, seed)
     return [sample for sample in samples if sample.id in kept]
+
+
+def chosen_ids(ids: Sequence[str], limit: int | None, seed: int) -> set[str]:
+    """The first `limit` ids of a shuffle, all where None; the same ones whatever else is asked of them."""
+    return set(sorted(ids, key=lambda id_: unit_interval("limit", seed, id_))[:limit])

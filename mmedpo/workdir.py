@@ -35,6 +35,7 @@ REPORTED_PACKAGES = (
     "pillow",
 )
 
+NO_WORK = ("settings.json", "questions.jsonl", COORDINATION)  # what a run writes before its first result
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
@@ -136,7 +137,7 @@ def output_folder(
 
 def _holds_work(folder: Path) -> bool:
     files = (file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
-    return any(not file.name.startswith(("settings.json", COORDINATION)) for file in files)
+    return any(not file.name.startswith(NO_WORK) for file in files)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

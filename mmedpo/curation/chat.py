@@ -9,8 +9,8 @@ from mmedpo.errors import InputError
 from mmedpo.ledger import Ledger
 from mmedpo.llm import ChatClient, ChatModel
 from mmedpo.llm.cache import CachedChat
-from mmedpo.llm.endpoint import EndpointChat
 from mmedpo.llm.limits import Budget
+from mmedpo.llm.names import FORMS, names_endpoint, open_endpoint
 
 
 def open_chat(
@@ -41,15 +41,9 @@ def _client(spec: str, budget: Budget, batch_size: int, sampling: dict[str, Any]
         from mmedpo.llm.local import LocalChat
 
         return LocalChat(rest, batch_size=batch_size, **sampling)
-    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, **sampling}
-    url, _, model = spec.partition("#")
-    if scheme in ("http", "https") and model:
-        return EndpointChat(model, base_url=url, **calling)
-    model, at, provider = rest.partition("@")
-    if scheme == "hub" and all(model.partition("/")) and bool(provider) == bool(at):
-        return EndpointChat(model, provider=provider or None, **calling)
+    if names_endpoint(spec):
+        return open_endpoint(spec, budget, **sampling)
     raise InputError(
-        f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), http://host:port/v1#model-name "
-        "(an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the Hugging Face Hub), or "
-        "local:org/model or local:folder (in this process)."
+        f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, or local:org/model or "
+        "local:folder (in this process)."
     )

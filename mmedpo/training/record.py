@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -17,6 +16,7 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from mmedpo import schema
+from mmedpo.models import hardware
 from mmedpo.workdir import portable, read_json, versions, write_json
 
 if TYPE_CHECKING:
@@ -105,9 +105,8 @@ def _adapter_settings(model: Any) -> dict[str, Any]:
 
 
 def _hardware(config: Any) -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     sharded = f", DeepSpeed ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin else ""
-    return f"{PartialState().num_processes} x {device}{sharded}"
+    return f"{PartialState().num_processes} x {hardware()}{sharded}"
 
 
 def _weights(dataset: Any) -> dict[str, float]:
@@ -115,19 +114,6 @@ def _weights(dataset: Any) -> dict[str, float]:
         return {}
     weights = torch.tensor(dataset["weight"][:])
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
-
-
-def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if Path(name).exists():
-        return None
-    with suppress(HfHubHTTPError, HTTPError, OSError):
-        return HfApi().dataset_info(name, revision=revision).sha
-    return revision
 
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def train(
     """
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
-    commit = record.dataset_commit(run.dataset_name, run.dataset_revision)
+    commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)

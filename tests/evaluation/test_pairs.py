@@ -15,17 +15,17 @@ from PIL import Image
 
 from mmedpo import schema
 from mmedpo.errors import InputError
-from mmedpo.evaluation import measures, med_vqa, preference, visual_reliance
+from mmedpo.evaluation import med_vqa, pairs, preference, visual_reliance
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.likelihood import View, answer_logps
-from mmedpo.evaluation.measures import blank, measure_preferences
+from mmedpo.evaluation.pairs import blank, measure_preferences
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest
 from mmedpo.models import Sampling, VisionLanguageModel
 
 Row = dict[str, Any]
 BATCH, TOKENS = 3, 6
-measure_visual_reliance = partial(measures.measure_visual_reliance, max_new_tokens=TOKENS)
+measure_visual_reliance = partial(pairs.measure_visual_reliance, max_new_tokens=TOKENS)
 MEASURES = [
     pytest.param(measure_preferences, id="preference"),
     pytest.param(measure_visual_reliance, id="visual reliance"),
@@ -116,7 +116,7 @@ def test_each_view_is_what_it_is_called(
         shown.extend(views)
         return answer_logps(model, views)
 
-    monkeypatch.setattr(measures, "answer_logps", remembered)
+    monkeypatch.setattr(pairs, "answer_logps", remembered)
     visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference")
     measure_visual_reliance(model, rows, tmp_path, batch_size=len(visual))
     count = len(visual)
@@ -161,11 +161,11 @@ def test_blank_is_a_plane_of_the_mean_colour() -> None:
 
 def test_swaps_depend_on_the_seed_and_never_stay_with_the_patient() -> None:
     asked = [{"id": str(i), "patient_id": f"p{i // 4}", "image_id": f"i{i}"} for i in range(20)]
-    drawn = {seed: measures._other_patients(asked, seed) for seed in (0, 1)}
-    assert drawn[0] == measures._other_patients(asked, 0) != drawn[1]
+    drawn = {seed: pairs._other_patients(asked, seed) for seed in (0, 1)}
+    assert drawn[0] == pairs._other_patients(asked, 0) != drawn[1]
     assert all(i // 4 != place // 4 for places in drawn.values() for i, place in enumerate(places))
     no_patients = [{**question, "patient_id": None} for question in asked]
-    assert all(i != place for i, place in enumerate(measures._other_patients(no_patients, 0)))
+    assert all(i != place for i, place in enumerate(pairs._other_patients(no_patients, 0)))
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -182,7 +182,7 @@ def test_interrupted_measure_ends_as_an_uninterrupted_one(
             raise KeyboardInterrupt
         return answer_logps(model, views)
 
-    monkeypatch.setattr(measures, "answer_logps", counted)
+    monkeypatch.setattr(pairs, "answer_logps", counted)
     passes, limit = (2, 4) if measure is measure_preferences else (4, 7)  # within the second batch
     with pytest.raises(KeyboardInterrupt):
         measure(model, rows, tmp_path, BATCH)

@@ -51,22 +51,28 @@ def of_file(file: Path, corpus: Path, output: Path, split: str = "test") -> dict
     return main(None, file, asked, NONE, output, {"name": "theirs", "command": "mmedpo score"})
 
 
-def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under a second protocol of this test's own: the strict one by another name."""
-    strict = med_vqa._score
-    monkeypatch.setattr(med_vqa, "PROTOCOLS", ("strict", "other"))
-    monkeypatch.setattr(med_vqa, "_score", lambda *texts: strict(*texts[:3]))
-    results = main(run, None, {}, {**NONE, "vqa_protocol": "other"}, tmp_path / "out", {"name": "o", "command": "c"})
+def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(run: Path, tmp_path: Path) -> None:
+    results = main(run, None, {}, {**NONE, "vqa_protocol": "paper"}, tmp_path / "out", {"name": "o", "command": "c"})
     before = content(run)
     assert results == content(tmp_path / "out")
-    assert results["protocols"] == {"med_vqa": "other", "report_generation": "coco"}
+    assert results["protocols"] == {"med_vqa": "paper", "report_generation": "coco"}
     assert results["scored_before"] == {key: before[key] for key in ("name", "command", "versions", "protocols")}
     assert (results["name"], results["model"], results["settings"]) == ("o", before["model"], before["settings"])
-    assert results["metrics"] == before["metrics"]
-    for name in ("questions.jsonl", "predictions.jsonl", "scores.jsonl"):
+    for name in ("questions.jsonl", "predictions.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes()
+    asked, answers = (
+        {row["id"]: row for row in map(json.loads, (run / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())}
+        for name in ("questions", "predictions")
+    )
+    short = [question for question in asked.values() if question["task"] != "report"]
+    found = med_vqa.compute(
+        [answers[question["id"]]["prediction"] for question in short],
+        [question["reference"] for question in short],
+        [question["task"].removesuffix("_vqa") for question in short],
+        "paper",
+    )
+    assert {name: results["metrics"][name] for name in found} == found
+    assert found["med_vqa_definition"] != before["metrics"]["med_vqa_definition"]
 
 
 def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:

@@ -247,7 +247,9 @@ def score(
     report_protocol: Annotated[
         str | None, typer.Option("--report-protocol", help="coco by default, or the run's.")
     ] = None,
-    meteor_variant: Annotated[str | None, typer.Option("--meteor-variant", help="METEOR of reports.")] = None,
+    meteor_variant: Annotated[
+        str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
 ) -> None:
     """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""

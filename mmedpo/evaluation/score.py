@@ -30,7 +30,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scoring:
-    """The definitions that answers are scored by; `meteor_variant` is one of `report_generation.METEOR_VARIANTS`.
+    """The definitions that answers are scored by; `meteor_variant` is one of `report_generation.METEOR_VARIANTS`, or
+    None for the report protocol's own.
 
     Raises:
         InputError: there is none of that name.
@@ -38,12 +39,13 @@ class Scoring:
 
     vqa_protocol: str = PROTOCOLS["med_vqa"]
     report_protocol: str = PROTOCOLS["report_generation"]
-    meteor_variant: str = "nltk_exact_stem"
+    meteor_variant: str | None = None
 
     def __post_init__(self) -> None:
         require_known("vqa_protocol", self.vqa_protocol, med_vqa.PROTOCOLS)
         require_known("report_protocol", self.report_protocol, report_generation.PROTOCOLS)
-        require_known("meteor_variant", self.meteor_variant, report_generation.METEOR_VARIANTS)
+        if self.meteor_variant is not None:
+            require_known("meteor_variant", self.meteor_variant, report_generation.METEOR_VARIANTS)
 
     @property
     def protocols(self) -> dict[str, str]:
@@ -60,6 +62,16 @@ class Scoring:
         if task == "report":
             return report_generation.score(prediction, reference, self.report_protocol, self.meteor_variant)
         return med_vqa.score(prediction, reference, ANSWER_TYPES[task], self.vqa_protocol)
+
+    def score_all(self, answers: Sequence[tuple[Row, str]]) -> list[Row]:
+        """`score` of each question and its prediction; reports go together, so that all have a METEOR or none."""
+        reports = [(text, row["reference"]) for row, text in answers if row["task"] == "report"]
+        said, gold = ([report[side] for report in reports] for side in (0, 1))
+        scores = iter(report_generation.score_all(said, gold, self.report_protocol, self.meteor_variant))
+        return [
+            next(scores) if row["task"] == "report" else self.score(row["task"], text, row["reference"])
+            for row, text in answers
+        ]
 
     def metrics(self, scores: Sequence[Row]) -> Row:
         """The "metrics" of results.json from the lines of scores.jsonl."""
@@ -83,10 +95,10 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
         InputError: as `joined`.
     """
     scoring = scoring or Scoring()
+    answers = joined(folder / "questions.jsonl", folder / "predictions.jsonl")
     scores = [
-        {column: row[column] for column in ("id", "image_id", "task")}
-        | scoring.score(row["task"], prediction, row["reference"])
-        for row, prediction in joined(folder / "questions.jsonl", folder / "predictions.jsonl")
+        {column: row[column] for column in ("id", "image_id", "task")} | found
+        for (row, _), found in zip(answers, scoring.score_all(answers), strict=True)
     ]
     lines = [json.dumps(score, ensure_ascii=False) + "\n" for score in scores]
     (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")

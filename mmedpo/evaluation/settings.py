@@ -15,14 +15,13 @@ from mmedpo.options import check_types, option, outside, refuse, unknown
 
 STRICT = {
     "max_new_tokens": 64, "max_new_tokens_report": 512, "temperature": 0.0, "vqa_protocol": "strict",
-    "report_protocol": "coco", "meteor_variant": "nltk_exact_stem",
+    "report_protocol": "coco",
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "strict": STRICT,
     # What the authors' evaluation does (MMedPO, and its released code).
     "paper": STRICT | {
         "max_new_tokens_report": 1024, "temperature": 0.2, "vqa_protocol": "paper", "report_protocol": "paper",
-        "meteor_variant": "nltk_wordnet",
     },
 }  # fmt: skip
 MEASURES = ("answers", "preference", "visual_reliance")
@@ -67,7 +66,7 @@ class Settings:
     temperature: float | None = _preset("temperature", "0 is greedy.")
     vqa_protocol: str | None = _preset("vqa_protocol", "Definitions of the scores of answers.")
     report_protocol: str | None = _preset("report_protocol", "Definitions of the scores of reports.")
-    meteor_variant: str | None = _preset("meteor_variant", "METEOR of reports.")
+    meteor_variant: str | None = option(None, "METEOR of reports; by default the report protocol's own.")
     batch_size: int = option(16, "Questions that a model in this process answers at once.")
 
     def __post_init__(self) -> None:

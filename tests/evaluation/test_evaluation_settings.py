@@ -29,7 +29,7 @@ def test_the_papers_preset_is_its_protocol_and_options_win_over_it() -> None:
     """PAPER: temperature 0.2, 64 new tokens for answers and 1024 for reports, seed 0."""
     paper = settings(preset="paper")
     assert paper.generation == Generation(64, 1024, 0.2, seed=0)
-    assert (paper.vqa_protocol, paper.report_protocol, paper.meteor_variant) == ("paper", "paper", "nltk_wordnet")
+    assert (paper.vqa_protocol, paper.report_protocol, paper.meteor_variant) == ("paper", "paper", None)
     own = settings(preset="paper", temperature=0.0, vqa_protocol="strict")
     assert (own.generation.temperature, own.vqa_protocol, own.report_protocol) == (0.0, "strict", "paper")
 

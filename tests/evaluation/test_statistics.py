@@ -1,5 +1,6 @@
 """Bootstrap, permutation test and correction: against closed forms and scipy, and by coverage in simulations."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from scipy import stats
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import statistics
+from mmedpo.evaluation import report_generation, statistics
 from mmedpo.evaluation.metric import mean
-from mmedpo.evaluation.report_generation import bleu, bleu_statistics, score
+from mmedpo.evaluation.reports.coco import bleu, bleu_statistics
 from mmedpo.evaluation.statistics import bootstrap, exchanges, holm, interval, p_value, tail
 
 
@@ -137,6 +138,7 @@ def test_p_of_a_corpus_metric_is_that_of_scoring_each_exchange_anew():
     gold = ["the heart is normal", "no pleural effusion is seen", "clear lungs"]
     start = ["the heart", "effusion is seen", "clear lungs"]
     run = ["the heart is normal", "no effusion is seen", "lungs"]
+    score = partial(report_generation.score, meteor_variant="nltk_exact_stem")
     sums = np.array([[bleu_statistics(score(said, true)) for said, true in zip(side, gold, strict=True)]
                      for side in (start, run)])  # fmt: skip
     own, other = exchanges(sums, range(3), permutations=4000)

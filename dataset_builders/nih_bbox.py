@@ -2,8 +2,8 @@
 
 Source   a folder with `boxes.jsonl` (image, labels, boxes in pixels, patient_id) and its images.
 Terms    unrestricted with attribution (NIH Clinical Center)
-Flaws    nobody asked questions: they are made from the boxed findings, and from labels that an image does not have. Those
-         labels were text-mined, so that "no" is less certain than "yes".
+Flaws    nobody asked questions: they are made from the boxed findings, and from labels that an image does not have.
+         Those labels were text-mined, so that "no" is less certain than "yes".
 Lesions  the boxes.
 
 Example: mmedpo build nih_bbox --source data/nih-bbox --model org/med-lvlm --output runs/nih-bbox/pairs

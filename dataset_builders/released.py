@@ -1,7 +1,7 @@
 """The preference rows that MMedPO's authors released: text pairs with a score each, joined with images by name.
 
-Source   one of their files (vqa-rad_dpo_weighted.json, slake_..., iuxray_...: LLaVA's layout), and with --images the folder
-         of the data set's own images, which are not in the files.
+Source   one of their files (vqa-rad_dpo_weighted.json, slake_..., iuxray_...: LLaVA's layout), and with --images the
+         folder of the data set's own images, which are not in the files.
 Terms    the repository is Apache-2.0; texts and images keep those of VQA-RAD (CC0 1.0), SLAKE (CC BY 4.0) and IU X-Ray
          (CC BY-NC-ND 4.0). For other files: --license.
 Flaws    equal sides, rejected answers that hold the gold one or say the same yes or no, repeated questions, lost
@@ -10,10 +10,10 @@ Flaws    equal sides, rejected answers that hold the gold one or say the same ye
 Lesions  none are in the files: --localizer adds `lesion_noise` rows with the same answer.
 
 The published scores become `clinical_relevance`; the weights are normalised as in every dataset (--weights raw: as
-released). All rows are used; --split train keeps the rows of the images that `mmedpo evaluate --split test` on the folder
-of images does not ask about.
+released). All rows are used. The authors' test images of VQA-RAD are among them: --split train leaves those out that
+`mmedpo evaluate --source data/vqa-rad --split test` asks about.
 
-Example: mmedpo build released --source data/released/vqa-rad_dpo_weighted.json --images data/vqa-rad --output runs/released
+Example: mmedpo build released --source vqa-rad_dpo_weighted.json --images data/vqa-rad --output runs/released/pairs
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""SLAKE: questions in English and Chinese about CT, MRI and X-ray images with marked organs and lesions (Liu et al. 2021).
+"""SLAKE: questions in English and Chinese about CT, MRI and X-ray images, organs and lesions marked (Liu et al. 2021).
 
-Source   the Hub's files, a folder with `train.json`, `validate.json` (or `validation.json`), `test.json` and `imgs/` (or
-         `imgs.zip`), or Slake1.0.zip as it was downloaded.
+Source   the Hub's files, a folder with `train.json`, `validate.json` (or `validation.json`), `test.json` and `imgs/`
+         (or `imgs.zip`), or Slake1.0.zip as it was downloaded.
 Terms    CC BY 4.0
 Flaws    many questions ask for modality, plane or organ, which no lesion decides. Questions in the other language are
          left out, counted (--language en or zh).
-Lesions  `detection.json` beside each image boxes organs and lesions alike; only boxes whose label names a lesion are used.
+Lesions  `detection.json` beside each image boxes organs and lesions alike; only boxes labelled as a lesion are used.
 
 Example: mmedpo build slake --source data/Slake1.0 --model org/med-lvlm --output runs/slake/pairs
 """
@@ -33,6 +33,7 @@ UPSTREAM_SPLIT = "by image"
 OPTIONS = {"split": "train", "localizer": "boxes"}
 HAS_PAIRS = False
 
+BOX = ("label", "x", "y", "width", "height")
 SPLITS = {"train": ("train",), "validation": ("validate", "validation"), "test": ("test",)}
 LESIONS = frozenset(
     {"atelectasis", "cardiomegaly", "effusion", "infiltration", "infiltrate", "mass", "nodule", "pneumonia", "lesion"}
@@ -98,14 +99,12 @@ def _rows(tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lesions(file: Tree) -> list[dict[str, Any]] | None:
-    """The boxes of `file` ([{label: [x, y, width, height]}, ...] in pixels) that are lesions; None if it cannot be read."""
+    """The boxes of `file` ([{label: [x, y, width, height]}, ...] in pixels) that are lesions; None if it is broken."""
     if not file.exists():
         return []
     try:
         entries = [pair for entry in json.loads(file.read_text(encoding="utf-8")) for pair in entry.items()]
-        boxes = [
-            dict(zip(("label", "x", "y", "width", "height"), (label, *box), strict=True)) for label, box in entries
-        ]
+        boxes = [dict(zip(BOX, (label, *box), strict=True)) for label, box in entries]
     except (ValueError, AttributeError, TypeError):
         return None
     return [box for box in boxes if LESIONS.intersection(words(box["label"]))]

@@ -1,7 +1,7 @@
 """VQA-RAD: clinicians' questions about radiology images of head, chest and abdomen (Lau et al. 2018).
 
-Source   the Hub's copy (images, questions, answers: 2,244 rows), or the authors' own folder: `qa.jsonl` or `VQA_RAD*.json`
-         with the images. Only the authors' has answer types, organs and image names.
+Source   the Hub's copy (images, questions, answers: 2,244 rows), or the authors' own folder: `qa.jsonl` or
+         `VQA_RAD*.json` with the images. Only the authors' has answer types, organs and image names.
 Terms    CC0 1.0
 Flaws    the official split is by question, so that nearly every test image is a training image too: the questions are
          split by image here. Some answers are numbers; questions come in several wordings.

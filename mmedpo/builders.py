@@ -3,8 +3,8 @@
 A builder is a module of `dataset_builders/`, which is in the checkout and not in the package: facts and a reader.
 
 - its docstring: what the data is (the first line), its terms, its flaws, an example;
-- `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by, one
-  tuple of patterns a layout (none: any will do);
+- `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by,
+  one tuple of patterns a layout (none: any will do);
 - `LICENSE`: of the rows, or None where the user has to say it; `CREDENTIALED`: whether its terms forbid passing it on;
 - `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), or None;
 - `OPTIONS`: options of `mmedpo curate` that suit it; a recipe overrides them, and the command line both;

@@ -97,7 +97,7 @@ def unzipped(tree: Tree) -> Tree:
     if not tree.is_file():
         return tree
     with whole_archives(tree.name):
-        return zipfile.Path(zipfile.ZipFile(tree if isinstance(tree, Path) else tree.open("rb")))  # type: ignore[arg-type]
+        return zipfile.Path(zipfile.ZipFile(tree if isinstance(tree, Path) else tree.open("rb")))
 
 
 @contextmanager
@@ -115,9 +115,8 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
     if not plain.exists() and not packed.exists():
         raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
     try:
-        with (
-            plain.open(encoding="utf-8", newline="") if plain.exists() else gzip.open(packed, "rt", newline="") as file
-        ):
+        opened = plain.open(encoding="utf-8", newline="") if plain.exists() else gzip.open(packed, "rt", newline="")
+        with opened as file:
             yield from csv.DictReader(file)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error

@@ -6,7 +6,8 @@ A builder is a module of `dataset_builders/`, which is in the checkout and not i
 - `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by,
   one tuple of patterns a layout (none: any will do);
 - `LICENSE`: of the rows, or None where the user has to say it; `CREDENTIALED`: whether its terms forbid passing it on;
-- `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), or None;
+- `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), None
+  where there is none, or a function of the source that says so;
 - `OPTIONS`: options of `mmedpo curate` that suit it; a recipe overrides them, and the command line both;
 - `HAS_PAIRS`: whether its rows bring their wrong answers along;
 - `Options`: a dataclass of its own options;
@@ -213,8 +214,7 @@ def _is_laid_out(path: Path, builder: ModuleType) -> bool:
 def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
     """What the manifest says of the source."""
     split = builder.UPSTREAM_SPLIT
-    split = split.get(upstream.name) if isinstance(split, Mapping) else split
-    facts = {"builder": name_of(builder), "upstream_split": split}
+    facts = {"builder": name_of(builder), "upstream_split": split(upstream) if callable(split) else split}
     if isinstance(upstream, Hub):
         facts |= {"hub": upstream.name, "revision": upstream.revision}
     return {**facts, "credentialed": True} if builder.CREDENTIALED else facts

@@ -11,6 +11,7 @@ import re
 import shutil
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -165,6 +166,9 @@ def write_source(
             raise InputError(
                 f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
             )
+        if rows == len(faults) + len(given.rejects):
+            counts = Counter(reject.reason for reject in given.rejects)
+            raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
         given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
         ledger.update({"given": asdict(given), "about": {**about, "rows": rows}})
     ledger.close()

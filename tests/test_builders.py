@@ -420,6 +420,7 @@ def test_iu_xray_in_r2gens_layout(tmp_path: Path) -> None:
         ("CXR4_IM-0004", "test", "images/CXR4_IM-0004/0.png", "CXR4"),
     ]
     assert {(sample.task, sample.answer) for sample in samples} == {("report", "Invented report.")}
+    assert builders._about(builders.load("iu_xray"), tmp_path / "tree")["upstream_split"] == "by study"
     assert reasons(read("iu_xray", tmp_path / "tree")) == {"the report is empty": 1}
     write(tmp_path / "tree", {"annotation.json": "[]"})
     with pytest.raises(InputError, match="R2Gen's holds the lists train, val and test"):
@@ -431,6 +432,7 @@ def test_iu_xray_in_kaggles_layout(tmp_path: Path) -> None:
     (sample,) = written("iu_xray", tree, tmp_path / "source")
     assert (sample.id, sample.answer, sample.patient_id) == ("1_IM-0001-4001", "Invented, clear lungs.", "CXR1")
     assert sample.image_id == "images/images_normalized/1_IM-0001-4001.dcm.png"
+    assert builders._about(builders.load("iu_xray"), tree)["upstream_split"] is None
     assert reasons(read("iu_xray", tree)) == {"the view is not frontal": 1, "the report has no findings": 1}
     both = rows(read("iu_xray", tree, sections="findings,impression"))
     assert [row["report"] for row in both] == ["Invented, clear lungs. Invented impression.", "Only an impression."]
@@ -601,12 +603,15 @@ def test_released_scores_are_normalised_like_any(run: Run, released: Path, tmp_p
     assert [weights[id] for id in "012"] == pytest.approx(expected)
 
 
-def test_released_options_that_would_do_nothing_are_refused(run: Run, released: Path) -> None:
+def test_released_options_that_cannot_work_are_refused(run: Run, released: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
     words = ("released", "--source", released, "--output", "out")
     code, output = run(*words, "--images", "images", "--judges", "standin:strict", "--model", "org/m")
     assert code == 2 and "leave out --model, --judges" in output
     code, output = run(*words)
     assert code == 2 and "--images is None; give the folder" in output
+    code, output = run(*words, "--images", tmp_path / "nothing")
+    assert code == 2 and "None of 11 rows of released gives a question: {'no single image of that name': 8," in output
     code, output = run("released", "--source", "images", "--images", "images", "--output", "out")
     assert code == 2 and "give one of the released JSON files" in output
 
@@ -617,6 +622,7 @@ def test_every_row_of_the_real_file_is_kept_or_counted(shared_data: Path, tmp_pa
     items = read("released", file, images=images)
     count, given, faults = upstream._write(items, "released", tmp_path / "source")
     assert (count, faults) == (1327, [])
+    assert builders._about(builders.load("released"), file)["upstream_split"] == "by question"
     good = [answer for answer in given.answers.values() if "text" in answer]
     assert len(good) == len(given.scores) == 1283
     assert len(given.answers) + len(given.rejects) == 1327

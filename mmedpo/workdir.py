@@ -35,7 +35,8 @@ REPORTED_PACKAGES = (
     "pillow",
 )
 
-NO_WORK = ("settings.json", "questions.jsonl", COORDINATION)  # what a run writes before its first result
+SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
+NO_WORK = ("settings.json", "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
@@ -136,8 +137,8 @@ def output_folder(
 
 
 def _holds_work(folder: Path) -> bool:
-    files = (file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
-    return any(not file.name.startswith(NO_WORK) for file in files)
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+    return any(not file.parts[0].startswith(NO_WORK) for file in files)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

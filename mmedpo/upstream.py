@@ -1,0 +1,236 @@
+"""From a published dataset to a source folder: what its reader yields, what readers share, and the folder written."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import shutil
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from mmedpo import schema
+from mmedpo.curation.pipeline import FAULTY_ROW
+from mmedpo.curation.rows import Given, Reject
+from mmedpo.errors import Fault, InputError
+from mmedpo.images import SUFFIXES
+from mmedpo.ledger import Ledger
+
+REPORT_QUESTION = "Describe the findings in this chest X-ray."
+TABLE = "samples.jsonl"
+TRIPLE = ("image", "question", "answer")
+Tree = Path | zipfile.Path  # a folder, or one inside a ZIP file
+# A report's headings: capitals at the start of a line, then a colon.
+HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /&,()-]*?)[ \t]*:", re.MULTILINE)
+
+
+class Picture(NamedTuple):
+    """A row's image: its path in the source folder that is made (the image's id), and the file or its bytes."""
+
+    name: str
+    content: Tree | bytes
+
+
+class Hub(NamedTuple):
+    """A dataset on the Hub, and its commit where the Hub could be asked."""
+
+    name: str
+    revision: str | None
+
+
+# What a reader yields: a row of the source's table (`samples.COLUMNS`, with "id", and a Picture as "image"), a row that
+# is left out, or one that is faulty. A row whose pair exists already has "rejected", the wrong answer (or why it is
+# none), "rejected_by", "clinical_relevance" in [0, 1], and "task" by the schema's name.
+Item = dict[str, Any] | Reject | Fault
+
+
+def left_out(row: str, reason: str, detail: str = "") -> Reject:
+    """A row that gives no question; `reason` is for counting."""
+    return Reject(row, "", reason, detail)
+
+
+def hub_triples(source: Hub | Path) -> Iterator[Item]:
+    """Rows of a dataset of images, questions and answers, on the Hub or as a folder with its Parquet files.
+
+    Images have no names there: an image is known by the digest of its file, a row by its split and place.
+
+    Raises:
+        InputError: it cannot be loaded, or has other columns.
+    """
+    name, revision = source if isinstance(source, Hub) else (str(source), None)
+    for split, dataset in schema.load_splits(name, revision=revision).items():
+        if missing := set(TRIPLE) - set(dataset.column_names):
+            held = ", ".join(dataset.column_names)
+            raise InputError(f"{name} has no column {', '.join(sorted(missing))}; its columns are {held}.")
+        for place, row in enumerate(schema.undecoded(dataset)):
+            yield _triple(f"{split}-{place}", split, row)
+
+
+def _triple(name: str, split: str, row: Mapping[str, Any]) -> Item:
+    if row["image"] is None:
+        return Fault(name, "image", "is empty; every row needs an image")
+    path = Path(row["image"]["path"] or "")
+    data = row["image"]["bytes"] or path.read_bytes()
+    suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".png"  # Pillow goes by the content
+    picture = Picture(f"images/{hashlib.sha256(data).hexdigest()[:24]}{suffix}", data)
+    return {"id": name, "image": picture, "question": row["question"], "answer": row["answer"], "split": split}
+
+
+def hub_folder(source: Hub, patterns: list[str]) -> Path:
+    """The files of a Hub dataset that match, downloaded. Raises InputError where that cannot be done."""
+    from httpx2 import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=patterns)
+        )
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{source.name} cannot be downloaded: {why} Give a local copy as --source.") from error
+
+
+def unzipped(tree: Tree) -> Tree:
+    """The inside of a ZIP file; a folder as it is. Raises InputError where the file is no whole ZIP file."""
+    if not tree.is_file():
+        return tree
+    with whole_archives(tree.name):
+        return zipfile.Path(zipfile.ZipFile(tree if isinstance(tree, Path) else tree.open("rb")))
+
+
+@contextmanager
+def whole_archives(name: str) -> Iterator[None]:
+    """Turn what broken ZIP files raise inside the block into InputError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{name} is no whole ZIP file ({error}); download it again.") from error
+
+
+def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
+    """Rows of `stem`.csv or `stem`.csv.gz. Raises InputError where neither is there or readable."""
+    plain, packed = folder / f"{stem}.csv", folder / f"{stem}.csv.gz"
+    if not plain.exists() and not packed.exists():
+        raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
+    try:
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
+    yield from csv.DictReader(io.StringIO(text, newline=""))
+
+
+def sections(report: str) -> dict[str, str]:
+    """A radiology report's sections by heading in capitals, white space as one space; the last of a heading counts."""
+    places = list(HEADING.finditer(report))
+    ends = [*(place.start() for place in places[1:]), len(report)]
+    return {
+        place[1]: text
+        for place, end in zip(places, ends, strict=False)
+        if (text := " ".join(report[place.end() : end].split()))
+    }
+
+
+def write_source(
+    items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any]
+) -> None:
+    """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `read_given` reads.
+
+    Args:
+        about: to be recorded of the source, with the number of its rows.
+
+    Raises:
+        InputError: faulty rows (all of them), unless `skip_faulty`, or a broken archive.
+    """
+    ledger = Ledger(folder.with_suffix(".ledger"))
+    if items is not None and not ("given" in ledger and folder.exists()):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            with whole_archives(name):
+                rows, given, faults = _write(items, name.replace("_", "-"), folder)
+        except KeyError as error:
+            raise InputError(f"A row of {name} has no {error}; give the data set's own files.") from error
+        if faults and not skip_faulty:
+            count = len({fault.row for fault in faults})
+            raise InputError(
+                f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
+            )
+        if rows == len(faults) + len(given.rejects):
+            counts = Counter(reject.reason for reject in given.rejects)
+            raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
+        given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
+        ledger.update({"given": asdict(given), "about": {**about, "rows": rows}})
+    ledger.close()
+
+
+def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, Any]]:
+    """What came with a written source, and what is to be recorded of it (`about` where none was written)."""
+    ledger = Ledger(folder.with_suffix(".ledger"))
+    given, recorded = ledger.get("given"), ledger.get("about")
+    ledger.close()
+    if given is None:
+        return Given(), about
+    return Given(**{**given, "rejects": [Reject(**reject) for reject in given["rejects"]]}), recorded
+
+
+def _write(items: Iterable[Item], name: str, folder: Path) -> tuple[int, Given, list[Fault]]:
+    """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
+    given, faults, rows = Given(), [], 0
+    placed: set[str] = set()
+    with (folder / TABLE).open("w", encoding="utf-8") as lines:
+        for item in items:
+            rows += 1
+            if isinstance(item, Reject):
+                given.rejects.append(item)
+            elif isinstance(item, Fault):
+                faults.append(item)
+            elif fault := _place(item["image"], folder, placed, item["id"]):
+                faults.append(fault)
+            else:
+                row = {"source": name, **item, "image": item["image"].name}
+                _bring(row, given)
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return rows, given, faults
+
+
+def _bring(row: dict[str, Any], given: Given) -> None:
+    """Move the wrong answer that a row came with from the row to `given`, or why it is none."""
+    if "rejected" not in row:
+        return
+    rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
+    sentence = schema.text_fault(row["answer"], rejected, row["task"])
+    if sentence:
+        given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
+    else:
+        given.answers[row["id"]] = {"text": rejected, "made_by": made_by}
+        given.scores[row["id"]] = score
+
+
+def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault | None:
+    """Put an image where the table says it is, once: a link to a file, or the bytes themselves."""
+    name, content = PurePosixPath(picture.name), picture.content
+    if picture.name in placed:
+        return None
+    if name.is_absolute() or ".." in name.parts:
+        return Fault(row, "image", f"{picture.name!r} leads out of the source; name a file inside it")
+    if not isinstance(content, bytes) and not content.is_file():
+        return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        target.symlink_to(content.resolve())
+    else:
+        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    placed.add(picture.name)
+    return None

@@ -208,7 +208,7 @@ def train(context: typer.Context) -> None:
 
     if "--help" in context.args:
         console.print(context.get_help())
-    run.main(context.args, _command(), write_adapter_card)
+    run.main(context.args, _command(), write_adapter_card, _push)
 
 
 @app.command(
@@ -278,6 +278,54 @@ def compare(
         write_report(folder / "report.html", comparison, dataset, trainings)
         write_json(folder / "comparison.json", comparison)
     _print_table(comparing.rows(comparison))
+
+
+@app.command(epilog="Example: mmedpo publish runs/pairs someone/vqa-rad-mmedpo --fill license=cc0-1.0")
+def publish(
+    folder: Annotated[Path, typer.Argument(help="What to publish: a finished dataset, adapter or metric folder.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name, or a name of yours.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="FOLDER is of mmedpo train.")] = False,
+    metric: Annotated[bool, typer.Option("--metric", help="FOLDER is a metric, such as eval/med_vqa.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; asks. An existing one stays as it is.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help="Tag of this version; the next of v1, v2, ... else.")] = None,
+    fill: Annotated[
+        list[str] | None, typer.Option("--fill", help="KEY=TEXT for an open field of the card; repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+) -> None:
+    """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
+
+    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays.
+    """
+    from mmedpo.publish import publish as run
+
+    if adapter and metric:
+        raise InputError("--adapter and --metric exclude each other; FOLDER is one of them.")
+    answers = dict(answer.partition("=")[::2] for answer in fill or [])
+    if empty := [key for key, answer in answers.items() if not answer.strip()]:
+        raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
+    confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
+    kind = "adapter" if adapter else "metric" if metric else "dataset"
+    _print_publication(
+        run(folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm), dry_run
+    )
+
+
+def _push(folder: Path, repo: str, public: bool, token: str | None) -> None:
+    """What train does with push_to_hub: after hours of work nobody is asked; open fields are listed."""
+    from mmedpo.publish import publish as run
+
+    _print_publication(run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token))
+
+
+def _print_publication(done: Any, dry_run: bool = False) -> None:
+    from mmedpo.publish.show import lines
+
+    for line in lines(done, dry_run):
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")

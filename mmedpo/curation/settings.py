@@ -13,6 +13,7 @@ from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
 from mmedpo.llm.limits import Limits
+from mmedpo.schema import SHARD_SIZE, shard_bytes
 
 CHATS = "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model"
 
@@ -79,6 +80,7 @@ class Settings:
     noise_step: int = _option(800, "Diffusion step k, 1 to 1000.")
     noise_edge: int = _option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")
     noise_region: str = _option("lesion", "lesion, or image: all of it, found or not.")
+    shard_size: str = _option(SHARD_SIZE, "Bytes of images in a Parquet file; small ones make new versions cheap.")
     reversed: bool = _option(False, "On the noised image, prefer the wrong answer to the gold one.")
 
     def __post_init__(self) -> None:
@@ -88,6 +90,7 @@ class Settings:
             "style": get_args(hallucinate.Style), "panel": get_args(relevance.Mode), "noise": noise.METHODS,
             "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": ("merged", "kind"),
         }  # fmt: skip
+        shard_bytes(self.shard_size)
         wrong = [
             f"{name} is {given!r}; use one of {', '.join(known)}"
             for name, known in names.items()

@@ -208,6 +208,6 @@ def _info(folder: Path, shards: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
         features=next(iter(schema.load_splits(str(folder), streaming=True).values())).features,
         splits=splits,
         download_size=sum(file.stat().st_size for files in shards.values() for file in files),
-        dataset_size=splits.total_num_bytes,
+        dataset_size=sum(split.num_bytes for split in splits.values()),
     )
     return dict(info._to_yaml_dict())  # as `push_to_hub` of datasets writes it

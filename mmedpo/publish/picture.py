@@ -17,7 +17,7 @@ COLOURS = {
 }
 GREY = "#7a7a7a"
 SHOWN_REASONS = 6
-LONGEST_LABEL = 34  # characters
+LONGEST_LABEL = 30  # characters
 
 
 def draw(audit: Mapping[str, Any]) -> bytes:
@@ -31,7 +31,7 @@ def draw(audit: Mapping[str, Any]) -> bytes:
 
     with rc_context({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
         figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
-        kinds, weights, lengths, rejects = figure.subplots(2, 2).flat
+        kinds, weights, lengths, rejects = (part.subplots() for part in figure.subfigures(2, 2).flat)  # margins apart
         counts = audit["counts"]["dispreference"]
         _bars(kinds, {_label(kind): count for kind, count in counts.items()}, [_colour(kind) for kind in counts])
         kinds.set_title(f"{audit['rows']:,} pairs by kind")
@@ -48,7 +48,7 @@ def _bars(axes: Axes, numbers: Mapping[str, float], colours: list[str], form: st
     axes.bar_label(bars, [form.format(number) for number in numbers.values()], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_ylim(max(len(numbers), 2) - 0.5, -0.5)  # few bars stay slim
+    axes.set_ylim(max(len(numbers), 4) - 0.5, -0.5)  # few bars stay slim
     axes.set_xticks([])
     axes.tick_params(left=False)
     axes.spines[:].set_visible(False)
@@ -80,7 +80,8 @@ def _lengths(axes: Axes, style: Mapping[str, Any] | None) -> None:
     sides = {"preferred": style["chosen_words_mean"], "dispreferred": style["rejected_words_mean"]}
     _bars(axes, sides, ["#333333", "#b0b0b0"], "{:.1f}")
     shares = [100 * style[key] for key in ("rejected_longer_share", "within_two_words_share")]
-    axes.set_xlabel("dispreferred longer in {:.0f} %, within two words in {:.0f} %".format(*shares), loc="left")
+    axes.text(0, 0.25, "dispreferred longer: {:.0f} %\nwithin two words: {:.0f} %".format(*shares), va="top",
+              transform=axes.transAxes)  # fmt: skip
 
 
 def _rejects(axes: Axes, rejects: Mapping[str, int]) -> None:

@@ -101,11 +101,9 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A loopback Hub; its clients run in processes of their own, for they read where the Hub is when imported."""
-    home = tmp_path / "client"
-    home.mkdir()
-    with Hub(home) as server:
+    with Hub(tmp_path_factory.mktemp("clients")) as server:
         yield server
 
 

@@ -39,6 +39,9 @@ class Account:
                 "auth": {"type": "access_token", "accessToken": token}}  # fmt: skip
 
 
+ACCOUNT = web.RequestKey("account", Account)  # None where no token came
+
+
 def check_seen(repo: Repo | None, account: Account | None) -> Repo:
     """The repository, or what the Hub says to those for whom there is none."""
     if repo and (not repo.private or (account and account.may_see(repo.namespace))):
@@ -66,11 +69,11 @@ def repository(request: web.Request, write: bool = False, files: bool = False) -
     part = request.match_info
     kind = part.get("kind", "models").removesuffix("s")
     repo = request.app[HUB].store.find(kind, f"{part['namespace']}/{part['name']}")
-    repo = check_seen(repo, request["account"])
+    repo = check_seen(repo, request[ACCOUNT])
     if write:
-        check_write(repo.namespace, request["account"])
+        check_write(repo.namespace, request[ACCOUNT])
     if files:
-        check_files(repo, request["account"])
+        check_files(repo, request[ACCOUNT])
     return repo
 
 

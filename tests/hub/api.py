@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from aiohttp import web
-from hub.accounts import HUB, check_seen, check_write, commit, repository
+from hub.accounts import ACCOUNT, HUB, check_seen, check_write, commit, repository
 from hub.store import Blob, Commit, HubError, Repo, front_matter
 
 routes = web.RouteTableDef()
@@ -18,9 +18,9 @@ REPO = "/api/{kind:models|datasets|spaces}/{namespace}/{name}"
 
 @routes.get("/api/whoami-v2")
 async def whoami(request: web.Request) -> web.Response:
-    if not request["account"]:
+    if not request[ACCOUNT]:
         raise HubError(401, "Invalid username or password.")
-    return web.json_response(request["account"].whoami())
+    return web.json_response(request[ACCOUNT].whoami())
 
 
 @routes.post("/api/validate-yaml")
@@ -41,7 +41,7 @@ async def validate_yaml(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     asked, hub = await request.json(), request.app[HUB]
     kind, id = _named(request, asked)
-    check_write(id.split("/")[0], request["account"])
+    check_write(id.split("/")[0], request[ACCOUNT])
     there = hub.store.find(kind, id)
     repo = there or hub.store.create(kind, id, private=asked.get("visibility") == "private", sdk=asked.get("sdk"))
     told = {"error": f"You already created this {kind} repo"} if there else {}
@@ -51,8 +51,8 @@ async def create(request: web.Request) -> web.Response:
 @routes.delete("/api/repos/delete")
 async def delete(request: web.Request) -> web.Response:
     store = request.app[HUB].store
-    repo = check_seen(store.find(*_named(request, await request.json())), request["account"])
-    check_write(repo.namespace, request["account"])
+    repo = check_seen(store.find(*_named(request, await request.json())), request[ACCOUNT])
+    check_write(repo.namespace, request[ACCOUNT])
     store.delete(repo)
     return web.Response()
 
@@ -60,9 +60,9 @@ async def delete(request: web.Request) -> web.Response:
 @routes.post("/api/repos/move")
 async def move(request: web.Request) -> web.Response:
     asked, store = await request.json(), request.app[HUB].store
-    repo = check_seen(store.find(asked["type"], asked["fromRepo"]), request["account"])
+    repo = check_seen(store.find(asked["type"], asked["fromRepo"]), request[ACCOUNT])
     for namespace in (repo.namespace, asked["toRepo"].split("/")[0]):
-        check_write(namespace, request["account"])
+        check_write(namespace, request[ACCOUNT])
     store.move(repo, asked["toRepo"])
     return web.Response()
 
@@ -90,7 +90,7 @@ async def may_write(request: web.Request) -> web.Response:
 
 def _named(request: web.Request, asked: dict[str, Any]) -> tuple[str, str]:
     """Kind and id of the repository in a body; in the asker's own namespace where none is named."""
-    own = request["account"].name if request["account"] else ""
+    own = request[ACCOUNT].name if request[ACCOUNT] else ""
     return asked.get("type") or "model", f"{asked.get('organization') or own}/{asked['name']}"
 
 
@@ -103,7 +103,7 @@ def _page(repo: Repo) -> str:
 
 @routes.get("/api/{kind:models|datasets|spaces}")
 async def listing(request: web.Request) -> web.Response:
-    query, account = request.query, request["account"]
+    query, account = request.query, request[ACCOUNT]
     found = [
         _info(repo, repo.head)
         for repo in request.app[HUB].store
@@ -265,7 +265,7 @@ async def add_commit(request: web.Request) -> web.Response:
         for line in lines:
             _apply(repo, files, line["key"], line["value"], hub.large_from)
 
-    new = repo.commit(branch, edit, header["summary"], header.get("description", ""), request["account"].name,
+    new = repo.commit(branch, edit, header["summary"], header.get("description", ""), request[ACCOUNT].name,
                       header.get("parentCommit"))  # fmt: skip
     url = f"{hub.url}/{_page(repo)}/commit/{new.oid}"
     return web.json_response({"success": True, "commitOid": new.oid, "commitUrl": url})

@@ -16,9 +16,11 @@ place), the dataset viewer, Spaces that run, and git itself. Of .gitignore only 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,15 +28,21 @@ from typing import Any
 
 from aiohttp import web
 from hub import api, transfer
-from hub.accounts import HUB, Account
+from hub.accounts import ACCOUNT, HUB, Account
 from hub.faults import Fault, Received, answer_in_part, read, reset
 from hub.store import Blob, HubError, Repo, Store
 
 ROOT = Path(__file__).resolve().parents[2]
+PRELUDE = """
+import json, sys
+from huggingface_hub import HfApi
+api = HfApi()
+def say(value): print(json.dumps(value))
+"""
 
 
 class Hub:
-    """Use as a context manager; `home` is where its clients keep their caches.
+    """Use as a context manager; `home` is where its clients work and, token by token, keep their caches.
 
     >>> with Hub(tmp_path) as hub:
     ...     hub.fail("POST .*/commit/", status=500, times=2)
@@ -69,8 +77,12 @@ class Hub:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._in_loop(self._runner.cleanup)
+        self.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def stop(self) -> None:
+        """Be gone: connections are refused from now on."""
+        self._in_loop(self._runner.cleanup)
 
     def _in_loop(self, start: Callable[[], Any]) -> None:
         asyncio.run_coroutine_threadsafe(start(), self._loop).result(10)
@@ -111,14 +123,18 @@ class Hub:
         calls, self.requests = [str(received) for received in self.requests], []
         return calls
 
+    def sent(self) -> int:
+        """Bytes of large files that came since the requests were last forgotten."""
+        return sum(received.body for received in self.requests if received.method == "PUT")
+
     # Clients.
 
     def environment(self, token: str = "write", **more: str) -> dict[str, str]:
         """What a client process needs: no token for "", and nothing of this process's own Hub settings."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
-        return {**own, "HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HOME": str(self.home), "PYTHONPATH": str(ROOT),
+        return {**own, "HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HOME": str(self.home / (token or "nobody")),
                 "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1", **more}  # fmt: skip
+                "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}  # fmt: skip
 
     def run(self, code: str, *arguments: object, token: str = "write", **environment: str) -> str:
         """What Python prints that runs `code` as a client; `arguments` are its sys.argv[1:]. Its failure is ours."""
@@ -127,6 +143,11 @@ class Hub:
                               cwd=self.home, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
+
+    def ask(self, code: str, *arguments: object, token: str = "write", **environment: str) -> Any:
+        """What a client's `code` gives to `say`, as JSON; it finds `api`, an HfApi, and `sys`."""
+        output = self.run(PRELUDE + textwrap.dedent(code), *arguments, token=token, **environment)
+        return json.loads(output.splitlines()[-1])
 
     # One request.
 
@@ -145,7 +166,7 @@ class Hub:
                 raise HubError(fault.status, fault.message)
             if token and not account:
                 raise HubError(401, "Invalid credentials in Authorization header")
-            request["account"] = account
+            request[ACCOUNT] = account
             answer = await handler(request)
         except ConnectionResetError:
             return reset(request)

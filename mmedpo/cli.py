@@ -102,7 +102,7 @@ def curate(context: typer.Context) -> None:
     work: accelerate launch -m mmedpo.cli curate ...
     """
     from mmedpo import audit as audits
-    from mmedpo.cards import dataset_card
+    from mmedpo.cards import write_dataset_card
     from mmedpo.curation.pipeline import curate_folder
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.processes import Processes
@@ -116,7 +116,7 @@ def curate(context: typer.Context) -> None:
         if manifest is None:  # the first process writes what follows
             return
         write_json(folder / "audit.json", audits.audit(str(folder), name=run.output.name))
-        (folder / "README.md").write_text(dataset_card(folder), encoding="utf-8")
+        write_dataset_card(folder)
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
     console.print(f"{run.output}: {counts}; {sum(manifest['rejects'].values())} rejected (see rejects.jsonl).")
 

@@ -216,8 +216,10 @@ def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str 
         if tag in there.tags:
             return tag
         target = commit or (there.head if tag else remote.untagged(api, there))
-        if target is None or (tag is None and target in there.tags.values()):
+        if target is None:
             return None
+        if tag is None and target in there.tags.values():  # made, but the answer was lost
+            return next(name for name, commit in there.tags.items() if commit == target)
         name = tag or there.next_tag
         api.create_tag(repo_id, tag=name, revision=target, repo_type=repo_type)
         return name

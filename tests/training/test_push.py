@@ -21,9 +21,8 @@ def test_a_finished_adapter_is_pushed_privately_and_whole(
     done = train(hub, "write", arguments(preferences, tiny_model, tmp_path / "adapter", max_steps=1))
     assert done.returncode == 0, done.stderr[-2000:]
     assert [(repo.id, repo.private) for repo in hub.store] == [("user/adapter", True)]
-    here = {
-        str(file.relative_to(tmp_path / "adapter")): file.read_bytes() for file in (tmp_path / "adapter").rglob("*")
-    }
+    output = tmp_path / "adapter"
+    here = {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
     assert {"README.md", "adapter_model.safetensors", "curves.png", "training.json", "recipe.yaml"} <= here.keys()
     assert hub.files("user/adapter") == here
     assert not any(str(tmp_path).encode() in content for content in here.values())
@@ -34,7 +33,8 @@ def test_who_the_hub_does_not_know_is_told_before_training(
 ) -> None:
     done = train(hub, "wrong", arguments(preferences, tiny_model, tmp_path / "adapter"))
     assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert "push_to_hub: the Hub does not know who asks" in done.stderr and "hf auth login" in done.stderr
+    told = " ".join(done.stderr.split())
+    assert "push_to_hub: The Hub was asked who you are: HTTP 401" in told and "hf auth login" in told
 
 
 def test_what_cannot_be_pushed_is_kept_and_the_way_to_push_it_is_said(
@@ -44,4 +44,9 @@ def test_what_cannot_be_pushed_is_kept_and_the_way_to_push_it_is_said(
     output = tmp_path / "adapter"
     done = train(hub, "write", arguments(preferences, tiny_model, output, max_steps=1, hub_model_id="user/mine"))
     assert done.returncode == 2 and (output / "training.json").exists()
-    assert f"hf upload user/mine {output} --private" in " ".join(done.stderr.split())
+    told = " ".join(done.stderr.split())
+    assert "Your storage is full." in told and f"mmedpo publish --adapter {output} user/mine" in told
+    hub.faults.clear()
+    command = [sys.executable, "-m", "mmedpo.cli", "publish", "--adapter", str(output), "user/mine", "--yes"]
+    assert subprocess.run(command, env=hub.environment(), check=False).returncode == 0
+    assert hub.files("user/mine")["training.json"] == (output / "training.json").read_bytes()

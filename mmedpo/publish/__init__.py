@@ -97,7 +97,7 @@ def publish(
             again goes on.
         Stopped: the answer was no, or Ctrl-C.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
     api = HfApi(endpoint=endpoint, token=token)
     try:
@@ -105,8 +105,8 @@ def publish(
         content = KINDS[kind](folder, repo_id)
         content = replace(content, card=card.fill(content.card, fill or {}))
         credentialed.refuse(content.records)
+        refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
         draft = hub.patiently(f"{repo_id} cannot be read", lambda: _draft(api, repo_id, content))
-        refuse_private_words(draft.files, api.token if isinstance(api.token, str) else None)
         visibility = draft.remote.visibility or ("public" if public else "private")
         if tag and draft.plan and tag in draft.remote.tags:
             raise InputError(f"{repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")

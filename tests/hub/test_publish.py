@@ -309,11 +309,26 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert not send(folder, "user/mine", "adapter").plan
 
 
+def test_an_adapters_card_still_says_what_its_dataset_was(hub: Hub, send: Publish, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    for name in ("README.md", ".mmedpo/card.md"):  # as where the dataset of phantoms lay beside it
+        card = (folder / name).read_text()
+        (folder / name).write_text(card.replace("## Intended use", "> Phantoms.\n\n## Intended use"))
+    send(folder, "user/mine", "adapter")
+    assert "> Phantoms." in text(hub, "user/mine", "model")
+
+
 def test_a_metric_becomes_a_space_that_evaluate_can_load(hub: Hub, send: Publish) -> None:
     done = send(ROOT / "eval" / "med_vqa", "med_vqa", "metric", confirm=None)
     files = hub.files("user/med_vqa", "space")
     assert {"app.py", "med_vqa.py", "requirements.txt", "README.md"} <= files.keys() and done.visibility == "private"
     assert SpaceCard(files["README.md"].decode()).data.sdk == "gradio"
+    scores = hub.ask("""
+        import evaluate
+        metric = evaluate.load("user/med_vqa")
+        say(metric.compute(predictions=["yes", "no"], references=["yes", "yes"], answer_types=["closed", "closed"]))
+    """)
+    assert scores["closed_accuracy"] == 0.5
     with pytest.raises(InputError, match=r"no other\.py: evaluate\.load.*Scripts here: med_vqa"):
         send(ROOT / "eval" / "med_vqa", "other", "metric")
 

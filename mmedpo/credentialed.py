@@ -17,7 +17,7 @@ def refuse(records: Iterable[Mapping[str, Any]]) -> None:
     A source is credentialed if its record says `"credentialed": true`, or by its name.
     """
     for record in records:
-        for source in (record.get("source"), record.get("dataset_source")):
+        for source in (record.get("source"), (record.get("dataset_manifest") or {}).get("source")):
             if isinstance(source, Mapping) and is_credentialed(source):
                 raise InputError(
                     f"{source.get('name')} is credentialed data: its terms forbid passing texts or images on, and what "

@@ -373,7 +373,8 @@ def test_credentialed_sources_stay(hub: Hub, send: Publish, pairs: Path, tmp_pat
         send(named)
     adapter = make_adapter(tmp_path / "adapter")
     training = json.loads((adapter / "training.json").read_text())
-    (adapter / "training.json").write_text(json.dumps({**training, "dataset_source": {"name": "PadChest"}}))
+    training["dataset_manifest"] = {"source": {"name": "PadChest"}}
+    (adapter / "training.json").write_text(json.dumps(training))
     with pytest.raises(InputError, match="PadChest is credentialed data"):
         send(adapter, kind="adapter")
     assert not list(hub.store)

@@ -306,6 +306,9 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert (data.base_model, data.datasets) == ("example-org/invented-med-vlm", ["example-org/invented-pairs"])
     revision = json.loads(files["training.json"])["dataset_revision"]
     assert f"| dataset | example-org/invented-pairs, commit {revision} |" in files["README.md"].decode()
+    theirs = {name: Blob(b"theirs") for name in ("models/extra.safetensors", "adapter_model-of-before.safetensors")}
+    hub.repo("user/mine").commit("main", lambda files: files.update(theirs), "Add files")
+    assert send(folder, "user/mine", "adapter").plan.deleted == ["adapter_model-of-before.safetensors"]
     assert not send(folder, "user/mine", "adapter").plan
 
 

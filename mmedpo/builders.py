@@ -34,6 +34,7 @@ from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.processes import Processes
+from mmedpo.schema import dataset_commit
 from mmedpo.upstream import Hub, read_given, write_source
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
 
@@ -118,7 +119,7 @@ def make_dataset(
         manifest |= {"chat_model": said, "judges": makers, "panel": None, "style": None, "prompt_versions": {}}
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
-    (folder / "README.md").write_text(cards.dataset_card(folder), encoding="utf-8")
+    cards.write_dataset_card(folder)
     return manifest
 
 
@@ -174,8 +175,6 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
         raise InputError(f"{run.keep_source} exists already; choose another --keep-source or remove it first.")
     text = str(settings.source)
     if text.startswith(HUB) and builder.SOURCE:
-        from mmedpo.training.record import dataset_commit
-
         repository, _, revision = text.removeprefix(HUB).partition("@")
         return Hub(repository, dataset_commit(repository, revision or None))
     if not settings.source.exists():

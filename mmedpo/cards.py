@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -28,50 +29,85 @@ MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 CURVES = ("loss", "rewards/margins", "rewards/accuracies")
 PICTURE = "curves.png"
+GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
 NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
 COMPARISON = "comparison.json"
 
 
-def dataset_card(folder: Path) -> str:
+@dataclass(frozen=True)
+class Published:
+    """What a dataset's card says only on the Hub: its id there, its picture, and the header's `configs` and
+    `dataset_info`, which describe the files beside it."""
+
+    repo_id: str
+    picture: str
+    configs: Sequence[Mapping[str, Any]]
+    dataset_info: Mapping[str, Any]
+
+
+def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published: Published | None = None) -> str:
     """The README.md of a dataset folder, from its `manifest.json` and, where there is one, `audit.json`.
+
+    Args:
+        audit: instead of the one recorded.
+        published: for the card on the Hub; None for the folder's own.
 
     Raises:
         InputError: no manifest, or one of another format; the templates are not where the checkout has them.
     """
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1")
-    audit = _recorded(folder / "audit.json", "mmedpo.audit/1") if (folder / "audit.json").exists() else None
+    if audit is None and (folder / "audit.json").exists():
+        audit = _recorded(folder / "audit.json", "mmedpo.audit/1")
     rows = sum(manifest["counts"].values())
     return _fill(
         "dataset.md.jinja",
-        _dataset_metadata(manifest, rows),
+        _dataset_metadata(manifest, rows, published),
         manifest=manifest,
         audit=audit,
         rows=rows,
+        published=published,
         notices=notices(manifest),
     )
 
 
-def _dataset_metadata(manifest: Mapping[str, Any], rows: int) -> CardData:
+def _dataset_metadata(manifest: Mapping[str, Any], rows: int, published: Published | None) -> CardData:
     from huggingface_hub import DatasetCardData
 
     source = manifest["source"]
-    slug = re.sub(r"[^a-z0-9.]+", "-", str(source.get("license")).lower()).strip("-")
-    known = HUB_LICENSE.fullmatch(slug) is not None
-    # No `configs`: with them `datasets` caches a folder by its name alone and loads an older dataset's rows for it.
+    # A folder has no `configs`: with them `datasets` caches it by its name alone and loads an older dataset's rows.
+    files: Any = {"configs": published.configs, "dataset_info": published.dataset_info} if published else {}
     return DatasetCardData(
         pretty_name=f"MMedPO preference pairs from {source['name']}",
-        license=slug if known else "other",
-        license_name=None if known else slug,
+        **license_fields(source.get("license")),
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["mmedpo", "preference", "dpo", "medical", "trl"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
+        **files,
     )
 
 
+def write_dataset_card(folder: Path) -> None:
+    """Write README.md (and `GENERATED`) into a dataset folder; raises as `dataset_card`."""
+    _write(folder, dataset_card(folder))
+
+
+def license_fields(name: Any) -> dict[str, Any]:
+    """A licence as a card's header says it: by the Hub's identifier, or as "other" with a name."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", str(name).lower()).strip("-")
+    return {"license": slug} if HUB_LICENSE.fullmatch(slug) else {"license": "other", "license_name": slug}
+
+
 def write_adapter_card(folder: Path) -> None:
-    """Write README.md and, where steps were logged, curves.png into a training folder; raises as `adapter_card`."""
+    """Write README.md (and `GENERATED`) and, where steps were logged, curves.png into a training folder; raises as
+    `adapter_card`."""
     draw_curves(read_json(folder / "trainer_state.json").get("log_history", []), folder / PICTURE)
-    (folder / "README.md").write_text(adapter_card(folder), encoding="utf-8")
+    _write(folder, adapter_card(folder))
+
+
+def _write(folder: Path, card: str) -> None:
+    (folder / GENERATED).parent.mkdir(exist_ok=True)
+    for name in ("README.md", GENERATED):
+        (folder / name).write_text(card, encoding="utf-8")
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], output: Path) -> None:
@@ -134,7 +170,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         is_adapter=_is_adapter(training),
         curves=curve_summaries(history),
         picture=PICTURE if (folder / PICTURE).exists() else None,
-        notices=notices(training, *_manifests(training["dataset"])),
+        notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training["dataset"])),
     )
 
 

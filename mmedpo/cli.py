@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
+
+if TYPE_CHECKING:
+    from mmedpo.publish import Publication
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -232,7 +235,7 @@ def train(context: typer.Context) -> None:
 
     if "--help" in context.args:
         console.print(context.get_help())
-    run.main(context.args, _command(), write_adapter_card)
+    run.main(context.args, _command(), write_adapter_card, _push)
 
 
 @app.command(
@@ -320,8 +323,8 @@ def compare(
     Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
     with --source, --attention or --dataset images: where the data is restricted, so is the page.
     """
-    from mmedpo.cards import results_files
     from mmedpo.evaluation import compare as comparing
+    from mmedpo.publish.card import with_results
     from mmedpo.report import rows, write_report, write_tables
     from mmedpo.sources import read_source
     from mmedpo.wording import note
@@ -332,7 +335,7 @@ def compare(
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     images = {sample.id: sample.image for sample in read_source(source).samples} if source else {}
-    changed = results_files(card, comparison) if card else {}
+    changed, conflicts = with_results(card, comparison) if card else ({}, [])
     with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
         write_report(folder / "report.html", comparison, dataset, trainings, images=images, attention=attention)
         write_tables(comparison, folder)
@@ -344,7 +347,8 @@ def compare(
         for name, text in changed.items():
             (card / name).parent.mkdir(exist_ok=True)
             (card / name).write_text(text, encoding="utf-8")
-        console.print(escape(f"{card}: {', '.join(changed)}"), highlight=False)
+        for line in [f"{card}: {', '.join(changed)}", *map(str, conflicts)]:
+            console.print(escape(line), highlight=False, soft_wrap=True)
         if not any(name.startswith(".eval_results") for name in changed):
             console.print("No .eval_results: the evaluated source is no dataset on the Hub.", highlight=False)
 
@@ -399,6 +403,55 @@ def attention(
     if not any(sample.boxes for sample in samples):
         console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
     console.print(f"{len(samples)} pictures in {output / 'pictures'}")
+
+
+@app.command(epilog="Example: mmedpo publish runs/pairs someone/vqa-rad-mmedpo --fill license=cc0-1.0")
+def publish(
+    folder: Annotated[Path, typer.Argument(help="What to publish: a finished dataset, adapter or metric folder.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name, or a name of yours.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="FOLDER is of mmedpo train.")] = False,
+    metric: Annotated[bool, typer.Option("--metric", help="FOLDER is a metric, such as eval/med_vqa.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; asks. An existing one stays as it is.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help="Tag of this version; the next of v1, v2, ... else.")] = None,
+    fill: Annotated[
+        list[str] | None, typer.Option("--fill", help="KEY=TEXT for an open field of the card; repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+) -> None:
+    """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
+
+    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays.
+    """
+    from mmedpo.publish import publish as run
+
+    if adapter and metric:
+        raise InputError("--adapter and --metric exclude each other; FOLDER is one of them.")
+    answers = dict(answer.partition("=")[::2] for answer in fill or [])
+    if empty := [key for key, answer in answers.items() if not answer.strip()]:
+        raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
+    confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
+    kind = "adapter" if adapter else "metric" if metric else "dataset"
+    done = run(folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm)
+    _print_publication(done, dry_run)
+    if public and done.visibility == "private":
+        console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
+
+
+def _push(folder: Path, repo: str, public: bool, token: str | None) -> None:
+    """What train does with push_to_hub: after hours of work nobody is asked; open fields are listed."""
+    from mmedpo.publish import publish as run
+
+    _print_publication(run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token))
+
+
+def _print_publication(done: Publication, dry_run: bool = False) -> None:
+    from mmedpo.publish.show import lines
+
+    for line in lines(done, dry_run):
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
-from mmedpo.text import carries, polarity
+from mmedpo.text import carries, polarity, unit_interval
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -28,7 +28,8 @@ DISPREFERENCES = (
 )
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
 TASKS = ("closed_vqa", "open_vqa", "report")
-SHARD_BYTES = 500_000_000  # of images; a larger split is written as several files
+SHARD_SIZE = "500MB"  # of images; a larger split is written as several files
+SHARD_ENDS = 1 / 16  # of the rows may be the last of a full shard
 ROWS_AT_ONCE = 32  # held in memory while writing
 
 
@@ -188,15 +189,37 @@ def repeated_ids(counts: Mapping[str, int]) -> list[Fault]:
     return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
 
 
-def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> None:
+def shard_bytes(size: str) -> int:
+    """Bytes of a size such as "500MB" or "64KB", as `push_to_hub` of datasets takes it. Raises InputError."""
+    from datasets.utils.py_utils import convert_file_size_to_int
+
+    try:
+        number = int(convert_file_size_to_int(size))
+    except ValueError:
+        number = 0
+    if number <= 0:
+        raise InputError(f"The shard size {size!r} is no size; give one such as 500MB or 64KB.")
+    return number
+
+
+def _is_full(size: int, limit: int, id: str) -> bool:
+    """Whether a shard ends with this row. The row's own id has a say, so that shards behind a changed, added or removed
+    row begin where they did, and a new version of a dataset uploads few of them."""
+    return size > limit and (size > 2 * limit or unit_interval("shard", id) < SHARD_ENDS)
+
+
+def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", shard_size: str = SHARD_SIZE) -> None:
     """Write rows as `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
-    Rows are streamed: images are {"bytes", "path"} dicts, ClassLabels are given by name.
+    Rows are streamed: images are {"bytes", "path"} dicts, ClassLabels are given by name. A file ends soon after
+    `shard_size` of images; equal rows give equal bytes.
 
     Raises:
         InputError: rows break a rule; all their faults are reported, and no file is left.
     """
     from datasets.arrow_writer import ParquetWriter
+
+    limit = shard_bytes(shard_size)
 
     features = _features()
     data = folder / "data"
@@ -215,7 +238,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train") -> 
                     faults += row_faults(row)
                     writer.write(features.encode_example(row))
                     size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
-                    if more := size > SHARD_BYTES:
+                    if more := _is_full(size, limit, row["id"]):
                         break
                 writer.finalize()
         faults += repeated_ids(counts)

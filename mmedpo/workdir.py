@@ -43,8 +43,13 @@ ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, through a temporary file so that a reader never sees half of it."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json_text(value), encoding="utf-8")
     partial.replace(path)
+
+
+def json_text(value: Any) -> str:
+    """`value` as `write_json` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer
+from hub.server import Hub
 
 # Both are read when their library is imported, which is after this file.
 _datasets_cache = tempfile.TemporaryDirectory(prefix="mmedpo-tests-")
@@ -96,6 +97,13 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("MMEDPO_API_KEY", raising=False)
     with ChatServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A loopback Hub; its clients run in processes of their own, for they read where the Hub is when imported."""
+    with Hub(tmp_path_factory.mktemp("clients")) as server:
         yield server
 
 

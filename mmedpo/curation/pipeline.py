@@ -264,7 +264,7 @@ def _assemble(
     makers = rows.Makers(
         target, revision, localizer, settings.mask_rule if heated else None, settings.corruption, settings.seed
     )
-    schema.save(rows.dataset_rows(pairs, found.tolist(), ledgers, makers), folder)
+    schema.save(rows.dataset_rows(pairs, found.tolist(), ledgers, makers), folder, shard_size=settings.shard_size)
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},

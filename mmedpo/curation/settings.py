@@ -14,6 +14,7 @@ from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
 from mmedpo.llm.limits import Limits
 from mmedpo.options import check_types, option, outside, refuse, unknown
+from mmedpo.schema import SHARD_SIZE, shard_bytes
 
 CHATS = "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model"
 
@@ -57,6 +58,7 @@ class Settings:
     noise_step: int = option(800, "Diffusion step k, 1 to 1000.")
     noise_edge: int = option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")
     noise_region: str = option("lesion", "lesion, or image: all of it, found or not.")
+    shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small ones make new versions cheap.")
     reversed: bool = option(False, "On the noised image, prefer the wrong answer to the gold one.")
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class Settings:
             "style": get_args(hallucinate.Style), "panel": get_args(relevance.Mode), "noise": noise.METHODS,
             "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": ("merged", "kind"),
         }  # fmt: skip
+        shard_bytes(self.shard_size)
         wrong = unknown(self, names)
         ranges: dict[str, tuple[float, float]] = {
             "limit": (1, math.inf), "samples": (1, math.inf), "temperature": (0, math.inf), "batch_size": (1, math.inf),

@@ -75,7 +75,7 @@ class RunArguments:
             )
 
 
-def main(argv: Sequence[str], command: str = "", card: Card | None = None) -> None:
+def main(argv: Sequence[str], command: str = "", card: Card | None = None, publish: hub.Push | None = None) -> None:
     """Run the training that `argv` (and the YAML file it names with --config) describes; the rest as in `train`."""
     kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
     parser = TrlParser(kinds, prog="mmedpo train", description=main.__doc__)
@@ -85,23 +85,27 @@ def main(argv: Sequence[str], command: str = "", card: Card | None = None) -> No
         raise
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # TRL's and Transformers' own checks
         raise InputError(f"The training's settings cannot work: {error}") from error
-    train(run_args, config, model_args, command, card)
+    train(run_args, config, model_args, command, card, publish)
 
 
 def train(
-    run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "", card: Card | None = None
-) -> None:
+    run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "", card: Card | None = None,
+    publish: hub.Push | None = None,
+) -> None:  # fmt: skip
     """Train an adapter (or, without LoRA, the whole language model) and write it to `run.output`.
 
     Args:
         command: recorded as it is.
         card: writes README.md from the recorded files of the folder it is given.
+        publish: pushes the finished folder where `push_to_hub` asks for it.
 
     Raises:
         InputError: dataset, model or output folder cannot work; checkpoints that exist by then are kept.
         Stopped: a SIGTERM came; a checkpoint is kept.
     """
     _refuse_settings(run, config, model_args)
+    if config.push_to_hub and publish is None:
+        raise InputError("push_to_hub: nothing was given that publishes; use `mmedpo train`, or push the folder later.")
     _refuse_strangers()
     commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
@@ -134,8 +138,8 @@ def train(
             record.write(folder, run, settings, trainer, dataset, commit, command, seconds)
             if card is not None:
                 card(folder)
-    if push and PartialState().is_main_process:
-        hub.push(Path(run.output), config)
+    if push and publish and PartialState().is_main_process:
+        hub.push(Path(run.output), config, publish)
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:

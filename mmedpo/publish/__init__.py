@@ -1,0 +1,229 @@
+"""Publishing datasets, adapters and metrics on the Hub: one commit that holds everything or nothing, then its tag.
+
+What is sent is what a folder's kind names (`content.py`), never what else lies in it. Cards are merged with what people
+wrote into them (`card.py`). Whatever fails, running the same publication again finishes it: what is on the Hub already
+is recognised by its hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmedpo import credentialed, hub
+from mmedpo.cards import GENERATED
+from mmedpo.errors import InputError, Stopped
+from mmedpo.publish import card, remote
+from mmedpo.publish.card import Conflict
+from mmedpo.publish.content import CARD, KINDS, Content, refuse_private_words
+from mmedpo.publish.remote import File, Plan, Remote
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["Publication", "publish"]
+
+Confirm = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a publication did, or with `dry_run` would do.
+
+    Attributes:
+        repo_id: owner/name; `url` is its page.
+        visibility: "private" or "public".
+        commit: that holds the content now; None for a dry run on a repository that is not there.
+        tag: the version's, None where nothing is new.
+        plan: names of files that were new, differed, were the same, and went; empty in all but "same" where the
+            content was there already.
+        sizes: bytes of each file.
+        open_fields: questions that the card still leaves open.
+        conflicts: places of the card that a person and the program changed in different ways; the person's are kept.
+    """
+
+    repo_id: str
+    url: str
+    visibility: str
+    commit: str | None
+    tag: str | None
+    plan: Plan
+    sizes: Mapping[str, int]
+    open_fields: Sequence[str]
+    conflicts: Sequence[Conflict]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What should be in a repository, and what would have to change for that."""
+
+    remote: Remote
+    files: Mapping[str, File]
+    plan: Plan
+    text: str
+    conflicts: Sequence[Conflict]
+
+
+def publish(
+    folder: Path,
+    repo: str,
+    kind: str = "dataset",
+    *,
+    public: bool = False,
+    tag: str | None = None,
+    fill: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    confirm: Confirm | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Publication:
+    """Publish a folder on the Hub.
+
+    Args:
+        folder: of `mmedpo curate` ("dataset"), of `mmedpo train` ("adapter"), or a metric's ("metric").
+        repo: owner/name, or a name of the token's owner.
+        public: of a repository that is not there yet; one that is keeps its visibility.
+        tag: of this version; the next of v1, v2, ... by default.
+        fill: answers to open fields of the card by key ("license", "privacy").
+        dry_run: read and compare, send nothing.
+        confirm: is asked, in a sentence, before something is public or goes out with fields open that only a person
+            can fill; None refuses both.
+        token, endpoint: those that huggingface_hub finds by default.
+
+    Raises:
+        InputError: nothing that can be published, or the Hub does not take it; what to do is said, and running it
+            again goes on.
+        Stopped: the answer was no, or Ctrl-C.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if kind not in KINDS:
+        raise InputError(f"{kind!r} cannot be published; the kinds are {', '.join(KINDS)}.")
+    api = HfApi(endpoint=endpoint, token=token)
+    try:
+        repo_id = _checked_name(api, repo)
+        content = KINDS[kind](folder, repo_id)
+        content = replace(content, card=card.fill(content.card, fill or {}))
+        credentialed.refuse(content.records)
+        refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
+        draft = hub.patiently(f"{repo_id} cannot be read", lambda: _draft(api, repo_id, content))
+        visibility = draft.remote.visibility or ("public" if public else "private")
+        if tag and draft.plan and tag in draft.remote.tags:
+            raise InputError(f"{repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
+        if dry_run:
+            commit, named = draft.remote.head, (tag or draft.remote.next_tag) if draft.plan else None
+        else:
+            _ask(draft, repo_id, visibility, confirm)
+            commit = _commit(api, repo_id, content, visibility)
+            named = _tag(api, repo_id, content.repo_type, commit, tag)
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"Interrupted. {repo} holds all of this version or nothing of it. Run the same command again to finish; "
+            "what has arrived is not sent again."
+        ) from None
+    prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[content.repo_type]
+    return Publication(
+        repo_id, f"{api.endpoint}/{prefix}{repo_id}", visibility, commit or draft.remote.head, named, draft.plan,
+        {name: file.size for name, file in draft.files.items()},
+        [question for _, question in card.open_fields(draft.text)], [*content.conflicts, *draft.conflicts],
+    )  # fmt: skip
+
+
+def _checked_name(api: HfApi, repo: str) -> str:
+    from huggingface_hub.utils import validate_repo_id
+
+    with hub.in_words(f"{repo!r} cannot be published to"):
+        validate_repo_id(repo)
+    who = hub.writer(api)
+    return repo if "/" in repo else f"{who['name']}/{repo}"
+
+
+def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
+    """What the repository should hold, its card merged with the one there. Raises what the Hub's client does."""
+    there = remote.read(api, repo_id, content.repo_type)
+    edited, base = (remote.text(api, there, path) for path in (CARD, GENERATED))
+    text, conflicts = content.card, list[Conflict]()
+    if edited is not None:
+        text, conflicts = card.merge(base, edited, text, f"{CARD} of {repo_id}")
+    card.validated(text, content.repo_type, f"{CARD} for {repo_id}")
+    files = {**content.files, CARD: File(text.encode()), GENERATED: File(content.generated.encode())}
+    return _Draft(there, files, remote.plan(files, content.replaced, there), text, conflicts)
+
+
+def _ask(draft: _Draft, repo_id: str, visibility: str, confirm: Confirm | None) -> None:
+    """Ask for what only a person can decide; raise InputError if nobody is there, Stopped if the answer is no."""
+    needed = [f"{key}: {question}" for key, question in card.open_fields(draft.text) if key]
+    questions = []
+    if draft.plan and visibility == "public":
+        questions.append(f"{repo_id} is public: everybody can read and copy what is uploaded. Publish it?")
+    if draft.plan and needed:
+        listed = "".join(f"\n  - {field}" for field in needed)
+        questions.append(f"The card leaves open what only a person can say:{listed}\nPublish it like that?")
+    if questions and confirm is None:
+        raise InputError(
+            "\n".join(questions) + "\nNobody can be asked here. Answer fields in README.md of the folder or by "
+            '--fill KEY="...", and give --yes to go on.'
+        )
+    for question in questions:
+        if confirm is not None and not confirm(question):
+            raise Stopped("Nothing was sent.")
+
+
+def _commit(api: HfApi, repo_id: str, content: Content, visibility: str) -> str | None:
+    """Commit the content, drafted anew each time that the Hub was away or somebody else committed. Returns the commit,
+    None where the repository holds the content already."""
+
+    def once() -> tuple[str, _Draft] | None:
+        draft = _draft(api, repo_id, content)
+        if draft.remote.visibility is None:
+            api.create_repo(
+                repo_id, repo_type=content.repo_type, private=visibility == "private", exist_ok=True,
+                space_sdk=_sdk(content) if content.repo_type == "space" else None,
+            )  # fmt: skip
+            draft = _draft(api, repo_id, content)
+        if draft.remote.visibility != visibility:
+            raise InputError(f"{repo_id} is {draft.remote.visibility} all at once, not {visibility}. Look at it first.")
+        if not draft.plan:
+            return None
+        message = f"{remote.TITLE}: {len(draft.plan.sent)} files"
+        return remote.commit(api, draft.remote, draft.files, draft.plan, message), draft
+
+    made = hub.patiently(f"{repo_id} was not published", once)
+    if made is None:
+        return None
+    commit, draft = made
+    with hub.in_words(f"{repo_id} was published, but could not be looked at"):
+        there = remote.read(api, repo_id, content.repo_type, commit)
+    if ignored := [name for name in draft.plan.sent if name not in there.files]:
+        raise InputError(
+            f"{repo_id} did not take {', '.join(ignored)}: its .gitignore names them. Change that file on the Hub, "
+            "then run the same command again."
+        )
+    return commit
+
+
+def _sdk(content: Content) -> str:
+    from huggingface_hub import SpaceCard
+
+    return str(SpaceCard(content.card).data.get("sdk") or "gradio")
+
+
+def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str | None) -> str | None:
+    """Tag what was committed, or what an interrupted publication left without a tag; returns the tag, if any."""
+
+    def once() -> str | None:
+        there = remote.read(api, repo_id, repo_type)
+        if tag in there.tags:
+            return tag
+        target = commit or (there.head if tag else remote.untagged(api, there))
+        if target is None:
+            return None
+        if tag is None and target in there.tags.values():  # made, but the answer was lost
+            return next(name for name, commit in there.tags.items() if commit == target)
+        name = tag or there.next_tag
+        api.create_tag(repo_id, tag=name, revision=target, repo_type=repo_type)
+        return name
+
+    return hub.patiently(f"{repo_id} holds this version now, but has no tag for it", once)

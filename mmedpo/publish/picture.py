@@ -1,0 +1,114 @@
+"""The picture at the top of a published dataset's card: what is in it, from its recorded audit alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "hallucinated_response": "#0072b2",
+    "lesion_noise": "#d55e00",
+    "image_noise": "#009e73",
+    "reversed_noise": "#9a5b86",
+}
+GREY = "#7a7a7a"
+SHOWN_REASONS = 6
+LONGEST_LABEL = 30  # characters
+
+
+def draw(audit: Mapping[str, Any]) -> bytes:
+    """Kinds of pairs, their weights, the lengths of both sides and the reasons of rejects, as PNG (960 x 480 pixels).
+
+    Equal audits give equal bytes with one version of matplotlib.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with rc_context({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
+        figure = Figure(figsize=(9.6, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+        parts = figure.subfigures(2, 2, squeeze=False).flat  # so that each has margins of its own
+        kinds, weights, lengths, rejects = (part.subplots() for part in parts)
+        counts = audit["counts"]["dispreference"]
+        _bars(kinds, {_label(kind): count for kind, count in counts.items()}, [_colour(kind) for kind in counts])
+        kinds.set_title(f"{audit['rows']:,} pairs by kind")
+        _weights(weights, audit["weights"])
+        _lengths(lengths, audit["style"])
+        _rejects(rejects, audit["rejects"] or {})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _bars(axes: Axes, numbers: Mapping[str, float], colours: list[str], form: str = "{:,.0f}") -> None:
+    bars = axes.barh(list(numbers), list(numbers.values()), color=colours, height=0.6)
+    axes.bar_label(bars, [form.format(number) for number in numbers.values()], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_ylim(max(len(numbers), 4) - 0.5, -0.5)  # few bars stay slim
+    axes.set_xticks([])
+    axes.tick_params(left=False)
+    axes.spines[:].set_visible(False)
+
+
+def _weights(axes: Axes, weights: Mapping[str, Any] | None) -> None:
+    axes.set_title("clinical weight" + (f": mean {weights['mean']:.2f}, sd {weights['sd']:.2f}" if weights else ""))
+    if weights is None:
+        _nothing(axes, "no row has a weight")
+        return
+    parts = weights["by_dispreference"]
+    edges = weights["histogram"]["edges"]
+    axes.hist(
+        [edges[:-1]] * len(parts),
+        bins=edges,
+        weights=[part["histogram"]["counts"] for part in parts.values()],
+        stacked=True,
+        color=[_colour(kind) for kind in parts],
+    )
+    axes.set_ylabel("pairs")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _lengths(axes: Axes, style: Mapping[str, Any] | None) -> None:
+    axes.set_title("mean words of an answer")
+    if style is None:
+        _nothing(axes, "no pair differs in its texts")
+        return
+    sides = {"preferred": style["chosen_words_mean"], "dispreferred": style["rejected_words_mean"]}
+    _bars(axes, sides, ["#333333", "#b0b0b0"], "{:.1f}")
+    shares = [100 * style[key] for key in ("rejected_longer_share", "within_two_words_share")]
+    axes.text(0, 0.25, "dispreferred longer: {:.0f} %\nwithin two words: {:.0f} %".format(*shares), va="top",
+              transform=axes.transAxes)  # fmt: skip
+
+
+def _rejects(axes: Axes, rejects: Mapping[str, int]) -> None:
+    axes.set_title(f"{sum(rejects.values()):,} candidates left out")
+    if not rejects:
+        _nothing(axes, "nothing was rejected")
+        return
+    ranked = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
+    shown = {_short(reason): count for reason, count in ranked[:SHOWN_REASONS]}
+    if rest := sum(count for _, count in ranked[SHOWN_REASONS:]):
+        shown["other reasons"] = rest
+    _bars(axes, shown, [GREY] * len(shown))
+
+
+def _nothing(axes: Axes, sentence: str) -> None:
+    axes.text(0.5, 0.5, sentence, ha="center", va="center", color=GREY, transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def _colour(kind: str) -> str:
+    return COLOURS.get(kind, "#333333")
+
+
+def _label(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_LABEL else f"{reason[: LONGEST_LABEL - 1]}…"

@@ -1,0 +1,157 @@
+"""A repository on the Hub as it is now, what differs from what should be there, and the one commit that mends it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+TITLE = "Published with mmedpo"  # how a publication's commit message begins
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to publish, on disk or in memory; what it is known by on the Hub is computed once."""
+
+    source: Path | bytes
+
+    @cached_property
+    def size(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    @cached_property
+    def sha256(self) -> str:
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        with self.source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def equals(self, there: RepoFile) -> bool:
+        """Whether a file on the Hub has the same content, by its hash."""
+        if self.size != there.size:
+            return False
+        if there.lfs is not None:
+            return self.sha256 == there.lfs.sha256
+        return hashlib.sha1(b"blob %d\0" % self.size + self.read()).hexdigest() == there.blob_id
+
+    def read(self) -> bytes:
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A repository at one commit. `head` is None where it has none, `visibility` where there is no repository."""
+
+    repo_id: str
+    repo_type: str
+    visibility: str | None = None
+    head: str | None = None
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)  # name -> commit
+
+    @property
+    def next_tag(self) -> str:
+        numbers = [int(name[1:]) for name in self.tags if name[:1] == "v" and name[1:].isdecimal()]
+        return f"v{max(numbers, default=0) + 1}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a commit would change: names of files that are new there, that differ, that are the same, that go."""
+
+    new: Sequence[str]
+    changed: Sequence[str]
+    same: Sequence[str]
+    deleted: Sequence[str]
+
+    @property
+    def sent(self) -> list[str]:
+        return [*self.new, *self.changed]
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.changed or self.deleted)
+
+
+def read(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) -> Remote:
+    """The repository as it is, or was at a commit; one that is not there has no visibility."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError as error:
+        if error.response.status_code != 404:
+            raise
+        return Remote(repo_id, repo_type)
+    visibility = "private" if info.private else "public"
+    if info.sha is None:
+        return Remote(info.id, repo_type, visibility)
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
+    return Remote(info.id, repo_type, visibility, info.sha, files, tags)
+
+
+def text(api: HfApi, remote: Remote, path: str) -> str | None:
+    """A text file of the repository at that commit, None where it has none; no disk is needed."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    if path not in remote.files:
+        return None
+    url = hf_hub_url(remote.repo_id, path, repo_type=remote.repo_type, revision=remote.head, endpoint=api.endpoint)
+    response = get_session().get(url, headers=build_hf_headers(token=api.token))
+    hf_raise_for_status(response)
+    return response.content.decode("utf-8", "replace")
+
+
+def plan(files: Mapping[str, File], replaced: Sequence[str], remote: Remote) -> Plan:
+    """Compare `files` with the repository, by hash; `replaced`: patterns of files that go if not among them."""
+    there = remote.files
+    return Plan(
+        new=[name for name in files if name not in there],
+        changed=[name for name, file in files.items() if name in there and not file.equals(there[name])],
+        same=[name for name, file in files.items() if name in there and file.equals(there[name])],
+        deleted=[name for name in there if name not in files and any(_fits(name, pattern) for pattern in replaced)],
+    )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)  # whose * would take in folders
+
+
+def commit(api: HfApi, remote: Remote, files: Mapping[str, File], plan: Plan, message: str) -> str:
+    """Make one commit of a plan on top of the commit it was made for; returns its name. Raises what the client does,
+    so where somebody else has committed since."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    operations: list[Any] = [CommitOperationDelete(name, is_folder=False) for name in plan.deleted]
+    for name in plan.sent:
+        source = files[name].source
+        operations.append(CommitOperationAdd(name, source))
+        operations[-1].upload_info.sha256 = bytes.fromhex(files[name].sha256)
+    done = api.create_commit(
+        remote.repo_id, operations, commit_message=message, repo_type=remote.repo_type, parent_commit=remote.head
+    )
+    return done.oid
+
+
+def untagged(api: HfApi, remote: Remote) -> str | None:
+    """The commit of the last publication if neither it nor one after it has a tag: a tag that is owed."""
+    tagged = set(remote.tags.values())
+    for made in api.list_repo_commits(remote.repo_id, repo_type=remote.repo_type, revision=remote.head):
+        if made.commit_id in tagged:
+            return None
+        if made.title.startswith(TITLE):
+            return made.commit_id
+    return None

@@ -43,7 +43,7 @@ Examples:
     ... }
     >>> scores = metric.compute(**answers)
     >>> scores["closed_accuracy"], scores["n_closed_neither"], scores["med_vqa_definition"]
-    (0.5, 1, 'strict@2')
+    (0.5, 1, 'strict@3')
     >>> round(scores["open_recall"], 4), scores["open_exact_match"]
     (0.3333, 0.0)
     >>> scores = metric.compute(**answers, protocol="paper", groups=["chest", "chest", "abdomen"])

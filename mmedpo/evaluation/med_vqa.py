@@ -7,6 +7,7 @@ counts, so that published numbers have something to be compared with.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from mmedpo.text import clauses, words
 Verdict = Literal["correct", "wrong", "both", "neither"]
 Said = Literal["yes", "no", "both", "neither"]
 
-DEFINITIONS = {"strict": "strict@2", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
+DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
 PROTOCOLS = tuple(DEFINITIONS)
 ANSWER_TYPES = ("closed", "open")
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
@@ -30,8 +31,12 @@ NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "n
 # After "no" they begin a clause of their own ("no it is not"); before other words "no" is a determiner ("no fracture").
 CLAUSE_STARTS = frozenset((
     "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
-    "i", "is", "are", "was", "were", "because", "since", "as", "and", "or", "but", "so", "not", "no", "yes",
+    "i", "my", "our", "your", "his", "her", "their", "both", "all", "each", "every", "some", "only", "neither", "none",
+    "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
+    "not", "no", "yes",
 ))  # fmt: skip
+# Headings that a model writes behind its verdict ("No Explanation: ...") begin a clause too.
+_HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
 
 
 def normalize(text: str) -> str:
@@ -95,7 +100,7 @@ def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
     """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
     determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
     found = []
-    for clause in clauses(normalize(text)):
+    for clause in clauses(_HEADING.sub("\n", normalize(text))):
         negated = False
         for word, following in zip(clause, [*clause[1:], None], strict=True):
             determiner = word == "no" and following is not None and following not in CLAUSE_STARTS
@@ -204,7 +209,7 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
     Returns:
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
         open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` n_closed_both and n_closed_neither;
-        med_vqa_definition, the protocol with the number of its definition ("strict@2").
+        med_vqa_definition, the protocol with the number of its definition ("strict@3").
     """
     verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
     unread = {f"n_closed_{said}": verdicts[said] for said in ("both", "neither")} if protocol == "strict" else {}

@@ -55,7 +55,11 @@ Examples:
 
 
 class MedVQA(evaluate.Metric):
-    """Columns in, means and counts out; see `_KWARGS_DESCRIPTION`. Bad input raises `mmedpo.errors.InputError`."""
+    """Columns in, means and counts out; see `_KWARGS_DESCRIPTION`.
+
+    `evaluate` looks at the columns first: nulls, numbers, missing or unequally long columns raise its ValueError
+    or TypeError. All else that is wrong (references without words, options) raises `mmedpo.errors.InputError`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         columns = ("predictions", "references", "answer_types")

@@ -11,11 +11,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import require_known, require_texts, vqa_v2
+from mmedpo.evaluation import by_group, group_faults, require_known, require_texts, vqa_v2
 from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
 from mmedpo.text import clauses, words
 
@@ -189,7 +189,7 @@ def compute(
     scores = [_score(*row, protocol) for row in rows]
     found = aggregate(scores, protocol)
     if groups is not None:
-        found["by_group"] = aggregate_by(groups, scores, protocol)
+        found["by_group"] = by_group(groups, scores, partial(aggregate, protocol=protocol))
     return found | ({"scores": scores} if return_scores else {})
 
 
@@ -219,14 +219,6 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
         **unread,
         "med_vqa_definition": DEFINITIONS[protocol],
     }
-
-
-def aggregate_by(groups: Sequence[str], scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
-    """What `aggregate` says of the scores of each group, by its name, in alphabetical order."""
-    members: dict[str, list[Scores]] = {group: [] for group in sorted(set(groups))}
-    for group, sample in zip(groups, scores, strict=True):
-        members[group].append(sample)
-    return {group: aggregate(found, protocol) for group, found in members.items()}
 
 
 def _is_closed(scores: Scores) -> bool:
@@ -267,10 +259,6 @@ def _require(
         for i, kind in enumerate(answer_types)
         if kind not in ANSWER_TYPES
     ]
-    faults += [
-        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every question")
-        for i, group in enumerate(groups or ())
-        if not isinstance(group, str)
-    ]
+    faults += group_faults(groups)
     if faults:
         raise InputError(f"{len(faults)} entries beside the texts are faulty:", faults)

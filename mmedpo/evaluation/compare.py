@@ -14,8 +14,8 @@ import numpy as np
 
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.metric import Floats, Metric
-from mmedpo.evaluation.runs import Run, definitions, load, notes
-from mmedpo.evaluation.score import METRICS, Row
+from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
+from mmedpo.evaluation.score import Row
 from mmedpo.evaluation.seen import seen_in_training
 from mmedpo.evaluation.statistics import (
     RESAMPLES,
@@ -27,9 +27,9 @@ from mmedpo.evaluation.statistics import (
     p_value,
     tail,
 )
+from mmedpo.results import FORMAT
 from mmedpo.workdir import versions
 
-FORMAT = "mmedpo.comparison/2"
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
 GROUPS = 20  # of one grouping; smaller ones are put together
 GROUP_IMAGES = 10  # of a metric in a group; on fewer it is neither tested nor given an interval
@@ -77,13 +77,14 @@ def compare(
     """
     loaded = load(runs)
     baseline = loaded[0]
-    defined = _defined(baseline)
+    left_out = absent(loaded)
+    defined = [metric for metric in baseline.metrics if metric.name not in left_out]
     parts = _parts(loaded, defined, list(baseline.questions))
     metrics, undefined = _measured(loaded, parts, seed, resamples)
     groups = {column: _groups(loaded, column, parts, seed, resamples) for column in GROUPINGS}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
-    said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined)]
+    said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
     return {
         "format": FORMAT,
         "command": command,
@@ -94,7 +95,7 @@ def compare(
         "baseline": baseline.name,
         "runs": [run.name for run in loaded],
         "evaluations": {run.name: _evaluation(run) for run in loaded},
-        "definitions": definitions(baseline),
+        "definitions": definitions(baseline, left_out),
         "notes": said + _too_many(tests, resamples),
         "n": _counts(baseline),
         "seen_in_training": seen_in_training(baseline, dataset) if dataset else None,
@@ -125,14 +126,17 @@ def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
     ]
 
 
+def _few(parts: Sequence[Part]) -> list[str]:
+    """The metrics about fewer images than a group needs for an interval."""
+    few = [metric.name for part in parts for metric in part.metrics if len(set(part.images)) < GROUP_IMAGES]
+    said = f"on fewer than {GROUP_IMAGES} images an interval or a test says little"
+    return [f"{', '.join(few)}: {said}"] if few else []
+
+
 def _evaluation(run: Run) -> Row:
     """What results.json says of a run, but for its numbers."""
-    left_out = ("format", "name", "metrics", "protocols", "versions")
+    left_out = ("format", "name", "metrics", "protocols")
     return {key: value for key, value in run.results.items() if key not in left_out}
-
-
-def _defined(run: Run) -> list[Metric]:
-    return [metric for name, protocol in run.results["protocols"].items() for metric in METRICS[name](protocol)]
 
 
 def _parts(runs: Sequence[Run], defined: Sequence[Metric], ids: Sequence[str]) -> list[Part]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmedpo import formats
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.metric import Floats, Metric
 from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
@@ -27,7 +28,6 @@ from mmedpo.evaluation.statistics import (
     p_value,
     tail,
 )
-from mmedpo.results import FORMAT
 from mmedpo.workdir import versions
 
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
@@ -86,7 +86,7 @@ def compare(
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
     return {
-        "format": FORMAT,
+        "format": formats.COMPARISON,
         "command": command,
         "versions": versions(),
         "seed": seed,

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mmedpo import formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metric import Metric
 from mmedpo.evaluation.score import METRICS, SHOWN_IDS, Row, read_by_id
 from mmedpo.schema import TASKS
 from mmedpo.workdir import read_json
 
-RESULTS_FORMAT = "mmedpo.results/1"
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "adapter", "dtype")  # a difference is said, and not refused
@@ -125,9 +125,9 @@ def _settings(run: Run) -> Row:
 
 def _load(folder: Path) -> Run:
     results = read_json(folder / "results.json")
-    if not isinstance(results, dict) or results.get("format") != RESULTS_FORMAT:
+    if not isinstance(results, dict) or results.get("format") != formats.RESULTS:
         raise InputError(
-            f"{folder / 'results.json'} is not in the format {RESULTS_FORMAT}; run `mmedpo evaluate` anew."
+            f"{folder / 'results.json'} is not in the format {formats.RESULTS}; run `mmedpo evaluate` anew."
         )
     if not isinstance(results.get("name"), str) or not all(
         isinstance(results.get(key), dict) for key in ("protocols", "metrics")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import images, schema
+from mmedpo import formats, images, schema
 from mmedpo.audit import distributions
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import message_text
@@ -19,7 +19,6 @@ PICTURE_SIDE = 512  # pixels; larger images are scaled down
 THUMBNAIL_SIDE = 224
 SMALL_SIDE = 128  # pixels; smaller images are enlarged without smoothing
 THUMBNAILS = 200  # examples with a picture
-ATTENTION_FORMAT = "mmedpo.attention/1"
 ATTENTION_SIDE = 1024
 ATTENTION_SHOWN = 40
 
@@ -112,8 +111,8 @@ def attention(folder: Path | None) -> dict[str, Any] | None:
         return None
     path = folder / "attention.json"
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != ATTENTION_FORMAT:
-        raise InputError(f"{path} is not in the format {ATTENTION_FORMAT}; give a folder of attention pictures.")
+    if not isinstance(record, dict) or record.get("format") != formats.ATTENTION:
+        raise InputError(f"{path} is not in the format {formats.ATTENTION}; give a folder of attention pictures.")
     faults: list[Fault] = []
     shown: list[dict[str, Any]] = []
     for number, sample in enumerate(record.get("samples") or []):

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
-from mmedpo.wording import amount, change, counted, interval, label, main_run, note, ordered, p_text, span
+from mmedpo.wording import (
+    amount,
+    change,
+    counted,
+    definitions,
+    interval,
+    main_run,
+    note,
+    ordered,
+    p_text,
+    span,
+    titled,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
@@ -77,7 +89,7 @@ def model_index(comparison: Mapping[str, Any]) -> list[EvalResult]:
             dataset_split=tested.get("split"),
             dataset_revision=revision,
             metric_type=name,
-            metric_name=label(name).text,
+            metric_name=titled(name, comparison),
             metric_value=round(comparison["metrics"][name][run]["value"], 6),
             metric_args=_measured(comparison, name),
         )
@@ -135,11 +147,6 @@ def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
     return {f".eval_results/{entries[0].dataset_id.replace('/', '_')}.yaml": text}
 
 
-def definitions(comparison: Mapping[str, Any]) -> str:
-    """Protocols and definitions in words: "med_vqa strict, meteor_variant nltk_exact_stem"."""
-    return ", ".join(f"{name} {value}" for name, value in comparison.get("definitions", {}).items())
-
-
 def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What a card's template shows of a comparison: the test set, a table of strings, and the note below it."""
     base = comparison["baseline"]
@@ -147,13 +154,12 @@ def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
     for metric in ordered(comparison["metrics"]):
         cells = comparison["metrics"][metric]
         found = [_result(metric, cells[run], run == base) for run in comparison["runs"]]
-        table.append([label(metric).text, counted(comparison["sizes"][metric]), *found])
+        table.append([titled(metric, comparison), counted(comparison["sizes"][metric]), *found])
     return {
         "tested": evaluation(comparison),
         "main": main_run(comparison),
         "table": table,
         "note": note(comparison),
-        "definitions": definitions(comparison),
     }
 
 

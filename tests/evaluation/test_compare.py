@@ -395,6 +395,21 @@ def test_what_the_records_do_not_tell_is_not_known(tmp_path):
     assert found["of"] == IMAGES
 
 
+def test_seen_images_are_looked_for_in_what_the_adapter_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs(Path("pairs"), [(picture(3), "invented", "image-3", None)])
+    for folder, dataset in (("adapter", "pairs"), ("moved", "gone")):
+        Path(folder).mkdir()
+        Path(folder, "training.json").write_text(json.dumps({"dataset": dataset, "dataset_revision": None}))
+    start, own = run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5, results={"adapter": "adapter"})
+    assert compare([start, own], resamples=10)["seen_in_training"]["images"] == 1
+    other = run(tmp_path, "dpo", 5, results={"adapter": "org/adapter"})
+    assert compare([start, other], resamples=10)["seen_in_training"] is None
+    given = compare([start, other], resamples=10, trainings=[Path("moved"), Path("adapter")])
+    assert given["seen_in_training"]["dataset"] == "pairs"
+    assert compare([start, other], resamples=10, trainings=[Path("moved")])["seen_in_training"] is None
+
+
 def test_what_is_no_preference_dataset_is_refused(tmp_path):
     from datasets import Dataset
 

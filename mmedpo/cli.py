@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
 
@@ -500,7 +500,7 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*rows[0])
+    table = Table(*(Column(heading, overflow="fold") for heading in rows[0]))  # names differ at their ends
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)

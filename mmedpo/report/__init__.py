@@ -24,7 +24,8 @@ __all__ = ["rows", "write_report", "write_tables"]
 SCRIPT = Path(__file__).parents[1] / "templates" / "report.js"
 TOOLS = (
     *(wording.amount, wording.change, wording.counted, wording.heading, wording.interval, wording.label),
-    *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.verdict, shown),
+    *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.titled),
+    *(wording.verdict, shown),
 )
 OUTCOMES = {  # of an example: (short, in words)
     "gained": ("▲ gained", "wrong before, right now"),
@@ -73,7 +74,8 @@ def write_report(
     manifest = (
         read_json(Path(dataset) / "manifest.json") if dataset and (Path(dataset) / "manifest.json").exists() else {}
     )
-    steps = [manifest, *trained.values(), comparison]
+    evaluations = comparison.get("evaluations", {})
+    steps = [manifest, *trained.values(), *evaluations.values(), comparison]
     script = SCRIPT.read_text(encoding="utf-8")
     html = page(
         "report.html.jinja",
@@ -91,11 +93,12 @@ def write_report(
         outcomes=OUTCOMES,
         filters=_filters(comparison.get("examples", ())),
         thumbnails=pictures.thumbnails(comparison.get("examples", ()), images or {}),
-        attention=pictures.attention(attention),
+        attention=pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()]),
         curves=charts.curves({name: state.get("log_history", []) for name, state in states.items()}),
         trained=trained,
         manifest=manifest,
-        commands=list(commands) or [step["command"] for step in steps if step.get("command")],
+        evaluations=evaluations,
+        commands=list(commands) or list(dict.fromkeys(step["command"] for step in steps if step.get("command"))),
         versions=_versions(steps),
         **pictures.dataset_parts(dataset),
     )

@@ -34,7 +34,7 @@ def main(
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
-        scoring = replace(scoring_of(run), **given)
+        scoring = _changed(scoring_of(run), given)
         with output_folder(output, {"run": str(run), **given}) as folder:
             return score_run(run, folder, scoring, record)
     scoring = Scoring(**given)
@@ -42,6 +42,13 @@ def main(
     scoring.try_out({question.task for question in questions.questions})
     with output_folder(output, {"predictions": str(predictions), **given}) as folder:
         return score_predictions(questions, Path(str(predictions)), folder, scoring, record)
+
+
+def _changed(before: Scoring, given: Mapping[str, str]) -> Scoring:
+    """Another report protocol brings its own METEOR, unless one is given."""
+    scoring = replace(before, **given)
+    kept = scoring.report_protocol == before.report_protocol or "meteor_variant" in given
+    return scoring if kept else replace(scoring, meteor_variant=None)
 
 
 def scoring_of(run: Path) -> Scoring:

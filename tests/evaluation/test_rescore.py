@@ -79,6 +79,23 @@ def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:
     assert scoring_of(run) == Scoring("strict", "coco", content(run)["metrics"]["meteor_variant"])
 
 
+@pytest.mark.parametrize(
+    ("chosen", "variant"),
+    [
+        ({"report_protocol": "paper"}, "nltk_wordnet"),
+        ({"report_protocol": "paper", "meteor_variant": "nltk_exact_stem"}, "nltk_exact_stem"),
+        ({"report_protocol": "coco"}, "nltk_exact_stem"),
+        ({"vqa_protocol": "paper"}, "nltk_exact_stem"),
+    ],
+)
+def test_another_report_protocol_brings_its_own_meteor(
+    run: Path, tmp_path: Path, chosen: dict[str, str], variant: str
+) -> None:
+    main(run, None, {}, {**NONE, "meteor_variant": "nltk_exact_stem"}, tmp_path / "stem", {"name": "stem"})
+    results = main(tmp_path / "stem", None, {}, {**NONE, **chosen}, tmp_path / "out", {"name": "out"})
+    assert results["metrics"]["meteor_variant"] == variant
+
+
 def test_predictions_made_elsewhere_make_an_evaluation_folder(
     asked: QuestionSet, corpus: Path, run: Path, tmp_path: Path
 ) -> None:

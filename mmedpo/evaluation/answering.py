@@ -104,7 +104,6 @@ class LocalModel:
             },
         }  # fmt: skip
 
-
     def _generation(self) -> dict[str, Any]:
         """What decides answers beside the settings; what is not named is off."""
         config = self.model.model.generation_config.to_diff_dict()

@@ -48,7 +48,10 @@ Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything left to chance.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything left to chance.")]
+OfficialSplit = Annotated[
+    bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")
+]
 SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
 
 
@@ -270,6 +273,7 @@ def score(
     split: Split = None,
     limit: Limit = None,
     seed: Seed = 0,
+    official_split: OfficialSplit = False,
     skip_faulty: SkipFaulty = False,
     vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
     report_protocol: Annotated[
@@ -283,10 +287,13 @@ def score(
     """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
     from mmedpo.evaluation import rescore
 
-    asked = {"source": source, "dataset": dataset, "split": split, "limit": limit, "seed": seed}
+    asked = {
+        "source": source, "dataset": dataset, "split": split, "official_split": official_split, "limit": limit,
+        "seed": seed, "skip_faulty": skip_faulty,
+    }  # fmt: skip
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
     record = {"name": name or output.name, "command": _command()}
-    _print_metrics(rescore.main(run, predictions, {**asked, "skip_faulty": skip_faulty}, chosen, output, record))
+    _print_metrics(rescore.main(run, predictions, asked, chosen, output, record))
 
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,8 +12,10 @@ from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, Scoring, joined, score_folder
+from mmedpo.evaluation.score import PARTS, RESULTS_FORMAT, Scoring, joined, score_folder
 from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
+
+log = logging.getLogger(__name__)
 
 
 def main(
@@ -23,23 +26,26 @@ def main(
 
     Args:
         run, predictions: a finished evaluation, or a file of predictions; one of them.
-        asked: options of `questions.read`, for predictions.
+        asked: options of `questions.read`, for predictions alone.
         chosen: fields of `Scoring`; None is what the run has, or the default.
         record: what results.json shall say beside (name, command).
 
     Raises:
-        InputError: neither or both are given, or they cannot be scored.
+        InputError: neither or both are given, options that have no use, or answers that cannot be scored.
     """
     given = {name: value for name, value in chosen.items() if value is not None}
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
+        if unused := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]:
+            raise InputError(f"{', '.join(unused)} say what --predictions answer; {run} holds its own questions.")
         scoring = _changed(scoring_of(run), given)
         with output_folder(output, {"run": str(run), **given}) as folder:
             return score_run(run, folder, scoring, record)
     scoring = Scoring(**given)
-    questions = read(**asked)
-    scoring.try_out({question.task for question in questions.questions})
+    questions = read(**asked, scoring=scoring)
+    if questions.note:
+        log.warning(questions.note)
     with output_folder(output, {"predictions": str(predictions), **given}) as folder:
         return score_predictions(questions, Path(str(predictions)), folder, scoring, record)
 
@@ -91,10 +97,10 @@ def score_predictions(
         InputError: predictions that do not join the questions by id, or are no strings; all are listed.
     """
     digest = write(asked, folder / "questions.jsonl")
-    pairs = joined(folder / "questions.jsonl", predictions)
+    pairs = joined(folder / "questions.jsonl", predictions, scoring)
     write_lines(folder / "predictions.jsonl", ({"id": row["id"], "prediction": text} for row, text in pairs))
     return _finish(folder, scoring, {
-        "format": "mmedpo.results/1", **record, **asked.record, "questions_sha256": digest, "model": None,
+        "format": RESULTS_FORMAT, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
     })  # fmt: skip

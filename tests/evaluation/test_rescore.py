@@ -149,6 +149,28 @@ def test_neither_or_both_are_refused(run: Path, tmp_path: Path) -> None:
             main(*given, {}, NONE, tmp_path / "out", {})
 
 
+def test_a_finished_run_takes_no_option_about_questions(run: Path, tmp_path: Path) -> None:
+    asked = {"source": tmp_path, "split": "test", "limit": None, "seed": 0, "skip_faulty": True}
+    with pytest.raises(InputError, match=r"--source, --split, --skip-faulty say what --predictions answer"):
+        main(run, None, asked, NONE, tmp_path / "out", {})
+
+
+def test_predictions_may_begin_with_a_byte_order_mark(asked: QuestionSet, corpus: Path, tmp_path: Path) -> None:
+    file = predictions(tmp_path / "theirs.jsonl", asked)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert of_file(file, corpus, tmp_path / "out")["metrics"]["overall_accuracy"] == 1
+
+
+def test_predictions_that_no_file_can_hold_are_refused(asked: QuestionSet, corpus: Path, tmp_path: Path) -> None:
+    id_ = asked.questions[0].id
+    file = predictions(tmp_path / "theirs.jsonl", asked, **{id_: {"id": id_, "prediction": "left \ud83d lung"}})
+    with pytest.raises(InputError, match=r"theirs.jsonl, line 12 holds half a character"):
+        of_file(file, corpus, tmp_path / "out")
+    for whole in ("left \U0001f600 lung", "left \\ud83d lung"):
+        predictions(file, asked, **{id_: {"id": id_, "prediction": whole}})
+        of_file(file, corpus, tmp_path / f"out-{len(whole)}")
+
+
 @pytest.mark.parametrize("results", [None, {"protocols": {"preference": "log_likelihood"}}, []])
 def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, results: Any) -> None:
     if results is not None:
@@ -160,4 +182,6 @@ def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, resu
 def test_missing_predictions_are_named(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.jsonl does not exist"):
         of_file(tmp_path / "nowhere.jsonl", corpus, tmp_path / "out")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\); give a finished evaluation"):
+        of_file(tmp_path, corpus, tmp_path / "out")
     assert not list(tmp_path.iterdir())

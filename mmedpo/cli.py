@@ -37,6 +37,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
+SHORT = ("preview", "score", "compare", "publish")  # commands without --resume
 SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
 
 # Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
@@ -335,7 +336,7 @@ def compare(
     from mmedpo.report import rows, write_report, write_tables
     from mmedpo.sources import read_source
     from mmedpo.wording import note
-    from mmedpo.workdir import output_folder, write_json
+    from mmedpo.workdir import short_folder, write_json
 
     comparison = comparing.compare(runs, seed=seed, command=_command(), dataset=dataset)
     trainings = {folder.name: folder for folder in training or []}
@@ -343,7 +344,7 @@ def compare(
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     images = {sample.id: sample.image for sample in read_source(source).samples} if source else {}
     changed, conflicts = with_results(card, comparison) if card else ({}, [])
-    with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
+    with short_folder(output) as folder:
         write_report(folder / "report.html", comparison, dataset, trainings, images=images, attention=attention)
         write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)
@@ -552,7 +553,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        errors.print("Interrupted. What is finished is kept; run the same command with --resume to go on.")
+        kept = " What is finished is kept; run the same command with --resume to go on."
+        errors.print("Interrupted." + kept * (sys.argv[1] not in SHORT))
         raise SystemExit(130) from None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
 from mmedpo.evaluation.score import PARTS, RESULTS_FORMAT, Scoring, joined, score_folder
-from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
+from mmedpo.workdir import portable, read_json, short_folder, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ def main(
         if unused := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]:
             raise InputError(f"{', '.join(unused)} say what --predictions answer; {run} holds its own questions.")
         scoring = _changed(scoring_of(run), given)
-        with output_folder(output, {"run": str(run), **given}) as folder:
+        with short_folder(output) as folder:
             return score_run(run, folder, scoring, record)
     scoring = Scoring(**given)
     questions = read(**asked, scoring=scoring)
     if questions.note:
         log.warning(questions.note)
-    with output_folder(output, {"predictions": str(predictions), **given}) as folder:
+    with short_folder(output) as folder:
         return score_predictions(questions, Path(str(predictions)), folder, scoring, record)
 
 
@@ -65,10 +65,11 @@ def scoring_of(run: Path) -> Scoring:
     """
     results = read_json(run / "results.json")
     protocols = results.get("protocols") if isinstance(results, dict) else None
-    if not isinstance(protocols, dict) or protocols.keys() != set(PARTS):
+    metrics = results.get("metrics") if isinstance(results, dict) else None
+    if not isinstance(protocols, dict) or protocols.keys() != set(PARTS) or not isinstance(metrics, dict):
         raise InputError(f"{run} holds no scored answers (its protocols are {protocols}); give one that does.")
     named = {PARTS[part]: name for part, name in protocols.items()}
-    variant = results["metrics"].get("meteor_variant")
+    variant = metrics.get("meteor_variant")
     return Scoring(**named, **({"meteor_variant": variant} if variant else {}))
 
 
@@ -77,9 +78,15 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
 
     Returns:
         The content of results.json: that of `run`, which "scored_before" tells from this.
+
+    Raises:
+        InputError: files of `run` are missing or broken.
     """
     for name in ("questions.jsonl", "predictions.jsonl"):
-        shutil.copyfile(run / name, folder / name)
+        try:
+            shutil.copyfile(run / name, folder / name)
+        except FileNotFoundError:
+            raise InputError(f"{run} has no {name}; give a finished evaluation.") from None
     before = read_json(run / "results.json")
     kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
     return _finish(folder, scoring, {**before, **record, "scored_before": kept})

@@ -5,6 +5,8 @@ Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything els
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import logging
 import os
@@ -71,6 +73,20 @@ def _command() -> str:
     return "mmedpo " + shlex.join(words)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option once, as it is typed; what must be given is said, and no default where there is none."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return super()._get_help_string(action) if action.default not in (None, argparse.SUPPRESS) else action.help
+
+
 def _parsed(context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None) -> Any:
     """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`."""
     import yaml
@@ -83,7 +99,8 @@ def _parsed(context: typer.Context, *options: Any, name: str = "", defaults: Map
     if words[-1:] == ["--config"]:
         raise InputError("--config needs a recipe after it, the path of a YAML file.")
     # Its own usage has a line for each option and comes with every fault.
-    parser = TrlParser(list(options), prog=command, usage=f"{command} [--config RECIPE.yaml] [options], see --help")
+    usage = f"{command} [--config RECIPE.yaml] [options], see --help"
+    parser = TrlParser(list(options), prog=command, usage=usage, formatter_class=_Help)
     parser.set_defaults_with_config(**(defaults or {}))
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
@@ -370,6 +387,12 @@ def attention(
     adapter: Annotated[str, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")],
     source: Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")],
     output: Output,
+    model_revision: Annotated[
+        str | None, typer.Option("--model-revision", help="Branch, tag or commit of the model on the Hub.")
+    ] = None,
+    adapter_revision: Annotated[
+        str | None, typer.Option("--adapter-revision", help="Branch, tag or commit of the adapter on the Hub.")
+    ] = None,
     split: Split = None,
     limit: Limit = None,
     answer: Annotated[
@@ -396,6 +419,8 @@ def attention(
     settings = attending.Settings(answer, layers, max_new_tokens)
     asked = read_source(source, split, seed=seed)
     refuse_faults(asked, skip_faulty)
+    if split and asked.note:
+        console.print(asked.note.partition(" --official-split")[0], highlight=False, soft_wrap=True)
     samples = limited(attending.boxed(asked.samples), limit, seed)
     record = {
         "command": _command(), "source": asked.name, "split": split, "split_by": asked.split_by,
@@ -403,9 +428,10 @@ def attention(
     }  # fmt: skip
     kept = {
         **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
+        "model_revision": model_revision, "adapter_revision": adapter_revision,
     }  # fmt: skip
     with output_folder(output, kept, resume) as folder:
-        adapted = VisionLanguageModel(model, adapter)
+        adapted = VisionLanguageModel(model, adapter, model_revision, adapter_revision=adapter_revision)
         result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
     _print_table(attending.rows(result))
     if not any(sample.boxes for sample in samples):

@@ -5,6 +5,8 @@ Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything els
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import logging
 import os
@@ -37,6 +39,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
+SHORT = ("preview", "score", "compare", "publish")  # commands without --resume
 SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
 
 # Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
@@ -48,7 +51,10 @@ Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything left to chance.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything left to chance.")]
+OfficialSplit = Annotated[
+    bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")
+]
 SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
 
 
@@ -67,6 +73,20 @@ def _command() -> str:
     return "mmedpo " + shlex.join(words)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option once, as it is typed; what must be given is said, and no default where there is none."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return super()._get_help_string(action) if action.default not in (None, argparse.SUPPRESS) else action.help
+
+
 def _parsed(context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None) -> Any:
     """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`."""
     import yaml
@@ -79,7 +99,8 @@ def _parsed(context: typer.Context, *options: Any, name: str = "", defaults: Map
     if words[-1:] == ["--config"]:
         raise InputError("--config needs a recipe after it, the path of a YAML file.")
     # Its own usage has a line for each option and comes with every fault.
-    parser = TrlParser(list(options), prog=command, usage=f"{command} [--config RECIPE.yaml] [options], see --help")
+    usage = f"{command} [--config RECIPE.yaml] [options], see --help"
+    parser = TrlParser(list(options), prog=command, usage=usage, formatter_class=_Help)
     parser.set_defaults_with_config(**(defaults or {}))
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
@@ -270,6 +291,7 @@ def score(
     split: Split = None,
     limit: Limit = None,
     seed: Seed = 0,
+    official_split: OfficialSplit = False,
     skip_faulty: SkipFaulty = False,
     vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
     report_protocol: Annotated[
@@ -283,10 +305,13 @@ def score(
     """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
     from mmedpo.evaluation import rescore
 
-    asked = {"source": source, "dataset": dataset, "split": split, "limit": limit, "seed": seed}
+    asked = {
+        "source": source, "dataset": dataset, "split": split, "official_split": official_split, "limit": limit,
+        "seed": seed, "skip_faulty": skip_faulty,
+    }  # fmt: skip
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
     record = {"name": name or output.name, "command": _command()}
-    _print_metrics(rescore.main(run, predictions, {**asked, "skip_faulty": skip_faulty}, chosen, output, record))
+    _print_metrics(rescore.main(run, predictions, asked, chosen, output, record))
 
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
@@ -330,7 +355,7 @@ def compare(
     from mmedpo.report import rows, write_report, write_tables
     from mmedpo.sources import read_source
     from mmedpo.wording import note
-    from mmedpo.workdir import output_folder, write_json
+    from mmedpo.workdir import short_folder, write_json
 
     comparison = comparing.compare(runs, seed=seed, command=_command(), dataset=dataset, trainings=training or [])
     trainings = {folder.name: folder for folder in training or []}
@@ -338,7 +363,7 @@ def compare(
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     images = {sample.id: sample.image for sample in read_source(source).samples} if source else {}
     changed, conflicts = with_results(card, comparison) if card else ({}, [])
-    with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
+    with short_folder(output) as folder:
         write_report(folder / "report.html", comparison, dataset, trainings, images=images, attention=attention)
         write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)
@@ -364,6 +389,12 @@ def attention(
     adapter: Annotated[str, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")],
     source: Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")],
     output: Output,
+    model_revision: Annotated[
+        str | None, typer.Option("--model-revision", help="Branch, tag or commit of the model on the Hub.")
+    ] = None,
+    adapter_revision: Annotated[
+        str | None, typer.Option("--adapter-revision", help="Branch, tag or commit of the adapter on the Hub.")
+    ] = None,
     split: Split = None,
     limit: Limit = None,
     answer: Annotated[
@@ -390,6 +421,8 @@ def attention(
     settings = attending.Settings(answer, layers, max_new_tokens)
     asked = read_source(source, split, seed=seed)
     refuse_faults(asked, skip_faulty)
+    if split and asked.note:
+        console.print(asked.note.partition(" --official-split")[0], highlight=False, soft_wrap=True)
     samples = limited(attending.boxed(asked.samples), limit, seed)
     record = {
         "command": _command(), "source": asked.name, "split": split, "split_by": asked.split_by,
@@ -397,9 +430,10 @@ def attention(
     }  # fmt: skip
     kept = {
         **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
+        "model_revision": model_revision, "adapter_revision": adapter_revision,
     }  # fmt: skip
     with output_folder(output, kept, resume) as folder:
-        adapted = VisionLanguageModel(model, adapter)
+        adapted = VisionLanguageModel(model, adapter, model_revision, adapter_revision=adapter_revision)
         result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
     _print_table(attending.rows(result))
     if not any(sample.boxes for sample in samples):
@@ -547,7 +581,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        errors.print("Interrupted. What is finished is kept; run the same command with --resume to go on.")
+        kept = " What is finished is kept; run the same command with --resume to go on."
+        errors.print("Interrupted." + kept * (sys.argv[1] not in SHORT))
         raise SystemExit(130) from None
 
 

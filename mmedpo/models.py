@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 import re
@@ -16,6 +17,10 @@ from mmedpo.errors import InputError
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+
+SEARCH = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # what greedy and sampling share
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # as PEFT looks for them
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,26 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
+def own_generation(model: Any, tokenizer: Any) -> Any:
+    """The generation config that answers are made by: the ids of the model's tokens, and nothing else of its own.
+
+    Beams, penalties and least lengths that a checkpoint brings would change its answers, unrecorded. Image
+    placeholders and other special tokens but the end of text are never generated, since a sampled placeholder breaks
+    the next forward pass.
+    """
+    from transformers import GenerationConfig
+
+    brought, ends = model.generation_config, end_tokens(model, tokenizer)
+    return GenerationConfig(
+        bos_token_id=brought.bos_token_id,
+        decoder_start_token_id=brought.decoder_start_token_id,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends) or None,
+        **SEARCH,
+    )
+
+
 class VisionLanguageModel:
     """A Med-LVLM that answers questions about images, with or without a LoRA adapter.
 
@@ -182,6 +207,9 @@ class VisionLanguageModel:
         name: Hub id or folder of the base model.
         adapter: Hub id or folder of a PEFT adapter trained on it.
         revision, adapter_revision: branch, tag or commit on the Hub; afterwards the commit, if there is one.
+
+    Attributes:
+        adapter_sha256: `adapter_digest` of the adapter, None without one.
 
     Raises:
         InputError: either cannot be loaded, or they do not belong together.
@@ -204,9 +232,11 @@ class VisionLanguageModel:
         self.device = best_device()
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
+        model.generation_config = own_generation(model, self.processor.tokenizer)
         if adapter is not None:
             model = with_adapter(model, name, adapter, revision=adapter_revision)
         self.adapter_revision = adapter and (_adapter_commit(adapter, adapter_revision) or adapter_revision)
+        self.adapter_sha256 = adapter and adapter_digest(adapter, self.adapter_revision)
         self.model = model.to(self.device).eval()
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
@@ -220,15 +250,13 @@ class VisionLanguageModel:
             return encode(self.processor, questions)
 
     def generate(self, inputs: Any, sampling: Sampling) -> list[list[str]]:
-        """Answers to a batch that `encode` made, `sampling.samples` a question.
+        """Answers to a batch that `encode` made, `sampling.samples` a question (`own_generation`).
 
-        Image placeholders and other special tokens but the end of text are never generated, since a sampled
-        placeholder breaks the next forward pass. Out of memory is left to the caller, who chose the batch.
+        Out of memory is left to the caller, who chose the batch.
         """
         import torch
 
         tokenizer = self.processor.tokenizer
-        ends = end_tokens(self.model, tokenizer)
         torch.manual_seed(sampling.seed)
         with torch.inference_mode():
             sampled: dict[str, Any] = {}
@@ -239,9 +267,6 @@ class VisionLanguageModel:
                 do_sample=sampling.temperature > 0,
                 num_return_sequences=sampling.samples,
                 max_new_tokens=sampling.max_new_tokens,
-                repetition_penalty=1.0,  # this and top_k would else be the model's own defaults, unrecorded
-                suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends),
-                pad_token_id=tokenizer.pad_token_id,
                 **sampled,
             )
         with self._tokenizing:
@@ -296,3 +321,25 @@ def _adapter_commit(adapter: str, revision: str | None) -> str | None:
 
     file = cached_file(adapter, "adapter_config.json", revision=revision)
     return extract_commit_hash(file, None)
+
+
+def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
+    """SHA-256 (hexadecimal) of the weights of a PEFT adapter, of a folder or the Hub; None where it has no such file.
+
+    Raises:
+        InputError: the Hub cannot be asked for it, and it is not in the cache.
+    """
+    from transformers.utils.hub import cached_file
+
+    try:
+        files = (
+            cached_file(adapter, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for name in ADAPTER_WEIGHTS
+        )
+        file = next(filter(None, files), None)
+    except OSError as error:
+        raise InputError(f"The adapter {adapter!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if file is None:
+        return None
+    with Path(file).open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()

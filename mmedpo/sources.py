@@ -22,18 +22,25 @@ SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image")."""
+    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image").
+
+    `images_in_other_splits` counts images of the split (of all splits, where none was chosen) that another one holds
+    too: 0 but for a split that was taken as it stands. `note` says that the table's own split was not used, and why.
+    """
 
     name: str
     license: str
     samples: list[Sample]
     faults: list[Fault] = field(default_factory=list)
     split_by: str = "source"
+    images_in_other_splits: int = 0
+    note: str | None = None
 
 
 def read_source(
-    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown"
-) -> Source:
+    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown",
+    official_split: bool = False,
+) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
     The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
@@ -45,13 +52,14 @@ def read_source(
         limit: keep this many questions, the first of a shuffle.
         seed: of that shuffle.
         license: of the rows that do not say.
+        official_split: use the table's own split as it stands, with images and patients in several parts or not.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
 
     Raises:
-        InputError: the folder or its table is missing, ambiguous, empty or unreadable, no column is known, or the
-            split has no question.
+        InputError: the folder or its table is missing, ambiguous, empty or unreadable, no column is known, the split
+            has no question, or an official split is asked for and rows have none.
     """
     table = find_table(path)
     root = table.parent
@@ -75,7 +83,8 @@ def read_source(
     _settle_patients(source)
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
-        _settle_split(source)
+        _settle_split(source, official_split)
+        source.images_in_other_splits = _shared(source.samples, split)
         _keep(source, split, limit, seed)
     return source
 
@@ -133,17 +142,40 @@ def _settle_patients(source: Source) -> None:
     ]
 
 
-def _settle_split(source: Source) -> None:
+def _settle_split(source: Source, official: bool) -> None:
+    without = [sample.id for sample in source.samples if not sample.split]
+    if official:
+        if without:
+            raise InputError(
+                f"{source.name} has {len(without)} rows without a split ({without[0]} is the first), so that there is "
+                "no official one to take; leave out --official-split."
+            )
+        return
+
     def group(sample: Sample) -> str:
         return sample.patient_id or sample.image_id
 
     homes: dict[str, set[str]] = {}
     for sample in source.samples:
         homes.setdefault(group(sample), set()).add(sample.split)
-    if all(len(splits) == 1 and "" not in splits for splits in homes.values()):
+    parted = sum(len(splits) > 1 for splits in homes.values())
+    if not without and not parted:
         return
     source.split_by = "patient" if any(sample.patient_id for sample in source.samples) else "image"
+    source.note = f"The split of {source.name} is made by {source.split_by} (60/10/30 %), since " + (
+        f"{len(without)} rows of its table have none."
+        if without
+        else f"its own has {parted} of {len(homes)} {source.split_by}s in several parts. --official-split takes that "
+        "as it stands."
+    )
     source.samples = [replace(sample, split=_share(unit_interval("split", group(sample)))) for sample in source.samples]
+
+
+def _shared(samples: Sequence[Sample], split: str | None) -> int:
+    homes: dict[str, set[str]] = {}
+    for sample in samples:
+        homes.setdefault(sample.image_id, set()).add(sample.split)
+    return sum(len(splits) > 1 and (split is None or split in splits) for splits in homes.values())
 
 
 def _share(position: float) -> str:

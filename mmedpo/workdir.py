@@ -1,12 +1,13 @@
 """Output folders that are whole or absent, and what is recorded in them.
 
-A long command works in `OUTPUT.partial` and renames it to `OUTPUT` as its last act, so that a folder named
+A long command works in `OUTPUT.partial` and renames it to `OUTPUT` when all is done, so that a folder named
 `OUTPUT` is always finished. `--resume` continues what `OUTPUT.partial` holds.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 import shutil
@@ -36,7 +37,10 @@ REPORTED_PACKAGES = (
 )
 
 SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
-NO_WORK = ("settings.json", "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
+SETTINGS = "settings.json"  # of a run, while it works
+DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_WORK = (SETTINGS, "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
@@ -53,12 +57,14 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises InputError naming the file where it is missing or broken."""
+    """Parse a JSON file; raises InputError naming the file where it is missing, broken or none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the folder of a finished run.") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the folder of a finished run.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
 
 
@@ -92,20 +98,24 @@ def output_folder(
 ) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
 
-    `settings` (JSON-able) is kept in the working folder; a resumed run must have the same. Bad input found before
-    any work was recorded removes the working folder; later errors and interruptions leave it for `--resume`.
-    Of several processes only the first makes and renames folders; the others are given the same one.
+    `settings` (JSON-able) is kept in the working folder, and digests of it in the finished one; a resumed run must have
+    the same. Bad input found before any work was recorded removes the working folder; later errors and interruptions
+    leave it for `--resume`. Of several processes only the first makes and renames folders; the others are given the
+    same one.
 
     Raises:
-        InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; the disk is full.
+        InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; `output` cannot be
+            written; the disk is full.
         AlreadyFinished: `resume` and `output` is complete.
     """
     output = output.resolve()
-    if output.exists():
-        if resume:
-            raise AlreadyFinished(f"{output} is finished; nothing to resume.")
-        raise InputError(f"{output} exists already; choose another --output or remove it first.")
     partial = output.with_name(output.name + ".partial")
+    if resume and _exists(output):
+        _compare_digests(output, settings)
+        if processes.first and (output / DIGESTS).exists():
+            _drop_ledgers(output)  # of a run that was killed right after it had its name
+        raise AlreadyFinished(f"{output} is finished; nothing to resume.")
+    _refuse_existing(output)
     if not processes.first:
         processes.open(partial)
         yield partial
@@ -113,32 +123,112 @@ def output_folder(
     fresh = not partial.exists()
     if not fresh and not resume:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
-    kept = partial / "settings.json"
+    remedy = f"What was finished is kept in {partial}: free some space and run the same command with --resume."
+    with _plain_faults(output, remedy):
+        _make(partial)
+        try:
+            _compare_digests(partial, settings)
+            settle_settings(partial / SETTINGS, settings)
+            for ledger in partial.glob("*.ledger"):
+                Ledger(ledger).forget()
+            processes.open(partial)
+            yield partial
+            write_json(partial / DIGESTS, _digests(settings))
+            (partial / SETTINGS).unlink()  # a source folder has one table, and this could be one
+            partial.replace(output)
+            _drop_ledgers(output)  # not before: a kill in between would lose what they hold
+        except InputError:
+            # A judge may refuse its key after hours of sampling: work that was recorded is kept.
+            if fresh and not _holds_work(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def short_folder(output: Path) -> Iterator[Path]:
+    """As `output_folder`, for work of seconds that cannot be resumed: nothing is left of what did not end.
+
+    Raises:
+        InputError: `output` or an interrupted run of its name exists; it cannot be written; the disk is full.
+    """
+    output = output.resolve()
+    _refuse_existing(output)
+    interrupted = output.with_name(output.name + ".partial")
+    if interrupted.exists():
+        raise InputError(f"{interrupted} holds an interrupted run; choose another --output, or remove it first.")
+    working = output.with_name(f".{output.name}.writing")
+    shutil.rmtree(working, ignore_errors=True)  # of a run that was killed
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        settle_settings(kept, settings)
-        for ledger in partial.glob("*.ledger"):
-            Ledger(ledger).forget()
-        processes.open(partial)
-        yield partial
-        for scaffolding in (kept, *partial.glob("*.ledger*")):
-            scaffolding.unlink()
-        partial.replace(output)
+        with _plain_faults(output, "Free some space and run the same command again."):
+            _make(working)
+            yield working
+            working.replace(output)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _exists(output: Path) -> bool:
+    try:
+        return output.exists()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"Cannot write {output}: {error.strerror}. Choose another --output.") from error
+
+
+def _refuse_existing(output: Path) -> None:
+    if _exists(output):
+        raise InputError(f"{output} exists already; choose another --output or remove it first.")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InputError(f"Cannot write {folder}: {error.strerror}. Choose another --output.") from error
+
+
+@contextmanager
+def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
+    """What the operating system refuses, as InputError; `remedy`: what to do about a full disk."""
+    try:
+        yield
     except InputError:
-        # A judge may refuse its key after hours of sampling: work that was recorded is kept.
-        if fresh and not _holds_work(partial):
-            shutil.rmtree(partial, ignore_errors=True)
         raise
     except Exception as error:
         cause = _system_error(error)
-        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"No space left on the disk of {output.parent}. What was finished is kept in {partial}: "
-                "free some space and run the same command with --resume."
-            ) from error
+        if cause is not None and cause.errno in FULL:
+            raise InputError(f"No space left on the disk of {output.parent}. {remedy}") from error
         if cause is not None and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise InputError(f"Cannot write {cause.filename or output}: {cause.strerror}.") from error
         raise
+
+
+def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise InputError if a finished run had other settings; one of an earlier version does not say."""
+    if not (folder / DIGESTS).exists():
+        return
+    before, now = read_json(folder / DIGESTS), _digests(settings)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        raise InputError(
+            f"{folder} was finished with other settings ({', '.join(differing)} differ). Repeat them, or choose "
+            "another --output."
+        )
+
+
+def _digests(settings: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of each setting that is on. Not the settings themselves, which name folders and servers."""
+    return {
+        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for key, value in sorted(settings.items())
+        if value is not None and value is not False
+    }
+
+
+def _drop_ledgers(folder: Path) -> None:
+    for ledger in folder.glob("*.ledger*"):
+        ledger.unlink(missing_ok=True)
 
 
 def _holds_work(folder: Path) -> bool:

@@ -63,6 +63,18 @@ def test_help_of_each_command_shows_an_example(run: Run, command: str) -> None:
     assert says(output, f"Example: mmedpo {command} ")
 
 
+def test_help_names_each_option_once_and_what_must_be_given(run: Run) -> None:
+    code, output = run("evaluate", "--help")
+    assert code == 0 and "--max-new-tokens MAX_NEW_TOKENS" in output and "_new_tokens " not in output
+    assert output.count("(required)") == 2 and "(default: None)" not in output and "(default: 16)" in output
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "attention", "quickstart"])
+def test_a_negative_seed_is_refused(run: Run, command: str) -> None:
+    code, output = run(command, "--seed", -1)
+    assert code == 2 and says(output, "'--seed'", "or equal to 0")
+
+
 def test_help_lists_the_commands(run: Run) -> None:
     code, output = run("--help")
     assert code == 0
@@ -244,7 +256,7 @@ def test_usage_in_an_error_is_one_line_and_help_names_every_option(run: Run) -> 
     ):  # fmt: skip
         code, output = run(command, "--help")
         assert code == 0 and "--config" in output
-        assert all(f"--{field.name}" in output for kind in kinds for field in fields(kind))
+        assert all(f"--{field.name.replace('_', '-')}" in output for kind in kinds for field in fields(kind))
 
 
 def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_names(
@@ -473,6 +485,26 @@ def test_evaluate_leaves_nothing_where_an_endpoint_refuses_the_key(
     code, output = run("evaluate", "--model", f"{chat_server.url}#m", *words)
     assert code == 2 and says(output, "refuses", "MMEDPO_API_KEY")
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [["score", "{start}"], ["compare", "{start}", "{start}/../again"]])
+def test_short_commands_read_no_file_in_a_folders_place_and_leave_nothing_half_done(
+    run: Run, evaluations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    given = [word.format(start=evaluations / "start") for word in words] + ["--output", str(tmp_path / "out")]
+    code, output = run(given[0], f"{given[1]}/results.json", *given[2:])
+    assert code == 2 and says(output, "results.json/results.json cannot be read (Not a directory)")
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for writer in ("mmedpo.workdir.write_json", "mmedpo.evaluation.rescore.write_json"):
+            patched.setattr(writer, interrupted)
+        code, output = run(*given)
+    assert code == 130 and "Interrupted." in output and "--resume" not in output
+    assert left_behind(tmp_path) == []
+    assert run(*given)[0] == 0 and left_behind(tmp_path) == ["out"]
 
 
 def test_compare_prints_and_writes_a_report(run: Run, evaluations: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
-from mmedpo.models import Sampling, VisionLanguageModel, load_processor
+from mmedpo.models import Sampling, VisionLanguageModel, adapter_digest, load_processor
 from mmedpo.sources import read_source
 
 SAMPLED = Sampling(max_new_tokens=6, temperature=1.0, samples=3, seed=0)
@@ -258,3 +259,26 @@ def test_template_that_only_the_tokenizer_has_is_used(
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": template}))
     inputs = VisionLanguageModel(str(folder)).encode(questions)
     assert inputs["input_ids"].equal(model.encode(questions)["input_ids"])
+
+
+def test_what_a_checkpoint_brings_to_generation_changes_no_answer(
+    tiny_model: Path, tmp_path: Path, model: VisionLanguageModel, questions: list[Question]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "brings")
+    config = folder / "generation_config.json"
+    brought = {"num_beams": 4, "no_repeat_ngram_size": 2, "min_new_tokens": 6, "repetition_penalty": 1.5, "top_k": 3}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **brought, "do_sample": True, "top_p": 0.5}))
+    own = VisionLanguageModel(str(folder))
+    for sampling in (Sampling(max_new_tokens=6), SAMPLED):
+        assert own.answer(questions, sampling) == model.answer(questions, sampling)
+    kept = own.model.generation_config
+    assert (kept.num_beams, kept.min_new_tokens, kept.top_k) == (1, None, None)
+    assert kept.eos_token_id == [own.processor.tokenizer.eos_token_id]
+
+
+def test_the_digest_of_an_adapter_is_that_of_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+    name = adapter(tiny_model, tmp_path / "adapter", str(tiny_model))
+    weights = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert adapter_digest(name) == hashlib.sha256(weights).hexdigest()
+    assert VisionLanguageModel(str(tiny_model), name).adapter_sha256 == adapter_digest(name)
+    assert VisionLanguageModel(str(tiny_model)).adapter_sha256 is None

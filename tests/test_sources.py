@@ -586,6 +586,29 @@ def test_split_that_shares_a_patient_is_made_anew_by_patient(make_source: MakeSo
     assert all(len(splits) == 1 for splits in homes(source, "patient_id").values())
 
 
+def test_an_official_split_is_taken_as_it_stands_and_what_it_shares_is_counted(
+    make_source: MakeSource, png: bytes
+) -> None:
+    rows, images = questions(6, png, split=lambda number: "train" if number < 4 else "test")
+    rows[1]["split"] = rows[3]["split"] = "test"  # their images are also in train
+    folder = make_source(rows, images=images)
+    anew = read_source(folder)
+    assert anew.note and "its own has 2 of 6 images in several parts. --official-split" in anew.note
+    source = read_source(folder, "test", official_split=True)
+    assert [sample.id for sample in source.samples] == [row["id"] for row in rows if row["split"] == "test"]
+    assert (source.split_by, source.images_in_other_splits, source.note) == ("source", 2, None)
+    assert read_source(folder, "train", official_split=True).images_in_other_splits == 2
+
+
+def test_an_official_split_must_be_there(make_source: MakeSource, png: bytes) -> None:
+    rows, images = questions(3, png, split=lambda number: "train" if number else "")
+    folder = make_source(rows, images=images)
+    with pytest.raises(InputError, match=r"has 2 rows without a split .*leave out --official-split"):
+        read_source(folder, "train", official_split=True)
+    note = read_source(folder).note
+    assert note and "2 rows of its table have none" in note
+
+
 def test_missing_split_is_made_and_does_not_depend_on_other_rows(make_source: MakeSource, png: bytes) -> None:
     rows, images = questions(20, png)
     every = read_source(make_source(rows, images=images))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mmedpo import workdir
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
-from mmedpo.workdir import REPORTED_PACKAGES, output_folder, portable, read_json, versions, write_json
+from mmedpo.workdir import REPORTED_PACKAGES, output_folder, portable, read_json, short_folder, versions, write_json
 
 
 def partial_of(output: Path) -> Path:
@@ -21,14 +24,78 @@ def interrupt(output: Path, settings: dict[str, object], error: type[BaseExcepti
         raise error
 
 
-def test_finished_folder_holds_the_work_and_nothing_else(tmp_path: Path) -> None:
+def test_finished_folder_holds_the_work_and_digests_of_the_settings(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "er" / "out"
     with output_folder(output, {"seed": 0}) as folder:
         assert folder == partial_of(output)
         assert not output.exists()
         (folder / "work.txt").write_text("whole")
-    assert [file.name for file in output.iterdir()] == ["work.txt"]
+    assert sorted(file.name for file in output.iterdir()) == [".settings.sha256", "work.txt"]
     assert not partial_of(output).exists()
+
+
+def test_a_finished_run_has_nothing_to_resume_for_its_own_settings_only(tmp_path: Path) -> None:
+    output, settings = tmp_path / "out", {"model": "org/a", "seed": 0, "paths": ("a", "b"), "adapter": None}
+    with output_folder(output, settings):
+        pass
+    assert "org/a" not in (output / ".settings.sha256").read_text()
+    for same in (settings, {**settings, "paths": ["a", "b"]}, {**settings, "a_later_option": False}):
+        with pytest.raises(AlreadyFinished), output_folder(output, same, resume=True):
+            pytest.fail("the block must not run")
+    other = {**settings, "model": "org/b", "adapter": "runs/adapter"}
+    with (
+        pytest.raises(InputError, match=r"finished with other settings \(adapter, model differ\)"),
+        output_folder(output, other, resume=True),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_run_killed_right_after_it_had_its_name_is_finished_and_tidied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(output: Path) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(workdir, "_drop_ledgers", killed)
+        with pytest.raises(KeyboardInterrupt), output_folder(output, {"seed": 0}) as folder:
+            Ledger(folder / "step.ledger").put("a", 1)
+            (folder / "work.txt").write_text("whole")
+    assert (output / "step.ledger").exists() and not partial_of(output).exists()
+    with pytest.raises(AlreadyFinished), output_folder(output, {"seed": 0}, resume=True):
+        pytest.fail("the block must not run")
+    assert sorted(file.name for file in output.iterdir()) == [".settings.sha256", "work.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, InputError])
+def test_short_work_that_did_not_end_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(error), short_folder(output) as folder:
+        (folder / "work.txt").write_text("half")
+        raise error("stopped")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".out.writing").mkdir()
+    (tmp_path / ".out.writing" / "killed.txt").write_text("half")
+    with short_folder(output) as folder:
+        (folder / "work.txt").write_text("whole")
+    assert [file.name for file in output.iterdir()] == ["work.txt"] and list(tmp_path.iterdir()) == [output]
+
+
+def test_short_work_takes_no_name_of_other_work(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out", {})
+    with pytest.raises(InputError, match=r"out.partial holds an interrupted run"), short_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    assert (partial_of(tmp_path / "out") / "work.txt").exists()
+    with pytest.raises(InputError, match="exists already"), short_folder(tmp_path):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("output", ["/proc/out", "/dev/null/out", "a" * 300])
+@pytest.mark.parametrize("folder", [short_folder, partial(output_folder, settings={})])
+def test_an_output_that_cannot_be_made_is_bad_input(tmp_path: Path, folder: Any, output: str) -> None:
+    with pytest.raises(InputError, match=r"Cannot write .*Choose another --output"), folder(tmp_path / output):
+        pytest.fail("the block must not run")
 
 
 def test_existing_output_is_refused_and_untouched(tmp_path: Path) -> None:
@@ -129,12 +196,21 @@ def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "does not exist"), ("{", "is not JSON")])
-def test_unreadable_json_is_bad_input_that_names_the_file(tmp_path: Path, content: str | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), (b"{", "is not JSON"), (b'"\xe9"', "is not JSON")]
+)
+def test_unreadable_json_is_bad_input_that_names_the_file(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
-        (tmp_path / "results.json").write_text(content)
+        (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"results\.json {message}"):
         read_json(tmp_path / "results.json")
+
+
+def test_json_below_a_file_or_a_folder_in_its_place_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    for path in (tmp_path / "results.json" / "results.json", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_json(path)
 
 
 def test_versions_names_every_reported_package() -> None:
@@ -183,3 +259,24 @@ def test_full_disk_is_one_sentence_even_where_a_library_wraps_the_error(tmp_path
 
 def test_url_in_a_record_has_no_user_and_no_password() -> None:
     assert portable("http://me:secret@judges:8000/v1#m") == "http://judges:8000/v1#m"
+
+
+def test_a_run_killed_right_before_it_had_its_name_keeps_its_work_and_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rename = tmp_path / "out", Path.replace
+
+    def killed(self: Path, name: Path) -> None:
+        if name == output:
+            raise KeyboardInterrupt
+        rename(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), output_folder(output, {"a": 1}) as folder:
+            Ledger(folder / "step.ledger").put("a", 1)
+    assert not output.exists()
+    with pytest.raises(InputError, match=r"other settings \(a differ\)"), output_folder(output, {"a": 2}, resume=True):
+        pytest.fail("the block must not run")
+    with output_folder(output, {"a": 1}, resume=True) as folder:
+        assert Ledger(folder / "step.ledger")["a"] == 1

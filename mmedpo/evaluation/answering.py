@@ -96,11 +96,19 @@ class LocalModel:
         return {
             "model": portable(model.name), "revision": model.revision,
             "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
+            "adapter_sha256": model.adapter_sha256, "generation": self._generation(),
             "dtype": str(model.model.dtype).removeprefix("torch."), "hardware": hardware(),
             "prompt": {
                 "example": render(model.processor, question),
                 "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
             },
+        }  # fmt: skip
+
+    def _generation(self) -> dict[str, Any]:
+        """What decides answers beside the settings; what is not named is off."""
+        config = self.model.model.generation_config.to_diff_dict()
+        return {name: value for name, value in config.items() if name != "transformers_version"} | {
+            "top_p": Sampling.top_p, "top_k": 0,
         }  # fmt: skip
 
 
@@ -156,8 +164,9 @@ class EndpointModel:
 
     def record(self, question: str) -> dict[str, Any]:
         return {
-            "model": portable(self.name), "revision": None, "adapter": None, "adapter_revision": None, "dtype": None,
-            "hardware": None, "prompt": {"example": question, "chat_template_sha256": None},
+            "model": portable(self.name), "revision": None, "adapter": None, "adapter_revision": None,
+            "adapter_sha256": None, "generation": None, "dtype": None, "hardware": None,
+            "prompt": {"example": question, "chat_template_sha256": None},
         }  # fmt: skip
 
 

@@ -107,7 +107,8 @@ def compare_attention(
     result = {
         "format": "mmedpo.attention/1", **record, "versions": versions(), "seed": seed,
         "model": portable(model.name), "revision": model.revision,
-        "adapter": model.adapter and portable(model.adapter), "settings": vars(settings), "samples": rows,
+        "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
+        "adapter_sha256": model.adapter_sha256, "settings": vars(settings), "samples": rows,
         "summary": summarise(rows, seed),
     }  # fmt: skip
     write_json(folder / "attention.json", result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
@@ -18,6 +20,8 @@ from mmedpo.workdir import output_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 
 def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] | None:
@@ -37,21 +41,21 @@ def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] |
 
 def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any] | None:
     """Answers to questions, scored against the gold ones."""
-    scoring = settings.scoring
     asked = open_questions(settings)
-    scoring.try_out({question.task for question in asked.questions})
+    if asked.note and processes.first:
+        log.warning(asked.note)
     with output_folder(run.output, settings.record(), run.resume, processes) as folder:
         answering = open_answering(settings, run.limits.share(processes.count))
         return evaluate(
-            answering, asked, folder, settings.generation, scoring, record, processes, run.accept_unanswered
+            answering, asked, folder, settings.generation, settings.scoring, record, processes, run.accept_unanswered
         )
 
 
 def open_questions(settings: Settings) -> questions.QuestionSet:
-    """The questions that the settings name. Raises InputError for faulty ones."""
+    """The questions that the settings name. Raises InputError for those that cannot be asked or scored."""
     return questions.read(
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
-        settings.dataset_revision,
+        settings.dataset_revision, settings.official_split, settings.scoring,
     )  # fmt: skip
 
 
@@ -71,7 +75,7 @@ def preference(settings: Settings, run: Run, record: dict[str, Any], processes: 
     """Which side of a dataset's pairs the model finds likelier."""
     rows, found = _pairs(settings, processes)
     with output_folder(run.output, settings.record(), run.resume) as folder:
-        return measure_preferences(open_model(settings), rows, folder, settings.batch_size, record | found)
+        return measure_preferences(partial(open_model, settings), rows, folder, settings.batch_size, record | found)
 
 
 def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], proces
     rows, found = _pairs(settings, processes)
     with output_folder(run.output, settings.record(), run.resume) as folder:
         return measure_visual_reliance(
-            open_model(settings), rows, folder, settings.batch_size, record | found, settings.seed,
+            partial(open_model, settings), rows, folder, settings.batch_size, record | found, settings.seed,
             settings.generation.max_new_tokens,
         )  # fmt: skip
 

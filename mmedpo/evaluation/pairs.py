@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from mmedpo.evaluation import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.questions import write_lines
-from mmedpo.evaluation.score import ANSWER_TYPES, Row
+from mmedpo.evaluation.score import ANSWER_TYPES, RESULTS_FORMAT, Row
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest, open_rgb
 from mmedpo.ledger import Ledger
@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 
 
 def measure_preferences(
-    model: VisionLanguageModel, rows: Dataset, folder: Path, batch_size: int = 16, record: Row | None = None
+    open_model: Callable[[], VisionLanguageModel],
+    rows: Dataset,
+    folder: Path,
+    batch_size: int = 16,
+    record: Row | None = None,
 ) -> Row:
     """Measure both answers of every pair, each on the images of its side, and write an evaluation folder.
 
     A line's `prediction` is the side that the model finds likelier: "chosen", "rejected" or "tie".
 
     Args:
+        open_model: called once the rows are found to be usable.
         rows: a split of a preference dataset (`schema.load`).
         folder: a working folder; pairs found in its ledger are not measured again.
         batch_size: answers that are measured together.
@@ -51,6 +56,7 @@ def measure_preferences(
     rows = _undecoded(rows)
     questions = [_question(row) for row in rows]
     write_lines(folder / "questions.jsonl", questions)
+    model = open_model()
     ledger = Ledger(folder / "logps.ledger")
     for batch in _unmeasured(rows, ledger, batch_size):
         sides = [
@@ -73,7 +79,7 @@ def measure_preferences(
 
 
 def measure_visual_reliance(
-    model: VisionLanguageModel,
+    open_model: Callable[[], VisionLanguageModel],
     rows: Dataset,
     folder: Path,
     batch_size: int = 16,
@@ -89,7 +95,7 @@ def measure_visual_reliance(
     the original image.
 
     Args:
-        rows, folder, batch_size, record: as in `measure_preferences`; other rows are passed over.
+        open_model, rows, folder, batch_size, record: as in `measure_preferences`; other rows are passed over.
         seed: of the swaps.
         max_new_tokens: of an answer.
 
@@ -107,6 +113,7 @@ def measure_visual_reliance(
     _refuse_unaskable(rows, questions)
     partners = dict(zip(rows["id"], _other_patients(questions, seed), strict=True))
     write_lines(folder / "questions.jsonl", questions)
+    model = open_model()
     ledger = Ledger(folder / "views.ledger")
     for batch in _unmeasured(rows, ledger, batch_size):
         others = [rows[partners[row["id"]]] for row in batch]
@@ -240,7 +247,7 @@ def _about(question: Row) -> Row:
 
 def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequence[Row]) -> Row:
     who = LocalModel(model).record(questions[0]["question"])
-    return {"format": "mmedpo.results/1", **(record or {}), "versions": versions(), **who}
+    return {"format": RESULTS_FORMAT, **(record or {}), "versions": versions(), **who}
 
 
 def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:

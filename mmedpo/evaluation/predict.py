@@ -14,7 +14,7 @@ from rich.progress import Progress
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
 from mmedpo.evaluation.questions import Question, QuestionSet, write, write_lines
-from mmedpo.evaluation.score import Scoring, score_folder
+from mmedpo.evaluation.score import RESULTS_FORMAT, Scoring, score_folder
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, Processes
 from mmedpo.schema import TASKS
@@ -60,14 +60,14 @@ def evaluate(
         faults = [Fault(id_, "answer", str(failure)) for id_, failure in lost.items()]
         raise InputError(
             f"{len(lost)} of {len(asked.questions)} questions got no answer. The others are kept: ask again with "
-            "--resume, or add --accept_unanswered to score these as ''.",
+            "--resume, or add --accept-unanswered to score these as ''.",
             faults,
         )
     write_lines(
         folder / "predictions.jsonl", ({"id": q.id, "prediction": answers.get(q.id) or ""} for q in asked.questions)
     )
     results = {
-        "format": "mmedpo.results/1", **(record or {}), **asked.record, "questions_sha256": digest,
+        "format": RESULTS_FORMAT, **(record or {}), **asked.record, "questions_sha256": digest,
         "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
         "unanswered": len(lost), "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation.score import Row, question_faults
+from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb
 from mmedpo.samples import Sample
-from mmedpo.sources import chosen_ids, read_source, refuse_faults
+from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
 from mmedpo.workdir import portable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Question:
 class QuestionSet:
     """Questions in the order of the records. No image is held: `open_image` opens a question's as RGB, in any thread.
 
-    `record` is what results.json says of where the questions come from.
+    `record` is what results.json says of where the questions come from, `note` what a person should know of it.
 
     Raises:
         InputError: no question, or some that cannot be scored, all listed.
@@ -66,28 +66,40 @@ class QuestionSet:
     questions: Sequence[Question]
     open_image: Callable[[Any], Image]
     record: dict[str, Any]
+    note: str | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise InputError(f"There is no question to ask: {self.record}.")
-        faults = [Fault(q.id, column, said) for q in self.questions for column, said in question_faults(q.row())]
-        if faults:
-            raise InputError(f"{len(faults)} questions cannot be scored:", faults)
+        refuse_unscorable(self.rows())
+
+    def rows(self) -> list[Row]:
+        """The lines of questions.jsonl, but for the digests of images."""
+        return [question.row() for question in self.questions]
 
 
 def read(
     source: Path | None = None, dataset: str | None = None, split: str | None = None, limit: int | None = None,
-    seed: int = 0, skip_faulty: bool = False, dataset_revision: str | None = None,
+    seed: int = 0, skip_faulty: bool = False, dataset_revision: str | None = None, official_split: bool = False,
+    scoring: Scoring | None = None,
 ) -> QuestionSet:  # fmt: skip
-    """The questions of a source or of a dataset. Raises InputError where not exactly one is given, or faulty."""
+    """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`.
+
+    Raises:
+        InputError: not exactly one is given, or some cannot be asked or scored; all are listed.
+    """
+    scoring = scoring or Scoring()
     if (source is None) == (dataset is None):
         raise InputError("Give either --source or --dataset, which hold the questions.")
     if source is not None:
-        return of_source(source, split, limit, seed, skip_faulty)
-    return of_dataset(str(dataset), split, limit, seed, dataset_revision)
+        asked = of_source(source, split, limit, seed, skip_faulty, official_split, scoring)
+    else:
+        asked = of_dataset(str(dataset), split, limit, seed, dataset_revision)
+    scoring.check(asked.rows())
+    return asked
 
 
-def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None) -> QuestionSet:
+def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, note: str | None = None) -> QuestionSet:
     """The questions of a source's samples."""
     questions = [
         Question(
@@ -96,19 +108,25 @@ def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None) 
         )
         for sample in samples
     ]  # fmt: skip
-    return QuestionSet(questions, open_rgb, record or {})
+    return QuestionSet(questions, open_rgb, record or {}, note)
 
 
 def of_source(
-    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False
-) -> QuestionSet:
-    """The questions of a source folder (`sources.read_source`)."""
-    source = read_source(path, split, limit, seed)
+    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False,
+    official_split: bool = False, scoring: Scoring | None = None,
+) -> QuestionSet:  # fmt: skip
+    """The questions of a source folder (`sources.read_source`); a reference without words is a fault of its row."""
+    scoring = scoring or Scoring()
+    source = read_source(path, split, seed=seed, official_split=official_split)
+    said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
+    source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
+    source.samples = [sample for sample in source.samples if not said[sample.id]]
     refuse_faults(source, skip_faulty)
-    return of_samples(source.samples, {
-        "source": source.name, "split": split, "split_by": source.split_by, "limit": limit,
+    shared = {"images_in_other_splits": source.images_in_other_splits} if official_split else {}
+    return of_samples(limited(source.samples, limit, seed), {
+        "source": source.name, "split": split, "split_by": source.split_by, **shared, "limit": limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
-    })  # fmt: skip
+    }, source.note if split else None)  # fmt: skip
 
 
 def of_dataset(

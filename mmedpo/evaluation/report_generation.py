@@ -17,7 +17,17 @@ from mmedpo.evaluation.reports import Text, coco, huggingface, meteor, paper
 from mmedpo.evaluation.reports import clinical as clinical_scores
 from mmedpo.evaluation.reports.coco import clean
 
-__all__ = ["METEOR_VARIANTS", "PROTOCOLS", "aggregate", "clean", "compute", "metrics", "score", "score_all"]
+__all__ = [
+    "METEOR_VARIANTS",
+    "PROTOCOLS",
+    "aggregate",
+    "clean",
+    "compute",
+    "metrics",
+    "reference_words",
+    "score",
+    "score_all",
+]
 
 _PROTOCOLS = {"coco": coco.PROTOCOL, "paper": paper.PROTOCOL, "huggingface": huggingface.PROTOCOL}
 PROTOCOLS = tuple(_PROTOCOLS)
@@ -55,8 +65,7 @@ def score_all(
     _require_names(protocol, meteor_variant, clinical)
     chosen = _PROTOCOLS[protocol]
     words = cache(chosen.words)
-    # Punctuation is a word to some protocols, but no reference.
-    require_texts(predictions, references, lambda text: clean(text) and words(text))
+    require_texts(predictions, references, lambda text: reference_words(text, protocol))
     said, gold = ([Text(text, words(text)) for text in texts] for texts in (predictions, references))
     parts = [
         [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
@@ -64,6 +73,12 @@ def score_all(
         *(clinical_scores.scores(name, predictions, references) for name in clinical),
     ]
     return [{key: value for part in row for key, value in part.items()} for row in zip(*parts, strict=True)]
+
+
+def reference_words(text: str, protocol: str = "coco") -> list[str]:
+    """What a protocol compares with: none for a reference that cannot be scored."""
+    # Punctuation is a word to some protocols, but no reference.
+    return _PROTOCOLS[protocol].words(text) if clean(text) else []
 
 
 def compute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,8 +12,10 @@ from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, Scoring, joined, score_folder
-from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
+from mmedpo.evaluation.score import PARTS, RESULTS_FORMAT, Scoring, joined, score_folder
+from mmedpo.workdir import portable, read_json, short_folder, versions, write_json
+
+log = logging.getLogger(__name__)
 
 
 def main(
@@ -23,25 +26,35 @@ def main(
 
     Args:
         run, predictions: a finished evaluation, or a file of predictions; one of them.
-        asked: options of `questions.read`, for predictions.
+        asked: options of `questions.read`, for predictions alone.
         chosen: fields of `Scoring`; None is what the run has, or the default.
         record: what results.json shall say beside (name, command).
 
     Raises:
-        InputError: neither or both are given, or they cannot be scored.
+        InputError: neither or both are given, options that have no use, or answers that cannot be scored.
     """
     given = {name: value for name, value in chosen.items() if value is not None}
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
-        scoring = replace(scoring_of(run), **given)
-        with output_folder(output, {"run": str(run), **given}) as folder:
+        if unused := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]:
+            raise InputError(f"{', '.join(unused)} say what --predictions answer; {run} holds its own questions.")
+        scoring = _changed(scoring_of(run), given)
+        with short_folder(output) as folder:
             return score_run(run, folder, scoring, record)
     scoring = Scoring(**given)
-    questions = read(**asked)
-    scoring.try_out({question.task for question in questions.questions})
-    with output_folder(output, {"predictions": str(predictions), **given}) as folder:
+    questions = read(**asked, scoring=scoring)
+    if questions.note:
+        log.warning(questions.note)
+    with short_folder(output) as folder:
         return score_predictions(questions, Path(str(predictions)), folder, scoring, record)
+
+
+def _changed(before: Scoring, given: Mapping[str, str]) -> Scoring:
+    """Another report protocol brings its own METEOR, unless one is given."""
+    scoring = replace(before, **given)
+    kept = scoring.report_protocol == before.report_protocol or "meteor_variant" in given
+    return scoring if kept else replace(scoring, meteor_variant=None)
 
 
 def scoring_of(run: Path) -> Scoring:
@@ -52,10 +65,11 @@ def scoring_of(run: Path) -> Scoring:
     """
     results = read_json(run / "results.json")
     protocols = results.get("protocols") if isinstance(results, dict) else None
-    if not isinstance(protocols, dict) or protocols.keys() != set(PARTS):
+    metrics = results.get("metrics") if isinstance(results, dict) else None
+    if not isinstance(protocols, dict) or protocols.keys() != set(PARTS) or not isinstance(metrics, dict):
         raise InputError(f"{run} holds no scored answers (its protocols are {protocols}); give one that does.")
     named = {PARTS[part]: name for part, name in protocols.items()}
-    variant = results["metrics"].get("meteor_variant")
+    variant = metrics.get("meteor_variant")
     return Scoring(**named, **({"meteor_variant": variant} if variant else {}))
 
 
@@ -64,9 +78,15 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
 
     Returns:
         The content of results.json: that of `run`, which "scored_before" tells from this.
+
+    Raises:
+        InputError: files of `run` are missing or broken.
     """
     for name in ("questions.jsonl", "predictions.jsonl"):
-        shutil.copyfile(run / name, folder / name)
+        try:
+            shutil.copyfile(run / name, folder / name)
+        except FileNotFoundError:
+            raise InputError(f"{run} has no {name}; give a finished evaluation.") from None
     before = read_json(run / "results.json")
     kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
     return _finish(folder, scoring, {**before, **record, "scored_before": kept})
@@ -84,10 +104,10 @@ def score_predictions(
         InputError: predictions that do not join the questions by id, or are no strings; all are listed.
     """
     digest = write(asked, folder / "questions.jsonl")
-    pairs = joined(folder / "questions.jsonl", predictions)
+    pairs = joined(folder / "questions.jsonl", predictions, scoring)
     write_lines(folder / "predictions.jsonl", ({"id": row["id"], "prediction": text} for row, text in pairs))
     return _finish(folder, scoring, {
-        "format": "mmedpo.results/1", **record, **asked.record, "questions_sha256": digest, "model": None,
+        "format": RESULTS_FORMAT, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
     })  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mmedpo.evaluation import med_vqa, preference, report_generation, require_kn
 from mmedpo.schema import TASKS
 from mmedpo.workdir import portable
 
+RESULTS_FORMAT = "mmedpo.results/1"
 METRICS = {  # by folder of eval/
     "med_vqa": med_vqa.metrics,
     "report_generation": report_generation.metrics,
@@ -22,6 +24,7 @@ METRICS = {  # by folder of eval/
 PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # where none are chosen
 PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # of `Scoring`, by folder of eval/
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # which JSON can spell
 SHOWN_IDS = 5
 MOST = 0.9  # of the questions: as many missing answers are no oversight
 
@@ -52,10 +55,23 @@ class Scoring:
         """As results.json has them: by folder of eval/."""
         return {part: getattr(self, name) for part, name in PARTS.items()}
 
-    def try_out(self, tasks: Collection[str]) -> None:
-        """Raise InputError if an answer of one of the `tasks` could not be scored here, as where data are missing."""
-        for task in tasks:
+    def check(self, questions: Iterable[Row]) -> None:
+        """Raise InputError if answers to `questions` (lines of questions.jsonl) could not be scored: references without
+        words to these definitions, all listed; or data that are missing here."""
+        rows = list(questions)
+        refuse_unscorable(rows, self)
+        for task in {row["task"] for row in rows}:
             self.score(task, "yes", "yes")
+
+    def reference_fault(self, task: str | None, reference: Any) -> str | None:
+        """What is wrong with a gold answer, or None."""
+        if isinstance(reference, str) and (
+            report_generation.reference_words(reference, self.report_protocol)
+            if task == "report"
+            else med_vqa.tokens(reference)
+        ):
+            return None
+        return f"is {reference!r}, which has no words to compare with; drop the question"
 
     def score(self, task: str, prediction: str, reference: str) -> Row:
         """What the task's metric module returns for one answer."""
@@ -95,7 +111,7 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
         InputError: as `joined`.
     """
     scoring = scoring or Scoring()
-    answers = joined(folder / "questions.jsonl", folder / "predictions.jsonl")
+    answers = joined(folder / "questions.jsonl", folder / "predictions.jsonl", scoring)
     scores = [
         {column: row[column] for column in ("id", "image_id", "task")} | found
         for (row, _), found in zip(answers, scoring.score_all(answers), strict=True)
@@ -105,7 +121,7 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
     return scoring.metrics(scores)
 
 
-def joined(questions_file: Path, predictions_file: Path) -> list[tuple[Row, str]]:
+def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None = None) -> list[tuple[Row, str]]:
     """Each question with its prediction, joined by id, in the order of the questions.
 
     Raises:
@@ -114,7 +130,7 @@ def joined(questions_file: Path, predictions_file: Path) -> list[tuple[Row, str]
     questions, faults = read_by_id(questions_file)
     predictions, more = read_by_id(predictions_file)
     faults += more
-    faults += [Fault(id_, column, said) for id_, row in questions.items() for column, said in question_faults(row)]
+    faults += question_faults(questions.values(), scoring)
     faults += [
         Fault(id_, "prediction", f"is {row.get('prediction')!r}, not a string; an unanswered question has ''")
         for id_, row in predictions.items()
@@ -150,10 +166,13 @@ def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    wanted = "give a finished evaluation, or a file of predictions"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a finished evaluation, or a file of predictions.") from None
+        raise InputError(f"{path} does not exist; {wanted}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {wanted}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}); write it anew.") from None
     # Not splitlines(), which also splits at characters that JSON leaves bare inside strings.
@@ -166,19 +185,30 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
             raise InputError(f"{path}, line {number} is not JSON ({error}); write the file anew.") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is {line.strip()[:40]}, not an object with an id.")
+        if "\\u" in line and HALF_CHARACTER.search(json.dumps(row, ensure_ascii=False)):
+            raise InputError(f"{path}, line {number} holds half a character, which no file can; write the file anew.")
         yield number, row
 
 
-def question_faults(row: Row) -> list[tuple[str, str]]:
-    task, reference = row.get("task"), row.get("reference")
-    faults = []
-    if task not in TASKS:
-        faults.append(("task", f"is {task!r}; choose one of: {', '.join(TASKS)}"))
-    if not isinstance(row.get("image_id"), str):
-        faults.append(("image_id", f"is {row.get('image_id')!r}; name the image, since intervals resample images"))
-    tokens = report_generation.clean if task == "report" else med_vqa.tokens
-    if not isinstance(reference, str) or not tokens(reference):
-        faults.append(("reference", f"is {reference!r}, which has no words to compare with; drop the question"))
+def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) -> None:
+    """Raise InputError with all `question_faults`, if there are any."""
+    faults = question_faults(questions, scoring)
+    if faults:
+        raise InputError(f"{len({fault.row for fault in faults})} questions cannot be scored:", faults)
+
+
+def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) -> list[Fault]:
+    """What is wrong with lines of questions.jsonl, by the definitions that answers will be scored by."""
+    scoring, faults = scoring or Scoring(), []
+    for row in questions:
+        task, image = row.get("task"), row.get("image_id")
+        if task not in TASKS:
+            faults.append(Fault(row["id"], "task", f"is {task!r}; choose one of: {', '.join(TASKS)}"))
+        if not isinstance(image, str):
+            said = f"is {image!r}; name the image, since intervals resample images"
+            faults.append(Fault(row["id"], "image_id", said))
+        if lacking := scoring.reference_fault(task, row.get("reference")):
+            faults.append(Fault(row["id"], "reference", lacking))
     return faults
 
 
@@ -186,13 +216,14 @@ def _apart(asked: int, missing: Sequence[str], answered: int, surplus: Sequence[
     """How many ids are on one side only, and which come first; "" for none."""
     said = ""
     if missing:
-        said += f" {len(missing)} of {asked} questions have no prediction: {_first(missing)}."
+        said += f" {len(missing)} of {asked} questions have no prediction: {first_ids(missing)}."
     if surplus:
-        said += f" {len(surplus)} of {answered} predictions answer no question: {_first(surplus)}."
+        said += f" {len(surplus)} of {answered} predictions answer no question: {first_ids(surplus)}."
     if surplus and len(missing) > MOST * asked:
         said += " They look like predictions for another split or source."
     return said
 
 
-def _first(ids: Sequence[str]) -> str:
+def first_ids(ids: Sequence[str]) -> str:
+    """The first ids of many, for a message."""
     return ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")

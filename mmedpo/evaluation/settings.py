@@ -25,6 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 MEASURES = ("answers", "preference", "visual_reliance")
+UNUSED = {  # options of answers that mean nothing to another measure
+    "preference": (*STRICT, "meteor_variant"),
+    "visual_reliance": (*(name for name in STRICT if name != "max_new_tokens"), "meteor_variant"),
+}
 
 
 def _preset(name: str, help: str) -> Any:
@@ -51,6 +55,9 @@ class Settings:
     model_revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     adapter_revision: str | None = option(None, "Branch, tag or commit of the adapter on the Hub.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of the dataset on the Hub.")
+    official_split: bool = option(
+        False, "Take the source's own split as it stands, even where it has images or patients in several parts."
+    )
     limit: int | None = option(None, "Ask this many questions only (seeded choice).")
     skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
     seed: int = option(0, "Seed of everything left to chance.")
@@ -71,21 +78,37 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        wrong = unknown(self, {"measure": MEASURES, "preset": tuple(PRESETS)})
+        wrong = unknown(self, {"measure": MEASURES, "preset": tuple(PRESETS)}) + self._unused()
         for name, value in PRESETS.get(self.preset, STRICT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         least = dict.fromkeys(("limit", "max_new_tokens", "max_new_tokens_report", "batch_size"), (1, math.inf))
-        wrong += outside(self, {**least, "temperature": (0, math.inf)})
+        wrong += outside(self, {**least, "seed": (0, math.inf), "temperature": (0, math.inf)})
         if (self.source is None) == (self.dataset is None):
             wrong.append("give either source or dataset, which hold the questions")
-        if self.is_endpoint and (self.adapter or self.model_revision):
+        if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):
             wrong.append(
                 "an endpoint chooses its own model: serve adapter and revision there, and do not give them here"
             )
         if self.measure != "answers" and (self.dataset is None or self.is_endpoint):
             wrong.append(f"{self.measure} needs a dataset's pairs and a model in this process")
         refuse(wrong)
+
+    def _unused(self) -> list[str]:
+        """A sentence for each choice that would change nothing."""
+        given = [name for name in UNUSED.get(self.measure, ()) if getattr(self, name) is not None]
+        if self.measure in UNUSED and self.preset != "strict":
+            given.append("preset")
+        said = [f"measure {self.measure} has no use for {', '.join(given)}"] if given else []
+        if self.source is None:
+            said += [f"{name} is about a source" for name in ("skip_faulty", "official_split") if getattr(self, name)]
+        elif self.dataset_revision:
+            said.append("dataset_revision is about a dataset")
+        if self.official_split and self.split is None:
+            said.append("official_split needs the split that it is about")
+        if self.adapter_revision and not self.adapter:
+            said.append("adapter_revision needs an adapter")
+        return said
 
     @property
     def is_endpoint(self) -> bool:

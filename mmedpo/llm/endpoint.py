@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import math
 import os
 import time
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 KEY_VARIABLE = "MMEDPO_API_KEY"
+QUIET = 5.0  # seconds that a server may be away before it is said
 OUTAGE = 8  # requests in a row that fail for good: the endpoint is gone, and not one request odd
 # Structured output as OpenAI and vLLM ask for it, then as TGI does; the answer's form is in the prompt too.
 _FORMS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     lambda schema: {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
     lambda schema: {"type": "json_object", "value": schema},
 )
+log = logging.getLogger(__name__)
 CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
 _ADVICE = {
     401: f"Set {KEY_VARIABLE} (an endpoint of your own) or HF_TOKEN (the Hub) to a key that is valid there",
@@ -85,6 +88,7 @@ class EndpointChat:
         self._answers: set[bool] = set()  # whether it is known to answer requests without and with an image
         self._failed = 0  # requests in a row
         self._gone_since = math.inf  # time.monotonic() of the first sign, until something is answered
+        self._said = False  # that it is gone
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """One reply a request, in order; a request that fails for good has its reason in `failure`.
@@ -145,6 +149,7 @@ class EndpointChat:
             if _error_of(state).kind is Kind.FLAWED:
                 return tried
             gone_since, self._gone_since = min(gone_since, now), min(self._gone_since, now)
+            self._say_gone(_error_of(state), now)
             return tried and now - min(gone_since, self._gone_since) >= self.patience
 
         retry = retry_if_exception(self._may_pass)
@@ -154,8 +159,15 @@ class EndpointChat:
         except NoAnswer as error:
             return await self._give_up(batch, request, error, retrying.statistics["attempt_number"])
         self._answers.add(request.image is not None)
-        self._failed, self._gone_since = 0, math.inf
+        self._failed, self._gone_since, self._said = 0, math.inf, False
         return reply
+
+    def _say_gone(self, error: NoAnswer, now: float) -> None:
+        """Say once an outage that its end is waited for, and how long."""
+        left = self.patience - (now - self._gone_since)
+        if not self._said and now - self._gone_since >= QUIET and left > 0:
+            self._said = True
+            log.warning("%s does not answer (%s). It is tried for %.0f s more.", self.place, self._shown(error), left)
 
     async def _attempt(self, batch: _Batch, messages: list[Any], schema: dict[str, Any] | None) -> ChatReply:
         """One answer, in the first form of structured output from `self._form` on that the endpoint takes."""
@@ -204,7 +216,7 @@ class EndpointChat:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
         looked = request.image is not None
         if error.kind in (Kind.FLAWED, Kind.REFUSED) and not await self._proven(batch, looked):
-            blind = ". If the model cannot look at images, name one that can, or curate without --show-images"
+            blind = ". If the model cannot look at images, name one that can, or show it none"
             advice = CHECK + blind * looked
             raise InputError(f"{who} answers no question, not even a trivial one: {said}. {advice}.") from None
         if error.kind is Kind.REFUSED:

@@ -202,9 +202,16 @@ def _read(body: bytes | bytearray) -> ChatReply:
 
 
 def _reply(answer: dict[str, Any]) -> ChatReply:
-    """From the fields of a chat completion; without usable ones it raises one of `UNREADABLE`."""
-    message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
-    text = message.get("content") or message.get("refusal") or ""
+    """From the fields of a chat completion; without usable ones it raises one of `UNREADABLE`.
+
+    A message may be empty, but one without content (null: declined, or cut off while thinking) is no answer.
+    """
+    choice, usage = answer["choices"][0], answer.get("usage") or {}
+    message = choice["message"]
+    text = message.get("content")
+    if text is None:
+        why = message.get("refusal") or f"finish_reason {choice.get('finish_reason')!r}"
+        raise NoAnswer(Kind.REFUSED, f"the answer has no content ({why})")
     if len(text) > LONGEST_BODY:
         raise NoAnswer(Kind.REFUSED, TOO_LONG)
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]

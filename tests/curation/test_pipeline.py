@@ -86,7 +86,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 def test_folder_holds_the_recorded_files_and_nothing_else(preferences: Path) -> None:
     files = {str(file.relative_to(preferences)) for file in preferences.rglob("*") if file.is_file()}
-    assert files == {"data/train-00000-of-00001.parquet", "manifest.json", "rejects.jsonl"}
+    assert files == {".settings.sha256", "data/train-00000-of-00001.parquet", "manifest.json", "rejects.jsonl"}
 
 
 def test_plain_load_dataset_gives_the_features(preferences: Path, dataset: Dataset) -> None:

@@ -32,7 +32,7 @@ from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.image_tokens import Grid, count, grids, spread
 from mmedpo.images import open_rgb
-from mmedpo.models import Sampling, VisionLanguageModel, encode
+from mmedpo.models import Sampling, VisionLanguageModel, adapter_digest, encode
 from mmedpo.samples import Box, Sample
 from mmedpo.sources import read_source
 from mmedpo.training.model import language_model_linears
@@ -279,8 +279,9 @@ def test_command_writes_pictures_and_their_numbers(
     assert command(tiny_model, random_adapter, corpus, output, "--split", "test", "--limit", "3") == 0
     found = json.loads((output / "attention.json").read_text(encoding="utf-8"))
     assert found["format"] == "mmedpo.attention/1" and found["adapter"] == "random"
+    assert (found["adapter_revision"], found["adapter_sha256"]) == (None, adapter_digest(str(random_adapter)))
     assert sorted(file.relative_to(output).as_posix() for file in output.rglob("*") if file.is_file()) == sorted(
-        ["attention.json", *(row["picture"] for row in found["samples"])]
+        [".settings.sha256", "attention.json", *(row["picture"] for row in found["samples"])]
     )
     there = {sample.id: sample for sample in read_source(corpus, "test").samples if sample.boxes}
     assert len(found["samples"]) == 3 and all(row["id"] in there for row in found["samples"])

@@ -77,9 +77,11 @@ def check_kills(corpus: Path, tiny_model: Path, tmp_path: Path, whole: dict[str,
         assert done <= answered(partial) and not output.exists()
         done = answered(partial)
     assert 0 < done < count
+    kill_when((partial / "scores.jsonl").exists, typed, log)  # between the scores and the name, or right after it
     subprocess.run(typed, check=True, capture_output=True)
     assert recorded(output) == whole
-    assert {file.name for file in output.iterdir()} == {*FILES, "results.json"} and not partial.exists()
+    assert {file.name for file in output.iterdir()} == {*FILES, "results.json", ".settings.sha256"}
+    assert not partial.exists()
 
 
 def test_an_evaluation_killed_twice_gives_the_same_bytes(

@@ -49,12 +49,36 @@ def test_a_whole_number_from_a_recipe_is_a_temperature() -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"batch_size": "many"}, "batch_size is 'many'; it must be of type int"),
         ({"model": "http://localhost:8000/v1#m", "adapter": "runs/adapter"}, "serve adapter and revision there"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"official_split": True}, "official_split needs the split that it is about"),
+        ({"dataset_revision": "main"}, "dataset_revision is about a dataset"),
+        ({"adapter_revision": "main"}, "adapter_revision needs an adapter"),
+        ({"source": None, "dataset": "org/pairs", "skip_faulty": True}, "skip_faulty is about a source"),
         ({"model": "hub:org/m", "model_revision": "main"}, "serve adapter and revision there"),
     ],
 )
 def test_what_cannot_work_is_said(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("measure", "given", "unused"),
+    [
+        ("preference", {"max_new_tokens": 64}, "max_new_tokens"),
+        ("visual_reliance", {"temperature": 0.7, "vqa_protocol": "paper"}, "temperature, vqa_protocol"),
+        ("visual_reliance", {"meteor_variant": "nltk_wordnet", "preset": "paper"}, "meteor_variant, preset"),
+    ],
+)
+def test_an_option_that_the_measure_does_not_use_is_refused(measure: str, given: dict[str, Any], unused: str) -> None:
+    about = {"source": None, "dataset": "org/pairs", "measure": measure}
+    with pytest.raises(InputError, match=f"measure {measure} has no use for {unused}"):
+        settings(**about, **given)
+    assert settings(**about).measure == measure
+
+
+def test_visual_reliance_takes_the_length_of_answers() -> None:
+    assert settings(source=None, dataset="d", measure="visual_reliance", max_new_tokens=7).max_new_tokens == 7
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,28 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import med_vqa, pairs, preference, visual_reliance
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.likelihood import View, answer_logps
-from mmedpo.evaluation.pairs import blank, measure_preferences
+from mmedpo.evaluation.pairs import blank
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest
 from mmedpo.models import Sampling, VisionLanguageModel
 
 Row = dict[str, Any]
 BATCH, TOKENS = 3, 6
-measure_visual_reliance = partial(pairs.measure_visual_reliance, max_new_tokens=TOKENS)
+
+
+def opened(model: VisionLanguageModel | None) -> VisionLanguageModel:
+    assert model is not None, "a model is opened"
+    return model
+
+
+def measure_preferences(model: VisionLanguageModel | None, *arguments: Any, **options: Any) -> Row:
+    return pairs.measure_preferences(lambda: opened(model), *arguments, **options)
+
+
+def measure_visual_reliance(model: VisionLanguageModel | None, *arguments: Any, **options: Any) -> Row:
+    return pairs.measure_visual_reliance(lambda: opened(model), *arguments, **options, max_new_tokens=TOKENS)
+
+
 MEASURES = [
     pytest.param(measure_preferences, id="preference"),
     pytest.param(measure_visual_reliance, id="visual reliance"),
@@ -212,7 +225,7 @@ def test_measures_can_be_compared(folders: dict[Any, Path], measure: Any, tmp_pa
         assert entries["again"]["difference"] == 0.0
 
 
-def test_rows_that_cannot_be_measured_are_refused(model: VisionLanguageModel, rows: Dataset, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_measured_are_refused_before_a_model_is_opened(rows: Dataset, tmp_path: Path) -> None:
     text_rows = rows.filter(lambda kind: kind == 0, input_columns="dispreference")
     visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference")
     one_patient = visual.select([0, 0])
@@ -223,7 +236,7 @@ def test_rows_that_cannot_be_measured_are_refused(model: VisionLanguageModel, ro
         (measure_visual_reliance, one_patient, "of one patient"),
     ):
         with pytest.raises(InputError, match=named):
-            measure(model, given, tmp_path)  # type: ignore[operator]
+            measure(None, given, tmp_path)  # type: ignore[operator]
     assert list(tmp_path.iterdir()) == []
 
 

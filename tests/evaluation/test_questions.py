@@ -12,6 +12,7 @@ import pytest
 from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, of_dataset, of_samples, of_source, read, write
+from mmedpo.evaluation.score import Scoring
 from mmedpo.images import digest, open_rgb
 from mmedpo.sources import chosen_ids, read_source
 
@@ -145,6 +146,43 @@ def test_reference_that_cannot_be_scored_is_named(corpus: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)1 questions cannot be scored:.*no words") as raised:
         of_samples([replace(sample, answer="+"), other])
     assert [fault.row for fault in raised.value.faults] == [sample.id]
+
+
+TOO_SHORT = {
+    "image": "a.png",
+    "question": "Describe.",
+    "task": "report",
+    "answer": "The.",
+}  # for the paper's words, which drop it
+
+
+def test_a_reference_without_words_is_a_faulty_row_by_the_words_of_the_protocol(make_source: Any) -> None:
+    rows = [{"id": "short", **TOO_SHORT}, {"id": "good", **TOO_SHORT, "answer": "No effusion."}]
+    source, paper = make_source(rows), Scoring(report_protocol="paper")
+    assert len(read(source).questions) == 2
+    with pytest.raises(
+        InputError, match=r"(?s)Faulty rows in .*: 1\..*short \[answer\].*no words to compare"
+    ) as raised:
+        read(source, scoring=paper)
+    assert [fault.row for fault in raised.value.faults] == ["short"]
+    asked = read(source, skip_faulty=True, scoring=paper)
+    assert [question.id for question in asked.questions] == ["good"] and asked.record["faulty_rows_skipped"] == 1
+
+
+def test_an_official_split_is_recorded_with_what_it_shares(make_source: Any) -> None:
+    row = {"image": "a.png", "question": "Where?", "answer": "left"}
+    rows = [{"id": split, **row, "split": split} for split in ("train", "test")]
+    source = make_source([*rows, {**row, "id": "b", "image": "b.png", "split": "test"}])
+    asked = read(source, split="test", official_split=True)
+    assert [question.id for question in asked.questions] == ["test", "b"] and asked.note is None
+    assert (asked.record["split_by"], asked.record["images_in_other_splits"]) == ("source", 1)
+
+
+def test_a_split_made_anew_is_noted(make_source: Any) -> None:
+    rows = [{"id": f"{n}", "image": "a.png", "question": f"{n}?", "answer": "left", "split": n} for n in ("x", "y")]
+    (split,) = {sample.split for sample in read_source(make_source(rows)).samples}
+    note = read(make_source(rows, name="again"), split=split).note
+    assert note and "its own has 1 of 1 images in several parts" in note
 
 
 def test_equal_pictures_have_one_digest_whatever_their_files(corpus: Path, tmp_path: Path) -> None:

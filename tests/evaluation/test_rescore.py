@@ -79,6 +79,23 @@ def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:
     assert scoring_of(run) == Scoring("strict", "coco", content(run)["metrics"]["meteor_variant"])
 
 
+@pytest.mark.parametrize(
+    ("chosen", "variant"),
+    [
+        ({"report_protocol": "paper"}, "nltk_wordnet"),
+        ({"report_protocol": "paper", "meteor_variant": "nltk_exact_stem"}, "nltk_exact_stem"),
+        ({"report_protocol": "coco"}, "nltk_exact_stem"),
+        ({"vqa_protocol": "paper"}, "nltk_exact_stem"),
+    ],
+)
+def test_another_report_protocol_brings_its_own_meteor(
+    run: Path, tmp_path: Path, chosen: dict[str, str], variant: str
+) -> None:
+    main(run, None, {}, {**NONE, "meteor_variant": "nltk_exact_stem"}, tmp_path / "stem", {"name": "stem"})
+    results = main(tmp_path / "stem", None, {}, {**NONE, **chosen}, tmp_path / "out", {"name": "out"})
+    assert results["metrics"]["meteor_variant"] == variant
+
+
 def test_predictions_made_elsewhere_make_an_evaluation_folder(
     asked: QuestionSet, corpus: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +149,28 @@ def test_neither_or_both_are_refused(run: Path, tmp_path: Path) -> None:
             main(*given, {}, NONE, tmp_path / "out", {})
 
 
+def test_a_finished_run_takes_no_option_about_questions(run: Path, tmp_path: Path) -> None:
+    asked = {"source": tmp_path, "split": "test", "limit": None, "seed": 0, "skip_faulty": True}
+    with pytest.raises(InputError, match=r"--source, --split, --skip-faulty say what --predictions answer"):
+        main(run, None, asked, NONE, tmp_path / "out", {})
+
+
+def test_predictions_may_begin_with_a_byte_order_mark(asked: QuestionSet, corpus: Path, tmp_path: Path) -> None:
+    file = predictions(tmp_path / "theirs.jsonl", asked)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert of_file(file, corpus, tmp_path / "out")["metrics"]["overall_accuracy"] == 1
+
+
+def test_predictions_that_no_file_can_hold_are_refused(asked: QuestionSet, corpus: Path, tmp_path: Path) -> None:
+    id_ = asked.questions[0].id
+    file = predictions(tmp_path / "theirs.jsonl", asked, **{id_: {"id": id_, "prediction": "left \ud83d lung"}})
+    with pytest.raises(InputError, match=r"theirs.jsonl, line 12 holds half a character"):
+        of_file(file, corpus, tmp_path / "out")
+    for whole in ("left \U0001f600 lung", "left \\ud83d lung"):
+        predictions(file, asked, **{id_: {"id": id_, "prediction": whole}})
+        of_file(file, corpus, tmp_path / f"out-{len(whole)}")
+
+
 @pytest.mark.parametrize("results", [None, {"protocols": {"preference": "log_likelihood"}}, []])
 def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, results: Any) -> None:
     if results is not None:
@@ -143,4 +182,6 @@ def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, resu
 def test_missing_predictions_are_named(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.jsonl does not exist"):
         of_file(tmp_path / "nowhere.jsonl", corpus, tmp_path / "out")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\); give a finished evaluation"):
+        of_file(tmp_path, corpus, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -118,12 +118,12 @@ def test_one_refused_request_alone_is_told_from_an_endpoint_that_refuses_all(cha
         endpoint().complete([ask("long")])
 
 
-def test_a_model_that_cannot_see_is_named_with_the_option_to_leave_out(chat_server, endpoint, ask, png):
+def test_a_model_that_cannot_see_is_named_with_what_to_do(chat_server, endpoint, ask, png):
     refusal = Answer(body=b'{"object": "error", "message": "med-7b is not a multimodal model"}', status=400)
     chat_server.answer = lambda r: refusal if r.has_image else Answer("fine")
     chat = endpoint()
     assert chat.complete([ask()]) == [ChatReply("fine")]
-    with pytest.raises(InputError, match=r"not a multimodal model.*--show-images"):
+    with pytest.raises(InputError, match=r"not a multimodal model.*name one that can, or show it none"):
         chat.complete([ask(image=png, schema=SCHEMA)])
 
 
@@ -171,11 +171,21 @@ def test_a_redirect_is_not_followed(chat_server, endpoint, ask):
     assert len(chat_server.received) == 1
 
 
-def test_an_empty_message_is_an_empty_text_and_a_refusal_is_one_too(chat_server, endpoint, ask):
+def test_an_empty_message_is_an_answer_and_one_without_content_is_none(chat_server, endpoint, ask):
     refusal = b'{"choices": [{"message": {"content": null, "refusal": "I will not."}}]}'
-    chat_server.script = [Answer(None), Answer(""), Answer(body=refusal)]
+    chat_server.script = [Answer(""), Answer(None), Answer(body=refusal)]
     replies = endpoint(concurrency=1).complete([ask(), ask(), ask()])
-    assert [reply.text for reply in replies] == ["", "", "I will not."]
+    assert [reply.text for reply in replies] == ["", None, None]
+    assert [reply.failure for reply in replies[1:]] == [
+        f"refused: the answer has no content ({why})" for why in ("finish_reason 'stop'", "I will not.")
+    ]
+    assert len(chat_server.received) == 3  # it is not asked again, nor is a trivial question
+
+
+def test_an_endpoint_that_never_says_anything_is_an_input_error(chat_server, endpoint, ask):
+    chat_server.answer = lambda received: Answer(None)
+    with pytest.raises(InputError, match=r"not even a trivial one: the answer has no content"):
+        endpoint().complete([ask() for _ in range(20)])
 
 
 def test_half_a_character_is_replaced(chat_server, endpoint, ask):

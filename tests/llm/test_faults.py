@@ -134,6 +134,19 @@ def test_a_server_that_is_gone_for_a_while_costs_nothing_but_time(chat_server, e
     assert len(chat_server.received) <= len(requests) + 4  # those in flight when it went
 
 
+def test_an_outage_is_said_once_with_the_time_that_is_left(chat_server, endpoint, ask, monkeypatch, caplog):
+    monkeypatch.setattr("mmedpo.llm.endpoint.QUIET", 0.3)
+    chat = endpoint(patience=10.0, waits=(0.01, 0.1), concurrency=4)
+    for said in (1, 2):
+        chat.complete([ask()])
+        away(chat_server, 1.0)
+        chat.complete([ask() for _ in range(20)])
+        lines = [record.getMessage() for record in caplog.records if record.name == "mmedpo.llm.endpoint"]
+        assert len(lines) == said
+        assert lines[-1].startswith(f"{chat_server.url} does not answer (")
+        assert lines[-1].endswith(("It is tried for 10 s more.", "It is tried for 9 s more."))
+
+
 def test_a_server_that_is_gone_for_30_seconds_with_the_settings_of_a_run(chat_server, ask):
     chat_server.answer = lambda r: Answer(r.text, delay=0.05)
     threading.Timer(1.0, away, (chat_server, 30.0)).start()

@@ -1,16 +1,34 @@
-"""NIH ChestX-ray14's images with hand-drawn boxes (Wang et al. 2017): a folder with `boxes.jsonl` and `images/`.
+"""NIH ChestX-ray14's images with hand-drawn boxes (Wang et al. 2017).
 
-Questions are made from the boxed findings, and from labels that an image does not have; those labels were text-mined,
-so "no" is less certain than "yes". Patients are never split. The boxes are the localizer.
+Source   a folder with `boxes.jsonl` (image, labels, boxes in pixels, patient_id) and its images.
+Terms    unrestricted with attribution (NIH Clinical Center)
+Flaws    nobody asked questions: they are made from the boxed findings, and from labels that an image does not have.
+         Those labels were text-mined, so that "no" is less certain than "yes".
+Lesions  the boxes.
 
-Example: python dataset_builders/nih_bbox.py --source data/nih-bbox --model org/med-lvlm --output runs/nih-bbox/pairs
+Example: mmedpo build nih_bbox --source data/nih-bbox --model org/med-lvlm --output runs/nih-bbox/pairs
 """
 
+from __future__ import annotations
+
 import sys
+from pathlib import Path
+from typing import Any
 
 from mmedpo.cli import main
 
+SOURCE = None
+LAYOUTS = (("boxes.jsonl",),)
 LICENSE = "unrestricted with attribution (NIH Clinical Center)"
+CREDENTIALED = False
+UPSTREAM_SPLIT = None
+OPTIONS = {"split": "train", "localizer": "boxes"}
+HAS_PAIRS = False
+
+
+def read(source: Path, options: Any) -> None:
+    return None  # a source folder already
+
 
 if __name__ == "__main__":
-    main(["curate", "--split", "train", "--license", LICENSE, "--localizer", "boxes", *sys.argv[1:]])
+    main(["build", Path(__file__).stem, *sys.argv[1:]])

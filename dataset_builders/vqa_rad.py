@@ -1,14 +1,37 @@
-"""VQA-RAD (Lau et al. 2018, CC0): a folder with `qa.jsonl` and `images/`, as its authors publish it.
+"""VQA-RAD: clinicians' questions about radiology images of head, chest and abdomen (Lau et al. 2018).
 
-The official split is by question, so that nearly every test image is a training image too; the questions are split by
-image instead. The data has no lesion boxes: name a detector with --localizer, or take text pairs only.
+Source   the Hub's copy (images, questions, answers: 2,244 rows), or the authors' own folder: `qa.jsonl` or
+         `VQA_RAD*.json` with the images. Only the authors' has answer types, organs and image names.
+Terms    CC0 1.0
+Flaws    the official split is by question, so that nearly every test image is a training image too: the questions are
+         split by image here. Some answers are numbers; questions come in several wordings.
+Lesions  none are marked: name a detector with --localizer, or take text pairs only.
 
-Example: python dataset_builders/vqa_rad.py --source data/vqa-rad --model org/med-lvlm --output runs/vqa-rad/pairs
+Example: mmedpo build vqa_rad --source data/vqa-rad --model org/med-lvlm --output runs/vqa-rad/pairs
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from mmedpo.cli import main
+from mmedpo.upstream import Hub, Item, hub_triples
+
+SOURCE = "hub:flaviagiammarino/vqa-rad"
+LAYOUTS = (("qa.jsonl",), ("VQA_RAD*.json",), ("data/*.parquet",))
+LICENSE = "cc0-1.0"
+CREDENTIALED = False
+UPSTREAM_SPLIT = "by question"
+OPTIONS = {"split": "train", "localizer": "none"}
+HAS_PAIRS = False
+
+
+def read(source: Path | Hub, options: Any) -> Iterator[Item] | None:
+    return hub_triples(source) if isinstance(source, Hub) or any(source.glob("data/*.parquet")) else None
+
 
 if __name__ == "__main__":
-    main(["curate", "--split", "train", "--license", "cc0-1.0", *sys.argv[1:]])
+    main(["build", Path(__file__).stem, *sys.argv[1:]])

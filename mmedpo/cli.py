@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,12 +65,12 @@ def _command() -> str:
     return "mmedpo " + shlex.join(words)
 
 
-def _parsed(context: typer.Context, *options: Any) -> Any:
-    """Instances of the dataclasses `options`, from the command line and the recipe that --config names."""
+def _parsed(context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None) -> Any:
+    """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`."""
     import yaml
     from trl import TrlParser
 
-    command = f"mmedpo {context.info_name}"
+    command = f"mmedpo {context.info_name} {name}".rstrip()
     words = [part for word in context.args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--help" in words:
         console.print(context.get_help())
@@ -78,6 +78,7 @@ def _parsed(context: typer.Context, *options: Any) -> Any:
         raise InputError("--config needs a recipe after it, the path of a YAML file.")
     # Its own usage has a line for each option and comes with every fault.
     parser = TrlParser(list(options), prog=command, usage=f"{command} [--config RECIPE.yaml] [options], see --help")
+    parser.set_defaults_with_config(**(defaults or {}))
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     except InputError:
@@ -101,24 +102,48 @@ def curate(context: typer.Context) -> None:
     Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
     work: accelerate launch -m mmedpo.cli curate ...
     """
-    from mmedpo import audit as audits
-    from mmedpo.cards import dataset_card
-    from mmedpo.curation.pipeline import curate_folder
+    from mmedpo.builders import make_dataset
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.processes import Processes
-    from mmedpo.workdir import output_folder, write_json
+    from mmedpo.workdir import output_folder
 
     settings, run = _parsed(context, Settings, Run)
     processes = Processes.here()
     with output_folder(run.output, settings.record(), run.resume, processes) as folder:
-        cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-        manifest = curate_folder(settings, folder, _command(), run.limits, cache, processes)
-        if manifest is None:  # the first process writes what follows
-            return
-        write_json(folder / "audit.json", audits.audit(str(folder), name=run.output.name))
-        (folder / "README.md").write_text(dataset_card(folder), encoding="utf-8")
-    counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
-    console.print(f"{run.output}: {counts}; {sum(manifest['rejects'].values())} rejected (see rejects.jsonl).")
+        manifest = make_dataset(settings, run, folder, _command(), processes)
+    if manifest is not None:
+        _print_made(run.output, manifest)
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo build vqa_rad --model org/med-lvlm --output runs/vqa-rad/pairs --publish me/pairs"
+)
+def build(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="mmedpo build --help lists them.")] = None,
+) -> None:
+    """Build the preference dataset of a known data set: read, split, curate, audit, write, publish.
+
+    Takes --config FILE.yaml and the options of curate; mmedpo build NAME --help says what the data is and lists them.
+    """
+    from mmedpo import builders
+    from mmedpo.curation.settings import Settings
+
+    if name is None or name.startswith("-"):
+        console.print(context.get_help())
+        _print_table([["dataset", "what it is"], *map(list, builders.names().items())])
+        if name != "--help":
+            raise InputError("mmedpo build takes the name of a dataset first.")
+        return
+    builder = builders.load(name)
+    if "--help" in context.args:
+        console.print(escape(builder.__doc__ or ""), highlight=False, soft_wrap=True)
+    options = getattr(builder, "Options", builders.Options)
+    standard = builders.defaults(builder)
+    settings, run, own = _parsed(context, Settings, builders.Build, options, name=name, defaults=standard)
+    manifest = builders.build(builder, settings, run, own, _command())
+    if manifest is not None:
+        _print_made(run.output, manifest)
 
 
 @app.command(
@@ -359,6 +384,16 @@ def _invoke(arguments: Sequence[str]) -> None:
         console.print(str(finished))
     finally:
         sys.argv[1:] = typed
+
+
+def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
+    """What a curation made, and what it left out."""
+    rejects, rows = manifest["rejects"], manifest["source"].get("rows")
+    counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
+    read = "" if rows is None else f"{rows} rows read, "
+    console.print(f"{output}: {read}{counts}; {sum(rejects.values())} rejected (see rejects.jsonl).", soft_wrap=True)
+    if rejects:
+        _print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

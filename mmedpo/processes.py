@@ -52,21 +52,19 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def open(self, folder: Path) -> None:
-        """The first process says that `folder` is ready; the others wait for it."""
+    def open(self, folder: Path, what: str = "ready", patience: float | None = None) -> None:
+        """The first process says that `what` of `folder` is there; the others wait, `patience` seconds at most."""
         if self.count == 1:
             return
         if self.first:
-            self._say(folder, "ready")
+            self._say(folder, what)
             return
-        waited = 0.0
-        while not self._said(folder, "ready"):
+        waited, patience = 0.0, LONGEST_START if patience is None else patience
+        while not self._said(folder, what):
             time.sleep(POLL)
             waited += POLL
-            if waited > LONGEST_START:
-                raise InputError(
-                    f"The first process did not prepare {folder} within {LONGEST_START:g} s; see its error."
-                )
+            if waited > patience:
+                raise InputError(f"The first process did not prepare {folder} within {patience:g} s; see its error.")
 
     def finish(self, folder: Path) -> None:
         """The first process waits until all the others have finished their share."""

@@ -160,7 +160,7 @@ def read_sample(
         return None, [Fault(where, *row[FAULT])]
     faults = []
     answer, question = (_text(row[column]).strip() for column in ("answer", "question"))
-    image = _file(where, "image", row["image"], root, images)
+    image = find_file(where, "image", row["image"], root, images)
     if row["image"] is None:
         image = Fault(where, "image", "is empty; every row needs the name of an image file")
     if isinstance(image, Fault):
@@ -196,7 +196,7 @@ def _regions(
     found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
     faults = []
     for column, name in [*(("masks", name) for name in _listed(row["masks"])), ("heatmap", row["heatmap"])]:
-        file = None if name is None else _file(where, column, name, root, images)
+        file = None if name is None else find_file(where, column, name, root, images)
         if isinstance(file, Fault):
             faults.append(file)
         elif file:
@@ -232,7 +232,7 @@ def image_files(root: Path) -> dict[str, list[Path]]:
     return images
 
 
-def _file(where: str, column: str, name: Any, root: Path, images: Mapping[str, list[Path]]) -> Path | Fault:
+def find_file(where: str, column: str, name: Any, root: Path, images: Mapping[str, list[Path]]) -> Path | Fault:
     """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
     given = Path(str(name))
     candidates = images.get(given.name, [])

@@ -35,6 +35,7 @@ REPORTED_PACKAGES = (
     "pillow",
 )
 
+SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
@@ -140,8 +141,8 @@ def output_folder(
 
 
 def _holds_work(folder: Path) -> bool:
-    files = (file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
-    return any(not file.name.startswith(("settings.json", COORDINATION)) for file in files)
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+    return any(not file.parts[0].startswith(("settings.json", COORDINATION, SOURCE_FOLDER)) for file in files)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

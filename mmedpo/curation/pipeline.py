@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -63,6 +63,7 @@ def curate_folder(
     limits: Limits | None = None,
     cache: Path | None = None,
     processes: Processes = ALONE,
+    given: rows.Given | None = None,
 ) -> dict[str, Any] | None:
     """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
 
@@ -72,6 +73,7 @@ def curate_folder(
         limits: on the calls of chat endpoints; they decide nothing about what is made.
         cache: file of answered calls, shared with other runs; this run's own where None.
         processes: of this launch.
+        given: what was known of the source before. Where it has answers, `settings.chat` has to be "none".
 
     Returns:
         The manifest (docs/architecture.md); None in all processes but the first.
@@ -90,6 +92,10 @@ def curate_folder(
         for number, start in enumerate(range(0, len(source.samples), BLOCK))
         if number % processes.count == processes.rank
     ]
+    given = given or rows.Given()
+    if given.answers and processes.first:
+        ledgers["dispute"].update(given.answers)
+        ledgers["judge"].update({id: {"score": score} for id, score in given.scores.items()})
     revision = _sample(settings, share, ledgers["sample"], processes)
     if tools.chat is not None:
         _dispute(settings, share, source.samples, tools.chat, ledgers, processes)
@@ -98,7 +104,10 @@ def curate_folder(
     if tools.panel is not None:
         _judge(share, tools.panel, ledgers, processes)
     processes.finish(folder)
-    manifest = _assemble(settings, source, tools, ledgers, revision, folder, command) if processes.first else None
+    if processes.first:
+        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects)
+    else:
+        manifest = None
     for ledger in (*ledgers.values(), calls):
         ledger.close()
     return manifest
@@ -235,11 +244,14 @@ def _assemble(
     revision: str | None,
     folder: Path,
     command: str,
+    left_out: Sequence[rows.Reject],
 ) -> dict[str, Any]:
     """Weights over all pairs, rows, rejects and the manifest."""
     noise = settings.corruption if settings.makes_visual_pairs else None
     rejects: Counter[str] = Counter()
-    pairs = list(_accepted(source, rows.pair_up(source.samples, ledgers, noise), folder / "rejects.jsonl", rejects))
+    faulty = [rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in source.faults]
+    made = chain(((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(source.samples, ledgers, noise))
+    pairs = list(_accepted(made, folder / "rejects.jsonl", rejects))
     if not pairs:
         raise InputError(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
     groups = [pair.dispreference for pair in pairs] if settings.weights_over == "kind" else None
@@ -269,15 +281,11 @@ def _assemble(
 
 
 def _accepted(
-    source: Source,
-    made: Iterator[tuple[rows.Pair | None, rows.Reject | None]],
-    file: Path,
-    counts: Counter[str],
+    made: Iterable[tuple[rows.Pair | None, rows.Reject | None]], file: Path, counts: Counter[str]
 ) -> Iterator[rows.Pair]:
-    """Yield the pairs and write the rejects, those of the source's faulty rows included."""
-    faulty = ((None, rows.Reject(fault.row, "", FAULTY_ROW, str(fault))) for fault in source.faults)
+    """Yield the pairs, write and count the rejects."""
     with file.open("w", encoding="utf-8") as lines:
-        for pair, reject in chain(faulty, made):
+        for pair, reject in made:
             if pair is not None:
                 yield pair
             if reject is not None:

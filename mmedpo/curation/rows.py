@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,20 @@ class Reject:
     dispreference: str
     reason: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a data set brings along: rows of it that give no question, and pairs that exist already.
+
+    Attributes:
+        answers: by a question's id its wrong answer, {"text", "made_by"}, or why it has none, {"reason", "detail"}.
+        scores: by a question's id that answer's clinical relevance, in [0, 1].
+    """
+
+    rejects: list[Reject] = field(default_factory=list)
+    answers: dict[str, dict[str, str]] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +179,7 @@ def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
     return {
         "rejected_by": makers.target_model if sampled else found["made_by"],
         "revision": makers.revision if sampled else None,
-        "prompt_version": found["prompt_version"],
+        "prompt_version": found.get("prompt_version"),
         "candidates": steps["sample"].get(sample.id) or [],
         "judgements": judged.get("judgements"),
         "agreed": judged.get("agreed"),

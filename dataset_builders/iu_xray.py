@@ -1,0 +1,102 @@
+"""IU X-Ray: chest X-rays with radiology reports of Indiana University, from Open-i (Demner-Fushman et al. 2016).
+
+Source   a folder in one of two layouts: R2Gen's (`annotation.json` and `images/`), or Kaggle's and Open-i's
+         (`indiana_reports.csv`, `indiana_projections.csv` and the images anywhere below).
+Terms    CC BY-NC-ND 4.0 (Open-i): derived pairs may not be passed on without asking.
+Flaws    names and dates are blacked out as XXXX in the reports; reports compare with images that are not there. R2Gen's
+         split is by study; Kaggle's has none, and is split by study (the finest that is published).
+Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows chest X-rays).
+
+A study with several images gives one row: R2Gen's first image, or each frontal one of Kaggle's.
+
+Example: mmedpo build iu_xray --source data/iu_xray --model org/med-lvlm --output runs/iu-xray/pairs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedpo.cli import main
+from mmedpo.errors import Fault, InputError
+from mmedpo.samples import image_files
+from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out
+
+SOURCE = None
+LAYOUTS = (("annotation.json", "images"), ("indiana_reports.csv", "indiana_projections.csv"))
+LICENSE = "cc-by-nc-nd-4.0"
+CREDENTIALED = False
+UPSTREAM_SPLIT = "by patient"
+OPTIONS = {"split": "train", "localizer": "none"}
+HAS_PAIRS = False
+
+SECTIONS = ("findings", "impression")
+SPLITS = {"val": "validation"}
+
+
+@dataclass
+class Options:
+    sections: str = field(
+        default="findings", metadata={"help": "Of Kaggle's reports: findings, impression or findings,impression."}
+    )
+
+    def __post_init__(self) -> None:
+        if not set(self.sections.split(",")) <= set(SECTIONS):
+            raise InputError(f"--sections is {self.sections!r}; use {', '.join(SECTIONS)} or both with a comma.")
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    if (source / "annotation.json").exists():
+        return _of_r2gen(source)
+    return _of_kaggle(source, options.sections.split(","))
+
+
+def _of_r2gen(folder: Path) -> Iterator[Item]:
+    try:
+        splits = json.loads((folder / "annotation.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"annotation.json is not JSON ({error}); download it again.") from None
+    if not isinstance(splits, dict):
+        raise InputError("annotation.json holds no parts; R2Gen's holds the lists train, val and test.")
+    for split, studies in splits.items():
+        for study in studies:
+            name, report = str(study["id"]), " ".join(str(study["report"]).split())
+            if not report:
+                yield left_out(name, "the report is empty")
+                continue
+            image = f"images/{study['image_path'][0]}"
+            yield _row(name, Picture(image, folder / image), report, name.split("_")[0], SPLITS.get(split, split))
+
+
+def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
+    reports = {row["uid"]: row for row in csv_rows(folder, "indiana_reports")}
+    images = image_files(folder)
+    for row in csv_rows(folder, "indiana_projections"):
+        file, report = row["filename"], reports.get(row["uid"])
+        if report is None:
+            yield Fault(file, "uid", f"{row['uid']} has no row in indiana_reports.csv; add it")
+            continue
+        text = " ".join(" ".join(report[section].split()) for section in wanted).strip()
+        if row["projection"] != "Frontal":
+            yield left_out(file, "the view is not frontal", row["projection"])
+        elif not text:
+            yield left_out(file, f"the report has no {' and no '.join(wanted)}")
+        else:
+            found = images.get(file, [folder / "images" / file])
+            picture = Picture(found[0].relative_to(folder).as_posix(), found[0])
+            yield _row(file.split(".")[0], picture, text, f"CXR{row['uid']}", "")
+
+
+def _row(name: str, picture: Picture, report: str, patient: str, split: str) -> dict[str, Any]:
+    return {
+        "id": name, "image": picture, "question": REPORT_QUESTION, "report": report, "task": "report", "split": split,
+        "patient_id": patient, "modality": "X-Ray", "organ": "Chest",
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(["build", Path(__file__).stem, *sys.argv[1:]])

@@ -1,0 +1,86 @@
+"""MIMIC-CXR: chest X-rays with radiology reports of Beth Israel Deaconess (Johnson et al. 2019). Credentialed.
+
+Source   PhysioNet's tree of MIMIC-CXR-JPG or MIMIC-CXR: `files/p10/p10000032/s50414267/*.jpg` (or .dcm), the tables
+         mimic-cxr-2.0.0-split.csv and mimic-cxr-2.0.0-metadata.csv (or .csv.gz), and the reports
+         `files/p10/p10000032/s50414267.txt`, in the same tree or another (--reports).
+Terms    PhysioNet Credentialed Health Data License: neither texts nor images may be passed on. What that means here:
+         docs/builders.md.
+Flaws    names and dates are blacked out as ___; reports compare with earlier images. Reports without the section asked
+         for (--sections) and views other than --views are left out, counted.
+Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows chest X-rays).
+
+The split is upstream's, by patient. A part of the tree will do with --skip_faulty, which leaves the missing files out.
+
+Example: mmedpo build mimic_cxr --source data/mimic-cxr-jpg --reports data/mimic-cxr-reports --output runs/mimic/pairs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from mmedpo.cli import main
+from mmedpo.errors import Fault, InputError
+from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, sections
+
+SOURCE = None
+LAYOUTS = (("mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*", "files"),)
+LICENSE = "physionet-credentialed-1.5.0"
+CREDENTIALED = True
+UPSTREAM_SPLIT = "by patient"
+OPTIONS = {"split": "train", "localizer": "none"}
+HAS_PAIRS = False
+
+SECTIONS = ("findings", "impression")
+
+
+@dataclass
+class Options:
+    reports: Path | None = field(default=None, metadata={"help": "Tree with the reports, where it is another one."})
+    sections: str = field(default="findings", metadata={"help": "findings, impression or findings,impression."})
+    views: str = field(default="PA,AP", metadata={"help": "Views to take, as the metadata calls them."})
+
+    def __post_init__(self) -> None:
+        if not set(self.sections.split(",")) <= set(SECTIONS):
+            raise InputError(f"--sections is {self.sections!r}; use {', '.join(SECTIONS)} or both with a comma.")
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    views = {row["dicom_id"]: row["ViewPosition"] for row in csv_rows(source, "mimic-cxr-2.0.0-metadata")}
+    wanted = options.sections.split(",")
+    report = lru_cache(maxsize=256)(_report)  # a study's images follow each other
+    for row in csv_rows(source, "mimic-cxr-2.0.0-split"):
+        name, patient = row["dicom_id"], f"p{row['subject_id']}"
+        study = f"files/{patient[:3]}/{patient}/s{row['study_id']}"
+        if views.get(name) not in options.views.split(","):
+            yield left_out(name, "the view was not asked for", views.get(name) or "unknown")
+            continue
+        found = report((options.reports or source) / f"{study}.txt")
+        if found is None:
+            yield Fault(name, "report", f"{study}.txt is missing or no UTF-8; add it, or name its tree with --reports")
+            continue
+        text = " ".join(found[section.upper()] for section in wanted if section.upper() in found)
+        if not text:
+            yield left_out(name, f"the report has no {' and no '.join(wanted)}", f"{study}.txt")
+            continue
+        files = [f"{study}/{name}{suffix}" for suffix in (".jpg", ".dcm")]
+        image = next((file for file in files if (source / file).exists()), files[0])
+        yield {
+            "id": name, "image": Picture(image, source / image), "question": REPORT_QUESTION, "report": text,
+            "task": "report", "split": {"validate": "validation"}.get(row["split"], row["split"]),
+            "patient_id": patient, "modality": "X-Ray", "organ": "Chest",
+        }  # fmt: skip
+
+
+def _report(file: Path) -> dict[str, str] | None:
+    try:
+        return sections(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+if __name__ == "__main__":
+    main(["build", Path(__file__).stem, *sys.argv[1:]])

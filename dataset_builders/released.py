@@ -1,0 +1,106 @@
+"""The preference rows that MMedPO's authors released: text pairs with a score each, joined with images by name.
+
+Source   one of their files (vqa-rad_dpo_weighted.json, slake_..., iuxray_...: LLaVA's layout), and with --images the
+         folder of the data set's own images, which are not in the files.
+Terms    the repository is Apache-2.0; texts and images keep those of VQA-RAD (CC0 1.0), SLAKE (CC BY 4.0) and IU X-Ray
+         (CC BY-NC-ND 4.0). For other files: --license.
+Flaws    equal sides, rejected answers that hold the gold one or say the same yes or no, repeated questions, lost
+         characters, missing images: each a counted reject. What stays is told apart by its length: rejected answers are
+         five times as long (docs/curation.md).
+Lesions  none are in the files: --localizer adds `lesion_noise` rows with the same answer.
+
+The published scores become `clinical_relevance`; the weights are normalised as in every dataset (--weights raw: as
+released). All rows are used. The authors' test images of VQA-RAD are among them: --split train leaves those out that
+`mmedpo evaluate --source data/vqa-rad --split test` asks about.
+
+Example: mmedpo build released --source vqa-rad_dpo_weighted.json --images data/vqa-rad --output runs/released/pairs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedpo.cli import main
+from mmedpo.errors import Fault, InputError
+from mmedpo.samples import find_file, image_files
+from mmedpo.tables import FAULT, read_table
+from mmedpo.text import polarity, words
+from mmedpo.upstream import Item, Picture, left_out
+
+SOURCE = None
+LAYOUTS = ()
+LICENSE = None
+CREDENTIALED = False
+UPSTREAM_SPLIT = {"vqa-rad_dpo_weighted.json": "by question", "slake_dpo_weighted.json": "by image"}
+OPTIONS = {"localizer": "none", "skip_faulty": True}
+HAS_PAIRS = True
+
+MADE_BY = "MMedPO's authors, as released"
+KNOWN = {  # the authors' files: the data set's name and its terms
+    "vqa-rad_dpo_weighted.json": ("vqa-rad", "cc0-1.0"),
+    "slake_dpo_weighted.json": ("slake", "cc-by-4.0"),
+    "iuxray_dpo_weighted.json": ("iu-xray", "cc-by-nc-nd-4.0"),
+}
+REPORT_WORDS = 20  # a longer preferred text is a report
+LOST = "\ufffd"  # what a decoder puts where it could not read
+
+
+@dataclass
+class Options:
+    images: Path | None = field(default=None, metadata={"help": "Folder of the data set's images. Required."})
+
+    def __post_init__(self) -> None:
+        if self.images is None or not self.images.is_dir():
+            raise InputError(f"--images is {self.images}; give the folder of the images that the file names.")
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    if not source.is_file():
+        raise InputError(f"{source} is a folder; give one of the released JSON files.")
+    assert options.images
+    files = image_files(options.images)
+    seen: dict[tuple[str, str], str] = {}
+    about = dict(zip(("source", "license"), KNOWN.get(source.name, (source.stem, None)), strict=True))
+    for where, row in read_table(source):
+        pair = _pair(row)
+        if isinstance(pair, str):
+            yield left_out(where, pair)
+            continue
+        image = find_file(where, "image", row["image"], options.images, files)
+        first = seen.setdefault((row["image"], pair["question"]), where)
+        if isinstance(image, Fault):
+            yield left_out(where, "no single image of that name", str(row["image"]))
+        elif first != where:
+            yield left_out(where, "the question was asked of the image before", first)
+        else:
+            picture = Picture(image.relative_to(options.images).as_posix(), image)
+            yield {**about, "id": str(row["id"]), "image": picture, **pair}
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any] | str:
+    """Question, texts, task and score of a row in LLaVA's layout, or why it has none."""
+    try:
+        (asked, gold), (_, wrong) = (
+            [turn["value"].replace("<image>", "").strip() for turn in row[side]]
+            for side in ("conversations", "rejected_conversations")
+        )
+        score = float(row["weighted_score"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "faulty row: no two turns a side and a score" + (f" ({row[FAULT][1]})" if FAULT in row else "")
+    if not 0 <= score <= 1:
+        return "the score is not in [0, 1]"
+    if LOST in asked + gold + wrong:
+        return "a character of its texts was lost"
+    short = "closed_vqa" if polarity(gold) and len(gold) <= 3 else "open_vqa"
+    return {
+        "question": asked, "answer": gold, "task": "report" if len(words(gold)) > REPORT_WORDS else short,
+        "rejected": wrong, "rejected_by": MADE_BY, "clinical_relevance": score,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(["build", Path(__file__).stem, *sys.argv[1:]])

@@ -1,0 +1,318 @@
+"""Dataset builders: a dataset as its authors publish it becomes preference pairs, by one runner for all of them.
+
+A builder is a module of `dataset_builders/`, which is in the checkout and not in the package: facts and a reader.
+
+- its docstring: what the data is (the first line), its terms, its flaws, an example;
+- `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by,
+  one tuple of patterns a layout (none: any will do);
+- `LICENSE`: of the rows, or None where the user has to say it; `CREDENTIALED`: whether its terms forbid passing it on;
+- `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), or None;
+- `OPTIONS`: options of `mmedpo curate` that suit it; a recipe overrides them, and the command line both;
+- `HAS_PAIRS`: whether its rows bring their wrong answers along;
+- `Options`: a dataclass of its own options;
+- `read(source, options)`: yields `upstream.Item`s, or returns None where the source is a source folder already.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from mmedpo import audit, cards, schema
+from mmedpo.curation.pipeline import FAULTY_ROW, curate_folder
+from mmedpo.curation.rows import Given, Reject
+from mmedpo.curation.settings import Run, Settings
+from mmedpo.errors import AlreadyFinished, Fault, InputError
+from mmedpo.ledger import Ledger
+from mmedpo.processes import Processes
+from mmedpo.upstream import Hub, Item, Picture, whole_archives
+from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
+
+FOLDER = Path(__file__).parents[1] / "dataset_builders"
+HUB = "hub:"
+TABLE = "samples.jsonl"
+# Options that say who makes and who judges wrong answers: of no use where both come with the data.
+MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
+
+
+@dataclass
+class Build(Run):
+    """A builder's run: that of a curation, and what becomes of the source and of the dataset."""
+
+    keep_source: Path | None = field(
+        default=None, metadata={"help": "Folder to keep the source in (its table and images), for mmedpo evaluate."}
+    )
+    publish: str | None = field(default=None, metadata={"help": "Hub repository to publish to, USER/NAME."})
+
+
+@dataclass
+class Options:
+    """Of a builder without options of its own."""
+
+
+def names() -> dict[str, str]:
+    """The builders that exist, each with the first line of its docstring.
+
+    Raises:
+        InputError: the checkout's folder of builders is not there.
+    """
+    files = sorted(FOLDER.glob("[!_]*.py"))
+    if not files:
+        raise InputError(f"{FOLDER} holds no builder: install with `pip install -e .` from a clone of the repository.")
+    docs = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
+    return {name: (doc or "").split("\n")[0] for name, doc in docs.items()}
+
+
+def load(name: str) -> ModuleType:
+    """The builder's module. Raises InputError, with those that exist, where there is none of that name."""
+    known = names()
+    if name not in known:
+        raise InputError(f"There is no builder {name!r}; there are {', '.join(known)}.")
+    spec = importlib.util.spec_from_file_location(f"{FOLDER.name}.{name}", FOLDER / f"{name}.py")
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look up their types
+    spec.loader.exec_module(module)
+    return module
+
+
+def name_of(builder: ModuleType) -> str:
+    return builder.__name__.rpartition(".")[2]
+
+
+def defaults(builder: ModuleType) -> dict[str, Any]:
+    """The options that a builder sets where neither a recipe nor the command line does."""
+    given = {"source": builder.SOURCE, "license": builder.LICENSE}
+    return {**{name: value for name, value in given.items() if value is not None}, **builder.OPTIONS}
+
+
+def make_dataset(
+    settings: Settings, run: Run, folder: Path, command: str, processes: Processes, given: Given | None = None,
+    about_source: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Curate into a working folder, audit what was made and write its card.
+
+    Args:
+        given: as `curate_folder` takes it.
+        about_source: more to record in the manifest's "source".
+
+    Returns:
+        The manifest; None in all processes but the first.
+    """
+    cache = run.cache or run.output.resolve().parent / "calls.sqlite"
+    manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given)
+    if manifest is None:
+        return None
+    manifest["source"].update(about_source or {})
+    if given and given.answers:
+        makers = sorted({answer["made_by"] for answer in given.answers.values() if "made_by" in answer})
+        said = ", ".join(makers)
+        manifest |= {"chat_model": said, "judges": makers, "panel": None, "style": None, "prompt_versions": {}}
+    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
+    (folder / "README.md").write_text(cards.dataset_card(folder), encoding="utf-8")
+    return manifest
+
+
+def build(builder: ModuleType, settings: Settings, run: Build, options: Any, command: str) -> dict[str, Any] | None:
+    """Read, split, curate, audit, write and, where asked, publish a dataset.
+
+    Returns:
+        The manifest; None in all processes but the first, and where a finished dataset is only published.
+
+    Raises:
+        InputError: the source is not as the builder knows it, rows are faulty (all are listed), or as `curate_folder`.
+    """
+    name, processes = name_of(builder), Processes.here()
+    record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+    upstream = _open(builder, settings, run)
+    manifest = None
+    try:
+        with output_folder(run.output, record, run.resume, processes) as folder:
+            source = folder / SOURCE_FOLDER
+            if processes.first:
+                _write_once(builder.read(upstream, options), name, source, settings.skip_faulty)
+            processes.open(folder, "source", patience=math.inf)
+            given, facts = _written(source)
+            if source.exists():
+                settings.source = source
+            elif run.keep_source:
+                raise InputError(f"{upstream} is a source folder already; leave out --keep_source.")
+            if given.answers:
+                settings.chat = "none"
+            facts |= _facts(builder, upstream)
+            manifest = make_dataset(settings, run, folder, command, processes, given, facts)
+            if manifest and source.exists():
+                _clear(source, run.keep_source)
+    except AlreadyFinished:
+        if run.publish is None:
+            raise
+    if run.publish and processes.first:
+        from mmedpo.publish import publish
+
+        publish(run.output, run.publish)
+    return manifest
+
+
+def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
+    """The source that was named, after all that can be known to be wrong before anything is read."""
+    if builder.CREDENTIALED and hasattr(settings, "credentialed"):
+        settings.credentialed = True
+    if builder.HAS_PAIRS:
+        _refuse_makers(builder, settings)
+    if run.keep_source and run.keep_source.exists():
+        raise InputError(f"{run.keep_source} exists already; choose another --keep_source or remove it first.")
+    text = str(settings.source)
+    if text.startswith(HUB) and builder.SOURCE:
+        from mmedpo.training.record import dataset_commit
+
+        repository, _, revision = text.removeprefix(HUB).partition("@")
+        return Hub(repository, dataset_commit(repository, revision or None))
+    if not settings.source.exists():
+        hub = f" For the Hub's, write {builder.SOURCE} (or another hub:user/name)." if builder.SOURCE else ""
+        raise InputError(f"The source {text} does not exist; `mmedpo build {name_of(builder)} --help` says more.{hub}")
+    _check_layout(builder, settings.source)
+    return settings.source
+
+
+def _refuse_makers(builder: ModuleType, settings: Settings) -> None:
+    made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(Settings)}
+    idle = [f"--{option}" for option in MAKING if getattr(settings, option) != made[option]]
+    if idle:
+        name = name_of(builder)
+        raise InputError(f"{name} brings its wrong answers and their scores along: leave out {', '.join(idle)}.")
+
+
+def _check_layout(builder: ModuleType, path: Path) -> None:
+    """Raise InputError where `path` is in no layout of the builder's, naming the builder whose it is."""
+    if not builder.LAYOUTS or _is_laid_out(path, builder):
+        return
+    name = name_of(builder)
+    wanted = " or ".join(" with ".join(layout) for layout in builder.LAYOUTS)
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "one file"
+    fitting = [other for other in names() if other != name and _is_laid_out(path, load(other))]
+    hint = f" It looks like the source of `mmedpo build {fitting[0]}`." if fitting else ""
+    raise InputError(f"{path} is not laid out as {name} knows it ({wanted}); it holds {held or 'nothing'}.{hint}")
+
+
+def _is_laid_out(path: Path, builder: ModuleType) -> bool:
+    if path.is_file():
+        return any(len(layout) == 1 and fnmatch(path.name, layout[0]) for layout in builder.LAYOUTS)
+    return any(all(any(path.glob(pattern)) for pattern in layout) for layout in builder.LAYOUTS)
+
+
+def _facts(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
+    """What the manifest says of the source."""
+    split = builder.UPSTREAM_SPLIT
+    facts = {
+        "builder": name_of(builder),
+        "upstream_split": split.get(upstream.name) if isinstance(split, Mapping) else split,
+    }
+    if isinstance(upstream, Hub):
+        facts |= {"hub": upstream.name, "revision": upstream.revision}
+    return {**facts, "credentialed": True} if builder.CREDENTIALED else facts
+
+
+def _write_once(items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool) -> None:
+    """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `_written` reads.
+
+    Raises:
+        InputError: faulty rows (all of them), unless `skip_faulty`, or a broken archive.
+    """
+    ledger = Ledger(folder.with_suffix(".ledger"))
+    if items is not None and "given" not in ledger:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            with whole_archives(name):
+                rows, given, faults = _write(items, name.replace("_", "-"), folder)
+        except KeyError as error:
+            raise InputError(f"A row of {name} has no {error}; give the data set's own files.") from error
+        if faults and not skip_faulty:
+            count = len({fault.row for fault in faults})
+            raise InputError(
+                f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip_faulty.", faults
+            )
+        given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
+        ledger.update({"given": asdict(given), "facts": {"rows": rows}})
+    ledger.close()
+
+
+def _written(folder: Path) -> tuple[Given, dict[str, Any]]:
+    """What came with a written source: for the curation, and for the manifest."""
+    ledger = Ledger(folder.with_suffix(".ledger"))
+    given, facts = ledger.get("given"), ledger.get("facts")
+    ledger.close()
+    if given is None:
+        return Given(), {}
+    return Given(**{**given, "rejects": [Reject(**reject) for reject in given["rejects"]]}), facts
+
+
+def _write(items: Iterable[Item], name: str, folder: Path) -> tuple[int, Given, list[Fault]]:
+    """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
+    given, faults, rows = Given(), [], 0
+    placed: set[str] = set()
+    with (folder / TABLE).open("w", encoding="utf-8") as lines:
+        for item in items:
+            rows += 1
+            if isinstance(item, Reject):
+                given.rejects.append(item)
+            elif isinstance(item, Fault):
+                faults.append(item)
+            elif fault := _place(item["image"], folder, placed, item["id"]):
+                faults.append(fault)
+            else:
+                row = {"source": name, **item, "image": item["image"].name}
+                _bring(row, given)
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return rows, given, faults
+
+
+def _bring(row: dict[str, Any], given: Given) -> None:
+    """Move the wrong answer that a row came with from the row to `given`, or why it is none."""
+    if "rejected" not in row:
+        return
+    rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
+    sentence = schema.text_fault(row["answer"], rejected, row["task"])
+    if sentence:
+        given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
+    else:
+        given.answers[row["id"]] = {"text": rejected, "made_by": made_by}
+        given.scores[row["id"]] = score
+
+
+def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault | None:
+    """Put an image where the table says it is, once: a link to a file, or the bytes themselves."""
+    name, content = PurePosixPath(picture.name), picture.content
+    if picture.name in placed:
+        return None
+    if name.is_absolute() or ".." in name.parts:
+        return Fault(row, "image", f"{picture.name!r} leads out of the source; name a file inside it")
+    if not isinstance(content, bytes) and not content.is_file():
+        return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        target.symlink_to(content.resolve())
+    else:
+        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    placed.add(picture.name)
+    return None
+
+
+def _clear(source: Path, keep: Path | None) -> None:
+    if keep is None:
+        shutil.rmtree(source)
+    else:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, keep)

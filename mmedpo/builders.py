@@ -119,7 +119,7 @@ def make_dataset(
         manifest |= {"chat_model": said, "judges": makers, "panel": None, "style": None, "prompt_versions": {}}
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
-    (folder / "README.md").write_text(cards.dataset_card(folder), encoding="utf-8")
+    cards.write_dataset_card(folder)
     return manifest
 
 

@@ -28,6 +28,7 @@ MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 CURVES = ("loss", "rewards/margins", "rewards/accuracies")
 PICTURE = "curves.png"
+GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
 NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -84,6 +85,11 @@ def _dataset_metadata(manifest: Mapping[str, Any], rows: int, published: Publish
     )
 
 
+def write_dataset_card(folder: Path) -> None:
+    """Write README.md (and `GENERATED`) into a dataset folder; raises as `dataset_card`."""
+    _write(folder, dataset_card(folder))
+
+
 def license_fields(name: Any) -> dict[str, Any]:
     """A licence as a card's header says it: by the Hub's identifier, or as "other" with a name."""
     slug = re.sub(r"[^a-z0-9.]+", "-", str(name).lower()).strip("-")
@@ -91,9 +97,16 @@ def license_fields(name: Any) -> dict[str, Any]:
 
 
 def write_adapter_card(folder: Path) -> None:
-    """Write README.md and, where steps were logged, curves.png into a training folder; raises as `adapter_card`."""
+    """Write README.md (and `GENERATED`) and, where steps were logged, curves.png into a training folder; raises as
+    `adapter_card`."""
     draw_curves(read_json(folder / "trainer_state.json").get("log_history", []), folder / PICTURE)
-    (folder / "README.md").write_text(adapter_card(folder), encoding="utf-8")
+    _write(folder, adapter_card(folder))
+
+
+def _write(folder: Path, card: str) -> None:
+    (folder / GENERATED).parent.mkdir(exist_ok=True)
+    for name in ("README.md", GENERATED):
+        (folder / name).write_text(card, encoding="utf-8")
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], output: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedpo import credentialed, hub
+from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote
 from mmedpo.publish.card import Conflict
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication", "publish"]
 
-BASE = ".mmedpo/card.md"  # in the repository: the card as it was generated, so that a person's changes are known
 Confirm = Callable[[str], bool]
 
 
@@ -141,12 +141,12 @@ def _checked_name(api: HfApi, repo: str) -> str:
 def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
     """What the repository should hold, its card merged with the one there. Raises what the Hub's client does."""
     there = remote.read(api, repo_id, content.repo_type)
-    edited, base = (remote.text(api, there, path) for path in (CARD, BASE))
+    edited, base = (remote.text(api, there, path) for path in (CARD, GENERATED))
     text, conflicts = content.card, list[Conflict]()
     if edited is not None:
         text, conflicts = card.merge(base, edited, text, f"{CARD} of {repo_id}")
     card.validated(text, content.repo_type, f"{CARD} for {repo_id}")
-    files = {**content.files, CARD: File(text.encode()), BASE: File(content.generated.encode())}
+    files = {**content.files, CARD: File(text.encode()), GENERATED: File(content.generated.encode())}
     return _Draft(there, files, remote.plan(files, content.replaced, there), text, conflicts)
 
 
@@ -216,7 +216,7 @@ def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str 
         if tag in there.tags:
             return tag
         target = commit or (there.head if tag else remote.untagged(api, there))
-        if target is None or target in there.tags.values():
+        if target is None or (tag is None and target in there.tags.values()):
             return None
         name = tag or there.next_tag
         api.create_tag(repo_id, tag=name, revision=target, repo_type=repo_type)

@@ -128,10 +128,11 @@ def refuse_private_words(files: Mapping[str, File], token: str | None) -> None:
 
 
 def _with_local_edits(folder: Path, plain: str, generated: str) -> tuple[str, list[Conflict]]:
-    path = folder / CARD
+    path, base = folder / CARD, folder / cards.GENERATED
     if not path.exists():
         return generated, []
-    return merge(plain, path.read_text(encoding="utf-8"), generated, str(path))
+    written = base.read_text(encoding="utf-8") if base.exists() else plain
+    return merge(written, path.read_text(encoding="utf-8"), generated, str(path))
 
 
 def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:

@@ -31,7 +31,8 @@ def draw(audit: Mapping[str, Any]) -> bytes:
 
     with rc_context({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
         figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
-        kinds, weights, lengths, rejects = (part.subplots() for part in figure.subfigures(2, 2).flat)  # margins apart
+        parts = figure.subfigures(2, 2, squeeze=False).flat  # so that each has margins of its own
+        kinds, weights, lengths, rejects = (part.subplots() for part in parts)
         counts = audit["counts"]["dispreference"]
         _bars(kinds, {_label(kind): count for kind, count in counts.items()}, [_colour(kind) for kind in counts])
         kinds.set_title(f"{audit['rows']:,} pairs by kind")

@@ -14,12 +14,10 @@ from aiohttp import web
 
 @dataclass
 class Received:
-    """One request: `path` without the query, `body` in bytes that came, `status` None until answered or if it never
-    was, `user` None where no token (or no known one) came with it."""
+    """One request: `path` without the query, `body` in bytes that came, `status` None until (or if never) answered."""
 
     method: str
     path: str
-    user: str | None = None
     body: int = 0
     status: int | None = None
 

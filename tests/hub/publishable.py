@@ -31,7 +31,8 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
     noised = number % 3 == 2
     return {
-        "id": f"made/{number}", "images": [picture(number)], "rejected_images": [picture(-1 - number)] if noised else None,
+        "id": f"made/{number}", "images": [picture(number)],
+        "rejected_images": [picture(10_000 + number)] if noised else None,
         "prompt": says("What is seen?", "user"), "chosen": says("a nodule"),
         "rejected": says("a nodule" if noised else "a mass"), "weight": 0.75 + (number % 10) / 20,
         "clinical_relevance": 0.5, "dispreference": "lesion_noise" if noised else "hallucinated_response",
@@ -41,9 +42,13 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def make_dataset(
-    folder: Path, count: int = 24, shard_size: str = "3KB", change: Callable[[dict[str, Any]], Any] = lambda _: None
+    folder: Path,
+    count: int = 24,
+    shard_size: str = "3KB",
+    change: Callable[[dict[str, Any]], Any] = lambda _: None,
+    seed: int = 0,
 ) -> Path:
-    """A finished dataset folder of `count` rows, each given to `change` first (in place)."""
+    """A finished dataset folder of `count` rows, each given to `change` first (in place); its manifest names `seed`."""
     rows = [row(number) for number in range(count)]
     for one in rows:
         change(one)
@@ -51,9 +56,10 @@ def make_dataset(
     manifest = json.loads((EXAMPLES / "dataset" / "manifest.json").read_text())
     kinds = [one["dispreference"] for one in rows]
     manifest["counts"] = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    manifest["seed"] = seed
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit(str(folder), name="pairs"))
-    (folder / "README.md").write_text(cards.dataset_card(folder))
+    cards.write_dataset_card(folder)
     (folder / "rejects.jsonl").write_text('{"id": "made/99", "detail": "Someone said this"}\n')
     return folder
 

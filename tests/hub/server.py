@@ -134,7 +134,8 @@ class Hub:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
         return {**own, "HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HOME": str(self.home / (token or "nobody")),
                 "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}  # fmt: skip
+                "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1", **more}  # fmt: skip
 
     def run(self, code: str, *arguments: object, token: str = "write", **environment: str) -> str:
         """What Python prints that runs `code` as a client; `arguments` are its sys.argv[1:]. Its failure is ours."""
@@ -155,7 +156,7 @@ class Hub:
     async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         account = self.accounts.get(token)
-        received = Received(request.method, request.path, account and account.name)
+        received = Received(request.method, request.path)
         self.requests.append(received)
         fault = next((fault for fault in self.faults if fault.meets(received)), None)
         try:

@@ -76,7 +76,7 @@ def test_a_slow_hub_is_waited_for_or_done_without(hub: Hub) -> None:
         from huggingface_hub import hf_hub_download
         say([Path(hf_hub_download("user/x", "a.txt", etag_timeout=0.2)).read_text() for _ in range(2)])
     """)
-    assert told == ["one", "one"] and statuses(hub, "HEAD") == [200, None]
+    assert told == ["one", "one"] and len(statuses(hub, "HEAD")) == 2
 
 
 def test_a_hub_that_is_gone(hub: Hub) -> None:

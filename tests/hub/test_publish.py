@@ -1,0 +1,425 @@
+"""Publishing over real HTTP: what arrives, what is sent again, what people wrote into cards, and several publishers."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from hub.publishable import EXAMPLES, make_adapter, make_dataset, picture
+from hub.server import ROOT, Hub
+from hub.store import Blob
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard, constants
+from PIL import Image
+
+from mmedpo import schema
+from mmedpo.errors import InputError, Stopped
+from mmedpo.publish import Publication, publish
+
+Publish = Callable[..., Publication]
+YES = {"confirm": lambda question: True}
+
+
+@pytest.fixture
+def send(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """`publish` to the loopback Hub from this process, as its user, who says yes to everything."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    hub.large_from = 100_000
+
+    def go(folder: Path, repo: str = "user/pairs", kind: str = "dataset", **options: Any) -> Publication:
+        return publish(folder, repo, kind, **{"endpoint": hub.url, "token": "write", **YES, **options})
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder that tests copy before they change it."""
+    return make_dataset(tmp_path_factory.mktemp("made") / "pairs")
+
+
+@pytest.fixture
+def pairs(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "pairs"))
+
+
+def rows(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    tables = [parquet.read_table(io.BytesIO(files[name])) for name in sorted(files) if name.endswith(".parquet")]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def text(hub: Hub, repo: str = "user/pairs", kind: str = "dataset") -> str:
+    return hub.files(repo, kind)["README.md"].decode()
+
+
+def edit(hub: Hub, change: Callable[[str], str], repo: str = "user/pairs", kind: str = "dataset") -> None:
+    """A person edits the card on the Hub's page."""
+    edited = Blob(change(text(hub, repo, kind)).encode())
+    hub.repo(repo, kind).commit("main", lambda files: files.update({"README.md": edited}), "Update README.md")
+
+
+def test_a_dataset_arrives_whole_private_and_tagged(hub: Hub, send: Publish, pairs: Path) -> None:
+    (pairs / "calls.sqlite").write_bytes(b"asked and answered")
+    (pairs / "data" / "notes.txt").write_text("mine")
+    done = send(pairs, "pairs")
+    repo = hub.repo("user/pairs", "dataset")
+    assert repo.private and done.visibility == "private" and done.url == f"{hub.url}/datasets/user/pairs"
+    files = hub.files("user/pairs", "dataset")
+    shards = {f"data/{file.name}" for file in pairs.glob("data/*.parquet")}
+    assert len(shards) > 2
+    assert files.keys() == shards | {"README.md", ".mmedpo/card.md", "manifest.json", "audit.json", "audit.png"}
+    assert all(files[name] == (pairs / name).read_bytes() for name in [*shards, "manifest.json", "audit.json"])
+    assert hub.files("user/pairs", "dataset", done.tag or "") == files and done.tag == "v1"
+    with Image.open(io.BytesIO(files["audit.png"])) as drawn:
+        assert drawn.size == (960, 600)
+
+
+def test_the_published_header_is_read_by_the_hubs_classes(hub: Hub, send: Publish, pairs: Path) -> None:
+    send(pairs)
+    data = DatasetCard(text(hub)).data
+    assert data.configs == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
+    (split,) = data.dataset_info["splits"]
+    shards = list(pairs.glob("data/*.parquet"))
+    assert (split["name"], split["num_examples"]) == ("train", 24)
+    assert data.dataset_info["download_size"] == sum(shard.stat().st_size for shard in shards)
+    assert data.dataset_info["dataset_size"] == split["num_bytes"] > 24 * len(picture(0)["bytes"])
+    assert data.size_categories == ["n<1K"] and "visual-question-answering" in data.task_categories
+    assert "](audit.png)" in text(hub) and 'load_dataset("user/pairs", split="train")' in text(hub)
+
+
+def test_unmodified_clients_load_what_was_published_row_by_row_and_pixel_by_pixel(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path
+) -> None:
+    send(pairs)
+    hub.run(
+        "import sys, numpy, datasets\n"
+        "plain = datasets.load_dataset('user/pairs', split='train', revision='v1')\n"
+        "streamed = datasets.load_dataset('user/pairs', split='train', streaming=True)\n"
+        "for name, rows in (('plain', plain), ('streamed', streamed)):\n"
+        "    images = [image for row in rows for image in row['images'] + (row['rejected_images'] or [])]\n"
+        "    pixels = [numpy.asarray(image) for image in images]\n"
+        "    numpy.savez(f'{sys.argv[1]}/{name}.npz', *pixels, ids=[row['id'] for row in rows],\n"
+        "                rejected=[row['rejected'][0]['content'] for row in rows])\n",
+        tmp_path,
+    )  # fmt: skip
+    here = schema.load(str(pairs))
+    pixels = [np.asarray(image) for row in here for image in [*row["images"], *(row["rejected_images"] or [])]]
+    for name in ("plain", "streamed"):
+        with np.load(tmp_path / f"{name}.npz") as there:
+            assert there["ids"].tolist() == here["id"]
+            assert there["rejected"].tolist() == [turns[0]["content"] for turns in here["rejected"]]
+            assert all(np.array_equal(there[f"arr_{i}"], image) for i, image in enumerate(pixels))
+
+
+def test_the_same_content_is_no_commit_and_no_tag(hub: Hub, send: Publish, pairs: Path) -> None:
+    send(pairs)
+    commits = len(hub.repo("user/pairs", "dataset").commits)
+    hub.calls()
+    again = send(pairs)
+    assert not again.plan and again.tag is None and len(again.plan.same) == len(hub.files("user/pairs", "dataset"))
+    assert len(hub.repo("user/pairs", "dataset").commits) == commits
+    assert not [call for call in hub.calls() if not call.startswith(("GET", "HEAD", "POST /api/validate-yaml"))]
+    assert list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
+
+
+def test_a_new_version_sends_one_shard_and_removes_what_is_stale(hub: Hub, send: Publish, tmp_path: Path) -> None:
+    hub.large_from = 1
+    first = make_dataset(tmp_path / "first", 120)
+
+    def other(row: dict[str, Any]) -> None:
+        if row["id"] == "made/60":
+            row["images"], row["weight"] = [picture(1000, side=17)], 1.25
+
+    second = make_dataset(tmp_path / "second", 120, change=other)
+    send(first)
+    hub.requests.clear()
+    done = send(second)
+    shards = [name for name in done.plan.changed if name.endswith(".parquet")]
+    uploads = [received for received in hub.requests if received.method == "PUT" and received.path.startswith("/lfs")]
+    sent = {(second / name).stat().st_size for name in shards}
+    assert len(shards) == 1 and len(list(second.glob("data/*.parquet"))) > 8 and done.tag == "v2"
+    assert sent <= {received.body for received in uploads}
+    assert sum(received.body for received in uploads) < sum(sent) + 100_000  # the picture and the records beside it
+    send(make_dataset(tmp_path / "third", 6))
+    assert [name for name in hub.files("user/pairs", "dataset") if name.startswith("data")] == [
+        f"data/{file.name}" for file in sorted((tmp_path / "third" / "data").iterdir())
+    ]
+    assert len(rows(hub.files("user/pairs", "dataset", "v1"))) == 120  # what a tag names stays
+
+
+def test_a_card_edited_on_the_hub_keeps_the_persons_text(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    send(pairs)
+    question = re.compile(r"\[More information needed: who are the patients[^\]]*\]")
+    edit(hub, lambda card: question.sub("Adults of one hospital.", card).replace("tags:\n", "tags:\n- radiology\n"))
+    assert send(pairs).tag is None  # only the card is another
+    done = send(make_dataset(tmp_path / "more", 30))
+    card = text(hub)
+    assert "Adults of one hospital." in card and "30 preference pairs" in card and not done.conflicts
+    assert DatasetCard(card).data.dataset_info["splits"][0]["num_examples"] == 30
+    assert {"radiology", "mmedpo"} <= set(DatasetCard(card).data.tags)
+    edit(hub, lambda card: card.replace("30 preference pairs", "Thirty preference pairs"))
+    (conflict,) = send(make_dataset(tmp_path / "most", 36)).conflicts
+    assert "Thirty" in conflict.kept and "36" in conflict.left_out and "Thirty preference pairs" in text(hub)
+
+
+def test_a_card_edited_in_the_folder_keeps_the_persons_text(hub: Hub, send: Publish, pairs: Path) -> None:
+    card = (pairs / "README.md").read_text()
+    card = re.sub(r"\[[^\]]*\(license\)[^\]]*\]", "Under CC0.", card)
+    (pairs / "README.md").write_text(
+        card.replace("license: cc-by-4.0", "license: cc0-1.0") + "\n## Thanks\n\nTo all.\n"
+    )
+    send(pairs)
+    assert "Under CC0." in text(hub) and "## Thanks" in text(hub) and DatasetCard(text(hub)).data.license == "cc0-1.0"
+    (pairs / "README.md").unlink()
+    assert not send(pairs).plan  # the Hub's card has it all
+
+
+def test_fields_that_only_a_person_can_fill_are_asked_for_first(hub: Hub, send: Publish, pairs: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)license: may derived.*privacy: are the images.*--fill KEY") as refused:
+        send(pairs, confirm=None)
+    assert "public" not in str(refused.value) and not list(hub.store)
+    asked: list[str] = []
+    with pytest.raises(Stopped, match="Nothing was sent"):
+        send(pairs, public=True, confirm=lambda question: bool(asked.append(question)) or len(asked) < 2)
+    assert len(asked) == 2 and "everybody can read" in asked[0] and not list(hub.store)
+    done = send(pairs, confirm=None, fill={"license": "CC0 1.0", "privacy": "Two people looked: they are."})
+    assert "Two people looked: they are." in text(hub) and DatasetCard(text(hub)).data.license == "cc0-1.0"
+    assert all("who are the patients" in field or "clinician" in field for field in done.open_fields)
+    assert not send(pairs, confirm=None).plan
+
+
+def test_a_repository_keeps_its_visibility_and_a_public_one_is_asked_about(
+    hub: Hub, send: Publish, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    hub.put("user/open", {}, private=False)
+    with pytest.raises(InputError, match=r"user/open is public: everybody can read"):
+        send(folder, "user/open", "adapter", fill={"license": "MIT"}, confirm=None)
+    hub.put("user/closed", {}, private=True)
+    for repo, public, visibility in (
+        ("open", False, "public"), ("closed", True, "private"), ("new", True, "public"), ("other", False, "private"),
+    ):  # fmt: skip
+        assert send(folder, f"user/{repo}", "adapter", public=public).visibility == visibility
+        assert hub.repo(f"user/{repo}").private == (visibility == "private")
+
+
+def test_a_dry_run_says_all_and_sends_nothing(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    done = send(pairs, dry_run=True, confirm=None)
+    assert not list(hub.store) and done.tag == "v1" and len(done.plan.new) == len(list(pairs.glob("data/*"))) + 5
+    send(pairs)
+    hub.calls()
+    again = send(make_dataset(tmp_path / "seeded", seed=1), dry_run=True)
+    assert again.plan.changed == ["manifest.json", "README.md", ".mmedpo/card.md"] and again.tag == "v2"
+    assert not [call for call in hub.calls() if not call.startswith(("GET", "HEAD"))]
+
+
+def test_a_publication_killed_before_its_tag_is_tagged_by_the_next(hub: Hub, send: Publish, pairs: Path) -> None:
+    hub.fail("POST .*/tag/", status=403, times=9)
+    with pytest.raises(InputError, match="holds this version now, but has no tag for it"):
+        send(pairs)
+    hub.faults.clear()
+    commit = hub.repo("user/pairs", "dataset").branches["main"]
+    edit(hub, lambda card: card + "\nMine.\n")
+    assert send(pairs).tag == "v1" and hub.repo("user/pairs", "dataset").tags == {"v1": commit}
+
+
+def test_tags_may_be_named_and_none_is_moved(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    assert send(pairs, tag="paper").tag == "paper"
+    assert send(pairs, tag="again").tag == "again"  # another name for the same
+    with pytest.raises(InputError, match="has a tag paper already"):
+        send(make_dataset(tmp_path / "other", 9), tag="paper")
+    assert hub.repo("user/pairs", "dataset").tags["paper"] == hub.repo("user/pairs", "dataset").tags["again"]
+
+
+def test_two_publishers_at_once_lose_no_commit(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    send(pairs)
+    folders = [make_dataset(tmp_path / f"of-{count}", count) for count in (30, 36)]
+    hub.fail("POST .*/commit/", delay=0.3, times=2)  # both have read the same head by then
+    done: list[Publication] = []
+    threads = [threading.Thread(target=lambda folder=folder: done.append(send(folder))) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    repo = hub.repo("user/pairs", "dataset")
+    assert sorted(repo.tags) == ["v1", "v2", "v3"] and len({commit.oid for commit in repo.tags.values()}) == 3
+    assert {one.commit for one in done} == {repo.tags["v2"].oid, repo.tags["v3"].oid}
+    assert repo.head.oid == max(repo.tags["v2"], repo.tags["v3"], key=lambda commit: len([*commit.history])).oid
+    counts = {tag: len(rows(hub.files("user/pairs", "dataset", tag))) for tag in repo.tags}
+    assert sorted(counts.values()) == [24, 30, 36] and counts["v1"] == 24
+
+
+def test_a_person_who_edits_while_it_uploads_is_not_overwritten(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path
+) -> None:
+    send(pairs)
+    fault = hub.fail("POST .*/commit/", delay=0.5)
+    sending = threading.Thread(target=send, args=(make_dataset(tmp_path / "seeded", seed=1),))
+    sending.start()
+    while fault.times:
+        sending.join(0.05)
+    edit(hub, lambda card: card + "\nWritten in between.\n")
+    sending.join()
+    assert "Written in between." in text(hub) and "| seed | 1 |" in text(hub)
+
+
+def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "vqa-rad.yaml").write_text("- value: 1\n")
+    for name in ("training_args.bin", "optimizer.pt", "predictions.jsonl", "calls.sqlite", "log.txt"):
+        (folder / name).write_bytes(b"not this")
+    assert send(folder, "user/mine", "adapter").tag == "v1" and hub.repo("user/mine").private
+    files = hub.files("user/mine")
+    assert files.keys() == {
+        "README.md", ".mmedpo/card.md", "curves.png", "training.json", "trainer_state.json", "recipe.yaml",
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "processor_config.json",
+        ".eval_results/vqa-rad.yaml",
+    }  # fmt: skip
+    data = ModelCard(files["README.md"].decode()).data
+    assert (data.base_model, data.datasets) == ("example-org/invented-med-vlm", ["example-org/invented-pairs"])
+    revision = json.loads(files["training.json"])["dataset_revision"]
+    assert f"| dataset | example-org/invented-pairs, commit {revision} |" in files["README.md"].decode()
+    assert not send(folder, "user/mine", "adapter").plan
+
+
+def test_a_metric_becomes_a_space_that_evaluate_can_load(hub: Hub, send: Publish) -> None:
+    done = send(ROOT / "eval" / "med_vqa", "med_vqa", "metric", confirm=None)
+    files = hub.files("user/med_vqa", "space")
+    assert {"app.py", "med_vqa.py", "requirements.txt", "README.md"} <= files.keys() and done.visibility == "private"
+    assert SpaceCard(files["README.md"].decode()).data.sdk == "gradio"
+    with pytest.raises(InputError, match=r"no other\.py: evaluate\.load.*Scripts here: med_vqa"):
+        send(ROOT / "eval" / "med_vqa", "other", "metric")
+
+
+def test_no_name_token_or_path_of_the_machine_leaves(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    hub.accounts["hf_secret"] = hub.accounts["write"]
+    send(pairs, token="hf_secret")
+    send(make_adapter(tmp_path / "adapter"), "user/adapter", "adapter", token="hf_secret")
+    files = {f"{kind}/{name}": data for kind, repo in (("dataset", "user/pairs"), ("model", "user/adapter"))
+             for name, data in hub.files(repo, kind).items()}  # fmt: skip
+    names = [str(Path.home()), tempfile.gettempdir(), str(ROOT), socket.gethostname(), getpass.getuser(), "hf_secret"]
+    opaque = (".parquet", ".png", ".safetensors")
+    texts = {name: data.decode() for name, data in files.items() if not name.endswith(opaque)}
+    texts["rows"] = json.dumps(rows(files), default=lambda data: "")
+    for name, content in texts.items():
+        assert not [word for word in names if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", content)], name
+    images = [image for row in rows(files) for image in [*row["images"], *(row["rejected_images"] or [])]]
+    assert len(images) == 24 + 8 and all("/" not in image["path"] for image in images)
+
+
+@pytest.mark.parametrize("word", ["home", "token"])
+def test_a_text_that_names_the_machine_or_holds_the_token_is_stopped(
+    hub: Hub, send: Publish, pairs: Path, word: str, tmp_path: Path
+) -> None:
+    hub.accounts["hf_secret"] = hub.accounts["write"]
+    secret = {"home": f"{Path.home()}/here", "token": "hf_secret"}[word]
+    (pairs / "README.md").write_text((pairs / "README.md").read_text() + f"\nSee {secret}\n")
+    with pytest.raises(InputError, match=r"README\.md names"):
+        send(pairs, token="hf_secret")
+    assert not list(hub.store)
+
+
+def test_credentialed_sources_stay(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    manifest = json.loads((pairs / "manifest.json").read_text())
+    for source in ({"name": "mimic-cxr"}, {"name": "here", "credentialed": True}):
+        manifest["source"].update(source)
+        (pairs / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match="is credentialed data"):
+            send(pairs)
+    named = make_dataset(tmp_path / "named", 6, change=lambda row: row.update(source="CheXpert-v1.0"))
+    with pytest.raises(InputError, match=r"CheXpert-v1\.0 is credentialed data"):
+        send(named)
+    adapter = make_adapter(tmp_path / "adapter")
+    training = json.loads((adapter / "training.json").read_text())
+    (adapter / "training.json").write_text(json.dumps({**training, "dataset_source": {"name": "PadChest"}}))
+    with pytest.raises(InputError, match="PadChest is credentialed data"):
+        send(adapter, kind="adapter")
+    assert not list(hub.store)
+
+
+def no_shards(folder: Path) -> None:
+    shutil.rmtree(folder / "data")
+
+
+def a_shard_missing(folder: Path) -> None:
+    sorted(folder.glob("data/*.parquet"))[1].unlink()
+
+
+def another_name(folder: Path) -> None:
+    sorted(folder.glob("data/*.parquet"))[0].rename(folder / "data" / "rows.parquet")
+
+
+def no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def a_faulty_row(folder: Path) -> None:
+    file = sorted(folder.glob("data/*.parquet"))[0]
+    rows = schema.undecoded(schema.load_split(str(folder), "train")).to_list()
+    rows[1]["weight"], rows[2]["images"][0]["path"] = -1.0, "/data/someone/a.png"
+    shutil.rmtree(folder / "data")
+    file.parent.mkdir()
+    from datasets import Dataset
+
+    Dataset.from_list(rows, features=schema.FEATURES).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (no_shards, "is no finished dataset"),
+        (a_shard_missing, "has not all shards of train"),
+        (another_name, "is not named SPLIT-00000-of-00001.parquet"),
+        (no_manifest, r"manifest\.json does not exist"),
+        (a_faulty_row, r"(?s)breaks? the preference schema.*weight.*is -1.*is named by a path"),
+    ],
+)
+def test_what_is_no_finished_dataset_is_refused(
+    hub: Hub, send: Publish, pairs: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    spoil(pairs)
+    with pytest.raises(InputError, match=said):
+        send(pairs)
+    assert not list(hub.store)
+
+
+def test_the_command_line_in_a_process_of_its_own(hub: Hub, pairs: Path) -> None:
+    def command(*words: str, token: str = "write") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mmedpo.cli", "publish", *words], capture_output=True, text=True, check=False,
+            env=hub.environment(token), stdin=subprocess.DEVNULL, cwd=hub.home,
+        )  # fmt: skip
+
+    done = command(str(pairs), "pairs", "--fill", "license=CC0 1.0", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"published: {hub.url}/datasets/user/pairs (private, tag v1)" in done.stdout.replace("\n", " ")
+    assert list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
+
+
+def test_the_example_card_is_not_changed_by_publishing(made: Path) -> None:
+    assert "audit.png" not in (EXAMPLES / "dataset.md").read_text()
+    assert "configs" not in DatasetCard((made / "README.md").read_text()).data.to_dict()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    disable_progress_bars()
+    yield
+    enable_progress_bars()

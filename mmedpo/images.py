@@ -5,6 +5,7 @@ DICOM files are read with pydicom (`pip install 'mmedpo[dicom]'`); only their pi
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -50,6 +51,11 @@ def pixels(path: Path) -> np.ndarray:
     if values.ndim == 3 and all((values[..., 0] == values[..., channel]).all() for channel in (1, 2)):
         return values[..., 0]
     return values
+
+
+def digest(image: Image) -> str:
+    """SHA-256 of an RGB image's size and pixels: equal for equal pictures, however their files are written."""
+    return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
 
 
 def is_deep(image: Image) -> bool:

@@ -37,6 +37,7 @@ COLUMNS = {
     "width": ("width",),
     "source": ("source",),
     "license": ("license",),
+    "credentialed": ("credentialed",),
 }
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
 READ = (*SUFFIXES, ".npy")

@@ -3,6 +3,9 @@
 A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images, anywhere below the folder. Columns are
 found by their usual names (`samples.COLUMNS`). Rows that have lesion boxes and labels but no question (NIH
 ChestX-ray14's box list, for one) become questions about those findings.
+
+A source may not be passed on (docs/credentialed.md) if its name or licence says so, if a file `CREDENTIALED` lies in its
+folder, if a row of its table has `credentialed: true`, or if the caller says so.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mmedpo import credentialed
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.samples import Sample, check_columns, image_files, questions, read_heat, read_sample
@@ -21,18 +25,21 @@ SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image")."""
+    """What was read: the good samples, the faulty rows, how the split was made ("source", "patient" or "image"), and
+    whether the terms forbid passing it on (`credentialed`; faults then quote no cell)."""
 
     name: str
     license: str
     samples: list[Sample]
     faults: list[Fault] = field(default_factory=list)
     split_by: str = "source"
+    credentialed: bool = False
 
 
 def read_source(
-    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown"
-) -> Source:
+    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown",
+    name: str | None = None, marked: bool = False,
+) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
     The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
@@ -44,6 +51,8 @@ def read_source(
         limit: keep this many questions, the first of a shuffle.
         seed: of that shuffle.
         license: of the rows that do not say.
+        name: of the source where its rows do not say; the folder's by default.
+        marked: the source is credentialed, whatever it says itself.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
@@ -54,12 +63,14 @@ def read_source(
     """
     table = find_table(path)
     root = table.parent
-    name = root.resolve().name
+    name = name or root.resolve().name
     images = image_files(root)
-    source = Source(name, license, [])
+    marked = marked or (root / credentialed.MARKER).exists()
+    source = Source(name, license, [], credentialed=marked)
     taken: dict[str, str] = {}
     columns: set[str] = set()
     for where, row in questions(table, columns):
+        source.credentialed |= credentialed.is_yes(row.get("credentialed"))
         sample, faults = read_sample(where, row, root, images, name, license)
         if sample and taken.setdefault(sample.id, where) != where:
             faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
@@ -72,6 +83,7 @@ def read_source(
         check_columns(table, columns)
     _drop_broken_files(source)
     _settle_patients(source)
+    _settle_mark(source, {root.resolve().name, name})
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
         _settle_split(source)
@@ -112,6 +124,13 @@ def _broken(column: str, file: Path) -> str | None:
     except InputError as error:
         return str(error).rstrip(".")
     return None
+
+
+def _settle_mark(source: Source, names: set[str]) -> None:
+    said = [*((name, source.license) for name in names), *((one.source, one.license) for one in source.samples)]
+    source.credentialed |= any(credentialed.is_credentialed({"name": name, "license": terms}) for name, terms in set(said))
+    if source.credentialed:
+        source.faults = credentialed.unquoted(source.faults)
 
 
 def _settle_patients(source: Source) -> None:
@@ -158,7 +177,8 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
         splits = sorted({sample.split for sample in source.samples})
         source.samples = [sample for sample in source.samples if sample.split == split]
         if not source.samples:
-            raise InputError(f"{source.name} has no split {split!r}; it has {', '.join(splits)}.")
+            held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
+            raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
     if limit is not None and limit < len(source.samples):
         ranked = sorted(source.samples, key=lambda sample: unit_interval("limit", seed, sample.id))
         kept = {sample.id for sample in ranked[:limit]}

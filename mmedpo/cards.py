@@ -150,7 +150,7 @@ def adapter_card(folder: Path) -> str:
         is_adapter=_is_adapter(training),
         curves=curve_summaries(history),
         picture=PICTURE if (folder / PICTURE).exists() else None,
-        notices=notices(training, *_manifests(training["dataset"])),
+        notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training["dataset"])),
     )
 
 

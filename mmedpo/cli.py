@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
+
+if TYPE_CHECKING:
+    from mmedpo.publish import Publication
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -334,9 +337,10 @@ def publish(
         raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
     confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
     kind = "adapter" if adapter else "metric" if metric else "dataset"
-    _print_publication(
-        run(folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm), dry_run
-    )
+    done = run(folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm)
+    _print_publication(done, dry_run)
+    if public and done.visibility == "private":
+        console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
 
 
 def _push(folder: Path, repo: str, public: bool, token: str | None) -> None:
@@ -346,7 +350,7 @@ def _push(folder: Path, repo: str, public: bool, token: str | None) -> None:
     _print_publication(run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token))
 
 
-def _print_publication(done: Any, dry_run: bool = False) -> None:
+def _print_publication(done: Publication, dry_run: bool = False) -> None:
     from mmedpo.publish.show import lines
 
     for line in lines(done, dry_run):

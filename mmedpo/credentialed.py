@@ -1,7 +1,7 @@
 """Data whose terms forbid passing it on: how it is known, and the questions that are asked before anything is sent.
 
-A mark travels with it: source -> `manifest.json` ("source") -> `training.json` ("dataset_source") -> `results.json` ->
-`comparison.json`, so that each later step knows without trusting the name of a folder. docs/credentialed.md.
+A mark travels with it: source -> `manifest.json` ("source") -> `training.json` ("dataset_manifest") -> `results.json`
+-> `comparison.json`, so that each later step knows without trusting the name of a folder. docs/credentialed.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def is_credentialed(source: Mapping[str, Any]) -> bool:
 def first(records: Iterable[Mapping[str, Any]]) -> str | None:
     """The name of the first credentialed source in manifests, training records, results or comparisons; None: none."""
     for record in records:
-        for source in (record.get("source"), record.get("dataset_source"), record):
+        manifest = record.get("dataset_manifest") or {}  # in a training record
+        for source in (record.get("source"), manifest.get("source"), record.get("dataset_source"), record):
             source = {"name": source} if isinstance(source, str) else source or {}
             if is_credentialed(source):
                 return str(source.get("name") or "its source")

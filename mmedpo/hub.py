@@ -25,7 +25,7 @@ ADVICE = {
     404: "There is no such repository, or the token may not see it: check the name and who owns it.",
     409: "Somebody else changed the repository at the same time. Run the same command again.",
     412: "Somebody else changed the repository at the same time. Run the same command again.",
-    413: "A file is too large for the Hub; write the dataset with a smaller --shard_size.",
+    413: "A file is too large for the Hub; `mmedpo curate` writes a dataset in smaller ones by --shard_size.",
     429: "The Hub was asked too often.",
 }
 LATER = "Nothing is half-published. Run the same command again later; what has arrived is not sent again."
@@ -85,7 +85,7 @@ def reason(error: BaseException) -> str:
         return f"the name is not allowed: {_first_line(cause)}"
     if isinstance(cause, GatedRepoError):
         return f"the repository is gated ({_said(cause)}). Open its page, ask for access, then run the command again."
-    if response is not None and status == 401 and not response.request.headers.get("authorization"):
+    if status == 401 and not where and response is not None and "authorization" not in response.request.headers:
         return f"there is no token. {LOGIN}"
     if status == 429:
         wait = patience(cause)
@@ -137,8 +137,7 @@ def writer(api: HfApi) -> dict[str, Any]:
     Raises:
         InputError: nobody the Hub knows, or with a token that may only read.
     """
-    with in_words("The Hub was asked who you are"):
-        who: dict[str, Any] = api.whoami()
+    who: dict[str, Any] = patiently("The Hub was asked who you are", api.whoami)
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise InputError(f"The token of {who['name']} may only read. {LOGIN}")

@@ -40,6 +40,29 @@ def test_dataset_front_matter_is_read_by_the_hub_classes() -> None:
     assert data.size_categories == ["1K<n<10K"]
 
 
+def test_a_published_dataset_card_differs_where_it_must() -> None:
+    files = {"configs": [{"config_name": "default"}], "dataset_info": {"download_size": 3}}
+    plain = cards.dataset_card(EXAMPLES / "dataset").splitlines()
+    published = cards.dataset_card(
+        EXAMPLES / "dataset", published=cards.Published("someone/pairs", "audit.png", **files)
+    ).splitlines()
+    assert [line for line in published if line not in plain] == [
+        "configs:", "- config_name: default", "dataset_info:", "  download_size: 3",
+        "![Kinds, weights, lengths and rejects of the pairs](audit.png)",
+        'dataset = load_dataset("someone/pairs", split="train")',
+    ]  # fmt: skip
+    assert [line for line in plain if line not in published] == [
+        'dataset = load_dataset("path/to/this/folder", split="train")  # or the Hub id of this dataset'
+    ]
+
+
+def test_what_was_written_is_kept_beside_what_a_person_may_edit(tmp_path: Path) -> None:
+    folder = changed("dataset", tmp_path)
+    cards.write_dataset_card(folder)
+    written = (folder / "README.md").read_text()
+    assert written == (folder / ".mmedpo" / "card.md").read_text() == cards.dataset_card(folder)
+
+
 def test_adapter_front_matter_is_read_by_the_hub_classes() -> None:
     data = ModelCard(cards.adapter_card(EXAMPLES / "adapter")).data
     assert (data.base_model, data.library_name) == ("example-org/invented-med-vlm", "peft")

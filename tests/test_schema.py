@@ -227,6 +227,41 @@ def test_saving_twice_gives_the_same_bytes(written: tuple[Path, list[dict[str, A
     assert first.read_bytes() == again.read_bytes()
 
 
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [row(id=f"r{number}", images=[picture(PIXELS + np.uint8(number))]) for number in range(count)]
+
+
+def shards(rows: list[dict[str, Any]], folder: Path, size: str = "8KB") -> dict[str, bytes]:
+    schema.save(iter(rows), folder, shard_size=size)
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("data/*"))}
+
+
+def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
+    rows = numbered(60)
+    sizes = [len(one["images"][0]["bytes"]) for one in rows]
+    made = shards(rows, tmp_path)
+    assert list(made) == [f"train-{number:05d}-of-{len(made):05d}.parquet" for number in range(len(made))]
+    # at least 8,000 bytes of images in all but the last, never more than twice that and a row
+    assert sum(sizes) // (16_000 + max(sizes)) <= len(made) <= sum(sizes) // 8000 + 1
+    assert len(made) > 3 and schema.load(str(tmp_path))["id"] == [one["id"] for one in rows]
+
+
+def test_shards_behind_a_changed_or_added_row_stay_as_they_were(tmp_path: Path) -> None:
+    rows = numbered(60)
+    before = set(shards(rows, tmp_path / "a").values())
+    changed = [{**one, "images": [picture(PIXELS[:31])]} if one["id"] == "r20" else one for one in rows]
+    added = [*rows[:20], {**rows[20], "id": "between"}, *rows[20:]]
+    for name, others in {"changed": changed, "added": added}.items():
+        after = set(shards(others, tmp_path / name).values())
+        assert len(after - before) <= 2 and len(after & before) >= 2, name
+
+
+@pytest.mark.parametrize("size", ["", "many", "0MB", "-3MB"])
+def test_a_shard_size_that_is_none_is_bad_input(size: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no size; give one such as 500MB"):
+        schema.save(iter([row()]), tmp_path, shard_size=size)
+
+
 def test_faulty_rows_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 faults in the rows to be written") as raised:
         schema.save([row(), row(id="r1", weight=-1.0), row(id="r2", weight=None)], tmp_path)

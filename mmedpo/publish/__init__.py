@@ -97,7 +97,7 @@ def publish(
             again goes on.
         Stopped: the answer was no, or Ctrl-C.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
     api = HfApi(endpoint=endpoint, token=token)
     try:
@@ -105,8 +105,8 @@ def publish(
         content = KINDS[kind](folder, repo_id)
         content = replace(content, card=card.fill(content.card, fill or {}))
         credentialed.refuse(content.records)
+        refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
         draft = hub.patiently(f"{repo_id} cannot be read", lambda: _draft(api, repo_id, content))
-        refuse_private_words(draft.files, api.token if isinstance(api.token, str) else None)
         visibility = draft.remote.visibility or ("public" if public else "private")
         if tag and draft.plan and tag in draft.remote.tags:
             raise InputError(f"{repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
@@ -216,8 +216,10 @@ def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str 
         if tag in there.tags:
             return tag
         target = commit or (there.head if tag else remote.untagged(api, there))
-        if target is None or (tag is None and target in there.tags.values()):
+        if target is None:
             return None
+        if tag is None and target in there.tags.values():  # made, but the answer was lost
+            return next(name for name, commit in there.tags.items() if commit == target)
         name = tag or there.next_tag
         api.create_tag(repo_id, tag=name, revision=target, repo_type=repo_type)
         return name

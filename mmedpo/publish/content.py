@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +86,9 @@ def adapter(folder: Path, repo_id: str) -> Content:
     Raises:
         InputError: no finished training, or no weights.
     """
-    generated = cards.adapter_card(folder)
+    # Not made anew where it was kept: it also says what was known of a dataset that lies elsewhere by now.
+    kept = folder / cards.GENERATED
+    generated = kept.read_text(encoding="utf-8") if kept.exists() else cards.adapter_card(folder)
     files = _allowed(folder, ADAPTER_FILES)
     if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
         raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
@@ -115,11 +116,11 @@ def metric(folder: Path, repo_id: str) -> Content:
 KINDS = {"dataset": dataset, "adapter": adapter, "metric": metric}
 
 
-def refuse_private_words(files: Mapping[str, File], token: str | None) -> None:
-    """Raise InputError if a text to be published names a folder of this machine or holds the token."""
-    folders = {str(path) for path in (Path.home(), Path.cwd(), Path(tempfile.gettempdir())) if len(path.parts) > 1}
-    words = {f"{folder}/" for folder in folders} | ({token} if token else set())
-    for name, file in files.items():
+def refuse_private_words(content: Content, token: str | None) -> None:
+    """Raise InputError if a text to be published names the home or current folder here, or holds the token."""
+    folders = {f"{path}/" for path in (Path.home(), Path.cwd()) if len(path.parts) > 1}
+    words = folders | ({token} if token else set())
+    for name, file in {**content.files, CARD: File(content.card.encode())}.items():
         if Path(name).suffix in TEXTS:
             text = file.read().decode("utf-8", "replace")
             if found := [word for word in sorted(words) if word in text]:

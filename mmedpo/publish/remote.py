@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,14 +103,16 @@ def read(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) 
 
 
 def text(api: HfApi, remote: Remote, path: str) -> str | None:
-    """A text file of the repository at that commit, None where it has none."""
+    """A text file of the repository at that commit, None where it has none; no disk is needed."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
     if path not in remote.files:
         return None
-    with TemporaryDirectory() as folder:  # not the cache, whose folders are for data sets and models
-        file = api.hf_hub_download(
-            remote.repo_id, path, repo_type=remote.repo_type, revision=remote.head, local_dir=folder
-        )
-        return Path(file).read_text(encoding="utf-8", errors="replace")
+    url = hf_hub_url(remote.repo_id, path, repo_type=remote.repo_type, revision=remote.head, endpoint=api.endpoint)
+    response = get_session().get(url, headers=build_hf_headers(token=api.token))
+    hf_raise_for_status(response)
+    return response.content.decode("utf-8", "replace")
 
 
 def plan(files: Mapping[str, File], replaced: Sequence[str], remote: Remote) -> Plan:

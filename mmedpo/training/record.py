@@ -35,6 +35,7 @@ MACHINE_SETTINGS = {
     "reference_cache",
     "image_feature_cache",
 }
+MAKERS = ("source", "target_model", "chat_model", "judges", "localizer")  # of a dataset, by its manifest
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
@@ -77,7 +78,7 @@ def write(
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
         "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
         "dataset": portable(run.dataset_name), "dataset_revision": commit,
-        "dataset_source": manifest.get("source"), "rows": dict(Counter(kinds)),
+        "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, "rows": dict(Counter(kinds)),
         "streamed": streamed,
         "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
         "trained_parameters": sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained),

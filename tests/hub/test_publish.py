@@ -136,29 +136,41 @@ def test_the_same_content_is_no_commit_and_no_tag(hub: Hub, send: Publish, pairs
     assert list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
 
 
-def test_a_new_version_sends_one_shard_and_removes_what_is_stale(hub: Hub, send: Publish, tmp_path: Path) -> None:
-    hub.large_from = 1
-    first = make_dataset(tmp_path / "first", 120)
-
+@pytest.mark.parametrize("count", [120, pytest.param(5000, marks=pytest.mark.slow)])
+def test_of_many_rows_with_one_changed_one_shard_is_sent(hub: Hub, send: Publish, tmp_path: Path, count: int) -> None:
     def other(row: dict[str, Any]) -> None:
-        if row["id"] == "made/60":
-            row["images"], row["weight"] = [picture(1000, side=17)], 1.25
+        if row["id"] == f"made/{count // 2}":
+            row["images"], row["weight"] = [picture(20_000, side=17)], 1.25
 
-    second = make_dataset(tmp_path / "second", 120, change=other)
+    hub.large_from = 1  # so that the shards are told from all else by what they are uploaded to
+    size = f"{count // 50}KB"  # of some 450 bytes a row, so that there are some twenty shards
+    first, second = (make_dataset(tmp_path / str(n), count, size, one) for n, one in enumerate((lambda _: None, other)))
     send(first)
+    shards = sorted(file.stat().st_size for file in first.glob("data/*.parquet"))
+    assert len(shards) > 12 and set(shards) <= {received.body for received in hub.requests}
     hub.requests.clear()
     done = send(second)
-    shards = [name for name in done.plan.changed if name.endswith(".parquet")]
-    uploads = [received for received in hub.requests if received.method == "PUT" and received.path.startswith("/lfs")]
-    sent = {(second / name).stat().st_size for name in shards}
-    assert len(shards) == 1 and len(list(second.glob("data/*.parquet"))) > 8 and done.tag == "v2"
-    assert sent <= {received.body for received in uploads}
-    assert sum(received.body for received in uploads) < sum(sent) + 100_000  # the picture and the records beside it
-    send(make_dataset(tmp_path / "third", 6))
-    assert [name for name in hub.files("user/pairs", "dataset") if name.startswith("data")] == [
-        f"data/{file.name}" for file in sorted((tmp_path / "third" / "data").iterdir())
-    ]
-    assert len(rows(hub.files("user/pairs", "dataset", "v1"))) == 120  # what a tag names stays
+    (changed,) = [name for name in done.plan.changed if name.endswith(".parquet")]
+    sent = [received.body for received in hub.requests if received.method == "PUT"]
+    others = [(second / changed).stat().st_size, *(done.sizes[name] for name in done.plan.changed if name != changed)]
+    assert sorted(sent) == sorted(others) and done.tag == "v2"
+    again = sum(received.body for received in hub.requests)
+    print(f"{sum(shards):,} bytes in {len(shards)} shards; the second time {again:,} bytes were received in all")
+
+
+def test_what_is_stale_goes_and_what_a_tag_names_stays(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    send(pairs)
+    hub.repo("user/pairs", "dataset").commit("main", lambda files: files.update({"NOTES.md": Blob(b"mine")}), "Note")
+    fewer = make_dataset(tmp_path / "fewer", 6)
+    done = send(fewer)
+    stale = [f"data/{file.name}" for file in sorted(pairs.glob("data/*"))]
+    assert sorted(done.plan.deleted) == stale and len(stale) > 1
+    files = hub.files("user/pairs", "dataset")
+    assert {name for name in files if name.startswith("data/")} == {
+        f"data/{file.name}" for file in fewer.glob("data/*")
+    }
+    assert files["NOTES.md"] == b"mine" and len(rows(files)) == 6
+    assert len(rows(hub.files("user/pairs", "dataset", "v1"))) == 24
 
 
 def test_a_card_edited_on_the_hub_keeps_the_persons_text(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
@@ -297,11 +309,26 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert not send(folder, "user/mine", "adapter").plan
 
 
+def test_an_adapters_card_still_says_what_its_dataset_was(hub: Hub, send: Publish, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    for name in ("README.md", ".mmedpo/card.md"):  # as where the dataset of phantoms lay beside it
+        card = (folder / name).read_text()
+        (folder / name).write_text(card.replace("## Intended use", "> Phantoms.\n\n## Intended use"))
+    send(folder, "user/mine", "adapter")
+    assert "> Phantoms." in text(hub, "user/mine", "model")
+
+
 def test_a_metric_becomes_a_space_that_evaluate_can_load(hub: Hub, send: Publish) -> None:
     done = send(ROOT / "eval" / "med_vqa", "med_vqa", "metric", confirm=None)
     files = hub.files("user/med_vqa", "space")
     assert {"app.py", "med_vqa.py", "requirements.txt", "README.md"} <= files.keys() and done.visibility == "private"
     assert SpaceCard(files["README.md"].decode()).data.sdk == "gradio"
+    scores = hub.ask("""
+        import evaluate
+        metric = evaluate.load("user/med_vqa")
+        say(metric.compute(predictions=["yes", "no"], references=["yes", "yes"], answer_types=["closed", "closed"]))
+    """)
+    assert scores["closed_accuracy"] == 0.5
     with pytest.raises(InputError, match=r"no other\.py: evaluate\.load.*Scripts here: med_vqa"):
         send(ROOT / "eval" / "med_vqa", "other", "metric")
 
@@ -346,7 +373,8 @@ def test_credentialed_sources_stay(hub: Hub, send: Publish, pairs: Path, tmp_pat
         send(named)
     adapter = make_adapter(tmp_path / "adapter")
     training = json.loads((adapter / "training.json").read_text())
-    (adapter / "training.json").write_text(json.dumps({**training, "dataset_source": {"name": "PadChest"}}))
+    training["dataset_manifest"] = {"source": {"name": "PadChest"}}
+    (adapter / "training.json").write_text(json.dumps(training))
     with pytest.raises(InputError, match="PadChest is credentialed data"):
         send(adapter, kind="adapter")
     assert not list(hub.store)

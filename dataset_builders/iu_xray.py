@@ -26,11 +26,16 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.samples import image_files
 from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out
 
+
+def split_of(source: Path) -> str | None:
+    return "by study" if (source / "annotation.json").exists() else None
+
+
 SOURCE = None
 LAYOUTS = (("annotation.json", "images"), ("indiana_reports.csv", "indiana_projections.csv"))
 LICENSE = "cc-by-nc-nd-4.0"
 CREDENTIALED = False
-UPSTREAM_SPLIT = "by patient"
+UPSTREAM_SPLIT = split_of
 OPTIONS = {"split": "train", "localizer": "none"}
 HAS_PAIRS = False
 

@@ -9,7 +9,7 @@ Flaws    names and dates are blacked out as ___; reports compare with earlier im
          for (--sections) and views other than --views are left out, counted.
 Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows chest X-rays).
 
-The split is upstream's, by patient. A part of the tree will do with --skip_faulty, which leaves the missing files out.
+The split is upstream's, by patient. A part of the tree will do with --skip-faulty, which leaves the missing files out.
 
 Example: mmedpo build mimic_cxr --source data/mimic-cxr-jpg --reports data/mimic-cxr-reports --output runs/mimic/pairs
 """

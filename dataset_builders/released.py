@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
@@ -31,21 +31,41 @@ from mmedpo.tables import FAULT, read_table
 from mmedpo.text import polarity, words
 from mmedpo.upstream import Item, Picture, left_out
 
+
+class Known(NamedTuple):
+    """One of the authors' files."""
+
+    source: str
+    license: str | None = None
+    upstream_split: str | None = None
+    reports: bool | None = None  # None: texts of more than REPORT_WORDS are
+
+
+KNOWN = {
+    "vqa-rad_dpo_weighted.json": Known("vqa-rad", "cc0-1.0", "by question", False),
+    "slake_dpo_weighted.json": Known("slake", "cc-by-4.0", "by image", False),
+    "iuxray_dpo_weighted.json": Known("iu-xray", "cc-by-nc-nd-4.0", "by study", True),
+}
+
+
+def known(source: Path) -> Known:
+    return KNOWN.get(source.name, Known(source.stem))
+
+
+def split_of(source: Path) -> str | None:
+    return known(source).upstream_split
+
+
 SOURCE = None
 LAYOUTS = ()
 LICENSE = None
 CREDENTIALED = False
-UPSTREAM_SPLIT = {"vqa-rad_dpo_weighted.json": "by question", "slake_dpo_weighted.json": "by image"}
+UPSTREAM_SPLIT = split_of
 OPTIONS = {"localizer": "none", "skip_faulty": True}
 HAS_PAIRS = True
 
 MADE_BY = "MMedPO's authors, as released"
-KNOWN = {  # the authors' files: the data set's name and its terms
-    "vqa-rad_dpo_weighted.json": ("vqa-rad", "cc0-1.0"),
-    "slake_dpo_weighted.json": ("slake", "cc-by-4.0"),
-    "iuxray_dpo_weighted.json": ("iu-xray", "cc-by-nc-nd-4.0"),
-}
-REPORT_WORDS = 20  # a longer preferred text is a report
+REPORT_WORDS = 20
 LOST = "\ufffd"  # what a decoder puts where it could not read
 
 
@@ -64,9 +84,9 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     assert options.images
     files = image_files(options.images)
     seen: dict[tuple[str, str], str] = {}
-    about = dict(zip(("source", "license"), KNOWN.get(source.name, (source.stem, None)), strict=True))
+    about = known(source)
     for where, row in read_table(source):
-        pair = _pair(row)
+        pair = _pair(row, about.reports)
         if isinstance(pair, str):
             yield left_out(where, pair)
             continue
@@ -78,10 +98,10 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             yield left_out(where, "the question was asked of the image before", first)
         else:
             picture = Picture(image.relative_to(options.images).as_posix(), image)
-            yield {**about, "id": str(row["id"]), "image": picture, **pair}
+            yield {"source": about.source, "license": about.license, "id": str(row["id"]), "image": picture, **pair}
 
 
-def _pair(row: dict[str, Any]) -> dict[str, Any] | str:
+def _pair(row: dict[str, Any], is_report: bool | None) -> dict[str, Any] | str:
     """Question, texts, task and score of a row in LLaVA's layout, or why it has none."""
     try:
         (asked, gold), (_, wrong) = (
@@ -95,9 +115,10 @@ def _pair(row: dict[str, Any]) -> dict[str, Any] | str:
         return "the score is not in [0, 1]"
     if LOST in asked + gold + wrong:
         return "a character of its texts was lost"
+    is_report = len(words(gold)) > REPORT_WORDS if is_report is None else is_report
     short = "closed_vqa" if polarity(gold) and len(gold) <= 3 else "open_vqa"
     return {
-        "question": asked, "answer": gold, "task": "report" if len(words(gold)) > REPORT_WORDS else short,
+        "question": asked, "answer": gold, "task": "report" if is_report else short,
         "rejected": wrong, "rejected_by": MADE_BY, "clinical_relevance": score,
     }  # fmt: skip
 

@@ -6,7 +6,8 @@ A builder is a module of `dataset_builders/`, which is in the checkout and not i
 - `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by,
   one tuple of patterns a layout (none: any will do);
 - `LICENSE`: of the rows, or None where the user has to say it; `CREDENTIALED`: whether its terms forbid passing it on;
-- `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), or None;
+- `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), None
+  where there is none, or a function of the source that says so;
 - `OPTIONS`: options of `mmedpo curate` that suit it; a recipe overrides them, and the command line both;
 - `HAS_PAIRS`: whether its rows bring their wrong answers along;
 - `Options`: a dataclass of its own options;
@@ -17,30 +18,27 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmedpo import audit, cards, schema
-from mmedpo.curation.pipeline import FAULTY_ROW, curate_folder
-from mmedpo.curation.rows import Given, Reject
+from mmedpo import audit, cards
+from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
-from mmedpo.errors import AlreadyFinished, Fault, InputError
-from mmedpo.ledger import Ledger
+from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.processes import Processes
-from mmedpo.upstream import Hub, Item, Picture, whole_archives
+from mmedpo.upstream import Hub, read_given, write_source
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
 
 FOLDER = Path(__file__).parents[1] / "dataset_builders"
 HUB = "hub:"
-TABLE = "samples.jsonl"
 # Options that say who makes and who judges wrong answers: of no use where both come with the data.
 MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
 
@@ -91,8 +89,9 @@ def name_of(builder: ModuleType) -> str:
 
 def defaults(builder: ModuleType) -> dict[str, Any]:
     """The options that a builder sets where neither a recipe nor the command line does."""
-    given = {"source": builder.SOURCE, "license": builder.LICENSE}
-    return {**{name: value for name, value in given.items() if value is not None}, **builder.OPTIONS}
+    given = {"source": builder.SOURCE, "license": builder.LICENSE, "credentialed": builder.CREDENTIALED or None}
+    known = {option.name for option in fields(Settings)}
+    return {**{name: value for name, value in given.items() if value is not None and name in known}, **builder.OPTIONS}
 
 
 def make_dataset(
@@ -136,22 +135,21 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     upstream = _open(builder, settings, run)
-    manifest = None
+    about, manifest = _about(builder, upstream), None
     try:
         with output_folder(run.output, record, run.resume, processes) as folder:
             source = folder / SOURCE_FOLDER
             if processes.first:
-                _write_once(builder.read(upstream, options), name, source, settings.skip_faulty)
+                write_source(builder.read(upstream, options), name, source, settings.skip_faulty, about)
             processes.open(folder, "source", patience=math.inf)
-            given, facts = _written(source)
+            given, about = read_given(source, about)
             if source.exists():
                 settings.source = source
             elif run.keep_source:
-                raise InputError(f"{upstream} is a source folder already; leave out --keep_source.")
+                raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
             if given.answers:
                 settings.chat = "none"
-            facts |= _facts(builder, upstream)
-            manifest = make_dataset(settings, run, folder, command, processes, given, facts)
+            manifest = make_dataset(settings, run, folder, command, processes, given, about)
             if manifest and source.exists():
                 _clear(source, run.keep_source)
     except AlreadyFinished:
@@ -166,12 +164,14 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
 
 def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
     """The source that was named, after all that can be known to be wrong before anything is read."""
-    if builder.CREDENTIALED and hasattr(settings, "credentialed"):
-        settings.credentialed = True
+    if builder.CREDENTIALED and not getattr(settings, "credentialed", True):
+        raise InputError(
+            f"{name_of(builder)} is credentialed data, which no option changes: leave --credentialed alone."
+        )
     if builder.HAS_PAIRS:
         _refuse_makers(builder, settings)
-    if run.keep_source and run.keep_source.exists():
-        raise InputError(f"{run.keep_source} exists already; choose another --keep_source or remove it first.")
+    if run.keep_source and run.keep_source.exists() and not run.output.exists():
+        raise InputError(f"{run.keep_source} exists already; choose another --keep-source or remove it first.")
     text = str(settings.source)
     if text.startswith(HUB) and builder.SOURCE:
         from mmedpo.training.record import dataset_commit
@@ -211,103 +211,13 @@ def _is_laid_out(path: Path, builder: ModuleType) -> bool:
     return any(all(any(path.glob(pattern)) for pattern in layout) for layout in builder.LAYOUTS)
 
 
-def _facts(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
+def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
     """What the manifest says of the source."""
     split = builder.UPSTREAM_SPLIT
-    facts = {
-        "builder": name_of(builder),
-        "upstream_split": split.get(upstream.name) if isinstance(split, Mapping) else split,
-    }
+    facts = {"builder": name_of(builder), "upstream_split": split(upstream) if callable(split) else split}
     if isinstance(upstream, Hub):
         facts |= {"hub": upstream.name, "revision": upstream.revision}
     return {**facts, "credentialed": True} if builder.CREDENTIALED else facts
-
-
-def _write_once(items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool) -> None:
-    """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `_written` reads.
-
-    Raises:
-        InputError: faulty rows (all of them), unless `skip_faulty`, or a broken archive.
-    """
-    ledger = Ledger(folder.with_suffix(".ledger"))
-    if items is not None and "given" not in ledger:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            with whole_archives(name):
-                rows, given, faults = _write(items, name.replace("_", "-"), folder)
-        except KeyError as error:
-            raise InputError(f"A row of {name} has no {error}; give the data set's own files.") from error
-        if faults and not skip_faulty:
-            count = len({fault.row for fault in faults})
-            raise InputError(
-                f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip_faulty.", faults
-            )
-        given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
-        ledger.update({"given": asdict(given), "facts": {"rows": rows}})
-    ledger.close()
-
-
-def _written(folder: Path) -> tuple[Given, dict[str, Any]]:
-    """What came with a written source: for the curation, and for the manifest."""
-    ledger = Ledger(folder.with_suffix(".ledger"))
-    given, facts = ledger.get("given"), ledger.get("facts")
-    ledger.close()
-    if given is None:
-        return Given(), {}
-    return Given(**{**given, "rejects": [Reject(**reject) for reject in given["rejects"]]}), facts
-
-
-def _write(items: Iterable[Item], name: str, folder: Path) -> tuple[int, Given, list[Fault]]:
-    """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
-    given, faults, rows = Given(), [], 0
-    placed: set[str] = set()
-    with (folder / TABLE).open("w", encoding="utf-8") as lines:
-        for item in items:
-            rows += 1
-            if isinstance(item, Reject):
-                given.rejects.append(item)
-            elif isinstance(item, Fault):
-                faults.append(item)
-            elif fault := _place(item["image"], folder, placed, item["id"]):
-                faults.append(fault)
-            else:
-                row = {"source": name, **item, "image": item["image"].name}
-                _bring(row, given)
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return rows, given, faults
-
-
-def _bring(row: dict[str, Any], given: Given) -> None:
-    """Move the wrong answer that a row came with from the row to `given`, or why it is none."""
-    if "rejected" not in row:
-        return
-    rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
-    sentence = schema.text_fault(row["answer"], rejected, row["task"])
-    if sentence:
-        given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
-    else:
-        given.answers[row["id"]] = {"text": rejected, "made_by": made_by}
-        given.scores[row["id"]] = score
-
-
-def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault | None:
-    """Put an image where the table says it is, once: a link to a file, or the bytes themselves."""
-    name, content = PurePosixPath(picture.name), picture.content
-    if picture.name in placed:
-        return None
-    if name.is_absolute() or ".." in name.parts:
-        return Fault(row, "image", f"{picture.name!r} leads out of the source; name a file inside it")
-    if not isinstance(content, bytes) and not content.is_file():
-        return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Path):
-        target.symlink_to(content.resolve())
-    else:
-        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    placed.add(picture.name)
-    return None
 
 
 def _clear(source: Path, keep: Path | None) -> None:

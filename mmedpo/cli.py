@@ -392,9 +392,9 @@ def _invoke(arguments: Sequence[str]) -> None:
 
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """What a curation made, and what it left out."""
-    rejects, rows = manifest["rejects"], manifest["source"].get("rows")
+    rejects, source = manifest["rejects"], manifest["source"]
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
-    read = "" if rows is None else f"{rows} rows read, "
+    read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""
     console.print(f"{output}: {read}{counts}; {sum(rejects.values())} rejected (see rejects.jsonl).", soft_wrap=True)
     if rejects:
         _print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])

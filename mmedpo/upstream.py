@@ -1,24 +1,32 @@
-"""What the readers of published datasets share: how they say what they found, archives, tables, reports."""
+"""From a published dataset to a source folder: what its reader yields, what readers share, and the folder written."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import hashlib
+import io
+import json
 import re
+import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmedpo import schema
-from mmedpo.curation.rows import Reject
+from mmedpo.curation.pipeline import FAULTY_ROW
+from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES
+from mmedpo.ledger import Ledger
 
 REPORT_QUESTION = "Describe the findings in this chest X-ray."
+TABLE = "samples.jsonl"
 TRIPLE = ("image", "question", "answer")
 Tree = Path | zipfile.Path  # a folder, or one inside a ZIP file
 # A report's headings: capitals at the start of a line, then a colon.
@@ -115,11 +123,11 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
     if not plain.exists() and not packed.exists():
         raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
     try:
-        opened = plain.open(encoding="utf-8", newline="") if plain.exists() else gzip.open(packed, "rt", newline="")
-        with opened as file:
-            yield from csv.DictReader(file)
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+        text = data.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
+    yield from csv.DictReader(io.StringIO(text, newline=""))
 
 
 def sections(report: str) -> dict[str, str]:
@@ -128,6 +136,101 @@ def sections(report: str) -> dict[str, str]:
     ends = [*(place.start() for place in places[1:]), len(report)]
     return {
         place[1]: text
-        for place, end in zip(places, ends, strict=True)
+        for place, end in zip(places, ends, strict=False)
         if (text := " ".join(report[place.end() : end].split()))
     }
+
+
+def write_source(
+    items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any]
+) -> None:
+    """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `read_given` reads.
+
+    Args:
+        about: to be recorded of the source, with the number of its rows.
+
+    Raises:
+        InputError: faulty rows (all of them), unless `skip_faulty`, or a broken archive.
+    """
+    ledger = Ledger(folder.with_suffix(".ledger"))
+    if items is not None and not ("given" in ledger and folder.exists()):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            with whole_archives(name):
+                rows, given, faults = _write(items, name.replace("_", "-"), folder)
+        except KeyError as error:
+            raise InputError(f"A row of {name} has no {error}; give the data set's own files.") from error
+        if faults and not skip_faulty:
+            count = len({fault.row for fault in faults})
+            raise InputError(
+                f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
+            )
+        if rows == len(faults) + len(given.rejects):
+            counts = Counter(reject.reason for reject in given.rejects)
+            raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
+        given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
+        ledger.update({"given": asdict(given), "about": {**about, "rows": rows}})
+    ledger.close()
+
+
+def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, Any]]:
+    """What came with a written source, and what is to be recorded of it (`about` where none was written)."""
+    ledger = Ledger(folder.with_suffix(".ledger"))
+    given, recorded = ledger.get("given"), ledger.get("about")
+    ledger.close()
+    if given is None:
+        return Given(), about
+    return Given(**{**given, "rejects": [Reject(**reject) for reject in given["rejects"]]}), recorded
+
+
+def _write(items: Iterable[Item], name: str, folder: Path) -> tuple[int, Given, list[Fault]]:
+    """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
+    given, faults, rows = Given(), [], 0
+    placed: set[str] = set()
+    with (folder / TABLE).open("w", encoding="utf-8") as lines:
+        for item in items:
+            rows += 1
+            if isinstance(item, Reject):
+                given.rejects.append(item)
+            elif isinstance(item, Fault):
+                faults.append(item)
+            elif fault := _place(item["image"], folder, placed, item["id"]):
+                faults.append(fault)
+            else:
+                row = {"source": name, **item, "image": item["image"].name}
+                _bring(row, given)
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return rows, given, faults
+
+
+def _bring(row: dict[str, Any], given: Given) -> None:
+    """Move the wrong answer that a row came with from the row to `given`, or why it is none."""
+    if "rejected" not in row:
+        return
+    rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
+    sentence = schema.text_fault(row["answer"], rejected, row["task"])
+    if sentence:
+        given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
+    else:
+        given.answers[row["id"]] = {"text": rejected, "made_by": made_by}
+        given.scores[row["id"]] = score
+
+
+def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault | None:
+    """Put an image where the table says it is, once: a link to a file, or the bytes themselves."""
+    name, content = PurePosixPath(picture.name), picture.content
+    if picture.name in placed:
+        return None
+    if name.is_absolute() or ".." in name.parts:
+        return Fault(row, "image", f"{picture.name!r} leads out of the source; name a file inside it")
+    if not isinstance(content, bytes) and not content.is_file():
+        return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        target.symlink_to(content.resolve())
+    else:
+        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    placed.add(picture.name)
+    return None

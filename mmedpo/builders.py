@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmedpo import audit, cards
+from mmedpo import audit, cards, credentialed
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
@@ -108,7 +108,8 @@ def make_dataset(
         The manifest; None in all processes but the first.
     """
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-    manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given)
+    allowed = run.send_credentialed_data_to_third_parties
+    manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given, allowed)
     if manifest is None:
         return None
     manifest["source"].update(about_source or {})
@@ -145,6 +146,8 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
             given, about = read_given(source, about)
             if source.exists():
                 settings.source = source
+                if settings.credentialed:
+                    (source / credentialed.MARKER).touch()
             elif run.keep_source:
                 raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
             if given.answers:

@@ -158,13 +158,12 @@ def preview(context: typer.Context) -> None:
     Takes the options of curate, of which those about the source, lesions and noise matter.
     """
     from mmedpo.curation.localize import open_localizer
+    from mmedpo.curation.pipeline import open_source
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
-    from mmedpo.sources import read_source, refuse_faults
 
     settings, run = _parsed(context, Settings, Preview)
-    source = read_source(settings.source, settings.split, settings.limit, settings.seed, settings.license)
-    refuse_faults(source, settings.skip_faulty)
+    source = open_source(settings)
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     reasons = sheet(
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output

@@ -9,8 +9,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}  # chunks of a PNG file
 JPEG = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9
-ADOBE = 0xEE  # how colours are stored
-NOTES = {*range(0xE0, 0xF0), 0xFE} - {ADOBE}  # application segments and comments
+# Application segments that say how colours are stored, with their length without a thumbnail; all others are notes.
+COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+NOTES = {*range(0xE0, 0xF0), 0xFE}
 
 
 def without(data: bytes) -> bytes | None:
@@ -23,7 +24,7 @@ def without(data: bytes) -> bytes | None:
         if data.startswith(PNG):
             return PNG + b"".join(chunk for name, chunk in _chunks(data) if name in PIXELS)
         if data.startswith(JPEG):
-            return JPEG + b"".join(part for marker, part in _segments(data) if marker not in NOTES)
+            return JPEG + b"".join(_plain(marker, part) for marker, part in _segments(data))
     except (struct.error, ValueError):
         pass
     return None
@@ -54,6 +55,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         end = _scanned(data, end) if marker == SCAN else end
         yield marker, data[at:end]
         at = end
+
+
+def _plain(marker: int, segment: bytes) -> bytes:
+    """A segment of a JPEG file, or what is left of it without notes."""
+    if marker not in NOTES:
+        return segment
+    name, length = COLOURS.get(marker, (b"", 0))
+    if not length or not segment[4:].startswith(name) or len(segment) < 4 + length:
+        return b""
+    kept = segment[4 : 4 + length]
+    if marker == 0xE0:
+        kept = kept[:-2] + b"\0\0"  # a thumbnail of no size
+    return struct.pack(">BBH", 0xFF, marker, length + 2) + kept
 
 
 def _scanned(data: bytes, at: int) -> int:

@@ -191,7 +191,7 @@ def test_a_build_is_whole(run: Run, path_vqa: Path, tmp_path: Path) -> None:
     assert code == 0
     assert "out: 26 rows read, " in output
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == {
-        "README.md", "audit.json", "data", "manifest.json", "rejects.jsonl",
+        ".mmedpo", "README.md", "audit.json", "data", "manifest.json", "rejects.jsonl",
     }  # fmt: skip
     manifest = read_json(tmp_path / "out" / "manifest.json")
     source = manifest["source"]

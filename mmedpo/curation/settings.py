@@ -8,14 +8,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from mmedpo import credentialed
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
 from mmedpo.llm.limits import Limits
 from mmedpo.schema import SHARD_SIZE, shard_bytes
+from mmedpo.workdir import portable
 
-CHATS = "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model"
+CHATS = (
+    "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model, or cache:model (nobody: what the "
+    "cache holds of its answers)"
+)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -51,6 +56,8 @@ class Settings:
     split: str | None = _option(None, "Split of the source to use; all where not given.")
     limit: int | None = _option(None, "Use this many questions only (seeded choice).")
     license: str = _option("unknown", "Licence of the source, where its rows do not say.")
+    source_name: str | None = _option(None, "The source's name in ids and records, where its rows do not say.")
+    credentialed: bool = _option(False, credentialed.MARK_HELP)
     skip_faulty: bool = _option(False, "Leave faulty rows of the source out, counted.")
     seed: int = _option(0, "Seed of everything left to chance.")
     model: str | None = _option(None, "Target Med-LVLM to sample wrong answers from: a Hub id or a folder.")
@@ -124,6 +131,14 @@ class Settings:
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": str(self.source)}
 
+    def recipe(self) -> dict[str, Any]:
+        """The settings that make the same of the same source on another machine, which names the source itself."""
+        settings = {name: value for name, value in asdict(self).items() if name != "source"}
+        return settings | {
+            "model": self.model and portable(self.model), "chat": portable(self.chat),
+            "judges": [portable(judge) for judge in self.judges], "localizer": portable(self.localizer),
+        }  # fmt: skip
+
 
 @dataclass
 class Run:
@@ -138,6 +153,7 @@ class Run:
     requests_per_minute: int | None = _option(None, "Most requests a minute, over all chat models.")
     max_calls: int | None = _option(None, "Budget: stop after so many new calls.")
     max_tokens: int | None = _option(None, "Budget: stop after so many tokens of new calls.")
+    send_credentialed_data_to_third_parties: bool = _option(False, credentialed.FLAG_HELP)
 
     def __post_init__(self) -> None:
         _check_types(self)

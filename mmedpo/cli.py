@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mmedpo import credentialed
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 SourceFolder = Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
+ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything left to chance.")]
 SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
 
@@ -258,6 +260,8 @@ def evaluate(
     seed: Seed = 0,
     skip_faulty: SkipFaulty = False,
     resume: Resume = False,
+    marked: Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)] = False,
+    third_parties: ThirdParties = False,
 ) -> None:
     """Ask a model a source's questions and score the answers with the strict protocols."""
     from mmedpo.evaluation import predict
@@ -266,11 +270,14 @@ def evaluate(
     from mmedpo.workdir import output_folder
 
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    asked = read_source(source, split, limit, seed)
+    asked = read_source(source, split, limit, seed, marked=marked)
     refuse_faults(asked, skip_faulty)
+    if asked.credentialed and not third_parties:
+        credentialed.refuse_endpoints(asked.name, [model])
     record = {
         "name": name or output.name, "command": _command(), "source": asked.name, "split": split,
         "split_by": asked.split_by, "faulty_rows_skipped": len(asked.faults),
+        **({"credentialed": True} if asked.credentialed else {}),
     }  # fmt: skip
     settings = {
         **record, "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
@@ -291,6 +298,7 @@ def compare(
         list[Path] | None, typer.Option("--training", help="Training folder whose curves to show; repeatable.")
     ] = None,
     seed: Seed = 0,
+    third_parties: ThirdParties = False,
 ) -> None:
     """Compare evaluations with paired-bootstrap intervals; writes comparison.json and report.html."""
     from mmedpo.evaluation import compare as comparing
@@ -302,7 +310,7 @@ def compare(
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
-        write_report(folder / "report.html", comparison, dataset, trainings)
+        write_report(folder / "report.html", comparison, dataset, trainings, quotes=third_parties)
         write_json(folder / "comparison.json", comparison)
     _print_table(comparing.rows(comparison))
 
@@ -322,10 +330,12 @@ def publish(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+    third_parties: ThirdParties = False,
 ) -> None:
     """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
 
-    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays.
+    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays. Of credentialed
+    data only ids, weights, scores and settings are published (docs/credentialed.md).
     """
     from mmedpo.publish import publish as run
 
@@ -336,17 +346,22 @@ def publish(
         raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
     confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
     kind = "adapter" if adapter else "metric" if metric else "dataset"
-    done = run(folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm)
+    done = run(
+        folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm,
+        third_parties=third_parties,
+    )  # fmt: skip
     _print_publication(done, dry_run)
     if public and done.visibility == "private":
         console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
 
 
-def _push(folder: Path, repo: str, public: bool, token: str | None) -> None:
+def _push(folder: Path, repo: str, public: bool, token: str | None, third_parties: bool) -> None:
     """What train does with push_to_hub: after hours of work nobody is asked; open fields are listed."""
     from mmedpo.publish import publish as run
 
-    _print_publication(run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token))
+    _print_publication(
+        run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token, third_parties=third_parties)
+    )
 
 
 def _print_publication(done: Publication, dry_run: bool = False) -> None:
@@ -391,6 +406,8 @@ def _invoke(arguments: Sequence[str]) -> None:
 
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """What a curation made, and what it left out."""
+    if manifest["source"].get("credentialed"):
+        console.print(f"{manifest['source']['name']} is credentialed data: docs/credentialed.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
     read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import images, schema
+from mmedpo import credentialed, images, schema
 from mmedpo.audit import distributions, page
 from mmedpo.cards import logged, notices, shown
 from mmedpo.errors import InputError
@@ -44,6 +44,10 @@ CURVES = {
     "rewards/margins": "Reward margin",
     "rewards/accuracies": "Share of pairs ranked right",
 }
+SILENT = (
+    "{} is credentialed data: this page shows no text and no image of it, since pages get passed on. "
+    f"`mmedpo compare {credentialed.FLAG}` shows them."
+)
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mmedpo", "text.parse_math": False, "font.size": 10}
 
 
@@ -54,6 +58,7 @@ def write_report(
     trainings: Mapping[str, Path],
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
+    quotes: bool = False,
 ) -> None:
     """Write the report of a comparison as one self-contained HTML file.
 
@@ -64,6 +69,7 @@ def write_report(
         trainings: name of a run -> its training folder; `trainer_state.json` and `training.json` are read.
         commands: commands to list; those that the files record where none are given.
         notes: sentences the reader should know, shown at the top.
+        quotes: show texts and images of credentialed data too.
 
     Raises:
         InputError: a training folder without its two files, or a dataset folder that cannot be loaded.
@@ -72,6 +78,9 @@ def write_report(
     states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
     manifest = read_json(dataset / "manifest.json") if dataset and (dataset / "manifest.json").exists() else {}
     steps = [manifest, *trained.values(), comparison]
+    silent = not quotes and credentialed.first(steps)
+    if silent:
+        comparison, notes = {**comparison, "examples": []}, [*notes, SILENT.format(silent)]
     html = page(
         "report.html.jinja",
         **{tool.__name__: tool for tool in (percent, points, interval, outcome, heading, run_name, shown)},
@@ -86,7 +95,7 @@ def write_report(
         manifest=manifest,
         commands=list(commands) or [step["command"] for step in steps if step.get("command")],
         versions=_versions(steps),
-        **_dataset_parts(dataset),
+        **_dataset_parts(dataset, pairs=not silent),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(html, encoding="utf-8")
@@ -239,8 +248,8 @@ def _curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     return charts
 
 
-def _dataset_parts(folder: Path | None) -> dict[str, Any]:
-    """A few pairs of each kind and the weights by kind; empty without a dataset."""
+def _dataset_parts(folder: Path | None, pairs: bool = True) -> dict[str, Any]:
+    """A few pairs of each kind, unless `pairs` is false, and the weights by kind; empty without a dataset."""
     if folder is None:
         return {"pairs": {}, "weights": None}
     splits = schema.load_splits(str(folder))
@@ -251,7 +260,7 @@ def _dataset_parts(folder: Path | None) -> dict[str, Any]:
         places[kinds.int2str(kind)].append(place)
     weights = dataset.select_columns("weight")["weight"][:]
     return {
-        "pairs": {name: [_pair(dataset[place]) for place in _spread(found)] for name, found in places.items()},
+        "pairs": {name: [_pair(dataset[place]) for place in _spread(found)] for name, found in places.items() if pairs},
         "weights": distributions({name: [weights[place] for place in found] for name, found in places.items()}),
     }
 

@@ -128,7 +128,9 @@ def _broken(column: str, file: Path) -> str | None:
 
 def _settle_mark(source: Source, names: set[str]) -> None:
     said = [*((name, source.license) for name in names), *((one.source, one.license) for one in source.samples)]
-    source.credentialed |= any(credentialed.is_credentialed({"name": name, "license": terms}) for name, terms in set(said))
+    source.credentialed |= any(
+        credentialed.is_credentialed({"name": name, "license": terms}) for name, terms in set(said)
+    )
     if source.credentialed:
         source.faults = credentialed.unquoted(source.faults)
 

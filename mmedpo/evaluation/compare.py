@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmedpo import credentialed
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metric import Metric
 from mmedpo.evaluation.score import METRICS, Row, read_by_id
@@ -59,9 +60,11 @@ def compare(runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, com
     _refuse_unequal(loaded)
     baseline = loaded[0]
     tasks = [row["task"] for row in baseline.questions.values()]
+    marked = credentialed.first(run.results for run in loaded)
     return {
         "format": FORMAT,
         "command": command,
+        **({"credentialed": True, "source": marked} if marked else {}),
         "versions": versions(),
         "seed": seed,
         "resamples": resamples,
@@ -117,6 +120,8 @@ def _refuse_unequal(runs: Sequence[Run]) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"The runs are named {', '.join(names)}; give each run its own name, to tell them apart.")
     faults = [fault for run in runs[1:] for fault in _differences(runs[0], run)]
+    if credentialed.first(run.results for run in runs):
+        faults = credentialed.unquoted(faults)
     if faults:
         raise InputError("The runs cannot be compared, since they did not answer and score the same questions:", faults)
 

@@ -371,6 +371,37 @@ def _print_publication(done: Publication, dry_run: bool = False) -> None:
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
+@app.command(
+    **PARSED, epilog="Example: mmedpo rejoin someone/mimic-cxr-weights --source data/mimic-cxr-jpg --output runs/pairs"
+)
+def rejoin(
+    context: typer.Context,
+    repo: Annotated[str | None, typer.Argument(metavar="REPO", help="Hub dataset, or a folder.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+) -> None:
+    """Rebuild pairs of credentialed data from their published form, on a machine that has the data.
+
+    Runs the recorded settings again on --source and joins the rows by id with the published weights. Wrong answers come
+    from the cache of calls (--cache), or from the models that --model and --chat name. Takes all options of curate.
+    """
+    from mmedpo import builders
+    from mmedpo import rejoin as rejoining
+    from mmedpo.curation.settings import Run, Settings
+
+    if repo is None or repo.startswith("-"):
+        console.print(context.get_help())
+        if repo != "--help":
+            raise InputError("mmedpo rejoin takes the published dataset first: a Hub id or a folder.")
+        return
+    published = rejoining.read(repo, revision)
+    options = getattr(published.builder, "Options", builders.Options)
+    settings, run, own = _parsed(context, Settings, Run, options, name=repo, defaults=published.defaults())
+    manifest = rejoining.rejoin(published, settings, run, own, _command())
+    states = {name: count for name, count in manifest["rejoined"].items() if isinstance(count, int)}
+    _print_table([["published rows", "count"], *([name, str(count)] for name, count in states.items())])
+    console.print(f"{run.output}: row by row in {rejoining.FILE}.", soft_wrap=True)
+
+
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")
 def quickstart(
     output: Output = Path("runs/quickstart"),

@@ -20,9 +20,9 @@ NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in a source's name 
 YES = ("true", "yes", "1")
 FLAG = "--send-credentialed-data-to-third-parties"
 FLAG_HELP = (
-    "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put them "
-    "into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms too: you "
-    "answer for it."
+    "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put "
+    "them into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms "
+    "too: you answer for it."
 )
 MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/credentialed.md."
 UNLESS = f"If everybody who receives it has agreed to the same terms, say so with {FLAG}."
@@ -79,8 +79,8 @@ def is_remote(model: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL is literally of this machine: localhost, 127.0.0.0/8 or ::1, read as the client reads it. A name that
-    resolves to them is not: what it resolves to may change."""
+    """Whether a URL is literally of this machine: localhost, 127.0.0.0/8 or ::1, read as the client reads it. A name
+    that resolves to them is not: what it resolves to may change."""
     import httpx2
 
     try:

@@ -82,9 +82,9 @@ def fault(image: Any) -> str | None:
 
 
 def embedded(path: Path) -> dict[str, Any]:
-    """An image file as a dataset holds it ({"bytes", "path"}), with the pixels of `open_rgb`: PNG and JPEG files without
-    what is no pixel in them (`headers.without`); all others become an 8-bit PNG, and so do more than 8 bits a channel,
-    which few processors read, and pictures that only their header turns upright."""
+    """An image file as a dataset holds it ({"bytes", "path"}), with the pixels of `open_rgb`: PNG and JPEG files
+    without what is no pixel in them (`headers.without`); all others become an 8-bit PNG, and so do more than 8 bits a
+    channel, which few processors read, and pictures that only their header turns upright."""
     data = path.read_bytes()
     if not _is_dicom(path):
         with open_image(data) as opened:

@@ -4,8 +4,8 @@ A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images,
 found by their usual names (`samples.COLUMNS`). Rows that have lesion boxes and labels but no question (NIH
 ChestX-ray14's box list, for one) become questions about those findings.
 
-A source may not be passed on (docs/credentialed.md) if its name or licence says so, if a file `CREDENTIALED` lies in its
-folder, if a row of its table has `credentialed: true`, or if the caller says so.
+A source may not be passed on (docs/credentialed.md) if its name or licence says so, if a file `CREDENTIALED` lies in
+its folder, if a row of its table has `credentialed: true`, or if the caller says so.
 """
 
 from __future__ import annotations

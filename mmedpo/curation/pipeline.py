@@ -97,9 +97,9 @@ def curate_folder(
     ]
     given = given or rows.Given()
     if processes.first:
-        known = {"dispute": given.answers, "judge": {id: {"score": score} for id, score in given.scores.items()}}
-        for step, found in {**known, "locate": given.regions}.items():
-            ledgers[step].update(found)
+        ledgers["dispute"].update(given.answers)
+        ledgers["judge"].update({id: {"score": score} for id, score in given.scores.items()})
+        ledgers["locate"].update(given.regions)
     revision = _sample(settings, share, ledgers["sample"], processes)
     if tools.chat is not None:
         _dispute(settings, share, source.samples, tools.chat, ledgers, processes)

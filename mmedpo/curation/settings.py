@@ -18,8 +18,8 @@ from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
 
 CHATS = (
-    "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model, or cache:model (nobody: what the "
-    "cache holds of its answers)"
+    "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model, or cache:model (nobody: "
+    "what the cache holds of its answers)"
 )
 
 

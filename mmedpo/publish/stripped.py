@@ -1,7 +1,7 @@
 """What is published of credentialed data: ids, weights, scores and settings; no text and no pixel.
 
-`mmedpo rejoin` rebuilds the pairs from it where the data is. Each row's digest says there whether it is the same pair. It
-is taken over texts and pixels together: pixels hold too much chance for a short answer to be found by trying.
+`mmedpo rejoin` rebuilds the pairs from it where the data is. Each row's digest says there whether it is the same pair.
+It is taken over texts and pixels together: pixels hold too much chance for a short answer to be found by trying.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ PROVENANCE = (
 )
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
 NOTICE = (
-    "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. `mmedpo rejoin {}` "
-    "rebuilds the pairs where the data is."
+    "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
+    "`mmedpo rejoin {}` rebuilds the pairs where the data is."
 )
 
 
@@ -119,10 +119,10 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
             parquet.write_table(pa.Table.from_pylist(table, schema=features().arrow_schema), file)
             written[split] = [file]
         about = cards.Published(repo_id, "", content.configs(written), content.info(Path(made), written))
-        files = {f"data/{file.name}": File(file.read_bytes()) for (file,) in written.values()}
+        sent = {f"data/{file.name}": File(file.read_bytes()) for (file,) in written.values()}
     card = cards.stripped_card(folder, about)
     manifest = read_json(folder / "manifest.json")
     manifest["rejects"] = {"left out": sum(manifest["rejects"].values())}  # reasons may quote the table
-    files["manifest.json"] = File(json_text(manifest).encode())
+    sent["manifest.json"] = File(json_text(manifest).encode())
     replaced = ("data/*.parquet", "audit.json", content.PICTURE)
-    return Content("dataset", files, card, card, replaced, notices=[NOTICE.format(source, repo_id)])
+    return Content("dataset", sent, card, card, replaced, notices=[NOTICE.format(source, repo_id)])

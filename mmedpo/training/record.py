@@ -137,8 +137,9 @@ def dataset_commit(name: str, revision: str | None) -> str | None:
 
 
 def dataset_source(run: RunArguments, commit: str | None, dataset: Any) -> dict[str, Any]:
-    """What the manifest of a run's dataset says of its source. It is marked as credentialed also where the source or the
-    licence of a row says so (of a streamed dataset's first `STREAMED` rows), or the record of the adapter before."""
+    """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row's source
+    or licence says so (of a streamed dataset's first `STREAMED` rows), or the record of the adapter that is gone on
+    from."""
     source: dict[str, Any] = dataset_manifest(run.dataset_name, commit).get("source") or {}
     columns = [column for column in ("source", "license") if column in (dataset.column_names or ())]
     rows = dataset.select_columns(columns)

@@ -37,11 +37,13 @@ def is_credentialed(source: Mapping[str, Any]) -> bool:
 def first(records: Iterable[Mapping[str, Any]]) -> str | None:
     """The name of the first credentialed source in manifests, training records, results or comparisons; None: none."""
     for record in records:
-        manifest = record.get("dataset_manifest") or {}  # in a training record
-        for source in (record.get("source"), manifest.get("source"), record.get("dataset_source"), record):
-            source = {"name": source} if isinstance(source, str) else source or {}
-            if is_credentialed(source):
-                return str(source.get("name") or "its source")
+        source = record.get("source")
+        if isinstance(source, str):  # as results and comparisons name it
+            source = {"name": source, "credentialed": record.get("credentialed")}
+        trained_on = (record.get("dataset_manifest") or {}).get("source")
+        for named in (source or record, trained_on or {}):
+            if is_credentialed(named):
+                return str(named.get("name") or "its source")
     return None
 
 

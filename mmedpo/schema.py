@@ -31,6 +31,10 @@ TASKS = ("closed_vqa", "open_vqa", "report")
 SHARD_SIZE = "500MB"  # of images; a larger split is written as several files
 SHARD_ENDS = 1 / 16  # of the rows may be the last of a full shard
 DIGEST = "row_digest"  # a column of the published form of credentialed data, and of no preference dataset
+STRIPPED = (
+    "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
+    "a machine that has the data"
+)
 ROWS_AT_ONCE = 32  # held in memory while writing
 
 
@@ -160,8 +164,7 @@ def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:
     """The columns that are missing or of another type than the schema's."""
     if DIGEST in features:
-        said = "the published form of credentialed data has no text and no image; `mmedpo rejoin` rebuilds the pairs"
-        return [Fault("(all rows)", DIGEST, f"{said} on a machine that has the data")]
+        return [Fault("(all rows)", DIGEST, STRIPPED)]
     return [
         Fault(
             "(all rows)",

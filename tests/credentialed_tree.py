@@ -1,5 +1,5 @@
-"""An invented tree in the layout of PhysioNet's MIMIC-CXR-JPG: images of chance and reports about nobody, with texts that
-can be looked for in whatever leaves a machine."""
+"""An invented tree in the layout of PhysioNet's MIMIC-CXR-JPG: images of chance and reports about nobody, with texts
+that can be looked for in whatever leaves a machine."""
 
 from __future__ import annotations
 

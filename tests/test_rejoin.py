@@ -1,4 +1,4 @@
-"""Credentialed data published without a text or a pixel over HTTP, and rebuilt where the data is. All of it invented."""
+"""Credentialed data published without a text or a pixel over HTTP, and rebuilt where the data is; all invented."""
 
 from __future__ import annotations
 
@@ -122,6 +122,7 @@ def test_from_one_house_over_the_hub_to_another(hub: Hub, house: Path, tmp_path:
     received = {**{f"{repo.id}/{path}": blob.data for repo in hub.store for commit in repo.commits.values()
                    for path, blob in commit.files.items()}, "cells": repr(table.to_pylist()).encode()}  # fmt: skip
     assert len(received) > 4 and not credentialed_tree.found(house / "tree", received)
+    assert not credentialed_tree.found(house / "tree", hub.repo("user/weights", "dataset").large)
     assert "No text and no image is in here" in files["README.md"].decode()
     assert DatasetCard(files["README.md"].decode()).data.dataset_info["splits"][0]["num_examples"] == 8
 
@@ -167,7 +168,9 @@ def test_the_models_may_be_asked_again(house: Path, bare: Path, chat_server: Cha
 def test_what_differs_is_said_and_keeps_the_published_weight(house: Path, bare: Path, tmp_path: Path) -> None:
     tree = Path(shutil.copytree(house / "tree", tmp_path / "tree"))
     (tree / "files/p10/p10000001/s50000001/dicom-0.jpg").write_bytes(credentialed_tree.jpeg(99))
-    (tree / "files/p10/p10000002/s50000002.txt").write_text(" FINAL REPORT\n FINDINGS:   Another text altogether here.\n")
+    (tree / "files/p10/p10000002/s50000002.txt").write_text(
+        " FINAL REPORT\n FINDINGS:   Another text altogether here.\n"
+    )
     output = rebuilt(bare, tree, tmp_path / "pairs", cache=house / "calls.sqlite")
     before, after, said = rows(house / "pairs"), rows(output), states(output)
     pairs = {id: state for id, state in said.items() if state != IDENTICAL}
@@ -236,7 +239,9 @@ def test_a_mask_is_not_published_and_its_tool_is_asked_for(bare: Path, house: Pa
     parquet.write_table(pa.Table.from_pylist(table, schema=stripped.features().arrow_schema), file)
     output = rebuilt(copy, house / "tree", tmp_path / "pairs", cache=house / "calls.sqlite")
     assert kinds(output) == {TEXT: {IDENTICAL}, LESION: {MISSING}}
-    assert "its mask is not published: name medklip:... with --localizer" in {line.get("reason") for line in lines(output)}
+    assert "its mask is not published: name medklip:... with --localizer" in {
+        line.get("reason") for line in lines(output)
+    }
 
 
 def test_what_is_no_published_form_is_refused(house: Path, tmp_path: Path) -> None:
@@ -251,7 +256,9 @@ def test_the_published_form_holds_numbers_and_names_alone(bare: Path, house: Pat
     assert kept.keys() == full.keys()
     row = kept[f"mimic-cxr/dicom-0/{TEXT}"]
     assert row.keys() == {*stripped.COLUMNS, "provenance", "row_digest"}
-    assert row["provenance"]["judgements"] == [{"round": 1, "judge": "judge", "score": pytest.approx(row["clinical_relevance"])}]
+    assert row["provenance"]["judgements"] == [
+        {"round": 1, "judge": "judge", "score": pytest.approx(row["clinical_relevance"])}
+    ]
     assert row["provenance"]["rejected_by"] == "penman" and row["provenance"]["patient_id"] == "p10000001"
     assert len({row["row_digest"] for row in kept.values()}) == 8
     assert WRONG not in repr(kept) and "centre" not in repr([row["provenance"]["boxes"] for row in kept.values()])

@@ -87,14 +87,13 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def source_of(folder: Path) -> str | None:
-    """The credentialed source of a finished dataset folder, by its manifest or by any of its rows; None: it has none."""
+    """The credentialed source of a finished dataset folder, by its manifest or any of its rows; None: it has none."""
     import pyarrow.parquet as parquet
 
-    tables = [
-        parquet.read_table(file, columns=["source", "license"]).to_pylist() for file in folder.glob("data/*.parquet")
-    ]
-    said = {(row["source"], row["license"]) for table in tables for row in table}
-    records = [{"source": {"name": name, "license": terms}} for name, terms in sorted(said, key=str)]
+    columns = ["source", "license"]
+    tables = [parquet.read_table(file, columns=columns) for file in sorted(folder.glob("data/*.parquet"))]
+    said = [row for table in tables for row in table.group_by(columns).aggregate([]).to_pylist()]
+    records = [{"source": {"name": row["source"], "license": row["license"]}} for row in said]
     return credentialed.first([read_json(folder / "manifest.json"), *records])
 
 

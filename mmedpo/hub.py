@@ -98,13 +98,15 @@ def reason(error: BaseException) -> str:
         return f"{cause.strerror or cause}: {cause.filename or 'unknown file'}."
     if _is_of_the_network(cause):
         return f"{where}the connection failed ({type(cause).__name__}: {_first_line(cause)}). {LATER}"
-    return f"{where}{_first_line(cause)}".replace("\n", " ")
+    return where + " ".join(str(cause).split())
 
 
 def wait_for(error: BaseException, attempt: int) -> float | None:
     """Seconds after which trying again (as attempt 1, 2, ...) may help; None if it never will, or not that soon."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     cause = _cause(error)
-    if cause is not error:  # a large file, which the client has tried often enough
+    if cause is not error or isinstance(cause, OfflineModeIsEnabled):  # of a large file the client has tried enough
         return None
     status = status_of(cause)
     if status in CONFLICTS:

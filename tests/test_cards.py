@@ -52,7 +52,8 @@ def test_a_published_dataset_card_differs_where_it_must() -> None:
         'dataset = load_dataset("someone/pairs", split="train")',
     ]  # fmt: skip
     assert [line for line in plain if line not in published] == [
-        'dataset = load_dataset("path/to/this/folder", split="train")  # or the Hub id of this dataset'
+        "Each one is listed with its reason in `rejects.jsonl`, where the folder carries it.",
+        'dataset = load_dataset("path/to/this/folder", split="train")  # or the Hub id of this dataset',
     ]
 
 

@@ -104,6 +104,8 @@ def publish(
     """
     from huggingface_hub import HfApi, get_token
 
+    if kind not in KINDS:
+        raise InputError(f"{kind!r} cannot be published; the kinds are {', '.join(KINDS)}.")
     api = HfApi(endpoint=endpoint, token=token)
     try:
         repo_id = _checked_name(api, repo)
@@ -115,7 +117,7 @@ def publish(
         if tag and draft.plan and tag in draft.remote.tags:
             raise InputError(f"{repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
         if dry_run:
-            commit, named = draft.remote.head, tag or draft.remote.next_tag if draft.plan else None
+            commit, named = draft.remote.head, (tag or draft.remote.next_tag) if draft.plan else None
         else:
             _ask(draft, repo_id, visibility, confirm)
             commit = _commit(api, repo_id, content, visibility)

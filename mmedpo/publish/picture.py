@@ -21,7 +21,7 @@ LONGEST_LABEL = 30  # characters
 
 
 def draw(audit: Mapping[str, Any]) -> bytes:
-    """Kinds of pairs, their weights, the lengths of both sides and the reasons of rejects, as PNG (960 x 600 pixels).
+    """Kinds of pairs, their weights, the lengths of both sides and the reasons of rejects, as PNG (960 x 480 pixels).
 
     Equal audits give equal bytes with one version of matplotlib.
     """
@@ -30,7 +30,7 @@ def draw(audit: Mapping[str, Any]) -> bytes:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with rc_context({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
-        figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+        figure = Figure(figsize=(9.6, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
         parts = figure.subfigures(2, 2, squeeze=False).flat  # so that each has margins of its own
         kinds, weights, lengths, rejects = (part.subplots() for part in parts)
         counts = audit["counts"]["dispreference"]

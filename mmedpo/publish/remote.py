@@ -122,10 +122,12 @@ def plan(files: Mapping[str, File], replaced: Sequence[str], remote: Remote) -> 
         new=[name for name in files if name not in there],
         changed=[name for name, file in files.items() if name in there and not file.equals(there[name])],
         same=[name for name, file in files.items() if name in there and file.equals(there[name])],
-        deleted=[
-            name for name in there if name not in files and any(fnmatchcase(name, pattern) for pattern in replaced)
-        ],
+        deleted=[name for name in there if name not in files and any(_fits(name, pattern) for pattern in replaced)],
     )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)  # whose * would take in folders
 
 
 def commit(api: HfApi, remote: Remote, files: Mapping[str, File], plan: Plan, message: str) -> str:

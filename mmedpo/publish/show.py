@@ -29,8 +29,9 @@ def lines(done: Publication, dry_run: bool = False) -> Iterator[str]:
     yield from done.notices
     if done.open_fields:
         yield f"open in the card: {len(done.open_fields)} fields that only a person can fill"
-    if not plan and not done.tag:
-        yield f"nothing is new: {done.url} ({done.visibility}) holds this content already."
+    if not plan:
+        named = f"; it is tagged {done.tag}" if done.tag else ""
+        yield f"nothing is new: {done.url} ({done.visibility}) holds this content already{named}."
     else:
         version = f", tag {done.tag}" if done.tag else ""
         yield f"{'nothing was sent; it would be' if dry_run else 'published:'} {done.url} ({done.visibility}{version})"

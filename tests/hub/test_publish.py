@@ -28,6 +28,7 @@ from PIL import Image
 from mmedpo import schema
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import Publication, publish
+from mmedpo.publish.picture import draw
 
 Publish = Callable[..., Publication]
 YES = {"confirm": lambda question: True}
@@ -85,7 +86,7 @@ def test_a_dataset_arrives_whole_private_and_tagged(hub: Hub, send: Publish, pai
     assert all(files[name] == (pairs / name).read_bytes() for name in [*shards, "manifest.json", "audit.json"])
     assert hub.files("user/pairs", "dataset", done.tag or "") == files and done.tag == "v1"
     with Image.open(io.BytesIO(files["audit.png"])) as drawn:
-        assert drawn.size == (960, 600)
+        assert drawn.size == (960, 480)
 
 
 def test_the_published_header_is_read_by_the_hubs_classes(hub: Hub, send: Publish, pairs: Path) -> None:
@@ -306,6 +307,9 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert (data.base_model, data.datasets) == ("example-org/invented-med-vlm", ["example-org/invented-pairs"])
     revision = json.loads(files["training.json"])["dataset_revision"]
     assert f"| dataset | example-org/invented-pairs, commit {revision} |" in files["README.md"].decode()
+    theirs = {name: Blob(b"theirs") for name in ("models/extra.safetensors", "adapter_model-of-before.safetensors")}
+    hub.repo("user/mine").commit("main", lambda files: files.update(theirs), "Add files")
+    assert send(folder, "user/mine", "adapter").plan.deleted == ["adapter_model-of-before.safetensors"]
     assert not send(folder, "user/mine", "adapter").plan
 
 
@@ -437,6 +441,16 @@ def test_the_command_line_in_a_process_of_its_own(hub: Hub, pairs: Path) -> None
     assert done.returncode == 0, done.stderr
     assert f"published: {hub.url}/datasets/user/pairs (private, tag v1)" in done.stdout.replace("\n", " ")
     assert list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
+
+
+def test_the_picture_is_drawn_of_little_and_of_much(made: Path) -> None:
+    audit = json.loads((made / "audit.json").read_text())
+    little = {**audit, "weights": None, "style": None, "rejects": None}
+    much = {**audit, "rejects": {f"reason {n}, which takes many words to say": n for n in range(1, 30)}}
+    for record in (little, much):
+        with Image.open(io.BytesIO(draw(record))) as drawn:
+            assert drawn.size == (960, 480) and len(drawn.getcolors(100_000) or []) > 10
+    assert draw(much) == draw(much)
 
 
 def test_the_example_card_is_not_changed_by_publishing(made: Path) -> None:

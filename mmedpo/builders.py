@@ -136,7 +136,7 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     upstream = _open(builder, settings, run)
-    about, manifest = _about(builder, upstream, options), None
+    about, manifest = _about(builder, upstream) | _portable(options), None
     try:
         with output_folder(run.output, record, run.resume, processes) as folder:
             source = folder / SOURCE_FOLDER
@@ -214,12 +214,16 @@ def _is_laid_out(path: Path, builder: ModuleType) -> bool:
     return any(all(any(path.glob(pattern)) for pattern in layout) for layout in builder.LAYOUTS)
 
 
-def _about(builder: ModuleType, upstream: Path | Hub, options: Any) -> dict[str, Any]:
-    """What the manifest says of the source; of the builder's options those that mean something on other machines."""
+def _portable(options: Any) -> dict[str, Any]:
+    """For the manifest: a builder's options that mean the same on other machines."""
+    chosen = {name: value for name, value in asdict(options).items() if isinstance(value, str | int | float)}
+    return {"options": chosen} if chosen else {}
+
+
+def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
+    """What the manifest says of the source."""
     split = builder.UPSTREAM_SPLIT
     facts = {"builder": name_of(builder), "upstream_split": split(upstream) if callable(split) else split}
-    if chosen := {name: value for name, value in asdict(options).items() if isinstance(value, str | int | float)}:
-        facts["options"] = chosen
     if isinstance(upstream, Hub):
         facts |= {"hub": upstream.name, "revision": upstream.revision}
     return {**facts, "credentialed": True} if builder.CREDENTIALED else facts

@@ -172,6 +172,8 @@ def preview(context: typer.Context) -> None:
     )
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
+    if source.credentialed:
+        console.print(f"{source.name} is credentialed data: the sheet shows its images. Do not pass it on.")
 
 
 @app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")

@@ -78,7 +78,7 @@ def write_report(
     states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
     manifest = read_json(dataset / "manifest.json") if dataset and (dataset / "manifest.json").exists() else {}
     steps = [manifest, *trained.values(), comparison]
-    silent = not quotes and credentialed.first(steps)
+    silent = not quotes and (credentialed.first(steps) or (dataset and schema.credentialed_source(dataset)))
     if silent:
         comparison, notes = {**comparison, "examples": []}, [*notes, SILENT.format(silent)]
     html = page(

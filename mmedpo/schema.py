@@ -13,9 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import credentialed
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
+from mmedpo.workdir import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -283,6 +285,19 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             f"{path!r} cannot be loaded as a dataset: {error}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."
         ) from error
+
+
+def credentialed_source(folder: Path) -> str | None:
+    """The credentialed source of a dataset folder, by its manifest or by any of its rows; None: it has none."""
+    import pyarrow.parquet as parquet
+
+    columns = ["source", "license"]
+    manifest = folder / "manifest.json"
+    records = [read_json(manifest)] if manifest.exists() else []
+    for file in sorted(folder.glob("data/*.parquet")):
+        said = parquet.read_table(file, columns=columns).group_by(columns).aggregate([]).to_pylist()
+        records += [{"source": {"name": row["source"], "license": row["license"]}} for row in said]
+    return credentialed.first(records)
 
 
 def undecoded(dataset: Dataset) -> Dataset:

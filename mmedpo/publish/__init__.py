@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedpo import credentialed, hub
+from mmedpo import credentialed, hub, schema
 from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
@@ -138,7 +138,7 @@ def publish(
 
 def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
     """What a folder publishes; of credentialed data only what tells nobody what is in it, unless `third_parties`."""
-    source = stripped.source_of(folder) if kind == "dataset" and not third_parties else None
+    source = schema.credentialed_source(folder) if kind == "dataset" and not third_parties else None
     if source is not None:
         return stripped.dataset(folder, repo_id, source)
     content = KINDS[kind](folder, repo_id)

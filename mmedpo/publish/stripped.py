@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import cards, credentialed, images, schema
+from mmedpo import cards, images, schema
 from mmedpo.publish import content
 from mmedpo.publish.content import Content
 from mmedpo.publish.remote import File
@@ -86,17 +86,6 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def source_of(folder: Path) -> str | None:
-    """The credentialed source of a finished dataset folder, by its manifest or any of its rows; None: it has none."""
-    import pyarrow.parquet as parquet
-
-    columns = ["source", "license"]
-    tables = [parquet.read_table(file, columns=columns) for file in sorted(folder.glob("data/*.parquet"))]
-    said = [row for table in tables for row in table.group_by(columns).aggregate([]).to_pylist()]
-    records = [{"source": {"name": row["source"], "license": row["license"]}} for row in said]
-    return credentialed.first([read_json(folder / "manifest.json"), *records])
-
-
 def dataset(folder: Path, repo_id: str, source: str) -> Content:
     """The published form of a dataset folder of `mmedpo curate` whose source is credentialed.
 
@@ -121,7 +110,7 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
         sent = {f"data/{file.name}": File(file.read_bytes()) for (file,) in written.values()}
     card = cards.stripped_card(folder, about)
     manifest = read_json(folder / "manifest.json")
-    manifest["rejects"] = {"left out": sum(manifest["rejects"].values())}  # reasons may quote the table
+    manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
     sent["manifest.json"] = File(json_text(manifest).encode())
     replaced = ("data/*.parquet", "audit.json", content.PICTURE)
     return Content("dataset", sent, card, card, replaced, notices=[NOTICE.format(source, repo_id)])

@@ -124,10 +124,10 @@ def make_dataset(
 
 
 def build(builder: ModuleType, settings: Settings, run: Build, options: Any, command: str) -> dict[str, Any] | None:
-    """Read, split, curate, audit, write and, where asked, publish a dataset.
+    """Read, split, curate, audit and write a dataset.
 
     Returns:
-        The manifest; None in all processes but the first, and where a finished dataset is only published.
+        The manifest; None in all processes but the first, and where a finished dataset is only to be published.
 
     Raises:
         InputError: the source is not as the builder knows it, rows are faulty (all are listed), or as `curate_folder`.
@@ -158,10 +158,6 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     except AlreadyFinished:
         if run.publish is None:
             raise
-    if run.publish and processes.first:
-        from mmedpo.publish import publish
-
-        publish(run.output, run.publish)
     return manifest
 
 

@@ -133,6 +133,7 @@ def build(
     """
     from mmedpo import builders
     from mmedpo.curation.settings import Settings
+    from mmedpo.processes import Processes
 
     if name is None or name.startswith("-"):
         console.print(context.get_help())
@@ -149,6 +150,11 @@ def build(
     manifest = builders.build(builder, settings, run, own, _command())
     if manifest is not None:
         _print_made(run.output, manifest)
+    if run.publish and Processes.here().first:
+        from mmedpo.publish import publish
+
+        allowed = run.send_credentialed_data_to_third_parties
+        _print_publication(publish(run.output, run.publish, third_parties=allowed))
 
 
 @app.command(

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +25,8 @@ from mmedpo import builders, cli, schema, upstream
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import Fault, InputError
+from mmedpo.publish import Publication
+from mmedpo.publish.remote import Plan
 from mmedpo.samples import Sample
 from mmedpo.sources import read_source
 from mmedpo.upstream import Item, sections
@@ -234,11 +235,12 @@ def test_an_interrupted_build_goes_on_without_reading_again(
 def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[tuple[Path, str]] = []
 
-    def publish(folder: Path, repo: str) -> None:
-        assert (folder / "README.md").exists()
+    def publish(folder: Path, repo: str, third_parties: bool) -> Publication:
+        assert (folder / "README.md").exists() and not third_parties
         published.append((folder, repo))
+        return Publication(repo, "there", "private", None, None, Plan([], [], [], []), {}, [], [])
 
-    monkeypatch.setitem(sys.modules, "mmedpo.publish", types.SimpleNamespace(publish=publish))
+    monkeypatch.setattr("mmedpo.publish.publish", publish)
     words = ("path_vqa", "--source", path_vqa, "--limit", 4, "--output", "out", "--publish", "me/pairs")
     assert run(*words)[0] == 0
     assert run(*words, "--resume")[0] == 0

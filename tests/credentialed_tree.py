@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from chat_server import Answer, Received
+import pytest
+from chat_server import Answer, ChatServer, Received
 from PIL import Image
+
+from mmedpo import cli
 
 SIDE = 48
 PATIENT = "INVENTED^PATIENT^NAME"  # in the header of each image
@@ -47,6 +51,24 @@ def jpeg(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90, exif=exif, comment=PATIENT.encode())
     return buffer.getvalue()
+
+
+def build(folder: Path) -> Path:
+    """Write the tree to `folder`/tree and build `folder`/pairs from it, with a writer and a judge on this machine; the
+    source is kept in `folder`/kept. Proxies are named that nobody answers at."""
+    write(folder / "tree")
+    with ChatServer() as server, pytest.MonkeyPatch.context() as patch:
+        server.answer = answer
+        patch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        patch.delenv("NO_PROXY", raising=False)
+        patch.setattr(sys, "argv", ["mmedpo"])
+        cli.app([
+            "build", "mimic_cxr", "--source", str(folder / "tree"), "--localizer", "standin:centre", "--chat",
+            f"{server.url}#penman", "--judges", f"{server.url}#judge", "--output", str(folder / "pairs"),
+            "--keep-source", str(folder / "kept"),
+        ], standalone_mode=False)  # fmt: skip
+        assert {received.body["model"] for received in server.received} == {"penman", "judge"}
+    return folder
 
 
 def answer(received: Received) -> Answer:

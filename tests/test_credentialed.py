@@ -10,8 +10,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import credentialed_tree
@@ -39,19 +40,9 @@ YES = {"confirm": lambda question: True}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the invented tree, and the dataset made of it with a writer and a judge on this machine."""
-    folder = tmp_path_factory.mktemp("house")
-    credentialed_tree.write(folder / "tree")
-    with ChatServer() as server, pytest.MonkeyPatch.context() as patch:
-        server.answer = credentialed_tree.answer
-        patch.setattr(sys, "argv", ["mmedpo"])
-        cli.app([
-            "build", "mimic_cxr", "--source", str(folder / "tree"), "--localizer", "standin:centre", "--chat",
-            f"{server.url}#penman", "--judges", f"{server.url}#judge", "--output", str(folder / "pairs"),
-            "--keep-source", str(folder / "kept"),
-        ], standalone_mode=False)  # fmt: skip
-    return folder
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the invented tree and the dataset built from it."""
+    return credentialed_tree.build(tmp_path_factory.mktemp("house"))
 
 
 @pytest.fixture
@@ -367,7 +358,26 @@ def texts(dataset: Path) -> set[str]:
     return {row["prompt"][0]["content"] for table in columns for row in table}
 
 
-def test_the_published_form_is_no_training_data(house: Path, tmp_path: Path, tiny_model: Path) -> None:
+def test_what_is_trained_is_marked_by_manifest_rows_and_what_it_goes_on_from(
+    marked: Path, adapter: Path, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+
+    from mmedpo.training.record import dataset_source
+
+    def source(folder: Path, row_source: str = "free", before: Path | None = None, model: str = "m") -> dict[str, Any]:
+        run: Any = SimpleNamespace(dataset_name=str(folder), adapter_name_or_path=before and str(before))
+        return dataset_source(run, model, None, Dataset.from_dict({"source": [row_source], "license": ["mit"]}))
+
+    assert source(tmp_path) == {}
+    assert source(marked)["name"] == "phantom" and source(marked)["credentialed"] is True
+    assert source(tmp_path, "PadChest") == {"name": "PadChest", "credentialed": True}
+    assert (
+        source(tmp_path, before=adapter) == source(tmp_path, model=str(adapter)) == {"name": "x", "credentialed": True}
+    )
+
+
+def test_the_published_form_is_no_training_data(tmp_path: Path) -> None:
     from datasets import Dataset
 
     from mmedpo import MMedPOConfig, MMedPOTrainer

@@ -74,7 +74,7 @@ def write(
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     manifest = dataset_manifest(run.dataset_name, commit)
-    if source := dataset_source(run, commit, dataset):
+    if source := dataset_source(run, str(settings["model"]), commit, dataset):
         manifest["source"] = source
     write_json(folder / "training.json", {
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
@@ -136,10 +136,10 @@ def dataset_commit(name: str, revision: str | None) -> str | None:
     return revision
 
 
-def dataset_source(run: RunArguments, commit: str | None, dataset: Any) -> dict[str, Any]:
+def dataset_source(run: RunArguments, model: str, commit: str | None, dataset: Any) -> dict[str, Any]:
     """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row's source
-    or licence says so (of a streamed dataset's first `STREAMED` rows), or the record of the adapter that is gone on
-    from."""
+    or licence says so (of a streamed dataset's first `STREAMED` rows), or the record of the model or adapter that is
+    gone on from."""
     source: dict[str, Any] = dataset_manifest(run.dataset_name, commit).get("source") or {}
     columns = [column for column in ("source", "license") if column in (dataset.column_names or ())]
     rows = dataset.select_columns(columns)
@@ -148,8 +148,8 @@ def dataset_source(run: RunArguments, commit: str | None, dataset: Any) -> dict[
         {"source": dict(said)}
         for said in {(("name", row.get("source")), ("license", row.get("license"))) for row in rows}
     ]
-    before = Path(run.adapter_name_or_path or "") / "training.json"
-    records += [read_json(before)] if run.adapter_name_or_path and before.exists() else []
+    before = [Path(name) / "training.json" for name in (model, run.adapter_name_or_path) if name]
+    records += [read_json(file) for file in before if file.exists()]
     name = credentialed.first(records)
     return {"name": name, **source, "credentialed": True} if name else source
 

@@ -111,7 +111,8 @@ def train(
     commit = record.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     if config.push_to_hub and not run.send_credentialed_data_to_third_parties:
-        credentialed.refuse_publishing([{"source": record.dataset_source(run, commit, dataset)}], run.output)
+        source = record.dataset_source(run, str(model_args.model_name_or_path), commit, dataset)
+        credentialed.refuse_publishing([{"source": source}], run.output)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args)

@@ -34,6 +34,7 @@ from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.processes import Processes
+from mmedpo.schema import dataset_commit
 from mmedpo.upstream import Hub, read_given, write_source
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
 
@@ -173,8 +174,6 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
         raise InputError(f"{run.keep_source} exists already; choose another --keep-source or remove it first.")
     text = str(settings.source)
     if text.startswith(HUB) and builder.SOURCE:
-        from mmedpo.training.record import dataset_commit
-
         repository, _, revision = text.removeprefix(HUB).partition("@")
         return Hub(repository, dataset_commit(repository, revision or None))
     if not settings.source.exists():

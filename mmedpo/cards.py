@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed
+from mmedpo import credentialed, results
 from mmedpo.errors import InputError
 from mmedpo.workdir import read_json
 
@@ -31,7 +31,7 @@ CURVES = ("loss", "rewards/margins", "rewards/accuracies")
 PICTURE = "curves.png"
 GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
 NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -140,20 +140,39 @@ def draw_curves(history: Sequence[Mapping[str, Any]], output: Path) -> None:
     figure.savefig(output, dpi=100, metadata={"Software": None})
 
 
-def adapter_card(folder: Path) -> str:
-    """The README.md of a training folder, from its `training.json` and `trainer_state.json`.
+def results_files(folder: Path, comparison: Mapping[str, Any]) -> dict[str, str]:
+    """What a comparison changes in the training folder of its last run: path in it -> text. Nothing is written.
+
+    The card with its results and `model-index`, the comparison without the texts of test questions, and where those
+    are a dataset on the Hub its `.eval_results/*.yaml`.
 
     Raises:
-        InputError: one of the two is missing or of another format; the templates are not where the checkout has them.
+        InputError: as `adapter_card`, or the last run did not evaluate what is in `folder`.
     """
+    results.require_results_of(folder, comparison)
+    card = adapter_card(folder, comparison)
+    return {"README.md": card, COMPARISON: results.record(comparison), **results.hub_files(comparison)}
+
+
+def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> str:
+    """The README.md of a training folder, from its `training.json` and `trainer_state.json`, and the results of
+    `comparison`, by default those of its `comparison.json`, where there is one.
+
+    Raises:
+        InputError: a file is missing or of another format; the templates are not where the checkout has them.
+    """
+    if comparison is None and (folder / COMPARISON).exists():
+        comparison = _recorded(folder / COMPARISON, results.FORMAT)
     training = _recorded(folder / "training.json", "mmedpo.training/1")
     history = read_json(folder / "trainer_state.json").get("log_history", [])
     base, dataset = hub_id(training["model"]), hub_id(training["dataset"])
+    name = folder.resolve().name.removesuffix(".partial")
     return _fill(
         "adapter.md.jinja",
-        _adapter_metadata(training, base, dataset),
+        _adapter_metadata(training, base, dataset, name, comparison),
         training=training,
-        name=folder.resolve().name.removesuffix(".partial"),
+        name=name,
+        **(results.card_part(comparison) if comparison else {}),
         objective=_objective(training),
         base=base,
         dataset=dataset,
@@ -165,7 +184,9 @@ def adapter_card(folder: Path) -> str:
     )
 
 
-def _adapter_metadata(training: Mapping[str, Any], base: str | None, dataset: str | None) -> CardData:
+def _adapter_metadata(
+    training: Mapping[str, Any], base: str | None, dataset: str | None, name: str, comparison: Mapping[str, Any] | None
+) -> CardData:
     from huggingface_hub import ModelCardData
 
     is_adapter = _is_adapter(training)
@@ -176,6 +197,8 @@ def _adapter_metadata(training: Mapping[str, Any], base: str | None, dataset: st
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["mmedpo", "dpo", "preference", "medical", "trl"],
+        model_name=name if comparison else None,
+        eval_results=results.model_index(comparison) if comparison else None,
     )
 
 
@@ -224,7 +247,7 @@ def curve_summaries(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 def hub_id(name: Any) -> str | None:
     """`name` if it can be a Hub id (owner/name, and no folder of that name is here), else None."""
     text = _name(name)
-    return text if HUB_ID.fullmatch(text) and not Path(text).exists() else None
+    return text if results.HUB_ID.fullmatch(text) and not Path(text).exists() else None
 
 
 def shown(value: Any) -> str:

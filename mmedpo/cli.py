@@ -47,9 +47,9 @@ PARSED: dict[str, Any] = {
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
-SourceFolder = Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
+Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
 ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything left to chance.")]
 SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
@@ -151,10 +151,7 @@ def build(
     if manifest is not None:
         _print_made(run.output, manifest)
     if run.publish and Processes.here().first:
-        from mmedpo.publish import publish
-
-        allowed = run.send_credentialed_data_to_third_parties
-        _print_publication(publish(run.output, run.publish, third_parties=allowed))
+        _publish_built(run.output, run.publish, run.send_credentialed_data_to_third_parties)
 
 
 @app.command(
@@ -249,78 +246,182 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(
+    **PARSED,
     epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test "
-    "--output runs/eval"
+    "--output runs/eval",
 )
-def evaluate(
-    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the (base) model.")],
-    source: SourceFolder,
+def evaluate(context: typer.Context) -> None:
+    """Ask a model the questions of a source or of a preference dataset, and score its answers.
+
+    Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
+    evaluate ... A model behind an endpoint is sent questions and images; no other is.
+    """
+    from mmedpo.evaluation.measures import measure
+    from mmedpo.evaluation.settings import Run, Settings
+
+    settings, run = _parsed(context, Settings, Run)
+    results = measure(settings, run, _command())
+    if results is not None:  # the first process has them
+        _print_metrics(results)
+
+
+@app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
+def score(
     output: Output,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Finished evaluation, to score under other protocols.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--source", help="Source whose questions they answer.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Or the preference dataset.")] = None,
     split: Split = None,
     limit: Limit = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name in comparisons; the output folder's by default.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 16,
     seed: Seed = 0,
     skip_faulty: SkipFaulty = False,
-    resume: Resume = False,
-    marked: Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)] = False,
-    third_parties: ThirdParties = False,
+    vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
+    report_protocol: Annotated[
+        str | None, typer.Option("--report-protocol", help="coco by default, or the run's.")
+    ] = None,
+    meteor_variant: Annotated[
+        str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
+    marked: Marked = False,
 ) -> None:
-    """Ask a model a source's questions and score the answers with the strict protocols."""
-    from mmedpo.evaluation import predict
-    from mmedpo.models import Sampling, VisionLanguageModel
-    from mmedpo.sources import read_source, refuse_faults
-    from mmedpo.workdir import output_folder
+    """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
+    from mmedpo.evaluation import rescore
 
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    asked = read_source(source, split, limit, seed, marked=marked)
-    refuse_faults(asked, skip_faulty)
-    if asked.credentialed and not third_parties:
-        credentialed.refuse_endpoints(asked.name, [model])
-    record = {
-        "name": name or output.name, "command": _command(), "source": asked.name, "split": split,
-        "split_by": asked.split_by, "faulty_rows_skipped": len(asked.faults),
-        **({"credentialed": True} if asked.credentialed else {}),
-    }  # fmt: skip
-    settings = {
-        **record, "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": batch_size,
-    }  # fmt: skip
-    with output_folder(output, settings, resume) as folder:
-        answering = VisionLanguageModel(model, adapter)
-        results = predict.evaluate(answering, asked.samples, folder, sampling, batch_size, record)
-    _print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
+    asked: dict[str, Any] = {"source": source, "dataset": dataset, "split": split, "limit": limit, "seed": seed}
+    chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
+    asked |= {"skip_faulty": skip_faulty, "marked": marked}
+    record = {"name": name or output.name, "command": _command()}
+    _print_metrics(rescore.main(run, predictions, asked, chosen, output, record))
 
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Evaluation folders; the first is the baseline.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Evaluation folders: the first is the baseline, the last what is compared.")
+    ],
     output: Output,
-    dataset: Annotated[Path | None, typer.Option("--dataset", help="Preference dataset to show in the page.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", help="Preference dataset (folder or Hub id) to show, and to look for test images in."
+        ),
+    ] = None,
     training: Annotated[
         list[Path] | None, typer.Option("--training", help="Training folder whose curves to show; repeatable.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The evaluated source: its images are put beside the answers.")
+    ] = None,
+    attention: Annotated[
+        Path | None, typer.Option("--attention", help="Folder of attention pictures to show (attention.json).")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            "--card", help="Adapter folder of the last run; its card, model-index and .eval_results are written."
+        ),
     ] = None,
     seed: Seed = 0,
     third_parties: ThirdParties = False,
 ) -> None:
-    """Compare evaluations with paired-bootstrap intervals; writes comparison.json and report.html."""
+    """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
+
+    Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
+    with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
+    data are left out of it (docs/credentialed.md).
+    """
     from mmedpo.evaluation import compare as comparing
-    from mmedpo.report import write_report
+    from mmedpo.publish.card import with_results
+    from mmedpo.report import rows, write_report, write_tables
+    from mmedpo.sources import read_source
+    from mmedpo.wording import note
     from mmedpo.workdir import output_folder, write_json
 
-    comparison = comparing.compare(runs, seed=seed, command=_command())
+    comparison = comparing.compare(runs, seed=seed, command=_command(), dataset=dataset)
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
+    shown = read_source(source) if source else None
+    images = {sample.id: sample.image for sample in shown.samples} if shown else {}
+    if shown and shown.credentialed:
+        comparison |= {"credentialed": True, "source": shown.name}
+    changed, conflicts = with_results(card, comparison) if card else ({}, [])
     with output_folder(output, {"runs": [str(run) for run in runs], "seed": seed}) as folder:
-        write_report(folder / "report.html", comparison, dataset, trainings, quotes=third_parties)
+        write_report(
+            folder / "report.html", comparison, dataset, trainings, images=images, attention=attention,
+            quotes=third_parties,
+        )  # fmt: skip
+        write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)
-    _print_table(comparing.rows(comparison))
+    _print_table(rows(comparison))
+    console.print(escape(note(comparison)), highlight=False)
+    console.print(escape(f"{output}: {', '.join(sorted(file.name for file in output.iterdir()))}"), highlight=False)
+    if card:
+        for name, text in changed.items():
+            (card / name).parent.mkdir(exist_ok=True)
+            (card / name).write_text(text, encoding="utf-8")
+        for line in [f"{card}: {', '.join(changed)}", *map(str, conflicts)]:
+            console.print(escape(line), highlight=False, soft_wrap=True)
+        if not any(name.startswith(".eval_results") for name in changed):
+            console.print("No .eval_results: the evaluated source is no dataset on the Hub.", highlight=False)
+
+
+@app.command(
+    epilog="Example: mmedpo attention --model org/model --adapter runs/adapter --source data/nih-bbox --split test "
+    "--limit 20 --output runs/attention"
+)
+def attention(
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the base model.")],
+    adapter: Annotated[str, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")],
+    source: Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")],
+    output: Output,
+    split: Split = None,
+    limit: Limit = None,
+    answer: Annotated[
+        str, typer.Option("--answer", help="Whose tokens attend: gold, or the model's own (greedy).")
+    ] = "gold",
+    layers: Annotated[
+        str, typer.Option("--layers", help="Layers to average over, as in 0,16-31, counted from the input; or all.")
+    ] = "all",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
+    seed: Seed = 0,
+    skip_faulty: SkipFaulty = False,
+    resume: Resume = False,
+    marked: Marked = False,
+) -> None:
+    """Show where a model's answers attend in the image, before and after training, and how much on the lesion.
+
+    Only questions with lesion boxes are used, where the source has any. Attention is not an explanation, and averages
+    of it are full of sinks: compare before and after, and read nothing into one map alone.
+    """
+    from mmedpo.evaluation import attention as attending
+    from mmedpo.models import VisionLanguageModel
+    from mmedpo.sources import limited, read_source, refuse_faults
+    from mmedpo.workdir import output_folder
+
+    settings = attending.Settings(answer, layers, max_new_tokens)
+    asked = read_source(source, split, seed=seed, marked=marked)
+    refuse_faults(asked, skip_faulty)
+    with credentialed.quoting_nothing(asked.credentialed):
+        samples = limited(attending.boxed(asked.samples), limit, seed)
+    record = {
+        "command": _command(), "source": asked.name, "split": split, "split_by": asked.split_by,
+        "faulty_rows_skipped": len(asked.faults), **({"credentialed": True} if asked.credentialed else {}),
+    }  # fmt: skip
+    kept = {
+        **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
+    }  # fmt: skip
+    with output_folder(output, kept, resume) as folder:
+        adapted = VisionLanguageModel(model, adapter)
+        result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
+    _print_table(attending.rows(result))
+    if not any(sample.boxes for sample in samples):
+        console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
+    console.print(f"{len(samples)} pictures in {output / 'pictures'}")
 
 
 @app.command(epilog="Example: mmedpo publish runs/pairs someone/vqa-rad-mmedpo --fill license=cc0-1.0")
@@ -361,6 +462,22 @@ def publish(
     _print_publication(done, dry_run)
     if public and done.visibility == "private":
         console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
+
+
+def _publish_built(folder: Path, repo: str, third_parties: bool) -> None:
+    """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
+    from mmedpo.publish import publish as run
+
+    confirm = typer.confirm if sys.stdin.isatty() else None
+    try:
+        done = run(folder, repo, confirm=confirm, third_parties=third_parties)
+    except (InputError, Stopped) as error:
+        command = shlex.join(["mmedpo", "publish", str(folder), repo, *([credentialed.FLAG] if third_parties else [])])
+        raise type(error)(
+            f"The dataset is finished and whole in {folder}, but was not published. {error}\n"
+            f'Publish it with: {command} [--fill KEY="..."]'
+        ) from error
+    _print_publication(done)
 
 
 def _push(folder: Path, repo: str, public: bool, token: str | None, third_parties: bool) -> None:
@@ -460,6 +577,10 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
+
+
+def _print_metrics(results: dict[str, Any]) -> None:
+    _print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -99,6 +100,17 @@ def unquoted(faults: Sequence[Fault]) -> list[Fault]:
     """Faults that quote no cell: what a sentence says was "got", and all from its first quotation mark to its last, is
     left out."""
     return [replace(fault, sentence=_unquoted(fault.sentence)) for fault in faults]
+
+
+@contextmanager
+def quoting_nothing(marked: bool) -> Iterator[None]:
+    """Where `marked`, the faults of an InputError that is raised inside are `unquoted`."""
+    try:
+        yield
+    except InputError as error:
+        if not marked or not error.faults:
+            raise
+        raise InputError(str(error).partition("\n")[0], unquoted(error.faults)) from None
 
 
 def _unquoted(sentence: str) -> str:

@@ -56,8 +56,9 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def digest(image: Image) -> str:
-    """SHA-256 of an RGB image's size and pixels: equal for equal pictures, however their files are written."""
-    return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
+    """SHA-256 of an image's size and RGB pixels: equal for equal pictures, however their files are written."""
+    picture = image.convert("RGB")
+    return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()
 
 
 def is_deep(image: Image) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
@@ -129,21 +131,25 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def render(processor: Any, text: str, image: bool = True) -> str:
+    """A user's message in the model's own chat template, up to where the answer begins; `image`: a picture before it.
+
+    `processor` may be a tokenizer, whose template takes plain text.
+    """
+    content: Any = [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]
+    message = {"role": "user", "content": content if hasattr(processor, "image_processor") else text}
+    rendered: str = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return rendered
+
+
 def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
     """Model inputs of a batch of (RGB image, text) pairs, left-padded, in the model's own chat template.
 
-    The images are all there or all None; `processor` may then be a tokenizer, whose template takes plain text.
+    The images are all there or all None; `processor` may then be a tokenizer.
     """
     images = [[image] for image, _ in questions if image is not None]
+    texts = [render(processor, text, bool(images)) for _, text in questions]
     sees = hasattr(processor, "image_processor")
-    picture = [{"type": "image"}] if images else []
-    contents = [[*picture, {"type": "text", "text": text}] if sees else text for _, text in questions]
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        for content in contents
-    ]
     return processor(
         text=texts,
         **({"images": images} if images else {}),
@@ -175,29 +181,52 @@ class VisionLanguageModel:
     Args:
         name: Hub id or folder of the base model.
         adapter: Hub id or folder of a PEFT adapter trained on it.
+        revision, adapter_revision: branch, tag or commit on the Hub; afterwards the commit, if there is one.
+
+    Raises:
+        InputError: either cannot be loaded, or they do not belong together.
     """
 
-    def __init__(self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        name: str,
+        adapter: str | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        adapter_revision: str | None = None,
+    ) -> None:
         self.name, self.adapter = name, adapter
         self.processor = load_processor(name, revision)
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
+        if adapter is not None:
+            adapter_config(adapter, name, adapter_revision)  # before gigabytes are loaded
         self.device = best_device()
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         if adapter is not None:
-            model = with_adapter(model, name, adapter)
+            model = with_adapter(model, name, adapter, revision=adapter_revision)
+        self.adapter_revision = adapter and (_adapter_commit(adapter, adapter_revision) or adapter_revision)
         self.model = model.to(self.device).eval()
+        self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
-        """Answer a batch of (RGB image, question) pairs; `sampling.samples` answers each.
+        """Answer a batch of (RGB image, question) pairs; `sampling.samples` answers each."""
+        return self.generate(self.encode(questions), sampling)
+
+    def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
+        """Model inputs of a batch, left-padded, in the model's own chat template; any thread may make them."""
+        with self._tokenizing:
+            return encode(self.processor, questions)
+
+    def generate(self, inputs: Any, sampling: Sampling) -> list[list[str]]:
+        """Answers to a batch that `encode` made, `sampling.samples` a question.
 
         Image placeholders and other special tokens but the end of text are never generated, since a sampled
         placeholder breaks the next forward pass. Out of memory is left to the caller, who chose the batch.
         """
         import torch
 
-        inputs = self.encode(questions)
         tokenizer = self.processor.tokenizer
         ends = end_tokens(self.model, tokenizer)
         torch.manual_seed(sampling.seed)
@@ -206,7 +235,7 @@ class VisionLanguageModel:
             if sampling.temperature:
                 sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             output = self.model.generate(
-                **inputs,
+                **inputs.to(self.device),
                 do_sample=sampling.temperature > 0,
                 num_return_sequences=sampling.samples,
                 max_new_tokens=sampling.max_new_tokens,
@@ -215,16 +244,20 @@ class VisionLanguageModel:
                 pad_token_id=tokenizer.pad_token_id,
                 **sampled,
             )
-        texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        with self._tokenizing:
+            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [text.strip() for text in texts]
         return [texts[i : i + sampling.samples] for i in range(0, len(texts), sampling.samples)]
 
-    def encode(self, questions: Sequence[tuple[Image, str]]) -> dict[str, torch.Tensor]:
-        """Model inputs of a batch, left-padded, in the model's own chat template, on the model's device."""
-        return encode(self.processor, questions).to(self.device)
+
+def hardware() -> str:
+    """The name of the current accelerator, or the kind of processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
 
 
-def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False) -> Any:
+def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, revision: str | None = None) -> Any:
     """The model called `name` with the PEFT adapter of a folder or Hub id.
 
     Raises:
@@ -232,14 +265,14 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False) -
     """
     from peft import PeftModel
 
-    adapter_config(adapter, name)
+    adapter_config(adapter, name, revision)
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {str(error).splitlines()[0]}") from error
 
 
-def adapter_config(adapter: str, name: str) -> Any:
+def adapter_config(adapter: str, name: str, revision: str | None = None) -> Any:
     """The PEFT configuration of an adapter, before any weight is loaded.
 
     Raises:
@@ -248,10 +281,18 @@ def adapter_config(adapter: str, name: str) -> Any:
     from peft import PeftConfig
 
     try:
-        config = PeftConfig.from_pretrained(adapter)
+        config = PeftConfig.from_pretrained(adapter, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} cannot be read: {str(error).splitlines()[0]}") from error
     base = config.base_model_name_or_path
     if base and Path(base).name != Path(name).name:
         raise InputError(f"The adapter {adapter!r} was trained on {base!r}, not on {name!r}; give its own base model.")
     return config
+
+
+def _adapter_commit(adapter: str, revision: str | None) -> str | None:
+    """The commit of an adapter that was loaded from the Hub."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    file = cached_file(adapter, "adapter_config.json", revision=revision)
+    return extract_commit_hash(file, None)

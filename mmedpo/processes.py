@@ -39,8 +39,8 @@ class Processes:
             return cls()
         if (local := int(os.environ.get("LOCAL_WORLD_SIZE", count))) != count:
             raise InputError(
-                f"{count} processes were launched, {local} of them on this machine. Curation runs on one machine at a "
-                "time: launch it with --num_machines 1, or curate parts of the source on each."
+                f"{count} processes were launched, {local} of them on this machine. Work is shared on one machine "
+                "only: launch it with --num_machines 1, or give each machine a part of the questions."
             )
         import torch
 

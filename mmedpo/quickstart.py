@@ -9,7 +9,8 @@ from pathlib import Path
 from mmedpo import phantom, tiny
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import compare as comparing
-from mmedpo.report import write_report
+from mmedpo.report import rows, write_report, write_tables
+from mmedpo.sources import read_source
 from mmedpo.workdir import output_folder, portable, settle_settings, write_json
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
@@ -87,15 +88,21 @@ def run(
     for name in ["start", *arms]:
         adapter = [] if name == "start" else ["--adapter", str(adapters[name])]
         command("evaluate", "--model", start, *adapter, "--source", corpus, "--split", split, "--name", name,
-                "--max-new-tokens", "24", "--batch-size", "64", "--output", output / "results" / name)  # fmt: skip
+                "--max-new-tokens", "24", "--max-new-tokens-report", "24", "--batch-size", "64",
+                "--output", output / "results" / name)  # fmt: skip
     # The last run is the one whose changed answers the page shows.
     order = ["start", *(name for name in arms if name != "mmedpo"), "mmedpo"]
     comparison = comparing.compare(
-        [output / "results" / name for name in order], seed=seed, command=f"mmedpo quickstart --seed {seed}"
+        [output / "results" / name for name in order],
+        seed,
+        command=f"mmedpo quickstart --seed {seed}",
+        dataset=str(dataset),
     )
+    write_tables(comparison, output / "results")
     write_json(output / "results" / "comparison.json", comparison)
-    write_report(output / "report.html", comparison, dataset, adapters, commands, NOTES)
-    return comparing.rows(comparison)
+    images = {sample.id: sample.image for sample in read_source(corpus, split).samples}
+    write_report(output / "report.html", comparison, str(dataset), adapters, commands, NOTES, images)
+    return rows(comparison)
 
 
 def _prepare(corpus: Path, start: Path, seed: int, scale: float, resume: bool) -> None:

@@ -33,6 +33,7 @@ COLUMNS = {
     "confidence": ("confidence",),
     "modality": ("modality", "image_modality"),
     "organ": ("organ", "image_organ", "location", "body_part"),
+    "question_type": ("question_type", "content_type", "question_category"),
     "labels": ("labels",),
     "width": ("width",),
     "source": ("source",),
@@ -75,6 +76,7 @@ class Sample:
     confidence: float | None = None  # in [0, 1]: of the masks or the heat map
     modality: str | None = None  # as the table has it ("X-Ray", "CT", ...)
     organ: str | None = None
+    question_type: str | None = None  # "PRES, ABN" and the like, too
 
 
 def read_heat(file: Path) -> np.ndarray:
@@ -186,7 +188,7 @@ def read_sample(
         image_id=image.relative_to(root).as_posix(), patient_id=patient,
         split=str(row["split"] or ""), boxes=boxes, source=_text(row["source"]) or name,
         license=_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence,
-        modality=_text(row["modality"]) or None, organ=_text(row["organ"]) or None,
+        **{column: " ".join(_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
     ), []  # fmt: skip
 
 

@@ -37,6 +37,7 @@ STRIPPED = (
     "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
+SAID = ["source", "license"]  # columns that tell whose data a row is
 ROWS_AT_ONCE = 32  # held in memory while writing
 
 
@@ -287,17 +288,62 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         ) from error
 
 
-def credentialed_source(folder: Path) -> str | None:
-    """The credentialed source of a dataset folder, by its manifest or by any of its rows; None: it has none."""
+def credentialed_source(name: str | Path, revision: str | None = None) -> str | None:
+    """The credentialed source of a dataset (a folder or Hub id), by its manifest or by any of its rows; None: it has
+    none. Raises InputError as `load_splits` for a dataset on the Hub."""
     import pyarrow.parquet as parquet
 
-    columns = ["source", "license"]
-    manifest = folder / "manifest.json"
-    records = [read_json(manifest)] if manifest.exists() else []
-    for file in sorted(folder.glob("data/*.parquet")):
-        said = parquet.read_table(file, columns=columns).group_by(columns).aggregate([]).to_pylist()
-        records += [{"source": {"name": row["source"], "license": row["license"]}} for row in said]
+    records = [dataset_manifest(str(name), revision)]
+    if Path(name).exists():
+        tables = [parquet.read_table(file, columns=SAID) for file in sorted(Path(name).glob("data/*.parquet"))]
+    else:
+        tables = [split.data.table for split in load_splits(str(name), revision=revision).values()]
+    for table in tables:
+        held = [column for column in SAID if column in table.column_names]
+        for row in table.select(held).group_by(held).aggregate([]).to_pylist():
+            records.append({"source": {"name": row.get("source"), "license": row.get("license")}})
     return credentialed.first(records)
+
+
+def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
+    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
+    from httpx2 import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    file = Path(name) / "manifest.json"
+    if Path(name).exists():
+        return read_json(file) if file.exists() else {}
+    with suppress(HfHubHTTPError, HTTPError, OSError):
+        return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
+    return {}
+
+
+def load_pairs(path: str) -> Dataset:
+    """The training split (else the first one) of a folder or Hub id, images undecoded; no row rule is checked.
+
+    Raises:
+        InputError: no such dataset, or one without the schema's columns.
+    """
+    splits = load_splits(path)
+    dataset = splits.get("train", next(iter(splits.values())))
+    faults = column_faults(dataset.features)
+    if faults:
+        raise InputError(f"{path} is no preference dataset, as `mmedpo curate` writes them:", faults)
+    return undecoded(dataset)
+
+
+def dataset_commit(name: str, revision: str | None) -> str | None:
+    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(name).exists():
+        return None
+    with suppress(HfHubHTTPError, HTTPError, OSError):
+        return HfApi().dataset_info(name, revision=revision).sha
+    return revision
 
 
 def undecoded(dataset: Dataset) -> Dataset:

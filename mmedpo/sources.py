@@ -10,6 +10,7 @@ its folder, if a row of its table has `credentialed: true`, or if the caller say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -181,7 +182,15 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
         if not source.samples:
             held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
             raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
-    if limit is not None and limit < len(source.samples):
-        ranked = sorted(source.samples, key=lambda sample: unit_interval("limit", seed, sample.id))
-        kept = {sample.id for sample in ranked[:limit]}
-        source.samples = [sample for sample in source.samples if sample.id in kept]
+    source.samples = limited(source.samples, limit, seed)
+
+
+def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
+    """The first `limit` samples of a shuffle, in the order given; all where None."""
+    kept = chosen_ids([sample.id for sample in samples], limit, seed)
+    return [sample for sample in samples if sample.id in kept]
+
+
+def chosen_ids(ids: Sequence[str], limit: int | None, seed: int) -> set[str]:
+    """The first `limit` ids of a shuffle, all where None; the same ones whatever else is asked of them."""
+    return set(sorted(ids, key=lambda id_: unit_interval("limit", seed, id_))[:limit])

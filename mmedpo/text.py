@@ -9,7 +9,10 @@ from typing import Literal
 
 Polarity = Literal["yes", "no"]
 
-_WORD = re.compile(r"\w+(?:['’.-]\w+)*", re.UNICODE)
+_WORD_PATTERN = r"\w+(?:['’.-]\w+)*"
+_WORD = re.compile(_WORD_PATTERN)
+# A word, or what parts clauses: punctuation but quotation marks and emphasis, or a new line.
+_PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 
 
 def words(text: str) -> list[str]:
@@ -17,7 +20,28 @@ def words(text: str) -> list[str]:
 
     Accents compare equal however they are encoded (Unicode NFC).
     """
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    return _WORD.findall(_folded(text))
+
+
+def clauses(text: str) -> list[list[str]]:
+    """`words` of `text` clause by clause: parted at punctuation, at new lines and before "but".
+
+    Example:
+        >>> clauses("It is not the left but the right. Yes!")
+        [['it', 'is', 'not', 'the', 'left'], ['but', 'the', 'right'], ['yes']]
+    """
+    found: list[list[str]] = [[]]
+    for piece in _PIECE.findall(_folded(text)):
+        is_word = piece[0].isalnum() or piece[0] == "_"
+        if found[-1] and (not is_word or piece == "but"):
+            found.append([])
+        if is_word:
+            found[-1].append(piece)
+    return found if found[-1] else found[:-1]
+
+
+def _folded(text: str) -> str:
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).casefold()
 
 
 def polarity(text: str) -> Polarity | None:

@@ -36,6 +36,7 @@ REPORTED_PACKAGES = (
 )
 
 SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
+NO_WORK = ("settings.json", "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
@@ -142,7 +143,7 @@ def output_folder(
 
 def _holds_work(folder: Path) -> bool:
     files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
-    return any(not file.parts[0].startswith(("settings.json", COORDINATION, SOURCE_FOLDER)) for file in files)
+    return any(not file.parts[0].startswith(NO_WORK) for file in files)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

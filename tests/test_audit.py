@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from invented import picture, row
 from PIL import Image
-from test_report import picture, row
 
 from mmedpo import audit, schema
 from mmedpo.errors import InputError

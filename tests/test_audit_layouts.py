@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from test_report import picture
+from invented import picture
 
 from mmedpo import audit
 from mmedpo.errors import InputError

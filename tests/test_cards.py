@@ -179,3 +179,32 @@ def test_missing_templates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(cards, "TEMPLATES", tmp_path)
     with pytest.raises(InputError, match="pip install -e"):
         cards.dataset_card(EXAMPLES / "dataset")
+
+
+def test_a_card_without_results_asks_for_them(tmp_path: Path) -> None:
+    folder = changed("adapter", tmp_path)
+    (folder / "comparison.json").unlink()
+    card = cards.adapter_card(folder)
+    assert "mmedpo compare --card" in card and ModelCard(card).data.eval_results is None
+
+
+def test_results_come_with_what_they_were_measured_on() -> None:
+    card = (EXAMPLES / "adapter.md").read_text(encoding="utf-8")
+    read = ModelCard(card).data
+    assert read.model_name == "adapter" and read.eval_results[0].metric_name == "All questions: right"
+    part = card[card.index("## Results") : card.index("## Licence")]
+    assert "example-org/invented-questions, split test (split by image)" in part and "med_vqa strict" in part
+    assert "| 74.1 % [71.1 to 77.1]; +5.1 [+3.0, +7.2], p = 0.002 |" in part
+    assert "holds 0 of 400 test images" in part and "More information needed" not in part
+
+
+def test_results_files_are_what_the_card_is_made_of(tmp_path: Path) -> None:
+    folder = changed("adapter", tmp_path)
+    comparison = json.loads((folder / "comparison.json").read_text())
+    comparison["evaluations"]["mmedpo"]["adapter"] = "runs/copy"
+    before = sorted(tmp_path.rglob("*"))
+    files = cards.results_files(folder, comparison)
+    assert list(files) == ["README.md", "comparison.json", ".eval_results/example-org_invented-questions.yaml"]
+    assert sorted(tmp_path.rglob("*")) == before
+    (folder / "comparison.json").write_text(files["comparison.json"])
+    assert cards.adapter_card(folder) == files["README.md"]

@@ -22,7 +22,7 @@ from mmedpo import cli
 
 MakeSource = Callable[..., Path]
 Run = Callable[..., tuple[int, str]]
-COMMANDS = ("curate", "preview", "audit", "train", "evaluate", "compare", "quickstart")
+COMMANDS = ("curate", "preview", "audit", "train", "evaluate", "score", "compare", "quickstart")
 
 
 @pytest.fixture
@@ -171,7 +171,16 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         (f"{EVALUATE} {{here}}/nowhere", ["nowhere' cannot be loaded"]),
         (f"{EVALUATE} {{here}}/bert", ["'bert' model, not a vision-language model"]),
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
-        (f"{EVALUATE} {{tiny}} --temperature -1", ["--temperature"]),
+        (f"{EVALUATE} {{tiny}} --temperature -1", ["temperature is -1.0; it must be at least 0"]),
+        (f"{EVALUATE} {{here}}/nowhere --vqa-protocol lenient", ["vqa_protocol 'lenient' does not exist", "strict"]),
+        (f"{EVALUATE} {{tiny}} --adapter {{here}}/foreign", ["foreign' was trained on 'org/another', not on"]),
+        (f"{EVALUATE} {{tiny}} --dataset {{pairs}}", ["either source or dataset"]),
+        (f"{EVALUATE} http://localhost:9/v1#m --adapter {{here}}/a", ["serve adapter and revision there"]),
+        (f"{EVALUATE} http://localhost:9/v1", ["names no endpoint", "http://host:port/v1#model-name"]),
+        (f"{EVALUATE} http://127.0.0.1:9/v1#m", ["127.0.0.1:9", "does not answer", "Start the server"]),
+        ("evaluate --dataset {corpus} --split test --model {tiny} --output {here}/out", ["is no preference dataset"]),
+        ("score --output {here}/out", ["either a finished evaluation or --predictions"]),
+        ("score {here}/bert --output {here}/out", ["results.json does not exist"]),
         ("audit {here}/nowhere --output {here}/out", ["nowhere' cannot be loaded as a dataset", "mmedpo curate"]),
         ("audit {here}/torn --output {here}/out", ["torn' cannot be loaded as a dataset"]),
         ("audit {pairs} --split test --output {here}/out", ["no split 'test'; it has 'train'"]),
@@ -185,6 +194,9 @@ def test_bad_input_exits_with_2_and_leaves_nothing(
     from transformers import BertConfig
 
     BertConfig().save_pretrained(tmp_path / "bert")
+    (tmp_path / "foreign").mkdir()
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/another", "target_modules": ["q_proj"]}
+    (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(adapter))
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
     words = line.format(corpus=corpus, tiny=tiny_model, pairs=preferences, here=tmp_path).split()
@@ -222,10 +234,14 @@ def test_usage_in_an_error_is_one_line_and_help_names_every_option(run: Run) -> 
     from dataclasses import fields
 
     from mmedpo.curation.settings import Preview, Run, Settings
+    from mmedpo.evaluation import settings as evaluation_settings
 
     code, output = run("curate")
     assert code == 2 and len(output.strip().split("\n")) == 2
-    for command, kinds in (("curate", (Settings, Run)), ("preview", (Settings, Preview))):
+    evaluation = (evaluation_settings.Settings, evaluation_settings.Run)
+    for command, kinds in (
+        ("curate", (Settings, Run)), ("preview", (Settings, Preview)), ("evaluate", evaluation)
+    ):  # fmt: skip
         code, output = run(command, "--help")
         assert code == 0 and "--config" in output
         assert all(f"--{field.name}" in output for kind in kinds for field in fields(kind))
@@ -342,15 +358,16 @@ def test_existing_output_is_refused_and_untouched(
 @pytest.fixture(scope="module")
 def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished evaluations of the tiny model: `start` (greedy) and `again` (warm)."""
+    from mmedpo.evaluation.answering import Generation, LocalModel
     from mmedpo.evaluation.predict import evaluate
-    from mmedpo.models import Sampling, VisionLanguageModel
-    from mmedpo.sources import read_source
+    from mmedpo.evaluation.questions import of_source
+    from mmedpo.models import VisionLanguageModel
 
-    folder, samples = tmp_path_factory.mktemp("evaluations"), read_source(corpus, "test", limit=12).samples
-    model = VisionLanguageModel(str(tiny_model))
+    folder, asked = tmp_path_factory.mktemp("evaluations"), of_source(corpus, "test", limit=12)
+    model = LocalModel(VisionLanguageModel(str(tiny_model)))
     for name, temperature in (("start", 0.0), ("again", 1.0)):
         (folder / name).mkdir()
-        evaluate(model, samples, folder / name, Sampling(6, temperature), record={"name": name})
+        evaluate(model, asked, folder / name, Generation(6, 6, temperature), record={"name": name})
     return folder
 
 
@@ -425,10 +442,70 @@ def test_evaluate_prints_and_writes_its_metrics(run: Run, corpus: Path, tiny_mod
     assert (results["name"], results["split"], results["settings"]["max_new_tokens"]) == ("first", "test", 4)
 
 
+def test_evaluate_asks_an_endpoint_within_its_budget_and_score_takes_its_answers(
+    run: Run, corpus: Path, preferences: Path, chat_server: ChatServer, tmp_path: Path
+) -> None:
+    chat_server.answer = lambda received: Answer("yes", usage=(9, 1))
+    words = ("evaluate", "--model", f"{chat_server.url}#m", "--dataset", preferences, "--limit", 6)
+    code, output = run(*words, "--output", tmp_path / "out", "--max-calls", 4)
+    assert code == 130 and says(output, "--max-calls 4", "run the same command with --resume")
+    assert left_behind(tmp_path) == ["out.partial"]
+    code, output = run(*words, "--output", tmp_path / "out", "--resume")
+    assert code == 0 and len(chat_server.received) == 6
+    assert all(received.has_image for received in chat_server.received)
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert (results["model"], results["dataset"]) == (f"{chat_server.url}#m", preferences.name)
+    code, output = run("score", tmp_path / "out", "--output", tmp_path / "anew")
+    assert code == 0 and says(output, "overall_accuracy", "anew")
+    theirs = ("--predictions", tmp_path / "out" / "predictions.jsonl", "--output", tmp_path / "theirs")
+    code, output = run("score", *theirs, "--source", corpus, "--split", "preference")
+    assert code == 2 and says(output, "predictions.jsonl cannot be scored", "questions have no prediction")
+    assert run("score", *theirs, "--dataset", preferences, "--limit", 6)[0] == 0
+    scored = [(tmp_path / name / "scores.jsonl").read_bytes() for name in ("out", "anew", "theirs")]
+    assert scored[0] == scored[1] == scored[2]
+
+
+def test_evaluate_leaves_nothing_where_an_endpoint_refuses_the_key(
+    run: Run, corpus: Path, chat_server: ChatServer, tmp_path: Path
+) -> None:
+    chat_server.answer = lambda received: Answer("no such key", 401)
+    words = ("--source", corpus, "--split", "test", "--output", tmp_path / "out")
+    code, output = run("evaluate", "--model", f"{chat_server.url}#m", *words)
+    assert code == 2 and says(output, "refuses", "MMEDPO_API_KEY")
+    assert left_behind(tmp_path) == []
+
+
 def test_compare_prints_and_writes_a_report(run: Run, evaluations: Path, tmp_path: Path) -> None:
     code, output = run("compare", evaluations / "start", evaluations / "again", "--output", tmp_path / "out")
-    assert code == 0 and says(output, "overall_accuracy", "again", "difference to start")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}
+    assert code == 0 and says(output, "again", "corrected by Holm for the 12 tests of this table")
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert says(table, "All questions: right", "difference to start", "p (Holm)")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "comparison.json", "report.html", "table.md", "table.tex",
+    }  # fmt: skip
+
+
+def test_compare_shows_images_and_writes_the_card(
+    run: Run, evaluations: Path, corpus: Path, preferences: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(Path(__file__).parents[1] / "model_cards" / "examples" / "adapter", adapter)
+    (adapter / "comparison.json").unlink()
+    shutil.copytree(evaluations / "again", tmp_path / "again")
+    results = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "again" / "results.json").write_text(json.dumps(results | {"adapter": "adapter", "source": "phantom"}))
+    words = (evaluations / "start", tmp_path / "again", "--dataset", preferences, "--source", corpus, "--card", adapter)
+    code, output = run("compare", *words, "--output", tmp_path / "out")
+    assert code == 0 and says(output, "test images", "adapter: README.md, comparison.json", "No .eval_results")
+    assert 'class="thumbnail small"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "model-index" in (adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_compare_refuses_the_card_of_another_adapter(run: Run, evaluations: Path, tmp_path: Path) -> None:
+    words = (evaluations / "start", evaluations / "again", "--card", tmp_path / "mine")
+    code, output = run("compare", *words, "--output", tmp_path / "out")
+    assert code == 2 and says(output, "mine is not what the last run evaluated (tiny)")
+    assert left_behind(tmp_path) == []
 
 
 def test_compare_refuses_what_cannot_be_compared(run: Run, evaluations: Path, tmp_path: Path) -> None:
@@ -443,7 +520,7 @@ def test_compare_refuses_what_cannot_be_compared(run: Run, evaluations: Path, tm
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("option", ["--dataset", "--training"])
+@pytest.mark.parametrize("option", ["--dataset", "--training", "--source", "--attention"])
 def test_compare_refuses_missing_folders_to_show(run: Run, evaluations: Path, tmp_path: Path, option: str) -> None:
     words = (evaluations / "start", evaluations / "again", option, tmp_path / "nowhere")
     code, output = run("compare", *words, "--output", tmp_path / "out")

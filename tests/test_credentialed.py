@@ -187,6 +187,7 @@ def test_nothing_is_sent_to_a_model_elsewhere(house: Path, tmp_path: Path) -> No
         ["build", "mimic_cxr", "--source", tree, "--chat", f"{away}#penman", "--output", "out"],
         ["evaluate", "--source", kept, "--model", f"{away}#target", "--output", "out"],
         ["evaluate", "--source", kept, "--model", "hub:org/target", "--output", "out"],
+        ["evaluate", "--dataset", str(house / "pairs"), "--model", f"{away}#target", "--output", "out"],
     ]  # fmt: skip
     opened = [*("sent" if word == "out" else word for word in commands[0]), FLAG, "true"]
     *refused, sent = watched([*commands, opened], tmp_path)
@@ -396,12 +397,12 @@ def page(house: Path, output: Path, **options: Any) -> dict[str, bytes]:
         "predictions": {"start": FINDINGS[1], "mmedpo": FINDINGS[2]}, "correct": {"start": False, "mmedpo": True},
     }  # fmt: skip
     comparison = {
-        "format": "mmedpo.comparison/1", "command": "mmedpo compare", "versions": {}, "seed": 0, "resamples": 10,
+        "format": "mmedpo.comparison/2", "command": "mmedpo compare", "versions": {}, "seed": 0, "resamples": 10,
         "unit": "image", "baseline": "start", "runs": ["start", "mmedpo"], "n": {}, "metrics": {},
         "examples": [example],
         "source": "mimic-cxr", "credentialed": True,
     }  # fmt: skip
-    report.write_report(output, comparison, house / "pairs", {}, **options)
+    report.write_report(output, comparison, str(house / "pairs"), {}, **options)
     return {"page": output.read_bytes()}
 
 

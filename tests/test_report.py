@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -9,58 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from invented import QUESTION, cell, comparison, row
+from PIL import Image
 
-from mmedpo import report, schema
+from mmedpo import report, schema, wording
 from mmedpo.errors import InputError
-
-QUESTION = "Is <script>alert('x')</script> there? Où – 肺 & µ"
-
-
-def picture(shade: int, noise: bool = False, side: int = 64) -> dict[str, Any]:
-    image = Image.new("RGB", (side, side), (shade, shade, shade))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((side // 4, side // 4, side // 2, side // 2), fill=(220, 220, 220))
-    if noise:
-        draw.rectangle((side // 4, side // 4, side // 2, side // 2), fill=(90, 120, 40))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return {"bytes": file.getvalue(), "path": None}
-
-
-def row(number: int, visual: bool = False, **changes: Any) -> dict[str, Any]:
-    """One valid invented row; every hallucinated row was judged in two rounds."""
-    box = {"label": "nodule", "x": 16.0, "y": 16.0, "width": 16.0, "height": 16.0, "confidence": 0.8}
-    judgements = [
-        {"round": 1, "judge": "standin:judge-a", "score": 0.9, "rationale": "sees | a nodule"},
-        {"round": 1, "judge": "standin:judge-b", "score": None, "rationale": ""},
-        {"round": 2, "judge": "standin:judge-a", "score": 0.8, "rationale": ""},
-    ]
-    provenance = {
-        "sample_id": f"s{number}", "image_id": f"i{number}", "patient_id": None,
-        "rejected_by": "diffusion" if visual else "standin:chat", "revision": None,
-        "prompt_version": None if visual else "inject@1", "seed": 0, "candidates": None if visual else ["a mass"],
-        "judgements": None if visual else judgements, "agreed": None if visual else True,
-        "localizer": "boxes" if visual else None, "query": None, "boxes": [box] if visual else None,
-        "noise_step": 500 if visual else None, "mask_coverage": 0.0625 if visual else None,
-    }  # fmt: skip
-    return {
-        "id": f"invented/s{number}/{'lesion' if visual else 'text'}",
-        "images": [picture(10 + number)],
-        "rejected_images": [picture(10 + number, noise=True)] if visual else None,
-        "prompt": [{"role": "user", "content": QUESTION if number == 0 else f"What is at place {number}?"}],
-        "chosen": [{"role": "assistant", "content": "a nodule"}],
-        "rejected": [{"role": "assistant", "content": "a nodule" if visual else "the heart is too large"}],
-        "weight": 0.75 + 0.05 * number,
-        "clinical_relevance": 0.1 * number,
-        "dispreference": "lesion_noise" if visual else "hallucinated_response",
-        "task": "open_vqa",
-        "source": "phantom",
-        "license": "cc0-1.0",
-        "provenance": provenance,
-        **changes,
-    }
-
+from mmedpo.report import pictures
 
 MANIFEST = {
     "format": "mmedpo.manifest/1",
@@ -87,35 +43,6 @@ TRAINING = {
 }  # fmt: skip
 
 
-def cell(value: float, base: float | None = None, half: float = 0.021) -> dict[str, float]:
-    own = {"value": value, "low": value - 0.03, "high": value + 0.03}
-    if base is None:
-        return own
-    difference = value - base
-    return {**own, "difference": difference, "difference_low": difference - half, "difference_high": difference + half}
-
-
-def comparison(mmedpo: float = 0.741, half: float = 0.021) -> dict[str, Any]:
-    def example(before: str, after: str, was: bool, became: bool) -> dict[str, Any]:
-        answers = {"predictions": {"start": before, "mmedpo": after}, "correct": {"start": was, "mmedpo": became}}
-        return {"id": "q", "task": "open_vqa", "question": QUESTION, "reference": "a nodule", **answers}
-
-    return {
-        "format": "mmedpo.comparison/1", "command": "mmedpo compare start dpo mmedpo", "versions": {"torch": "2.13.0"},
-        "seed": 0, "resamples": 10000, "unit": "image", "baseline": "start", "runs": ["start", "dpo", "mmedpo"],
-        "n": {"closed": 602, "open": 602, "report": 0, "images": 400},
-        "metrics": {
-            "open_f1": {"start": cell(0.5), "dpo": cell(0.49, 0.5, 0.005), "mmedpo": cell(0.52, 0.5, 0.03)},
-            "overall_accuracy": {"start": cell(0.69), "dpo": cell(0.70, 0.69), "mmedpo": cell(mmedpo, 0.69, half)},
-        },
-        "examples": [
-            example("no", "now right", False, True),
-            example("was right", "<b>", True, False),
-            example("same", "same", True, True),
-        ],
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A dataset folder of 5 + 4 rows with its manifest, and two training folders, one without rewards."""
@@ -132,7 +59,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         state = {"log_history": [*history, {"step": 9, "train_runtime": 3.2, "rewards/margins": 99.0}]}
         (trainings[name] / "trainer_state.json").write_text(json.dumps(state))
         (trainings[name] / "training.json").write_text(json.dumps(TRAINING))
-    return {"dataset": dataset, "trainings": trainings}
+    return {"dataset": str(dataset), "trainings": trainings}
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +73,16 @@ def html(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert len(sources) >= 1 + 3 + 3 + 6  # forest, curves, pictures of both kinds
+    assert len(sources) >= 1 + 1 + 3 + 3 + 6  # forest, spread, curves, pictures of both kinds
     assert all(source.startswith("data:image/") for source in sources)
-    assert "<script" not in html and "@import" not in html and "url(" not in html
+    assert "@import" not in html and "url(" not in html
+
+
+def test_the_one_script_is_the_one_that_the_policy_allows(html: str) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy and policy[1].startswith("default-src 'none'") and f"script-src 'sha256-{allowed}'" in policy[1]
 
 
 def test_headline_and_table_are_derived_from_the_comparison(html: str) -> None:
@@ -156,20 +90,59 @@ def test_headline_and_table_are_derived_from_the_comparison(html: str) -> None:
         "MMedPO answers 74.1 % of 1,204 held-out questions right, the starting model 69.0 %: +5.1 points [+3.0, +7.2]."
     )
     assert sentence in html
-    assert "lies above zero" in html
+    assert "unlikely to explain the gain (p = 0.002 after correction" in html
     assert html.index("All questions: right") < html.index("Open questions: F1 of words")
-    assert "<strong>−1.0</strong> [−1.5, −0.5]<br>▼ worse: interval below zero" in html  # dpo on open_f1
-    assert "<strong>+2.0</strong> [−1.0, +5.0]<br>○ interval includes zero" in html
+    assert "<strong>−1.0</strong> [−1.5, −0.5]<br>▼ worse (p\u00a0=\u00a00.002)" in html  # dpo on open_f1
+    assert "<strong>+2.0</strong> [−1.0, +5.0]<br>○ no difference shown (p\u00a0=\u00a00.400)" in html
     assert "71.1 to 77.1" in html
+    assert "corrected by Holm for the 4 tests" in html
+    assert "max_new_tokens is 32 in &#39;dpo&#39;, but 64 in &#39;start&#39;." in html
 
 
 @pytest.mark.parametrize(
-    ("value", "half", "said"),
-    [(0.70, 0.02, "includes zero"), (0.60, 0.02, "lies below zero"), (0.69, 0.0, "includes zero")],
+    ("value", "p", "said"),
+    [(0.70, 0.3, "does not show that"), (0.60, 0.01, "does worse than"), (0.75, 0.01, "explain the gain")],
 )
-def test_headline_is_honest(value: float, half: float, said: str, tmp_path: Path) -> None:
-    report.write_report(tmp_path / "r.html", comparison(value, half), None, {})
+def test_headline_is_honest(value: float, p: float, said: str, tmp_path: Path) -> None:
+    report.write_report(tmp_path / "r.html", comparison(value, p), None, {})
     assert said in re.findall(r"<p>(.*?)</p>", (tmp_path / "r.html").read_text())[0]
+
+
+def test_a_metric_without_a_label_is_a_plain_number_neither_good_nor_bad(tmp_path: Path) -> None:
+    found = {**comparison(), "groups": {}}
+    found["metrics"] = {"margin_drop": {"start": cell(-1.5), "dpo": cell(-1.0, -1.5), "mmedpo": cell(-2.5, -1.5)}}
+    report.write_report(tmp_path / "r.html", found, None, {})
+    html = (tmp_path / "r.html").read_text()
+    assert "MMedPO reaches −2.500 in “Margin drop” on held-out questions, the starting model −1.500: −1.000 [" in html
+    assert "▼ lower (p" in html and "▲ higher (p" in html and "better" not in html and "worse" not in html
+    assert "The choice of test images alone is unlikely to explain the difference" in html
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"images": 3, "of": 400, "by_pixels": 3, "by_id": 2, "patients": 1, "of_patients": 50},
+         "holds 3 of 400 test images (by pixels and by id), and 1 of 50 test patients. Results on images"),
+        ({"images": 0, "of": 400, "by_pixels": None, "by_id": 0, "patients": None, "of_patients": 0},
+         "holds 0 of 400 test images (by id)."),
+        ({"images": None, "of": 400, "by_pixels": None, "by_id": None, "patients": None, "of_patients": 0},
+         "holds test images is not known"),
+    ],
+)  # fmt: skip
+def test_seen_images_are_said(found: dict[str, Any], said: str, tmp_path: Path) -> None:
+    report.write_report(
+        tmp_path / "r.html", {**comparison(), "seen_in_training": {"dataset": "pairs", **found}}, None, {}
+    )
+    html = (tmp_path / "r.html").read_text()
+    assert said in html and ("Read this first" in html) == bool(found["images"])
+
+
+def test_groups_have_their_tables(html: str) -> None:
+    block = html[html.index("<summary>By organ") : html.index("How the scores are spread")]
+    assert block.count('<table class="stack">') == 2
+    assert '<th scope="row">CHEST <span class="soft">(1,204 questions, 400 images)</span>' in block
+    assert '<th scope="row">&lt;HEAD&gt; <span class="soft">(1 question, 1 image)</span>' in block
+    assert "25.0 %" in block
 
 
 def test_texts_are_escaped_and_unicode_kept(html: str) -> None:
@@ -177,11 +150,70 @@ def test_texts_are_escaped_and_unicode_kept(html: str) -> None:
     assert "<dd>&lt;b&gt;</dd>" in html
 
 
-def test_examples_show_gains_and_losses(html: str) -> None:
-    assert "Got better: 1 of 3 recorded examples" in html
-    assert "Got worse: 1 of 3 recorded examples" in html
-    assert "now right" in html and "was right" in html
-    assert "<dd>same</dd>" not in html
+def test_examples_show_all_changes_and_carry_what_filters_need(html: str) -> None:
+    cards = re.findall(r'<article class="card example"(.*?)>(.*?)</article>', html, re.S)
+    assert [re.search(r'data-outcome="(\w+)"', attributes)[1] for attributes, _ in cards] == [  # type: ignore[index]
+        "gained", "lost", "higher", "both_right",
+    ]  # fmt: skip
+    assert 'data-organ="&lt;HEAD&gt;"' in cards[1][0] and "now right" in cards[0][1]
+    assert "data-modality" not in html  # all alike: nothing to choose from
+    assert "Reports: BLEU-1 75.0 %" in cards[2][1]
+    assert '<option value="report">report (1)</option>' in html and '<option value="lost">▼ lost (1)</option>' in html
+    assert "1 wrong before, right now, 1 right before, wrong now, 1 right before and now." in html
+    assert 'id="filters" class="filters" role="search" aria-label="Filter the answers" hidden' in html  # without script
+
+
+def test_images_of_the_source_stand_beside_the_answers(tmp_path: Path) -> None:
+    Image.new("L", (600, 300), 90).save(tmp_path / "a.png")
+    report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"q2": tmp_path / "a.png"})
+    html = (tmp_path / "r.html").read_text()
+    (source,) = re.findall(r'<img class="thumbnail" loading="lazy" src="data:image/jpeg;base64,([^"]*)"', html)
+    assert Image.open(io.BytesIO(base64.b64decode(source))).size == (224, 112)
+    assert "the first 1 with their image" in html
+    with pytest.raises(InputError, match="holds none of the compared questions"):
+        report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"other": tmp_path / "a.png"})
+
+
+SUMMARY = {
+    "n": 1, "n_boxed": 1, "lift": None,
+    "in_box": {"start": {"value": 0.1, "low": 0.05, "high": 0.15},
+               "adapter": {"value": 0.2, "low": 0.1, "high": 0.3, "difference": 0.1, "difference_low": 0.04,
+                           "difference_high": 0.16}},
+}  # fmt: skip
+
+
+def attention_folder(folder: Path, **changes: Any) -> Path:
+    (folder / "pictures").mkdir(parents=True)
+    Image.new("RGB", (64, 32), (0, 90, 0)).save(folder / "pictures" / "x.png")
+    sample = {"id": "q1", "question": QUESTION, "picture": "pictures/x.png", "in_box": {"start": 0.125, "mmedpo": None}}
+    record = {"format": "mmedpo.attention/1", "samples": [sample | changes.pop("sample", {})], "summary": SUMMARY}
+    (folder / "attention.json").write_text(json.dumps(record | changes))
+    return folder
+
+
+def test_attention_pictures_are_shown_with_their_shares(tmp_path: Path) -> None:
+    report.write_report(tmp_path / "r.html", comparison(), None, {}, attention=attention_folder(tmp_path / "maps"))
+    html = (tmp_path / "r.html").read_text()
+    assert "The starting model: 12.5 % of the image’s attention" in html and "MMedPO: no box of the image" not in html
+    assert html.count('class="attention"') == 1 and "inside the lesion’s box</th>" in html
+    assert "<strong>+10.0</strong> [+4.0, +16.0]" in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "other"}, "not in the format mmedpo.attention/1"),
+        ({"samples": []}, "lists no samples"),
+        ({"sample": {"picture": "../secret.png"}}, r"q1 \[picture\]: '../secret.png' cannot be shown"),
+        ({"sample": {"picture": "pictures/none.png"}}, "has no usable pictures"),
+    ],
+)
+def test_attention_that_cannot_be_shown_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    with pytest.raises(InputError, match=said):
+        pictures.attention(attention_folder(tmp_path / "maps", **changes))
+    with pytest.raises(InputError, match=r"attention\.json does not exist"):
+        pictures.attention(tmp_path)
 
 
 def test_pairs_show_boxes_judges_and_who_made_them(html: str) -> None:
@@ -202,7 +234,7 @@ def test_rejects_commands_versions_and_badge(html: str) -> None:
 
 def test_optional_inputs_may_be_missing(tmp_path: Path) -> None:
     bare = comparison()
-    bare["runs"], bare["examples"] = ["start"], []
+    bare |= {"runs": ["start"], "examples": [], "groups": {}, "distributions": {}}
     bare["metrics"] = {"bleu_1": {"start": {"value": None}}, "open_f1": {"start": cell(0.5)}}
     report.write_report(tmp_path / "r.html", bare, None, {})
     html = (tmp_path / "r.html").read_text()
@@ -214,7 +246,7 @@ def test_a_dataset_without_a_manifest_is_shown(recorded: dict[str, Any], tmp_pat
     dataset = tmp_path / "pairs"
     dataset.mkdir()
     schema.save([row(0)], dataset)
-    report.write_report(tmp_path / "r.html", comparison(), dataset, {})
+    report.write_report(tmp_path / "r.html", comparison(), str(dataset), {})
     html = (tmp_path / "r.html").read_text()
     assert "Pairs with a wrong answer" in html and "Pairs with a hidden lesion" not in html
     assert "How the pairs were made" not in html
@@ -230,14 +262,14 @@ def test_an_unfinished_training_folder_is_refused(tmp_path: Path) -> None:
 def test_pictures_of_every_depth_and_size(mode: str, side: int) -> None:
     file = io.BytesIO()
     Image.new(mode, (side, side), 0).save(file, format="PNG" if mode in ("L", "I;16", "RGBA") else "TIFF")
-    shown = report._picture({"bytes": file.getvalue(), "path": None}, [])
-    assert shown and shown["width"] == side and shown["small"] == (side <= report.SMALL_SIDE)
+    shown = pictures.picture(file.getvalue())
+    assert shown and shown["width"] == side and shown["small"] == (side <= pictures.SMALL_SIDE)
 
 
 def test_a_broken_picture_is_left_out() -> None:
-    assert report._picture({"bytes": b"not an image", "path": None}, []) is None
+    assert pictures.picture(b"not an image") is None
 
 
 def test_numbers() -> None:
-    assert report.percent(0.7412) == "74.1 %"
-    assert [report.points(value) for value in (0.051, -0.0104, 0.0, 0.0002)] == ["+5.1", "−1.0", "0.0", "+0.0"]
+    assert wording.percent(0.7412) == "74.1 %"
+    assert [wording.points(value) for value in (0.051, -0.0104, 0.0, 0.0002)] == ["+5.1", "−1.0", "0.0", "+0.0"]

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from mmedpo.text import carries, polarity, unit_interval, words
+from mmedpo.text import carries, clauses, polarity, unit_interval, words
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,22 @@ from mmedpo.text import carries, polarity, unit_interval, words
 )
 def test_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Not left, right.", [["not", "left"], ["right"]]),
+        ("not left but right", [["not", "left"], ["but", "right"]]),
+        ("'No' - **3.5** cm\nT2-weighted", [["no"], ["3.5", "cm"], ["t2-weighted"]]),
+        ("yes/no", [["yes"], ["no"]]),
+        ("...", []),
+        ("", []),
+    ],
+)
+def test_clauses(text: str, expected: list[list[str]]) -> None:
+    assert clauses(text) == expected
+    assert [word for clause in clauses(text) for word in clause] == words(text)
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,10 @@
-"""The metric's page as a Space: a table to fill in, the scores beside it."""
+"""The metric's page as a Space."""
 
 from pathlib import Path
-from typing import Any
 
-import evaluate
-import gradio
+from mmedpo.evaluation.space import launch
 
-FOLDER = Path(__file__).parent
-COLUMNS = ["predictions", "references", "answer_types"]
-# evaluate's own launch_gradio_widget needs gradio 3, whose gr.inputs later versions dropped.
-metric = evaluate.load(str(FOLDER / "med_vqa.py"))
-
-
-def compute(rows: list[list[str]]) -> dict[str, Any]:
-    filled = [row for row in rows if row[1]]
-    return metric.compute(**{column: [row[i] for row in filled] for i, column in enumerate(COLUMNS)})
-
-
-gradio.Interface(
-    fn=compute,
-    inputs=gradio.Dataframe([["Yes, there is a nodule.", "yes", "closed"]], headers=COLUMNS, type="array"),
-    outputs=gradio.JSON(),
-    title="med_vqa",
-    article=(FOLDER / "README.md").read_text(encoding="utf-8").split("---", 2)[2],
-    analytics_enabled=False,
-).launch()
+compute = launch(
+    Path(__file__).parent,
+    {"predictions": "Yes, there is a nodule.", "references": "yes", "answer_types": "closed"},
+)

@@ -1,4 +1,4 @@
-"""`evaluate` module of the strict scores for medical visual question answering; the arithmetic is in `mmedpo`."""
+"""`evaluate` module of the scores for medical visual question answering; the arithmetic is in `mmedpo`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ import datasets
 import evaluate
 
 from mmedpo.evaluation import med_vqa
+from mmedpo.evaluation.space import CITATION
 
 _DESCRIPTION = """\
-Strict scores of short answers to questions about medical images: one whole-word verdict for each closed question,
-clipped word overlap and exact match for each open one. All means lie in [0, 1]; higher is better.
-"""
-
-_CITATION = """\
-@inproceedings{zhu2025mmedpo,
-  title={{MMedPO}: Aligning Medical Vision-Language Models with Clinical-Aware Multimodal Preference Optimization},
-  author={Zhu, Kangyu and Xia, Peng and Li, Yun and Zhu, Hongtu and Wang, Sheng and Yao, Huaxiu},
-  booktitle={International Conference on Machine Learning},
-  year={2025}
-}
+Scores of short answers to questions about medical images: one whole-word verdict for each closed question, clipped word
+overlap and exact match for each open one; and the two lenient protocols of published work. All means lie in [0, 1];
+higher is better.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -28,27 +21,36 @@ Args:
     predictions (list of str): the model's answers; "" where it gave none.
     references (list of str): the gold answers; each has at least one word.
     answer_types (list of str): "closed" (yes/no or a choice) or "open", one a question.
-    protocol (str): "strict", the only one.
+    protocol (str): "strict" (default), "paper" (MMedPO's) or "llava_med" (LLaVA-Med's).
+    groups (list of str, optional): a name a question (its organ, say); adds "by_group".
+    return_scores (bool): add "scores", the scores of each answer.
 
 Returns (a mean over no question is absent; all means in [0, 1]):
-    overall_accuracy: share of closed answers with the verdict "correct" and open answers with exact match.
-    closed_accuracy: share of closed answers with the verdict "correct".
+    overall_accuracy: share of closed answers that are correct and open answers that equal the gold one.
+    closed_accuracy: share of closed answers that are correct.
     open_recall, open_precision, open_f1, open_exact_match: means over the open questions.
     n_closed, n_open: numbers of questions.
-    n_closed_both, n_closed_neither: yes/no answers that say both or neither; they count as wrong.
+    n_closed_both, n_closed_neither (strict): yes/no answers that say both or neither; they count as wrong.
+    med_vqa_definition: the protocol and the number of its definition; compare equal ones only.
 
 Examples:
     >>> import evaluate
     >>> metric = evaluate.load("eval/med_vqa")
-    >>> scores = metric.compute(
-    ...     predictions=["Yes, there is a nodule.", "abnormal", "left left lung"],
-    ...     references=["yes", "no", "left lower lobe"],
-    ...     answer_types=["closed", "closed", "open"],
-    ... )
-    >>> scores["closed_accuracy"], scores["n_closed_neither"]
-    (0.5, 1)
+    >>> answers = {
+    ...     "predictions": ["Yes, there is a nodule.", "abnormal", "left left lung"],
+    ...     "references": ["yes", "no", "left lower lobe"],
+    ...     "answer_types": ["closed", "closed", "open"],
+    ... }
+    >>> scores = metric.compute(**answers)
+    >>> scores["closed_accuracy"], scores["n_closed_neither"], scores["med_vqa_definition"]
+    (0.5, 1, 'strict@2')
     >>> round(scores["open_recall"], 4), scores["open_exact_match"]
     (0.3333, 0.0)
+    >>> scores = metric.compute(**answers, protocol="paper", groups=["chest", "chest", "abdomen"])
+    >>> scores["closed_accuracy"], scores["open_recall"]  # "no" is in "abnormal"; 2 x left, and 2 words missed
+    (1.0, 0.5)
+    >>> sorted(scores["by_group"]), scores["by_group"]["abdomen"]["n_open"]
+    (['abdomen', 'chest'], 1)
 """
 
 
@@ -59,12 +61,12 @@ class MedVQA(evaluate.Metric):
         columns = ("predictions", "references", "answer_types")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({column: datasets.Value("string") for column in columns}),
         )
 
     def _compute(
-        self, predictions: list[str], references: list[str], answer_types: list[str], protocol: str = "strict"
+        self, predictions: list[str], references: list[str], answer_types: list[str], **options: Any
     ) -> dict[str, Any]:
-        return med_vqa.compute(predictions, references, answer_types, protocol)
+        return med_vqa.compute(predictions, references, answer_types, **options)

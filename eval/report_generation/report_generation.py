@@ -1,4 +1,4 @@
-"""`evaluate` module of BLEU, ROUGE-L and METEOR for radiology reports; the arithmetic is in `mmedpo`."""
+"""`evaluate` module of BLEU, ROUGE and METEOR for radiology reports; the arithmetic is in `mmedpo`."""
 
 from __future__ import annotations
 
@@ -8,53 +8,68 @@ import datasets
 import evaluate
 
 from mmedpo.evaluation import report_generation
+from mmedpo.evaluation.space import CITATION
 
 _DESCRIPTION = """\
-BLEU-1 to BLEU-4 of the corpus, ROUGE-L and METEOR of generated radiology reports, on cleaned text as in the R2Gen
-lineage, with one reference a report and no data to download. All values lie in [0, 1]; higher is better.
+BLEU-1 to BLEU-4, ROUGE-L and METEOR of generated radiology reports, one reference a report, by three published
+definitions: the captioning toolkit's (R2Gen lineage), the MMedPO paper's and the Hub metrics'; on request clinical
+scores of their authors' packages. Higher is better.
 """
 
-_CITATION = """\
+_CITATION = (
+    CITATION
+    + """\
 @inproceedings{chen2020r2gen,
   title={Generating Radiology Reports via Memory-driven Transformer},
   author={Chen, Zhihong and Song, Yan and Chang, Tsung-Hui and Wan, Xiang},
   booktitle={Conference on Empirical Methods in Natural Language Processing},
   year={2020}
 }
-@article{chen2015coco,
-  title={Microsoft {COCO} Captions: Data Collection and Evaluation Server},
-  author={Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh
-          and Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  journal={arXiv:1504.00325},
-  year={2015}
+@inproceedings{denkowski2014meteor,
+  title={Meteor Universal: Language Specific Translation Evaluation for Any Target Language},
+  author={Denkowski, Michael and Lavie, Alon},
+  booktitle={Workshop on Statistical Machine Translation},
+  year={2014}
 }
 """
+)
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of str): the generated reports; "" where there is none, which scores 0.
+    predictions (list of str): the generated reports, as the model wrote them; "" where there is none, which scores 0.
     references (list of str): the gold reports; each has at least one word.
-    protocol (str): "coco", the only one.
-    meteor_variant (str): "nltk_exact_stem" (default, needs no data) or "nltk_wordnet" (also matches synonyms; needs
-        NLTK's WordNet data).
+    protocol (str): "coco" (default), "paper" or "huggingface".
+    meteor_variant (str, optional): "meteor_1.5" (default of coco; needs `pip install 'mmedpo[reports]'`),
+        "nltk_wordnet" (default of the others; needs NLTK's WordNet data) or "nltk_exact_stem" (needs no data).
+    groups (list of str, optional): a name a report (its organ, say); adds "by_group".
+    clinical (list of str, optional): "radgraph_f1", "chexbert_f1"; they need `pip install 'mmedpo[clinical]'` and load
+        models from the Hub.
+    return_scores (bool): add "scores", the summands of each report.
 
-Returns (values in [0, 1], absent where there is no report):
-    bleu_1, bleu_2, bleu_3, bleu_4: cumulative BLEU of the corpus.
-    rouge_l, meteor: means over the reports.
+Returns (a value over no report is absent; all in [0, 1], but paper's BLEU in [0, 4/3]):
+    bleu_1, bleu_2, bleu_3, bleu_4: of the corpus; paper: means over reports, and bleu, their mean.
+    rouge_l (huggingface: rouge_1, rouge_2 too): means over the reports.
+    meteor: meteor_1.5: of the corpus; nltk variants: mean over the reports.
+    meteor_absent: instead of meteor, why it cannot be computed here, and what to do.
     meteor_variant: which METEOR it is; values of different variants cannot be compared.
+    report_generation_definition: the protocol and the number of its definition; compare equal ones only.
     n_report: number of reports.
 
 Examples:
     >>> import evaluate
     >>> metric = evaluate.load("eval/report_generation")
-    >>> scores = metric.compute(
-    ...     predictions=["The heart is normal. No effusion."],
-    ...     references=["The heart is normal. No pleural effusion."],
-    ... )
+    >>> reports = {
+    ...     "predictions": ["The heart is normal. No effusion."],
+    ...     "references": ["The heart is normal. No pleural effusion."],
+    ... }
+    >>> scores = metric.compute(**reports, meteor_variant="nltk_exact_stem")
     >>> {name: round(scores[name], 4) for name in ("bleu_1", "bleu_4", "rouge_l", "meteor")}
     {'bleu_1': 0.8465, 'bleu_4': 0.6732, 'rouge_l': 0.9104, 'meteor': 0.8535}
-    >>> scores["meteor_variant"], scores["n_report"]
-    ('nltk_exact_stem', 1)
+    >>> scores["meteor_variant"], scores["report_generation_definition"], scores["n_report"]
+    ('nltk_exact_stem', 'coco@1', 1)
+    >>> scores = metric.compute(**reports, protocol="huggingface", meteor_variant="nltk_exact_stem")
+    >>> {name: round(scores[name], 4) for name in ("bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor")}
+    {'bleu_4': 0.6753, 'rouge_1': 0.9231, 'rouge_2': 0.7273, 'rouge_l': 0.9231, 'meteor': 0.8919}
 """
 
 
@@ -70,11 +85,5 @@ class ReportGeneration(evaluate.Metric):
             features=datasets.Features({column: datasets.Value("string") for column in columns}),
         )
 
-    def _compute(
-        self,
-        predictions: list[str],
-        references: list[str],
-        protocol: str = "coco",
-        meteor_variant: str = "nltk_exact_stem",
-    ) -> dict[str, Any]:
-        return report_generation.compute(predictions, references, protocol, meteor_variant)
+    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, Any]:
+        return report_generation.compute(predictions, references, **options)

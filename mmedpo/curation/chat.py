@@ -11,6 +11,7 @@ from mmedpo.llm import ChatClient, ChatModel
 from mmedpo.llm.cache import Absent, CachedChat
 from mmedpo.llm.endpoint import EndpointChat
 from mmedpo.llm.limits import Budget
+from mmedpo.llm.names import FORMS, names_endpoint, open_endpoint
 
 
 def open_chat(
@@ -51,15 +52,9 @@ def _client(spec: str, budget: Budget, batch_size: int, discreet: bool, sampling
         return LocalChat(rest, batch_size=batch_size, **sampling)
     if scheme == "cache" and rest:
         return Absent(EndpointChat(rest, **sampling))
-    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, "discreet": discreet, **sampling}
-    url, _, model = spec.partition("#")
-    if scheme in ("http", "https") and model:
-        return EndpointChat(model, base_url=url, **calling)
-    model, at, provider = rest.partition("@")
-    if scheme == "hub" and all(model.partition("/")) and bool(provider) == bool(at):
-        return EndpointChat(model, provider=provider or None, **calling)
+    if names_endpoint(spec):
+        return open_endpoint(spec, budget, discreet=discreet, **sampling)
     raise InputError(
-        f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), http://host:port/v1#model-name "
-        "(an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the Hugging Face Hub), "
-        "local:org/model or local:folder (in this process), or cache:model (only what was answered before)."
+        f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
+        "local:folder (in this process), or cache:model (only what was answered before)."
     )

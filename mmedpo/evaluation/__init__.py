@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
@@ -12,6 +12,16 @@ def require_known(kind: str, name: str, known: Sequence[str]) -> None:
     """Raise InputError listing `known` unless it holds `name`; `kind` is the option's name."""
     if name not in known:
         raise InputError(f"{kind} {name!r} does not exist; choose one of: {', '.join(known)}.")
+
+
+def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise InputError unless the columns are lists of one length."""
+    for name, column in columns.items():
+        if isinstance(column, str):
+            raise InputError(f"{name} is one string ({column[:40]!r}); give a list of strings, one a question.")
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
+        raise InputError(f"The columns differ in length ({lengths}); give one entry a question in each.")
 
 
 def require_texts(
@@ -26,12 +36,7 @@ def require_texts(
         others: further columns of length n, whose content the caller checks.
     """
     columns = {"predictions": predictions, "references": references, **others}
-    for name, column in columns.items():
-        if isinstance(column, str):
-            raise InputError(f"{name} is one string ({column[:40]!r}); give a list of strings, one a question.")
-    if len({len(column) for column in columns.values()}) > 1:
-        lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
-        raise InputError(f"The columns differ in length ({lengths}); give one entry a question in each.")
+    require_lists(columns)
     faults = [
         Fault(f"index {i}", name, f"is {text!r}, not a string; an unanswered question has the prediction ''")
         for name in ("predictions", "references")

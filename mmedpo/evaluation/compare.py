@@ -1,10 +1,11 @@
-"""Runs set side by side on the same questions: each metric with its interval, and its difference from the first run."""
+"""Runs set side by side on the same questions: each metric with its interval, its difference from the first run, and
+whether chance explains that difference; over all questions, and by kind of question, organ and modality."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,54 +13,78 @@ from pathlib import Path
 import numpy as np
 
 from mmedpo import credentialed
-from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation.metric import Metric
-from mmedpo.evaluation.score import METRICS, Row, read_by_id
-from mmedpo.evaluation.statistics import RESAMPLES, Interval, bootstrap, interval, paired_interval
-from mmedpo.workdir import read_json, versions
+from mmedpo.evaluation.examples import changes, examples
+from mmedpo.evaluation.metric import Floats, Metric
+from mmedpo.evaluation.runs import Run, definitions, load, notes
+from mmedpo.evaluation.score import METRICS, Row
+from mmedpo.evaluation.seen import seen_in_training
+from mmedpo.evaluation.statistics import (
+    RESAMPLES,
+    bootstrap,
+    cluster_sums,
+    exchanges,
+    holm,
+    interval,
+    p_value,
+    tail,
+)
+from mmedpo.workdir import versions
 
-FORMAT = "mmedpo.comparison/1"
-RESULTS_FORMAT = "mmedpo.results/1"
-EXAMPLES = 12
-SHOWN_IDS = 5
-FILES = ("questions", "predictions", "scores")
-INTERVAL = ("value", "low", "high")
-DIFFERENCE = ("difference", "difference_low", "difference_high")
-SAME_COLUMNS = ("image_id", "task", "question", "reference")
+FORMAT = "mmedpo.comparison/2"
+GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
+GROUPS = 20  # of one grouping; smaller ones are put together
+GROUP_IMAGES = 10  # of a metric in a group; on fewer it is neither tested nor given an interval
+NOT_RECORDED, OTHERS = "(not recorded)", "(others)"
+BINS = 10
+
+Cells = dict[str, dict[str, Row]]  # metric -> run -> numbers
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished evaluation folder, its lines by question id."""
+class Part:
+    """Metrics about the same questions, with what each run's statistics sum to."""
 
-    name: str
-    results: Row
-    questions: dict[str, Row]
-    predictions: dict[str, Row]
-    scores: dict[str, Row]
+    metrics: list[Metric]
+    images: list[str]  # n, one a question
+    statistics: Floats  # [runs, n, k], the metrics' side by side
+    ends: list[int]
+
+    def values(self, sums: Floats) -> Iterator[tuple[Metric, Floats]]:
+        """Each metric with its values [...] of sums [..., k]; NaN where it is undefined."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for metric, own in zip(self.metrics, np.split(sums, self.ends, axis=-1), strict=True):
+                yield metric, metric.aggregate(own)
 
 
-def compare(runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "") -> Row:
+def compare(
+    runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "", dataset: str | None = None
+) -> Row:
     """Compare evaluation folders; the first is the baseline. Returns the comparison.json of docs/architecture.md.
 
-    Intervals are 95 % percentile intervals of a bootstrap over images; differences see the same resamples in both
-    runs. Metrics about no question are absent.
+    Intervals are 95 % intervals of a bootstrap over images; differences see the same resamples in both runs. p-values
+    are of a permutation test in which whole images change sides between a run and the baseline; `p_adjusted` is
+    corrected (Holm) over all metrics and runs of its table, and in groups over all groups of their grouping.
+    Metrics about no question are absent.
 
     Args:
         runs: at least two folders written by `mmedpo evaluate`, each with its own "name" in results.json.
-        seed: of the resamples and of the choice of examples.
+        seed: of the resamples, the permutations and the choice of examples.
+        resamples: of the bootstrap, and of the permutation test.
         command: kept as it is, for the record.
+        dataset: preference dataset (folder or Hub id) whose images are looked for among the test images.
 
     Raises:
-        InputError: fewer than two runs, unfinished or damaged folders, equal names, or runs whose questions,
-            references or protocols differ (every difference is listed).
+        InputError: as `runs.load` and `seen.seen_in_training`.
     """
-    if len(runs) < 2:
-        raise InputError(f"{len(runs)} runs were given; a comparison needs at least two, the baseline first.")
-    loaded = [_load(folder) for folder in runs]
-    _refuse_unequal(loaded)
+    loaded = load(runs)
     baseline = loaded[0]
-    tasks = [row["task"] for row in baseline.questions.values()]
+    defined = _defined(baseline)
+    parts = _parts(loaded, defined, list(baseline.questions))
+    metrics, undefined = _measured(loaded, parts, seed, resamples)
+    groups = {column: _groups(loaded, column, parts, seed, resamples) for column in GROUPINGS}
+    tests = {"table": _correct([metrics])}
+    tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
+    said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined)]
     marked = credentialed.first(run.results for run in loaded)
     return {
         "format": FORMAT,
@@ -71,140 +96,163 @@ def compare(runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, com
         "unit": "image",
         "baseline": baseline.name,
         "runs": [run.name for run in loaded],
-        "n": {
-            "closed": tasks.count("closed_vqa"),
-            "open": tasks.count("open_vqa"),
-            "report": tasks.count("report"),
-            "images": len({row["image_id"] for row in baseline.questions.values()}),
-        },
-        "metrics": _metrics(loaded, seed, resamples),
-        "examples": _examples(loaded, seed),
+        "evaluations": {run.name: _evaluation(run) for run in loaded},
+        "definitions": definitions(baseline),
+        "notes": said + _too_many(tests, resamples),
+        "n": _counts(baseline),
+        "seen_in_training": seen_in_training(baseline, dataset) if dataset else None,
+        "tests": {"correction": "holm", **tests},
+        "metrics": metrics,
+        "sizes": _sizes(parts),
+        "groups": {column: found for column, found in groups.items() if found},
+        "distributions": _distributions(loaded, parts),
+        "changes": changes(loaded),
+        "examples": examples(loaded, defined, seed),
     }
 
 
-def rows(comparison: Row) -> list[list[str]]:
-    """The metrics as a table of strings, headings first: a row for each metric and run, with 95 % intervals."""
-    baseline = comparison["baseline"]
-    table = [["metric", "run", "value [95 % interval]", f"difference to {baseline}"]]
-    for metric, entries in comparison["metrics"].items():
-        for name in comparison["runs"]:
-            difference = "" if name == baseline else _cell(entries[name], DIFFERENCE, "+")
-            table.append([metric if name == baseline else "", name, _cell(entries[name], INTERVAL), difference])
-    return table
-
-
-def _cell(entry: Row, keys: Sequence[str], sign: str = "") -> str:
-    value, low, high = (f"{entry[key]:{sign}.3f}" for key in keys)
-    return f"{value} [{low}, {high}]"
-
-
-def _load(folder: Path) -> Run:
-    results = read_json(folder / "results.json")
-    if not isinstance(results, dict) or results.get("format") != RESULTS_FORMAT:
-        raise InputError(
-            f"{folder / 'results.json'} is not in the format {RESULTS_FORMAT}; run `mmedpo evaluate` anew."
-        )
-    parts, faults = zip(*(read_by_id(folder / f"{name}.jsonl") for name in FILES), strict=True)
-    if any(faults) or any(part.keys() != parts[0].keys() for part in parts):
-        raise InputError(
-            f"{folder}: {', '.join(FILES)} do not hold the same ids once each; run `mmedpo evaluate` anew.",
-            [fault for some in faults for fault in some],
-        )
-    if not parts[0]:
-        raise InputError(f"{folder} has no questions; there is nothing to compare.")
-    return Run(results["name"], results, *parts)
-
-
-def _refuse_unequal(runs: Sequence[Run]) -> None:
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise InputError(f"The runs are named {', '.join(names)}; give each run its own name, to tell them apart.")
-    faults = [fault for run in runs[1:] for fault in _differences(runs[0], run)]
-    if credentialed.first(run.results for run in runs):
-        faults = credentialed.unquoted(faults)
-    if faults:
-        raise InputError("The runs cannot be compared, since they did not answer and score the same questions:", faults)
-
-
-def _differences(baseline: Run, run: Run) -> list[Fault]:
-    faults = []
-    for one, other in ((baseline, run), (run, baseline)):
-        lacking = sorted(one.questions.keys() - other.questions.keys())
-        if lacking:
-            shown = ", ".join(lacking[:SHOWN_IDS]) + (", ..." if len(lacking) > SHOWN_IDS else "")
-            faults.append(Fault(other.name, "id", f"lacks {len(lacking)} questions of {one.name!r}: {shown}"))
-    ours, theirs = _protocols(run), _protocols(baseline)
-    if ours != theirs:
-        faults.append(Fault(run.name, "protocols", f"are {ours}, but {theirs} in {baseline.name!r}; score both alike"))
-    for id_, question in baseline.questions.items():
-        twin = run.questions.get(id_, question)
-        faults += [
-            Fault(id_, column, f"is {twin[column]!r} in {run.name!r}, but {question[column]!r} in {baseline.name!r}")
-            for column in SAME_COLUMNS
-            if twin[column] != question[column]
-        ]
-    return faults
-
-
-def _protocols(run: Run) -> Row:
-    return {**run.results["protocols"], "meteor_variant": run.results["metrics"].get("meteor_variant")}
-
-
-def _metrics(runs: Sequence[Run], seed: int, resamples: int) -> dict[str, dict[str, Row]]:
-    """Each metric that the runs' protocols define and that is about any of their questions, with its intervals."""
-    protocols = runs[0].results["protocols"]
-    defined = [metric for name, protocol in protocols.items() for metric in METRICS[name](protocol)]
-    found: dict[str, dict[str, Row]] = {}
-    for ids, group in groupby(defined, key=partial(_about, runs)):
-        if ids:
-            found |= _intervals(runs, list(group), ids, seed, resamples)
-    return found
-
-
-def _about(runs: Sequence[Run], metric: Metric) -> list[str]:
-    return [id_ for id_ in runs[0].scores if all(metric.about(run.scores[id_]) for run in runs)]
-
-
-def _intervals(
-    runs: Sequence[Run], metrics: Sequence[Metric], ids: Sequence[str], seed: int, resamples: int
-) -> dict[str, dict[str, Row]]:
-    # One bootstrap serves all runs and metrics about the same questions: that is what pairs the differences.
-    tables = [np.array([[metric.statistics(run.scores[id_]) for id_ in ids] for run in runs]) for metric in metrics]
-    images = [runs[0].questions[id_]["image_id"] for id_ in ids]
-    sums = bootstrap(np.concatenate(tables, axis=-1), images, seed, resamples)
-    ends = np.cumsum([table.shape[-1] for table in tables])[:-1]
-    found: dict[str, dict[str, Row]] = {}
-    for metric, part in zip(metrics, np.split(sums, ends, axis=-1), strict=True):
-        draws = metric.aggregate(part)
-        entries = {run.name: _named(INTERVAL, interval(own)) for run, own in zip(runs, draws, strict=True)}
-        for run, own in zip(runs[1:], draws[1:], strict=True):
-            entries[run.name] |= _named(DIFFERENCE, paired_interval(own, draws[0]))
-        found[metric.name] = entries
-    return found
-
-
-def _named(keys: Sequence[str], found: Interval) -> Row:
-    return dict(zip(keys, astuple(found), strict=True))
-
-
-def _examples(runs: Sequence[Run], seed: int) -> list[Row]:
-    """Questions that the last run gained over the baseline, then those it lost: at least a third, where there are."""
-    first, last = runs[0].scores, runs[-1].scores
-
-    def drawn(*correct: float) -> list[str]:
-        # A report has no "correct": it is neither right nor wrong.
-        ids = [id_ for id_ in sorted(first) if (first[id_].get("correct"), last[id_].get("correct")) == correct]
-        return random.Random(seed).sample(ids, len(ids))
-
-    gained, lost = drawn(0.0, 1.0), drawn(1.0, 0.0)
-    shown_lost = lost[: max(EXAMPLES // 3, EXAMPLES - len(gained))]
-    return [_example(runs, id_) for id_ in gained[: EXAMPLES - len(shown_lost)] + shown_lost]
-
-
-def _example(runs: Sequence[Run], id_: str) -> Row:
-    question = runs[0].questions[id_]
+def _counts(run: Run) -> dict[str, int]:
+    tasks = Counter(row["task"] for row in run.questions.values())
+    images = {row["image_id"] for row in run.questions.values()}
     return {
-        **{column: question[column] for column in ("id", "task", "question", "reference")},
-        "predictions": {run.name: run.predictions[id_]["prediction"] for run in runs},
-        "correct": {run.name: bool(run.scores[id_]["correct"]) for run in runs},
+        "closed": tasks["closed_vqa"], "open": tasks["open_vqa"], "report": tasks["report"], "images": len(images),
+    }  # fmt: skip
+
+
+def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
+    """The tables whose smallest corrected p, tests / (1 + permutations), is above 0.05 already."""
+    return [
+        f"{count} tests by {table} are too many for {permutations:,} permutations: no corrected p can be below 0.05"
+        for table, count in tests.items()
+        if count > 0.05 * (1 + permutations)
+    ]
+
+
+def _evaluation(run: Run) -> Row:
+    """What results.json says of a run, but for its numbers."""
+    left_out = ("format", "name", "metrics", "protocols", "versions")
+    return {key: value for key, value in run.results.items() if key not in left_out}
+
+
+def _defined(run: Run) -> list[Metric]:
+    return [metric for name, protocol in run.results["protocols"].items() for metric in METRICS[name](protocol)]
+
+
+def _parts(runs: Sequence[Run], defined: Sequence[Metric], ids: Sequence[str]) -> list[Part]:
+    """The metrics that are about any of the questions `ids`, in their order."""
+    found = []
+    for about, group in groupby(defined, key=partial(_about, runs, ids)):
+        if about:
+            metrics = list(group)
+            tables = [
+                np.array([[metric.statistics(run.scores[id_]) for id_ in about] for run in runs], dtype=float)
+                for metric in metrics
+            ]
+            ends = np.cumsum([table.shape[-1] for table in tables])[:-1].tolist()
+            images = [runs[0].questions[id_]["image_id"] for id_ in about]
+            found.append(Part(metrics, images, np.concatenate(tables, axis=-1), ends))
+    return found
+
+
+def _about(runs: Sequence[Run], ids: Sequence[str], metric: Metric) -> list[str]:
+    return [id_ for id_ in ids if all(metric.about(run.scores[id_]) for run in runs)]
+
+
+def _sizes(parts: Sequence[Part]) -> dict[str, Row]:
+    return {
+        metric.name: {"questions": len(part.images), "images": len(set(part.images))}
+        for part in parts
+        for metric in part.metrics
     }
+
+
+def _measured(
+    runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int, least: int = 1
+) -> tuple[Cells, list[str]]:
+    """Each metric's numbers by run, values alone where it is about fewer than `least` images; and the metrics that are
+    undefined, which are left out."""
+    cells: Cells = {}
+    for part in parts:
+        enough = len(set(part.images)) >= least
+        cells |= dict(_cells(runs, part, seed, resamples) if enough else _values(runs, part))
+    undefined = [
+        name
+        for name, entries in cells.items()
+        for entry in entries.values()
+        if not np.isfinite([*entry.values()]).all()
+    ]
+    return {name: entries for name, entries in cells.items() if name not in undefined}, list(dict.fromkeys(undefined))
+
+
+def _values(runs: Sequence[Run], part: Part) -> Iterator[tuple[str, dict[str, Row]]]:
+    for metric, values in part.values(part.statistics.sum(axis=-2)):
+        yield metric.name, {run.name: {"value": float(value)} for run, value in zip(runs, values, strict=True)}
+
+
+def _cells(runs: Sequence[Run], part: Part, seed: int, resamples: int) -> Iterator[tuple[str, dict[str, Row]]]:
+    # One bootstrap serves all runs and metrics about the same questions: that is what pairs the differences.
+    cut = tail(part.images)
+    drawn = part.values(bootstrap(part.statistics, part.images, seed, resamples))
+    swapped = (part.values(sums) for sums in exchanges(part.statistics, part.images, seed, resamples))
+    for (metric, draws), (_, own), (_, other) in zip(drawn, *swapped, strict=True):
+        entries = {}
+        for number, run in enumerate(runs):
+            found = interval(draws[number], cut)
+            entries[run.name] = {"value": found.value, "low": found.low, "high": found.high}
+            if number:
+                change = interval(draws[number] - draws[0], cut)
+                entries[run.name] |= {
+                    "difference": change.value,
+                    "difference_low": change.low,
+                    "difference_high": change.high,
+                    "p": p_value(own[number - 1] - other[number - 1]),
+                }
+        yield metric.name, entries
+
+
+def _correct(tables: Sequence[Cells]) -> int:
+    """Add `p_adjusted` to every tested cell of `tables`, one family; returns the number of tests."""
+    tested = [cell for table in tables for entries in table.values() for cell in entries.values() if "p" in cell]
+    for cell, adjusted in zip(tested, holm([cell["p"] for cell in tested]), strict=True):
+        cell["p_adjusted"] = adjusted
+    return len(tested)
+
+
+def _groups(runs: Sequence[Run], column: str, whole: Sequence[Part], seed: int, resamples: int) -> dict[str, Row]:
+    """The questions by their `column`, the largest group first; empty where that makes less than two groups.
+
+    A metric whose questions all lie in one group is not repeated there: it is in the main table.
+    """
+    sizes = {metric: len(part.images) for part in whole for metric in part.metrics}
+    labels = {id_: str(row.get(column) or NOT_RECORDED) for id_, row in runs[0].questions.items()}
+    kept = [label for label, _ in Counter(labels.values()).most_common(GROUPS)]
+    members: dict[str, list[str]] = {label: [] for label in kept}
+    for id_, label in labels.items():
+        members.setdefault(label if label in kept else OTHERS, []).append(id_)
+    if len(members) < 2:
+        return {}
+    found = {}
+    for label, ids in members.items():
+        images = {runs[0].questions[id_]["image_id"] for id_ in ids}
+        parts = _parts(runs, [metric for metric in sizes if len(_about(runs, ids, metric)) < sizes[metric]], ids)
+        metrics, _ = _measured(runs, parts, seed, resamples, GROUP_IMAGES)
+        found[label] = {
+            "n": {"questions": len(ids), "images": len(images)}, "sizes": _sizes(parts), "metrics": metrics,
+        }  # fmt: skip
+    return found if any(group["metrics"] for group in found.values()) else {}
+
+
+def _distributions(runs: Sequence[Run], parts: Sequence[Part]) -> dict[str, Row]:
+    """How many images have which value of each metric, by run: a histogram over [0, 1], or over what occurs."""
+    found = {}
+    for part in parts:
+        for metric, values in part.values(cluster_sums(part.statistics, part.images)):
+            finite = values[np.isfinite(values)]
+            inside = finite.size == 0 or (finite.min() >= 0 and finite.max() <= 1)
+            edges = np.histogram_bin_edges(finite, BINS, (0, 1) if inside else None)
+            counts = {
+                run.name: np.histogram(own[np.isfinite(own)], edges)[0].tolist()
+                for run, own in zip(runs, values, strict=True)
+            }
+            found[metric.name] = {"edges": edges.round(6).tolist(), "counts": counts}
+    return found

@@ -1,7 +1,8 @@
-"""Strict scores of short answers to questions about medical images.
+"""Scores of short answers to questions about medical images, by three protocols.
 
-Closed questions get one verdict by whole words, open questions multiset overlap and exact match. The lenient
-scores of published work (substrings, unclipped counts) are what this module avoids.
+`strict`, the default, gives a closed answer one verdict by whole words, and an open one clipped word overlap and exact
+match. `paper` (MMedPO) and `llava_med` repeat the lenient scores of published work, with substrings and unclipped
+counts, so that published numbers have something to be compared with.
 """
 
 from __future__ import annotations
@@ -9,23 +10,33 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import require_known, require_texts
+from mmedpo.evaluation import require_known, require_texts, vqa_v2
 from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
-from mmedpo.text import carries, polarity, words
+from mmedpo.text import clauses, words
 
 Verdict = Literal["correct", "wrong", "both", "neither"]
+Said = Literal["yes", "no", "both", "neither"]
 
-PROTOCOLS = ("strict",)
+DEFINITIONS = {"strict": "strict@2", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
+PROTOCOLS = tuple(DEFINITIONS)
 ANSWER_TYPES = ("closed", "open")
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
+
+NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
+# After "no" they begin a clause of their own ("no it is not"); before other words "no" is a determiner ("no fracture").
+CLAUSE_STARTS = frozenset((
+    "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
+    "i", "is", "are", "was", "were", "because", "since", "as", "and", "or", "but", "so", "not", "no", "yes",
+))  # fmt: skip
 
 
 def normalize(text: str) -> str:
     """`text` with one spelling of each character (NFKC) and of the apostrophe, so that look-alikes are equal."""
-    return unicodedata.normalize("NFKC", text).replace("’", "'")
+    return text if text.isascii() else unicodedata.normalize("NFKC", text).replace("’", "'")
 
 
 def tokens(text: str) -> list[str]:
@@ -33,31 +44,68 @@ def tokens(text: str) -> list[str]:
     return words(normalize(text))
 
 
-def verdict(prediction: str, reference: str) -> Verdict:
-    """The one verdict on a closed answer, by whole words.
+def said(text: str) -> Said:
+    """Which of "yes" and "no" an answer says (`strict`).
 
-    A reference that opens with "yes" or "no" is a yes/no question. The prediction says what it opens with, else
-    whichever of the two words occurs in it; "both" and "neither" say why no verdict could be read, and are wrong.
-    Any other reference is a choice ("left", "axial"): correct if its words occur in the prediction, in order and
-    next to each other. The other choices are not known here, so "left or right" is correct for "left"; negation
-    is not read either.
+    Both are looked for as whole words that stand for themselves. A "no" before a noun does not: "there is no
+    abnormality" is a yes to "Is this normal?". Nor does a word that a negation precedes in its clause: "not yes".
+
+    Example:
+        >>> said("Yes, there is no fracture."), said("No, this is not abnormal"), said("There is no fracture.")
+        ('yes', 'no', 'neither')
+        >>> said("There is no reason to doubt it: yes"), said("yes or no"), said("I do not know")
+        ('yes', 'both', 'neither')
+    """
+    found = {word for word, plain in _read(text) if plain and word in ("yes", "no")}
+    if len(found) == 1:
+        return "yes" if "yes" in found else "no"
+    return "both" if found else "neither"
+
+
+def verdict(prediction: str, reference: str) -> Verdict:
+    """The one verdict of `strict` on a closed answer.
+
+    A reference that says yes or no (`said`) is compared with what the prediction says; "both" and "neither" mean that
+    no verdict could be read, and are wrong. Any other reference is a choice ("left", "axial"): correct if its words
+    occur in the prediction, whole, in order, next to each other, and with no negation before them in their clause. The
+    other choices are not known here, so "left or right" is correct for "left".
 
     Example:
         >>> verdict("The answer is yes.", "yes"), verdict("abnormal", "no"), verdict("It is axial.", "Axial")
         ('correct', 'neither', 'correct')
+        >>> verdict("It is not the left, but the right side.", "left")
+        'wrong'
     """
-    prediction, reference = normalize(prediction), normalize(reference)
-    opening = words(reference)[:1]
-    if opening not in (["yes"], ["no"]):
-        return "correct" if carries(prediction, reference) else "wrong"
-    said = polarity(prediction)
-    if said is None:
-        return "both" if "yes" in words(prediction) else "neither"
-    return "correct" if [said] == opening else "wrong"
+    gold, needle = _read_reference(reference)
+    if gold in ("yes", "no"):
+        answer = said(prediction)
+        return answer if answer in ("both", "neither") else "correct" if answer == gold else "wrong"
+    hay = _read(prediction, determiners=True)
+    starts = [i for i, (word, plain) in enumerate(hay) if plain and word == needle[0]]
+    matches = ([word for word, _ in hay[i : i + len(needle)]] == needle for i in starts)
+    return "correct" if any(matches) else "wrong"
+
+
+@lru_cache(maxsize=4096)
+def _read_reference(reference: str) -> tuple[Said, list[str]]:
+    return said(reference), tokens(reference)
+
+
+def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
+    """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
+    determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
+    found = []
+    for clause in clauses(normalize(text)):
+        negated = False
+        for word, following in zip(clause, [*clause[1:], None], strict=True):
+            determiner = word == "no" and following is not None and following not in CLAUSE_STARTS
+            found.append((word, not negated and (determiners or not determiner)))
+            negated = negated or determiner or word in NEGATIONS or word.endswith("n't")
+    return found
 
 
 def overlap(prediction: str, reference: str) -> dict[str, float]:
-    """Clipped word overlap of an open answer with its reference, each value in [0, 1].
+    """Clipped word overlap of an open answer with its reference (`strict`), each value in [0, 1].
 
     With P and R the multisets of words of prediction and reference, and |P & R| = sum over words of
     min(count in P, count in R), so that a repeated word counts no more often than the reference has it:
@@ -65,30 +113,58 @@ def overlap(prediction: str, reference: str) -> dict[str, float]:
         recall = |P & R| / |R|        precision = |P & R| / |P|  (0 for an empty prediction)
         f1 = 2 |P & R| / (|P| + |R|)  exact_match = 1 if both are the same sequence of words, else 0
     """
-    said, gold = tokens(prediction), tokens(reference)
-    shared = (Counter(said) & Counter(gold)).total()
+    predicted, gold = tokens(prediction), tokens(reference)
+    shared = (Counter(predicted) & Counter(gold)).total()
     return {
         "recall": shared / len(gold),
-        "precision": shared / len(said) if said else 0.0,
-        "f1": 2 * shared / (len(said) + len(gold)),
-        "exact_match": float(said == gold),
+        "precision": shared / len(predicted) if predicted else 0.0,
+        "f1": 2 * shared / (len(predicted) + len(gold)),
+        "exact_match": float(predicted == gold),
     }
+
+
+def lenient_overlap(prediction: str, reference: str, protocol: str) -> dict[str, float]:
+    """Word overlap as LLaVA-Med computes it, of two texts in VQA-v2's form (`vqa_v2.normalize`), in [0, 1].
+
+    A shared word counts as often as the PREDICTION has it (tp), others of the prediction as often as they occur (fp),
+    missed ones as often as the reference has them (fn); a text without words scores 0:
+
+        recall = tp / (tp + fn)    precision = tp / (tp + fp)    f1 = their harmonic mean
+
+    exact_match is 1 for equal texts in `paper`; in `llava_med` it is what the published script calls so: different
+    words of the reference that occur in the prediction, per word of the prediction.
+    """
+    predicted, gold = Counter(prediction.split()), Counter(reference.split())
+    tp = sum(count for word, count in predicted.items() if word in gold)
+    fn = sum(count for word, count in gold.items() if word not in predicted)
+    recall, precision = (tp / (tp + fn), tp / predicted.total()) if tp else (0.0, 0.0)
+    exact = float(prediction == reference)
+    if protocol == "llava_med":
+        exact = len(predicted.keys() & gold.keys()) / (predicted.total() or 1)
+    f1 = 2 * precision * recall / (precision + recall) if tp else 0.0
+    return {"recall": recall, "precision": precision, "f1": f1, "exact_match": exact}
 
 
 def score(prediction: str, reference: str, answer_type: str, protocol: str = "strict") -> dict[str, float | str]:
     """Scores of one answer: {"verdict", "correct"} if closed; recall, precision, f1, exact_match, "correct" if open.
 
-    "correct" is 1.0 or 0.0: the verdict "correct" of a closed answer, the exact match of an open one.
+    "correct" is 1.0 or 0.0: the verdict "correct" of a closed answer; an open answer equal to the reference, each in
+    the protocol's normal form.
 
     Raises:
         InputError: an unknown protocol or answer type, a text that is no string, a reference without words.
     """
     _require([prediction], [reference], [answer_type], protocol)
-    return _score(prediction, reference, answer_type)
+    return _score(prediction, reference, answer_type, protocol)
 
 
 def compute(
-    predictions: Sequence[str], references: Sequence[str], answer_types: Sequence[str], protocol: str = "strict"
+    predictions: Sequence[str],
+    references: Sequence[str],
+    answer_types: Sequence[str],
+    protocol: str = "strict",
+    groups: Sequence[str] | None = None,
+    return_scores: bool = False,
 ) -> dict[str, Any]:
     """Scores of n answers, as described in `aggregate`.
 
@@ -96,13 +172,20 @@ def compute(
         predictions: n answers of the model.
         references: n gold answers.
         answer_types: n of "closed" and "open".
-        protocol: "strict", the only one.
+        protocol: one of `PROTOCOLS`.
+        groups: n names (an organ, a modality, a kind of question); adds "by_group", what `aggregate` says of each.
+        return_scores: add "scores", the n `score` results.
 
     Raises:
         InputError: an unknown protocol, columns of different length, or texts that cannot be scored (all named).
     """
-    _require(predictions, references, answer_types, protocol)
-    return aggregate([_score(*sample) for sample in zip(predictions, references, answer_types, strict=True)])
+    _require(predictions, references, answer_types, protocol, groups)
+    rows = zip(predictions, references, answer_types, strict=True)
+    scores = [_score(*row, protocol) for row in rows]
+    found = aggregate(scores, protocol)
+    if groups is not None:
+        found["by_group"] = aggregate_by(groups, scores, protocol)
+    return found | ({"scores": scores} if return_scores else {})
 
 
 def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
@@ -120,15 +203,25 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
 
     Returns:
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
-        open_f1, open_exact_match, and the counts n_closed, n_open, n_closed_both, n_closed_neither.
+        open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` n_closed_both and n_closed_neither;
+        med_vqa_definition, the protocol with the number of its definition ("strict@2").
     """
     verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
+    unread = {f"n_closed_{said}": verdicts[said] for said in ("both", "neither")} if protocol == "strict" else {}
     return values(metrics(protocol), scores) | {
         "n_closed": verdicts.total(),
         "n_open": len(scores) - verdicts.total(),
-        "n_closed_both": verdicts["both"],
-        "n_closed_neither": verdicts["neither"],
+        **unread,
+        "med_vqa_definition": DEFINITIONS[protocol],
     }
+
+
+def aggregate_by(groups: Sequence[str], scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
+    """What `aggregate` says of the scores of each group, by its name, in alphabetical order."""
+    members: dict[str, list[Scores]] = {group: [] for group in sorted(set(groups))}
+    for group, sample in zip(groups, scores, strict=True):
+        members[group].append(sample)
+    return {group: aggregate(found, protocol) for group, found in members.items()}
 
 
 def _is_closed(scores: Scores) -> bool:
@@ -139,21 +232,40 @@ def _is_answer(scores: Scores) -> bool:
     return "correct" in scores
 
 
-def _score(prediction: str, reference: str, answer_type: str) -> dict[str, float | str]:
+def _score(prediction: str, reference: str, answer_type: str, protocol: str) -> dict[str, float | str]:
+    if protocol == "strict":
+        if answer_type == "closed":
+            reading = verdict(prediction, reference)
+            return {"verdict": reading, "correct": float(reading == "correct")}
+        overlaps = overlap(prediction, reference)
+        return {**overlaps, "correct": overlaps["exact_match"]}
+    prediction, reference = vqa_v2.normalize(prediction), vqa_v2.normalize(reference)
     if answer_type == "closed":
-        reading = verdict(prediction, reference)
-        return {"verdict": reading, "correct": float(reading == "correct")}
-    overlaps = overlap(prediction, reference)
-    return {**overlaps, "correct": overlaps["exact_match"]}
+        readable = protocol == "paper" or "yes" in prediction or "no" in prediction
+        hit = readable and reference in prediction
+        return {"verdict": "correct" if hit else "wrong", "correct": float(hit)}
+    return {**lenient_overlap(prediction, reference, protocol), "correct": float(prediction == reference)}
 
 
-def _require(predictions: Sequence[str], references: Sequence[str], answer_types: Sequence[str], protocol: str) -> None:
+def _require(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    answer_types: Sequence[str],
+    protocol: str,
+    groups: Sequence[str] | None = None,
+) -> None:
     require_known("protocol", protocol, PROTOCOLS)
-    require_texts(predictions, references, tokens, answer_types=answer_types)
+    others = {"answer_types": answer_types} | ({} if groups is None else {"groups": groups})
+    require_texts(predictions, references, tokens, **others)
     faults = [
         Fault(f"index {i}", "answer_types", f"is {kind!r}; choose 'closed' or 'open'")
         for i, kind in enumerate(answer_types)
         if kind not in ANSWER_TYPES
     ]
+    faults += [
+        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every question")
+        for i, group in enumerate(groups or ())
+        if not isinstance(group, str)
+    ]
     if faults:
-        raise InputError(f"{len(faults)} unknown answer types:", faults)
+        raise InputError(f"{len(faults)} entries beside the texts are faulty:", faults)

@@ -1,82 +1,114 @@
-"""Answers of a model to a source's questions, written as they come and resumable at any moment."""
+"""An evaluation folder: every question answered, and the answers scored; resumable at any moment."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
+from rich.progress import Progress
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation.score import PROTOCOLS, question_faults, score_folder
-from mmedpo.images import open_rgb
+from mmedpo.evaluation.answering import Answering, Batch, Generation
+from mmedpo.evaluation.questions import Question, QuestionSet, write, write_lines
+from mmedpo.evaluation.score import Scoring, score_folder
 from mmedpo.ledger import Ledger
-from mmedpo.models import Sampling, VisionLanguageModel
-from mmedpo.samples import Sample
-from mmedpo.workdir import portable, versions, write_json
+from mmedpo.processes import ALONE, Processes
+from mmedpo.schema import TASKS
+from mmedpo.workdir import versions, write_json
 
 
 def evaluate(
-    model: VisionLanguageModel,
-    samples: Sequence[Sample],
+    answering: Answering,
+    asked: QuestionSet,
     folder: Path,
-    sampling: Sampling,
-    batch_size: int = 16,
+    generation: Generation | None = None,
+    scoring: Scoring | None = None,
     record: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    processes: Processes = ALONE,
+    accept_unanswered: bool = False,
+) -> dict[str, Any] | None:
     """Answer every question, score the answers, and write an evaluation folder (see docs/architecture.md).
 
-    Questions of similar length share a batch. A batch is answered with a seed of its own, so that a resumed run
-    samples what an uninterrupted one would have.
-
     Args:
-        folder: a working folder; answers found in its ledger are not generated again.
-        record: what else results.json shall say (name, command, source, split, ...).
+        folder: a working folder; answers found in its ledgers are not generated again.
+        record: what else results.json shall say (name, command, ...).
+        processes: of this launch; they share the batches.
+        accept_unanswered: score a question that got no answer as answered with '', instead of raising.
 
     Returns:
-        The content of results.json.
+        The content of results.json; None in all processes but the first.
+
+    Raises:
+        InputError: images or answers cannot be had; what was answered is kept.
+        Stopped: the budget of an endpoint is spent.
     """
-    if sampling.samples != 1:
-        raise InputError(f"An evaluation takes one answer a question, not {sampling.samples}.")
-    questions = [_question(sample) for sample in samples]
-    faults = [Fault(row["id"], column, said) for row in questions for column, said in question_faults(row)]
-    if faults:
-        raise InputError(f"{len(faults)} questions cannot be scored:", faults)
-    _write_lines(folder / "questions.jsonl", questions)
-    ledger = Ledger(folder / "answers.ledger")
-    ordered = sorted(samples, key=lambda sample: (len(sample.question), sample.id))
-    starts = range(0, len(ordered), batch_size)
-    for start in track(starts, description="Answering"):
-        batch = ordered[start : start + batch_size]
-        if all(sample.id in ledger for sample in batch):
-            continue
-        shown = [(open_rgb(sample.image), sample.question) for sample in batch]
-        answers = model.answer(shown, replace(sampling, seed=sampling.seed + start))
-        ledger.update({sample.id: answer for sample, (answer,) in zip(batch, answers, strict=True)})
-    _write_lines(
-        folder / "predictions.jsonl", [{"id": sample.id, "prediction": ledger[sample.id]} for sample in samples]
+    generation, scoring = generation or Generation(), scoring or Scoring()
+    digest = write(asked, folder / "questions.jsonl") if processes.first else None
+    ledgers = [Ledger(folder / f"{name}.ledger") for name in ("answers", "failures", "launches")]
+    answers, failures, launches = ledgers
+    share = batches(asked.questions, generation.batch_size)[processes.rank :: processes.count]
+    _answer(answering, share, asked, generation, ledgers, processes)
+    processes.finish(folder)
+    if not processes.first:
+        return None
+    lost = {q.id: failures.get(q.id) for q in asked.questions if q.id not in answers}
+    if lost and not accept_unanswered:
+        faults = [Fault(id_, "answer", str(failure)) for id_, failure in lost.items()]
+        raise InputError(
+            f"{len(lost)} of {len(asked.questions)} questions got no answer. The others are kept: ask again with "
+            "--resume, or add --accept_unanswered to score these as ''.",
+            faults,
+        )
+    write_lines(
+        folder / "predictions.jsonl", ({"id": q.id, "prediction": answers.get(q.id) or ""} for q in asked.questions)
     )
     results = {
-        "format": "mmedpo.results/1", **(record or {}), "versions": versions(), "seed": sampling.seed,
-        "model": portable(model.name), "revision": model.revision,
-        "adapter": model.adapter and portable(model.adapter),
-        "settings": {**asdict(sampling), "batch_size": batch_size}, "protocols": PROTOCOLS,
-        "metrics": score_folder(folder),
+        "format": "mmedpo.results/1", **(record or {}), **asked.record, "questions_sha256": digest,
+        "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
+        "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
+        "unanswered": len(lost), "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
     }  # fmt: skip
     write_json(folder / "results.json", results)
-    ledger.close()
+    for ledger in ledgers:
+        ledger.close()
     return results
 
 
-def _question(sample: Sample) -> dict[str, Any]:
-    return {
-        "id": sample.id, "image_id": sample.image_id, "patient_id": sample.patient_id, "task": sample.task,
-        "question": sample.question, "reference": sample.answer,
-    }  # fmt: skip
+def batches(questions: Sequence[Question], size: int) -> list[Batch]:
+    """Batches of one task and similar length, so that little is padding and few wait for a longer answer.
+
+    The largest come first: what does not fit into memory fails at once. They depend on the questions alone, and not on
+    what is answered already, since chance and rounding depend on the batch.
+    """
+    ordered = sorted(questions, key=lambda q: (TASKS.index(q.task), len(q.text), q.text, q.id), reverse=True)
+    groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.task)]
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def _answer(
+    answering: Answering,
+    share: Sequence[Batch],
+    asked: QuestionSet,
+    generation: Generation,
+    ledgers: Sequence[Ledger],
+    processes: Processes,
+) -> None:
+    """Fill the ledgers: answers and failures by question, and the seconds of each launch."""
+    answers, failures, launches = ledgers
+    launch, begun = str(time.time_ns()), time.monotonic()
+    with Progress(disable=not processes.first) as progress:
+        task = progress.add_task("Answering", total=sum(map(len, share)))
+
+        def keep(new: Mapping[str, str]) -> None:
+            answers.update(new)
+            progress.advance(task, len(new))
+            if processes.first:
+                launches.put(launch, time.monotonic() - begun)
+
+        progress.advance(task, sum(question.id in answers for batch in share for question in batch))
+        failed = answering.answer(share, asked, generation, answers, keep)
+    failures.update(failed, keep=False)

@@ -1,212 +1,158 @@
-"""Scores of generated reports as the R2Gen lineage computes them: BLEU, ROUGE-L, METEOR.
+"""Scores of generated reports: BLEU, ROUGE-L and METEOR by published definitions, and clinical ones by their packages.
 
-BLEU is a corpus metric: it is a function of sums over reports, so `score` keeps each report's summands and
-`bleu` turns sums into values, for the corpus as for a bootstrap resample of it.
+Some are functions of sums over the corpus and no means, so `score` keeps each report's summands and `metrics` says how
+sums become values, for the corpus as for a bootstrap resample of it.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
-import numpy as np
+from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation import require_known, require_lists, require_texts
+from mmedpo.evaluation.metric import Metric, Scores, values
+from mmedpo.evaluation.reports import Text, coco, huggingface, meteor, paper
+from mmedpo.evaluation.reports import clinical as clinical_scores
+from mmedpo.evaluation.reports.coco import clean
 
-from mmedpo.errors import InputError
-from mmedpo.evaluation import require_known, require_texts
-from mmedpo.evaluation.metric import Floats, Metric, Scores, mean_of, values
+__all__ = ["METEOR_VARIANTS", "PROTOCOLS", "aggregate", "clean", "compute", "metrics", "score", "score_all"]
 
-PROTOCOLS = ("coco",)
-METEOR_VARIANTS = ("nltk_exact_stem", "nltk_wordnet")
-ORDERS = (1, 2, 3, 4)
-
-ROUGE_BETA = 1.2
-# pycocoevalcap's guards against division by zero; kept, since they decide the value on very short texts.
-BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9
-
-_ENUMERATOR = re.compile(r"(?<!\S)[1-5]\.(?=\s)")
-_PUNCTUATION = re.compile(r"[^\w\s-]|_")
-
-
-def clean(text: str) -> list[str]:
-    """Words of a report: lower case, list numbers and punctuation off, split at white space.
-
-    In this order: lower-case; drop free-standing "1." to "5."; delete every character that is neither letter,
-    digit, hyphen nor white space, joining what it parted ("3.5" is "35", "and/or" is "andor", as in R2Gen); split;
-    drop words of hyphens alone. R2Gen itself keeps " . " between sentences as a word, and so scores higher.
-
-    Example:
-        >>> clean("1. Heart size normal. 2. No T2-weighted change!")
-        ['heart', 'size', 'normal', 'no', 't2-weighted', 'change']
-    """
-    text = _PUNCTUATION.sub("", _ENUMERATOR.sub(" ", text.lower()))
-    return [word for word in text.split() if word.strip("-")]
+_PROTOCOLS = {"coco": coco.PROTOCOL, "paper": paper.PROTOCOL, "huggingface": huggingface.PROTOCOL}
+PROTOCOLS = tuple(_PROTOCOLS)
+METEOR_VARIANTS = meteor.VARIANTS
 
 
 def score(
-    prediction: str, reference: str, protocol: str = "coco", meteor_variant: str = "nltk_exact_stem"
+    prediction: str,
+    reference: str,
+    protocol: str = "coco",
+    meteor_variant: str | None = None,
+    clinical: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Sufficient statistics of one report.
+    """`score_all` of one report."""
+    return score_all([prediction], [reference], protocol, meteor_variant, clinical)[0]
+
+
+def score_all(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    protocol: str = "coco",
+    meteor_variant: str | None = None,
+    clinical: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """JSON-able summands of each of n reports; the arguments are those of `compute`.
 
     Returns:
-        ngram_matches, ngram_totals: 4 integers each, for orders 1 to 4: n-grams of the prediction that the
-            reference has too (clipped), and all n-grams of the prediction;
-        prediction_length, reference_length: in words;
-        rouge_l, meteor: in [0, 1].
+        What the protocol's `score` returns (`reports.coco`, `reports.paper`, `reports.huggingface`), joined with
+        "meteor" or "meteor_statistics", or "meteor_absent" in all of them (`reports.meteor.scores`), and with the
+        clinical scores asked for (`reports.clinical.scores`).
 
     Raises:
-        InputError: unknown protocol or variant, a text that is no string, a reference without words, or
-            `nltk_wordnet` without the WordNet data.
+        InputError: as `compute`.
     """
-    _require([prediction], [reference], protocol, meteor_variant)
-    return _score(prediction, reference, meteor_variant)
+    _require_names(protocol, meteor_variant, clinical)
+    chosen = _PROTOCOLS[protocol]
+    words = cache(chosen.words)
+    # Punctuation is a word to some protocols, but no reference.
+    require_texts(predictions, references, lambda text: clean(text) and words(text))
+    said, gold = ([Text(text, words(text)) for text in texts] for texts in (predictions, references))
+    parts = [
+        [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
+        meteor.scores([t.words for t in said], [t.words for t in gold], meteor_variant or chosen.meteor_variant),
+        *(clinical_scores.scores(name, predictions, references) for name in clinical),
+    ]
+    return [{key: value for part in row for key, value in part.items()} for row in zip(*parts, strict=True)]
 
 
 def compute(
     predictions: Sequence[str],
     references: Sequence[str],
     protocol: str = "coco",
-    meteor_variant: str = "nltk_exact_stem",
+    meteor_variant: str | None = None,
+    groups: Sequence[str] | None = None,
+    clinical: Sequence[str] = (),
+    return_scores: bool = False,
 ) -> dict[str, Any]:
-    """Scores of n reports, as described in `aggregate`; an empty prediction scores 0.
+    """Scores of n reports; an empty prediction scores 0.
 
     Args:
-        predictions: n reports of the model.
-        references: n gold reports.
-        protocol: "coco", the only one.
-        meteor_variant: "nltk_exact_stem" needs no data; "nltk_wordnet" matches synonyms too.
+        predictions: n reports of the model, as it wrote them: each protocol cleans or splits them by its own rules.
+        references: n gold reports, one a prediction, each with words.
+        protocol: "coco", "paper" or "huggingface" (eval/report_generation/README.md has the formulas).
+        meteor_variant: "meteor_1.5" (Java), "nltk_wordnet" (WordNet data) or "nltk_exact_stem" (no data); by default
+            the protocol's own: "meteor_1.5" for coco, "nltk_wordnet" for the others.
+        groups: n names (an organ, a modality); adds "by_group".
+        clinical: any of "radgraph_f1", "chexbert_f1", which load models from the Hub.
+        return_scores: whether each report's summands are returned too.
+
+    Returns:
+        What `aggregate` says; "by_group": what it says of each group, by name, if `groups` are given; "scores": the
+        `score_all` results if asked for.
 
     Raises:
-        InputError: as `score`; columns of different length; all faulty texts are named.
+        InputError: an unknown protocol, variant or clinical score; columns of different length; texts that are no
+            strings, references without words (all are named); a clinical score whose package or weights are missing.
+
+    Example:
+        >>> found = compute(["No effusion."], ["No pleural effusion."], meteor_variant="nltk_exact_stem")
+        >>> found["report_generation_definition"], round(found["rouge_l"], 3), found["meteor_variant"]
+        ('coco@1', 0.772, 'nltk_exact_stem')
     """
-    _require(predictions, references, protocol, meteor_variant)
-    scores = [_score(*texts, meteor_variant) for texts in zip(predictions, references, strict=True)]
-    return aggregate(scores, meteor_variant)
+    if groups is not None:
+        _require_groups(groups, predictions)
+    scores = score_all(predictions, references, protocol, meteor_variant, clinical)
+    found = aggregate(scores, meteor_variant, protocol)
+    if groups is not None:
+        members: dict[str, list[Scores]] = {name: [] for name in sorted(set(groups))}
+        for name, sample in zip(groups, scores, strict=True):
+            members[name].append(sample)
+        found["by_group"] = {name: aggregate(own, meteor_variant, protocol) for name, own in members.items()}
+    return found | ({"scores": scores} if return_scores else {})
 
 
 def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
-    """The metrics of `score` results: BLEU of the corpus, means of the others, each in [0, 1], higher is better."""
+    """The metrics of `score` results, higher is better; "meteor" is there twice, once for each kind of its summands."""
     require_known("protocol", protocol, PROTOCOLS)
-    return (
-        *(Metric(f"bleu_{n}", _is_report, bleu_statistics, partial(_bleu_at, n)) for n in ORDERS),
-        mean_of("rouge_l"),
-        mean_of("meteor"),
-    )
+    return (*_PROTOCOLS[protocol].metrics, *meteor.METRICS, *clinical_scores.METRICS)
 
 
-def aggregate(scores: Sequence[Scores], meteor_variant: str, protocol: str = "coco") -> dict[str, Any]:
-    """bleu_1 to bleu_4 of the corpus, mean rouge_l and meteor, each in [0, 1], higher is better; absent if n is 0.
-
-    `meteor_variant` and the count `n_report` are always returned.
-    """
-    return values(metrics(protocol), scores) | {"meteor_variant": meteor_variant, "n_report": len(scores)}
-
-
-def _is_report(scores: Scores) -> bool:
-    return "ngram_matches" in scores
-
-
-def _bleu_at(order: int, sums: Floats) -> Floats:
-    return bleu(sums)[..., order - 1]
-
-
-def bleu_statistics(sample: Scores) -> list[float]:
-    """The 10 summands of BLEU in a `score` result: 4 matches, 4 totals, prediction and reference length."""
-    lengths = [sample["prediction_length"], sample["reference_length"]]
-    return [*sample["ngram_matches"], *sample["ngram_totals"], *lengths]
-
-
-def bleu(sums: Floats) -> Floats:
-    """Cumulative corpus BLEU-1 to BLEU-4 as in pycocoevalcap.
-
-    BLEU-n = BP * (prod over k <= n of (matches_k + tiny) / (totals_k + small)) ** (1 / n), with
-    BP = exp(1 - 1 / r) where r = (prediction length + tiny) / (reference length + small) is below 1, else 1.
-
-    Args:
-        sums: [..., 10], sums of `bleu_statistics`.
+def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, protocol: str = "coco") -> dict[str, Any]:
+    """Values of `score` results, absent where there is no report; higher is better.
 
     Returns:
-        [..., 4], values in [0, 1].
+        bleu_1 to bleu_4, rouge_l, meteor, and by protocol bleu (`paper`), rouge_1 and rouge_2 (`huggingface`), each in
+        [0, 1] but for `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where they were asked for;
+        always n_report, meteor_variant and report_generation_definition, the protocol with the number of its
+        definition ("coco@1"); where METEOR could not be computed, meteor_absent: why, and what to do.
     """
-    precisions = (sums[..., :4] + BLEU_TINY) / (sums[..., 4:8] + BLEU_SMALL)
-    ratio = (sums[..., 8:9] + BLEU_TINY) / (sums[..., 9:10] + BLEU_SMALL)
-    brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
-    return brevity * np.cumprod(precisions, axis=-1) ** (1 / np.array(ORDERS))
-
-
-def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
-    """ROUGE-L of two word sequences: (1 + b²) P R / (R + b² P), b = 1.2, P and R the shares of the longest
-    common subsequence in prediction and reference; 0 where nothing is shared."""
-    common = _longest_common(prediction, reference)
-    if not common:
-        return 0.0
-    precision, recall = common / len(prediction), common / len(reference)
-    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
-
-
-def meteor(prediction: Sequence[str], reference: Sequence[str], variant: str = "nltk_exact_stem") -> float:
-    """NLTK's METEOR of two word sequences; see `METEOR_VARIANTS`. Its values exceed METEOR 1.5's on the same text.
-
-    Raises:
-        InputError: `nltk_wordnet` without the WordNet data.
-    """
-    from nltk.translate.meteor_score import single_meteor_score
-
-    return float(single_meteor_score(reference, prediction, wordnet=_synonyms(variant)))
-
-
-class _NoSynonyms:
-    """Stands in for WordNet, so that METEOR matches equal words and equal stems only."""
-
-    def synsets(self, word: str) -> list[Any]:
-        return []
-
-
-@cache
-def _synonyms(variant: str) -> Any:
-    if variant == "nltk_exact_stem":
-        return _NoSynonyms()
-    from nltk.corpus import wordnet
-
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        raise InputError(
-            "meteor_variant 'nltk_wordnet' needs the WordNet data, which is not installed here. "
-            "Run `python -m nltk.downloader wordnet`, or choose 'nltk_exact_stem', which needs none."
-        ) from None
-    return wordnet
-
-
-def _score(prediction: str, reference: str, meteor_variant: str) -> dict[str, Any]:
-    said, gold = clean(prediction), clean(reference)
-    return {
-        "ngram_matches": [(_ngrams(said, n) & _ngrams(gold, n)).total() for n in ORDERS],
-        "ngram_totals": [max(0, len(said) - n + 1) for n in ORDERS],
-        "prediction_length": len(said),
-        "reference_length": len(gold),
-        "rouge_l": rouge_l(said, gold),
-        "meteor": meteor(said, gold, meteor_variant),
+    found: dict[str, Any] = values(metrics(protocol), scores)
+    absent = next((sample["meteor_absent"] for sample in scores if "meteor_absent" in sample), None)
+    if absent is not None:
+        found.pop("meteor", None)
+        found["meteor_absent"] = absent
+    return found | {
+        "n_report": len(scores),
+        "meteor_variant": meteor_variant or _PROTOCOLS[protocol].meteor_variant,
+        "report_generation_definition": _PROTOCOLS[protocol].definition,
     }
 
 
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-
-
-def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    # lengths[j] is the answer for the words of `a` read so far and the first j words of `b`.
-    lengths = [0] * (len(b) + 1)
-    for x in a:
-        diagonal = 0
-        for j, y in enumerate(b, start=1):
-            diagonal, lengths[j] = lengths[j], diagonal + 1 if x == y else max(lengths[j], lengths[j - 1])
-    return lengths[-1]
-
-
-def _require(predictions: Sequence[str], references: Sequence[str], protocol: str, meteor_variant: str) -> None:
+def _require_names(protocol: str, meteor_variant: str | None, clinical: Sequence[str]) -> None:
     require_known("protocol", protocol, PROTOCOLS)
-    require_known("meteor_variant", meteor_variant, METEOR_VARIANTS)
-    require_texts(predictions, references, clean)
+    if meteor_variant is not None:
+        require_known("meteor_variant", meteor_variant, METEOR_VARIANTS)
+    for name in clinical:
+        require_known("clinical score", name, tuple(clinical_scores.SCORES))
+
+
+def _require_groups(groups: Sequence[str], predictions: Sequence[str]) -> None:
+    require_lists({"predictions": predictions, "groups": groups})
+    faults = [
+        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every report")
+        for i, group in enumerate(groups)
+        if not isinstance(group, str)
+    ]
+    if faults:
+        raise InputError(f"{len(faults)} of the groups have no name:", faults)

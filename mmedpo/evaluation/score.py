@@ -3,22 +3,86 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import med_vqa, report_generation
+from mmedpo.evaluation import med_vqa, preference, report_generation, require_known, visual_reliance
 from mmedpo.schema import TASKS
+from mmedpo.workdir import portable
 
-METRICS = {"med_vqa": med_vqa.metrics, "report_generation": report_generation.metrics}  # by folder of eval/
-PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}
+METRICS = {  # by folder of eval/
+    "med_vqa": med_vqa.metrics,
+    "report_generation": report_generation.metrics,
+    "preference": preference.metrics,
+    "visual_reliance": visual_reliance.metrics,
+}
+PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # where none are chosen
+PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # of `Scoring`, by folder of eval/
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
+SHOWN_IDS = 5
+MOST = 0.9  # of the questions: as many missing answers are no oversight
 
 Row = dict[str, Any]
 
 
-def score_folder(folder: Path, meteor_variant: str = "nltk_exact_stem") -> Row:
+@dataclass(frozen=True)
+class Scoring:
+    """The definitions that answers are scored by; `meteor_variant` is one of `report_generation.METEOR_VARIANTS`, or
+    None for the report protocol's own.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+
+    vqa_protocol: str = PROTOCOLS["med_vqa"]
+    report_protocol: str = PROTOCOLS["report_generation"]
+    meteor_variant: str | None = None
+
+    def __post_init__(self) -> None:
+        require_known("vqa_protocol", self.vqa_protocol, med_vqa.PROTOCOLS)
+        require_known("report_protocol", self.report_protocol, report_generation.PROTOCOLS)
+        if self.meteor_variant is not None:
+            require_known("meteor_variant", self.meteor_variant, report_generation.METEOR_VARIANTS)
+
+    @property
+    def protocols(self) -> dict[str, str]:
+        """As results.json has them: by folder of eval/."""
+        return {part: getattr(self, name) for part, name in PARTS.items()}
+
+    def try_out(self, tasks: Collection[str]) -> None:
+        """Raise InputError if an answer of one of the `tasks` could not be scored here, as where data are missing."""
+        for task in tasks:
+            self.score(task, "yes", "yes")
+
+    def score(self, task: str, prediction: str, reference: str) -> Row:
+        """What the task's metric module returns for one answer."""
+        if task == "report":
+            return report_generation.score(prediction, reference, self.report_protocol, self.meteor_variant)
+        return med_vqa.score(prediction, reference, ANSWER_TYPES[task], self.vqa_protocol)
+
+    def score_all(self, answers: Sequence[tuple[Row, str]]) -> list[Row]:
+        """`score` of each question and its prediction; reports go together, so that all have a METEOR or none."""
+        reports = [(text, row["reference"]) for row, text in answers if row["task"] == "report"]
+        said, gold = ([report[side] for report in reports] for side in (0, 1))
+        scores = iter(report_generation.score_all(said, gold, self.report_protocol, self.meteor_variant))
+        return [
+            next(scores) if row["task"] == "report" else self.score(row["task"], text, row["reference"])
+            for row, text in answers
+        ]
+
+    def metrics(self, scores: Sequence[Row]) -> Row:
+        """The "metrics" of results.json from the lines of scores.jsonl."""
+        reports = [score for score in scores if score["task"] == "report"]
+        answers = [score for score in scores if score["task"] != "report"]
+        return med_vqa.aggregate(answers, self.vqa_protocol) | report_generation.aggregate(
+            reports, self.meteor_variant, self.report_protocol
+        )
+
+
+def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
     """Score `predictions.jsonl` against `questions.jsonl` and write `scores.jsonl`, all in `folder`.
 
     Each line of `scores.jsonl` is {"id", "image_id", "task", ...} with what `med_vqa.score` (closed and open
@@ -28,23 +92,42 @@ def score_folder(folder: Path, meteor_variant: str = "nltk_exact_stem") -> Row:
         The "metrics" of `results.json` (docs/architecture.md).
 
     Raises:
-        InputError: files missing or broken; ids missing, surplus or repeated; null predictions; all are listed.
+        InputError: as `joined`.
     """
-    questions, faults = read_by_id(folder / "questions.jsonl")
-    predictions, more = read_by_id(folder / "predictions.jsonl")
-    faults += more
-    faults += [Fault(id_, column, said) for id_, row in questions.items() for column, said in question_faults(row)]
-    for id_ in [*questions, *(id_ for id_ in predictions if id_ not in questions)]:
-        sentence = _join_fault(id_ in questions, predictions.get(id_))
-        faults += [Fault(id_, "prediction", sentence)] if sentence else []
-    if faults:
-        raise InputError(f"{len(faults)} faults in {folder}:", faults)
-    scores = [_score(row, predictions[id_]["prediction"], meteor_variant) for id_, row in questions.items()]
+    scoring = scoring or Scoring()
+    answers = joined(folder / "questions.jsonl", folder / "predictions.jsonl")
+    scores = [
+        {column: row[column] for column in ("id", "image_id", "task")} | found
+        for (row, _), found in zip(answers, scoring.score_all(answers), strict=True)
+    ]
     lines = [json.dumps(score, ensure_ascii=False) + "\n" for score in scores]
     (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
-    reports = [score for score in scores if score["task"] == "report"]
-    answers = [score for score in scores if score["task"] != "report"]
-    return med_vqa.aggregate(answers) | report_generation.aggregate(reports, meteor_variant)
+    return scoring.metrics(scores)
+
+
+def joined(questions_file: Path, predictions_file: Path) -> list[tuple[Row, str]]:
+    """Each question with its prediction, joined by id, in the order of the questions.
+
+    Raises:
+        InputError: files missing or broken; ids missing, surplus or repeated; null predictions; all are listed.
+    """
+    questions, faults = read_by_id(questions_file)
+    predictions, more = read_by_id(predictions_file)
+    faults += more
+    faults += [Fault(id_, column, said) for id_, row in questions.items() for column, said in question_faults(row)]
+    faults += [
+        Fault(id_, "prediction", f"is {row.get('prediction')!r}, not a string; an unanswered question has ''")
+        for id_, row in predictions.items()
+        if not isinstance(row.get("prediction"), str)
+    ]
+    missing = [id_ for id_ in questions if id_ not in predictions]
+    surplus = [id_ for id_ in predictions if id_ not in questions]
+    faults += [Fault(id_, "prediction", "is missing; every question needs one") for id_ in missing]
+    faults += [Fault(id_, "prediction", "answers no question; remove it, or add the question") for id_ in surplus]
+    if faults:
+        counts = _apart(len(questions), missing, len(predictions), surplus)
+        raise InputError(f"{portable(str(predictions_file))} cannot be scored: {len(faults)} faults.{counts}", faults)
+    return [(row, predictions[id_]["prediction"]) for id_, row in questions.items()]
 
 
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
@@ -70,7 +153,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the folder of a finished evaluation.") from None
+        raise InputError(f"{path} does not exist; give a finished evaluation, or a file of predictions.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}); write it anew.") from None
     # Not splitlines(), which also splits at characters that JSON leaves bare inside strings.
@@ -99,20 +182,17 @@ def question_faults(row: Row) -> list[tuple[str, str]]:
     return faults
 
 
-def _join_fault(asked: bool, answer: Row | None) -> str | None:
-    if not asked:
-        return "answers no question of questions.jsonl; remove it, or add the question"
-    if answer is None:
-        return "is missing; every question needs one"
-    if not isinstance(answer.get("prediction"), str):
-        return f"is {answer.get('prediction')!r}, not a string; an unanswered question has the prediction ''"
-    return None
+def _apart(asked: int, missing: Sequence[str], answered: int, surplus: Sequence[str]) -> str:
+    """How many ids are on one side only, and which come first; "" for none."""
+    said = ""
+    if missing:
+        said += f" {len(missing)} of {asked} questions have no prediction: {_first(missing)}."
+    if surplus:
+        said += f" {len(surplus)} of {answered} predictions answer no question: {_first(surplus)}."
+    if surplus and len(missing) > MOST * asked:
+        said += " They look like predictions for another split or source."
+    return said
 
 
-def _score(question: Row, prediction: str, meteor_variant: str) -> Row:
-    task, reference = question["task"], question["reference"]
-    if task == "report":
-        scores = report_generation.score(prediction, reference, PROTOCOLS["report_generation"], meteor_variant)
-    else:
-        scores = med_vqa.score(prediction, reference, ANSWER_TYPES[task], PROTOCOLS["med_vqa"])
-    return {"id": question["id"], "image_id": question["image_id"], "task": task, **scores}
+def _first(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")

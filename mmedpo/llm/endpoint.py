@@ -206,7 +206,8 @@ class EndpointChat:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
         looked = request.image is not None
         if error.kind in (Kind.FLAWED, Kind.REFUSED) and not await self._proven(batch, looked):
-            advice = f"{CHECK}. If the model cannot look at images, leave out --show-images" if looked else CHECK
+            blind = ". If the model cannot look at images, name one that can, or curate without --show-images"
+            advice = CHECK + blind * looked
             raise InputError(f"{who} answers no question, not even a trivial one: {said}. {advice}.") from None
         if error.kind is Kind.REFUSED:
             return ChatReply(failure=f"refused: {said}")

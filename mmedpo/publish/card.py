@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
-from mmedpo.cards import license_fields
+from mmedpo.cards import GENERATED, adapter_card, license_fields, results_files
 from mmedpo.errors import InputError
 
+CARD = "README.md"
 HEADER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n?^---[ \t]*(?:\n|\Z)", re.S | re.M)
 OPEN = re.compile(r"\[More information needed(?: before publishing \((?P<key>\w+)\))?: (?P<question>[^\]]*)\]")
 COMPUTED = ("configs", "dataset_info", "size_categories")  # of the header; they describe the files beside the card
@@ -53,6 +55,26 @@ def merge(base: str | None, edited: str, new: str, place: str) -> tuple[str, lis
         merged = _merge_headers(conflicts, *(_values(text, place) for text in (base_header, header, new_header)))
     lines = _merge_lines(conflicts, *(text.splitlines(keepends=True) for text in (base_body, body, new_body)))
     return f"---\n{merged}\n---\n{''.join(lines)}", conflicts
+
+
+def with_local_edits(folder: Path, plain: str, generated: str) -> tuple[str, list[Conflict]]:
+    """The card generated anew for a folder, with what a person wrote into its README.md; raises as `merge`.
+
+    Args:
+        plain: the card as it was generated before, where the folder has not kept it.
+    """
+    path, base = folder / CARD, folder / GENERATED
+    if not path.exists():
+        return generated, []
+    written = base.read_text(encoding="utf-8") if base.exists() else plain
+    return merge(written, path.read_text(encoding="utf-8"), generated, str(path))
+
+
+def with_results(folder: Path, comparison: Mapping[str, Any]) -> tuple[dict[str, str], list[Conflict]]:
+    """`cards.results_files`, with what a person wrote into the folder's card. Nothing is written; raises as both."""
+    files = results_files(folder, comparison)
+    text, conflicts = with_local_edits(folder, adapter_card(folder), files[CARD])
+    return {**files, CARD: text, GENERATED: files[CARD]}, conflicts
 
 
 def open_fields(card: str) -> list[tuple[str | None, str]]:

@@ -12,11 +12,10 @@ from mmedpo import cards
 from mmedpo.audit import audit
 from mmedpo.errors import Fault, InputError
 from mmedpo.publish import picture
-from mmedpo.publish.card import Conflict, merge
+from mmedpo.publish.card import CARD, Conflict, with_local_edits
 from mmedpo.publish.remote import File
 from mmedpo.workdir import json_text, read_json
 
-CARD = "README.md"
 PICTURE = "audit.png"
 SHARD = re.compile(r"(?P<split>\w[\w.]*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 ADAPTER_FILES = (
@@ -26,7 +25,8 @@ ADAPTER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-    *("training.json", "trainer_state.json", "recipe.yaml", cards.PICTURE, ".eval_results/*.yaml"),
+    *("training.json", "trainer_state.json", "recipe.yaml", cards.PICTURE),
+    *(cards.COMPARISON, ".eval_results/*.yaml"),
 )
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 METRIC_FILES = ("*.py", "requirements.txt", "cases.json")
@@ -74,7 +74,7 @@ def dataset(folder: Path, repo_id: str) -> Content:
     generated = cards.dataset_card(
         folder, audit=found, published=cards.Published(repo_id, PICTURE, configs(shards), info(folder, shards))
     )
-    texts, conflicts = _with_local_edits(folder, plain, generated)
+    texts, conflicts = with_local_edits(folder, plain, generated)
     files = {f"data/{file.name}": File(file) for part in shards.values() for file in part}
     files["manifest.json"] = File(folder / "manifest.json")
     files["audit.json"] = File(json_text(found).encode())
@@ -95,7 +95,7 @@ def adapter(folder: Path, repo_id: str) -> Content:
     files = _allowed(folder, ADAPTER_FILES)
     if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
         raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
-    texts, conflicts = _with_local_edits(folder, generated, generated)
+    texts, conflicts = with_local_edits(folder, generated, generated)
     return Content("model", files, texts, generated, WEIGHTS, [read_json(folder / "training.json")], conflicts)
 
 
@@ -129,14 +129,6 @@ def refuse_private_words(content: Content, token: str | None) -> None:
             if found := [word for word in sorted(words) if word in text]:
                 what = "the token" if found[0] == token else found[0]
                 raise InputError(f"{name} names {what}, which is nobody else's business. Remove it, then publish.")
-
-
-def _with_local_edits(folder: Path, plain: str, generated: str) -> tuple[str, list[Conflict]]:
-    path, base = folder / CARD, folder / cards.GENERATED
-    if not path.exists():
-        return generated, []
-    written = base.read_text(encoding="utf-8") if base.exists() else plain
-    return merge(written, path.read_text(encoding="utf-8"), generated, str(path))
 
 
 def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
-from contextlib import suppress
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -17,6 +15,7 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from mmedpo import credentialed, schema
+from mmedpo.models import hardware
 from mmedpo.workdir import portable, read_json, versions, write_json
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def write(
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    manifest = dataset_manifest(run.dataset_name, commit)
+    manifest = schema.dataset_manifest(run.dataset_name, commit)
     if source := dataset_source(run, str(settings["model"]), commit, dataset):
         manifest["source"] = source
     write_json(folder / "training.json", {
@@ -111,9 +110,8 @@ def _adapter_settings(model: Any) -> dict[str, Any]:
 
 
 def _hardware(config: Any) -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     sharded = f", DeepSpeed ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin else ""
-    return f"{PartialState().num_processes} x {device}{sharded}"
+    return f"{PartialState().num_processes} x {hardware()}{sharded}"
 
 
 def _weights(dataset: Any) -> dict[str, float]:
@@ -123,24 +121,11 @@ def _weights(dataset: Any) -> dict[str, float]:
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
-def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if Path(name).exists():
-        return None
-    with suppress(HfHubHTTPError, HTTPError, OSError):
-        return HfApi().dataset_info(name, revision=revision).sha
-    return revision
-
-
 def dataset_source(run: RunArguments, model: str, commit: str | None, dataset: Any) -> dict[str, Any]:
     """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row's source
     or licence says so (of a streamed dataset's first `STREAMED` rows), or the record of the model or adapter that is
     gone on from."""
-    source: dict[str, Any] = dataset_manifest(run.dataset_name, commit).get("source") or {}
+    source: dict[str, Any] = schema.dataset_manifest(run.dataset_name, commit).get("source") or {}
     columns = [column for column in ("source", "license") if column in (dataset.column_names or ())]
     rows = dataset.select_columns(columns)
     rows = rows.take(STREAMED) if isinstance(dataset, IterableDataset) else rows
@@ -152,17 +137,3 @@ def dataset_source(run: RunArguments, model: str, commit: str | None, dataset: A
     records += [read_json(file) for file in before if file.exists()]
     name = credentialed.first(records)
     return {"name": name, **source, "credentialed": True} if name else source
-
-
-def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
-    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
-    from httpx2 import HTTPError
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    folder = Path(name)
-    if folder.exists():
-        return read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
-    with suppress(HfHubHTTPError, HTTPError, OSError):
-        return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
-    return {}

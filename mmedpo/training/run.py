@@ -108,7 +108,7 @@ def train(
     if config.push_to_hub and publish is None:
         raise InputError("push_to_hub: nothing was given that publishes; use `mmedpo train`, or push the folder later.")
     _refuse_strangers()
-    commit = record.dataset_commit(run.dataset_name, run.dataset_revision)
+    commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     if config.push_to_hub and not run.send_credentialed_data_to_third_parties:
         source = record.dataset_source(run, str(model_args.model_name_or_path), commit, dataset)

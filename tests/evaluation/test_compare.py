@@ -1,13 +1,23 @@
-"""Runs side by side: values, paired intervals, examples, and what makes two runs incomparable."""
+"""Runs side by side: values, intervals, tests, groups, examples, seen images, and what makes runs incomparable."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from invented import row
+from PIL import Image
 
+from mmedpo import schema
 from mmedpo.errors import InputError
-from mmedpo.evaluation.compare import compare, rows
-from mmedpo.evaluation.score import PROTOCOLS, score_folder
+from mmedpo.evaluation import compare as comparing
+from mmedpo.evaluation import examples
+from mmedpo.evaluation.compare import compare
+from mmedpo.evaluation.metric import mean_of
+from mmedpo.evaluation.score import METRICS, PROTOCOLS, score_folder
+from mmedpo.evaluation.statistics import holm
+from mmedpo.images import digest
 
 IMAGES = 20
 
@@ -39,7 +49,10 @@ def run(folder: Path, name: str, right_until: int, changes=None, results=None) -
     ]
     for file, lines in (("questions", asked), ("predictions", reversed(answers))):
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    record = {"format": "mmedpo.results/1", "name": name, "protocols": PROTOCOLS, "metrics": score_folder(folder)}
+    record = {
+        "format": "mmedpo.results/1", "name": name, "source": "invented", "split": "test", "protocols": PROTOCOLS,
+        "metrics": score_folder(folder),
+    }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(record | (results or {})), encoding="utf-8")
     return folder
 
@@ -53,11 +66,15 @@ def test_values_are_those_of_the_results_and_differences_are_paired(tmp_path):
         recorded = json.loads((folder / "results.json").read_text())["metrics"]
         values = {name: entries[folder.name]["value"] for name, entries in found["metrics"].items()}
         assert values == pytest.approx({name: recorded[name] for name in values})
-        assert set(values) == {name for name in recorded if not name.startswith(("n_", "meteor_"))}
+        assert set(values) == {name for name, value in recorded.items() if isinstance(value, float)}
     closed = found["metrics"]["closed_accuracy"]
     assert set(closed["start"]) == {"value", "low", "high"}
     assert closed["mmedpo"]["difference"] == pytest.approx(10 / IMAGES)
     assert closed["mmedpo"]["difference_low"] > 0
+    # 10 images changed, all for the better: 2 of the 2^10 equally likely exchanges are as large.
+    assert closed["mmedpo"]["p"] == pytest.approx(2 / 2**10, abs=0.005)
+    assert found["sizes"]["closed_accuracy"] == {"questions": IMAGES, "images": IMAGES}
+    assert found["sizes"]["overall_accuracy"] == {"questions": 2 * IMAGES, "images": IMAGES}
     for entries in found["metrics"].values():
         same = entries["dpo"]
         assert (same["difference"], same["difference_low"], same["difference_high"]) == (0.0, 0.0, 0.0)
@@ -75,23 +92,103 @@ def test_metrics_about_no_question_are_absent(tmp_path):
     found = compare([run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 9, changes)], resamples=20)
     assert set(found["metrics"]) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"}
     assert found["n"]["closed"] == 0
-    assert found["examples"] == []
+    assert {example["outcome"] for example in found["examples"]} == {"higher", "equal"}
+    assert found["changes"] == {}
 
 
-def counts(examples):
-    gained = [example["correct"] == {"start": False, "mmedpo": True} for example in examples]
-    assert gained == sorted(gained, reverse=True)  # gained ones come first
-    return gained.count(True), gained.count(False)
+def test_p_values_are_corrected_over_all_metrics_and_runs_of_the_table(tmp_path):
+    found = compare([run(tmp_path, "start", 5), run(tmp_path, "dpo", 8), run(tmp_path, "mmedpo", 15)], resamples=200)
+    cells = [cell for entries in found["metrics"].values() for name, cell in entries.items() if name != "start"]
+    assert found["tests"]["table"] == len(cells) == 2 * len(found["metrics"])
+    assert [cell["p_adjusted"] for cell in cells] == holm([cell["p"] for cell in cells])
 
 
-def test_examples_are_all_gains_where_nothing_was_lost(tmp_path):
+def in_groups(column, label):
+    return {row["id"]: {column: label(int(row["image_id"].split("-")[1]))} for row in questions()}
+
+
+def test_groups_have_their_own_values_and_their_own_family_of_tests(tmp_path):
+    changes = in_groups("organ", lambda image: "CHEST" if image < 12 else "HEAD" if image < 19 else None)
+    found = compare([run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 15, changes)], resamples=200)
+    assert set(found["groups"]) == {"task", "organ"}
+    groups = found["groups"]["organ"]
+    assert list(groups) == ["CHEST", "HEAD", "(not recorded)"]
+    chest, head = (groups[name]["metrics"]["closed_accuracy"] for name in ("CHEST", "HEAD"))
+    assert groups["CHEST"]["n"] == {"questions": 36, "images": 12}
+    assert (chest["start"]["value"], chest["mmedpo"]["value"]) == pytest.approx((5 / 12, 1.0))
+    assert head["mmedpo"] == {"value": pytest.approx(3 / 7)}  # of 7 images: no interval, no test
+    tested = [cell for entries in groups["CHEST"]["metrics"].values() for cell in entries.values() if "p" in cell]
+    assert found["tests"]["organ"] == len(tested) == len(found["metrics"])
+    assert [cell["p_adjusted"] for cell in tested] == holm([cell["p"] for cell in tested])
+    # Open and closed metrics, and those of reports, have one task each: they are in the main table already.
+    assert [list(group["metrics"]) for group in found["groups"]["task"].values()] == [["overall_accuracy"]] * 2 + [[]]
+
+
+def test_many_groups_are_put_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "GROUPS", 2)
+    changes = in_groups("question_type", lambda image: f"kind {min(image, 15)}")
+    found = compare([run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 15, changes)], resamples=20)
+    groups = found["groups"]["question_type"]
+    assert next(iter(groups)) == "kind 15" and len(groups) == 3
+    assert groups["(others)"]["n"]["images"] == 14
+
+
+def test_too_many_tests_for_the_permutations_are_said(tmp_path):
+    found = compare([run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)], resamples=50)
+    assert any(note.startswith("12 tests by table are too many for 50 permutations") for note in found["notes"])
+
+
+def test_spreads_count_each_image_once(tmp_path):
+    found = compare([run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)], resamples=20)
+    spread = found["distributions"]["overall_accuracy"]
+    assert spread["edges"][0] == 0 and spread["edges"][-1] == 1
+    assert [spread["counts"][name] for name in ("start", "mmedpo")] == [[15, *[0] * 8, 5], [5, *[0] * 8, 15]]
+
+
+def test_differing_settings_are_noted_and_not_refused(tmp_path):
+    folders = [run(tmp_path, "start", 5, results={"settings": {"max_new_tokens": 64}}),
+               run(tmp_path, "mmedpo", 5, results={"settings": {"max_new_tokens": 32}, "split": None})]  # fmt: skip
+    said = compare(folders, resamples=400)["notes"]
+    assert said == [
+        "max_new_tokens is 32 in 'mmedpo', but 64 in 'start'",
+        "split is None in 'mmedpo', but 'test' in 'start'",
+    ]
+
+
+def test_another_measure_is_compared_by_its_own_metrics(tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "margin", lambda protocol: (mean_of("margin"),))
+    folders = [run(tmp_path, name, 5, results={"protocols": {"margin": "nats"}}) for name in ("start", "mmedpo")]
+    for folder, shift in zip(folders, (0.0, 2.0), strict=True):
+        lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+        lines = [{"id": line["id"], "margin": number % 7 - 3 + shift} for number, line in enumerate(lines)]
+        (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(folders, resamples=200)
+    assert list(found["metrics"]) == ["margin"] and found["metrics"]["margin"]["mmedpo"]["difference"] == pytest.approx(
+        2
+    )
+    assert found["changes"] == {} and {example["outcome"] for example in found["examples"]} == {"higher"}
+    edges = found["distributions"]["margin"]["edges"]
+    assert edges[0] < 0 and edges[-1] > 1
+
+
+def outcomes(found):
+    return [example["outcome"] for example in found["examples"]]
+
+
+def test_all_changed_questions_are_examples_and_come_first(tmp_path):
     found = compare([run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)], resamples=10)
-    assert counts(found["examples"]) == (12, 0)
-    assert all(example["task"] != "report" for example in found["examples"])
+    assert found["changes"] == {"gained": 20, "both_wrong": 10, "both_right": 10}
+    kinds = ["gained"] * 20 + ["higher"] * 10 + ["both_wrong"] * 10 + ["both_right"] * 10 + ["equal"] * 10
+    assert outcomes(found) == kinds
+    first, report = found["examples"][0], next(row for row in found["examples"] if row["outcome"] == "higher")
+    assert first["correct"] == {"start": False, "mmedpo": True} and first["scores"] == {"start": 0.0, "mmedpo": 1.0}
+    assert report["correct"] == {"start": None, "mmedpo": None} and report["metric"] == "bleu_1"
+    assert report["scores"]["mmedpo"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("lost", "expected"), [(20, (8, 4)), (2, (10, 2))])
-def test_examples_show_losses_too(tmp_path, lost, expected):
+@pytest.mark.parametrize(("lost", "expected"), [(20, (6, 3)), (2, (7, 2))])
+def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, expected):
+    monkeypatch.setattr(examples, "MOST", {"gained": 9, "higher": 0, "both_wrong": 0, "both_right": 0, "equal": 0})
     # The baseline is right about the first 10 images; the other run about all but `lost` questions of those.
     folders = [run(tmp_path, "start", 10), run(tmp_path, "mmedpo", 10)]
     early = [row for row in questions() if int(row["image_id"].split("-")[1]) < 10 and row["task"] != "report"]
@@ -100,18 +197,8 @@ def test_examples_show_losses_too(tmp_path, lost, expected):
         "".join(json.dumps({"id": id_, "prediction": text}) + "\n" for id_, text in answers.items())
     )
     score_folder(folders[1])
-    assert counts(compare(folders, resamples=10)["examples"]) == expected
-
-
-def test_rows_are_a_table(tmp_path):
-    found = compare([run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)], resamples=50)
-    table = rows(found)
-    assert table[0] == ["metric", "run", "value [95 % interval]", "difference to start"]
-    assert {len(row) for row in table} == {4}
-    place = next(i for i, row in enumerate(table) if row[0] == "closed_accuracy")
-    start, mmedpo = table[place : place + 2]
-    assert start[1] == "start" and start[2].startswith("0.250 [") and start[3] == ""
-    assert mmedpo[:2] == ["", "mmedpo"] and mmedpo[3].startswith("+0.500 [+")
+    kept = outcomes(compare(folders, resamples=10))
+    assert (kept.count("gained"), kept.count("lost")) == expected and len(kept) == 9
 
 
 @pytest.mark.parametrize(
@@ -123,12 +210,16 @@ def test_rows_are_a_table(tmp_path):
         ({"open-3": {"question": "Where?"}}, {}, "open-3 [question]"),
         ({}, {"protocols": {**PROTOCOLS, "med_vqa": "paper"}}, "mmedpo [protocols]: are {'med_vqa': 'paper'"),
         ({}, {"metrics": {"meteor_variant": "nltk_wordnet"}}, "'meteor_variant': 'nltk_wordnet'"),
+        ({}, {"metrics": {"meteor_variant": "nltk_exact_stem", "paper_definition": 2}}, "'paper_definition': 2"),
+        ({"open-3": {"image_digest": "b"}}, {}, "open-3 [image_digest]: is 'b' in 'mmedpo', but 'a' in 'start'"),
         ({}, {"name": "start"}, "named start, start"),
+        ({}, {"name": None}, "lacks name, protocols or metrics"),
         ({}, {"format": "mmedpo.results/9"}, "not in the format mmedpo.results/1"),
     ],
 )
 def test_runs_that_differ_are_refused(tmp_path, changes, results, named):
-    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5, changes, results)]
+    known = {"open-3": {"image_digest": "a"}}
+    folders = [run(tmp_path, "start", 5, known), run(tmp_path, "mmedpo", 5, changes, results)]
     with pytest.raises(InputError) as refused:
         compare(folders, resamples=10)
     assert named in str(refused.value)
@@ -142,3 +233,101 @@ def test_one_run_and_damaged_runs_are_refused(tmp_path):
     (damaged / "scores.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(InputError, match="do not hold the same ids"):
         compare([start, damaged])
+
+
+def test_an_unknown_measure_is_refused(tmp_path):
+    folders = [run(tmp_path, name, 5, results={"protocols": {"nonsense": "x"}}) for name in ("start", "mmedpo")]
+    with pytest.raises(InputError, match="scored by nonsense; this version knows med_vqa"):
+        compare(folders)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "named"),
+    [
+        ("scores", {"correct": float("nan")}, "open-3 [correct]: is nan, no finite number"),
+        ("scores", {"ngram_matches": [1, float("inf")]}, "open-3 [ngram_matches]: is [1, inf]"),
+        ("questions", {"image_id": None}, "open-3 [image_id]: is None, not a string"),
+        ("questions", {"task": "riddle"}, "open-3 [task]: is 'riddle'"),
+        ("predictions", {"prediction": None}, "open-3 [prediction]: is None, not a string"),
+    ],
+)
+def test_damaged_lines_are_named(tmp_path, file, line, named):
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
+    path = folders[1] / f"{file}.jsonl"
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    rows = [row | line if row["id"] == "open-3" else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as refused:
+        compare(folders)
+    assert "mmedpo is damaged" in str(refused.value) and named in str(refused.value)
+
+
+# Test images that the training data holds.
+
+
+def picture(shade, form="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (shade, 0, 0)).save(file, form)
+    return file.getvalue()
+
+
+def pairs(folder, images):
+    """A preference dataset of one row an image: (bytes, source, image id, patient)."""
+    folder.mkdir()
+    made = [
+        row(number, images=[{"bytes": data, "path": None}], source=source)
+        | {"provenance": {**row(number)["provenance"], "image_id": image, "patient_id": patient}}
+        for number, (data, source, image, patient) in enumerate(images)
+    ]
+    schema.save(made, folder)
+    return str(folder)
+
+
+def test_seen_images_are_found_by_pixels_ids_and_patients(tmp_path):
+    changes = {
+        row["id"]: {
+            "image_digest": digest(Image.new("RGB", (8, 6), (int(row["image_id"].split("-")[1]), 0, 0))),
+            "patient_id": f"patient-{row['image_id']}",
+        }
+        for row in questions()
+    }
+    folders = [run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 5, changes)]
+    dataset = pairs(
+        tmp_path / "pairs",
+        [
+            (picture(3, "BMP"), "elsewhere", "other-3", "patient-image-9"),  # equal pixels in another file
+            (picture(200), "invented", "image-4", None),  # an equal id from the source of that name
+            (picture(201), "elsewhere", "image-5", None),  # an equal id from elsewhere says nothing
+            (picture(202), "invented", "new", "patient-image-6"),
+        ],
+    )
+    assert compare(folders, resamples=10, dataset=dataset)["seen_in_training"] == {
+        "dataset": "pairs", "images": 2, "of": IMAGES, "by_pixels": 1, "by_id": 1, "patients": 1, "of_patients": IMAGES,
+    }  # fmt: skip
+
+
+def test_what_the_records_do_not_tell_is_not_known(tmp_path):
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
+    dataset = pairs(tmp_path / "pairs", [(picture(3), "elsewhere", "image-3", None)])
+    found = compare(folders, resamples=10, dataset=dataset)["seen_in_training"]
+    assert (found["images"], found["by_pixels"], found["by_id"], found["patients"]) == (None,) * 4
+    assert found["of"] == IMAGES
+
+
+def test_what_is_no_preference_dataset_is_refused(tmp_path):
+    from datasets import Dataset
+
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
+    with pytest.raises(InputError, match="cannot be loaded as a dataset"):
+        compare(folders, dataset=str(tmp_path / "nowhere"))
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "other" / "data" / "train-00000-of-00001.parquet"))
+    with pytest.raises(InputError, match="is no preference dataset") as refused:
+        compare(folders, dataset=str(tmp_path / "other"))
+    assert "images" in {fault.column for fault in refused.value.faults}
+
+
+def test_a_folder_moved_elsewhere_compares_alike(tmp_path):
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)]
+    moved = [Path(shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)) for folder in folders]
+    assert compare(folders, resamples=20) == compare(moved, resamples=20)

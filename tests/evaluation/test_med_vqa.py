@@ -14,10 +14,9 @@ from mmedpo.evaluation import med_vqa
         ("yes", "Yes", "correct"),
         ("The answer is yes.", "yes", "correct"),
         ("No, this is not abnormal", "no", "correct"),
-        ("No, although a colleague said yes", "no", "correct"),
-        ("There is no fracture.", "no", "correct"),
+        ("There is no fracture.", "no", "neither"),  # the question may have been "Is this normal?"
+        ("There is no fracture.", "yes", "neither"),
         ("YES", "no", "wrong"),
-        ("There is no fracture.", "yes", "wrong"),
         ("abnormal", "no", "neither"),
         ("normal", "yes", "neither"),
         ("", "yes", "neither"),
@@ -26,6 +25,8 @@ from mmedpo.evaluation import med_vqa
         ("Either yes or no", "yes", "both"),
         ("Either yes or no", "no", "both"),
         ("yes", "Yes, with contrast", "correct"),
+        ("No pneumothorax", "No pneumothorax", "correct"),  # a choice: "no" is no verdict here
+        ("No", "No pneumothorax", "wrong"),
     ],
 )
 def test_yes_no_references_get_one_verdict(prediction, reference, expected):
@@ -44,10 +45,51 @@ def test_yes_no_references_get_one_verdict(prediction, reference, expected):
         ("", "left", "wrong"),
         ("Crohn’s", "crohn's", "correct"),
         ("left or right", "left", "correct"),  # the documented limit: the other choices are not known
+        ("not on the left", "left", "wrong"),
+        ("Not on the right, on the left", "left", "correct"),
+        ("It is not the right but the left", "left", "correct"),
+        ("It isn’t normal", "normal", "wrong"),
+        ("no contrast", "contrast", "wrong"),
+        ("not sure", "not sure", "correct"),
+        ("upper, left lobe", "upper left lobe", "correct"),
     ],
 )
 def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expected):
     assert med_vqa.verdict(prediction, reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No, this is not abnormal", "no"),
+        ("Yes, there is no fracture", "yes"),
+        ("Yes, it is not normal", "yes"),
+        ("No evidence of a nodule: no.", "no"),
+        ("There is no reason to doubt it: yes", "yes"),
+        ("There is no evidence that the heart is normal", "neither"),
+        ("There is no doubt about the fracture", "neither"),
+        ("No the heart is normal", "no"),
+        ("no it is not", "no"),
+        ("no because the lung is clear", "no"),
+        ("**No**\nBoth lungs are clear", "no"),
+        ("'Yes'", "yes"),
+        ("the answer is no, not yes", "no"),
+        ("It is not a no, it is a yes", "yes"),
+        ("The answer is not yes", "neither"),
+        ("I can't say yes", "neither"),
+        ("never say no", "neither"),
+        ("No one knows", "neither"),
+        ("no longer enlarged", "neither"),
+        ("yes/no", "both"),
+        ("yes no", "both"),
+        ("no yes", "both"),
+        ("Yes and no.", "both"),
+        ("No. On second thoughts, yes.", "both"),
+        ("I note that the eyes look abnormal, I know", "neither"),
+    ],
+)
+def test_what_a_sentence_says(text, expected):
+    assert med_vqa.said(text) == expected
 
 
 def test_a_constant_answer_is_right_for_one_polarity_only():
@@ -99,13 +141,76 @@ def test_score_says_what_compare_needs():
 def test_means_over_no_question_are_absent():
     closed_only = med_vqa.compute(["yes"], ["yes"], ["closed"])
     assert not any(name.startswith("open_") for name in closed_only)
-    assert med_vqa.compute([], [], []) == {"n_closed": 0, "n_open": 0, "n_closed_both": 0, "n_closed_neither": 0}
+    counts = {"n_closed": 0, "n_open": 0, "n_closed_both": 0, "n_closed_neither": 0}
+    assert med_vqa.compute([], [], []) == {**counts, "med_vqa_definition": "strict@2"}
+
+
+# The numbers are derived from the definitions in the paper's and LLaVA-Med's scores: see the comments.
+@pytest.mark.parametrize(
+    ("prediction", "reference", "paper", "llava_med"),
+    [
+        ("abnormal", "no", 1.0, 1.0),  # "no" occurs in it
+        ("two eyes", "yes", 1.0, 1.0),  # "yes" occurs in "eyes"
+        ("left", "left", 1.0, 0.0),  # neither "yes" nor "no" occurs
+        ("a left nodule", "left", 1.0, 1.0),  # "no" occurs in "nodule"
+        ("**one**", "one", 0.0, 0.0),  # the gold becomes "1", "**one**" is no number word
+        ("none", "zero", 1.0, 0.0),  # both become "0"
+        ("x-ray", "x ray", 1.0, 0.0),  # the hyphen becomes a space
+        ("x-ray - chest", "xray", 1.0, 0.0),  # a hyphen beside a space deletes all of them
+        ("isnt", "isn't", 1.0, 0.0),
+        ("", "A", 1.0, 0.0),  # an article vanishes, and nothing occurs in everything
+        ("No", "yes", 0.0, 0.0),
+        ("Yes and no", "yes", 1.0, 1.0),
+        ("Yes and no", "no", 1.0, 1.0),
+    ],
+)
+def test_lenient_protocols_find_closed_answers_as_substrings(prediction, reference, paper, llava_med):
+    found = [med_vqa.score(prediction, reference, "closed", name)["correct"] for name in ("paper", "llava_med")]
+    assert found == [paper, llava_med]
+
+
+def test_lenient_overlap_counts_as_often_as_the_prediction_repeats():
+    # "left left lung" against "left lower lobe": tp = 2 (left), fp = 1 (lung), fn = 2 (lower, lobe).
+    for protocol, exact in (("paper", 0.0), ("llava_med", 1 / 3)):  # 1 word of the reference, per 3 of the prediction
+        found = med_vqa.score("The left left lung.", "left lower lobe", "open", protocol)
+        recall, precision = 2 / 4, 2 / 3
+        f1 = 2 * recall * precision / (recall + precision)
+        expected = {"recall": recall, "precision": precision, "f1": f1, "exact_match": exact, "correct": 0.0}
+        assert found == pytest.approx(expected)
+    assert med_vqa.score("left", "left left", "open", "paper")["recall"] == 1.0  # what is found once is not missed
+    assert med_vqa.score("The lung!", "a lung", "open", "paper")["correct"] == 1.0
+
+
+@pytest.mark.parametrize("protocol", ["paper", "llava_med"])
+@pytest.mark.parametrize(
+    ("prediction", "reference"), [("", "left"), ("the", "left"), ("right", "left"), ("left", "the")]
+)
+def test_lenient_overlap_of_nothing_is_nothing(protocol, prediction, reference):
+    assert set(med_vqa.score(prediction, reference, "open", protocol).values()) == {0.0}
+
+
+def test_groups_are_scored_apart_and_scores_come_with_them():
+    answers = (["yes", "no", "lung"], ["yes", "yes", "lung"], ["closed", "closed", "open"])
+    found = med_vqa.compute(*answers, groups=["head", "chest", "chest"], return_scores=True)
+    assert list(found["by_group"]) == ["chest", "head"]
+    for group, places in (("head", [0]), ("chest", [1, 2])):
+        assert found["by_group"][group] == med_vqa.compute(*([column[i] for i in places] for column in answers))
+    assert found["scores"] == [med_vqa.score(*answer) for answer in zip(*answers, strict=True)]
+    assert "by_group" not in med_vqa.compute(*answers) and "scores" not in med_vqa.compute(*answers)
+
+
+def test_lenient_protocols_know_no_unreadable_answer():
+    found = med_vqa.compute(["maybe"], ["no"], ["closed"], "paper")
+    assert found == {"overall_accuracy": 0.0, "closed_accuracy": 0.0, "n_closed": 1, "n_open": 0,
+                     "med_vqa_definition": "paper@1"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((["a"], ["a"], ["open"], "paper"), "'paper' does not exist; choose one of: strict"),
+        ((["a"], ["a"], ["open"], "loose"), "'loose' does not exist; choose one of: strict, paper, llava_med"),
+        ((["a"], ["a"], ["open"], "paper", ["chest", "head"]), "1 answer_types, 2 groups"),
+        ((["a"], ["a"], ["open"], "strict", [None]), "index 0 [groups]: is None"),
         ((["a"], ["a", "b"], ["open"]), "1 predictions, 2 references, 1 answer_types"),
         ((["a", "b"], ["a", "b"], ["open", "CLOSED "]), "index 1 [answer_types]: is 'CLOSED '"),
         ((["a", None], ["a", "b"], ["open", "open"]), "index 1 [predictions]: is None"),

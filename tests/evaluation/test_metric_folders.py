@@ -37,10 +37,12 @@ def load(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_golden_cases(load, name, case):
-    inputs = {key: value for key, value in case.items() if key not in ("why", "expected", "absent")}
+    inputs = {key: value for key, value in case.items() if key not in ("why", "expected", "absent", "by_group")}
     found = load(name).compute(**inputs)
     assert {key: found[key] for key in case["expected"]} == pytest.approx(case["expected"], abs=1e-7), case["why"]
     assert not set(case.get("absent", ())) & set(found)
+    for group, expected in case.get("by_group", {}).items():
+        assert {key: found["by_group"][group][key] for key in expected} == pytest.approx(expected), case["why"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -78,13 +80,14 @@ def test_the_protocol_is_passed_on_and_bad_input_is_one_clear_error(load):
     metric = load("med_vqa")
     columns = {"predictions": ["yes"], "references": ["yes"], "answer_types": ["closed"]}
     assert metric.compute(**columns, protocol="strict")["closed_accuracy"] == 1.0
-    with pytest.raises(InputError, match="choose one of: strict"):
-        load("med_vqa").compute(**columns, protocol="paper")
+    assert metric.compute(**columns, protocol="paper")["med_vqa_definition"] == "paper@1"
+    with pytest.raises(InputError, match="choose one of: strict, paper, llava_med"):
+        load("med_vqa").compute(**columns, protocol="loose")
     with pytest.raises(InputError, match="choose 'closed' or 'open'"):
         load("med_vqa").compute(**{**columns, "answer_types": ["CLOSED"]})
 
 
-@pytest.mark.parametrize("name", ["med_vqa", "report_generation", "statistics"])
+@pytest.mark.parametrize("name", ["med_vqa", "report_generation", "statistics", "vqa_v2"])
 def test_docstring_examples_hold(name):
     module = importlib.import_module(f"mmedpo.evaluation.{name}")
     found = doctest.testmod(module)

@@ -1,47 +1,60 @@
-"""Evaluation of a real (tiny) model: one answer a question, and the same ones after an interruption."""
+"""Evaluation of a real (tiny) model: one answer a question, the same ones after an interruption, and what is kept."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.predict import evaluate
+from mmedpo.evaluation.answering import Generation, LocalModel
+from mmedpo.evaluation.predict import batches, evaluate
+from mmedpo.evaluation.questions import QuestionSet, of_source
+from mmedpo.evaluation.score import Scoring
+from mmedpo.images import digest, open_rgb
 from mmedpo.ledger import Ledger
-from mmedpo.models import Sampling, VisionLanguageModel
-from mmedpo.samples import Sample
-from mmedpo.sources import read_source
+from mmedpo.models import VisionLanguageModel
 
-GREEDY = Sampling(max_new_tokens=6)
-WARM = Sampling(max_new_tokens=6, temperature=0.7, seed=3)
-BATCH = 8
+GREEDY = Generation(max_new_tokens=6, max_new_tokens_report=9, batch_size=8)
+WARM = replace(GREEDY, temperature=0.7, seed=3)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> VisionLanguageModel:
-    return VisionLanguageModel(str(tiny_model))
+def model(tiny_model: Path) -> LocalModel:
+    return LocalModel(VisionLanguageModel(str(tiny_model)))
 
 
 @pytest.fixture(scope="module")
-def samples(corpus: Path) -> list[Sample]:
-    return read_source(corpus, "test", limit=30).samples
+def asked(corpus: Path) -> QuestionSet:
+    return of_source(corpus, "test", limit=30)
 
 
-class Interrupted:
-    """A model that passes questions on to another until its `calls` are used up; the next is a Ctrl-C."""
+def first(asked: QuestionSet, count: int) -> QuestionSet:
+    return replace(asked, questions=asked.questions[:count])
 
-    def __init__(self, model: VisionLanguageModel, calls: int) -> None:
-        self.model, self.calls = model, calls
-        self.name, self.revision, self.adapter = model.name, model.revision, model.adapter
 
-    def answer(self, *arguments: Any) -> list[list[str]]:
-        if self.calls == 0:
+class Interrupted(LocalModel):
+    """A model that answers until its `calls` are used up; the next is a Ctrl-C."""
+
+    def __init__(self, model: LocalModel, calls: int) -> None:
+        super().__init__(model.model)
+        self.calls = calls
+
+    def answer(self, batches: Any, asked: Any, generation: Any, done: Any, keep: Any) -> dict[str, str]:
+        def counted(answers: Mapping[str, str]) -> None:
+            keep(answers)
+            self.calls -= 1
+            if self.calls == 0:
+                raise KeyboardInterrupt
+
+        if self.calls == 0 and any(question.id not in done for batch in batches for question in batch):
             raise KeyboardInterrupt
-        self.calls -= 1
-        return self.model.answer(*arguments)
+        return super().answer(batches, asked, generation, done, counted)
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -49,14 +62,14 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def folder(model: VisionLanguageModel, samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model: LocalModel, asked: QuestionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    evaluate(model, samples, folder, GREEDY, BATCH, {"name": "start", "split": "test"})
+    evaluate(model, asked, folder, GREEDY, record={"name": "start"})
     return folder
 
 
-def test_every_question_has_one_line_in_the_sources_order(folder: Path, samples: list[Sample]) -> None:
-    expected = [sample.id for sample in samples]
+def test_every_question_has_one_line_in_the_sources_order(folder: Path, asked: QuestionSet) -> None:
+    expected = [question.id for question in asked.questions]
     for name in ("questions", "predictions", "scores"):
         assert [row["id"] for row in lines(folder, name)] == expected
     assert all(isinstance(row["prediction"], str) for row in lines(folder, "predictions"))
@@ -67,81 +80,91 @@ def test_folder_holds_the_recorded_files(folder: Path) -> None:
     assert names == {"questions.jsonl", "predictions.jsonl", "scores.jsonl", "results.json"}
 
 
-def test_questions_hold_what_scoring_and_comparing_need(folder: Path, samples: list[Sample]) -> None:
-    sample = samples[0]
+def test_questions_hold_what_scoring_and_comparing_need(folder: Path, corpus: Path, asked: QuestionSet) -> None:
+    question = asked.questions[0]
     assert lines(folder, "questions")[0] == {
-        "id": sample.id, "image_id": sample.image_id, "patient_id": None, "task": sample.task,
-        "question": sample.question, "reference": sample.answer,
+        "id": question.id, "image_id": question.image_id, "patient_id": None, "task": question.task,
+        "question": question.text, "reference": question.reference, "question_type": None, "organ": None,
+        "modality": None, "image_digest": digest(open_rgb(corpus / question.image_id)),
     }  # fmt: skip
 
 
-def test_results_say_who_answered_how(folder: Path, samples: list[Sample], tiny_model: Path) -> None:
+def test_results_say_who_answered_what_and_how(folder: Path, asked: QuestionSet, tiny_model: Path) -> None:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert (results["format"], results["name"], results["split"]) == ("mmedpo.results/1", "start", "test")
     assert (results["model"], results["adapter"], results["seed"]) == (tiny_model.name, None, 0)  # no machine path
-    assert results["settings"]["max_new_tokens"] == 6 and results["settings"]["batch_size"] == BATCH
+    assert results["settings"] == {
+        "max_new_tokens": 6, "max_new_tokens_report": 9, "temperature": 0.0, "seed": 0, "batch_size": 8,
+    }  # fmt: skip
     assert results["protocols"] == {"med_vqa": "strict", "report_generation": "coco"}
-    asked = [sample.task for sample in samples]
+    assert (results["processes"], results["unanswered"]) == (1, 0) and results["seconds"] >= 0
+    assert results["hardware"].startswith("CPU") and results["dtype"] == "float32"
+    assert results["questions_sha256"] == hashlib.sha256((folder / "questions.jsonl").read_bytes()).hexdigest()
+    assert results["prompt"]["example"] == f"<user> <image> {asked.questions[0].text} <assistant> "
+    template = (tiny_model / "chat_template.jinja").read_bytes()
+    assert results["prompt"]["chat_template_sha256"] == hashlib.sha256(template).hexdigest()
+    tasks = [question.task for question in asked.questions]
     counts = {"n_closed": "closed_vqa", "n_open": "open_vqa", "n_report": "report"}
-    assert {name: results["metrics"][name] for name in counts} == {n: asked.count(t) for n, t in counts.items()}
+    assert {name: results["metrics"][name] for name in counts} == {n: tasks.count(t) for n, t in counts.items()}
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "temperature 0.7"])
+@pytest.mark.parametrize("generation", [GREEDY, WARM], ids=["greedy", "temperature 0.7"])
 @pytest.mark.parametrize("calls", [0, 2])
 def test_interrupted_evaluation_ends_as_an_uninterrupted_one(
-    model: VisionLanguageModel, samples: list[Sample], tmp_path: Path, sampling: Sampling, calls: int
+    model: LocalModel, asked: QuestionSet, tmp_path: Path, generation: Generation, calls: int
 ) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     whole.mkdir()
     torn.mkdir()
-    evaluate(model, samples, whole, sampling, BATCH)
+    evaluate(model, asked, whole, generation)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(model, calls), samples, torn, sampling, BATCH)  # type: ignore[arg-type]
+        evaluate(Interrupted(model, calls), asked, torn, generation)
     assert not (torn / "results.json").exists()
-    assert len(list(Ledger(torn / "answers.ledger").values())) == calls * BATCH
-    left = Interrupted(model, -(-len(samples) // BATCH) - calls)  # may answer the remaining batches and no more
-    evaluate(left, samples, torn, sampling, BATCH)  # type: ignore[arg-type]
-    assert (torn / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
-    assert (torn / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
+    all_batches = batches(asked.questions, 8)
+    assert len(list(Ledger(torn / "answers.ledger").values())) == sum(map(len, all_batches[:calls]))
+    left = Interrupted(model, len(all_batches) - calls + 1)  # may answer the remaining batches and no more
+    evaluate(left, asked, torn, generation)
+    assert left.calls == 1
+    for name in ("questions.jsonl", "predictions.jsonl", "scores.jsonl"):
+        assert (torn / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_sampled_answers_depend_on_the_seed(model: VisionLanguageModel, samples: list[Sample], tmp_path: Path) -> None:
+def test_sampled_answers_depend_on_the_seed(model: LocalModel, asked: QuestionSet, tmp_path: Path) -> None:
     texts = []
     for seed in (3, 4):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        evaluate(model, samples[:BATCH], folder, Sampling(6, temperature=0.7, seed=seed), BATCH)
+        evaluate(model, first(asked, 8), folder, replace(WARM, seed=seed))
         texts.append((folder / "predictions.jsonl").read_bytes())
     assert texts[0] != texts[1]
 
 
-def test_several_answers_a_question_are_refused(
-    model: VisionLanguageModel, samples: list[Sample], tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match="one answer a question, not 2"):
-        evaluate(model, samples, tmp_path, Sampling(temperature=1.0, samples=2))
-    assert list(tmp_path.iterdir()) == []
+def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked: QuestionSet) -> None:
+    made = batches(asked.questions, 8)
+    assert sorted(q.id for batch in made for q in batch) == sorted(q.id for q in asked.questions)
+    assert all(len({question.task for question in batch}) == 1 and len(batch) <= 8 for batch in made)
+    lengths = [len(question.text) for batch in made for question in batch if question.task == "closed_vqa"]
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) > 8
+    assert batches(asked.questions[::-1], 8) == made
 
 
-def test_reference_that_cannot_be_scored_is_found_before_any_question_is_asked(
-    model: VisionLanguageModel, samples: list[Sample], tmp_path: Path
-) -> None:
-    wordless = Sample(**{**vars(samples[0]), "answer": "+"})
-    unanswering = Interrupted(model, 0)
-    with pytest.raises(InputError, match=r"(?s)1 questions cannot be scored:.*no words") as raised:
-        evaluate(unanswering, [wordless, *samples[1:BATCH]], tmp_path, GREEDY)  # type: ignore[arg-type]
-    assert [fault.row for fault in raised.value.faults] == [wordless.id]
-    assert list(tmp_path.iterdir()) == []
+def test_changed_questions_are_not_gone_on_with(model: LocalModel, asked: QuestionSet, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Interrupted(model, 1), asked, tmp_path, GREEDY)
+    other = replace(asked, questions=[replace(asked.questions[0], reference="another"), *asked.questions[1:]])
+    with pytest.raises(InputError, match=r"not those that .* was begun with"):
+        evaluate(model, other, tmp_path, GREEDY)
+    evaluate(model, asked, tmp_path, GREEDY)
 
 
 def test_answers_are_kept_until_they_are_scored(
-    model: VisionLanguageModel, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LocalModel, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(folder: Path) -> None:
+    def interrupt(folder: Path, scoring: Scoring) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("mmedpo.evaluation.predict.score_folder", interrupt)
-        evaluate(model, samples[:BATCH], tmp_path, GREEDY)
-    evaluate(Interrupted(model, 0), samples[:BATCH], tmp_path, GREEDY)  # type: ignore[arg-type]
+        evaluate(model, first(asked, 8), tmp_path, GREEDY)
+    evaluate(Interrupted(model, 0), first(asked, 8), tmp_path, GREEDY)
     assert (tmp_path / "results.json").exists()

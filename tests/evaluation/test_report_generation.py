@@ -1,98 +1,89 @@
-"""BLEU, ROUGE-L and METEOR against NLTK and rouge_score where the definitions agree, and by hand where they do not."""
+"""What all protocols share: choices, bad input, groups, absence; and coco's parts by hand."""
 
+import doctest
 import math
 import random
 
-import nltk
 import numpy as np
 import pytest
-from nltk.translate.bleu_score import corpus_bleu
-from rouge_score.rouge_scorer import RougeScorer
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation import report_generation as rg
+from mmedpo.evaluation.reports import coco, huggingface, paper
 
-VOCABULARY = ["the", "heart", "lungs", "are", "clear", "normal", "no", "pleural", "effusion", "seen", "small", "left"]
+EXACT_STEM = "nltk_exact_stem"
+VALUES = {
+    "coco": {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"},
+    "paper": {"bleu", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"},
+    "huggingface": {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor"},
+}
+NAMES = {"n_report", "meteor_variant", "report_generation_definition"}
+PREDICTIONS = ["The heart is normal. No effusion.", "", "no no no", "Two nodules."]
+REFERENCES = [
+    "The heart is normal. No pleural effusion.",
+    "Clear.",
+    "no effusion",
+    "There are 2 nodules in the left lung.",
+]
 
 
-def random_reports(count, shortest, longest, seed=0):
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(VOCABULARY, k=rng.randint(shortest, longest))) for _ in range(count)]
+@pytest.fixture(params=rg.PROTOCOLS)
+def protocol(request):
+    return request.param
 
 
-def test_bleu_agrees_with_nltk_where_every_order_matches():
-    references, predictions = random_reports(40, 15, 30, seed=1), random_reports(40, 8, 30, seed=2)
-    # A shared opening, so that every order has matches and NLTK needs no smoothing.
-    references = ["the heart is normal " + text for text in references]
-    predictions = ["the heart is normal " + text for text in predictions]
-    found = rg.compute(predictions, references)
-    for n in rg.ORDERS:
-        expected = corpus_bleu([[text.split()] for text in references], [t.split() for t in predictions], [1 / n] * n)
-        assert found[f"bleu_{n}"] == pytest.approx(expected, abs=1e-8)
+def coco_bleu(prediction, reference):
+    return coco.bleu(np.array(coco.bleu_statistics(rg.score(prediction, reference, "coco", EXACT_STEM))))
 
 
 def test_brevity_penalty_by_hand():
-    found = rg.compute(["no pleural effusion"], ["no pleural effusion is seen here"])
     # 3 of 6 words, all matching: BP = exp(1 - 6/3).
-    assert found["bleu_1"] == pytest.approx(math.exp(-1), abs=1e-8)
-    assert rg.compute(["no effusion seen seen"], ["no effusion"])["bleu_1"] == pytest.approx(2 / 4, abs=1e-8)
+    found = coco_bleu("no pleural effusion", "no pleural effusion is seen here")
+    assert found[0] == pytest.approx(math.exp(-1), abs=1e-8)
+    longer = coco_bleu("no effusion seen seen", "no effusion")
+    assert longer[0] == pytest.approx(2 / 4, abs=1e-8)
 
 
 def test_predictions_shorter_than_n_keep_the_constants_of_pycocoevalcap():
-    found = rg.compute(["no effusion"], ["no effusion"])
+    found = coco_bleu("no effusion", "no effusion")
     precisions = [(2 + 1e-15) / (2 + 1e-9), (1 + 1e-15) / (1 + 1e-9), 1e-15 / 1e-9, 1e-15 / 1e-9]
     brevity = math.exp(1 - (2 + 1e-9) / (2 + 1e-15))
-    for n in rg.ORDERS:
-        assert found[f"bleu_{n}"] == pytest.approx(brevity * math.prod(precisions[:n]) ** (1 / n), rel=1e-12)
+    for n in coco.ORDERS:
+        assert found[n - 1] == pytest.approx(brevity * math.prod(precisions[:n]) ** (1 / n), rel=1e-12)
 
 
-def test_bleu_of_sums_is_vectorised():
-    samples = [rg.score(p, r) for p, r in zip(random_reports(6, 5, 9, 3), random_reports(6, 5, 9, 4), strict=True)]
-    sums = np.array([rg.bleu_statistics(sample) for sample in samples])
-    together = rg.bleu(sums.reshape(2, 3, 10))
-    assert together.shape == (2, 3, 4)
-    for i, row in enumerate(sums):
-        np.testing.assert_allclose(together[i // 3, i % 3], rg.bleu(row), rtol=1e-12)
+@pytest.mark.parametrize(
+    "bleu", [coco.bleu, *(lambda sums, n=n: huggingface.bleu(n, sums) for n in coco.ORDERS)], ids=["coco", *"1234"]
+)
+def test_bleu_of_sums_is_vectorised(bleu):
+    sums = np.random.default_rng(0).integers(0, 4, (2, 3, 10)).astype(float)
+    sums[..., 4:8] += sums[..., :4]  # no fewer n-grams than matches; some totals and lengths stay 0
+    together = bleu(sums)
+    for place in np.ndindex(2, 3):
+        np.testing.assert_allclose(together[place], bleu(sums[place]), rtol=1e-12)
+    assert np.isfinite(together).all()
 
 
-def test_rouge_l_agrees_with_the_common_subsequence_of_rouge_score():
-    scorer = RougeScorer(["rougeL"])
-    for prediction, reference in zip(random_reports(30, 1, 20, 5), random_reports(30, 1, 20, 6), strict=True):
-        parts = scorer.score(reference, prediction)["rougeL"]
-        p, r = parts.precision, parts.recall
-        # rouge_score's F has beta 1; the same P and R with beta 1.2:
-        expected = (1 + 1.44) * p * r / (r + 1.44 * p) if p and r else 0.0
-        assert rg.score(prediction, reference)["rouge_l"] == pytest.approx(expected, abs=1e-12)
+def test_thelongest_common_subsequence_is_that_of_the_table():
+    rng = random.Random(0)
+    for _ in range(200):
+        a, b = (rng.choices("abcde", k=rng.randint(0, 90)) for _ in range(2))
+        table = np.zeros((len(a) + 1, len(b) + 1), int)
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+        assert coco.longest_common(a, b) == table[-1, -1]
 
 
-def test_meteor_by_hand():
-    # Words: "the heart" matches as one chunk, "effusion(s)" by stem as another; 3 matches of 4 and 5 words.
-    precision, recall, chunks, matches = 3 / 4, 3 / 5, 2, 3
-    f = precision * recall / (0.9 * precision + 0.1 * recall)
-    expected = f * (1 - 0.5 * (chunks / matches) ** 3)
-    assert rg.score("the heart with effusions", "the heart has an effusion")["meteor"] == pytest.approx(expected)
+def test_rouge_of_a_thousand_words_needs_no_deeper_recursion_than_python_grants():
+    text = " ".join(f"word{i}" for i in range(700))
+    assert paper.rouge_l(text, text) == pytest.approx(1.0)
 
 
-def test_meteor_reads_no_synonyms_and_no_data(monkeypatch):
-    monkeypatch.setattr(nltk.data, "find", lambda *_, **__: pytest.fail("METEOR looked for NLTK data"))
-    assert rg.compute(["physician"], ["doctor"])["meteor"] == 0.0
-
-
-def test_wordnet_that_is_missing_is_an_error_with_its_remedy(monkeypatch):
-    monkeypatch.setattr("nltk.corpus.wordnet", type("Missing", (), {"ensure_loaded": staticmethod(missing)}))
-    rg._synonyms.cache_clear()
-    with pytest.raises(InputError, match=r"nltk\.downloader wordnet"):
-        rg.compute(["a"], ["a"], meteor_variant="nltk_wordnet")
-
-
-def missing():
-    raise LookupError("Resource wordnet not found.")
-
-
-@pytest.mark.parametrize("empty", ["", ".", " \n ", "--- ..."])
-def test_empty_predictions_score_zero(empty):
-    found = rg.compute([empty], ["no effusion"])
-    assert [found[name] for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor")] == [0.0] * 6
+@pytest.mark.parametrize("module", [coco, huggingface])
+def test_examples_in_docstrings_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 @pytest.mark.parametrize(
@@ -109,17 +100,72 @@ def test_cleaning(text, words):
     assert rg.clean(text) == words
 
 
+def test_a_protocol_names_its_values_its_definition_and_its_meteor(protocol):
+    found = rg.compute(PREDICTIONS, REFERENCES, protocol, EXACT_STEM)
+    assert found.keys() == VALUES[protocol] | NAMES
+    assert (found["n_report"], found["meteor_variant"]) == (4, EXACT_STEM)
+    assert found["report_generation_definition"] == f"{protocol}@1"
+    assert rg.compute([], [], protocol).keys() == NAMES
+    default = {"coco": "meteor_1.5", "paper": "nltk_wordnet", "huggingface": "nltk_wordnet"}
+    assert rg.compute([], [], protocol)["meteor_variant"] == default[protocol]
+
+
+@pytest.mark.parametrize("empty", ["", ".", " \n ", "---", "..."])
+def test_empty_predictions_score_zero(protocol, empty):
+    found = rg.compute([empty], ["no effusion"], protocol, EXACT_STEM)
+    assert {found[name] for name in VALUES[protocol]} == {0.0}
+
+
+def test_a_group_has_the_values_of_its_reports_alone(protocol):
+    groups = ["chest", "chest", "abdomen", "chest"]
+    found = rg.compute(PREDICTIONS, REFERENCES, protocol, EXACT_STEM, groups=groups)
+    assert list(found["by_group"]) == ["abdomen", "chest"]
+    chest = [i for i, name in enumerate(groups) if name == "chest"]
+    alone = rg.compute([PREDICTIONS[i] for i in chest], [REFERENCES[i] for i in chest], protocol, EXACT_STEM)
+    assert found["by_group"]["chest"] == alone
+
+
+def test_scores_are_those_of_each_report_alone_and_make_the_values(protocol):
+    found = rg.compute(PREDICTIONS, REFERENCES, protocol, EXACT_STEM, return_scores=True)
+    scores = found.pop("scores")
+    alone = [rg.score(*pair, protocol, EXACT_STEM) for pair in zip(PREDICTIONS, REFERENCES, strict=True)]
+    assert scores == alone
+    assert rg.aggregate(scores, EXACT_STEM, protocol) == found
+
+
+def test_a_report_without_meteor_takes_the_value_away():
+    scores = [rg.score("no effusion", "no effusion", meteor_variant=EXACT_STEM) for _ in range(2)]
+    scores[1] = {key: value for key, value in scores[1].items() if key != "meteor"} | {"meteor_absent": "no Java"}
+    found = rg.aggregate(scores)
+    assert "meteor" not in found and found["meteor_absent"] == "no Java" and found["rouge_l"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((["a"], ["a"], "paper"), "choose one of: coco"),
-        ((["a"], ["a"], "coco", "meteor-1.5"), "choose one of: nltk_exact_stem, nltk_wordnet"),
-        ((["a"], []), "1 predictions, 0 references"),
-        ((["a"], ["..."]), "index 0 [references]: is '...', which has no words"),
-        (([None], ["a"]), "index 0 [predictions]: is None"),
+        ({"protocol": "bleu"}, "choose one of: coco, paper, huggingface"),
+        ({"meteor_variant": "meteor-1.5"}, "choose one of: meteor_1.5, nltk_wordnet, nltk_exact_stem"),
+        ({"clinical": ["green"]}, "choose one of: radgraph_f1, chexbert_f1"),
+        ({"references": []}, "1 predictions, 0 references"),
+        ({"groups": ["a", "b"]}, "1 predictions, 2 groups"),
+        ({"groups": [None]}, "index 0 [groups]: is None, not a string"),
+        ({"predictions": "no effusion"}, "predictions is one string"),
+        ({"protocol": "paper", "references": ["The"]}, "index 0 [references]: is 'The', which has no words"),
     ],
 )
 def test_bad_input_is_refused_by_name(arguments, named):
     with pytest.raises(InputError) as refused:
-        rg.compute(*arguments)
+        rg.compute(**{"predictions": ["a heart"], "references": ["a heart"], **arguments})
     assert named in str(refused.value)
+
+
+def test_every_faulty_text_is_named(protocol):
+    with pytest.raises(InputError) as refused:
+        rg.compute([None, 3, "a", "b", "c"], ["x", "x", "", "...", None], protocol)
+    assert [(fault.row, fault.column) for fault in refused.value.faults] == [
+        ("index 0", "predictions"),
+        ("index 1", "predictions"),
+        ("index 4", "references"),
+        ("index 2", "references"),
+        ("index 3", "references"),
+    ]

@@ -301,7 +301,7 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert files.keys() == {
         "README.md", ".mmedpo/card.md", "curves.png", "training.json", "trainer_state.json", "recipe.yaml",
         "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "processor_config.json",
-        ".eval_results/vqa-rad.yaml",
+        ".eval_results/vqa-rad.yaml", "comparison.json",
     }  # fmt: skip
     data = ModelCard(files["README.md"].decode()).data
     assert (data.base_model, data.datasets) == ("example-org/invented-med-vlm", ["example-org/invented-pairs"])

@@ -1,0 +1,224 @@
+"""Attention of an answer to the image, before and after a training, and how much of it falls on the lesion.
+
+This is the MMedPO paper's picture of where a model looks (its figure 5). Attention is no explanation: what a token
+attends to need not be what the answer rests on, and averages over layers are full of sinks, tokens that draw attention
+whatever they show. The same model before and after may be compared; one map alone says little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation import require_known
+from mmedpo.evaluation.attention_picture import draw
+from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
+from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
+from mmedpo.evaluation.metric import Floats, mean
+from mmedpo.evaluation.statistics import bootstrap, interval, tail
+from mmedpo.images import open_rgb
+from mmedpo.ledger import Ledger
+from mmedpo.models import VisionLanguageModel
+from mmedpo.samples import Box, Sample
+from mmedpo.workdir import portable, versions, write_json
+
+ANSWERS = ("gold", "own")
+RUNS = ("start", "adapter")
+SHARES = ("on_image", "in_box", "lift")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How attention is read.
+
+    Attributes:
+        answer: whose tokens attend, "gold" or the model's "own" (greedy).
+        layers: numbers and ranges as in "0,16-31", counted from the input; "all" is every layer that has attention.
+        max_new_tokens: longest answer in tokens; a longer gold answer is read so far.
+    """
+
+    answer: str = "gold"
+    layers: str = "all"
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        require_known("answer", self.answer, ANSWERS)
+        layer_numbers(self.layers)
+
+
+def boxed(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with lesion boxes; all, where none has any.
+
+    Raises:
+        InputError: boxes that lie outside of their image, all of them listed.
+    """
+    chosen = [sample for sample in samples if sample.boxes]
+    sizes = {sample.image: open_rgb(sample.image).size for sample in chosen}
+    faults = [
+        Fault(sample.id, "boxes", f"{box} lies outside of the image of {width} x {height} pixels; mend or drop it")
+        for sample in chosen
+        for width, height in [sizes[sample.image]]
+        for box in sample.boxes
+        if box.x >= width or box.y >= height or box.x + box.width <= 0 or box.y + box.height <= 0
+    ]
+    if faults:
+        raise InputError(f"{len(faults)} lesion boxes lie outside of their image:", faults)
+    return chosen or list(samples)
+
+
+def compare_attention(
+    model: VisionLanguageModel,
+    samples: Sequence[Sample],
+    folder: Path,
+    settings: Settings,
+    record: dict[str, Any],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Read each sample's attention without and with the model's adapter; write pictures and `attention.json`.
+
+    Args:
+        model: with an adapter; it is set to eager attention.
+        folder: a working folder; samples found in its ledger are not read again.
+        record: what else attention.json shall say (command, source, ...).
+        seed: of the intervals' resamples.
+
+    Returns:
+        The content of attention.json (docs/architecture.md).
+
+    Raises:
+        InputError: a model without eager attention, of an unknown family or without these layers.
+    """
+    layers = attending(model, settings.layers)
+    ledger = Ledger(folder / "attention.ledger")
+    (folder / "pictures").mkdir(exist_ok=True)
+    for number, sample in enumerate(track(samples, description="Reading attention")):
+        if sample.id not in ledger:
+            name = f"pictures/{number:05d}-{re.sub(r'[^A-Za-z0-9-]+', '_', sample.id)[:60]}.png"
+            ledger.put(sample.id, _compare(model, sample, folder / name, settings, layers) | {"picture": name})
+    rows = [ledger[sample.id] for sample in samples]
+    result = {
+        "format": "mmedpo.attention/1", **record, "versions": versions(), "seed": seed,
+        "model": portable(model.name), "revision": model.revision,
+        "adapter": model.adapter and portable(model.adapter), "settings": vars(settings), "samples": rows,
+        "summary": summarise(rows, seed),
+    }  # fmt: skip
+    write_json(folder / "attention.json", result)
+    ledger.close()
+    return result
+
+
+def _compare(
+    model: VisionLanguageModel, sample: Sample, picture: Path, settings: Settings, layers: Sequence[Any]
+) -> dict[str, Any]:
+    image = open_rgb(sample.image)
+    inputs = model.encode([(image, sample.question)])
+    found = grids(model.model.config, model.processor, inputs, image)
+    visible = seen(found, *image.size)
+    forced = answer_tokens(model.processor, sample.question, sample.answer) if settings.answer == "gold" else None
+    readings, heats, shares = {}, {}, {}
+    for run, context in (("start", model.model.disable_adapter()), ("adapter", nullcontext())):
+        with context:
+            readings[run] = read(
+                model, inputs, forced and forced[: settings.max_new_tokens], layers, settings.max_new_tokens
+            )
+        heats[run] = spread(readings[run].mass, found, *image.size)
+        shares[run] = measure(readings[run].mass, heats[run], visible, sample.boxes)
+    answers = {run: reading.answer for run, reading in readings.items()}
+    draw(picture, image, sample, heats, visible, shares, answers)
+    return {
+        "id": sample.id, "image_id": sample.image_id, "question": sample.question, "answer": sample.answer,
+        "answers": answers, "grids": [list(grid.tokens.shape) for grid in found],
+        **{name: {run: shares[run][name] for run in RUNS} for name in SHARES},
+    }  # fmt: skip
+
+
+def seen(grids: Sequence[Grid], width: int, height: int) -> np.ndarray:
+    """bool, height x width: pixels whose middle some image token shows, which cropping leaves out."""
+    inside = np.zeros((height, width), bool)
+    y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
+    for left, top, right, bottom in (grid.edges for grid in grids):
+        inside |= (top < y) & (y < bottom) & (left < x) & (x < right)
+    return inside
+
+
+def measure(mass: Floats, heat: Floats, seen: np.ndarray, boxes: Sequence[Box]) -> dict[str, float | None]:
+    """Shares of one answer's attention.
+
+    Args:
+        mass: of each image token.
+        heat: height x width, `image_tokens.spread` of it.
+        seen: bool, height x width.
+
+    Returns:
+        on_image: of all attention, what image tokens get, [0, 1]; padding and ends of lines are among them.
+        in_box: of what falls in the image, inside of the boxes, [0, 1].
+        lift: `in_box` over the boxes' share of the area that is seen; even attention has 1.
+        The last two are None where no box is seen.
+    """
+    boxes_there = cover(boxes, *heat.shape[::-1]) * seen
+    area = boxes_there.sum() / seen.sum()
+    shares: dict[str, float | None] = {"on_image": float(mass.sum()), "in_box": None, "lift": None}
+    if area > 0 and heat.sum() > 0:
+        in_box = (heat * boxes_there).sum() / heat.sum()
+        shares |= {"in_box": float(in_box), "lift": float(in_box / area)}
+    return shares
+
+
+def cover(boxes: Sequence[Box], width: int, height: int) -> Floats:
+    """height x width, in [0, 1]: how much of each pixel lies inside of the boxes."""
+    inside = np.zeros((height, width))
+    for box in boxes:
+        down = overlaps(np.array([box.y, box.y + box.height]), height)
+        inside = np.maximum(inside, down.T @ overlaps(np.array([box.x, box.x + box.width]), width))
+    return inside
+
+
+def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Means of the shares over samples, with 95 % intervals by a bootstrap of images; the difference is paired.
+
+    "in_box" and "lift" are of the `n_boxed` samples with a box that is seen, and None where there is none.
+    """
+    result: dict[str, Any] = {
+        "n": len(rows), "n_boxed": sum(None not in row["lift"].values() for row in rows),
+        "images": len({row["image_id"] for row in rows}),
+    }  # fmt: skip
+    for name in SHARES:
+        there = [row for row in rows if None not in row[name].values()]
+        if not there:
+            result[name] = None
+            continue
+        values = [[(row[name][run], 1.0) for row in there] for run in RUNS]
+        images = [row["image_id"] for row in there]
+        start, adapter = mean(bootstrap(values, images, seed))
+        cut = tail(images)
+        difference = interval(adapter - start, cut)
+        result[name] = {
+            "start": vars(interval(start, cut)),
+            "adapter": vars(interval(adapter, cut)) | {
+                "difference": difference.value, "difference_low": difference.low, "difference_high": difference.high,
+            },
+        }  # fmt: skip
+    return result
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The summary as a table, headings first: means over questions with 95 % intervals."""
+    table = [["mean", "before", "after", "difference"]]
+    for name in SHARES:
+        if summary := result["summary"][name]:
+            start, adapter = list(summary["start"].values()), list(summary["adapter"].values())
+            table.append([name.replace("_", " "), _cell(start), _cell(adapter[:3]), _cell(adapter[3:], "+")])
+    return table
+
+
+def _cell(ends: Sequence[float], sign: str = "") -> str:
+    value, low, high = (f"{end:{sign}.3f}" for end in ends)
+    return f"{value} [{low}, {high}]"

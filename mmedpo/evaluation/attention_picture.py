@@ -1,0 +1,95 @@
+"""One picture of a sample's attention: the image with its lesion boxes, and the maps before and after training."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedpo.evaluation.metric import Floats
+from mmedpo.samples import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WIDTH = 3.4  # inches a panel
+DOTS = 120  # an inch
+TITLE, CAPTION = 100, 44  # characters a line
+LINES = 3
+BRIGHTEST = 99  # percentile of the pixels that the scale ends at: sinks would else darken all the rest
+NAMES = {"start": "before", "adapter": "after"}
+OPAQUE = 0.8  # how far the brightest colour hides the image
+OUTLINE = "#56b4e9"
+
+
+def draw(
+    file: Path,
+    image: Image,
+    sample: Sample,
+    heats: Mapping[str, Floats],
+    visible: np.ndarray,
+    shares: Mapping[str, Mapping[str, float | None]],
+    answers: Mapping[str, str],
+) -> None:
+    """Write a PNG of three panels: image, attention of "start" and of "adapter", on one scale of colours.
+
+    Colours say how dense the attention is over the mean of its map: 1 is what even attention would have everywhere.
+
+    Args:
+        heats: of each run, height x width as the image.
+        visible: bool, height x width: the rest of the image the model does not see.
+        shares: of each run, `attention.measure`.
+        answers: of each run, the text whose tokens attend.
+    """
+    from matplotlib.figure import Figure
+
+    high = min(max(WIDTH * image.height / image.width, 1.2), 2 * WIDTH)
+    figure = Figure(figsize=(3 * WIDTH + 0.8, high + 1.6), dpi=DOTS, layout="compressed")
+    places = figure.subplots(1, 3)
+    dense = {run: np.where(visible, heat / (heat[visible].mean() or 1), 0) for run, heat in heats.items()}
+    most = max(float(np.percentile(heat[visible], BRIGHTEST)) for heat in dense.values()) or 1.0
+    for place, run in zip(places, [None, *NAMES], strict=True):
+        lies = {"extent": (0, image.width, image.height, 0), "interpolation": "nearest"}  # pixels as boxes count them
+        place.imshow(image, **lies)
+        place.set(xticks=[], yticks=[])
+        title = "image" if run is None else NAMES[run]
+        caption = f"gold answer: {sample.answer}"
+        if run is not None:
+            heat = np.clip(dense[run], 0, most)
+            shown = place.imshow(heat, cmap="inferno", vmin=0, vmax=most, alpha=OPAQUE * heat / most, **lies)
+            if not visible.all():
+                title += " (dark: not seen)"
+                place.imshow(np.ma.array(np.zeros(visible.shape), mask=visible), cmap="gray", alpha=0.7, **lies)
+            caption = f"{_numbers(shares[run])}\nattending: {answers[run]}"
+        place.set_title(title, fontsize=9)
+        place.set_xlabel(_wrapped(caption, CAPTION), fontsize=8, parse_math=False)
+        _outline(place, sample)
+    figure.colorbar(shown, ax=places, shrink=0.8, pad=0.01).set_label("attention, mean of the map = 1", fontsize=8)
+    figure.suptitle(_wrapped(sample.question, TITLE), fontsize=10, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a question in a script that the font does not have
+        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)
+
+
+def _numbers(shares: Mapping[str, float | None]) -> str:
+    on_image = f"on the image: {shares['on_image']:.1%} of all attention"
+    if shares["in_box"] is None:
+        return on_image
+    return f"{on_image}\nin the box: {shares['in_box']:.1%} of that ({shares['lift']:.2f} x even)"
+
+
+def _outline(place: Any, sample: Sample) -> None:
+    from matplotlib.patches import Rectangle
+
+    for box in sample.boxes:
+        place.add_patch(Rectangle((box.x, box.y), box.width, box.height, fill=False, edgecolor=OUTLINE, linewidth=1.5))
+
+
+def _wrapped(text: str, width: int) -> str:
+    """At most `LINES` lines of each line of `text`."""
+    lines = [textwrap.wrap(line, width, max_lines=LINES, placeholder=" …") for line in text.split("\n")]
+    return "\n".join("\n".join(wrapped) for wrapped in lines)

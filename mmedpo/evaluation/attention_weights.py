@@ -1,0 +1,138 @@
+"""Attention weights of an answer to the tokens of an image, read while the model says it.
+
+The answer is generated, or forced token by token, so that masks, positions and caches are those of the model's own
+answers. While a token is predicted, the language model's last token attends to everything before it; these weights are
+averaged over heads, layers and tokens. Only what is averaged is kept: one layer's whole matrix is held at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmedpo.errors import InputError
+from mmedpo.evaluation.metric import Floats
+from mmedpo.models import VisionLanguageModel, end_tokens
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One answer's attention: its text, and the mean weight of each image token (float64), whose sum is at most 1."""
+
+    answer: str
+    mass: Floats
+
+
+def attending(model: VisionLanguageModel, layers: str = "all") -> list[Any]:
+    """Set the language model to eager attention, and return the attention modules of the chosen layers.
+
+    Raises:
+        InputError: it has no eager attention, or no such layers.
+    """
+    base = model.model.get_base_model() if model.adapter is not None else model.model
+    decoder = base.get_decoder()
+    try:  # vision towers need no weights kept, and theirs are large
+        base.set_attn_implementation({"": "eager", "text_config": "eager"})
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{model.name!r} has no eager attention: {str(error).splitlines()[0]}") from error
+    there = [module for name, module in decoder.named_modules() if name.endswith(".self_attn")]
+    if decoder.config._attn_implementation != "eager" or not there:
+        raise InputError(f"{type(decoder).__name__} of {model.name!r} has no eager attention, whose weights are read.")
+    chosen = layer_numbers(layers)
+    if chosen and max(chosen) >= len(there):
+        raise InputError(f"layers is {layers!r}, but {model.name!r} has {len(there)} with attention, from 0 on.")
+    return [there[number] for number in chosen] if chosen else there
+
+
+def layer_numbers(given: str) -> list[int]:
+    """Numbers of the chosen layers in order; none where all are."""
+    if given == "all":
+        return []
+    parts = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part) for part in given.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if len(ranges) < len(parts) or not all(ranges):
+        raise InputError(f"layers is {given!r}; give 'all', or numbers and ranges from 0 on, as in '0,16-31'.")
+    return sorted({number for part in ranges for number in part})
+
+
+def read(
+    model: VisionLanguageModel, inputs: Mapping[str, Any], forced: Sequence[int] | None, layers: Sequence[Any],
+    longest: int = 64,
+) -> Reading:  # fmt: skip
+    """The attention of an answer to an image's tokens.
+
+    Args:
+        inputs: the prompt, one row of `model.encode`.
+        forced: the answer's tokens; where None, the model's own (greedy) answer is read, of at most `longest` tokens.
+        layers: modules from `attending`.
+
+    Raises:
+        InputError: no attention weights, or an answer that the model cannot be made to say.
+    """
+    tokenizer, start = model.processor.tokenizer, inputs["input_ids"].shape[1]
+    ends = end_tokens(model.model, tokenizer)
+    choice: dict[str, Any] = {"suppress_tokens": sorted(set(tokenizer.all_special_ids) - ends)}
+    if forced is not None:
+        choice = {"prefix_allowed_tokens_fn": lambda _, tokens: [forced[len(tokens) - start]]}
+    columns = (inputs["input_ids"][0] == model.model.config.image_token_id).nonzero()[:, 0]
+    with torch.inference_mode(), _recorded(layers, columns, start) as steps:
+        output = model.model.generate(
+            **inputs, **choice, do_sample=False, num_beams=1, repetition_penalty=1.0, cache_implementation="dynamic",
+            max_new_tokens=longest if forced is None else len(forced), pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    said = output[0, start:].tolist()
+    if forced is not None and said != list(forced):
+        wanted = tokenizer.decode(forced)
+        raise InputError(f"{model.name!r} cannot be made to say {wanted!r}, which holds a token that ends answers.")
+    if len(said) > 1 and said[-1] in ends:
+        said = said[:-1]  # the end is no word of the answer
+    weights = torch.stack([torch.stack(layer[: len(said)]) for layer in steps])
+    text = tokenizer.decode(said, skip_special_tokens=True).strip()
+    return Reading(text, weights.mean(dim=(0, 1)).double().cpu().numpy())
+
+
+def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
+    """The tokens that say `answer` to `question` in the model's chat template, without those that end the turn."""
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    told = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    whole = processor.apply_chat_template(asked + told, tokenize=False)
+    before, there, _ = whole[len(prompt) :].partition(answer)
+    if not whole.startswith(prompt) or not there:
+        raise InputError(
+            f"The chat template of {type(processor).__name__} writes the prompt differently once an answer follows, or "
+            "changes the answer. Use the template that the model was trained with, or --answer own."
+        )
+    return list(processor.tokenizer(before + answer, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def _recorded(layers: Sequence[Any], columns: torch.Tensor, start: int) -> Iterator[list[list[torch.Tensor]]]:
+    """While open, each forward pass adds to each layer's list the last token's weights of `columns`, mean over heads.
+
+    Only these are kept: a layer's whole matrix is gone when the next one runs.
+    """
+    steps: list[list[torch.Tensor]] = [[] for _ in layers]
+
+    def keep(number: int) -> Any:
+        def hook(module: Any, arguments: Any, output: Any) -> None:
+            weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+            if weights is None:
+                raise InputError(f"{type(module).__name__} gives no attention weights, so there is nothing to show.")
+            there = columns - (start + len(steps[number]) - weights.shape[-1])  # sliding windows forget the first keys
+            row = weights[0, :, -1].float().mean(dim=0)
+            steps[number].append(torch.where(there >= 0, row[there.clamp(min=0)], 0.0))
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(number)) for number, layer in enumerate(layers)]
+    try:
+        yield steps
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,211 @@
+"""Which part of an image each image token of a prompt shows, for the families of docs/families.md.
+
+The language model gets an image as one run of tokens, or several: tiles, and most often the whole image in small. Each
+tile's tokens go through it row by row. Processors squeeze, crop or pad before that, each family in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedpo.errors import InputError
+from mmedpo.evaluation.metric import Floats
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Edges = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Image tokens in rows and columns.
+
+    Attributes:
+        tokens: int64, rows x columns: each one's place among the image's tokens.
+        edges: of the rectangle they show, in pixels of the image, origin top left; outside of it where it was padded.
+    """
+
+    tokens: np.ndarray
+    edges: Edges
+
+
+class _UnknownError(Exception):
+    """The tokens are not what the family's processor is known to make; the message says what is there."""
+
+
+def count(config: Any, inputs: Mapping[str, Any]) -> int:
+    """Number of image tokens in a prompt of one row."""
+    token = getattr(config, "image_token_id", None)
+    return 0 if token is None else int((inputs["input_ids"][0] == token).sum())
+
+
+def grids(config: Any, processor: Any, inputs: Mapping[str, Any], image: Image) -> list[Grid]:
+    """Where the image tokens of a prompt lie in its one image.
+
+    LLaVA-NeXT's tokens at the ends of lines show nothing and are in no grid; every other token is in one.
+
+    Args:
+        config: of the vision-language model.
+        inputs: what `processor` made of the prompt, one row.
+
+    Raises:
+        InputError: the family is not known here, or its tokens are not laid out as they are known to be.
+    """
+    find = FAMILIES.get(config.model_type)
+    tokens = count(config, inputs)
+    if find is None or not tokens:
+        raise InputError(
+            f"Where the image tokens of a {config.model_type!r} model lie in the image is not known here; known are "
+            f"{', '.join(FAMILIES)}."
+        )
+    try:
+        return find(config, processor.image_processor, inputs, image, tokens)
+    except _UnknownError as why:
+        raise InputError(
+            f"The {tokens} image tokens that {type(processor).__name__} makes of an image of {image.width} x "
+            f"{image.height} pixels are not laid out as those of {config.model_type!r} models are known to be: {why}. "
+            "Use the processor's published settings."
+        ) from None
+
+
+def spread(mass: Floats, grids: Sequence[Grid], width: int, height: int) -> Floats:
+    """Attention as a map over the image: each token's mass evenly over what it shows, all grids added up.
+
+    Args:
+        mass: of each image token.
+
+    Returns:
+        height x width, float64; its sum is the mass of what lies in the image (padding and ends of lines do not).
+    """
+    heat = np.zeros((height, width))
+    for grid in grids:
+        left, top, right, bottom = grid.edges
+        rows, columns = grid.tokens.shape
+        down = overlaps(np.linspace(top, bottom, rows + 1), height) * rows / (bottom - top)
+        across = overlaps(np.linspace(left, right, columns + 1), width) * columns / (right - left)
+        heat += down.T @ mass[grid.tokens] @ across
+    return heat
+
+
+def overlaps(edges: Floats, size: int) -> Floats:
+    """Length that each interval between neighbouring edges [n + 1] has in each pixel of a line: n x size."""
+    pixels = np.arange(size)
+    return np.clip(np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels), 0, None)
+
+
+def _square(first: int, tokens: int, edges: Edges) -> Grid:
+    """As many rows as columns, of `tokens` tokens from the place `first` on."""
+    side = isqrt(tokens)
+    if side * side != tokens:
+        raise _UnknownError(f"{tokens} tokens are no square")
+    return Grid(first + np.arange(tokens).reshape(side, side), edges)
+
+
+def _whole(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
+    """Gemma3, PaliGemma: the image squeezed into one square."""
+    if (tiles := len(inputs["pixel_values"])) != 1:
+        raise _UnknownError(f"it became {tiles} pictures (pan and scan?)")
+    return [_square(0, tokens, (0, 0, *image.size))]
+
+
+def _clip(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
+    """LLaVA: maybe padded to a square, scaled, maybe cropped about the centre."""
+    return [_square(0, tokens, _clip_edges(processor, *image.size))]
+
+
+def _clip_edges(processor: Any, width: int, height: int) -> Edges:
+    before_x = before_y = 0
+    if getattr(processor, "do_pad", False):
+        side = max(width, height)
+        before_x, before_y = (side - width) // 2, (side - height) // 2
+        width = height = side
+    size, scaled = processor.size, (width, height)
+    if size.shortest_edge and not size.longest_edge:
+        short = min(width, height)
+        scaled = (int(size.shortest_edge * width / short), int(size.shortest_edge * height / short))
+    elif size.height and size.width:
+        scaled = (size.width, size.height)
+    else:
+        raise _UnknownError(f"it was scaled to {size}")
+    crop = (processor.crop_size.width, processor.crop_size.height) if processor.do_center_crop else scaled
+    first_x, first_y = ((whole - part) // 2 for whole, part in zip(scaled, crop, strict=True))
+    by_x, by_y = width / scaled[0], height / scaled[1]
+    return (
+        first_x * by_x - before_x, first_y * by_y - before_y,
+        (first_x + crop[0]) * by_x - before_x, (first_y + crop[1]) * by_y - before_y,
+    )  # fmt: skip
+
+
+def _any_resolution(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
+    """LLaVA-NeXT: the image squeezed into a square, then on a padded canvas of tiles, a token ending each line."""
+    from transformers.image_processing_utils import get_patch_output_size
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    size = (image.height, image.width)
+    down, across = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, side)
+    columns_there = across * (side // patch)
+    numbers = np.arange(down * (side // patch) * columns_there).reshape(1, -1, columns_there)
+    kept = unpad_image(numbers, size)[0]  # what the model itself takes of the canvas
+    (rows, columns), (row, column) = kept.shape, divmod(int(kept[0, 0]), columns_there)
+    canvas = (down * side, across * side)
+    shown = get_patch_output_size(np.empty((*size, 1)), canvas, "channels_last")
+    before = [(whole - part) // 2 for whole, part in zip(canvas, shown, strict=True)]
+    top, bottom = ((at * patch - before[0]) * size[0] / shown[0] for at in (row, row + rows))
+    left, right = ((at * patch - before[1]) * size[1] / shown[1] for at in (column, column + columns))
+    base = (side // patch) ** 2
+    if tokens != base + rows * (columns + 1):
+        raise _UnknownError(f"{base} and {rows} lines of {columns} were expected")
+    large = base + np.arange(rows * (columns + 1)).reshape(rows, columns + 1)[:, :-1]
+    return [_square(0, base, (0, 0, *image.size)), Grid(large, (left, top, right, bottom))]
+
+
+def _merged(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
+    """Qwen-VL: the image squeezed a little, so that neighbouring patches can be merged."""
+    frames, *patches = inputs["image_grid_thw"][0].tolist()
+    rows, columns = (side // processor.merge_size for side in patches)
+    if frames != 1 or rows * columns != tokens:
+        raise _UnknownError(f"{frames} frames of {rows} x {columns} were expected")
+    return [Grid(np.arange(tokens).reshape(rows, columns), (0, 0, *image.size))]
+
+
+def _tiles_then_whole(rows: int, columns: int, tiles: int, image: Image, tokens: int) -> list[Grid]:
+    """The image squeezed into rows x columns tiles, then (or only, where there are none) into one."""
+    if tiles != rows * columns + 1 or tokens % tiles:
+        raise _UnknownError(f"there are {tiles} pictures, where {rows} x {columns} tiles and the whole were expected")
+    each = tokens // tiles
+    wide, high = image.width / (columns or 1), image.height / (rows or 1)
+    places = [(column * wide, row * high) for row in range(rows) for column in range(columns)]
+    edges = [*((x, y, x + wide, y + high) for x, y in places), (0.0, 0.0, *image.size)]
+    return [_square(number * each, each, edge) for number, edge in enumerate(edges)]
+
+
+def _cropped_to_patches(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
+    """InternVL."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    columns = rows = 0
+    if (tiles := len(inputs["pixel_values"])) > 1:
+        tile, limits = processor.size, (processor.min_patches, processor.max_patches)
+        columns, rows = get_optimal_tiled_canvas((image.height, image.width), (tile.height, tile.width), *limits)
+    return _tiles_then_whole(rows, columns, tiles, image, tokens)
+
+
+def _split(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
+    """Idefics3, SmolVLM."""
+    made = processor([[image]], return_row_col_info=True)
+    tiles = inputs["pixel_values"].shape[1]
+    rows, columns = (made["rows"][0][0], made["cols"][0][0]) if tiles > 1 else (0, 0)
+    return _tiles_then_whole(rows, columns, tiles, image, tokens)
+
+
+FAMILIES: dict[str, Callable[[Any, Any, Any, Any, int], list[Grid]]] = {
+    "llava": _clip, "llava_next": _any_resolution, "qwen2_5_vl": _merged, "qwen3_vl": _merged, "gemma3": _whole,
+    "paligemma": _whole, "internvl": _cropped_to_patches, "idefics3": _split, "smolvlm": _split,
+}  # fmt: skip

@@ -1,0 +1,102 @@
+"""One evaluation: what its options name is opened, and one measure is taken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmedpo import credentialed
+from mmedpo.errors import InputError
+from mmedpo.evaluation import questions
+from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
+from mmedpo.evaluation.pairs import measure_preferences, measure_visual_reliance
+from mmedpo.evaluation.predict import evaluate
+from mmedpo.evaluation.settings import Run, Settings
+from mmedpo.llm.limits import Limits
+from mmedpo.models import VisionLanguageModel
+from mmedpo.processes import Processes
+from mmedpo.sources import chosen_ids
+from mmedpo.workdir import output_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] | None:
+    """Take the measure that the settings name, and write an evaluation folder.
+
+    Returns:
+        The content of results.json; None in all processes of a launch but the first.
+
+    Raises:
+        InputError: questions, model, protocols or output cannot work; as much as can be is found before any answer.
+        Stopped: the budget of an endpoint is spent.
+        AlreadyFinished: `run.resume`, and the folder is there.
+    """
+    record = {"name": settings.name or run.output.name, "command": command}
+    return MEASURES[settings.measure](settings, run, record, Processes.here())
+
+
+def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any] | None:
+    """Answers to questions, scored against the gold ones."""
+    scoring = settings.scoring
+    asked = open_questions(settings)
+    if asked.marked and not run.send_credentialed_data_to_third_parties:
+        credentialed.refuse_endpoints(asked.record["source"], [settings.model])
+    scoring.try_out({question.task for question in asked.questions})
+    with output_folder(run.output, settings.record(), run.resume, processes) as folder:
+        answering = open_answering(settings, run.limits.share(processes.count))
+        return evaluate(
+            answering, asked, folder, settings.generation, scoring, record, processes, run.accept_unanswered
+        )
+
+
+def open_questions(settings: Settings) -> questions.QuestionSet:
+    """The questions that the settings name. Raises InputError for faulty ones."""
+    return questions.read(
+        settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
+        settings.dataset_revision, settings.credentialed,
+    )  # fmt: skip
+
+
+def open_answering(settings: Settings, limits: Limits) -> Answering:
+    """The model that the settings name, with its adapter. Raises InputError if it cannot be loaded."""
+    return EndpointModel(settings.model, limits) if settings.is_endpoint else LocalModel(open_model(settings))
+
+
+def open_model(settings: Settings) -> VisionLanguageModel:
+    """As `open_answering`, for measures that an endpoint cannot take."""
+    return VisionLanguageModel(
+        settings.model, settings.adapter, settings.model_revision, adapter_revision=settings.adapter_revision
+    )
+
+
+def preference(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
+    """Which side of a dataset's pairs the model finds likelier."""
+    rows, found = _pairs(settings, processes)
+    with output_folder(run.output, settings.record(), run.resume) as folder:
+        return measure_preferences(open_model(settings), rows, folder, settings.batch_size, record | found)
+
+
+def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
+    """What the model loses where it is shown less."""
+    rows, found = _pairs(settings, processes)
+    with output_folder(run.output, settings.record(), run.resume) as folder:
+        return measure_visual_reliance(
+            open_model(settings), rows, folder, settings.batch_size, record | found, settings.seed,
+            settings.generation.max_new_tokens,
+        )  # fmt: skip
+
+
+def _pairs(settings: Settings, processes: Processes) -> tuple[Dataset, dict[str, Any]]:
+    if processes.count > 1:
+        raise InputError(f"--measure {settings.measure} runs in one process, not {processes.count}; launch it alone.")
+    rows, record = questions.open_split(
+        str(settings.dataset), settings.split, settings.dataset_revision, settings.credentialed
+    )
+    if settings.limit is not None:
+        kept = chosen_ids(rows["id"], settings.limit, settings.seed)
+        rows = rows.select([place for place, id_ in enumerate(rows["id"]) if id_ in kept])
+    return rows, record | {"limit": settings.limit, "rows": len(rows)}
+
+
+MEASURES = {"answers": answers, "preference": preference, "visual_reliance": visual_reliance}

@@ -1,0 +1,251 @@
+"""Evaluation folders about the rows of a preference dataset: which answers a model prefers, and whether it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.progress import track
+
+from mmedpo import schema
+from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation import med_vqa, preference, visual_reliance
+from mmedpo.evaluation.answering import LocalModel
+from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.evaluation.questions import write_lines
+from mmedpo.evaluation.score import ANSWER_TYPES, Row
+from mmedpo.evaluation.visual_reliance import VIEWS
+from mmedpo.images import digest, open_rgb
+from mmedpo.ledger import Ledger
+from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.text import unit_interval
+from mmedpo.workdir import versions, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+
+def measure_preferences(
+    model: VisionLanguageModel, rows: Dataset, folder: Path, batch_size: int = 16, record: Row | None = None
+) -> Row:
+    """Measure both answers of every pair, each on the images of its side, and write an evaluation folder.
+
+    A line's `prediction` is the side that the model finds likelier: "chosen", "rejected" or "tie".
+
+    Args:
+        rows: a split of a preference dataset (`schema.load`).
+        folder: a working folder; pairs found in its ledger are not measured again.
+        batch_size: answers that are measured together.
+        record: what else results.json shall say (name, command, dataset, split, ...).
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: no rows, or not the columns of a preference dataset.
+    """
+    rows = _undecoded(rows)
+    questions = [_question(row) for row in rows]
+    write_lines(folder / "questions.jsonl", questions)
+    ledger = Ledger(folder / "logps.ledger")
+    for batch in _unmeasured(rows, ledger, batch_size):
+        sides = [
+            answer_logps(model, [View(_seen(row, side), row["prompt"], row[side]) for row in batch])
+            for side in ("chosen", "rejected")
+        ]
+        ledger.update({row["id"]: logps for row, *logps in zip(batch, *sides, strict=True)})
+    predictions, scores = [], []
+    for question in questions:
+        logps = dict(zip(preference.LOGPS, ledger[question["id"]], strict=True))
+        score = preference.score({**logps, "dispreference": question["dispreference"], "weight": question["weight"]})
+        side = "tie" if score["tie"] else "chosen" if score["correct"] else "rejected"
+        predictions.append({"id": question["id"], "prediction": side, **logps})
+        scores.append(_about(question) | score)
+    results = {
+        **_about_run(model, record, questions), "seed": None, "settings": {"batch_size": batch_size},
+        "protocols": {"preference": "log_likelihood"}, "metrics": preference.aggregate(scores),
+    }  # fmt: skip
+    return _finish(folder, ledger, predictions, scores, results)
+
+
+def measure_visual_reliance(
+    model: VisionLanguageModel,
+    rows: Dataset,
+    folder: Path,
+    batch_size: int = 16,
+    record: Row | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+) -> Row:
+    """Ask the questions of the `lesion_noise` rows of each of `visual_reliance.VIEWS`, and write an evaluation folder.
+
+    "lesion_noise" is the row's own noised image, "blank" a plane of the image's mean colour, "swapped" the image of a
+    row of another patient (of another image, where no patient is known). Greedy answers are scored by the strict
+    protocol of `med_vqa`; reports by the log-probability of the gold one alone. A line's `prediction` is the answer at
+    the original image.
+
+    Args:
+        rows, folder, batch_size, record: as in `measure_preferences`; other rows are passed over.
+        seed: of the swaps.
+        max_new_tokens: of an answer.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: not the columns of a preference dataset, no `lesion_noise` row, all of one patient, or rows that
+            cannot be asked (several images or messages, a gold answer without words; all are listed).
+    """
+    kind = schema.DISPREFERENCES.index("lesion_noise")
+    rows = _undecoded(rows)
+    rows = rows.select([i for i, other in enumerate(rows["dispreference"]) if other == kind])
+    questions = [_question(row) for row in rows]
+    _refuse_unaskable(rows, questions)
+    partners = dict(zip(rows["id"], _other_patients(questions, seed), strict=True))
+    write_lines(folder / "questions.jsonl", questions)
+    ledger = Ledger(folder / "views.ledger")
+    for batch in _unmeasured(rows, ledger, batch_size):
+        others = [rows[partners[row["id"]]] for row in batch]
+        views = [_views(row, other) for row, other in zip(batch, others, strict=True)]
+        ledger.update(_looked_at(model, batch, views, Sampling(max_new_tokens)))
+    predictions, scores = [], []
+    for question in questions:
+        found = ledger[question["id"]]
+        predictions.append({"id": question["id"], "prediction": found["answers"]["original"] or "", **found})
+        scores.append(_about(question) | _reliance(question, found))
+    results = {
+        **_about_run(model, record, questions), "seed": seed,
+        "settings": {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": 0.0,
+                     "med_vqa_definition": med_vqa.DEFINITIONS["strict"]},
+        "protocols": {"visual_reliance": "strict"}, "metrics": visual_reliance.aggregate(scores),
+    }  # fmt: skip
+    return _finish(folder, ledger, predictions, scores, results)
+
+
+def _undecoded(rows: Dataset) -> Dataset:
+    if faults := schema.column_faults(rows.features):
+        raise InputError("These are not the rows of a preference dataset:", faults)
+    if not len(rows):
+        raise InputError("The dataset has no rows; there is nothing to measure.")
+    return schema.undecoded(rows)
+
+
+def _question(row: Row) -> Row:
+    """The row's line of questions.jsonl."""
+    made, image = row["provenance"] or {}, digest(_opened(row["images"])[0])
+    return {
+        "id": row["id"], "image_id": made.get("image_id") or image, "patient_id": made.get("patient_id"),
+        "task": schema.TASKS[row["task"]], "question": schema.message_text(row["prompt"]),
+        "reference": schema.message_text(row["chosen"]), "question_type": None, "organ": None, "modality": None,
+        "image_digest": image, "dispreference": schema.DISPREFERENCES[row["dispreference"]], "weight": row["weight"],
+    }  # fmt: skip
+
+
+def _opened(images: Sequence[Row]) -> list[Image]:
+    return [open_rgb(Path(image["path"]) if image["bytes"] is None else image["bytes"]) for image in images]
+
+
+def _seen(row: Row, side: str) -> list[Image]:
+    return _opened((side == "rejected" and row["rejected_images"]) or row["images"])
+
+
+def _unmeasured(rows: Dataset, ledger: Ledger, batch_size: int) -> Iterator[list[Row]]:
+    """Batches of rows; one that is wholly in the ledger is passed over."""
+    ids = rows["id"]
+    for start in track(range(0, len(ids), batch_size), description="Measuring"):
+        places = range(start, min(start + batch_size, len(ids)))
+        if not all(ids[place] in ledger for place in places):
+            yield [rows[place] for place in places]
+
+
+def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
+    if not questions:
+        raise InputError("The dataset has no `lesion_noise` row; curate it with a localizer that finds lesions.")
+    faults = []
+    for row, question in zip(rows, questions, strict=True):
+        if len(row["images"]) != 1 or len(row["prompt"]) != 1:
+            faults.append(Fault(row["id"], "prompt", "has several images or messages, but one of each can be asked"))
+        if not row["rejected_images"]:
+            faults.append(Fault(row["id"], "rejected_images", "is missing; curate the row's noised image again"))
+        if question["task"] != "report" and not med_vqa.tokens(question["reference"]):
+            faults.append(Fault(row["id"], "chosen", "has no words to compare an answer with; drop the row"))
+    if faults:
+        raise InputError(f"{len(faults)} faults in the `lesion_noise` rows:", faults)
+
+
+def _other_patients(questions: Sequence[Row], seed: int) -> list[int]:
+    """For each question the place of one about another patient, drawn by (seed, its id)."""
+    patients = [question["patient_id"] or question["image_id"] for question in questions]
+    if len(set(patients)) < 2:
+        raise InputError("All `lesion_noise` rows are of one patient; there is no other image to swap in.")
+
+    def drawn(patient: str, id_: str) -> int:
+        places = (int(unit_interval("swap", seed, id_, attempt) * len(patients)) for attempt in count())
+        return next(place for place in places if patients[place] != patient)
+
+    return [drawn(patient, question["id"]) for patient, question in zip(patients, questions, strict=True)]
+
+
+def _views(row: Row, other: Row) -> dict[str, Image]:
+    original, noised, swapped = (
+        _opened(images)[0] for images in (row["images"], row["rejected_images"], other["images"])
+    )
+    return dict(zip(VIEWS, (original, noised, blank(original), swapped), strict=True))
+
+
+def blank(image: Image) -> Image:
+    """An RGB image of the same size, filled with the mean colour."""
+    from PIL import Image as pillow
+
+    mean = np.asarray(image, dtype=np.float64).mean(axis=(0, 1)).round().astype(np.uint8)
+    return pillow.fromarray(np.full((image.height, image.width, 3), mean))
+
+
+def _looked_at(
+    model: VisionLanguageModel, batch: Sequence[Row], views: Sequence[dict[str, Image]], sampling: Sampling
+) -> dict[str, Row]:
+    """By row id and view the log-probability of the gold answer and, but for reports, the answer given."""
+    found: dict[str, Row] = {row["id"]: {"answers": dict.fromkeys(VIEWS), "logps": {}} for row in batch}
+    asked = [i for i, row in enumerate(batch) if schema.TASKS[row["task"]] != "report"]
+    for view in VIEWS:
+        shown = [View([seen[view]], row["prompt"], row["chosen"]) for row, seen in zip(batch, views, strict=True)]
+        for row, logp in zip(batch, answer_logps(model, shown), strict=True):
+            found[row["id"]]["logps"][view] = logp
+        pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in asked]
+        for i, (answer,) in zip(asked, model.answer(pairs, sampling) if pairs else [], strict=True):
+            found[batch[i]["id"]]["answers"][view] = answer
+    return found
+
+
+def _reliance(question: Row, found: Row) -> dict[str, float]:
+    def correct(answer: str | None) -> Any:
+        kind = ANSWER_TYPES.get(question["task"])
+        return (
+            answer if answer is None or kind is None else med_vqa.score(answer, question["reference"], kind)["correct"]
+        )
+
+    return visual_reliance.score(
+        {f"correct_{view}": correct(found["answers"][view]) for view in VIEWS}
+        | {f"logps_{view}": found["logps"][view] for view in VIEWS}
+    )
+
+
+def _about(question: Row) -> Row:
+    return {column: question[column] for column in ("id", "image_id", "task")}
+
+
+def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequence[Row]) -> Row:
+    who = LocalModel(model).record(questions[0]["question"])
+    return {"format": "mmedpo.results/1", **(record or {}), "versions": versions(), **who}
+
+
+def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:
+    write_lines(folder / "predictions.jsonl", predictions)
+    write_lines(folder / "scores.jsonl", scores)
+    write_json(folder / "results.json", results)
+    ledger.close()
+    return results

@@ -1,0 +1,250 @@
+"""What an evaluation asks: the questions of a source folder, or those behind the pairs of a preference dataset."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedpo import credentialed, schema
+from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation.score import Row, question_faults
+from mmedpo.images import digest, open_rgb
+from mmedpo.samples import Sample
+from mmedpo.sources import chosen_ids, read_source, refuse_faults
+from mmedpo.workdir import portable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+TEXT_COLUMNS = ["id", "prompt", "chosen", "dispreference", "task", "source", "provenance"]
+READERS = 2  # threads that decode images, while a model works or before it does
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and its gold answer; `image` is where the picture is, the same for all questions about it."""
+
+    id: str
+    image: Path | int
+    image_id: str
+    patient_id: str | None
+    task: str
+    text: str
+    reference: str
+    question_type: str | None = None
+    organ: str | None = None
+    modality: str | None = None
+
+    def row(self) -> Row:
+        """Its line in questions.jsonl, but for the digest of its image."""
+        return {
+            "id": self.id, "image_id": self.image_id, "patient_id": self.patient_id, "task": self.task,
+            "question": self.text, "reference": self.reference, "question_type": self.question_type,
+            "organ": self.organ, "modality": self.modality,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions in the order of the records. No image is held: `open_image` opens a question's as RGB, in any thread.
+
+    `record` is what results.json says of where the questions come from; faults quote nothing of what it marks as
+    credentialed.
+
+    Raises:
+        InputError: no question, or some that cannot be scored, all listed.
+    """
+
+    questions: Sequence[Question]
+    open_image: Callable[[Any], Image]
+    record: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise InputError(f"There is no question to ask: {self.record}.")
+        faults = [Fault(q.id, column, said) for q in self.questions for column, said in question_faults(q.row())]
+        if faults:
+            with credentialed.quoting_nothing(self.marked):
+                raise InputError(f"{len(faults)} questions cannot be scored:", faults)
+
+    @property
+    def marked(self) -> bool:
+        """Whether they are of credentialed data."""
+        return bool(self.record.get("credentialed"))
+
+
+def read(
+    source: Path | None = None, dataset: str | None = None, split: str | None = None, limit: int | None = None,
+    seed: int = 0, skip_faulty: bool = False, dataset_revision: str | None = None, marked: bool = False,
+) -> QuestionSet:  # fmt: skip
+    """The questions of a source or of a dataset, credentialed where they say so, or if `marked`.
+
+    Raises:
+        InputError: not exactly one of them is given, or it is faulty.
+    """
+    if (source is None) == (dataset is None):
+        raise InputError("Give either --source or --dataset, which hold the questions.")
+    if source is not None:
+        return of_source(source, split, limit, seed, skip_faulty, marked)
+    return of_dataset(str(dataset), split, limit, seed, dataset_revision, marked)
+
+
+def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None) -> QuestionSet:
+    """The questions of a source's samples."""
+    questions = [
+        Question(
+            sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
+            sample.question_type, sample.organ, sample.modality,
+        )
+        for sample in samples
+    ]  # fmt: skip
+    return QuestionSet(questions, open_rgb, record or {})
+
+
+def of_source(
+    path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False,
+    marked: bool = False,
+) -> QuestionSet:  # fmt: skip
+    """The questions of a source folder (`sources.read_source`)."""
+    source = read_source(path, split, limit, seed, marked=marked)
+    refuse_faults(source, skip_faulty)
+    return of_samples(source.samples, {
+        "source": source.name, "split": split, "split_by": source.split_by, "limit": limit,
+        "faulty_rows_skipped": len({fault.row for fault in source.faults}),
+        **({"credentialed": True} if source.credentialed else {}),
+    })  # fmt: skip
+
+
+def of_dataset(
+    name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None,
+    marked: bool = False,
+) -> QuestionSet:  # fmt: skip
+    """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once.
+
+    The reference is the chosen answer. Rows whose chosen answer is not the gold one are left out and counted, and so
+    are rows that repeat a question with another one.
+
+    Args:
+        split: the split to ask; the only one where None.
+
+    Raises:
+        InputError: no such dataset or split, columns that are not the schema's, or ids that mean two questions.
+    """
+    dataset, record = open_split(name, split, revision, marked)
+    pictures = schema.undecoded(dataset.select_columns(["images"]))
+    left_out: Counter[str] = Counter()
+    faults: list[Fault] = []
+    questions = list(_distinct(dataset.select_columns(TEXT_COLUMNS), pictures, left_out, faults))
+    counts = Counter(question.id for question in questions)
+    faults += [Fault(id_, "provenance", f"{n} questions have this sample_id") for id_, n in counts.items() if n > 1]
+    if faults:
+        raise InputError(f"{name} (split {record['split']!r}) cannot be asked:", faults)
+    kept = chosen_ids([question.id for question in questions], limit, seed)
+    return QuestionSet(
+        [question for question in questions if question.id in kept],
+        partial(_picture, pictures),
+        {**record, "limit": limit, "rows": len(dataset), "rows_left_out": dict(left_out)},
+    )
+
+
+def open_split(
+    name: str, split: str | None = None, revision: str | None = None, marked: bool = False
+) -> tuple[Dataset, dict[str, Any]]:
+    """A split of a preference dataset, the only one where None, and what results.json says of it.
+
+    Raises:
+        InputError: no such dataset or split, or columns that are not the schema's.
+    """
+    commit = schema.dataset_commit(name, revision)
+    splits = schema.load_splits(name, revision=commit)
+    if split is None and len(splits) > 1:
+        raise InputError(f"{name} has the splits {', '.join(splits)}; choose one with --split.")
+    split = split or next(iter(splits))
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+    dataset = splits[split]
+    if wrong := schema.column_faults(dataset.features):
+        raise InputError(f"{name} (split {split!r}) is no preference dataset:", wrong)
+    sources = ", ".join(sorted(set(dataset.unique("source"))))
+    record = {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
+    marked = marked or schema.credentialed_source(name, commit) is not None
+    return dataset, {**record, "credentialed": True} if marked else record
+
+
+def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
+    first: dict[tuple[str, str], str] = {}  # the reference of each (image, question) so far
+    places: dict[str, int] = {}  # the first row of each image
+    for place, row in enumerate(rows):
+        if row["dispreference"] in schema.REVERSED:
+            left_out["the chosen answer is not the gold one"] += 1
+            continue
+        text, reference = schema.message_text(row["prompt"] or []), schema.message_text(row["chosen"] or [])
+        encoded = _encoded(pictures, place)
+        if encoded is None or not text or row["task"] is None:
+            faults.append(Fault(row["id"] or f"row {place}", "(row)", "has no image, no prompt or no task; drop it"))
+            continue
+        image = hashlib.sha256(encoded).hexdigest()
+        if (image, text) in first:
+            left_out.update(["repeated with another answer"] * (first[image, text] != reference))
+            continue
+        first[image, text] = reference
+        made = row["provenance"] or {}
+        yield Question(
+            made.get("sample_id") or row["id"], places.setdefault(image, place), made.get("image_id") or image,
+            made.get("patient_id"), schema.TASKS[row["task"]], text, reference,
+        )  # fmt: skip
+
+
+def _encoded(pictures: Any, place: int) -> bytes | None:
+    for image in pictures[place]["images"] or []:
+        encoded: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        return encoded
+    return None
+
+
+def _picture(pictures: Any, place: int) -> Image:
+    return open_rgb(_encoded(pictures, place) or b"")
+
+
+def write(asked: QuestionSet, path: Path) -> str:
+    """Write questions.jsonl, each line with the digest of its image; returns the SHA-256 of the file.
+
+    Raises:
+        InputError: images that cannot be read, all listed; or `path` holds other questions, begun with before.
+    """
+    images = list({question.image: question.id for question in asked.questions})
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(images, pool.map(partial(_digest, asked.open_image), images), strict=True))
+    faults = [Fault(q.id, "image", said) for q in asked.questions if (said := found[q.image][1])]
+    if faults:
+        with credentialed.quoting_nothing(asked.marked):
+            raise InputError(f"{len(faults)} questions have no usable image:", faults)
+    partial_file = path.with_name(path.name + ".tmp")
+    write_lines(partial_file, ({**q.row(), "image_digest": found[q.image][0]} for q in asked.questions))
+    if path.exists() and not filecmp.cmp(path, partial_file, shallow=False):
+        partial_file.unlink()
+        raise InputError(f"The questions are not those that {path.parent} was begun with; remove it and begin anew.")
+    partial_file.replace(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines."""
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _digest(open_image: Callable[[Any], Image], image: Any) -> tuple[str | None, str | None]:
+    try:
+        return digest(open_image(image)), None
+    except InputError as error:
+        return None, str(error)

@@ -1,0 +1,103 @@
+"""Scores without a model: a finished evaluation under other protocols, or predictions that were made elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmedpo import credentialed
+from mmedpo.errors import InputError
+from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
+from mmedpo.evaluation.score import PARTS, Scoring, joined, score_folder
+from mmedpo.workdir import output_folder, portable, read_json, versions, write_json
+
+
+def main(
+    run: Path | None, predictions: Path | None, asked: Mapping[str, Any], chosen: Mapping[str, str | None],
+    output: Path, record: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """`mmedpo score`: write the evaluation folder `output` and return the content of its results.json.
+
+    Args:
+        run, predictions: a finished evaluation, or a file of predictions; one of them.
+        asked: options of `questions.read`, for predictions.
+        chosen: fields of `Scoring`; None is what the run has, or the default.
+        record: what results.json shall say beside (name, command).
+
+    Raises:
+        InputError: neither or both are given, or they cannot be scored.
+    """
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if (run is None) == (predictions is None):
+        raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
+    if run is not None:
+        scoring = replace(scoring_of(run), **given)
+        with output_folder(output, {"run": str(run), **given}) as folder:
+            return score_run(run, folder, scoring, record)
+    scoring = Scoring(**given)
+    questions = read(**asked)
+    scoring.try_out({question.task for question in questions.questions})
+    with output_folder(output, {"predictions": str(predictions), **given}) as folder:
+        return score_predictions(questions, Path(str(predictions)), folder, scoring, record)
+
+
+def scoring_of(run: Path) -> Scoring:
+    """The definitions that a finished evaluation was scored by.
+
+    Raises:
+        InputError: `run` is no finished evaluation of answers.
+    """
+    results = read_json(run / "results.json")
+    protocols = results.get("protocols") if isinstance(results, dict) else None
+    if not isinstance(protocols, dict) or protocols.keys() != set(PARTS):
+        raise InputError(f"{run} holds no scored answers (its protocols are {protocols}); give one that does.")
+    named = {PARTS[part]: name for part, name in protocols.items()}
+    variant = results["metrics"].get("meteor_variant")
+    return Scoring(**named, **({"meteor_variant": variant} if variant else {}))
+
+
+def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any]) -> dict[str, Any]:
+    """Score the answers of a finished evaluation anew, into a folder of their own.
+
+    Returns:
+        The content of results.json: that of `run`, which "scored_before" tells from this.
+    """
+    for name in ("questions.jsonl", "predictions.jsonl"):
+        shutil.copyfile(run / name, folder / name)
+    before = read_json(run / "results.json")
+    kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
+    return _finish(folder, scoring, {**before, **record, "scored_before": kept})
+
+
+def score_predictions(
+    asked: QuestionSet, predictions: Path, folder: Path, scoring: Scoring, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Score a file of predictions, lines of {"id", "prediction"}, into an evaluation folder.
+
+    Returns:
+        The content of results.json; the model that made them is not known here.
+
+    Raises:
+        InputError: predictions that do not join the questions by id, or are no strings; all are listed.
+    """
+    digest = write(asked, folder / "questions.jsonl")
+    with credentialed.quoting_nothing(asked.marked):
+        pairs = joined(folder / "questions.jsonl", predictions)
+    write_lines(folder / "predictions.jsonl", ({"id": row["id"], "prediction": text} for row, text in pairs))
+    return _finish(folder, scoring, {
+        "format": "mmedpo.results/1", **record, **asked.record, "questions_sha256": digest, "model": None,
+        "adapter": None, "predictions": portable(str(predictions)),
+        "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+    })  # fmt: skip
+
+
+def _finish(folder: Path, scoring: Scoring, results: dict[str, Any]) -> dict[str, Any]:
+    with credentialed.quoting_nothing(credentialed.first([results]) is not None):
+        metrics = score_folder(folder, scoring)
+    results |= {"versions": versions(), "protocols": scoring.protocols, "metrics": metrics}
+    write_json(folder / "results.json", results)
+    return results

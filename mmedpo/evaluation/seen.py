@@ -1,0 +1,76 @@
+"""Which test images the training data has shown a model already: a result on them is no result on new patients."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mmedpo import schema
+from mmedpo.evaluation.runs import Run
+from mmedpo.evaluation.score import Row
+from mmedpo.images import digest, open_rgb
+from mmedpo.workdir import portable
+
+
+def seen_in_training(run: Run, dataset: str) -> Row:
+    """How many of a run's test images, and patients, are in a preference dataset.
+
+    Images are equal if their pixels are (`image_digest` of the questions), or if their ids are and come from a source
+    of one name. What the records do not tell is None ("not known"), and not 0.
+
+    Args:
+        dataset: folder or Hub id; its training split is read.
+
+    Returns:
+        {"dataset", "images": seen or None, "of": test images, "by_pixels", "by_id": seen or None,
+        "patients": test patients in the dataset or None, "of_patients": test patients with an id}.
+
+    Raises:
+        InputError: no preference dataset there, or images in it that cannot be decoded.
+    """
+    pairs = schema.load_pairs(dataset)
+    questions = run.questions.values()
+    images = {row["image_id"] for row in questions}
+    digests = {row["image_id"]: row.get("image_digest") for row in questions}
+    named = [row["provenance"] for row in pairs.select_columns(["source", "provenance"])
+             if row["source"] == run.results.get("source")]  # fmt: skip
+    by_id = _common(images, (made["image_id"] for made in named)) if named else None
+    patients = {row["patient_id"] for row in questions if row.get("patient_id") is not None}
+    by_pixels = None
+    if all(digests.values()):
+        known = _digests(pairs)
+        by_pixels = {image for image, own in digests.items() if own in known}
+    seen = None if by_id is None and by_pixels is None else (by_id or set()) | (by_pixels or set())
+    return {
+        "dataset": portable(dataset),
+        "images": _count(seen),
+        "of": len(images),
+        "by_pixels": _count(by_pixels),
+        "by_id": _count(by_id),
+        "patients": len(_common(patients, (made["patient_id"] for made in named))) if named and patients else None,
+        "of_patients": len(patients),
+    }
+
+
+def _digests(pairs: Any) -> set[str]:
+    """Digests of the images that the pairs' preferred sides show; each file is decoded once."""
+    files: set[bytes] = set()
+    found = set()
+    for row in pairs.select_columns(["images"]):
+        for image in row["images"]:
+            data = image["bytes"] or Path(image["path"]).read_bytes()
+            file = hashlib.sha256(data).digest()
+            if file not in files:
+                files.add(file)
+                found.add(digest(open_rgb(data)))
+    return found
+
+
+def _common(test: set[str], training: Iterable[str | None]) -> set[str]:
+    return test.intersection(training)
+
+
+def _count(found: set[str] | None) -> int | None:
+    return None if found is None else len(found)

@@ -1,0 +1,126 @@
+"""The options of an evaluation: what decides its results, and how it runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedpo import credentialed
+from mmedpo.evaluation.answering import Generation
+from mmedpo.evaluation.score import Scoring
+from mmedpo.llm.limits import Limits
+from mmedpo.llm.names import names_endpoint
+from mmedpo.options import check_types, option, outside, refuse, unknown
+
+STRICT = {
+    "max_new_tokens": 64, "max_new_tokens_report": 512, "temperature": 0.0, "vqa_protocol": "strict",
+    "report_protocol": "coco",
+}  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "strict": STRICT,
+    # What the authors' evaluation does (MMedPO, and its released code).
+    "paper": STRICT | {
+        "max_new_tokens_report": 1024, "temperature": 0.2, "vqa_protocol": "paper", "report_protocol": "paper",
+    },
+}  # fmt: skip
+MEASURES = ("answers", "preference", "visual_reliance")
+
+
+def _preset(name: str, help: str) -> Any:
+    values = ", ".join(f"{preset}: {values[name]}" for preset, values in PRESETS.items())
+    return option(None, f"{help} By preset ({values}).")
+
+
+@dataclass
+class Settings:
+    """All that decides what an evaluation finds.
+
+    Raises:
+        InputError: options that are unknown, out of range or exclude each other; all of them are listed.
+    """
+
+    model: str = field(metadata={
+        "help": "Hub id or folder of the (base) model; or http://host:port/v1#model, an OpenAI-compatible endpoint, or "
+        "hub:org/model[@provider]: questions AND IMAGES (pixels, no file headers) are then sent there."
+    })  # fmt: skip
+    source: Path | None = field(default=None, metadata={"help": "Folder with a table of questions and its images."})
+    dataset: str | None = option(None, "Or a preference dataset, folder or Hub id: its questions and chosen answers.")
+    split: str | None = option(None, "Split to ask; all of a source, the only one of a dataset where not given.")
+    adapter: str | None = option(None, "Hub id or folder of an adapter on the model.")
+    model_revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
+    adapter_revision: str | None = option(None, "Branch, tag or commit of the adapter on the Hub.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the dataset on the Hub.")
+    limit: int | None = option(None, "Ask this many questions only (seeded choice).")
+    skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
+    credentialed: bool = option(False, credentialed.MARK_HELP)
+    seed: int = option(0, "Seed of everything left to chance.")
+    name: str | None = option(None, "Name in comparisons; the output folder's by default.")
+    measure: str = option(
+        "answers",
+        "What is measured: answers, against the gold ones; or of a dataset's pairs preference (which side the model "
+        "finds likelier) or visual_reliance (what it loses when the lesion is noised, the image blanked or swapped).",
+    )
+    preset: str = option("strict", "Defaults of the options below: strict, or paper (the authors' protocol).")
+    max_new_tokens: int | None = _preset("max_new_tokens", "Longest answer in tokens, except a report's.")
+    max_new_tokens_report: int | None = _preset("max_new_tokens_report", "Longest report in tokens.")
+    temperature: float | None = _preset("temperature", "0 is greedy.")
+    vqa_protocol: str | None = _preset("vqa_protocol", "Definitions of the scores of answers.")
+    report_protocol: str | None = _preset("report_protocol", "Definitions of the scores of reports.")
+    meteor_variant: str | None = option(None, "METEOR of reports; by default the report protocol's own.")
+    batch_size: int = option(16, "Questions that a model in this process answers at once.")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        wrong = unknown(self, {"measure": MEASURES, "preset": tuple(PRESETS)})
+        for name, value in PRESETS.get(self.preset, STRICT).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        least = dict.fromkeys(("limit", "max_new_tokens", "max_new_tokens_report", "batch_size"), (1, math.inf))
+        wrong += outside(self, {**least, "temperature": (0, math.inf)})
+        if (self.source is None) == (self.dataset is None):
+            wrong.append("give either source or dataset, which hold the questions")
+        if self.is_endpoint and (self.adapter or self.model_revision):
+            wrong.append(
+                "an endpoint chooses its own model: serve adapter and revision there, and do not give them here"
+            )
+        if self.measure != "answers" and (self.dataset is None or self.is_endpoint):
+            wrong.append(f"{self.measure} needs a dataset's pairs and a model in this process")
+        refuse(wrong)
+
+    @property
+    def is_endpoint(self) -> bool:
+        return names_endpoint(self.model)
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(**{name: getattr(self, name) for name in Generation.__dataclass_fields__})
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(**{name: getattr(self, name) for name in Scoring.__dataclass_fields__})
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "source": self.source and str(self.source)}
+
+
+@dataclass
+class Run:
+    """Where an evaluation writes, and how it calls an endpoint; nothing of it decides what is answered."""
+
+    output: Path = field(metadata={"help": "Folder to write; it must not exist."})
+    resume: bool = option(False, "Continue an interrupted run of the same command.")
+    accept_unanswered: bool = option(False, "Score questions that an endpoint does not answer as '', counted.")
+    concurrency: int = option(8, "Calls of an endpoint in flight at once.")
+    requests_per_minute: int | None = option(None, "Most requests a minute.")
+    max_calls: int | None = option(None, "Budget: stop after so many calls.")
+    max_tokens: int | None = option(None, "Budget: stop after so many tokens.")
+    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.concurrency, self.requests_per_minute, self.max_calls, self.max_tokens)

@@ -1,0 +1,54 @@
+"""The options of a command as the fields of a dataclass: their help, and the check of their types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, get_args, get_type_hints
+
+from mmedpo.errors import InputError
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with a default and the sentence that --help shows."""
+    return field(default=default, metadata={"help": help})
+
+
+def check_types(options: Any) -> None:
+    """Raise InputError if a field has not its type: TRL's parser takes what a recipe says as it is."""
+    wrong = []
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if kind == list[str]:
+            value = [value] if isinstance(value, str) else value
+            setattr(options, name, value)
+            fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        else:
+            fits = isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            wrong.append(f"{name} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
+    refuse(wrong)
+
+
+def unknown(options: Any, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each field whose value is not among those that `names` has for it."""
+    return [
+        f"{name} is {given!r}; use one of {', '.join(known)}"
+        for name, known in names.items()
+        if (given := getattr(options, name)) not in known
+    ]
+
+
+def outside(options: Any, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """A sentence for each field whose number is outside its range, both ends included; None is in any."""
+    return [
+        f"{name} is {given}; it must be at least {low}" + (f" and at most {high}" if high < float("inf") else "")
+        for name, (low, high) in ranges.items()
+        if (given := getattr(options, name)) is not None and not low <= given <= high
+    ]
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """Raise InputError with all the sentences, if there are any."""
+    if wrong:
+        raise InputError("These settings cannot work: " + "; ".join(wrong) + ".")

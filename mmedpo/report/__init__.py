@@ -1,0 +1,171 @@
+"""The before/after report: one HTML file that explains itself, opens without a network and fits a phone.
+
+It is made from recorded files alone: a comparison, and where given a dataset, training folders, the test images and
+attention pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedpo import credentialed, schema, wording
+from mmedpo.audit import page
+from mmedpo.cards import notices, shown
+from mmedpo.report import charts, pictures
+from mmedpo.report.tables import group_note, rows, write_tables
+from mmedpo.workdir import read_json
+
+__all__ = ["rows", "write_report", "write_tables"]
+
+SCRIPT = Path(__file__).parents[1] / "templates" / "report.js"
+TOOLS = (
+    *(wording.amount, wording.change, wording.counted, wording.heading, wording.interval, wording.label),
+    *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.verdict, shown),
+)
+OUTCOMES = {  # of an example: (short, in words)
+    "gained": ("▲ gained", "wrong before, right now"),
+    "lost": ("▼ lost", "right before, wrong now"),
+    "higher": ("▲ higher", "a higher score than before"),
+    "lower": ("▼ lower", "a lower score than before"),
+    "both_wrong": ("✗ both wrong", "wrong before and now"),
+    "both_right": ("✓ both right", "right before and now"),
+    "equal": ("○ equal", "the same score"),
+}
+NAMES = {name: short for name, (short, _) in OUTCOMES.items()} | {
+    "closed_vqa": "closed question", "open_vqa": "open question", "report": "report",
+}  # fmt: skip
+FILTERS = {"outcome": "What changed", "task": "Task", "question_type": "Kind of question", "organ": "Organ",
+           "modality": "Modality"}  # fmt: skip
+
+SILENT = (
+    "{} is credentialed data: this page shows no text and no image of it, since pages get passed on. "
+    f"`mmedpo compare {credentialed.FLAG}` shows them."
+)
+
+
+def write_report(
+    output: Path,
+    comparison: Mapping[str, Any],
+    dataset: str | None,
+    trainings: Mapping[str, Path],
+    commands: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    images: Mapping[str, Path] | None = None,
+    attention: Path | None = None,
+    quotes: bool = False,
+) -> None:
+    """Write the report of a comparison as one self-contained HTML file.
+
+    Args:
+        output: the file to write.
+        comparison: what `comparison.json` holds.
+        dataset: the preference dataset, a folder or Hub id; its rows and, in a folder, its `manifest.json` are read.
+        trainings: name of a run -> its training folder; `trainer_state.json` and `training.json` are read.
+        commands: commands to list; those that the files record where none are given.
+        notes: sentences the reader should know, shown at the top.
+        images: question id -> image file, to be put beside the first examples.
+        attention: folder with an `attention.json` and its pictures, to be shown.
+        quotes: show texts and images of credentialed data too.
+
+    Raises:
+        InputError: a training folder without its two files, a dataset that cannot be loaded, images of other
+            questions, or an attention folder that cannot be shown.
+    """
+    trained = {name: read_json(folder / "training.json") for name, folder in trainings.items()}
+    states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
+    manifest = (
+        read_json(Path(dataset) / "manifest.json") if dataset and (Path(dataset) / "manifest.json").exists() else {}
+    )
+    steps = [manifest, *trained.values(), comparison]
+    looked = pictures.attention(attention)
+    if silent := None if quotes else _credentialed(steps, dataset, attention):
+        comparison, images, notes = {**comparison, "examples": []}, {}, [*notes, SILENT.format(silent)]
+        looked = looked and {**looked, "samples": []}
+    script = SCRIPT.read_text(encoding="utf-8")
+    html = page(
+        "report.html.jinja",
+        **{tool.__name__: tool for tool in (*TOOLS, named)},
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        summary=wording.summary(comparison),
+        notices=[*notices(manifest, *trained.values()), *_seen(comparison), *notes],
+        comparison=comparison,
+        main_run=wording.main_run(comparison),
+        note=wording.note(comparison),
+        groups=_groups(comparison),
+        forests=charts.forests(comparison),
+        spreads=charts.distributions(comparison),
+        outcomes=OUTCOMES,
+        filters=_filters(comparison.get("examples", ())),
+        thumbnails=pictures.thumbnails(comparison.get("examples", ()), images or {}),
+        attention=looked,
+        curves=charts.curves({name: state.get("log_history", []) for name, state in states.items()}),
+        trained=trained,
+        manifest=manifest,
+        commands=list(commands) or [step["command"] for step in steps if step.get("command")],
+        versions=_versions(steps),
+        **pictures.dataset_parts(dataset, pairs=not silent),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(html, encoding="utf-8")
+
+
+def _credentialed(steps: Sequence[Mapping[str, Any]], dataset: str | None, attention: Path | None) -> str | None:
+    """The first credentialed source of what the page is made of; None: there is none."""
+    recorded = [*steps, *([read_json(attention / "attention.json")] if attention else [])]
+    return credentialed.first(recorded) or (schema.credentialed_source(dataset) if dataset else None)
+
+
+def named(value: str) -> str:
+    """How a recorded value is called on the page."""
+    return NAMES.get(value, value)
+
+
+def _seen(comparison: Mapping[str, Any]) -> list[str]:
+    """A warning where the training data holds test images or patients."""
+    found = comparison.get("seen_in_training") or {}
+    if not found.get("images") and not found.get("patients"):
+        return []
+    return [f"{wording.seen(comparison)} Results on images that were seen say little about new ones."]
+
+
+def _groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One block a grouping: its title and note, and for each metric a row a group."""
+    blocks = []
+    for column, groups in comparison.get("groups", {}).items():
+        names = wording.ordered({name: None for found in groups.values() for name in found["metrics"]})
+        tables = {
+            name: [(group, found["sizes"][name], found["metrics"][name]) for group, found in groups.items()
+                   if name in found["metrics"]]
+            for name in names
+        }  # fmt: skip
+        blocks.append(
+            {"title": wording.GROUPINGS.get(column, column), "note": group_note(comparison, column), "tables": tables}
+        )
+    return blocks
+
+
+def _filters(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[tuple[str, int]]]]:
+    """Column, label and (value, count) of each way in which the examples differ."""
+    found = []
+    for column, title in FILTERS.items():
+        counts: dict[str, int] = {}
+        for example in examples:
+            if example.get(column):
+                counts[example[column]] = counts.get(example[column], 0) + 1
+        if len(counts) > 1:
+            found.append((column, title, list(counts.items())))
+    return found
+
+
+def _versions(steps: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Each package's version; several where the recorded steps ran with different ones."""
+    found: dict[str, dict[str, None]] = {}
+    for step in steps:
+        for package, version in step.get("versions", {}).items():
+            found.setdefault(package, {})[version] = None
+    return {package: ", ".join(versions) for package, versions in found.items()}

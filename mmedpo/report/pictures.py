@@ -1,0 +1,132 @@
+"""What the page shows of images: pairs of the dataset, test images, attention pictures; each as a data URI."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedpo import images, schema
+from mmedpo.audit import distributions
+from mmedpo.errors import Fault, InputError
+from mmedpo.schema import message_text
+from mmedpo.workdir import read_json
+
+PAIRS_SHOWN = 3  # of each kind
+PICTURE_SIDE = 512  # pixels; larger images are scaled down
+THUMBNAIL_SIDE = 224
+SMALL_SIDE = 128  # pixels; smaller images are enlarged without smoothing
+THUMBNAILS = 200  # examples with a picture
+ATTENTION_FORMAT = "mmedpo.attention/1"
+ATTENTION_SIDE = 1024
+ATTENTION_SHOWN = 40
+
+
+def dataset_parts(path: str | None, pairs: bool = True) -> dict[str, Any]:
+    """A few pairs of each kind, unless `pairs` is false, and the weights by kind; empty without a dataset (a folder or
+    Hub id)."""
+    if path is None:
+        return {"pairs": {}, "weights": None}
+    dataset = schema.load_pairs(path)
+    kinds = dataset.features["dispreference"]
+    places: dict[str, list[int]] = {name: [] for name in kinds.names}
+    for place, kind in enumerate(dataset["dispreference"]):
+        places[kinds.int2str(kind)].append(place)
+    weights = dataset.select_columns("weight")["weight"][:]
+    return {
+        "pairs": {name: [_pair(dataset[place]) for place in _spread(found)] for name, found in places.items() if pairs},
+        "weights": distributions({name: [weights[place] for place in found] for name, found in places.items()}),
+    }
+
+
+def _spread(places: Sequence[int]) -> list[int]:
+    """Up to PAIRS_SHOWN of `places`, evenly spaced, so that nobody chose them."""
+    step = max(1, len(places) // PAIRS_SHOWN)
+    return list(places[step // 2 :: step][:PAIRS_SHOWN])
+
+
+def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    made = row["provenance"]
+    hidden = (row["rejected_images"] or [None])[0]
+    return {
+        **{side: message_text(row[side]) for side in ("prompt", "chosen", "rejected")},
+        **{name: row[name] for name in ("id", "weight", "clinical_relevance")},
+        "made": made,
+        "picture": picture(_file(row["images"][0]), made["boxes"] or []),
+        "hidden": picture(_file(hidden)) if hidden else None,
+    }
+
+
+def picture(
+    file: Path | bytes, boxes: Sequence[Mapping[str, Any]] = (), side: int = PICTURE_SIDE
+) -> dict[str, Any] | None:
+    """An image as a data URI of at most `side` pixels a side, with its boxes; None if it cannot be decoded."""
+    try:
+        picture = images.open_rgb(file)
+    except InputError:
+        return None
+    width, height = picture.size
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small = max(width, height) <= SMALL_SIDE
+    picture.save(buffer, format="PNG" if small else "JPEG", quality=85)
+    source = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"src": source, "width": width, "height": height, "small": small, "boxes": boxes}
+
+
+def _file(image: Mapping[str, Any]) -> bytes | Path:
+    return image["bytes"] or Path(image["path"])
+
+
+def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path]) -> dict[str, Any]:
+    """Question id -> `picture` of its image, of the first THUMBNAILS examples.
+
+    Args:
+        files: question id -> image file; empty for a page without images.
+
+    Raises:
+        InputError: there are files, but none for any example.
+    """
+    if files and examples and not any(example["id"] in files for example in examples):
+        raise InputError("The source holds none of the compared questions; give the folder that was evaluated.")
+    found = {}
+    for example in examples[:THUMBNAILS]:
+        shown = picture(files[example["id"]], side=THUMBNAIL_SIDE) if example["id"] in files else None
+        if shown:
+            found[example["id"]] = shown
+    return found
+
+
+def attention(folder: Path | None) -> dict[str, Any] | None:
+    """What the page shows of an attention folder.
+
+    Returns:
+        "samples": the first ATTENTION_SHOWN, their pictures as data URIs under "src"; "count": of all samples;
+        "measures": (name, {run: cell}) of each measure; "runs": those of the measures. None without a folder.
+
+    Raises:
+        InputError: no such record, or one of another format; pictures that are missing, broken or outside the folder.
+    """
+    if folder is None:
+        return None
+    path = folder / "attention.json"
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != ATTENTION_FORMAT:
+        raise InputError(f"{path} is not in the format {ATTENTION_FORMAT}; give a folder of attention pictures.")
+    faults: list[Fault] = []
+    shown: list[dict[str, Any]] = []
+    for number, sample in enumerate(record.get("samples") or []):
+        file = folder / str(sample.get("picture"))
+        found = picture(file, side=ATTENTION_SIDE) if file.resolve().is_relative_to(folder.resolve()) else None
+        if found is None:
+            faults.append(Fault(str(sample.get("id", number)), "picture", f"{sample.get('picture')!r} cannot be shown"))
+        elif len(shown) < ATTENTION_SHOWN:
+            shown.append({"question": "", "in_box": {}, **sample, "src": found["src"]})
+    if faults or not shown:
+        raise InputError(f"{path} has no usable pictures:" if faults else f"{path} lists no samples.", faults)
+    summary = record.get("summary") or {}
+    measures = [(name, cells) for name, cells in summary.items() if isinstance(cells, dict)]
+    runs = list(dict.fromkeys(run for _, cells in measures for run in cells))
+    return {"samples": shown, "count": len(record["samples"]), "measures": measures, "runs": runs}

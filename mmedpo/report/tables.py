@@ -1,0 +1,149 @@
+"""A comparison as tables: rows for a terminal, Markdown, and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mmedpo.wording import GROUPINGS, counted, label, method, note, ordered, p_text, run_name
+
+VALUE = ("value", "low", "high")
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "±": r"$\pm$", "·": r"$\cdot$",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}  # fmt: skip
+LATEX_HEAD = (
+    "% Needs \\usepackage{booktabs,longtable} and, in pdfLaTeX, \\usepackage[T1]{fontenc}.\n"
+    "% Names outside Latin script need LuaLaTeX or XeLaTeX with a font that has them.\n"
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table: its rows, headings first, and the note below it."""
+
+    title: str
+    rows: list[list[str]]
+    note: str
+
+
+def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """The metrics as a table of strings, headings first: a row for each metric and run, with 95 % intervals and
+    corrected p-values."""
+    return [_headings(comparison), *_once(_by_metric(comparison, comparison["metrics"]), 1)]
+
+
+def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
+    """The main table, and one by each grouping."""
+    base = run_name(comparison["baseline"])
+    sizes = ", ".join(f"{label(name).text} ({counted(size)})" for name, size in comparison.get("sizes", {}).items())
+    found = [Sheet(f"Comparison with {base}", rows(comparison), f"{note(comparison)} Measured on: {sizes}.")]
+    for column, groups in comparison.get("groups", {}).items():
+        title = f"Comparison with {base}, by {GROUPINGS.get(column, column)}"
+        found.append(Sheet(title, _group_rows(comparison, column, groups), group_note(comparison, column)))
+    return found
+
+
+def group_note(comparison: Mapping[str, Any], column: str) -> str:
+    """The note of a table of groups."""
+    return f"{method(comparison, column)} What was measured on few images is not tested."
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """All tables as a Markdown document."""
+    return "\n".join(_markdown(sheet) for sheet in sheets(comparison))
+
+
+def latex(comparison: Mapping[str, Any]) -> str:
+    """All tables as LaTeX, every name escaped."""
+    main, *by_group = sheets(comparison)
+    return LATEX_HEAD + "\n".join([_latex(main, floats=True), *(_latex(sheet, floats=False) for sheet in by_group)])
+
+
+def write_tables(comparison: Mapping[str, Any], folder: Path) -> None:
+    """Write table.md and table.tex into `folder`."""
+    (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
+    (folder / "table.tex").write_text(latex(comparison), encoding="utf-8")
+
+
+def _headings(comparison: Mapping[str, Any]) -> list[str]:
+    base = comparison["baseline"]
+    return ["metric", "run", "value [95 % interval]", f"difference to {base}", "p (Holm)"]
+
+
+def _by_metric(comparison: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[list[str]]:
+    table = []
+    for metric in ordered(metrics):
+        for run in comparison["runs"]:
+            entry = metrics[metric][run]
+            p = p_text(entry["p_adjusted"]).removeprefix("p ").removeprefix("= ") if "p_adjusted" in entry else ""
+            table.append([metric, run, _cell(entry, VALUE), _cell(entry, DIFFERENCE, "+"), p])
+    return table
+
+
+def _once(table: Sequence[list[str]], columns: int) -> list[list[str]]:
+    """The table with the first cells of a row, up to `columns`, blank where they repeat the row above."""
+    shown = []
+    for above, row in pairwise([[], *table]):
+        same = next((place for place in range(columns) if above[: place + 1] != row[: place + 1]), columns)
+        shown.append([""] * same + row[same:])
+    return shown
+
+
+def _cell(entry: Mapping[str, Any], keys: Sequence[str], sign: str = "") -> str:
+    numbers = [f"{entry[key]:{sign}.3f}" for key in keys if key in entry]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else "".join(numbers)
+
+
+def _group_rows(comparison: Mapping[str, Any], column: str, groups: Mapping[str, Any]) -> list[list[str]]:
+    table = []
+    for group, found in groups.items():
+        shown = f"{group} ({counted(found['n'])})"
+        table += [[shown, *row] for row in _by_metric(comparison, found["metrics"])]
+    return [[GROUPINGS.get(column, column), *_headings(comparison)], *_once(table, 2)]
+
+
+def _markdown(sheet: Sheet) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(map(markdown_text, cells))} |"
+
+    first, *others = sheet.rows
+    lines = [f"## {markdown_text(sheet.title)}", "", line(first), "|---" * len(first) + "|", *map(line, others)]
+    return "\n".join([*lines, "", markdown_text(sheet.note), ""])
+
+
+def markdown_text(text: str) -> str:
+    """Text that stays text inside one Markdown table cell."""
+    return re.sub(r"([\\`*|<~]|(?<!\w)_|_(?!\w)|(?<=\])\()", r"\\\1", " ".join(text.split()))
+
+
+def _latex(sheet: Sheet, floats: bool) -> str:
+    first, *others = sheet.rows
+    caption, columns = f"\\caption{{{latex_text(sheet.title)}}}", "l" * len(first)
+    head = ["\\toprule", f"{' & '.join(map(latex_text, first))} \\\\", "\\midrule"]
+    body = [*(f"{' & '.join(map(latex_text, cells))} \\\\" for cells in others), "\\bottomrule"]
+    note = f"\\noindent\\parbox{{\\linewidth}}{{\\footnotesize {latex_text(sheet.note)}}}"
+    if floats:
+        table = [f"\\begin{{tabular}}{{{columns}}}", *head, *body, "\\end{tabular}"]
+        lines = ["\\begin{table}", "\\centering\\small", caption, *table, "", "\\smallskip", note, "\\end{table}"]
+    else:
+        table = [f"\\begin{{longtable}}{{{columns}}}", f"{caption} \\\\", *head, "\\endhead", *body, "\\end{longtable}"]
+        lines = ["{\\small", *table, "}", note]
+    return "\n".join([*lines, ""])
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it: special characters escaped, control characters and line ends off; a number's minus
+    sign in mathematics."""
+    words = " ".join("".join(letter for letter in text if letter.isprintable() or letter.isspace()).split())
+    escaped = "".join(LATEX.get(letter, letter) for letter in words)
+    escaped = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
+    return (
+        f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
+    )  # after a row's end they would be its options

@@ -1,0 +1,66 @@
+"""The options of an evaluation: presets, and what cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedpo.errors import InputError
+from mmedpo.evaluation import measures
+from mmedpo.evaluation.answering import Generation
+from mmedpo.evaluation.score import Scoring
+from mmedpo.evaluation.settings import MEASURES, Run, Settings
+from mmedpo.llm import Limits
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"model": "org/model", "source": Path("data"), **changes})
+
+
+def test_defaults_are_those_of_the_parts() -> None:
+    assert settings().generation == Generation()
+    assert settings().scoring == Scoring()
+    assert Run(Path("out")).limits == Limits()
+
+
+def test_the_papers_preset_is_its_protocol_and_options_win_over_it() -> None:
+    """PAPER: temperature 0.2, 64 new tokens for answers and 1024 for reports, seed 0."""
+    paper = settings(preset="paper")
+    assert paper.generation == Generation(64, 1024, 0.2, seed=0)
+    assert (paper.vqa_protocol, paper.report_protocol, paper.meteor_variant) == ("paper", "paper", None)
+    own = settings(preset="paper", temperature=0.0, vqa_protocol="strict")
+    assert (own.generation.temperature, own.vqa_protocol, own.report_protocol) == (0.0, "strict", "paper")
+
+
+def test_a_whole_number_from_a_recipe_is_a_temperature() -> None:
+    assert settings(temperature=1).generation.temperature == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": None}, "either source or dataset"),
+        ({"dataset": "org/pairs"}, "either source or dataset"),
+        ({"preset": "lenient"}, "preset is 'lenient'; use one of strict, paper"),
+        ({"measure": "beauty"}, "measure is 'beauty'; use one of answers"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"batch_size": "many"}, "batch_size is 'many'; it must be of type int"),
+        ({"model": "http://localhost:8000/v1#m", "adapter": "runs/adapter"}, "serve adapter and revision there"),
+        ({"model": "hub:org/m", "model_revision": "main"}, "serve adapter and revision there"),
+    ],
+)
+def test_what_cannot_work_is_said(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        settings(**changes)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(InputError, match=r"preset is 'x'.*limit is 0.*either source or dataset"):
+        settings(preset="x", limit=0, dataset="org/pairs")
+
+
+def test_every_measure_has_its_function() -> None:
+    assert tuple(measures.MEASURES) == MEASURES

@@ -1,0 +1,146 @@
+"""`mmedpo score`: a finished run under other protocols, and predictions made elsewhere; no model is opened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedpo.errors import InputError
+from mmedpo.evaluation import med_vqa
+from mmedpo.evaluation.answering import Generation, LocalModel
+from mmedpo.evaluation.predict import evaluate
+from mmedpo.evaluation.questions import QuestionSet, of_source
+from mmedpo.evaluation.rescore import main, scoring_of
+from mmedpo.evaluation.score import Scoring
+from mmedpo.models import VisionLanguageModel
+
+NONE = {"vqa_protocol": None, "report_protocol": None, "meteor_variant": None}
+
+
+@pytest.fixture(scope="module")
+def asked(corpus: Path) -> QuestionSet:
+    return of_source(corpus, "test", limit=12)
+
+
+@pytest.fixture(scope="module")
+def run(asked: QuestionSet, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    model = LocalModel(VisionLanguageModel(str(tiny_model)))
+    evaluate(model, asked, folder, Generation(6, 6), record={"name": "start", "command": "mmedpo evaluate"})
+    return folder
+
+
+def content(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return found
+
+
+def predictions(file: Path, asked: QuestionSet, **changes: Any) -> Path:
+    """A file of gold answers, in another order, whose lines `changes` replaces by id (None: there is none)."""
+    lines = [{"id": q.id, "prediction": q.reference, "note": "theirs"} for q in reversed(asked.questions)]
+    rows = [changes.get(line["id"], line) for line in lines]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None), encoding="utf-8")
+    return file
+
+
+def of_file(file: Path, corpus: Path, output: Path, split: str = "test") -> dict[str, Any]:
+    asked = {"source": corpus, "split": split, "limit": 12}
+    return main(None, file, asked, NONE, output, {"name": "theirs", "command": "mmedpo score"})
+
+
+def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(run: Path, tmp_path: Path) -> None:
+    results = main(run, None, {}, {**NONE, "vqa_protocol": "paper"}, tmp_path / "out", {"name": "o", "command": "c"})
+    before = content(run)
+    assert results == content(tmp_path / "out")
+    assert results["protocols"] == {"med_vqa": "paper", "report_generation": "coco"}
+    assert results["scored_before"] == {key: before[key] for key in ("name", "command", "versions", "protocols")}
+    assert (results["name"], results["model"], results["settings"]) == ("o", before["model"], before["settings"])
+    for name in ("questions.jsonl", "predictions.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes()
+    asked, answers = (
+        {row["id"]: row for row in map(json.loads, (run / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())}
+        for name in ("questions", "predictions")
+    )
+    short = [question for question in asked.values() if question["task"] != "report"]
+    found = med_vqa.compute(
+        [answers[question["id"]]["prediction"] for question in short],
+        [question["reference"] for question in short],
+        [question["task"].removesuffix("_vqa") for question in short],
+        "paper",
+    )
+    assert {name: results["metrics"][name] for name in found} == found
+    assert found["med_vqa_definition"] != before["metrics"]["med_vqa_definition"]
+
+
+def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:
+    assert scoring_of(run) == Scoring("strict", "coco", content(run)["metrics"]["meteor_variant"])
+
+
+def test_predictions_made_elsewhere_make_an_evaluation_folder(
+    asked: QuestionSet, corpus: Path, run: Path, tmp_path: Path
+) -> None:
+    file = predictions(tmp_path / "theirs.jsonl", asked)
+    results = of_file(file, corpus, tmp_path / "out")
+    assert results["metrics"]["overall_accuracy"] == results["metrics"]["open_exact_match"] == 1
+    assert (results["model"], results["predictions"], results["split"]) == (None, "theirs.jsonl", "test")
+    assert (tmp_path / "out" / "questions.jsonl").read_bytes() == (run / "questions.jsonl").read_bytes()
+    first = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(first) == {"id": asked.questions[0].id, "prediction": asked.questions[0].reference}
+
+
+def test_every_fault_of_predictions_is_listed_and_nothing_is_left(
+    asked: QuestionSet, corpus: Path, tmp_path: Path
+) -> None:
+    null, number, missing, twice = (question.id for question in asked.questions[:4])
+    file = predictions(
+        tmp_path / "theirs.jsonl", asked,
+        **{null: {"id": null, "prediction": None}, number: {"id": number, "prediction": 3}, missing: None},
+    )  # fmt: skip
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"id": twice, "prediction": "again"}) + "\n")
+        lines.write(json.dumps({"id": "nobody", "prediction": "yes"}) + "\n")
+        lines.write(json.dumps({"id": 7, "prediction": "yes"}) + "\n")
+    with pytest.raises(InputError) as raised:
+        of_file(file, corpus, tmp_path / "out")
+    said = str(raised.value)
+    assert f"1 of 12 questions have no prediction: {missing}." in said and "another split" not in said
+    assert "1 of 12 predictions answer no question: nobody." in said
+    named = {fault.row for fault in raised.value.faults}
+    assert named == {null, number, missing, "nobody", "theirs.jsonl:12", "theirs.jsonl:14"}
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_predictions_for_another_split_are_recognised(corpus: Path, tmp_path: Path) -> None:
+    file = predictions(tmp_path / "theirs.jsonl", of_source(corpus, "validation", limit=12))
+    with pytest.raises(InputError, match=r"12 of 12 questions have no prediction: .*another split or source"):
+        of_file(file, corpus, tmp_path / "out")
+
+
+def test_a_protocol_that_does_not_exist_is_refused_with_those_that_do(run: Path, tmp_path: Path) -> None:
+    for part, known in (("vqa_protocol", "strict"), ("report_protocol", "coco"), ("meteor_variant", "nltk_exact_stem")):
+        with pytest.raises(InputError, match=f"{part} 'lenient' does not exist; choose one of: .*{known}"):
+            main(run, None, {}, {**NONE, part: "lenient"}, tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_neither_or_both_are_refused(run: Path, tmp_path: Path) -> None:
+    for given in ((None, None), (run, tmp_path / "predictions.jsonl")):
+        with pytest.raises(InputError, match="either a finished evaluation or --predictions"):
+            main(*given, {}, NONE, tmp_path / "out", {})
+
+
+@pytest.mark.parametrize("results", [None, {"protocols": {"preference": "log_likelihood"}}, []])
+def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, results: Any) -> None:
+    if results is not None:
+        (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"does not exist|holds no scored answers"):
+        main(tmp_path, None, {}, NONE, tmp_path / "out", {})
+
+
+def test_missing_predictions_are_named(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere.jsonl does not exist"):
+        of_file(tmp_path / "nowhere.jsonl", corpus, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

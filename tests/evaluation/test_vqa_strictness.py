@@ -1,0 +1,44 @@
+"""The claims of the med_vqa card about real closed questions, computed again."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from mmedpo.evaluation import med_vqa
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("vqa_strictness", ROOT / "benchmarks" / "vqa_strictness.py")
+strictness = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(strictness)
+
+
+@pytest.fixture(scope="module")
+def accuracies(shared_data):
+    return strictness.accuracies(strictness.closed_answers(shared_data / "vqa-rad"))
+
+
+def test_the_gold_answer_is_right_bare_and_in_sentences_of_five_styles(accuracies):
+    deserved = [found["strict"] for kind, found in accuracies.items() if kind.startswith(("the gold", "`"))]
+    assert deserved == [1.0] * 6
+
+
+def test_a_constant_yes_earns_what_the_split_holds_of_it(accuracies, shared_data):
+    gold = strictness.closed_answers(shared_data / "vqa-rad")
+    assert accuracies['"yes" everywhere']["strict"] == [answer.lower() for answer in gold].count("yes") / len(gold)
+
+
+def test_the_cards_table_is_what_the_benchmark_prints(accuracies):
+    card = (ROOT / "eval" / "med_vqa" / "README.md").read_text(encoding="utf-8")
+    for kind, found in accuracies.items():
+        assert f"| {kind} | {' | '.join(f'{100 * value:.1f}' for value in found.values())} |" in card
+
+
+def test_no_contradicting_sentence_is_a_hit_under_strict():
+    rows = json.loads(strictness.CONTRADICTIONS.read_text(encoding="utf-8"))
+    assert len(rows) > 20
+    for row in rows:
+        assert med_vqa.verdict(row["prediction"], row["reference"]) != "correct", row
+        # Every one is a trap: the gold answer occurs in it.
+        assert med_vqa.score(row["prediction"], row["reference"], "closed", "paper")["correct"] == 1.0, row

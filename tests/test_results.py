@@ -1,0 +1,68 @@
+"""Results on the Hub, read back by the Hub's own classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
+from invented import comparison
+
+from mmedpo import results
+from mmedpo.errors import InputError
+
+
+def with_source(source: str, **more: Any) -> dict[str, Any]:
+    found = comparison()
+    found["evaluations"]["mmedpo"] |= {"source": source, **more}
+    return found
+
+
+def test_model_index_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    index = results.model_index(comparison())
+    data = ModelCardData(model_name="invented", eval_results=index)
+    (tmp_path / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n", encoding="utf-8")
+    read = ModelCard.load(tmp_path / "README.md").data
+    assert read.model_name == "invented" and read.eval_results == index
+    first = read.eval_results[0]
+    assert (first.dataset_type, first.dataset_split) == ("invented/questions", "test")
+    assert (first.metric_type, first.metric_value) == ("overall_accuracy", 0.741)
+    assert first.metric_args == {
+        "questions": 1204, "images": 400, "low": 0.711, "high": 0.771, "definitions": {"med_vqa": "strict"},
+    }  # fmt: skip
+
+
+def test_eval_results_are_read_back_as_they_were_written() -> None:
+    found = with_source("invented/questions", source_revision="abc123")
+    ((path, text),) = results.hub_files(found).items()
+    assert path == ".eval_results/invented_questions.yaml"
+    entries = parse_eval_result_entries(yaml.safe_load(text))
+    assert entries == results.hub_entries(found)
+    assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
+        ("invented/questions", "overall_accuracy", 0.741), ("invented/questions", "open_f1", 0.52),
+    ]  # fmt: skip
+    assert entries[0].dataset_revision == "abc123"
+    assert entries[0].notes == (
+        "split test, 1,204 questions, 400 images; 95 % interval [0.7110, 0.7710]; med_vqa strict"
+    )
+
+
+def test_a_local_source_has_no_eval_results() -> None:
+    assert results.hub_files(with_source("phantom")) == {}
+
+
+def test_the_record_beside_a_model_holds_no_question() -> None:
+    kept = json.loads(results.record(comparison()))
+    assert "examples" not in kept and kept["metrics"] == comparison()["metrics"]
+
+
+@pytest.mark.parametrize("key", ["adapter", "model"])
+def test_results_of_another_adapter_are_refused(key: str, tmp_path: Path) -> None:
+    found = comparison()
+    found["evaluations"]["mmedpo"] = {"adapter": None, key: "runs/mine"}
+    results.require_results_of(tmp_path / "mine", found)
+    with pytest.raises(InputError, match=r"is not what the last run evaluated \(mine\)"):
+        results.require_results_of(tmp_path / "other", found)

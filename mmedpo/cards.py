@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, results
+from mmedpo import credentialed, formats, results
 from mmedpo.errors import InputError
 from mmedpo.workdir import read_json
 
@@ -162,10 +162,10 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         InputError: a file is missing or of another format; the templates are not where the checkout has them.
     """
     if comparison is None and (folder / COMPARISON).exists():
-        comparison = _recorded(folder / COMPARISON, results.FORMAT)
+        comparison = _recorded(folder / COMPARISON, formats.COMPARISON)
     training = _recorded(folder / "training.json", "mmedpo.training/1")
     history = read_json(folder / "trainer_state.json").get("log_history", [])
-    base, dataset = hub_id(training["model"]), hub_id(training["dataset"])
+    base, dataset = (hub_id(training[key], training.get(f"{key}_is_local")) for key in ("model", "dataset"))
     name = folder.resolve().name.removesuffix(".partial")
     return _fill(
         "adapter.md.jinja",
@@ -180,7 +180,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         curves=curve_summaries(history),
         picture=PICTURE if (folder / PICTURE).exists() else None,
         credentialed=credentialed.first([training]),
-        notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training["dataset"])),
+        notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training)),
     )
 
 
@@ -221,10 +221,10 @@ def _objective(training: Mapping[str, Any]) -> str:
     return said + (", plus the likelihood of the preferred answers" if "sft" in losses else "")
 
 
-def _manifests(dataset: Any) -> list[Any]:
+def _manifests(training: Mapping[str, Any]) -> list[Any]:
     # A folder's name does not say that phantoms are inside, its manifest does.
-    manifest = Path(_name(dataset)) / "manifest.json"
-    return [read_json(manifest)] if manifest.exists() else []
+    manifest = Path(_name(training["dataset"])) / "manifest.json"
+    return [read_json(manifest)] if training.get("dataset_is_local", True) and manifest.exists() else []
 
 
 def logged(history: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
@@ -244,10 +244,15 @@ def curve_summaries(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return summaries
 
 
-def hub_id(name: Any) -> str | None:
-    """`name` if it can be a Hub id (owner/name, and no folder of that name is here), else None."""
+def hub_id(name: Any, is_local: bool | None = None) -> str | None:
+    """`name` if it can be a Hub id (owner/name), else None.
+
+    Args:
+        is_local: whether it was a folder when it was used; where that is not recorded, whether it is one here and now.
+    """
     text = _name(name)
-    return text if results.HUB_ID.fullmatch(text) and not Path(text).exists() else None
+    local = Path(text).exists() if is_local is None else is_local
+    return text if results.HUB_ID.fullmatch(text) and not local else None
 
 
 def shown(value: Any) -> str:

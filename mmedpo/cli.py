@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmedpo import credentialed
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
@@ -307,7 +307,9 @@ def compare(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", help="Preference dataset (folder or Hub id) to show, and to look for test images in."
+            "--dataset",
+            help="Preference dataset (folder or Hub id) to show, and to look for test images in (by default in the one "
+            "that the last run was trained on, where it is at hand).",
         ),
     ] = None,
     training: Annotated[
@@ -341,7 +343,7 @@ def compare(
     from mmedpo.wording import note
     from mmedpo.workdir import output_folder, write_json
 
-    comparison = comparing.compare(runs, seed=seed, command=_command(), dataset=dataset)
+    comparison = comparing.compare(runs, seed=seed, command=_command(), dataset=dataset, trainings=training or [])
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
@@ -573,7 +575,7 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*rows[0])
+    table = Table(*(Column(heading, overflow="fold") for heading in rows[0]))  # names differ at their ends
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)

@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
-from mmedpo.wording import amount, change, counted, interval, label, main_run, note, ordered, p_text, span
+from mmedpo.wording import (
+    amount,
+    change,
+    counted,
+    definitions,
+    interval,
+    main_run,
+    note,
+    ordered,
+    p_text,
+    span,
+    titled,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
 
-FORMAT = "mmedpo.comparison/2"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TEXTS = ("examples",)  # of comparison.json: test questions and answers, which are not published with a model
 
 
 def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
-    """Raise InputError unless the comparison's last run is the one of the model or adapter in `folder`."""
+    """Raise InputError unless the comparison's last run is the one of the model or adapter in `folder`: by the digest
+    of the adapter's weights where the run recorded one, else by its name."""
     evaluated = evaluation(comparison)
+    digest = evaluated.get("adapter_sha256")
     names = [Path(str(evaluated[key])).name for key in ("adapter", "model") if evaluated.get(key)]
-    if folder.resolve().name not in names:
+    if digest and digest != adapter_sha256(folder):
+        raise InputError(
+            f"{folder} does not hold the adapter that the last run evaluated ({', '.join(names)}, of sha256 "
+            f"{digest[:12]}...): its weights are others. Evaluate it anew, or give the folder that was."
+        )
+    if not digest and folder.resolve().name not in names:
         raise InputError(
             f"{folder} is not what the last run evaluated ({', '.join(names) or 'not recorded'}); give the run of this "
             "adapter last, or the folder that was evaluated."
         )
+
+
+def adapter_sha256(folder: Path) -> str | None:
+    """The digest of an adapter's weights, its files one after the other by name; None where there are none."""
+    digest, files = (
+        hashlib.sha256(),
+        sorted([*folder.glob("adapter_model*.safetensors"), *folder.glob("adapter_model.bin")]),
+    )
+    for path in files:
+        with path.open("rb") as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest() if files else None
 
 
 def record(comparison: Mapping[str, Any]) -> str:
@@ -54,15 +87,16 @@ def model_index(comparison: Mapping[str, Any]) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     tested, run = evaluation(comparison), main_run(comparison)
+    dataset, revision = _dataset(tested)
     return [
         EvalResult(
             task_type="image-text-to-text",
-            dataset_type=str(tested["source"]),
-            dataset_name=str(tested["source"]),
+            dataset_type=dataset,
+            dataset_name=dataset,
             dataset_split=tested.get("split"),
-            dataset_revision=tested.get("source_revision"),
+            dataset_revision=revision,
             metric_type=name,
-            metric_name=label(name).text,
+            metric_name=titled(name, comparison),
             metric_value=round(comparison["metrics"][name][run]["value"], 6),
             metric_args=_measured(comparison, name),
         )
@@ -78,7 +112,9 @@ def hub_entries(comparison: Mapping[str, Any]) -> list[EvalResultEntry]:
     from huggingface_hub import EvalResultEntry
 
     tested, run = evaluation(comparison), main_run(comparison)
-    if not HUB_ID.fullmatch(str(tested["source"])):
+    dataset, revision = _dataset(tested)
+    is_folder = tested.get("dataset") and not revision  # of a dataset on the Hub the commit is recorded
+    if is_folder or not HUB_ID.fullmatch(dataset):
         return []
     split = f"split {tested.get('split')}, " if tested.get("split") else ""
     found = []
@@ -89,14 +125,21 @@ def hub_entries(comparison: Mapping[str, Any]) -> list[EvalResultEntry]:
         )
         found.append(
             EvalResultEntry(
-                dataset_id=tested["source"],
-                dataset_revision=tested.get("source_revision"),
+                dataset_id=dataset,
+                dataset_revision=revision,
                 task_id=name,
                 value=round(cell["value"], 6),
                 notes=notes,
             )
         )
     return found
+
+
+def _dataset(tested: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The preference dataset that was asked with its commit on the Hub, else the source."""
+    if tested.get("dataset"):
+        return str(tested["dataset"]), tested.get("dataset_revision")
+    return str(tested["source"]), None
 
 
 def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
@@ -111,11 +154,6 @@ def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
     return {f".eval_results/{entries[0].dataset_id.replace('/', '_')}.yaml": text}
 
 
-def definitions(comparison: Mapping[str, Any]) -> str:
-    """Protocols and definitions in words: "med_vqa strict, meteor_variant nltk_exact_stem"."""
-    return ", ".join(f"{name} {value}" for name, value in comparison.get("definitions", {}).items())
-
-
 def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What a card's template shows of a comparison: the test set, a table of strings, and the note below it."""
     base = comparison["baseline"]
@@ -123,13 +161,12 @@ def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
     for metric in ordered(comparison["metrics"]):
         cells = comparison["metrics"][metric]
         found = [_result(metric, cells[run], run == base) for run in comparison["runs"]]
-        table.append([label(metric).text, counted(comparison["sizes"][metric]), *found])
+        table.append([titled(metric, comparison), counted(comparison["sizes"][metric]), *found])
     return {
         "tested": evaluation(comparison),
         "main": main_run(comparison),
         "table": table,
         "note": note(comparison),
-        "definitions": definitions(comparison),
     }
 
 

@@ -270,9 +270,10 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     Raises:
         InputError: nothing there, or nothing that `datasets` can read.
     """
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetsError
 
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
     files: dict[str, list[str]] = {}
     for file in sorted(Path(path).glob("data/*.parquet")):

@@ -9,14 +9,15 @@ from typing import Literal
 
 Polarity = Literal["yes", "no"]
 
-_WORD_PATTERN = r"\w+(?:['’.-]\w+)*"
+# "_" is a word character to `re`, and emphasis at the edge of a word; a point between letters ends a sentence.
+_WORD_PATTERN = r"[^\W_]+(?:(?:['’_-]|(?<=\d)\.(?=\d))[^\W_]+)*"
 _WORD = re.compile(_WORD_PATTERN)
 # A word, or what parts clauses: punctuation but quotation marks and emphasis, or a new line.
 _PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words of `text`; inner apostrophes, points and hyphens stay ("t2-weighted", "3.5", "crohn's").
+    """Lower-cased words of `text`; inner apostrophes, hyphens, "_" and decimal points stay ("t2-weighted", "3.5").
 
     Accents compare equal however they are encoded (Unicode NFC).
     """
@@ -32,7 +33,7 @@ def clauses(text: str) -> list[list[str]]:
     """
     found: list[list[str]] = [[]]
     for piece in _PIECE.findall(_folded(text)):
-        is_word = piece[0].isalnum() or piece[0] == "_"
+        is_word = piece[0].isalnum()
         if found[-1] and (not is_word or piece == "but"):
             found.append([])
         if is_word:

@@ -20,6 +20,16 @@ class Label:
     higher_is_better: bool = True
 
 
+KINDS = {  # endings of the metrics of preference pairs
+    "": "",
+    "_hallucinated_response": " (wrong answer)",
+    "_lesion_noise": " (hidden lesion)",
+    "_image_noise": " (noise all over)",
+    "_reversed_noise": " (noise preferred)",
+    **{f"_weight_{band}": f" (weight {band.replace('_', ' ')})" for band in ("below_0.9", "0.9_to_1.1", "above_1.1")},
+}
+CHANGED = {"lesion_noise": "lesion hidden", "blank": "blank image", "swapped": "another patient’s image"}
+LOGPS = "Log-probability of the reference"
 METRICS = {
     "overall_accuracy": Label("All questions: right"),
     "closed_accuracy": Label("Closed questions: right"),
@@ -33,6 +43,15 @@ METRICS = {
     "meteor": Label("Reports: METEOR"),
     "radgraph_f1": Label("Reports: RadGraph F1"),
     "chexbert_f1": Label("Reports: CheXbert F1"),
+    **{f"preference_accuracy{end}": Label(f"Pairs: ranked right{kind}") for end, kind in KINDS.items()},
+    **{f"preference_margin{end}": Label(f"Pairs: mean margin{kind}", share=False) for end, kind in KINDS.items()},
+    # A fall says how much a model looks, and not how good it is.
+    **{f"accuracy_drop_{key}": Label(f"Accuracy lost: {view}", True, False) for key, view in CHANGED.items()},
+    **{f"logps_drop_{key}": Label(f"{LOGPS}, lost: {view}", False, False) for key, view in CHANGED.items()},
+    "accuracy_original": Label("Accuracy: original image"),
+    **{f"accuracy_{key}": Label(f"Accuracy: {view}", True, False) for key, view in CHANGED.items()},
+    "logps_original": Label(f"{LOGPS}: original image", share=False),
+    **{f"logps_{key}": Label(f"{LOGPS}: {view}", False, False) for key, view in CHANGED.items()},
     "on_image": Label("Attention on the image", higher_is_better=False),
     "in_box": Label("Of that, inside the lesion’s box", higher_is_better=False),
     "lift": Label("The same, over the box’s share of the area (1 is even)", share=False, higher_is_better=False),
@@ -45,6 +64,27 @@ def label(name: str) -> Label:
     return METRICS.get(name, Label(words[:1].upper() + words[1:], share=False, higher_is_better=False))
 
 
+def variant(name: str, comparison: Mapping[str, Any]) -> str:
+    """What tells a metric from others of its name: " (nltk_wordnet)" of METEOR; "" of most."""
+    found = comparison.get("definitions", {}).get(f"{name}_variant")
+    return f" ({found})" if found else ""
+
+
+def titled(name: str, comparison: Mapping[str, Any]) -> str:
+    """A metric's label in a comparison, with its variant."""
+    return label(name).text + variant(name, comparison)
+
+
+def definitions(comparison: Mapping[str, Any]) -> str:
+    """What the numbers mean, by name: "med_vqa strict@2, report_generation coco@1, meteor nltk_wordnet"."""
+    known = comparison.get("definitions", {})
+    return ", ".join(
+        f"{name.removesuffix('_definition').removesuffix('_variant')} {value}"
+        for name, value in known.items()
+        if f"{name}_definition" not in known  # which says the protocol too
+    )
+
+
 def ordered(metrics: Mapping[str, Any]) -> list[str]:
     """Names of the metrics, those of METRICS first."""
     order = [*METRICS, *metrics]
@@ -53,26 +93,32 @@ def ordered(metrics: Mapping[str, Any]) -> list[str]:
 
 def percent(value: float | None) -> str:
     """0.7412 -> "74.1 %"."""
-    return "not measured" if value is None else f"{100 * value:.1f} %"
+    return "not measured" if value is None else f"{_number(100 * value, 1)} %"
 
 
 def points(value: float) -> str:
     """A difference of shares in points with its sign: 0.051 -> "+5.1"."""
-    return f"{100 * value:+.1f}".replace("-", "−") if value else "0.0"
+    return _number(100 * value, 1, "+")
 
 
 def amount(name: str, value: float | None) -> str:
     """A metric's value: "74.1 %" of a share, else three decimals."""
     if label(name).share or value is None:
         return percent(value)
-    return f"{value:.3f}".replace("-", "−")
+    return _number(value, 3)
 
 
 def change(name: str, value: float) -> str:
     """A difference with its sign: "+5.1" points of a share, else three decimals."""
     if label(name).share:
         return points(value)
-    return f"{value:+.3f}".replace("-", "−") if value else "0.000"
+    return _number(value, 3, "+")
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    """A number with a true minus sign; what rounds to zero has no sign."""
+    rounded = round(value, digits) or 0.0
+    return f"{rounded:{sign if rounded else ''}.{digits}f}".replace("-", "−")
 
 
 def span(name: str, cell: Mapping[str, Any]) -> str:
@@ -127,8 +173,8 @@ def run_name(name: str) -> str:
 
 
 def heading(name: str) -> str:
-    """How a run is called where a sentence or a column begins."""
-    return run_name(name)[:1].upper() + run_name(name)[1:]
+    """How a run is called where a sentence or a column begins; a name that a user gave stays as it is."""
+    return RUN_NAMES[name][:1].upper() + RUN_NAMES[name][1:] if name in RUN_NAMES else name
 
 
 def main_run(comparison: Mapping[str, Any]) -> str | None:
@@ -137,11 +183,14 @@ def main_run(comparison: Mapping[str, Any]) -> str | None:
     return others[-1] if others else None
 
 
-def seen(comparison: Mapping[str, Any]) -> str | None:
-    """How much of the test set the training data has shown, in a sentence; None where nobody looked."""
+def seen(comparison: Mapping[str, Any]) -> str:
+    """How much of the test set the training data has shown, in a sentence."""
     found = comparison.get("seen_in_training")
     if not found:
-        return None
+        return (
+            "How many test images were seen in training is not known, since no training data was at hand: name the "
+            "preference dataset with --dataset to count them."
+        )
     if found["images"] is None:
         return (
             f"Whether the training data “{found['dataset']}” holds test images is not known: the evaluations record no "
@@ -174,9 +223,11 @@ def method(comparison: Mapping[str, Any], table: str = "table") -> str:
 
 
 def note(comparison: Mapping[str, Any], table: str = "table") -> str:
-    """What a reader of a table must know: method and number of tests, what differs, what was seen in training."""
-    sentences = [method(comparison, table), *(f"{said}." for said in comparison.get("notes", ())), seen(comparison)]
-    return " ".join(sentence for sentence in sentences if sentence)
+    """What a reader of a table must know: definitions, method and number of tests, what differs, what was seen in
+    training."""
+    named = definitions(comparison)
+    notes = [f"{said}." for said in comparison.get("notes", ())]
+    return " ".join([*([f"Scored by {named}."] if named else []), method(comparison, table), *notes, seen(comparison)])
 
 
 def summary(comparison: Mapping[str, Any]) -> list[str]:
@@ -188,9 +239,9 @@ def summary(comparison: Mapping[str, Any]) -> list[str]:
         found = outcome(cell)
         if main is None or found is None or before is None:
             continue
-        n = comparison.get("sizes", {}).get(name, {}).get("questions")
-        who, other, of = heading(main), run_name(base), f"{n:,} held-out questions" if n else "held-out questions"
-        did = f"reaches {amount(name, cell['value'])} in “{label(name).text}” on {of}"
+        what, n = next(iter(comparison.get("sizes", {}).get(name, {}).items()), ("questions", None))
+        who, other, of = heading(main), run_name(base), f"{n:,} held-out {what}" if n else f"held-out {what}"
+        did = f"reaches {amount(name, cell['value'])} in “{titled(name, comparison)}” on {of}"
         if name == "overall_accuracy":
             did = f"answers {percent(cell['value'])} of {of} right"
         unit = " points" if label(name).share else ""

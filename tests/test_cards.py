@@ -145,6 +145,8 @@ def test_folders_are_not_taken_for_hub_ids(tmp_path: Path) -> None:
     assert ModelCard(card).data.base_model is None and ModelCard(card).data.datasets is None
     assert 'base = "path/to/the/base/model"' in card
     assert cards.hub_id("owner/name") == "owner/name"
+    assert cards.hub_id("owner/name", is_local=True) is None and cards.hub_id("tests/hub") is None
+    assert cards.hub_id("tests/hub", is_local=False) == "tests/hub"
     assert cards.hub_id("tests") is None and cards.hub_id({"name": "a/b", "revision": "c"}) == "a/b"
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmedpo import report, schema, wording
 from mmedpo.errors import InputError
+from mmedpo.evaluation.score import METRICS
 from mmedpo.report import pictures
 
 MANIFEST = {
@@ -216,6 +217,13 @@ def test_attention_that_cannot_be_shown_is_refused(changes: dict[str, Any], said
         pictures.attention(tmp_path)
 
 
+def test_attention_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    folder = attention_folder(tmp_path / "maps", adapter="elsewhere/other")
+    with pytest.raises(InputError, match="is of the adapter other, but the runs evaluated start, dpo, mmedpo"):
+        report.write_report(tmp_path / "r.html", comparison(), None, {}, attention=folder)
+    assert pictures.attention(folder, ["", "runs/other"])
+
+
 def test_pairs_show_boxes_judges_and_who_made_them(html: str) -> None:
     assert html.count('<rect class="box" x="16.0" y="16.0" width="16.0" height="16.0"/>') == 3
     assert "nodule (0.80)" in html and "6.2 % of the image, step 500" in html
@@ -272,4 +280,56 @@ def test_a_broken_picture_is_left_out() -> None:
 
 def test_numbers() -> None:
     assert wording.percent(0.7412) == "74.1 %"
-    assert [wording.points(value) for value in (0.051, -0.0104, 0.0, 0.0002)] == ["+5.1", "−1.0", "0.0", "+0.0"]
+    assert [wording.points(value) for value in (0.051, -0.0104, 0.0, 0.0002)] == ["+5.1", "−1.0", "0.0", "0.0"]
+    assert [wording.change("margin", value) for value in (-0.0004, 0.0006)] == ["0.000", "+0.001"]
+    assert wording.amount("margin", -0.0004) == "0.000" and wording.percent(-0.00004) == "0.0 %"
+    assert wording.percent(-0.02) == "−2.0 %"
+
+
+def test_names_that_users_gave_stay_as_they_are() -> None:
+    assert [wording.heading(name) for name in ("start", "mmedpo", "mm", "llava-x")] == [
+        "The starting model", "MMedPO", "mm", "llava-x",
+    ]  # fmt: skip
+
+
+def test_every_metric_of_every_measure_has_a_label() -> None:
+    names = {metric.name for part in METRICS.values() for metric in part()}
+    assert names <= set(wording.METRICS)
+
+
+def test_a_visual_reliance_page_leads_with_what_is_lost_and_preferences_are_of_pairs(tmp_path: Path) -> None:
+    found = comparison() | {"groups": {}, "examples": [], "distributions": {}}
+    names = ("accuracy_original", "accuracy_drop_lesion_noise")
+    found["metrics"] = {name: {"start": cell(0.1), "mmedpo": cell(0.3, 0.1)} for name in names}
+    assert wording.summary(found)[0].startswith("MMedPO reaches 30.0 % in “Accuracy lost: lesion hidden”")
+    found["metrics"] = {"preference_accuracy": {run: cell(0.6, 0.5) for run in found["runs"]}}
+    found |= {"definitions": {"preference": "log_likelihood"},
+              "sizes": {"preference_accuracy": {"pairs": 300, "images": 90}}}  # fmt: skip
+    report.write_report(tmp_path / "r.html", found, None, {})
+    html = (tmp_path / "r.html").read_text()
+    assert "in “Pairs: ranked right” on 300 held-out pairs" in html and "(300 pairs, 90 images)" in html
+    assert "Results on held-out pairs" in html
+
+
+def test_meteor_is_shown_by_the_name_of_its_variant(tmp_path: Path) -> None:
+    found = comparison() | {"groups": {}}
+    found["metrics"] = {"meteor": {run: cell(0.6, 0.5) for run in found["runs"]}}
+    found["definitions"] = {"report_generation": "paper", "report_generation_definition": "paper@1",
+                            "meteor_variant": "nltk_wordnet"}  # fmt: skip
+    report.write_report(tmp_path / "r.html", found, None, {})
+    html = (tmp_path / "r.html").read_text()
+    assert '<th scope="row">Reports: METEOR (nltk_wordnet)' in html
+    assert "Scored by report_generation paper@1, meteor nltk_wordnet." in html
+
+
+def test_the_page_says_how_each_run_was_evaluated(tmp_path: Path) -> None:
+    found = comparison()
+    found["evaluations"]["dpo"] |= {"command": "mmedpo evaluate --name dpo", "unanswered": 2, "revision": "abc",
+                                    "settings": {"temperature": 0.0}, "versions": {"torch": "2.11.0"}}  # fmt: skip
+    report.write_report(tmp_path / "r.html", found, None, {})
+    html = (tmp_path / "r.html").read_text()
+    assert "<pre>mmedpo evaluate --name dpo\nmmedpo compare start dpo mmedpo\n</pre>" in html
+    block = html[html.index("Evaluation of DPO") : html.index("Evaluation of MMedPO")]
+    for fact in ("<dt>unanswered</dt><dd>2</dd>", "<dt>revision</dt><dd>abc</dd>", "temperature 0"):
+        assert fact in block
+    assert "2.11.0, 2.13.0" in html

@@ -54,6 +54,15 @@ def test_notes_say_what_was_measured_on_and_what_differs() -> None:
     assert "Open questions: F1 of words (602 questions, 390 images)" in note
 
 
+def test_variants_are_named_and_zeros_have_no_sign() -> None:
+    found = comparison()
+    entries = {run: {"value": -0.0002, "difference": 0.0001, "difference_low": -0.0004, "difference_high": 0.1}
+               for run in found["runs"]}  # fmt: skip
+    found |= {"metrics": {"meteor": entries}, "definitions": {"meteor_variant": "nltk_wordnet"}}
+    assert tables.rows(found)[1] == ["meteor (nltk_wordnet)", "start", "0.000", "0.000 [0.000, +0.100]", ""]
+    assert tables.sheets(found)[0].note.startswith("Scored by meteor nltk_wordnet. Brackets are")
+
+
 def test_markdown_keeps_its_columns_whatever_the_names() -> None:
     text = tables.markdown(renamed(comparison(), "mmedpo", STRANGE))
     lines = [line for line in text.splitlines() if line.startswith("|")]

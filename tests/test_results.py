@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from invented import comparison
 
 from mmedpo import results
 from mmedpo.errors import InputError
+from mmedpo.evaluation.questions import of_dataset
 
 
 def with_source(source: str, **more: Any) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def test_model_index_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_eval_results_are_read_back_as_they_were_written() -> None:
-    found = with_source("invented/questions", source_revision="abc123")
+    found = with_source("phantom", dataset="invented/questions", dataset_revision="abc123")
     ((path, text),) = results.hub_files(found).items()
     assert path == ".eval_results/invented_questions.yaml"
     entries = parse_eval_result_entries(yaml.safe_load(text))
@@ -50,8 +52,20 @@ def test_eval_results_are_read_back_as_they_were_written() -> None:
     )
 
 
-def test_a_local_source_has_no_eval_results() -> None:
+def test_a_local_source_or_dataset_has_no_eval_results() -> None:
     assert results.hub_files(with_source("phantom")) == {}
+    assert results.hub_files(with_source("phantom", dataset="runs/pairs", dataset_revision=None)) == {}
+
+
+def test_the_record_of_an_asked_dataset_names_it_on_the_hub(preferences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(preferences.parents[1])
+    record = of_dataset(f"{preferences.parent.name}/{preferences.name}").record
+    assert results.HUB_ID.fullmatch(record["dataset"]) and record["dataset_revision"] is None
+    assert results.hub_files(with_source(**record)) == {}
+    on_hub = with_source(**record | {"dataset_revision": "abc123"})
+    for found in (results.hub_entries(on_hub), results.model_index(on_hub)):
+        assert {entry.dataset_revision for entry in found} == {"abc123"}
+    assert results.hub_entries(on_hub)[0].dataset_id == results.model_index(on_hub)[0].dataset_type == record["dataset"]
 
 
 def test_the_record_beside_a_model_holds_no_question() -> None:
@@ -66,3 +80,20 @@ def test_results_of_another_adapter_are_refused(key: str, tmp_path: Path) -> Non
     results.require_results_of(tmp_path / "mine", found)
     with pytest.raises(InputError, match=r"is not what the last run evaluated \(mine\)"):
         results.require_results_of(tmp_path / "other", found)
+
+
+def test_an_adapter_is_known_by_its_weights_where_they_were_recorded(tmp_path: Path) -> None:
+    found = comparison()
+    parts = {"adapter_model-00001-of-00002.safetensors": b"one", "adapter_model-00002-of-00002.safetensors": b"two"}
+    digest = hashlib.sha256(b"onetwo").hexdigest()
+    found["evaluations"]["mmedpo"] |= {"adapter": "runs/mine", "adapter_sha256": digest}
+    for name, weights in (
+        ("renamed", parts),
+        ("mine", {**parts, "adapter_model-00002-of-00002.safetensors": b"three"}),
+    ):
+        (tmp_path / name).mkdir()
+        for file, data in weights.items():
+            (tmp_path / name / file).write_bytes(data)
+    results.require_results_of(tmp_path / "renamed", found)
+    with pytest.raises(InputError, match="its weights are others"):
+        results.require_results_of(tmp_path / "mine", found)

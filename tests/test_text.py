@@ -18,6 +18,8 @@ from mmedpo.text import carries, clauses, polarity, unit_interval, words
         ("- the 'left' lung -", ["the", "left", "lung"]),
         ("ŒDÈME  Straße", ["œdème", "strasse"]),
         ("a\u2028b", ["a", "b"]),
+        ("No.The L4.5 lung", ["no", "the", "l4.5", "lung"]),  # a point joins digits only
+        ("__No__, _yes_ _ ___ a_b", ["no", "yes", "a_b"]),  # emphasis, and what was blacked out
         ("?!", []),
         ("", []),
     ],
@@ -33,6 +35,7 @@ def test_words(text: str, expected: list[str]) -> None:
         ("not left but right", [["not", "left"], ["but", "right"]]),
         ("'No' - **3.5** cm\nT2-weighted", [["no"], ["3.5", "cm"], ["t2-weighted"]]),
         ("yes/no", [["yes"], ["no"]]),
+        ("_No_.The **left_ 3.5", [["no"], ["the", "left", "3.5"]]),
         ("...", []),
         ("", []),
     ],
@@ -49,6 +52,7 @@ def test_clauses(text: str, expected: list[list[str]]) -> None:
         (" NO.", "no"),
         ("No, the lung is clear", "no"),
         ("Yes, there is no effusion", "yes"),  # the opening counts
+        ("__No__.The lung is clear, yes", "no"),
         ("There is no effusion", "no"),
         ("I say yes and yes", "yes"),
         ("It is yes or no", None),
@@ -66,6 +70,8 @@ def test_polarity(text: str, expected: str | None) -> None:
     [
         ("A large LEFT effusion.", "left effusion", True),
         ("effusion", "effusion", True),
+        ("Seen on the left.The _effusion_ is small", "effusion", True),
+        ("On the left.The heart", "left", True),
         ("effusions on the left", "effusion", False),
         ("effusion, left", "left effusion", False),
         ("the left and an effusion", "left effusion", False),

@@ -43,7 +43,7 @@ Examples:
     ... }
     >>> scores = metric.compute(**answers)
     >>> scores["closed_accuracy"], scores["n_closed_neither"], scores["med_vqa_definition"]
-    (0.5, 1, 'strict@2')
+    (0.5, 1, 'strict@3')
     >>> round(scores["open_recall"], 4), scores["open_exact_match"]
     (0.3333, 0.0)
     >>> scores = metric.compute(**answers, protocol="paper", groups=["chest", "chest", "abdomen"])
@@ -55,7 +55,11 @@ Examples:
 
 
 class MedVQA(evaluate.Metric):
-    """Columns in, means and counts out; see `_KWARGS_DESCRIPTION`. Bad input raises `mmedpo.errors.InputError`."""
+    """Columns in, means and counts out; see `_KWARGS_DESCRIPTION`.
+
+    `evaluate` looks at the columns first: nulls, numbers, missing or unequally long columns raise its ValueError
+    or TypeError. All else that is wrong (references without words, options) raises `mmedpo.errors.InputError`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         columns = ("predictions", "references", "answer_types")

@@ -46,7 +46,7 @@ Args:
         models from the Hub.
     return_scores (bool): add "scores", the summands of each report.
 
-Returns (a value over no report is absent; all in [0, 1], but paper's BLEU in [0, 4/3]):
+Returns (for no report n_report alone; all in [0, 1], but paper's BLEU in [0, 4/3]):
     bleu_1, bleu_2, bleu_3, bleu_4: of the corpus; paper: means over reports, and bleu, their mean.
     rouge_l (huggingface: rouge_1, rouge_2 too): means over the reports.
     meteor: meteor_1.5: of the corpus; nltk variants: mean over the reports.
@@ -74,7 +74,11 @@ Examples:
 
 
 class ReportGeneration(evaluate.Metric):
-    """Reports in, values out; see `_KWARGS_DESCRIPTION`. Bad input raises `mmedpo.errors.InputError`."""
+    """Reports in, values out; see `_KWARGS_DESCRIPTION`.
+
+    `evaluate` looks at the columns first: nulls, numbers, missing or unequally long columns raise its ValueError
+    or TypeError. All else that is wrong (references without words, options) raises `mmedpo.errors.InputError`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         columns = ("predictions", "references")

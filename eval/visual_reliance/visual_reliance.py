@@ -43,7 +43,11 @@ Examples:
 
 
 class VisualReliance(evaluate.Metric):
-    """Columns in, means and counts out; see `_KWARGS_DESCRIPTION`. Bad input raises `mmedpo.errors.InputError`."""
+    """Columns in, means and counts out; see `_KWARGS_DESCRIPTION`.
+
+    `evaluate` looks at the columns first: texts, missing or unequally long columns raise its ValueError
+    or TypeError. All else that is wrong (nulls, infinite numbers, options) raises `mmedpo.errors.InputError`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -24,6 +24,25 @@ def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
         raise InputError(f"The columns differ in length ({lengths}); give one entry a question in each.")
 
 
+def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
+    """A fault for each entry of `groups` that is no string."""
+    return [
+        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every question or report")
+        for i, group in enumerate(groups or ())
+        if not isinstance(group, str)
+    ]
+
+
+def by_group(
+    groups: Sequence[str], scores: Sequence[Mapping[str, Any]], aggregate: Callable[[list[Mapping[str, Any]]], Any]
+) -> dict[str, Any]:
+    """What `aggregate` says of the scores of each group, by its name, in alphabetical order; groups: one a score."""
+    members: dict[str, list[Mapping[str, Any]]] = {group: [] for group in sorted(set(groups))}
+    for group, sample in zip(groups, scores, strict=True):
+        members[group].append(sample)
+    return {group: aggregate(found) for group, found in members.items()}
+
+
 def require_texts(
     predictions: Sequence[str], references: Sequence[str], tokens: Callable[[str], list[str]], **others: Sequence[Any]
 ) -> None:

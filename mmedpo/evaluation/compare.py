@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedpo import credentialed
+from mmedpo import credentialed, formats
+from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.metric import Floats, Metric
-from mmedpo.evaluation.runs import Run, definitions, load, notes
-from mmedpo.evaluation.score import METRICS, Row
-from mmedpo.evaluation.seen import seen_in_training
+from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
+from mmedpo.evaluation.score import Row
+from mmedpo.evaluation.seen import seen_in_training, trained_on
 from mmedpo.evaluation.statistics import (
     RESAMPLES,
     bootstrap,
@@ -30,7 +32,6 @@ from mmedpo.evaluation.statistics import (
 )
 from mmedpo.workdir import versions
 
-FORMAT = "mmedpo.comparison/2"
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
 GROUPS = 20  # of one grouping; smaller ones are put together
 GROUP_IMAGES = 10  # of a metric in a group; on fewer it is neither tested nor given an interval
@@ -57,8 +58,9 @@ class Part:
 
 
 def compare(
-    runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "", dataset: str | None = None
-) -> Row:
+    runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "", dataset: str | None = None,
+    trainings: Sequence[Path] = (),
+) -> Row:  # fmt: skip
     """Compare evaluation folders; the first is the baseline. Returns the comparison.json of docs/architecture.md.
 
     Intervals are 95 % intervals of a bootstrap over images; differences see the same resamples in both runs. p-values
@@ -71,23 +73,26 @@ def compare(
         seed: of the resamples, the permutations and the choice of examples.
         resamples: of the bootstrap, and of the permutation test.
         command: kept as it is, for the record.
-        dataset: preference dataset (folder or Hub id) whose images are looked for among the test images.
+        dataset: preference dataset (folder or Hub id) whose images are looked for among the test images; by default
+            the one that the last run was trained on, where its records say so and it is still there.
+        trainings: training folders that may say so.
 
     Raises:
         InputError: as `runs.load` and `seen.seen_in_training`.
     """
     loaded = load(runs)
     baseline = loaded[0]
-    defined = _defined(baseline)
+    left_out = absent(loaded)
+    defined = [metric for metric in baseline.metrics if metric.name not in left_out]
     parts = _parts(loaded, defined, list(baseline.questions))
     metrics, undefined = _measured(loaded, parts, seed, resamples)
     groups = {column: _groups(loaded, column, parts, seed, resamples) for column in GROUPINGS}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
-    said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined)]
+    said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
     marked = credentialed.first(run.results for run in loaded)
     return {
-        "format": FORMAT,
+        "format": formats.COMPARISON,
         "command": command,
         **({"credentialed": True, "source": marked} if marked else {}),
         "versions": versions(),
@@ -97,18 +102,27 @@ def compare(
         "baseline": baseline.name,
         "runs": [run.name for run in loaded],
         "evaluations": {run.name: _evaluation(run) for run in loaded},
-        "definitions": definitions(baseline),
+        "definitions": definitions(baseline, left_out),
         "notes": said + _too_many(tests, resamples),
         "n": _counts(baseline),
-        "seen_in_training": seen_in_training(baseline, dataset) if dataset else None,
+        "seen_in_training": _seen(loaded, dataset, trainings),
         "tests": {"correction": "holm", **tests},
         "metrics": metrics,
-        "sizes": _sizes(parts),
+        "sizes": _sizes(baseline, parts),
         "groups": {column: found for column, found in groups.items() if found},
         "distributions": _distributions(loaded, parts),
         "changes": changes(loaded),
         "examples": examples(loaded, defined, seed),
     }
+
+
+def _seen(runs: Sequence[Run], dataset: str | None, trainings: Sequence[Path]) -> Row | None:
+    if dataset:
+        return seen_in_training(runs[0], dataset)
+    found = trained_on(runs[-1], trainings)
+    with suppress(InputError):  # nobody asked for it
+        return seen_in_training(runs[0], found) if found else None
+    return None
 
 
 def _counts(run: Run) -> dict[str, int]:
@@ -128,14 +142,17 @@ def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
     ]
 
 
+def _few(parts: Sequence[Part]) -> list[str]:
+    """The metrics about fewer images than a group needs for an interval."""
+    few = [metric.name for part in parts for metric in part.metrics if len(set(part.images)) < GROUP_IMAGES]
+    said = f"on fewer than {GROUP_IMAGES} images an interval or a test says little"
+    return [f"{', '.join(few)}: {said}"] if few else []
+
+
 def _evaluation(run: Run) -> Row:
     """What results.json says of a run, but for its numbers."""
-    left_out = ("format", "name", "metrics", "protocols", "versions")
+    left_out = ("format", "name", "metrics", "protocols")
     return {key: value for key, value in run.results.items() if key not in left_out}
-
-
-def _defined(run: Run) -> list[Metric]:
-    return [metric for name, protocol in run.results["protocols"].items() for metric in METRICS[name](protocol)]
 
 
 def _parts(runs: Sequence[Run], defined: Sequence[Metric], ids: Sequence[str]) -> list[Part]:
@@ -158,9 +175,13 @@ def _about(runs: Sequence[Run], ids: Sequence[str], metric: Metric) -> list[str]
     return [id_ for id_ in ids if all(metric.about(run.scores[id_]) for run in runs)]
 
 
-def _sizes(parts: Sequence[Part]) -> dict[str, Row]:
+def _unit(run: Run) -> str:
+    return "pairs" if "preference" in run.results["protocols"] else "questions"
+
+
+def _sizes(run: Run, parts: Sequence[Part]) -> dict[str, Row]:
     return {
-        metric.name: {"questions": len(part.images), "images": len(set(part.images))}
+        metric.name: {_unit(run): len(part.images), "images": len(set(part.images))}
         for part in parts
         for metric in part.metrics
     }
@@ -237,7 +258,7 @@ def _groups(runs: Sequence[Run], column: str, whole: Sequence[Part], seed: int, 
         parts = _parts(runs, [metric for metric in sizes if len(_about(runs, ids, metric)) < sizes[metric]], ids)
         metrics, _ = _measured(runs, parts, seed, resamples, GROUP_IMAGES)
         found[label] = {
-            "n": {"questions": len(ids), "images": len(images)}, "sizes": _sizes(parts), "metrics": metrics,
+            "n": {_unit(runs[0]): len(ids), "images": len(images)}, "sizes": _sizes(runs[0], parts), "metrics": metrics,
         }  # fmt: skip
     return found if any(group["metrics"] for group in found.values()) else {}
 

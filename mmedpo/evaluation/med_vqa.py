@@ -7,21 +7,22 @@ counts, so that published numbers have something to be compared with.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import require_known, require_texts, vqa_v2
+from mmedpo.evaluation import by_group, group_faults, require_known, require_texts, vqa_v2
 from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
 from mmedpo.text import clauses, words
 
 Verdict = Literal["correct", "wrong", "both", "neither"]
 Said = Literal["yes", "no", "both", "neither"]
 
-DEFINITIONS = {"strict": "strict@2", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
+DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
 PROTOCOLS = tuple(DEFINITIONS)
 ANSWER_TYPES = ("closed", "open")
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
@@ -30,8 +31,12 @@ NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "n
 # After "no" they begin a clause of their own ("no it is not"); before other words "no" is a determiner ("no fracture").
 CLAUSE_STARTS = frozenset((
     "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
-    "i", "is", "are", "was", "were", "because", "since", "as", "and", "or", "but", "so", "not", "no", "yes",
+    "i", "my", "our", "your", "his", "her", "their", "both", "all", "each", "every", "some", "only", "neither", "none",
+    "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
+    "not", "no", "yes",
 ))  # fmt: skip
+# Headings that a model writes behind its verdict ("No Explanation: ...") begin a clause too.
+_HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
 
 
 def normalize(text: str) -> str:
@@ -95,7 +100,7 @@ def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
     """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
     determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
     found = []
-    for clause in clauses(normalize(text)):
+    for clause in clauses(_HEADING.sub("\n", normalize(text))):
         negated = False
         for word, following in zip(clause, [*clause[1:], None], strict=True):
             determiner = word == "no" and following is not None and following not in CLAUSE_STARTS
@@ -184,7 +189,7 @@ def compute(
     scores = [_score(*row, protocol) for row in rows]
     found = aggregate(scores, protocol)
     if groups is not None:
-        found["by_group"] = aggregate_by(groups, scores, protocol)
+        found["by_group"] = by_group(groups, scores, partial(aggregate, protocol=protocol))
     return found | ({"scores": scores} if return_scores else {})
 
 
@@ -204,7 +209,7 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
     Returns:
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
         open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` n_closed_both and n_closed_neither;
-        med_vqa_definition, the protocol with the number of its definition ("strict@2").
+        med_vqa_definition, the protocol with the number of its definition ("strict@3").
     """
     verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
     unread = {f"n_closed_{said}": verdicts[said] for said in ("both", "neither")} if protocol == "strict" else {}
@@ -214,14 +219,6 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
         **unread,
         "med_vqa_definition": DEFINITIONS[protocol],
     }
-
-
-def aggregate_by(groups: Sequence[str], scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
-    """What `aggregate` says of the scores of each group, by its name, in alphabetical order."""
-    members: dict[str, list[Scores]] = {group: [] for group in sorted(set(groups))}
-    for group, sample in zip(groups, scores, strict=True):
-        members[group].append(sample)
-    return {group: aggregate(found, protocol) for group, found in members.items()}
 
 
 def _is_closed(scores: Scores) -> bool:
@@ -262,10 +259,6 @@ def _require(
         for i, kind in enumerate(answer_types)
         if kind not in ANSWER_TYPES
     ]
-    faults += [
-        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every question")
-        for i, group in enumerate(groups or ())
-        if not isinstance(group, str)
-    ]
+    faults += group_faults(groups)
     if faults:
         raise InputError(f"{len(faults)} entries beside the texts are faulty:", faults)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import require_known, require_lists, require_texts
+from mmedpo.errors import InputError
+from mmedpo.evaluation import by_group, group_faults, require_known, require_lists, require_texts
 from mmedpo.evaluation.metric import Metric, Scores, values
 from mmedpo.evaluation.reports import Text, coco, huggingface, meteor, paper
 from mmedpo.evaluation.reports import clinical as clinical_scores
@@ -92,8 +92,9 @@ def compute(
         `score_all` results if asked for.
 
     Raises:
-        InputError: an unknown protocol, variant or clinical score; columns of different length; texts that are no
-            strings, references without words (all are named); a clinical score whose package or weights are missing.
+        InputError: an unknown protocol, variant or clinical score; one string instead of a list; columns of different
+            length; texts that are no strings, references without words (all are named); a clinical score whose package
+            or weights are missing.
 
     Example:
         >>> found = compute(["No effusion."], ["No pleural effusion."], meteor_variant="nltk_exact_stem")
@@ -105,10 +106,7 @@ def compute(
     scores = score_all(predictions, references, protocol, meteor_variant, clinical)
     found = aggregate(scores, meteor_variant, protocol)
     if groups is not None:
-        members: dict[str, list[Scores]] = {name: [] for name in sorted(set(groups))}
-        for name, sample in zip(groups, scores, strict=True):
-            members[name].append(sample)
-        found["by_group"] = {name: aggregate(own, meteor_variant, protocol) for name, own in members.items()}
+        found["by_group"] = by_group(groups, scores, lambda own: aggregate(own, meteor_variant, protocol))
     return found | ({"scores": scores} if return_scores else {})
 
 
@@ -119,14 +117,17 @@ def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
 
 
 def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, protocol: str = "coco") -> dict[str, Any]:
-    """Values of `score` results, absent where there is no report; higher is better.
+    """Values of `score` results; higher is better.
 
     Returns:
+        {"n_report": 0} alone for no report, since what was not measured has no definition; else
         bleu_1 to bleu_4, rouge_l, meteor, and by protocol bleu (`paper`), rouge_1 and rouge_2 (`huggingface`), each in
         [0, 1] but for `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where they were asked for;
-        always n_report, meteor_variant and report_generation_definition, the protocol with the number of its
-        definition ("coco@1"); where METEOR could not be computed, meteor_absent: why, and what to do.
+        n_report, meteor_variant and report_generation_definition, the protocol with the number of its definition
+        ("coco@1"); where METEOR could not be computed, meteor_absent: why, and what to do.
     """
+    if not scores:
+        return {"n_report": 0}
     found: dict[str, Any] = values(metrics(protocol), scores)
     absent = next((sample["meteor_absent"] for sample in scores if "meteor_absent" in sample), None)
     if absent is not None:
@@ -143,16 +144,13 @@ def _require_names(protocol: str, meteor_variant: str | None, clinical: Sequence
     require_known("protocol", protocol, PROTOCOLS)
     if meteor_variant is not None:
         require_known("meteor_variant", meteor_variant, METEOR_VARIANTS)
+    if isinstance(clinical, str):
+        raise InputError(f"clinical is one string ({clinical!r}); give a list of names: [{clinical!r}].")
     for name in clinical:
         require_known("clinical score", name, tuple(clinical_scores.SCORES))
 
 
 def _require_groups(groups: Sequence[str], predictions: Sequence[str]) -> None:
     require_lists({"predictions": predictions, "groups": groups})
-    faults = [
-        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every report")
-        for i, group in enumerate(groups)
-        if not isinstance(group, str)
-    ]
-    if faults:
+    if faults := group_faults(groups):
         raise InputError(f"{len(faults)} of the groups have no name:", faults)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from mmedpo import credentialed
+from mmedpo import credentialed, formats
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation.score import METRICS, Row, read_by_id
+from mmedpo.evaluation.metric import Metric
+from mmedpo.evaluation.score import METRICS, SHOWN_IDS, Row, read_by_id
 from mmedpo.schema import TASKS
 from mmedpo.workdir import read_json
 
-RESULTS_FORMAT = "mmedpo.results/1"
-SHOWN_IDS = 5
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
-NOTED = ("seed", "source", "split")  # of results.json: a difference is said, and not refused
+NOTED = ("seed", "source", "split", "model", "revision", "adapter", "dtype")  # a difference is said, and not refused
+VARIANT_OF = {"meteor_variant": "report_generation"}  # whose definition has a key of its own
+KIND = ("dispreference", "weight_band")  # of a line of scores: with its task it decides which metrics are about it
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class Run:
     questions: dict[str, Row]
     predictions: dict[str, Row]
     scores: dict[str, Row]
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The metrics that its protocols define."""
+        return [metric for part, protocol in self.results["protocols"].items() for metric in METRICS[part](protocol)]
+
+    def about(self, id_: str) -> set[str]:
+        """Names of the metrics that are about a question."""
+        return {metric.name for metric in self.metrics if metric.about(self.scores[id_])}
 
 
 def load(folders: Sequence[Path]) -> list[Run]:
@@ -43,22 +55,38 @@ def load(folders: Sequence[Path]) -> list[Run]:
     runs = [_load(folder) for folder in folders]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        raise InputError(f"The runs are named {', '.join(names)}; give each run its own name, to tell them apart.")
-    faults = [fault for run in runs[1:] for fault in _differences(runs[0], run)]
+        raise InputError(
+            f"The runs are named {', '.join(names)}; give each run its own name, to tell them apart: "
+            "`mmedpo score RUN --name NAME --output OTHER` makes a copy with another one."
+        )
+    left_out = absent(runs)
+    faults = [fault for run in runs[1:] for fault in _differences(runs[0], run, left_out)]
     if faults:
         with credentialed.quoting_nothing(credentialed.first(run.results for run in runs) is not None):
             raise InputError(
                 "The runs cannot be compared, since they did not answer and score the same questions:", faults
             )
-    unknown = [name for name in runs[0].results["protocols"] if name not in METRICS]
-    if unknown:
-        raise InputError(f"The runs are scored by {', '.join(unknown)}; this version knows {', '.join(METRICS)}.")
     return runs
 
 
+def absent(runs: Sequence[Run]) -> dict[str, str]:
+    """Metrics that could not be computed for some run, and are compared for none: name -> why."""
+    return {
+        key.removesuffix("_absent"): f"not computed for {run.name!r}: {why}"
+        for run in reversed(runs)
+        for key, why in run.results["metrics"].items()
+        if key.endswith("_absent") and why
+    }
+
+
 def notes(runs: Sequence[Run]) -> list[str]:
-    """What differs between the runs' records, apart from the model, and may explain a difference."""
-    baseline, said = runs[0], []
+    """What the runs' records say that may explain a difference, or limits what it means."""
+    baseline, said = runs[0], [f"{name} is {why.rstrip('.')}" for name, why in absent(runs).items()]
+    said += [
+        f"{run.results['unanswered']} of {len(run.questions)} questions got no answer in {run.name!r}, and count as ''"
+        for run in runs
+        if run.results.get("unanswered")
+    ]
     for run in runs[1:]:
         ours, theirs = _settings(run), _settings(baseline)
         said += [
@@ -69,31 +97,48 @@ def notes(runs: Sequence[Run]) -> list[str]:
     return said
 
 
-def definitions(run: Run) -> Row:
-    """Protocols and whatever else names what the numbers mean: METEOR's variant, versions of definitions."""
-    named = {
+def definitions(run: Run, left_out: Collection[str] = ()) -> Row:
+    """What names what the run's numbers mean: protocols, versions of definitions, METEOR's variant.
+
+    Of the parts that have questions alone, and without the variants of metrics that are `left_out`.
+    """
+    parts, metrics = run.results["protocols"], run.results["metrics"]
+    used = {
+        part for part, protocol in parts.items()
+        if any(metric.about(line) for metric in METRICS[part](protocol) for line in run.scores.values())
+    }  # fmt: skip
+    found = {key: value for key, value in metrics.items() if key.endswith(("_definition", "_variant"))}
+    return {
         key: value
-        for key, value in run.results["metrics"].items()
-        if isinstance(value, str) or (value is not None and "definition" in key)
+        for key, value in {**parts, **found}.items()
+        if value is not None
+        and VARIANT_OF.get(key, key.removesuffix("_definition")) in used
+        and key.removesuffix("_variant") not in left_out
     }
-    return {**run.results["protocols"], **named}
 
 
 def _settings(run: Run) -> Row:
+    prompt = run.results.get("prompt")
+    asked = (
+        {f"prompt {key}": value for key, value in prompt.items()} if isinstance(prompt, dict) else {"prompt": prompt}
+    )
     given = {key: run.results.get(key) for key in NOTED}
-    return given | (run.results.get("settings") or {})
+    return given | asked | (run.results.get("settings") or {})
 
 
 def _load(folder: Path) -> Run:
     results = read_json(folder / "results.json")
-    if not isinstance(results, dict) or results.get("format") != RESULTS_FORMAT:
+    if not isinstance(results, dict) or results.get("format") != formats.RESULTS:
         raise InputError(
-            f"{folder / 'results.json'} is not in the format {RESULTS_FORMAT}; run `mmedpo evaluate` anew."
+            f"{folder / 'results.json'} is not in the format {formats.RESULTS}; run `mmedpo evaluate` anew."
         )
     if not isinstance(results.get("name"), str) or not all(
         isinstance(results.get(key), dict) for key in ("protocols", "metrics")
     ):
         raise InputError(f"{folder / 'results.json'} lacks name, protocols or metrics; run `mmedpo evaluate` anew.")
+    unknown = [part for part in results["protocols"] if part not in METRICS]
+    if unknown:
+        raise InputError(f"{folder} is scored by {', '.join(unknown)}; this version knows {', '.join(METRICS)}.")
     parts, faults = zip(*(read_by_id(folder / f"{name}.jsonl") for name in FILES), strict=True)
     if any(faults) or any(part.keys() != parts[0].keys() for part in parts):
         raise InputError(
@@ -111,6 +156,7 @@ def _load(folder: Path) -> Run:
 
 
 def _damaged(run: Run) -> Iterator[Fault]:
+    widths: dict[Metric, int] = {}
     for id_, question in run.questions.items():
         for column in ("image_id", "question", "reference"):
             if not isinstance(question.get(column), str):
@@ -119,22 +165,61 @@ def _damaged(run: Run) -> Iterator[Fault]:
             yield Fault(id_, "task", f"is {question.get('task')!r}; choose one of: {', '.join(TASKS)}")
         if not isinstance(run.predictions[id_].get("prediction"), str):
             yield Fault(id_, "prediction", f"is {run.predictions[id_].get('prediction')!r}, not a string")
-        for key, value in run.scores[id_].items():
-            parts = value if isinstance(value, list) else [value]
-            if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
-                yield Fault(id_, key, f"is {value!r}, no finite number")
+        yield from _damaged_scores(run, id_, widths)
+    yield from _lacking(run)
 
 
-def _differences(baseline: Run, run: Run) -> list[Fault]:
+def _damaged_scores(run: Run, id_: str, widths: dict[Metric, int]) -> Iterator[Fault]:
+    line = run.scores[id_]
+    wrong = [
+        key for key, value in line.items() if not all(map(_is_finite, value if isinstance(value, list) else [value]))
+    ]
+    yield from (Fault(id_, key, f"is {line[key]!r}, no finite number") for key in wrong)
+    for metric in run.metrics if not wrong else ():
+        try:
+            numbers = list(metric.statistics(line)) if metric.about(line) else []
+        except (KeyError, TypeError) as error:
+            yield Fault(id_, metric.name, f"cannot be made of this line of scores ({type(error).__name__}: {error})")
+        else:
+            if not all(isinstance(number, int | float) for number in numbers):
+                yield Fault(id_, metric.name, f"is made of {numbers!r}, which are no numbers")
+            elif numbers and widths.setdefault(metric, len(numbers)) != len(numbers):
+                yield Fault(id_, metric.name, f"is made of {len(numbers)} numbers, but of {widths[metric]} before")
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _lacking(run: Run) -> Iterator[Fault]:
+    """Lines of scores that lack what others of their kind have: a metric would leave them out and not say so."""
+    about = {id_: run.about(id_) for id_ in run.questions}
+    kinds = {
+        id_: str([row.get("task"), *(run.scores[id_].get(key) for key in KIND)]) for id_, row in run.questions.items()
+    }
+    needed: defaultdict[str, set[str]] = defaultdict(set)
+    for id_, kind in kinds.items():
+        needed[kind] |= about[id_]
+    for id_, kind in kinds.items():
+        if not about[id_]:
+            yield Fault(id_, "scores", "are about none of the metrics of the run's protocols")
+        elif lacking := sorted(needed[kind] - about[id_]):
+            yield Fault(id_, "scores", f"lack what {', '.join(lacking)} is made of, which other lines have")
+
+
+def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fault]:
     faults = []
     for one, other in ((baseline, run), (run, baseline)):
         lacking = sorted(one.questions.keys() - other.questions.keys())
         if lacking:
             shown = ", ".join(lacking[:SHOWN_IDS]) + (", ..." if len(lacking) > SHOWN_IDS else "")
             faults.append(Fault(other.name, "id", f"lacks {len(lacking)} questions of {one.name!r}: {shown}"))
-    ours, theirs = definitions(run), definitions(baseline)
-    if ours != theirs:
-        faults.append(Fault(run.name, "protocols", f"are {ours}, but {theirs} in {baseline.name!r}; score both alike"))
+    ours, theirs = definitions(run, left_out), definitions(baseline, left_out)
+    faults += [
+        Fault(run.name, key, f"is {ours.get(key)!r}, but {theirs.get(key)!r} in {baseline.name!r}; score both alike")
+        for key in {**theirs, **ours}
+        if ours.get(key) != theirs.get(key)
+    ]
     for id_, question in baseline.questions.items():
         twin = run.questions.get(id_, question)
         faults += [
@@ -142,4 +227,14 @@ def _differences(baseline: Run, run: Run) -> list[Fault]:
             for column in SAME_COLUMNS
             if None not in (twin.get(column), question.get(column)) and twin[column] != question[column]
         ]
-    return faults
+    return faults or _scored_otherwise(baseline, run, left_out)
+
+
+def _scored_otherwise(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fault]:
+    """Questions that other metrics are about than in the baseline: a comparison would leave them out and not say so."""
+    differing = ((id_, sorted((run.about(id_) ^ baseline.about(id_)) - {*left_out})) for id_ in baseline.questions)
+    return [
+        Fault(id_, "scores", f"have {', '.join(names)} in {run.name!r} or {baseline.name!r} only; score both alike")
+        for id_, names in differing
+        if names
+    ]

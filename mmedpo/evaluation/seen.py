@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mmedpo import schema
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row
 from mmedpo.images import digest, open_rgb
-from mmedpo.workdir import portable
+from mmedpo.workdir import portable, read_json
 
 
 def seen_in_training(run: Run, dataset: str) -> Row:
@@ -52,6 +52,18 @@ def seen_in_training(run: Run, dataset: str) -> Row:
         "patients": len(_common(patients, (made["patient_id"] for made in named))) if named and patients else None,
         "of_patients": len(patients),
     }
+
+
+def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
+    """The preference dataset that a run's adapter or model was trained on, by the training.json in its folder, else in
+    the last one of `trainings`; None where no record says so, or what it names is a folder that is not here."""
+    own = [Path(str(run.results[key])) for key in ("adapter", "model") if run.results.get(key)]
+    for folder in (*own, *reversed(trainings)):
+        if (folder / "training.json").is_file():
+            record = read_json(folder / "training.json")
+            name = str(record.get("dataset"))
+            return name if Path(name).exists() or record.get("dataset_revision") else None
+    return None
 
 
 def _digests(pairs: Any) -> set[str]:

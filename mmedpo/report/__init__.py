@@ -24,7 +24,8 @@ __all__ = ["rows", "write_report", "write_tables"]
 SCRIPT = Path(__file__).parents[1] / "templates" / "report.js"
 TOOLS = (
     *(wording.amount, wording.change, wording.counted, wording.heading, wording.interval, wording.label),
-    *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.verdict, shown),
+    *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.titled),
+    *(wording.verdict, shown),
 )
 OUTCOMES = {  # of an example: (short, in words)
     "gained": ("▲ gained", "wrong before, right now"),
@@ -80,8 +81,9 @@ def write_report(
     manifest = (
         read_json(Path(dataset) / "manifest.json") if dataset and (Path(dataset) / "manifest.json").exists() else {}
     )
-    steps = [manifest, *trained.values(), comparison]
-    looked = pictures.attention(attention)
+    evaluations = comparison.get("evaluations", {})
+    steps = [manifest, *trained.values(), *evaluations.values(), comparison]
+    looked = pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()])
     if silent := None if quotes else _credentialed(steps, dataset, attention):
         comparison, images, notes = {**comparison, "examples": []}, {}, [*notes, SILENT.format(silent)]
         looked = looked and {**looked, "samples": []}
@@ -106,7 +108,8 @@ def write_report(
         curves=charts.curves({name: state.get("log_history", []) for name, state in states.items()}),
         trained=trained,
         manifest=manifest,
-        commands=list(commands) or [step["command"] for step in steps if step.get("command")],
+        evaluations=evaluations,
+        commands=list(commands) or list(dict.fromkeys(step["command"] for step in steps if step.get("command"))),
         versions=_versions(steps),
         **pictures.dataset_parts(dataset, pairs=not silent),
     )

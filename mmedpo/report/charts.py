@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.cards import logged
-from mmedpo.wording import heading, label, ordered, outcome
+from mmedpo.wording import heading, label, ordered, outcome, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +37,14 @@ def forests(comparison: Mapping[str, Any]) -> list[str]:
     for share in (True, False):
         rows = [(name, cells) for name, cells in tested if cells and label(name).share == share]
         if rows:
-            charts.append(_forest(rows, runs, 100 if share else 1, "points" if share else "difference"))
+            titles = [titled(name, comparison) for name, _ in rows]
+            charts.append(_forest(rows, titles, runs, 100 if share else 1, "points" if share else "difference"))
     return charts
 
 
-def _forest(rows: Sequence[tuple[str, Mapping[str, Any]]], runs: Sequence[str], scale: int, unit: str) -> str:
+def _forest(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], titles: Sequence[str], runs: Sequence[str], scale: int, unit: str
+) -> str:
     """One row a metric, one mark a run, filled where the corrected p is below 0.05."""
 
     def draw(axes: Axes) -> None:
@@ -61,7 +64,7 @@ def _forest(rows: Sequence[tuple[str, Mapping[str, Any]]], runs: Sequence[str], 
                 }  # fmt: skip
                 axes.errorbar([scale * cell["difference"]], [at], xerr=[[scale * max(x, 0)] for (x,) in ends], **look)
                 named = True
-        axes.set_yticks(range(len(rows)), [label(name).text.replace(": ", ":\n") for name, _ in rows])
+        axes.set_yticks(range(len(rows)), [text.replace(": ", ":\n") for text in titles])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(unit)
         if len(runs) > 1:
@@ -88,7 +91,7 @@ def distributions(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
                 axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
             _legend(axes, runs)
 
-        charts.append({"title": label(name).text, "src": _svg(draw, 2.6)})
+        charts.append({"title": titled(name, comparison), "src": _svg(draw, 2.6)})
     return charts
 
 

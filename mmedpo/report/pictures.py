@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import images, schema
+from mmedpo import formats, images, schema
 from mmedpo.audit import distributions
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import message_text
@@ -19,7 +19,6 @@ PICTURE_SIDE = 512  # pixels; larger images are scaled down
 THUMBNAIL_SIDE = 224
 SMALL_SIDE = 128  # pixels; smaller images are enlarged without smoothing
 THUMBNAILS = 200  # examples with a picture
-ATTENTION_FORMAT = "mmedpo.attention/1"
 ATTENTION_SIDE = 1024
 ATTENTION_SHOWN = 40
 
@@ -99,22 +98,30 @@ def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path])
     return found
 
 
-def attention(folder: Path | None) -> dict[str, Any] | None:
+def attention(folder: Path | None, adapters: Sequence[str] = ()) -> dict[str, Any] | None:
     """What the page shows of an attention folder.
+
+    Args:
+        adapters: those of the compared runs; the pictures must be of one of them, by the name of its folder.
 
     Returns:
         "samples": the first ATTENTION_SHOWN, their pictures as data URIs under "src"; "count": of all samples;
         "measures": (name, {run: cell}) of each measure; "runs": those of the measures. None without a folder.
 
     Raises:
-        InputError: no such record, or one of another format; pictures that are missing, broken or outside the folder.
+        InputError: no such record, or one of another format or adapter; pictures that are missing, broken or outside
+            the folder.
     """
     if folder is None:
         return None
     path = folder / "attention.json"
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != ATTENTION_FORMAT:
-        raise InputError(f"{path} is not in the format {ATTENTION_FORMAT}; give a folder of attention pictures.")
+    if not isinstance(record, dict) or record.get("format") != formats.ATTENTION:
+        raise InputError(f"{path} is not in the format {formats.ATTENTION}; give a folder of attention pictures.")
+    own = Path(str(record.get("adapter") or "")).name
+    compared = [Path(name).name for name in adapters if name]
+    if own and compared and own not in compared:
+        raise InputError(f"{path} is of the adapter {own}, but the runs evaluated {', '.join(compared)}; give theirs.")
     faults: list[Fault] = []
     shown: list[dict[str, Any]] = []
     for number, sample in enumerate(record.get("samples") or []):

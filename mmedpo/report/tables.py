@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmedpo.wording import GROUPINGS, counted, label, method, note, ordered, p_text, run_name
+from mmedpo.wording import GROUPINGS, counted, method, note, ordered, p_text, run_name, titled, variant
 
 VALUE = ("value", "low", "high")
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -42,7 +42,9 @@ def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
 def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
     """The main table, and one by each grouping."""
     base = run_name(comparison["baseline"])
-    sizes = ", ".join(f"{label(name).text} ({counted(size)})" for name, size in comparison.get("sizes", {}).items())
+    sizes = ", ".join(
+        f"{titled(name, comparison)} ({counted(size)})" for name, size in comparison.get("sizes", {}).items()
+    )
     found = [Sheet(f"Comparison with {base}", rows(comparison), f"{note(comparison)} Measured on: {sizes}.")]
     for column, groups in comparison.get("groups", {}).items():
         title = f"Comparison with {base}, by {GROUPINGS.get(column, column)}"
@@ -83,7 +85,9 @@ def _by_metric(comparison: Mapping[str, Any], metrics: Mapping[str, Any]) -> lis
         for run in comparison["runs"]:
             entry = metrics[metric][run]
             p = p_text(entry["p_adjusted"]).removeprefix("p ").removeprefix("= ") if "p_adjusted" in entry else ""
-            table.append([metric, run, _cell(entry, VALUE), _cell(entry, DIFFERENCE, "+"), p])
+            table.append(
+                [metric + variant(metric, comparison), run, _cell(entry, VALUE), _cell(entry, DIFFERENCE, "+"), p]
+            )
     return table
 
 
@@ -97,7 +101,8 @@ def _once(table: Sequence[list[str]], columns: int) -> list[list[str]]:
 
 
 def _cell(entry: Mapping[str, Any], keys: Sequence[str], sign: str = "") -> str:
-    numbers = [f"{entry[key]:{sign}.3f}" for key in keys if key in entry]
+    rounded = [round(entry[key], 3) or 0.0 for key in keys if key in entry]
+    numbers = [f"{number:{sign if number else ''}.3f}" for number in rounded]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else "".join(numbers)
 
 

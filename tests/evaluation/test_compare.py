@@ -20,6 +20,7 @@ from mmedpo.evaluation.statistics import holm
 from mmedpo.images import digest
 
 IMAGES = 20
+LACKING = "(not in the line)"
 
 
 def questions():
@@ -155,6 +156,72 @@ def test_differing_settings_are_noted_and_not_refused(tmp_path):
     ]
 
 
+def test_unanswered_questions_and_other_prompts_are_noted(tmp_path):
+    prompts = [{"example": "<user> Where?", "chat_template_sha256": digest} for digest in ("a", "b")]
+    records = [{"prompt": prompts[0], "dtype": "float32"}, {"prompt": prompts[1], "dtype": "bfloat16", "unanswered": 2}]
+    folders = [
+        run(tmp_path, name, 5, results=record) for name, record in zip(("start", "mmedpo"), records, strict=True)
+    ]
+    assert compare(folders, resamples=400)["notes"] == [
+        "2 of 60 questions got no answer in 'mmedpo', and count as ''",
+        "dtype is 'bfloat16' in 'mmedpo', but 'float32' in 'start'",
+        "prompt chat_template_sha256 is 'b' in 'mmedpo', but 'a' in 'start'",
+    ]
+
+
+def without_meteor(folder):
+    """The run, as where METEOR could not be computed."""
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line.pop("meteor_statistics", None):
+            line["meteor_absent"] = "there is no Java"
+    (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = json.loads((folder / "results.json").read_text())
+    results["metrics"] |= {"meteor_absent": "there is no Java"}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_a_meteor_that_one_run_lacks_is_left_out_and_the_reason_noted(tmp_path):
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)]
+    without_meteor(folders[1])
+    found = compare(folders, resamples=400)
+    assert "meteor" not in found["metrics"] and "bleu_4" in found["metrics"]
+    assert found["notes"] == ["meteor is not computed for 'mmedpo': there is no Java"]
+    assert "meteor_variant" not in found["definitions"] and found["definitions"]["report_generation"] == "coco"
+
+
+def test_definitions_of_what_was_not_asked_neither_block_nor_are_claimed(tmp_path):
+    changes = {row["id"]: {"dropped": True} for row in questions() if row["task"] == "report"}
+    folders = [run(tmp_path, name, 5, changes) for name in ("start", "mmedpo")]
+    results = json.loads((folders[1] / "results.json").read_text())
+    results["metrics"] |= {"meteor_variant": "nltk_wordnet", "report_generation_definition": "paper@1"}
+    results["protocols"] = {**PROTOCOLS, "report_generation": "paper"}
+    (folders[1] / "results.json").write_text(json.dumps(results))
+    assert compare(folders, resamples=10)["definitions"] == {
+        "med_vqa": "strict", "med_vqa_definition": results["metrics"]["med_vqa_definition"],
+    }  # fmt: skip
+
+
+def test_runs_whose_lines_hold_other_scores_are_refused(tmp_path):
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
+    lines = [json.loads(line) for line in (folders[1] / "scores.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("recall", None)
+    (folders[1] / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"open-0 \[scores\]: have open_recall in 'mmedpo' or 'start' only"):
+        compare(folders, resamples=10)
+
+
+def test_an_interval_of_few_images_is_said_to_say_little(tmp_path):
+    changes = {row["id"]: {"dropped": True} for row in questions() if int(row["image_id"].split("-")[1]) > 8}
+    changes["report-9"] = {"dropped": False}
+    found = compare([run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 9, changes)], resamples=400)
+    assert [note for note in found["notes"] if "fewer" in note] == [
+        "overall_accuracy, closed_accuracy, open_recall, open_precision, open_f1, open_exact_match: "
+        "on fewer than 10 images an interval or a test says little"
+    ]
+
+
 def test_another_measure_is_compared_by_its_own_metrics(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "margin", lambda protocol: (mean_of("margin"),))
     folders = [run(tmp_path, name, 5, results={"protocols": {"margin": "nats"}}) for name in ("start", "mmedpo")]
@@ -208,11 +275,19 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
         ({"open-3": {"id": "new"}}, {}, "start [id]: lacks 1 questions of 'mmedpo': new"),
         ({"open-3": {"reference": "right lung"}}, {}, "open-3 [reference]: is 'right lung' in 'mmedpo'"),
         ({"open-3": {"question": "Where?"}}, {}, "open-3 [question]"),
-        ({}, {"protocols": {**PROTOCOLS, "med_vqa": "paper"}}, "mmedpo [protocols]: are {'med_vqa': 'paper'"),
-        ({}, {"metrics": {"meteor_variant": "nltk_wordnet"}}, "'meteor_variant': 'nltk_wordnet'"),
-        ({}, {"metrics": {"meteor_variant": "nltk_exact_stem", "paper_definition": 2}}, "'paper_definition': 2"),
+        ({}, {"protocols": {**PROTOCOLS, "med_vqa": "paper"}}, "mmedpo [med_vqa]: is 'paper', but 'strict' in 'start'"),
+        (
+            {},
+            {"metrics": {"meteor_variant": "nltk_wordnet"}},
+            "mmedpo [meteor_variant]: is 'nltk_wordnet', but 'meteor",
+        ),
+        (
+            {},
+            {"metrics": {"med_vqa_definition": "strict@1"}},
+            "mmedpo [med_vqa_definition]: is 'strict@1', but 'strict",
+        ),
         ({"open-3": {"image_digest": "b"}}, {}, "open-3 [image_digest]: is 'b' in 'mmedpo', but 'a' in 'start'"),
-        ({}, {"name": "start"}, "named start, start"),
+        ({}, {"name": "start"}, "named start, start; give each run its own name, to tell them apart: `mmedpo score"),
         ({}, {"name": None}, "lacks name, protocols or metrics"),
         ({}, {"format": "mmedpo.results/9"}, "not in the format mmedpo.results/1"),
     ],
@@ -246,16 +321,22 @@ def test_an_unknown_measure_is_refused(tmp_path):
     [
         ("scores", {"correct": float("nan")}, "open-3 [correct]: is nan, no finite number"),
         ("scores", {"ngram_matches": [1, float("inf")]}, "open-3 [ngram_matches]: is [1, inf]"),
+        ("scores", {"correct": "yes"}, "open-3 [overall_accuracy]: is made of ['yes', 1.0], which are no numbers"),
+        ("scores", {"correct": LACKING}, "open-3 [scores]: lack what overall_accuracy is made of"),
+        ("scores", {"ngram_matches": [1, 2]}, "open-3 [bleu_1]: cannot be made of this line of scores (KeyError"),
+        ("scores", dict.fromkeys(("correct", "recall", "precision", "f1", "exact_match"), LACKING),
+         "open-3 [scores]: are about none of the metrics"),
         ("questions", {"image_id": None}, "open-3 [image_id]: is None, not a string"),
         ("questions", {"task": "riddle"}, "open-3 [task]: is 'riddle'"),
         ("predictions", {"prediction": None}, "open-3 [prediction]: is None, not a string"),
     ],
-)
+)  # fmt: skip
 def test_damaged_lines_are_named(tmp_path, file, line, named):
     folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
     path = folders[1] / f"{file}.jsonl"
     rows = [json.loads(text) for text in path.read_text().splitlines()]
     rows = [row | line if row["id"] == "open-3" else row for row in rows]
+    rows = [{key: value for key, value in row.items() if value != LACKING} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError) as refused:
         compare(folders)
@@ -312,6 +393,21 @@ def test_what_the_records_do_not_tell_is_not_known(tmp_path):
     found = compare(folders, resamples=10, dataset=dataset)["seen_in_training"]
     assert (found["images"], found["by_pixels"], found["by_id"], found["patients"]) == (None,) * 4
     assert found["of"] == IMAGES
+
+
+def test_seen_images_are_looked_for_in_what_the_adapter_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs(Path("pairs"), [(picture(3), "invented", "image-3", None)])
+    for folder, dataset in (("adapter", "pairs"), ("moved", "gone")):
+        Path(folder).mkdir()
+        Path(folder, "training.json").write_text(json.dumps({"dataset": dataset, "dataset_revision": None}))
+    start, own = run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5, results={"adapter": "adapter"})
+    assert compare([start, own], resamples=10)["seen_in_training"]["images"] == 1
+    other = run(tmp_path, "dpo", 5, results={"adapter": "org/adapter"})
+    assert compare([start, other], resamples=10)["seen_in_training"] is None
+    given = compare([start, other], resamples=10, trainings=[Path("moved"), Path("adapter")])
+    assert given["seen_in_training"]["dataset"] == "pairs"
+    assert compare([start, other], resamples=10, trainings=[Path("moved")])["seen_in_training"] is None
 
 
 def test_what_is_no_preference_dataset_is_refused(tmp_path):

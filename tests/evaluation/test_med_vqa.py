@@ -52,6 +52,10 @@ def test_yes_no_references_get_one_verdict(prediction, reference, expected):
         ("no contrast", "contrast", "wrong"),
         ("not sure", "not sure", "correct"),
         ("upper, left lobe", "upper left lobe", "correct"),
+        ("Axial.The image is clear", "axial", "correct"),
+        ("It is _axial_", "Axial", "correct"),
+        ("3.5 cm", "3.5", "correct"),
+        ("3.5 cm", "5", "wrong"),
     ],
 )
 def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expected):
@@ -73,6 +77,17 @@ def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expe
         ("no because the lung is clear", "no"),
         ("**No**\nBoth lungs are clear", "no"),
         ("'Yes'", "yes"),
+        ("__No__", "no"),
+        ("_yes_", "yes"),
+        ("No.The lungs are clear.", "no"),
+        ("Yes.There is no fracture", "yes"),
+        ("No both lungs are clear", "no"),
+        ("No only left", "no"),
+        ("no, all of them are clear", "no"),
+        ("Answer: No Explanation: normal", "no"),
+        ("Answer: No **Rationale:** yes was likely", "both"),
+        ("There is no explanation of it", "neither"),
+        ("no on both sides", "neither"),  # the documented limit: it may be a determiner
         ("the answer is no, not yes", "no"),
         ("It is not a no, it is a yes", "yes"),
         ("The answer is not yes", "neither"),
@@ -142,7 +157,7 @@ def test_means_over_no_question_are_absent():
     closed_only = med_vqa.compute(["yes"], ["yes"], ["closed"])
     assert not any(name.startswith("open_") for name in closed_only)
     counts = {"n_closed": 0, "n_open": 0, "n_closed_both": 0, "n_closed_neither": 0}
-    assert med_vqa.compute([], [], []) == {**counts, "med_vqa_definition": "strict@2"}
+    assert med_vqa.compute([], [], []) == {**counts, "med_vqa_definition": "strict@3"}
 
 
 # The numbers are derived from the definitions in the paper's and LLaVA-Med's scores: see the comments.

@@ -87,6 +87,32 @@ def test_the_protocol_is_passed_on_and_bad_input_is_one_clear_error(load):
         load("med_vqa").compute(**{**columns, "answer_types": ["CLOSED"]})
 
 
+@pytest.mark.parametrize(
+    ("name", "changed", "error"),
+    [
+        ("med_vqa", {"predictions": [None]}, ValueError),
+        ("med_vqa", {"predictions": [3]}, ValueError),
+        ("med_vqa", {"predictions": ["yes", "no"]}, ValueError),
+        ("med_vqa", {"references": [" . "]}, InputError),
+        ("med_vqa", {"groups": [None]}, InputError),
+        ("report_generation", {"references": [None]}, ValueError),
+        ("report_generation", {"references": ["."]}, InputError),
+        ("report_generation", {"clinical": "radgraph_f1"}, InputError),
+        ("preference", {"chosen_logps": ["a"]}, ValueError),
+        ("preference", {"chosen_logps": None}, TypeError),
+        ("preference", {"chosen_logps": [float("nan")]}, InputError),
+        ("preference", {"chosen_logps": [None]}, InputError),
+        ("visual_reliance", {"correct_blank": ["a"]}, ValueError),
+        ("visual_reliance", {"logps_blank": [None]}, InputError),
+    ],
+)
+def test_columns_are_refused_by_evaluate_and_all_else_by_the_project(load, name, changed, error):
+    case = json.loads((ROOT / "eval" / name / "cases.json").read_text(encoding="utf-8"))[0]
+    columns = {key: value[:1] for key, value in case.items() if isinstance(value, list) and key != "absent"}
+    with pytest.raises(error):
+        load(name).compute(**{**columns, **changed})
+
+
 @pytest.mark.parametrize("name", ["med_vqa", "report_generation", "statistics", "vqa_v2"])
 def test_docstring_examples_hold(name):
     module = importlib.import_module(f"mmedpo.evaluation.{name}")

@@ -9,7 +9,8 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation import report_generation as rg
-from mmedpo.evaluation.reports import coco, huggingface, paper
+from mmedpo.evaluation.reports import coco, huggingface, meteor, meteor15, paper
+from mmedpo.evaluation.score import Scoring
 
 EXACT_STEM = "nltk_exact_stem"
 VALUES = {
@@ -105,9 +106,23 @@ def test_a_protocol_names_its_values_its_definition_and_its_meteor(protocol):
     assert found.keys() == VALUES[protocol] | NAMES
     assert (found["n_report"], found["meteor_variant"]) == (4, EXACT_STEM)
     assert found["report_generation_definition"] == f"{protocol}@1"
-    assert rg.compute([], [], protocol).keys() == NAMES
     default = {"coco": "meteor_1.5", "paper": "nltk_wordnet", "huggingface": "nltk_wordnet"}
-    assert rg.compute([], [], protocol)["meteor_variant"] == default[protocol]
+    scores = rg.score_all(PREDICTIONS, REFERENCES, protocol, EXACT_STEM)
+    assert rg.aggregate(scores, protocol=protocol)["meteor_variant"] == default[protocol]
+
+
+def test_without_a_report_nothing_is_measured_started_or_loaded(protocol, monkeypatch):
+    def started(*_):
+        pytest.fail("METEOR was started for no report")
+
+    monkeypatch.setattr(meteor15, "_ask", started)
+    monkeypatch.setattr(meteor, "_synonyms", started)
+    assert rg.compute([], [], protocol, groups=[]) == {"n_report": 0, "by_group": {}}
+    answer = ({"task": "closed_vqa", "reference": "yes"}, "Yes.")
+    scoring = Scoring(report_protocol=protocol)
+    scoring.try_out({"closed_vqa", "open_vqa"})
+    found = scoring.metrics([{"task": "closed_vqa", **score} for score in scoring.score_all([answer])])
+    assert found["n_report"] == 0 and not NAMES - {"n_report"} & found.keys()
 
 
 @pytest.mark.parametrize("empty", ["", ".", " \n ", "---", "..."])
@@ -146,6 +161,7 @@ def test_a_report_without_meteor_takes_the_value_away():
         ({"protocol": "bleu"}, "choose one of: coco, paper, huggingface"),
         ({"meteor_variant": "meteor-1.5"}, "choose one of: meteor_1.5, nltk_wordnet, nltk_exact_stem"),
         ({"clinical": ["green"]}, "choose one of: radgraph_f1, chexbert_f1"),
+        ({"clinical": "radgraph_f1"}, "clinical is one string ('radgraph_f1'); give a list"),
         ({"references": []}, "1 predictions, 0 references"),
         ({"groups": ["a", "b"]}, "1 predictions, 2 groups"),
         ({"groups": [None]}, "index 0 [groups]: is None, not a string"),

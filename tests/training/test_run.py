@@ -29,6 +29,7 @@ def test_the_adapter_loads_through_peft_and_changes_the_language_model_only(trai
 
 def test_what_was_done_is_recorded(trained: Path) -> None:
     record = json.loads((trained / "training.json").read_text())
+    assert record["model_is_local"] and record["dataset_is_local"]
     assert record["format"] == "mmedpo.training/1"
     assert set(record["rows"]) == {"hallucinated_response", "lesion_noise"}
     assert record["config"]["learning_rate"] and record["lora"]["lora_r"] == 16

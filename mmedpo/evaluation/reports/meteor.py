@@ -18,7 +18,10 @@ Words = Sequence[str]
 
 def scores(predictions: Sequence[Words], references: Sequence[Words], variant: str) -> list[dict[str, Any]]:
     """METEOR of each pair of word sequences: {"meteor_statistics": 23 counts} for `meteor_1.5`, {"meteor": value} for
-    the others, or for all pairs {"meteor_absent": why, and what to do} where the variant cannot be computed here."""
+    the others, or for all pairs {"meteor_absent": why, and what to do} where the variant cannot be computed here. For
+    no pair nothing is started or loaded."""
+    if not predictions:
+        return []
     try:
         if variant == "meteor_1.5":
             said, gold = ([" ".join(words) for words in texts] for texts in (predictions, references))

@@ -1,0 +1,5 @@
+"""Names of the formats of recorded files, which their readers check and refuse others by."""
+
+RESULTS = "mmedpo.results/1"
+COMPARISON = "mmedpo.comparison/2"
+ATTENTION = "mmedpo.attention/1"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, schema, wording
+from mmedpo import credentialed, results, schema, wording
 from mmedpo.audit import page
 from mmedpo.cards import notices, shown
 from mmedpo.report import charts, pictures
@@ -85,8 +85,8 @@ def write_report(
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
     looked = pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()])
     if silent := None if quotes else _credentialed(steps, dataset, attention):
-        comparison, images, notes = {**comparison, "examples": []}, {}, [*notes, SILENT.format(silent)]
-        looked = looked and {**looked, "samples": []}
+        comparison, images, notes = results.without_texts(comparison), {}, [*notes, SILENT.format(silent)]
+        evaluations, looked = comparison["evaluations"], looked and {**looked, "samples": []}
     script = SCRIPT.read_text(encoding="utf-8")
     html = page(
         "report.html.jinja",

@@ -49,6 +49,9 @@ def scored(make_source: MakeSource, tmp_path: Path) -> Path:
         asked = ("--predictions", predictions(tmp_path, *answers), "--source", source)
         done = run("score", *asked, "--credentialed", "--output", tmp_path / name)
         assert done.exit_code == 0, done.output
+        # As a model's evaluation has it.
+        prompt = {"example": f"user: {ROWS[0]['question']}", "chat_template_sha256": "0"}
+        write_json(tmp_path / name / "results.json", read_json(tmp_path / name / "results.json") | {"prompt": prompt})
     return tmp_path
 
 
@@ -74,8 +77,6 @@ def test_of_questions_that_cannot_be_scored_nothing_is_quoted(make_source: MakeS
 
 def test_what_is_kept_beside_a_model_holds_numbers_alone(scored: Path) -> None:
     comparison = compare([scored / "start", scored / "after"], resamples=10)
-    for tested in comparison["evaluations"].values():
-        tested["prompt"] = {"example": f"user: Is {SECRET} ill?", "chat_template_sha256": "0"}
     assert comparison["credentialed"] is True and SECRET in json.dumps(comparison["examples"])
     kept = json.loads(results.record(comparison))
     assert SECRET not in json.dumps(kept)
@@ -89,6 +90,7 @@ def test_a_comparison_shows_texts_and_images_only_with_the_flag(scored: Path) ->
     for name, more in {"quiet": (), "open": (FLAG,)}.items():
         assert run(*words, *more, "--output", scored / name).exit_code == 0
     pages = {name: (scored / name / "report.html").read_text() for name in ("quiet", "open")}
+    assert "Evaluation of" in pages["quiet"]
     assert SECRET not in pages["quiet"] and 'class="thumbnail' not in pages["quiet"]
     assert SECRET in pages["open"] and 'class="thumbnail' in pages["open"]
     for name in ("table.md", "table.tex"):
@@ -118,7 +120,8 @@ def test_attention_pictures_are_on_a_page_only_with_the_flag(scored: Path) -> No
     summary = {"on_image": {"start": {"value": 0.25, "low": 0.2, "high": 0.3}}}
     record = {"format": "mmedpo.attention/1", "source": "clinic", "samples": [sample], "summary": summary}
     comparison = compare([scored / "start", scored / "after"], resamples=10)
-    free = {key: value for key, value in comparison.items() if key not in ("credentialed", "source", "examples")}
+    left_out = ("credentialed", "source", "examples", "evaluations")
+    free = {key: value for key, value in comparison.items() if key not in left_out}
 
     def page(marked: bool, quotes: bool = False) -> str:
         write_json(folder / "attention.json", {**record, "credentialed": marked})

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmedpo import audit, cards
+from mmedpo import audit, cards, credentialed
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
@@ -109,7 +109,8 @@ def make_dataset(
         The manifest; None in all processes but the first.
     """
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-    manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given)
+    allowed = run.send_credentialed_data_to_third_parties
+    manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given, allowed)
     if manifest is None:
         return None
     manifest["source"].update(about_source or {})
@@ -124,10 +125,10 @@ def make_dataset(
 
 
 def build(builder: ModuleType, settings: Settings, run: Build, options: Any, command: str) -> dict[str, Any] | None:
-    """Read, split, curate, audit, write and, where asked, publish a dataset.
+    """Read, split, curate, audit and write a dataset.
 
     Returns:
-        The manifest; None in all processes but the first, and where a finished dataset is only published.
+        The manifest; None in all processes but the first, and where a finished dataset is only to be published.
 
     Raises:
         InputError: the source is not as the builder knows it, rows are faulty (all are listed), or as `curate_folder`.
@@ -136,7 +137,7 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     upstream = _open(builder, settings, run)
-    about, manifest = _about(builder, upstream), None
+    about, manifest = _about(builder, upstream) | _portable(options), None
     try:
         with output_folder(run.output, record, run.resume, processes) as folder:
             source = folder / SOURCE_FOLDER
@@ -146,6 +147,8 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
             given, about = read_given(source, about)
             if source.exists():
                 settings.source = source
+                if settings.credentialed:
+                    (source / credentialed.MARKER).touch()
             elif run.keep_source:
                 raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
             if given.answers:
@@ -156,10 +159,6 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     except AlreadyFinished:
         if run.publish is None:
             raise
-    if run.publish and processes.first:
-        from mmedpo.publish import publish
-
-        publish(run.output, run.publish)
     return manifest
 
 
@@ -208,6 +207,12 @@ def _is_laid_out(path: Path, builder: ModuleType) -> bool:
     if path.is_file():
         return any(len(layout) == 1 and fnmatch(path.name, layout[0]) for layout in builder.LAYOUTS)
     return any(all(any(path.glob(pattern)) for pattern in layout) for layout in builder.LAYOUTS)
+
+
+def _portable(options: Any) -> dict[str, Any]:
+    """For the manifest: a builder's options that mean the same on other machines."""
+    chosen = {name: value for name, value in asdict(options).items() if isinstance(value, str | int | float)}
+    return {"options": chosen} if chosen else {}
 
 
 def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:

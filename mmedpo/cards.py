@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import formats, results
+from mmedpo import credentialed, formats, results
 from mmedpo.errors import InputError
 from mmedpo.workdir import read_json
 
@@ -66,8 +66,17 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
         audit=audit,
         rows=rows,
         published=published,
+        credentialed=credentialed.first([manifest]),
         notices=notices(manifest),
     )
+
+
+def stripped_card(folder: Path, published: Published) -> str:
+    """The README.md of a credentialed dataset's published form, from its `manifest.json`; raises as `dataset_card`."""
+    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1")
+    rows = sum(manifest["counts"].values())
+    metadata = _dataset_metadata(manifest, rows, published)
+    return _fill("stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published)
 
 
 def _dataset_metadata(manifest: Mapping[str, Any], rows: int, published: Published | None) -> CardData:
@@ -170,6 +179,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         is_adapter=_is_adapter(training),
         curves=curve_summaries(history),
         picture=PICTURE if (folder / PICTURE).exists() else None,
+        credentialed=credentialed.first([training]),
         notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training)),
     )
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from mmedpo import credentialed
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
+Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
+ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything left to chance.")]
 OfficialSplit = Annotated[
     bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")
@@ -151,6 +154,7 @@ def build(
     """
     from mmedpo import builders
     from mmedpo.curation.settings import Settings
+    from mmedpo.processes import Processes
 
     if name is None or name.startswith("-"):
         console.print(context.get_help())
@@ -167,6 +171,8 @@ def build(
     manifest = builders.build(builder, settings, run, own, _command())
     if manifest is not None:
         _print_made(run.output, manifest)
+    if run.publish and Processes.here().first:
+        _publish_built(run.output, run.publish, run.send_credentialed_data_to_third_parties)
 
 
 @app.command(
@@ -178,19 +184,20 @@ def preview(context: typer.Context) -> None:
     Takes the options of curate, of which those about the source, lesions and noise matter.
     """
     from mmedpo.curation.localize import open_localizer
+    from mmedpo.curation.pipeline import open_source
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
-    from mmedpo.sources import read_source, refuse_faults
 
     settings, run = _parsed(context, Settings, Preview)
-    source = read_source(settings.source, settings.split, settings.limit, settings.seed, settings.license)
-    refuse_faults(source, settings.skip_faulty)
+    source = open_source(settings)
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     reasons = sheet(
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
     )
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
+    if source.credentialed:
+        console.print(f"{source.name} is credentialed data: the sheet shows its images. Do not pass it on.")
 
 
 @app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
@@ -301,13 +308,14 @@ def score(
         str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
+    marked: Marked = False,
 ) -> None:
     """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
     from mmedpo.evaluation import rescore
 
-    asked = {
+    asked: dict[str, Any] = {
         "source": source, "dataset": dataset, "split": split, "official_split": official_split, "limit": limit,
-        "seed": seed, "skip_faulty": skip_faulty,
+        "seed": seed, "skip_faulty": skip_faulty, "marked": marked,
     }  # fmt: skip
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
     record = {"name": name or output.name, "command": _command()}
@@ -344,11 +352,13 @@ def compare(
         ),
     ] = None,
     seed: Seed = 0,
+    third_parties: ThirdParties = False,
 ) -> None:
     """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
 
     Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
-    with --source, --attention or --dataset images: where the data is restricted, so is the page.
+    with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
+    data are left out of it (docs/credentialed.md).
     """
     from mmedpo.evaluation import compare as comparing
     from mmedpo.publish.card import with_results
@@ -361,10 +371,16 @@ def compare(
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
-    images = {sample.id: sample.image for sample in read_source(source).samples} if source else {}
+    shown = read_source(source) if source else None
+    images = {sample.id: sample.image for sample in shown.samples} if shown else {}
+    if shown and shown.credentialed:
+        comparison |= {"credentialed": True, "source": shown.name}
     changed, conflicts = with_results(card, comparison) if card else ({}, [])
     with short_folder(output) as folder:
-        write_report(folder / "report.html", comparison, dataset, trainings, images=images, attention=attention)
+        write_report(
+            folder / "report.html", comparison, dataset, trainings, images=images, attention=attention,
+            quotes=third_parties,
+        )  # fmt: skip
         write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)
     _print_table(rows(comparison))
@@ -407,6 +423,7 @@ def attention(
     seed: Seed = 0,
     skip_faulty: SkipFaulty = False,
     resume: Resume = False,
+    marked: Marked = False,
 ) -> None:
     """Show where a model's answers attend in the image, before and after training, and how much on the lesion.
 
@@ -419,14 +436,15 @@ def attention(
     from mmedpo.workdir import output_folder
 
     settings = attending.Settings(answer, layers, max_new_tokens)
-    asked = read_source(source, split, seed=seed)
+    asked = read_source(source, split, seed=seed, marked=marked)
     refuse_faults(asked, skip_faulty)
     if split and asked.note:
         console.print(asked.note.partition(" --official-split")[0], highlight=False, soft_wrap=True)
-    samples = limited(attending.boxed(asked.samples), limit, seed)
+    with credentialed.quoting_nothing(asked.credentialed):
+        samples = limited(attending.boxed(asked.samples), limit, seed)
     record = {
         "command": _command(), "source": asked.name, "split": split, "split_by": asked.split_by,
-        "faulty_rows_skipped": len(asked.faults),
+        "faulty_rows_skipped": len(asked.faults), **({"credentialed": True} if asked.credentialed else {}),
     }  # fmt: skip
     kept = {
         **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
@@ -456,10 +474,12 @@ def publish(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+    third_parties: ThirdParties = False,
 ) -> None:
     """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
 
-    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays.
+    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays. Of credentialed
+    data only ids, weights, scores and settings are published (docs/credentialed.md).
     """
     from mmedpo.publish import publish as run
 
@@ -470,17 +490,38 @@ def publish(
         raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
     confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
     kind = "adapter" if adapter else "metric" if metric else "dataset"
-    done = run(folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm)
+    done = run(
+        folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm,
+        third_parties=third_parties,
+    )  # fmt: skip
     _print_publication(done, dry_run)
     if public and done.visibility == "private":
         console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
 
 
-def _push(folder: Path, repo: str, public: bool, token: str | None) -> None:
+def _publish_built(folder: Path, repo: str, third_parties: bool) -> None:
+    """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
+    from mmedpo.publish import publish as run
+
+    confirm = typer.confirm if sys.stdin.isatty() else None
+    try:
+        done = run(folder, repo, confirm=confirm, third_parties=third_parties)
+    except (InputError, Stopped) as error:
+        command = shlex.join(["mmedpo", "publish", str(folder), repo, *([credentialed.FLAG] if third_parties else [])])
+        raise type(error)(
+            f"The dataset is finished and whole in {folder}, but was not published. {error}\n"
+            f'Publish it with: {command} [--fill KEY="..."]'
+        ) from error
+    _print_publication(done)
+
+
+def _push(folder: Path, repo: str, public: bool, token: str | None, third_parties: bool) -> None:
     """What train does with push_to_hub: after hours of work nobody is asked; open fields are listed."""
     from mmedpo.publish import publish as run
 
-    _print_publication(run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token))
+    _print_publication(
+        run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token, third_parties=third_parties)
+    )
 
 
 def _print_publication(done: Publication, dry_run: bool = False) -> None:
@@ -488,6 +529,37 @@ def _print_publication(done: Publication, dry_run: bool = False) -> None:
 
     for line in lines(done, dry_run):
         console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo rejoin someone/mimic-cxr-weights --source data/mimic-cxr-jpg --output runs/pairs"
+)
+def rejoin(
+    context: typer.Context,
+    repo: Annotated[str | None, typer.Argument(metavar="REPO", help="Hub dataset, or a folder.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+) -> None:
+    """Rebuild pairs of credentialed data from their published form, on a machine that has the data.
+
+    Runs the recorded settings again on --source and joins the rows by id with the published weights. Wrong answers come
+    from the cache of calls (--cache), or from the models that --model and --chat name. Takes all options of curate.
+    """
+    from mmedpo import builders
+    from mmedpo import rejoin as rejoining
+    from mmedpo.curation.settings import Run, Settings
+
+    if repo is None or repo.startswith("-"):
+        console.print(context.get_help())
+        if repo != "--help":
+            raise InputError("mmedpo rejoin takes the published dataset first: a Hub id or a folder.")
+        return
+    published = rejoining.read(repo, revision)
+    options = getattr(published.builder, "Options", builders.Options)
+    settings, run, own = _parsed(context, Settings, Run, options, name=repo, defaults=published.defaults())
+    manifest = rejoining.rejoin(published, settings, run, own, _command())
+    states = {name: count for name, count in manifest["rejoined"].items() if isinstance(count, int)}
+    _print_table([["published rows", "count"], *([name, str(count)] for name, count in states.items())])
+    console.print(f"{run.output}: row by row in {rejoining.FILE}.", soft_wrap=True)
 
 
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")
@@ -525,6 +597,8 @@ def _invoke(arguments: Sequence[str]) -> None:
 
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """What a curation made, and what it left out."""
+    if manifest["source"].get("credentialed"):
+        console.print(f"{manifest['source']['name']} is credentialed data: docs/credentialed.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
     read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""

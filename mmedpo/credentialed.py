@@ -1,31 +1,122 @@
-"""Data whose terms forbid passing it on: the one question every publication asks before anything is sent."""
+"""Data whose terms forbid passing it on: how it is known, and the questions that are asked before anything is sent.
+
+A mark travels with it: source -> `manifest.json` ("source") -> `training.json` ("dataset_manifest") -> `results.json`
+-> `comparison.json`, so that each later step knows without trusting the name of a folder. docs/credentialed.md.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from mmedpo.errors import InputError
+from mmedpo.errors import Fault, InputError
 
-NAMES = ("mimiccxr", "padchest", "chexpert")  # letters and digits alone, as they are compared
-
-
-def refuse(records: Iterable[Mapping[str, Any]]) -> None:
-    """Raise InputError if one of these records (a manifest, a training record) names a source that may not leave.
-
-    A source is credentialed if its record says `"credentialed": true`, or by its name.
-    """
-    for record in records:
-        for source in (record.get("source"), (record.get("dataset_manifest") or {}).get("source")):
-            if isinstance(source, Mapping) and is_credentialed(source):
-                raise InputError(
-                    f"{source.get('name')} is credentialed data: its terms forbid passing texts or images on, and what "
-                    "is made of them. It is not published."
-                )
+MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
+NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in a source's name or licence: letters and digits alone
+YES = ("true", "yes", "1")
+FLAG = "--send-credentialed-data-to-third-parties"
+FLAG_HELP = (
+    "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put "
+    "them into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms "
+    "too: you answer for it."
+)
+MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/credentialed.md."
+UNLESS = f"If everybody who receives it has agreed to the same terms, say so with {FLAG}."
 
 
 def is_credentialed(source: Mapping[str, Any]) -> bool:
-    """Whether a recorded source ({"name", "credentialed", ...}) may not leave the machine."""
-    name = re.sub(r"[^a-z0-9]", "", str(source.get("name")).lower())
-    return bool(source.get("credentialed")) or any(known in name for known in NAMES)
+    """Whether a recorded source ({"name", "license", "credentialed", ...}) may not leave: by its mark, or by name."""
+    said = [_letters(source.get(key)) for key in ("name", "license")]
+    return bool(source.get("credentialed")) or any(known in text for known in NAMES for text in said)
+
+
+def first(records: Iterable[Mapping[str, Any]]) -> str | None:
+    """The name of the first credentialed source in manifests, training records, results or comparisons; None: none."""
+    for record in records:
+        source = record.get("source")
+        if isinstance(source, str):  # as results and comparisons name it
+            source = {"name": source, "credentialed": record.get("credentialed")}
+        trained_on = (record.get("dataset_manifest") or {}).get("source")
+        for named in (source or record, trained_on or {}):
+            if is_credentialed(named):
+                return str(named.get("name") or "its source")
+    return None
+
+
+def is_yes(cell: Any) -> bool:
+    """Whether a table's cell marks its source."""
+    return str(cell).strip().lower() in YES
+
+
+def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:
+    """Raise InputError if one of these records names a source that may not leave."""
+    if name := first(records):
+        raise InputError(
+            f"{what} is not published: {name} is credentialed data, whose terms forbid passing on texts, images and "
+            f"often what was trained on them. Hand it on where its terms allow. {UNLESS}"
+        )
+
+
+def refuse_endpoints(name: str, models: Iterable[str]) -> None:
+    """Raise InputError if one of these models, as options name them, would have the source `name` sent elsewhere."""
+    if remote := [model for model in models if is_remote(model)]:
+        shown = ", ".join(re.sub(r"//[^/@\s]*@", "//", model) for model in dict.fromkeys(remote))
+        raise InputError(
+            f"Nothing was sent: {name} is credentialed data, and {shown} is not on this machine. Serve the model here "
+            "(http://localhost:8000/v1#model, by its address or as localhost: other names do not count), run it in "
+            f"this process (local:org/model), or leave it out. {UNLESS}"
+        )
+
+
+def is_remote(model: str) -> bool:
+    """Whether a model's name stands for an endpoint that is not on this machine (http://..., hub:...)."""
+    scheme, _, _ = model.strip().partition(":")
+    if scheme.lower() in ("http", "https"):
+        return not is_loopback(model.strip().partition("#")[0])
+    return scheme.lower() == "hub"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is literally of this machine: localhost, 127.0.0.0/8 or ::1, read as the client reads it. A name
+    that resolves to them is not: what it resolves to may change."""
+    import httpx2
+
+    try:
+        host = httpx2.URL(url).host
+    except httpx2.InvalidURL:
+        return False
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def unquoted(faults: Sequence[Fault]) -> list[Fault]:
+    """Faults that quote no cell: what a sentence says was "got", and all from its first quotation mark to its last, is
+    left out."""
+    return [replace(fault, sentence=_unquoted(fault.sentence)) for fault in faults]
+
+
+@contextmanager
+def quoting_nothing(marked: bool) -> Iterator[None]:
+    """Where `marked`, the faults of an InputError that is raised inside are `unquoted`."""
+    try:
+        yield
+    except InputError as error:
+        if not marked or not error.faults:
+            raise
+        raise InputError(str(error).partition("\n")[0], unquoted(error.faults)) from None
+
+
+def _unquoted(sentence: str) -> str:
+    kept = re.sub(r",? got .*", "", sentence, flags=re.S)
+    return re.sub(r"['\"].*['\"]", "(not shown: credentialed data)", kept, flags=re.S)
+
+
+def _letters(text: Any) -> str:
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", str(text)).casefold())

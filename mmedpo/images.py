@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmedpo import headers
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", *DICOM_SUFFIXES)
 
@@ -81,12 +83,16 @@ def fault(image: Any) -> str | None:
 
 
 def embedded(path: Path) -> dict[str, Any]:
-    """An image file as a dataset holds it ({"bytes", "path"}): the file as it is, except that DICOM and more than
-    8 bits a channel become an 8-bit PNG, since few processors read them."""
+    """An image file as a dataset holds it ({"bytes", "path"}), with the pixels of `open_rgb`: PNG and JPEG files
+    without what is no pixel in them (`headers.without`); all others become an 8-bit PNG, and so do more than 8 bits a
+    channel, which few processors read, and pictures that only their header turns upright."""
     data = path.read_bytes()
-    if _is_dicom(path) or is_deep(open_image(data)):
-        return png(pixels(path), path.stem)
-    return {"bytes": data, "path": path.name}
+    if not _is_dicom(path):
+        with open_image(data) as opened:
+            plain = not is_deep(opened) and opened.getexif().get(ORIENTATION, 1) == 1
+        if plain and (stripped := headers.without(data)):
+            return {"bytes": stripped, "path": path.name}
+    return png(pixels(path), path.stem)
 
 
 def png(pixels: np.ndarray, stem: str) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Ledger:
     def update(self, values: Mapping[str, Any], keep: bool = True) -> None:
         """Record all `values` or, killed half-way, none."""
         rows = [(key, json.dumps(value, ensure_ascii=False), keep) for key, value in values.items()]
+        if not rows:
+            return
         database = self._opened()
         try:
             with database:

@@ -64,9 +64,20 @@ def adapter_sha256(folder: Path) -> str | None:
 
 
 def record(comparison: Mapping[str, Any]) -> str:
-    """The comparison.json to keep beside a model: without the texts of test questions."""
-    kept = {key: value for key, value in comparison.items() if key not in TEXTS}
-    return json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """The comparison.json to keep beside a model: `without_texts`."""
+    return json.dumps(without_texts(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def without_texts(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison without the texts of test questions: those of examples, and the question that shows the prompt."""
+    evaluations = {run: _without_example(found) for run, found in comparison.get("evaluations", {}).items()}
+    return {key: value for key, value in comparison.items() if key not in TEXTS} | {"evaluations": evaluations}
+
+
+def _without_example(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The digest of the prompt's template stays."""
+    prompt = evaluation.get("prompt")
+    return {**evaluation, "prompt": {**prompt, "example": None}} if prompt else dict(evaluation)
 
 
 def evaluation(comparison: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -38,6 +38,7 @@ COLUMNS = {
     "width": ("width",),
     "source": ("source",),
     "license": ("license",),
+    "credentialed": ("credentialed",),
 }
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
 READ = (*SUFFIXES, ".npy")
@@ -148,7 +149,7 @@ def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict
     elif row["image"] is None:
         fault = ("image", "is empty; every row needs the name of an image file")
     if fault:
-        yield where, {FAULT: fault}
+        yield where, {**row, FAULT: fault}
         return
     for changed in findings.ask(str(row["image"]), [asdict(box) for box in boxes], labels, width):
         yield f"{where} ({changed['id']})", {**row, **changed}

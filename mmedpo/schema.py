@@ -13,9 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import credentialed
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
+from mmedpo.workdir import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -30,6 +32,12 @@ REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name
 TASKS = ("closed_vqa", "open_vqa", "report")
 SHARD_SIZE = "500MB"  # of images; a larger split is written as several files
 SHARD_ENDS = 1 / 16  # of the rows may be the last of a full shard
+DIGEST = "row_digest"  # a column of the published form of credentialed data, and of no preference dataset
+STRIPPED = (
+    "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
+    "a machine that has the data"
+)
+SAID = ["source", "license"]  # columns that tell whose data a row is
 ROWS_AT_ONCE = 32  # held in memory while writing
 
 
@@ -158,6 +166,8 @@ def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
 
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:
     """The columns that are missing or of another type than the schema's."""
+    if DIGEST in features:
+        return [Fault("(all rows)", DIGEST, STRIPPED)]
     return [
         Fault(
             "(all rows)",
@@ -260,9 +270,10 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     Raises:
         InputError: nothing there, or nothing that `datasets` can read.
     """
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetsError
 
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
     files: dict[str, list[str]] = {}
     for file in sorted(Path(path).glob("data/*.parquet")):
@@ -276,6 +287,37 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             f"{path!r} cannot be loaded as a dataset: {error}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."
         ) from error
+
+
+def credentialed_source(name: str | Path, revision: str | None = None) -> str | None:
+    """The credentialed source of a dataset (a folder or Hub id), by its manifest or by any of its rows; None: it has
+    none. Raises InputError as `load_splits` for a dataset on the Hub."""
+    import pyarrow.parquet as parquet
+
+    records = [dataset_manifest(str(name), revision)]
+    if Path(name).exists():
+        tables = [parquet.read_table(file, columns=SAID) for file in sorted(Path(name).glob("data/*.parquet"))]
+    else:
+        tables = [split.data.table for split in load_splits(str(name), revision=revision).values()]
+    for table in tables:
+        held = [column for column in SAID if column in table.column_names]
+        for row in table.select(held).group_by(held).aggregate([]).to_pylist():
+            records.append({"source": {"name": row.get("source"), "license": row.get("license")}})
+    return credentialed.first(records)
+
+
+def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
+    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
+    from httpx2 import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    file = Path(name) / "manifest.json"
+    if Path(name).exists():
+        return read_json(file) if file.exists() else {}
+    with suppress(HfHubHTTPError, HTTPError, OSError):
+        return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
+    return {}
 
 
 def load_pairs(path: str) -> Dataset:

@@ -3,6 +3,9 @@
 A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images, anywhere below the folder. Columns are
 found by their usual names (`samples.COLUMNS`). Rows that have lesion boxes and labels but no question (NIH
 ChestX-ray14's box list, for one) become questions about those findings.
+
+A source may not be passed on (docs/credentialed.md) if its name or licence says so, if a file `CREDENTIALED` lies in
+its folder, if a row of its table has `credentialed: true`, or if the caller says so.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mmedpo import credentialed
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.samples import Sample, check_columns, image_files, questions, read_heat, read_sample
@@ -22,7 +26,8 @@ SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image").
+    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image"),
+    and whether the terms forbid passing it on (`credentialed`; faults then quote no cell).
 
     `images_in_other_splits` counts images of the split (of all splits, where none was chosen) that another one holds
     too: 0 but for a split that was taken as it stands. `note` says that the table's own split was not used, and why.
@@ -35,11 +40,12 @@ class Source:
     split_by: str = "source"
     images_in_other_splits: int = 0
     note: str | None = None
+    credentialed: bool = False
 
 
 def read_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown",
-    official_split: bool = False,
+    official_split: bool = False, name: str | None = None, marked: bool = False,
 ) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
@@ -53,6 +59,8 @@ def read_source(
         seed: of that shuffle.
         license: of the rows that do not say.
         official_split: use the table's own split as it stands, with images and patients in several parts or not.
+        name: of the source where its rows do not say; the folder's by default.
+        marked: the source is credentialed, whatever it says itself.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
@@ -63,12 +71,14 @@ def read_source(
     """
     table = find_table(path)
     root = table.parent
-    name = root.resolve().name
+    name = name or root.resolve().name
     images = image_files(root)
-    source = Source(name, license, [])
+    marked = marked or (root / credentialed.MARKER).exists()
+    source = Source(name, license, [], credentialed=marked)
     taken: dict[str, str] = {}
     columns: set[str] = set()
     for where, row in questions(table, columns):
+        source.credentialed |= credentialed.is_yes(row.get("credentialed"))
         sample, faults = read_sample(where, row, root, images, name, license)
         if sample and taken.setdefault(sample.id, where) != where:
             faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
@@ -81,6 +91,7 @@ def read_source(
         check_columns(table, columns)
     _drop_broken_files(source)
     _settle_patients(source)
+    _settle_mark(source, {root.resolve().name, name})
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
         _settle_split(source, official_split)
@@ -122,6 +133,15 @@ def _broken(column: str, file: Path) -> str | None:
     except InputError as error:
         return str(error).rstrip(".")
     return None
+
+
+def _settle_mark(source: Source, names: set[str]) -> None:
+    said = [*((name, source.license) for name in names), *((one.source, one.license) for one in source.samples)]
+    source.credentialed |= any(
+        credentialed.is_credentialed({"name": name, "license": terms}) for name, terms in set(said)
+    )
+    if source.credentialed:
+        source.faults = credentialed.unquoted(source.faults)
 
 
 def _settle_patients(source: Source) -> None:
@@ -191,7 +211,8 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> No
         splits = sorted({sample.split for sample in source.samples})
         source.samples = [sample for sample in source.samples if sample.split == split]
         if not source.samples:
-            raise InputError(f"{source.name} has no split {split!r}; it has {', '.join(splits)}.")
+            held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
+            raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
     source.samples = limited(source.samples, limit, seed)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -20,12 +19,15 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from hub.server import Hub
 from PIL import Image
 
 from mmedpo import builders, cli, schema, upstream
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import Fault, InputError
+from mmedpo.publish import Publication
+from mmedpo.publish.remote import Plan
 from mmedpo.samples import Sample
 from mmedpo.sources import read_source
 from mmedpo.upstream import Item, sections
@@ -234,15 +236,29 @@ def test_an_interrupted_build_goes_on_without_reading_again(
 def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[tuple[Path, str]] = []
 
-    def publish(folder: Path, repo: str) -> None:
-        assert (folder / "README.md").exists()
+    def publish(folder: Path, repo: str, confirm: None, third_parties: bool) -> Publication:
+        assert (folder / "README.md").exists() and not third_parties
         published.append((folder, repo))
+        return Publication(repo, "there", "private", None, None, Plan([], [], [], []), {}, [], [])
 
-    monkeypatch.setitem(sys.modules, "mmedpo.publish", types.SimpleNamespace(publish=publish))
+    monkeypatch.setattr("mmedpo.publish.publish", publish)
     words = ("path_vqa", "--source", path_vqa, "--limit", 4, "--output", "out", "--publish", "me/pairs")
     assert run(*words)[0] == 0
     assert run(*words, "--resume")[0] == 0
     assert published == [(Path("out"), "me/pairs")] * 2
+
+
+def test_a_card_with_open_fields_is_published_when_somebody_answers(hub: Hub, path_vqa: Path, tmp_path: Path) -> None:
+    words = ["path_vqa", "--source", str(path_vqa), "--limit", "4", "--output", "out", "--publish", "user/pairs"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mmedpo.cli", "build", *words], cwd=tmp_path, env=hub.environment(), text=True,
+        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+    )  # fmt: skip
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and (tmp_path / "out" / "manifest.json").exists() and not list(hub.store)
+    assert "The dataset is finished and whole in out, but was not published." in said
+    assert "- license: " in said and "- privacy: " in said
+    assert 'Publish it with: mmedpo publish out user/pairs [--fill KEY="..."]' in said
 
 
 @pytest.mark.parametrize("name", ["slake", "vqa_rad"])

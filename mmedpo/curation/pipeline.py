@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import images, schema
+from mmedpo import credentialed, images, schema
 from mmedpo.curation import hallucinate, relevance, rows, weights
 from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import Localizer, bounded, open_localizer
@@ -64,6 +64,7 @@ def curate_folder(
     cache: Path | None = None,
     processes: Processes = ALONE,
     given: rows.Given | None = None,
+    third_parties: bool = False,
 ) -> dict[str, Any] | None:
     """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
 
@@ -74,6 +75,7 @@ def curate_folder(
         cache: file of answered calls, shared with other runs; this run's own where None.
         processes: of this launch.
         given: what was known of the source before. Where it has answers, `settings.chat` has to be "none".
+        third_parties: chat models that are not on this machine may be sent credentialed data.
 
     Returns:
         The manifest (docs/architecture.md); None in all processes but the first.
@@ -82,20 +84,22 @@ def curate_folder(
         InputError: the source, a model, a judge or an option cannot work, or every pair was rejected.
         Stopped: a budget of the limits is spent.
     """
-    source = read_source(settings.source, settings.split, settings.limit, settings.seed, settings.license)
-    refuse_faults(source, settings.skip_faulty)
+    source = open_source(settings)
+    if source.credentialed and not third_parties:
+        credentialed.refuse_endpoints(source.name, (settings.chat, *settings.judges))
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
-    tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"])
+    tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed)
     share = [
         source.samples[start : start + BLOCK]
         for number, start in enumerate(range(0, len(source.samples), BLOCK))
         if number % processes.count == processes.rank
     ]
     given = given or rows.Given()
-    if given.answers and processes.first:
+    if processes.first:
         ledgers["dispute"].update(given.answers)
         ledgers["judge"].update({id: {"score": score} for id, score in given.scores.items()})
+        ledgers["locate"].update(given.regions)
     revision = _sample(settings, share, ledgers["sample"], processes)
     if tools.chat is not None:
         _dispute(settings, share, source.samples, tools.chat, ledgers, processes)
@@ -113,11 +117,23 @@ def curate_folder(
     return manifest
 
 
-def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger) -> Tools:
+def open_source(settings: Settings) -> Source:
+    """The source that the settings name. Raises InputError as `read_source` does, and for faulty rows."""
+    source = read_source(
+        settings.source, settings.split, settings.limit, settings.seed, settings.license,
+        name=settings.source_name, marked=settings.credentialed,
+    )  # fmt: skip
+    refuse_faults(source, settings.skip_faulty)
+    return source
+
+
+def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discreet: bool) -> Tools:
     budget = Budget(limits)
 
     def chat(spec: str) -> ChatModel:
-        return open_chat(spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size)
+        return open_chat(
+            spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size, discreet=discreet
+        )
 
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     if settings.chat == "none":
@@ -275,6 +291,7 @@ def _assemble(
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": dict(rejects.most_common()),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
+        "settings": {**settings.recipe(), "source_name": source.name},
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -304,5 +321,5 @@ def _coverage(pairs: Sequence[rows.Pair], located: Ledger, settings: Settings) -
 def _describe(settings: Settings, source: Source) -> dict[str, Any]:
     return {
         "name": source.name, "license": source.license, "split": settings.split, "split_by": source.split_by,
-        "questions": len(source.samples),
+        "questions": len(source.samples), **({"credentialed": True} if source.credentialed else {}),
     }  # fmt: skip

@@ -30,16 +30,18 @@ class Reject:
 
 @dataclass(frozen=True)
 class Given:
-    """What a data set brings along: rows of it that give no question, and pairs that exist already.
+    """What was known of a source before: rows of it that give no question, and what has been found out already.
 
     Attributes:
         answers: by a question's id its wrong answer, {"text", "made_by"}, or why it has none, {"reason", "detail"}.
-        scores: by a question's id that answer's clinical relevance, in [0, 1].
+        scores: by a question's id its wrong answer's clinical relevance, in [0, 1].
+        regions: by a question's id where its lesion is (`localize.Region.record`).
     """
 
     rejects: list[Reject] = field(default_factory=list)
     answers: dict[str, dict[str, str]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    regions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

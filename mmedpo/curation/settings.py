@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from mmedpo import credentialed
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
@@ -15,8 +16,12 @@ from mmedpo.errors import InputError
 from mmedpo.llm.limits import Limits
 from mmedpo.options import check_types, option, outside, refuse, unknown
 from mmedpo.schema import SHARD_SIZE, shard_bytes
+from mmedpo.workdir import portable
 
-CHATS = "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model"
+CHATS = (
+    "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model, or cache:model (nobody: "
+    "what the cache holds of its answers)"
+)
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Settings:
     split: str | None = option(None, "Split of the source to use; all where not given.")
     limit: int | None = option(None, "Use this many questions only (seeded choice).")
     license: str = option("unknown", "Licence of the source, where its rows do not say.")
+    source_name: str | None = option(None, "The source's name in ids and records, where its rows do not say.")
+    credentialed: bool = option(False, credentialed.MARK_HELP)
     skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
     seed: int = option(0, "Seed of everything left to chance.")
     model: str | None = option(None, "Target Med-LVLM to sample wrong answers from: a Hub id or a folder.")
@@ -93,6 +100,14 @@ class Settings:
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": str(self.source)}
 
+    def recipe(self) -> dict[str, Any]:
+        """The settings that make the same of the same source on another machine, which names the source itself."""
+        settings = {name: value for name, value in asdict(self).items() if name != "source"}
+        return settings | {
+            "model": self.model and portable(self.model), "chat": portable(self.chat),
+            "judges": [portable(judge) for judge in self.judges], "localizer": portable(self.localizer),
+        }  # fmt: skip
+
 
 @dataclass
 class Run:
@@ -107,6 +122,7 @@ class Run:
     requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
     max_calls: int | None = option(None, "Budget: stop after so many new calls.")
     max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
+    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -132,7 +132,8 @@ class EndpointModel:
         left = [question for batch in batches for question in batch if question.id not in done]
         failures: dict[str, str] = {}
         for longest, group in groupby(left, key=lambda question: generation.longest(question.task)):
-            sampling = {"temperature": generation.temperature, "seed": generation.seed, "max_tokens": longest}
+            sampling = {"temperature": generation.temperature, "seed": generation.seed, "max_tokens": longest,
+                        "discreet": asked.marked}  # fmt: skip
             self._ask(list(group), asked.open_image, sampling, keep, failures)
         return failures
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedpo import formats
+from mmedpo import credentialed, formats
 from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.metric import Floats, Metric
@@ -90,9 +90,11 @@ def compare(
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
+    marked = credentialed.first(run.results for run in loaded)
     return {
         "format": formats.COMPARISON,
         "command": command,
+        **({"credentialed": True, "source": marked} if marked else {}),
         "versions": versions(),
         "seed": seed,
         "resamples": resamples,

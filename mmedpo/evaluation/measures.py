@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import credentialed
 from mmedpo.errors import InputError
 from mmedpo.evaluation import questions
 from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
@@ -44,6 +45,8 @@ def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pro
     asked = open_questions(settings)
     if asked.note and processes.first:
         log.warning(asked.note)
+    if asked.marked and not run.send_credentialed_data_to_third_parties:
+        credentialed.refuse_endpoints(asked.record["source"], [settings.model])
     with output_folder(run.output, settings.record(), run.resume, processes) as folder:
         answering = open_answering(settings, run.limits.share(processes.count))
         return evaluate(
@@ -55,7 +58,7 @@ def open_questions(settings: Settings) -> questions.QuestionSet:
     """The questions that the settings name. Raises InputError for those that cannot be asked or scored."""
     return questions.read(
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
-        settings.dataset_revision, settings.official_split, settings.scoring,
+        settings.dataset_revision, settings.official_split, settings.scoring, settings.credentialed,
     )  # fmt: skip
 
 
@@ -91,7 +94,9 @@ def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], proces
 def _pairs(settings: Settings, processes: Processes) -> tuple[Dataset, dict[str, Any]]:
     if processes.count > 1:
         raise InputError(f"--measure {settings.measure} runs in one process, not {processes.count}; launch it alone.")
-    rows, record = questions.open_split(str(settings.dataset), settings.split, settings.dataset_revision)
+    rows, record = questions.open_split(
+        str(settings.dataset), settings.split, settings.dataset_revision, settings.credentialed
+    )
     if settings.limit is not None:
         kept = chosen_ids(rows["id"], settings.limit, settings.seed)
         rows = rows.select([place for place, id_ in enumerate(rows["id"]) if id_ in kept])

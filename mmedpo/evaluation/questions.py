@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import schema
+from mmedpo import credentialed, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb
@@ -57,7 +57,8 @@ class Question:
 class QuestionSet:
     """Questions in the order of the records. No image is held: `open_image` opens a question's as RGB, in any thread.
 
-    `record` is what results.json says of where the questions come from, `note` what a person should know of it.
+    `record` is what results.json says of where the questions come from (faults quote nothing of what it marks as
+    credentialed), `note` what a person should know of it.
 
     Raises:
         InputError: no question, or some that cannot be scored, all listed.
@@ -71,19 +72,26 @@ class QuestionSet:
     def __post_init__(self) -> None:
         if not self.questions:
             raise InputError(f"There is no question to ask: {self.record}.")
-        refuse_unscorable(self.rows())
+        with credentialed.quoting_nothing(self.marked):
+            refuse_unscorable(self.rows())
 
     def rows(self) -> list[Row]:
         """The lines of questions.jsonl, but for the digests of images."""
         return [question.row() for question in self.questions]
 
+    @property
+    def marked(self) -> bool:
+        """Whether they are of credentialed data."""
+        return bool(self.record.get("credentialed"))
+
 
 def read(
     source: Path | None = None, dataset: str | None = None, split: str | None = None, limit: int | None = None,
     seed: int = 0, skip_faulty: bool = False, dataset_revision: str | None = None, official_split: bool = False,
-    scoring: Scoring | None = None,
+    scoring: Scoring | None = None, marked: bool = False,
 ) -> QuestionSet:  # fmt: skip
-    """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`.
+    """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`;
+    credentialed where they say so, or if `marked`.
 
     Raises:
         InputError: not exactly one is given, or some cannot be asked or scored; all are listed.
@@ -92,10 +100,11 @@ def read(
     if (source is None) == (dataset is None):
         raise InputError("Give either --source or --dataset, which hold the questions.")
     if source is not None:
-        asked = of_source(source, split, limit, seed, skip_faulty, official_split, scoring)
+        asked = of_source(source, split, limit, seed, skip_faulty, official_split, scoring, marked)
     else:
-        asked = of_dataset(str(dataset), split, limit, seed, dataset_revision)
-    scoring.check(asked.rows())
+        asked = of_dataset(str(dataset), split, limit, seed, dataset_revision, marked)
+    with credentialed.quoting_nothing(asked.marked):
+        scoring.check(asked.rows())
     return asked
 
 
@@ -113,11 +122,11 @@ def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, 
 
 def of_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False,
-    official_split: bool = False, scoring: Scoring | None = None,
+    official_split: bool = False, scoring: Scoring | None = None, marked: bool = False,
 ) -> QuestionSet:  # fmt: skip
     """The questions of a source folder (`sources.read_source`); a reference without words is a fault of its row."""
     scoring = scoring or Scoring()
-    source = read_source(path, split, seed=seed, official_split=official_split)
+    source = read_source(path, split, seed=seed, official_split=official_split, marked=marked)
     said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
     source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
     source.samples = [sample for sample in source.samples if not said[sample.id]]
@@ -126,12 +135,14 @@ def of_source(
     return of_samples(limited(source.samples, limit, seed), {
         "source": source.name, "split": split, "split_by": source.split_by, **shared, "limit": limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
+        **({"credentialed": True} if source.credentialed else {}),
     }, source.note if split else None)  # fmt: skip
 
 
 def of_dataset(
-    name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None
-) -> QuestionSet:
+    name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None,
+    marked: bool = False,
+) -> QuestionSet:  # fmt: skip
     """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once.
 
     The reference is the chosen answer. Rows whose chosen answer is not the gold one are left out and counted, and so
@@ -143,7 +154,7 @@ def of_dataset(
     Raises:
         InputError: no such dataset or split, columns that are not the schema's, or ids that mean two questions.
     """
-    dataset, record = open_split(name, split, revision)
+    dataset, record = open_split(name, split, revision, marked)
     pictures = schema.undecoded(dataset.select_columns(["images"]))
     left_out: Counter[str] = Counter()
     faults: list[Fault] = []
@@ -160,7 +171,9 @@ def of_dataset(
     )
 
 
-def open_split(name: str, split: str | None = None, revision: str | None = None) -> tuple[Dataset, dict[str, Any]]:
+def open_split(
+    name: str, split: str | None = None, revision: str | None = None, marked: bool = False
+) -> tuple[Dataset, dict[str, Any]]:
     """A split of a preference dataset, the only one where None, and what results.json says of it.
 
     Raises:
@@ -177,7 +190,9 @@ def open_split(name: str, split: str | None = None, revision: str | None = None)
     if wrong := schema.column_faults(dataset.features):
         raise InputError(f"{name} (split {split!r}) is no preference dataset:", wrong)
     sources = ", ".join(sorted(set(dataset.unique("source"))))
-    return dataset, {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
+    record = {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
+    marked = marked or schema.credentialed_source(name, commit) is not None
+    return dataset, {**record, "credentialed": True} if marked else record
 
 
 def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
@@ -226,7 +241,8 @@ def write(asked: QuestionSet, path: Path) -> str:
         found = dict(zip(images, pool.map(partial(_digest, asked.open_image), images), strict=True))
     faults = [Fault(q.id, "image", said) for q in asked.questions if (said := found[q.image][1])]
     if faults:
-        raise InputError(f"{len(faults)} questions have no usable image:", faults)
+        with credentialed.quoting_nothing(asked.marked):
+            raise InputError(f"{len(faults)} questions have no usable image:", faults)
     partial_file = path.with_name(path.name + ".tmp")
     write_lines(partial_file, ({**q.row(), "image_digest": found[q.image][0]} for q in asked.questions))
     if path.exists() and not filecmp.cmp(path, partial_file, shallow=False):

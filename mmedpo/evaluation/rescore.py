@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmedpo import credentialed
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
 from mmedpo.evaluation.score import PARTS, RESULTS_FORMAT, Scoring, joined, score_folder
@@ -104,7 +105,8 @@ def score_predictions(
         InputError: predictions that do not join the questions by id, or are no strings; all are listed.
     """
     digest = write(asked, folder / "questions.jsonl")
-    pairs = joined(folder / "questions.jsonl", predictions, scoring)
+    with credentialed.quoting_nothing(asked.marked):
+        pairs = joined(folder / "questions.jsonl", predictions, scoring)
     write_lines(folder / "predictions.jsonl", ({"id": row["id"], "prediction": text} for row, text in pairs))
     return _finish(folder, scoring, {
         "format": RESULTS_FORMAT, **record, **asked.record, "questions_sha256": digest, "model": None,
@@ -114,6 +116,8 @@ def score_predictions(
 
 
 def _finish(folder: Path, scoring: Scoring, results: dict[str, Any]) -> dict[str, Any]:
-    results |= {"versions": versions(), "protocols": scoring.protocols, "metrics": score_folder(folder, scoring)}
+    with credentialed.quoting_nothing(credentialed.first([results]) is not None):
+        metrics = score_folder(folder, scoring)
+    results |= {"versions": versions(), "protocols": scoring.protocols, "metrics": metrics}
     write_json(folder / "results.json", results)
     return results

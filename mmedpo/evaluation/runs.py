@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmedpo import formats
+from mmedpo import credentialed, formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metric import Metric
 from mmedpo.evaluation.score import METRICS, SHOWN_IDS, Row, read_by_id
@@ -62,7 +62,10 @@ def load(folders: Sequence[Path]) -> list[Run]:
     left_out = absent(runs)
     faults = [fault for run in runs[1:] for fault in _differences(runs[0], run, left_out)]
     if faults:
-        raise InputError("The runs cannot be compared, since they did not answer and score the same questions:", faults)
+        with credentialed.quoting_nothing(credentialed.first(run.results for run in runs) is not None):
+            raise InputError(
+                "The runs cannot be compared, since they did not answer and score the same questions:", faults
+            )
     return runs
 
 
@@ -147,7 +150,8 @@ def _load(folder: Path) -> Run:
     run = Run(results["name"], results, *parts)
     damaged = list(_damaged(run))
     if damaged:
-        raise InputError(f"{folder} is damaged; run `mmedpo evaluate` anew:", damaged)
+        with credentialed.quoting_nothing(credentialed.first([results]) is not None):
+            raise InputError(f"{folder} is damaged; run `mmedpo evaluate` anew:", damaged)
     return run
 
 

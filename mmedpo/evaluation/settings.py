@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedpo import credentialed
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
 from mmedpo.llm.limits import Limits
@@ -60,6 +61,7 @@ class Settings:
     )
     limit: int | None = option(None, "Ask this many questions only (seeded choice).")
     skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
+    credentialed: bool = option(False, credentialed.MARK_HELP)
     seed: int = option(0, "Seed of everything left to chance.")
     name: str | None = option(None, "Name in comparisons; the output folder's by default.")
     measure: str = option(
@@ -137,6 +139,7 @@ class Run:
     requests_per_minute: int | None = option(None, "Most requests a minute.")
     max_calls: int | None = option(None, "Budget: stop after so many calls.")
     max_tokens: int | None = option(None, "Budget: stop after so many tokens.")
+    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmedpo.errors import Stopped
 from mmedpo.ledger import Ledger
-from mmedpo.llm import ChatClient, ChatReply, ChatRequest
+from mmedpo.llm import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.llm.limits import Budget
 
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -67,6 +67,22 @@ class CachedChat:
         except Stopped:
             if len(replies) < len(requests):  # or else the last ones were in flight already
                 raise
+        return replies
+
+
+class Absent:
+    """A chat client of which only the answers in a cache are left: asked as `chat` would be, it answers nothing."""
+
+    batch_size = 1
+    failure = "the cache of calls has no answer to this, and no model was named that could be asked"
+
+    def __init__(self, chat: ChatClient) -> None:
+        self.name, self.revision, self.settings = chat.name, chat.revision, chat.settings
+
+    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+        replies = [ChatReply(failure=self.failure)] * len(requests)
+        if on_replies is not None:
+            on_replies(dict(enumerate(replies)))
         return replies
 
 

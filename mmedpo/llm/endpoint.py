@@ -54,6 +54,7 @@ class EndpointChat:
         attempts: Tries a request, the first one included, before it becomes a failure reply.
         patience: Seconds that a server may be away (refused or reset connections, HTTP 429, 502, 503, 504): as long,
             requests are tried again even after `attempts`. The time starts anew only when a request is answered.
+        discreet: Messages say an error's kind and status alone: some servers quote what they were asked.
         waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and `Retry-After` at least.
     """
 
@@ -73,6 +74,7 @@ class EndpointChat:
         timeout: float = 120.0,
         attempts: int = 5,
         patience: float = 120.0,
+        discreet: bool = False,
         waits: tuple[float, float] = (1.0, 30.0),
     ) -> None:
         if concurrency < 1 or attempts < 1:
@@ -82,7 +84,7 @@ class EndpointChat:
         self.settings: Mapping[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self.base_url, self.provider, self.place = base_url, provider, _place(base_url, provider)
         self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
-        self.attempts, self.patience, self.waits = attempts, patience, waits
+        self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
         self._key = _key(api_key, base_url)
         self._form = 0  # of `_FORMS`, that the endpoint takes
         self._answers: set[bool] = set()  # whether it is known to answer requests without and with an image
@@ -242,6 +244,8 @@ class EndpointChat:
 
     def _shown(self, error: NoAnswer) -> str:
         """What was said, on one line, without the key: some servers quote it back."""
+        if self.discreet:
+            return f"HTTP {error.status}" if error.status else error.kind.value
         text = " ".join(str(error).split())
         for secret in filter(None, (self._key, urlsplit(self.base_url or "").password)):
             text = text.replace(secret, "***")

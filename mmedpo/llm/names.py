@@ -23,7 +23,7 @@ def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
     """The client of the endpoint that `spec` names in one of the `FORMS`, at the budget's concurrency and pace.
 
     Args:
-        sampling: `max_tokens`, `temperature` and `seed`.
+        sampling: `max_tokens`, `temperature` and `seed`; `discreet`, too.
 
     Raises:
         InputError: `spec` has none of the forms.

@@ -14,6 +14,7 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.credentialed import is_loopback
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply, ChatRequest
 
@@ -83,7 +84,8 @@ def data_url(image: bytes) -> str:
 
 @asynccontextmanager
 async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[Send]:
-    """POST to `url`/chat/completions. Redirects are not followed: patients' images go only where they were sent.
+    """POST to `url`/chat/completions. Redirects are not followed, and no proxy carries what is for this machine:
+    patients' images go only where they were sent.
 
     huggingface_hub's client would not do: it refuses local servers too when HF_HUB_OFFLINE is set, and sends a JSON
     schema to a URL in a form that TGI alone reads.
@@ -96,7 +98,10 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    async with httpx2.AsyncClient(headers=headers, auth=login, verify=_trusted(), timeout=None, limits=pool) as client:
+    client = httpx2.AsyncClient(
+        headers=headers, auth=login, verify=_trusted(), timeout=None, limits=pool, trust_env=not is_loopback(url)
+    )
+    async with client:
 
         async def send(fields: Mapping[str, Any]) -> ChatReply:
             body = bytearray()

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedpo import credentialed, hub
+from mmedpo import credentialed, hub, schema
 from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError, Stopped
-from mmedpo.publish import card, remote
+from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
 from mmedpo.publish.content import CARD, KINDS, Content, refuse_private_words
 from mmedpo.publish.remote import File, Plan, Remote
@@ -42,6 +42,7 @@ class Publication:
         sizes: bytes of each file.
         open_fields: questions that the card still leaves open.
         conflicts: places of the card that a person and the program changed in different ways; the person's are kept.
+        notices: what who publishes it should know.
     """
 
     repo_id: str
@@ -53,6 +54,7 @@ class Publication:
     sizes: Mapping[str, int]
     open_fields: Sequence[str]
     conflicts: Sequence[Conflict]
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def publish(
     tag: str | None = None,
     fill: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    third_parties: bool = False,
     confirm: Confirm | None = None,
     token: str | None = None,
     endpoint: str | None = None,
@@ -88,6 +91,8 @@ def publish(
         tag: of this version; the next of v1, v2, ... by default.
         fill: answers to open fields of the card by key ("license", "privacy").
         dry_run: read and compare, send nothing.
+        third_parties: whoever may read the repository may see credentialed data, whole, and what was trained on it;
+            else only the published form of such a dataset is sent (`stripped.py`), and no such adapter.
         confirm: is asked, in a sentence, before something is public or goes out with fields open that only a person
             can fill; None refuses both.
         token, endpoint: those that huggingface_hub finds by default.
@@ -104,9 +109,8 @@ def publish(
     api = HfApi(endpoint=endpoint, token=token)
     try:
         repo_id = _checked_name(api, repo)
-        content = KINDS[kind](folder, repo_id)
+        content = _content(kind, folder, repo_id, third_parties)
         content = replace(content, card=card.fill(content.card, fill or {}))
-        credentialed.refuse(content.records)
         refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
         draft = hub.patiently(f"{repo_id} cannot be read", lambda: _draft(api, repo_id, content))
         visibility = draft.remote.visibility or ("public" if public else "private")
@@ -128,7 +132,19 @@ def publish(
         repo_id, f"{api.endpoint}/{prefix}{repo_id}", visibility, commit or draft.remote.head, named, draft.plan,
         {name: file.size for name, file in draft.files.items()},
         [question for _, question in card.open_fields(draft.text)], [*content.conflicts, *draft.conflicts],
+        content.notices,
     )  # fmt: skip
+
+
+def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
+    """What a folder publishes; of credentialed data only what tells nobody what is in it, unless `third_parties`."""
+    source = schema.credentialed_source(folder) if kind == "dataset" and not third_parties else None
+    if source is not None:
+        return stripped.dataset(folder, repo_id, source)
+    content = KINDS[kind](folder, repo_id)
+    if not third_parties:
+        credentialed.refuse_publishing(content.records, str(folder))
+    return content
 
 
 def _checked_name(api: HfApi, repo: str) -> str:

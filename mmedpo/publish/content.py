@@ -30,6 +30,7 @@ ADAPTER_FILES = (
 )
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 METRIC_FILES = ("*.py", "requirements.txt", "cases.json")
+BURNT_IN = "Headers of image files were left out; for names and dates in the pixels nobody looked: look yourself."
 TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".jinja", ".py")
 
 
@@ -43,6 +44,7 @@ class Content:
         generated: the card as nobody has edited it.
         replaced: patterns of files in the repository that belong to an earlier version if `files` has them not.
         records: what is recorded of where the data came from.
+        notices: what who publishes it should know.
     """
 
     repo_type: str
@@ -52,6 +54,7 @@ class Content:
     replaced: Sequence[str] = ()
     records: Sequence[Mapping[str, Any]] = ()
     conflicts: Sequence[Conflict] = field(default=())
+    notices: Sequence[str] = ()
 
 
 def dataset(folder: Path, repo_id: str) -> Content:
@@ -61,7 +64,7 @@ def dataset(folder: Path, repo_id: str) -> Content:
         InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
     """
     plain = cards.dataset_card(folder)
-    shards = _shards(folder)
+    shards = finished_shards(folder)
     found, faults = _audited(folder, shards)
     sources: set[str] = set()
     for file in (file for part in shards.values() for file in part):
@@ -69,7 +72,7 @@ def dataset(folder: Path, repo_id: str) -> Content:
     if faults:
         raise InputError(f"{folder} is not published: its rows break the preference schema.", faults)
     generated = cards.dataset_card(
-        folder, audit=found, published=cards.Published(repo_id, PICTURE, _configs(shards), _info(folder, shards))
+        folder, audit=found, published=cards.Published(repo_id, PICTURE, configs(shards), info(folder, shards))
     )
     texts, conflicts = with_local_edits(folder, plain, generated)
     files = {f"data/{file.name}": File(file) for part in shards.values() for file in part}
@@ -77,7 +80,7 @@ def dataset(folder: Path, repo_id: str) -> Content:
     files["audit.json"] = File(json_text(found).encode())
     files[PICTURE] = File(picture.draw(found))
     records = [read_json(folder / "manifest.json"), *({"source": {"name": name}} for name in sorted(sources))]
-    return Content("dataset", files, texts, generated, ("data/*.parquet",), records, conflicts)
+    return Content("dataset", files, texts, generated, ("data/*.parquet",), records, conflicts, [BURNT_IN])
 
 
 def adapter(folder: Path, repo_id: str) -> Content:
@@ -133,7 +136,7 @@ def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:
     return {path.relative_to(folder).as_posix(): File(path) for path in sorted(found)}
 
 
-def _shards(folder: Path) -> dict[str, list[Path]]:
+def finished_shards(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files by split; raises InputError if there are none or not all."""
     shards: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("data/*.parquet")):
@@ -181,12 +184,12 @@ def _image_faults(file: Path, sources: set[str]) -> list[Fault]:
     return faults
 
 
-def _configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:
+def configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:
     files = [{"split": split, "path": f"data/{split}-*"} for split in shards]
     return [{"config_name": "default", "data_files": files}]
 
 
-def _info(folder: Path, shards: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+def info(folder: Path, shards: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     """The `dataset_info` of the card: columns, rows and bytes of each split, and bytes to download and in memory."""
     import pyarrow.parquet as parquet
     from datasets import DatasetInfo, SplitDict, SplitInfo
@@ -198,10 +201,10 @@ def _info(folder: Path, shards: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
         read = [parquet.read_metadata(file) for file in files]
         size = sum(part.row_group(group).total_byte_size for part in read for group in range(part.num_row_groups))
         splits.add(SplitInfo(split, num_bytes=size, num_examples=sum(part.num_rows for part in read)))
-    info = DatasetInfo(
+    described = DatasetInfo(
         features=next(iter(schema.load_splits(str(folder), streaming=True).values())).features,
         splits=splits,
         download_size=sum(file.stat().st_size for files in shards.values() for file in files),
         dataset_size=sum(split.num_bytes for split in splits.values()),
     )
-    return dict(info._to_yaml_dict())  # as `push_to_hub` of datasets writes it
+    return dict(described._to_yaml_dict())  # as `push_to_hub` of datasets writes it

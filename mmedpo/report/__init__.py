@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import wording
+from mmedpo import credentialed, results, schema, wording
 from mmedpo.audit import page
 from mmedpo.cards import notices, shown
 from mmedpo.report import charts, pictures
@@ -42,6 +42,11 @@ NAMES = {name: short for name, (short, _) in OUTCOMES.items()} | {
 FILTERS = {"outcome": "What changed", "task": "Task", "question_type": "Kind of question", "organ": "Organ",
            "modality": "Modality"}  # fmt: skip
 
+SILENT = (
+    "{} is credentialed data: this page shows no text and no image of it, since pages get passed on. "
+    f"`mmedpo compare {credentialed.FLAG}` shows them."
+)
+
 
 def write_report(
     output: Path,
@@ -52,6 +57,7 @@ def write_report(
     notes: Sequence[str] = (),
     images: Mapping[str, Path] | None = None,
     attention: Path | None = None,
+    quotes: bool = False,
 ) -> None:
     """Write the report of a comparison as one self-contained HTML file.
 
@@ -64,6 +70,7 @@ def write_report(
         notes: sentences the reader should know, shown at the top.
         images: question id -> image file, to be put beside the first examples.
         attention: folder with an `attention.json` and its pictures, to be shown.
+        quotes: show texts and images of credentialed data too.
 
     Raises:
         InputError: a training folder without its two files, a dataset that cannot be loaded, images of other
@@ -76,6 +83,10 @@ def write_report(
     )
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
+    looked = pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()])
+    if silent := None if quotes else _credentialed(steps, dataset, attention):
+        comparison, images, notes = results.without_texts(comparison), {}, [*notes, SILENT.format(silent)]
+        evaluations, looked = comparison["evaluations"], looked and {**looked, "samples": []}
     script = SCRIPT.read_text(encoding="utf-8")
     html = page(
         "report.html.jinja",
@@ -93,17 +104,23 @@ def write_report(
         outcomes=OUTCOMES,
         filters=_filters(comparison.get("examples", ())),
         thumbnails=pictures.thumbnails(comparison.get("examples", ()), images or {}),
-        attention=pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()]),
+        attention=looked,
         curves=charts.curves({name: state.get("log_history", []) for name, state in states.items()}),
         trained=trained,
         manifest=manifest,
         evaluations=evaluations,
         commands=list(commands) or list(dict.fromkeys(step["command"] for step in steps if step.get("command"))),
         versions=_versions(steps),
-        **pictures.dataset_parts(dataset),
+        **pictures.dataset_parts(dataset, pairs=not silent),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(html, encoding="utf-8")
+
+
+def _credentialed(steps: Sequence[Mapping[str, Any]], dataset: str | None, attention: Path | None) -> str | None:
+    """The first credentialed source of what the page is made of; None: there is none."""
+    recorded = [*steps, *([read_json(attention / "attention.json")] if attention else [])]
+    return credentialed.first(recorded) or (schema.credentialed_source(dataset) if dataset else None)
 
 
 def named(value: str) -> str:

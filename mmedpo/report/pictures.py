@@ -23,8 +23,9 @@ ATTENTION_SIDE = 1024
 ATTENTION_SHOWN = 40
 
 
-def dataset_parts(path: str | None) -> dict[str, Any]:
-    """A few pairs of each kind and the weights by kind; empty without a dataset (a folder or Hub id)."""
+def dataset_parts(path: str | None, pairs: bool = True) -> dict[str, Any]:
+    """A few pairs of each kind, unless `pairs` is false, and the weights by kind; empty without a dataset (a folder or
+    Hub id)."""
     if path is None:
         return {"pairs": {}, "weights": None}
     dataset = schema.load_pairs(path)
@@ -34,7 +35,7 @@ def dataset_parts(path: str | None) -> dict[str, Any]:
         places[kinds.int2str(kind)].append(place)
     weights = dataset.select_columns("weight")["weight"][:]
     return {
-        "pairs": {name: [_pair(dataset[place]) for place in _spread(found)] for name, found in places.items()},
+        "pairs": {name: [_pair(dataset[place]) for place in _spread(found)] for name, found in places.items() if pairs},
         "weights": distributions({name: [weights[place] for place in found] for name, found in places.items()}),
     }
 

@@ -9,8 +9,8 @@ from mmedpo import hub
 from mmedpo.errors import InputError
 from mmedpo.training.config import MMedPOConfig
 
-# folder, repository, whether a new one is public, token
-Push = Callable[[Path, str, bool, str | None], None]
+# folder, repository, whether a new one is public, token, whether what was trained on credentialed data may be sent
+Push = Callable[[Path, str, bool, str | None, bool], None]
 
 
 def check(config: MMedPOConfig) -> None:
@@ -24,11 +24,11 @@ def check(config: MMedPOConfig) -> None:
             raise InputError(f"push_to_hub: {error} Or leave push_to_hub out and publish the folder later.") from error
 
 
-def push(folder: Path, config: MMedPOConfig, publish: Push) -> None:
+def push(folder: Path, config: MMedPOConfig, publish: Push, third_parties: bool = False) -> None:
     """Publish a finished folder as `hub_model_id`, or by its own name. Raises InputError if that fails."""
     name = config.hub_model_id or folder.name
     try:
-        publish(folder, name, config.hub_private_repo is False, config.hub_token)
+        publish(folder, name, config.hub_private_repo is False, config.hub_token, third_parties)
     except InputError as error:
         raise InputError(
             f"The training is finished and whole in {folder}, but was not pushed to {name}. {error} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -15,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from mmedpo import schema
+from mmedpo import credentialed, schema
 from mmedpo.models import hardware
 from mmedpo.workdir import portable, read_json, versions, write_json
 
@@ -35,7 +34,9 @@ MACHINE_SETTINGS = {
     "reference_cache",
     "image_feature_cache",
 }
+STREAMED = 1000  # rows of a streamed dataset that are looked at
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer")  # of a dataset, by its manifest
+OF_THE_RUN = ("output", "resume", "send_credentialed_data_to_third_parties")  # in no recipe
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
@@ -71,7 +72,9 @@ def write(
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    manifest = dataset_manifest(run.dataset_name, commit)
+    manifest = schema.dataset_manifest(run.dataset_name, commit)
+    if source := dataset_source(run, str(settings["model"]), commit, dataset):
+        manifest["source"] = source
     write_json(folder / "training.json", {
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
         "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, "model": portable(str(settings["model"])),
@@ -93,7 +96,7 @@ def write(
 
 def _write_recipe(path: Path, run: RunArguments, settings: dict[str, Any]) -> None:
     """All settings, to be run again with `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
-    own = {name: value for name, value in vars(run).items() if name not in ("output", "resume") and value is not None}
+    own = {name: value for name, value in vars(run).items() if name not in OF_THE_RUN and value is not None}
     names = {key: portable(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
     model = {"model_name_or_path": portable(str(settings["model"]))}
     recipe = {**own, **names, **model, **settings["lora"], **settings["config"]}
@@ -120,15 +123,19 @@ def _weights(dataset: Any) -> dict[str, float]:
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
-def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
-    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
-    from httpx2 import HTTPError
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    folder = Path(name)
-    if folder.exists():
-        return read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
-    with suppress(HfHubHTTPError, HTTPError, OSError):
-        return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
-    return {}
+def dataset_source(run: RunArguments, model: str, commit: str | None, dataset: Any) -> dict[str, Any]:
+    """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row's source
+    or licence says so (of a streamed dataset's first `STREAMED` rows), or the record of the model or adapter that is
+    gone on from."""
+    source: dict[str, Any] = schema.dataset_manifest(run.dataset_name, commit).get("source") or {}
+    columns = [column for column in ("source", "license") if column in (dataset.column_names or ())]
+    rows = dataset.select_columns(columns)
+    rows = rows.take(STREAMED) if isinstance(dataset, IterableDataset) else rows
+    records = [
+        {"source": dict(said)}
+        for said in {(("name", row.get("source")), ("license", row.get("license"))) for row in rows}
+    ]
+    before = [Path(name) / "training.json" for name in (model, run.adapter_name_or_path) if name]
+    records += [read_json(file) for file in before if file.exists()]
+    name = credentialed.first(records)
+    return {"name": name, **source, "credentialed": True} if name else source

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig, TrlParser
 
-from mmedpo import schema
+from mmedpo import credentialed, schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import adapter_config, load_processor
 from mmedpo.training import checkpoints, hub, preflight, record
@@ -67,6 +67,7 @@ class RunArguments:
         },
     )
     resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
+    send_credentialed_data_to_third_parties: bool = field(default=False, metadata={"help": credentialed.FLAG_HELP})
 
     def __post_init__(self) -> None:
         if self.dispreference not in ("all", *schema.DISPREFERENCES):
@@ -109,6 +110,9 @@ def train(
     _refuse_strangers()
     commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
+    if config.push_to_hub and not run.send_credentialed_data_to_third_parties:
+        source = record.dataset_source(run, str(model_args.model_name_or_path), commit, dataset)
+        credentialed.refuse_publishing([{"source": source}], run.output)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args)
@@ -139,7 +143,7 @@ def train(
             if card is not None:
                 card(folder)
     if push and publish and PartialState().is_main_process:
-        hub.push(Path(run.output), config, publish)
+        hub.push(Path(run.output), config, publish, run.send_credentialed_data_to_third_parties)
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:

@@ -76,6 +76,8 @@ class MMedPOTrainer(DPOTrainer):
     def __init__(self, model: Any, args: MMedPOConfig, **kwargs: Any) -> None:
         for name in ("train_dataset", "eval_dataset"):
             columns = getattr(kwargs.get(name), "column_names", None)
+            if columns is not None and schema.DIGEST in columns:
+                raise InputError(f"The {name} cannot be used: {schema.STRIPPED}.")
             if columns is not None and "weight" not in columns:
                 raise InputError(
                     f"The {name} has no `weight` column (it has {', '.join(columns)}). Curate it with `mmedpo curate`, "

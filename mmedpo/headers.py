@@ -1,0 +1,79 @@
+"""What image files carry beside their pixels (EXIF, XMP, comments, a scanner's notes), and leaving it out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}  # chunks of a PNG file
+JPEG = b"\xff\xd8"
+SCAN, END = 0xDA, 0xD9
+# Application segments that say how colours are stored, with their length without a thumbnail; all others are notes.
+COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+NOTES = {*range(0xE0, 0xF0), 0xFE}
+
+
+def without(data: bytes) -> bytes | None:
+    """A PNG or JPEG file without what is no part of its picture, what follows its end included; None where that cannot
+    be told apart: another format, or a broken file. What stays is byte by byte as it was, and so are the pixels.
+
+    An EXIF orientation goes too: give files that are stored upright.
+    """
+    try:
+        if data.startswith(PNG):
+            return PNG + b"".join(chunk for name, chunk in _chunks(data) if name in PIXELS)
+        if data.startswith(JPEG):
+            return JPEG + b"".join(_plain(marker, part) for marker, part in _segments(data))
+    except (struct.error, ValueError):
+        pass
+    return None
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and whole of each chunk of a PNG file, to the first IEND."""
+    at, name = len(PNG), b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, at)
+        if at + length + 12 > len(data):
+            raise ValueError("cut off")
+        yield name, data[at : at + length + 12]
+        at += length + 12
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and whole of each segment of a JPEG file, each scan with its data, to the first end of an image."""
+    at, marker = len(JPEG), 0
+    while marker != END:
+        fill, marker = struct.unpack_from(">BB", data, at)
+        if fill != 0xFF:
+            raise ValueError("no marker")
+        if marker == 0xFF:  # a byte that fills up
+            at += 1
+            continue
+        end = at + 2 if marker == END else at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        end = _scanned(data, end) if marker == SCAN else end
+        yield marker, data[at:end]
+        at = end
+
+
+def _plain(marker: int, segment: bytes) -> bytes:
+    """A segment of a JPEG file, or what is left of it without notes."""
+    if marker not in NOTES:
+        return segment
+    name, length = COLOURS.get(marker, (b"", 0))
+    if not length or not segment[4:].startswith(name) or len(segment) < 4 + length:
+        return b""
+    kept = segment[4 : 4 + length]
+    if marker == 0xE0:
+        kept = kept[:-2] + b"\0\0"  # a thumbnail of no size
+    return struct.pack(">BBH", 0xFF, marker, length + 2) + kept
+
+
+def _scanned(data: bytes, at: int) -> int:
+    """Where a scan's data end: at the first marker that is neither a stuffed byte nor a restart."""
+    while (at := data.index(b"\xff", at)) + 1 < len(data):
+        if data[at + 1] != 0 and not 0xD0 <= data[at + 1] <= 0xD7:
+            return at
+        at += 2
+    raise ValueError("cut off")

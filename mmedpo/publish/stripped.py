@@ -1,0 +1,116 @@
+"""What is published of credentialed data: ids, weights, scores and settings; no text and no pixel.
+
+`mmedpo rejoin` rebuilds the pairs from it where the data is. Each row's digest says there whether it is the same pair.
+It is taken over texts and pixels together: pixels hold too much chance for a short answer to be found by trying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from mmedpo import cards, images, schema
+from mmedpo.publish import content
+from mmedpo.publish.content import Content
+from mmedpo.publish.remote import File
+from mmedpo.workdir import json_text, portable, read_json
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+COLUMNS = ("id", "weight", "clinical_relevance", "dispreference", "task", "source", "license")
+# Of the provenance: neither the target's answers nor what a tool was asked for (it may be the question).
+PROVENANCE = (
+    *(
+        "sample_id",
+        "image_id",
+        "patient_id",
+        "rejected_by",
+        "revision",
+        "prompt_version",
+        "seed",
+        "judgements",
+        "agreed",
+    ),
+    *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "mask_coverage"),
+)
+PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
+NOTICE = (
+    "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
+    "`mmedpo rejoin {}` rebuilds the pairs where the data is."
+)
+
+
+def features() -> Features:
+    """The columns of the published form."""
+    from datasets import Features, List, Value
+
+    full = schema.FEATURES
+    made = {name: full["provenance"][name] for name in PROVENANCE}
+    for name, parts in PARTS.items():
+        made[name] = List({part: made[name].feature[part] for part in parts})
+    return Features({**{name: full[name] for name in COLUMNS}, "provenance": made, schema.DIGEST: Value("string")})
+
+
+def row(full: Mapping[str, Any]) -> dict[str, Any]:
+    """The published form of a row whose images are undecoded; names of models lose the folders of this machine."""
+    made = {name: full["provenance"][name] for name in PROVENANCE}
+    for name, parts in PARTS.items():
+        made[name] = made[name] and [{part: one[part] for part in parts} for one in made[name]]
+    for one in made["judgements"] or []:
+        one["judge"] = one["judge"] and portable(one["judge"])
+    made["rejected_by"] = made["rejected_by"] and portable(made["rejected_by"])
+    made["localizer"] = made["localizer"] and portable(made["localizer"])
+    return {**{name: full[name] for name in COLUMNS}, "provenance": made, schema.DIGEST: digest(full)}
+
+
+def digest(full: Mapping[str, Any]) -> str:
+    """SHA-256 over a row's question, both answers and the pixels that both sides see."""
+    seen = {
+        side: full[side] and [images.digest(images.open_rgb(image["bytes"])) for image in full[side]]
+        for side in ("images", "rejected_images")
+    }
+    said = {side: schema.message_text(full[side]) for side in ("prompt", "chosen", "rejected")}
+    return hashlib.sha256(json.dumps({**seen, **said}, sort_keys=True).encode()).hexdigest()
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, images undecoded, classes as numbers."""
+    import pyarrow.parquet as parquet
+
+    for batch in parquet.ParquetFile(file).iter_batches(batch_size=schema.ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def dataset(folder: Path, repo_id: str, source: str) -> Content:
+    """The published form of a dataset folder of `mmedpo curate` whose source is credentialed.
+
+    README.md of the folder has no say in the card, since people may quote the data there.
+
+    Raises:
+        InputError: no finished dataset, or an image that cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    shards = content.finished_shards(folder)
+    with TemporaryDirectory() as made:
+        written = {}
+        for split, files in shards.items():
+            file = Path(made) / "data" / f"{split}-00000-of-00001.parquet"
+            file.parent.mkdir(exist_ok=True)
+            table = [row(full) for shard in files for full in rows(shard)]
+            parquet.write_table(pa.Table.from_pylist(table, schema=features().arrow_schema), file)
+            written[split] = [file]
+        about = cards.Published(repo_id, "", content.configs(written), content.info(Path(made), written))
+        sent = {f"data/{file.name}": File(file.read_bytes()) for (file,) in written.values()}
+    card = cards.stripped_card(folder, about)
+    manifest = read_json(folder / "manifest.json")
+    manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
+    sent["manifest.json"] = File(json_text(manifest).encode())
+    replaced = ("data/*.parquet", "audit.json", content.PICTURE)
+    return Content("dataset", sent, card, card, replaced, notices=[NOTICE.format(source, repo_id)])

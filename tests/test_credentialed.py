@@ -1,0 +1,473 @@
+"""Credentialed data that cannot leave: every way out is tried, with real HTTP on this machine, and once more with the
+flag that opens it, which shows that the test would have seen it. All data is invented."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import credentialed_tree
+import pytest
+from chat_server import Answer, ChatServer, Received
+from credentialed_tree import FINDINGS
+from hub.publishable import make_adapter
+from hub.server import ROOT, Hub
+from huggingface_hub import constants
+from typer.testing import CliRunner
+
+from mmedpo import cli, report
+from mmedpo.credentialed import FLAG, first, is_credentialed, is_loopback
+from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.settings import Settings
+from mmedpo.errors import InputError
+from mmedpo.evaluation.compare import compare
+from mmedpo.publish import publish
+from mmedpo.sources import read_source, refuse_faults
+from mmedpo.workdir import read_json, write_json
+
+MakeSource = Callable[..., Path]
+SECRET = "Secret'cell"
+YES = {"confirm": lambda question: True}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the invented tree and the dataset built from it."""
+    return credentialed_tree.build(tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture
+def send(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`publish` to the loopback Hub from this process."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    return lambda folder, kind, **options: publish(
+        folder, "user/it", kind, **{"endpoint": hub.url, "token": "write", **YES, **options}
+    )
+
+
+def received(hub: Hub) -> dict[str, bytes]:
+    """Every file that ever arrived."""
+    files = {f"{repo.id} {name}": blob.data for repo in hub.store for commit in repo.commits.values()
+             for name, blob in commit.files.items() if name != ".gitattributes"}  # fmt: skip
+    return files | {f"{repo.id} {sha}": data for repo in hub.store for sha, data in repo.large.items()}
+
+
+# How a source is known.
+
+
+@pytest.mark.parametrize("name", [
+    "MIMIC-CXR", "mimic_cxr_jpg_2.0", "Mimic CXR", "MIMIC-Ext-VQA", "PadChest", "pad-chest GR", "BIMCV_PADCHEST",
+    "CheXpert-v1.0-small", "chexpert plus", "ＭＩＭＩＣ－ＣＸＲ", "M.I.M.I.C",
+])  # fmt: skip
+def test_a_source_is_known_by_name_however_it_is_spelt(name: str) -> None:
+    assert is_credentialed({"name": name})
+
+
+@pytest.mark.parametrize("name", ["vqa-rad", "slake", "path-vqa", "iu-xray", "nih-bbox", "phantom", "chest", "", None])
+def test_other_sources_are_free(name: str | None) -> None:
+    assert not is_credentialed({"name": name, "license": "cc0-1.0", "credentialed": False})
+
+
+def test_a_licence_or_a_mark_will_do() -> None:
+    assert is_credentialed({"name": "x", "license": "PhysioNet Credentialed Health Data License 1.5.0"})
+    assert is_credentialed({"name": "x", "credentialed": True})
+
+
+def test_the_mark_is_found_in_every_record() -> None:
+    source = {"name": "x", "credentialed": True}
+    for record in ({"source": source}, {"dataset_manifest": {"source": source}}):
+        assert first([{"source": {"name": "free"}}, record]) == "x"
+    assert first([{"name": "run", "source": "clinic", "credentialed": True}]) == "clinic"  # results.json
+    assert first([{"name": "run", "source": "MIMIC-CXR"}]) == "MIMIC-CXR"
+    assert first([{"source": "clinic", "name": "run"}, {"dataset_manifest": None}, {}]) is None
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"image": "a.png", "question": "Is it ill?", "answer": "yes", **changes}
+
+
+@pytest.mark.parametrize("mark", [
+    {"rows": [row(credentialed=True)]},
+    {"rows": [row(), row(id="2", credentialed="yes")]},
+    {"text": "image,question,answer,credentialed\na.png,Is it ill?,yes,True\n", "table": "t.csv"},
+    {"rows": [row(source="PadChest")]},
+    {"rows": [row(license="physionet-credentialed-1.5.0")]},
+    {"rows": [row()], "name": "chexpert-small"},
+])  # fmt: skip
+def test_a_table_or_a_folder_marks_its_source(make_source: MakeSource, mark: dict[str, Any]) -> None:
+    assert read_source(make_source(**mark)).credentialed
+
+
+def test_a_file_or_the_caller_marks_a_source(make_source: MakeSource) -> None:
+    folder = make_source([row(credentialed=False)])
+    assert not read_source(folder).credentialed
+    assert read_source(folder, marked=True).credentialed
+    (folder / "CREDENTIALED").touch()
+    assert read_source(folder).credentialed
+
+
+def test_the_mark_travels_from_the_builder_to_the_kept_source(house: Path, tmp_path: Path) -> None:
+    assert read_json(house / "pairs" / "manifest.json")["source"]["credentialed"] is True
+    kept = Path(shutil.copytree(house / "kept", tmp_path / "free", symlinks=True))
+    table = kept / "samples.jsonl"
+    table.write_text(table.read_text().replace('"mimic-cxr"', '"free"'))
+    assert read_source(kept, "train").credentialed
+    (kept / "CREDENTIALED").unlink()
+    assert not read_source(kept, "train").credentialed
+
+
+# Endpoints.
+
+
+@pytest.mark.parametrize("url", [
+    "http://localhost:8000/v1", "https://LOCALHOST/v1", "http://127.0.0.1/v1", "http://127.8.9.10:1/v1", "http://[::1]/v1",
+    "http://me:secret@127.0.0.1/v1",
+])  # fmt: skip
+def test_loopback(url: str) -> None:
+    assert is_loopback(url)
+
+
+@pytest.mark.parametrize("url", [
+    "https://api.example.org/v1", "http://10.0.0.1/v1", "http://0.0.0.0/v1", "http://localhost.example.org/v1",
+    "http://127.0.0.1.nip.io/v1", "http://localhost@example.org/v1", "http://example.org/#localhost",
+    "http://example.org/v1?localhost", "http://127.0.0.1:80@example.org/", "http://",
+    f"http://{socket.gethostname()}/v1", "http://[fe80::1]/v1", "localhost:8000", "http://localhost\t.example.org/",
+])  # fmt: skip
+def test_everything_else_is_remote(url: str) -> None:
+    assert not is_loopback(url)
+
+
+WATCHED = """
+import json, sys
+from mmedpo import cli
+tried = []
+sys.addaudithook(lambda event, arguments: tried.append(f"{event} {arguments[-1]}")
+                 if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto") else None)
+for command in json.loads(sys.argv[1]):
+    tried.clear()
+    try:
+        code = cli.main(command)
+    except SystemExit as exit:
+        code = exit.code
+    print("CODE", code, json.dumps(tried), flush=True)
+"""
+
+
+def watched(commands: list[list[str]], folder: Path) -> list[tuple[int, list[str], str]]:
+    """Run command lines in another process; exit code, tries to connect or to look up a name, what it said of each."""
+    code = [sys.executable, "-c", WATCHED, json.dumps(commands)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "COLUMNS": "4000", "HF_TOKEN": "hf_none"}
+    done = subprocess.run(code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+                          env=environment, check=False)  # fmt: skip
+    parts = re.split(r"^CODE (\d+) (.*)$", done.stdout, flags=re.M)
+    assert len(parts) == 3 * len(commands) + 1, done.stdout[-3000:]
+    return [(int(parts[i + 1]), json.loads(parts[i + 2]), parts[i]) for i in range(0, len(parts) - 1, 3)]
+
+
+def test_nothing_is_sent_to_a_model_elsewhere(house: Path, tmp_path: Path) -> None:
+    away = "http://models.invalid:9/v1"
+    kept, tree = str(house / "kept"), str(house / "tree")
+    curate = ["curate", "--source", kept, "--split", "train", "--localizer", "none", "--output", "out"]
+    commands = [
+        [*curate, "--chat", f"{away}#penman"],
+        [*curate, "--chat", f"{away}#penman", "--show-images", "true"],
+        [*curate, "--judges", "standin:strict", f"{away}#judge"],
+        [*curate, "--judges", "standin:strict,hub:org/judge"],
+        [*curate, "--chat", "hub:org/penman@provider"],
+        ["build", "mimic_cxr", "--source", tree, "--chat", f"{away}#penman", "--output", "out"],
+        ["evaluate", "--source", kept, "--model", f"{away}#target", "--output", "out"],
+        ["evaluate", "--source", kept, "--model", "hub:org/target", "--output", "out"],
+        ["evaluate", "--dataset", str(house / "pairs"), "--model", f"{away}#target", "--output", "out"],
+    ]  # fmt: skip
+    opened = [*("sent" if word == "out" else word for word in commands[0]), FLAG, "true"]
+    *refused, sent = watched([*commands, opened], tmp_path)
+    for command, (code, tried, said) in zip(commands, refused, strict=True):
+        assert (code, tried) == (2, []), (command, said)
+        named = next(word.split(",")[-1] for word in command if "models.invalid" in word or "hub:" in word)
+        assert f"mimic-cxr is credentialed data, and {named} is not on this machine" in said and FLAG in said
+    assert not list(tmp_path.glob("out*"))
+    assert any("models.invalid" in event or "getaddrinfo" in event for event in sent[1]), sent
+
+
+def test_a_proxy_carries_nothing_that_is_for_this_machine(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ChatServer() as here, ChatServer() as proxy:
+        here.answer = credentialed_tree.answer
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        curated(house, tmp_path / "a", here)
+        assert here.received and not proxy.received
+
+
+def test_a_redirect_is_not_followed(house: Path, tmp_path: Path) -> None:
+    with ChatServer() as here, ChatServer() as away:
+        here.answer = lambda received: Answer("", 307, {"Location": f"{away.url}/chat/completions"})
+        with pytest.raises(InputError, match="HTTP 307"):
+            curated(house, tmp_path / "a", here)
+        assert here.received and not away.received
+
+
+def test_what_an_endpoint_quotes_is_not_said(house: Path, tmp_path: Path) -> None:
+    def quoting(received: Received) -> Answer:
+        return Answer(f"I cannot answer this: {received.text}", 401 if received.body["model"] == "judge" else 422)
+
+    with ChatServer() as here:
+        here.answer = quoting
+        with pytest.raises(InputError, match="HTTP 422") as raised:
+            curated(house, tmp_path / "a", here)
+        assert not any(text in str(raised.value) for text in FINDINGS)
+        here.answer = lambda received: (
+            quoting(received) if received.body["model"] == "judge" else credentialed_tree.answer(received)
+        )
+        with pytest.raises(InputError, match="HTTP 401") as raised:
+            curated(house, tmp_path / "b", here)
+        assert not any(text in str(raised.value) for text in FINDINGS)
+
+
+def curated(house: Path, folder: Path, server: ChatServer, **settings: Any) -> dict[str, Any] | None:
+    folder.mkdir()
+    chosen = {"chat": f"{server.url}#penman", "judges": [f"{server.url}#judge"], "localizer": "none", **settings}
+    return curate_folder(Settings(source=house / "kept", split="train", **chosen), folder)
+
+
+def test_a_cache_tells_another_endpoint_nothing(house: Path, make_source: MakeSource, tmp_path: Path) -> None:
+    """Copied beside another source, whose models are elsewhere (played by one here)."""
+    shutil.copy(house / "calls.sqlite", tmp_path / "calls.sqlite")
+    with sqlite3.connect(tmp_path / "calls.sqlite") as database:
+        keys = [key for (key,) in database.execute("SELECT key FROM entries")]
+        assert any(credentialed_tree.WRONG in value for (value,) in database.execute("SELECT value FROM entries"))
+    assert keys and all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
+    source = make_source([row(question="Describe it.", answer="A free text about nobody.", task="report")], name="free")
+    with ChatServer() as away:
+        away.answer = credentialed_tree.answer
+        settings = Settings(source=source, chat=f"{away.url}#penman", judges=[f"{away.url}#judge"], localizer="none")
+        (tmp_path / "working").mkdir()
+        curate_folder(settings, tmp_path / "working", cache=tmp_path / "calls.sqlite")
+        bodies = {str(n): json.dumps(received.body).encode() for n, received in enumerate(away.received)}
+    assert len(bodies) >= 2
+    quoted = credentialed_tree.found(house / "tree", bodies)
+    assert not [trace for trace in quoted if credentialed_tree.WRONG not in trace]  # the judge sees its own new answer
+
+
+# Publishing.
+
+
+def test_a_dataset_goes_out_whole_only_with_the_flag(hub: Hub, send: Callable[..., Any], house: Path) -> None:
+    send(house / "pairs", "dataset")
+    assert received(hub) and not credentialed_tree.found(house / "tree", received(hub))
+    send(house / "pairs", "dataset", third_parties=True)
+    found = credentialed_tree.found(house / "tree", received(hub))
+    assert any(FINDINGS[0] in trace for trace in found) and not any(credentialed_tree.PATIENT in one for one in found)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A finished training folder on credentialed data."""
+    folder = make_adapter(tmp_path / "adapter")
+    record = read_json(folder / "training.json")
+    write_json(
+        folder / "training.json", {**record, "dataset_manifest": {"source": {"name": "x", "credentialed": True}}}
+    )
+    return folder
+
+
+def test_an_adapter_goes_out_only_with_the_flag(hub: Hub, send: Callable[..., Any], adapter: Path) -> None:
+    with pytest.raises(InputError, match=f"is not published: x is credentialed data.*{FLAG}"):
+        send(adapter, "adapter")
+    assert not list(hub.store) and not [call for call in hub.calls() if call.startswith(("POST", "PUT"))]
+    send(adapter, "adapter", third_parties=True)
+    assert "adapter_model.safetensors" in hub.files("user/it")
+
+
+def test_rows_say_where_they_are_from_though_the_manifest_says_otherwise(house: Path, hub: Hub, tmp_path: Path) -> None:
+    pairs = Path(shutil.copytree(house / "pairs", tmp_path / "pairs"))
+    manifest = read_json(pairs / "manifest.json")
+    write_json(
+        pairs / "manifest.json",
+        {**manifest, "source": {**manifest["source"], "name": "x", "license": "mit", "credentialed": False}},
+    )
+    command = [sys.executable, "-m", "mmedpo.cli", "publish", str(pairs), "user/it", "--yes"]
+    ran = subprocess.run(command, env=hub.environment(), capture_output=True, text=True, check=False, cwd=hub.home)
+    assert ran.returncode == 0, ran.stderr
+    assert "no text and no image" in ran.stdout
+    assert not credentialed_tree.found(house / "tree", received(hub))
+
+
+# Training.
+
+
+@pytest.fixture
+def marked(preferences: Path, tmp_path: Path) -> Path:
+    """The phantoms' pairs, marked as credentialed."""
+    folder = Path(shutil.copytree(preferences, tmp_path / "marked"))
+    manifest = read_json(folder / "manifest.json")
+    manifest["source"]["credentialed"] = True
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def training(dataset: Path, model: object, output: Path, *more: str) -> list[str]:
+    return [
+        "train", "--config", str(ROOT / "recipes" / "quickstart.yaml"), "--dataset_name", str(dataset),
+        "--model_name_or_path", str(model), "--output", str(output), "--max_steps", "1", "--push_to_hub", "true", *more,
+    ]  # fmt: skip
+
+
+def test_a_training_that_would_be_pushed_is_refused_before_it_begins(house: Path, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(cli.app, training(house / "pairs", "org/none", tmp_path / "adapter"))
+    assert isinstance(ran.exception, InputError)
+    assert "mimic-cxr is credentialed data" in str(ran.exception) and FLAG in str(ran.exception)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_a_training_is_pushed_with_the_flag_and_its_records_hold_no_text(
+    hub: Hub, marked: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    command = training(marked, tiny_model, tmp_path / "adapter", FLAG, "true")
+    pushed = subprocess.run([sys.executable, "-m", "mmedpo.cli", *command], env=hub.environment(), capture_output=True,
+                            text=True, check=False)  # fmt: skip
+    assert pushed.returncode == 0, pushed.stderr[-2000:]
+    files = hub.files("user/adapter")
+    assert json.loads(files["training.json"])["dataset_manifest"]["source"]["credentialed"] is True
+    assert "send_credentialed" not in files["recipe.yaml"].decode()  # who runs it again decides anew
+    assert "Trained on credentialed data (phantom)" in files["README.md"].decode()
+    rows = [json.dumps(row) for row in texts(marked)]
+    said = b"".join(
+        data for name, data in files.items() if name.endswith((".json", ".yaml", ".md")) and "token" not in name
+    )
+    assert rows and not any(row.encode() in said for row in rows)
+
+
+def texts(dataset: Path) -> set[str]:
+    import pyarrow.parquet as parquet
+
+    columns = [parquet.read_table(file, columns=["prompt", "chosen"]).to_pylist() for file in dataset.glob("data/*")]
+    return {row["prompt"][0]["content"] for table in columns for row in table}
+
+
+def test_what_is_trained_is_marked_by_manifest_rows_and_what_it_goes_on_from(
+    marked: Path, adapter: Path, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+
+    from mmedpo.training.record import dataset_source
+
+    def source(folder: Path, row_source: str = "free", before: Path | None = None, model: str = "m") -> dict[str, Any]:
+        run: Any = SimpleNamespace(dataset_name=str(folder), adapter_name_or_path=before and str(before))
+        return dataset_source(run, model, None, Dataset.from_dict({"source": [row_source], "license": ["mit"]}))
+
+    assert source(tmp_path) == {}
+    assert source(marked)["name"] == "phantom" and source(marked)["credentialed"] is True
+    assert source(tmp_path, "PadChest") == {"name": "PadChest", "credentialed": True}
+    assert (
+        source(tmp_path, before=adapter) == source(tmp_path, model=str(adapter)) == {"name": "x", "credentialed": True}
+    )
+
+
+def test_the_published_form_is_no_training_data(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from mmedpo import MMedPOConfig, MMedPOTrainer
+
+    stripped = Dataset.from_dict({"weight": [1.0], "row_digest": ["0"]})
+    with pytest.raises(InputError, match="`mmedpo rejoin` rebuilds the pairs on a machine that has the data"):
+        MMedPOTrainer(None, MMedPOConfig(str(tmp_path / "out"), use_cpu=True), train_dataset=stripped)
+
+
+# Pages, messages and logs.
+
+
+def page(house: Path, output: Path, **options: Any) -> dict[str, bytes]:
+    example = {
+        "id": "q", "task": "report", "question": "Describe it.", "reference": FINDINGS[0],
+        "predictions": {"start": FINDINGS[1], "mmedpo": FINDINGS[2]}, "correct": {"start": False, "mmedpo": True},
+    }  # fmt: skip
+    comparison = {
+        "format": "mmedpo.comparison/2", "command": "mmedpo compare", "versions": {}, "seed": 0, "resamples": 10,
+        "unit": "image", "baseline": "start", "runs": ["start", "mmedpo"], "n": {}, "metrics": {},
+        "examples": [example],
+        "source": "mimic-cxr", "credentialed": True,
+    }  # fmt: skip
+    report.write_report(output, comparison, str(house / "pairs"), {}, **options)
+    return {"page": output.read_bytes()}
+
+
+def test_a_page_shows_text_and_images_only_with_the_flag(house: Path, tmp_path: Path) -> None:
+    quiet = page(house, tmp_path / "a.html")
+    assert not credentialed_tree.found(house / "tree", quiet)
+    assert b"data:image/png" not in quiet["page"] and b"data:image/jpeg" not in quiet["page"]
+    assert b"this page shows no text and no image" in quiet["page"]
+    shown = page(house, tmp_path / "b.html", quotes=True)
+    assert len(credentialed_tree.found(house / "tree", shown)) >= 3
+    assert b"data:image/png" in shown["page"] or b"data:image/jpeg" in shown["page"]
+
+
+def test_the_mark_travels_to_results_and_comparisons(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    command = ["evaluate", "--model", tiny_model, "--source", corpus, "--split", "test", "--limit", "4"]
+    ran = CliRunner().invoke(cli.app, [*map(str, command), "--output", str(tmp_path / "one"), "--credentialed"])
+    assert ran.exit_code == 0, ran.output
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    write_json(tmp_path / "two" / "results.json", {**read_json(tmp_path / "one" / "results.json"), "name": "two"})
+    assert read_json(tmp_path / "one" / "results.json")["credentialed"] is True
+    comparison = compare([tmp_path / "one", tmp_path / "two"], resamples=10)
+    assert comparison["credentialed"] is True and comparison["source"] == "phantom"
+    questions = tmp_path / "two" / "questions.jsonl"
+    asked = [json.loads(line) for line in questions.read_text().splitlines()]
+    questions.write_text("".join(json.dumps({**line, "reference": SECRET}) + "\n" for line in asked))
+    with pytest.raises(InputError) as raised:
+        compare([tmp_path / "one", tmp_path / "two"], resamples=10)
+    assert "not shown: credentialed data" in str(raised.value) and "ecret" not in str(raised.value)
+
+
+FAULTY = [
+    row(task=SECRET), row(image=SECRET), row(boxes=[{"label": SECRET, "x": SECRET}]), row(confidence=SECRET),
+    row(boxes=[{"label": SECRET, "x": 1, "y": 1, "width": -1, "height": 2}]), row(masks=SECRET), row(heatmap=SECRET),
+    row(boxes=SECRET), {"image": "a.png", "labels": {SECRET: 1}}, {"image": "a.png", "labels": ["x"], "width": SECRET},
+]  # fmt: skip
+
+
+def test_faults_quote_no_cell(make_source: MakeSource) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in FAULTY) + f'{{"question": "{SECRET}", \n'
+    folder = make_source(text=lines)
+    plain, marked = read_source(folder), read_source(folder, marked=True)
+    assert len(plain.faults) == len(marked.faults) == len(FAULTY) + 1
+    assert sum("ecret" in str(fault) for fault in plain.faults) == len(FAULTY)
+    assert not any("ecret" in str(fault) for fault in marked.faults)
+    with pytest.raises(InputError, match="is unknown; use closed, open or report") as raised:
+        refuse_faults(marked, skip_faulty=False)
+    assert "ecret" not in str(raised.value)
+
+
+def test_the_file_of_all_faults_quotes_no_cell(
+    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mmedpo"])
+    source = make_source([*FAULTY, *FAULTY, *FAULTY])
+    with pytest.raises(SystemExit):
+        cli.main(["curate", "--source", str(source), "--credentialed", "true", "--output", "out"])
+    said = capsys.readouterr()
+    assert "ecret" not in said.out + said.err + (tmp_path / "mmedpo-faults.jsonl").read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["curate", "--source", str(source), "--output", "out"])
+    assert "ecret" in (tmp_path / "mmedpo-faults.jsonl").read_text()
+
+
+def test_splits_of_a_table_are_not_listed(make_source: MakeSource) -> None:
+    folder = make_source([row(split=SECRET)])
+    with pytest.raises(InputError, match="it has 1 others"):
+        read_source(folder, "train", marked=True)

@@ -105,7 +105,8 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
     if source.faults and not (skip_faulty and source.samples):
         rows = len({fault.row for fault in source.faults})
         remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
-        raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
+        with credentialed.quoting_nothing(source.credentialed):
+            raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
 
 
 def _drop_broken_files(source: Source) -> None:

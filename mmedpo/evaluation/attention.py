@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from mmedpo import formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.attention_picture import draw
@@ -105,7 +106,7 @@ def compare_attention(
             ledger.put(sample.id, _compare(model, sample, folder / name, settings, layers) | {"picture": name})
     rows = [ledger[sample.id] for sample in samples]
     result = {
-        "format": "mmedpo.attention/1", **record, "versions": versions(), "seed": seed,
+        "format": formats.ATTENTION, **record, "versions": versions(), "seed": seed,
         "model": portable(model.name), "revision": model.revision,
         "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
         "adapter_sha256": model.adapter_sha256, "settings": vars(settings), "samples": rows,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import schema
+from mmedpo import formats, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.questions import write_lines
-from mmedpo.evaluation.score import ANSWER_TYPES, RESULTS_FORMAT, Row
+from mmedpo.evaluation.score import ANSWER_TYPES, Row
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest, open_rgb
 from mmedpo.ledger import Ledger
@@ -247,7 +247,7 @@ def _about(question: Row) -> Row:
 
 def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequence[Row]) -> Row:
     who = LocalModel(model).record(questions[0]["question"])
-    return {"format": RESULTS_FORMAT, **(record or {}), "versions": versions(), **who}
+    return {"format": formats.RESULTS, **(record or {}), "versions": versions(), **who}
 
 
 def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:

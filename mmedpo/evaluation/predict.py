@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.progress import Progress
 
+from mmedpo import formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
 from mmedpo.evaluation.questions import Question, QuestionSet, write, write_lines
-from mmedpo.evaluation.score import RESULTS_FORMAT, Scoring, score_folder
+from mmedpo.evaluation.score import Scoring, score_folder
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, Processes
 from mmedpo.schema import TASKS
@@ -67,7 +68,7 @@ def evaluate(
         folder / "predictions.jsonl", ({"id": q.id, "prediction": answers.get(q.id) or ""} for q in asked.questions)
     )
     results = {
-        "format": RESULTS_FORMAT, **(record or {}), **asked.record, "questions_sha256": digest,
+        "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,
         "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
         "unanswered": len(lost), "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed
+from mmedpo import credentialed, formats
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, RESULTS_FORMAT, Scoring, joined, score_folder
+from mmedpo.evaluation.score import PARTS, Scoring, joined, score_folder
 from mmedpo.workdir import portable, read_json, short_folder, versions, write_json
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def score_predictions(
         pairs = joined(folder / "questions.jsonl", predictions, scoring)
     write_lines(folder / "predictions.jsonl", ({"id": row["id"], "prediction": text} for row, text in pairs))
     return _finish(folder, scoring, {
-        "format": RESULTS_FORMAT, **record, **asked.record, "questions_sha256": digest, "model": None,
+        "format": formats.RESULTS, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
     })  # fmt: skip

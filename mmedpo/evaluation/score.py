@@ -14,7 +14,6 @@ from mmedpo.evaluation import med_vqa, preference, report_generation, require_kn
 from mmedpo.schema import TASKS
 from mmedpo.workdir import portable
 
-RESULTS_FORMAT = "mmedpo.results/1"
 METRICS = {  # by folder of eval/
     "med_vqa": med_vqa.metrics,
     "report_generation": report_generation.metrics,

@@ -18,7 +18,7 @@ from mmedpo.workdir import read_json
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
-NOTED = ("seed", "source", "split", "model", "revision", "adapter", "dtype")  # a difference is said, and not refused
+NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is said, and not refused
 VARIANT_OF = {"meteor_variant": "report_generation"}  # whose definition has a key of its own
 KIND = ("dispreference", "weight_band")  # of a line of scores: with its task it decides which metrics are about it
 

@@ -597,5 +597,5 @@ def test_recorded_command_has_no_token(words: list[str], monkeypatch: pytest.Mon
     from mmedpo import cli
 
     monkeypatch.setattr(sys, "argv", ["mmedpo", "train", *words, "--resume"])
-    assert "hf_x" not in cli._command()
-    assert "--hub_token" in cli._command() and cli._command().endswith("--seed 1")
+    assert "hf_x" not in cli.command_line()
+    assert "--hub_token" in cli.command_line() and cli.command_line().endswith("--seed 1")

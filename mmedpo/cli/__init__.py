@@ -1,0 +1,108 @@
+"""The command line. Each command only wires: it opens what its options name and calls one function.
+
+Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mmedpo.cli import curation, evaluation, publishing, training
+from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
+from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
+
+__all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
+
+ORDER = (  # of the work, as --help shows the commands
+    "curate", "build", "preview", "audit", "convert", "train", "evaluate", "score", "compare", "attention", "publish",
+    "rejoin", "quickstart",
+)  # fmt: skip
+errors = Console(stderr=True)
+FAULTS = Path("mmedpo-faults.jsonl")
+SHORT = ("preview", "score", "compare", "publish")  # commands without --resume
+
+
+@app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")
+def quickstart(
+    output: Output = Path("runs/quickstart"),
+    seed: Seed = 0,
+    scale: Annotated[
+        float, typer.Option("--scale", help="Shrinks corpus and training; results below 1 mean little.")
+    ] = 1.0,
+    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train each stage alone.")] = False,
+    split: Annotated[str, typer.Option("--split", help="test, or validation while choosing settings.")] = "test",
+    resume: Resume = False,
+) -> None:
+    """Run the whole job on phantoms: no network, no GPU, no account."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from mmedpo.quickstart import run
+
+    table = run(output, _invoke, seed, scale, all_arms, split, resume)
+    print_table(table)
+    console.print(f"Adapter, dataset, results and report: {output} (open {output / 'report.html'})")
+
+
+app.registered_commands.sort(key=lambda command: ORDER.index(command.callback.__name__))  # type: ignore[union-attr]
+
+
+def _invoke(arguments: Sequence[str]) -> None:
+    """Run one command line inside this process, as if it had been typed; a finished one is passed over."""
+    typed, sys.argv[1:] = sys.argv[1:], list(arguments)
+    console.rule(escape(command_line()), align="left")
+    try:
+        if app(list(arguments), standalone_mode=False) == 130:  # typer's own word for Ctrl-C
+            raise KeyboardInterrupt
+    except AlreadyFinished as finished:
+        console.print(str(finished))
+    finally:
+        sys.argv[1:] = typed
+
+
+def _keep_faults(faults: Sequence[Fault]) -> None:
+    """Write all faults of an input, of which its message shows the first ones, to a file in the current folder."""
+    try:
+        FAULTS.write_text("".join(f"{json.dumps(asdict(fault), ensure_ascii=False)}\n" for fault in faults), "utf-8")
+    except OSError as error:
+        errors.print(f"They cannot all be written to {FAULTS}: {error.strerror}.", highlight=False)
+    else:
+        errors.print(f"All {len(faults)} are in {FAULTS}.", highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; turns exceptions into messages and exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the commands show their own
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for whoever develops with them
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it misses kernels for processors
+    if argv is not None:
+        sys.argv[1:] = argv
+    try:
+        app()
+    except AlreadyFinished as finished:
+        console.print(str(finished))
+    except Stopped as stopped:
+        errors.print(str(stopped), highlight=False, soft_wrap=True)
+        raise SystemExit(130) from None
+    except InputError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        if len(error.faults) > SHOWN_FAULTS:
+            _keep_faults(error.faults)
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
+        kept = " What is finished is kept; run the same command with --resume to go on."
+        errors.print("Interrupted." + kept * (sys.argv[1] not in SHORT))
+        raise SystemExit(130) from None

@@ -1,0 +1,128 @@
+"""The commands that make and check preference datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mmedpo.cli.publishing import publish_built
+from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_table
+from mmedpo.errors import Fault, InputError
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs"
+)
+def curate(context: typer.Context) -> None:
+    """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance.
+
+    Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
+    work: accelerate launch -m mmedpo.cli curate ...
+    """
+    from mmedpo.builders import make_dataset
+    from mmedpo.curation.settings import Run, Settings
+    from mmedpo.processes import Processes
+    from mmedpo.workdir import output_folder
+
+    settings, run = parsed(context, Settings, Run)
+    processes = Processes.here()
+    with output_folder(run.output, settings.record(), run.resume, processes) as folder:
+        manifest = make_dataset(settings, run, folder, command_line(), processes)
+    if manifest is not None:
+        _print_made(run.output, manifest)
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo build vqa_rad --model org/med-lvlm --output runs/vqa-rad/pairs --publish me/pairs"
+)
+def build(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="mmedpo build --help lists them.")] = None,
+) -> None:
+    """Build the preference dataset of a known data set: read, split, curate, audit, write, publish.
+
+    Takes --config FILE.yaml and the options of curate; mmedpo build NAME --help says what the data is and lists them.
+    """
+    from mmedpo import builders
+    from mmedpo.curation.settings import Settings
+    from mmedpo.processes import Processes
+
+    if name is None or name.startswith("-"):
+        console.print(context.get_help())
+        print_table([["dataset", "what it is"], *map(list, builders.names().items())])
+        if name != "--help":
+            raise InputError("mmedpo build takes the name of a dataset first.")
+        return
+    builder = builders.load(name)
+    if "--help" in context.args:
+        console.print(escape(builder.__doc__ or ""), highlight=False, soft_wrap=True)
+    options = getattr(builder, "Options", builders.Options)
+    standard = builders.defaults(builder)
+    settings, run, own = parsed(context, Settings, builders.Build, options, name=name, defaults=standard)
+    manifest = builders.build(builder, settings, run, own, command_line())
+    if manifest is not None:
+        _print_made(run.output, manifest)
+    if run.publish and Processes.here().first:
+        publish_built(run.output, run.publish, run.send_credentialed_data_to_third_parties)
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo preview --source data/nih-bbox --localizer boxes --output runs/preview.png"
+)
+def preview(context: typer.Context) -> None:
+    """Look before curating: a sheet of images, lesion masks and noised images.
+
+    Takes the options of curate, of which those about the source, lesions and noise matter.
+    """
+    from mmedpo.curation.localize import open_localizer
+    from mmedpo.curation.pipeline import open_source
+    from mmedpo.curation.preview import sheet
+    from mmedpo.curation.settings import Preview, Settings
+
+    settings, run = parsed(context, Settings, Preview)
+    source = open_source(settings)
+    localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
+    reasons = sheet(
+        source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
+    )
+    shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
+    console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
+    if source.credentialed:
+        console.print(f"{source.name} is credentialed data: the sheet shows its images. Do not pass it on.")
+
+
+@app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
+def audit(
+    dataset: Annotated[str, typer.Argument(help="Preference dataset: a folder or a Hub id.")],
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for audit.json and audit.html.")] = None,
+    resume: Resume = False,
+    split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
+) -> None:
+    """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
+    from mmedpo import audit as audits
+    from mmedpo.workdir import output_folder, write_json
+
+    found = audits.audit(dataset, split)
+    print_table(audits.rows(found))
+    if output is not None:
+        with output_folder(output, {"dataset": dataset, "split": split}, resume) as folder:
+            write_json(folder / "audit.json", found)
+            (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
+    if found["faults"]:
+        raise InputError(f"{dataset} breaks the preference schema:", [Fault(**fault) for fault in found["faults"]])
+
+
+def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
+    """What a curation made, and what it left out."""
+    if manifest["source"].get("credentialed"):
+        console.print(f"{manifest['source']['name']} is credentialed data: docs/credentialed.md.", soft_wrap=True)
+    rejects, source = manifest["rejects"], manifest["source"]
+    counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
+    read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""
+    console.print(f"{output}: {read}{counts}; {sum(rejects.values())} rejected (see rejects.jsonl).", soft_wrap=True)
+    if rejects:
+        print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])

@@ -1,0 +1,224 @@
+"""The commands that measure models and compare what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mmedpo import credentialed
+from mmedpo.cli.shared import (
+    PARSED,
+    Limit,
+    Marked,
+    OfficialSplit,
+    Output,
+    Resume,
+    Seed,
+    SkipFaulty,
+    Split,
+    ThirdParties,
+    app,
+    command_line,
+    console,
+    parsed,
+    print_metrics,
+    print_table,
+)
+from mmedpo.errors import InputError
+
+
+@app.command(
+    **PARSED,
+    epilog="Example: mmedpo evaluate --model org/model --adapter runs/adapter --source data/vqa-rad --split test "
+    "--output runs/eval",
+)
+def evaluate(context: typer.Context) -> None:
+    """Ask a model the questions of a source or of a preference dataset, and score its answers.
+
+    Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
+    evaluate ... A model behind an endpoint is sent questions and images; no other is.
+    """
+    from mmedpo.evaluation.measures import measure
+    from mmedpo.evaluation.settings import Run, Settings
+
+    settings, run = parsed(context, Settings, Run)
+    results = measure(settings, run, command_line())
+    if results is not None:  # the first process has them
+        print_metrics(results)
+
+
+@app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
+def score(
+    output: Output,
+    run: Annotated[Path | None, typer.Argument(help="Finished evaluation, to score under other protocols.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--source", help="Source whose questions they answer.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Or the preference dataset.")] = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    official_split: OfficialSplit = False,
+    skip_faulty: SkipFaulty = False,
+    vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
+    report_protocol: Annotated[
+        str | None, typer.Option("--report-protocol", help="coco by default, or the run's.")
+    ] = None,
+    meteor_variant: Annotated[
+        str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
+    marked: Marked = False,
+) -> None:
+    """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
+    from mmedpo.evaluation import rescore
+
+    asked: dict[str, Any] = {
+        "source": source, "dataset": dataset, "split": split, "official_split": official_split, "limit": limit,
+        "seed": seed, "skip_faulty": skip_faulty, "marked": marked,
+    }  # fmt: skip
+    chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
+    record = {"name": name or output.name, "command": command_line()}
+    print_metrics(rescore.main(run, predictions, asked, chosen, output, record))
+
+
+@app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Evaluation folders: the first is the baseline, the last what is compared.")
+    ],
+    output: Output,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="Preference dataset (folder or Hub id) to show, and to look for test images in (by default in the one "
+            "that the last run was trained on, where it is at hand).",
+        ),
+    ] = None,
+    training: Annotated[
+        list[Path] | None, typer.Option("--training", help="Training folder whose curves to show; repeatable.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The evaluated source: its images are put beside the answers.")
+    ] = None,
+    attention: Annotated[
+        Path | None, typer.Option("--attention", help="Folder of attention pictures to show (attention.json).")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            "--card", help="Adapter folder of the last run; its card, model-index and .eval_results are written."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    third_parties: ThirdParties = False,
+) -> None:
+    """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
+
+    Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
+    with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
+    data are left out of it (docs/credentialed.md).
+    """
+    from mmedpo.evaluation import compare as comparing
+    from mmedpo.publish.card import with_results
+    from mmedpo.report import rows, write_report, write_tables
+    from mmedpo.sources import read_source
+    from mmedpo.wording import note
+    from mmedpo.workdir import short_folder, write_json
+
+    comparison = comparing.compare(runs, seed=seed, command=command_line(), dataset=dataset, trainings=training or [])
+    trainings = {folder.name: folder for folder in training or []}
+    if len(trainings) < len(training or []):
+        raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
+    shown = read_source(source) if source else None
+    images = {sample.id: sample.image for sample in shown.samples} if shown else {}
+    if shown and shown.credentialed:
+        comparison |= {"credentialed": True, "source": shown.name}
+    changed, conflicts = with_results(card, comparison) if card else ({}, [])
+    with short_folder(output) as folder:
+        write_report(
+            folder / "report.html", comparison, dataset, trainings, images=images, attention=attention,
+            quotes=third_parties,
+        )  # fmt: skip
+        write_tables(comparison, folder)
+        write_json(folder / "comparison.json", comparison)
+    print_table(rows(comparison))
+    console.print(escape(note(comparison)), highlight=False)
+    console.print(escape(f"{output}: {', '.join(sorted(file.name for file in output.iterdir()))}"), highlight=False)
+    if card:
+        for name, text in changed.items():
+            (card / name).parent.mkdir(exist_ok=True)
+            (card / name).write_text(text, encoding="utf-8")
+        for line in [f"{card}: {', '.join(changed)}", *map(str, conflicts)]:
+            console.print(escape(line), highlight=False, soft_wrap=True)
+        if not any(name.startswith(".eval_results") for name in changed):
+            console.print("No .eval_results: the evaluated source is no dataset on the Hub.", highlight=False)
+
+
+@app.command(
+    epilog="Example: mmedpo attention --model org/model --adapter runs/adapter --source data/nih-bbox --split test "
+    "--limit 20 --output runs/attention"
+)
+def attention(
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the base model.")],
+    adapter: Annotated[str, typer.Option("--adapter", help="Hub id or folder of an adapter on it.")],
+    source: Annotated[Path, typer.Option("--source", help="Folder with a table of questions and its images.")],
+    output: Output,
+    model_revision: Annotated[
+        str | None, typer.Option("--model-revision", help="Branch, tag or commit of the model on the Hub.")
+    ] = None,
+    adapter_revision: Annotated[
+        str | None, typer.Option("--adapter-revision", help="Branch, tag or commit of the adapter on the Hub.")
+    ] = None,
+    split: Split = None,
+    limit: Limit = None,
+    answer: Annotated[
+        str, typer.Option("--answer", help="Whose tokens attend: gold, or the model's own (greedy).")
+    ] = "gold",
+    layers: Annotated[
+        str, typer.Option("--layers", help="Layers to average over, as in 0,16-31, counted from the input; or all.")
+    ] = "all",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
+    seed: Seed = 0,
+    skip_faulty: SkipFaulty = False,
+    resume: Resume = False,
+    marked: Marked = False,
+) -> None:
+    """Show where a model's answers attend in the image, before and after training, and how much on the lesion.
+
+    Only questions with lesion boxes are used, where the source has any. Attention is not an explanation, and averages
+    of it are full of sinks: compare before and after, and read nothing into one map alone.
+    """
+    from mmedpo.evaluation import attention as attending
+    from mmedpo.models import VisionLanguageModel
+    from mmedpo.sources import limited, read_source, refuse_faults
+    from mmedpo.workdir import output_folder
+
+    settings = attending.Settings(answer, layers, max_new_tokens)
+    asked = read_source(source, split, seed=seed, marked=marked)
+    refuse_faults(asked, skip_faulty)
+    if split and asked.note:
+        console.print(asked.note.partition(" --official-split")[0], highlight=False, soft_wrap=True)
+    with credentialed.quoting_nothing(asked.credentialed):
+        samples = limited(attending.boxed(asked.samples), limit, seed)
+    record = {
+        "command": command_line(), "source": asked.name, "split": split, "split_by": asked.split_by,
+        "faulty_rows_skipped": len(asked.faults), **({"credentialed": True} if asked.credentialed else {}),
+    }  # fmt: skip
+    kept = {
+        **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
+        "model_revision": model_revision, "adapter_revision": adapter_revision,
+    }  # fmt: skip
+    with output_folder(output, kept, resume) as folder:
+        adapted = VisionLanguageModel(model, adapter, model_revision, adapter_revision=adapter_revision)
+        result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
+    print_table(attending.rows(result))
+    if not any(sample.boxes for sample in samples):
+        console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
+    console.print(f"{len(samples)} pictures in {output / 'pictures'}")

@@ -1,0 +1,121 @@
+"""The commands that publish, and that rebuild what was published without its texts and images."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from mmedpo import credentialed
+from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, parsed, print_table
+from mmedpo.errors import InputError, Stopped
+
+if TYPE_CHECKING:
+    from mmedpo.publish import Publication
+
+
+@app.command(epilog="Example: mmedpo publish runs/pairs someone/vqa-rad-mmedpo --fill license=cc0-1.0")
+def publish(
+    folder: Annotated[Path, typer.Argument(help="What to publish: a finished dataset, adapter or metric folder.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name, or a name of yours.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="FOLDER is of mmedpo train.")] = False,
+    metric: Annotated[bool, typer.Option("--metric", help="FOLDER is a metric, such as eval/med_vqa.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; asks. An existing one stays as it is.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help="Tag of this version; the next of v1, v2, ... else.")] = None,
+    fill: Annotated[
+        list[str] | None, typer.Option("--fill", help="KEY=TEXT for an open field of the card; repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+    third_parties: ThirdParties = False,
+) -> None:
+    """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
+
+    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays. Of credentialed
+    data only ids, weights, scores and settings are published (docs/credentialed.md).
+    """
+    from mmedpo.publish import publish as run
+
+    if adapter and metric:
+        raise InputError("--adapter and --metric exclude each other; FOLDER is one of them.")
+    answers = dict(answer.partition("=")[::2] for answer in fill or [])
+    if empty := [key for key, answer in answers.items() if not answer.strip()]:
+        raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
+    confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
+    kind = "adapter" if adapter else "metric" if metric else "dataset"
+    done = run(
+        folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm,
+        third_parties=third_parties,
+    )  # fmt: skip
+    print_publication(done, dry_run)
+    if public and done.visibility == "private":
+        console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
+
+
+def publish_built(folder: Path, repo: str, third_parties: bool) -> None:
+    """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
+    from mmedpo.publish import publish as run
+
+    confirm = typer.confirm if sys.stdin.isatty() else None
+    try:
+        done = run(folder, repo, confirm=confirm, third_parties=third_parties)
+    except (InputError, Stopped) as error:
+        command = shlex.join(["mmedpo", "publish", str(folder), repo, *([credentialed.FLAG] if third_parties else [])])
+        raise type(error)(
+            f"The dataset is finished and whole in {folder}, but was not published. {error}\n"
+            f'Publish it with: {command} [--fill KEY="..."]'
+        ) from error
+    print_publication(done)
+
+
+def push(folder: Path, repo: str, public: bool, token: str | None, third_parties: bool) -> None:
+    """What train does with push_to_hub: after hours of work nobody is asked; open fields are listed."""
+    from mmedpo.publish import publish as run
+
+    print_publication(
+        run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token, third_parties=third_parties)
+    )
+
+
+def print_publication(done: Publication, dry_run: bool = False) -> None:
+    from mmedpo.publish.show import lines
+
+    for line in lines(done, dry_run):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+@app.command(
+    **PARSED, epilog="Example: mmedpo rejoin someone/mimic-cxr-weights --source data/mimic-cxr-jpg --output runs/pairs"
+)
+def rejoin(
+    context: typer.Context,
+    repo: Annotated[str | None, typer.Argument(metavar="REPO", help="Hub dataset, or a folder.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+) -> None:
+    """Rebuild pairs of credentialed data from their published form, on a machine that has the data.
+
+    Runs the recorded settings again on --source and joins the rows by id with the published weights. Wrong answers come
+    from the cache of calls (--cache), or from the models that --model and --chat name. Takes all options of curate.
+    """
+    from mmedpo import builders
+    from mmedpo import rejoin as rejoining
+    from mmedpo.curation.settings import Run, Settings
+
+    if repo is None or repo.startswith("-"):
+        console.print(context.get_help())
+        if repo != "--help":
+            raise InputError("mmedpo rejoin takes the published dataset first: a Hub id or a folder.")
+        return
+    published = rejoining.read(repo, revision)
+    options = getattr(published.builder, "Options", builders.Options)
+    settings, run, own = parsed(context, Settings, Run, options, name=repo, defaults=published.defaults())
+    manifest = rejoining.rejoin(published, settings, run, own, command_line())
+    states = {name: count for name, count in manifest["rejoined"].items() if isinstance(count, int)}
+    print_table([["published rows", "count"], *([name, str(count)] for name, count in states.items())])
+    console.print(f"{run.output}: row by row in {rejoining.FILE}.", soft_wrap=True)

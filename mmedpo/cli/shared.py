@@ -1,0 +1,119 @@
+"""What all commands share: the application, its options, how a recipe is read, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from mmedpo import credentialed
+from mmedpo.errors import InputError
+
+app = typer.Typer(
+    help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
+
+# Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
+PARSED: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}, "add_help_option": False,
+}  # fmt: skip
+
+Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
+Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
+Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
+ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything left to chance.")]
+OfficialSplit = Annotated[
+    bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")
+]
+SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
+
+
+def command_line() -> str:
+    """The command line as it is recorded: without --resume, folders of this machine, and tokens."""
+    from mmedpo.workdir import portable
+
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if words and SECRET.fullmatch(words[-1]):
+            words.append("(kept)")
+        elif secret := SECRET.match(word):
+            words += [secret[1]] if word == secret[1] else [f"{secret[1]}=(kept)"]
+        elif word != "--resume":
+            words.append(portable(word))
+    return "mmedpo " + shlex.join(words)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option once, as it is typed; what must be given is said, and no default where there is none."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return super()._get_help_string(action) if action.default not in (None, argparse.SUPPRESS) else action.help
+
+
+def parsed(context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None) -> Any:
+    """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`."""
+    import yaml
+    from trl import TrlParser
+
+    command = f"mmedpo {context.info_name} {name}".rstrip()
+    words = [part for word in context.args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--help" in words:
+        console.print(context.get_help())
+    if words[-1:] == ["--config"]:
+        raise InputError("--config needs a recipe after it, the path of a YAML file.")
+    # Its own usage has a line for each option and comes with every fault.
+    usage = f"{command} [--config RECIPE.yaml] [options], see --help"
+    parser = TrlParser(list(options), prog=command, usage=usage, formatter_class=_Help)
+    parser.set_defaults_with_config(**(defaults or {}))
+    try:
+        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
+    except InputError:
+        raise
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"The settings of {command} cannot work: {error}") from error
+    if unknown:
+        raise InputError(
+            f"{command} does not know {shlex.join(unknown)}. {command} --help lists its options; in a recipe they are "
+            "spelt with _ instead of -."
+        )
+    return parsed
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*(Column(heading, overflow="fold") for heading in rows[0]))  # names differ at their ends
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_metrics(results: dict[str, Any]) -> None:
+    print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,56 @@
+"""The commands that make models: of original checkpoints, and by training."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from mmedpo.cli.publishing import push
+from mmedpo.cli.shared import PARSED, Output, Resume, app, command_line, console
+
+
+@app.command(epilog="Example: mmedpo convert microsoft/llava-med-v1.5-mistral-7b --output models/llava-med")
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of a checkpoint in the original LLaVA layout.")],
+    output: Output,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", help="mistral_instruct, vicuna_v1, llama3 or huatuo; the model type's own by default."
+        ),
+    ] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option("--vision-tower", help="Folder or Hub id of the CLIP model, if it is not inside.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of the checkpoint on the Hub.")] = None,
+    resume: Resume = False,
+) -> None:
+    """Rewrite an original LLaVA checkpoint as a transformers model with processor and chat template."""
+    from mmedpo.convert import convert as run
+
+    done = run(source, output, template, vision_tower, revision, resume)
+    console.print(
+        f"{output}: {done.tensors} tensors; template {done.template}; <image> is token {done.image_token_id} "
+        f"({done.rows_added} new rows)."
+    )
+    for name, reason in done.ignored.items():
+        console.print(escape(f"left out {name}: {reason}"))
+
+
+@app.command(
+    **PARSED,
+    epilog="Example: mmedpo train --config recipes/quickstart.yaml --output runs/adapter",
+)
+def train(context: typer.Context) -> None:
+    """Train an adapter with clinically weighted preference optimization (the same as train.py).
+
+    Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
+    """
+    from mmedpo.cards import write_adapter_card
+    from mmedpo.training import run
+
+    if "--help" in context.args:
+        console.print(context.get_help())
+    run.main(context.args, command_line(), write_adapter_card, push)

@@ -13,7 +13,7 @@ from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
-from mmedpo.llm.limits import Limits
+from mmedpo.llm.limits import Calling
 from mmedpo.options import check_types, option, outside, refuse, unknown
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
@@ -110,7 +110,7 @@ class Settings:
 
 
 @dataclass
-class Run:
+class Run(Calling):
     """Where a curation writes, and how it calls chat endpoints; nothing of it decides what is made."""
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
@@ -118,18 +118,6 @@ class Run:
     cache: Path | None = field(
         default=None, metadata={"help": "Answered calls, never paid twice; calls.sqlite beside the output by default."}
     )
-    concurrency: int = option(8, "Calls in flight at once, over all chat models.")
-    requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
-    max_calls: int | None = option(None, "Budget: stop after so many new calls.")
-    max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
-    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.concurrency, self.requests_per_minute, self.max_calls, self.max_tokens)
 
 
 @dataclass

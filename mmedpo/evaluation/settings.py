@@ -10,7 +10,7 @@ from typing import Any
 from mmedpo import credentialed
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
-from mmedpo.llm.limits import Limits
+from mmedpo.llm.limits import Calling
 from mmedpo.llm.names import names_endpoint
 from mmedpo.options import check_types, option, outside, refuse, unknown
 
@@ -129,21 +129,9 @@ class Settings:
 
 
 @dataclass
-class Run:
+class Run(Calling):
     """Where an evaluation writes, and how it calls an endpoint; nothing of it decides what is answered."""
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
     accept_unanswered: bool = option(False, "Score questions that an endpoint does not answer as '', counted.")
-    concurrency: int = option(8, "Calls of an endpoint in flight at once.")
-    requests_per_minute: int | None = option(None, "Most requests a minute.")
-    max_calls: int | None = option(None, "Budget: stop after so many calls.")
-    max_tokens: int | None = option(None, "Budget: stop after so many tokens.")
-    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.concurrency, self.requests_per_minute, self.max_calls, self.max_tokens)

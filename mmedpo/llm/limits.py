@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from mmedpo import credentialed
 from mmedpo.errors import InputError, Stopped
+from mmedpo.options import check_types, option
 
 if TYPE_CHECKING:
     from mmedpo.llm import ChatReply
@@ -43,6 +45,28 @@ class Limits:
         """The limits of one of `processes`: an equal part, rounded down, but at least 1."""
         whole = {field.name: getattr(self, field.name) for field in fields(self)}
         return Limits(**{name: value and max(1, value // processes) for name, value in whole.items()})
+
+
+@dataclass(kw_only=True)
+class Calling:
+    """The options of a command that calls chat endpoints: how it does; nothing of it decides what is answered.
+
+    Raises:
+        InputError: an option of another type.
+    """
+
+    concurrency: int = option(8, "Calls in flight at once, over all chat models.")
+    requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
+    max_calls: int | None = option(None, "Budget: stop after so many new calls.")
+    max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
+    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.concurrency, self.requests_per_minute, self.max_calls, self.max_tokens)
 
 
 class Pace:

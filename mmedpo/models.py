@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 import re
@@ -13,6 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
+from mmedpo.workdir import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 SEARCH = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # what greedy and sampling share
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # as PEFT looks for them
 
 
 @dataclass(frozen=True)
@@ -329,17 +328,15 @@ def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
     Raises:
         InputError: the Hub cannot be asked for it, and it is not in the cache.
     """
+    from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
     from transformers.utils.hub import cached_file
 
     try:
         files = (
             cached_file(adapter, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-            for name in ADAPTER_WEIGHTS
+            for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
         )
         file = next(filter(None, files), None)
     except OSError as error:
         raise InputError(f"The adapter {adapter!r} cannot be read: {str(error).splitlines()[0]}") from error
-    if file is None:
-        return None
-    with Path(file).open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()
+    return None if file is None else sha256(Path(file))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from mmedpo.wording import (
     span,
     titled,
 )
+from mmedpo.workdir import sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
@@ -51,16 +50,11 @@ def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
 
 
 def adapter_sha256(folder: Path) -> str | None:
-    """The digest of an adapter's weights, its files one after the other by name; None where there are none."""
-    digest, files = (
-        hashlib.sha256(),
-        sorted([*folder.glob("adapter_model*.safetensors"), *folder.glob("adapter_model.bin")]),
-    )
-    for path in files:
-        with path.open("rb") as file:
-            for block in iter(partial(file.read, 1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest() if files else None
+    """The digest of the weights that PEFT loads from an adapter's folder, as a run records it; None without any."""
+    from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
+
+    files = (folder / name for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME))
+    return next((sha256(file) for file in files if file.exists()), None)
 
 
 def record(comparison: Mapping[str, Any]) -> str:

@@ -68,6 +68,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages a result depends on, and the project's commit where it runs from a checkout."""
     found = {name: version(name) for name in REPORTED_PACKAGES}

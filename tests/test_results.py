@@ -15,6 +15,7 @@ from invented import comparison
 from mmedpo import results
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import of_dataset
+from mmedpo.models import adapter_digest
 
 
 def with_source(source: str, **more: Any) -> dict[str, Any]:
@@ -84,16 +85,12 @@ def test_results_of_another_adapter_are_refused(key: str, tmp_path: Path) -> Non
 
 def test_an_adapter_is_known_by_its_weights_where_they_were_recorded(tmp_path: Path) -> None:
     found = comparison()
-    parts = {"adapter_model-00001-of-00002.safetensors": b"one", "adapter_model-00002-of-00002.safetensors": b"two"}
-    digest = hashlib.sha256(b"onetwo").hexdigest()
-    found["evaluations"]["mmedpo"] |= {"adapter": "runs/mine", "adapter_sha256": digest}
-    for name, weights in (
-        ("renamed", parts),
-        ("mine", {**parts, "adapter_model-00002-of-00002.safetensors": b"three"}),
-    ):
+    for name, weights in (("evaluated", b"one"), ("renamed", b"one"), ("mine", b"two")):
         (tmp_path / name).mkdir()
-        for file, data in weights.items():
-            (tmp_path / name / file).write_bytes(data)
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(weights)
+    digest = adapter_digest(str(tmp_path / "evaluated"))  # as an evaluation records it
+    assert digest == hashlib.sha256(b"one").hexdigest()
+    found["evaluations"]["mmedpo"] |= {"adapter": "runs/mine", "adapter_sha256": digest}
     results.require_results_of(tmp_path / "renamed", found)
     with pytest.raises(InputError, match="its weights are others"):
         results.require_results_of(tmp_path / "mine", found)

@@ -19,7 +19,7 @@ from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb
 from mmedpo.samples import Sample
 from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
-from mmedpo.workdir import portable
+from mmedpo.workdir import portable, sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -249,7 +249,7 @@ def write(asked: QuestionSet, path: Path) -> str:
         partial_file.unlink()
         raise InputError(f"The questions are not those that {path.parent} was begun with; remove it and begin anew.")
     partial_file.replace(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256(path)
 
 
 def write_lines(path: Path, rows: Iterable[Row]) -> None:

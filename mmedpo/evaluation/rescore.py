@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from mmedpo import credentialed, formats
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
 from mmedpo.evaluation.score import PARTS, Scoring, joined, score_folder
-from mmedpo.workdir import portable, read_json, short_folder, versions, write_json
+from mmedpo.workdir import portable, read_json, sha256, short_folder, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def score_predictions(
     return _finish(folder, scoring, {
         "format": formats.RESULTS, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
-        "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+        "predictions_sha256": sha256(predictions),
     })  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmedpo import credentialed, formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metric import Metric
-from mmedpo.evaluation.score import METRICS, SHOWN_IDS, Row, read_by_id
+from mmedpo.evaluation.score import METRICS, Row, first_ids, read_by_id
 from mmedpo.schema import TASKS
 from mmedpo.workdir import read_json
 
@@ -212,8 +212,8 @@ def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fau
     for one, other in ((baseline, run), (run, baseline)):
         lacking = sorted(one.questions.keys() - other.questions.keys())
         if lacking:
-            shown = ", ".join(lacking[:SHOWN_IDS]) + (", ..." if len(lacking) > SHOWN_IDS else "")
-            faults.append(Fault(other.name, "id", f"lacks {len(lacking)} questions of {one.name!r}: {shown}"))
+            said = f"lacks {len(lacking)} questions of {one.name!r}: {first_ids(lacking)}"
+            faults.append(Fault(other.name, "id", said))
     ours, theirs = definitions(run, left_out), definitions(baseline, left_out)
     faults += [
         Fault(run.name, key, f"is {ours.get(key)!r}, but {theirs.get(key)!r} in {baseline.name!r}; score both alike")

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.workdir import sha256
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -31,8 +33,7 @@ class File:
     def sha256(self) -> str:
         if isinstance(self.source, bytes):
             return hashlib.sha256(self.source).hexdigest()
-        with self.source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(self.source)
 
     def equals(self, there: RepoFile) -> bool:
         """Whether a file on the Hub has the same content, by its hash."""

@@ -76,7 +76,7 @@ def titled(name: str, comparison: Mapping[str, Any]) -> str:
 
 
 def definitions(comparison: Mapping[str, Any]) -> str:
-    """What the numbers mean, by name: "med_vqa strict@2, report_generation coco@1, meteor nltk_wordnet"."""
+    """What the numbers mean, by name: "med_vqa strict@3, report_generation coco@1, meteor nltk_wordnet"."""
     known = comparison.get("definitions", {})
     return ", ".join(
         f"{name.removesuffix('_definition').removesuffix('_variant')} {value}"

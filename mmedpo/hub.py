@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmedpo.errors import InputError
+from mmedpo.errors import DISK_FULL, InputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,6 +28,12 @@ ADVICE = {
     429: "The Hub was asked too often.",
 }
 LATER = "Nothing is half-published. Run the same command again later; what has arrived is not sent again."
+NOT_SEEN = (
+    "There is no such folder here, and no repository of that name that may be seen: check the name, or log in by "
+    "`hf auth login`."
+)
+READING = {401: NOT_SEEN, 403: "The token may not read it: ask its owner.", 404: NOT_SEEN}
+AGAIN = "Run the same command again later."
 
 T = TypeVar("T")
 
@@ -53,7 +58,7 @@ def patiently(doing: str, action: Callable[[], T]) -> T:
 
 
 @contextmanager
-def in_words(doing: str) -> Iterator[None]:
+def in_words(doing: str, reading: bool = False) -> Iterator[None]:
     """Turn what the Hub's client raises inside the block into InputError: `doing`, what happened, what to do."""
     try:
         yield
@@ -62,10 +67,23 @@ def in_words(doing: str) -> Iterator[None]:
     except Exception as error:
         if not _is_of_the_hub(error):
             raise
-        raise InputError(f"{doing}: {reason(error)}") from error
+        raise InputError(f"{doing}: {reason(error, reading)}") from error
 
 
-def reason(error: BaseException) -> str:
+def unread(error: BaseException) -> str:
+    """Why something of the Hub was not read: what its client, the network or the disk said beneath the error that a
+    library made of it, and what to do; the library's own first line where nothing lies beneath."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    beneath: BaseException | None = error
+    while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # which file, its reader knows
+        if _says_more(beneath):
+            return reason(beneath, reading=True)
+        beneath = beneath.__cause__ or beneath.__context__
+    return _first_line(error)
+
+
+def reason(error: BaseException, reading: bool = False) -> str:
     """What happened and what to do, of an error of the Hub's client or of the network."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -77,27 +95,30 @@ def reason(error: BaseException) -> str:
     cause = _cause(error)
     where = f"{_first_line(error)} " if cause is not error else ""
     status, response = status_of(cause), getattr(cause, "response", None)
+    later = AGAIN if reading else LATER
     if isinstance(cause, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so that nothing may be sent. Unset it for this command."
+        what = "it is not in the cache" if reading else "nothing may be sent"
+        return f"HF_HUB_OFFLINE is set, and {what}. Unset it for this command."
     if isinstance(cause, LocalTokenNotFoundError):
         return f"there is no token. {LOGIN}"
     if isinstance(cause, HFValidationError):
         return f"the name is not allowed: {_first_line(cause)}"
     if isinstance(cause, GatedRepoError):
         return f"the repository is gated ({_said(cause)}). Open its page, ask for access, then run the command again."
-    if status == 401 and not where and response is not None and "authorization" not in response.request.headers:
+    named = response is not None and "authorization" in response.request.headers
+    if status == 401 and not where and not named and not reading:
         return f"there is no token. {LOGIN}"
     if status == 429:
         wait = patience(cause)
-        return f"{where}HTTP 429: {_said(cause)}. {ADVICE[429]} {f'It asks for {wait:.0f} s. ' if wait else ''}{LATER}"
+        return f"{where}HTTP 429: {_said(cause)}. {ADVICE[429]} {f'It asks for {wait:.0f} s. ' if wait else ''}{later}"
     if status:
-        return f"{where}HTTP {status}: {_said(cause)}. {ADVICE.get(status, LATER)}"
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}HTTP {status}: {_said(cause)}. {(READING if reading else ADVICE).get(status, later)}"
+    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
         return f"no space is left on this machine's disk ({cause.filename or 'HF_HOME'}). Free some, then run it again."
     if isinstance(cause, OSError) and cause.errno is not None and not _is_of_the_network(cause):
         return f"{cause.strerror or cause}: {cause.filename or 'unknown file'}."
     if _is_of_the_network(cause):
-        return f"{where}the connection failed ({type(cause).__name__}: {_first_line(cause)}). {LATER}"
+        return f"{where}the connection failed ({type(cause).__name__}: {_first_line(cause)}). {later}"
     return where + " ".join(str(cause).split())
 
 
@@ -159,6 +180,17 @@ def _is_of_the_hub(error: BaseException) -> bool:
     cause = _cause(error)
     uploaded = type(cause) is RuntimeError or type(cause) is ValueError  # hf_xet's, and those of the LFS protocol
     return isinstance(cause, (OSError, HFValidationError)) or _is_of_the_network(cause) or uploaded
+
+
+def _says_more(error: BaseException) -> bool:
+    """Whether `reason` has words for an error; those without a number are a library's about what lies beneath."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled) or status_of(error):
+        return True
+    if isinstance(error, OSError) and error.errno is None:
+        return False
+    return _is_of_the_network(error) or (isinstance(error, OSError) and error.errno in DISK_FULL)
 
 
 def _is_of_the_network(error: BaseException) -> bool:

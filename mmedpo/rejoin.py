@@ -74,7 +74,7 @@ def read(repo: str, revision: str | None = None) -> Published:
 
     file = Path(repo) / "manifest.json"
     if not Path(repo).exists():
-        with hub.in_words(f"{repo} cannot be read"):
+        with hub.in_words(f"{repo} cannot be read", reading=True):
             revision = HfApi().dataset_info(repo, revision=revision).sha
             file = Path(hf_hub_download(repo, "manifest.json", repo_type="dataset", revision=revision))
     manifest, rows = read_json(file), schema.load_split(repo, "train", revision=revision)

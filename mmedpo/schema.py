@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed
+from mmedpo import credentialed, hub
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
@@ -284,7 +284,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         return load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
-            f"{path!r} cannot be loaded as a dataset: {error}. "
+            f"{path!r} cannot be loaded as a dataset: {hub.unread(error).removesuffix('.')}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."
         ) from error
 

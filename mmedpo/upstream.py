@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mmedpo import schema
+from mmedpo import hub, schema
 from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
@@ -96,8 +96,8 @@ def hub_folder(source: Hub, patterns: list[str]) -> Path:
             snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=patterns)
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{source.name} cannot be downloaded: {why} Give a local copy as --source.") from error
+        why = hub.unread(error).removesuffix(".")
+        raise InputError(f"{source.name} cannot be downloaded: {why}. Give a local copy as --source.") from error
 
 
 def unzipped(tree: Tree) -> Tree:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mmedpo.errors import AlreadyFinished, InputError
+from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, COORDINATION, Processes
 
@@ -39,7 +39,6 @@ REPORTED_PACKAGES = (
 SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
 SETTINGS = "settings.json"  # of a run, while it works
 DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_WORK = (SETTINGS, "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
@@ -189,7 +188,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         raise InputError(f"Cannot write {folder}: {error.strerror}. Choose another --output.") from error
 
@@ -203,7 +202,7 @@ def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = _system_error(error)
-        if cause is not None and cause.errno in FULL:
+        if cause is not None and cause.errno in DISK_FULL:
             raise InputError(f"No space left on the disk of {output.parent}. {remedy}") from error
         if cause is not None and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise InputError(f"Cannot write {cause.filename or output}: {cause.strerror}.") from error

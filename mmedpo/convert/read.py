@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import hub
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def readable(what: object) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
-        reason = str(error).strip() or type(error).__name__
-        raise InputError(f"{what} cannot be read: {reason.splitlines()[0]}") from error
+        raise InputError(f"{what} cannot be read: {hub.unread(error)}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mmedpo import hub
 from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
 from mmedpo.curation.query import DISEASE, Query, letters, modality
 from mmedpo.errors import InputError
@@ -214,7 +215,7 @@ class Detector:
         except InputError:
             raise
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"The detector {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise InputError(f"The detector {model!r} cannot be loaded: {hub.unread(error)}") from error
 
         self._seen = lru_cache(SEEN)(self._detect)
 

@@ -1,0 +1,99 @@
+"""What keeps something of the Hub from being read is said in words, however libraries wrap it; over real HTTP."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub.publishable import make_dataset
+from hub.server import Hub
+
+READ = """
+    from mmedpo import models, schema, upstream
+    from mmedpo.errors import InputError
+    readers = {
+        "dataset": schema.load_splits,
+        "adapter": lambda name: models.adapter_config(name, "base"),
+        "model": models.load_processor,
+        "files": lambda name: upstream.hub_folder(upstream.Hub(name, None), ["*"]),
+    }
+    said = {}
+    for kind, read in readers.items():
+        try:
+            read(sys.argv[1])
+        except InputError as error:
+            said[kind] = str(error)
+    say(said)
+"""
+
+
+def put(hub: Hub, name: str, **properties: object) -> None:
+    for kind in ("model", "dataset"):
+        hub.put(name, {"README.md": b"# Mine\n", "config.json": b"{}"}, kind=kind, **properties)
+
+
+def test_what_is_not_there_or_not_to_be_seen_asks_for_a_name_or_a_login(hub: Hub) -> None:
+    put(hub, "other/secret", private=True)
+    for name, token in (("other/nothing", "write"), ("other/secret", "")):
+        said = hub.ask(READ, name, token=token)
+        assert "doesn't exist on the Hub or cannot be accessed" in said.pop("dataset")
+        assert list(said) == ["adapter", "model", "files"]
+        assert all("no repository of that name that may be seen: check the name" in it for it in said.values())
+
+
+def test_a_gate_is_said(hub: Hub) -> None:
+    put(hub, "other/gated", gated="auto")
+    said = hub.ask(READ, "other/gated")
+    assert "gated" in said.pop("dataset") and list(said) == ["adapter", "model", "files"]
+    assert all("is gated (Access to" in it and "ask for access" in it for it in said.values())
+
+
+def test_what_a_repository_lacks_is_said_by_its_reader(hub: Hub) -> None:
+    put(hub, "user/other")
+    said = hub.ask(READ, "user/other")
+    assert said["adapter"].endswith("Can't find 'adapter_config.json' at 'user/other'")
+    assert "Unrecognized model" in said["model"] and "files" not in said
+
+
+def test_without_a_way_there_it_is_said(hub: Hub) -> None:
+    away = hub.ask(READ, "user/other", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "Couldn't reach 'user/other' on the Hub" in away.pop("dataset") and len(away) == 3
+    assert all("the connection failed (ConnectError" in it and "half-published" not in it for it in away.values())
+    offline = hub.ask(READ, "user/other", HF_HUB_OFFLINE="1")
+    for kind in ("adapter", "files"):
+        assert "HF_HUB_OFFLINE is set, and it is not in the cache. Unset it" in offline[kind]
+
+
+def on_a_full_disk(hub: Hub, disk: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run mmedpo with its cache and temporary files on a disk of 64 kB that is full, in mounts of its own."""
+    disk.mkdir(exist_ok=True)
+    script = f"mount -t tmpfs -o size=64k tmpfs '{disk}'; head -c 100000 /dev/zero > '{disk}/full'; exec \"$@\""
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", sys.executable, "-m", "mmedpo.cli"]
+    environment = hub.environment(HF_HOME=str(disk / "cache"), TMPDIR=str(disk))
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=hub.home, check=False
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted for a process of its own on Linux only, where that is allowed")
+    return disk
+
+
+def test_a_full_disk_hinders_no_publication_and_what_is_read_says_so(hub: Hub, disk: Path, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "made" / "pairs")
+    sent = on_a_full_disk(hub, disk, "publish", folder, "user/pairs", "--yes")
+    assert sent.returncode == 0 and list(hub.repo("user/pairs", "dataset").tags) == ["v1"], sent.stderr
+    read = on_a_full_disk(hub, disk, "audit", "user/pairs", "--output", tmp_path / "audit")
+    said = " ".join(read.stderr.split())
+    assert read.returncode == 2 and "no space is left on this machine's disk" in said and "Free some" in said
+    written = on_a_full_disk(hub, disk, "audit", folder, "--output", disk / "audit")
+    assert written.returncode == 2 and "No space left on the disk" in " ".join(written.stderr.split())

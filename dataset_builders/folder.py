@@ -4,7 +4,7 @@ Source   the folder; docs/curation.md says what its columns may be. DICOM: pip i
 Terms    yours to say: --license. Data that may not be passed on: --credentialed.
 Flaws    yours to know. Without a column `split`, or where it tears images or patients apart, the questions are split by
          patient or image.
-Lesions  the columns `boxes`, `masks` or `heatmap`, or a tool (--localizer).
+Lesions  the column `boxes`; with --localizer masks or heatmap those; or a tool's.
 
 Example: mmedpo build folder --source data/clinic --license cc-by-4.0 --model org/med-lvlm --output runs/clinic/pairs
 """

@@ -14,7 +14,6 @@ Example: mmedpo build iu_xray --source data/iu_xray --model org/med-lvlm --outpu
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +23,8 @@ from typing import Any
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
 from mmedpo.samples import image_files
-from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out
+from mmedpo.tables import json_file
+from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, one_of
 
 
 def split_of(source: Path) -> str | None:
@@ -45,31 +45,30 @@ SPLITS = {"val": "validation"}
 
 @dataclass
 class Options:
-    sections: str = field(
-        default="findings", metadata={"help": "Of Kaggle's reports: findings, impression or findings,impression."}
+    sections: str | None = field(
+        default=None, metadata={"help": "Of Kaggle's reports: findings (the default), impression or both."}
     )
 
     def __post_init__(self) -> None:
-        if not set(self.sections.split(",")) <= set(SECTIONS):
-            raise InputError(f"--sections is {self.sections!r}; use {', '.join(SECTIONS)} or both with a comma.")
+        if self.sections is not None:
+            one_of("--sections", self.sections, SECTIONS)
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    if (source / "annotation.json").exists():
-        return _of_r2gen(source)
-    return _of_kaggle(source, options.sections.split(","))
+    if not (source / "annotation.json").exists():
+        return _of_kaggle(source, one_of("--sections", options.sections or SECTIONS[0]))
+    if options.sections is not None:
+        raise InputError("R2Gen's annotation.json does not divide reports into sections: leave out --sections.")
+    return _of_r2gen(source)
 
 
 def _of_r2gen(folder: Path) -> Iterator[Item]:
-    try:
-        splits = json.loads((folder / "annotation.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"annotation.json is not JSON ({error}); download it again.") from None
+    splits = json_file(folder / "annotation.json")
     if not isinstance(splits, dict):
         raise InputError("annotation.json holds no parts; R2Gen's holds the lists train, val and test.")
     for split, studies in splits.items():
         for study in studies:
-            name, report = str(study["id"]), " ".join(str(study["report"]).split())
+            name, report = str(study["id"]), " ".join((study["report"] or "").split())
             if not report:
                 yield left_out(name, "the report is empty")
                 continue
@@ -92,6 +91,9 @@ def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
             yield left_out(file, f"the report has no {' and no '.join(wanted)}")
         else:
             found = images.get(file, [folder / "images" / file])
+            if len(found) > 1:
+                yield Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")
+                continue
             picture = Picture(found[0].relative_to(folder).as_posix(), found[0])
             yield _row(file.split(".")[0], picture, text, f"CXR{row['uid']}", "")
 

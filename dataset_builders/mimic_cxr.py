@@ -23,8 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mmedpo.cli import main
-from mmedpo.errors import Fault, InputError
-from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, sections
+from mmedpo.errors import Fault
+from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, one_of, sections
 
 SOURCE = None
 LAYOUTS = (("mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*", "files"),)
@@ -44,18 +44,18 @@ class Options:
     views: str = field(default="PA,AP", metadata={"help": "Views to take, as the metadata calls them."})
 
     def __post_init__(self) -> None:
-        if not set(self.sections.split(",")) <= set(SECTIONS):
-            raise InputError(f"--sections is {self.sections!r}; use {', '.join(SECTIONS)} or both with a comma.")
+        one_of("--sections", self.sections, SECTIONS)
+        one_of("--views", self.views)
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     views = {row["dicom_id"]: row["ViewPosition"] for row in csv_rows(source, "mimic-cxr-2.0.0-metadata")}
-    wanted = options.sections.split(",")
+    wanted, asked = one_of("--sections", options.sections), one_of("--views", options.views)
     report = lru_cache(maxsize=256)(_report)  # a study's images follow each other
     for row in csv_rows(source, "mimic-cxr-2.0.0-split"):
         name, patient = row["dicom_id"], f"p{row['subject_id']}"
         study = f"files/{patient[:3]}/{patient}/s{row['study_id']}"
-        if views.get(name) not in options.views.split(","):
+        if views.get(name) not in asked:
             yield left_out(name, "the view was not asked for", views.get(name) or "unknown")
             continue
         found = report((options.reports or source) / f"{study}.txt")

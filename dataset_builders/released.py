@@ -4,9 +4,9 @@ Source   one of their files (vqa-rad_dpo_weighted.json, slake_..., iuxray_...: L
          folder of the data set's own images, which are not in the files.
 Terms    the repository is Apache-2.0; texts and images keep those of VQA-RAD (CC0 1.0), SLAKE (CC BY 4.0) and IU X-Ray
          (CC BY-NC-ND 4.0). For other files: --license.
-Flaws    equal sides, rejected answers that hold the gold one or say the same yes or no, repeated questions, lost
-         characters, missing images: each a counted reject. What stays is told apart by its length: rejected answers are
-         five times as long (docs/curation.md).
+Flaws    equal sides, rejected answers that hold the gold one or say the same yes or no or speak of their own prompt,
+         repeated questions, lost characters, missing images: each a counted reject. What stays is told apart by its
+         length: rejected answers are five times as long (docs/curation.md).
 Lesions  none are in the files: --localizer adds `lesion_noise` rows with the same answer.
 
 The published scores become `clinical_relevance`; the weights are normalised as in every dataset (--weights raw: as
@@ -18,6 +18,7 @@ Example: mmedpo build released --source vqa-rad_dpo_weighted.json --images data/
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
 from mmedpo.samples import find_file, image_files
-from mmedpo.tables import FAULT, read_table
+from mmedpo.tables import FAULT, has_table, read_table
 from mmedpo.text import polarity, words
 from mmedpo.upstream import Item, Picture, left_out
 
@@ -66,12 +67,15 @@ HAS_PAIRS = True
 
 MADE_BY = "MMedPO's authors, as released"
 REPORT_WORDS = 20
+OF_ITS_PROMPT = re.compile(
+    r"\b(original|candidate|dispreferred)\W+(answer|statement)|\bdispreferred\b|\bcontradict", re.IGNORECASE
+)
 LOST = "\ufffd"  # what a decoder puts where it could not read
 
 
 @dataclass
 class Options:
-    images: Path | None = field(default=None, metadata={"help": "Folder of the data set's images. Required."})
+    images: Path | None = field(default=None, metadata={"help": "Folder of the data set's images (must be given)."})
 
     def __post_init__(self) -> None:
         if self.images is None or not self.images.is_dir():
@@ -82,7 +86,8 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     if not source.is_file():
         raise InputError(f"{source} is a folder; give one of the released JSON files.")
     assert options.images
-    files = image_files(options.images)
+    folder = options.images.absolute()
+    files, root = image_files(folder), _root(folder)
     seen: dict[tuple[str, str], str] = {}
     about = known(source)
     for where, row in read_table(source):
@@ -90,15 +95,21 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         if isinstance(pair, str):
             yield left_out(where, pair)
             continue
-        image = find_file(where, "image", row["image"], options.images, files)
-        first = seen.setdefault((row["image"], pair["question"]), where)
+        image = find_file(where, "image", row["image"], folder, files)
+        first = seen.setdefault((str(row["image"]), pair["question"]), where)
         if isinstance(image, Fault):
             yield left_out(where, "no single image of that name", str(row["image"]))
         elif first != where:
             yield left_out(where, "the question was asked of the image before", first)
         else:
-            picture = Picture(image.relative_to(options.images).as_posix(), image)
+            picture = Picture(image.relative_to(root).as_posix(), image)
             yield {"source": about.source, "license": about.license, "id": str(row["id"]), "image": picture, **pair}
+
+
+def _root(images: Path) -> Path:
+    """The folder that images are named from: where a table of the data set's own lies beside them, that one, so that an
+    image has the id, and by that the split, that it has for `mmedpo evaluate --source`."""
+    return images.parent if not has_table(images) and has_table(images.parent) else images
 
 
 def _pair(row: dict[str, Any], is_report: bool | None) -> dict[str, Any] | str:
@@ -116,10 +127,12 @@ def _pair(row: dict[str, Any], is_report: bool | None) -> dict[str, Any] | str:
     if LOST in asked + gold + wrong:
         return "a character of its texts was lost"
     is_report = len(words(gold)) > REPORT_WORDS if is_report is None else is_report
+    told = OF_ITS_PROMPT.search(wrong) and not OF_ITS_PROMPT.search(gold)
+    fault = "the wrong answer speaks of the other answers, as it was told to contradict them" if told else None
     short = "closed_vqa" if polarity(gold) and len(gold) <= 3 else "open_vqa"
     return {
         "question": asked, "answer": gold, "task": "report" if is_report else short,
-        "rejected": wrong, "rejected_by": MADE_BY, "clinical_relevance": score,
+        "rejected": wrong, "rejected_fault": fault, "rejected_by": MADE_BY, "clinical_relevance": score,
     }  # fmt: skip
 
 

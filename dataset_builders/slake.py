@@ -12,7 +12,6 @@ Example: mmedpo build slake --source data/Slake1.0 --model org/med-lvlm --output
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,11 +21,12 @@ from typing import Any
 
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
+from mmedpo.tables import json_file
 from mmedpo.text import words
 from mmedpo.upstream import Hub, Item, Picture, Tree, hub_folder, left_out, unzipped
 
 SOURCE = "hub:BoKelvin/SLAKE"
-LAYOUTS = (("train.json", "imgs*"), ("[Ss]lake*.zip",))
+LAYOUTS = (("train.json", "imgs*"), ("*Slake*.zip",), ("*SLAKE*.zip",), ("*slake*.zip",))
 LICENSE = "cc-by-4.0"
 CREDENTIALED = False
 UPSTREAM_SPLIT = "by image"
@@ -54,7 +54,7 @@ def read(source: Path | Hub, options: Options) -> Iterator[Item]:
     tree = _inside(hub_folder(source, ["*.json", "imgs.zip"]) if isinstance(source, Hub) else source)
     imgs = _images(tree)
     lesions = lru_cache(maxsize=None)(_lesions)
-    for split, row in _rows(tree):
+    for split, row in _rows(tree, source.name):
         name = f"{split}-{row['qid']}"
         if row["q_lang"] != options.language:
             yield left_out(name, f"the question is not in the language {options.language}", str(row["q_lang"]))
@@ -71,9 +71,10 @@ def read(source: Path | Hub, options: Options) -> Iterator[Item]:
         }  # fmt: skip
 
 
-def _inside(source: Tree) -> Tree:
-    """The folder with the tables: the source, or the one folder in its archive."""
-    tree = unzipped(source)
+def _inside(source: Path) -> Tree:
+    """The folder with the tables: the source, or the one folder in its archive, which may lie in a folder."""
+    archives = [file for file in source.glob("*.zip") if "slake" in file.name.lower()]
+    tree = unzipped(archives[0] if len(archives) == 1 and not (source / "train.json").exists() else source)
     return next((inner for inner in (tree, *tree.iterdir()) if (inner / "train.json").exists()), tree)
 
 
@@ -84,18 +85,15 @@ def _images(tree: Tree) -> Tree:
     return packed / "imgs" if (packed / "imgs").is_dir() else packed
 
 
-def _rows(tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     tables = {
         split: next((file for stem in stems if (file := tree / f"{stem}.json").exists()), None)
         for split, stems in SPLITS.items()
     }
     if missing := [" or ".join(f"{stem}.json" for stem in SPLITS[split]) for split in SPLITS if not tables[split]]:
-        raise InputError(f"{tree.name} has no {', no '.join(missing)}; SLAKE comes with all three tables.")
+        raise InputError(f"{name} has no {', no '.join(missing)}; SLAKE comes with all three tables.")
     for split, table in tables.items():
-        try:
-            yield from ((split, row) for row in json.loads(table.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{table.name} is not JSON ({error}); download it again.") from None
+        yield from ((split, row) for row in json_file(table))
 
 
 def _lesions(file: Tree) -> list[dict[str, Any]] | None:
@@ -103,7 +101,7 @@ def _lesions(file: Tree) -> list[dict[str, Any]] | None:
     if not file.exists():
         return []
     try:
-        entries = [pair for entry in json.loads(file.read_text(encoding="utf-8")) for pair in entry.items()]
+        entries = [pair for entry in json_file(file) for pair in entry.items()]
         boxes = [dict(zip(BOX, (label, *box), strict=True)) for label, box in entries]
     except (ValueError, AttributeError, TypeError):
         return None

@@ -118,6 +118,7 @@ def make_dataset(
         makers = sorted({answer["made_by"] for answer in given.answers.values() if "made_by" in answer})
         said = ", ".join(makers)
         manifest |= {"chat_model": said, "judges": makers, "panel": None, "style": None, "prompt_versions": {}}
+        manifest["settings"]["judges"] = []
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
     cards.write_dataset_card(folder)
@@ -134,15 +135,18 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
         InputError: the source is not as the builder knows it, rows are faulty (all are listed), or as `curate_folder`.
     """
     name, processes = name_of(builder), Processes.here()
+    upstream = _open(builder, settings, run)
+    settings.credentialed |= _is_marked(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    upstream = _open(builder, settings, run)
     about, manifest = _about(builder, upstream) | _portable(options), None
     try:
         with output_folder(run.output, record, run.resume, processes) as folder:
             source = folder / SOURCE_FOLDER
             if processes.first:
-                write_source(builder.read(upstream, options), name, source, settings.skip_faulty, about)
+                with credentialed.quoting_nothing(settings.credentialed):
+                    rows = builder.read(upstream, options)
+                    write_source(rows, name, source, settings.skip_faulty, about, settings.source_name)
             processes.open(folder, "source", patience=math.inf)
             given, about = read_given(source, about)
             if source.exists():
@@ -154,11 +158,14 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
             if given.answers:
                 settings.chat = "none"
             manifest = make_dataset(settings, run, folder, command, processes, given, about)
-            if manifest and source.exists():
-                _clear(source, run.keep_source)
+            if manifest and run.keep_source is None:
+                shutil.rmtree(source, ignore_errors=True)
     except AlreadyFinished:
+        _keep(run)
         if run.publish is None:
             raise
+    if manifest:
+        _keep(run)
     return manifest
 
 
@@ -170,11 +177,12 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
         )
     if builder.HAS_PAIRS:
         _refuse_makers(builder, settings)
-    if run.keep_source and run.keep_source.exists() and not run.output.exists():
-        raise InputError(f"{run.keep_source} exists already; choose another --keep-source or remove it first.")
+    _check_keeping(run)
     text = str(settings.source)
     if text.startswith(HUB) and builder.SOURCE:
         repository, _, revision = text.removeprefix(HUB).partition("@")
+        if not repository:
+            raise InputError(f"The source {text!r} names no repository; write {builder.SOURCE}, for one.")
         return Hub(repository, dataset_commit(repository, revision or None))
     if not settings.source.exists():
         hub = f" For the Hub's, write {builder.SOURCE} (or another hub:user/name)." if builder.SOURCE else ""
@@ -224,9 +232,39 @@ def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
     return {**facts, "credentialed": True} if builder.CREDENTIALED else facts
 
 
-def _clear(source: Path, keep: Path | None) -> None:
+def _is_marked(upstream: Path | Hub, options: Any) -> bool:
+    """Whether a file beside what is read, or the name of it, says that it may not be passed on: what a builder writes
+    has another name, and holds no such file."""
+    if isinstance(upstream, Hub):
+        return credentialed.is_credentialed({"name": upstream.name})
+    paths = [upstream, *(value for value in asdict(options).values() if isinstance(value, Path))]
+    return any(_says_so(path.resolve()) for path in paths)
+
+
+def _says_so(path: Path) -> bool:
+    folders = (path, path.parent)
+    return any((folder / credentialed.MARKER).exists() for folder in folders) or credentialed.is_credentialed(
+        {"name": path.name}
+    )
+
+
+def _check_keeping(run: Build) -> None:
+    """Raise InputError where the source could not be kept at the end."""
+    keep, output = run.keep_source, run.output
     if keep is None:
-        shutil.rmtree(source)
-    else:
+        return
+    if keep.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(keep.resolve()):
+        raise InputError(f"--keep-source {keep} and --output {output} overlap; choose folders beside each other.")
+    if keep.exists() and not output.exists():
+        raise InputError(f"{keep} exists already; choose another --keep-source or remove it first.")
+    try:
         keep.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, keep)
+    except OSError as error:
+        raise InputError(f"{keep} cannot be written ({error.strerror}); choose another --keep-source.") from error
+
+
+def _keep(run: Build) -> None:
+    """Move the source out of the finished dataset to where it is kept, unless a run before has."""
+    source = run.output / SOURCE_FOLDER
+    if run.keep_source and source.exists() and Processes.here().first:
+        shutil.move(source, run.keep_source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,35 @@ def find_table(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise InputError(f"The source {path} does not exist; give a folder with a table of questions and images.")
-    tables = [file for suffix in ("jsonl", "json", "csv") for file in sorted(path.glob(f"*.{suffix}"))]
+    tables = _tables(path)
     if len(tables) != 1:
         found = f"{len(tables)} tables ({', '.join(table.name for table in tables)})" if tables else "no table"
         raise InputError(f"{path} holds {found}; a source is one .jsonl, .json or .csv file with its images beside it.")
     return tables[0]
+
+
+def has_table(folder: Path) -> bool:
+    """Whether a folder holds tables, one or several."""
+    return bool(_tables(folder))
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [file for suffix in ("jsonl", "json", "csv") for file in sorted(folder.glob(f"*.{suffix}"))]
+
+
+def json_file(file: Path | zipfile.Path) -> Any:
+    """What a JSON file holds, with or without a byte order mark. Raises InputError where it is no JSON in UTF-8."""
+    try:
+        return json.loads(_text(file))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON: {error}. Download or write it again.") from None
+
+
+def _text(file: Path | zipfile.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 ({error}); save it as UTF-8.") from None
 
 
 def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -35,25 +60,19 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         InputError: the whole file cannot be read.
     """
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{table} is not UTF-8 ({error}); save it as UTF-8.") from None
     if table.suffix == ".csv":
+        text = _text(table)
         csv.field_size_limit(max(csv.field_size_limit(), len(text)))
         for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
             yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else row
     elif table.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{table} is not JSON: {error}.") from None
+        rows = json_file(table)
         if not isinstance(rows, list):
             raise InputError(f"{table} holds a {type(rows).__name__}; it must be a list with one object a question.")
         for number, row in enumerate(rows, start=1):
             yield f"{table.name}[{number}]", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
     else:
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(_text(table).split("\n"), start=1):
             if line.strip():
                 try:
                     row = json.loads(line)

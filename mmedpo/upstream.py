@@ -12,7 +12,7 @@ import shutil
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -48,8 +48,8 @@ class Hub(NamedTuple):
 
 
 # What a reader yields: a row of the source's table (`samples.COLUMNS`, with "id", and a Picture as "image"), a row that
-# is left out, or one that is faulty. A row whose pair exists already has "rejected", the wrong answer (or why it is
-# none), "rejected_by", "clinical_relevance" in [0, 1], and "task" by the schema's name.
+# is left out, or one that is faulty. A row whose pair exists already has "rejected", the wrong answer, "rejected_by",
+# "clinical_relevance" in [0, 1], "task" by the schema's name, and maybe "rejected_fault", why it is no wrong answer.
 Item = dict[str, Any] | Reject | Fault
 
 
@@ -66,8 +66,9 @@ def hub_triples(source: Hub | Path) -> Iterator[Item]:
     Raises:
         InputError: it cannot be loaded, or has other columns.
     """
-    name, revision = source if isinstance(source, Hub) else (str(source), None)
-    for split, dataset in schema.load_splits(name, revision=revision).items():
+    name = source.name if isinstance(source, Hub) else str(source)
+    folder = hub_folder(source, ["data/*.parquet"]) if isinstance(source, Hub) else source
+    for split, dataset in schema.load_splits(str(folder)).items():
         if missing := set(TRIPLE) - set(dataset.column_names):
             held = ", ".join(dataset.column_names)
             raise InputError(f"{name} has no column {', '.join(sorted(missing))}; its columns are {held}.")
@@ -92,12 +93,25 @@ def hub_folder(source: Hub, patterns: list[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(
+        folder = Path(
             snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=patterns)
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         why = hub.unread(error).removesuffix(".")
         raise InputError(f"{source.name} cannot be downloaded: {why}. Give a local copy as --source.") from error
+    if not folder.is_dir():
+        raise InputError(
+            f"{source.name} holds nothing like {' or '.join(patterns)}; give the data set's own repository."
+        )
+    return folder
+
+
+def one_of(option: str, text: str, known: Sequence[str] = ()) -> list[str]:
+    """The words of an option that takes several with commas. Raises InputError for none, or one that is not `known`."""
+    chosen = [word for part in text.split(",") if (word := part.strip())]
+    if not chosen or (known and not set(chosen) <= set(known)):
+        raise InputError(f"{option} is {text!r}; use {' or '.join(known) or 'one or more words'}, several with commas.")
+    return chosen
 
 
 def unzipped(tree: Tree) -> Tree:
@@ -110,11 +124,13 @@ def unzipped(tree: Tree) -> Tree:
 
 @contextmanager
 def whole_archives(name: str) -> Iterator[None]:
-    """Turn what broken ZIP files raise inside the block into InputError."""
+    """Turn what broken and locked ZIP files raise inside the block into InputError."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{name} is no whole ZIP file ({error}); download it again.") from error
+    except RuntimeError as error:  # how zipfile asks for a password
+        raise InputError(f"{name} cannot be read ({error}); unpack it, and name the folder.") from error
 
 
 def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
@@ -142,25 +158,24 @@ def sections(report: str) -> dict[str, str]:
 
 
 def write_source(
-    items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any]
-) -> None:
+    items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any],
+    source_name: str | None = None,
+) -> None:  # fmt: skip
     """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `read_given` reads.
 
     Args:
         about: to be recorded of the source, with the number of its rows.
+        source_name: of the rows; by default what they say, or the builder's.
 
     Raises:
-        InputError: faulty rows (all of them), unless `skip_faulty`, or a broken archive.
+        InputError: faulty rows (all of them), unless `skip_faulty`; files that are broken or of another layout.
     """
     ledger = Ledger(folder.with_suffix(".ledger"))
     if items is not None and not ("given" in ledger and folder.exists()):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        try:
-            with whole_archives(name):
-                rows, given, faults = _write(items, name.replace("_", "-"), folder)
-        except KeyError as error:
-            raise InputError(f"A row of {name} has no {error}; give the data set's own files.") from error
+        with whole_archives(name):
+            rows, given, faults = _write(_as_published(items, name), name.replace("_", "-"), folder, source_name)
         if faults and not skip_faulty:
             count = len({fault.row for fault in faults})
             raise InputError(
@@ -184,9 +199,26 @@ def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, An
     return Given(**{**given, "rejects": [Reject(**reject) for reject in given["rejects"]]}), recorded
 
 
-def _write(items: Iterable[Item], name: str, folder: Path) -> tuple[int, Given, list[Fault]]:
+def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
+    """The items; what their reader stumbles over becomes InputError."""
+    number = 0
+    try:
+        for item in items:
+            yield item
+            number += 1
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"After row {number}, {name} is not as its authors publish it ({what}); give the data set's own files."
+        ) from error
+
+
+def _write(
+    items: Iterable[Item], name: str, folder: Path, source_name: str | None = None
+) -> tuple[int, Given, list[Fault]]:
     """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
     given, faults, rows = Given(), [], 0
+    ids: set[str] = set()
     placed: set[str] = set()
     with (folder / TABLE).open("w", encoding="utf-8") as lines:
         for item in items:
@@ -195,10 +227,14 @@ def _write(items: Iterable[Item], name: str, folder: Path) -> tuple[int, Given, 
                 given.rejects.append(item)
             elif isinstance(item, Fault):
                 faults.append(item)
+            elif item["id"] in ids:  # whose wrong answer would be another question's
+                faults.append(Fault(item["id"], "id", "was used by a row before; make ids unique"))
             elif fault := _place(item["image"], folder, placed, item["id"]):
                 faults.append(fault)
             else:
+                ids.add(item["id"])
                 row = {"source": name, **item, "image": item["image"].name}
+                row["source"] = source_name or row["source"]
                 _bring(row, given)
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     return rows, given, faults
@@ -209,7 +245,8 @@ def _bring(row: dict[str, Any], given: Given) -> None:
     if "rejected" not in row:
         return
     rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
-    sentence = schema.text_fault(row["answer"], rejected, row["task"])
+    known = row.pop("rejected_fault", None)
+    sentence = schema.text_fault(row["answer"], rejected, row["task"]) or known
     if sentence:
         given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
     else:

@@ -13,10 +13,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
@@ -39,7 +41,8 @@ REPORTED_PACKAGES = (
 SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
 SETTINGS = "settings.json"  # of a run, while it works
 DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
-NO_WORK = (SETTINGS, "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
+LOCK = ".lock"  # in a working folder: held by the process that works there
+NO_WORK = (SETTINGS, LOCK, "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 
@@ -110,14 +113,14 @@ def output_folder(
 
     Raises:
         InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; `output` cannot be
-            written; the disk is full.
+            written; another process is at work there; the disk is full.
         AlreadyFinished: `resume` and `output` is complete.
     """
     output = output.resolve()
     partial = output.with_name(output.name + ".partial")
-    if resume and _exists(output):
+    if resume and _exists(output / DIGESTS):
         _compare_digests(output, settings)
-        if processes.first and (output / DIGESTS).exists():
+        if processes.first:
             _drop_ledgers(output)  # of a run that was killed right after it had its name
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
     _refuse_existing(output)
@@ -129,8 +132,7 @@ def output_folder(
     if not fresh and not resume:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
     remedy = f"What was finished is kept in {partial}: free some space and run the same command with --resume."
-    with _plain_faults(output, remedy):
-        _make(partial)
+    with _plain_faults(output, remedy), _locked(partial):
         try:
             _compare_digests(partial, settings)
             settle_settings(partial / SETTINGS, settings)
@@ -140,6 +142,7 @@ def output_folder(
             yield partial
             write_json(partial / DIGESTS, _digests(settings))
             (partial / SETTINGS).unlink()  # a source folder has one table, and this could be one
+            (partial / LOCK).unlink(missing_ok=True)
             partial.replace(output)
             _drop_ledgers(output)  # not before: a kill in between would lose what they hold
         except InputError:
@@ -147,6 +150,22 @@ def output_folder(
             if fresh and not _holds_work(partial):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the working folder and hold it alone: two runs that resume there would write the same files."""
+    _make(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire()
+    except Timeout:
+        raise InputError(f"Another process is at work in {folder}; wait for its end, or stop it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -210,7 +229,7 @@ def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
 
 
 def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise InputError if a finished run had other settings; one of an earlier version does not say."""
+    """Raise InputError if a finished run had other settings."""
     if not (folder / DIGESTS).exists():
         return
     before, now = read_json(folder / DIGESTS), _digests(settings)

@@ -29,7 +29,8 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.publish import Publication
 from mmedpo.publish.remote import Plan
 from mmedpo.samples import Sample
-from mmedpo.sources import read_source
+from mmedpo.sources import _share, read_source
+from mmedpo.text import unit_interval
 from mmedpo.upstream import Item, sections
 from mmedpo.workdir import read_json
 
@@ -162,7 +163,9 @@ def test_a_source_of_another_data_set_is_recognised(run: Run, tmp_path: Path) ->
     source = write(tmp_path / "data", {"annotation.json": "{}", "images/a.png": picture(1)})
     code, output = run("slake", "--source", source, "--output", "out")
     assert code == 2
-    assert "not laid out as slake knows it (train.json with imgs* or [Ss]lake*.zip)" in output
+    assert (
+        "not laid out as slake knows it (train.json with imgs* or *Slake*.zip or *SLAKE*.zip or *slake*.zip)" in output
+    )
     assert "it holds annotation.json, images. It looks like the source of `mmedpo build iu_xray`." in output
     code, output = run("mimic_cxr", "--source", tmp_path / "data" / "images", "--output", "out")
     assert code == 2 and "it holds a.png." in output and "looks like" not in output
@@ -382,7 +385,7 @@ def test_slake_names_all_that_is_missing_or_broken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train.json is not JSON"):
         read("slake", write(slake(tmp_path / "c"), {"train.json": "[{"}))
     incomplete = [{key: value for key, value in question(1).items() if key != "q_lang"}]
-    with pytest.raises(InputError, match=r"A row of slake has no 'q_lang'"):
+    with pytest.raises(InputError, match=r"After row 0, slake is not as its authors publish it \(no 'q_lang'\)"):
         written("slake", slake(tmp_path / "d", {"train": incomplete}), tmp_path / "source2")
 
 
@@ -599,6 +602,7 @@ def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: P
     }
     assert kept + sum(manifest["rejects"].values()) == manifest["source"]["rows"] == 11
     assert manifest["chat_model"] == "MMedPO's authors, as released" and manifest["style"] is None
+    assert manifest["settings"]["judges"] == [] and manifest["settings"]["chat"] == "none"
     found = {row["id"]: row for row in schema.load("out")}
     first, report = found["pairs/0/hallucinated_response"], found["pairs/2/hallucinated_response"]
     assert (first["prompt"][0]["content"], first["chosen"][0]["content"]) == ("Which organ?", "Liver")
@@ -606,7 +610,7 @@ def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: P
     assert (first["clinical_relevance"], first["weight"]) == (1, 1)
     assert first["provenance"]["rejected_by"] == "MMedPO's authors, as released"
     assert [schema.TASKS[row["task"]] for row in (first, report)] == ["open_vqa", "report"]
-    assert report["provenance"]["image_id"] == "x/deep/b.png" and report["license"] == "cc0-1.0"
+    assert report["provenance"]["image_id"] == "images/x/deep/b.png" and report["license"] == "cc0-1.0"
     noised = found["pairs/3/lesion_noise"]  # the question and its answer are good, only the wrong answer was not
     assert noised["chosen"] == noised["rejected"] and noised["rejected_images"]
 
@@ -640,7 +644,7 @@ def test_every_row_of_the_real_file_is_kept_or_counted(shared_data: Path, tmp_pa
     assert (count, faults) == (1327, [])
     assert builders._about(builders.load("released"), file)["upstream_split"] == "by question"
     good = [answer for answer in given.answers.values() if "text" in answer]
-    assert len(good) == len(given.scores) == 1283
+    assert len(good) == len(given.scores) == 1282
     assert len(given.answers) + len(given.rejects) == 1327
     assert Counter(reject.reason for reject in given.rejects) == {
         "the question was asked of the image before": 1, "a character of its texts was lost": 1,
@@ -680,3 +684,116 @@ def test_given_pairs_need_no_model(tmp_path: Path) -> None:
     row = {"id": "q", "answer": "Left", "task": "open_vqa", "rejected": "Right", "rejected_by": "x"}
     upstream._bring({**row, "clinical_relevance": 0.5}, given)
     assert given == Given([], {"q": {"text": "Right", "made_by": "x"}}, {"q": 0.5})
+
+
+# What is not as it should be.
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "said"),
+    [
+        ("iu_xray", "annotation.json", '{"train": 5}', "After row 0, iu_xray is not as its authors publish it"),
+        ("iu_xray", "annotation.json", '{"train": ["a"]}', "After row 0, iu_xray is not"),
+        ("iu_xray", "annotation.json", '{"train": [{"id": 1, "report": "x", "image_path": []}]}', "After row 0"),
+        ("iu_xray", "annotation.json", "{}".encode("utf-16"), "annotation.json is not UTF-8"),
+        ("slake", "train.json", '{"a": 1}', "After row 0, slake is not as its authors publish it"),
+        ("slake", "train.json", '["a"]', "After row 0, slake is not"),
+        ("slake", "train.json", json.dumps([{**question(1), "img_name": None}]), "After row 0, slake is not"),
+    ],
+)
+def test_files_of_another_shape_are_refused_and_leave_nothing(
+    run: Run, tmp_path: Path, name: str, file: str, content: bytes | str, said: str
+) -> None:
+    tree = (r2gen if name == "iu_xray" else slake)(tmp_path / "tree")
+    code, output = run(name, "--source", write(tree, {file: content}), "--output", "out")
+    assert code == 2 and said in output
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_byte_order_marks_are_read_over(tmp_path: Path) -> None:
+    tree = r2gen(tmp_path / "a")
+    write(tree, {"annotation.json": b"\xef\xbb\xbf" + (tree / "annotation.json").read_bytes()})
+    assert len(rows(read("iu_xray", tree))) == 3
+    tree = slake(tmp_path / "b")
+    write(tree, {"train.json": b"\xef\xbb\xbf" + (tree / "train.json").read_bytes()})
+    assert len(rows(read("slake", tree))) == 3
+
+
+def test_a_study_without_a_report_is_left_out(tmp_path: Path) -> None:
+    study = {"id": "CXR1", "report": None, "image_path": ["CXR1_IM-0001/0.png"]}
+    tree = write(r2gen(tmp_path / "tree"), {"annotation.json": json.dumps({"train": [study]})})
+    assert reasons(read("iu_xray", tree)) == {"the report is empty": 1} and not rows(read("iu_xray", tree))
+
+
+def test_an_image_of_two_places_is_a_fault(tmp_path: Path) -> None:
+    tree = write(kaggle(tmp_path / "tree"), {"other/1_IM-0001-4001.dcm.png": picture(9)})
+    (fault,) = (item for item in read("iu_xray", tree) if isinstance(item, Fault))
+    assert str(fault) == "1_IM-0001-4001.dcm.png [filename]: is the name of 2 files; leave one of them"
+
+
+def test_a_repeated_id_brings_no_other_rows_answer(run: Run, tmp_path: Path) -> None:
+    table = [pair(1, "Which organ?", "Liver", "The spleen."), pair(1, "Which side?", "Left", "It is blue.")]
+    write(tmp_path, {"pairs.json": json.dumps(table), "images/a.png": picture(1)})
+    words = ("released", "--source", "pairs.json", "--images", "images", "--output", "out")
+    code, _ = run(*words)
+    assert code == 0
+    (row,) = schema.load("out")
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("Liver", "The spleen.")
+    assert read_json(tmp_path / "out" / "manifest.json")["rejects"] == {"faulty row of the source": 1}
+
+
+def test_options_that_a_layout_does_not_use_are_refused(run: Run, tmp_path: Path) -> None:
+    tree = r2gen(tmp_path / "tree")
+    code, output = run("iu_xray", "--source", tree, "--sections", "impression", "--output", "out")
+    assert code == 2 and "does not divide reports into sections: leave out --sections" in output
+    code, output = run("slake", "--source", "hub:", "--output", "out")
+    assert code == 2 and "'hub:' names no repository; write hub:BoKelvin/SLAKE" in output
+    code, output = run("slake", "--source", slake(tmp_path / "s"), "--output", "out", "--keep-source", "out/source")
+    assert code == 2 and "--keep-source out/source and --output out overlap" in output
+    (tmp_path / "file").touch()
+    code, output = run("slake", "--source", tmp_path / "s", "--output", "out", "--keep-source", "file/source")
+    assert code == 2 and "file/source cannot be written" in output
+    assert not list(tmp_path.glob("out*"))
+    lateral = rows(read("mimic_cxr", mimic(tmp_path / "m"), sections=" findings , impression", views="LATERAL, PA"))
+    assert [row["id"] for row in lateral] == ["aa", "ab", "ca"]
+    with pytest.raises(InputError, match="--views is ' , '; use one or more words"):
+        options_of("mimic_cxr", views=" , ")
+
+
+def test_rows_take_the_name_that_is_given(run: Run, tmp_path: Path) -> None:
+    words = ("--source", slake(tmp_path / "tree"), "--source-name", "mine", "--output", "out")
+    assert run("slake", *words)[0] == 0
+    assert {row["source"] for row in schema.load("out")} == {"mine"}
+    assert read_json(tmp_path / "out" / "manifest.json")["source"]["name"] == "mine"
+
+
+def test_a_column_that_marks_lesions_is_named(run: Run, tmp_path: Path) -> None:
+    mask = io.BytesIO()
+    Image.new("L", (32, 32), 255).save(mask, "PNG")
+    table = "image,question,answer,masks\na.png,Invented?,yes,m.png\n"
+    write(tmp_path / "clinic", {"table.csv": table, "a.png": picture(1), "m.png": mask.getvalue()})
+    words = ("folder", "--source", "clinic", "--split", _share(unit_interval("split", "a.png")), "--output", "out")
+    code, output = run(*words)
+    assert code == 2 and "marks lesions by masks, not by boxes: give --localizer masks" in output
+    assert run(*words, "--localizer", "masks", "--max_coverage", "1")[0] == 0
+    assert read_json(tmp_path / "out" / "manifest.json")["counts"] == {"hallucinated_response": 1, "lesion_noise": 1}
+
+
+def test_a_source_is_kept_also_after_a_kill_at_the_very_end(
+    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("path_vqa", "--source", path_vqa, "--output", "out", "--keep-source", "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(builders, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*words)[0] == 130
+    code, output = run(*words, "--resume")
+    assert code == 0 and "nothing to resume" in output
+    assert (tmp_path / "kept" / "samples.jsonl").exists() and not (tmp_path / "out" / "source").exists()
+
+
+def test_a_script_calls_itself_as_the_command(tmp_path: Path) -> None:
+    words = [sys.executable, str(Path(builders.FOLDER) / "slake.py"), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(builders.FOLDER.parent)}
+    found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "usage: mmedpo build slake [--config RECIPE.yaml]" in found.stdout
+    assert found.stdout.count("Example: ") == 1 and "--language LANGUAGE" in found.stdout

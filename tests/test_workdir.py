@@ -107,8 +107,23 @@ def test_existing_output_is_refused_and_untouched(tmp_path: Path) -> None:
 
 
 def test_resume_of_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
-    with pytest.raises(AlreadyFinished, match="nothing to resume"), output_folder(tmp_path, {}, resume=True):
+    with output_folder(tmp_path / "out", {}):
+        pass
+    with pytest.raises(AlreadyFinished, match="nothing to resume"), output_folder(tmp_path / "out", {}, resume=True):
         pytest.fail("the block must not run")
+    (tmp_path / "mine").mkdir()  # no run's
+    with pytest.raises(InputError, match="exists already"), output_folder(tmp_path / "mine", {}, resume=True):
+        pytest.fail("the block must not run")
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with output_folder(tmp_path / "out", {}) as folder:
+        (folder / "file").write_text("work")
+        at_work = pytest.raises(InputError, match=r"Another process is at work in .*out\.partial; wait")
+        with at_work, output_folder(tmp_path / "out", {}, resume=True):
+            pytest.fail("the block must not run")
+        assert (folder / "file").exists()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".settings.sha256", "file"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is not None:
         sys.argv[1:] = argv
     try:
-        app()
+        app(prog_name="mmedpo")  # also where a script of dataset_builders/ is run
     except AlreadyFinished as finished:
         console.print(str(finished))
     except Stopped as stopped:

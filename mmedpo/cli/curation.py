@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mmedpo.cli.publishing import publish_built
 from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_table
@@ -58,11 +57,11 @@ def build(
             raise InputError("mmedpo build takes the name of a dataset first.")
         return
     builder = builders.load(name)
-    if "--help" in context.args:
-        console.print(escape(builder.__doc__ or ""), highlight=False, soft_wrap=True)
     options = getattr(builder, "Options", builders.Options)
     standard = builders.defaults(builder)
-    settings, run, own = parsed(context, Settings, builders.Build, options, name=name, defaults=standard)
+    settings, run, own = parsed(
+        context, Settings, builders.Build, options, name=name, defaults=standard, about=builder.__doc__
+    )
     manifest = builders.build(builder, settings, run, own, command_line())
     if manifest is not None:
         _print_made(run.output, manifest)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from mmedpo import credentialed
@@ -75,15 +76,21 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if action.default not in (None, argparse.SUPPRESS) else action.help
 
 
-def parsed(context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None) -> Any:
-    """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`."""
+def parsed(
+    context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None,
+    about: str | None = None,
+) -> Any:  # fmt: skip
+    """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`.
+
+    `about` is what --help says before it lists them; by default what the command says of itself.
+    """
     import yaml
     from trl import TrlParser
 
     command = f"mmedpo {context.info_name} {name}".rstrip()
     words = [part for word in context.args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--help" in words:
-        console.print(context.get_help())
+        console.print(escape(about) if about else context.get_help(), highlight=False, soft_wrap=True)
     if words[-1:] == ["--config"]:
         raise InputError("--config needs a recipe after it, the path of a YAML file.")
     # Its own usage has a line for each option and comes with every fault.

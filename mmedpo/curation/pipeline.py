@@ -117,13 +117,21 @@ def curate_folder(
     return manifest
 
 
+FORMS_OF_DATA = ("boxes", "masks", "heatmap")  # columns of a source, and localizers that read them
+
+
 def open_source(settings: Settings) -> Source:
-    """The source that the settings name. Raises InputError as `read_source` does, and for faulty rows."""
+    """The source that the settings name. Raises InputError as `read_source` does, for faulty rows, and for lesions in
+    another column than the one named."""
     source = read_source(
         settings.source, settings.split, settings.limit, settings.seed, settings.license,
         name=settings.source_name, marked=settings.credentialed,
     )  # fmt: skip
     refuse_faults(source, settings.skip_faulty)
+    held = [name for name in FORMS_OF_DATA if any(getattr(sample, name) for sample in source.samples)]
+    if settings.localizer in FORMS_OF_DATA and held and settings.localizer not in held:
+        where = f"{' and '.join(held)}, not by {settings.localizer}"
+        raise InputError(f"{source.name} marks lesions by {where}: give --localizer {held[0]}.")
     return source
 
 

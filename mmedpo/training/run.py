@@ -76,10 +76,13 @@ class RunArguments:
             )
 
 
+USAGE = "mmedpo train [--config RECIPE.yaml] [options], see --help"  # the parser's own is as long as its help
+
+
 def main(argv: Sequence[str], command: str = "", card: Card | None = None, publish: hub.Push | None = None) -> None:
     """Run the training that `argv` (and the YAML file it names with --config) describes; the rest as in `train`."""
     kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
-    parser = TrlParser(kinds, prog="mmedpo train", description=main.__doc__)
+    parser = TrlParser(kinds, prog="mmedpo train", usage=USAGE, description=main.__doc__)
     try:
         run_args, config, model_args = parser.parse_args_and_config(list(argv))
     except InputError:

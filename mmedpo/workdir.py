@@ -39,7 +39,8 @@ REPORTED_PACKAGES = (
 SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
 SETTINGS = "settings.json"  # of a run, while it works
 DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
-NO_WORK = (SETTINGS, "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
+# What a run writes before its first result.
+NO_WORK = (SETTINGS, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 

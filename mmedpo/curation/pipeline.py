@@ -86,7 +86,7 @@ def curate_folder(
     """
     source = open_source(settings)
     if source.credentialed and not third_parties:
-        credentialed.refuse_endpoints(source.name, (settings.chat, *settings.judges))
+        credentialed.refuse_endpoints(source.name, (settings.chat, *settings.judges), source.marked_by)
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
     tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed)

@@ -137,22 +137,13 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     upstream = _open(builder, settings, run)
-    about, manifest = _about(builder, upstream) | _portable(options), None
+    manifest = None
     try:
         with output_folder(run.output, record, run.resume, processes) as folder:
+            given, about = read_upstream(builder, upstream, settings, options, folder, processes)
             source = folder / SOURCE_FOLDER
-            if processes.first:
-                write_source(builder.read(upstream, options), name, source, settings.skip_faulty, about)
-            processes.open(folder, "source", patience=math.inf)
-            given, about = read_given(source, about)
-            if source.exists():
-                settings.source = source
-                if settings.credentialed:
-                    (source / credentialed.MARKER).touch()
-            elif run.keep_source:
+            if run.keep_source and not source.exists():
                 raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
-            if given.answers:
-                settings.chat = "none"
             manifest = make_dataset(settings, run, folder, command, processes, given, about)
             if manifest and source.exists():
                 _clear(source, run.keep_source)
@@ -160,6 +151,31 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
         if run.publish is None:
             raise
     return manifest
+
+
+def read_upstream(
+    builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, folder: Path, processes: Processes
+) -> tuple[Given, dict[str, Any]]:
+    """Have a builder read what `open_upstream` opened, into a source in a working folder that `settings` then name.
+
+    Returns:
+        What came with the source, and what the manifest says of it.
+
+    Raises:
+        InputError: the source is not as the builder knows it, or rows are faulty.
+    """
+    source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
+    if processes.first:
+        write_source(builder.read(upstream, options), name_of(builder), source, settings.skip_faulty, about)
+    processes.open(folder, "source", patience=math.inf)
+    given, about = read_given(source, about)
+    if source.exists():
+        settings.source = source
+        if settings.credentialed:
+            (source / credentialed.MARKER).touch()
+    if given.answers:
+        settings.chat = "none"
+    return given, about
 
 
 def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
@@ -172,15 +188,20 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
         _refuse_makers(builder, settings)
     if run.keep_source and run.keep_source.exists() and not run.output.exists():
         raise InputError(f"{run.keep_source} exists already; choose another --keep-source or remove it first.")
-    text = str(settings.source)
+    return open_upstream(builder, settings.source)
+
+
+def open_upstream(builder: ModuleType, source: Path) -> Path | Hub:
+    """A builder's source as --source names it. Raises InputError: it is not there, or laid out otherwise."""
+    text = str(source)
     if text.startswith(HUB) and builder.SOURCE:
         repository, _, revision = text.removeprefix(HUB).partition("@")
         return Hub(repository, dataset_commit(repository, revision or None))
-    if not settings.source.exists():
+    if not source.exists():
         hub = f" For the Hub's, write {builder.SOURCE} (or another hub:user/name)." if builder.SOURCE else ""
         raise InputError(f"The source {text} does not exist; `mmedpo build {name_of(builder)} --help` says more.{hub}")
-    _check_layout(builder, settings.source)
-    return settings.source
+    _check_layout(builder, source)
+    return source
 
 
 def _refuse_makers(builder: ModuleType, settings: Settings) -> None:

@@ -38,6 +38,7 @@ PROVENANCE = (
     ),
     *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "mask_coverage"),
 )
+TOOLS = ("detector:", "medklip:")  # localizers that are models: boxes of others come with the data
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
 NOTICE = (
     "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
@@ -59,6 +60,8 @@ def features() -> Features:
 def row(full: Mapping[str, Any]) -> dict[str, Any]:
     """The published form of a row whose images are undecoded; names of models lose the folders of this machine."""
     made = {name: full["provenance"][name] for name in PROVENANCE}
+    if not (made["localizer"] or "").startswith(TOOLS):
+        made["boxes"] = None
     for name, parts in PARTS.items():
         made[name] = made[name] and [{part: one[part] for part in parts} for one in made[name]]
     for one in made["judgements"] or []:

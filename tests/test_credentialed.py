@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from chat_server import Answer, ChatServer, Received
 from credentialed_tree import FINDINGS
-from hub.publishable import make_adapter
+from hub.publishable import EXAMPLES, make_adapter, make_dataset
 from hub.server import ROOT, Hub
 from huggingface_hub import constants
 from typer.testing import CliRunner
@@ -30,7 +30,7 @@ from mmedpo import cli, report
 from mmedpo.credentialed import FLAG, first, is_credentialed, is_loopback
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
-from mmedpo.errors import InputError
+from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.compare import compare
 from mmedpo.publish import publish
 from mmedpo.schema import credentialed_source, load, load_splits
@@ -39,6 +39,7 @@ from mmedpo.workdir import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secret'cell"
+FILLED = {"license": "other", "privacy": "nobody is named"}
 YES = {"confirm": lambda question: True}
 
 
@@ -296,11 +297,56 @@ def test_a_cache_tells_another_endpoint_nothing(house: Path, make_source: MakeSo
 
 
 def test_a_dataset_goes_out_whole_only_with_the_flag(hub: Hub, send: Callable[..., Any], house: Path) -> None:
-    send(house / "pairs", "dataset")
+    asked: list[str] = []
+    send(house / "pairs", "dataset", confirm=lambda question: not asked.append(question))
     assert received(hub) and not credentialed_tree.found(house / "tree", received(hub))
-    send(house / "pairs", "dataset", third_parties=True)
+    assert not any("gets its texts and images" in question for question in asked)
+    for confirm, error in ((lambda question: "gets its" not in question, Stopped), (None, InputError)):
+        with pytest.raises(error):
+            send(house / "pairs", "dataset", third_parties=True, confirm=confirm, fill=FILLED)
+    assert not credentialed_tree.found(house / "tree", received(hub))
+    done = send(house / "pairs", "dataset", third_parties=True, confirm=lambda question: not asked.append(question))
+    question = "mimic-cxr is credentialed data. Everybody who may read user/it, now or later, gets its texts and images"
+    assert asked[-1].startswith(question)
+    assert (
+        f"mimic-cxr is credentialed data: user/it gets its texts and images, whole, as {FLAG} allows." in done.notices
+    )
     found = credentialed_tree.found(house / "tree", received(hub))
     assert any(FINDINGS[0] in trace for trace in found) and not any(credentialed_tree.PATIENT in one for one in found)
+
+
+def test_a_history_with_texts_is_not_covered_up(hub: Hub, send: Callable[..., Any], house: Path) -> None:
+    send(house / "pairs", "dataset", third_parties=True)
+    with pytest.raises(InputError, match="its version v1 was published whole, and the history keeps that"):
+        send(house / "pairs", "dataset")
+    assert "audit.json" in hub.files("user/it", "dataset")
+
+
+def test_what_breaks_the_rules_is_published_in_no_form(hub: Hub, send: Callable[..., Any], tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        row.update(source="PadChest")
+
+    made = make_dataset(tmp_path / "pairs", 6, change=change)
+    first, *_ = sorted(made.glob("data/*.parquet"))
+    table = pq.read_table(first)
+    for spoil, said in ((nan_weight, "weight.: is not a number"), (same_id, "occurs 2 times"), (no_bytes, "images")):
+        pq.write_table(pa.Table.from_pylist(spoil(table.to_pylist()), schema=table.schema), first)
+        with pytest.raises(InputError, match=f"(?s)schema.*{said}") as raised:
+            send(made, "dataset")
+        assert "What is seen" not in str(raised.value)
+    assert not list(hub.store)
+
+
+def nan_weight(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "weight": float("nan")} for row in rows]
+
+
+def same_id(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [*rows, rows[0]]
+
+
+def no_bytes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "images": [{**image, "bytes": None} for image in row["images"]]} for row in rows]
 
 
 @pytest.fixture
@@ -318,8 +364,23 @@ def test_an_adapter_goes_out_only_with_the_flag(hub: Hub, send: Callable[..., An
     with pytest.raises(InputError, match=f"is not published: x is credentialed data.*{FLAG}"):
         send(adapter, "adapter")
     assert not list(hub.store) and not [call for call in hub.calls() if call.startswith(("POST", "PUT"))]
-    send(adapter, "adapter", third_parties=True)
+    done = send(adapter, "adapter", third_parties=True)
     assert "adapter_model.safetensors" in hub.files("user/it")
+    assert "user/it gets a model that was trained on its texts and images" in done.notices[0]
+
+
+def test_examples_of_a_whole_comparison_stay_here(hub: Hub, send: Callable[..., Any], tmp_path: Path) -> None:
+    """As `mmedpo compare --output` writes it, copied beside an adapter."""
+    adapter = make_adapter(tmp_path / "free")
+    comparison = read_json(EXAMPLES / "adapter" / "comparison.json")
+    run = next(iter(comparison["evaluations"]))
+    comparison["evaluations"][run] = {**comparison["evaluations"][run], "prompt": {"example": SECRET, "digest": "0"}}
+    write_json(adapter / "comparison.json", {**comparison, "examples": [{"question": SECRET}]})
+    send(adapter, "adapter")
+    sent = json.loads(hub.files("user/it")["comparison.json"])
+    assert sent["metrics"] == comparison["metrics"] and not any(
+        SECRET.encode() in data for data in received(hub).values()
+    )
 
 
 def test_rows_say_where_they_are_from_though_the_manifest_says_otherwise(house: Path, hub: Hub, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from mmedpo.workdir import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secret'cell"
+OTHER = "A long text about somebody."  # what a model elsewhere writes
 FILLED = {"license": "other", "privacy": "nobody is named"}
 YES = {"confirm": lambda question: True}
 
@@ -283,14 +284,14 @@ def test_a_cache_tells_another_endpoint_nothing(house: Path, make_source: MakeSo
     assert keys and all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
     source = make_source([row(question="Describe it.", answer="A free text about nobody.", task="report")], name="free")
     with ChatServer() as away:
-        away.answer = credentialed_tree.answer
+        written, score = {"answer": OTHER, "kind": "finding"}, {"score": 0.5, "rationale": "It is another."}
+        away.answer = lambda received: Answer(json.dumps(written if received.body["model"] == "penman" else score))
         settings = Settings(source=source, chat=f"{away.url}#penman", judges=[f"{away.url}#judge"], localizer="none")
         (tmp_path / "working").mkdir()
         curate_folder(settings, tmp_path / "working", cache=tmp_path / "calls.sqlite")
         bodies = {str(n): json.dumps(received.body).encode() for n, received in enumerate(away.received)}
-    assert len(bodies) >= 2
-    quoted = credentialed_tree.found(house / "tree", bodies)
-    assert not [trace for trace in quoted if credentialed_tree.WRONG not in trace]  # the judge sees its own new answer
+    assert len(bodies) >= 2 and any(OTHER.encode() in body for body in bodies.values())
+    assert not credentialed_tree.found(house / "tree", bodies)
 
 
 # Publishing.

@@ -61,6 +61,8 @@ class Published:
                 f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
             )
         recipe.pop("source", None)
+        if self.builder and self.builder.HAS_PAIRS:  # "none" is no option: it is settled when the source is read
+            recipe["chat"] = Settings.chat
         asked = {"model": None, "chat": _kept(recipe["chat"]), "judges": ["standin:strict"]}  # scores are published
         localizer = "boxes" if recipe["localizer"].startswith(stripped.TOOLS) else recipe["localizer"]
         # Whoever wrote the manifest may have written anything: no option of a run, and no path, is taken from it.
@@ -141,7 +143,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
             raise
         shutil.rmtree(folder / SOURCE_FOLDER, ignore_errors=True)
         made["source"] |= {**about, "credentialed": True}
-        manifest = _manifest(made, published, bool(given.regions)) | {"counts": dict(counts)}
+        manifest = _manifest(made, published, given) | {"counts": dict(counts)}
         manifest["rejoined"] |= states
         write_json(folder / "manifest.json", manifest)
         write_json(folder / "audit.json", audit(str(folder), name=run.output.name))
@@ -149,11 +151,13 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     return manifest
 
 
-def _manifest(made: Mapping[str, Any], published: Published, located: bool) -> dict[str, Any]:
-    """The manifest of this machine's run, but for what is the published rows' own: judges and weights, and where
-    `located` who found the lesions. Who made the published rows is said beside it."""
+def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> dict[str, Any]:
+    """The manifest of this machine's run, but for what was `given` to it: judges and weights, who found the lesions,
+    and wrong answers that came with the source. Who made the published rows is said beside it."""
     before = published.manifest
-    kept = ["judges", "panel", "weights", *(["localizer", "query"] if located else [])]
+    kept = ["judges", "panel", "weights"]
+    kept += ["localizer", "query"] if given.regions else []
+    kept += ["chat_model", "style", "prompt_versions"] if given.answers else []
     settings = {name: before["settings"][name] for name in kept if name in before["settings"] and name != "weights"}
     return {
         **made, **{name: before.get(name) for name in kept}, "settings": {**made["settings"], **settings},

@@ -140,6 +140,8 @@ def begin(folder: Path, source: dict[str, Any]) -> None:
 
 def _training_of(name: str) -> dict[str, Any]:
     """The training.json of a model or an adapter (folder, checkpoint of a run, Hub id), empty where it has none."""
-    folder = Path(name)
-    run = folder.resolve().parent if folder.exists() and folder.resolve().name.startswith("checkpoint-") else folder
-    return schema.recorded(name, RECORD, "model") or schema.recorded(str(run), RECORD, "model")
+    found = schema.recorded(name, RECORD, "model")
+    folder = Path(name).resolve()
+    if not found and folder.is_dir() and folder.name.startswith("checkpoint-"):
+        return schema.recorded(str(folder.parent), RECORD, "model")
+    return found

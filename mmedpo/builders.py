@@ -139,24 +139,13 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     settings.credentialed |= _is_marked(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    about, manifest = _about(builder, upstream) | _portable(options), None
+    manifest = None
     try:
         with output_folder(run.output, record, run.resume, processes) as folder:
+            given, about = read_upstream(builder, upstream, settings, options, folder, processes)
             source = folder / SOURCE_FOLDER
-            if processes.first:
-                with credentialed.quoting_nothing(settings.credentialed):
-                    rows = builder.read(upstream, options)
-                    write_source(rows, name, source, settings.skip_faulty, about, settings.source_name)
-            processes.open(folder, "source", patience=math.inf)
-            given, about = read_given(source, about)
-            if source.exists():
-                settings.source = source
-                if settings.credentialed:
-                    (source / credentialed.MARKER).touch()
-            elif run.keep_source:
+            if run.keep_source and not source.exists():
                 raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
-            if given.answers:
-                settings.chat = "none"
             manifest = make_dataset(settings, run, folder, command, processes, given, about)
             if manifest and run.keep_source is None:
                 shutil.rmtree(source, ignore_errors=True)
@@ -169,6 +158,33 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     return manifest
 
 
+def read_upstream(
+    builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, folder: Path, processes: Processes
+) -> tuple[Given, dict[str, Any]]:
+    """Have a builder read what `open_upstream` opened, into a source in a working folder that `settings` then name.
+
+    Returns:
+        What came with the source, and what the manifest says of it.
+
+    Raises:
+        InputError: the source is not as the builder knows it, or rows are faulty.
+    """
+    source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
+    if processes.first:
+        with credentialed.quoting_nothing(settings.credentialed):
+            rows = builder.read(upstream, options)
+            write_source(rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name)
+    processes.open(folder, "source", patience=math.inf)
+    given, about = read_given(source, about)
+    if source.exists():
+        settings.source = source
+        if settings.credentialed:
+            (source / credentialed.MARKER).touch()
+    if given.answers:
+        settings.chat = "none"
+    return given, about
+
+
 def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
     """The source that was named, after all that can be known to be wrong before anything is read."""
     if builder.CREDENTIALED and not getattr(settings, "credentialed", True):
@@ -178,17 +194,22 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
     if builder.HAS_PAIRS:
         _refuse_makers(builder, settings)
     _check_keeping(run)
-    text = str(settings.source)
+    return open_upstream(builder, settings.source)
+
+
+def open_upstream(builder: ModuleType, source: Path) -> Path | Hub:
+    """A builder's source as --source names it. Raises InputError: it is not there, or laid out otherwise."""
+    text = str(source)
     if text.startswith(HUB) and builder.SOURCE:
         repository, _, revision = text.removeprefix(HUB).partition("@")
         if not repository:
             raise InputError(f"The source {text!r} names no repository; write {builder.SOURCE}, for one.")
         return Hub(repository, dataset_commit(repository, revision or None))
-    if not settings.source.exists():
+    if not source.exists():
         hub = f" For the Hub's, write {builder.SOURCE} (or another hub:user/name)." if builder.SOURCE else ""
         raise InputError(f"The source {text} does not exist; `mmedpo build {name_of(builder)} --help` says more.{hub}")
-    _check_layout(builder, settings.source)
-    return settings.source
+    _check_layout(builder, source)
+    return source
 
 
 def _refuse_makers(builder: ModuleType, settings: Settings) -> None:
@@ -236,16 +257,10 @@ def _is_marked(upstream: Path | Hub, options: Any) -> bool:
     """Whether a file beside what is read, or the name of it, says that it may not be passed on: what a builder writes
     has another name, and holds no such file."""
     if isinstance(upstream, Hub):
-        return credentialed.is_credentialed({"name": upstream.name})
-    paths = [upstream, *(value for value in asdict(options).values() if isinstance(value, Path))]
-    return any(_says_so(path.resolve()) for path in paths)
-
-
-def _says_so(path: Path) -> bool:
-    folders = (path, path.parent)
-    return any((folder / credentialed.MARKER).exists() for folder in folders) or credentialed.is_credentialed(
-        {"name": path.name}
-    )
+        return credentialed.telling([upstream.name]) is not None
+    paths = [path.resolve() for path in (upstream, *asdict(options).values()) if isinstance(path, Path)]
+    marked = any((folder / credentialed.MARKER).exists() for path in paths for folder in (path, path.parent))
+    return marked or any(credentialed.telling(path.with_suffix("").parts) for path in paths)
 
 
 def _check_keeping(run: Build) -> None:

@@ -1,7 +1,8 @@
 """Data whose terms forbid passing it on: how it is known, and the questions that are asked before anything is sent.
 
-A mark travels with it: source -> `manifest.json` ("source") -> `training.json` ("dataset_manifest") -> `results.json`
--> `comparison.json`, so that each later step knows without trusting the name of a folder. docs/credentialed.md.
+A mark travels with it: source -> `manifest.json` ("source") and the licence of each row -> `training.json`
+("dataset_manifest") -> `results.json` -> `comparison.json`, so that each later step knows without trusting a folder's
+name. docs/credentialed.md.
 """
 
 from __future__ import annotations
@@ -31,8 +32,17 @@ UNLESS = f"If everybody who receives it has agreed to the same terms, say so wit
 
 def is_credentialed(source: Mapping[str, Any]) -> bool:
     """Whether a recorded source ({"name", "license", "credentialed", ...}) may not leave: by its mark, or by name."""
-    said = [_letters(source.get(key)) for key in ("name", "license")]
-    return bool(source.get("credentialed")) or any(known in text for known in NAMES for text in said)
+    return bool(source.get("credentialed")) or telling([source.get("name"), source.get("license")]) is not None
+
+
+def telling(texts: Iterable[Any]) -> str | None:
+    """The first of these names and licences that tells of credentialed data; None: none does."""
+    return next((str(text) for text in texts if any(known in _letters(text) for known in NAMES)), None)
+
+
+def marked(license: str) -> str:
+    """A licence that says what it is of, so that rows say so wherever they go and whatever their source is called."""
+    return license if telling([license]) else f"{license} (credentialed)"
 
 
 def first(records: Iterable[Mapping[str, Any]]) -> str | None:
@@ -62,14 +72,16 @@ def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:
         )
 
 
-def refuse_endpoints(name: str, models: Iterable[str]) -> None:
-    """Raise InputError if one of these models, as options name them, would have the source `name` sent elsewhere."""
+def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = None) -> None:
+    """Raise InputError if one of these models, as options name them, would have the source `name` sent elsewhere;
+    `marked_by`: what says that it is credentialed."""
     if remote := [model for model in models if is_remote(model)]:
         shown = ", ".join(re.sub(r"//[^/@\s]*@", "//", model) for model in dict.fromkeys(remote))
         raise InputError(
             f"Nothing was sent: {name} is credentialed data, and {shown} is not on this machine. Serve the model here "
             "(http://localhost:8000/v1#model, by its address or as localhost: other names do not count), run it in "
             f"this process (local:org/model), or leave it out. {UNLESS}"
+            + (f" (It is known as credentialed data by {marked_by}.)" if marked_by else "")
         )
 
 

@@ -20,7 +20,8 @@ def ask(image: str, boxes: Sequence[Box], labels: Sequence[str], width: float | 
 
     A boxed finding gives "Is there ...?" (yes), and where it is on one side only, the side. A side with one boxed
     finding gives what is there, unless the image has findings that nobody boxed. One finding that is neither boxed
-    nor labelled gives "Is there ...?" (no): absence rests on image-level labels, which may be text-mined.
+    nor labelled gives "Is there ...?" (no): absence rests on image-level labels, which may be text-mined. Ids count
+    an image's findings and do not name them: ids of credentialed data are published.
 
     Args:
         image: its path in the source.
@@ -37,12 +38,12 @@ def ask(image: str, boxes: Sequence[Box], labels: Sequence[str], width: float | 
     def question(kind: str, text: str, answer: str, task: str, shown: Sequence[Box]) -> dict[str, Any]:
         return {"id": f"{name}-{kind}", "question": text, "answer": answer, "task": task, "boxes": list(shown)}
 
-    for finding, shown in by_finding.items():
-        yield question(f"present-{finding}", f"Is there {finding} in this image?", "yes", "closed_vqa", shown)
+    for place, (finding, shown) in enumerate(by_finding.items(), 1):
+        yield question(f"present-{place}", f"Is there {finding} in this image?", "yes", "closed_vqa", shown)
         sides = {_side(box, width) for box in shown}
         if sides in ({"right"}, {"left"}):
             text = f"On which side of the patient is the {finding}?"
-            yield question(f"side-{finding}", text, str(sides.pop()), "open_vqa", shown)
+            yield question(f"side-{place}", text, str(sides.pop()), "open_vqa", shown)
     for side in ("right", "left") if known == by_finding.keys() else ():
         there = [box for box in boxes if _side(box, width) in (side, None)]
         findings = {_finding(box["label"]) for box in there}

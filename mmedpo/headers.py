@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}  # chunks of a PNG file
 JPEG = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9
+# Frame headers and Huffman or arithmetic tables, the end, scans, quantisation tables, restart intervals.
+STORED = {*range(0xC0, 0xD0), END, SCAN, 0xDB, 0xDD}
 # Application segments that say how colours are stored, with their length without a thumbnail; all others are notes.
 COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
-NOTES = {*range(0xE0, 0xF0), 0xFE}
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
+# First column and row of each pass of an interlaced PNG, and the steps to the next ones.
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def without(data: bytes) -> bytes | None:
@@ -22,10 +27,12 @@ def without(data: bytes) -> bytes | None:
     """
     try:
         if data.startswith(PNG):
-            return PNG + b"".join(chunk for name, chunk in _chunks(data) if name in PIXELS)
+            kept = [(name, chunk) for name, chunk in _chunks(data) if name in PIXELS]
+            _check_rows(kept)
+            return PNG + b"".join(chunk for _, chunk in kept)
         if data.startswith(JPEG):
             return JPEG + b"".join(_plain(marker, part) for marker, part in _segments(data))
-    except (struct.error, ValueError):
+    except (struct.error, zlib.error, ValueError, KeyError):
         pass
     return None
 
@@ -39,6 +46,19 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise ValueError("cut off")
         yield name, data[at : at + length + 12]
         at += length + 12
+
+
+def _check_rows(chunks: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise ValueError unless a PNG file's compressed data are its rows, and nothing is in or behind them."""
+    width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1][8:21])
+    size = 0
+    for x, y, right, down in PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = max(0, -(-(width - x) // right)), max(0, -(-(height - y) // down))
+        size += rows * (1 + -(-columns * depth * CHANNELS[colours] // 8)) if columns else 0
+    stream = zlib.decompressobj()
+    found = stream.decompress(b"".join(chunk[8:-4] for name, chunk in chunks if name == b"IDAT"), size + 1)
+    if len(found) != size or not stream.eof or stream.unused_data:
+        raise ValueError("more than the rows")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -59,7 +79,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _plain(marker: int, segment: bytes) -> bytes:
     """A segment of a JPEG file, or what is left of it without notes."""
-    if marker not in NOTES:
+    if marker in STORED:
         return segment
     name, length = COLOURS.get(marker, (b"", 0))
     if not length or not segment[4:].startswith(name) or len(segment) < 4 + length:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,21 +19,22 @@ from mmedpo import builders, cards, credentialed, hub, schema
 from mmedpo.audit import audit
 from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
-from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.pipeline import NothingMade, curate_folder
 from mmedpo.curation.rows import TEXT_PAIR, Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import InputError
+from mmedpo.processes import ALONE
 from mmedpo.publish import stripped
 from mmedpo.samples import Box
-from mmedpo.upstream import read_given, write_source
-from mmedpo.workdir import SOURCE_FOLDER, output_folder, portable, read_json, versions, write_json
+from mmedpo.workdir import SOURCE_FOLDER, output_folder, portable, read_json, write_json
 
 IDENTICAL = "identical"
 DIFFERS = "rebuilt by the recipe, differs from the published row"
 MISSING = "missing"
 NOT_MADE = "the recipe makes no such pair of this source"
 FILE = "rejoin.jsonl"
-TOOLS = ("detector:", "medklip:")  # localizers that are models
+SHOWN_IDS = 3
+MAKERS = ("target_model", "chat_model", "judges", "panel", "localizer", "calls", "versions")  # in a manifest
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,20 @@ class Published:
                 f"{self.repo} was made with settings that this version does not know ({', '.join(sorted(unknown))}); "
                 f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
             )
+        recipe.pop("source", None)
+        if self.builder and self.builder.HAS_PAIRS:  # "none" is no option: it is settled when the source is read
+            recipe["chat"] = Settings.chat
         asked = {"model": None, "chat": _kept(recipe["chat"]), "judges": ["standin:strict"]}  # scores are published
-        localizer = "boxes" if recipe["localizer"].startswith(TOOLS) else recipe["localizer"]
-        return {**self.manifest["source"].get("options", {}), **recipe, **asked, "localizer": localizer}
+        localizer = "boxes" if recipe["localizer"].startswith(stripped.TOOLS) else recipe["localizer"]
+        # Whoever wrote the manifest may have written anything: no option of a run, and no path, is taken from it.
+        own = {option.name for option in fields(self.options) if "Path" not in str(option.type)}
+        chosen = {name: value for name, value in self.manifest["source"].get("options", {}).items() if name in own}
+        return {**chosen, **recipe, **asked, "localizer": localizer}
+
+    @property
+    def options(self) -> Any:
+        """The dataclass of the builder's own options."""
+        return getattr(self.builder, "Options", builders.Options)
 
 
 def read(repo: str, revision: str | None = None) -> Published:
@@ -88,10 +100,10 @@ def read(repo: str, revision: str | None = None) -> Published:
 
 def _kept(chat: str) -> str:
     """The chat model's name, as what a cache holds of its answers; offline rules stay as they are."""
-    scheme, _, rest = chat.partition(":")
-    if scheme in ("http", "https"):
+    scheme, _, rest = chat.strip().partition(":")
+    if scheme.lower() in ("http", "https") or "#" in chat:
         return f"cache:{chat.partition('#')[2]}"
-    return f"cache:{rest.partition('@')[0]}" if scheme in ("hub", "local") else chat
+    return f"cache:{rest.partition('@')[0]}" if scheme.lower() in ("hub", "local") else chat
 
 
 def rejoin(published: Published, settings: Settings, run: Run, options: Any, command: str = "") -> dict[str, Any]:
@@ -107,6 +119,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     Raises:
         InputError: the source is not as its builder knows it, or no row could be rebuilt.
     """
+    settings.credentialed = True  # as all that is published in this form is
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     if settings.chat.startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():
         raise InputError(
@@ -116,53 +129,66 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     with output_folder(run.output, record, run.resume) as folder:
-        given = _read_source(published, settings, options, folder / SOURCE_FOLDER)
-        curate_folder(
-            settings, folder, command, run.limits, cache, given=_with_published(given, published, settings),
-            third_parties=run.send_credentialed_data_to_third_parties,
-        )  # fmt: skip
-        counts, states = _join(published, folder, settings.shard_size)
-        if not counts:
-            raise InputError(f"No row of {published.repo} could be rebuilt: {dict(states.most_common())}.")
+        given, about = _read_source(published, settings, options, folder)
+        given = _with_published(given, published, settings)
+        try:
+            made = curate_folder(
+                settings, folder, command, run.limits, cache, given=given,
+                third_parties=run.send_credentialed_data_to_third_parties,
+            )  # fmt: skip
+            assert made is not None  # there is one process
+            counts, states = _join(published, folder, settings.shard_size)
+        except NothingMade:
+            shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder / SOURCE_FOLDER, ignore_errors=True)
-        manifest = {
-            **published.manifest, "command": command, "versions": versions(), "counts": dict(counts),
-            "rejoined": {"from": portable(published.repo), "revision": published.revision, **states},
-        }  # fmt: skip
+        made["source"] |= {**about, "credentialed": True}
+        manifest = _manifest(made, published, given) | {"counts": dict(counts)}
+        manifest["rejoined"] |= states
         write_json(folder / "manifest.json", manifest)
         write_json(folder / "audit.json", audit(str(folder), name=run.output.name))
         cards.write_dataset_card(folder)
     return manifest
 
 
-def _read_source(published: Published, settings: Settings, options: Any, folder: Path) -> Given:
-    """Have the builder write the source to `folder`, which `settings` then name; returns what came with it."""
+def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> dict[str, Any]:
+    """The manifest of this machine's run, but for what was `given` to it: judges and weights, who found the lesions,
+    and wrong answers that came with the source. Who made the published rows is said beside it."""
+    before = published.manifest
+    kept = ["judges", "panel", "weights"]
+    kept += ["localizer", "query"] if given.regions else []
+    kept += ["chat_model", "style", "prompt_versions"] if given.answers else []
+    settings = {name: before["settings"][name] for name in kept if name in before["settings"] and name != "weights"}
+    return {
+        **made, **{name: before.get(name) for name in kept}, "settings": {**made["settings"], **settings},
+        "rejoined": {
+            "from": portable(published.repo), "revision": published.revision,
+            "made_by": {name: before.get(name) for name in MAKERS},
+        },
+    }  # fmt: skip
+
+
+def _read_source(published: Published, settings: Settings, options: Any, folder: Path) -> tuple[Given, dict[str, Any]]:
+    """Have the builder read the source as `builders.build` does; returns what came with it, and what is said of it."""
     if published.builder is None:
-        return Given()
-    if not settings.source.exists():
-        raise InputError(f"The source {settings.source} does not exist; name the folder of the data with --source.")
-    items = published.builder.read(settings.source, options)
-    write_source(items, builders.name_of(published.builder), folder, settings.skip_faulty, {})
-    given, _ = read_given(folder, {})
-    if folder.exists():
-        settings.source = folder
-        (folder / credentialed.MARKER).touch()
-    if given.answers:
-        settings.chat = "none"
-    return given
+        return Given(), {}
+    upstream = builders.open_upstream(published.builder, settings.source)
+    return builders.read_upstream(published.builder, upstream, settings, options, folder, ALONE)
 
 
 def _with_published(given: Given, published: Published, settings: Settings) -> Given:
-    """What the published rows say, known before: scores, and where a model found lesions that is not asked again."""
+    """What the published rows say, known before: which questions, scores, and where a model found lesions that is not
+    asked again."""
     recorded = published.manifest["settings"]["localizer"]
-    scores, regions = {}, {}
+    scores, regions, questions = {}, {}, set()
     for row in published.rows.values():
         sample = row["provenance"]["sample_id"]
+        questions.add(sample)
         if _kind(row) in (TEXT_PAIR, "reversed_noise"):
             scores[sample] = row["clinical_relevance"]
-        if _kind(row) != TEXT_PAIR and recorded.startswith(TOOLS) and settings.localizer == "boxes":
+        if _kind(row) != TEXT_PAIR and recorded.startswith(stripped.TOOLS) and settings.localizer == "boxes":
             regions[sample] = _region(row, recorded).record()
-    return replace(given, scores={**scores, **given.scores}, regions=regions)
+    return replace(given, scores={**scores, **given.scores}, regions=regions, questions=sorted(questions))
 
 
 def _kind(row: Mapping[str, Any]) -> str:
@@ -180,13 +206,19 @@ def _region(row: Mapping[str, Any], localizer: str) -> Region:
 
 def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[str], Counter[str]]:
     """Put the published weights and scores into the rows that the recipe made, drop those that are not published, and
-    write `rejoin.jsonl`. Returns the rows by kind, and the published rows by what became of them."""
+    write `rejoin.jsonl`. Returns the rows by kind, and the published rows by what became of them.
+
+    Raises:
+        NothingMade: none of them is published.
+    """
     waiting, found = dict(published.rows), dict[str, str]()
     counts: Counter[str] = Counter()
+    made: list[str] = []
 
     def rows() -> Iterator[dict[str, Any]]:
         for file in sorted(folder.glob("data/*.parquet")):
             for row in stripped.rows(file):
+                made.append(row["id"])
                 if (known := waiting.pop(row["id"], None)) is not None:
                     found[row["id"]] = state = IDENTICAL if stripped.digest(row) == known[schema.DIGEST] else DIFFERS
                     counts[_kind(known)] += 1
@@ -198,6 +230,14 @@ def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[
     (joined / "data").rename(folder / "data")
     joined.rmdir()
     reasons = _reasons(folder / "rejects.jsonl")
+    missing = Counter(reasons.get((row["provenance"]["sample_id"], _kind(row)), NOT_MADE) for row in waiting.values())
+    if not found:
+        reason, count = missing.most_common(1)[0]
+        raise NothingMade(
+            f"No row of {published.repo} could be rebuilt from this source. All {len(waiting)} are missing, {count} of "
+            f"them because: {reason}. Published are {_some(waiting)}; made here were {_some(made)}. Is it the same "
+            "data, in the same layout?"
+        )
     with (folder / FILE).open("w", encoding="utf-8") as lines:
         for id, row in published.rows.items():
             line = {"id": id, "dispreference": _kind(row), "state": found.get(id, MISSING)}
@@ -209,6 +249,11 @@ def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[
     return counts, states
 
 
+def _some(ids: Collection[str]) -> str:
+    more = ", ..." if len(ids) > SHOWN_IDS else ""
+    return ", ".join(list(ids)[:SHOWN_IDS]) + more
+
+
 def _joined(row: Mapping[str, Any], known: Mapping[str, Any], state: str) -> dict[str, Any]:
     """A rebuilt row with the published weight and scores; who made an identical one is known from there as well."""
     made = dict(row["provenance"])
@@ -216,7 +261,8 @@ def _joined(row: Mapping[str, Any], known: Mapping[str, Any], state: str) -> dic
         judgements = known["provenance"]["judgements"]
         published = {name: value for name, value in known["provenance"].items() if name not in stripped.PARTS}
         made |= {**published, "judgements": judgements and [{**one, "rationale": None} for one in judgements]}
-    return {**row, **{name: known[name] for name in stripped.COLUMNS}, "provenance": made}
+    columns = {name: known[name] for name in stripped.COLUMNS}
+    return {**row, **columns, "license": credentialed.marked(known["license"]), "provenance": made}
 
 
 def _reasons(rejects: Path) -> dict[tuple[str, str], str]:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +277,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
     files: dict[str, list[str]] = {}
-    for file in sorted(Path(path).glob("data/*.parquet")):
+    for file in _shards(path):
         files.setdefault(file.name.split("-")[0], []).append(str(file))
     try:
         if files:
@@ -289,34 +290,60 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         ) from error
 
 
-def credentialed_source(name: str | Path, revision: str | None = None) -> str | None:
+def _shards(path: str) -> list[Path]:
+    return sorted(Path(path).glob("data/*.parquet"))
+
+
+def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:
     """The credentialed source of a dataset (a folder or Hub id), by its manifest or by any of its rows; None: it has
-    none. Raises InputError as `load_splits` for a dataset on the Hub."""
+    none. The one answer to whether a dataset is credentialed.
+
+    Of a dataset that is streamed from the Hub no row is asked: where its manifest names no source either, it counts as
+    credentialed by its own name.
+
+    Raises:
+        InputError: as `load_splits`.
+    """
+    name = str(name)
+    manifest = dataset_manifest(name, revision)
+    if found := credentialed.first([manifest]):
+        return found
+    if streaming and not Path(name).exists():
+        return None if manifest.get("source") else name
+    return credentialed.first({"source": {"name": source, "license": terms}} for source, terms in _said(name, revision))
+
+
+def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
+    """What the rows of all splits say: source and licence."""
     import pyarrow.parquet as parquet
 
-    records = [dataset_manifest(str(name), revision)]
-    if Path(name).exists():
-        tables = [parquet.read_table(file, columns=SAID) for file in sorted(Path(name).glob("data/*.parquet"))]
-    else:
-        tables = [split.data.table for split in load_splits(str(name), revision=revision).values()]
+    # Shards are not loaded: that would copy their images into the cache.
+    tables = [parquet.read_table(file, columns=SAID) for file in _shards(name)]
+    if not tables:
+        tables = [split.data.table for split in load_splits(name, revision=revision).values()]
+    found: set[tuple[Any, Any]] = set()
     for table in tables:
-        held = [column for column in SAID if column in table.column_names]
-        for row in table.select(held).group_by(held).aggregate([]).to_pylist():
-            records.append({"source": {"name": row.get("source"), "license": row.get("license")}})
-    return credentialed.first(records)
+        columns = [table[column].to_pylist() if column in table.column_names else [None] for column in SAID]
+        found.update(zip_longest(*columns))
+    return found
 
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
     """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
+    return recorded(name, "manifest.json", "dataset", revision)
+
+
+def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any]:
+    """A JSON file of a folder or of a Hub repository of this kind ("dataset", "model"), empty where it has none."""
     from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    file = Path(name) / "manifest.json"
     if Path(name).exists():
-        return read_json(file) if file.exists() else {}
-    with suppress(HfHubHTTPError, HTTPError, OSError):
-        return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
+        found = Path(name) / file
+        return read_json(found) if found.exists() else {}
+    with suppress(HfHubHTTPError, HFValidationError, HTTPError, OSError):
+        return read_json(Path(hf_hub_download(name, file, repo_type=kind, revision=revision)))
     return {}
 
 

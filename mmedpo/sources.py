@@ -4,13 +4,14 @@ A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images,
 found by their usual names (`samples.COLUMNS`). Rows that have lesion boxes and labels but no question (NIH
 ChestX-ray14's box list, for one) become questions about those findings.
 
-A source may not be passed on (docs/credentialed.md) if its name or licence says so, if a file `CREDENTIALED` lies in
-its folder, if a row of its table has `credentialed: true`, or if the caller says so.
+A source may not be passed on (docs/credentialed.md) if its name, its licence, its table's name or a folder of its path
+says so, if a file `CREDENTIALED` lies in its folder, if a row of its table has `credentialed: true`, or if the caller
+says so. Then the licence of each of its samples says so too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,8 +27,8 @@ SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, and how the split was made ("source", "patient" or "image"),
-    and whether the terms forbid passing it on (`credentialed`; faults then quote no cell).
+    """What was read: the good samples, the faulty rows, how the split was made ("source", "patient" or "image"), and
+    what says that its terms forbid passing it on (`marked_by`; None: nothing does). Faults then quote no cell.
 
     `images_in_other_splits` counts images of the split (of all splits, where none was chosen) that another one holds
     too: 0 but for a split that was taken as it stands. `note` says that the table's own split was not used, and why.
@@ -40,12 +41,16 @@ class Source:
     split_by: str = "source"
     images_in_other_splits: int = 0
     note: str | None = None
-    credentialed: bool = False
+    marked_by: str | None = None
+
+    @property
+    def credentialed(self) -> bool:
+        return self.marked_by is not None
 
 
 def read_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown",
-    official_split: bool = False, name: str | None = None, marked: bool = False,
+    official_split: bool = False, name: str | None = None, marked: bool = False, also: Collection[str] = (),
 ) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
@@ -61,6 +66,7 @@ def read_source(
         official_split: use the table's own split as it stands, with images and patients in several parts or not.
         name: of the source where its rows do not say; the folder's by default.
         marked: the source is credentialed, whatever it says itself.
+        also: ids of questions to keep whatever `split` and `limit` are.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
@@ -73,12 +79,12 @@ def read_source(
     root = table.parent
     name = name or root.resolve().name
     images = image_files(root)
-    marked = marked or (root / credentialed.MARKER).exists()
-    source = Source(name, license, [], credentialed=marked)
+    source = Source(name, license, [], marked_by="--credentialed" if marked else _marker(root))
     taken: dict[str, str] = {}
     columns: set[str] = set()
     for where, row in questions(table, columns):
-        source.credentialed |= credentialed.is_yes(row.get("credentialed"))
+        if credentialed.is_yes(row.get("credentialed")):
+            source.marked_by = source.marked_by or f"the row {where}"
         sample, faults = read_sample(where, row, root, images, name, license)
         if sample and taken.setdefault(sample.id, where) != where:
             faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
@@ -91,12 +97,12 @@ def read_source(
         check_columns(table, columns)
     _drop_broken_files(source)
     _settle_patients(source)
-    _settle_mark(source, {root.resolve().name, name})
+    _settle_mark(source, [name, *table.resolve().with_suffix("").parts])
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
         _settle_split(source, official_split)
         source.images_in_other_splits = _shared(source.samples, split)
-        _keep(source, split, limit, seed)
+        _keep(source, split, limit, seed, also)
     return source
 
 
@@ -136,13 +142,18 @@ def _broken(column: str, file: Path) -> str | None:
     return None
 
 
-def _settle_mark(source: Source, names: set[str]) -> None:
-    said = [*((name, source.license) for name in names), *((one.source, one.license) for one in source.samples)]
-    source.credentialed |= any(
-        credentialed.is_credentialed({"name": name, "license": terms}) for name, terms in set(said)
-    )
+def _marker(root: Path) -> str | None:
+    return f"the file {credentialed.MARKER}" if (root / credentialed.MARKER).exists() else None
+
+
+def _settle_mark(source: Source, names: Sequence[str]) -> None:
+    """Ask the names of the source, its path and its rows, and its licences; have faults and samples say what is so."""
+    said = [*names, *(one.source for one in source.samples), source.license, *(one.license for one in source.samples)]
+    known = credentialed.telling(dict.fromkeys(said))
+    source.marked_by = source.marked_by or (known and f"the name or licence {known!r}")
     if source.credentialed:
         source.faults = credentialed.unquoted(source.faults)
+        source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]
 
 
 def _settle_patients(source: Source) -> None:
@@ -152,7 +163,11 @@ def _settle_patients(source: Source) -> None:
         patients.setdefault(sample.image_id, set()).update([sample.patient_id] if sample.patient_id else [])
     doubtful = {image for image, found in patients.items() if len(found) > 1}
     source.faults += [
-        Fault(sample.id, "patient_id", f"{sample.image_id} belongs to {', '.join(sorted(patients[sample.image_id]))}")
+        Fault(
+            sample.id,
+            "patient_id",
+            f"{sample.image_id} belongs to {len(patients[sample.image_id])} patients; give it one",
+        )
         for sample in source.samples
         if sample.image_id in doubtful
     ]
@@ -207,14 +222,14 @@ def _share(position: float) -> str:
     return name
 
 
-def _keep(source: Source, split: str | None, limit: int | None, seed: int) -> None:
-    if split is not None:
-        splits = sorted({sample.split for sample in source.samples})
-        source.samples = [sample for sample in source.samples if sample.split == split]
-        if not source.samples:
-            held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
-            raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
-    source.samples = limited(source.samples, limit, seed)
+def _keep(source: Source, split: str | None, limit: int | None, seed: int, also: Collection[str]) -> None:
+    chosen = [sample.id for sample in source.samples if split in (None, sample.split)]
+    kept = chosen_ids(chosen, limit, seed) | set(also)
+    splits = sorted({sample.split for sample in source.samples})
+    source.samples = [sample for sample in source.samples if sample.id in kept]
+    if not chosen and not source.samples:
+        held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
+        raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
 
 
 def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:

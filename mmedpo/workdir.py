@@ -42,7 +42,8 @@ SOURCE_FOLDER = "source"  # in a working folder: a source written out to be cura
 SETTINGS = "settings.json"  # of a run, while it works
 DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
 LOCK = ".lock"  # in a working folder: held by the process that works there
-NO_WORK = (SETTINGS, LOCK, "questions.jsonl", SOURCE_FOLDER, COORDINATION)  # what a run writes before its first result
+# What a run writes before its first result.
+NO_WORK = (SETTINGS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
 ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
 
 

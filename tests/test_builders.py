@@ -21,12 +21,13 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from hub.server import Hub
 from PIL import Image
+from typer.testing import CliRunner
 
 from mmedpo import builders, cli, schema, upstream
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import Fault, InputError
-from mmedpo.publish import Publication
+from mmedpo.publish import Publication, stripped
 from mmedpo.publish.remote import Plan
 from mmedpo.samples import Sample
 from mmedpo.sources import _share, read_source
@@ -613,6 +614,20 @@ def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: P
     assert report["provenance"]["image_id"] == "images/x/deep/b.png" and report["license"] == "cc0-1.0"
     noised = found["pairs/3/lesion_noise"]  # the question and its answer are good, only the wrong answer was not
     assert noised["chosen"] == noised["rejected"] and noised["rejected_images"]
+
+
+def test_released_answers_are_rejoined_from_their_own_file(run: Run, released: Path, tmp_path: Path) -> None:
+    data = ("--source", str(released), "--images", "images")
+    assert run("released", *data, "--credentialed", "true", "--output", "out")[0] == 0
+    for name, file in stripped.dataset(tmp_path / "out", "user/weights", "it").files.items():
+        write(tmp_path / "weights", {name: file.read()})
+    ran = CliRunner().invoke(cli.app, ["rejoin", "weights", *data, "--output", "again"])
+    assert ran.exit_code == 0, ran.exception
+    made, again = (read_json(tmp_path / name / "manifest.json") for name in ("out", "again"))
+    assert again["rejoined"]["identical"] == sum(made["counts"].values()) == 3
+    assert {key: again[key] for key in ("chat_model", "judges", "source")} == {
+        key: made[key] for key in ("chat_model", "judges", "source")
+    }
 
 
 def test_released_scores_are_normalised_like_any(run: Run, released: Path, tmp_path: Path) -> None:

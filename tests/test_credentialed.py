@@ -16,10 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import credentialed_tree
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chat_server import Answer, ChatServer, Received
 from credentialed_tree import FINDINGS
-from hub.publishable import make_adapter
+from hub.publishable import EXAMPLES, make_adapter, make_dataset
 from hub.server import ROOT, Hub
 from huggingface_hub import constants
 from typer.testing import CliRunner
@@ -28,14 +30,17 @@ from mmedpo import cli, report
 from mmedpo.credentialed import FLAG, first, is_credentialed, is_loopback
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
-from mmedpo.errors import InputError
+from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.compare import compare
 from mmedpo.publish import publish
+from mmedpo.schema import credentialed_source, load, load_splits
 from mmedpo.sources import read_source, refuse_faults
 from mmedpo.workdir import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secret'cell"
+OTHER = "A long text about somebody."  # what a model elsewhere writes
+FILLED = {"license": "other", "privacy": "nobody is named"}
 YES = {"confirm": lambda question: True}
 
 
@@ -106,6 +111,33 @@ def row(**changes: Any) -> dict[str, Any]:
 ])  # fmt: skip
 def test_a_table_or_a_folder_marks_its_source(make_source: MakeSource, mark: dict[str, Any]) -> None:
     assert read_source(make_source(**mark)).credentialed
+
+
+@pytest.mark.parametrize(("name", "table", "known"), [
+    ("physionet.org/files/mimic-cxr-jpg/2.0.0", "samples.jsonl", "mimic-cxr-jpg"),
+    ("data", "mimic_cxr_vqa.jsonl", "mimic_cxr_vqa"),
+])  # fmt: skip
+def test_a_folder_of_its_path_or_its_tables_name_marks_a_source(
+    make_source: MakeSource, tmp_path: Path, name: str, table: str, known: str
+) -> None:
+    folder = make_source([row()], name=name, table=table)
+    (tmp_path / "link").symlink_to(folder)
+    for source in (folder, folder / table, tmp_path / "link"):
+        assert read_source(source).marked_by == f"the name or licence {known!r}"
+    away = "http://models.invalid:9/v1#m"
+    settings = Settings(source=folder, chat=away, localizer="none")
+    with pytest.raises(InputError, match=f"known as credentialed data by the name or licence '{known}'"):
+        curate_folder(settings, tmp_path)
+    asked = ["evaluate", "--model", away, "--source", str(folder), "--output", str(tmp_path / "o")]
+    said = CliRunner().invoke(cli.app, asked).exception
+    assert isinstance(said, InputError) and "is not on this machine" in str(said) and known in str(said)
+
+
+def test_each_sample_of_a_marked_source_says_so(make_source: MakeSource) -> None:
+    table = [row(license="cc-by-4.0"), row(id="2"), row(id="3", license="physionet-credentialed-1.5.0")]
+    licenses = [sample.license for sample in read_source(make_source(table), marked=True).samples]
+    assert licenses == ["cc-by-4.0 (credentialed)", "unknown (credentialed)", "physionet-credentialed-1.5.0"]
+    assert [sample.license for sample in read_source(make_source(table[:2])).samples] == ["cc-by-4.0", "unknown"]
 
 
 def test_a_file_or_the_caller_marks_a_source(make_source: MakeSource) -> None:
@@ -252,25 +284,70 @@ def test_a_cache_tells_another_endpoint_nothing(house: Path, make_source: MakeSo
     assert keys and all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
     source = make_source([row(question="Describe it.", answer="A free text about nobody.", task="report")], name="free")
     with ChatServer() as away:
-        away.answer = credentialed_tree.answer
+        written, score = {"answer": OTHER, "kind": "finding"}, {"score": 0.5, "rationale": "It is another."}
+        away.answer = lambda received: Answer(json.dumps(written if received.body["model"] == "penman" else score))
         settings = Settings(source=source, chat=f"{away.url}#penman", judges=[f"{away.url}#judge"], localizer="none")
         (tmp_path / "working").mkdir()
         curate_folder(settings, tmp_path / "working", cache=tmp_path / "calls.sqlite")
         bodies = {str(n): json.dumps(received.body).encode() for n, received in enumerate(away.received)}
-    assert len(bodies) >= 2
-    quoted = credentialed_tree.found(house / "tree", bodies)
-    assert not [trace for trace in quoted if credentialed_tree.WRONG not in trace]  # the judge sees its own new answer
+    assert len(bodies) >= 2 and any(OTHER.encode() in body for body in bodies.values())
+    assert not credentialed_tree.found(house / "tree", bodies)
 
 
 # Publishing.
 
 
 def test_a_dataset_goes_out_whole_only_with_the_flag(hub: Hub, send: Callable[..., Any], house: Path) -> None:
-    send(house / "pairs", "dataset")
+    asked: list[str] = []
+    send(house / "pairs", "dataset", confirm=lambda question: not asked.append(question))
     assert received(hub) and not credentialed_tree.found(house / "tree", received(hub))
-    send(house / "pairs", "dataset", third_parties=True)
+    assert not any("gets its texts and images" in question for question in asked)
+    for confirm, error in ((lambda question: "gets its" not in question, Stopped), (None, InputError)):
+        with pytest.raises(error):
+            send(house / "pairs", "dataset", third_parties=True, confirm=confirm, fill=FILLED)
+    assert not credentialed_tree.found(house / "tree", received(hub))
+    done = send(house / "pairs", "dataset", third_parties=True, confirm=lambda question: not asked.append(question))
+    question = "mimic-cxr is credentialed data. Everybody who may read user/it, now or later, gets its texts and images"
+    assert asked[-1].startswith(question)
+    assert (
+        f"mimic-cxr is credentialed data: user/it gets its texts and images, whole, as {FLAG} allows." in done.notices
+    )
     found = credentialed_tree.found(house / "tree", received(hub))
     assert any(FINDINGS[0] in trace for trace in found) and not any(credentialed_tree.PATIENT in one for one in found)
+
+
+def test_a_history_with_texts_is_not_covered_up(hub: Hub, send: Callable[..., Any], house: Path) -> None:
+    send(house / "pairs", "dataset", third_parties=True)
+    with pytest.raises(InputError, match="its version v1 was published whole, and the history keeps that"):
+        send(house / "pairs", "dataset")
+    assert "audit.json" in hub.files("user/it", "dataset")
+
+
+def test_what_breaks_the_rules_is_published_in_no_form(hub: Hub, send: Callable[..., Any], tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        row.update(source="PadChest")
+
+    made = make_dataset(tmp_path / "pairs", 6, change=change)
+    first, *_ = sorted(made.glob("data/*.parquet"))
+    table = pq.read_table(first)
+    for spoil, said in ((nan_weight, "weight.: is not a number"), (same_id, "occurs 2 times"), (no_bytes, "images")):
+        pq.write_table(pa.Table.from_pylist(spoil(table.to_pylist()), schema=table.schema), first)
+        with pytest.raises(InputError, match=f"(?s)schema.*{said}") as raised:
+            send(made, "dataset")
+        assert "What is seen" not in str(raised.value)
+    assert not list(hub.store)
+
+
+def nan_weight(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "weight": float("nan")} for row in rows]
+
+
+def same_id(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [*rows, rows[0]]
+
+
+def no_bytes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "images": [{**image, "bytes": None} for image in row["images"]]} for row in rows]
 
 
 @pytest.fixture
@@ -288,8 +365,23 @@ def test_an_adapter_goes_out_only_with_the_flag(hub: Hub, send: Callable[..., An
     with pytest.raises(InputError, match=f"is not published: x is credentialed data.*{FLAG}"):
         send(adapter, "adapter")
     assert not list(hub.store) and not [call for call in hub.calls() if call.startswith(("POST", "PUT"))]
-    send(adapter, "adapter", third_parties=True)
+    done = send(adapter, "adapter", third_parties=True)
     assert "adapter_model.safetensors" in hub.files("user/it")
+    assert "user/it gets a model that was trained on its texts and images" in done.notices[0]
+
+
+def test_examples_of_a_whole_comparison_stay_here(hub: Hub, send: Callable[..., Any], tmp_path: Path) -> None:
+    """As `mmedpo compare --output` writes it, copied beside an adapter."""
+    adapter = make_adapter(tmp_path / "free")
+    comparison = read_json(EXAMPLES / "adapter" / "comparison.json")
+    run = next(iter(comparison["evaluations"]))
+    comparison["evaluations"][run] = {**comparison["evaluations"][run], "prompt": {"example": SECRET, "digest": "0"}}
+    write_json(adapter / "comparison.json", {**comparison, "examples": [{"question": SECRET}]})
+    send(adapter, "adapter")
+    sent = json.loads(hub.files("user/it")["comparison.json"])
+    assert sent["metrics"] == comparison["metrics"] and not any(
+        SECRET.encode() in data for data in received(hub).values()
+    )
 
 
 def test_rows_say_where_they_are_from_though_the_manifest_says_otherwise(house: Path, hub: Hub, tmp_path: Path) -> None:
@@ -359,23 +451,126 @@ def texts(dataset: Path) -> set[str]:
     return {row["prompt"][0]["content"] for table in columns for row in table}
 
 
+def trained_on(dataset: object, model: object = "m", before: object = None, streaming: bool = False) -> dict[str, Any]:
+    from mmedpo.training.record import dataset_source
+
+    run: Any = SimpleNamespace(
+        dataset_name=str(dataset), adapter_name_or_path=before and str(before), streaming=streaming
+    )
+    return dataset_source(run, str(model), None)
+
+
+def plain(folder: Path, source: str = "free", license: str = "mit", where: str = "data") -> Path:
+    """Rows without a manifest."""
+    (folder / where).mkdir(parents=True)
+    table = pa.table({"source": ["free", source], "license": ["mit", license]})
+    pq.write_table(table, folder / where / "train.parquet")
+    return folder
+
+
 def test_what_is_trained_is_marked_by_manifest_rows_and_what_it_goes_on_from(
     marked: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    from datasets import Dataset
+    free = plain(tmp_path / "free")
+    assert trained_on(free) == trained_on(free, streaming=True) == {}
+    assert trained_on(marked)["name"] == "phantom" and trained_on(marked)["credentialed"] is True
+    assert trained_on(plain(tmp_path / "rows", "PadChest")) == {"name": "PadChest", "credentialed": True}
+    x = {"name": "x", "credentialed": True}
+    assert trained_on(free, before=adapter) == trained_on(free, model=adapter) == x
+    checkpoint = adapter.rename(tmp_path / "adapter.partial") / "checkpoint-7"
+    checkpoint.mkdir()
+    assert trained_on(free, before=checkpoint) == trained_on(free, model=f"{checkpoint}/") == x
 
-    from mmedpo.training.record import dataset_source
 
-    def source(folder: Path, row_source: str = "free", before: Path | None = None, model: str = "m") -> dict[str, Any]:
-        run: Any = SimpleNamespace(dataset_name=str(folder), adapter_name_or_path=before and str(before))
-        return dataset_source(run, model, None, Dataset.from_dict({"source": [row_source], "license": ["mit"]}))
+@pytest.mark.parametrize("where", ["data", "parts", "."])
+@pytest.mark.parametrize("said", [{"source": "PadChest"}, {"license": "unknown (credentialed)"}])
+def test_rows_are_asked_wherever_their_files_lie(tmp_path: Path, where: str, said: dict[str, str]) -> None:
+    folder = plain(tmp_path / "rows", where=where, **said)
+    assert credentialed_source(folder) == said.get("source", "free")
+    assert credentialed_source(plain(tmp_path / "free", where=where)) is None
 
-    assert source(tmp_path) == {}
-    assert source(marked)["name"] == "phantom" and source(marked)["credentialed"] is True
-    assert source(tmp_path, "PadChest") == {"name": "PadChest", "credentialed": True}
-    assert (
-        source(tmp_path, before=adapter) == source(tmp_path, model=str(adapter)) == {"name": "x", "credentialed": True}
-    )
+
+def test_a_dataset_of_a_clinic_without_its_manifest_is_known_by_its_rows(
+    make_source: MakeSource, tmp_path: Path, tiny_model: Path, hub: Hub, send: Callable[..., Any]
+) -> None:
+    """Nothing in a name tells of it, and the manifest is wrong or lost."""
+    source = make_source([row(license="cc-by-4.0"), row(id="2", image="b.png", question="Ill?")], name="clinic")
+    (source / "CREDENTIALED").touch()
+    ran = CliRunner().invoke(cli.app, ["curate", "--source", str(source), "--output", str(tmp_path / "pairs"),
+                                       "--localizer", "none"])  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    manifest = read_json(tmp_path / "pairs" / "manifest.json")
+    about = {**manifest["source"], "license": "mit", "credentialed": False}
+    write_json(tmp_path / "pairs" / "manifest.json", {**manifest, "source": about})
+    assert "no text and no image" in send(tmp_path / "pairs", "dataset").notices[0]
+    assert received(hub) and not any(b"Is it ill" in data for data in received(hub).values())
+    (tmp_path / "pairs" / "manifest.json").unlink()
+    licenses = set(load(str(tmp_path / "pairs"))["license"])
+    assert licenses == {"cc-by-4.0 (credentialed)", "unknown (credentialed)"}
+    assert credentialed_source(tmp_path / "pairs") == "clinic"
+    away = ["--model", "http://models.invalid:9/v1#target", "--output", str(tmp_path / "out")]
+    ran = CliRunner().invoke(cli.app, ["evaluate", "--dataset", str(tmp_path / "pairs"), *away])
+    assert "clinic is credentialed data, and" in str(ran.exception)
+    ran = CliRunner().invoke(cli.app, training(tmp_path / "pairs", tiny_model, tmp_path / "adapter"))
+    assert "is not published: clinic is credentialed data" in str(ran.exception)
+    loose = load_splits(str(tmp_path / "pairs"))["train"].filter(lambda row: row["license"].startswith("cc"))
+    (tmp_path / "derived").mkdir()
+    loose.to_parquet(str(tmp_path / "derived" / "mine.parquet"))
+    assert credentialed_source(tmp_path / "derived") == "clinic"
+
+
+def test_an_adapter_on_the_hub_says_what_it_was_trained_on(
+    hub: Hub, send: Callable[..., Any], adapter: Path, tmp_path: Path
+) -> None:
+    send(adapter, "adapter", third_parties=True)
+    code = """
+import sys
+from types import SimpleNamespace
+from mmedpo.training.record import dataset_source
+for before, model in (("user/it", "m"), (None, "user/it"), ("user/none", "m")):
+    run = SimpleNamespace(dataset_name=sys.argv[1], adapter_name_or_path=before, streaming=False)
+    print(dataset_source(run, model, None))
+"""
+    ran = subprocess.run([sys.executable, "-c", code, str(plain(tmp_path / "free"))], env=hub.environment(),
+                         capture_output=True, text=True, check=False, cwd=hub.home)  # fmt: skip
+    x = "{'name': 'x', 'credentialed': True}"
+    assert ran.stdout.splitlines() == [x, x, "{}"], ran.stderr
+
+
+def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
+    hub: Hub, send: Callable[..., Any], preferences: Path, tmp_path: Path
+) -> None:
+    """Rows of a folder are asked, however many come first; those of the Hub are not."""
+    rows = {"source": [*["free"] * 1500, "PadChest"], "license": ["mit"] * 1501}
+    (tmp_path / "long" / "data").mkdir(parents=True)
+    pq.write_table(pa.table(rows), tmp_path / "long" / "data" / "train.parquet")
+    assert trained_on(tmp_path / "long", streaming=True)["name"] == "PadChest"
+    send(preferences, "dataset")
+    code = """
+import sys
+from mmedpo import schema
+from huggingface_hub import HfApi
+said = [schema.credentialed_source("user/it", streaming=True)]
+HfApi().delete_file("manifest.json", "user/it", repo_type="dataset")
+print(*said, schema.credentialed_source("user/it", streaming=True), schema.credentialed_source("user/it"))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], env=hub.environment(), capture_output=True, text=True,
+                         check=False, cwd=hub.home)  # fmt: skip
+    assert ran.stdout.split() == ["None", "user/it", "None"], ran.stderr
+    words = training("user/it", "org/none", tmp_path / "adapter", "--streaming", "true", "--save_strategy", "steps")
+    pushed = subprocess.run([sys.executable, "-m", "mmedpo.cli", *words], env=hub.environment(), capture_output=True,
+                            text=True, check=False, cwd=hub.home)  # fmt: skip
+    assert pushed.returncode == 2 and "has no manifest.json that names its source" in " ".join(pushed.stderr.split())
+
+
+def test_trackers_elsewhere_are_refused(marked: Path, tiny_model: Path, tmp_path: Path) -> None:
+    words = [word for word in training(marked, "org/none", tmp_path / "adapter") if word != "--push_to_hub"][:-1]
+    for tracker in ("wandb", "clearml", "mlflow"):
+        ran = CliRunner().invoke(cli.app, [*words, "--report_to", tracker])
+        assert f"report_to {tracker}: phantom is credentialed data" in str(ran.exception), ran.exception
+    for opened in (["--report_to", "wandb", FLAG, "true"], ["--report_to", "tensorboard"], ["--report_to", "none"]):
+        ran = CliRunner().invoke(cli.app, [*words, *opened])
+        assert "org/none" in str(ran.exception)  # the next thing that is wrong
 
 
 def test_the_published_form_is_no_training_data(tmp_path: Path) -> None:

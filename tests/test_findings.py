@@ -39,12 +39,12 @@ def test_boxed_finding_is_asked_for_and_where_it_is_and_what_is_there() -> None:
     absent_finding = found["absent"]["question"].split()[2]
     assert absent_finding in VOCABULARY and absent_finding != "mass"
     assert found == {
-        "present-mass": {
-            "id": "deep/a-present-mass", "question": "Is there mass in this image?", "answer": "yes",
+        "present-1": {
+            "id": "deep/a-present-1", "question": "Is there mass in this image?", "answer": "yes",
             "task": "closed_vqa", "boxes": [MASS],
         },
-        "side-mass": {
-            "id": "deep/a-side-mass", "question": "On which side of the patient is the mass?", "answer": "left",
+        "side-1": {
+            "id": "deep/a-side-1", "question": "On which side of the patient is the mass?", "answer": "left",
             "task": "open_vqa", "boxes": [MASS],
         },
         "what-left": {
@@ -58,55 +58,60 @@ def test_boxed_finding_is_asked_for_and_where_it_is_and_what_is_there() -> None:
     }  # fmt: skip
 
 
+def test_no_id_names_a_finding() -> None:
+    found = made([MASS, NODULE], ["Mass", "Nodule", "Edema"])
+    assert len(found) == 5 and not any(name in id for id in found for name in ("mass", "nodule", *VOCABULARY))
+
+
 def test_patients_right_is_shown_on_the_left() -> None:
-    assert asked({**MASS, **RIGHT})["side-mass"][1] == "right"
+    assert asked({**MASS, **RIGHT})["side-1"][1] == "right"
     assert "what-right" in asked({**MASS, **RIGHT}) and "what-left" not in asked({**MASS, **RIGHT})
 
 
 @pytest.mark.parametrize(("x", "side"), [(412, "right"), (413, None), (511, None), (512, "left")])  # of 1024
 def test_box_across_the_middle_has_no_side(x: float, side: str | None) -> None:
-    assert asked({**MASS, "x": x}).get("side-mass", (None, None))[1] == side
+    assert asked({**MASS, "x": x}).get("side-1", (None, None))[1] == side
 
 
 def test_nothing_is_asked_about_what_is_there_where_a_finding_was_not_boxed() -> None:
-    assert list(asked(MASS, labels=["Mass", "Edema"])) == ["present-mass", "side-mass"]
-    assert list(asked(MASS, labels=["Mass"])) == ["present-mass", "side-mass", "what-left"]
+    assert list(asked(MASS, labels=["Mass", "Edema"])) == ["present-1", "side-1"]
+    assert list(asked(MASS, labels=["Mass"])) == ["present-1", "side-1", "what-left"]
 
 
 def test_side_follows_from_the_pictures_own_width() -> None:
-    assert asked({**MASS, "x": 25, "width": 5}, width=32)["side-mass"][1] == "left"
-    assert asked({**MASS, "x": 25, "width": 5}, width=1024)["side-mass"][1] == "right"
+    assert asked({**MASS, "x": 25, "width": 5}, width=32)["side-1"][1] == "left"
+    assert asked({**MASS, "x": 25, "width": 5}, width=1024)["side-1"][1] == "right"
 
 
 def test_nothing_is_asked_about_sides_without_a_width() -> None:
-    assert list(asked(MASS, width=None)) == ["present-mass"]
+    assert list(asked(MASS, width=None)) == ["present-1"]
 
 
 def test_two_findings_on_one_side_are_asked_for_but_not_what_is_there() -> None:
-    assert list(asked(MASS, NODULE)) == ["present-mass", "side-mass", "present-nodule", "side-nodule"]
+    assert list(asked(MASS, NODULE)) == ["present-1", "side-1", "present-2", "side-2"]
 
 
 def test_one_finding_on_both_sides_is_nowhere_in_particular() -> None:
     found = asked(MASS, {**MASS, **RIGHT})
-    assert list(found) == ["present-mass", "what-right", "what-left"]
+    assert list(found) == ["present-1", "what-right", "what-left"]
     assert found["what-right"][1] == found["what-left"][1] == "mass"
 
 
 def test_question_has_the_boxes_it_is_about() -> None:
     other = {**MASS, **RIGHT}
     boxes = {kind: question["boxes"] for kind, question in made([MASS, other, NODULE]).items()}
-    assert boxes["present-mass"] == [MASS, other] and boxes["what-right"] == [other]
-    assert boxes["present-nodule"] == boxes["side-nodule"] == [NODULE]
+    assert boxes["present-1"] == [MASS, other] and boxes["what-right"] == [other]
+    assert boxes["present-2"] == boxes["side-2"] == [NODULE]
     assert boxes["absent"] == []
 
 
 def test_two_boxes_of_a_finding_are_one_finding() -> None:
-    assert list(asked(MASS, {**MASS, "y": 600})) == ["present-mass", "side-mass", "what-left"]
+    assert list(asked(MASS, {**MASS, "y": 600})) == ["present-1", "side-1", "what-left"]
 
 
 def test_infiltrate_is_infiltration_in_boxes_and_labels() -> None:
     box = {**MASS, "label": "Infiltrate"}
-    assert asked(box)["present-infiltration"][0] == "Is there infiltration in this image?"
+    assert asked(box)["present-1"][0] == "Is there infiltration in this image?"
     others = [name.title() for name in VOCABULARY if name != "infiltration"]
     assert absent(others, box) is None
     assert absent([*others, " Infiltrate "]) is None
@@ -141,7 +146,7 @@ def test_rows_without_questions_are_read_by_their_findings(make_source: MakeSour
     source = read_source(make_source(rows))
     assert source.faults == []
     boxes = {sample.id: len(sample.boxes) for sample in source.samples}
-    assert boxes == {"a-present-mass": 1, "a-side-mass": 1, "a-what-left": 1, "a-absent": 0, "samples.jsonl:2": 0}
+    assert boxes == {"a-present-1": 1, "a-side-1": 1, "a-what-left": 1, "a-absent": 0, "samples.jsonl:2": 0}
     assert [sample.patient_id for sample in source.samples] == ["7", "7", "7", "7", None]
     assert source.samples[1].answer == "left"
 
@@ -160,7 +165,7 @@ def test_csv_has_labels_and_boxes_as_text(make_source: MakeSource) -> None:
     box = '[{""label"": ""Mass"", ""x"": 20, ""y"": 4, ""w"": 8, ""h"": 8}]'
     text = f'image,labels,width,boxes\na.png,Mass|Edema,32,"{box}"\n'
     samples = read_source(make_source(text=text, table="boxes.csv")).samples
-    assert [sample.id for sample in samples] == ["a-present-mass", "a-side-mass", "a-absent"]
+    assert [sample.id for sample in samples] == ["a-present-1", "a-side-1", "a-absent"]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,33 @@ def thumbnail(data: bytes) -> bytes:
     return data[:2] + struct.pack(">BBH", 0xFF, 0xE0, len(header) + 2) + header + rest
 
 
+def hidden(data: bytes, marker: int) -> bytes:
+    """A JPEG file with one segment more, right behind its beginning."""
+    return data[:2] + struct.pack(">BBH", 0xFF, marker, len(NAME) + 2) + NAME + data[2:]
+
+
+def packed(data: bytes, tail: Callable[[bytes], bytes]) -> bytes:
+    """A PNG file of one IDAT chunk whose content `tail` has changed."""
+    at = data.index(b"IDAT") - 4
+    length = struct.unpack(">I", data[at : at + 4])[0]
+    body = b"IDAT" + tail(data[at + 8 : at + 8 + length])
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:at] + chunk + data[at + length + 12 :]
+
+
+def interlaced(pixels: np.ndarray) -> bytes:
+    """A grey PNG file of seven passes, written by hand: no library here writes one."""
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    lines = [b"\0" + line.tobytes() for x, y, right, down in steps for line in pixels[y::down, x::right] if line.size]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 0, 0, 0, 1)),
+        (b"IDAT", zlib.compress(b"".join(lines))), (b"IEND", b""),
+    ]  # fmt: skip
+    return headers.PNG + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
+
+
 FILES: dict[str, Callable[[], bytes]] = {
     "png": png,
     "grey png": lambda: png(GREY),
@@ -68,6 +95,8 @@ FILES: dict[str, Callable[[], bytes]] = {
     "rgb jpeg": lambda: jpeg(keep_rgb=True),
     "jpeg with a thumbnail": lambda: thumbnail(saved(COLOURS, "JPEG")),
     "jpeg with a tail": lambda: jpeg() + NAME,
+    "lines in a jpeg": lambda: hidden(jpeg(), 0xDC),
+    "a tail behind the rows of a png": lambda: packed(png(), lambda rows: rows + NAME),
     "tiff": lambda: saved(COLOURS, "TIFF", description=NAME.decode()),
     "webp": lambda: saved(COLOURS, "WEBP", exif=exif(), lossless=True),
     "bmp": lambda: saved(COLOURS, "BMP") + NAME,
@@ -106,6 +135,24 @@ def test_a_file_of_pixels_alone_stays_byte_by_byte() -> None:
     for data in (saved(COLOURS, "PNG"), saved(GREY, "PNG"), saved(COLOURS, "JPEG"), saved(COLOURS, "JPEG", "CMYK")):
         assert headers.without(data) == data
     assert headers.without(headers.without(jpeg()) or b"") == headers.without(jpeg())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (5, 3), (24, 40)])
+def test_rows_of_an_interlaced_file_are_known(size: tuple[int, int]) -> None:
+    data = interlaced(GREY[: size[0], : size[1]])
+    assert np.array_equal(np.asarray(open_rgb(data))[..., 0], GREY[: size[0], : size[1]])
+    assert headers.without(data) == data
+    assert headers.without(packed(data, lambda rows: rows + NAME)) is None
+
+
+def test_a_text_packed_behind_the_rows_does_not_stay(tmp_path: Path) -> None:
+    """Compressed with them: it cannot be seen in the file."""
+    file = tmp_path / "a.png"
+    file.write_bytes(packed(saved(GREY, "PNG"), lambda rows: zlib.compress(zlib.decompress(rows) + NAME)))
+    assert headers.without(file.read_bytes()) is None
+    held = embedded(file)["bytes"]
+    assert NAME not in zlib.decompressobj().decompress(held[held.index(b"IDAT") + 4 :])
+    assert np.array_equal(np.asarray(open_rgb(held)), np.asarray(open_rgb(file)))
 
 
 @pytest.mark.parametrize("make", [png, jpeg])

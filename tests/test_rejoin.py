@@ -31,6 +31,11 @@ from mmedpo.workdir import read_json
 
 MakeSource = Callable[..., Path]
 TEXT, LESION = "hallucinated_response", "lesion_noise"
+BOX = {"label": "mass", "x": 4, "y": 4, "width": 9, "height": 9}
+BOXED = [
+    {"image": "a.png", "question": "Where is it?", "answer": "left lung", "boxes": [BOX]},
+    {"image": "b.png", "question": "What is it?", "answer": "a nodule", "boxes": [BOX]},
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +60,10 @@ def strip(dataset: Path, folder: Path) -> Path:
 def rebuilt(bare: Path, source: Path, output: Path, **named: Any) -> Path:
     """Rejoin from a folder, in this process."""
     published = rejoining.read(str(bare))
-    Options = getattr(published.builder, "Options", builders.Options)
-    kinds, given = (Settings, Run, Options), {**published.defaults(), "source": source, "output": output, **named}
+    kinds, given = (
+        (Settings, Run, published.options),
+        {**published.defaults(), "source": source, "output": output, **named},
+    )
     settings, run, options = (
         kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given}) for kind in kinds
     )
@@ -127,9 +134,15 @@ def test_from_one_house_over_the_hub_to_another(hub: Hub, house: Path, tmp_path:
     assert list(after) == list(before)
     assert all(after[id] == without_rationales(row) for id, row in before.items())
     manifest = read_json(other / "pairs" / "manifest.json")
+    first = read_json(house / "pairs" / "manifest.json")
     assert manifest["rejoined"] == {
         "from": "user/weights", "revision": done.commit, IDENTICAL: 8, DIFFERS: 0, MISSING: 0,
+        "made_by": {name: first[name] for name in rejoining.MAKERS},
     }  # fmt: skip
+    assert first["calls"].keys() == {"penman", "judge"} and manifest["calls"].keys() == {"penman"}
+    assert manifest["judges"] == first["judges"] and manifest["weights"] == first["weights"]
+    said = "8 rows identical, 0 rebuilt and different, 0 missing"
+    assert said in (other / "pairs" / "README.md").read_text()
     assert manifest["source"]["credentialed"] is True
     assert schema.load(str(other / "pairs")).num_rows == 8
 
@@ -194,11 +207,7 @@ def test_boxes_of_a_detector_need_no_detector(make_source: MakeSource, detector:
 
 
 def test_a_source_folder_may_be_called_otherwise_elsewhere(make_source: MakeSource, tmp_path: Path) -> None:
-    box = {"label": "mass", "x": 4, "y": 4, "width": 9, "height": 9}
-    source = make_source([
-        {"image": "a.png", "question": "Where is it?", "answer": "left lung", "boxes": [box]},
-        {"image": "b.png", "question": "What is it?", "answer": "a nodule", "boxes": [box]},
-    ])  # fmt: skip
+    source = make_source(BOXED)
     made = curated(source, tmp_path / "made")
     elsewhere = source.rename(tmp_path / "elsewhere")
     output = rebuilt(strip(made, tmp_path / "weights"), elsewhere, tmp_path / "pairs")
@@ -214,6 +223,114 @@ def curated(source: Path, output: Path, **settings: Any) -> Path:
     with output_folder(output, chosen.record()) as folder:
         builders.make_dataset(chosen, Run(output), folder, "mmedpo curate", ALONE)
     return output
+
+
+def change_manifest(bare: Path, copy: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    shutil.copytree(bare, copy)
+    manifest = read_json(copy / "manifest.json")
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_a_manifest_from_elsewhere_opens_nothing(bare: Path, house: Path, tmp_path: Path) -> None:
+    """Neither the flag nor a folder of this machine, nor that the data is free, is taken from it."""
+    evil = {"send_credentialed_data_to_third_parties": True, "output": "/tmp/away", "cache": "/tmp/a", "resume": True,
+            "reports": "/etc", "sections": "findings", "seed": 9}  # fmt: skip
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["source"].update(options=evil, credentialed=False, license="mit", name="free")
+        manifest["settings"].update(credentialed=False, chat="HTTP://models.invalid/v1#penman", source="/etc")
+
+    published = rejoining.read(str(change_manifest(bare, tmp_path / "weights", change)))
+    defaults = published.defaults()
+    assert defaults["sections"] == "findings" and defaults["seed"] == 0 and defaults["chat"] == "cache:penman"
+    assert not {*evil, "source"} - {"sections", "seed"} & defaults.keys()
+    output = rebuilt(tmp_path / "weights", house / "tree", tmp_path / "pairs", credentialed=False)
+    assert read_json(output / "manifest.json")["source"]["credentialed"] is True
+    with pytest.raises(InputError, match=r"Nothing was sent: .* is credentialed data"):
+        rebuilt(tmp_path / "weights", house / "tree", tmp_path / "o", chat="http://models.invalid/v1#penman")
+
+
+def test_what_was_published_in_this_form_stays_marked(make_source: MakeSource, tmp_path: Path) -> None:
+    """Though neither name, manifest nor licence says so where it was made (an earlier version)."""
+    source = make_source(BOXED)
+    made = curated(source, tmp_path / "made")
+
+    def forget(manifest: dict[str, Any]) -> None:
+        manifest["source"].pop("credentialed")
+        manifest["settings"]["credentialed"] = False
+
+    bare = change_manifest(strip(made, tmp_path / "bare"), tmp_path / "weights", forget)
+    file = bare / "data/train-00000-of-00001.parquet"
+    table = [{**row, "license": "mit"} for row in parquet.read_table(file).to_pylist()]
+    parquet.write_table(pa.Table.from_pylist(table, schema=stripped.features().arrow_schema), file)
+    output = rebuilt(bare, source, tmp_path / "pairs")
+    assert {row["license"] for row in rows(output).values()} == {"mit (credentialed)"}
+    (output / "manifest.json").unlink()
+    assert schema.credentialed_source(output) == "source"
+
+
+@pytest.mark.parametrize("settings", [{"limit": 2}, {"split": "train"}])
+def test_the_published_questions_are_taken_though_the_source_has_grown(
+    make_source: MakeSource, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """A limit would choose others among more of them, and a split made anew would place them elsewhere."""
+    table = [{**BOXED[n % 2], "id": f"q{n}", "patient_id": f"p{n % 2}", "split": "train"} for n in range(4)]
+    source = make_source(table)
+    made = curated(source, tmp_path / "made", chat="none", **settings)
+    bare = strip(made, tmp_path / "weights")
+    more = [{**BOXED[n % 2], "id": f"r{n}", "patient_id": f"p{n % 2}", "split": "test"} for n in range(40)]
+    grown = make_source([*table, *more], name="grown")
+    output = rebuilt(bare, grown, tmp_path / "pairs")
+    assert set(states(output).values()) == {IDENTICAL} and len(states(output)) == len(rows(made)) >= 2
+
+
+def test_nothing_rebuilt_leaves_nothing_and_says_what_was_expected(
+    make_source: MakeSource, house: Path, bare: Path, tmp_path: Path
+) -> None:
+    made = curated(make_source(BOXED), tmp_path / "made")
+    other = make_source([{**one, "id": f"other-{n}"} for n, one in enumerate(BOXED)], name="other")
+    with pytest.raises(InputError) as raised:
+        rebuilt(strip(made, tmp_path / "weights"), other, tmp_path / "pairs")
+    said = str(raised.value)
+    assert f"All 4 are missing, 4 of them because: {rejoining.NOT_MADE}" in said
+    assert "Published are source/samples.jsonl:1/" in said and "made here were source/other-0/" in said
+    with pytest.raises(InputError, match="is not laid out as mimic_cxr knows it"):
+        rebuilt(bare, other, tmp_path / "pairs")
+    assert not list(tmp_path.glob("pairs*"))
+
+
+def test_a_source_on_the_hub_is_read_there_again(hub: Hub, png: bytes, tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Image, Value
+
+    columns = {"image": [{"bytes": png, "path": None}] * 2, "question": ["Is it ill?", "What is it?"],
+               "answer": ["yes", "a mass"]}  # fmt: skip
+    kinds = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
+    Dataset.from_dict(columns, kinds).to_parquet(tmp_path / "rows.parquet")
+    file = {"data/train-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()}
+    hub.put("flaviagiammarino/vqa-rad", file, "dataset")
+
+    def run(*words: str) -> None:
+        command = [sys.executable, "-m", "mmedpo.cli", *words]
+        ran = subprocess.run(command, cwd=tmp_path, env=hub.environment("read"), capture_output=True, text=True,
+                             check=False)  # fmt: skip
+        assert ran.returncode == 0, ran.stderr[-3000:]
+
+    run("build", "vqa_rad", "--credentialed", "true", "--output", "made")
+    strip(tmp_path / "made", tmp_path / "weights")
+    run("rejoin", "weights", "--source", "hub:flaviagiammarino/vqa-rad", "--output", "pairs")
+    assert set(states(tmp_path / "pairs").values()) == {IDENTICAL}
+    about = [read_json(tmp_path / name / "manifest.json")["source"] for name in ("made", "pairs")]
+    assert about[0] == about[1] and about[0]["hub"] == "flaviagiammarino/vqa-rad"
+
+
+def test_boxes_of_the_data_are_not_published(make_source: MakeSource, detector: Path, tmp_path: Path) -> None:
+    source = make_source(BOXED)
+    for localizer, are in (("boxes", False), (f"detector:{detector}", True)):
+        made = curated(source, tmp_path / f"made-{are}", localizer=localizer, max_coverage=1.0, chat="none")
+        published = rows(strip(made, tmp_path / f"weights-{are}")).values()
+        assert published and all(bool(row["provenance"]["boxes"]) == are for row in published)
 
 
 def test_a_mask_is_not_published_and_its_tool_is_asked_for(bare: Path, house: Path, tmp_path: Path) -> None:

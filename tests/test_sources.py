@@ -200,7 +200,7 @@ def test_image_of_two_patients_is_a_fault_and_one_patient_is_the_images(make_sou
     rows[1]["patient_id"] = "B"
     source = read_source(make_source(rows))
     assert [sample.id for sample in source.samples] == ["3"]
-    assert {fault.sentence for fault in source.faults} == {"a.png belongs to A, B"}
+    assert {fault.sentence for fault in source.faults} == {"a.png belongs to 2 patients; give it one"}
 
 
 # Sources that cannot be read at all.

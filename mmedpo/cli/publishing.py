@@ -103,7 +103,6 @@ def rejoin(
     Runs the recorded settings again on --source and joins the rows by id with the published weights. Wrong answers come
     from the cache of calls (--cache), or from the models that --model and --chat name. Takes all options of curate.
     """
-    from mmedpo import builders
     from mmedpo import rejoin as rejoining
     from mmedpo.curation.settings import Run, Settings
 
@@ -113,8 +112,8 @@ def rejoin(
             raise InputError("mmedpo rejoin takes the published dataset first: a Hub id or a folder.")
         return
     published = rejoining.read(repo, revision)
-    options = getattr(published.builder, "Options", builders.Options)
-    settings, run, own = parsed(context, Settings, Run, options, name=repo, defaults=published.defaults())
+    options, defaults = published.options, published.defaults()
+    settings, run, own = parsed(context, Settings, Run, options, name=repo, defaults=defaults)
     manifest = rejoining.rejoin(published, settings, run, own, command_line())
     states = {name: count for name, count in manifest["rejoined"].items() if isinstance(count, int)}
     print_table([["published rows", "count"], *([name, str(count)] for name, count in states.items())])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -45,6 +45,10 @@ PROMPTS = {
 STEPS = ("sample", "dispute", "locate", "judge")
 
 Work = Callable[[Sequence[Sample]], Sequence[Any]]
+
+
+class NothingMade(InputError):
+    """A run that went to its end without a single row."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,10 @@ def curate_folder(
         InputError: the source, a model, a judge or an option cannot work, or every pair was rejected.
         Stopped: a budget of the limits is spent.
     """
-    source = open_source(settings)
+    given = given or rows.Given()
+    source = open_source(settings, given.questions)
     if source.credentialed and not third_parties:
-        credentialed.refuse_endpoints(source.name, (settings.chat, *settings.judges))
+        credentialed.refuse_endpoints(source.name, (settings.chat, *settings.judges), source.marked_by)
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
     tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed)
@@ -95,7 +100,6 @@ def curate_folder(
         for number, start in enumerate(range(0, len(source.samples), BLOCK))
         if number % processes.count == processes.rank
     ]
-    given = given or rows.Given()
     if processes.first:
         ledgers["dispute"].update(given.answers)
         ledgers["judge"].update({id: {"score": score} for id, score in given.scores.items()})
@@ -120,12 +124,12 @@ def curate_folder(
 FORMS_OF_DATA = ("boxes", "masks", "heatmap")  # columns of a source, and localizers that read them
 
 
-def open_source(settings: Settings) -> Source:
-    """The source that the settings name. Raises InputError as `read_source` does, for faulty rows, and for lesions in
-    another column than the one named."""
+def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
+    """The source that the settings name, with the questions of these ids in any case. Raises InputError as
+    `read_source` does, for faulty rows, and for lesions in another column than the one named."""
     source = read_source(
         settings.source, settings.split, settings.limit, settings.seed, settings.license,
-        name=settings.source_name, marked=settings.credentialed,
+        name=settings.source_name, marked=settings.credentialed, also=also,
     )  # fmt: skip
     refuse_faults(source, settings.skip_faulty)
     held = [name for name in FORMS_OF_DATA if any(getattr(sample, name) for sample in source.samples)]
@@ -277,7 +281,7 @@ def _assemble(
     made = chain(((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(source.samples, ledgers, noise))
     pairs = list(_accepted(made, folder / "rejects.jsonl", rejects))
     if not pairs:
-        raise InputError(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
+        raise NothingMade(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
     groups = [pair.dispreference for pair in pairs] if settings.weights_over == "kind" else None
     found, normalization = weights.normalize([pair.relevance for pair in pairs], settings.weights, groups)
     target = settings.model and portable(settings.model)

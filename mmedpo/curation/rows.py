@@ -36,12 +36,14 @@ class Given:
         answers: by a question's id its wrong answer, {"text", "made_by"}, or why it has none, {"reason", "detail"}.
         scores: by a question's id its wrong answer's clinical relevance, in [0, 1].
         regions: by a question's id where its lesion is (`localize.Region.record`).
+        questions: ids of those that are taken whatever split and limit are.
     """
 
     rejects: list[Reject] = field(default_factory=list)
     answers: dict[str, dict[str, str]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     regions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    questions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pro
     if asked.note and processes.first:
         log.warning(asked.note)
     if asked.marked and not run.send_credentialed_data_to_third_parties:
-        credentialed.refuse_endpoints(asked.record["source"], [settings.model])
+        credentialed.refuse_endpoints(asked.record["source"], [settings.model], asked.marked_by)
     with output_folder(run.output, settings.record(), run.resume, processes) as folder:
         answering = open_answering(settings, run.limits.share(processes.count))
         return evaluate(

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ class QuestionSet:
     open_image: Callable[[Any], Image]
     record: dict[str, Any]
     note: str | None = None
+    marked_by: str | None = None  # `sources.Source.marked_by`
 
     def __post_init__(self) -> None:
         if not self.questions:
@@ -132,11 +133,12 @@ def of_source(
     source.samples = [sample for sample in source.samples if not said[sample.id]]
     refuse_faults(source, skip_faulty)
     shared = {"images_in_other_splits": source.images_in_other_splits} if official_split else {}
-    return of_samples(limited(source.samples, limit, seed), {
+    asked = of_samples(limited(source.samples, limit, seed), {
         "source": source.name, "split": split, "split_by": source.split_by, **shared, "limit": limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
         **({"credentialed": True} if source.credentialed else {}),
     }, source.note if split else None)  # fmt: skip
+    return replace(asked, marked_by=source.marked_by)
 
 
 def of_dataset(

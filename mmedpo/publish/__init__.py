@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
-from mmedpo.publish.content import CARD, KINDS, Content, refuse_private_words
+from mmedpo.publish.content import CARD, KINDS, Content, finished_shards, refuse_private_words
 from mmedpo.publish.remote import File, Plan, Remote
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def publish(
         content = replace(content, card=card.fill(content.card, fill or {}))
         refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
         draft = hub.patiently(f"{repo_id} cannot be read", lambda: _draft(api, repo_id, content))
+        barred = partial(remote.refuse_history, api, draft.remote, content.barred)
+        hub.patiently(f"{repo_id} cannot be read", barred)
         visibility = draft.remote.visibility or ("public" if public else "private")
         if tag and draft.plan and tag in draft.remote.tags:
             raise InputError(f"{repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
@@ -120,6 +123,7 @@ def publish(
             commit, named = draft.remote.head, (tag or draft.remote.next_tag) if draft.plan else None
         else:
             _ask(draft, repo_id, visibility, confirm)
+            _ask_leave(content, draft, confirm)
             commit = _commit(api, repo_id, content, visibility)
             named = _tag(api, repo_id, content.repo_type, commit, tag)
     except KeyboardInterrupt:
@@ -138,13 +142,29 @@ def publish(
 
 def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
     """What a folder publishes; of credentialed data only what tells nobody what is in it, unless `third_parties`."""
-    source = schema.credentialed_source(folder) if kind == "dataset" and not third_parties else None
-    if source is not None:
-        return stripped.dataset(folder, repo_id, source)
+    if kind == "dataset" and not third_parties:
+        finished_shards(folder)
+        source = schema.credentialed_source(folder)
+        if source is not None:
+            return stripped.dataset(folder, repo_id, source)
     content = KINDS[kind](folder, repo_id)
     if not third_parties:
         credentialed.refuse_publishing(content.records, str(folder))
-    return content
+        return content
+    name = credentialed.first(content.records) or (schema.credentialed_source(folder) if kind == "dataset" else None)
+    if name is None:
+        return content
+    question, notice = stripped.leaving(name, repo_id, kind)
+    return replace(content, question=question, notices=[*content.notices, notice])
+
+
+def _ask_leave(content: Content, draft: _Draft, confirm: Confirm | None) -> None:
+    """Ask whether credentialed data may go out as it is; as `_ask`."""
+    if content.question and draft.plan:
+        if confirm is None:
+            raise InputError(f"{content.question}\nNobody can be asked here. Give --yes to go on.")
+        if not confirm(content.question):
+            raise Stopped("Nothing was sent.")
 
 
 def _checked_name(api: HfApi, repo: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedpo import cards
+from mmedpo import cards, results
 from mmedpo.audit import audit
 from mmedpo.errors import Fault, InputError
 from mmedpo.publish import picture
@@ -45,6 +45,8 @@ class Content:
         replaced: patterns of files in the repository that belong to an earlier version if `files` has them not.
         records: what is recorded of where the data came from.
         notices: what who publishes it should know.
+        question: what a person has to agree to before it is sent.
+        barred: names of files that no version of the repository may hold.
     """
 
     repo_type: str
@@ -55,6 +57,8 @@ class Content:
     records: Sequence[Mapping[str, Any]] = ()
     conflicts: Sequence[Conflict] = field(default=())
     notices: Sequence[str] = ()
+    question: str = ""
+    barred: Sequence[str] = ()
 
 
 def dataset(folder: Path, repo_id: str) -> Content:
@@ -93,6 +97,8 @@ def adapter(folder: Path, repo_id: str) -> Content:
     kept = folder / cards.GENERATED
     generated = kept.read_text(encoding="utf-8") if kept.exists() else cards.adapter_card(folder)
     files = _allowed(folder, ADAPTER_FILES)
+    if cards.COMPARISON in files:  # one that compare wrote for itself has texts of test questions
+        files[cards.COMPARISON] = File(results.record(read_json(folder / cards.COMPARISON)).encode())
     if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
         raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
     texts, conflicts = with_local_edits(folder, generated, generated)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.errors import InputError
 from mmedpo.workdir import sha256
 
 if TYPE_CHECKING:
@@ -145,6 +146,23 @@ def commit(api: HfApi, remote: Remote, files: Mapping[str, File], plan: Plan, me
         remote.repo_id, operations, commit_message=message, repo_type=remote.repo_type, parent_commit=remote.head
     )
     return done.oid
+
+
+def refuse_history(api: HfApi, remote: Remote, barred: Sequence[str]) -> None:
+    """Raise InputError if a publication or a tag holds one of these files at its top; else what the client does."""
+    if not barred or remote.head is None:
+        return
+    history = api.list_repo_commits(remote.repo_id, repo_type=remote.repo_type, revision=remote.head)
+    versions = {made.commit_id: made.commit_id[:12] for made in history if made.title.startswith(TITLE)}
+    versions |= {commit: tag for tag, commit in remote.tags.items()}
+    for commit, name in versions.items():
+        tree = api.list_repo_tree(remote.repo_id, revision=commit, repo_type=remote.repo_type)
+        if any(entry.path in barred for entry in tree):
+            raise InputError(
+                f"{remote.repo_id} holds texts and images already: its version {name} was published whole, and the "
+                "history keeps that, whatever is put on top. Delete the repository on the Hub (in its settings) and "
+                "publish anew, or choose another name."
+            )
 
 
 def untagged(api: HfApi, remote: Remote) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import cards, images, schema
+from mmedpo import cards, credentialed, images, schema
 from mmedpo.publish import content
 from mmedpo.publish.content import Content
 from mmedpo.publish.remote import File
@@ -38,11 +38,23 @@ PROVENANCE = (
     ),
     *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "mask_coverage"),
 )
+TOOLS = ("detector:", "medklip:")  # localizers that are models: boxes of others come with the data
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
 NOTICE = (
     "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
     "`mmedpo rejoin {}` rebuilds the pairs where the data is."
 )
+WHOLE = {"dataset": "its texts and images, whole", "adapter": "a model that was trained on its texts and images"}
+QUESTION = (
+    "{} is credentialed data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
+    "them have agreed to them: you answer for it. Publish it?"
+)
+
+
+def leaving(source: str, repo_id: str, kind: str) -> tuple[str, str]:
+    """What is asked before credentialed data goes out as it is, and what is said then."""
+    notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {credentialed.FLAG} allows."
+    return QUESTION.format(source, repo_id, WHOLE[kind]), notice
 
 
 def features() -> Features:
@@ -59,6 +71,8 @@ def features() -> Features:
 def row(full: Mapping[str, Any]) -> dict[str, Any]:
     """The published form of a row whose images are undecoded; names of models lose the folders of this machine."""
     made = {name: full["provenance"][name] for name in PROVENANCE}
+    if not (made["localizer"] or "").startswith(TOOLS):
+        made["boxes"] = None
     for name, parts in PARTS.items():
         made[name] = made[name] and [{part: one[part] for part in parts} for one in made[name]]
     for one in made["judgements"] or []:
@@ -92,11 +106,13 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     README.md of the folder has no say in the card, since people may quote the data there.
 
     Raises:
-        InputError: no finished dataset, or an image that cannot be read.
+        InputError: as `content.dataset`; no cell is quoted.
     """
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
+    with credentialed.quoting_nothing(True):
+        content.dataset(folder, repo_id)  # what breaks the rules is published in no form
     shards = content.finished_shards(folder)
     with TemporaryDirectory() as made:
         written = {}
@@ -113,4 +129,5 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
     sent["manifest.json"] = File(json_text(manifest).encode())
     replaced = ("data/*.parquet", "audit.json", content.PICTURE)
-    return Content("dataset", sent, card, card, replaced, notices=[NOTICE.format(source, repo_id)])
+    notices, barred = [NOTICE.format(source, repo_id)], ("audit.json", content.PICTURE)
+    return Content("dataset", sent, card, card, replaced, notices=notices, barred=barred)

@@ -16,7 +16,7 @@ from datasets import IterableDataset
 
 from mmedpo import credentialed, schema
 from mmedpo.models import hardware
-from mmedpo.workdir import portable, read_json, versions, write_json
+from mmedpo.workdir import portable, versions, write_json
 
 if TYPE_CHECKING:
     from mmedpo.training.run import RunArguments
@@ -34,7 +34,7 @@ MACHINE_SETTINGS = {
     "reference_cache",
     "image_feature_cache",
 }
-STREAMED = 1000  # rows of a streamed dataset that are looked at
+RECORD = "training.json"
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer")  # of a dataset, by its manifest
 OF_THE_RUN = ("output", "resume", "send_credentialed_data_to_third_parties")  # in no recipe
 ALWAYS_RECORDED = {
@@ -61,21 +61,22 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def write(
     folder: Path, run: RunArguments, settings: dict[str, Any], trainer: MMedPOTrainer, dataset: Any,
-    commit: str | None, command: str, seconds: float,
+    source: dict[str, Any], commit: str | None, command: str, seconds: float,
 ) -> None:  # fmt: skip
     """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
 
     Args:
         settings: `plain` ones of the trainer ("config") and the model ("lora"), and the "model"'s name.
+        source: `dataset_source`.
         commit: of a dataset on the Hub.
     """
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     manifest = schema.dataset_manifest(run.dataset_name, commit)
-    if source := dataset_source(run, str(settings["model"]), commit, dataset):
+    if source:
         manifest["source"] = source
-    write_json(folder / "training.json", {
+    write_json(folder / RECORD, {
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
         "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, "model": portable(str(settings["model"])),
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
@@ -123,19 +124,24 @@ def _weights(dataset: Any) -> dict[str, float]:
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
-def dataset_source(run: RunArguments, model: str, commit: str | None, dataset: Any) -> dict[str, Any]:
-    """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row's source
-    or licence says so (of a streamed dataset's first `STREAMED` rows), or the record of the model or adapter that is
-    gone on from."""
+def dataset_source(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
+    """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row says so
+    (`schema.credentialed_source`), or the record of the model or adapter that is gone on from."""
     source: dict[str, Any] = schema.dataset_manifest(run.dataset_name, commit).get("source") or {}
-    columns = [column for column in ("source", "license") if column in (dataset.column_names or ())]
-    rows = dataset.select_columns(columns)
-    rows = rows.take(STREAMED) if isinstance(dataset, IterableDataset) else rows
-    records = [
-        {"source": dict(said)}
-        for said in {(("name", row.get("source")), ("license", row.get("license"))) for row in rows}
-    ]
-    before = [Path(name) / "training.json" for name in (model, run.adapter_name_or_path) if name]
-    records += [read_json(file) for file in before if file.exists()]
-    name = credentialed.first(records)
+    before = (_training_of(name) for name in (model, run.adapter_name_or_path) if name)
+    name = schema.credentialed_source(run.dataset_name, commit, run.streaming) or credentialed.first(before)
     return {"name": name, **source, "credentialed": True} if name else source
+
+
+def begin(folder: Path, source: dict[str, Any]) -> None:
+    """Write into a working folder what its checkpoints are trained on; `write` replaces it."""
+    write_json(folder / RECORD, {"dataset_manifest": {"source": source}})
+
+
+def _training_of(name: str) -> dict[str, Any]:
+    """The training.json of a model or an adapter (folder, checkpoint of a run, Hub id), empty where it has none."""
+    found = schema.recorded(name, RECORD, "model")
+    folder = Path(name).resolve()
+    if not found and folder.is_dir() and folder.name.startswith("checkpoint-"):
+        return schema.recorded(str(folder.parent), RECORD, "model")
+    return found

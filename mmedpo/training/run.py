@@ -31,6 +31,7 @@ from mmedpo.training.model import choose_trained, open_model
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, write_json
 
+LOCAL_TRACKERS = ("tensorboard",)
 SHUFFLED = 500  # rows of a streamed dataset that are in memory, undecoded, to be drawn from
 
 Card = Callable[[Path], None]
@@ -113,9 +114,9 @@ def train(
     _refuse_strangers()
     commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
-    if config.push_to_hub and not run.send_credentialed_data_to_third_parties:
-        source = record.dataset_source(run, str(model_args.model_name_or_path), commit, dataset)
-        credentialed.refuse_publishing([{"source": source}], run.output)
+    source = record.dataset_source(run, str(model_args.model_name_or_path), commit)
+    if not run.send_credentialed_data_to_third_parties:
+        _refuse_ways_out(run, config, source)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args)
@@ -128,6 +129,8 @@ def train(
     }  # fmt: skip
     with _working_folder(Path(run.output), checkpoints.repeatable(settings, config), run.resume) as folder:
         config.output_dir = str(folder)
+        if PartialState().is_main_process:
+            record.begin(folder, source)
         push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
         trainer = MMedPOTrainer(
             **open_model(model_args, config, run.adapter_name_or_path), args=config, train_dataset=dataset,
@@ -142,7 +145,7 @@ def train(
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
-            record.write(folder, run, settings, trainer, dataset, commit, command, seconds)
+            record.write(folder, run, settings, trainer, dataset, source, commit, command, seconds)
             if card is not None:
                 card(folder)
     if push and publish and PartialState().is_main_process:
@@ -170,6 +173,27 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "A streamed dataset has no known length and no epochs: give --max_steps, which ends the training, and "
             "--save_strategy steps (and eval_strategy, if any)."
         )
+
+
+def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, source: dict[str, Any]) -> None:
+    """Raise InputError where what is trained on credentialed data would be pushed, or given to a tracker elsewhere."""
+    name = credentialed.first([{"source": source}])
+    if name is None:
+        return
+    if away := sorted({*(config.report_to or ())} - {*LOCAL_TRACKERS}):
+        raise InputError(
+            f"report_to {', '.join(away)}: {name} is credentialed data, and trackers upload what is trained on it "
+            "where they are set up so (ClearML by default). Use --report_to tensorboard, which writes to this disk, or "
+            f"none. {credentialed.UNLESS}"
+        )
+    if config.push_to_hub:
+        if run.streaming and name == run.dataset_name:
+            raise InputError(
+                f"{run.output} would not be pushed: {name} is streamed from the Hub and has no manifest.json that "
+                "names its source, so that it may be credentialed data. Leave --streaming out, so that its rows are "
+                f"asked, or --push_to_hub. {credentialed.UNLESS}"
+            )
+        credentialed.refuse_publishing([{"source": source}], run.output)
 
 
 def _refuse_strangers() -> None:

@@ -15,6 +15,7 @@ from launches import ROOT, arguments, history, largest_difference, launcher
 
 from mmedpo.errors import Stopped
 from mmedpo.training import run
+from mmedpo.workdir import read_json
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
          "lora_dropout": 0.1, "disable_dropout": "false"}  # fmt: skip
@@ -83,6 +84,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_130(
     assert told.returncode == 130, told.stderr[-2000:]
     assert "Stopped after step 3 of 6; a checkpoint is kept. Go on with --resume." in told.stderr
     assert [path.name for path in (tmp_path / "adapter.partial").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert read_json(tmp_path / "adapter.partial" / "training.json")["dataset_manifest"]["source"]["name"] == "phantom"
     run.main([*command, "--resume"])
     assert history(output) == pytest.approx(history(whole), abs=1e-6)
     assert largest_difference(output, whole) < 1e-6

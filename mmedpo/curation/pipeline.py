@@ -121,9 +121,6 @@ def curate_folder(
     return manifest
 
 
-FORMS_OF_DATA = ("boxes", "masks", "heatmap")  # columns of a source, and localizers that read them
-
-
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     """The source that the settings name, with the questions of these ids in any case. Raises InputError as
     `read_source` does, for faulty rows, and for lesions in another column than the one named."""
@@ -132,10 +129,12 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
         name=settings.source_name, marked=settings.credentialed, also=also,
     )  # fmt: skip
     refuse_faults(source, settings.skip_faulty)
-    held = [name for name in FORMS_OF_DATA if any(getattr(sample, name) for sample in source.samples)]
-    if settings.localizer in FORMS_OF_DATA and held and settings.localizer not in held:
-        where = f"{' and '.join(held)}, not by {settings.localizer}"
-        raise InputError(f"{source.name} marks lesions by {where}: give --localizer {held[0]}.")
+    if settings.localizer == "boxes" and not any(
+        sample.boxes for sample in source.samples
+    ):  # the default, maybe unasked
+        held = [name for name in ("masks", "heatmap") if any(getattr(sample, name) for sample in source.samples)]
+        if held:
+            raise InputError(f"{source.name} marks lesions by {held[0]}, not by boxes: give --localizer {held[0]}.")
     return source
 
 

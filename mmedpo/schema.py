@@ -17,7 +17,7 @@ from mmedpo import credentialed, hub
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
-from mmedpo.workdir import read_json
+from mmedpo.workdir import read_object
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -314,9 +314,9 @@ def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
 
     file = Path(name) / "manifest.json"
     if Path(name).exists():
-        return read_json(file) if file.exists() else {}
+        return read_object(file) if file.exists() else {}
     with suppress(HfHubHTTPError, HTTPError, OSError):
-        return read_json(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
+        return read_object(Path(hf_hub_download(name, "manifest.json", repo_type="dataset", revision=revision)))
     return {}
 
 

@@ -73,6 +73,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, for a file that holds a JSON object; raises InputError if it holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object; the run that wrote it did not finish.")
+    return value
+
+
 def sha256(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file, read in blocks."""
     with path.open("rb") as file:

@@ -89,7 +89,7 @@ def read(repo: str, revision: str | None = None) -> Published:
 def _kept(chat: str) -> str:
     """The chat model's name, as what a cache holds of its answers; offline rules stay as they are."""
     scheme, _, rest = chat.partition(":")
-    if "#" in chat:
+    if scheme in ("http", "https") or chat.startswith("endpoint#"):
         return f"cache:{chat.partition('#')[2]}"
     return f"cache:{rest.partition('@')[0]}" if scheme in ("hub", "local") else chat
 

@@ -195,9 +195,9 @@ def _image_faults(file: Path, sources: set[str]) -> list[Fault]:
     sources that its rows name."""
     faults = []
     for row in _rows(file):
-        sources.add(row["source"] or "")
+        sources.add(row.get("source") or "")
         for column in IMAGES:
-            for image in row[column] or []:
+            for image in row.get(column) or []:
                 if image["bytes"] is None:
                     faults.append(Fault(row["id"], column, "is not inside the file; embed it"))
                 elif headers.without(image["bytes"]) != image["bytes"]:

@@ -20,17 +20,13 @@ if TYPE_CHECKING:
     from huggingface_hub import CardData
 
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
-# Licence identifiers the Hub knows and medical sources use; anything else is "other" with its own name.
-HUB_LICENSE = re.compile(
-    r"apache-2\.0|mit|odc-by|odbl|pddl|unknown|cc0-1\.0|cc-by-[234]\.0|cc-by-sa-[34]\.0|cc-by-nc-[234]\.0|cc-by-nd-4\.0"
-    r"|cc-by-nc-nd-[34]\.0|cc-by-nc-sa-[234]\.0"
-)
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 CURVES = ("loss", "rewards/margins", "rewards/accuracies")
 PICTURE = "curves.png"
 GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
 NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
+SAID_OF_DATA = ("source", "counts")  # without which a manifest says nothing
 COMPARISON = "comparison.json"
 
 
@@ -55,7 +51,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
     Raises:
         InputError: no manifest, or one of another format; the templates are not where the checkout has them.
     """
-    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1")
+    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     if audit is None and (folder / "audit.json").exists():
         audit = _recorded(folder / "audit.json", "mmedpo.audit/1")
     rows = sum(manifest["counts"].values())
@@ -73,7 +69,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
 
 def stripped_card(folder: Path, published: Published) -> str:
     """The README.md of a credentialed dataset's published form, from its `manifest.json`; raises as `dataset_card`."""
-    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1")
+    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     rows = sum(manifest["counts"].values())
     metadata = _dataset_metadata(manifest, rows, published)
     return _fill("stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published)
@@ -87,7 +83,6 @@ def _dataset_metadata(manifest: Mapping[str, Any], rows: int, published: Publish
     files: Any = {"configs": published.configs, "dataset_info": published.dataset_info} if published else {}
     return DatasetCardData(
         pretty_name=f"MMedPO preference pairs from {source['name']}",
-        **license_fields(source.get("license")),
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["mmedpo", "preference", "dpo", "medical", "trl"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
@@ -98,12 +93,6 @@ def _dataset_metadata(manifest: Mapping[str, Any], rows: int, published: Publish
 def write_dataset_card(folder: Path) -> None:
     """Write README.md (and `GENERATED`) into a dataset folder; raises as `dataset_card`."""
     _write(folder, dataset_card(folder))
-
-
-def license_fields(name: Any) -> dict[str, Any]:
-    """A licence as a card's header says it: by the Hub's identifier, or as "other" with a name."""
-    slug = re.sub(r"[^a-z0-9.]+", "-", str(name).lower()).strip("-")
-    return {"license": slug} if HUB_LICENSE.fullmatch(slug) else {"license": "other", "license_name": slug}
 
 
 def write_adapter_card(folder: Path) -> None:
@@ -131,7 +120,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], output: Path) -> None:
         for name, label, look in ((key, "training", "-"), (f"eval_{key}", "evaluation", "o-")):
             entries = logged(history, name)
             if entries:
-                axes.plot([entry["step"] for entry in entries], [entry[name] for entry in entries], look, label=label)
+                seen = look if len(entries) > 1 else "o"  # one point makes no line
+                axes.plot([entry["step"] for entry in entries], [entry[name] for entry in entries], seen, label=label)
         axes.set_title(key)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
@@ -163,7 +153,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
     """
     if comparison is None and (folder / COMPARISON).exists():
         comparison = _recorded(folder / COMPARISON, formats.COMPARISON)
-    training = _recorded(folder / "training.json", "mmedpo.training/1")
+    training = _recorded(folder / "training.json", "mmedpo.training/1", "model", "dataset", "config")
     history = read_json(folder / "trainer_state.json").get("log_history", [])
     base, dataset = (hub_id(training[key], training.get(f"{key}_is_local")) for key in ("model", "dataset"))
     name = folder.resolve().name.removesuffix(".partial")
@@ -302,11 +292,14 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _recorded(path: Path, kind: str) -> Any:
+def _recorded(path: Path, kind: str, *keys: str) -> Any:
+    """A recorded JSON object of that format that has these keys; raises InputError if it is something else."""
     record = read_json(path)
     found = record.get("format") if isinstance(record, dict) else None
     if found != kind:
         raise InputError(f"{path} has the format {found!r}; this version reads {kind!r}. Run the step again.")
+    if missing := [key for key in keys if key not in record]:
+        raise InputError(f"{path} says nothing of {', '.join(missing)}. Run the step again.")
     return record
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from mmedpo.errors import DISK_FULL, InputError
 
@@ -32,6 +34,7 @@ NOT_SEEN = (
     "There is no such folder here, and no repository of that name that may be seen: check the name, or log in by "
     "`hf auth login`."
 )
+ENDPOINT = "https://huggingface.co"
 READING = {401: NOT_SEEN, 403: "The token may not read it: ask its owner.", 404: NOT_SEEN}
 AGAIN = "Run the same command again later."
 
@@ -117,6 +120,12 @@ def reason(error: BaseException, reading: bool = False) -> str:
         return f"no space is left on this machine's disk ({cause.filename or 'HF_HOME'}). Free some, then run it again."
     if isinstance(cause, OSError) and cause.errno is not None and not _is_of_the_network(cause):
         return f"{cause.strerror or cause}: {cause.filename or 'unknown file'}."
+    if isinstance(cause, PermissionError):
+        return f"{where}the token may not do this ({_first_line(cause)}). {LOGIN}"  # as hf_xet says it
+    if isinstance(cause, JSONDecodeError):
+        return (
+            f"{where}what answered is no Hub, but perhaps a proxy on the way to it or another HF_ENDPOINT. Look there."
+        )
     if _is_of_the_network(cause):
         return f"{where}the connection failed ({type(cause).__name__}: {_first_line(cause)}). {later}"
     return where + " ".join(str(cause).split())
@@ -158,13 +167,34 @@ def writer(api: HfApi) -> dict[str, Any]:
     """Who asks, as the Hub knows them ("name", "orgs", ...).
 
     Raises:
-        InputError: nobody the Hub knows, or with a token that may only read.
+        InputError: nobody the Hub knows, or with a token that may only read; or no URL or token that could be asked by.
     """
+    check_endpoint(api.endpoint)
+    _check_token(api)
     who: dict[str, Any] = patiently("The Hub was asked who you are", api.whoami)
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise InputError(f"The token of {who['name']} may only read. {LOGIN}")
     return who
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise InputError where HF_ENDPOINT is no URL, before huggingface_hub does so in its own words when imported."""
+    try:
+        url = urlsplit(endpoint)
+        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise InputError(f"HF_ENDPOINT is {endpoint!r}, which is no URL. Unset it, or give one like {ENDPOINT}.")
+
+
+def _check_token(api: HfApi) -> None:
+    from huggingface_hub import get_token
+
+    token = api.token if isinstance(api.token, str) else get_token()
+    if token and not token.isascii():
+        raise InputError(f"The token holds a character that no token has. {LOGIN}")
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -179,7 +209,7 @@ def _is_of_the_hub(error: BaseException) -> bool:
 
     cause = _cause(error)
     uploaded = type(cause) is RuntimeError or type(cause) is ValueError  # hf_xet's, and those of the LFS protocol
-    return isinstance(cause, (OSError, HFValidationError)) or _is_of_the_network(cause) or uploaded
+    return isinstance(cause, (OSError, HFValidationError, JSONDecodeError)) or _is_of_the_network(cause) or uploaded
 
 
 def _says_more(error: BaseException) -> bool:

@@ -101,7 +101,7 @@ def read(repo: str, revision: str | None = None) -> Published:
 def _kept(chat: str) -> str:
     """The chat model's name, as what a cache holds of its answers; offline rules stay as they are."""
     scheme, _, rest = chat.strip().partition(":")
-    if scheme.lower() in ("http", "https") or "#" in chat:
+    if scheme.lower() in ("http", "https") or chat.startswith("endpoint#"):
         return f"cache:{chat.partition('#')[2]}"
     return f"cache:{rest.partition('@')[0]}" if scheme.lower() in ("hub", "local") else chat
 

@@ -18,7 +18,7 @@ from mmedpo import credentialed, hub
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
-from mmedpo.workdir import read_json
+from mmedpo.workdir import read_object
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -341,9 +341,9 @@ def recorded(name: str, file: str, kind: str, revision: str | None = None) -> di
 
     if Path(name).exists():
         found = Path(name) / file
-        return read_json(found) if found.exists() else {}
+        return read_object(found) if found.exists() else {}
     with suppress(HfHubHTTPError, HFValidationError, HTTPError, OSError):
-        return read_json(Path(hf_hub_download(name, file, repo_type=kind, revision=revision)))
+        return read_object(Path(hf_hub_download(name, file, repo_type=kind, revision=revision)))
     return {}
 
 

@@ -44,7 +44,13 @@ DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
 LOCK = ".lock"  # in a working folder: held by the process that works there
 # What a run writes before its first result.
 NO_WORK = (SETTINGS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
-ABSOLUTE_PATH = re.compile(r"(?<![^=:,\s])/(?!/)[^,]*")
+# An endpoint's URL, or a path: absolute, of a home folder, or through a parent folder. A path goes on to the next name
+# of a list, whatever signs are in it: what is taken for too long a path loses no more than folders.
+ADDRESS = re.compile(
+    r"https?://(?:[^/\s#]*@)?(?P<place>[^\s#?,]*)[^\s#,]*(?:#(?P<model>[^,]+))?"
+    r"|(?:(?<![^=:,;\s\"'\[(])|file://)(?:/(?! )|~[^/\s]*/|(?:[^/=:,;\s\"'\[(]+/)*\.\./)"
+    r"[^\",]*(?:,(?!/|~|\.\./|\w+:)[^\",]*)*"
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,6 +77,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, for a file that holds a JSON object; raises InputError if it holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object; the run that wrote it did not finish.")
+    return value
+
+
 def sha256(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file, read in blocks."""
     with path.open("rb") as file:
@@ -91,14 +105,21 @@ def versions() -> dict[str, str]:
 
 
 def portable(name: str) -> str:
-    """A name fit for a record that others read: a path below the current folder becomes relative, any other absolute
-    path its last part, also inside an option ("detector:/a/b"); a URL loses its user and password; all else stays."""
+    """A name fit for a record that others read: of an endpoint's URL its model alone stays ("endpoint#model"), of any
+    other neither user nor query; a path below the current folder becomes relative, any other that leaves it its last
+    part, also inside an option ("detector:/a/b"); all else stays."""
+    return ADDRESS.sub(_shortened, name)
 
-    def shortened(found: re.Match[str]) -> str:
-        path = Path(found[0])
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
-    return ABSOLUTE_PATH.sub(shortened, re.sub(r"//[^/@\s]+@", "//", name))
+def _shortened(found: re.Match[str]) -> str:
+    if found["model"]:
+        return f"endpoint#{found['model']}"
+    if found["place"] is not None:
+        return f"{found[0].partition('//')[0]}//{found['place']}"
+    path, here = Path(found[0].removeprefix("file://")), Path.cwd()
+    if path == Path.home():
+        return "~"
+    return str(path.relative_to(here)) if path.is_relative_to(here) and here != Path(here.anchor) else path.name
 
 
 @contextmanager

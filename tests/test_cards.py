@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, ModelCard
+from PIL import Image
 
-from mmedpo import cards
+from mmedpo import cards, licenses
 from mmedpo.errors import InputError
 
 EXAMPLES = Path(__file__).parents[1] / "model_cards" / "examples"
@@ -34,7 +35,9 @@ def test_whole_card(kind: str) -> None:
 
 def test_dataset_front_matter_is_read_by_the_hub_classes() -> None:
     data = DatasetCard(cards.dataset_card(EXAMPLES / "dataset")).data
-    assert data.license == "cc-by-4.0" and "license_name" not in data.to_dict()
+    assert (
+        not {"license", "license_name"} & data.to_dict().keys()
+    )  # a person has to say it; the source's is in the text
     assert data.task_categories == ["visual-question-answering", "image-text-to-text"]
     assert {"mmedpo", "preference", "dpo", "medical", "trl"} <= set(data.tags)
     assert data.size_categories == ["1K<n<10K"]
@@ -73,15 +76,16 @@ def test_adapter_front_matter_is_read_by_the_hub_classes() -> None:
 @pytest.mark.parametrize(
     ("text", "license", "name"),
     [
-        ("CC0-1.0", "cc0-1.0", None),
+        ("CC0 1.0", "cc0-1.0", None),
         ("cc by-nc-nd 4.0", "cc-by-nc-nd-4.0", None),
+        ("llama3.1", "llama3.1", None),
+        ("OpenRAIL++", "openrail++", None),
         ("PhysioNet Credentialed 1.5.0", "other", "physionet-credentialed-1.5.0"),
     ],
 )
-def test_licences_the_hub_does_not_know(text: str, license: str, name: str | None, tmp_path: Path) -> None:
-    source = {"name": "invented", "license": text, "split": "train", "split_by": "image", "questions": 3}
-    data = DatasetCard(cards.dataset_card(changed("dataset", tmp_path, source=source))).data
-    assert (data.license, data.to_dict().get("license_name")) == (license, name)
+def test_licences_are_named_as_the_hub_knows_them(text: str, license: str, name: str | None) -> None:
+    fields = licenses.fields(text)
+    assert (fields["license"], fields.get("license_name")) == (license, name)
 
 
 def test_the_card_does_not_mix_up_folders(tmp_path: Path) -> None:
@@ -157,6 +161,13 @@ def test_curves_leave_out_the_summary_of_the_run() -> None:
     assert cards.curve_summaries(history) == [{"key": "loss", "count": 20, "first": 1.5, "last": 19.5}]
 
 
+def test_a_curve_of_one_step_is_a_point(tmp_path: Path) -> None:
+    cards.draw_curves([{"step": 1, "loss": 0.7}], tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as drawn:
+        colours = drawn.convert("RGB").getcolors(10_000) or []
+    assert sum(count for count, (red, _, blue) in colours if blue > red + 50) > 10  # all else is black
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_python_in_the_cards_compiles(kind: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES / f"{kind}.md").read_text(), re.S)
@@ -173,8 +184,13 @@ def test_tables_hold_against_strange_text(tmp_path: Path) -> None:
 def test_faulty_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json does not exist"):
         cards.dataset_card(tmp_path)
+    folder = changed("dataset", tmp_path, format="other/1")
     with pytest.raises(InputError, match=r"has the format 'other/1'; this version reads 'mmedpo\.manifest/1'"):
-        cards.dataset_card(changed("dataset", tmp_path, format="other/1"))
+        cards.dataset_card(folder)
+    for text, said in (("[]", "has the format None"), ('{"format": "mmedpo.manifest/1"}', "nothing of source, counts")):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(InputError, match=said):
+            cards.dataset_card(folder)
 
 
 def test_missing_templates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -466,7 +466,7 @@ def test_evaluate_asks_an_endpoint_within_its_budget_and_score_takes_its_answers
     assert code == 0 and len(chat_server.received) == 6
     assert all(received.has_image for received in chat_server.received)
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    assert (results["model"], results["dataset"]) == (f"{chat_server.url}#m", preferences.name)
+    assert (results["model"], results["dataset"]) == ("endpoint#m", preferences.name)
     code, output = run("score", tmp_path / "out", "--output", tmp_path / "anew")
     assert code == 0 and says(output, "overall_accuracy", "anew")
     theirs = ("--predictions", tmp_path / "out" / "predictions.jsonl", "--output", tmp_path / "theirs")

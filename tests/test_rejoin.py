@@ -93,6 +93,17 @@ def without_rationales(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "provenance": {**row["provenance"], "judgements": quiet}}
 
 
+@pytest.mark.parametrize(
+    ("recorded", "kept"),
+    [
+        ("endpoint#org/m", "cache:org/m"), ("hub:org/m@provider", "cache:org/m"), ("local:tiny#1", "cache:tiny#1"),
+        ("standin:rules", "standin:rules"),
+    ],
+)  # fmt: skip
+def test_a_chat_model_is_asked_of_the_cache_by_its_recorded_name(recorded: str, kept: str) -> None:
+    assert rejoining._kept(recorded) == kept
+
+
 def test_the_dataset_is_marked_and_holds_no_header(house: Path) -> None:
     manifest = read_json(house / "pairs" / "manifest.json")
     assert manifest["source"]["credentialed"] is True and manifest["counts"] == {TEXT: 4, LESION: 4}

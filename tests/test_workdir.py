@@ -236,7 +236,7 @@ def test_records_name_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert portable(str(tmp_path / "runs" / "tiny")) == "runs/tiny"
     assert portable("/data/models/tiny") == "tiny"
-    for name in ("org/model", "runs/tiny", "standin:rules", "http://host/v1#model"):
+    for name in ("org/model", "runs/tiny", "standin:rules", "data/*/x", "3 of 4 / 5", "a and/or b"):
         assert portable(name) == name
 
 
@@ -248,6 +248,15 @@ def test_records_name_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pyt
         ("hub:/data/models/a b", "hub:a b"),
         ("hub:/data/a,hub:/data/b,standin:strict", "hub:a,hub:b,standin:strict"),
         ("detector:org/model", "detector:org/model"),
+        ("../../Müller, Alice/vqa-rad", "vqa-rad"),
+        ("data/../../Müller, Alice/vqa-rad", "vqa-rad"),
+        ("/x/users/Müller, Alice/vqa-rad", "vqa-rad"),
+        ("/x/O'Brien/vqa-rad", "vqa-rad"),
+        ("file:///home/alice/x", "x"),
+        ('["/home/alice/x"]', '["x"]'),
+        ("a;/home/alice/x", "a;x"),
+        ("--source=~/alice/x", "--source=x"),
+        (str(Path.home()), "~"),
     ],
 )
 def test_records_name_no_folder_inside_an_option(name: str, expected: str) -> None:
@@ -272,8 +281,16 @@ def test_full_disk_is_one_sentence_even_where_a_library_wraps_the_error(tmp_path
     assert (tmp_path / "out.partial" / "work.ledger").exists()
 
 
-def test_url_in_a_record_has_no_user_and_no_password() -> None:
-    assert portable("http://me:secret@judges:8000/v1#m") == "http://judges:8000/v1#m"
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://me:secret@judges:8000/v1?api_key=k#org/m", "endpoint#org/m"),
+        ("http://a/v1#m,https://b/v1#n", "endpoint#m,endpoint#n"),
+        ("https://me:secret@example.org/terms/4.0/?token=k", "https://example.org/terms/4.0/"),
+    ],
+)
+def test_of_an_endpoint_its_model_alone_is_recorded_and_of_no_url_a_secret(url: str, expected: str) -> None:
+    assert portable(url) == expected
 
 
 def test_a_run_killed_right_before_it_had_its_name_keeps_its_work_and_its_settings(

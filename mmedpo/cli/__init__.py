@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mmedpo import hub
 from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is not None:
         sys.argv[1:] = argv
     try:
+        if endpoint := os.environ.get("HF_ENDPOINT"):
+            hub.check_endpoint(endpoint)
         app(prog_name="mmedpo")  # also where a script of dataset_builders/ is run
     except AlreadyFinished as finished:
         console.print(str(finished))

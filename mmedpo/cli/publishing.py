@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def publish(
     answers = dict(answer.partition("=")[::2] for answer in fill or [])
     if empty := [key for key, answer in answers.items() if not answer.strip()]:
         raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
-    confirm = (lambda _: True) if yes else typer.confirm if sys.stdin.isatty() else None
+    confirm = (lambda _: True) if yes else asker()
     kind = "adapter" if adapter else "metric" if metric else "dataset"
     done = run(
         folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm,
@@ -58,13 +59,24 @@ def publish(
         console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
 
 
+def asker() -> Callable[[str], bool] | None:
+    """What asks the person at the terminal; None where nobody is there."""
+
+    def ask(question: str) -> bool:
+        try:
+            return typer.confirm(question)
+        except typer.Abort:  # Ctrl-C, Ctrl-D
+            raise Stopped("Nothing was sent.") from None
+
+    return ask if sys.stdin.isatty() else None
+
+
 def publish_built(folder: Path, repo: str, third_parties: bool) -> None:
     """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
     from mmedpo.publish import publish as run
 
-    confirm = typer.confirm if sys.stdin.isatty() else None
     try:
-        done = run(folder, repo, confirm=confirm, third_parties=third_parties)
+        done = run(folder, repo, confirm=asker(), third_parties=third_parties)
     except (InputError, Stopped) as error:
         command = shlex.join(["mmedpo", "publish", str(folder), repo, *([credentialed.FLAG] if third_parties else [])])
         raise type(error)(
@@ -74,13 +86,18 @@ def publish_built(folder: Path, repo: str, third_parties: bool) -> None:
     print_publication(done)
 
 
-def push(folder: Path, repo: str, public: bool, token: str | None, third_parties: bool) -> None:
-    """What train does with push_to_hub: after hours of work nobody is asked; open fields are listed."""
+def prepare(repo: str, token: str | None) -> None:
+    """What train does first with push_to_hub."""
+    from mmedpo.publish import prepare as run
+
+    run(repo, "adapter", token=token)
+
+
+def push(folder: Path, repo: str, token: str | None, third_parties: bool) -> None:
+    """What train does last with push_to_hub: after hours of work nobody is asked; open fields are listed."""
     from mmedpo.publish import publish as run
 
-    print_publication(
-        run(folder, repo, "adapter", public=public, confirm=lambda _: True, token=token, third_parties=third_parties)
-    )
+    print_publication(run(folder, repo, "adapter", confirm=lambda _: True, token=token, third_parties=third_parties))
 
 
 def print_publication(done: Publication, dry_run: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mmedpo.cli.publishing import push
+from mmedpo.cli.publishing import prepare, push
 from mmedpo.cli.shared import PARSED, Output, Resume, app, command_line, console
 
 
@@ -50,7 +50,8 @@ def train(context: typer.Context) -> None:
     """
     from mmedpo.cards import write_adapter_card
     from mmedpo.training import run
+    from mmedpo.training.hub import Push
 
     if "--help" in context.args:
         console.print(context.get_help())
-    run.main(context.args, command_line(), write_adapter_card, push)
+    run.main(context.args, command_line(), write_adapter_card, Push(prepare, push))

@@ -17,6 +17,7 @@ from mmedpo.errors import InputError
 from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.schema import text_fault
 from mmedpo.text import words
+from mmedpo.workdir import portable
 
 SELECT, INJECT, FLIP = "select@2", "inject@2", "flip@1"
 TARGET_MODEL, FLIPPED = "target model", "flip"
@@ -215,7 +216,7 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[in
             else:
                 # JSON can spell half a surrogate pair, which no file can hold.
                 text = _styled(item, written.encode("utf-8", "replace").decode(), style)
-                choices[i] = Hallucination(text, chat.name, INJECT, _kind(answer))
+                choices[i] = Hallucination(text, portable(chat.name), INJECT, _kind(answer))
                 if fault := answer_fault(item.gold, text, item.task, style):
                     choices[i], drafts[i] = Rejection(UNUSABLE, fault), (text, fault)
     return choices

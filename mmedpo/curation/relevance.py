@@ -15,6 +15,7 @@ from typing import Literal, TypedDict, get_args
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
+from mmedpo.workdir import portable
 
 JUDGE = "judge@1"
 NO_SCORE = "no judge gave a readable score"
@@ -107,7 +108,7 @@ class Panel:
     def __init__(
         self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0, mode: Mode = "sequential"
     ) -> None:
-        names = [judge.name for judge in judges]
+        names = [portable(judge.name) for judge in judges]
         if not names:
             raise InputError("A panel needs at least one judge; none was given.")
         if len(set(names)) < len(names):
@@ -116,7 +117,7 @@ class Panel:
             raise InputError(f"rounds={rounds} must be at least 1 and tolerance={tolerance} within [0, 1].")
         if mode not in get_args(Mode):
             raise InputError(f"mode={mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
-        self.judges, self.tolerance, self.mode = list(judges), tolerance, mode
+        self.judges, self.tolerance, self.mode = dict(zip(names, judges, strict=True)), tolerance, mode
         self.rounds = rounds if mode == "sequential" else 1
 
     def score(self, items: Sequence[Item]) -> list[Relevance]:
@@ -129,10 +130,10 @@ class Panel:
             still_open = [discussion for discussion in discussions if not discussion.agreed]
             if not still_open:
                 break
-            for judge in self.judges:
+            for name, judge in self.judges.items():
                 replies = judge.complete([discussion.request(self.mode) for discussion in still_open])
                 for discussion, reply in zip(still_open, replies, strict=True):
-                    discussion.judgements.append(_read(reply, number, judge.name))
+                    discussion.judgements.append(_read(reply, number, name))
             for discussion in still_open:
                 discussion.close_round(len(self.judges), self.tolerance)
         return [discussion.result(len(self.judges)) for discussion in discussions]

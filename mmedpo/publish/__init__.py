@@ -18,13 +18,22 @@ from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
-from mmedpo.publish.content import CARD, KINDS, Content, finished_shards, refuse_private_words
+from mmedpo.publish.content import (
+    CARD,
+    KINDS,
+    OWN_FILES,
+    Content,
+    finished_shards,
+    refuse_private_words,
+    whole,
+)
 from mmedpo.publish.remote import File, Plan, Remote
+from mmedpo.publish.repository import checked_name, prepare
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Publication", "publish"]
+__all__ = ["Publication", "prepare", "publish"]
 
 Confirm = Callable[[str], bool]
 
@@ -68,6 +77,17 @@ class _Draft:
     text: str
     conflicts: Sequence[Conflict]
 
+    @property
+    def overwritten(self) -> list[str]:
+        """Files that would be changed or deleted and that no publication has written."""
+        mine = GENERATED in self.remote.files
+        return [] if mine else [name for name in (*self.plan.changed, *self.plan.deleted) if name != CARD]
+
+    @property
+    def needed(self) -> list[str]:
+        """What only a person can say and must before publishing."""
+        return card.needed_fields(self.text)
+
 
 def publish(
     folder: Path,
@@ -94,8 +114,8 @@ def publish(
         dry_run: read and compare, send nothing.
         third_parties: whoever may read the repository may see credentialed data, whole, and what was trained on it;
             else only the published form of such a dataset is sent (`stripped.py`), and no such adapter.
-        confirm: is asked, in a sentence, before something is public or goes out with fields open that only a person
-            can fill; None refuses both.
+        confirm: is asked, in a sentence, before something is public, goes out with fields open that only a person can
+            fill, or changes files that no publication has written; None refuses all three.
         token, endpoint: those that huggingface_hub finds by default.
 
     Raises:
@@ -107,9 +127,11 @@ def publish(
 
     if kind not in KINDS:
         raise InputError(f"{kind!r} cannot be published; the kinds are {', '.join(KINDS)}.")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder. Give that of a finished {kind}.")
     api = HfApi(endpoint=endpoint, token=token)
     try:
-        repo_id = _checked_name(api, repo)
+        repo_id = checked_name(api, repo)
         content = _content(kind, folder, repo_id, third_parties)
         content = replace(content, card=card.fill(content.card, fill or {}))
         refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
@@ -117,8 +139,7 @@ def publish(
         barred = partial(remote.refuse_history, api, draft.remote, content.barred)
         hub.patiently(f"{repo_id} cannot be read", barred)
         visibility = draft.remote.visibility or ("public" if public else "private")
-        if tag and draft.plan and tag in draft.remote.tags:
-            raise InputError(f"{repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
+        _refuse_moving(draft.remote, tag, None if draft.plan else draft.remote.head)
         if dry_run:
             commit, named = draft.remote.head, (tag or draft.remote.next_tag) if draft.plan else None
         else:
@@ -144,7 +165,8 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
     """What a folder publishes; of credentialed data only what tells nobody what is in it, unless `third_parties`."""
     if kind == "dataset" and not third_parties:
         finished_shards(folder)
-        source = schema.credentialed_source(folder)
+        with whole(str(folder)):
+            source = schema.credentialed_source(folder)
         if source is not None:
             return stripped.dataset(folder, repo_id, source)
     content = KINDS[kind](folder, repo_id)
@@ -167,15 +189,6 @@ def _ask_leave(content: Content, draft: _Draft, confirm: Confirm | None) -> None
             raise Stopped("Nothing was sent.")
 
 
-def _checked_name(api: HfApi, repo: str) -> str:
-    from huggingface_hub.utils import validate_repo_id
-
-    with hub.in_words(f"{repo!r} cannot be published to"):
-        validate_repo_id(repo)
-    who = hub.writer(api)
-    return repo if "/" in repo else f"{who['name']}/{repo}"
-
-
 def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
     """What the repository should hold, its card merged with the one there. Raises what the Hub's client does."""
     there = remote.read(api, repo_id, content.repo_type)
@@ -185,23 +198,29 @@ def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
         text, conflicts = card.merge(base, edited, text, f"{CARD} of {repo_id}")
     card.validated(text, content.repo_type, f"{CARD} for {repo_id}")
     files = {**content.files, CARD: File(text.encode()), GENERATED: File(content.generated.encode())}
-    return _Draft(there, files, remote.plan(files, content.replaced, there), text, conflicts)
+    return _Draft(there, files, remote.plan(files, OWN_FILES[content.repo_type], there), text, conflicts)
 
 
 def _ask(draft: _Draft, repo_id: str, visibility: str, confirm: Confirm | None) -> None:
     """Ask for what only a person can decide; raise InputError if nobody is there, Stopped if the answer is no."""
-    needed = [f"{key}: {question}" for key, question in card.open_fields(draft.text) if key]
+    if not draft.plan:
+        return
     questions = []
-    if draft.plan and visibility == "public":
+    if visibility == "public":
         questions.append(f"{repo_id} is public: everybody can read and copy what is uploaded. Publish it?")
-    if draft.plan and needed:
-        listed = "".join(f"\n  - {field}" for field in needed)
+    if draft.overwritten:
+        listed = ", ".join(draft.overwritten)
+        questions.append(
+            f"No publication has written {repo_id}, and these files there would change or go: {listed}. Go on?"
+        )
+    advice = "Give --yes to go on."
+    if draft.needed:
+        also = "and" if questions else "or"
+        advice = f'Answer fields in README.md of the folder or by --fill KEY="...", {also} give --yes to go on.'
+        listed = "".join(f"\n  - {field}" for field in draft.needed)
         questions.append(f"The card leaves open what only a person can say:{listed}\nPublish it like that?")
     if questions and confirm is None:
-        raise InputError(
-            "\n".join(questions) + "\nNobody can be asked here. Answer fields in README.md of the folder or by "
-            '--fill KEY="...", and give --yes to go on.'
-        )
+        raise InputError("\n".join([*questions, f"Nobody can be asked here. {advice}"]))
     for question in questions:
         if confirm is not None and not confirm(question):
             raise Stopped("Nothing was sent.")
@@ -240,6 +259,12 @@ def _commit(api: HfApi, repo_id: str, content: Content, visibility: str) -> str 
     return commit
 
 
+def _refuse_moving(there: Remote, tag: str | None, commit: str | None) -> None:
+    """Raise InputError if this tag names something else than this commit."""
+    if tag and there.tags.get(tag, commit) != commit:
+        raise InputError(f"{there.repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
+
+
 def _sdk(content: Content) -> str:
     from huggingface_hub import SpaceCard
 
@@ -251,14 +276,15 @@ def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str 
 
     def once() -> str | None:
         there = remote.read(api, repo_id, repo_type)
-        if tag in there.tags:
-            return tag
         target = commit or (there.head if tag else remote.untagged(api, there))
         if target is None:
             return None
         if tag is None and target in there.tags.values():  # made, but the answer was lost
             return next(name for name, commit in there.tags.items() if commit == target)
         name = tag or there.next_tag
+        _refuse_moving(there, name, target)
+        if name in there.tags:
+            return name
         api.create_tag(repo_id, tag=name, revision=target, repo_type=repo_type)
         return name
 

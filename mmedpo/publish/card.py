@@ -9,7 +9,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from mmedpo.cards import GENERATED, adapter_card, license_fields, results_files
+from mmedpo import licenses
+from mmedpo.cards import GENERATED, adapter_card, results_files
 from mmedpo.errors import InputError
 
 CARD = "README.md"
@@ -20,14 +21,18 @@ COMPUTED = ("configs", "dataset_info", "size_categories")  # of the header; they
 
 @dataclass(frozen=True)
 class Conflict:
-    """A place that a person and the program changed in different ways: what was kept, and what was left out."""
+    """A place of a card that has been changed since it was generated, and in another way by what comes now."""
 
+    card: str
     place: str
     kept: str
     left_out: str
 
     def __str__(self) -> str:
-        return f"{self.place}: kept {_short(self.kept)}; left out {_short(self.left_out)}"
+        return (
+            f"{self.card} keeps what it says ({self.place}): {_short(self.kept)}; left out: {_short(self.left_out)}. "
+            "If that is wrong, change it there."
+        )
 
 
 def merge(base: str | None, edited: str, new: str, place: str) -> tuple[str, list[Conflict]]:
@@ -37,7 +42,7 @@ def merge(base: str | None, edited: str, new: str, place: str) -> tuple[str, lis
     entry by entry, and its `COMPUTED` keys are always the new ones.
 
     Args:
-        base: the generated card that `edited` began as; None where that is not known.
+        base: the generated card that `edited` began as; None where a person wrote all of `edited`, which `new` follows.
         place: what `edited` is called in messages.
 
     Raises:
@@ -47,13 +52,14 @@ def merge(base: str | None, edited: str, new: str, place: str) -> tuple[str, lis
     (base_header, base_body), (header, body), (new_header, new_body) = (
         _parts(text) for text in (base or "", edited, new)
     )
-    if header == base_header:
-        merged = new_header
-    elif new_header == base_header:
-        merged = header
-    else:
-        merged = _merge_headers(conflicts, *(_values(text, place) for text in (base_header, header, new_header)))
-    lines = _merge_lines(conflicts, *(text.splitlines(keepends=True) for text in (base_body, body, new_body)))
+    merged = new_header
+    if header.strip() and header != base_header:
+        before, theirs, ours = (_values(text, place) for text in (base_header, header, new_header))
+        as_it_is = ours == before and all(theirs.get(key) == ours.get(key) for key in COMPUTED)
+        merged = header if as_it_is else _merge_headers(conflicts, place, before, theirs, ours)
+    if base is None:
+        return f"---\n{merged}\n---\n{body}{new_body if new_body.strip() not in body else ''}", conflicts
+    lines = _merge_lines(conflicts, place, *(text.splitlines(keepends=True) for text in (base_body, body, new_body)))
     return f"---\n{merged}\n---\n{''.join(lines)}", conflicts
 
 
@@ -66,8 +72,16 @@ def with_local_edits(folder: Path, plain: str, generated: str) -> tuple[str, lis
     path, base = folder / CARD, folder / GENERATED
     if not path.exists():
         return generated, []
-    written = base.read_text(encoding="utf-8") if base.exists() else plain
-    return merge(written, path.read_text(encoding="utf-8"), generated, str(path))
+    written = read_text(base) if base.exists() else plain
+    return merge(written, read_text(path), generated, str(path))
+
+
+def read_text(path: Path) -> str:
+    """A text file; raises InputError where it is none, or not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a text in UTF-8 ({error}). Save it as one.") from error
 
 
 def with_results(folder: Path, comparison: Mapping[str, Any]) -> tuple[dict[str, str], list[Conflict]]:
@@ -82,8 +96,13 @@ def open_fields(card: str) -> list[tuple[str | None, str]]:
     return [(found["key"], " ".join(found["question"].split())) for found in OPEN.finditer(card)]
 
 
+def needed_fields(card: str) -> list[str]:
+    """The open fields that must be answered before publishing, "key: question" each."""
+    return [f"{key}: {question}" for key, question in open_fields(card) if key]
+
+
 def fill(card: str, answers: Mapping[str, str]) -> str:
-    """The card with its open fields of these keys answered; a licence that the Hub knows is set in the header too.
+    """The card with its open fields of these keys answered; a licence is set in the header too.
 
     Raises:
         InputError: a key has no open field.
@@ -92,16 +111,14 @@ def fill(card: str, answers: Mapping[str, str]) -> str:
     if unknown := sorted(answers.keys() - keys):
         raise InputError(
             f"The card has no open field {', '.join(unknown)} to fill; open are: {', '.join(sorted(keys)) or 'none'}. "
-            "What is answered already is changed in README.md, here or on the Hub."
+            "What is answered already is changed in README.md of the folder, and on the Hub once it is published."
         )
     filled = OPEN.sub(lambda found: answers.get(found["key"], found[0]).strip(), card)
-    license = license_fields(answers["license"]) if "license" in answers else {}
-    if license.get("license") in (None, "other"):
+    if "license" not in answers:
         return filled
     header, body = _parts(filled)
-    values = {**_values(header, "The card"), **license}
-    values.pop("license_name", None)
-    return f"---\n{_yaml(values)}\n---\n{body}"
+    values = {key: value for key, value in _values(header, "The card").items() if not key.startswith("license")}
+    return f"---\n{_yaml({**licenses.fields(answers['license']), **values})}\n---\n{body}"
 
 
 def validated(card: str, repo_type: str, place: str) -> str:
@@ -136,7 +153,7 @@ def _values(header: str, place: str) -> dict[str, Any]:
 
 
 def _merge_headers(
-    conflicts: list[Conflict], base: Mapping[str, Any], edited: Mapping[str, Any], new: Mapping[str, Any]
+    conflicts: list[Conflict], card: str, base: Mapping[str, Any], edited: Mapping[str, Any], new: Mapping[str, Any]
 ) -> str:
     merged = {}
     for key in dict.fromkeys([*new, *edited]):
@@ -149,7 +166,7 @@ def _merge_headers(
             kept = _merge_lists(before or [], theirs or [], ours or [])
         else:
             kept = theirs
-            conflicts.append(Conflict(f"header, {key}", f"{theirs}", f"{ours}"))
+            conflicts.append(Conflict(card, f"header, {key}", f"{theirs}", f"{ours}"))
         if kept is not None:
             merged[key] = kept
     return _yaml(merged)
@@ -167,7 +184,7 @@ def _merge_lists(base: Sequence[Any], edited: Sequence[Any], new: Sequence[Any])
 
 
 def _merge_lines(
-    conflicts: list[Conflict], base: Sequence[str], edited: Sequence[str], new: Sequence[str]
+    conflicts: list[Conflict], card: str, base: Sequence[str], edited: Sequence[str], new: Sequence[str]
 ) -> Iterator[str]:
     """Lines of a three-way merge, cut where a line is the same in all three."""
     theirs, ours = _places(base, edited), _places(base, new)
@@ -177,7 +194,7 @@ def _merge_lines(
         to_e, to_n = (len(edited), len(new)) if at_end else (theirs.get(place, -1), ours.get(place, -1))
         if to_e < e or to_n < n:
             continue
-        yield from _resolve(conflicts, base[i:place], edited[e:to_e], new[n:to_n])
+        yield from _resolve(conflicts, card, base[i:place], edited[e:to_e], new[n:to_n])
         yield line
         i, e, n = place + 1, to_e + 1, to_n + 1
 
@@ -188,7 +205,7 @@ def _places(base: Sequence[str], other: Sequence[str]) -> dict[int, int]:
 
 
 def _resolve(
-    conflicts: list[Conflict], base: Sequence[str], edited: Sequence[str], new: Sequence[str]
+    conflicts: list[Conflict], card: str, base: Sequence[str], edited: Sequence[str], new: Sequence[str]
 ) -> Sequence[str]:
     if edited in (base, new):
         return new
@@ -197,9 +214,9 @@ def _resolve(
     if len(base) == len(edited) == len(new) > 1:  # neighbours in a table
         return [
             line for three in zip(base, edited, new, strict=True)
-            for line in _resolve(conflicts, *([part] for part in three))
+            for line in _resolve(conflicts, card, *([part] for part in three))
         ]  # fmt: skip
-    conflicts.append(Conflict("text", "".join(edited), "".join(new)))
+    conflicts.append(Conflict(card, "text", "".join(edited), "".join(new)))
     return edited
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from mmedpo import cards, results
+from mmedpo import cards, headers, results
 from mmedpo.audit import audit
 from mmedpo.errors import Fault, InputError
 from mmedpo.publish import picture
-from mmedpo.publish.card import CARD, Conflict, with_local_edits
+from mmedpo.publish.card import CARD, Conflict, read_text, with_local_edits
 from mmedpo.publish.remote import File
-from mmedpo.workdir import json_text, read_json
+from mmedpo.workdir import json_text, read_object
 
 PICTURE = "audit.png"
 SHARD = re.compile(r"(?P<split>\w[\w.]*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -29,8 +34,16 @@ ADAPTER_FILES = (
     *(cards.COMPARISON, ".eval_results/*.yaml"),
 )
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
-METRIC_FILES = ("*.py", "requirements.txt", "cases.json")
-BURNT_IN = "Headers of image files were left out; for names and dates in the pixels nobody looked: look yourself."
+METRIC_FILES = ("*.py", "requirements.txt", "*.json")
+# What a repository of a kind holds of us: an earlier version's of these go where this version has them not.
+OWN_FILES = {
+    "dataset": ("data/*.parquet", "manifest.json", "audit.json", PICTURE), "model": ADAPTER_FILES, "space": METRIC_FILES
+}  # fmt: skip
+BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
+IMAGES = ("images", "rejected_images")
+NOTES = "is no PNG or JPEG file of pixels alone (EXIF and other notes); write it by `mmedpo.images.embedded`"
+SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")
+SECRET_LENGTH = 8  # characters; servers of one's own are given "EMPTY" and the like, which is no secret
 TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".jinja", ".py")
 
 
@@ -42,7 +55,6 @@ class Content:
         files: by their names in the repository, the card apart.
         card: with what a person wrote into the folder's README.md.
         generated: the card as nobody has edited it.
-        replaced: patterns of files in the repository that belong to an earlier version if `files` has them not.
         records: what is recorded of where the data came from.
         notices: what who publishes it should know.
         question: what a person has to agree to before it is sent.
@@ -53,7 +65,6 @@ class Content:
     files: Mapping[str, File]
     card: str
     generated: str
-    replaced: Sequence[str] = ()
     records: Sequence[Mapping[str, Any]] = ()
     conflicts: Sequence[Conflict] = field(default=())
     notices: Sequence[str] = ()
@@ -69,10 +80,12 @@ def dataset(folder: Path, repo_id: str) -> Content:
     """
     plain = cards.dataset_card(folder)
     shards = finished_shards(folder)
-    found, faults = _audited(folder, shards)
+    faults: list[Fault] = []
     sources: set[str] = set()
     for file in (file for part in shards.values() for file in part):
         faults += _image_faults(file, sources)
+    found, of_rows = _audited(folder, shards)
+    faults = of_rows + faults
     if faults:
         raise InputError(f"{folder} is not published: its rows break the preference schema.", faults)
     generated = cards.dataset_card(
@@ -83,8 +96,8 @@ def dataset(folder: Path, repo_id: str) -> Content:
     files["manifest.json"] = File(folder / "manifest.json")
     files["audit.json"] = File(json_text(found).encode())
     files[PICTURE] = File(picture.draw(found))
-    records = [read_json(folder / "manifest.json"), *({"source": {"name": name}} for name in sorted(sources))]
-    return Content("dataset", files, texts, generated, ("data/*.parquet",), records, conflicts, [BURNT_IN])
+    records = [read_object(folder / "manifest.json"), *({"source": {"name": name}} for name in sorted(sources))]
+    return Content("dataset", files, texts, generated, records, conflicts, [BURNT_IN])
 
 
 def adapter(folder: Path, repo_id: str) -> Content:
@@ -95,14 +108,14 @@ def adapter(folder: Path, repo_id: str) -> Content:
     """
     # Not made anew where it was kept: it also says what was known of a dataset that lies elsewhere by now.
     kept = folder / cards.GENERATED
-    generated = kept.read_text(encoding="utf-8") if kept.exists() else cards.adapter_card(folder)
+    generated = read_text(kept) if kept.exists() else cards.adapter_card(folder)
     files = _allowed(folder, ADAPTER_FILES)
     if cards.COMPARISON in files:  # one that compare wrote for itself has texts of test questions
-        files[cards.COMPARISON] = File(results.record(read_json(folder / cards.COMPARISON)).encode())
+        files[cards.COMPARISON] = File(results.record(read_object(folder / cards.COMPARISON)).encode())
     if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
         raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
     texts, conflicts = with_local_edits(folder, generated, generated)
-    return Content("model", files, texts, generated, WEIGHTS, [read_json(folder / "training.json")], conflicts)
+    return Content("model", files, texts, generated, [read_object(folder / "training.json")], conflicts)
 
 
 def metric(folder: Path, repo_id: str) -> Content:
@@ -118,23 +131,34 @@ def metric(folder: Path, repo_id: str) -> Content:
             f"{folder} has no {CARD} or no {name}.py: evaluate.load({repo_id!r}) looks for a script of that "
             f"name. Scripts here: {', '.join(scripts) or 'none'}."
         )
-    text = (folder / CARD).read_text(encoding="utf-8")
+    text = read_text(folder / CARD)
     return Content("space", _allowed(folder, METRIC_FILES), text, text)
 
 
 KINDS = {"dataset": dataset, "adapter": adapter, "metric": metric}
+KINDS_OF_REPO = {"dataset": "dataset", "adapter": "model", "metric": "space"}
 
 
 def refuse_private_words(content: Content, token: str | None) -> None:
-    """Raise InputError if a text to be published names the home or current folder here, or holds the token."""
-    folders = {f"{path}/" for path in (Path.home(), Path.cwd()) if len(path.parts) > 1}
-    words = folders | ({token} if token else set())
+    """Raise InputError if a text to be published, or one in a row, names the home or current folder here, or holds the
+    token or the key of an endpoint."""
+    words = {f"{path}/": f"{path}/" for path in (Path.home(), Path.cwd()) if len(path.parts) > 1}
+    secrets = {os.environ.get(name, ""): f"the value of {name}" for name in SECRETS} | {token or "": "the token"}
+    words |= {word: what for word, what in secrets.items() if len(word) >= SECRET_LENGTH}
+    spelt = {form: what for word, what in words.items() for form in (word, json.dumps(word)[1:-1], quote(word))}
     for name, file in {**content.files, CARD: File(content.card.encode())}.items():
-        if Path(name).suffix in TEXTS:
-            text = file.read().decode("utf-8", "replace")
-            if found := [word for word in sorted(words) if word in text]:
-                what = "the token" if found[0] == token else found[0]
-                raise InputError(f"{name} names {what}, which is nobody else's business. Remove it, then publish.")
+        for text in _texts(name, file):
+            if found := [what for form, what in spelt.items() if form in text]:
+                raise InputError(f"{name} names {found[0]}, which is nobody else's business. Remove it, then publish.")
+
+
+def _texts(name: str, file: File) -> Iterator[str]:
+    """The text of a file, or of each row without its images; nothing of other files."""
+    if Path(name).suffix in TEXTS:
+        yield file.read().decode("utf-8", "replace")
+    elif Path(name).suffix == ".parquet":
+        for row in _rows(file.source, but=IMAGES):
+            yield json.dumps(row, ensure_ascii=False)
 
 
 def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:
@@ -165,7 +189,7 @@ def _count(file: Path) -> int:
 def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     """The audit of the first split (train if there is one), and the faults of all."""
     recorded = folder / "audit.json"
-    name = read_json(recorded)["dataset"] if recorded.exists() else folder.resolve().name
+    name = (read_object(recorded).get("dataset") if recorded.exists() else None) or folder.resolve().name
     first, *others = sorted(shards, key=lambda split: (split != "train", split))
     found = audit(str(folder), first, name)
     faults = [*found["faults"], *(fault for split in others for fault in audit(str(folder), split)["faults"])]
@@ -173,21 +197,43 @@ def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], l
 
 
 def _image_faults(file: Path, sources: set[str]) -> list[Fault]:
-    """Images that are not inside the file, or whose name is a path; `sources` gets the sources that its rows name."""
+    """Images that are not inside the file, that hold more than pixels, or whose name is a path; `sources` gets the
+    sources that its rows name."""
+    faults = []
+    for row in _rows(file):
+        sources.add(row.get("source") or "")
+        for column in IMAGES:
+            for image in row.get(column) or []:
+                if image["bytes"] is None:
+                    faults.append(Fault(row["id"], column, "is not inside the file; embed it"))
+                elif headers.without(image["bytes"]) != image["bytes"]:
+                    faults.append(Fault(row["id"], column, NOTES))
+                if image["path"] and re.search(r"[/\\]", image["path"]):
+                    faults.append(Fault(row["id"], column, "is named by a path; keep its last part alone"))
+    return faults
+
+
+def _rows(file: Path | bytes, but: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file without some columns, images undecoded; raises InputError as `whole`."""
     import pyarrow.parquet as parquet
 
-    faults = []
-    columns = ["id", "source", "images", "rejected_images"]
-    for batch in parquet.ParquetFile(file).iter_batches(batch_size=32, columns=columns):
-        for row in batch.to_pylist():
-            sources.add(row["source"] or "")
-            for column in columns[2:]:
-                for image in row[column] or []:
-                    if image["bytes"] is None:
-                        faults.append(Fault(row["id"], column, "is not inside the file; embed it"))
-                    if image["path"] and re.search(r"[/\\]", image["path"]):
-                        faults.append(Fault(row["id"], column, "is named by a path; keep its last part alone"))
-    return faults
+    with whole("what is published" if isinstance(file, bytes) else str(file)):
+        table = parquet.ParquetFile(io.BytesIO(file) if isinstance(file, bytes) else file)
+        columns = [column for column in table.schema_arrow.names if column not in but]
+        for batch in table.iter_batches(batch_size=32, columns=columns):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def whole(place: str) -> Iterator[None]:
+    """Turn what reading a broken Parquet file of `place` raises inside the block into InputError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0].removesuffix(".")
+        raise InputError(f"{place} holds a broken Parquet file ({said}). Write the dataset anew.") from error
 
 
 def configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:

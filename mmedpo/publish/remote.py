@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -117,19 +117,20 @@ def text(api: HfApi, remote: Remote, path: str) -> str | None:
     return response.content.decode("utf-8", "replace")
 
 
-def plan(files: Mapping[str, File], replaced: Sequence[str], remote: Remote) -> Plan:
-    """Compare `files` with the repository, by hash; `replaced`: patterns of files that go if not among them."""
+def plan(files: Mapping[str, File], own: Sequence[str], remote: Remote) -> Plan:
+    """Compare `files` with the repository, by hash; `own`: patterns of files that go if not among them."""
     there = remote.files
     return Plan(
         new=[name for name in files if name not in there],
         changed=[name for name, file in files.items() if name in there and not file.equals(there[name])],
         same=[name for name, file in files.items() if name in there and file.equals(there[name])],
-        deleted=[name for name in there if name not in files and any(_fits(name, pattern) for pattern in replaced)],
+        deleted=[name for name in there if name not in files and fits(name, own)],
     )
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)  # whose * would take in folders
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file's name has one of these patterns, whose * takes in no folder."""
+    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def commit(api: HfApi, remote: Remote, files: Mapping[str, File], plan: Plan, message: str) -> str:

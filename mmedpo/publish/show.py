@@ -25,7 +25,7 @@ def lines(done: Publication, dry_run: bool = False) -> Iterator[str]:
         size = decimal(sum(done.sizes[name] for name in plan.same))
         yield f"there already, known by hash: {len(plan.same)} files ({size})"
     for conflict in done.conflicts:
-        yield f"a person changed the card where the program did, too; {conflict}"
+        yield str(conflict)
     yield from done.notices
     if done.open_fields:
         yield f"open in the card: {len(done.open_fields)} fields that only a person can fill"

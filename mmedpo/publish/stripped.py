@@ -128,6 +128,5 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     manifest = read_json(folder / "manifest.json")
     manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
     sent["manifest.json"] = File(json_text(manifest).encode())
-    replaced = ("data/*.parquet", "audit.json", content.PICTURE)
     notices, barred = [NOTICE.format(source, repo_id)], ("audit.json", content.PICTURE)
-    return Content("dataset", sent, card, card, replaced, notices=notices, barred=barred)
+    return Content("dataset", sent, card, card, notices=notices, barred=barred)

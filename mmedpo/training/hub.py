@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from mmedpo import hub
+from mmedpo import credentialed
 from mmedpo.errors import InputError
 from mmedpo.training.config import MMedPOConfig
 
-# folder, repository, whether a new one is public, token, whether what was trained on credentialed data may be sent
-Push = Callable[[Path, str, bool, str | None, bool], None]
+
+@dataclass(frozen=True)
+class Push:
+    """How a finished folder gets to the Hub.
+
+    Attributes:
+        prepare: given the repository and the token, makes the repository private where it is not there; raises
+            InputError where the folder could not be published to it without asking a person.
+        send: given folder, repository, token, and whether what was trained on credentialed data may be sent.
+    """
+
+    prepare: Callable[[str, str | None], None]
+    send: Callable[[Path, str, str | None, bool], None]
 
 
-def check(config: MMedPOConfig) -> None:
-    """Raise InputError where `push_to_hub` is asked for by nobody whom the Hub knows, or who may not write."""
-    from huggingface_hub import HfApi
-
-    if config.push_to_hub:
-        try:
-            hub.writer(HfApi(token=config.hub_token))
-        except InputError as error:
-            raise InputError(f"push_to_hub: {error} Or leave push_to_hub out and publish the folder later.") from error
-
-
-def push(folder: Path, config: MMedPOConfig, publish: Push, third_parties: bool = False) -> None:
-    """Publish a finished folder as `hub_model_id`, or by its own name. Raises InputError if that fails."""
-    name = config.hub_model_id or folder.name
+def prepare(output: Path, config: MMedPOConfig, push: Push | None) -> None:
+    """Raise InputError where `push_to_hub` cannot work, or would make something public that no person has looked at."""
+    if not config.push_to_hub:
+        return
     try:
-        publish(folder, name, config.hub_private_repo is False, config.hub_token, third_parties)
+        if push is None:
+            raise InputError("nothing was given that publishes; use `mmedpo train`.")
+        if config.hub_private_repo is False:
+            raise InputError("a training pushes privately only (hub_private_repo), since nobody has seen its card yet.")
+        push.prepare(_name(output, config), config.hub_token)
+    except InputError as error:
+        way = _command(Path("FOLDER"), config.hub_model_id or "REPO", False)
+        raise InputError(f"push_to_hub: {error} Or leave push_to_hub out, and later: {way} [--public]") from error
+
+
+def push(output: Path, config: MMedPOConfig, push: Push, third_parties: bool = False) -> None:
+    """Publish a finished folder as `hub_model_id`, or by its own name. Raises InputError if that fails."""
+    name = _name(output, config)
+    try:
+        push.send(output, name, config.hub_token, third_parties)
     except InputError as error:
         raise InputError(
-            f"The training is finished and whole in {folder}, but was not pushed to {name}. {error} "
-            f"When that is mended: mmedpo publish --adapter {folder} {name}"
+            f"The training is finished and whole in {output}, but was not pushed to {name}. {error} "
+            f"When that is mended: {_command(output, name, third_parties)}"
         ) from error
+
+
+def _name(output: Path, config: MMedPOConfig) -> str:
+    return config.hub_model_id or output.resolve().name
+
+
+def _command(folder: Path, name: str, third_parties: bool) -> str:
+    flags = [credentialed.FLAG] if third_parties else []
+    return shlex.join(["mmedpo", "publish", "--adapter", str(folder), name, *flags])

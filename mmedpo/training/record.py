@@ -26,8 +26,6 @@ MACHINE_SETTINGS = {
     "model_name_or_path",
     "output_dir",
     "logging_dir",
-    "hub_token",
-    "push_to_hub_token",
     "resume_from_checkpoint",
     "local_rank",
     "accelerator_config",
@@ -35,6 +33,7 @@ MACHINE_SETTINGS = {
     "image_feature_cache",
 }
 RECORD = "training.json"
+PUSHING = ("push_", "hub_")  # how settings begin that say where it goes; who repeats it would write there
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer")  # of a dataset, by its manifest
 OF_THE_RUN = ("output", "resume", "send_credentialed_data_to_third_parties")  # in no recipe
 ALWAYS_RECORDED = {
@@ -51,7 +50,8 @@ def plain(settings: Any) -> dict[str, Any]:
     for f in fields(settings):
         value = getattr(settings, f.name)
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in ALWAYS_RECORDED or (f.name not in MACHINE_SETTINGS and value is not None and value != default):
+        left_out = f.name in MACHINE_SETTINGS or f.name.startswith(PUSHING)
+        if f.name in ALWAYS_RECORDED or (not left_out and value is not None and value != default):
             value = value.value if isinstance(value, Enum) else value
             found[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else portable(str(value))
     if getattr(settings, "use_peft", True) is False:

@@ -80,7 +80,7 @@ class RunArguments:
 USAGE = "mmedpo train [--config RECIPE.yaml] [options], see --help"  # the parser's own is as long as its help
 
 
-def main(argv: Sequence[str], command: str = "", card: Card | None = None, publish: hub.Push | None = None) -> None:
+def main(argv: Sequence[str], command: str = "", card: Card | None = None, push: hub.Push | None = None) -> None:
     """Run the training that `argv` (and the YAML file it names with --config) describes; the rest as in `train`."""
     kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
     parser = TrlParser(kinds, prog="mmedpo train", usage=USAGE, description=main.__doc__)
@@ -90,27 +90,25 @@ def main(argv: Sequence[str], command: str = "", card: Card | None = None, publi
         raise
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # TRL's and Transformers' own checks
         raise InputError(f"The training's settings cannot work: {error}") from error
-    train(run_args, config, model_args, command, card, publish)
+    train(run_args, config, model_args, command, card, push)
 
 
 def train(
     run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "", card: Card | None = None,
-    publish: hub.Push | None = None,
+    push: hub.Push | None = None,
 ) -> None:  # fmt: skip
     """Train an adapter (or, without LoRA, the whole language model) and write it to `run.output`.
 
     Args:
         command: recorded as it is.
         card: writes README.md from the recorded files of the folder it is given.
-        publish: pushes the finished folder where `push_to_hub` asks for it.
+        push: the finished folder, where `push_to_hub` asks for it; also one that `run.resume` finds finished.
 
     Raises:
         InputError: dataset, model or output folder cannot work; checkpoints that exist by then are kept.
         Stopped: a SIGTERM came; a checkpoint is kept.
     """
     _refuse_settings(run, config, model_args)
-    if config.push_to_hub and publish is None:
-        raise InputError("push_to_hub: nothing was given that publishes; use `mmedpo train`, or push the folder later.")
     _refuse_strangers()
     commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
@@ -119,7 +117,7 @@ def train(
         _refuse_ways_out(run, config, source)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
-    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args)
+    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, push)
     if isinstance(dataset, IterableDataset):
         # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
@@ -127,11 +125,11 @@ def train(
         "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": record.plain(model_args),
         "config": record.plain(config),
     }  # fmt: skip
-    with _working_folder(Path(run.output), checkpoints.repeatable(settings, config), run.resume) as folder:
+    repeatable = checkpoints.repeatable(settings, config)
+    with _pushed(run, config, push), _working_folder(Path(run.output), repeatable, run.resume) as folder:
         config.output_dir = str(folder)
         if PartialState().is_main_process:
             record.begin(folder, source)
-        push, config.push_to_hub = config.push_to_hub, False  # once, at the end, and privately unless asked
         trainer = MMedPOTrainer(
             **open_model(model_args, config, run.adapter_name_or_path), args=config, train_dataset=dataset,
             eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal()],
@@ -148,8 +146,6 @@ def train(
             record.write(folder, run, settings, trainer, dataset, source, commit, command, seconds)
             if card is not None:
                 card(folder)
-    if push and publish and PartialState().is_main_process:
-        hub.push(Path(run.output), config, publish, run.send_credentialed_data_to_third_parties)
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:
@@ -216,7 +212,10 @@ def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool 
     return dataset
 
 
-def _check(datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any) -> None:
+def _check(
+    datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any,
+    push: hub.Push | None,
+) -> None:  # fmt: skip
     """Everything that can be known before weights are loaded; what the main process refuses, all refuse."""
 
     def adapter(model: PreTrainedModel) -> PeftConfig | None:
@@ -229,14 +228,29 @@ def _check(datasets: Sequence[Any], processor: Any, run: RunArguments, config: M
     refusal: list[InputError | None] = [None]
     if PartialState().is_main_process:
         try:
-            hub.check(config)
             for warning in preflight.check(datasets, processor, config, model_args, Path(run.output), adapter):
                 logger.warning(warning)
+            hub.prepare(Path(run.output), config, push)
         except InputError as error:
             refusal = [error]
     broadcast_object_list(refusal)
     if refusal[0] is not None:
         raise refusal[0]
+
+
+@contextlib.contextmanager
+def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> Iterator[None]:
+    """Push, once, what the block finishes, or finds finished: a run may have been stopped before it was pushed."""
+    asked, config.push_to_hub = config.push_to_hub, False
+    finished: AlreadyFinished | None = None
+    try:
+        yield
+    except AlreadyFinished as found:
+        finished = found
+    if asked and push and PartialState().is_main_process:
+        hub.push(Path(run.output), config, push, run.send_credentialed_data_to_third_parties)
+    if finished:
+        raise finished
 
 
 @contextlib.contextmanager

@@ -43,6 +43,12 @@ def one(chat, item, **options):
     return choice
 
 
+def test_a_writer_that_is_a_folder_is_recorded_without_its_place():
+    chat = Scripted('{"answer": "left lung", "kind": "place"}')
+    chat.name = "/home/Doe, Jane/tiny vlm"
+    assert one(chat, Item("Where?", "right lung", "open_vqa", [], [])).made_by == "tiny vlm"
+
+
 def test_the_chosen_candidate_is_the_target_models():
     chat = Scripted('The second. {"choice": 2, "kind": "place"}')
     item = Item("Where?", "right lung", "open_vqa", ["on the right", " left lung\n"])

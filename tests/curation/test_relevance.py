@@ -43,6 +43,13 @@ def test_agreement_in_the_first_round():
     assert result.judgements[1] == {"round": 1, "judge": "b", "score": 0.8, "rationale": "b says so"}
 
 
+def test_judges_that_are_folders_are_recorded_without_their_place():
+    result, _ = judged(Judge("/home/Doe, Jane/tiny vlm", 0.8), Judge("../../Doe, Jane/other"))
+    assert [entry["judge"] for entry in result.judgements] == ["tiny vlm", "other"]
+    with pytest.raises(InputError, match="names must differ"):
+        Panel([Judge("/a/tiny"), Judge("/b/tiny")])
+
+
 def test_a_revision_is_seen_and_adopted_in_the_next_round():
     first, second, third = Judge("a", 0.8), Judge("b", 0.4), Judge("c")
     result, history = judged(first, second, third)

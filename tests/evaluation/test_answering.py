@@ -139,7 +139,7 @@ def test_an_endpoint_gets_questions_pixels_and_settings(
 
 def test_an_endpoint_says_in_the_record_who_it_is_without_its_login() -> None:
     record = EndpointModel("http://me:secret@localhost:8000/v1#med-7b").record("Where?")
-    assert record["model"] == "http://localhost:8000/v1#med-7b"
+    assert record["model"] == "endpoint#med-7b"
     assert record["prompt"] == {"example": "Where?", "chat_template_sha256": None}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,7 +81,9 @@ class Commit:
     @property
     def card(self) -> dict[str, Any]:
         """The metadata at the head of README.md. Raises HubError (400) if it is no YAML mapping."""
-        return front_matter(self.files["README.md"].data.decode()) if "README.md" in self.files else {}
+        return (
+            front_matter(self.files["README.md"].data.decode("utf-8", "replace")) if "README.md" in self.files else {}
+        )
 
 
 @dataclass
@@ -183,10 +186,11 @@ class Store:
 
 def front_matter(readme: str) -> dict[str, Any]:
     """The metadata at the head of a card. Raises HubError (400) if it is no YAML mapping, or its tags no strings."""
-    if not readme.startswith("---"):
+    head = re.match(r"---\s*\n(.*?)^---\s*$", readme, re.S | re.M)
+    if head is None:
         return {}
     try:
-        found = yaml.safe_load(readme.split("---", 2)[1]) or {}
+        found = yaml.safe_load(head[1]) or {}
     except yaml.YAMLError as error:
         raise HubError(400, f"YAML Metadata Error: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import io
 import json
+import os
+import pty
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -192,19 +192,54 @@ def test_a_card_edited_on_the_hub_keeps_the_persons_text(hub: Hub, send: Publish
 def test_a_card_edited_in_the_folder_keeps_the_persons_text(hub: Hub, send: Publish, pairs: Path) -> None:
     card = (pairs / "README.md").read_text()
     card = re.sub(r"\[[^\]]*\(license\)[^\]]*\]", "Under CC0.", card)
-    (pairs / "README.md").write_text(
-        card.replace("license: cc-by-4.0", "license: cc0-1.0") + "\n## Thanks\n\nTo all.\n"
-    )
+    (pairs / "README.md").write_text(card.replace("---\n", "---\nlicense: cc0-1.0\n", 1) + "\n## Thanks\n\nTo all.\n")
     send(pairs)
     assert "Under CC0." in text(hub) and "## Thanks" in text(hub) and DatasetCard(text(hub)).data.license == "cc0-1.0"
     (pairs / "README.md").unlink()
     assert not send(pairs).plan  # the Hub's card has it all
 
 
+def test_an_answer_that_was_published_is_changed_on_the_hub_which_is_said(hub: Hub, send: Publish, pairs: Path) -> None:
+    send(pairs, fill={"privacy": "Nobody has looked."})
+    (conflict,) = send(pairs, fill={"privacy": "Two people have looked."}).conflicts
+    assert str(conflict).startswith("README.md of user/pairs keeps what it says (text): '**Identifying marks:** Nobody")
+    assert "Two people have looked." in str(conflict) and str(conflict).endswith("change it there.")
+    assert "Nobody has looked." in text(hub)
+
+
+def test_a_repository_that_was_begun_on_the_hubs_page_keeps_its_text_and_gets_ours(
+    hub: Hub, send: Publish, pairs: Path
+) -> None:
+    hub.put("user/pairs", {"README.md": b"---\nlicense: mit\n---\n# Mine\n"}, kind="dataset", private=True)
+    with pytest.raises(InputError, match=r"(?s)privacy: are the images.*, or give --yes"):
+        send(pairs, confirm=None)
+    send(pairs)
+    card = text(hub)
+    assert card.index("# Mine") < card.index("24 preference pairs") and DatasetCard(card).data.license == "mit"
+    assert not send(pairs).plan
+
+
+def test_files_that_no_publication_wrote_are_asked_about(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+    theirs = {"data/train-00000-of-00001.parquet": b"theirs", "manifest.json": b"{}", "notes.md": b"theirs"}
+    hub.put("user/pairs", theirs, kind="dataset", private=True)
+    answers = {"license": "CC0 1.0", "privacy": "They are."}
+    listed = r"would change or go: manifest\.json, data/train-00000-of-00001\.parquet\. Go on\?"
+    with pytest.raises(InputError, match=f"(?s)No publication has written user/pairs.*{listed}.*Give --yes to go on"):
+        send(pairs, confirm=None, fill=answers)
+    with pytest.raises(Stopped):
+        send(pairs, confirm=lambda question: "No publication" not in question)
+    assert theirs.items() <= hub.files("user/pairs", "dataset").items()
+    assert send(pairs, fill=answers).plan.deleted == ["data/train-00000-of-00001.parquet"]
+    assert send(make_dataset(tmp_path / "fewer", 6), confirm=None, fill=answers).tag == "v2"  # now it is ours
+
+
 def test_fields_that_only_a_person_can_fill_are_asked_for_first(hub: Hub, send: Publish, pairs: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)license: may derived.*privacy: are the images.*--fill KEY") as refused:
         send(pairs, confirm=None)
     assert "public" not in str(refused.value) and not list(hub.store)
+    assert str(refused.value).endswith('by --fill KEY="...", or give --yes to go on.')
+    with pytest.raises(InputError, match=r'by --fill KEY="\.\.\.", and give --yes to go on\.$'):
+        send(pairs, confirm=None, public=True)
     asked: list[str] = []
     with pytest.raises(Stopped, match="Nothing was sent"):
         send(pairs, public=True, confirm=lambda question: bool(asked.append(question)) or len(asked) < 2)
@@ -255,6 +290,11 @@ def test_tags_may_be_named_and_none_is_moved(hub: Hub, send: Publish, pairs: Pat
     assert send(pairs, tag="again").tag == "again"  # another name for the same
     with pytest.raises(InputError, match="has a tag paper already"):
         send(make_dataset(tmp_path / "other", 9), tag="paper")
+    send(make_dataset(tmp_path / "other", 9))
+    for options in ({}, {"dry_run": True}):  # there is nothing to send, but the tag is another version's
+        with pytest.raises(InputError, match="has a tag paper already"):
+            send(tmp_path / "other", tag="paper", **options)
+    assert send(tmp_path / "other", tag="v1").tag == "v1"
     assert hub.repo("user/pairs", "dataset").tags["paper"] == hub.repo("user/pairs", "dataset").tags["again"]
 
 
@@ -313,6 +353,22 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert not send(folder, "user/mine", "adapter").plan
 
 
+def test_a_model_inherits_no_results_and_no_configuration_of_the_adapter_before_it(
+    hub: Hub, send: Publish, tmp_path: Path
+) -> None:
+    old, new = make_adapter(tmp_path / "old"), make_adapter(tmp_path / "new")
+    (old / ".eval_results").mkdir()
+    (old / ".eval_results" / "vqa-rad.yaml").write_text("- value: 1\n")
+    (new / "adapter_model.safetensors").rename(new / "model.safetensors")
+    for name in ("adapter_config.json", "comparison.json", "curves.png"):
+        (new / name).unlink()
+    send(old, "user/mine", "adapter")
+    gone = {"adapter_model.safetensors", "adapter_config.json", "comparison.json", "curves.png",
+            ".eval_results/vqa-rad.yaml"}  # fmt: skip
+    assert set(send(new, "user/mine", "adapter").plan.deleted) == gone
+    assert not gone & hub.files("user/mine").keys() and gone <= hub.files("user/mine", revision="v1").keys()
+
+
 def test_an_adapters_card_still_says_what_its_dataset_was(hub: Hub, send: Publish, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "adapter")
     for name in ("README.md", ".mmedpo/card.md"):  # as where the dataset of phantoms lay beside it
@@ -325,7 +381,10 @@ def test_an_adapters_card_still_says_what_its_dataset_was(hub: Hub, send: Publis
 def test_a_metric_becomes_a_space_that_evaluate_can_load(hub: Hub, send: Publish) -> None:
     done = send(ROOT / "eval" / "med_vqa", "med_vqa", "metric", confirm=None)
     files = hub.files("user/med_vqa", "space")
-    assert {"app.py", "med_vqa.py", "requirements.txt", "README.md"} <= files.keys() and done.visibility == "private"
+    assert (
+        files.keys() >= {path.name for path in (ROOT / "eval" / "med_vqa").iterdir() if path.is_file()}
+        and done.visibility == "private"
+    )
     assert SpaceCard(files["README.md"].decode()).data.sdk == "gradio"
     scores = hub.ask("""
         import evaluate
@@ -337,31 +396,40 @@ def test_a_metric_becomes_a_space_that_evaluate_can_load(hub: Hub, send: Publish
         send(ROOT / "eval" / "med_vqa", "other", "metric")
 
 
-def test_no_name_token_or_path_of_the_machine_leaves(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def secrets(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What must not leave: a home folder and a current one, a token, and an endpoint's key."""
     hub.accounts["hf_secret"] = hub.accounts["write"]
-    send(pairs, token="hf_secret")
-    send(make_adapter(tmp_path / "adapter"), "user/adapter", "adapter", token="hf_secret")
-    files = {f"{kind}/{name}": data for kind, repo in (("dataset", "user/pairs"), ("model", "user/adapter"))
-             for name, data in hub.files(repo, kind).items()}  # fmt: skip
-    names = [str(Path.home()), tempfile.gettempdir(), str(ROOT), socket.gethostname(), getpass.getuser(), "hf_secret"]
-    opaque = (".parquet", ".png", ".safetensors")
-    texts = {name: data.decode() for name, data in files.items() if not name.endswith(opaque)}
-    texts["rows"] = json.dumps(rows(files), default=lambda data: "")
-    for name, content in texts.items():
-        assert not [word for word in names if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", content)], name
-    images = [image for row in rows(files) for image in [*row["images"], *(row["rejected_images"] or [])]]
-    assert len(images) == 24 + 8 and all("/" not in image["path"] for image in images)
+    monkeypatch.setenv("HOME", str(tmp_path / "Müller, Alice"))
+    monkeypatch.setenv("MMEDPO_API_KEY", "sk-judges")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return {
+        "home": f"{Path.home()}/here", "escaped": json.dumps(f"{Path.home()}/here"), "quoted": f"file://{quote(str(Path.home()))}/",
+        "current": f"{Path.cwd()}/here", "token": "hf_secret", "key": "https://judges/v1?api_key=sk-judges",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("word", ["home", "token"])
-def test_a_text_that_names_the_machine_or_holds_the_token_is_stopped(
-    hub: Hub, send: Publish, pairs: Path, word: str, tmp_path: Path
+@pytest.mark.parametrize("word", ["home", "escaped", "quoted", "current", "token", "key"])
+def test_a_text_that_names_the_machine_or_holds_a_secret_is_stopped(
+    hub: Hub, send: Publish, pairs: Path, word: str, secrets: dict[str, str]
 ) -> None:
-    hub.accounts["hf_secret"] = hub.accounts["write"]
-    secret = {"home": f"{Path.home()}/here", "token": "hf_secret"}[word]
-    (pairs / "README.md").write_text((pairs / "README.md").read_text() + f"\nSee {secret}\n")
+    (pairs / "README.md").write_text((pairs / "README.md").read_text() + f"\nSee {secrets[word]}\n")
     with pytest.raises(InputError, match=r"README\.md names"):
         send(pairs, token="hf_secret")
+    assert not list(hub.store)
+
+
+def test_a_row_that_names_the_machine_or_holds_a_secret_is_stopped(
+    hub: Hub, send: Publish, secrets: dict[str, str], tmp_path: Path
+) -> None:
+    def judged(row: dict[str, Any]) -> None:
+        if row["id"] == "made/7":
+            judgement = {"round": 1, "judge": "m", "score": 0.5, "rationale": f"no score: {secrets['key']}"}
+            row["provenance"] |= {"judgements": [judgement], "rejected_by": secrets["home"]}
+
+    with pytest.raises(InputError, match=r"data/train-.*parquet names .*Müller, Alice/, which"):
+        send(make_dataset(tmp_path / "pairs", change=judged), token="hf_secret")
     assert not list(hub.store)
 
 
@@ -400,6 +468,42 @@ def no_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
+def a_shard_cut_off(folder: Path) -> None:
+    file = sorted(folder.glob("data/*.parquet"))[1]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def a_shard_garbled(folder: Path) -> None:
+    file = sorted(folder.glob("data/*.parquet"))[1]
+    data = file.read_bytes()
+    file.write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2 :])
+
+
+def an_empty_shard(folder: Path) -> None:
+    sorted(folder.glob("data/*.parquet"))[1].write_bytes(b"")
+
+
+def no_utf_8(folder: Path) -> None:
+    (folder / "README.md").write_bytes("Müller".encode("latin-1"))
+
+
+def a_list_for_a_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[]")
+
+
+def a_manifest_without_counts(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format": "mmedpo.manifest/1"}')
+
+
+def a_picture_with_notes(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x013B] = "Jane Doe"  # the artist
+    buffer = io.BytesIO()
+    Image.new("L", (16, 16)).save(buffer, "JPEG", exif=exif)
+    shutil.rmtree(folder)
+    make_dataset(folder, 3, change=lambda row: row.update(images=[{"bytes": buffer.getvalue(), "path": "a.jpg"}]))
+
+
 def a_faulty_row(folder: Path) -> None:
     file = sorted(folder.glob("data/*.parquet"))[0]
     rows = schema.undecoded(schema.load_split(str(folder), "train")).to_list()
@@ -418,6 +522,13 @@ def a_faulty_row(folder: Path) -> None:
         (a_shard_missing, "has not all shards of train"),
         (another_name, "is not named SPLIT-00000-of-00001.parquet"),
         (no_manifest, r"manifest\.json does not exist"),
+        (a_shard_cut_off, r"holds a broken Parquet file \("),
+        (a_shard_garbled, r"holds a broken Parquet file \("),
+        (an_empty_shard, r"holds a broken Parquet file \("),
+        (no_utf_8, r"README\.md cannot be read as a text in UTF-8"),
+        (a_list_for_a_manifest, r"manifest\.json (holds no JSON object|has the format None)"),
+        (a_manifest_without_counts, r"manifest\.json says nothing of source, counts"),
+        (a_picture_with_notes, r"is no PNG or JPEG file of pixels alone \(EXIF"),
         (a_faulty_row, r"(?s)breaks? the preference schema.*weight.*is -1.*is named by a path"),
     ],
 )
@@ -425,9 +536,16 @@ def test_what_is_no_finished_dataset_is_refused(
     hub: Hub, send: Publish, pairs: Path, spoil: Callable[[Path], None], said: str
 ) -> None:
     spoil(pairs)
-    with pytest.raises(InputError, match=said):
-        send(pairs)
+    for options in ({}, {"third_parties": True}):
+        with pytest.raises(InputError, match=said):
+            send(pairs, **options)
     assert not list(hub.store)
+
+
+def test_what_is_no_folder_is_not_looked_for_on_the_hub(hub: Hub, send: Publish, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nix is no folder\. Give that of a finished dataset"):
+        send(tmp_path / "nix")
+    assert not hub.calls()
 
 
 def test_the_command_line_in_a_process_of_its_own(hub: Hub, pairs: Path) -> None:
@@ -441,6 +559,16 @@ def test_the_command_line_in_a_process_of_its_own(hub: Hub, pairs: Path) -> None
     assert done.returncode == 0, done.stderr
     assert f"published: {hub.url}/datasets/user/pairs (private, tag v1)" in done.stdout.replace("\n", " ")
     assert list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
+
+
+def test_ctrl_d_at_a_question_sends_nothing(hub: Hub, pairs: Path) -> None:
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, b"\x04")
+    command = [sys.executable, "-m", "mmedpo", "publish", str(pairs), "pairs"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=hub.environment(), stdin=terminal, cwd=hub.home
+    )
+    assert done.returncode == 130 and "Nothing was sent." in done.stderr and not list(hub.store)
 
 
 def test_the_picture_is_drawn_of_little_and_of_much(made: Path) -> None:

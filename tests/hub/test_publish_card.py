@@ -32,7 +32,10 @@ def test_both_changed_one_place_and_the_person_wins_and_is_told() -> None:
     edited, new = CARD.replace("100 rows.", "About 100 rows."), CARD.replace("100 rows.", "200 rows.")
     merged, (conflict,) = merge(CARD, edited, new, "here")
     assert merged == edited
-    assert str(conflict) == "text: kept 'About 100 rows.'; left out '200 rows.'"
+    said = (
+        "here keeps what it says (text): 'About 100 rows.'; left out: '200 rows.'. If that is wrong, change it there."
+    )
+    assert str(conflict) == said
 
 
 def test_rows_of_one_table_do_not_stand_in_each_others_way() -> None:
@@ -57,7 +60,7 @@ def test_headers_are_merged_key_by_key_and_lists_entry_by_entry() -> None:
     new = CARD.replace("- b\n", "- b\n- c\npretty_name: P\n").replace("license: mit", "license: cc0-1.0")
     merged, (conflict,) = merge(CARD, edited, new, "here")
     assert header(merged) == {"license": "gpl-3.0", "tags": ["a", "mine", "c"], "language": "de", "pretty_name": "P"}
-    assert str(conflict) == "header, license: kept 'gpl-3.0'; left out 'cc0-1.0'"
+    assert "(header, license): 'gpl-3.0'; left out: 'cc0-1.0'" in str(conflict)
 
 
 def test_what_describes_the_files_is_always_the_new_one() -> None:
@@ -71,9 +74,25 @@ def test_a_header_that_only_the_person_touched_keeps_its_comments() -> None:
     assert "mit  # as agreed" in merge(CARD, edited, CARD.replace("100", "200"), "here")[0]
 
 
-def test_a_card_of_unknown_origin_is_a_persons() -> None:
+def test_a_persons_own_card_stays_and_the_generated_text_follows() -> None:
     merged, conflicts = merge(None, "# Mine\n", CARD, "here")
-    assert merged.endswith("---\n# Mine\n") and header(merged) == header(CARD) and len(conflicts) == 1
+    assert merged == CARD.replace("---\n\n# Pairs", "---\n# Mine\n\n# Pairs") and not conflicts
+    assert open_fields(merged) and merge(None, merged, CARD, "here") == (merged, [])
+    assert merge(CARD, merged, CARD.replace("100", "200"), "here") == (merged.replace("100", "200"), [])
+
+
+@pytest.mark.parametrize("emptied", ["", "\n", "---\n---\n"])
+def test_a_header_that_is_gone_comes_back(emptied: str) -> None:
+    for new in (CARD, CARD.replace("100", "200")):
+        assert header(merge(CARD, emptied, new, "here")[0]) == header(CARD)
+
+
+def test_what_describes_the_files_is_the_new_one_though_the_program_says_the_same() -> None:
+    base = CARD.replace("license: mit", "size_categories: 1\nlicense: mit")
+    edited = base.replace("size_categories: 1", "size_categories: 9").replace("mit", "gpl-3.0")
+    assert header(merge(base, edited, base.replace("100", "200"), "here")[0]) == {
+        "size_categories": 1, "license": "gpl-3.0", "tags": ["a", "b"]
+    }  # fmt: skip
 
 
 def test_a_header_alone_as_the_hubs_page_makes_it_gets_the_text() -> None:
@@ -90,7 +109,10 @@ def test_open_fields_are_found_and_filled() -> None:
     assert open_fields(text) == [("license", "under what licence?"), (None, "who are the patients?")]
     filled = fill(text, {"license": "As the hospital says."})
     assert open_fields(filled) == [(None, "who are the patients?")] and "\nAs the hospital says.\n" in filled
-    assert header(filled)["license"] == "mit"
+    assert header(filled) == {"license": "other", "license_name": "as-the-hospital-says", "tags": ["a", "b"]}
+    assert header(fill(filled.replace("As the hospital says.", OPEN), {"license": "llama3.1"})) == {
+        "license": "llama3.1", "tags": ["a", "b"]
+    }  # fmt: skip
     assert header(fill(text, {"license": "CC BY 4.0"}))["license"] == "cc-by-4.0"
     with pytest.raises(InputError, match=r"no open field privacy to fill; open are: license"):
         fill(text, {"privacy": "None."})

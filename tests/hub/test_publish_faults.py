@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ def all_is_there(hub: Hub, adapter: Path) -> bool:
         ({"repo": "other/gated"}, r"is gated \(Access to model other/gated is restricted.*ask for access"),
         ({"repo": "user/two/three"}, r"cannot be published to: the name is not allowed"),
         ({"repo": "user/a name"}, r"cannot be published to: the name is not allowed"),
+        (
+            {"endpoint": "http://[bad"},
+            r"HF_ENDPOINT is 'http://\[bad', which is no URL\. Unset it, or give one like https",
+        ),
+        ({"endpoint": "http://hub:port"}, r"HF_ENDPOINT is 'http://hub:port', which is no URL"),
+        ({"endpoint": "huggingface.co"}, r"HF_ENDPOINT is 'huggingface.co', which is no URL"),
+        ({"token": "hf_é"}, r"The token holds a character that no token has\. Run `hf auth login`"),
         ({"endpoint": "http://127.0.0.1:9"}, r"the connection failed \(ConnectError.*Run the same command again later"),
     ],
     ids=str,
@@ -211,6 +219,8 @@ def wrapped(error: Exception) -> Exception:
         (OSError(errno.ENOSPC, "No space left on device", "/x/cache"), r"no space is left .*\(/x/cache\)\. Free some"),
         (wrapped(OSError(errno.ENOSPC, "No space left on device")), "no space is left"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/a"), "Permission denied: /x/a"),
+        (wrapped(PermissionError("Xet token refused")), r"the token may not do this \(Xet token refused\)\. Run `hf"),
+        (JSONDecodeError("Expecting value", "<html>", 0), "what answered is no Hub, but perhaps a proxy"),
         (wrapped(ReadTimeout("too slow")), r"'a\.bin' to the Hub\. the connection failed \(ReadTimeout: too slow\)"),
         (OfflineModeIsEnabled("off"), "HF_HUB_OFFLINE is set"),
         (ValueError("LFS batch API returned errors:\nno"), "LFS batch API returned errors"),

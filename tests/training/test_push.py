@@ -7,8 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+from hub.accounts import Account
 from hub.server import Hub
+from huggingface_hub import constants
 from launches import ROOT, arguments
+
+from mmedpo.errors import InputError
+from mmedpo.publish import prepare as prepare_repository
+from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.hub import Push, prepare
 
 
 def train(hub: Hub, token: str, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -60,5 +69,65 @@ def test_what_cannot_be_pushed_is_kept_and_the_way_to_push_it_is_said(
     told = " ".join(done.stderr.split())
     assert "Your storage is full." in told and f"mmedpo publish --adapter {output} user/mine" in told
     hub.faults.clear()
-    publish(hub, "--adapter", str(output), "user/mine")
+    done = train(
+        hub, "write", [*arguments(preferences, tiny_model, output, max_steps=1, hub_model_id="user/mine"), "--resume"]
+    )
+    assert done.returncode == 0 and "is finished; nothing to resume" in " ".join(done.stdout.split())
     assert hub.files("user/mine")["training.json"] == (output / "training.json").read_bytes()
+    recorded = {
+        **yaml.safe_load((output / "recipe.yaml").read_text()),
+        **json.loads((output / "training.json").read_text())["config"],
+    }
+    assert not [key for key in recorded if key.startswith(("push_", "hub_"))]  # who repeats it must not write there
+
+
+def to(hub: Hub) -> Push:
+    hub.accounts["write"] = Account("user", orgs={"team": "write", "readers": "read"})
+    return Push(lambda repo, token: prepare_repository(repo, "adapter", token=token, endpoint=hub.url), send=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"hub_private_repo": False}, "a training pushes privately only"),
+        ({"hub_model_id": "user/a name"}, "'user/a name' cannot be published to: the name is not allowed"),
+        ({"hub_model_id": "other/new"}, "other/new cannot be made: HTTP 403"),
+        ({"hub_model_id": "other/open"}, "other/open is not yours: user may write to user, team\\."),
+        ({"hub_model_id": "user/theirs"}, "user/theirs holds another's files of the same names"),
+        ({"hub_model_id": "user/open"}, "user/open is public, and its card leaves open"),
+        ({"hub_token": "read"}, "The token of user may only read"),
+    ],
+)
+def test_what_cannot_be_pushed_or_would_be_public_unseen_is_refused_before_training(
+    hub: Hub, settings: dict[str, object], said: str, tmp_path: Path, online: None
+) -> None:
+    open_card = b"[More information needed before publishing (license): which?]"
+    hub.put("other/open", {})
+    hub.put("user/theirs", {"config.json": b"{}"}, private=True)
+    hub.put("user/open", {"README.md": open_card, ".mmedpo/card.md": open_card})
+    before = {repo.id: repo.head.oid for repo in hub.store}
+    config = MMedPOConfig(use_cpu=True, push_to_hub=True, **{"hub_token": "write", **settings})
+    with pytest.raises(InputError, match=f"^push_to_hub: .*{said}.* later: mmedpo publish --adapter FOLDER"):
+        prepare(tmp_path / "adapter", config, to(hub))
+    assert {repo.id: repo.head.oid for repo in hub.store} == before
+
+
+def test_where_it_may_be_pushed_is_known_and_made_before_training(hub: Hub, tmp_path: Path, online: None) -> None:
+    hub.put("user/said", {"README.md": b"Under MIT.", ".mmedpo/card.md": b"Under MIT."})
+    for name, id, private in (
+        (None, "user/adapter", True),
+        ("team/mine", "team/mine", True),
+        ("user/said", "user/said", False),
+    ):
+        for _ in range(2):
+            prepare(
+                tmp_path / "adapter",
+                MMedPOConfig(use_cpu=True, push_to_hub=True, hub_token="write", hub_model_id=name),
+                to(hub),
+            )
+        assert hub.repo(id).private == private
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

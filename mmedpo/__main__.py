@@ -1,0 +1,5 @@
+"""`python -m mmedpo`: the command line."""
+
+from mmedpo.cli import main
+
+main()

@@ -21,7 +21,7 @@ import importlib.util
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,6 +33,7 @@ from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import AlreadyFinished, InputError
+from mmedpo.options import option
 from mmedpo.processes import Processes
 from mmedpo.schema import dataset_commit
 from mmedpo.upstream import Hub, read_given, write_source
@@ -52,6 +53,10 @@ class Build(Run):
         default=None, metadata={"help": "Folder to keep the source in (its table and images), for mmedpo evaluate."}
     )
     publish: str | None = field(default=None, metadata={"help": "Hub repository to publish to, USER/NAME."})
+    fill: list[str] = field(
+        default_factory=list, metadata={"help": "KEY=TEXT for open fields of the card to publish: license, privacy."}
+    )
+    yes: bool = option(False, "Publish without asking, also with fields of the card left open.")
 
 
 @dataclass
@@ -125,8 +130,14 @@ def make_dataset(
     return manifest
 
 
-def build(builder: ModuleType, settings: Settings, run: Build, options: Any, command: str) -> dict[str, Any] | None:
+def build(
+    builder: ModuleType, settings: Settings, run: Build, options: Any, command: str,
+    prepare: Callable[[], None] | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
     """Read, split, curate, audit and write a dataset.
+
+    Args:
+        prepare: called when the source is there, before anything is read.
 
     Returns:
         The manifest; None in all processes but the first, and where a finished dataset is only to be published.
@@ -136,6 +147,8 @@ def build(builder: ModuleType, settings: Settings, run: Build, options: Any, com
     """
     name, processes = name_of(builder), Processes.here()
     upstream = _open(builder, settings, run)
+    if prepare is not None:
+        prepare()
     settings.credentialed |= _is_marked(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
@@ -258,9 +271,8 @@ def _is_marked(upstream: Path | Hub, options: Any) -> bool:
     has another name, and holds no such file."""
     if isinstance(upstream, Hub):
         return credentialed.telling([upstream.name]) is not None
-    paths = [path.resolve() for path in (upstream, *asdict(options).values()) if isinstance(path, Path)]
-    marked = any((folder / credentialed.MARKER).exists() for path in paths for folder in (path, path.parent))
-    return marked or any(credentialed.telling(path.with_suffix("").parts) for path in paths)
+    paths = [path for path in (upstream, *asdict(options).values()) if isinstance(path, Path)]
+    return any(map(credentialed.of_path, paths))
 
 
 def _check_keeping(run: Build) -> None:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
@@ -38,6 +39,16 @@ def is_credentialed(source: Mapping[str, Any]) -> bool:
 def telling(texts: Iterable[Any]) -> str | None:
     """The first of these names and licences that tells of credentialed data; None: none does."""
     return next((str(text) for text in texts if any(known in _letters(text) for known in NAMES)), None)
+
+
+def of_path(path: Path) -> str | None:
+    """What says that data in a folder, or beside a file, is credentialed: the file `MARKER` there or in the folder
+    above, or a name in the path; None: nothing does."""
+    path = path.resolve()
+    if any((folder / MARKER).exists() for folder in (path, path.parent)):
+        return f"the file {MARKER}"
+    known = telling(path.with_suffix("").parts)
+    return known and f"the name {known!r}"
 
 
 def marked(license: str) -> str:
@@ -76,7 +87,9 @@ def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = N
     """Raise InputError if one of these models, as options name them, would have the source `name` sent elsewhere;
     `marked_by`: what says that it is credentialed."""
     if remote := [model for model in models if is_remote(model)]:
-        shown = ", ".join(re.sub(r"//[^/@\s]*@", "//", model) for model in dict.fromkeys(remote))
+        shown = ", ".join(
+            re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?[^#]*", "", model)) for model in dict.fromkeys(remote)
+        )
         raise InputError(
             f"Nothing was sent: {name} is credentialed data, and {shown} is not on this machine. Serve the model here "
             "(http://localhost:8000/v1#model, by its address or as localhost: other names do not count), run it in "

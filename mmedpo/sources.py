@@ -79,7 +79,8 @@ def read_source(
     root = table.parent
     name = name or root.resolve().name
     images = image_files(root)
-    source = Source(name, license, [], marked_by="--credentialed" if marked else _marker(root))
+    marked_by = credentialed.of_path(table) or ("--credentialed" if marked else None)
+    source = Source(name, license, [], marked_by=marked_by)
     taken: dict[str, str] = {}
     columns: set[str] = set()
     for where, row in questions(table, columns):
@@ -97,7 +98,7 @@ def read_source(
         check_columns(table, columns)
     _drop_broken_files(source)
     _settle_patients(source)
-    _settle_mark(source, [name, *table.resolve().with_suffix("").parts])
+    _settle_mark(source)
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
         _settle_split(source, official_split)
@@ -142,13 +143,10 @@ def _broken(column: str, file: Path) -> str | None:
     return None
 
 
-def _marker(root: Path) -> str | None:
-    return f"the file {credentialed.MARKER}" if (root / credentialed.MARKER).exists() else None
-
-
-def _settle_mark(source: Source, names: Sequence[str]) -> None:
-    """Ask the names of the source, its path and its rows, and its licences; have faults and samples say what is so."""
-    said = [*names, *(one.source for one in source.samples), source.license, *(one.license for one in source.samples)]
+def _settle_mark(source: Source) -> None:
+    """Look for a mark in names and licences too; faults of a marked source quote no cell, and its samples' licences say
+    what they are of."""
+    said = [source.name, source.license, *(text for one in source.samples for text in (one.source, one.license))]
     known = credentialed.telling(dict.fromkeys(said))
     source.marked_by = source.marked_by or (known and f"the name or licence {known!r}")
     if source.credentialed:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -44,13 +45,8 @@ DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
 LOCK = ".lock"  # in a working folder: held by the process that works there
 # What a run writes before its first result.
 NO_WORK = (SETTINGS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
-# An endpoint's URL, or a path: absolute, of a home folder, or through a parent folder. A path goes on to the next name
-# of a list, whatever signs are in it: what is taken for too long a path loses no more than folders.
-ADDRESS = re.compile(
-    r"https?://(?:[^/\s#]*@)?(?P<place>[^\s#?,]*)[^\s#,]*(?:#(?P<model>[^,]+))?"
-    r"|(?:(?<![^=:,;\s\"'\[(])|file://)(?:/(?! )|~[^/\s]*/|(?:[^/=:,;\s\"'\[(]+/)*\.\./)"
-    r"[^\",]*(?:,(?!/|~|\.\./|\w+:)[^\",]*)*"
-)
+OPTION = re.compile(r"(?:--?[\w-]+=)?(?:(?!https?:|file:)\w+:)?", re.IGNORECASE)  # before a name: --source=, detector:
+MODELS = re.compile(r"\w+:[^,]*(?:,\w+:[^,]*)+")  # a list of them
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -107,19 +103,38 @@ def versions() -> dict[str, str]:
 def portable(name: str) -> str:
     """A name fit for a record that others read: of an endpoint's URL its model alone stays ("endpoint#model"), of any
     other neither user nor query; a path below the current folder becomes relative, any other that leaves it its last
-    part, also inside an option ("detector:/a/b"); all else stays."""
-    return ADDRESS.sub(_shortened, name)
+    part, also inside an option ("detector:/a/b"), a list of models or JSON; all else stays."""
+    if name[:1] in ("[", "{"):
+        with suppress(json.JSONDecodeError):
+            return json.dumps(_each(json.loads(name)), ensure_ascii=False)
+    if MODELS.fullmatch(name):
+        return ",".join(map(portable, name.split(",")))
+    found = OPTION.match(name)
+    prefix = found[0] if found else ""
+    return prefix + _portable(name[len(prefix) :].removeprefix("file://"))
 
 
-def _shortened(found: re.Match[str]) -> str:
-    if found["model"]:
-        return f"endpoint#{found['model']}"
-    if found["place"] is not None:
-        return f"{found[0].partition('//')[0]}//{found['place']}"
-    path, here = Path(found[0].removeprefix("file://")), Path.cwd()
+def _portable(place: str) -> str:
+    if place.lower().startswith(("http://", "https://")):
+        url = urlsplit(place)
+        plain = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        return f"endpoint#{portable(url.fragment)}" if url.fragment else plain
+    path, here = Path(place), Path.cwd()
     if path == Path.home():
         return "~"
-    return str(path.relative_to(here)) if path.is_relative_to(here) and here != Path(here.anchor) else path.name
+    if path.is_relative_to(here) and here != Path(here.anchor):
+        return str(path.relative_to(here))
+    leaves = path.is_absolute() or place.startswith("~") or ".." in path.parts
+    return path.name if leaves else place
+
+
+def _each(value: Any) -> Any:
+    """JSON whose texts are portable."""
+    if isinstance(value, dict):
+        return {key: _each(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_each(item) for item in value]
+    return portable(value) if isinstance(value, str) else value
 
 
 @contextmanager

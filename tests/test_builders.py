@@ -240,16 +240,19 @@ def test_an_interrupted_build_goes_on_without_reading_again(
 def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[tuple[Path, str]] = []
 
-    def publish(folder: Path, repo: str, confirm: None, third_parties: bool) -> Publication:
-        assert (folder / "README.md").exists() and not third_parties
+    def publish(folder: Path, repo: str, fill: dict[str, str], confirm: None, third_parties: bool) -> Publication:
+        assert (folder / "README.md").exists() and not third_parties and fill == {"license": "mit"}
         published.append((folder, repo))
         return Publication(repo, "there", "private", None, None, Plan([], [], [], []), {}, [], [])
 
+    prepared: list[str] = []
+    monkeypatch.setattr("mmedpo.publish.prepare", prepared.append)
     monkeypatch.setattr("mmedpo.publish.publish", publish)
     words = ("path_vqa", "--source", path_vqa, "--limit", 4, "--output", "out", "--publish", "me/pairs")
+    words += ("--fill", "license=mit")
     assert run(*words)[0] == 0
     assert run(*words, "--resume")[0] == 0
-    assert published == [(Path("out"), "me/pairs")] * 2
+    assert published == [(Path("out"), "me/pairs")] * 2 and prepared == ["me/pairs"] * 2
 
 
 def test_a_card_with_open_fields_is_published_when_somebody_answers(hub: Hub, path_vqa: Path, tmp_path: Path) -> None:
@@ -259,7 +262,8 @@ def test_a_card_with_open_fields_is_published_when_somebody_answers(hub: Hub, pa
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
     )  # fmt: skip
     said = " ".join(done.stderr.split())
-    assert done.returncode == 2 and (tmp_path / "out" / "manifest.json").exists() and not list(hub.store)
+    assert done.returncode == 2 and (tmp_path / "out" / "manifest.json").exists()
+    assert not hub.files("user/pairs", "dataset") and "Nobody can be asked here" in done.stdout
     assert "The dataset is finished and whole in out, but was not published." in said
     assert "- license: " in said and "- privacy: " in said
     assert 'Publish it with: mmedpo publish out user/pairs [--fill KEY="..."]' in said

@@ -141,3 +141,30 @@ def test_the_released_pairs_are_split_alike_from_both_roots_and_train(
     )
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "adapter" / "training.json")["rows"] == {"hallucinated_response": 8, "lesion_noise": 8}
+
+
+def test_what_keeps_a_dataset_from_being_published_is_said_before_the_work(
+    hub: Hub, build: Build, tmp_path: Path
+) -> None:
+    words = ("slake", "--source", slake(tmp_path / "tree"), "--output", "out", "--yes")
+    for repo, said in {
+        "user/a name": "the name is not allowed", "other/pairs": "HTTP 403", "../x": "the name is not allowed",
+    }.items():  # fmt: skip
+        done = build(*words, "--publish", repo)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+    done = build(*words, "--publish", "user/pairs", "--fill", "license=")
+    assert done.returncode == 2 and "--fill 'license' says nothing" in done.stderr
+    done = build("slake", "--source", "nowhere", "--output", "out", "--publish", "user/pairs")
+    assert done.returncode == 2 and "The source nowhere does not exist" in done.stderr
+    assert not list(tmp_path.glob("out*")) and not list(hub.store)
+
+
+def test_a_build_is_published_where_its_card_is_answered(hub: Hub, build: Build, tmp_path: Path) -> None:
+    words = ("slake", "--source", slake(tmp_path / "tree"), "--output", "out", "--publish", "user/pairs")
+    done = build(*words, "--fill", "license=cc-by-4.0", "privacy=Invented images.")
+    assert done.returncode == 0, done.stderr
+    card = hub.files("user/pairs", "dataset")["README.md"].decode()
+    assert "\nlicense: cc-by-4.0\n" in card and "Invented images." in card
+    assert hub.repo("user/pairs", "dataset").private and list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
+    commits = len(hub.repo("user/pairs", "dataset").commits)
+    assert build(*words, "--resume").returncode == 0 and len(hub.repo("user/pairs", "dataset").commits) == commits

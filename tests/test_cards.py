@@ -211,7 +211,7 @@ def test_results_come_with_what_they_were_measured_on() -> None:
     read = ModelCard(card).data
     assert read.model_name == "adapter" and read.eval_results[0].metric_name == "All questions: right"
     part = card[card.index("## Results") : card.index("## Licence")]
-    assert "example-org/invented-questions, split test (split by image)" in part and "med_vqa strict" in part
+    assert "example-org/invented-questions, split test (made by image)" in part and "med_vqa strict" in part
     assert "| 74.1 % [71.1 to 77.1]; +5.1 [+3.0, +7.2], p = 0.002 |" in part
     assert "holds 0 of 400 test images" in part and "More information needed" not in part
 

@@ -123,10 +123,10 @@ def test_a_folder_of_its_path_or_its_tables_name_marks_a_source(
     folder = make_source([row()], name=name, table=table)
     (tmp_path / "link").symlink_to(folder)
     for source in (folder, folder / table, tmp_path / "link"):
-        assert read_source(source).marked_by == f"the name or licence {known!r}"
+        assert read_source(source).marked_by == f"the name {known!r}"
     away = "http://models.invalid:9/v1#m"
     settings = Settings(source=folder, chat=away, localizer="none")
-    with pytest.raises(InputError, match=f"known as credentialed data by the name or licence '{known}'"):
+    with pytest.raises(InputError, match=f"known as credentialed data by the name '{known}'"):
         curate_folder(settings, tmp_path)
     asked = ["evaluate", "--model", away, "--source", str(folder), "--output", str(tmp_path / "o")]
     said = CliRunner().invoke(cli.app, asked).exception

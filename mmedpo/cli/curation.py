@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mmedpo.cli.publishing import publish_built
+from mmedpo.cli.publishing import prepare_built, publish_built
 from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_table
 from mmedpo.errors import Fault, InputError
 
@@ -62,11 +63,13 @@ def build(
     settings, run, own = parsed(
         context, Settings, builders.Build, options, name=name, defaults=standard, about=builder.__doc__
     )
-    manifest = builders.build(builder, settings, run, own, command_line())
+    publishes = run.publish and Processes.here().first
+    prepare = partial(prepare_built, run) if publishes else None
+    manifest = builders.build(builder, settings, run, own, command_line(), prepare)
     if manifest is not None:
         _print_made(run.output, manifest)
-    if run.publish and Processes.here().first:
-        publish_built(run.output, run.publish, run.send_credentialed_data_to_third_parties)
+    if publishes:
+        publish_built(run)
 
 
 @app.command(

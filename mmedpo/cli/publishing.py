@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, 
 from mmedpo.errors import InputError, Stopped
 
 if TYPE_CHECKING:
+    from mmedpo.builders import Build
     from mmedpo.publish import Publication
 
 
@@ -45,13 +46,9 @@ def publish(
 
     if adapter and metric:
         raise InputError("--adapter and --metric exclude each other; FOLDER is one of them.")
-    answers = dict(answer.partition("=")[::2] for answer in fill or [])
-    if empty := [key for key, answer in answers.items() if not answer.strip()]:
-        raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
-    confirm = (lambda _: True) if yes else asker()
     kind = "adapter" if adapter else "metric" if metric else "dataset"
     done = run(
-        folder, repo, kind, public=public, tag=tag, fill=answers, dry_run=dry_run, confirm=confirm,
+        folder, repo, kind, public=public, tag=tag, fill=answers(fill or []), dry_run=dry_run, confirm=asker(yes),
         third_parties=third_parties,
     )  # fmt: skip
     print_publication(done, dry_run)
@@ -59,8 +56,16 @@ def publish(
         console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
 
 
-def asker() -> Callable[[str], bool] | None:
-    """What asks the person at the terminal; None where nobody is there."""
+def answers(fill: Sequence[str]) -> dict[str, str]:
+    """What --fill says, by the fields' keys. Raises InputError for one that says nothing."""
+    said = dict(answer.partition("=")[::2] for answer in fill)
+    if empty := [key for key, answer in said.items() if not answer.strip()]:
+        raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
+    return said
+
+
+def asker(yes: bool) -> Callable[[str], bool] | None:
+    """What asks the person at the terminal; None where nobody is there. With `yes` the answer is known."""
 
     def ask(question: str) -> bool:
         try:
@@ -68,15 +73,31 @@ def asker() -> Callable[[str], bool] | None:
         except typer.Abort:  # Ctrl-C, Ctrl-D
             raise Stopped("Nothing was sent.") from None
 
+    if yes:
+        return lambda question: True
     return ask if sys.stdin.isatty() else None
 
 
-def publish_built(folder: Path, repo: str, third_parties: bool) -> None:
+def prepare_built(built: Build) -> None:
+    """What build does with --publish before it works."""
+    from mmedpo.publish import prepare as run
+
+    answers(built.fill)
+    run(str(built.publish))
+    if asker(built.yes) is None:
+        console.print(
+            "Nobody can be asked here: what the card leaves open for a person keeps the dataset from being published, "
+            "unless --fill answers it or --yes is given.", soft_wrap=True,
+        )  # fmt: skip
+
+
+def publish_built(built: Build) -> None:
     """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
     from mmedpo.publish import publish as run
 
+    folder, repo, third_parties = built.output, str(built.publish), built.send_credentialed_data_to_third_parties
     try:
-        done = run(folder, repo, confirm=asker(), third_parties=third_parties)
+        done = run(folder, repo, fill=answers(built.fill), confirm=asker(built.yes), third_parties=third_parties)
     except (InputError, Stopped) as error:
         command = shlex.join(["mmedpo", "publish", str(folder), repo, *([credentialed.FLAG] if third_parties else [])])
         raise type(error)(

@@ -7,12 +7,13 @@ import io
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply, ChatRequest, OnReplies
@@ -222,13 +223,13 @@ class EndpointChat:
             advice = CHECK + blind * looked
             raise InputError(f"{who} answers no question, not even a trivial one: {said}. {advice}.") from None
         if error.kind is Kind.REFUSED:
-            return ChatReply(failure=f"refused: {said}")
+            return ChatReply(failure=f"refused: {self._placeless(said)}")
         self._failed += 1
         if self._failed >= OUTAGE:
             raise InputError(
                 f"{who} does not answer any more: {self._failed} requests in a row failed ({said}). See to it.{kept}"
             ) from None
-        return ChatReply(failure=f"no answer after {attempts} attempts: {said}")
+        return ChatReply(failure=f"no answer after {attempts} attempts: {self._placeless(said)}")
 
     async def _proven(self, batch: _Batch, looked: bool) -> bool:
         """Whether the endpoint is known to answer requests with (without) an image; if not, it is asked one."""
@@ -243,13 +244,20 @@ class EndpointChat:
         return True
 
     def _shown(self, error: NoAnswer) -> str:
-        """What was said, on one line, without the key: some servers quote it back."""
+        """What was said, on one line, without keys: some servers quote them back."""
         if self.discreet:
             return f"HTTP {error.status}" if error.status else error.kind.value
         text = " ".join(str(error).split())
-        for secret in filter(None, (self._key, urlsplit(self.base_url or "").password)):
+        url = urlsplit(self.base_url or "")
+        for secret in filter(None, (self._key, url.password, *dict(parse_qsl(url.query)).values())):
             text = text.replace(secret, "***")
         return text[:SHOWN_CHARACTERS].rstrip(" .")
+
+    def _placeless(self, said: str) -> str:
+        """For a dataset's rows: what was said without the addresses of servers."""
+        host = urlsplit(self.base_url or "").hostname
+        text = re.sub(r"\bhttps?://\S+", "(a URL)", said)
+        return text.replace(host, "(the endpoint)") if host else text
 
 
 class _Ended(Exception):

@@ -24,7 +24,8 @@ from mmedpo.curation.rows import TEXT_PAIR, Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import InputError
 from mmedpo.processes import ALONE
-from mmedpo.publish import stripped
+from mmedpo.publish import content, stripped
+from mmedpo.publish.remote import File
 from mmedpo.samples import Box
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, portable, read_json, write_json
 
@@ -217,7 +218,7 @@ def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[
 
     def rows() -> Iterator[dict[str, Any]]:
         for file in sorted(folder.glob("data/*.parquet")):
-            for row in stripped.rows(file):
+            for row in content.rows(File(file)):
                 made.append(row["id"])
                 if (known := waiting.pop(row["id"], None)) is not None:
                     found[row["id"]] = state = IDENTICAL if stripped.digest(row) == known[schema.DIGEST] else DIFFERS

@@ -25,7 +25,8 @@ from mmedpo import builders, schema
 from mmedpo import rejoin as rejoining
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import InputError
-from mmedpo.publish import publish, stripped
+from mmedpo.publish import content, publish, stripped
+from mmedpo.publish.remote import File
 from mmedpo.rejoin import DIFFERS, IDENTICAL, MISSING
 from mmedpo.workdir import read_json
 
@@ -72,7 +73,7 @@ def rebuilt(bare: Path, source: Path, output: Path, **named: Any) -> Path:
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for file in sorted(folder.glob("data/*.parquet")) for row in stripped.rows(file)}
+    return {row["id"]: row for file in sorted(folder.glob("data/*.parquet")) for row in content.rows(File(file))}
 
 
 def states(folder: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from mmedpo.publish.content import (
     Content,
     finished_shards,
     refuse_private_words,
-    whole,
+    whole_parquet,
 )
 from mmedpo.publish.remote import File, Plan, Remote
 from mmedpo.publish.repository import checked_name, prepare
@@ -123,7 +123,7 @@ def publish(
             again goes on.
         Stopped: the answer was no, or Ctrl-C.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi, constants, get_token
 
     if kind not in KINDS:
         raise InputError(f"{kind!r} cannot be published; the kinds are {', '.join(KINDS)}.")
@@ -143,8 +143,7 @@ def publish(
         if dry_run:
             commit, named = draft.remote.head, (tag or draft.remote.next_tag) if draft.plan else None
         else:
-            _ask(draft, repo_id, visibility, confirm)
-            _ask_leave(content, draft, confirm)
+            _ask(draft, repo_id, visibility, content.question, confirm)
             commit = _commit(api, repo_id, content, visibility)
             named = _tag(api, repo_id, content.repo_type, commit, tag)
     except KeyboardInterrupt:
@@ -152,7 +151,7 @@ def publish(
             f"Interrupted. {repo} holds all of this version or nothing of it. Run the same command again to finish; "
             "what has arrived is not sent again."
         ) from None
-    prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[content.repo_type]
+    prefix = constants.REPO_TYPES_URL_PREFIXES.get(content.repo_type, "")
     return Publication(
         repo_id, f"{api.endpoint}/{prefix}{repo_id}", visibility, commit or draft.remote.head, named, draft.plan,
         {name: file.size for name, file in draft.files.items()},
@@ -163,30 +162,21 @@ def publish(
 
 def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
     """What a folder publishes; of credentialed data only what tells nobody what is in it, unless `third_parties`."""
-    if kind == "dataset" and not third_parties:
+    source = None
+    if kind == "dataset":
         finished_shards(folder)
-        with whole(str(folder)):
+        with whole_parquet(str(folder)):
             source = schema.credentialed_source(folder)
-        if source is not None:
+        if source and not third_parties:
             return stripped.dataset(folder, repo_id, source)
     content = KINDS[kind](folder, repo_id)
     if not third_parties:
         credentialed.refuse_publishing(content.records, str(folder))
         return content
-    name = credentialed.first(content.records) or (schema.credentialed_source(folder) if kind == "dataset" else None)
-    if name is None:
-        return content
-    question, notice = stripped.leaving(name, repo_id, kind)
-    return replace(content, question=question, notices=[*content.notices, notice])
-
-
-def _ask_leave(content: Content, draft: _Draft, confirm: Confirm | None) -> None:
-    """Ask whether credentialed data may go out as it is; as `_ask`."""
-    if content.question and draft.plan:
-        if confirm is None:
-            raise InputError(f"{content.question}\nNobody can be asked here. Give --yes to go on.")
-        if not confirm(content.question):
-            raise Stopped("Nothing was sent.")
+    if source := source or credentialed.first(content.records):
+        question, notice = stripped.leaving(source, repo_id, kind)
+        return replace(content, question=question, notices=[*content.notices, notice])
+    return content
 
 
 def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
@@ -201,7 +191,7 @@ def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
     return _Draft(there, files, remote.plan(files, OWN_FILES[content.repo_type], there), text, conflicts)
 
 
-def _ask(draft: _Draft, repo_id: str, visibility: str, confirm: Confirm | None) -> None:
+def _ask(draft: _Draft, repo_id: str, visibility: str, question: str, confirm: Confirm | None) -> None:
     """Ask for what only a person can decide; raise InputError if nobody is there, Stopped if the answer is no."""
     if not draft.plan:
         return
@@ -219,6 +209,8 @@ def _ask(draft: _Draft, repo_id: str, visibility: str, confirm: Confirm | None) 
         advice = f'Answer fields in README.md of the folder or by --fill KEY="...", {also} give --yes to go on.'
         listed = "".join(f"\n  - {field}" for field in draft.needed)
         questions.append(f"The card leaves open what only a person can say:{listed}\nPublish it like that?")
+    if question:
+        questions.append(question)
     if questions and confirm is None:
         raise InputError("\n".join([*questions, f"Nobody can be asked here. {advice}"]))
     for question in questions:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mmedpo import cards, headers, results
@@ -20,6 +20,9 @@ from mmedpo.publish import picture
 from mmedpo.publish.card import CARD, Conflict, read_text, with_local_edits
 from mmedpo.publish.remote import File
 from mmedpo.workdir import json_text, read_object
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 PICTURE = "audit.png"
 SHARD = re.compile(r"(?P<split>\w[\w.]*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -55,7 +58,7 @@ class Content:
         files: by their names in the repository, the card apart.
         card: with what a person wrote into the folder's README.md.
         generated: the card as nobody has edited it.
-        records: what is recorded of where the data came from.
+        records: what is recorded of the data that an adapter was trained on.
         notices: what who publishes it should know.
         question: what a person has to agree to before it is sent.
         barred: names of files that no version of the repository may hold.
@@ -79,25 +82,30 @@ def dataset(folder: Path, repo_id: str) -> Content:
         InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
     """
     plain = cards.dataset_card(folder)
-    shards = finished_shards(folder)
-    faults: list[Fault] = []
-    sources: set[str] = set()
-    for file in (file for part in shards.values() for file in part):
-        faults += _image_faults(file, sources)
-    found, of_rows = _audited(folder, shards)
-    faults = of_rows + faults
-    if faults:
-        raise InputError(f"{folder} is not published: its rows break the preference schema.", faults)
-    generated = cards.dataset_card(
-        folder, audit=found, published=cards.Published(repo_id, PICTURE, configs(shards), info(folder, shards))
-    )
+    shards, found = checked(folder)
+    data = {split: [File(file) for file in files] for split, files in shards.items()}
+    about = cards.Published(repo_id, PICTURE, configs(data), info(data))
+    generated = cards.dataset_card(folder, audit=found, published=about)
     texts, conflicts = with_local_edits(folder, plain, generated)
     files = {f"data/{file.name}": File(file) for part in shards.values() for file in part}
     files["manifest.json"] = File(folder / "manifest.json")
     files["audit.json"] = File(json_text(found).encode())
     files[PICTURE] = File(picture.draw(found))
-    records = [read_object(folder / "manifest.json"), *({"source": {"name": name}} for name in sorted(sources))]
-    return Content("dataset", files, texts, generated, records, conflicts, [BURNT_IN])
+    return Content("dataset", files, texts, generated, conflicts=conflicts, notices=[BURNT_IN])
+
+
+def checked(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
+    """A dataset folder's Parquet files by split, and its audit made anew.
+
+    Raises:
+        InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
+    """
+    shards = finished_shards(folder)
+    found, faults = _audited(folder, shards)
+    faults += [fault for files in shards.values() for file in files for fault in _image_faults(file)]
+    if faults:
+        raise InputError(f"{folder} is not published: its rows break the preference schema.", faults)
+    return shards, found
 
 
 def adapter(folder: Path, repo_id: str) -> Content:
@@ -136,7 +144,7 @@ def metric(folder: Path, repo_id: str) -> Content:
 
 
 KINDS = {"dataset": dataset, "adapter": adapter, "metric": metric}
-KINDS_OF_REPO = {"dataset": "dataset", "adapter": "model", "metric": "space"}
+REPO_TYPES = {"dataset": "dataset", "adapter": "model", "metric": "space"}
 
 
 def refuse_private_words(content: Content, token: str | None) -> None:
@@ -147,18 +155,18 @@ def refuse_private_words(content: Content, token: str | None) -> None:
     words |= {word: what for word, what in secrets.items() if len(word) >= SECRET_LENGTH}
     spelt = {form: what for word, what in words.items() for form in (word, json.dumps(word)[1:-1], quote(word))}
     for name, file in {**content.files, CARD: File(content.card.encode())}.items():
-        for text in _texts(name, file):
+        for place, text, remedy in _texts(name, file):
             if found := [what for form, what in spelt.items() if form in text]:
-                raise InputError(f"{name} names {found[0]}, which is nobody else's business. Remove it, then publish.")
+                raise InputError(f"{place} names {found[0]}, which is nobody else's business. {remedy}, then publish.")
 
 
-def _texts(name: str, file: File) -> Iterator[str]:
-    """The text of a file, or of each row without its images; nothing of other files."""
+def _texts(name: str, file: File) -> Iterator[tuple[str, str, str]]:
+    """Of a file the place, the text and what to do about it; of Parquet those of each row, without its images."""
     if Path(name).suffix in TEXTS:
-        yield file.read().decode("utf-8", "replace")
+        yield name, file.read().decode("utf-8", "replace"), "Remove it"
     elif Path(name).suffix == ".parquet":
-        for row in _rows(file.source, but=IMAGES):
-            yield json.dumps(row, ensure_ascii=False)
+        for row in rows(file, but=IMAGES):
+            yield f"{name}, row {row['id']},", json.dumps(row, ensure_ascii=False), "Mend the source, curate it again"
 
 
 def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:
@@ -196,12 +204,10 @@ def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], l
     return found, [Fault(**fault) for fault in faults]
 
 
-def _image_faults(file: Path, sources: set[str]) -> list[Fault]:
-    """Images that are not inside the file, that hold more than pixels, or whose name is a path; `sources` gets the
-    sources that its rows name."""
+def _image_faults(file: Path) -> list[Fault]:
+    """Images that are not inside the file, that hold more than pixels, or whose name is a path."""
     faults = []
-    for row in _rows(file):
-        sources.add(row.get("source") or "")
+    for row in rows(File(file)):
         for column in IMAGES:
             for image in row.get(column) or []:
                 if image["bytes"] is None:
@@ -213,19 +219,24 @@ def _image_faults(file: Path, sources: set[str]) -> list[Fault]:
     return faults
 
 
-def _rows(file: Path | bytes, but: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file without some columns, images undecoded; raises InputError as `whole`."""
-    import pyarrow.parquet as parquet
-
-    with whole("what is published" if isinstance(file, bytes) else str(file)):
-        table = parquet.ParquetFile(io.BytesIO(file) if isinstance(file, bytes) else file)
+def rows(file: File, but: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file without some columns, images undecoded, classes as numbers; raises InputError as
+    `whole_parquet`."""
+    with whole_parquet("what is published" if isinstance(file.source, bytes) else str(file.source)):
+        table = _parquet(file)
         columns = [column for column in table.schema_arrow.names if column not in but]
         for batch in table.iter_batches(batch_size=32, columns=columns):
             yield from batch.to_pylist()
 
 
+def _parquet(file: File) -> ParquetFile:
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source)
+
+
 @contextmanager
-def whole(place: str) -> Iterator[None]:
+def whole_parquet(place: str) -> Iterator[None]:
     """Turn what reading a broken Parquet file of `place` raises inside the block into InputError."""
     import pyarrow as pa
 
@@ -241,22 +252,20 @@ def configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"config_name": "default", "data_files": files}]
 
 
-def info(folder: Path, shards: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+def info(shards: Mapping[str, Sequence[File]]) -> dict[str, Any]:
     """The `dataset_info` of the card: columns, rows and bytes of each split, and bytes to download and in memory."""
-    import pyarrow.parquet as parquet
-    from datasets import DatasetInfo, SplitDict, SplitInfo
-
-    from mmedpo import schema
+    from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 
     splits = SplitDict()
-    for split, files in shards.items():
-        read = [parquet.read_metadata(file) for file in files]
+    opened = {split: [_parquet(file) for file in files] for split, files in shards.items()}
+    for split, tables in opened.items():
+        read = [table.metadata for table in tables]
         size = sum(part.row_group(group).total_byte_size for part in read for group in range(part.num_row_groups))
         splits.add(SplitInfo(split, num_bytes=size, num_examples=sum(part.num_rows for part in read)))
     described = DatasetInfo(
-        features=next(iter(schema.load_splits(str(folder), streaming=True).values())).features,
+        features=Features.from_arrow_schema(next(iter(opened.values()))[0].schema_arrow),
         splits=splits,
-        download_size=sum(file.stat().st_size for files in shards.values() for file in files),
+        download_size=sum(file.size for files in shards.values() for file in files),
         dataset_size=sum(split.num_bytes for split in splits.values()),
     )
     return dict(described._to_yaml_dict())  # as `push_to_hub` of datasets writes it

@@ -9,7 +9,7 @@ from mmedpo import hub
 from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError
 from mmedpo.publish import card, remote
-from mmedpo.publish.content import CARD, KINDS_OF_REPO, OWN_FILES
+from mmedpo.publish.content import CARD, OWN_FILES, REPO_TYPES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -36,7 +36,7 @@ def prepare(repo: str, kind: str = "dataset", *, token: str | None = None, endpo
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint, token=token)
-    repo_id, repo_type = checked_name(api, repo), KINDS_OF_REPO[kind]
+    repo_id, repo_type = checked_name(api, repo), REPO_TYPES[kind]
     there = hub.patiently(f"{repo_id} cannot be read", lambda: remote.read(api, repo_id, repo_type))
     if there.visibility is None:
         made = partial(api.create_repo, repo_id, repo_type=repo_type, private=True, exist_ok=True)

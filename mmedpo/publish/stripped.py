@@ -7,10 +7,10 @@ It is taken over texts and pixels together: pixels hold too much chance for a sh
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import cards, credentialed, images, schema
@@ -92,41 +92,33 @@ def digest(full: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**seen, **said}, sort_keys=True).encode()).hexdigest()
 
 
-def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, images undecoded, classes as numbers."""
-    import pyarrow.parquet as parquet
-
-    for batch in parquet.ParquetFile(file).iter_batches(batch_size=schema.ROWS_AT_ONCE):
-        yield from batch.to_pylist()
-
-
 def dataset(folder: Path, repo_id: str, source: str) -> Content:
     """The published form of a dataset folder of `mmedpo curate` whose source is credentialed.
 
     README.md of the folder has no say in the card, since people may quote the data there.
 
     Raises:
-        InputError: as `content.dataset`; no cell is quoted.
+        InputError: as `content.checked`; no cell is quoted.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
     with credentialed.quoting_nothing(True):
-        content.dataset(folder, repo_id)  # what breaks the rules is published in no form
-    shards = content.finished_shards(folder)
-    with TemporaryDirectory() as made:
-        written = {}
-        for split, files in shards.items():
-            file = Path(made) / "data" / f"{split}-00000-of-00001.parquet"
-            file.parent.mkdir(exist_ok=True)
-            table = [row(full) for shard in files for full in rows(shard)]
-            parquet.write_table(pa.Table.from_pylist(table, schema=features().arrow_schema), file)
-            written[split] = [file]
-        about = cards.Published(repo_id, "", content.configs(written), content.info(Path(made), written))
-        sent = {f"data/{file.name}": File(file.read_bytes()) for (file,) in written.values()}
+        shards, _ = content.checked(folder)
+    data = {split: [_table(files)] for split, files in shards.items()}
+    about = cards.Published(repo_id, "", content.configs(data), content.info(data))
+    sent = {f"data/{split}-00000-of-00001.parquet": file for split, (file,) in data.items()}
     card = cards.stripped_card(folder, about)
     manifest = read_json(folder / "manifest.json")
     manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
     sent["manifest.json"] = File(json_text(manifest).encode())
     notices, barred = [NOTICE.format(source, repo_id)], ("audit.json", content.PICTURE)
     return Content("dataset", sent, card, card, notices=notices, barred=barred)
+
+
+def _table(files: Sequence[Path]) -> File:
+    """The published form of the rows of some Parquet files, as one in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    made = [row(full) for file in files for full in content.rows(File(file))]
+    written = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(made, schema=features().arrow_schema), written)
+    return File(written.getvalue())

@@ -428,7 +428,7 @@ def test_a_row_that_names_the_machine_or_holds_a_secret_is_stopped(
             judgement = {"round": 1, "judge": "m", "score": 0.5, "rationale": f"no score: {secrets['key']}"}
             row["provenance"] |= {"judgements": [judgement], "rejected_by": secrets["home"]}
 
-    with pytest.raises(InputError, match=r"data/train-.*parquet names .*Müller, Alice/, which"):
+    with pytest.raises(InputError, match=r"data/train-.*parquet, row .*, names .*Müller, Alice/, which"):
         send(make_dataset(tmp_path / "pairs", change=judged), token="hf_secret")
     assert not list(hub.store)
 

@@ -93,6 +93,11 @@ def name_of(builder: ModuleType) -> str:
     return builder.__name__.rpartition(".")[2]
 
 
+def options_of(builder: ModuleType) -> Any:
+    """The dataclass of a builder's own options."""
+    return getattr(builder, "Options", Options)
+
+
 def defaults(builder: ModuleType) -> dict[str, Any]:
     """The options that a builder sets where neither a recipe nor the command line does."""
     given = {"source": builder.SOURCE, "license": builder.LICENSE, "credentialed": builder.CREDENTIALED or None}

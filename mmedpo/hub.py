@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mmedpo.errors import DISK_FULL, InputError
+from mmedpo.workdir import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -236,3 +238,26 @@ def _said(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any] | None:
+    """A JSON file of a folder or of a repository of this kind ("dataset", "model"): empty where there is none, None
+    where the Hub could not be asked and the cache does not hold it."""
+    from httpx2 import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if Path(name).exists():
+        found = Path(name) / file
+        return read_object(found) if found.exists() else {}
+    try:
+        return read_object(Path(hf_hub_download(name, file, repo_type=kind, revision=revision)))
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return {}
+    except (HfHubHTTPError, HTTPError, OSError):
+        return None

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +48,7 @@ class Published:
     manifest: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
 
-    @property
+    @cached_property
     def builder(self) -> ModuleType | None:
         """The builder that read the source; None for a source folder."""
         name = self.manifest["source"].get("builder")
@@ -74,7 +75,7 @@ class Published:
     @property
     def options(self) -> Any:
         """The dataclass of the builder's own options."""
-        return getattr(self.builder, "Options", builders.Options)
+        return builders.options_of(self.builder) if self.builder else builders.Options
 
 
 def read(repo: str, revision: str | None = None) -> Published:

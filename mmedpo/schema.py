@@ -18,7 +18,6 @@ from mmedpo import credentialed, hub
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
-from mmedpo.workdir import read_object
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -330,21 +329,7 @@ def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
     """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
-    return recorded(name, "manifest.json", "dataset", revision)
-
-
-def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any]:
-    """A JSON file of a folder or of a Hub repository of this kind ("dataset", "model"), empty where it has none."""
-    from httpx2 import HTTPError
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if Path(name).exists():
-        found = Path(name) / file
-        return read_object(found) if found.exists() else {}
-    with suppress(HfHubHTTPError, HFValidationError, HTTPError, OSError):
-        return read_object(Path(hf_hub_download(name, file, repo_type=kind, revision=revision)))
-    return {}
+    return hub.recorded(name, "manifest.json", "dataset", revision) or {}
 
 
 def load_pairs(path: str) -> Dataset:

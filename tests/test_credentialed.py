@@ -531,10 +531,12 @@ for before, model in (("user/it", "m"), (None, "user/it"), ("user/none", "m")):
     run = SimpleNamespace(dataset_name=sys.argv[1], adapter_name_or_path=before, streaming=False)
     print(dataset_source(run, model, None))
 """
-    ran = subprocess.run([sys.executable, "-c", code, str(plain(tmp_path / "free"))], env=hub.environment(),
-                         capture_output=True, text=True, check=False, cwd=hub.home)  # fmt: skip
+    free = plain(tmp_path / "free")
     x = "{'name': 'x', 'credentialed': True}"
-    assert ran.stdout.splitlines() == [x, x, "{}"], ran.stderr
+    assert hub.run(code, free).splitlines() == [x, x, "{}"]
+    # Where nobody can be asked, an adapter that lies in the cache is one of which nobody knows.
+    unknown = hub.run(code, free, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty")).splitlines()
+    assert unknown == ["{'name': 'user/it', 'credentialed': True}", "{}", "{'name': 'user/none', 'credentialed': True}"]
 
 
 def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(

@@ -58,7 +58,7 @@ def build(
             raise InputError("mmedpo build takes the name of a dataset first.")
         return
     builder = builders.load(name)
-    options = getattr(builder, "Options", builders.Options)
+    options = builders.options_of(builder)
     standard = builders.defaults(builder)
     settings, run, own = parsed(
         context, Settings, builders.Build, options, name=name, defaults=standard, about=builder.__doc__

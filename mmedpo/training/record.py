@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from mmedpo import credentialed, schema
+from mmedpo import credentialed, hub, schema
 from mmedpo.models import hardware
 from mmedpo.workdir import portable, versions, write_json
 
@@ -126,9 +126,13 @@ def _weights(dataset: Any) -> dict[str, float]:
 
 def dataset_source(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
     """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row says so
-    (`schema.credentialed_source`), or the record of the model or adapter that is gone on from."""
+    (`schema.credentialed_source`), or the record of the model or adapter that is gone on from; an adapter whose record
+    cannot be asked for counts as credentialed by its own name."""
     source: dict[str, Any] = schema.dataset_manifest(run.dataset_name, commit).get("source") or {}
-    before = (_training_of(name) for name in (model, run.adapter_name_or_path) if name)
+    before, adapter = [_training_of(model) or {}], run.adapter_name_or_path
+    if adapter:
+        known = _training_of(adapter)
+        before.append({"source": {"name": adapter, "credentialed": True}} if known is None else known)
     name = schema.credentialed_source(run.dataset_name, commit, run.streaming) or credentialed.first(before)
     return {"name": name, **source, "credentialed": True} if name else source
 
@@ -138,10 +142,9 @@ def begin(folder: Path, source: dict[str, Any]) -> None:
     write_json(folder / RECORD, {"dataset_manifest": {"source": source}})
 
 
-def _training_of(name: str) -> dict[str, Any]:
-    """The training.json of a model or an adapter (folder, checkpoint of a run, Hub id), empty where it has none."""
-    found = schema.recorded(name, RECORD, "model")
+def _training_of(name: str) -> dict[str, Any] | None:
+    """The training.json of a model or an adapter (folder, checkpoint of a run, Hub id), as `hub.recorded`."""
     folder = Path(name).resolve()
-    if not found and folder.is_dir() and folder.name.startswith("checkpoint-"):
-        return schema.recorded(str(folder.parent), RECORD, "model")
-    return found
+    if folder.name.startswith("checkpoint-") and folder.is_dir() and not (folder / RECORD).exists():
+        folder = folder.parent
+    return hub.recorded(str(folder) if folder.exists() else name, RECORD, "model")

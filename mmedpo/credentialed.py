@@ -20,6 +20,7 @@ from mmedpo.errors import Fault, InputError
 
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
 NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in a source's name or licence: letters and digits alone
+KEY = "credentialed_source"  # of what a model was trained on, in its training.json and config.json
 YES = ("true", "yes", "1")
 FLAG = "--send-credentialed-data-to-third-parties"
 FLAG_HELP = (
@@ -66,6 +67,8 @@ def first(records: Iterable[Mapping[str, Any]]) -> str | None:
         for named in (source or record, trained_on or {}):
             if is_credentialed(named):
                 return str(named.get("name") or "its source")
+        if record.get(KEY):
+            return str(record[KEY])
     return None
 
 

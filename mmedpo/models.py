@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import hub
+from mmedpo import credentialed, hub
 from mmedpo.errors import InputError
 from mmedpo.workdir import sha256
 
@@ -82,6 +82,15 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     tokenizer = _load(AutoTokenizer, name, revision)
     _check_chat_template(name, tokenizer)
     return tokenizer
+
+
+def credentialed_source(name: str, revision: str | None = None) -> str | None:
+    """The credentialed data that a whole model was trained on here: its configuration says so, which is read with it.
+
+    Raises:
+        InputError: no loadable configuration under `name`.
+    """
+    return getattr(_load_config(name, revision), credentialed.KEY, None)
 
 
 def _load_config(name: str, revision: str | None) -> Any:

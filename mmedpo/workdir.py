@@ -6,6 +6,7 @@ A long command works in `OUTPUT.partial` and renames it to `OUTPUT` when all is 
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
@@ -45,8 +46,9 @@ DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
 LOCK = ".lock"  # in a working folder: held by the process that works there
 # What a run writes before its first result.
 NO_WORK = (SETTINGS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
-OPTION = re.compile(r"(?:--?[\w-]+=)?(?:(?!https?:|file:)\w+:)?", re.IGNORECASE)  # before a name: --source=, detector:
-MODELS = re.compile(r"\w+:[^,]*(?:,\w+:[^,]*)+")  # a list of them
+OPTION = re.compile(r"--?[\w-]+=")
+SCHEME = re.compile(r"(?!https?:|file:)\w+:", re.IGNORECASE)  # detector:, local:, ...
+MODELS = re.compile(r",\s*(?=[a-z]+:)")  # between the models of a list
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,22 +105,34 @@ def versions() -> dict[str, str]:
 def portable(name: str) -> str:
     """A name fit for a record that others read: of an endpoint's URL its model alone stays ("endpoint#model"), of any
     other neither user nor query; a path below the current folder becomes relative, any other that leaves it its last
-    part, also inside an option ("detector:/a/b"), a list of models or JSON; all else stays."""
+    part, also inside an option ("--source=/a/b"), a model ("detector:/a/b"), a list of models, or JSON; all else
+    stays."""
+    if option := OPTION.match(name):
+        return option[0] + portable(name[option.end() :])
     if name[:1] in ("[", "{"):
-        with suppress(json.JSONDecodeError):
-            return json.dumps(_each(json.loads(name)), ensure_ascii=False)
-    if MODELS.fullmatch(name):
-        return ",".join(map(portable, name.split(",")))
-    found = OPTION.match(name)
-    prefix = found[0] if found else ""
-    return prefix + _portable(name[len(prefix) :].removeprefix("file://"))
+        with suppress(ValueError, SyntaxError):
+            values = json.loads(name) if '"' in name else ast.literal_eval(name)
+            return json.dumps(portable_values(values), ensure_ascii=False)
+    return ",".join(map(_portable, MODELS.split(name)))
+
+
+def portable_values(value: Any) -> Any:
+    """JSON whose texts are `portable`."""
+    if isinstance(value, dict):
+        return {key: portable_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable_values(item) for item in value]
+    return portable(value) if isinstance(value, str) else value
 
 
 def _portable(place: str) -> str:
+    if scheme := SCHEME.match(place):
+        return scheme[0] + _portable(place[scheme.end() :])
+    place = place.removeprefix("file://")
     if place.lower().startswith(("http://", "https://")):
         url = urlsplit(place)
         plain = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-        return f"endpoint#{portable(url.fragment)}" if url.fragment else plain
+        return f"endpoint#{_portable(url.fragment)}" if url.fragment else plain
     path, here = Path(place), Path.cwd()
     if path == Path.home():
         return "~"
@@ -126,15 +140,6 @@ def _portable(place: str) -> str:
         return str(path.relative_to(here))
     leaves = path.is_absolute() or place.startswith("~") or ".." in path.parts
     return path.name if leaves else place
-
-
-def _each(value: Any) -> Any:
-    """JSON whose texts are portable."""
-    if isinstance(value, dict):
-        return {key: _each(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_each(item) for item in value]
-    return portable(value) if isinstance(value, str) else value
 
 
 @contextmanager

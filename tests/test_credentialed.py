@@ -26,7 +26,7 @@ from hub.server import ROOT, Hub
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from mmedpo import cli, report
+from mmedpo import cli, report, tiny
 from mmedpo.credentialed import FLAG, first, is_credentialed, is_loopback
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
@@ -425,6 +425,22 @@ def test_a_training_that_would_be_pushed_is_refused_before_it_begins(house: Path
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_whole_model_carries_the_mark_in_its_configuration(
+    hub: Hub, send: Callable[..., Any], marked: Path, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    whole = ("--push_to_hub", "false", "--use_peft", "false", "--learning_rate", "1e-6", "--save_strategy", "no")
+    ran = CliRunner().invoke(cli.app, training(marked, tiny_model, tmp_path / "whole", *whole))
+    assert ran.exit_code == 0, ran.output + str(ran.exception)
+    assert read_json(tmp_path / "whole" / "config.json")["credentialed_source"] == "phantom"
+    record = read_json(tmp_path / "whole" / "training.json")
+    assert record["credentialed_source"] == "phantom" and "phantom" in (tmp_path / "whole" / "README.md").read_text()
+    with pytest.raises(InputError, match="phantom is credentialed data"):
+        send(tmp_path / "whole", "adapter")
+    # What goes on from it on public pairs is no more public; and it is not the pairs that are called credentialed.
+    ran = CliRunner().invoke(cli.app, training(preferences, tmp_path / "whole", tmp_path / "next"))
+    assert "is not published: phantom is credentialed data" in str(ran.exception) and not received(hub)
+
+
 @pytest.mark.slow
 def test_a_training_is_pushed_with_the_flag_and_its_records_hold_no_text(
     hub: Hub, marked: Path, tiny_model: Path, tmp_path: Path
@@ -451,13 +467,13 @@ def texts(dataset: Path) -> set[str]:
     return {row["prompt"][0]["content"] for table in columns for row in table}
 
 
-def trained_on(dataset: object, model: object = "m", before: object = None, streaming: bool = False) -> dict[str, Any]:
-    from mmedpo.training.record import dataset_source
+def trained_on(dataset: object, model: object, before: object = None, streaming: bool = False) -> str | None:
+    from mmedpo.training.record import credentialed_source
 
     run: Any = SimpleNamespace(
         dataset_name=str(dataset), adapter_name_or_path=before and str(before), streaming=streaming
     )
-    return dataset_source(run, str(model), None)
+    return credentialed_source(run, str(model), None, None)
 
 
 def plain(folder: Path, source: str = "free", license: str = "mit", where: str = "data") -> Path:
@@ -469,17 +485,20 @@ def plain(folder: Path, source: str = "free", license: str = "mit", where: str =
 
 
 def test_what_is_trained_is_marked_by_manifest_rows_and_what_it_goes_on_from(
-    marked: Path, adapter: Path, tmp_path: Path
+    marked: Path, adapter: Path, tiny_model: Path, make_source: MakeSource, tmp_path: Path
 ) -> None:
-    free = plain(tmp_path / "free")
-    assert trained_on(free) == trained_on(free, streaming=True) == {}
-    assert trained_on(marked)["name"] == "phantom" and trained_on(marked)["credentialed"] is True
-    assert trained_on(plain(tmp_path / "rows", "PadChest")) == {"name": "PadChest", "credentialed": True}
-    x = {"name": "x", "credentialed": True}
-    assert trained_on(free, before=adapter) == trained_on(free, model=adapter) == x
+    free, m = plain(tmp_path / "free"), tiny_model
+    assert trained_on(free, m) is trained_on(free, m, streaming=True) is None
+    assert trained_on(marked, m) == "phantom"
+    assert trained_on(plain(tmp_path / "rows", "PadChest"), m) == "PadChest"
+    assert trained_on(free, m, before=adapter) == "x"
     checkpoint = adapter.rename(tmp_path / "adapter.partial") / "checkpoint-7"
     checkpoint.mkdir()
-    assert trained_on(free, before=checkpoint) == trained_on(free, model=f"{checkpoint}/") == x
+    assert trained_on(free, m, before=checkpoint) == trained_on(free, m, before=f"{checkpoint}/") == "x"
+    source = make_source([row(split="train"), row(id="2", image="b.png", split="train")], name="clinic")
+    (source / "CREDENTIALED").touch()
+    tiny.make(source, "train", steps=1, output=tmp_path / "toy")  # whose vocabulary is the clinic's
+    assert trained_on(free, tmp_path / "toy") == "clinic"
 
 
 @pytest.mark.parametrize("where", ["data", "parts", "."])
@@ -520,33 +539,34 @@ def test_a_dataset_of_a_clinic_without_its_manifest_is_known_by_its_rows(
 
 
 def test_an_adapter_on_the_hub_says_what_it_was_trained_on(
-    hub: Hub, send: Callable[..., Any], adapter: Path, tmp_path: Path
+    hub: Hub, send: Callable[..., Any], adapter: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     send(adapter, "adapter", third_parties=True)
     code = """
 import sys
 from types import SimpleNamespace
-from mmedpo.training.record import dataset_source
-for before, model in (("user/it", "m"), (None, "user/it"), ("user/none", "m")):
+from mmedpo.training.record import credentialed_source
+for before in ("user/it", "user/none"):
     run = SimpleNamespace(dataset_name=sys.argv[1], adapter_name_or_path=before, streaming=False)
-    print(dataset_source(run, model, None))
+    print(credentialed_source(run, sys.argv[2], None, None))
 """
     free = plain(tmp_path / "free")
-    x = "{'name': 'x', 'credentialed': True}"
-    assert hub.run(code, free).splitlines() == [x, x, "{}"]
+    assert hub.run(code, free, tiny_model).split() == ["x", "None"]
     # Where nobody can be asked, an adapter that lies in the cache is one of which nobody knows.
-    unknown = hub.run(code, free, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty")).splitlines()
-    assert unknown == ["{'name': 'user/it', 'credentialed': True}", "{}", "{'name': 'user/none', 'credentialed': True}"]
+    away = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    assert hub.run(code, free, tiny_model, **away).split() == ["user/it", "user/none"]
+    hub.fail("(GET|HEAD) .*/user/it/.*training.json", status=503, times=99)
+    assert hub.run(code, free, tiny_model, HF_HOME=str(tmp_path / "fresh")).split() == ["user/it", "None"]
 
 
 def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
-    hub: Hub, send: Callable[..., Any], preferences: Path, tmp_path: Path
+    hub: Hub, send: Callable[..., Any], preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Rows of a folder are asked, however many come first; those of the Hub are not."""
     rows = {"source": [*["free"] * 1500, "PadChest"], "license": ["mit"] * 1501}
     (tmp_path / "long" / "data").mkdir(parents=True)
     pq.write_table(pa.table(rows), tmp_path / "long" / "data" / "train.parquet")
-    assert trained_on(tmp_path / "long", streaming=True)["name"] == "PadChest"
+    assert trained_on(tmp_path / "long", tiny_model, streaming=True) == "PadChest"
     send(preferences, "dataset")
     code = """
 import sys

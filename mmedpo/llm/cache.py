@@ -78,6 +78,7 @@ class Absent:
 
     def __init__(self, chat: ChatClient) -> None:
         self.name, self.revision, self.settings = chat.name, chat.revision, chat.settings
+        self.failure = f"{self.failure} (looked for: {self.name})"
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         replies = [ChatReply(failure=self.failure)] * len(requests)

@@ -14,9 +14,9 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from mmedpo import credentialed, hub, schema
+from mmedpo import credentialed, hub, models, schema
 from mmedpo.models import hardware
-from mmedpo.workdir import portable, versions, write_json
+from mmedpo.workdir import portable, portable_values, versions, write_json
 
 if TYPE_CHECKING:
     from mmedpo.training.run import RunArguments
@@ -53,7 +53,7 @@ def plain(settings: Any) -> dict[str, Any]:
         left_out = f.name in MACHINE_SETTINGS or f.name.startswith(PUSHING)
         if f.name in ALWAYS_RECORDED or (not left_out and value is not None and value != default):
             value = value.value if isinstance(value, Enum) else value
-            found[f.name] = value if isinstance(value, (bool, int, float, list, dict)) else portable(str(value))
+            found[f.name] = portable_values(value if isinstance(value, (bool, int, float, list, dict)) else str(value))
     if getattr(settings, "use_peft", True) is False:
         found = {name: value for name, value in found.items() if not name.startswith("lora_")}
     return found
@@ -61,21 +61,19 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def write(
     folder: Path, run: RunArguments, settings: dict[str, Any], trainer: MMedPOTrainer, dataset: Any,
-    source: dict[str, Any], commit: str | None, command: str, seconds: float,
+    source: str | None, commit: str | None, command: str, seconds: float,
 ) -> None:  # fmt: skip
     """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
 
     Args:
         settings: `plain` ones of the trainer ("config") and the model ("lora"), and the "model"'s name.
-        source: `dataset_source`.
+        source: `credentialed_source`.
         commit: of a dataset on the Hub.
     """
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     manifest = schema.dataset_manifest(run.dataset_name, commit)
-    if source:
-        manifest["source"] = source
     write_json(folder / RECORD, {
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
         "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, "model": portable(str(settings["model"])),
@@ -84,7 +82,8 @@ def write(
         "model_is_local": Path(str(settings["model"])).exists(),
         "dataset": portable(run.dataset_name), "dataset_revision": commit,
         "dataset_is_local": Path(run.dataset_name).exists(),
-        "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, "rows": dict(Counter(kinds)),
+        "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, credentialed.KEY: source,
+        "rows": dict(Counter(kinds)),
         "streamed": streamed,
         "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
         "trained_parameters": sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained),
@@ -124,27 +123,25 @@ def _weights(dataset: Any) -> dict[str, float]:
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
-def dataset_source(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
-    """What the manifest of a run's dataset says of its source. It is marked as credentialed also where a row says so
-    (`schema.credentialed_source`), or the record of the model or adapter that is gone on from; an adapter whose record
-    cannot be asked for counts as credentialed by its own name."""
-    source: dict[str, Any] = schema.dataset_manifest(run.dataset_name, commit).get("source") or {}
-    before, adapter = [_training_of(model) or {}], run.adapter_name_or_path
-    if adapter:
-        known = _training_of(adapter)
-        before.append({"source": {"name": adapter, "credentialed": True}} if known is None else known)
-    name = schema.credentialed_source(run.dataset_name, commit, run.streaming) or credentialed.first(before)
-    return {"name": name, **source, "credentialed": True} if name else source
+def credentialed_source(run: RunArguments, model: str, revision: str | None, commit: str | None) -> str | None:
+    """What makes a training one on credentialed data: the source of its dataset (`schema.credentialed_source`), or that
+    of the model or adapter that is gone on from. An adapter whose record cannot be asked for counts by its own name."""
+    return (
+        schema.credentialed_source(run.dataset_name, commit, run.streaming)
+        or models.credentialed_source(model, revision)
+        or (_of_adapter(run.adapter_name_or_path) if run.adapter_name_or_path else None)
+    )
 
 
-def begin(folder: Path, source: dict[str, Any]) -> None:
+def begin(folder: Path, source: str | None) -> None:
     """Write into a working folder what its checkpoints are trained on; `write` replaces it."""
-    write_json(folder / RECORD, {"dataset_manifest": {"source": source}})
+    write_json(folder / RECORD, {credentialed.KEY: source})
 
 
-def _training_of(name: str) -> dict[str, Any] | None:
-    """The training.json of a model or an adapter (folder, checkpoint of a run, Hub id), as `hub.recorded`."""
+def _of_adapter(name: str) -> str | None:
+    """The credentialed source of an adapter (folder, checkpoint of a run, Hub id), by its training.json."""
     folder = Path(name).resolve()
     if folder.name.startswith("checkpoint-") and folder.is_dir() and not (folder / RECORD).exists():
         folder = folder.parent
-    return hub.recorded(str(folder) if folder.exists() else name, RECORD, "model")
+    known = hub.recorded(str(folder) if folder.exists() else name, RECORD, "model")
+    return name if known is None else credentialed.first([known])

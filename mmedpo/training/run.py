@@ -112,8 +112,8 @@ def train(
     _refuse_strangers()
     commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
-    source = record.dataset_source(run, str(model_args.model_name_or_path), commit)
-    if not run.send_credentialed_data_to_third_parties:
+    source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commit)
+    if source and not run.send_credentialed_data_to_third_parties:
         _refuse_ways_out(run, config, source)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
@@ -130,8 +130,11 @@ def train(
         config.output_dir = str(folder)
         if PartialState().is_main_process:
             record.begin(folder, source)
+        opened = open_model(model_args, config, run.adapter_name_or_path)
+        if source:
+            setattr(opened["model"].config, credentialed.KEY, source)
         trainer = MMedPOTrainer(
-            **open_model(model_args, config, run.adapter_name_or_path), args=config, train_dataset=dataset,
+            **opened, args=config, train_dataset=dataset,
             eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal()],
         )  # fmt: skip
         checkpoint = checkpoints.prepare(get_last_checkpoint(str(folder)) if run.resume else None, trainer)
@@ -171,11 +174,8 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
         )
 
 
-def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, source: dict[str, Any]) -> None:
+def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> None:
     """Raise InputError where what is trained on credentialed data would be pushed, or given to a tracker elsewhere."""
-    name = credentialed.first([{"source": source}])
-    if name is None:
-        return
     if away := sorted({*(config.report_to or ())} - {*LOCAL_TRACKERS}):
         raise InputError(
             f"report_to {', '.join(away)}: {name} is credentialed data, and trackers upload what is trained on it "
@@ -189,7 +189,7 @@ def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, source: dict[str, 
                 "names its source, so that it may be credentialed data. Leave --streaming out, so that its rows are "
                 f"asked, or --push_to_hub. {credentialed.UNLESS}"
             )
-        credentialed.refuse_publishing([{"source": source}], run.output)
+        credentialed.refuse_publishing([{credentialed.KEY: name}], run.output)
 
 
 def _refuse_strangers() -> None:
@@ -291,6 +291,9 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(checkpoint)
     shutil.rmtree(folder / "ref", ignore_errors=True)  # the adapter that a continued one began as
     (folder / "training_args.bin").unlink(missing_ok=True)
+    state = folder / "trainer_state.json"
+    if state.exists():
+        write_json(state, {**read_json(state), "best_model_checkpoint": None})
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         config = read_json(adapter)

@@ -166,7 +166,7 @@ def test_without_a_cache_the_lesion_pairs_come_back_and_the_others_are_said_to_b
     assert kinds(output) == {TEXT: {MISSING}, LESION: {IDENTICAL}}
     assert {line.get("reason") for line in lines(output) if line["dispreference"] == TEXT} == {
         "the chat model did not answer: the cache of calls has no answer to this, and no model was named that could be "
-        "asked"
+        "asked (looked for: penman)"
     }
     before = rows(house / "pairs")
     assert rows(output) == {id: row for id, row in before.items() if id.endswith(LESION)}

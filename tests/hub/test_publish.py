@@ -534,6 +534,16 @@ def test_nothing_of_credentialed_sources_but_numbers_goes_out(
     assert not list(hub.store)
 
 
+def test_the_card_of_weights_alone_says_what_is_licensed_and_what_it_holds(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path
+) -> None:
+    send(from_source(pairs, name="mimic-cxr"), fill={"license": "other"})
+    send(make_adapter(tmp_path / "adapter"), "user/mine", "adapter", fill={"license": "other"})
+    assert DatasetCard(text(hub)).data.pretty_name == "MMedPO weights for preference pairs from mimic-cxr"
+    for card in (text(hub), text(hub, "user/mine", "model")):
+        assert "\n**Licence of these weights:** other\n" in card
+
+
 def no_shards(folder: Path) -> None:
     shutil.rmtree(folder / "data")
 

@@ -71,18 +71,20 @@ def stripped_card(folder: Path, published: Published) -> str:
     """The README.md of a credentialed dataset's published form, from its `manifest.json`; raises as `dataset_card`."""
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     rows = sum(manifest["counts"].values())
-    metadata = _dataset_metadata(manifest, rows, published)
+    metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
     return _fill("stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published)
 
 
-def _dataset_metadata(manifest: Mapping[str, Any], rows: int, published: Published | None) -> CardData:
+def _dataset_metadata(
+    manifest: Mapping[str, Any], rows: int, published: Published | None, what: str = "MMedPO preference pairs"
+) -> CardData:
     from huggingface_hub import DatasetCardData
 
     source = manifest["source"]
     # A folder has no `configs`: with them `datasets` caches it by its name alone and loads an older dataset's rows.
     files: Any = {"configs": published.configs, "dataset_info": published.dataset_info} if published else {}
     return DatasetCardData(
-        pretty_name=f"MMedPO preference pairs from {source['name']}",
+        pretty_name=f"{what} from {source['name']}",
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["mmedpo", "preference", "dpo", "medical", "trl"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],

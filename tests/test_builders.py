@@ -263,7 +263,7 @@ def test_a_card_with_open_fields_is_published_when_somebody_answers(hub: Hub, pa
     )  # fmt: skip
     said = " ".join(done.stderr.split())
     assert done.returncode == 2 and (tmp_path / "out" / "manifest.json").exists()
-    assert not hub.files("user/pairs", "dataset") and "Nobody can be asked here" in done.stdout
+    assert not list(hub.store) and "Nobody can be asked here" in done.stdout
     assert "The dataset is finished and whole in out, but was not published." in said
     assert "- license: " in said and "- privacy: " in said
     assert 'Publish it with: mmedpo publish out user/pairs [--fill KEY="..."]' in said

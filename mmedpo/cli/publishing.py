@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -107,11 +107,11 @@ def publish_built(built: Build) -> None:
     print_publication(done)
 
 
-def prepare(repo: str, token: str | None) -> None:
+def prepare(repo: str, training: dict[str, Any], token: str | None) -> None:
     """What train does first with push_to_hub."""
     from mmedpo.publish import prepare as run
 
-    run(repo, "adapter", token=token)
+    run(repo, "adapter", training, token=token)
 
 
 def push(folder: Path, repo: str, token: str | None, third_parties: bool) -> None:

@@ -7,35 +7,25 @@ is recognised by its hash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedpo import credentialed, hub, schema
-from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
-from mmedpo.publish.content import (
-    CARD,
-    KINDS,
-    OWN_FILES,
-    Content,
-    finished_shards,
-    refuse_private_words,
-    whole_parquet,
-)
-from mmedpo.publish.remote import File, Plan, Remote
+from mmedpo.publish.content import KINDS, Content, finished_shards, refuse_private_words, whole_parquet
+from mmedpo.publish.drafting import Confirm, Draft, ask, draft, refuse_unasked
+from mmedpo.publish.remote import Plan, Remote
 from mmedpo.publish.repository import checked_name, prepare
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = ["Publication", "prepare", "publish"]
-
-Confirm = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -67,28 +57,6 @@ class Publication:
     notices: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """What should be in a repository, and what would have to change for that."""
-
-    remote: Remote
-    files: Mapping[str, File]
-    plan: Plan
-    text: str
-    conflicts: Sequence[Conflict]
-
-    @property
-    def overwritten(self) -> list[str]:
-        """Files that would be changed or deleted and that no publication has written."""
-        mine = GENERATED in self.remote.files
-        return [] if mine else [name for name in (*self.plan.changed, *self.plan.deleted) if name != CARD]
-
-    @property
-    def needed(self) -> list[str]:
-        """What only a person can say and must before publishing."""
-        return card.needed_fields(self.text)
-
-
 def publish(
     folder: Path,
     repo: str,
@@ -115,7 +83,8 @@ def publish(
         third_parties: whoever may read the repository may see credentialed data, whole, and what was trained on it;
             else only the published form of such a dataset is sent (`stripped.py`), and no such adapter.
         confirm: is asked, in a sentence, before something is public, goes out with fields open that only a person can
-            fill, or changes files that no publication has written; None refuses all three.
+            fill, changes files that are not as a publication left them, or replaces what was made of something else;
+            None refuses all four.
         token, endpoint: those that huggingface_hub finds by default.
 
     Raises:
@@ -135,16 +104,16 @@ def publish(
         content = _content(kind, folder, repo_id, third_parties)
         content = replace(content, card=card.fill(content.card, fill or {}))
         refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
-        draft = hub.patiently(f"{repo_id} cannot be read", lambda: _draft(api, repo_id, content))
-        barred = partial(remote.refuse_history, api, draft.remote, content.barred)
+        planned = hub.patiently(f"{repo_id} cannot be read", lambda: draft(api, repo_id, content))
+        barred = partial(remote.refuse_history, api, planned.remote, content.barred)
         hub.patiently(f"{repo_id} cannot be read", barred)
-        visibility = draft.remote.visibility or ("public" if public else "private")
-        _refuse_moving(draft.remote, tag, None if draft.plan else draft.remote.head)
+        visibility = planned.remote.visibility or ("public" if public else "private")
+        _refuse_moving(planned.remote, tag, None if planned.plan else planned.remote.head)
         if dry_run:
-            commit, named = draft.remote.head, (tag or draft.remote.next_tag) if draft.plan else None
+            commit, named = planned.remote.head, (tag or planned.remote.next_tag) if planned.plan else None
         else:
-            _ask(draft, repo_id, visibility, content.question, confirm)
-            commit = _commit(api, repo_id, content, visibility)
+            ask(planned, repo_id, visibility, content.question, confirm)
+            commit = _commit(api, repo_id, content, visibility, planned)
             named = _tag(api, repo_id, content.repo_type, commit, tag)
     except KeyboardInterrupt:
         raise Stopped(
@@ -153,9 +122,9 @@ def publish(
         ) from None
     prefix = constants.REPO_TYPES_URL_PREFIXES.get(content.repo_type, "")
     return Publication(
-        repo_id, f"{api.endpoint}/{prefix}{repo_id}", visibility, commit or draft.remote.head, named, draft.plan,
-        {name: file.size for name, file in draft.files.items()},
-        [question for _, question in card.open_fields(draft.text)], [*content.conflicts, *draft.conflicts],
+        repo_id, f"{api.endpoint}/{prefix}{repo_id}", visibility, commit or planned.remote.head, named, planned.plan,
+        {name: file.size for name, file in planned.files.items()},
+        [question for _, question in card.open_fields(planned.text)], [*content.conflicts, *planned.conflicts],
         content.notices,
     )  # fmt: skip
 
@@ -179,71 +148,37 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
     return content
 
 
-def _draft(api: HfApi, repo_id: str, content: Content) -> _Draft:
-    """What the repository should hold, its card merged with the one there. Raises what the Hub's client does."""
-    there = remote.read(api, repo_id, content.repo_type)
-    edited, base = (remote.text(api, there, path) for path in (CARD, GENERATED))
-    text, conflicts = content.card, list[Conflict]()
-    if edited is not None:
-        text, conflicts = card.merge(base, edited, text, f"{CARD} of {repo_id}")
-    card.validated(text, content.repo_type, f"{CARD} for {repo_id}")
-    files = {**content.files, CARD: File(text.encode()), GENERATED: File(content.generated.encode())}
-    return _Draft(there, files, remote.plan(files, OWN_FILES[content.repo_type], there), text, conflicts)
-
-
-def _ask(draft: _Draft, repo_id: str, visibility: str, question: str, confirm: Confirm | None) -> None:
-    """Ask for what only a person can decide; raise InputError if nobody is there, Stopped if the answer is no."""
-    if not draft.plan:
-        return
-    questions = []
-    if visibility == "public":
-        questions.append(f"{repo_id} is public: everybody can read and copy what is uploaded. Publish it?")
-    if draft.overwritten:
-        listed = ", ".join(draft.overwritten)
-        questions.append(
-            f"No publication has written {repo_id}, and these files there would change or go: {listed}. Go on?"
-        )
-    advice = "Give --yes to go on."
-    if draft.needed:
-        also = "and" if questions else "or"
-        advice = f'Answer fields in README.md of the folder or by --fill KEY="...", {also} give --yes to go on.'
-        listed = "".join(f"\n  - {field}" for field in draft.needed)
-        questions.append(f"The card leaves open what only a person can say:{listed}\nPublish it like that?")
-    if question:
-        questions.append(question)
-    if questions and confirm is None:
-        raise InputError("\n".join([*questions, f"Nobody can be asked here. {advice}"]))
-    for question in questions:
-        if confirm is not None and not confirm(question):
-            raise Stopped("Nothing was sent.")
-
-
-def _commit(api: HfApi, repo_id: str, content: Content, visibility: str) -> str | None:
+def _commit(api: HfApi, repo_id: str, content: Content, visibility: str, asked: Draft) -> str | None:
     """Commit the content, drafted anew each time that the Hub was away or somebody else committed. Returns the commit,
-    None where the repository holds the content already."""
+    None where the repository holds the content already.
 
-    def once() -> tuple[str, _Draft] | None:
-        draft = _draft(api, repo_id, content)
-        if draft.remote.visibility is None:
+    Args:
+        asked: the draft that a person agreed to.
+    """
+
+    def once() -> tuple[str, Draft] | None:
+        now = draft(api, repo_id, content)
+        if now.remote.visibility is None:
             api.create_repo(
                 repo_id, repo_type=content.repo_type, private=visibility == "private", exist_ok=True,
                 space_sdk=_sdk(content) if content.repo_type == "space" else None,
             )  # fmt: skip
-            draft = _draft(api, repo_id, content)
-        if draft.remote.visibility != visibility:
-            raise InputError(f"{repo_id} is {draft.remote.visibility} all at once, not {visibility}. Look at it first.")
-        if not draft.plan:
+            now = draft(api, repo_id, content)
+        if now.remote.visibility != visibility:
+            raise InputError(f"{repo_id} is {now.remote.visibility} all at once, not {visibility}. Look at it first.")
+        if not now.plan:
             return None
-        message = f"{remote.TITLE}: {len(draft.plan.sent)} files"
-        return remote.commit(api, draft.remote, draft.files, draft.plan, message), draft
+        refuse_unasked(asked, now)
+        message = f"{remote.TITLE}: {len(now.plan.sent)} files"
+        return remote.commit(api, now.remote, now.files, now.plan, message), now
 
     made = hub.patiently(f"{repo_id} was not published", once)
     if made is None:
         return None
-    commit, draft = made
+    commit, done = made
     with hub.in_words(f"{repo_id} was published, but could not be looked at"):
         there = remote.read(api, repo_id, content.repo_type, commit)
-    if ignored := [name for name in draft.plan.sent if name not in there.files]:
+    if ignored := [name for name in done.plan.sent if name not in there.files]:
         raise InputError(
             f"{repo_id} did not take {', '.join(ignored)}: its .gitignore names them. Change that file on the Hub, "
             "then run the same command again."

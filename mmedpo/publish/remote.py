@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -85,7 +85,6 @@ class Plan:
 def read(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) -> Remote:
     """The repository as it is, or was at a commit; one that is not there has no visibility."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
 
     try:
         info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
@@ -98,8 +97,7 @@ def read(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) 
     visibility = "private" if info.private else "public"
     if info.sha is None:
         return Remote(info.id, repo_type, visibility)
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
-    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    files = _files(api, repo_id, repo_type, info.sha)
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
     return Remote(info.id, repo_type, visibility, info.sha, files, tags)
 
@@ -164,6 +162,33 @@ def refuse_history(api: HfApi, remote: Remote, barred: Sequence[str]) -> None:
                 "history keeps that, whatever is put on top. Delete the repository on the Hub (in its settings) and "
                 "publish anew, or choose another name."
             )
+
+
+def last_publication(api: HfApi, remote: Remote) -> Remote | None:
+    """The repository as the last publication left it; None where none has written it."""
+    if remote.head is None:
+        return None
+    for made in api.list_repo_commits(remote.repo_id, repo_type=remote.repo_type, revision=remote.head):
+        if made.title.startswith(TITLE):
+            return remote if made.commit_id == remote.head else _at(api, remote, made.commit_id)
+    return None
+
+
+def _at(api: HfApi, remote: Remote, commit: str) -> Remote:
+    return replace(remote, head=commit, files=_files(api, remote.repo_id, remote.repo_type, commit))
+
+
+def _files(api: HfApi, repo_id: str, repo_type: str, commit: str) -> dict[str, RepoFile]:
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def written_since(remote: Remote, left: Remote | None, names: Iterable[str]) -> list[str]:
+    """Those of `names` in the repository that are not as a publication left them (None: there was none)."""
+    before = left.files if left else {}
+    return [name for name in names if name not in before or before[name].blob_id != remote.files[name].blob_id]
 
 
 def untagged(api: HfApi, remote: Remote) -> str | None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmedpo import credentialed
 from mmedpo.errors import InputError
@@ -17,17 +18,21 @@ class Push:
     """How a finished folder gets to the Hub.
 
     Attributes:
-        prepare: given the repository and the token, makes the repository private where it is not there; raises
-            InputError where the folder could not be published to it without asking a person.
+        prepare: given the repository, what training.json will say of model and dataset, and the token, raises
+            InputError where the folder could not be published without asking a person; makes nothing.
         send: given folder, repository, token, and whether what was trained on credentialed data may be sent.
     """
 
-    prepare: Callable[[str, str | None], None]
+    prepare: Callable[[str, dict[str, Any], str | None], None]
     send: Callable[[Path, str, str | None, bool], None]
 
 
-def prepare(output: Path, config: MMedPOConfig, push: Push | None) -> None:
-    """Raise InputError where `push_to_hub` cannot work, or would make something public that no person has looked at."""
+def prepare(output: Path, config: MMedPOConfig, push: Push | None, training: dict[str, Any]) -> None:
+    """Raise InputError where `push_to_hub` cannot work, or would make something public that no person has looked at.
+
+    Args:
+        training: what training.json will say of model and dataset.
+    """
     if not config.push_to_hub:
         return
     try:
@@ -35,7 +40,7 @@ def prepare(output: Path, config: MMedPOConfig, push: Push | None) -> None:
             raise InputError("nothing was given that publishes; use `mmedpo train`.")
         if config.hub_private_repo is False:
             raise InputError("a training pushes privately only (hub_private_repo), since nobody has seen its card yet.")
-        push.prepare(_name(output, config), config.hub_token)
+        push.prepare(_name(output, config), training, config.hub_token)
     except InputError as error:
         way = _command(Path("FOLDER"), config.hub_model_id or "REPO", False)
         raise InputError(f"push_to_hub: {error} Or leave push_to_hub out, and later: {way} [--public]") from error

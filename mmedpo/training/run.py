@@ -117,7 +117,7 @@ def train(
         _refuse_ways_out(run, config, source)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
-    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, push)
+    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, source, push)
     if isinstance(dataset, IterableDataset):
         # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
@@ -214,7 +214,7 @@ def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool 
 
 def _check(
     datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any,
-    push: hub.Push | None,
+    source: dict[str, Any], push: hub.Push | None,
 ) -> None:  # fmt: skip
     """Everything that can be known before weights are loaded; what the main process refuses, all refuse."""
 
@@ -230,7 +230,8 @@ def _check(
         try:
             for warning in preflight.check(datasets, processor, config, model_args, Path(run.output), adapter):
                 logger.warning(warning)
-            hub.prepare(Path(run.output), config, push)
+            names = {"model": portable(str(model_args.model_name_or_path)), "dataset": portable(run.dataset_name)}
+            hub.prepare(Path(run.output), config, push, {**names, "dataset_manifest": {"source": source}})
         except InputError as error:
             refusal = [error]
     broadcast_object_list(refusal)

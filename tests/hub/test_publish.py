@@ -224,13 +224,95 @@ def test_files_that_no_publication_wrote_are_asked_about(hub: Hub, send: Publish
     hub.put("user/pairs", theirs, kind="dataset", private=True)
     answers = {"license": "CC0 1.0", "privacy": "They are."}
     listed = r"would change or go: manifest\.json, data/train-00000-of-00001\.parquet\. Go on\?"
-    with pytest.raises(InputError, match=f"(?s)No publication has written user/pairs.*{listed}.*Give --yes to go on"):
+    with pytest.raises(InputError, match=f"(?s)No publication has left .* user/pairs as.*{listed}.*Give --yes"):
         send(pairs, confirm=None, fill=answers)
     with pytest.raises(Stopped):
         send(pairs, confirm=lambda question: "No publication" not in question)
     assert theirs.items() <= hub.files("user/pairs", "dataset").items()
     assert send(pairs, fill=answers).plan.deleted == ["data/train-00000-of-00001.parquet"]
     assert send(make_dataset(tmp_path / "fewer", 6), confirm=None, fill=answers).tag == "v2"  # now it is ours
+
+
+def test_files_changed_or_added_on_the_hub_since_a_publication_are_asked_about(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path
+) -> None:
+    answers, repo = {"license": "CC0 1.0", "privacy": "They are."}, "user/pairs"
+    send(pairs, fill=answers)
+    theirs = {"data/validation-00000-of-00001.parquet": Blob(b"theirs"), "audit.json": Blob(b"{}")}
+    hub.repo(repo, "dataset").commit("main", lambda files: files.update(theirs), "Upload files")
+    edit(hub, lambda card: card + "\nMine.\n")  # which is merged
+    for folder in (pairs, make_dataset(tmp_path / "fewer", 6)):
+        with pytest.raises(InputError, match=r": audit\.json, data/validation-00000-of-00001\.parquet\. Go on\?"):
+            send(folder, confirm=None)
+    assert hub.files(repo, "dataset").items() >= {name: blob.data for name, blob in theirs.items()}.items()
+    assert send(pairs).plan.deleted == ["data/validation-00000-of-00001.parquet"]
+    hub.calls()
+    assert send(tmp_path / "fewer", confirm=None).tag == "v3"  # all is as a publication left it
+    assert not [call for call in hub.calls() if "/tree/v" in call]
+
+
+def test_a_file_that_is_added_while_a_person_is_asked_is_not_lost(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path
+) -> None:
+    send(pairs)
+    theirs = {"data/validation-00000-of-00001.parquet": Blob(b"theirs")}
+
+    def add(question: str) -> bool:
+        hub.repo("user/pairs", "dataset").commit("main", lambda files: files.update(theirs), "Upload a file")
+        return True
+
+    with pytest.raises(InputError, match="was changed by somebody else in the meantime"):
+        send(make_dataset(tmp_path / "fewer", 6), confirm=add)
+    assert "data/validation-00000-of-00001.parquet" in hub.files("user/pairs", "dataset")
+
+
+def from_source(folder: Path, **source: str) -> Path:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["source"].update(source)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "README.md").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("source", [{"name": "nih-bbox"}, {"license": "of the NIH"}])
+def test_pairs_of_another_source_replace_others_when_asked_and_inherit_no_answers(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path, source: dict[str, str]
+) -> None:
+    answers = {"license": "CC0 1.0", "privacy": "Two people looked."}
+    send(pairs, fill=answers)
+    other = from_source(make_dataset(tmp_path / "other", 6), **source)
+    said = r"holds pairs from invented-example \(CC BY 4\.0\), and these are pairs from .*Replace them, and the card"
+    with pytest.raises(InputError, match=f"(?s){said}.*license: may.*privacy: are") as refused:
+        send(other, confirm=None)
+    assert "as they are" not in str(refused.value) and "Two people looked." in text(hub)
+    with pytest.raises(InputError, match="Replace them"):
+        send(other, confirm=None, fill={"license": "other terms", "privacy": "Nobody looked."})
+    edited = {"manifest.json": Blob(b"{}")}  # what the publication held is asked, not what lies there now
+    hub.repo("user/pairs", "dataset").commit("main", lambda files: files.update(edited), "Edit")
+    with pytest.raises(InputError, match="Replace them"):
+        send(other, confirm=None, fill=answers)
+    done = send(other)
+    assert "Two people looked." not in text(hub) and "license" not in DatasetCard(text(hub)).data.to_dict()
+    assert [field for field in done.open_fields if "may derived pairs" in field]
+    assert not send(other, confirm=None).plan
+    edit(hub, lambda card: card + "\nMine.\n")
+    assert not send(other, confirm=None).plan and "Mine." in text(hub)
+
+
+def test_weights_of_another_model_or_dataset_replace_others_when_asked(hub: Hub, send: Publish, tmp_path: Path) -> None:
+    first, again, other = (make_adapter(tmp_path / name) for name in ("first", "again", "other"))
+    send(first, "user/mine", "adapter", fill={"license": "MIT"})
+    for folder, change in ((again, {"seconds": 1.0}), (other, {"dataset": "example-org/else"})):
+        training = json.loads((folder / "training.json").read_text()) | change
+        (folder / "training.json").write_text(json.dumps(training))
+    assert send(again, "user/mine", "adapter", confirm=None).tag == "v2"
+    said = (
+        r"holds weights of .*-vlm trained on example-org/invented-pairs, and these are .* on example-org/else\. Replace"
+    )
+    with pytest.raises(InputError, match=said):
+        send(other, "user/mine", "adapter", confirm=None)
+    done = send(other, "user/mine", "adapter")
+    assert [field for field in done.open_fields if "the licence follows" in field]
 
 
 def test_fields_that_only_a_person_can_fill_are_asked_for_first(hub: Hub, send: Publish, pairs: Path) -> None:
@@ -450,6 +532,16 @@ def test_nothing_of_credentialed_sources_but_numbers_goes_out(
     with pytest.raises(InputError, match="PadChest is credentialed data"):
         send(adapter, kind="adapter")
     assert not list(hub.store)
+
+
+def test_the_card_of_weights_alone_says_what_is_licensed_and_what_it_holds(
+    hub: Hub, send: Publish, pairs: Path, tmp_path: Path
+) -> None:
+    send(from_source(pairs, name="mimic-cxr"), fill={"license": "other"})
+    send(make_adapter(tmp_path / "adapter"), "user/mine", "adapter", fill={"license": "other"})
+    assert DatasetCard(text(hub)).data.pretty_name == "MMedPO weights for preference pairs from mimic-cxr"
+    for card in (text(hub), text(hub, "user/mine", "model")):
+        assert "\n**Licence of these weights:** other\n" in card
 
 
 def no_shards(folder: Path) -> None:

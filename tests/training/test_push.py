@@ -11,11 +11,13 @@ import pytest
 import yaml
 from hub.accounts import Account
 from hub.server import Hub
+from hub.store import Blob, Repo
 from huggingface_hub import constants
 from launches import ROOT, arguments
 
 from mmedpo.errors import InputError
 from mmedpo.publish import prepare as prepare_repository
+from mmedpo.publish.remote import TITLE
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.hub import Push, prepare
 
@@ -81,9 +83,31 @@ def test_what_cannot_be_pushed_is_kept_and_the_way_to_push_it_is_said(
     assert not [key for key in recorded if key.startswith(("push_", "hub_"))]  # who repeats it must not write there
 
 
+TRAINING = {"model": "a/b", "dataset": "c/d", "dataset_manifest": {"source": {}}}
+ADDED = {"config.json": Blob(b"{}")}
+
+
+def published(hub: Hub, name: str, training: dict[str, object]) -> Repo:
+    repo = hub.put(name, {}, private=True)
+    record = {"training.json": Blob(json.dumps(training).encode())}
+    repo.commit("main", lambda files: files.update(record), f"{TITLE}: 1 files")
+    return repo
+
+
+def test_a_training_that_is_refused_leaves_no_repository(
+    hub: Hub, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    done = train(hub, "write", arguments(preferences, tiny_model, tmp_path / "adapter", hub_model_id="user/stray"))
+    assert done.returncode == 2 and "exists already" in " ".join(done.stderr.split()) and not list(hub.store)
+
+
 def to(hub: Hub) -> Push:
     hub.accounts["write"] = Account("user", orgs={"team": "write", "readers": "read"})
-    return Push(lambda repo, token: prepare_repository(repo, "adapter", token=token, endpoint=hub.url), send=None)
+    return Push(
+        lambda repo, training, token: prepare_repository(repo, "adapter", training, token=token, endpoint=hub.url),
+        send=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,9 +115,12 @@ def to(hub: Hub) -> Push:
     [
         ({"hub_private_repo": False}, "a training pushes privately only"),
         ({"hub_model_id": "user/a name"}, "'user/a name' cannot be published to: the name is not allowed"),
-        ({"hub_model_id": "other/new"}, "other/new cannot be made: HTTP 403"),
+        ({"hub_model_id": "other/new"}, "other/new is not yours: user may write to user, team\\."),
+        ({"hub_model_id": "readers/new"}, "readers/new is not yours"),
         ({"hub_model_id": "other/open"}, "other/open is not yours: user may write to user, team\\."),
-        ({"hub_model_id": "user/theirs"}, "user/theirs holds another's files of the same names"),
+        ({"hub_model_id": "user/theirs"}, "user/theirs holds files that no publication has left .*: config.json\\."),
+        ({"hub_model_id": "user/added"}, "user/added holds files .*: config.json\\. Choose"),
+        ({"hub_model_id": "user/else"}, "user/else holds weights of a/b trained on its/pairs, and these are .* on c/d"),
         ({"hub_model_id": "user/open"}, "user/open is public, and its card leaves open"),
         ({"hub_token": "read"}, "The token of user may only read"),
     ],
@@ -105,27 +132,25 @@ def test_what_cannot_be_pushed_or_would_be_public_unseen_is_refused_before_train
     hub.put("other/open", {})
     hub.put("user/theirs", {"config.json": b"{}"}, private=True)
     hub.put("user/open", {"README.md": open_card, ".mmedpo/card.md": open_card})
+    published(hub, "user/added", TRAINING).commit("main", lambda files: files.update(ADDED), "Upload config.json")
+    published(hub, "user/else", {**TRAINING, "dataset": "its/pairs"})
     before = {repo.id: repo.head.oid for repo in hub.store}
     config = MMedPOConfig(use_cpu=True, push_to_hub=True, **{"hub_token": "write", **settings})
     with pytest.raises(InputError, match=f"^push_to_hub: .*{said}.* later: mmedpo publish --adapter FOLDER"):
-        prepare(tmp_path / "adapter", config, to(hub))
+        prepare(tmp_path / "adapter", config, to(hub), TRAINING)
     assert {repo.id: repo.head.oid for repo in hub.store} == before
 
 
-def test_where_it_may_be_pushed_is_known_and_made_before_training(hub: Hub, tmp_path: Path, online: None) -> None:
+def test_where_it_may_be_pushed_is_known_before_training_and_nothing_is_made(
+    hub: Hub, tmp_path: Path, online: None
+) -> None:
     hub.put("user/said", {"README.md": b"Under MIT.", ".mmedpo/card.md": b"Under MIT."})
-    for name, id, private in (
-        (None, "user/adapter", True),
-        ("team/mine", "team/mine", True),
-        ("user/said", "user/said", False),
-    ):
-        for _ in range(2):
-            prepare(
-                tmp_path / "adapter",
-                MMedPOConfig(use_cpu=True, push_to_hub=True, hub_token="write", hub_model_id=name),
-                to(hub),
-            )
-        assert hub.repo(id).private == private
+    published(hub, "user/before", TRAINING)
+    before = {repo.id: repo.head.oid for repo in hub.store}
+    for name in (None, "team/mine", "user/said", "user/before"):
+        config = MMedPOConfig(use_cpu=True, push_to_hub=True, hub_token="write", hub_model_id=name)
+        prepare(tmp_path / "adapter", config, to(hub), TRAINING)
+    assert {repo.id: repo.head.oid for repo in hub.store} == before
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ IMAGES = ("images", "rejected_images")
 NOTES = "is no PNG or JPEG file of pixels alone (EXIF and other notes); write it by `mmedpo.images.embedded`"
 SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")
 SECRET_LENGTH = 8  # characters; servers of one's own are given "EMPTY" and the like, which is no secret
+USERINFO = re.compile(r"://[^\s/:@\"]+:[^\s/@\"]+@")
 TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".jinja", ".py")
 
 
@@ -156,7 +157,8 @@ def refuse_private_words(content: Content, token: str | None) -> None:
     spelt = {form: what for word, what in words.items() for form in (word, json.dumps(word)[1:-1], quote(word))}
     for name, file in {**content.files, CARD: File(content.card.encode())}.items():
         for place, text, remedy in _texts(name, file):
-            if found := [what for form, what in spelt.items() if form in text]:
+            found = [what for form, what in spelt.items() if form in text]
+            if found or (found := ["a user and a password of a URL"] * bool(USERINFO.search(text))):
                 raise InputError(f"{place} names {found[0]}, which is nobody else's business. {remedy}, then publish.")
 
 

@@ -28,13 +28,12 @@ class Push:
 
 
 def prepare(output: Path, config: MMedPOConfig, push: Push | None, training: dict[str, Any]) -> None:
-    """Raise InputError where `push_to_hub` cannot work, or would make something public that no person has looked at.
+    """Raise InputError where `push_to_hub`, which is asked for, cannot work, or would make something public that no
+    person has looked at.
 
     Args:
         training: what training.json will say of model and dataset.
     """
-    if not config.push_to_hub:
-        return
     try:
         if push is None:
             raise InputError("nothing was given that publishes; use `mmedpo train`.")

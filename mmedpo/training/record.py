@@ -73,14 +73,15 @@ def write(
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    manifest = schema.dataset_manifest(run.dataset_name, commit)
+    named = about(run, str(settings["model"]), commit)
+    manifest = named.pop("dataset_manifest")
     write_json(folder / RECORD, {
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
-        "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, "model": portable(str(settings["model"])),
+        "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, **named,
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
         "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
         "model_is_local": Path(str(settings["model"])).exists(),
-        "dataset": portable(run.dataset_name), "dataset_revision": commit,
+        "dataset_revision": commit,
         "dataset_is_local": Path(run.dataset_name).exists(),
         "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, credentialed.KEY: source,
         "rows": dict(Counter(kinds)),
@@ -92,6 +93,12 @@ def write(
         "seconds": round(seconds, 1), "hardware": _hardware(trainer.args),
     })  # fmt: skip
     _write_recipe(folder / "recipe.yaml", run, settings)
+
+
+def about(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
+    """What training.json calls the model and the dataset, and the dataset's whole manifest."""
+    manifest = schema.dataset_manifest(run.dataset_name, commit)
+    return {"model": portable(model), "dataset": portable(run.dataset_name), "dataset_manifest": manifest}
 
 
 def _write_recipe(path: Path, run: RunArguments, settings: dict[str, Any]) -> None:

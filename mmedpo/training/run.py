@@ -117,7 +117,7 @@ def train(
         _refuse_ways_out(run, config, source)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
-    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, source, push)
+    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, commit, push)
     if isinstance(dataset, IterableDataset):
         # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
@@ -214,7 +214,7 @@ def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool 
 
 def _check(
     datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any,
-    source: dict[str, Any], push: hub.Push | None,
+    commit: str | None, push: hub.Push | None,
 ) -> None:  # fmt: skip
     """Everything that can be known before weights are loaded; what the main process refuses, all refuse."""
 
@@ -230,8 +230,10 @@ def _check(
         try:
             for warning in preflight.check(datasets, processor, config, model_args, Path(run.output), adapter):
                 logger.warning(warning)
-            names = {"model": portable(str(model_args.model_name_or_path)), "dataset": portable(run.dataset_name)}
-            hub.prepare(Path(run.output), config, push, {**names, "dataset_manifest": {"source": source}})
+            if config.push_to_hub:
+                hub.prepare(
+                    Path(run.output), config, push, record.about(run, str(model_args.model_name_or_path), commit)
+                )
         except InputError as error:
             refusal = [error]
     broadcast_object_list(refusal)

@@ -514,6 +514,13 @@ def test_a_row_that_names_the_machine_or_holds_a_secret_is_stopped(
         send(make_dataset(tmp_path / "pairs", change=judged), token="hf_secret")
     assert not list(hub.store)
 
+    def called(row: dict[str, Any]) -> None:
+        row["provenance"] |= {"rejected_by": "http://alice:word@box/v1#m"}
+
+    with pytest.raises(InputError, match=r"names a user and a password of a URL, which .* curate it again, then"):
+        send(make_dataset(tmp_path / "called", change=called))
+    assert not list(hub.store)
+
 
 def test_nothing_of_credentialed_sources_but_numbers_goes_out(
     hub: Hub, send: Publish, pairs: Path, tmp_path: Path

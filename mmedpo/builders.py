@@ -33,9 +33,9 @@ from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import AlreadyFinished, InputError
+from mmedpo.loading import dataset_commit
 from mmedpo.options import option
 from mmedpo.processes import Processes
-from mmedpo.schema import dataset_commit
 from mmedpo.upstream import Hub, read_given, write_source
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmedpo import builders, cards, credentialed, hub, schema
+from mmedpo import builders, cards, credentialed, hub, loading, schema
 from mmedpo.audit import audit
 from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
@@ -91,7 +91,7 @@ def read(repo: str, revision: str | None = None) -> Published:
         with hub.in_words(f"{repo} cannot be read", reading=True):
             revision = HfApi().dataset_info(repo, revision=revision).sha
             file = Path(hf_hub_download(repo, "manifest.json", repo_type="dataset", revision=revision))
-    manifest, rows = read_json(file), schema.load_split(repo, "train", revision=revision)
+    manifest, rows = read_json(file), loading.load_split(repo, "train", revision=revision)
     if schema.DIGEST not in rows.column_names or "settings" not in manifest:
         raise InputError(
             f"{repo} is not the published form of credentialed data: it has no column {schema.DIGEST}, or its "

@@ -1,4 +1,4 @@
-"""The preference dataset: its columns, the rules every row keeps, and how it is read and written.
+"""The preference dataset: its columns, the rules every row keeps, and how it is written.
 
 The columns are TRL's conversational vision-preference format plus what MMedPO adds, so that the dataset also
 loads in a plain `trl.DPOTrainer`. See docs/architecture.md.
@@ -10,11 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, hub
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, polarity, unit_interval
@@ -37,7 +35,6 @@ STRIPPED = (
     "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
-SAID = ["source", "license"]  # columns that tell whose data a row is
 ROWS_AT_ONCE = 32  # held in memory while writing
 
 
@@ -194,6 +191,18 @@ def validate(dataset: Dataset) -> list[Fault]:
     return faults + repeated_ids(counts)
 
 
+def undecoded(dataset: Dataset) -> Dataset:
+    """The dataset with its images as {"bytes", "path"} instead of pictures."""
+    from datasets import Image, List
+
+    for column, feature in dataset.features.items():
+        if feature == List(Image()):
+            dataset = dataset.cast_column(column, List(Image(decode=False)))
+        elif feature == Image():
+            dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
 def repeated_ids(counts: Mapping[str, int]) -> list[Fault]:
     """A fault for each id that occurs more than once."""
     return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
@@ -261,132 +270,3 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
             shard.unlink(missing_ok=True)
         with suppress(OSError):  # other splits live there
             data.rmdir()
-
-
-def load_splits(path: str, streaming: bool = False, revision: str | None = None) -> Any:
-    """All splits of a dataset folder or Hub id, no rule checked: a DatasetDict, or where `streaming` an
-    IterableDatasetDict, which copies nothing into the cache. `revision` is of a dataset on the Hub.
-
-    Raises:
-        InputError: nothing there, or nothing that `datasets` can read.
-    """
-    from datasets import config, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
-    # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
-    files: dict[str, list[str]] = {}
-    for file in _shards(path):
-        files.setdefault(file.name.split("-")[0], []).append(str(file))
-    try:
-        if files:
-            return load_dataset("parquet", data_files=files, streaming=streaming)
-        return load_dataset(path, streaming=streaming, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(
-            f"{path!r} cannot be loaded as a dataset: {hub.unread(error).removesuffix('.')}. "
-            "Give a folder written by `mmedpo curate` or a Hub dataset id."
-        ) from error
-
-
-def _shards(path: str) -> list[Path]:
-    return sorted(Path(path).glob("data/*.parquet"))
-
-
-def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:
-    """The credentialed source of a dataset (a folder or Hub id), by its manifest or by any of its rows; None: it has
-    none. The one answer to whether a dataset is credentialed.
-
-    Of a dataset that is streamed from the Hub no row is asked: where its manifest names no source either, it counts as
-    credentialed by its own name.
-
-    Raises:
-        InputError: as `load_splits`.
-    """
-    name = str(name)
-    manifest = dataset_manifest(name, revision)
-    if found := credentialed.first([manifest]):
-        return found
-    if streaming and not Path(name).exists():
-        return None if manifest.get("source") else name
-    return credentialed.first({"source": {"name": source, "license": terms}} for source, terms in _said(name, revision))
-
-
-def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
-    """What the rows of all splits say: source and licence."""
-    import pyarrow.parquet as parquet
-
-    # Shards are not loaded: that would copy their images into the cache.
-    tables = [parquet.read_table(file, columns=SAID) for file in _shards(name)]
-    if not tables:
-        tables = [split.data.table for split in load_splits(name, revision=revision).values()]
-    found: set[tuple[Any, Any]] = set()
-    for table in tables:
-        columns = [table[column].to_pylist() if column in table.column_names else [None] for column in SAID]
-        found.update(zip_longest(*columns))
-    return found
-
-
-def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
-    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
-    return hub.recorded(name, "manifest.json", "dataset", revision) or {}
-
-
-def load_pairs(path: str) -> Dataset:
-    """The training split (else the first one) of a folder or Hub id, images undecoded; no row rule is checked.
-
-    Raises:
-        InputError: no such dataset, or one without the schema's columns.
-    """
-    splits = load_splits(path)
-    dataset = splits.get("train", next(iter(splits.values())))
-    faults = column_faults(dataset.features)
-    if faults:
-        raise InputError(f"{path} is no preference dataset, as `mmedpo curate` writes them:", faults)
-    return undecoded(dataset)
-
-
-def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if Path(name).exists():
-        return None
-    with suppress(HfHubHTTPError, HTTPError, OSError):
-        return HfApi().dataset_info(name, revision=revision).sha
-    return revision
-
-
-def undecoded(dataset: Dataset) -> Dataset:
-    """The dataset with its images as {"bytes", "path"} instead of pictures."""
-    from datasets import Image, List
-
-    for column, feature in dataset.features.items():
-        if feature == List(Image()):
-            dataset = dataset.cast_column(column, List(Image(decode=False)))
-        elif feature == Image():
-            dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset
-
-
-def load_split(path: str, split: str, streaming: bool = False, revision: str | None = None) -> Any:
-    """One of `load_splits`. Raises InputError where there is no such split."""
-    splits = load_splits(path, streaming, revision)
-    if split not in splits:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
-    return splits[split]
-
-
-def load(path: str, split: str = "train") -> Dataset:
-    """Load one split of a preference dataset from a folder or a Hub id, and check it.
-
-    Raises:
-        InputError: no such dataset or split, or rows that break the schema; all faults are reported together.
-    """
-    dataset = load_split(path, split)
-    faults = validate(dataset)
-    if faults:
-        raise InputError(f"{path} (split {split!r}) breaks the preference schema:", faults)
-    return dataset

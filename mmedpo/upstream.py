@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mmedpo import hub, schema
+from mmedpo import hub, loading, schema
 from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
@@ -68,7 +68,7 @@ def hub_triples(source: Hub | Path) -> Iterator[Item]:
     """
     name = source.name if isinstance(source, Hub) else str(source)
     folder = hub_folder(source, ["data/*.parquet"]) if isinstance(source, Hub) else source
-    for split, dataset in schema.load_splits(str(folder)).items():
+    for split, dataset in loading.load_splits(str(folder)).items():
         if missing := set(TRIPLE) - set(dataset.column_names):
             held = ", ".join(dataset.column_names)
             raise InputError(f"{name} has no column {', '.join(sorted(missing))}; its columns are {held}.")

@@ -23,7 +23,7 @@ from hub.server import Hub
 from PIL import Image
 from typer.testing import CliRunner
 
-from mmedpo import builders, cli, schema, upstream
+from mmedpo import builders, cli, loading, schema, upstream
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import Fault, InputError
@@ -204,7 +204,7 @@ def test_a_build_is_whole(run: Run, path_vqa: Path, tmp_path: Path) -> None:
     assert (source["name"], source["license"], source["split"]) == ("path-vqa", "mit", "train")
     assert (source["rows"], source["builder"], source["upstream_split"]) == (26, "path_vqa", "by image")
     assert source["split_by"] == "image"  # one image was in train and in test
-    assert len(schema.load("out")) == source["questions"] == manifest["counts"]["hallucinated_response"]
+    assert len(loading.load("out")) == source["questions"] == manifest["counts"]["hallucinated_response"]
     assert "| split of its authors | by image |" in (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in "".join(
         (tmp_path / "out" / name).read_text() for name in ("README.md", "manifest.json")
@@ -293,7 +293,7 @@ def test_two_processes_build_what_one_does(path_vqa: Path, tmp_path: Path) -> No
 
     pair = [start("two", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank)) for rank in (1, 0)]
     assert [process.wait() for process in [*pair, start("one")]] == [0, 0, 0]
-    assert schema.load(str(tmp_path / "one")).to_dict() == schema.load(str(tmp_path / "two")).to_dict()
+    assert loading.load(str(tmp_path / "one")).to_dict() == loading.load(str(tmp_path / "two")).to_dict()
 
 
 # SLAKE.
@@ -608,7 +608,7 @@ def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: P
     assert kept + sum(manifest["rejects"].values()) == manifest["source"]["rows"] == 11
     assert manifest["chat_model"] == "MMedPO's authors, as released" and manifest["style"] is None
     assert manifest["settings"]["judges"] == [] and manifest["settings"]["chat"] == "none"
-    found = {row["id"]: row for row in schema.load("out")}
+    found = {row["id"]: row for row in loading.load("out")}
     first, report = found["pairs/0/hallucinated_response"], found["pairs/2/hallucinated_response"]
     assert (first["prompt"][0]["content"], first["chosen"][0]["content"]) == ("Which organ?", "Liver")
     assert first["rejected"][0]["content"] == "The spleen is shown."
@@ -636,7 +636,7 @@ def test_released_answers_are_rejoined_from_their_own_file(run: Run, released: P
 
 def test_released_scores_are_normalised_like_any(run: Run, released: Path, tmp_path: Path) -> None:
     assert run("released", "--source", released, "--images", "images", "--output", "out")[0] == 0
-    weights = {row["provenance"]["sample_id"]: row["weight"] for row in schema.load("out")}
+    weights = {row["provenance"]["sample_id"]: row["weight"] for row in loading.load("out")}
     scores = np.array([1.0, 0.2, 0.8])
     expected = np.clip(1 + np.sqrt(0.1) * (scores - scores.mean()) / scores.std(), 0.75, 1.25)
     assert [weights[id] for id in "012"] == pytest.approx(expected)
@@ -756,7 +756,7 @@ def test_a_repeated_id_brings_no_other_rows_answer(run: Run, tmp_path: Path) -> 
     words = ("released", "--source", "pairs.json", "--images", "images", "--output", "out")
     code, _ = run(*words)
     assert code == 0
-    (row,) = schema.load("out")
+    (row,) = loading.load("out")
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("Liver", "The spleen.")
     assert read_json(tmp_path / "out" / "manifest.json")["rejects"] == {"faulty row of the source": 1}
 
@@ -782,7 +782,7 @@ def test_options_that_a_layout_does_not_use_are_refused(run: Run, tmp_path: Path
 def test_rows_take_the_name_that_is_given(run: Run, tmp_path: Path) -> None:
     words = ("--source", slake(tmp_path / "tree"), "--source-name", "mine", "--output", "out")
     assert run("slake", *words)[0] == 0
-    assert {row["source"] for row in schema.load("out")} == {"mine"}
+    assert {row["source"] for row in loading.load("out")} == {"mine"}
     assert read_json(tmp_path / "out" / "manifest.json")["source"]["name"] == "mine"
 
 

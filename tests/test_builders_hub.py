@@ -15,7 +15,7 @@ from datasets import Image as ImageFeature
 from hub.server import ROOT, Hub
 from test_builders import kaggle, packed, picture, r2gen, slake, write
 
-from mmedpo import schema
+from mmedpo import loading
 from mmedpo.sources import _share
 from mmedpo.text import unit_interval
 from mmedpo.workdir import read_json
@@ -60,7 +60,7 @@ def test_vqa_rad_is_read_from_the_hub_at_a_revision(hub: Hub, build: Build, tmp_
     assert done.returncode == 0, done.stderr
     source = read_json(tmp_path / "out" / "manifest.json")["source"]
     assert (source["hub"], source["revision"], source["rows"]) == ("user/vqa-rad", first, 4)
-    assert len(schema.load(str(tmp_path / "out"))) == source["questions"] == 4
+    assert len(loading.load(str(tmp_path / "out"))) == source["questions"] == 4
     done = build("vqa_rad", "--source", "hub:user/vqa-rad@never", "--output", "other")
     assert done.returncode == 2 and "user/vqa-rad cannot be downloaded: HTTP 404" in done.stderr
     assert "Give a local copy as --source." in done.stderr and not list(tmp_path.glob("other*"))

@@ -32,8 +32,8 @@ from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.compare import compare
+from mmedpo.loading import credentialed_source, load, load_splits
 from mmedpo.publish import publish
-from mmedpo.schema import credentialed_source, load, load_splits
 from mmedpo.sources import read_source, refuse_faults
 from mmedpo.workdir import read_json, write_json
 
@@ -570,11 +570,11 @@ def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
     send(preferences, "dataset")
     code = """
 import sys
-from mmedpo import schema
+from mmedpo import loading, schema
 from huggingface_hub import HfApi
-said = [schema.credentialed_source("user/it", streaming=True)]
+said = [loading.credentialed_source("user/it", streaming=True)]
 HfApi().delete_file("manifest.json", "user/it", repo_type="dataset")
-print(*said, schema.credentialed_source("user/it", streaming=True), schema.credentialed_source("user/it"))
+print(*said, loading.credentialed_source("user/it", streaming=True), loading.credentialed_source("user/it"))
 """
     ran = subprocess.run([sys.executable, "-c", code], env=hub.environment(), capture_output=True, text=True,
                          check=False, cwd=hub.home)  # fmt: skip

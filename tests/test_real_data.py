@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.audit import audit
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.pipeline import Settings, curate_folder
@@ -30,7 +30,7 @@ def curate(source: Path, limit: int, output: Path) -> Curated:
     settings = Settings(source=source, limit=limit)
     with output_folder(output, settings.record()) as folder:
         manifest = curate_folder(settings, folder)
-    return schema.load(str(output)), manifest
+    return loading.load(str(output)), manifest
 
 
 @pytest.fixture(scope="module")

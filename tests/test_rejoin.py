@@ -21,7 +21,7 @@ from credentialed_tree import FINDINGS, WRONG
 from hub.server import Hub
 from huggingface_hub import DatasetCard, constants
 
-from mmedpo import builders, schema
+from mmedpo import builders, loading
 from mmedpo import rejoin as rejoining
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import InputError
@@ -156,7 +156,7 @@ def test_from_one_house_over_the_hub_to_another(hub: Hub, house: Path, tmp_path:
     said = "8 rows identical, 0 rebuilt and different, 0 missing"
     assert said in (other / "pairs" / "README.md").read_text()
     assert manifest["source"]["credentialed"] is True
-    assert schema.load(str(other / "pairs")).num_rows == 8
+    assert loading.load(str(other / "pairs")).num_rows == 8
 
 
 def test_without_a_cache_the_lesion_pairs_come_back_and_the_others_are_said_to_be_missing(
@@ -280,7 +280,7 @@ def test_what_was_published_in_this_form_stays_marked(make_source: MakeSource, t
     output = rebuilt(bare, source, tmp_path / "pairs")
     assert {row["license"] for row in rows(output).values()} == {"mit (credentialed)"}
     (output / "manifest.json").unlink()
-    assert schema.credentialed_source(output) == "source"
+    assert loading.credentialed_source(output) == "source"
 
 
 @pytest.mark.parametrize("settings", [{"limit": 2}, {"split": "train"}])
@@ -385,4 +385,4 @@ def test_the_published_form_holds_numbers_and_names_alone(bare: Path, house: Pat
 
 def test_training_and_auditing_point_to_rejoin(bare: Path) -> None:
     with pytest.raises(InputError, match="`mmedpo rejoin` rebuilds the pairs"):
-        schema.load(str(bare))
+        loading.load(str(bare))

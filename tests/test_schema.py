@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, Value, load_dataset
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
@@ -191,7 +191,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 
 def test_saved_images_come_back_byte_by_byte_and_pixel_by_pixel(written: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, rows = written
-    loaded = schema.load(str(folder))
+    loaded = loading.load(str(folder))
     for before, after in zip(rows, raw(folder), strict=True):
         for column in ("images", "rejected_images"):
             assert bytes_of(after[column]) == bytes_of(before[column])
@@ -243,7 +243,7 @@ def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
     assert list(made) == [f"train-{number:05d}-of-{len(made):05d}.parquet" for number in range(len(made))]
     # at least 8,000 bytes of images in all but the last, never more than twice that and a row
     assert sum(sizes) // (16_000 + max(sizes)) <= len(made) <= sum(sizes) // 8000 + 1
-    assert len(made) > 3 and schema.load(str(tmp_path))["id"] == [one["id"] for one in rows]
+    assert len(made) > 3 and loading.load(str(tmp_path))["id"] == [one["id"] for one in rows]
 
 
 def test_shards_behind_a_changed_or_added_row_stay_as_they_were(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_faulty_dataset_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     dataset(row(), row(weight=math.nan)).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(InputError, match="breaks the preference schema") as raised:
-        schema.load(str(tmp_path))
+        loading.load(str(tmp_path))
     assert {fault.column for fault in raised.value.faults} == {"weight", "id"}
 
 
@@ -289,10 +289,10 @@ def broken_parquet(folder: Path) -> None:
 def test_unloadable_folder_is_bad_input_that_names_it(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
     prepare(tmp_path)
     with pytest.raises(InputError, match=r"cannot be loaded as a dataset.*mmedpo curate") as raised:
-        schema.load(str(tmp_path))
+        loading.load(str(tmp_path))
     assert str(tmp_path) in str(raised.value)
 
 
 def test_unknown_split_is_bad_input(written: tuple[Path, list[dict[str, Any]]]) -> None:
     with pytest.raises(InputError, match="split 'test'"):
-        schema.load(str(written[0]), "test")
+        loading.load(str(written[0]), "test")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedpo import images, schema
+from mmedpo import images, loading, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.tables import FAULT, read_table
 from mmedpo.text import words
@@ -109,7 +109,7 @@ def open_splits(path: str) -> dict[str, Split]:
     if Path(path).is_file():
         return {"train": _open_file(Path(path))}
     splits = {}
-    for name, dataset in schema.load_splits(path, streaming=True).items():
+    for name, dataset in loading.load_splits(path, streaming=True).items():
         faults = schema.column_faults(dataset.features)
         # By row groups: a whole Parquet file at a time would be read ahead into memory.
         splits[name] = Split(schema.undecoded(dataset).reshard(), dataset.features, faults, is_ours=not faults)

@@ -42,7 +42,7 @@ def measure_preferences(
 
     Args:
         open_model: called once the rows are found to be usable.
-        rows: a split of a preference dataset (`schema.load`).
+        rows: a split of a preference dataset (`loading.load`).
         folder: a working folder; pairs found in its ledger are not measured again.
         batch_size: answers that are measured together.
         record: what else results.json shall say (name, command, dataset, split, ...).

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, schema
+from mmedpo import credentialed, loading, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb
@@ -181,8 +181,8 @@ def open_split(
     Raises:
         InputError: no such dataset or split, or columns that are not the schema's.
     """
-    commit = schema.dataset_commit(name, revision)
-    splits = schema.load_splits(name, revision=commit)
+    commit = loading.dataset_commit(name, revision)
+    splits = loading.load_splits(name, revision=commit)
     if split is None and len(splits) > 1:
         raise InputError(f"{name} has the splits {', '.join(splits)}; choose one with --split.")
     split = split or next(iter(splits))
@@ -193,7 +193,7 @@ def open_split(
         raise InputError(f"{name} (split {split!r}) is no preference dataset:", wrong)
     sources = ", ".join(sorted(set(dataset.unique("source"))))
     record = {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
-    marked = marked or schema.credentialed_source(name, commit) is not None
+    marked = marked or loading.credentialed_source(name, commit) is not None
     return dataset, {**record, "credentialed": True} if marked else record
 
 

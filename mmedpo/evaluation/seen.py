@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import schema
+from mmedpo import loading
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row
 from mmedpo.images import digest, open_rgb
@@ -30,7 +30,7 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     Raises:
         InputError: no preference dataset there, or images in it that cannot be decoded.
     """
-    pairs = schema.load_pairs(dataset)
+    pairs = loading.load_pairs(dataset)
     questions = run.questions.values()
     images = {row["image_id"] for row in questions}
     digests = {row["image_id"]: row.get("image_digest") for row in questions}

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedpo import credentialed, hub, schema
+from mmedpo import credentialed, hub, loading
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
@@ -135,7 +135,7 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
     if kind == "dataset":
         finished_shards(folder)
         with whole_parquet(str(folder)):
-            source = schema.credentialed_source(folder)
+            source = loading.credentialed_source(folder)
         if source and not third_parties:
             return stripped.dataset(folder, repo_id, source)
     content = KINDS[kind](folder, repo_id)

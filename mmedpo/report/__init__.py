@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, results, schema, wording
+from mmedpo import credentialed, loading, results, wording
 from mmedpo.audit import page
 from mmedpo.cards import notices, shown
 from mmedpo.report import charts, pictures
@@ -120,7 +120,7 @@ def write_report(
 def _credentialed(steps: Sequence[Mapping[str, Any]], dataset: str | None, attention: Path | None) -> str | None:
     """The first credentialed source of what the page is made of; None: there is none."""
     recorded = [*steps, *([read_json(attention / "attention.json")] if attention else [])]
-    return credentialed.first(recorded) or (schema.credentialed_source(dataset) if dataset else None)
+    return credentialed.first(recorded) or (loading.credentialed_source(dataset) if dataset else None)
 
 
 def named(value: str) -> str:

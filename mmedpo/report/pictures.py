@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import formats, images, schema
+from mmedpo import formats, images, loading
 from mmedpo.audit import distributions
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import message_text
@@ -28,7 +28,7 @@ def dataset_parts(path: str | None, pairs: bool = True) -> dict[str, Any]:
     Hub id)."""
     if path is None:
         return {"pairs": {}, "weights": None}
-    dataset = schema.load_pairs(path)
+    dataset = loading.load_pairs(path)
     kinds = dataset.features["dispreference"]
     places: dict[str, list[int]] = {name: [] for name in kinds.names}
     for place, kind in enumerate(dataset["dispreference"]):

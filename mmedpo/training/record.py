@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from mmedpo import credentialed, hub, models, schema
+from mmedpo import credentialed, hub, loading, models, schema
 from mmedpo.models import hardware
 from mmedpo.workdir import portable, portable_values, versions, write_json
 
@@ -97,7 +97,7 @@ def write(
 
 def about(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
     """What training.json calls the model and the dataset, and the dataset's whole manifest."""
-    manifest = schema.dataset_manifest(run.dataset_name, commit)
+    manifest = loading.dataset_manifest(run.dataset_name, commit)
     return {"model": portable(model), "dataset": portable(run.dataset_name), "dataset_manifest": manifest}
 
 
@@ -131,10 +131,10 @@ def _weights(dataset: Any) -> dict[str, float]:
 
 
 def credentialed_source(run: RunArguments, model: str, revision: str | None, commit: str | None) -> str | None:
-    """What makes a training one on credentialed data: the source of its dataset (`schema.credentialed_source`), or that
-    of the model or adapter that is gone on from. An adapter whose record cannot be asked for counts by its own name."""
+    """What makes a training one on credentialed data: its dataset's source (`loading.credentialed_source`), or that of
+    the model or adapter that is gone on from. An adapter whose record cannot be asked for counts by its own name."""
     return (
-        schema.credentialed_source(run.dataset_name, commit, run.streaming)
+        loading.credentialed_source(run.dataset_name, commit, run.streaming)
         or models.credentialed_source(model, revision)
         or (_of_adapter(run.adapter_name_or_path) if run.adapter_name_or_path else None)
     )

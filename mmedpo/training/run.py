@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig, TrlParser
 
-from mmedpo import credentialed, schema
+from mmedpo import credentialed, loading, schema
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import adapter_config, load_processor
 from mmedpo.training import checkpoints, hub, preflight, record
@@ -110,7 +110,7 @@ def train(
     """
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
-    commit = schema.dataset_commit(run.dataset_name, run.dataset_revision)
+    commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commit)
     if source and not run.send_credentialed_data_to_third_parties:
@@ -203,7 +203,7 @@ def _refuse_strangers() -> None:
 
 def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool = False) -> Dataset | IterableDataset:
     """The pairs of one split, their rows not yet checked."""
-    dataset = schema.load_split(run.dataset_name, split, streaming, revision)
+    dataset = loading.load_split(run.dataset_name, split, streaming, revision)
     if run.dispreference != "all" and "dispreference" in dataset.column_names:
         kind = schema.DISPREFERENCES.index(run.dispreference)
         dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")

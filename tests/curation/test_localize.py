@@ -13,7 +13,7 @@ import pytest
 from medklip_files import blank_tensors, random_tensors, write_folder, write_text_encoder
 from PIL import Image
 
-from mmedpo import phantom, schema
+from mmedpo import loading, phantom
 from mmedpo.curation.localize import (
     FORMS,
     NOT_FOUND,
@@ -654,7 +654,7 @@ def test_curation_noises_the_given_mask_and_records_it(
     settings = Settings(source, chat="none", localizer=localizer, mask_rule=rule or "otsu", weights="none")
     (tmp_path / "out").mkdir()
     manifest = curate_folder(settings, tmp_path / "out")
-    dataset = schema.load(str(tmp_path / "out"))
+    dataset = loading.load(str(tmp_path / "out"))
     assert [row["provenance"]["sample_id"] for row in dataset] == list(masks)
     for row in dataset:
         check_noise(row, masks[row["provenance"]["sample_id"]])
@@ -677,7 +677,7 @@ def test_curation_with_medklip_records_query_and_rule_and_leaves_out_other_organ
     )
     (tmp_path / "out").mkdir()
     manifest = curate_folder(settings, tmp_path / "out")
-    dataset = schema.load(str(tmp_path / "out"))
+    dataset = loading.load(str(tmp_path / "out"))
     localizer = open_localizer(f"medklip:{medklip_folder}", "xray=mass", "quantile:0.9")
     samples = {sample.id: sample for sample in read_source(source).samples}
     assert [row["provenance"]["sample_id"] for row in dataset] == ["1", "2"]

@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset, load_dataset
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.curation import hallucinate, pipeline, relevance, rows
 from mmedpo.curation.localize import GivenBoxes
 from mmedpo.curation.noise import box_mask
@@ -48,7 +48,7 @@ def samples(corpus: Path) -> dict[str, Sample]:
 
 @pytest.fixture(scope="module")
 def dataset(preferences: Path) -> Dataset:
-    return schema.load(str(preferences))
+    return loading.load(str(preferences))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_noise_depends_on_seed_and_row_alone(corpus: Path, visual_pairs: list[di
     everything = {row["id"]: np.asarray(row["rejected_images"][0]).tobytes() for row in visual_pairs}
     for seed, alike in ((0, True), (1, False)):
         part = Settings(source=corpus, split="preference", limit=8, seed=seed)
-        for row in schema.load(str(curate(tmp_path / str(seed), part))):
+        for row in loading.load(str(curate(tmp_path / str(seed), part))):
             if row["rejected_images"]:
                 same = np.asarray(row["rejected_images"][0]).tobytes() == everything[row["id"]]
                 assert same is alike
@@ -204,7 +204,7 @@ def test_noise_depends_on_seed_and_row_alone(corpus: Path, visual_pairs: list[di
 
 def test_weight_methods_are_recorded(corpus: Path, tmp_path: Path) -> None:
     folder = curate(tmp_path / "out", Settings(source=corpus, split="preference", limit=5, weights="literal"))
-    assert set(schema.load(str(folder))["weight"]) == {0.75}
+    assert set(loading.load(str(folder))["weight"]) == {0.75}
     assert manifest(folder)["weights"]["method"] == "literal"
 
 
@@ -295,7 +295,7 @@ def turned() -> bytes:
 def sides(make_source: MakeSource, tmp_path: Path, image: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Both images of the visual pair of one question, as RGB pixels."""
     folder = curate(tmp_path / "out", Settings(source=make_source([question()], images={"a.png": image})))
-    (row,) = [row for row in schema.load(str(folder)) if row["rejected_images"]]
+    (row,) = [row for row in loading.load(str(folder)) if row["rejected_images"]]
     return tuple(np.asarray(row[name][0].convert("RGB")) for name in ("images", "rejected_images"))
 
 
@@ -488,7 +488,7 @@ def test_crop_and_whole_image_noise_need_no_lesion(make_source: MakeSource, tmp_
         assert manifest(folder)["counts"] == {"hallucinated_response": 2, "image_noise": 2}
         assert manifest(folder)["noise"]["region"] == "image"
         assert manifest(folder)["mask_coverage"]["mean"] == 1.0
-        for row in schema.load(str(folder)):
+        for row in loading.load(str(folder)):
             if row["dispreference"] == schema.DISPREFERENCES.index("image_noise"):
                 assert row["clinical_relevance"] == 1.0  # nothing was looked for
                 before, after = (np.asarray(row[side][0]) for side in ("images", "rejected_images"))
@@ -498,7 +498,7 @@ def test_crop_and_whole_image_noise_need_no_lesion(make_source: MakeSource, tmp_
 def test_whole_image_noise_is_as_relevant_as_the_tool_is_sure(make_source: MakeSource, tmp_path: Path) -> None:
     boxes = [{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8, "confidence": 0.25}]
     source = make_source([question(boxes=boxes), question(id="r", boxes=[])])
-    rows_ = schema.load(str(curate(tmp_path / "out", Settings(source=source, noise_region="image"))))
+    rows_ = loading.load(str(curate(tmp_path / "out", Settings(source=source, noise_region="image"))))
     found = {row["provenance"]["sample_id"]: row["clinical_relevance"] for row in rows_ if row["rejected_images"]}
     assert found == {"q": 0.25, "r": 0.0}
 
@@ -510,7 +510,7 @@ def test_reversed_pair_prefers_the_wrong_answer_on_the_noised_image(make_source:
     assert manifest(folder)["rejects"] == {
         hallucinate.DECLINED: 1, "no wrong answer to prefer on the noised image": 1,
     }  # fmt: skip
-    text, reversed_ = schema.load(str(folder))
+    text, reversed_ = loading.load(str(folder))
     assert schema.message_text(reversed_["chosen"]) == schema.message_text(text["rejected"]) == "no"
     assert schema.message_text(reversed_["rejected"]) == schema.message_text(text["chosen"]) == "yes"
     before, after = np.asarray(text["images"][0]), np.asarray(reversed_["images"][0])
@@ -535,13 +535,13 @@ def test_weights_over_each_kind_are_recorded(corpus: Path, tmp_path: Path) -> No
     kinds = manifest(folder)["weights"]["by_kind"]
     assert manifest(folder)["weights"]["over"] == "kind"
     assert {kind: part["count"] for kind, part in kinds.items()} == manifest(folder)["counts"]
-    visual = [row["weight"] for row in schema.load(str(folder)) if row["rejected_images"]]
+    visual = [row["weight"] for row in loading.load(str(folder)) if row["rejected_images"]]
     assert set(visual) == {1.0}  # drawn boxes are all equally sure
 
 
 def test_noise_options_reach_the_rows(make_source: MakeSource, tmp_path: Path) -> None:
     folder = curate(tmp_path / "out", Settings(source=make_source([question()]), noise="black", noise_edge=2))
-    (row,) = [row for row in schema.load(str(folder)) if row["rejected_images"]]
+    (row,) = [row for row in loading.load(str(folder)) if row["rejected_images"]]
     made = row["provenance"]
     assert (made["noise"], made["noise_edge"], made["noise_step"]) == ("black", 2, None)
     after = np.asarray(row["rejected_images"][0])

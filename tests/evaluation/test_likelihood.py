@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo import loading
 from mmedpo.errors import InputError
 from mmedpo.evaluation.likelihood import View, answer_logps, conversation
 from mmedpo.models import VisionLanguageModel
@@ -36,7 +36,7 @@ def model(tiny_model: Path) -> VisionLanguageModel:
 @pytest.fixture(scope="module")
 def rows(preferences: Path) -> list[dict[str, Any]]:
     """Pairs of both kinds."""
-    dataset = schema.load(str(preferences))
+    dataset = loading.load(str(preferences))
     kinds = dataset["dispreference"]
     places = [i for kind in (0, 1) for i in [j for j, other in enumerate(kinds) if other == kind][:4]]
     return [dataset[place] for place in places]

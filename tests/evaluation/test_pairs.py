@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.errors import InputError
 from mmedpo.evaluation import med_vqa, pairs, preference, visual_reliance
 from mmedpo.evaluation.compare import compare
@@ -53,7 +53,7 @@ def model(tiny_model: Path) -> VisionLanguageModel:
 @pytest.fixture(scope="module")
 def rows(preferences: Path) -> Dataset:
     """Some pairs of both kinds, of all tasks that the corpus has."""
-    dataset = schema.load(str(preferences))
+    dataset = loading.load(str(preferences))
     kinds, tasks = dataset["dispreference"], dataset["task"]
     places: dict[tuple[int, int], list[int]] = {}
     for place, key in enumerate(zip(kinds, tasks, strict=True)):

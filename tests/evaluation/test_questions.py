@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, of_dataset, of_samples, of_source, read, write
 from mmedpo.evaluation.score import Scoring
@@ -19,7 +19,7 @@ from mmedpo.sources import chosen_ids, read_source
 
 @pytest.fixture(scope="module")
 def rows(preferences: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = schema.undecoded(schema.load(str(preferences))).to_list()
+    found: list[dict[str, Any]] = schema.undecoded(loading.load(str(preferences))).to_list()
     return found
 
 

@@ -25,7 +25,7 @@ from hub.store import Blob
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard, constants
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import Publication, publish
 from mmedpo.publish.picture import draw
@@ -117,7 +117,7 @@ def test_unmodified_clients_load_what_was_published_row_by_row_and_pixel_by_pixe
         "                rejected=[row['rejected'][0]['content'] for row in rows])\n",
         tmp_path,
     )  # fmt: skip
-    here = schema.load(str(pairs))
+    here = loading.load(str(pairs))
     pixels = [np.asarray(image) for row in here for image in [*row["images"], *(row["rejected_images"] or [])]]
     for name in ("plain", "streamed"):
         with np.load(tmp_path / f"{name}.npz") as there:
@@ -605,7 +605,7 @@ def a_picture_with_notes(folder: Path) -> None:
 
 def a_faulty_row(folder: Path) -> None:
     file = sorted(folder.glob("data/*.parquet"))[0]
-    rows = schema.undecoded(schema.load_split(str(folder), "train")).to_list()
+    rows = schema.undecoded(loading.load_split(str(folder), "train")).to_list()
     rows[1]["weight"], rows[2]["images"][0]["path"] = -1.0, "/data/someone/a.png"
     shutil.rmtree(folder / "data")
     file.parent.mkdir()

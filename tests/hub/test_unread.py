@@ -12,10 +12,10 @@ from hub.publishable import make_dataset
 from hub.server import Hub
 
 READ = """
-    from mmedpo import models, schema, upstream
+    from mmedpo import loading, models, schema, upstream
     from mmedpo.errors import InputError
     readers = {
-        "dataset": schema.load_splits,
+        "dataset": loading.load_splits,
         "adapter": lambda name: models.adapter_config(name, "base"),
         "model": models.load_processor,
         "files": lambda name: upstream.hub_folder(upstream.Hub(name, None), ["*"]),

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
-from mmedpo import MMedPOConfig, MMedPOTrainer, schema
+from mmedpo import MMedPOConfig, MMedPOTrainer, loading
 from mmedpo.training.model import language_model_linears
 
 STEADY = {
@@ -25,7 +25,7 @@ STEADY = {
 
 @pytest.fixture(scope="session")
 def rows(preferences: Path) -> Dataset:
-    return schema.load(str(preferences))
+    return loading.load(str(preferences))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from processors import PINPOINTS, PROCESSORS, known_without_video
 from transformers import AutoConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.errors import InputError
 from mmedpo.images import png
 from mmedpo.models import Sampling, VisionLanguageModel, load_model, load_processor
@@ -176,7 +176,7 @@ def test_answers_do_not_depend_on_the_batch(base: Path) -> None:
 
 
 def test_a_shared_batch_gives_what_each_pair_gives_alone(base: Path, pairs: Path) -> None:
-    processor, model, dataset = load_processor(str(base)), load_model(str(base)).eval(), schema.load(str(pairs))
+    processor, model, dataset = load_processor(str(base)), load_model(str(base)).eval(), loading.load(str(pairs))
 
     def sums(batch: list[dict[str, Any]], share: bool) -> torch.Tensor:
         with torch.no_grad():
@@ -189,7 +189,7 @@ def test_a_shared_batch_gives_what_each_pair_gives_alone(base: Path, pairs: Path
 
 
 def test_the_preflight_counts_the_tokens_of_the_longest_row(base: Path, pairs: Path, tmp_path: Path) -> None:
-    rows = PreferenceCollator(load_processor(str(base)))(list(schema.load(str(pairs))))
+    rows = PreferenceCollator(load_processor(str(base)))(list(loading.load(str(pairs))))
     longest = rows["attention_mask"].sum(dim=1).max().item() + 1  # an answer's last token predicts nothing
     with pytest.raises(InputError, match=f"which cannot be cut; set {longest} or leave it out"):
         train(base, pairs, tmp_path / "adapter", max_length=longest - 1)

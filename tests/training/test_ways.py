@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from mmedpo import schema
+from mmedpo import loading, schema
 from mmedpo.errors import InputError
 from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.training import model as training_model
@@ -47,7 +47,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def answer(model: Path, adapter: Path | None, dataset: Path) -> list[str]:
-    rows = list(schema.load(str(dataset)).select(range(4)))
+    rows = list(loading.load(str(dataset)).select(range(4)))
     questions = [(row["images"][0], schema.message_text(row["prompt"])) for row in rows]
     asked = VisionLanguageModel(str(model), str(adapter) if adapter else None)
     return [texts[0] for texts in asked.answer(questions, Sampling(max_new_tokens=8))]

@@ -1,0 +1,133 @@
+"""Datasets as they are loaded, from a folder or the Hub, in whatever layout; and whose data they hold."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedpo import credentialed, hub, schema
+from mmedpo.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SAID = ["source", "license"]  # columns that tell whose data a row is
+
+
+def load_splits(path: str, streaming: bool = False, revision: str | None = None) -> Any:
+    """All splits of a dataset folder or Hub id, no rule checked: a DatasetDict, or where `streaming` an
+    IterableDatasetDict, which copies nothing into the cache. `revision` is of a dataset on the Hub.
+
+    Raises:
+        InputError: nothing there, or nothing that `datasets` can read.
+    """
+    from datasets import config, load_dataset
+    from datasets.exceptions import DatasetsError
+
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
+    # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
+    files: dict[str, list[str]] = {}
+    for file in _shards(path):
+        files.setdefault(file.name.split("-")[0], []).append(str(file))
+    try:
+        if files:
+            return load_dataset("parquet", data_files=files, streaming=streaming)
+        return load_dataset(path, streaming=streaming, revision=revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(
+            f"{path!r} cannot be loaded as a dataset: {hub.unread(error).removesuffix('.')}. "
+            "Give a folder written by `mmedpo curate` or a Hub dataset id."
+        ) from error
+
+
+def _shards(path: str) -> list[Path]:
+    return sorted(Path(path).glob("data/*.parquet"))
+
+
+def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:
+    """The credentialed source of a dataset (a folder or Hub id), by its manifest or by any of its rows; None: it has
+    none. The one answer to whether a dataset is credentialed.
+
+    Of a dataset that is streamed from the Hub no row is asked: where its manifest names no source either, it counts as
+    credentialed by its own name.
+
+    Raises:
+        InputError: as `load_splits`.
+    """
+    name = str(name)
+    manifest = dataset_manifest(name, revision)
+    if found := credentialed.first([manifest]):
+        return found
+    if streaming and not Path(name).exists():
+        return None if manifest.get("source") else name
+    return credentialed.first({"source": {"name": source, "license": terms}} for source, terms in _said(name, revision))
+
+
+def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
+    """What the rows of all splits say: source and licence."""
+    import pyarrow.parquet as parquet
+
+    # Shards are not loaded: that would copy their images into the cache.
+    tables = [parquet.read_table(file, columns=SAID) for file in _shards(name)]
+    if not tables:
+        tables = [split.data.table for split in load_splits(name, revision=revision).values()]
+    found: set[tuple[Any, Any]] = set()
+    for table in tables:
+        columns = [table[column].to_pylist() if column in table.column_names else [None] for column in SAID]
+        found.update(zip_longest(*columns))
+    return found
+
+
+def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
+    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
+    return hub.recorded(name, "manifest.json", "dataset", revision) or {}
+
+
+def load_pairs(path: str) -> Dataset:
+    """The training split (else the first one) of a folder or Hub id, images undecoded; no row rule is checked.
+
+    Raises:
+        InputError: no such dataset, or one without the schema's columns.
+    """
+    splits = load_splits(path)
+    dataset = splits.get("train", next(iter(splits.values())))
+    faults = schema.column_faults(dataset.features)
+    if faults:
+        raise InputError(f"{path} is no preference dataset, as `mmedpo curate` writes them:", faults)
+    return schema.undecoded(dataset)
+
+
+def dataset_commit(name: str, revision: str | None) -> str | None:
+    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(name).exists():
+        return None
+    with suppress(HfHubHTTPError, HTTPError, OSError):
+        return HfApi().dataset_info(name, revision=revision).sha
+    return revision
+
+
+def load_split(path: str, split: str, streaming: bool = False, revision: str | None = None) -> Any:
+    """One of `load_splits`. Raises InputError where there is no such split."""
+    splits = load_splits(path, streaming, revision)
+    if split not in splits:
+        raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
+    return splits[split]
+
+
+def load(path: str, split: str = "train") -> Dataset:
+    """Load one split of a preference dataset from a folder or a Hub id, and check it.
+
+    Raises:
+        InputError: no such dataset or split, or rows that break the schema; all faults are reported together.
+    """
+    dataset = load_split(path, split)
+    faults = schema.validate(dataset)
+    if faults:
+        raise InputError(f"{path} (split {split!r}) breaks the preference schema:", faults)
+    return dataset

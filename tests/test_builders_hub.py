@@ -148,7 +148,7 @@ def test_what_keeps_a_dataset_from_being_published_is_said_before_the_work(
 ) -> None:
     words = ("slake", "--source", slake(tmp_path / "tree"), "--output", "out", "--yes")
     for repo, said in {
-        "user/a name": "the name is not allowed", "other/pairs": "HTTP 403", "../x": "the name is not allowed",
+        "user/a name": "the name is not allowed", "other/pairs": "is not yours", "../x": "the name is not allowed",
     }.items():  # fmt: skip
         done = build(*words, "--publish", repo)
         assert done.returncode == 2 and said in done.stderr, done.stderr

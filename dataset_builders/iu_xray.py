@@ -24,7 +24,7 @@ from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
 from mmedpo.samples import image_files
 from mmedpo.tables import json_file
-from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, one_of
+from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
 
 
 def split_of(source: Path) -> str | None:
@@ -51,12 +51,12 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.sections is not None:
-            one_of("--sections", self.sections, SECTIONS)
+            listed("--sections", self.sections, SECTIONS)
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     if not (source / "annotation.json").exists():
-        return _of_kaggle(source, one_of("--sections", options.sections or SECTIONS[0]))
+        return _of_kaggle(source, listed("--sections", options.sections or SECTIONS[0]))
     if options.sections is not None:
         raise InputError("R2Gen's annotation.json does not divide reports into sections: leave out --sections.")
     return _of_r2gen(source)

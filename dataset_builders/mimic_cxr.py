@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mmedpo.cli import main
 from mmedpo.errors import Fault
-from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, one_of, sections
+from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed, sections
 
 SOURCE = None
 LAYOUTS = (("mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*", "files"),)
@@ -44,13 +44,13 @@ class Options:
     views: str = field(default="PA,AP", metadata={"help": "Views to take, as the metadata calls them."})
 
     def __post_init__(self) -> None:
-        one_of("--sections", self.sections, SECTIONS)
-        one_of("--views", self.views)
+        listed("--sections", self.sections, SECTIONS)
+        listed("--views", self.views)
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     views = {row["dicom_id"]: row["ViewPosition"] for row in csv_rows(source, "mimic-cxr-2.0.0-metadata")}
-    wanted, asked = one_of("--sections", options.sections), one_of("--views", options.views)
+    wanted, asked = listed("--sections", options.sections), listed("--views", options.views)
     report = lru_cache(maxsize=256)(_report)  # a study's images follow each other
     for row in csv_rows(source, "mimic-cxr-2.0.0-split"):
         name, patient = row["dicom_id"], f"p{row['subject_id']}"

@@ -1,8 +1,8 @@
 """Data whose terms forbid passing it on: how it is known, and the questions that are asked before anything is sent.
 
 A mark travels with it: source -> `manifest.json` ("source") and the licence of each row -> `training.json`
-("dataset_manifest") -> `results.json` -> `comparison.json`, so that each later step knows without trusting a folder's
-name. docs/credentialed.md.
+and, of whole models, `config.json` (`KEY`) -> `results.json` -> `comparison.json`, so that each later step knows
+without trusting a folder's name. docs/credentialed.md.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def in_words(doing: str, reading: bool = False) -> Iterator[None]:
         raise InputError(f"{doing}: {reason(error, reading)}") from error
 
 
-def unread(error: BaseException) -> str:
+def why_unread(error: BaseException) -> str:
     """Why something of the Hub was not read: what its client, the network or the disk said beneath the error that a
     library made of it, and what to do; the library's own first line where nothing lies beneath."""
     from huggingface_hub.errors import RemoteEntryNotFoundError

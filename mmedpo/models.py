@@ -103,7 +103,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
-        reason, broken_off, _ = hub.unread(error).partition(" Check out the instructions")
+        reason, broken_off, _ = hub.why_unread(error).partition(" Check out the instructions")
         if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
             reason += f" Install it: pip install {library[1].lower()}"
         raise InputError(f"The model {name!r} cannot be loaded: {reason}") from error
@@ -133,7 +133,7 @@ def load_model(
         given = {key: value for key, value in options.items() if value is not None}
         return kind.from_pretrained(name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.unread(error)}") from error
+        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error)}") from error
 
 
 def best_device() -> torch.device:
@@ -303,7 +303,7 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.unread(error)}") from error
+        raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error)}") from error
 
 
 def adapter_config(adapter: str, name: str, revision: str | None = None) -> Any:
@@ -317,7 +317,7 @@ def adapter_config(adapter: str, name: str, revision: str | None = None) -> Any:
     try:
         config = PeftConfig.from_pretrained(adapter, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.unread(error)}") from error
+        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error)}") from error
     base = config.base_model_name_or_path
     if base and Path(base).name != Path(name).name:
         raise InputError(f"The adapter {adapter!r} was trained on {base!r}, not on {name!r}; give its own base model.")
@@ -348,5 +348,5 @@ def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
         )
         file = next(filter(None, files), None)
     except OSError as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.unread(error)}") from error
+        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error)}") from error
     return None if file is None else sha256(Path(file))

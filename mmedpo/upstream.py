@@ -97,7 +97,7 @@ def hub_folder(source: Hub, patterns: list[str]) -> Path:
             snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=patterns)
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        why = hub.unread(error).removesuffix(".")
+        why = hub.why_unread(error).removesuffix(".")
         raise InputError(f"{source.name} cannot be downloaded: {why}. Give a local copy as --source.") from error
     if not folder.is_dir():
         raise InputError(
@@ -106,7 +106,7 @@ def hub_folder(source: Hub, patterns: list[str]) -> Path:
     return folder
 
 
-def one_of(option: str, text: str, known: Sequence[str] = ()) -> list[str]:
+def listed(option: str, text: str, known: Sequence[str] = ()) -> list[str]:
     """The words of an option that takes several with commas. Raises InputError for none, or one that is not `known`."""
     chosen = [word for part in text.split(",") if (word := part.strip())]
     if not chosen or (known and not set(chosen) <= set(known)):

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, COORDINATION, Processes
@@ -197,6 +195,8 @@ def output_folder(
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Make the working folder and hold it alone: two runs that resume there would write the same files."""
+    from filelock import FileLock, Timeout  # loads asyncio, which `mmedpo --help` does without
+
     _make(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:

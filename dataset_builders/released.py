@@ -29,7 +29,7 @@ from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
 from mmedpo.samples import find_file, image_files
 from mmedpo.tables import FAULT, has_table, read_table
-from mmedpo.text import polarity, words
+from mmedpo.text import plain, polarity, words
 from mmedpo.upstream import Item, Picture, left_out
 
 
@@ -96,7 +96,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             yield left_out(where, pair)
             continue
         image = find_file(where, "image", row["image"], folder, files)
-        first = seen.setdefault((str(row["image"]), pair["question"]), where)
+        first = seen.setdefault((str(row["image"]), plain(pair["question"])), where)
         if isinstance(image, Fault):
             yield left_out(where, "no single image of that name", str(row["image"]))
         elif first != where:

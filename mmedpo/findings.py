@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo.text import unit_interval
+from mmedpo.text import folded, unit_interval
 
 VOCABULARY = ["atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax"]
 NO_FINDING = {"no finding"}  # NIH's label of a normal image
@@ -57,7 +57,7 @@ def ask(image: str, boxes: Sequence[Box], labels: Sequence[str], width: float | 
 
 
 def _finding(label: str) -> str:
-    name = label.strip().lower()
+    name = folded(label)
     return SPELLINGS.get(name, name)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
-from mmedpo.text import carries, polarity, unit_interval
+from mmedpo.text import carries, folded, polarity, unit_interval
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -105,9 +105,9 @@ def message_text(messages: list[dict[str, str]]) -> str:
 
 def text_fault(chosen: str, rejected: str, task: str) -> str | None:
     """Why a rejected text cannot be set against `chosen` on the same image, or None if it can."""
-    if not rejected.strip():
+    if not folded(rejected):
         return "the rejected answer is empty; write one or drop the row"
-    if rejected.strip().casefold() == chosen.strip().casefold():
+    if folded(rejected) == folded(chosen):
         return "chosen and rejected are equal on equal images; nothing can be learned from it"
     if task != "report" and polarity(chosen) is not None and polarity(chosen) == polarity(rejected):
         return f"both sides say {polarity(chosen)!r}; the rejected answer is not wrong"
@@ -135,7 +135,7 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
 
     add("id", None if row["id"] else "is empty; every row needs a stable, unique id")
     for column in ("prompt", "chosen", "rejected"):
-        add(column, None if message_text(row[column] or []).strip() else "has no text")
+        add(column, None if folded(message_text(row[column] or [])) else "has no text")
     add("images", None if row["images"] else "is empty; every row needs an image")
     for column in ("images", "rejected_images"):
         for image in row[column] or []:
@@ -152,7 +152,7 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
 def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
     """The column and the sentence (None: there is no fault) of what makes a row's two sides no preference."""
     chosen, rejected = message_text(row["chosen"] or []), message_text(row["rejected"] or [])
-    if row["rejected_images"] and row["rejected_images"] == row["images"] and chosen == rejected:
+    if row["rejected_images"] and row["rejected_images"] == row["images"] and folded(chosen) == folded(rejected):
         return "rejected_images", "both sides are equal, images and texts; nothing can be learned from it"
     if row["rejected_images"] is None and chosen and rejected and row["task"] is not None:
         task = row["task"] if isinstance(row["task"], str) else TASKS[row["task"]]

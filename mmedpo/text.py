@@ -1,4 +1,4 @@
-"""Words and polarity of short medical answers, and chance that depends on a text alone."""
+"""Plain form, words and polarity of short medical texts, and chance that depends on a text alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import unicodedata
 from typing import Literal
 
 Polarity = Literal["yes", "no"]
+
+# Before NFKC, which makes "No" of "№" and "no" of "nº", and keeps most of the others apart from their plain form.
+_PLAIN = str.maketrans({**dict.fromkeys("‐‑‒–−", "-"), **dict.fromkeys("‘’ʼ", "'"), "№": "#", "º": "°", "\u2044": "/"})
+_INVISIBLE = "Cf"  # Unicode category of soft hyphens, zero-width spaces, joiners and marks of direction
 
 # "_" is a word character to `re`, and emphasis at the edge of a word; a point between letters ends a sentence.
 _WORD_PATTERN = r"[^\W_]+(?:(?:['’_-]|(?<=\d)\.(?=\d))[^\W_]+)*"
@@ -19,9 +23,9 @@ _PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 def words(text: str) -> list[str]:
     """Lower-cased words of `text`; inner apostrophes, hyphens, "_" and decimal points stay ("t2-weighted", "3.5").
 
-    Accents compare equal however they are encoded (Unicode NFC).
+    They are those of the `plain` form, so that one word has one spelling.
     """
-    return _WORD.findall(_folded(text))
+    return _WORD.findall(plain(text).casefold())
 
 
 def clauses(text: str) -> list[list[str]]:
@@ -32,7 +36,7 @@ def clauses(text: str) -> list[list[str]]:
         [['it', 'is', 'not', 'the', 'left'], ['but', 'the', 'right'], ['yes']]
     """
     found: list[list[str]] = [[]]
-    for piece in _PIECE.findall(_folded(text)):
+    for piece in _PIECE.findall(plain(text).casefold()):
         is_word = piece[0].isalnum()
         if found[-1] and (not is_word or piece == "but"):
             found.append([])
@@ -41,8 +45,28 @@ def clauses(text: str) -> list[list[str]]:
     return found if found[-1] else found[:-1]
 
 
-def _folded(text: str) -> str:
-    return (text if text.isascii() else unicodedata.normalize("NFC", text)).casefold()
+def plain(text: str) -> str:
+    """`text` with one spelling of each character, for every comparison of texts; nothing is stored in this form.
+
+    Unicode NFKC (accents, full-width letters, no-break spaces, subscripts: "T₂" is "T2"), "-" for hyphens, en dashes
+    and minus signs, "'" for curly apostrophes, nothing for soft hyphens and zero-width characters.
+
+    Example:
+        >>> plain("T₂‑weighted"), plain("pneumo\u00adthorax"), plain("3\u00a0−\u00a05 cm")
+        ('T2-weighted', 'pneumothorax', '3 - 5 cm')
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFKC", "".join(c for c in text.translate(_PLAIN) if not _is_invisible(c)))
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) == _INVISIBLE
+
+
+def folded(text: str) -> str:
+    """The `plain` form in lower case, with single spaces: equal for texts that no reader tells apart."""
+    return " ".join(plain(text).casefold().split())
 
 
 def polarity(text: str) -> Polarity | None:

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from mmedpo.text import carries, clauses, polarity, unit_interval, words
+from mmedpo.text import carries, clauses, folded, plain, polarity, unit_interval, words
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from mmedpo.text import carries, clauses, polarity, unit_interval, words
     [
         ("Right lower lobe.", ["right", "lower", "lobe"]),
         ("T2-weighted, 3.5 cm", ["t2-weighted", "3.5", "cm"]),
-        ("Crohn's / Crohn’s", ["crohn's", "crohn’s"]),
+        ("Crohn's / Crohn’s", ["crohn's", "crohn's"]),
         ("- the 'left' lung -", ["the", "left", "lung"]),
         ("ŒDÈME  Straße", ["œdème", "strasse"]),
         ("a\u2028b", ["a", "b"]),
@@ -87,6 +87,36 @@ def test_carries_whole_words_in_order(text: str, answer: str, expected: bool) ->
 def test_accents_written_in_two_ways_are_one_word() -> None:
     assert words(unicodedata.normalize("NFD", "œdème")) == words("œdème")
     assert carries(unicodedata.normalize("NFD", "un œdème pulmonaire"), "œdème")
+
+
+FORMS = [  # as typed or copied from somewhere, and its plain form
+    ("T₂-weighted", "T2-weighted"),
+    ("3 cm²", "3 cm2"),
+    *((f"T2{hyphen}weighted", "T2-weighted") for hyphen in "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"),
+    ("pneumo\u00adthorax", "pneumothorax"),
+    *((f"left{space}lung", "left lung") for space in "\u00a0\u2007\u202f\u2009\u3000"),
+    *((f"left{nothing} lung{nothing}", "left lung") for nothing in "\u200b\u200c\u200d\u2060\ufeff\u200e"),
+    ("Ｙｅｓ，１．５", "Yes,1.5"),
+    ("ﬂuid in stage Ⅱ", "fluid in stage II"),
+    ("it isn’t", "it isn't"),
+    ("œde\u0300me", "œdème"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FORMS)
+def test_plain_form_is_the_one_every_comparison_sees(text: str, expected: str) -> None:
+    assert plain(text) == expected
+    assert folded(text) == folded(f" {expected.upper()}\n")
+    assert words(text) == words(expected) and clauses(text) == clauses(expected)
+    assert carries(f"the {text} here", expected) and carries(f"the {expected} here", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("\u200bＮｏ\u00a0", "no"), ("y\u00ades", "yes"), ("№ 5", None), ("nº 5", None), ("no\u2014it is clear", "no")],
+)
+def test_polarity_of_other_forms(text: str, expected: str | None) -> None:
+    assert polarity(text) == expected
 
 
 def test_unit_interval_depends_on_its_key_alone() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmedpo.audit.read import Row
 from mmedpo.errors import Fault
-from mmedpo.text import carries, polarity, words
+from mmedpo.text import carries, folded, polarity, words
 
 BINS = 20
 RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # released scores are multiples of 0.1: one bin each
@@ -26,12 +26,12 @@ def counts(labels: Sequence[str], order: Sequence[str]) -> dict[str, int]:
 def flaws(found: Sequence[Row]) -> dict[str, Any]:
     """Rows with each flaw; show.FLAWS defines them. Under "checked": how many could have one."""
     equal = [row for row in found if row.same_images and row.gold and row.wrong]  # on equal images
-    differing = [row for row in equal if row.gold.strip().casefold() != row.wrong.strip().casefold()]
+    differing = [row for row in equal if folded(row.gold) != folded(row.wrong)]
     answers = [(polarity(row.gold), row) for row in differing if not row.is_report]
     free = [row for said, row in answers if said is None]
     asked = Counter((row.images, tuple(words(row.question)), row.kind) for row in found if row.images and row.question)
     whole = Counter(
-        (row.images, row.rejected_images, row.question, row.chosen, row.rejected, row.kind)
+        (row.images, row.rejected_images, *map(folded, (row.question, row.chosen, row.rejected)), row.kind)
         for row in found
         if row.chosen or row.rejected
     )

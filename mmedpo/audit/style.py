@@ -13,7 +13,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mmedpo.audit.read import Row
-from mmedpo.text import words
+from mmedpo.text import folded, words
 
 FOLDS = 5
 FEWEST_PAIRS = 20
@@ -70,7 +70,7 @@ def shortcut(found: Sequence[Row]) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    pairs = [row for row in _text_pairs(found) if row.gold != row.wrong]
+    pairs = [row for row in _text_pairs(found) if folded(row.gold) != folded(row.wrong)]
     places: dict[Any, int] = {}
     groups = [places.setdefault(row.images or number, len(places)) for number, row in enumerate(pairs)]
     unit = "image" if all(row.images for row in pairs) else "pair"

@@ -16,7 +16,7 @@ from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.schema import text_fault
-from mmedpo.text import words
+from mmedpo.text import folded, plain, words
 from mmedpo.workdir import portable
 
 SELECT, INJECT, FLIP = "select@2", "inject@2", "flip@1"
@@ -100,7 +100,7 @@ def flip(gold: str) -> str | None:
     said = words(gold)
     if said not in (["yes"], ["no"]):
         return None
-    return re.sub(r"\w+", lambda match: in_case_of(match.group(), OPPOSITE[said[0]]), gold)
+    return re.sub(r"\w+", lambda match: in_case_of(match.group(), OPPOSITE[said[0]]), plain(gold))
 
 
 def in_case_of(pattern: str, word: str) -> str:
@@ -183,7 +183,7 @@ def _select(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[in
     offered: dict[int, list[str]] = {}
     for i, item in items.items():
         styled = (_styled(item, candidate, style) for candidate in item.candidates)
-        distinct = {text.casefold(): text for text in styled}.values()
+        distinct = {folded(text): text for text in styled}.values()
         offered[i] = [text for text in distinct if answer_fault(item.gold, text, item.task, style) is None]
     asked = {i: _selection(items[i], candidates) for i, candidates in offered.items() if candidates}
     decided: dict[int, Choice] = {}
@@ -211,7 +211,7 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[in
                 choices[i] = answer
             elif not isinstance(written, str):
                 choices[i] = Rejection(UNREADABLE, f"answer {written!r:.200} is not a text")
-            elif not written.strip():
+            elif not folded(written):
                 choices[i] = Rejection(DECLINED, f"to the gold answer {item.gold!r}")
             else:
                 # JSON can spell half a surrogate pair, which no file can hold.

@@ -32,7 +32,7 @@ from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.processes import ALONE, Processes
 from mmedpo.samples import Sample
 from mmedpo.sources import Source, read_source, refuse_faults
-from mmedpo.text import unit_interval, words
+from mmedpo.text import folded, unit_interval, words
 from mmedpo.workdir import portable, versions, write_json
 
 BLOCK = 256  # questions: what a step records at once, and one process's share
@@ -231,7 +231,8 @@ def _alternatives(sample: Sample, pool: Sequence[str], seed: int) -> list[str]:
     def distance(answer: str) -> tuple[int, float]:
         return abs(len(words(answer)) - length), unit_interval("alternative", seed, sample.id, answer)
 
-    return sorted((answer for answer in pool if answer != sample.answer), key=distance)[:SHOWN_ALTERNATIVES]
+    others = (answer for answer in pool if folded(answer) != folded(sample.answer))
+    return sorted(others, key=distance)[:SHOWN_ALTERNATIVES]
 
 
 def _locate(

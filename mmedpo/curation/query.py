@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from mmedpo.errors import InputError
 from mmedpo.samples import Sample
+from mmedpo.text import folded
 
 # What tables call a kind of image: a word, or two written together.
 MODALITIES = {
@@ -58,4 +59,4 @@ def modality(sample: Sample) -> str | None:
 
 def letters(text: str | None) -> list[str]:
     """Runs of letters, in lower case: "Chest_X-Ray" is chest, x, ray."""
-    return re.findall("[a-z]+", (text or "").casefold())
+    return re.findall("[a-z]+", folded(text or ""))

@@ -8,7 +8,6 @@ counts, so that published numbers have something to be compared with.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import by_group, group_faults, require_known, require_texts, vqa_v2
 from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
-from mmedpo.text import clauses, words
+from mmedpo.text import clauses, plain, words
 
 Verdict = Literal["correct", "wrong", "both", "neither"]
 Said = Literal["yes", "no", "both", "neither"]
@@ -39,14 +38,9 @@ CLAUSE_STARTS = frozenset((
 _HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
 
 
-def normalize(text: str) -> str:
-    """`text` with one spelling of each character (NFKC) and of the apostrophe, so that look-alikes are equal."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text).replace("’", "'")
-
-
 def tokens(text: str) -> list[str]:
-    """Lower-cased words of the normalised text, punctuation off; articles and numbers stay as they are."""
-    return words(normalize(text))
+    """Lower-cased words of a text's plain form, punctuation off; articles and numbers stay as they are."""
+    return words(text)
 
 
 def said(text: str) -> Said:
@@ -100,7 +94,7 @@ def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
     """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
     determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
     found = []
-    for clause in clauses(_HEADING.sub("\n", normalize(text))):
+    for clause in clauses(_HEADING.sub("\n", plain(text))):
         negated = False
         for word, following in zip(clause, [*clause[1:], None], strict=True):
             determiner = word == "no" and following is not None and following not in CLAUSE_STARTS

@@ -19,6 +19,7 @@ from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb
 from mmedpo.samples import Sample
 from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
+from mmedpo.text import plain
 from mmedpo.workdir import portable, sha256
 
 if TYPE_CHECKING:
@@ -210,10 +211,11 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
             faults.append(Fault(row["id"] or f"row {place}", "(row)", "has no image, no prompt or no task; drop it"))
             continue
         image = hashlib.sha256(encoded).hexdigest()
-        if (image, text) in first:
-            left_out.update(["repeated with another answer"] * (first[image, text] != reference))
+        asked = (image, plain(text))
+        if asked in first:
+            left_out.update(["repeated with another answer"] * (first[asked] != plain(reference)))
             continue
-        first[image, text] = reference
+        first[asked] = plain(reference)
         made = row["provenance"] or {}
         yield Question(
             made.get("sample_id") or row["id"], places.setdefault(image, place), made.get("image_id") or image,

@@ -195,7 +195,15 @@ def test_most_changes_are_two_or_a_quarter(count, expected):
 @pytest.mark.parametrize(
     ("gold", "expected"),
     [
-        *[("Yes", "No"), ("no", "yes"), ("NO", "YES"), ("Yes.", "No."), (" no ", " yes "), ('"Yes"!\n', '"No"!\n')],
+        *[
+            ("Yes", "No"),
+            ("no", "yes"),
+            ("NO", "YES"),
+            ("Yes.", "No."),
+            (" no ", " yes "),
+            ("Ｙe\u00ads.", "No."),
+            ('"Yes"!\n', '"No"!\n'),
+        ],
         *[(text, None) for text in ("Yes, clearly", "normal", "", "nò", "yes no", "كلا")],
     ],
 )

@@ -27,6 +27,11 @@ from mmedpo.evaluation import med_vqa
         ("yes", "Yes, with contrast", "correct"),
         ("No pneumothorax", "No pneumothorax", "correct"),  # a choice: "no" is no verdict here
         ("No", "No pneumothorax", "wrong"),
+        ("Ｎｏ\u200b", "no", "correct"),
+        ("n\u00ado", "no", "correct"),
+        ("no\u00a0evidence; yes", "Yes", "correct"),
+        ("No\u2014the heart is normal", "no", "correct"),
+        ("№ 5", "no", "neither"),
     ],
 )
 def test_yes_no_references_get_one_verdict(prediction, reference, expected):
@@ -56,6 +61,10 @@ def test_yes_no_references_get_one_verdict(prediction, reference, expected):
         ("It is _axial_", "Axial", "correct"),
         ("3.5 cm", "3.5", "correct"),
         ("3.5 cm", "5", "wrong"),
+        ("T₂‑weighted", "t2-weighted", "correct"),
+        ("T2-weighted", "T₂\u2013weighted", "correct"),
+        ("left\u00a0lower\u200b lobe", "left lower lobe", "correct"),
+        ("nor\u00admal", "normal", "correct"),
     ],
 )
 def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expected):
@@ -122,6 +131,12 @@ def overlap_by_removal(prediction, reference):
     recall, precision = hits / len(med_vqa.tokens(reference)), hits / max(1, len(med_vqa.tokens(prediction)))
     f1 = 2 * recall * precision / (recall + precision) if hits else 0.0
     return {"recall": recall, "precision": precision, "f1": f1}
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("strict", 1.0), ("paper", 0.0), ("llava_med", 0.0)])
+def test_unicode_forms_are_equal_in_strict_and_as_published_elsewhere(protocol, expected):
+    found = med_vqa.score("T₂‑weighted\u00a0ima\u00adge", "T2-weighted image", "open", protocol)
+    assert (found["correct"], found["f1"]) == (expected, expected)
 
 
 def test_overlap_agrees_with_crossing_off_words():

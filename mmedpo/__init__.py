@@ -9,7 +9,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # clinical work reports to nobody
 
 __version__ = "0.1.0"
-__all__ = ["MMedPOConfig", "MMedPOTrainer"]
+__all__ = ["MMedPOConfig", "MMedPOTrainer", "metric"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from mmedpo.training.trainer import MMedPOTrainer
 
         return MMedPOTrainer
+    if name == "metric":
+        from mmedpo.share import metric
+
+        return metric
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Dataset builders: a dataset as its authors publish it becomes preference pairs, by one runner for all of them.
 
-A builder is a module of `dataset_builders/`, which is in the checkout and not in the package: facts and a reader.
+A builder is a module of `dataset_builders/`, which is no package: facts and a reader.
 
 - its docstring: what the data is (the first line), its terms, its flaws, an example;
 - `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by,
@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmedpo import audit, cards, credentialed
+from mmedpo import audit, cards, credentialed, share
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
@@ -39,7 +39,6 @@ from mmedpo.processes import Processes
 from mmedpo.upstream import Hub, read_given, write_source
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
 
-FOLDER = Path(__file__).parents[1] / "dataset_builders"
 HUB = "hub:"
 # Options that say who makes and who judges wrong answers: of no use where both come with the data.
 MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
@@ -65,14 +64,8 @@ class Options:
 
 
 def names() -> dict[str, str]:
-    """The builders that exist, each with the first line of its docstring.
-
-    Raises:
-        InputError: the checkout's folder of builders is not there.
-    """
-    files = sorted(FOLDER.glob("[!_]*.py"))
-    if not files:
-        raise InputError(f"{FOLDER} holds no builder: install with `pip install -e .` from a clone of the repository.")
+    """The builders that exist, each with the first line of its docstring; raises as `share.folder`."""
+    files = sorted(share.folder("dataset_builders").glob("[!_]*.py"))
     docs = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
     return {name: (doc or "").split("\n")[0] for name, doc in docs.items()}
 
@@ -82,7 +75,8 @@ def load(name: str) -> ModuleType:
     known = names()
     if name not in known:
         raise InputError(f"There is no builder {name!r}; there are {', '.join(known)}.")
-    spec = importlib.util.spec_from_file_location(f"{FOLDER.name}.{name}", FOLDER / f"{name}.py")
+    file = share.folder("dataset_builders") / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"dataset_builders.{name}", file)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look up their types
     spec.loader.exec_module(module)

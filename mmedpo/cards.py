@@ -9,21 +9,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, formats, results
+from mmedpo import credentialed, curves, formats, results, share
 from mmedpo.errors import InputError
 from mmedpo.workdir import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData
+    from jinja2 import Template
 
-TEMPLATES = Path(__file__).parents[1] / "model_cards"
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-CURVES = ("loss", "rewards/margins", "rewards/accuracies")
-PICTURE = "curves.png"
 GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
 NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
 SAID_OF_DATA = ("source", "counts")  # without which a manifest says nothing
@@ -49,7 +46,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
         published: for the card on the Hub; None for the folder's own.
 
     Raises:
-        InputError: no manifest, or one of another format; the templates are not where the checkout has them.
+        InputError: no manifest, or one of another format; a template is missing.
     """
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     if audit is None and (folder / "audit.json").exists():
@@ -100,7 +97,7 @@ def write_dataset_card(folder: Path) -> None:
 def write_adapter_card(folder: Path) -> None:
     """Write README.md (and `GENERATED`) and, where steps were logged, curves.png into a training folder; raises as
     `adapter_card`."""
-    draw_curves(read_json(folder / "trainer_state.json").get("log_history", []), folder / PICTURE)
+    curves.draw(read_json(folder / "trainer_state.json").get("log_history", []), folder / curves.PICTURE)
     _write(folder, adapter_card(folder))
 
 
@@ -108,28 +105,6 @@ def _write(folder: Path, card: str) -> None:
     (folder / GENERATED).parent.mkdir(exist_ok=True)
     for name in ("README.md", GENERATED):
         (folder / name).write_text(card, encoding="utf-8")
-
-
-def draw_curves(history: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """One chart for each of `CURVES` that was logged, of training and of evaluation where there was one, as PNG."""
-    from matplotlib.figure import Figure
-
-    keys = [key for key in CURVES if logged(history, key)]
-    if not keys:
-        return
-    figure = Figure(figsize=(4 * len(keys), 3), layout="constrained")
-    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for name, label, look in ((key, "training", "-"), (f"eval_{key}", "evaluation", "o-")):
-            entries = logged(history, name)
-            if entries:
-                seen = look if len(entries) > 1 else "o"  # one point makes no line
-                axes.plot([entry["step"] for entry in entries], [entry[name] for entry in entries], seen, label=label)
-        axes.set_title(key)
-        axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-        if logged(history, f"eval_{key}"):
-            axes.legend(frameon=False)
-    figure.savefig(output, dpi=100, metadata={"Software": None})
 
 
 def results_files(folder: Path, comparison: Mapping[str, Any]) -> dict[str, str]:
@@ -151,7 +126,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
     `comparison`, by default those of its `comparison.json`, where there is one.
 
     Raises:
-        InputError: a file is missing or of another format; the templates are not where the checkout has them.
+        InputError: a file is missing or of another format; a template is missing.
     """
     if comparison is None and (folder / COMPARISON).exists():
         comparison = _recorded(folder / COMPARISON, formats.COMPARISON)
@@ -169,8 +144,8 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         base=base,
         dataset=dataset,
         is_adapter=_is_adapter(training),
-        curves=curve_summaries(history),
-        picture=PICTURE if (folder / PICTURE).exists() else None,
+        curves=curves.summaries(history),
+        picture=curves.PICTURE if (folder / curves.PICTURE).exists() else None,
         credentialed=credentialed.first([training]),
         notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training)),
     )
@@ -217,23 +192,6 @@ def _manifests(training: Mapping[str, Any]) -> list[Any]:
     # A folder's name does not say that phantoms are inside, its manifest does.
     manifest = Path(_name(training["dataset"])) / "manifest.json"
     return [read_json(manifest)] if training.get("dataset_is_local", True) and manifest.exists() else []
-
-
-def logged(history: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
-    """The entries of a `log_history` that logged `key` at a step; the last one sums up the whole run instead."""
-    return [entry for entry in history if key in entry and "train_runtime" not in entry]
-
-
-def curve_summaries(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How each logged curve began and ended: means over the first and last tenth of its logged steps."""
-    summaries = []
-    for key in CURVES:
-        values = [float(entry[key]) for entry in logged(history, key)]
-        if values:
-            tenth = max(1, len(values) // 10)
-            first, last = fmean(values[:tenth]), fmean(values[-tenth:])
-            summaries.append({"key": key, "count": len(values), "first": first, "last": last})
-    return summaries
 
 
 def hub_id(name: Any, is_local: bool | None = None) -> str | None:
@@ -323,24 +281,34 @@ def _share(value: Any) -> str:
     return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else "not recorded"
 
 
+def check_template(name: str) -> None:
+    """Raise InputError where the template "dataset" or "adapter" cannot be read: before the work, not at its end."""
+    _template(f"{name}.md.jinja")
+
+
 def _fill(template: str, metadata: CardData, **context: Any) -> str:
-    from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+    return _template(template).render(metadata=metadata.to_yaml(), **context).rstrip("\n") + "\n"
+
+
+def _template(name: str) -> Template:
+    from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
 
     class NotRecorded(ChainableUndefined):
         def __str__(self) -> str:
             return "not recorded"
 
-    if not (TEMPLATES / template).exists():
-        raise InputError(
-            f"{TEMPLATES / template} does not exist. Cards need the checkout's model_cards folder: "
-            "install with `pip install -e .` from a clone of the repository."
-        )
+    folder = share.folder("model_cards")
     env = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         undefined=NotRecorded,
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,
     )
     env.filters.update(cell=_cell, command=_command, number=_number, share=_share)
-    return env.get_template(template).render(metadata=metadata.to_yaml(), **context).rstrip("\n") + "\n"
+    try:
+        return env.get_template(name)
+    except (TemplateError, OSError) as error:
+        raise InputError(
+            f"{folder / name}: the card's template cannot be read ({error}). Install mmedpo again."
+        ) from error

@@ -6,14 +6,13 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmedpo import phantom, tiny
+from mmedpo import phantom, share, tiny
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import compare as comparing
 from mmedpo.report import rows, write_report, write_tables
 from mmedpo.sources import read_source
 from mmedpo.workdir import output_folder, portable, settle_settings, write_json
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 IMAGES = {"supervised": 1500, "preference": 600, "validation": 300, "test": 400}
 PREFERENCE_QUESTIONS = 1500
 SUPERVISED_STEPS = 400  # stopped early, so that the start is fluent but careless about the image
@@ -65,6 +64,7 @@ def run(
         raise InputError(f"{output} exists already; go on with --resume, choose another --output or remove it first.")
     if (output / "report.html").exists():
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
+    recipe = share.folder("recipes") / "quickstart.yaml"
     output.mkdir(parents=True, exist_ok=True)
     settle_settings(output / "settings.json", {"seed": seed, "scale": scale, "all_arms": all_arms, "split": split})
     commands: list[str] = []
@@ -83,7 +83,7 @@ def run(
     arms = ARMS | (SINGLE_STAGES if all_arms else {})
     adapters = {name: output / ("adapter" if name == "mmedpo" else f"controls/{name}") for name in arms}
     for name, changes in arms.items():
-        command("train", "--config", RECIPE, "--dataset_name", dataset, "--model_name_or_path", start,
+        command("train", "--config", recipe, "--dataset_name", dataset, "--model_name_or_path", start,
                 "--seed", str(seed), "--output", adapters[name], *changes)  # fmt: skip
     for name in ["start", *arms]:
         adapter = [] if name == "start" else ["--adapter", str(adapters[name])]

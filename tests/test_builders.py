@@ -23,7 +23,7 @@ from hub.server import Hub
 from PIL import Image
 from typer.testing import CliRunner
 
-from mmedpo import builders, cli, loading, schema, upstream
+from mmedpo import builders, cli, loading, schema, share, upstream
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import Fault, InputError
@@ -140,9 +140,9 @@ def test_builders_are_listed_by_help_and_where_the_name_is_unknown(run: Run) -> 
 
 
 def test_the_script_is_the_command(tmp_path: Path) -> None:
-    script = Path(builders.FOLDER) / "nih_bbox.py"
+    script = share.folder("dataset_builders") / "nih_bbox.py"
     words = [sys.executable, str(script), "--source", "nowhere", "--output", "out"]
-    environment = {**os.environ, "PYTHONPATH": str(builders.FOLDER.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(share.folder("dataset_builders").parent)}
     found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert "The source nowhere does not exist; `mmedpo build nih_bbox --help` says more." in found.stderr
@@ -288,7 +288,7 @@ def test_images_outside_the_source_are_refused(tmp_path: Path) -> None:
 def test_two_processes_build_what_one_does(path_vqa: Path, tmp_path: Path) -> None:
     def start(output: str, **environment: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "mmedpo.cli", "build", "path_vqa", "--source", str(path_vqa), "--output", output]
-        surroundings = {**os.environ, "PYTHONPATH": str(builders.FOLDER.parent), **environment}
+        surroundings = {**os.environ, "PYTHONPATH": str(share.folder("dataset_builders").parent), **environment}
         return subprocess.Popen(words, cwd=tmp_path, env=surroundings)
 
     pair = [start("two", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank)) for rank in (1, 0)]
@@ -811,8 +811,8 @@ def test_a_source_is_kept_also_after_a_kill_at_the_very_end(
 
 
 def test_a_script_calls_itself_as_the_command(tmp_path: Path) -> None:
-    words = [sys.executable, str(Path(builders.FOLDER) / "slake.py"), "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(builders.FOLDER.parent)}
+    words = [sys.executable, str(share.folder("dataset_builders") / "slake.py"), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(share.folder("dataset_builders").parent)}
     found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0 and "usage: mmedpo build slake [--config RECIPE.yaml]" in found.stdout
     assert found.stdout.count("Example: ") == 1 and "--language LANGUAGE" in found.stdout

@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
-from mmedpo import cards, licenses
+from mmedpo import cards, curves, licenses, share
 from mmedpo.errors import InputError
 
 EXAMPLES = Path(__file__).parents[1] / "model_cards" / "examples"
@@ -158,11 +158,11 @@ def test_curves_leave_out_the_summary_of_the_run() -> None:
     history = [{"step": step, "loss": float(step)} for step in range(1, 21)]
     history.append({"step": 20, "train_runtime": 3.0, "loss": 99.0, "rewards/margins": 99.0})
     # the first and last tenth of 20 steps: (1 + 2) / 2 and (19 + 20) / 2
-    assert cards.curve_summaries(history) == [{"key": "loss", "count": 20, "first": 1.5, "last": 19.5}]
+    assert curves.summaries(history) == [{"key": "loss", "count": 20, "first": 1.5, "last": 19.5}]
 
 
 def test_a_curve_of_one_step_is_a_point(tmp_path: Path) -> None:
-    cards.draw_curves([{"step": 1, "loss": 0.7}], tmp_path / "curves.png")
+    curves.draw([{"step": 1, "loss": 0.7}], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as drawn:
         colours = drawn.convert("RGB").getcolors(10_000) or []
     assert sum(count for count, (red, _, blue) in colours if blue > red + 50) > 10  # all else is black
@@ -193,10 +193,29 @@ def test_faulty_records_are_refused(tmp_path: Path) -> None:
             cards.dataset_card(folder)
 
 
-def test_missing_templates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cards, "TEMPLATES", tmp_path)
-    with pytest.raises(InputError, match="pip install -e"):
-        cards.dataset_card(EXAMPLES / "dataset")
+@pytest.mark.parametrize("text", [None, "{% if %}"])
+def test_a_template_that_cannot_be_read_is_named(
+    text: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(share, "folder", lambda name: tmp_path)
+    if text is not None:
+        (tmp_path / "dataset.md.jinja").write_text(text)
+    with pytest.raises(InputError, match=r"dataset\.md\.jinja.*Install mmedpo again"):
+        cards.check_template("dataset")
+
+
+def test_margins_by_kind_have_a_line_each_and_a_row_each(tmp_path: Path) -> None:
+    both = {"rewards/margins": 2.0, "rewards/margins_hallucinated_response": 1.0, "rewards/margins_lesion_noise": 3.0}
+    history = [{"step": 1, "loss": 0.7, **dict.fromkeys(both, 0.0)}, {"step": 2, "loss": 0.6, **both}]
+    found = {summary["key"]: (summary["first"], summary["last"]) for summary in curves.summaries(history)}
+    assert found == {"loss": (0.7, 0.6), **{key: (0.0, value) for key, value in both.items()}}
+    one = [{key: value for key, value in entry.items() if "lesion" not in key} for entry in history]
+    assert [summary["key"] for summary in curves.summaries(one)] == ["loss", "rewards/margins"]  # it says it all
+    curves.draw(history, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as drawn:
+        colours = [colour for _, colour in drawn.convert("RGB").getcolors(100_000) or []]
+    for look in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # matplotlib's first three
+        assert look in colours
 
 
 def test_a_card_without_results_asks_for_them(tmp_path: Path) -> None:

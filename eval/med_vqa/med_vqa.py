@@ -20,7 +20,7 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of str): the model's answers; "" where it gave none.
     references (list of str): the gold answers; each has at least one word.
-    answer_types (list of str): "closed" (yes/no or a choice) or "open", one a question.
+    answer_types (list of str): "closed" (yes/no or a choice) or "open", in any case, one a question.
     protocol (str): "strict" (default), "paper" (MMedPO's) or "llava_med" (LLaVA-Med's).
     groups (list of str, optional): a name a question (its organ, say); adds "by_group".
     return_scores (bool): add "scores", the scores of each answer.
@@ -34,8 +34,8 @@ Returns (a mean over no question is absent; all means in [0, 1]):
     med_vqa_definition: the protocol and the number of its definition; compare equal ones only.
 
 Examples:
-    >>> import evaluate
-    >>> metric = evaluate.load("eval/med_vqa")
+    >>> import evaluate, mmedpo
+    >>> metric = evaluate.load(mmedpo.metric("med_vqa"))
     >>> answers = {
     ...     "predictions": ["Yes, there is a nodule.", "abnormal", "left left lung"],
     ...     "references": ["yes", "no", "left lower lobe"],

@@ -36,8 +36,8 @@ Returns (a value about no pair is absent):
     preference_definition: the protocol and the number of its definition.
 
 Examples:
-    >>> import evaluate
-    >>> metric = evaluate.load("eval/preference")
+    >>> import evaluate, mmedpo
+    >>> metric = evaluate.load(mmedpo.metric("preference"))
     >>> pairs = {"chosen_logps": [-1.0, -2.0, -3.0], "rejected_logps": [-4.0, -2.0, -1.0]}
     >>> scores = metric.compute(**pairs, weight=[1.25, 1.0, 0.75])  # the margins are 3, 0 and -2
     >>> scores["preference_accuracy"], scores["preference_margin"], scores["n_pairs"], scores["n_ties"]

@@ -56,8 +56,8 @@ Returns (for no report n_report alone; all in [0, 1], but paper's BLEU in [0, 4/
     n_report: number of reports.
 
 Examples:
-    >>> import evaluate
-    >>> metric = evaluate.load("eval/report_generation")
+    >>> import evaluate, mmedpo
+    >>> metric = evaluate.load(mmedpo.metric("report_generation"))
     >>> reports = {
     ...     "predictions": ["The heart is normal. No effusion."],
     ...     "references": ["The heart is normal. No pleural effusion."],

@@ -30,8 +30,8 @@ Returns (a mean over no question is absent):
     visual_reliance_definition: the protocol and the number of its definition.
 
 Examples:
-    >>> import evaluate
-    >>> metric = evaluate.load("eval/visual_reliance")
+    >>> import evaluate, mmedpo
+    >>> metric = evaluate.load(mmedpo.metric("visual_reliance"))
     >>> seen = {"correct_original": [1, 1], "logps_original": [-0.5, -0.5]}
     >>> noised = {"correct_lesion_noise": [0, 1], "logps_lesion_noise": [-2.5, -1.5]}
     >>> blank = {"correct_blank": [0, 0], "logps_blank": [-4.0, -4.0]}

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import by_group, group_faults, require_known, require_texts, vqa_v2
 from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
+from mmedpo.samples import ANSWER_TYPES as TASKS
 from mmedpo.text import clauses, plain, words
 
 Verdict = Literal["correct", "wrong", "both", "neither"]
@@ -23,7 +24,7 @@ Said = Literal["yes", "no", "both", "neither"]
 
 DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
 PROTOCOLS = tuple(DEFINITIONS)
-ANSWER_TYPES = ("closed", "open")
+ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}  # by task
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
 
 NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
@@ -153,7 +154,7 @@ def score(prediction: str, reference: str, answer_type: str, protocol: str = "st
     Raises:
         InputError: an unknown protocol or answer type, a text that is no string, a reference without words.
     """
-    _require([prediction], [reference], [answer_type], protocol)
+    (answer_type,) = _require([prediction], [reference], [answer_type], protocol)
     return _score(prediction, reference, answer_type, protocol)
 
 
@@ -170,7 +171,7 @@ def compute(
     Args:
         predictions: n answers of the model.
         references: n gold answers.
-        answer_types: n of "closed" and "open".
+        answer_types: n of "closed" and "open", spelt as a source may spell them ("CLOSED", "open_vqa").
         protocol: one of `PROTOCOLS`.
         groups: n names (an organ, a modality, a kind of question); adds "by_group", what `aggregate` says of each.
         return_scores: add "scores", the n `score` results.
@@ -178,7 +179,7 @@ def compute(
     Raises:
         InputError: an unknown protocol, columns of different length, or texts that cannot be scored (all named).
     """
-    _require(predictions, references, answer_types, protocol, groups)
+    answer_types = _require(predictions, references, answer_types, protocol, groups)
     rows = zip(predictions, references, answer_types, strict=True)
     scores = [_score(*row, protocol) for row in rows]
     found = aggregate(scores, protocol)
@@ -244,15 +245,18 @@ def _require(
     answer_types: Sequence[str],
     protocol: str,
     groups: Sequence[str] | None = None,
-) -> None:
+) -> list[str]:
+    """Return the answer types as "closed" and "open"; raise InputError for whatever cannot be scored."""
     require_known("protocol", protocol, PROTOCOLS)
     others = {"answer_types": answer_types} | ({} if groups is None else {"groups": groups})
     require_texts(predictions, references, tokens, **others)
+    kinds = [ANSWER_TYPES.get(TASKS.get(str(given).strip().casefold(), "")) for given in answer_types]
     faults = [
-        Fault(f"index {i}", "answer_types", f"is {kind!r}; choose 'closed' or 'open'")
-        for i, kind in enumerate(answer_types)
-        if kind not in ANSWER_TYPES
+        Fault(f"index {i}", "answer_types", f"is {given!r}; choose 'closed' or 'open'")
+        for i, (given, kind) in enumerate(zip(answer_types, kinds, strict=True))
+        if kind is None
     ]
     faults += group_faults(groups)
     if faults:
         raise InputError(f"{len(faults)} entries beside the texts are faulty:", faults)
+    return [kind for kind in kinds if kind is not None]

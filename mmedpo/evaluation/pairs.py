@@ -15,8 +15,9 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.evaluation.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.questions import write_lines
-from mmedpo.evaluation.score import ANSWER_TYPES, Row
+from mmedpo.evaluation.score import Row
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest, open_rgb
 from mmedpo.ledger import Ledger

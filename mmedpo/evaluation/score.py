@@ -22,7 +22,6 @@ METRICS = {  # by folder of eval/
 }
 PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # where none are chosen
 PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # of `Scoring`, by folder of eval/
-ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # which JSON can spell
 SHOWN_IDS = 5
 MOST = 0.9  # of the questions: as many missing answers are no oversight
@@ -76,7 +75,7 @@ class Scoring:
         """What the task's metric module returns for one answer."""
         if task == "report":
             return report_generation.score(prediction, reference, self.report_protocol, self.meteor_variant)
-        return med_vqa.score(prediction, reference, ANSWER_TYPES[task], self.vqa_protocol)
+        return med_vqa.score(prediction, reference, med_vqa.ANSWER_TYPES[task], self.vqa_protocol)
 
     def score_all(self, answers: Sequence[tuple[Row, str]]) -> list[Row]:
         """`score` of each question and its prediction; reports go together, so that all have a METEOR or none."""

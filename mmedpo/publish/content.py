@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mmedpo import cards, headers, results
+from mmedpo import cards, curves, headers, results
 from mmedpo.audit import audit
 from mmedpo.errors import Fault, InputError
 from mmedpo.publish import picture
@@ -33,7 +33,7 @@ ADAPTER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-    *("training.json", "trainer_state.json", "recipe.yaml", cards.PICTURE),
+    *("training.json", "trainer_state.json", "recipe.yaml", curves.PICTURE),
     *(cards.COMPARISON, ".eval_results/*.yaml"),
 )
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.cards import logged
+from mmedpo.curves import KINDS, kinds, logged
 from mmedpo.wording import heading, label, ordered, outcome, titled
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ NAME_LENGTH = 28  # of a run in a legend; the page's text has the whole name
 CURVES = {
     "loss": "Training loss",
     "rewards/margins": "Reward margin",
+    **{key: f"Reward margin: {kind}" for key, kind in KINDS.items()},
     "rewards/accuracies": "Share of pairs ranked right",
 }
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mmedpo", "text.parse_math": False, "font.size": 10}
@@ -96,9 +97,12 @@ def distributions(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """One chart for each logged value that any training has, one line a training."""
-    charts = []
+    """One chart for each logged value that any training has, one line a training; margins by kind where there are
+    several kinds of pairs."""
+    charts, several = [], kinds(*histories.values())
     for key, title in CURVES.items():
+        if key in KINDS and key not in several:
+            continue
         lines = {name: logged(history, key) for name, history in histories.items()}
         lines = {name: entries for name, entries in lines.items() if entries}
 

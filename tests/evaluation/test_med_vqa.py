@@ -242,7 +242,7 @@ def test_lenient_protocols_know_no_unreadable_answer():
         ((["a"], ["a"], ["open"], "paper", ["chest", "head"]), "1 answer_types, 2 groups"),
         ((["a"], ["a"], ["open"], "strict", [None]), "index 0 [groups]: is None"),
         ((["a"], ["a", "b"], ["open"]), "1 predictions, 2 references, 1 answer_types"),
-        ((["a", "b"], ["a", "b"], ["open", "CLOSED "]), "index 1 [answer_types]: is 'CLOSED '"),
+        ((["a", "b"], ["a", "b"], ["open", "yes/no"]), "index 1 [answer_types]: is 'yes/no'"),
         ((["a", None], ["a", "b"], ["open", "open"]), "index 1 [predictions]: is None"),
         ((["a"], [3], ["open"]), "index 0 [references]: is 3"),
         ((["a", "a"], ["", " . "], ["open", "closed"]), "index 1 [references]: is ' . ', which has no words"),

@@ -12,7 +12,9 @@ from unittest.mock import MagicMock
 import pytest
 import yaml
 
+import mmedpo
 from mmedpo.errors import InputError
+from mmedpo.evaluation import med_vqa
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path for path in (ROOT / "eval").iterdir() if (path / "cases.json").exists())
@@ -83,8 +85,23 @@ def test_the_protocol_is_passed_on_and_bad_input_is_one_clear_error(load):
     assert metric.compute(**columns, protocol="paper")["med_vqa_definition"] == "paper@1"
     with pytest.raises(InputError, match="choose one of: strict, paper, llava_med"):
         load("med_vqa").compute(**columns, protocol="loose")
-    with pytest.raises(InputError, match="choose 'closed' or 'open'"):
-        load("med_vqa").compute(**{**columns, "answer_types": ["CLOSED"]})
+    for refused in ("report", "CLOSED-ENDED", ""):
+        with pytest.raises(InputError, match="choose 'closed' or 'open'"):
+            load("med_vqa").compute(**{**columns, "answer_types": [refused]})
+
+
+@pytest.mark.parametrize("spelt", ["CLOSED", "Open ", "closed_vqa", "OPEN_VQA"])
+def test_answer_types_are_spelt_as_sources_spell_them(load, spelt):
+    found = load("med_vqa").compute(predictions=["Yes."], references=["yes"], answer_types=[spelt])
+    assert (found["n_closed"], found["n_open"]) == ((1, 0) if "closed" in spelt.lower() else (0, 1))
+    assert found["overall_accuracy"] == 1.0
+    assert ("verdict" in med_vqa.score("yes", "yes", spelt)) is ("closed" in spelt.lower())
+
+
+def test_a_metric_is_loaded_by_the_name_that_the_package_gives():
+    assert mmedpo.metric("preference") == str(ROOT / "eval" / "preference")
+    with pytest.raises(InputError, match="Use one of med_vqa, preference, report_generation, visual_reliance"):
+        mmedpo.metric("bleu")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Curves of a training from its `log_history`: what is drawn, the picture of the card, how each began and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mmedpo import schema
+
+MARGINS = "rewards/margins"
+KINDS = {f"{MARGINS}_{kind}": kind.replace("_", " ") for kind in schema.DISPREFERENCES}  # the margin of each kind alone
+PANELS = ("loss", MARGINS, "rewards/accuracies")
+PICTURE = "curves.png"
+
+History = Sequence[Mapping[str, Any]]
+
+
+def logged(history: History, key: str) -> list[Mapping[str, Any]]:
+    """Return the entries that logged `key` at a step; the last one sums up the whole run instead."""
+    return [entry for entry in history if key in entry and "train_runtime" not in entry]
+
+
+def kinds(*histories: History) -> list[str]:
+    """Return the margins by kind of pair that were logged; none where all pairs are of one kind."""
+    found = [key for key in KINDS if any(logged(history, key) for history in histories)]
+    return found if len(found) > 1 else []
+
+
+def summaries(history: History) -> list[dict[str, Any]]:
+    """Return how each curve began and ended: means over the first and last tenth of its logged steps."""
+    found = []
+    for key in (*PANELS[:2], *kinds(history), *PANELS[2:]):
+        values = [float(entry[key]) for entry in logged(history, key)]
+        if values:
+            tenth = max(1, len(values) // 10)
+            first, last = fmean(values[:tenth]), fmean(values[-tenth:])
+            found.append({"key": key, "count": len(values), "first": first, "last": last})
+    return found
+
+
+def draw(history: History, output: Path) -> None:
+    """Draw a panel for each of `PANELS` that was logged, of training and of evaluation where there was one, as PNG.
+
+    The panel of margins has a line for each kind of pair too.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [key for key in PANELS if logged(history, key)]
+    if not panels:
+        return
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        lines = [panel, *(kinds(history) if panel == MARGINS else [])]
+        for number, key in enumerate(lines):
+            name = KINDS.get(key, "all pairs") if len(lines) > 1 else "training"
+            evaluated = f"{name}, evaluation" if len(lines) > 1 else "evaluation"
+            for column, label, look in ((key, name, "-"), (f"eval_{key}", evaluated, "o--")):
+                entries = logged(history, column)
+                seen = look if len(entries) > 1 else "o"  # one point makes no line
+                if entries:
+                    steps, values = zip(*((entry["step"], entry[column]) for entry in entries), strict=True)
+                    axes.plot(steps, values, seen, color=f"C{number}", label=label)
+        axes.set_title(panel)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize="small")
+    figure.savefig(output, dpi=100, metadata={"Software": None})

@@ -31,6 +31,14 @@ class _UnusableError(Exception):
     """An image that cannot be used; the message is a fault's whole sentence."""
 
 
+class UnusableImage(InputError):
+    """An image that cannot be used; `sentence` is its fault's."""
+
+    def __init__(self, name: str, sentence: str) -> None:
+        super().__init__(f"{name}: {sentence}." if name else f"{sentence}.")
+        self.sentence = sentence
+
+
 def open_rgb(file: Path | bytes) -> Image:
     """An image file, or its bytes, as RGB, upright.
 
@@ -38,7 +46,8 @@ def open_rgb(file: Path | bytes) -> Image:
     through its own window. Transparency is dropped.
 
     Raises:
-        InputError: the file cannot be used, in the words of `fault`.
+        UnusableImage: in the words of `fault`.
+        InputError: no image's fault: pydicom is missing, or the limit variable is no number.
     """
     return _open(file).convert("RGB")
 
@@ -139,8 +148,7 @@ def _open(file: Path | bytes) -> Image:
     except InputError:
         raise
     except Exception as error:
-        name = "" if isinstance(file, bytes) else f"{file.name}: "
-        raise InputError(f"{name}{_sentence(error)}.") from error
+        raise UnusableImage("" if isinstance(file, bytes) else file.name, _sentence(error)) from error
 
 
 def _is_dicom(path: Path) -> bool:

@@ -77,6 +77,7 @@ class Sample:
     modality: str | None = None  # as the table has it ("X-Ray", "CT", ...)
     organ: str | None = None
     question_type: str | None = None  # "PRES, ABN" and the like, too
+    image_digest: str = ""  # `images.digest`, set when the file is read: two files of one picture have one
 
 
 def read_heat(file: Path) -> np.ndarray:
@@ -187,7 +188,7 @@ def read_sample(
         id=where if row["id"] is None else _text(row["id"]), image=image, question=question, answer=answer, task=task,
         image_id=image.relative_to(root).as_posix(), patient_id=patient,
         split=str(row["split"] or ""), boxes=boxes, source=_text(row["source"]) or name,
-        license=_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence,
+        license=_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence, image_digest="",
         **{column: " ".join(_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
     ), []  # fmt: skip
 

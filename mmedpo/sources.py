@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mmedpo import credentialed
 from mmedpo.errors import Fault, InputError
-from mmedpo.images import fault as image_fault
+from mmedpo.images import UnusableImage, digest, open_rgb
 from mmedpo.samples import Sample, check_columns, image_files, questions, read_heat, read_sample
 from mmedpo.tables import find_table
 from mmedpo.text import unit_interval
@@ -30,7 +30,7 @@ class Source:
     """What was read: the good samples, the faulty rows, how the split was made ("source", "patient" or "image"), and
     what says that its terms forbid passing it on (`marked_by`; None: nothing does). Faults then quote no cell.
 
-    `images_in_other_splits` counts images of the split (of all splits, where none was chosen) that another one holds
+    `images_in_other_splits` counts pictures of the split (of all splits, where none was chosen) that another one holds
     too: 0 but for a split that was taken as it stands. `note` says that the table's own split was not used, and why.
     """
 
@@ -56,7 +56,8 @@ def read_source(
 
     The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
     official split), or where there is none, the split is made by patient or image: `SPLIT_SHARES`, the same for
-    every seed, so that no command trains on what another tests on.
+    every seed, so that no command trains on what another tests on. An image is known by its pixels, whatever its file
+    is called.
 
     Args:
         split: the split to keep; all where None.
@@ -96,7 +97,7 @@ def read_source(
         raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
     if not source.samples:
         check_columns(table, columns)
-    _drop_broken_files(source)
+    _read_files(source)
     _settle_patients(source)
     _settle_mark(source)
     if source.samples:
@@ -116,13 +117,18 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
             raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
 
 
-def _drop_broken_files(source: Source) -> None:
-    """Read each image, mask and heat map once, to the end: a broken file is found now and not after hours."""
-    files = {pair for sample in source.samples for pair in _files(sample)}
-    broken = {(column, file): why for column, file in files if (why := _broken(column, file))}
+def _read_files(source: Source) -> None:
+    """Read each image, mask and heat map once, to the end: a broken file is found now and not after hours. A sample
+    gets its image's digest."""
+    read = {pair: _read(*pair) for pair in {pair for sample in source.samples for pair in _files(sample)}}
+    broken = {pair: sentence for pair, (_, sentence) in read.items() if sentence}
     for sample in source.samples:
         source.faults += [Fault(sample.id, pair[0], broken[pair]) for pair in _files(sample) if pair in broken]
-    source.samples = [sample for sample in source.samples if not broken.keys() & set(_files(sample))]
+    source.samples = [
+        replace(sample, image_digest=read["image", sample.image][0])
+        for sample in source.samples
+        if not broken.keys() & set(_files(sample))
+    ]
 
 
 def _files(sample: Sample) -> list[tuple[str, Path]]:
@@ -131,16 +137,18 @@ def _files(sample: Sample) -> list[tuple[str, Path]]:
     return [("image", sample.image), *(("masks", file) for file in sample.masks), *heat]
 
 
-def _broken(column: str, file: Path) -> str | None:
-    """What is wrong with a file."""
-    if column != "heatmap":
-        sentence = image_fault({"bytes": None, "path": file})
-        return sentence and f"{file.name}: {sentence}"
+def _read(column: str, file: Path) -> tuple[str, str]:
+    """The digest of an image ("" of a mask or heat map), and what is wrong with the file ("": nothing)."""
     try:
-        read_heat(file)
+        if column == "heatmap":
+            read_heat(file)
+            return "", ""
+        picture = open_rgb(file)
+        return digest(picture) if column == "image" else "", ""
     except InputError as error:
-        return str(error).rstrip(".")
-    return None
+        if column == "heatmap" or isinstance(error, UnusableImage):
+            return "", str(error).rstrip(".")
+        raise
 
 
 def _settle_mark(source: Source) -> None:
@@ -155,24 +163,23 @@ def _settle_mark(source: Source) -> None:
 
 
 def _settle_patients(source: Source) -> None:
-    """Give every row of an image the image's patient; an image of two patients is a fault of its rows."""
+    """Give every row of a picture the picture's patient; a picture of two patients is a fault of its rows."""
     patients: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
     for sample in source.samples:
-        patients.setdefault(sample.image_id, set()).update([sample.patient_id] if sample.patient_id else [])
-    doubtful = {image for image, found in patients.items() if len(found) > 1}
-    source.faults += [
-        Fault(
-            sample.id,
-            "patient_id",
-            f"{sample.image_id} belongs to {len(patients[sample.image_id])} patients; give it one",
-        )
-        for sample in source.samples
-        if sample.image_id in doubtful
-    ]
+        patients.setdefault(sample.image_digest, set()).update([sample.patient_id] if sample.patient_id else [])
+        names.setdefault(sample.image_digest, set()).add(sample.image_id)
+    doubtful = {picture for picture, found in patients.items() if len(found) > 1}
+    for sample in source.samples:
+        if (picture := sample.image_digest) in doubtful:
+            others = [f"{name} has the same pixels" for name in sorted(names[picture]) if name != sample.image_id]
+            said = f"{sample.image_id} belongs to {len(patients[picture])} patients"
+            said += f" ({others[0]})" if others else ""
+            source.faults.append(Fault(sample.id, "patient_id", f"{said}; give it one"))
     source.samples = [
-        replace(sample, patient_id=next(iter(patients[sample.image_id]), None))
+        replace(sample, patient_id=next(iter(patients[sample.image_digest]), None))
         for sample in source.samples
-        if sample.image_id not in doubtful
+        if sample.image_digest not in doubtful
     ]
 
 
@@ -186,8 +193,12 @@ def _settle_split(source: Source, official: bool) -> None:
             )
         return
 
+    names: dict[str, str] = {}  # a picture is called by its first name, since decoders may differ in the last bit
+    for sample in source.samples:
+        names[sample.image_digest] = min(sample.image_id, names.get(sample.image_digest, sample.image_id))
+
     def group(sample: Sample) -> str:
-        return sample.patient_id or sample.image_id
+        return sample.patient_id or names[sample.image_digest]
 
     homes: dict[str, set[str]] = {}
     for sample in source.samples:
@@ -208,7 +219,7 @@ def _settle_split(source: Source, official: bool) -> None:
 def _shared(samples: Sequence[Sample], split: str | None) -> int:
     homes: dict[str, set[str]] = {}
     for sample in samples:
-        homes.setdefault(sample.image_id, set()).add(sample.split)
+        homes.setdefault(sample.image_digest, set()).add(sample.split)
     return sum(len(splits) > 1 and (split is None or split in splits) for splits in homes.values())
 
 

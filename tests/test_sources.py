@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmedpo.errors import InputError
+from mmedpo.images import digest, open_rgb
 from mmedpo.samples import Box, Sample, read_heat
 from mmedpo.sources import Source, read_source, refuse_faults
 
@@ -38,6 +40,7 @@ def test_row_becomes_a_sample(make_source: MakeSource) -> None:
         id="q1", image=folder / "a.png", question="What is seen?", answer="a nodule", task="open_vqa",
         image_id="a.png", patient_id="7", split="train",
         boxes=(Box("nodule", 1, 2.5, 3, 4), Box("", 0, 0, 1, 1)), source="clinic", license="mit",
+        image_digest=digest(open_rgb(folder / "a.png")),
     )  # fmt: skip
 
 
@@ -541,14 +544,20 @@ def test_faultless_source_is_not_refused(make_source: MakeSource) -> None:
 # Splits and limits.
 
 
-def questions(count: int, png: bytes, **columns: Callable[[int], Any]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def picture(number: int, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), number).save(buffer, format)
+    return buffer.getvalue()
+
+
+def questions(count: int, **columns: Callable[[int], Any]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Two questions about each of `count` images, with further columns by the image's number."""
     rows = [
         row(id=f"{number}-{part}", image=f"{number}.png", **{name: of(number) for name, of in columns.items()})
         for number in range(count)
         for part in "ab"
     ]
-    return rows, {f"{number}.png": png for number in range(count)}
+    return rows, {f"{number}.png": picture(number) for number in range(count)}
 
 
 def homes(source: Source, key: str) -> dict[str, set[str]]:
@@ -558,15 +567,15 @@ def homes(source: Source, key: str) -> dict[str, set[str]]:
     return found
 
 
-def test_clean_split_of_the_source_is_kept(make_source: MakeSource, png: bytes) -> None:
-    rows, images = questions(6, png, split=lambda number: "train" if number < 4 else "dev")
+def test_clean_split_of_the_source_is_kept(make_source: MakeSource) -> None:
+    rows, images = questions(6, split=lambda number: "train" if number < 4 else "dev")
     source = read_source(make_source(rows, images=images))
     assert source.split_by == "source"
     assert [sample.split for sample in source.samples] == ["train"] * 8 + ["dev"] * 4
 
 
-def test_split_that_shares_an_image_is_made_anew_by_image(make_source: MakeSource, png: bytes) -> None:
-    rows, images = questions(60, png, split=lambda _: "train")
+def test_split_that_shares_an_image_is_made_anew_by_image(make_source: MakeSource) -> None:
+    rows, images = questions(60, split=lambda _: "train")
     rows[1]["split"] = "test"  # its image is also in train
     folder = make_source(rows, images=images)
     source = read_source(folder, seed=1)
@@ -578,18 +587,16 @@ def test_split_that_shares_an_image_is_made_anew_by_image(make_source: MakeSourc
     assert read_source(folder, seed=2).samples == source.samples, "a seed must not move an image to another part"
 
 
-def test_split_that_shares_a_patient_is_made_anew_by_patient(make_source: MakeSource, png: bytes) -> None:
+def test_split_that_shares_a_patient_is_made_anew_by_patient(make_source: MakeSource) -> None:
     columns = {"split": lambda number: "train" if number % 2 else "test", "patient_id": lambda number: number // 2}
-    rows, images = questions(20, png, **columns)
+    rows, images = questions(20, **columns)
     source = read_source(make_source(rows, images=images))
     assert source.split_by == "patient"
     assert all(len(splits) == 1 for splits in homes(source, "patient_id").values())
 
 
-def test_an_official_split_is_taken_as_it_stands_and_what_it_shares_is_counted(
-    make_source: MakeSource, png: bytes
-) -> None:
-    rows, images = questions(6, png, split=lambda number: "train" if number < 4 else "test")
+def test_an_official_split_is_taken_as_it_stands_and_what_it_shares_is_counted(make_source: MakeSource) -> None:
+    rows, images = questions(6, split=lambda number: "train" if number < 4 else "test")
     rows[1]["split"] = rows[3]["split"] = "test"  # their images are also in train
     folder = make_source(rows, images=images)
     anew = read_source(folder)
@@ -600,8 +607,37 @@ def test_an_official_split_is_taken_as_it_stands_and_what_it_shares_is_counted(
     assert read_source(folder, "train", official_split=True).images_in_other_splits == 2
 
 
-def test_an_official_split_must_be_there(make_source: MakeSource, png: bytes) -> None:
-    rows, images = questions(3, png, split=lambda number: "train" if number else "")
+def test_one_picture_under_two_names_is_one_image(make_source: MakeSource) -> None:
+    """A copy, and the same pixels in another format, in other splits: the split parts pictures and not names."""
+    rows, images = questions(20, split=lambda number: "test" if number >= 17 else "train")
+    images |= {"17.png": picture(0), "18.png": images["1.png"], "19.png": picture(2, "BMP")}
+    folder = make_source(rows, images=images)
+    source = read_source(folder)
+    assert source.note and "its own has 3 of 17 images in several parts" in source.note
+    assert all(len(splits) == 1 for splits in homes(source, "image_digest").values())
+    assert len(homes(source, "image_digest")) == 17 and len(homes(source, "image_id")) == 20
+    assert read_source(folder, "test", official_split=True).images_in_other_splits == 3
+    # Pictures are named by their first file, and stay where its name puts them.
+    alone = read_source(make_source(questions(17)[0], images=images, name="alone"))
+    assert homes(alone, "image_id").items() <= homes(source, "image_id").items()
+
+
+def test_one_picture_under_two_names_has_one_patient(make_source: MakeSource) -> None:
+    images = {"a.png": picture(1), "b.png": picture(1), "c.png": picture(2)}
+    rows = [row(id="1", patient_id="A"), row(id="2", image="b.png"), row(id="3", image="c.png", patient_id="B")]
+    source = read_source(make_source(rows, images=images))
+    assert [sample.patient_id for sample in source.samples] == ["A", "A", "B"]
+    rows[1]["patient_id"] = "B"
+    source = read_source(make_source(rows, images=images))
+    assert [sample.id for sample in source.samples] == ["3"]
+    assert {(fault.row, fault.sentence) for fault in source.faults} == {
+        ("1", "a.png belongs to 2 patients (b.png has the same pixels); give it one"),
+        ("2", "b.png belongs to 2 patients (a.png has the same pixels); give it one"),
+    }
+
+
+def test_an_official_split_must_be_there(make_source: MakeSource) -> None:
+    rows, images = questions(3, split=lambda number: "train" if number else "")
     folder = make_source(rows, images=images)
     with pytest.raises(InputError, match=r"has 2 rows without a split .*leave out --official-split"):
         read_source(folder, "train", official_split=True)
@@ -609,8 +645,8 @@ def test_an_official_split_must_be_there(make_source: MakeSource, png: bytes) ->
     assert note and "2 rows of its table have none" in note
 
 
-def test_missing_split_is_made_and_does_not_depend_on_other_rows(make_source: MakeSource, png: bytes) -> None:
-    rows, images = questions(20, png)
+def test_missing_split_is_made_and_does_not_depend_on_other_rows(make_source: MakeSource) -> None:
+    rows, images = questions(20)
     every = read_source(make_source(rows, images=images))
     assert every.split_by == "image"
     some = read_source(make_source(rows[::-3], images=images, name="some"))

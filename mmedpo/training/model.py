@@ -13,11 +13,10 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from mmedpo.errors import InputError
 from mmedpo.models import load_model, with_adapter
+from mmedpo.training import parts
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.images import vision_parameters
-
-# What the families call the layers between vision tower and language model.
-PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
+from mmedpo.training.parts import PROJECTORS
 
 
 def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | None = None) -> dict[str, Any]:
@@ -58,18 +57,22 @@ def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | Non
 def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMedPOConfig) -> PeftConfig | None:
     """The new adapter of a model; or, where none is wanted, None, and what is not trained is frozen.
 
-    TRL's LoRA settings hold, on the linear layers of the language model (the paper's choice) unless others are named.
+    TRL's LoRA settings hold, on the linear layers of the language model (the paper's choice) unless others of its
+    modules are named. Names that the vision tower shares mean the language model's alone (`parts.scoped`).
+
+    Raises:
+        InputError: what is named lies outside the language model, or is no module.
     """
     if not model_args.use_peft:
         kept = projector_modules(model) if config.projector_learning_rate is not None else []
         for name, parameter in vision_parameters(model).items():
             parameter.requires_grad_(any(name.startswith(f"{module}.") for module in kept))
         return None
-    targets = model_args.lora_target_modules or language_model_linears(model)
-    saved = list(model_args.lora_modules_to_save or [])
+    found = parts.scoped(model, model_args, language_model_linears(model))
     if config.projector_learning_rate is not None:
-        saved += projector_modules(model)
-    settings = dataclasses.replace(model_args, lora_target_modules=targets, lora_modules_to_save=saved or None)
+        found["lora_modules_to_save"] += projector_modules(model)
+    named: dict[str, Any] = {setting: list(dict.fromkeys(names)) or None for setting, names in found.items()}
+    settings = dataclasses.replace(model_args, **named)
     if config.disable_dropout:  # TRL's default, which holds for LoRA's dropout too
         settings.lora_dropout = 0.0
     return get_peft_config(settings)
@@ -98,18 +101,6 @@ def projector_modules(model: PreTrainedModel) -> list[str]:
         listed = isinstance(module, torch.nn.ModuleList)
         names += [f"{name}.{part}" for part, _ in module.named_children()] if listed else [name]
     return names
-
-
-def refuse_all_but_projector(model: Any) -> None:
-    """Raise InputError unless, of what makes image features, the projector is trained and nothing else."""
-    trained = [name for name, value in vision_parameters(model).items() if value.requires_grad]
-    others = [name for name in trained if not set(name.split(".")) & set(PROJECTORS)]
-    if others or not trained:
-        found = f"trained are {', '.join(others[:3])} and others" if others else "its parameters are frozen"
-        raise InputError(
-            f"projector_learning_rate trains the projector and leaves the vision tower, but {found}. Let "
-            "mmedpo.training.model.choose_trained(model, model_args, config) make the trainer's peft_config."
-        )
 
 
 def _quantisation(model_args: ModelConfig, config: MMedPOConfig) -> Any:

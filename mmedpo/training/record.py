@@ -16,6 +16,7 @@ from datasets import IterableDataset
 
 from mmedpo import credentialed, hub, loading, models, schema
 from mmedpo.models import hardware
+from mmedpo.training.parts import trained_parts
 from mmedpo.workdir import portable, portable_values, versions, write_json
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def write(
     """
     streamed = isinstance(dataset, IterableDataset)
     kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
-    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    trained = trained_parts(trainer.accelerator.unwrap_model(trainer.model))
     named = about(run, str(settings["model"]), commit)
     manifest = named.pop("dataset_manifest")
     write_json(folder / RECORD, {
@@ -87,7 +88,7 @@ def write(
         "rows": dict(Counter(kinds)),
         "streamed": streamed,
         "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
-        "trained_parameters": sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained),
+        "trained": trained, "trained_parameters": sum(part["parameters"] for part in trained.values()),
         "prefix_sharing": bool(getattr(trainer.data_collator, "share", False)),
         "encode_images_once": bool(getattr(trainer.data_collator, "once", False)),
         "seconds": round(seconds, 1), "hardware": _hardware(trainer.args),

@@ -28,6 +28,7 @@ from mmedpo.training import checkpoints, hub, preflight, record
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
+from mmedpo.training.parts import summary
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, write_json
 
@@ -228,8 +229,10 @@ def _check(
     refusal: list[InputError | None] = [None]
     if PartialState().is_main_process:
         try:
-            for warning in preflight.check(datasets, processor, config, model_args, Path(run.output), adapter):
+            found = preflight.check(datasets, processor, config, model_args, Path(run.output), adapter)
+            for warning in found.warnings:
                 logger.warning(warning)
+            print(summary(found.trained), flush=True)
             if config.push_to_hub:
                 hub.prepare(
                     Path(run.output), config, push, record.about(run, str(model_args.model_name_or_path), commit)

@@ -27,7 +27,7 @@ from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
 from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, same_encoder, vision_parameters
-from mmedpo.training.model import refuse_all_but_projector
+from mmedpo.training.parts import refuse_trained_tower
 from mmedpo.training.reference import ReferenceCache, fingerprint
 from mmedpo.training.shortcuts import settle
 
@@ -64,8 +64,8 @@ class MMedPOTrainer(DPOTrainer):
     number; `kl`, the divergence of `tdpo_kl`.
 
     Raises:
-        InputError: the training or evaluation dataset has no `weight` column; `projector_learning_rate` is given and
-            of what makes image features not just the projector is trained.
+        InputError: the training or evaluation dataset has no `weight` column; anything of the vision tower is trained,
+            or with `projector_learning_rate` nothing of the projector.
     """
 
     args: MMedPOConfig
@@ -88,8 +88,7 @@ class MMedPOTrainer(DPOTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
-        if args.projector_learning_rate is not None:
-            refuse_all_but_projector(self.model)
+        refuse_trained_tower(self.model, args.projector_learning_rate is not None)
         if is_peft_model(self.model) and not self.is_deepspeed_enabled:  # which keeps weights in float32 itself
             # In bfloat16, as TRL makes adapters on quantised weights, the steps of a low rate would be rounded away.
             for name, parameter in self.model.named_parameters():

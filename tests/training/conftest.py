@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from trl import DPOConfig, DPOTrainer
 
 from mmedpo import MMedPOConfig, MMedPOTrainer, loading
+from mmedpo.training.images import vision_parameters
 from mmedpo.training.model import language_model_linears
 
 STEADY = {
@@ -52,17 +53,24 @@ def quantisable(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def make_trainer(tiny_model: Path, tmp_path: Path) -> Callable[..., DPOTrainer]:
-    """`make_trainer(dataset, kind=MMedPOTrainer, **settings)`: LoRA on the language model, float32, seeded."""
+    """`make_trainer(dataset, kind=MMedPOTrainer, **settings)`: LoRA on the language model, float32, seeded.
+
+    Of what makes image features, parameters are `frozen`, all by default.
+    """
 
     def make(
-        dataset: Dataset, kind: type[DPOTrainer] = MMedPOTrainer, lora: bool = True, **settings: Any
-    ) -> DPOTrainer:
+        dataset: Dataset, kind: type[DPOTrainer] = MMedPOTrainer, lora: bool = True,
+        frozen: Callable[[str], bool] = lambda name: True, **settings: Any,
+    ) -> DPOTrainer:  # fmt: skip
         model = AutoModelForImageTextToText.from_pretrained(tiny_model)
         config = MMedPOConfig if issubclass(kind, MMedPOTrainer) else DPOConfig
+        args = config(output_dir=str(tmp_path / "out"), **{**STEADY, **settings})
         targets = language_model_linears(model)
+        for name, parameter in vision_parameters(model).items():
+            parameter.requires_grad_(not frozen(name))
         return kind(
             model,
-            args=config(output_dir=str(tmp_path / "out"), **{**STEADY, **settings}),
+            args=args,
             train_dataset=dataset,
             processing_class=AutoProcessor.from_pretrained(tiny_model),
             peft_config=LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if lora else None,

@@ -16,6 +16,7 @@ from mmedpo.errors import InputError
 from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.images import BatchImages, FeatureCache, refusal
+from mmedpo.training.parts import in_projector
 from mmedpo.training.trainer import MMedPOTrainer
 
 
@@ -169,5 +170,6 @@ def test_a_changed_model_and_a_torn_file_are_not_taken_for_what_is_known(
 def test_features_of_a_trained_encoder_are_not_kept(
     text_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer], tmp_path: Path
 ) -> None:
+    cached = {"image_feature_cache": str(tmp_path / "features")}
     with pytest.raises(InputError, match="the vision encoder is trained"):
-        make_trainer(text_rows, lora=False, image_feature_cache=str(tmp_path / "features")).train()
+        make_trainer(text_rows, lora=False, frozen=lambda name: not in_projector(name), **cached).train()

@@ -14,12 +14,12 @@ from datasets import Dataset
 from PIL import ExifTags, Image
 from transformers import AutoProcessor, LlavaNextImageProcessorPil, LlavaNextProcessor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from mmedpo import MMedPOConfig, schema
 from mmedpo.errors import InputError
 from mmedpo.images import png
-from mmedpo.training.model import language_model_linears
+from mmedpo.training.model import choose_trained
 from mmedpo.training.preflight import check
 
 Check = Callable[..., list[str]]
@@ -39,14 +39,11 @@ def run_check(rows: Dataset, tiny_model: Path, tmp_path: Path) -> Iterator[Check
 
         def adapter(empty: Any) -> Any:
             assert all(parameter.is_meta for parameter in empty.parameters()), "no weights may be loaded"
-            made = get_peft_config(model_args)
-            if made is not None and not made.target_modules:
-                made.target_modules = language_model_linears(empty)
-            return made
+            return choose_trained(empty, model_args, config)
 
         return check(
             [dataset], processor or AutoProcessor.from_pretrained(tiny_model), config, model_args, output, adapter
-        )
+        ).warnings
 
     yield run
     unset_hf_deepspeed_config()  # transformers keeps ZeRO-3 for the models of later tests
@@ -99,7 +96,7 @@ def test_all_kinds_of_faults_are_told_in_one_message(text_rows: Dataset, run_che
     )
     found = faults(
         run_check, dataset, max_length=200, deepspeed=ZERO3,
-        model={"load_in_4bit": True, "lora_modules_to_save": ["projector"], "lora_r": 10**10},
+        model={"load_in_4bit": True, "lora_r": 10**10},
     )  # fmt: skip
 
     def rows(*numbers: int) -> str:
@@ -118,7 +115,6 @@ def test_all_kinds_of_faults_are_told_in_one_message(text_rows: Dataset, run_che
         (rows(9), "chosen"): "has no text, or none that leaves a token",
         (rows(9), "prompt"): "has no text",
         (rows(10), "max_length 200"): "is less than the row's tokens",
-        ("(settings)", "lora_modules_to_save"): "'projector' is no module",
         ("(settings)", "output"): "needs about",
     }
     bitsandbytes = found.pop(("(settings)", "load_in_4bit"))
@@ -130,15 +126,18 @@ def test_all_kinds_of_faults_are_told_in_one_message(text_rows: Dataset, run_che
 def test_wrong_columns_do_not_hide_other_faults(text_rows: Dataset, run_check: Check) -> None:
     dataset = changed(text_rows, {3: {"weight": -1.0, "images": []}})
     dataset = dataset.remove_columns("chosen").rename_column("task", "kind")
-    found = faults(run_check, dataset, model={"lora_target_modules": ["no_proj"]})
+    named = {"lora_target_modules": ["no_proj"], "lora_modules_to_save": ["projector"]}
+    found = faults(run_check, dataset, model=named)
     assert found.keys() == {
         ("(all rows)", "chosen"),
         ("(all rows)", "task"),
         ("1 of 12 rows (row 3)", "weight"),
         ("1 of 12 rows (row 3)", "images"),
         ("(settings)", "lora_target_modules"),
+        ("(settings)", "lora_modules_to_save"),
     }
-    assert "no_proj" in found["(settings)", "lora_target_modules"]
+    assert "'no_proj' names nothing" in found["(settings)", "lora_target_modules"]
+    assert "'projector' names nothing" in found["(settings)", "lora_modules_to_save"]
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,9 @@ def test_a_projector_that_nobody_made_trainable_is_refused(
     with pytest.raises(InputError, match="but its parameters are frozen"):
         make_trainer(text_rows, projector_learning_rate=1e-3)
     with pytest.raises(InputError, match=r"but trained are model\.vision_tower\S+, .* and others"):
-        make_trainer(text_rows, lora=False, projector_learning_rate=1e-3)
+        make_trainer(text_rows, lora=False, frozen=lambda name: False, projector_learning_rate=1e-3)
+    with pytest.raises(InputError, match=r"the vision tower is never trained, but trained are model\.vision_tower"):
+        make_trainer(text_rows, lora=False, frozen=lambda name: False)
 
 
 def test_the_separate_reference_is_loaded_as_the_model_was(

@@ -21,8 +21,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.modeling_utils import set_zero3_state
 from trl import ModelConfig
 
-from mmedpo.errors import InputError
+from mmedpo.errors import Fault, InputError
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.images import vision_parameters
+from mmedpo.training.parts import trained_parts
 from mmedpo.training.preflight.rows import Findings, check_pairs
 
 ADAM = 8  # bytes of optimizer state a trained parameter
@@ -35,8 +37,9 @@ def check(
     model_args: ModelConfig,
     output: Path,
     adapter: Callable[[PreTrainedModel], Any],
-) -> list[str]:
-    """Look for everything that would stop or spoil a training; returns what is odd but may be meant.
+) -> Findings:
+    """Look for everything that would stop or spoil a training; returns what is odd but may be meant, and what is
+    trained in each part of the model.
 
     Checked are columns and their types; weights; images (all by their header, a seeded sample to the end); answers;
     whether the two sides are a preference at all; prompt, image tokens and answer against `max_length`, row by row;
@@ -62,7 +65,7 @@ def check(
     _model(rows[0], architecture, config, model_args, output, adapter, found)
     if found.faults:
         raise InputError("The training cannot start:", found.faults)
-    return found.warnings
+    return found
 
 
 def _quantisation(config: MMedPOConfig, model_args: ModelConfig, found: Findings) -> None:
@@ -100,15 +103,22 @@ def _model(
         with torch.device("meta"), set_zero3_state():
             model = AutoModelForImageTextToText.from_config(architecture, dtype=dtype or torch.float32)
             peft_config = adapter(model)
-            names = [name for name, _ in model.named_modules()]
-            for wanted in getattr(peft_config, "modules_to_save", None) or []:
-                if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-                    found.setting("lora_modules_to_save", f"{wanted!r} is no module of the model; nothing would train")
             if peft_config is not None:
                 model = get_peft_model(model, peft_config)
+    except InputError as error:
+        found.faults += error.faults or [Fault("(settings)", "model_name_or_path", str(error))]
+        return
     except (ValueError, TypeError) as error:  # PEFT's own checks
         found.setting("lora_target_modules", str(error))
         return
+    found.trained = trained_parts(model)
+    if tower := found.trained["vision_tower"]["modules"]:  # the adapter's own settings: others are scoped
+        name = next(name for name, value in vision_parameters(model).items() if value.requires_grad)
+        found.setting(
+            "adapter_name_or_path",
+            f"has weights for {tower} modules of the vision tower ({name.partition('.lora_')[0]}, ...), which is never "
+            "trained; merge the adapter into the model first, and train a new one",
+        )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         found.setting("use_peft", "leaves nothing to train")

@@ -34,6 +34,7 @@ Sizes = tuple[tuple[int, int], ...]  # width and height in pixels of each image 
 class Findings:
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    trained: dict[str, dict[str, int]] = field(default_factory=dict)  # `parts.trained_parts`
 
     def setting(self, name: str, sentence: str) -> None:
         self.faults.append(Fault("(settings)", name, sentence))

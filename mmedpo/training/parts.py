@@ -1,0 +1,125 @@
+"""The parts of a vision-language model, and what is trained in each: never anything of the vision tower."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trl import ModelConfig
+
+from mmedpo.errors import Fault, InputError
+from mmedpo.training.images import vision_parameters
+
+PARTS = ("language_model", "projector", "vision_tower")  # the last is all that is in neither of the others
+# What the families call the layers between vision tower and language model.
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
+ALL_LINEAR = "all-linear"  # PEFT's word
+
+Trained = dict[str, dict[str, int]]
+
+
+def trained_parts(model: Any) -> Trained:
+    """Count what is trained of a model, with an adapter or without, by `PARTS`.
+
+    Returns:
+        {"language_model": {"parameters": .., "modules": ..}, ...}; modules are those of the model without an adapter.
+    """
+    outside = vision_parameters(model)
+    found: dict[str, list[tuple[str, int]]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "language_model" if name not in outside else "projector" if in_projector(name) else "vision_tower"
+            owner = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
+            found[part].append((owner, getattr(parameter, "ds_numel", parameter.numel())))
+    return {
+        part: {"parameters": sum(count for _, count in held), "modules": len({owner for owner, _ in held})}
+        for part, held in found.items()
+    }
+
+
+def summary(trained: Trained) -> str:
+    """One line for a person who starts a training."""
+    counts = (
+        f"{part.replace('_', ' ')} {held['parameters']:,} parameters in {held['modules']} modules"
+        if held["parameters"]
+        else f"{part.replace('_', ' ')} nothing"
+        for part, held in trained.items()
+    )
+    return f"Trained: {'; '.join(counts)}."
+
+
+def in_projector(name: str) -> bool:
+    """Whether a module's or parameter's name lies in a projector."""
+    return not set(PROJECTORS).isdisjoint(name.split("."))
+
+
+def scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[str, list[str]]:
+    """Whole names of what `lora_target_modules`, `lora_target_parameters` and `lora_modules_to_save` mean, by setting.
+
+    LoRA is for the language model (its head included), for which None is `linears`; modules may also be saved of a
+    projector. A name is that of a module or how it ends, as in PEFT; a single target may also be a regular expression
+    of whole names, or "all-linear". What a name means elsewhere is left out.
+
+    Raises:
+        InputError: a name means nothing, or nothing in these parts; all are listed.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    parameters, outside = [name for name, _ in model.named_parameters()], vision_parameters(model)
+    language, projector = _language_names(model, modules), {name for name in modules if in_projector(name)}
+    targets = settings.lora_target_modules
+    if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+        targets = list(linears)
+    faults: list[Fault] = []
+    found = {
+        setting: _meant(setting, wanted or [], named, allowed, faults)
+        for setting, wanted, named, allowed in (
+            ("lora_target_modules", targets, modules, language),
+            ("lora_target_parameters", settings.lora_target_parameters, parameters, {*parameters} - outside.keys()),
+            ("lora_modules_to_save", settings.lora_modules_to_save, modules, language | projector),
+        )
+    }
+    if faults:
+        raise InputError("What is to be trained cannot be:", faults)
+    return found
+
+
+def _language_names(model: Any, named: Iterable[str]) -> set[str]:
+    parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
+    inside = {id(module) for part in parts for module in part.modules()}
+    return {name for name in named if id(model.get_submodule(name)) in inside}
+
+
+def _meant(
+    setting: str, wanted: str | Sequence[str], named: Sequence[str], allowed: set[str], faults: list[Fault]
+) -> list[str]:
+    found: dict[str, None] = {}
+    for target in [wanted] if isinstance(wanted, str) else wanted:
+        try:
+            whole = re.compile(target) if isinstance(wanted, str) else None
+        except re.error as error:
+            faults.append(Fault("(settings)", setting, f"{target!r} is no regular expression ({error}); mend it"))
+            continue
+        meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
+        found |= dict.fromkeys(name for name in meant if name in allowed)
+        if not meant:
+            faults.append(Fault("(settings)", setting, f"{target!r} names nothing in the model; nothing would train"))
+        elif allowed.isdisjoint(meant):
+            sentence = "the vision tower is never trained; name modules of the language model"
+            if all(map(in_projector, meant)):
+                sentence = "LoRA is for the language model; train the projector with projector_learning_rate"
+            faults.append(Fault("(settings)", setting, f"{target!r} is {meant[0]}: {sentence}"))
+    return list(found)
+
+
+def refuse_trained_tower(model: Any, projector: bool) -> None:
+    """Raise InputError if anything of the vision tower is trained, or nothing of a `projector` that is to be."""
+    trained = [name for name, value in vision_parameters(model).items() if value.requires_grad]
+    others = [name for name in trained if not in_projector(name)]
+    if others or (projector and not trained):
+        found = f"trained are {', '.join(others[:3])} and others" if others else "its parameters are frozen"
+        rule = "projector_learning_rate trains the projector" if projector else "the vision tower is never trained"
+        raise InputError(
+            f"{rule}, but {found}. Let mmedpo.training.model.choose_trained(model, model_args, config) freeze it and "
+            "make the trainer's peft_config."
+        )

@@ -7,13 +7,13 @@ import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import credentialed, hub
+from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
 from mmedpo.errors import InputError
-from mmedpo.workdir import sha256
+from mmedpo.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -219,6 +219,8 @@ class VisionLanguageModel:
 
     Attributes:
         adapter_sha256: `adapter_digest` of the adapter, None without one.
+        adapter_checked_by: how the adapter's base model was compared with this one (`check_base`), None without one.
+        fingerprint: of the base model's weights, None where they are not in safetensors files.
 
     Raises:
         InputError: either cannot be loaded, or they do not belong together.
@@ -236,15 +238,16 @@ class VisionLanguageModel:
         self.processor = load_processor(name, revision)
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        if adapter is not None:
-            adapter_config(adapter, name, adapter_revision)  # before gigabytes are loaded
+        # Before gigabytes are loaded.
+        self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
         self.device = best_device()
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         model.generation_config = own_generation(model, self.processor.tokenizer)
         if adapter is not None:
             model = with_adapter(model, name, adapter, revision=adapter_revision)
-        self.adapter_revision = adapter and (_adapter_commit(adapter, adapter_revision) or adapter_revision)
+        self.fingerprint = fingerprint(name, self.revision)
+        self.adapter_revision = adapter and (adapter_commit(adapter, adapter_revision) or adapter_revision)
         self.adapter_sha256 = adapter and adapter_digest(adapter, self.adapter_revision)
         self.model = model.to(self.device).eval()
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
@@ -289,64 +292,3 @@ def hardware() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-
-
-def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, revision: str | None = None) -> Any:
-    """The model called `name` with the PEFT adapter of a folder or Hub id.
-
-    Raises:
-        InputError: no adapter there, or one of another model.
-    """
-    from peft import PeftModel
-
-    adapter_config(adapter, name, revision)
-    try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error)}") from error
-
-
-def adapter_config(adapter: str, name: str, revision: str | None = None) -> Any:
-    """The PEFT configuration of an adapter, before any weight is loaded.
-
-    Raises:
-        InputError: no adapter there, or one that was trained on another model than `name`.
-    """
-    from peft import PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(adapter, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error)}") from error
-    base = config.base_model_name_or_path
-    if base and Path(base).name != Path(name).name:
-        raise InputError(f"The adapter {adapter!r} was trained on {base!r}, not on {name!r}; give its own base model.")
-    return config
-
-
-def _adapter_commit(adapter: str, revision: str | None) -> str | None:
-    """The commit of an adapter that was loaded from the Hub."""
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    file = cached_file(adapter, "adapter_config.json", revision=revision)
-    return extract_commit_hash(file, None)
-
-
-def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
-    """SHA-256 (hexadecimal) of the weights of a PEFT adapter, of a folder or the Hub; None where it has no such file.
-
-    Raises:
-        InputError: the Hub cannot be asked for it, and it is not in the cache.
-    """
-    from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
-    from transformers.utils.hub import cached_file
-
-    try:
-        files = (
-            cached_file(adapter, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-            for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
-        )
-        file = next(filter(None, files), None)
-    except OSError as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error)}") from error
-    return None if file is None else sha256(Path(file))

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmedpo.adapters import adapter_digest
 from mmedpo.errors import InputError
+from mmedpo.fingerprint import fingerprint
 from mmedpo.images import open_rgb
-from mmedpo.models import Sampling, VisionLanguageModel, adapter_digest, load_processor
+from mmedpo.models import Sampling, VisionLanguageModel, load_processor
 from mmedpo.sources import read_source
 
 SAMPLED = Sampling(max_new_tokens=6, temperature=1.0, samples=3, seed=0)
@@ -280,5 +282,7 @@ def test_the_digest_of_an_adapter_is_that_of_its_weights(tiny_model: Path, tmp_p
     name = adapter(tiny_model, tmp_path / "adapter", str(tiny_model))
     weights = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     assert adapter_digest(name) == hashlib.sha256(weights).hexdigest()
-    assert VisionLanguageModel(str(tiny_model), name).adapter_sha256 == adapter_digest(name)
-    assert VisionLanguageModel(str(tiny_model)).adapter_sha256 is None
+    adapted, plain = VisionLanguageModel(str(tiny_model), name), VisionLanguageModel(str(tiny_model))
+    assert (adapted.adapter_sha256, adapted.adapter_checked_by) == (adapter_digest(name), "name")
+    assert (plain.adapter_sha256, plain.adapter_checked_by) == (None, None)
+    assert adapted.fingerprint == plain.fingerprint == fingerprint(str(tiny_model))

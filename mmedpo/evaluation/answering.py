@@ -96,7 +96,8 @@ class LocalModel:
         return {
             "model": portable(model.name), "revision": model.revision,
             "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
-            "adapter_sha256": model.adapter_sha256, "generation": self._generation(),
+            "adapter_sha256": model.adapter_sha256, "adapter_checked_by": model.adapter_checked_by,
+            "model_fingerprint": model.fingerprint, "generation": self._generation(),
             "dtype": str(model.model.dtype).removeprefix("torch."), "hardware": hardware(),
             "prompt": {
                 "example": render(model.processor, question),
@@ -166,7 +167,8 @@ class EndpointModel:
     def record(self, question: str) -> dict[str, Any]:
         return {
             "model": portable(self.name), "revision": None, "adapter": None, "adapter_revision": None,
-            "adapter_sha256": None, "generation": None, "dtype": None, "hardware": None,
+            "adapter_sha256": None, "adapter_checked_by": None, "model_fingerprint": None, "generation": None,
+            "dtype": None, "hardware": None,
             "prompt": {"example": question, "chat_template_sha256": None},
         }  # fmt: skip
 

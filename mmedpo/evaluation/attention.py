@@ -109,7 +109,8 @@ def compare_attention(
         "format": formats.ATTENTION, **record, "versions": versions(), "seed": seed,
         "model": portable(model.name), "revision": model.revision,
         "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
-        "adapter_sha256": model.adapter_sha256, "settings": vars(settings), "samples": rows,
+        "adapter_sha256": model.adapter_sha256, "adapter_checked_by": model.adapter_checked_by,
+        "model_fingerprint": model.fingerprint, "settings": vars(settings), "samples": rows,
         "summary": summarise(rows, seed),
     }  # fmt: skip
     write_json(folder / "attention.json", result)

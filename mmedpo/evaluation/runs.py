@@ -19,6 +19,7 @@ from mmedpo.workdir import read_json
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is said, and not refused
+WEIGHTS = "model_fingerprint"  # decides, where both runs have it, whether theirs is the same model
 VARIANT_OF = {"meteor_variant": "report_generation"}  # whose definition has a key of its own
 KIND = ("dispreference", "weight_band")  # of a line of scores: with its task it decides which metrics are about it
 
@@ -88,7 +89,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         if run.results.get("unanswered")
     ]
     for run in runs[1:]:
-        ours, theirs = _settings(run), _settings(baseline)
+        ours, theirs = _settings(run, baseline), _settings(baseline, run)
         said += [
             f"{key} is {ours.get(key)!r} in {run.name!r}, but {theirs.get(key)!r} in {baseline.name!r}"
             for key in sorted(ours.keys() | theirs.keys())
@@ -117,12 +118,17 @@ def definitions(run: Run, left_out: Collection[str] = ()) -> Row:
     }
 
 
-def _settings(run: Run) -> Row:
+def _settings(run: Run, other: Run) -> Row:
     prompt = run.results.get("prompt")
     asked = (
         {f"prompt {key}": value for key, value in prompt.items()} if isinstance(prompt, dict) else {"prompt": prompt}
     )
     given = {key: run.results.get(key) for key in NOTED}
+    weights = (run.results.get(WEIGHTS), other.results.get(WEIGHTS))
+    if all(weights) and weights[0] == weights[1]:  # in whatever folder they lie
+        given = {key: value for key, value in given.items() if key not in ("model", "revision")}
+    elif all(weights):
+        given["model's weights"] = str(weights[0])[:8]
     return given | asked | (run.results.get("settings") or {})
 
 

@@ -14,7 +14,9 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from mmedpo import credentialed, hub, loading, models, schema
+from mmedpo import adapters, credentialed, loading, models, schema
+from mmedpo.adapters import FINGERPRINT, RECORD, check_base
+from mmedpo.fingerprint import fingerprint
 from mmedpo.models import hardware
 from mmedpo.training.parts import trained_parts
 from mmedpo.workdir import portable, portable_values, versions, write_json
@@ -33,7 +35,6 @@ MACHINE_SETTINGS = {
     "reference_cache",
     "image_feature_cache",
 }
-RECORD = "training.json"
 PUSHING = ("push_", "hub_")  # how settings begin that say where it goes; who repeats it would write there
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer")  # of a dataset, by its manifest
 OF_THE_RUN = ("output", "resume", "send_credentialed_data_to_third_parties")  # in no recipe
@@ -67,7 +68,7 @@ def write(
     """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
 
     Args:
-        settings: `plain` ones of the trainer ("config") and the model ("lora"), and the "model"'s name.
+        settings: `plain` ones of the trainer ("config") and the model ("lora"), the "model"'s name, `base_facts`.
         source: `credentialed_source`.
         commit: of a dataset on the Hub.
     """
@@ -80,7 +81,7 @@ def write(
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
         "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, **named,
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
-        "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
+        **settings["base"], "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
         "model_is_local": Path(str(settings["model"])).exists(),
         "dataset_revision": commit,
         "dataset_is_local": Path(run.dataset_name).exists(),
@@ -141,15 +142,19 @@ def credentialed_source(run: RunArguments, model: str, revision: str | None, com
     )
 
 
-def begin(folder: Path, source: str | None) -> None:
+def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dict[str, str | None]:
+    """The base model's fingerprint, and how `check_base` compared it with the base of an adapter to go on from."""
+    name, revision, adapter = str(model_args.model_name_or_path), model_args.model_revision, run.adapter_name_or_path
+    compared = check_base(adapter, name, base_revision=revision, download=download) if adapter else None
+    return {FINGERPRINT: fingerprint(name, revision, download), "adapter_checked_by": compared}
+
+
+def begin(folder: Path, source: str | None, base: dict[str, str | None]) -> None:
     """Write into a working folder what its checkpoints are trained on; `write` replaces it."""
-    write_json(folder / RECORD, {credentialed.KEY: source})
+    write_json(folder / RECORD, {credentialed.KEY: source, **base})
 
 
 def _of_adapter(name: str) -> str | None:
-    """The credentialed source of an adapter (folder, checkpoint of a run, Hub id), by its training.json."""
-    folder = Path(name).resolve()
-    if folder.name.startswith("checkpoint-") and folder.is_dir() and not (folder / RECORD).exists():
-        folder = folder.parent
-    known = hub.recorded(str(folder) if folder.exists() else name, RECORD, "model")
+    """The credentialed source of an adapter, by its training.json."""
+    known = adapters.record(name)
     return name if known is None else credentialed.first([known])

@@ -22,8 +22,9 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig, TrlParser
 
 from mmedpo import credentialed, loading, schema
+from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.models import adapter_config, load_processor
+from mmedpo.models import load_processor
 from mmedpo.training import checkpoints, hub, preflight, record
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
@@ -129,8 +130,9 @@ def train(
     repeatable = checkpoints.repeatable(settings, config)
     with _pushed(run, config, push), _working_folder(Path(run.output), repeatable, run.resume) as folder:
         config.output_dir = str(folder)
+        base = record.base_facts(run, model_args)
         if PartialState().is_main_process:
-            record.begin(folder, source)
+            record.begin(folder, source, base)
         opened = open_model(model_args, config, run.adapter_name_or_path)
         if source:
             setattr(opened["model"].config, credentialed.KEY, source)
@@ -147,7 +149,7 @@ def train(
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
-            record.write(folder, run, settings, trainer, dataset, source, commit, command, seconds)
+            record.write(folder, run, {**settings, "base": base}, trainer, dataset, source, commit, command, seconds)
             if card is not None:
                 card(folder)
 
@@ -222,13 +224,14 @@ def _check(
     def adapter(model: PreTrainedModel) -> PeftConfig | None:
         if run.adapter_name_or_path is None:
             return choose_trained(model, model_args, config)
-        found = adapter_config(run.adapter_name_or_path, str(model_args.model_name_or_path))
+        found = adapter_config(run.adapter_name_or_path)
         found.inference_mode = False
         return found
 
     refusal: list[InputError | None] = [None]
     if PartialState().is_main_process:
         try:
+            record.base_facts(run, model_args, download=False)
             found = preflight.check(datasets, processor, config, model_args, Path(run.output), adapter)
             for warning in found.warnings:
                 logger.warning(warning)

@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).parents[1] / "training"))  # its families and
 from families import FAMILIES, build
 from processors import CLIP, PINPOINTS, PROCESSORS, known_without_video
 
+from mmedpo.adapters import adapter_digest
 from mmedpo.cli import main
 from mmedpo.errors import InputError
 from mmedpo.evaluation import attention
@@ -32,7 +33,7 @@ from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.image_tokens import Grid, count, grids, spread
 from mmedpo.images import open_rgb
-from mmedpo.models import Sampling, VisionLanguageModel, adapter_digest, encode
+from mmedpo.models import Sampling, VisionLanguageModel, encode
 from mmedpo.samples import Box, Sample
 from mmedpo.sources import read_source
 from mmedpo.training.model import language_model_linears

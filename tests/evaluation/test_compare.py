@@ -156,6 +156,25 @@ def test_differing_settings_are_noted_and_not_refused(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("fingerprints", "said"),
+    [
+        (("a1", "a1"), []),  # one model in two folders
+        (("a1", "b2"), ["model is 'copy' in 'mmedpo', but 'tiny' in 'start'",
+                        "model's weights is 'b2' in 'mmedpo', but 'a1' in 'start'"]),
+        (("a1", None), ["model is 'copy' in 'mmedpo', but 'tiny' in 'start'"]),
+    ],
+)  # fmt: skip
+def test_models_are_the_same_by_their_weights(tmp_path, fingerprints, said):
+    records = [
+        {"model": name, "model_fingerprint": known} for name, known in zip(("tiny", "copy"), fingerprints, strict=True)
+    ]
+    folders = [
+        run(tmp_path, name, 5, results=record) for name, record in zip(("start", "mmedpo"), records, strict=True)
+    ]
+    assert compare(folders, resamples=400)["notes"] == said
+
+
 def test_unanswered_questions_and_other_prompts_are_noted(tmp_path):
     prompts = [{"example": "<user> Where?", "chat_template_sha256": digest} for digest in ("a", "b")]
     records = [{"prompt": prompts[0], "dtype": "float32"}, {"prompt": prompts[1], "dtype": "bfloat16", "unanswered": 2}]

@@ -14,6 +14,7 @@ import torch
 from launches import ROOT, arguments, history, largest_difference, launcher
 
 from mmedpo.errors import Stopped
+from mmedpo.fingerprint import fingerprint
 from mmedpo.training import run
 from mmedpo.workdir import read_json
 
@@ -84,7 +85,9 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_130(
     assert told.returncode == 130, told.stderr[-2000:]
     assert "Stopped after step 3 of 6; a checkpoint is kept. Go on with --resume." in told.stderr
     assert [path.name for path in (tmp_path / "adapter.partial").glob("checkpoint-*")] == ["checkpoint-3"]
-    assert read_json(tmp_path / "adapter.partial" / "training.json") == {"credentialed_source": None}
+    assert read_json(tmp_path / "adapter.partial" / "training.json") == {
+        "credentialed_source": None, "model_fingerprint": fingerprint(str(tiny_model)), "adapter_checked_by": None,
+    }  # fmt: skip
     run.main([*command, "--resume"])
     assert history(output) == pytest.approx(history(whole), abs=1e-6)
     assert largest_difference(output, whole) < 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmedpo import loading, schema
 from mmedpo.errors import InputError
+from mmedpo.fingerprint import fingerprint
 from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.training import model as training_model
 from mmedpo.training import run
@@ -134,8 +136,12 @@ def test_after_sft_the_reference_is_the_sft_model(
 ) -> None:
     sft, output = tmp_path / "sft", tmp_path / "adapter"
     run.main(arguments(preferences, tiny_model, sft, loss_type="sft", loss_weights="1.0", warmup_steps=0))
-    run.main(arguments(preferences, tiny_model, output, use_peft="false", adapter_name_or_path=sft, loss_type="sigmoid",
+    moved = shutil.copytree(tiny_model, tmp_path / "the same model elsewhere")
+    run.main(arguments(preferences, moved, output, use_peft="false", adapter_name_or_path=sft, loss_type="sigmoid",
                        loss_weights="1.0", warmup_steps=0))  # fmt: skip
+    records = [json.loads((folder / "training.json").read_text()) for folder in (sft, output)]
+    assert [record["adapter_checked_by"] for record in records] == [None, "fingerprint"]
+    assert {record["model_fingerprint"] for record in records} == {fingerprint(str(tiny_model))}
     begun = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny_model), sft).eval()
     trainer = trainers[1]
     inputs = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset.select(range(4)))))
@@ -159,7 +165,13 @@ def test_an_adapter_is_not_gone_on_from_with_other_settings(
         run.main(arguments(preferences, tiny_model, tmp_path / "a", adapter_name_or_path=tmp_path / "sft"))
     with pytest.raises(InputError, match="The adapter 'nowhere' cannot be read"):
         run.main(arguments(preferences, tiny_model, tmp_path / "a", adapter_name_or_path="nowhere", use_peft="false"))
-    assert {path.name for path in tmp_path.iterdir()} == {"sft"}
+    other = shutil.copytree(tiny_model, tmp_path / "other" / tiny_model.name)
+    changed = AutoModelForImageTextToText.from_pretrained(other)
+    changed.lm_head.weight.data += 1e-2
+    changed.save_pretrained(other)
+    with pytest.raises(InputError, match=r"was trained on other weights than those of .*tiny"):
+        run.main(arguments(preferences, other, tmp_path / "a", adapter_name_or_path=tmp_path / "sft", use_peft="false"))
+    assert {path.name for path in tmp_path.iterdir()} == {"sft", "other"}
 
 
 @pytest.mark.parametrize("order", ["random", "group_by_length"])

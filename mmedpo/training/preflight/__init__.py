@@ -106,7 +106,7 @@ def _model(
             if peft_config is not None:
                 model = get_peft_model(model, peft_config)
     except InputError as error:
-        found.faults += error.faults or [Fault("(settings)", "model_name_or_path", str(error))]
+        found.faults += error.faults or [Fault("(settings)", "projector_learning_rate", str(error))]
         return
     except (ValueError, TypeError) as error:  # PEFT's own checks
         found.setting("lora_target_modules", str(error))

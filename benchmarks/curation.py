@@ -43,7 +43,17 @@ def write_source(folder: Path, rows: int, seed: int) -> None:
 def measure(rows: int, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         write_source(Path(scratch) / "source", rows, seed)
-        typed = [sys.executable, "-m", "mmedpo.cli", "curate", "--source", f"{scratch}/source"]
+        typed = [
+            sys.executable,
+            "-m",
+            "mmedpo.cli",
+            "curate",
+            "--source",
+            f"{scratch}/source",
+            "--chat",
+            "standin:rules",
+        ]
+        typed += ["--judges", "standin:strict", "standin:lenient", "standin:lexical"]
         began = time.monotonic()
         done = subprocess.run([*typed, "--output", f"{scratch}/pairs"], capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Any folder with one table (.jsonl, .json, .csv: image, question, answer or report, ...) and its images.
+r"""Any folder with one table (.jsonl, .json, .csv: image, question, answer or report, ...) and its images.
 
 Source   the folder; docs/curation.md says what its columns may be. DICOM: pip install 'mmedpo[dicom]'.
 Terms    yours to say: --license. Data that may not be passed on: --credentialed.
@@ -6,7 +6,8 @@ Flaws    yours to know. Without a column `split`, or where it tears images or pa
          patient or image.
 Lesions  the column `boxes`; with --localizer masks or heatmap those; or a tool's.
 
-Example: mmedpo build folder --source data/clinic --license cc-by-4.0 --model org/med-lvlm --output runs/clinic/pairs
+Example: mmedpo build folder --config recipes/curate/air_gapped.yaml --source data/clinic --license cc-by-4.0 \
+         --output runs/clinic/pairs
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows che
 
 A study with several images gives one row: R2Gen's first image, or each frontal one of Kaggle's.
 
-Example: mmedpo build iu_xray --source data/iu_xray --model org/med-lvlm --output runs/iu-xray/pairs
+Example: mmedpo build iu_xray --config recipes/curate/reports.yaml --source data/iu_xray --output runs/iu-xray/pairs
 """
 
 from __future__ import annotations

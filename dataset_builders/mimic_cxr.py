@@ -1,4 +1,4 @@
-"""MIMIC-CXR: chest X-rays with radiology reports of Beth Israel Deaconess (Johnson et al. 2019). Credentialed.
+r"""MIMIC-CXR: chest X-rays with radiology reports of Beth Israel Deaconess (Johnson et al. 2019). Credentialed.
 
 Source   PhysioNet's tree of MIMIC-CXR-JPG or MIMIC-CXR: `files/p10/p10000032/s50414267/*.jpg` (or .dcm), the tables
          mimic-cxr-2.0.0-split.csv and mimic-cxr-2.0.0-metadata.csv (or .csv.gz), and the reports
@@ -11,7 +11,8 @@ Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows che
 
 The split is upstream's, by patient. A part of the tree will do with --skip-faulty, which leaves the missing files out.
 
-Example: mmedpo build mimic_cxr --source data/mimic-cxr-jpg --reports data/mimic-cxr-reports --output runs/mimic/pairs
+Example: mmedpo build mimic_cxr --config recipes/curate/reports.yaml --source data/mimic-cxr-jpg \
+         --reports data/mimic-cxr-reports --output runs/mimic/pairs
 """
 
 from __future__ import annotations

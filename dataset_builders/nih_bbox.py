@@ -6,7 +6,7 @@ Flaws    nobody asked questions: they are made from the boxed findings, and from
          Those labels were text-mined, so that "no" is less certain than "yes".
 Lesions  the boxes.
 
-Example: mmedpo build nih_bbox --source data/nih-bbox --model org/med-lvlm --output runs/nih-bbox/pairs
+Example: mmedpo build nih_bbox --config recipes/curate/air_gapped.yaml --source data/nih-bbox --output runs/nih/pairs
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PathVQA: questions about pathology images, made by rules from captions of two textbooks and PEIR (He et al. 2020).
+r"""PathVQA: questions about pathology images, made by rules from captions of two textbooks and PEIR (He et al. 2020).
 
 Source   the Hub's copy (images, questions, answers: 32,632 rows), or a local copy of it (`data/*.parquet`). The
          authors' own release holds Python pickles, which can run code when read, and is not read.
@@ -7,7 +7,8 @@ Flaws    questions are made by rules and often odd; texts are in lower case. The
          file is in two of its parts, all is split anew by image.
 Lesions  none are marked: name a detector with --localizer, or take text pairs only.
 
-Example: mmedpo build path_vqa --model org/med-lvlm --limit 5000 --output runs/path-vqa/pairs
+Example: mmedpo build path_vqa --model org/med-lvlm --chat hub:org/writer --judges hub:org/judge-a hub:org/judge-b \
+         --limit 5000 --output runs/path-vqa/pairs
 """
 
 from __future__ import annotations

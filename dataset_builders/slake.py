@@ -7,7 +7,7 @@ Flaws    many questions ask for modality, plane or organ, which no lesion decide
          left out, counted (--language en or zh).
 Lesions  `detection.json` beside each image boxes organs and lesions alike; only boxes labelled as a lesion are used.
 
-Example: mmedpo build slake --source data/Slake1.0 --model org/med-lvlm --output runs/slake/pairs
+Example: mmedpo build slake --config recipes/curate/air_gapped.yaml --source data/Slake1.0 --output runs/slake/pairs
 """
 
 from __future__ import annotations

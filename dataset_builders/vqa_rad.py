@@ -7,7 +7,7 @@ Flaws    the official split is by question, so that nearly every test image is a
          split by image here. Some answers are numbers; questions come in several wordings.
 Lesions  none are marked: name a detector with --localizer, or take text pairs only.
 
-Example: mmedpo build vqa_rad --source data/vqa-rad --model org/med-lvlm --output runs/vqa-rad/pairs
+Example: mmedpo build vqa_rad --config recipes/curate/vqa_rad.yaml --source data/vqa-rad --output runs/vqa-rad/pairs
 """
 
 from __future__ import annotations

@@ -120,9 +120,7 @@ def make_dataset(
     manifest["source"].update(about_source or {})
     if given and given.answers:
         makers = sorted({answer["made_by"] for answer in given.answers.values() if "made_by" in answer})
-        said = ", ".join(makers)
-        manifest |= {"chat_model": said, "judges": makers, "panel": None, "style": None, "prompt_versions": {}}
-        manifest["settings"]["judges"] = []
+        manifest |= {"chat_model": ", ".join(makers), "judges": makers, "style": None, "prompt_versions": {}}
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
     cards.write_dataset_card(folder)
@@ -192,8 +190,6 @@ def read_upstream(
         settings.source = source
         if settings.credentialed:
             (source / credentialed.MARKER).touch()
-    if given.answers:
-        settings.chat = "none"
     return given, about
 
 
@@ -205,6 +201,8 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
         )
     if builder.HAS_PAIRS:
         _refuse_makers(builder, settings)
+    else:
+        settings.refuse_unnamed()
     _check_keeping(run)
     return open_upstream(builder, settings.source)
 

@@ -6,13 +6,14 @@ What only a person can say stays visibly open in the card as "[More information 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import credentialed, curves, formats, results, share
 from mmedpo.errors import InputError
+from mmedpo.notices import notices
 from mmedpo.workdir import read_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
-NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "model", "dataset")
 SAID_OF_DATA = ("source", "counts")  # without which a manifest says nothing
 COMPARISON = "comparison.json"
 
@@ -69,7 +69,8 @@ def stripped_card(folder: Path, published: Published) -> str:
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     rows = sum(manifest["counts"].values())
     metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
-    return _fill("stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published)
+    said = notices(manifest)
+    return _fill("stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published, notices=said)
 
 
 def _dataset_metadata(
@@ -221,35 +222,6 @@ def shown(value: Any) -> str:
 
 def _name(value: Any) -> str:
     return str(value["name"]) if isinstance(value, Mapping) else str(value)
-
-
-def notices(*records: Mapping[str, Any]) -> list[str]:
-    """What a reader must know first: stand-ins, phantoms and toy models named in manifests or training records."""
-    named = list(dict.fromkeys(name for record in records for key in NAMING_KEYS for name in _strings(record.get(key))))
-    standins = [name for name in named if name.startswith("standin:")]
-    toys = [Path(name).name for name in named if re.search(r"(^|[/_-])tiny([/_.-]|$)", name)]
-    sentences = []
-    if standins:
-        sentences.append(
-            f"Offline stand-ins were used in place of real models: {', '.join(standins)}. "
-            "Texts, scores or boxes they made exercise the program and carry no medical knowledge."
-        )
-    if any(re.search(r"(^|[/_-])phantom", name) for name in named):
-        sentences.append("The images are phantoms drawn by a program. No patient and no real finding is shown.")
-    if toys:
-        sentences.append(f"A tiny toy model was used ({', '.join(toys)}). Its numbers say nothing about a real model.")
-    return sentences
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _strings(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _strings(part)
 
 
 def _recorded(path: Path, kind: str, *keys: str) -> Any:

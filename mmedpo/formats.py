@@ -3,3 +3,5 @@
 RESULTS = "mmedpo.results/1"
 COMPARISON = "mmedpo.comparison/2"
 ATTENTION = "mmedpo.attention/1"
+
+STANDIN = "standin:"  # begins the name of what is made by offline rules in place of a model

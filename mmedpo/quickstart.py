@@ -78,6 +78,7 @@ def run(
     _prepare(corpus, start, seed, scale, resume)
     limit = max(int(PREFERENCE_QUESTIONS * scale), 20)
     command("curate", "--source", corpus, "--split", "preference", "--limit", str(limit), "--model", start,
+            "--chat", "standin:rules", "--judges", "standin:strict", "standin:lenient", "standin:lexical",
             "--localizer", "boxes", "--seed", str(seed), "--output", dataset)  # fmt: skip
     command("audit", dataset, "--output", output / "audit")
     arms = ARMS | (SINGLE_STAGES if all_arms else {})

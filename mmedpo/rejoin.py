@@ -24,6 +24,7 @@ from mmedpo.curation.pipeline import NothingMade, curate_folder
 from mmedpo.curation.rows import TEXT_PAIR, Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import InputError
+from mmedpo.notices import standins
 from mmedpo.processes import ALONE
 from mmedpo.publish import content, stripped
 from mmedpo.publish.remote import File
@@ -63,9 +64,11 @@ class Published:
                 f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
             )
         recipe.pop("source", None)
-        if self.builder and self.builder.HAS_PAIRS:  # "none" is no option: it is settled when the source is read
-            recipe["chat"] = Settings.chat
-        asked = {"model": None, "chat": _kept(recipe["chat"]), "judges": ["standin:strict"]}  # scores are published
+        brings = self.builder and self.builder.HAS_PAIRS
+        asked = {
+            "model": None, "chat": None if brings else _kept(recipe["chat"]), "judges": [] if brings else ["none"],
+            "weights": "none",  # scores and weights are published
+        }  # fmt: skip
         localizer = "boxes" if recipe["localizer"].startswith(stripped.TOOLS) else recipe["localizer"]
         # Whoever wrote the manifest may have written anything: no option of a run, and no path, is taken from it.
         own = {option.name for option in fields(self.options) if "Path" not in str(option.type)}
@@ -123,7 +126,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     """
     settings.credentialed = True  # as all that is published in this form is
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-    if settings.chat.startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():
+    if (settings.chat or "").startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():
         raise InputError(
             f"There is no cache of calls at {cache}, from which wrong answers could come. Name one with --cache, or "
             f"the models to ask again with --chat (it was {published.manifest['chat_model']}) and --model."
@@ -160,9 +163,10 @@ def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> di
     kept = ["judges", "panel", "weights"]
     kept += ["localizer", "query"] if given.regions else []
     kept += ["chat_model", "style", "prompt_versions"] if given.answers else []
-    settings = {name: before["settings"][name] for name in kept if name in before["settings"] and name != "weights"}
+    settings = {name: before["settings"][name] for name in kept if name in before["settings"]}
     return {
         **made, **{name: before.get(name) for name in kept}, "settings": {**made["settings"], **settings},
+        "standins": standins(before, made),
         "rejoined": {
             "from": portable(published.repo), "revision": published.revision,
             "made_by": {name: before.get(name) for name in MAKERS},
@@ -186,7 +190,7 @@ def _with_published(given: Given, published: Published, settings: Settings) -> G
     for row in published.rows.values():
         sample = row["provenance"]["sample_id"]
         questions.add(sample)
-        if _kind(row) in (TEXT_PAIR, "reversed_noise"):
+        if _kind(row) in (TEXT_PAIR, "reversed_noise") and row["clinical_relevance"] is not None:
             scores[sample] = row["clinical_relevance"]
         if _kind(row) != TEXT_PAIR and recorded.startswith(stripped.TOOLS) and settings.localizer == "boxes":
             regions[sample] = _region(row, recorded).record()

@@ -62,7 +62,7 @@ def _features() -> Features:
             "chosen": messages,
             "rejected": messages,
             "weight": Value("float32"),
-            "clinical_relevance": Value("float32"),
+            "clinical_relevance": Value("float32"),  # null: nobody scored it, and the weight is 1
             "dispreference": ClassLabel(names=list(DISPREFERENCES)),
             "task": ClassLabel(names=list(TASKS)),
             "source": Value("string"),
@@ -141,7 +141,10 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
         for image in row[column] or []:
             add(column, image_fault(image))
     add("weight", _number_fault(row["weight"], 0.0, math.inf))
-    add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))
+    if row["clinical_relevance"] is not None:
+        add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))
+    elif row["weight"] != 1:
+        add("clinical_relevance", "is missing; a row without it has the weight 1, which is plain DPO")
     for column in ("task", "dispreference", "provenance"):
         add(column, "is missing; every row needs one" if row[column] is None else None)
     add("rejected_images", "is an empty list; null means the same images" if row["rejected_images"] == [] else None)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from chat_server import ChatServer
 from hub.server import Hub
+from standins import STANDINS
 
 # Both are read when their library is imported, which is after this file.
 _datasets_cache = tempfile.TemporaryDirectory(prefix="mmedpo-tests-")
@@ -70,7 +71,7 @@ def preferences(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
     from mmedpo.workdir import output_folder
 
     folder = tmp_path_factory.mktemp("datasets") / "pairs"
-    settings = Settings(source=corpus, split="preference", model=str(tiny_model))
+    settings = Settings(source=corpus, split="preference", model=str(tiny_model), **STANDINS)
     with output_folder(folder, settings.record()) as working:
         curate_folder(settings, working, "mmedpo curate")
     return folder

@@ -21,6 +21,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from hub.server import Hub
 from PIL import Image
+from standins import WORDS
 from typer.testing import CliRunner
 
 from mmedpo import builders, cli, loading, schema, share, upstream
@@ -41,7 +42,10 @@ NAMES = list(builders.names())
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `mmedpo build ...` in this process, in an empty folder; returns its exit code and all it printed."""
+    """Run `mmedpo build ...` in this process, in an empty folder; returns its exit code and all it printed.
+
+    Stand-ins are asked, but where rows bring their wrong answers along.
+    """
     monkeypatch.setattr(sys, "argv", ["mmedpo"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
@@ -49,7 +53,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def invoke(*words: object) -> tuple[int, str]:
         code = 0
         try:
-            cli.main(["build", *map(str, words)])
+            cli.main(["build", *map(str, words), *(WORDS if words[0] in NAMES and words[0] != "released" else ())])
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else 0
         captured = capsys.readouterr()
@@ -141,7 +145,7 @@ def test_builders_are_listed_by_help_and_where_the_name_is_unknown(run: Run) -> 
 
 def test_the_script_is_the_command(tmp_path: Path) -> None:
     script = share.folder("dataset_builders") / "nih_bbox.py"
-    words = [sys.executable, str(script), "--source", "nowhere", "--output", "out"]
+    words = [sys.executable, str(script), *WORDS, "--source", "nowhere", "--output", "out"]
     environment = {**os.environ, "PYTHONPATH": str(share.folder("dataset_builders").parent)}
     found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
@@ -256,7 +260,18 @@ def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, mon
 
 
 def test_a_card_with_open_fields_is_published_when_somebody_answers(hub: Hub, path_vqa: Path, tmp_path: Path) -> None:
-    words = ["path_vqa", "--source", str(path_vqa), "--limit", "4", "--output", "out", "--publish", "user/pairs"]
+    words = [
+        "path_vqa",
+        *WORDS,
+        "--source",
+        str(path_vqa),
+        "--limit",
+        "4",
+        "--output",
+        "out",
+        "--publish",
+        "user/pairs",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "mmedpo.cli", "build", *words], cwd=tmp_path, env=hub.environment(), text=True,
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
@@ -287,7 +302,8 @@ def test_images_outside_the_source_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_build_what_one_does(path_vqa: Path, tmp_path: Path) -> None:
     def start(output: str, **environment: str) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "mmedpo.cli", "build", "path_vqa", "--source", str(path_vqa), "--output", output]
+        words = [sys.executable, "-m", "mmedpo.cli", "build", "path_vqa", *WORDS, "--source", str(path_vqa), "--output",
+                 output]  # fmt: skip
         surroundings = {**os.environ, "PYTHONPATH": str(share.folder("dataset_builders").parent), **environment}
         return subprocess.Popen(words, cwd=tmp_path, env=surroundings)
 
@@ -607,7 +623,7 @@ def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: P
     }
     assert kept + sum(manifest["rejects"].values()) == manifest["source"]["rows"] == 11
     assert manifest["chat_model"] == "MMedPO's authors, as released" and manifest["style"] is None
-    assert manifest["settings"]["judges"] == [] and manifest["settings"]["chat"] == "none"
+    assert manifest["settings"]["judges"] == [] and manifest["settings"]["chat"] is None
     found = {row["id"]: row for row in loading.load("out")}
     first, report = found["pairs/0/hallucinated_response"], found["pairs/2/hallucinated_response"]
     assert (first["prompt"][0]["content"], first["chosen"][0]["content"]) == ("Which organ?", "Liver")

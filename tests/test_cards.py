@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmedpo import cards, curves, licenses, share
 from mmedpo.errors import InputError
+from mmedpo.notices import notices
 
 EXAMPLES = Path(__file__).parents[1] / "model_cards" / "examples"
 MAKERS = {"dataset": cards.dataset_card, "adapter": cards.adapter_card}
@@ -100,6 +101,29 @@ def test_the_card_does_not_mix_up_folders(tmp_path: Path) -> None:
         assert load_dataset(str(folder), split="train").num_rows == number
 
 
+def test_a_stand_in_is_the_first_paragraph_of_every_card(tmp_path: Path) -> None:
+    said = "**Not for real use.** Offline stand-ins made or scored rows in place of real models: standin:rules. "
+    made = changed("dataset", tmp_path / "a", standins=["standin:rules"])
+    trained = changed("adapter", tmp_path / "b", dataset_manifest={"standins": ["standin:rules"], "judges": []})
+    bare = cards.stripped_card(made, cards.Published("someone/weights", "", [], {}))
+    for card in (cards.dataset_card(made), cards.adapter_card(trained), bare):
+        assert re.search(r"^# .*\n\n(.*)", card, re.MULTILINE)[1].startswith(said)
+    free = changed("dataset", tmp_path / "c", standins=[])  # named, but of no row
+    assert "Not for real use" not in cards.dataset_card(free)
+
+
+def test_card_of_rows_that_nobody_scored_says_so(tmp_path: Path) -> None:
+    weights = {"method": "none", "count": 1410, "unscored": 1290, "mean_before": 1.0, "sd_before": 0.0,
+               "mean_after": 1.0, "sd_after": 0.0, "low": None, "high": None}  # fmt: skip
+    card = cards.dataset_card(changed("dataset", tmp_path / "a", weights=weights, judges=[]))
+    assert "No clinical relevance was scored for 1,290 of 1,410 rows. Every weight is 1, which is plain DPO." in card
+    assert "| `clinical_relevance` | float in [0, 1], or null | " in card and "**clinical weight**" in card
+    weights |= {"unscored": 1410, "mean_before": None, "sd_before": None}
+    card = cards.dataset_card(changed("dataset", tmp_path / "b", weights=weights, judges=[]))
+    assert "**No clinical relevance was scored**: every weight is 1, which is plain DPO.\n" in card
+    assert "clinical weight" not in card.split("## How a row looks")[0] and "not recorded" not in card
+
+
 def test_card_without_audit_says_so(tmp_path: Path) -> None:
     folder = changed("dataset", tmp_path, mask_coverage=None, rejects={})
     (folder / "audit.json").unlink()
@@ -122,7 +146,7 @@ def test_standins_phantoms_and_toys_stand_at_the_top(tmp_path: Path) -> None:
 
 def test_real_models_need_no_warning() -> None:
     real = {"model": "xtuner/TinyLLaVA-3B", "dataset": "someone/tinypairs", "command": "standin:chat phantom tiny"}
-    assert cards.notices(real) == []
+    assert notices(real) == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from chat_server import Answer, ChatServer
+from standins import WORDS
 
 from mmedpo import cli
 
@@ -124,7 +125,9 @@ BAD_SOURCES = {
 }
 
 
-@pytest.mark.parametrize("command", [["curate"], ["evaluate", "--model", "never-loaded"]], ids=["curate", "evaluate"])
+@pytest.mark.parametrize(
+    "command", [["curate", *WORDS], ["evaluate", "--model", "never-loaded"]], ids=["curate", "evaluate"]
+)
 @pytest.mark.parametrize(("made", "phrases"), BAD_SOURCES.values(), ids=BAD_SOURCES)
 def test_bad_source_exits_with_2_and_leaves_nothing(
     run: Run, make_source: MakeSource, tmp_path: Path, command: list[str], made: dict[str, Any], phrases: list[str]
@@ -135,7 +138,9 @@ def test_bad_source_exits_with_2_and_leaves_nothing(
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", [["curate"], ["evaluate", "--model", "never-loaded"]], ids=["curate", "evaluate"])
+@pytest.mark.parametrize(
+    "command", [["curate", *WORDS], ["evaluate", "--model", "never-loaded"]], ids=["curate", "evaluate"]
+)
 def test_missing_source_and_split_exit_with_2(run: Run, corpus: Path, tmp_path: Path, command: list[str]) -> None:
     code, output = run(*command, "--source", tmp_path / "nowhere", "--output", tmp_path / "out")
     assert code == 2 and says(output, "nowhere does not exist", "give a folder with a table")
@@ -146,7 +151,7 @@ def test_missing_source_and_split_exit_with_2(run: Run, corpus: Path, tmp_path: 
 
 # Other bad inputs. {corpus}, {tiny}, {pairs}, {here} are folders.
 
-CURATE = "curate --source {corpus} --split preference --limit 4 --output {here}/out"
+CURATE = f"curate {shlex.join(WORDS)} --source {{corpus}} --split preference --limit 4 --output {{here}}/out"
 EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/out --model"
 
 
@@ -264,21 +269,21 @@ def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_
 ) -> None:
     rows = [row(id=str(i), image=f"missing-{i}.png", task=f"kind {i}") for i in range(100)]
     source = make_source([row(id="good"), *rows])
-    code, output = run("curate", "--source", source, "--output", tmp_path / "out")
+    code, output = run("curate", *WORDS, "--source", source, "--output", tmp_path / "out")
     assert code == 2 and says(output, "Faulty rows in source: 100.", "... and 180 more")
     assert says(output, "All 200 are in mmedpo-faults.jsonl")
     lines = (tmp_path / "mmedpo-faults.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["row"] for line in lines] == [f"samples.jsonl:{i // 2 + 2}" for i in range(200)]
     assert says(output, json.loads(lines[0])["sentence"]) and not says(output, json.loads(lines[-1])["sentence"])
     assert left_behind(tmp_path) == []
-    code, output = run("curate", "--source", source, "--output", tmp_path / "out", "--skip-faulty")
+    code, output = run("curate", *WORDS, "--source", source, "--output", tmp_path / "out", "--skip-faulty")
     assert code == 0 and says(output, "1 hallucinated_response", "201 rejected (see rejects.jsonl)")  # and no box
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert len({reject["id"] for reject in rejects if reject["reason"] == "faulty row of the source"}) == 100
 
 
 def test_few_faults_are_on_the_screen_and_in_no_file(run: Run, make_source: MakeSource, tmp_path: Path) -> None:
-    code, output = run("curate", "--source", make_source([row(answer="")]), "--output", tmp_path / "out")
+    code, output = run("curate", *WORDS, "--source", make_source([row(answer="")]), "--output", tmp_path / "out")
     assert code == 2 and not says(output, "mmedpo-faults") and not (tmp_path / "mmedpo-faults.jsonl").exists()
 
 
@@ -287,7 +292,7 @@ def test_faults_stay_on_the_screen_where_no_file_can_be_written(
 ) -> None:
     (tmp_path / "mmedpo-faults.jsonl").mkdir()
     source = make_source([row(id=str(i), answer="") for i in range(30)])
-    code, output = run("curate", "--source", source, "--output", tmp_path / "out")
+    code, output = run("curate", *WORDS, "--source", source, "--output", tmp_path / "out")
     assert code == 2 and says(output, "... and 10 more", "cannot all be written to mmedpo-faults.jsonl: Is a directory")
 
 
@@ -304,7 +309,7 @@ def test_endpoint_that_is_no_chat_endpoint_exits_with_2_and_its_name(
 ) -> None:
     chat_server.answer = lambda received: sent
     words = ("--source", corpus, "--split", "preference", "--limit", 4, "--output", tmp_path / "out")
-    code, output = run("curate", *words, option, f"{chat_server.url}#m")
+    code, output = run("curate", *WORDS, *words, option, f"{chat_server.url}#m")
     assert code == 2 and says(output, chat_server.url, *phrases)
     kept = ["out.partial"] if option == "--judges" else []  # wrong answers of the stand-in were made before
     assert left_behind(tmp_path) == kept
@@ -316,10 +321,10 @@ def test_spent_budget_exits_with_130_and_a_resumed_run_goes_on(
     chat_server.answer = lambda received: Answer('{"score": 0.5, "rationale": ""}', usage=(9, 1))
     words = ("--source", corpus, "--split", "preference", "--limit", 6, "--output", tmp_path / "out")
     judged = ("--judges", f"{chat_server.url}#m", "standin:strict", "--rounds", 1)
-    code, output = run("curate", *words, *judged, "--max-calls", 2)
+    code, output = run("curate", *WORDS, *words, *judged, "--max-calls", 2)
     assert code == 130 and says(output, "--max-calls 2", "run the same command with --resume")
     assert left_behind(tmp_path) == ["out.partial"] and len(chat_server.received) == 2
-    code, output = run("curate", *words, *judged, "--max-calls", 99, "--resume")
+    code, output = run("curate", *WORDS, *words, *judged, "--max-calls", 99, "--resume")
     assert code == 0 and left_behind(tmp_path) == ["out"]
     assert len(chat_server.received) == 6  # each question was judged once
 
@@ -345,7 +350,7 @@ def test_faulty_dataset_is_audited_listed_and_refused(run: Run, preferences: Pat
 @pytest.mark.parametrize(
     "line",
     [
-        "curate --source {corpus} --limit 4",
+        f"curate {shlex.join(WORDS)} --source {{corpus}} --limit 4",
         "evaluate --source {corpus} --limit 4 --model {tiny}",
         "audit {pairs}",
         "compare {runs}/start {runs}/again",
@@ -384,7 +389,7 @@ def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_curate_writes_a_dataset_with_its_card(run: Run, corpus: Path, tmp_path: Path) -> None:
-    words = ("curate", "--source", corpus, "--split", "preference", "--limit", 6, "--output", tmp_path / "out")
+    words = ("curate", *WORDS, "--source", corpus, "--split", "preference", "--limit", 6, "--output", tmp_path / "out")
     code, output = run(*words)
     assert code == 0 and says(output, "6 hallucinated_response", "lesion_noise", "rejected (see rejects.jsonl)")
     assert {"README.md", "data", "manifest.json", "rejects.jsonl"} <= {
@@ -397,14 +402,53 @@ def test_curate_writes_a_dataset_with_its_card(run: Run, corpus: Path, tmp_path:
     assert code == 0 and says(output, "out is finished; nothing to resume")
 
 
+@pytest.mark.parametrize("words", [["curate"], ["build", "folder"], ["build", "vqa_rad"]], ids="-".join)
+@pytest.mark.parametrize(
+    ("named", "missing"), [([], "--chat and --judges: not given"), (["--chat", "standin:rules"], "--judges: not given")]
+)
+def test_models_that_are_not_named_are_asked_for_before_anything_is_read(
+    run: Run, tmp_path: Path, words: list[str], named: list[str], missing: str
+) -> None:
+    source = tmp_path / "never-read"
+    code, output = run(*words, *named, "--source", source, "--output", tmp_path / "out", "--license", "mit")
+    assert code == 2 and says(output, f"{missing}, and there is no default", "http://host:port/v1#model", "or none")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(("words", "named"), [(WORDS, "standin:rules, standin:strict"), (("--chat", "none"), None)])
+def test_the_last_line_says_that_stand_ins_made_rows(
+    run: Run, make_source: MakeSource, tmp_path: Path, words: tuple[str, ...], named: str | None
+) -> None:
+    source = make_source([row(boxes=[{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8}])])
+    code, output = run("curate", *words, "--source", source, "--output", tmp_path / "out")
+    last = output.strip().split("\n")[-1]
+    assert code == 0
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    first = card.split("# MMedPO preference pairs from source\n\n")[1].split("\n\n")[0]
+    said = (last, first, run("audit", tmp_path / "out")[1])
+    if named is None:
+        assert not any("tand-in" in text for text in said)
+        return
+    assert all(text.startswith("Not for real use." if text is last else "**Not for real use.**") for text in said[:2])
+    assert all(says(text, "stand-in") for text in said) and says(last, named) and says(first, named)
+    assert says(said[2], "standin:rules", "standin:strict (1 rows)")
+    page = (tmp_path / "out-audit", "audit.html")
+    assert run("audit", tmp_path / "out", "--output", page[0])[0] == 0
+    assert says(page[0].joinpath(page[1]).read_text(encoding="utf-8"), "Not for real use.", "standin:strict (1 rows)")
+
+
 def test_recipe_gives_what_the_same_options_give_and_the_command_line_wins(
     run: Run, corpus: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("split: preference\nlimit: 9\njudges: standin:strict,standin:lenient\nseed: 3\n")
+    recipe.write_text(
+        "split: preference\nlimit: 9\nchat: standin:rules\njudges: standin:strict,standin:lenient\nseed: 3\n"
+    )
     code, output = run("curate", f"--config={recipe}", "--limit", 4, "--source", corpus, "--output", tmp_path / "out-1")
     assert code == 0 and says(output, "4 hallucinated_response")
-    words = shlex.split("--split preference --limit 4 --judges standin:strict standin:lenient --seed 3")
+    words = shlex.split(
+        "--split preference --limit 4 --chat standin:rules --judges standin:strict standin:lenient --seed 3"
+    )
     assert run("curate", *words, "--source", corpus, "--output", tmp_path / "out-2")[0] == 0
     first, second = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out-1", "out-2"))
     assert first.pop("command").startswith("mmedpo curate --config=recipe.yaml --limit 4")
@@ -432,7 +476,7 @@ def test_preview_writes_a_sheet_and_says_what_it_left_out(run: Run, corpus: Path
 
 def test_curate_records_no_folder_of_this_machine(run: Run, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     words = ("--source", corpus, "--limit", 2, "--model", tiny_model, "--output", tmp_path / "out")
-    assert run("curate", *words)[0] == 0
+    assert run("curate", *WORDS, *words)[0] == 0
     for name in ("manifest.json", "README.md", "rejects.jsonl"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         for folder in (corpus.parent, tiny_model.parent, tmp_path):
@@ -441,7 +485,7 @@ def test_curate_records_no_folder_of_this_machine(run: Run, corpus: Path, tiny_m
 
 def test_faulty_rows_are_left_out_when_asked(run: Run, make_source: MakeSource, tmp_path: Path) -> None:
     source = make_source([row(), row(id="q2", answer="")])
-    code, output = run("curate", "--source", source, "--skip-faulty", "--output", tmp_path / "out")
+    code, output = run("curate", *WORDS, "--source", source, "--skip-faulty", "--output", tmp_path / "out")
     assert code == 0 and says(output, "1 hallucinated_response", "2 rejected")  # no box, and the faulty row
     assert "samples.jsonl:2" in (tmp_path / "out" / "rejects.jsonl").read_text()
 
@@ -569,7 +613,7 @@ def interrupted(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("interrupted")
     words = ["--source", corpus, "--split", "preference", "--model", tiny_model, "--output", folder / "out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmedpo.cli", "curate", *map(str, words)],
+        [sys.executable, "-m", "mmedpo.cli", "curate", *WORDS, *map(str, words)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     ledger = folder / "out.partial" / "sample.ledger"

@@ -24,6 +24,7 @@ from credentialed_tree import FINDINGS
 from hub.publishable import EXAMPLES, make_adapter, make_dataset
 from hub.server import ROOT, Hub
 from huggingface_hub import constants
+from standins import JUDGES, WORDS
 from typer.testing import CliRunner
 
 from mmedpo import cli, report, tiny
@@ -125,7 +126,7 @@ def test_a_folder_of_its_path_or_its_tables_name_marks_a_source(
     for source in (folder, folder / table, tmp_path / "link"):
         assert read_source(source).marked_by == f"the name {known!r}"
     away = "http://models.invalid:9/v1#m"
-    settings = Settings(source=folder, chat=away, localizer="none")
+    settings = Settings(source=folder, chat=away, judges=JUDGES, localizer="none")
     with pytest.raises(InputError, match=f"known as credentialed data by the name '{known}'"):
         curate_folder(settings, tmp_path)
     asked = ["evaluate", "--model", away, "--source", str(folder), "--output", str(tmp_path / "o")]
@@ -209,14 +210,14 @@ def watched(commands: list[list[str]], folder: Path) -> list[tuple[int, list[str
 def test_nothing_is_sent_to_a_model_elsewhere(house: Path, tmp_path: Path) -> None:
     away = "http://models.invalid:9/v1"
     kept, tree = str(house / "kept"), str(house / "tree")
-    curate = ["curate", "--source", kept, "--split", "train", "--localizer", "none", "--output", "out"]
+    curate = ["curate", *WORDS, "--source", kept, "--split", "train", "--localizer", "none", "--output", "out"]
     commands = [
         [*curate, "--chat", f"{away}#penman"],
         [*curate, "--chat", f"{away}#penman", "--show-images", "true"],
         [*curate, "--judges", "standin:strict", f"{away}#judge"],
         [*curate, "--judges", "standin:strict,hub:org/judge"],
         [*curate, "--chat", "hub:org/penman@provider"],
-        ["build", "mimic_cxr", "--source", tree, "--chat", f"{away}#penman", "--output", "out"],
+        ["build", "mimic_cxr", *WORDS, "--source", tree, "--chat", f"{away}#penman", "--output", "out"],
         ["evaluate", "--source", kept, "--model", f"{away}#target", "--output", "out"],
         ["evaluate", "--source", kept, "--model", "hub:org/target", "--output", "out"],
         ["evaluate", "--dataset", str(house / "pairs"), "--model", f"{away}#target", "--output", "out"],
@@ -515,8 +516,8 @@ def test_a_dataset_of_a_clinic_without_its_manifest_is_known_by_its_rows(
     """Nothing in a name tells of it, and the manifest is wrong or lost."""
     source = make_source([row(license="cc-by-4.0"), row(id="2", image="b.png", question="Ill?")], name="clinic")
     (source / "CREDENTIALED").touch()
-    ran = CliRunner().invoke(cli.app, ["curate", "--source", str(source), "--output", str(tmp_path / "pairs"),
-                                       "--localizer", "none"])  # fmt: skip
+    ran = CliRunner().invoke(cli.app, ["curate", *WORDS, "--source", str(source), "--output",
+                                       str(tmp_path / "pairs"), "--localizer", "none"])  # fmt: skip
     assert ran.exit_code == 0, ran.output
     manifest = read_json(tmp_path / "pairs" / "manifest.json")
     about = {**manifest["source"], "license": "mit", "credentialed": False}
@@ -676,11 +677,11 @@ def test_the_file_of_all_faults_quotes_no_cell(
     monkeypatch.setattr(sys, "argv", ["mmedpo"])
     source = make_source([*FAULTY, *FAULTY, *FAULTY])
     with pytest.raises(SystemExit):
-        cli.main(["curate", "--source", str(source), "--credentialed", "true", "--output", "out"])
+        cli.main(["curate", *WORDS, "--source", str(source), "--credentialed", "true", "--output", "out"])
     said = capsys.readouterr()
     assert "ecret" not in said.out + said.err + (tmp_path / "mmedpo-faults.jsonl").read_text()
     with pytest.raises(SystemExit):
-        cli.main(["curate", "--source", str(source), "--output", "out"])
+        cli.main(["curate", *WORDS, "--source", str(source), "--output", "out"])
     assert "ecret" in (tmp_path / "mmedpo-faults.jsonl").read_text()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
+from standins import STANDINS
 
 from mmedpo import loading, schema
 from mmedpo.audit import audit
@@ -27,7 +28,7 @@ Curated = tuple[Dataset, dict[str, Any]]
 
 def curate(source: Path, limit: int, output: Path) -> Curated:
     """The rows and the manifest of a curation of a real source, with offline stand-ins and the source's own boxes."""
-    settings = Settings(source=source, limit=limit)
+    settings = Settings(source=source, limit=limit, **STANDINS)
     with output_folder(output, settings.record()) as folder:
         manifest = curate_folder(settings, folder)
     return loading.load(str(output)), manifest
@@ -87,7 +88,7 @@ def test_vqa_rad_pairs_in_the_matching_style_cannot_be_told_apart_by_their_form(
     shared_data: Path, tmp_path: Path
 ) -> None:
     with output_folder(tmp_path / "pairs", {}) as folder:
-        curate_folder(Settings(source=shared_data / "vqa-rad", limit=800, localizer="none"), folder)
+        curate_folder(Settings(source=shared_data / "vqa-rad", limit=800, localizer="none", **STANDINS), folder)
     found = audit(str(tmp_path / "pairs"))["style_shortcut"]
     assert found["pairs"] == 800 and 0.4 < found["auc"] < 0.65
 

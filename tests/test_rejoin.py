@@ -20,6 +20,7 @@ from chat_server import ChatServer
 from credentialed_tree import FINDINGS, WRONG
 from hub.server import Hub
 from huggingface_hub import DatasetCard, constants
+from standins import STANDINS, WORDS
 
 from mmedpo import builders, loading
 from mmedpo import rejoin as rejoining
@@ -231,7 +232,7 @@ def curated(source: Path, output: Path, **settings: Any) -> Path:
     from mmedpo.processes import ALONE
     from mmedpo.workdir import output_folder
 
-    chosen = Settings(source=source, credentialed=True, **settings)
+    chosen = Settings(source=source, credentialed=True, **{**STANDINS, **settings})
     with output_folder(output, chosen.record()) as folder:
         builders.make_dataset(chosen, Run(output), folder, "mmedpo curate", ALONE)
     return output
@@ -329,7 +330,7 @@ def test_a_source_on_the_hub_is_read_there_again(hub: Hub, png: bytes, tmp_path:
                              check=False)  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-3000:]
 
-    run("build", "vqa_rad", "--credentialed", "true", "--output", "made")
+    run("build", "vqa_rad", *WORDS, "--credentialed", "true", "--output", "made")
     strip(tmp_path / "made", tmp_path / "weights")
     run("rejoin", "weights", "--source", "hub:flaviagiammarino/vqa-rad", "--output", "pairs")
     assert set(states(tmp_path / "pairs").values()) == {IDENTICAL}

@@ -58,6 +58,7 @@ VISUAL = {"rejected_images": [picture(PIXELS // 2)], "rejected": says("a nodule"
         VISUAL,
         {"weight": 0.0, "clinical_relevance": 0.0},
         {"weight": 7.5, "clinical_relevance": 1.0},
+        {"weight": 1.0, "clinical_relevance": None},  # nobody scored it
         {"images": [picture(kind="JPEG"), picture()]},
         {"task": "closed_vqa", "chosen": says("yes"), "rejected": says("no")},
         # a report may deny in both sides and repeat much of the gold text
@@ -91,7 +92,7 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         ({"weight": math.nan}, "weight", "is not a number"),
         ({"weight": -0.5}, "weight", "is -0.5, outside [0, inf]"),
         ({"weight": math.inf}, "weight", "is inf, outside [0, inf]"),
-        ({"clinical_relevance": None}, "clinical_relevance", "is missing"),
+        ({"clinical_relevance": None, "weight": 1.1}, "clinical_relevance", "is missing; a row without it has"),
         ({"clinical_relevance": math.nan}, "clinical_relevance", "is not a number"),
         ({"clinical_relevance": 1.5}, "clinical_relevance", "is 1.5, outside [0, 1]"),
         *(({column: None}, column, "is missing") for column in ("task", "dispreference", "provenance")),

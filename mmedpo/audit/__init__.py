@@ -17,6 +17,7 @@ from mmedpo.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
 from mmedpo.audit.read import Row, Split, open_splits
 from mmedpo.audit.show import page, render, rows
 from mmedpo.errors import Fault, InputError
+from mmedpo.notices import standins
 from mmedpo.workdir import portable, read_json
 
 __all__ = ["audit", "distributions", "page", "render", "rows"]
@@ -41,6 +42,7 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
     found, faults = _measure(splits[split])
+    manifest = _manifest(Path(path))
     counts = {
         "dispreference": measure.counts([row.kind for row in found], schema.DISPREFERENCES),
         "task": measure.counts([row.task for row in found], schema.TASKS),
@@ -57,12 +59,14 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
         "dataset": name or portable(path),
         "split": split,
         "rows": len(found),
+        "standins": {**dict.fromkeys(standins(manifest)), **measure.standins(found)},
         "counts": counts,
         "faults": [asdict(fault) for fault in faults],
         "shared_groups": [asdict(fault) for fault in _shared(splits, split, found)],
-        "rejects": _rejects(Path(path)),
+        "rejects": manifest.get("rejects"),
         **measure.flaws(found),
         "weights": spread("weight"),
+        "unscored": sum(row.relevance is None for row in found) if splits[split].is_ours else 0,
         "relevance": spread("relevance", RELEVANCE_EDGES),
         "mask_coverage": spread("mask_coverage", SHARE_EDGES),
         "style": style.lengths(found),
@@ -92,9 +96,8 @@ def _shared(splits: Mapping[str, Split], measured: str, found: list[Row]) -> lis
     return measure.shared({name: found if name == measured else stream(split) for name, split in splits.items()})
 
 
-def _rejects(folder: Path) -> dict[str, int] | None:
-    """What `mmedpo curate` rejected, by reason, as its manifest beside the data says; None without one."""
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What `mmedpo curate` recorded beside the data; empty where it did not."""
     manifest = folder / "manifest.json"
     recorded = read_json(manifest) if manifest.is_file() else None
-    rejects = recorded.get("rejects") if isinstance(recorded, dict) else None
-    return rejects if isinstance(rejects, dict) else None
+    return recorded if isinstance(recorded, dict) and isinstance(recorded.get("rejects"), dict) else {}

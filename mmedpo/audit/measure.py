@@ -10,6 +10,7 @@ from typing import Any
 
 from mmedpo.audit.read import Row
 from mmedpo.errors import Fault
+from mmedpo.formats import STANDIN
 from mmedpo.text import carries, folded, polarity, words
 
 BINS = 20
@@ -116,6 +117,13 @@ def distribution(values: Sequence[float], edges: Sequence[float]) -> dict[str, A
         "max": round(max(values), 6),
         "histogram": {"edges": [round(edge, 6) for edge in edges], "counts": bars},
     }
+
+
+def standins(found: Sequence[Row]) -> dict[str, int]:
+    """Rows that each offline stand-in made or scored, by its name."""
+    named = [{*row.makers, *(judge for _, judge, _ in row.judgements)} for row in found]
+    counted = Counter(name for names in named for name in names if name.startswith(STANDIN))
+    return dict(sorted(counted.items()))
 
 
 def judges(found: Sequence[Row]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Row:
     mask_coverage: float | None
     agreed: bool | None
     judgements: tuple[tuple[int, str, float | None], ...]  # round, judge, score
+    makers: tuple[str, ...]  # who wrote the rejected text or found the lesion, by name
 
     @property
     def same_images(self) -> bool:
@@ -155,6 +156,7 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> Row
             for entry in _listed(made.get("judgements"))
             if isinstance(entry, dict)
         ),
+        makers=tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name)),
     )
 
 

@@ -67,6 +67,7 @@ def verdict(auc: float) -> str:
 def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     """The audit as a table of two columns, what and how much, for a terminal."""
     table = [["rows", f"{audit['rows']:,}"]]
+    table += [["made or scored by a stand-in", said] for said in stood_in(audit)]
     table += [[f"  {what}: {label}", f"{n:,}"] for what, by in audit["counts"].items() for label, n in by.items()]
     table.append(["faults", f"{len(audit['faults']):,}"])
     table.append(["images or patients in several splits", f"{len(audit['shared_groups']):,}"])
@@ -74,6 +75,8 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
         table.append(["rejected while curating", f"{sum(audit['rejects'].values()):,}"])
         table += [[f"  {reason}", f"{n:,}"] for reason, n in audit["rejects"].items()]
     table += [[label, count] for label, count, _ in flaws(audit)]
+    if audit["unscored"]:
+        table.append(["rows without clinical relevance", f"{audit['unscored']:,} (nobody scored it; weight 1)"])
     for name in ("weights", "relevance"):
         if audit[name]:
             table.append([f"{name}: mean ± sd, range", _spread(audit[name])])
@@ -82,6 +85,14 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
         mean, most = (100 * audit["mask_coverage"][key] for key in ("mean", "max"))
         table.append(["image covered by noise", f"mean {mean:.1f} %, most {most:.1f} %"])
     return table + _style_rows(audit) + _judge_rows(audit["judges"])
+
+
+def stood_in(audit: Mapping[str, Any]) -> list[str]:
+    """Each offline stand-in and the rows that name it; one that chose among answers is in the manifest alone."""
+    return [
+        f"{name} ({'as the manifest says' if rows is None else f'{rows:,} rows'}): no medical knowledge"
+        for name, rows in audit["standins"].items()
+    ]
 
 
 def flaws(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -156,7 +167,7 @@ def render(audit: Mapping[str, Any]) -> str:
     """The audit as one self-contained HTML page."""
     return page(
         "audit.html.jinja",
-        **{tool.__name__: tool for tool in (alpha, flaws, grouped, strength, verdict)},
+        **{tool.__name__: tool for tool in (alpha, flaws, grouped, stood_in, strength, verdict)},
         audit=audit,
         notes={"reports": REPORTS, "agreement": AGREEMENT},
     )

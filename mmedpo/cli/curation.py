@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from mmedpo.cli.publishing import prepare_built, publish_built
-from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_table
+from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_notices, print_table
 from mmedpo.errors import Fault, InputError
 
 
 @app.command(
-    **PARSED, epilog="Example: mmedpo curate --source data/vqa-rad --split train --localizer boxes --output runs/pairs"
+    **PARSED,
+    epilog="Example: mmedpo curate --config recipes/curate/air_gapped.yaml --source data/clinic --output runs/pairs",
 )
 def curate(context: typer.Context) -> None:
     """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance.
@@ -29,15 +30,18 @@ def curate(context: typer.Context) -> None:
     from mmedpo.workdir import output_folder
 
     settings, run = parsed(context, Settings, Run)
+    settings.refuse_unnamed()
     processes = Processes.here()
     with output_folder(run.output, settings.record(), run.resume, processes) as folder:
         manifest = make_dataset(settings, run, folder, command_line(), processes)
     if manifest is not None:
         _print_made(run.output, manifest)
+        print_notices(manifest)
 
 
 @app.command(
-    **PARSED, epilog="Example: mmedpo build vqa_rad --model org/med-lvlm --output runs/vqa-rad/pairs --publish me/pairs"
+    **PARSED,
+    epilog="Example: mmedpo build vqa_rad --config recipes/curate/vqa_rad.yaml --output runs/pairs --publish me/pairs",
 )
 def build(
     context: typer.Context,
@@ -70,6 +74,8 @@ def build(
         _print_made(run.output, manifest)
     if publishes:
         publish_built(run)
+    if manifest is not None:
+        print_notices(manifest)
 
 
 @app.command(

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from mmedpo import credentialed
-from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, parsed, print_table
+from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, parsed, print_notices, print_table
 from mmedpo.errors import InputError, Stopped
 
 if TYPE_CHECKING:
@@ -156,3 +156,4 @@ def rejoin(
     states = {name: count for name, count in manifest["rejoined"].items() if isinstance(count, int)}
     print_table([["published rows", "count"], *([name, str(count)] for name, count in states.items())])
     console.print(f"{run.output}: row by row in {rejoining.FILE}.", soft_wrap=True)
+    print_notices(manifest)

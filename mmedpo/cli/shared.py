@@ -118,6 +118,14 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     console.print(table)
 
 
+def print_notices(manifest: Mapping[str, Any]) -> None:
+    """The last line of a run: that stand-ins, phantoms or a toy model went into its rows."""
+    from mmedpo.notices import notices
+
+    if said := notices(manifest):
+        console.print(f"Not for real use. {' '.join(said)}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_metrics(results: dict[str, Any]) -> None:
     print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
 

@@ -24,6 +24,7 @@ from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import Localizer, bounded, open_localizer
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError
+from mmedpo.formats import STANDIN
 from mmedpo.ledger import Ledger
 from mmedpo.llm import ChatModel
 from mmedpo.llm.cache import tally
@@ -78,20 +79,23 @@ def curate_folder(
         limits: on the calls of chat endpoints; they decide nothing about what is made.
         cache: file of answered calls, shared with other runs; this run's own where None.
         processes: of this launch.
-        given: what was known of the source before. Where it has answers, `settings.chat` has to be "none".
+        given: what was known of the source before. Where it has answers, `settings` name no chat model.
         third_parties: chat models that are not on this machine may be sent credentialed data.
 
     Returns:
         The manifest (docs/architecture.md); None in all processes but the first.
 
     Raises:
-        InputError: the source, a model, a judge or an option cannot work, or every pair was rejected.
+        InputError: no chat model or no judges are named; the source, a model, a judge or an option cannot work; every
+            pair was rejected.
         Stopped: a budget of the limits is spent.
     """
     given = given or rows.Given()
+    if not given.answers:
+        settings.refuse_unnamed()
     source = open_source(settings, given.questions)
     if source.credentialed and not third_parties:
-        credentialed.refuse_endpoints(source.name, (settings.chat, *settings.judges), source.marked_by)
+        credentialed.refuse_endpoints(source.name, (settings.chat or "none", *settings.judges), source.marked_by)
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
     tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed)
@@ -147,13 +151,13 @@ def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discr
         )
 
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
-    if settings.chat == "none":
+    if settings.chat is None or not settings.writes_answers:
         return Tools(None, None, localizer)
-    if not all(spec.startswith("standin:") for spec in (settings.chat, *settings.judges)):
+    if not all(spec.startswith(STANDIN) for spec in (settings.chat, *settings.scorers)):
         calls.open()
-    judges = [chat(judge) for judge in settings.judges]
+    judges = [chat(judge) for judge in settings.scorers]
     mode: Any = settings.panel
-    panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode)
+    panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode) if judges else None
     return Tools(chat(settings.chat), panel, localizer)
 
 
@@ -177,7 +181,7 @@ def _each(
 
 def _sample(settings: Settings, share: Sequence[Sequence[Sample]], done: Ledger, processes: Processes) -> str | None:
     """Candidates of the target model, a list of texts a question that is not simply flipped. Returns its revision."""
-    if settings.model is None or settings.chat == "none":
+    if settings.model is None or not settings.writes_answers:
         return None
     if settings.style != "free":
         share = [[sample for sample in block if hallucinate.flip(sample.answer) is None] for block in share]
@@ -202,7 +206,7 @@ def _dispute(
     processes: Processes,
 ) -> None:
     """A dispreferred answer a question: {"text", "made_by", ...}, or {"reason", "detail"}."""
-    offline = chat.name.startswith("standin:")  # only they are told other answers
+    offline = chat.name.startswith(STANDIN)  # only they are told other answers
     pools = {task: sorted({s.answer for s in samples if s.task == task and offline}) for task in schema.TASKS}
 
     def item(sample: Sample) -> hallucinate.Item:
@@ -288,7 +292,7 @@ def _assemble(
     localizer = portable(tools.localizer.name)
     heated = settings.localizer.startswith(("heatmap", "medklip"))
     asked = settings.localizer.startswith(("detector", "medklip"))
-    judges = [portable(judge) for judge in settings.judges] if tools.panel else []
+    counts = Counter(pair.dispreference for pair in pairs)
     makers = rows.Makers(
         target, revision, localizer, settings.mask_rule if heated else None, settings.corruption, settings.seed
     )
@@ -296,17 +300,28 @@ def _assemble(
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
-        "chat_model": tools.chat and portable(tools.chat.name), "judges": judges,
-        "panel": {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
+        "chat_model": tools.chat and portable(tools.chat.name),
+        "judges": list(tools.panel.judges) if tools.panel else [],
+        "panel": tools.panel
+        and {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
         "localizer": localizer, "query": settings.query if asked else None, "mask_rule": makers.mask_rule,
         "noise": noise and noise.record(), "style": settings.style,
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
-        "counts": dict(Counter(pair.dispreference for pair in pairs)), "rejects": dict(rejects.most_common()),
+        "counts": dict(counts), "rejects": dict(rejects.most_common()), "standins": _standins(settings, tools, counts),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
         "settings": {**settings.recipe(), "source_name": source.name},
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _standins(settings: Settings, tools: Tools, counts: Mapping[str, int]) -> list[str]:
+    """The offline rules that made or scored a row, in the order of the steps, by name."""
+    visual = counts.keys() - {rows.TEXT_PAIR}
+    used = [tools.chat.name] if tools.chat and (rows.TEXT_PAIR in counts or settings.reversed) else []
+    used += tools.panel.judges if tools.panel and rows.TEXT_PAIR in counts else []
+    used += [tools.localizer.name] if visual else []
+    return [name for name in used if name.startswith(STANDIN)]
 
 
 def _accepted(

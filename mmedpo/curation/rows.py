@@ -48,11 +48,12 @@ class Given:
 
 @dataclass(frozen=True)
 class Pair:
-    """One row to be: a question, the kind of its dispreferred side, and its clinical relevance in [0, 1]."""
+    """One row to be: a question, the kind of its dispreferred side, and its clinical relevance in [0, 1], None where
+    nobody was asked for it."""
 
     sample: Sample
     dispreference: str
-    relevance: float
+    relevance: float | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def pair_up(
 def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> tuple[Pair | None, Reject | None]:
     if "reason" in disputed:
         return None, Reject(sample.id, TEXT_PAIR, disputed["reason"], disputed["detail"])
-    relevance = judged[sample.id]
+    relevance = judged.get(sample.id)
+    if relevance is None:  # no judges: what a panel was asked for is in its ledger, with a score or without
+        return Pair(sample, TEXT_PAIR, None), None
     if relevance["score"] is None:
         return None, Reject(sample.id, TEXT_PAIR, relevance["reason"], "")
     return Pair(sample, TEXT_PAIR, relevance["score"]), None

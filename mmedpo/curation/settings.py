@@ -19,8 +19,12 @@ from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
 
 CHATS = (
-    "standin:NAME, http://host:port/v1#model, hub:org/model[@provider], local:org/model, or cache:model (nobody: "
-    "what the cache holds of its answers)"
+    "http://host:port/v1#model, hub:org/model[@provider], local:org/model, cache:model (nobody: what the cache holds "
+    "of its answers), standin:NAME (offline word rules, for trials)"
+)
+UNNAMED = (
+    f"{{}}: not given, and there is no default. Name who {{}}: {CHATS}, or none; --chat standin:rules --judges "
+    "standin:strict standin:lenient standin:lexical tries the path without any model."
 )
 
 
@@ -44,12 +48,15 @@ class Settings:
     samples: int = option(4, "Answers sampled from the target a question (N).")
     temperature: float = option(1.0, "Temperature of those samples.")
     batch_size: int = option(8, "Questions that a model in this process answers at once.")
-    chat: str = option("standin:rules", f"Chat model that picks or writes wrong answers: {CHATS}, or none.")
+    chat: str | None = option(None, f"Chat model that picks or writes wrong answers: {CHATS}, or none. Must be named.")
     style: str = option("match", "Wrong answers: match (length and form of the gold one), minimal (few edits) or free.")
     show_images: bool = option(False, "Let that chat model look at the image too.")
     judges: list[str] = field(
-        default_factory=lambda: ["standin:strict", "standin:lenient", "standin:lexical"],
-        metadata={"help": f"Chat models that score clinical relevance, in the order of speaking: {CHATS}."},
+        default_factory=list,
+        metadata={
+            "help": f"Chat models that score clinical relevance, in the order of speaking: {CHATS}, or none, which "
+            "needs --weights none. Must be named."
+        },
     )
     panel: str = option("sequential", "sequential: each judge sees the last score; or independent.")
     rounds: int = option(5, "Most rounds that judges may take to agree.")
@@ -87,6 +94,13 @@ class Settings:
             wrong.append(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature")
         if self.chat == "none" and (not self.makes_visual_pairs or self.reversed):
             wrong.append("without a chat model there are no wrong answers, and nothing else was asked for")
+        if "none" in self.judges and len(self.judges) > 1:
+            wrong.append(f"judges are {', '.join(self.judges)}; leave out none, or the others")
+        if self.writes_answers and self.judges == ["none"] and self.weights != "none":
+            wrong.append(
+                "without judges wrong answers have no clinical relevance to weigh them by; name judges, or give "
+                "--weights none (every weight is 1: plain DPO)"
+            )
         refuse(wrong)
 
     @property
@@ -97,6 +111,24 @@ class Settings:
     def makes_visual_pairs(self) -> bool:
         return self.localizer != "none" or self.corruption.whole
 
+    @property
+    def writes_answers(self) -> bool:
+        return self.chat not in (None, "none")
+
+    @property
+    def scorers(self) -> list[str]:
+        """The judges that wrong answers of this curation go to."""
+        return self.judges if self.writes_answers and self.judges != ["none"] else []
+
+    def refuse_unnamed(self) -> None:
+        """Raise InputError unless it is said who makes wrong answers and who judges them."""
+        missing = {
+            "--chat": "picks or writes wrong answers" if self.chat is None else "",
+            "--judges": "" if self.judges or self.chat == "none" else "scores their clinical relevance",
+        }
+        if options := [option for option, task in missing.items() if task]:
+            raise InputError(UNNAMED.format(" and ".join(options), " and who ".join(filter(None, missing.values()))))
+
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": str(self.source)}
 
@@ -104,7 +136,7 @@ class Settings:
         """The settings that make the same of the same source on another machine, which names the source itself."""
         settings = {name: value for name, value in asdict(self).items() if name != "source"}
         return settings | {
-            "model": self.model and portable(self.model), "chat": portable(self.chat),
+            "model": self.model and portable(self.model), "chat": self.chat and portable(self.chat),
             "judges": [portable(judge) for judge in self.judges], "localizer": portable(self.localizer),
         }  # fmt: skip
 

@@ -18,14 +18,16 @@ MEAN, VARIANCE, LOW, HIGH = 1.0, 0.1, 0.75, 1.25
 class Normalization:
     """How scores became weights: what a reader needs to judge whether the weighting did anything.
 
+    `mean_before` and `sd_before` are of the pairs that have a score (all but `unscored`), None where none has.
     `low` and `high` are where the method clips (None: it does not), the shares those of the weights that lie there.
     `by_kind` holds the same of each kind where each was normalised alone; it is empty where all were at once.
     """
 
     method: str
     count: int
-    mean_before: float
-    sd_before: float
+    unscored: int
+    mean_before: float | None
+    sd_before: float | None
     mean_after: float
     sd_after: float
     low: float | None
@@ -46,7 +48,7 @@ class Normalization:
 
 
 def normalize(
-    scores: Sequence[float], method: str = "rescale", groups: Sequence[str] | None = None
+    scores: Sequence[float | None], method: str = "rescale", groups: Sequence[str] | None = None
 ) -> tuple[np.ndarray, Normalization]:
     """Turn clinical relevance scores in [0, 1] into weights, over a whole dataset.
 
@@ -55,7 +57,7 @@ def normalize(
             anything (scores that are all equal become 1).
         literal: (score - 1) / sqrt(0.1), then clipped, as the paper's text reads: every score up to 1 becomes 0.75.
         raw: the score itself, as the authors' released code has it.
-        none: 1, which is plain DPO.
+        none: 1, which is plain DPO; pairs need no score (None).
 
     Args:
         groups: the kind of each pair (its dispreference), to normalise each kind alone; None: all pairs at once. Text
@@ -66,15 +68,21 @@ def normalize(
         Weights (float32, one a score, in order) and the statistics before and after (population sd).
 
     Raises:
-        InputError: no scores, a score that is not in [0, 1], an unknown method, or not one group a score.
+        InputError: no scores, a score that is missing or not in [0, 1], an unknown method, or not one group a score.
     """
     if method not in METHODS:
         raise InputError(f"The weight method {method!r} is unknown; use one of {', '.join(METHODS)}.")
-    values = np.asarray(scores, dtype=np.float64)
+    values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
+    unscored = np.array([score is None for score in scores], dtype=bool)
     if values.size == 0:
         raise InputError("There is no score to normalise: every pair was rejected.")
-    if not np.all((values >= 0) & (values <= 1)):
-        wrong = values[~((values >= 0) & (values <= 1))][0]
+    if unscored.any() and method != "none":
+        raise InputError(
+            f"Clinical relevance: {unscored.sum()} of {values.size} pairs have no score to weigh by. Have them judged, "
+            "or give the weight method none."
+        )
+    if not np.all(right := unscored | (values >= 0) & (values <= 1)):
+        wrong = values[~right][0]
         raise InputError(f"A clinical relevance score is {wrong}; scores must lie in [0, 1].")
     if groups is None:
         weights = _weigh(values, method)
@@ -102,9 +110,10 @@ def _weigh(scores: np.ndarray, method: str) -> np.ndarray:
 def _statistics(
     method: str, scores: np.ndarray, weights: np.ndarray, by_kind: Mapping[str, Normalization] | None = None
 ) -> Normalization:
-    clipped = method in ("rescale", "literal")
+    clipped, known = method in ("rescale", "literal"), scores[~np.isnan(scores)]
     return Normalization(
-        method, scores.size, float(scores.mean()), float(scores.std()), float(weights.mean()), float(weights.std()),
+        method, scores.size, scores.size - known.size, float(known.mean()) if known.size else None,
+        float(known.std()) if known.size else None, float(weights.mean()), float(weights.std()),
         LOW if clipped else None, HIGH if clipped else None,
         float(np.mean(weights == LOW)) if clipped else 0.0, float(np.mean(weights == HIGH)) if clipped else 0.0,
         by_kind or {},

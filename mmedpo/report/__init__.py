@@ -14,7 +14,8 @@ from typing import Any
 
 from mmedpo import credentialed, loading, results, wording
 from mmedpo.audit import page
-from mmedpo.cards import notices, shown
+from mmedpo.cards import shown
+from mmedpo.notices import notices
 from mmedpo.report import charts, pictures
 from mmedpo.report.tables import group_note, rows, write_tables
 from mmedpo.workdir import read_json
@@ -81,6 +82,7 @@ def write_report(
     manifest = (
         read_json(Path(dataset) / "manifest.json") if dataset and (Path(dataset) / "manifest.json").exists() else {}
     )
+    trained_on = [training.get("dataset_manifest") or {} for training in trained.values()]
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
     looked = pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()])
@@ -94,7 +96,7 @@ def write_report(
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=wording.summary(comparison),
-        notices=[*notices(manifest, *trained.values()), *_seen(comparison), *notes],
+        notices=[*notices(manifest, *trained.values(), *trained_on), *_seen(comparison), *notes],
         comparison=comparison,
         main_run=wording.main_run(comparison),
         note=wording.note(comparison),

@@ -36,7 +36,7 @@ MACHINE_SETTINGS = {
     "image_feature_cache",
 }
 PUSHING = ("push_", "hub_")  # how settings begin that say where it goes; who repeats it would write there
-MAKERS = ("source", "target_model", "chat_model", "judges", "localizer")  # of a dataset, by its manifest
+MAKERS = ("source", "target_model", "chat_model", "judges", "localizer", "standins")  # of a dataset, by its manifest
 OF_THE_RUN = ("output", "resume", "send_credentialed_data_to_third_parties")  # in no recipe
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),

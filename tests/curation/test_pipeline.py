@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
 from PIL import Image
+from standins import STANDINS
 
 from mmedpo import loading, schema
 from mmedpo.curation import hallucinate, pipeline, relevance, rows
@@ -38,7 +39,7 @@ CALLER = "mmedpo curate"
 @pytest.fixture(scope="module")
 def settings(corpus: Path, tiny_model: Path) -> Settings:
     """The settings that `preferences` was made with."""
-    return Settings(source=corpus, split="preference", model=str(tiny_model))
+    return Settings(source=corpus, split="preference", model=str(tiny_model), **STANDINS)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,8 @@ def rejects(folder: Path) -> list[dict[str, str]]:
 
 
 def curate(output: Path, settings: Settings, resume: bool = False) -> Path:
+    """Curate into `output`; by the stand-ins where `settings` name no chat model."""
+    settings = replace(settings, **STANDINS) if settings.chat is None else settings
     with output_folder(output, settings.record(), resume) as folder:
         curate_folder(settings, folder, CALLER)
     return output
@@ -528,6 +531,48 @@ def test_each_kind_may_be_left_out(make_source: MakeSource, tmp_path: Path) -> N
     assert manifest(images)["counts"] == {"lesion_noise": 1} and manifest(images)["rejects"] == {}
     with pytest.raises(InputError, match="nothing else was asked for"):
         Settings(source=source, chat="none", localizer="none")
+
+
+def test_nobody_is_asked_who_was_not_named(make_source: MakeSource, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="--chat and --judges: not given, and there is no default"):
+        curate_folder(Settings(source=make_source([question()])), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_without_judges_no_relevance_is_made_up(make_source: MakeSource, tmp_path: Path) -> None:
+    settings = Settings(
+        source=make_source([question(), question(id="r", answer="unheard-of")]), chat="standin:rules",
+        judges=["none"], weights="none",
+    )  # fmt: skip
+    folder = curate(tmp_path / "out", settings)
+    found = manifest(folder)
+    assert (found["judges"], found["panel"], found["standins"]) == ([], None, ["standin:rules"])
+    assert found["rejects"] == {hallucinate.DECLINED: 1}
+    assert (found["weights"]["unscored"], found["weights"]["count"], found["weights"]["mean_before"]) == (1, 3, 1.0)
+    dataset = loading.load(str(folder))
+    assert schema.validate(dataset) == []
+    scores = [(row["dispreference"], row["clinical_relevance"], row["weight"]) for row in dataset]
+    assert scores == [(0, None, 1.0), (1, 1.0, 1.0), (1, 1.0, 1.0)]  # drawn boxes are sure
+    assert dataset[0]["provenance"]["judgements"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "standins"),
+    [
+        ({}, ["standin:rules", "standin:strict", "standin:lenient", "standin:lexical"]),
+        ({"localizer": "standin:centre", "judges": ["standin:strict"]},
+         ["standin:rules", "standin:strict", "standin:centre"]),
+        ({"chat": "none"}, []),  # boxes of the source
+        ({"chat": "none", "localizer": "standin:centre"}, ["standin:centre"]),
+        ({"chat": "none", "noise_region": "image", "localizer": "none"}, []),
+    ],
+)  # fmt: skip
+def test_manifest_names_the_stand_ins_that_made_or_scored_rows(
+    make_source: MakeSource, tmp_path: Path, settings: dict[str, Any], standins: list[str]
+) -> None:
+    chosen = Settings(source=make_source([question()]), **{**STANDINS, **settings})
+    assert manifest(curate(tmp_path / "out", chosen))["standins"] == standins
 
 
 def test_weights_over_each_kind_are_recorded(corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import fields
@@ -23,6 +24,7 @@ def test_defaults_are_the_documented_method() -> None:
     settings = Settings(SOURCE)
     assert (settings.style, settings.panel, settings.rounds, settings.weights) == ("match", "sequential", 5, "rescale")
     assert settings.corruption == Noise("diffusion", 800, 0, "lesion", reversed=False)
+    assert (settings.chat, settings.judges, settings.model) == (None, [], None)  # nobody is asked unnamed
     assert (settings.localizer, settings.query, settings.max_coverage) == ("boxes", "disease", 0.6)
     assert settings.makes_visual_pairs
 
@@ -101,6 +103,47 @@ def test_without_a_chat_model_something_else_must_be_made(options: dict[str, Any
         return
     with pytest.raises(InputError, match="without a chat model there are no wrong answers"):
         Settings(SOURCE, chat="none", **options)
+
+
+@pytest.mark.parametrize(
+    ("named", "missing"),
+    [
+        ({}, "--chat and --judges: not given, and there is no default. Name who picks or writes wrong answers and who"),
+        ({"chat": "standin:rules"}, "--judges: not given, and there is no default. Name who scores their clinical"),
+        ({"judges": ["standin:strict"]}, "--chat: not given, and there is no default. Name who picks or writes"),
+        ({"judges": ["none"], "weights": "none"}, "--chat: not given"),
+        ({"chat": "none"}, None),  # and nothing to be judged
+        ({"chat": "standin:rules", "judges": ["none"], "weights": "none"}, None),
+    ],
+)
+def test_who_makes_and_who_judges_wrong_answers_must_be_named(named: dict[str, Any], missing: str | None) -> None:
+    settings = Settings(SOURCE, **named)
+    if missing is None:
+        settings.refuse_unnamed()
+        return
+    with pytest.raises(InputError) as raised:
+        settings.refuse_unnamed()
+    forms = ("http://host:port/v1#model", "hub:org/model", "local:org/model", "standin:rules", "standin:strict", "none")
+    assert str(raised.value).startswith(missing) and all(form in str(raised.value) for form in forms)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weights": "rescale"}, "without judges wrong answers have no clinical relevance to weigh them by"),
+        ({"weights": "raw"}, "name judges, or give --weights none"),
+        ({"weights": "none"}, None),
+        ({"weights": "rescale", "chat": "none"}, None),  # visual pairs have the localizer's confidence
+        ({"judges": ["none", "standin:strict"], "weights": "none"}, "judges are none, standin:strict; leave out none"),
+    ],
+)
+def test_without_judges_nothing_is_weighted(options: dict[str, Any], sentence: str | None) -> None:
+    given = {"chat": "standin:rules", "judges": ["none"], **options}
+    if sentence is None:
+        assert Settings(SOURCE, **given).scorers == []
+        return
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        Settings(SOURCE, **given)
 
 
 @pytest.mark.parametrize(

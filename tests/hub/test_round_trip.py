@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 
 from mmedpo.images import digest, open_rgb
 
+STANDINS = "--chat standin:rules --judges standin:strict standin:lenient standin:lexical"
 TRAIN = "--config recipes/quickstart.yaml --max_steps 2 --logging_steps 1 --save_strategy no"
 ROWS = """
 from datasets import load_dataset
@@ -42,7 +43,7 @@ def tiny(tmp_path: Path, shared_data: Path) -> Path:
 def test_from_a_source_to_results_on_the_hub(hub: Hub, tiny: Path, shared_data: Path, tmp_path: Path) -> None:
     hub.put("user/tiny", {file.name: file.read_bytes() for file in tiny.iterdir() if file.is_file()})
     output, source = tmp_path / "out", shared_data / "vqa-rad"
-    stages = {"BUILD": "--limit 24 --shard_size 200KB", "TRAIN": TRAIN, "EVALUATE": "--limit 20"}
+    stages = {"BUILD": f"{STANDINS} --limit 24 --shard_size 200KB", "TRAIN": TRAIN, "EVALUATE": "--limit 20"}
     environment = hub.environment(
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1", **stages
     )

@@ -109,6 +109,20 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Write the image file of a kind (`pictures.KINDS`)."""
+
+    def write(kind: str) -> Path:
+        from tests.pictures import KINDS
+
+        name, make = KINDS[kind]
+        (tmp_path / name).write_bytes(make())
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
 def make_source(tmp_path: Path) -> MakeSource:
     """Make a source folder: `images` maps names to bytes (by default a.png and b.png); the table is `text` as it
     stands, or one JSON line for each of `rows`."""

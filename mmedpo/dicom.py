@@ -1,0 +1,202 @@
+"""DICOM files as a viewer shows them, with pydicom (`pip install 'mmedpo[dicom]'`).
+
+Of a header only what the pixels need is read, and nothing of it is quoted: errors and warnings of pydicom would name
+the patient. An element that is empty or makes no sense is read as absent.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from mmedpo.errors import InputError
+from mmedpo.modes import UnusableError, eight_bits, refuse_bombs
+
+SUFFIXES = (".dcm", ".dicom")
+CHANNELS = ("Red", "Green", "Blue")
+PACKAGES = "pip install 'pylibjpeg[all]' or export it uncompressed"
+
+
+def read(data: bytes) -> np.ndarray:
+    """The picture of a DICOM file, uint8 H x W or H x W x 3 (DICOM PS3.3, C.7.6.3 and C.11).
+
+    Grey values pass the modality's table or slope, then the VOI table or the first window that can be used, else their
+    own range. Padding is black and no part of that range.
+
+    Raises:
+        UnusableError: no picture, several frames, or pixels that no installed package decodes.
+        InputError: pydicom is missing, or the limit variable is no number.
+    """
+    try:
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
+    except ImportError as error:
+        raise InputError(f"DICOM files are read with pydicom: pip install 'mmedpo[dicom]' ({error}).") from None
+    from PIL import Image as pillow
+
+    try:
+        with _silence():
+            return _shown(dcmread(io.BytesIO(data)))
+    except (InputError, UnusableError, pillow.DecompressionBombError):
+        raise
+    except InvalidDicomError:
+        raise UnusableError("the file is named as DICOM but is not; replace the file or drop the row") from None
+    except Exception as error:  # of any kind, with text that quotes the header
+        kind = type(error).__name__
+        raise UnusableError(f"the DICOM file cannot be decoded ({kind}); export it anew or drop the row") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _shown(header: Any) -> np.ndarray:
+    """The picture of a pydicom dataset."""
+    if not header.get("Rows") or not header.get("Columns"):
+        raise UnusableError("the DICOM file holds no image; drop the row")
+    if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
+        raise UnusableError(f"the DICOM file holds {frames} frames; export the one that the row is about")
+    refuse_bombs(header.Rows * header.Columns)
+    kind = str(header.PhotometricInterpretation).upper()
+    if not kind.startswith(("MONOCHROME", "PALETTE", "RGB", "YBR")):
+        raise UnusableError("the DICOM file's colours are neither RGB nor YBR; export it as RGB")
+    values = _decoded(header)
+    if kind == "PALETTE COLOR":
+        return _coloured(values, header)
+    if values.ndim == 3:
+        return (values >> max(int(header.BitsStored) - 8, 0)).astype(np.uint8)
+    padding = _padding(values, header)
+    grey = _windowed(_rescaled(values, header), header, padding)
+    grey = 255 - grey if kind == "MONOCHROME1" else grey
+    return grey if padding is None else np.where(padding, np.uint8(0), grey)
+
+
+def _decoded(header: Any) -> np.ndarray:
+    """Stored values, int or float H x W, or H x W x 3 with YBR made RGB."""
+    from pydicom.pixels import get_decoder
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise UnusableError("the DICOM file does not say how its pixels are stored; export it anew")
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UnusableError("no known package decodes the DICOM file's pixels; export it uncompressed") from None
+    if not decoder.is_available:
+        raise UnusableError(f"no installed package decodes the DICOM file's {syntax.name}; {PACKAGES}")
+    try:
+        values: np.ndarray = header.pixel_array
+    except Exception as error:
+        if not decoder.missing_dependencies:
+            raise
+        why = f"no installed package decodes the DICOM file's {syntax.name} ({type(error).__name__})"
+        raise UnusableError(f"{why}; {PACKAGES}") from None
+    return values
+
+
+def _numbers(header: Any, keyword: str) -> list[float]:
+    """The numbers of an element, NaN for those that are none; empty where the element is absent or empty."""
+    try:
+        given = header.get(keyword)
+        values = given if isinstance(given, (list, tuple)) or hasattr(given, "__iter__") else [given]
+        return [math.nan if value is None else float(value) for value in values]
+    except (ValueError, TypeError, OverflowError):
+        return []
+
+
+def _number(header: Any, keyword: str) -> float | None:
+    """An element's first number; None where it has none that is finite."""
+    found = _numbers(header, keyword)
+    return found[0] if found and math.isfinite(found[0]) else None
+
+
+def _padding(values: np.ndarray, header: Any) -> np.ndarray | None:
+    """bool H x W: the stored values that stand for no picture; None where the header names none."""
+    for kind in ("", "Float", "DoubleFloat"):
+        ends = [_number(header, f"{kind}PixelPadding{end}") for end in ("Value", "RangeLimit")]
+        if ends[0] is not None:
+            known = [end for end in ends if end is not None]
+            if not kind and values.dtype.kind in "iu":  # the element's sign may be another than the pixels'
+                known = np.array(known).astype(np.int64).astype(values.dtype).tolist()
+            return (values >= min(known)) & (values <= max(known))
+    return None
+
+
+def _rescaled(values: np.ndarray, header: Any) -> np.ndarray:
+    """Values in the modality's unit."""
+    if table := _table(header.get("ModalityLUTSequence"), values):
+        return table[0]
+    slope, intercept = _number(header, "RescaleSlope") or 1.0, _number(header, "RescaleIntercept") or 0.0
+    return values if (slope, intercept) == (1, 0) else values * slope + intercept
+
+
+def _windowed(values: np.ndarray, header: Any, padding: np.ndarray | None) -> np.ndarray:
+    """uint8 H x W."""
+    if table := _table(header.get("VOILUTSequence"), values):
+        return eight_bits(table[0], 0, 2 ** table[1] - 1)
+    windows = zip(_numbers(header, "WindowCenter"), _numbers(header, "WindowWidth"), strict=False)
+    centre, width = next((pair for pair in windows if all(map(math.isfinite, pair)) and pair[1] > 0), (0.0, 0.0))
+    if not width:
+        return eight_bits(values, padding=padding)
+    function = str(header.get("VOILUTFunction") or "").upper()
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):
+            return eight_bits(1 / (1 + np.exp(-4 * (values - centre) / width)), 0, 1)
+    if function != "LINEAR_EXACT" and width >= 1:
+        centre, width = centre - 0.5, width - 1
+    return eight_bits(values, centre - width / 2, centre + width / 2)
+
+
+def _table(sequence: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """What a sequence's table makes of values, and its entries' bits; None where there is no table."""
+    item = sequence[0] if sequence else {}
+    descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
+    if not descriptor or not data:
+        return None
+    count, first, bits = descriptor[0] or 2**16, descriptor[1], descriptor[2]
+    table = _entries(data, count) if isinstance(data, bytes) else np.asarray(data, dtype=np.int64).reshape(-1)
+    if first > max(values.max(), 2**15 - 1):  # a negative number that was read as a positive one
+        first -= 2**16
+    depth = max(int(table.max()).bit_length(), 8)
+    return _looked_up(np.rint(values).astype(np.int64), table, first), depth if depth in (8, max(depth, bits)) else bits
+
+
+def _coloured(values: np.ndarray, header: Any) -> np.ndarray:
+    """uint8 H x W x 3, through the header's palette."""
+    from pydicom.pixels import apply_color_lut
+
+    if "SegmentedRedPaletteColorLookupTableData" in header:
+        made = apply_color_lut(values, header)[..., :3]
+        return (made >> 8 if made.max() > 255 else made).astype(np.uint8)
+    count, first, _ = header.RedPaletteColorLookupTableDescriptor
+    little = bool(header.file_meta.TransferSyntaxUID.is_little_endian)
+    data = [header[f"{name}PaletteColorLookupTableData"].value for name in CHANNELS]
+    tables = [_entries(entries, count or 2**16, little) for entries in data]
+    made = np.stack([_looked_up(values.astype(np.int64), table, first) for table in tables], axis=-1)
+    # Entries of 8 bits in words of 16 are common, whatever the descriptor says.
+    return (made >> 8 if max(table.max() for table in tables) > 255 else made).astype(np.uint8)
+
+
+def _entries(data: bytes, count: int, little: bool = True) -> np.ndarray:
+    """A table's `count` entries, of 8 or 16 bits as its length tells."""
+    kind = ("<u2" if little else ">u2") if len(data) >= 2 * count else "u1"
+    return np.frombuffer(data, kind, min(count, len(data) // np.dtype(kind).itemsize))
+
+
+def _looked_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
+    return table[np.clip(values - first, 0, len(table) - 1)]

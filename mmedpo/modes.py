@@ -1,0 +1,183 @@
+"""From an image as Pillow opens it, in any mode, to 8-bit grey or RGB: the one table of modes for every step."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedpo.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # tags of a TIFF file
+IMAGEJ_STACK = re.compile(r"\AImageJ=.*?^images=(\d+)", re.DOTALL | re.MULTILINE)
+
+
+class UnusableError(Exception):
+    """An image that cannot be used; the message is a fault's whole sentence."""
+
+
+def open_image(data: bytes) -> Image:
+    """The file as Pillow opens it, not yet decoded. Pillow refuses twice `Image.MAX_IMAGE_PIXELS`, for which
+    `LIMIT_VARIABLE` is set in the environment, and is silent below that.
+
+    Raises:
+        InputError: the variable is no positive number.
+    """
+    from PIL import Image as pillow
+
+    _set_limit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+        return pillow.open(io.BytesIO(data))
+
+
+def refuse_bombs(count: int) -> None:
+    """Pillow's own limit, for images that it does not open."""
+    from PIL import Image as pillow
+
+    _set_limit()
+    most = 2 * (pillow.MAX_IMAGE_PIXELS or math.inf)
+    if count > most:
+        raise pillow.DecompressionBombError(f"{count} pixels exceed the limit of {most}")
+
+
+def _set_limit() -> None:
+    from PIL import Image as pillow
+
+    if limit := os.environ.get(LIMIT_VARIABLE):
+        if not limit.isdecimal() or int(limit) == 0:
+            raise InputError(f"{LIMIT_VARIABLE} is {limit!r}; give a number of pixels, such as 400000000.")
+        pillow.MAX_IMAGE_PIXELS = int(limit)
+
+
+def plain(opened: Image) -> Image:
+    """An opened image in mode L or RGB, turned upright as its EXIF orientation says.
+
+    | opened as | becomes |
+    |---|---|
+    | 1, L | L |
+    | P, RGB, CMYK (Adobe's inverted JPEG too), YCbCr, ... | RGB; a TIFF's palette of 8-bit entries is read as 8-bit |
+    | with transparency (LA, PA, RGBA, premultiplied La, RGBa, or a colour key: PNG's tRNS, GIF) | laid on black: each \
+channel times alpha, rounded to whole numbers; medical images have dark backgrounds |
+    | more than 8 bits of grey (I;16, I, F) | L, scaled by its own range; a colour key is black and left out of it |
+    | WhiteIsZero TIFF of any depth | inverted first |
+    | 16 bits a channel of colour | RGB, the upper 8 bits |
+
+    Raises:
+        UnusableError: several frames or pages, transparent everywhere, or pixels that are no numbers.
+    """
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    _select_page(opened)
+    tags, packing = _tags(opened), _packing(opened)
+    image = ImageOps.exif_transpose(opened)
+    if is_deep(image):
+        values = np.asarray(image, dtype=np.float64)
+        key = image.info.get("transparency")
+        padding = values == key if isinstance(key, int) else None
+        return pillow.fromarray(eight_bits(-values if tags.get(PHOTOMETRIC) == 0 else values, padding=padding))
+    if image.mode in ("P", "PA") and max(entries := tags.get(COLOUR_MAP, (256,))) < 256:
+        image.putpalette(bytes(np.reshape(entries, (3, -1)).T.ravel().tolist()))
+    if image.has_transparency_data:
+        return _on_black(image, packing)
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def is_plain(opened: Image) -> bool:
+    """True where any reader decodes the file to the pixels of `plain`.
+
+    Raises:
+        UnusableError: several frames or pages.
+    """
+    _select_page(opened)
+    if opened.mode not in ("L", "RGB") or opened.has_transparency_data or "16" in _packing(opened):
+        return False
+    upright: bool = opened.getexif().get(ORIENTATION, 1) == 1  # last, since Pillow decodes a PNG file for it
+    return upright
+
+
+def is_deep(image: Image) -> bool:
+    """True for more than 8 bits of grey (16-bit, 32-bit integers, floats)."""
+    return image.mode[0] in "IF"
+
+
+def eight_bits(
+    values: np.ndarray, low: float | None = None, high: float | None = None, padding: np.ndarray | None = None
+) -> np.ndarray:
+    """Scale [low, high], by default the values' own range, to 0 .. 255, cut to whole numbers.
+
+    Args:
+        padding: bool, of the shape of `values`: what is no part of the picture; black, and no part of the range.
+    """
+    shown = values if padding is None else values[~padding]
+    if not np.isfinite(shown).all():
+        raise UnusableError("the image holds pixels that are no numbers (NaN or infinite); replace it or drop the row")
+    if not shown.size:
+        return np.zeros(values.shape, np.uint8)
+    low = float(shown.min() if low is None else low)
+    high = float(shown.max() if high is None else high)
+    values = values if padding is None else np.where(padding, low, values)
+    scaled = np.clip((values - low) * 255 / ((high - low) or 1e-12), 0, 255).astype(np.uint8)
+    return scaled if padding is None else np.where(padding, np.uint8(0), scaled)
+
+
+def _select_page(opened: Image) -> None:
+    """Refuse several frames or pages. A TIFF's smaller copies of a page (thumbnails, pyramids) are no pages if they are
+    marked as such, and what follows the main picture of an MPO file (a phone's depth map or preview) is no frame."""
+    count, page = getattr(opened, "n_frames", 1), 0
+    if opened.format == "MPO":
+        count = 1
+    elif opened.format == "TIFF":
+        pages = [number for number in range(count) if not _is_reduced(opened, number)] or [0]
+        count, page = len(pages), pages[0]
+        opened.seek(page)
+        stack = IMAGEJ_STACK.match(str(_tags(opened).get(DESCRIPTION, "")))
+        count = max(count, int(stack[1]) if stack else 1)  # ImageJ writes one page for all
+    if count > 1:
+        raise UnusableError(f"the image holds {count} frames or pages; export the one that the row is about")
+
+
+def _is_reduced(opened: Image, number: int) -> bool:
+    opened.seek(number)
+    tags = _tags(opened)
+    return bool(tags.get(SUBFILE_TYPE, 0) & 1 or tags.get(OLD_SUBFILE_TYPE) == 2)
+
+
+def _tags(opened: Image) -> Any:
+    return getattr(opened, "tag_v2", {})
+
+
+def _packing(opened: Image) -> str:
+    """How a PNG file that is not yet decoded packs its pixels, as Pillow calls it: "L;4", "RGB;16B", ..."""
+    tiles = getattr(opened, "tile", None)
+    return str(tiles[0].args) if opened.format == "PNG" and tiles else ""
+
+
+def _on_black(image: Image, packing: str) -> Image:
+    from PIL import Image as pillow
+
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.mode in ("La", "RGBa"):  # multiplied already
+        return pillow.merge(mode, [image.getchannel(band) for band in mode])
+    if "transparency" in image.info and packing in ("L;2", "L;4"):  # Pillow scales the pixels, not the key
+        image.info["transparency"] *= 255 // (2 ** int(packing[-1]) - 1)
+    elif "transparency" in image.info and packing.startswith("RGB;16"):  # the key has 16 bits, the pixels 8
+        raise UnusableError("the image has 16 bits a channel and a transparent colour; save it without transparency")
+    layered = image.convert("LA" if mode == "L" else "RGBA")
+    alpha = layered.getchannel("A")
+    if alpha.getextrema()[1] == 0:
+        raise UnusableError("the image is transparent everywhere; save it without its alpha channel")
+    picture = pillow.new(mode, image.size)
+    picture.paste(layered.convert(mode), mask=alpha)
+    return picture

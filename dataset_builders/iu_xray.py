@@ -22,8 +22,8 @@ from typing import Any
 
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
-from mmedpo.samples import image_files
-from mmedpo.tables import json_file
+from mmedpo.samples import image_files, spelling
+from mmedpo.tables import is_missing, json_file
 from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
 
 
@@ -68,7 +68,7 @@ def _of_r2gen(folder: Path) -> Iterator[Item]:
         raise InputError("annotation.json holds no parts; R2Gen's holds the lists train, val and test.")
     for split, studies in splits.items():
         for study in studies:
-            name, report = str(study["id"]), " ".join((study["report"] or "").split())
+            name, report = str(study["id"]), " ".join(("" if is_missing(study["report"]) else study["report"]).split())
             if not report:
                 yield left_out(name, "the report is empty")
                 continue
@@ -90,7 +90,7 @@ def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
         elif not text:
             yield left_out(file, f"the report has no {' and no '.join(wanted)}")
         else:
-            found = images.get(file, [folder / "images" / file])
+            found = images.get(spelling(file), [folder / "images" / file])
             if len(found) > 1:
                 yield Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")
                 continue

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
 from mmedpo.samples import find_file, image_files
-from mmedpo.tables import FAULT, has_table, read_table
+from mmedpo.tables import FAULT, has_table, is_missing, read_table
 from mmedpo.text import plain, polarity, words
 from mmedpo.upstream import Item, Picture, left_out
 
@@ -103,7 +103,8 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             yield left_out(where, "the question was asked of the image before", first)
         else:
             picture = Picture(image.relative_to(root).as_posix(), image)
-            yield {"source": about.source, "license": about.license, "id": str(row["id"]), "image": picture, **pair}
+            name = where if is_missing(row["id"]) else str(row["id"])
+            yield {"source": about.source, "license": about.license, "id": name, "image": picture, **pair}
 
 
 def _root(images: Path) -> Path:

@@ -21,7 +21,7 @@ from mmedpo.errors import Fault, InputError
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
 NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in a source's name or licence: letters and digits alone
 KEY = "credentialed_source"  # of what a model was trained on, in its training.json and config.json
-YES = ("true", "yes", "1")
+YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")  # 1.0 is how pandas writes true
 FLAG = "--send-credentialed-data-to-third-parties"
 FLAG_HELP = (
     "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put "
@@ -75,6 +75,11 @@ def first(records: Iterable[Mapping[str, Any]]) -> str | None:
 def is_yes(cell: Any) -> bool:
     """Whether a table's cell marks its source."""
     return str(cell).strip().lower() in YES
+
+
+def is_answer(cell: Any) -> bool:
+    """Whether a table's cell says that its source is marked, or that it is not."""
+    return cell is None or str(cell).strip().lower() in (*YES, *NO)
 
 
 def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from mmedpo import findings
+from mmedpo import credentialed, findings
+from mmedpo.columns import SPELT, form_faults, row_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES, open_rgb
 from mmedpo.schema import TASKS
-from mmedpo.tables import FAULT, read_table
-from mmedpo.text import polarity
+from mmedpo.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
+from mmedpo.text import folded, plain, polarity
 
-COLUMNS = {
-    "id": ("id", "qid", "question_id"),
-    "image": ("image", "image_name", "img_name", "image_path", "file_name"),
-    "question": ("question", "prompt"),
-    "answer": ("answer", "report", "findings"),
-    "task": ("task", "answer_type"),
-    "split": ("split",),
-    "patient_id": ("patient_id", "subject_id"),
-    "boxes": ("boxes",),
-    "masks": ("masks", "mask"),
-    "heatmap": ("heatmap",),
-    "confidence": ("confidence",),
-    "modality": ("modality", "image_modality"),
-    "organ": ("organ", "image_organ", "location", "body_part"),
-    "question_type": ("question_type", "content_type", "question_category"),
-    "labels": ("labels",),
-    "width": ("width",),
-    "source": ("source",),
-    "license": ("license",),
-    "credentialed": ("credentialed",),
-}
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
 READ = (*SUFFIXES, ".npy")
 
@@ -105,42 +84,23 @@ def questions(table: Path, columns: set[str]) -> Iterator[tuple[str, dict[str, A
     """Yield (file and line, row by `COLUMNS`), and gather the table's own columns."""
     for where, raw in read_table(table):
         columns.update(name for name in raw if name not in (FAULT, None))
-        row = {
-            column: next((raw[name] for name in names if raw.get(name) not in (None, "")), None)
-            for column, names in COLUMNS.items()
-        }
         if FAULT in raw:
             yield where, raw
-        elif row["question"] is None and row["labels"] is not None:
+            continue
+        row = row_of(raw)
+        if row["question"] is None and row["labels"] is not None:
             yield from _about_findings(where, row)
         else:
             yield where, row
 
 
-def check_columns(table: Path, columns: set[str]) -> None:
-    """Raise InputError if what every question needs is in no column."""
-    needed = ("image", "labels") if "labels" in columns else ("image", "question", "answer")
-    missing = [
-        f"{column} (or {', '.join(COLUMNS[column][1:])})"
-        for column in needed
-        if not columns.intersection(COLUMNS[column])
-    ]
-    if columns and missing:
-        raise InputError(
-            f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(sorted(columns))}. Rename "
-            "them; a CSV table has commas between columns."
-        )
-
-
 def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The questions about an image's boxed findings, or its fault."""
     boxes, sentence = _boxes(row["boxes"])
-    labels = row["labels"].split("|") if isinstance(row["labels"], str) else row["labels"]
-    try:
-        width = None if row["width"] is None else float(row["width"])
-    except (TypeError, ValueError):
-        width = math.nan
-    fault = ("boxes", sentence) if sentence else None
+    labels = parsed(row["labels"])
+    labels = labels.split("|") if isinstance(labels, str) else labels
+    width = None if row["width"] is None else _number(row["width"])
+    fault = ("boxes", sentence) if sentence else next(form_faults(row), None)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         fault = ("labels", f"are a list of findings, or one text with | between them, got {row['labels']!r}")
     elif width is not None and not 0 < width < math.inf:
@@ -152,7 +112,7 @@ def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict
     if fault:
         yield where, {**row, FAULT: fault}
         return
-    for changed in findings.ask(str(row["image"]), [asdict(box) for box in boxes], labels, width):
+    for changed in findings.ask(spelling(str(row["image"])), [asdict(box) for box in boxes], labels, width):
         yield f"{where} ({changed['id']})", {**row, **changed}
 
 
@@ -162,8 +122,9 @@ def read_sample(
     """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
     if FAULT in row:
         return None, [Fault(where, *row[FAULT])]
-    faults = []
-    answer, question = (_text(row[column]).strip() for column in ("answer", "question"))
+    if faults := [Fault(where, *found) for found in form_faults(row)]:
+        return None, faults
+    answer, question = (as_text(row[column]).strip() for column in ("answer", "question"))
     image = find_file(where, "image", row["image"], root, images)
     if row["image"] is None:
         image = Fault(where, "image", "is empty; every row needs the name of an image file")
@@ -172,24 +133,26 @@ def read_sample(
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
-        faults.append(Fault(where, "answer", "is empty; every row needs a gold answer"))
+        faults.append(Fault(where, "answer", _no_answer(row.get(SPELT))))
     task = _task(row["task"], answer)
     if task is None:
         faults.append(Fault(where, "task", f"{row['task']!r} is unknown; use closed, open or report"))
     boxes, sentence = _boxes(row["boxes"])
     if sentence:
         faults.append(Fault(where, "boxes", sentence))
+    if not credentialed.is_answer(row["credentialed"]):
+        faults.append(Fault(where, "credentialed", f"is neither true nor false, got {row['credentialed']!r}"))
     masks, heatmap, confidence, region_faults = _regions(where, row, root, images)
     faults += region_faults
     if faults or isinstance(image, Fault) or task is None:
         return None, faults
-    patient = _text(row["patient_id"]) or None
     return Sample(
-        id=where if row["id"] is None else _text(row["id"]), image=image, question=question, answer=answer, task=task,
-        image_id=image.relative_to(root).as_posix(), patient_id=patient,
-        split=str(row["split"] or ""), boxes=boxes, source=_text(row["source"]) or name,
-        license=_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence, image_digest="",
-        **{column: " ".join(_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
+        id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
+        image_id=_name_in(root, image), patient_id=as_text(row["patient_id"]).strip() or None,
+        split=as_text(row["split"]).strip(), boxes=boxes, source=as_text(row["source"]) or name,
+        license=as_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence,
+        image_digest="",
+        **{column: " ".join(as_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
     ), []  # fmt: skip
 
 
@@ -199,49 +162,49 @@ def _regions(
     """The files of masks and heat map and their confidence, or what is wrong with them."""
     found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
     faults = []
-    for column, name in [*(("masks", name) for name in _listed(row["masks"])), ("heatmap", row["heatmap"])]:
-        file = None if name is None else find_file(where, column, name, root, images)
+    masks = parsed(row["masks"])
+    masks = masks if isinstance(masks, list) else [masks]
+    for column, name in [*(("masks", name) for name in masks), ("heatmap", row["heatmap"])]:
+        sentence = form_fault(name)
+        file = None if is_missing(name) else find_file(where, column, name, root, images)
+        if sentence:
+            file = Fault(where, column, sentence)
         if isinstance(file, Fault):
             faults.append(file)
         elif file:
             found[column].append(file)
-    try:
-        confidence = None if row["confidence"] is None else float(row["confidence"])
-    except (TypeError, ValueError):
-        confidence = math.nan
+    confidence = None if row["confidence"] is None else _number(row["confidence"])
     if confidence is not None and not 0 <= confidence <= 1:
         faults.append(Fault(where, "confidence", f"{row['confidence']!r} is not a number in [0, 1]"))
     return tuple(found["masks"]), next(iter(found["heatmap"]), None), confidence, faults
 
 
-def _listed(given: Any) -> list[Any]:
-    """A cell as a list: one it is, one in JSON (in a CSV cell), or one of the cell alone."""
-    if isinstance(given, str) and given.lstrip().startswith("["):
-        with suppress(ValueError):
-            given = json.loads(given)
-    return given if isinstance(given, list) else [given]
+def spelling(name: str) -> str:
+    """A file's name as NFC: a letter and its accent are one character on some disks and in some tables, else two."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _text(value: Any) -> str:
-    """A cell as text; half a surrogate pair, which no file can hold, becomes a replacement character."""
-    return "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
+def _name_in(root: Path, file: Path) -> str:
+    return spelling(file.relative_to(root).as_posix())
 
 
 def image_files(root: Path) -> dict[str, list[Path]]:
-    """All image files and arrays below `root` by their base name."""
+    """All image files and arrays below `root` by the `spelling` of their base name."""
     images: dict[str, list[Path]] = {}
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() in READ:
-            images.setdefault(file.name, []).append(file)
+            images.setdefault(spelling(file.name), []).append(file)
     return images
 
 
 def find_file(where: str, column: str, name: Any, root: Path, images: Mapping[str, list[Path]]) -> Path | Fault:
     """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
-    given = Path(str(name))
-    candidates = images.get(given.name, [])
-    whole = [file for file in candidates if file.relative_to(root) == given]
-    found = whole or [file for file in candidates if file.relative_to(root).parts[-len(given.parts) :] == given.parts]
+    given = PurePosixPath(spelling(str(name)))
+    candidates = [(file, PurePosixPath(_name_in(root, file))) for file in images.get(given.name, [])]
+    whole = [file for file, path in candidates if path == given]
+    found = whole or [file for file, path in candidates if path.parts[-len(given.parts) :] == given.parts]
+    if len(found) > 1:  # two spellings on one disk
+        found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
     if not found:
         kinds = "" if given.suffix.lower() in READ else f" as one of {', '.join(READ)}"
         return Fault(where, column, f"{name!r} is not below the source folder{kinds}; add the file")
@@ -252,19 +215,39 @@ def find_file(where: str, column: str, name: Any, root: Path, images: Mapping[st
 
 def _task(given: Any, answer: str) -> str | None:
     if given is None:
-        return "closed_vqa" if polarity(answer) and len(answer) <= 3 else "open_vqa"
-    return ANSWER_TYPES.get(str(given).strip().casefold())
+        return "closed_vqa" if polarity(answer) and len(plain(answer)) <= 3 else "open_vqa"
+    return ANSWER_TYPES.get(folded(str(given)))
+
+
+def _no_answer(spelt: Any) -> str:
+    if spelt is None:
+        return "is empty; every row needs a gold answer or a report"
+    return f"is {spelt!r}, a missing value; write the answer (where it is that word: none, in small letters)"
+
+
+def _number(cell: Any) -> float:
+    """A cell as a number; NaN where it is none."""
+    try:
+        return math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
-    """Boxes of a row (a list, or its JSON in a CSV cell), or what is wrong with them."""
+    """Boxes of a row (a list, or one in a CSV cell), or what is wrong with them."""
+    entries = [] if given is None else parsed(given)
     boxes = []
     try:
-        entries = json.loads(given) if isinstance(given, str) else given or []
+        if not isinstance(entries, list) or any(form_fault(entry.get("label")) for entry in entries):
+            raise TypeError
         for entry in entries:
             sides = (entry["x"], entry["y"], entry.get("width", entry.get("w")), entry.get("height", entry.get("h")))
+            sure = 1.0 if entry.get("confidence") is None else entry["confidence"]
+            if any(isinstance(number, bool) for number in (*sides, sure)):
+                raise TypeError
             x, y, width, height = map(float, sides)
-            boxes.append(Box(_text(entry.get("label")), x, y, width, height, float(entry.get("confidence", 1.0))))
+            label = "" if is_missing(entry.get("label")) else as_text(entry["label"])
+            boxes.append(Box(label, x, y, width, height, float(sure)))
     except (KeyError, TypeError, ValueError, AttributeError):
         return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"
     for box in boxes:

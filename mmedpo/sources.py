@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from mmedpo import credentialed
+from mmedpo import credentialed, gold
+from mmedpo.columns import check_columns
+from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import UnusableImage, digest, open_rgb
-from mmedpo.samples import Sample, check_columns, image_files, questions, read_heat, read_sample
+from mmedpo.samples import Sample, image_files, questions, read_heat, read_sample
 from mmedpo.tables import find_table
 from mmedpo.text import unit_interval
 
@@ -32,6 +35,8 @@ class Source:
 
     `images_in_other_splits` counts pictures of the split (of all splits, where none was chosen) that another one holds
     too: 0 but for a split that was taken as it stands. `note` says that the table's own split was not used, and why.
+    `notices` say what else a person should know: columns that are not read, gold answers that may be none
+    (`doubtful_answers`: how many, by reason).
     """
 
     name: str
@@ -42,10 +47,20 @@ class Source:
     images_in_other_splits: int = 0
     note: str | None = None
     marked_by: str | None = None
+    notices: list[str] = field(default_factory=list)
+    doubtful_answers: dict[str, int] = field(default_factory=dict)
 
     @property
     def credentialed(self) -> bool:
         return self.marked_by is not None
+
+    def record(self, split: str | None) -> dict[str, Any]:
+        """The "source" of a manifest; `split` is the one that was kept."""
+        return {
+            "name": self.name, "license": self.license, "split": split, "split_by": self.split_by,
+            "questions": len(self.samples), "doubtful_answers": self.doubtful_answers, "notices": self.notices,
+            **({"credentialed": True} if self.credentialed else {}),
+        }  # fmt: skip
 
 
 def read_source(
@@ -105,6 +120,9 @@ def read_source(
         _settle_split(source, official_split)
         source.images_in_other_splits = _shared(source.samples, split)
         _keep(source, split, limit, seed, also)
+    source.notices += column_notices(source.name, columns)
+    source.doubtful_answers = gold.doubts((sample.question, sample.answer) for sample in source.samples)
+    source.notices += [said] if (said := gold.notice(source.name, source.doubtful_answers)) else []
     return source
 
 

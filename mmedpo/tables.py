@@ -1,19 +1,29 @@
-"""The table of a source folder: JSON lines, a JSON list or CSV, row by row."""
+"""The table of a source folder: JSON lines, a JSON list or CSV, row by row; and what its cells hold."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
+import math
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import InputError
+from mmedpo.text import folded
 
 FAULT = "_fault"  # key of what is wrong with a row: (column, sentence)
 WIDE = ("(row)", "has more cells than the table has columns; put texts with commas in quotes")
+# A missing value as pandas writes and reads it, in any case.
+MISSING = frozenset((
+    "", "nan", "-nan", "nat", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a",
+    "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
+))  # fmt: skip
 NO_OBJECT = ("(row)", "is not an object; each row is one JSON object")
 
 
@@ -63,7 +73,9 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if table.suffix == ".csv":
         text = _text(table)
         csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-        for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+        rows = csv.DictReader(io.StringIO(text))
+        _check_header(table, rows.fieldnames or [])
+        for number, row in enumerate(rows, start=2):
             yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else row
     elif table.suffix == ".json":
         rows = json_file(table)
@@ -79,3 +91,43 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 except json.JSONDecodeError as error:
                     row = {FAULT: ("(row)", f"is not JSON ({error}); each line is one JSON object")}
                 yield f"{table.name}:{number}", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
+
+
+def _check_header(table: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if twice:
+        raise InputError(f"{table} has {names.count(twice[0])} columns {twice[0]!r}. Rename or remove all but one.")
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds no value: null, NaN, blank, or one of the spellings of `MISSING`."""
+    if isinstance(cell, str):
+        return folded(cell) in MISSING
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def as_text(cell: Any) -> str:
+    """A cell as text, "" for None; half a surrogate pair, which no file can hold, becomes a replacement character."""
+    return "" if cell is None else str(cell).encode("utf-8", "replace").decode("utf-8")
+
+
+def parsed(cell: Any) -> Any:
+    """A cell; the list or object that a text spells out, in JSON or as Python and pandas write it."""
+    if isinstance(cell, str) and (cell.strip()[:1], cell.strip()[-1:]) in (("[", "]"), ("{", "}")):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+                return read(cell.strip())
+    return cell
+
+
+def form_fault(cell: Any) -> str | None:
+    """Why a cell is no text (or number to be read as one), or None."""
+    value = parsed(cell)
+    if isinstance(value, bool):
+        return f"is the truth value {value}, not a text; write the word, in quotes"
+    if isinstance(value, (list, dict)):
+        kind = "a list" if isinstance(value, list) else "an object"
+        return f"is {kind}, not one text, got {cell!r}; write one text, or a row for each"
+    if isinstance(value, float) and math.isinf(value):
+        return "is no finite number; write the text that is meant"
+    return None

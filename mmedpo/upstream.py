@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -24,6 +25,7 @@ from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES
 from mmedpo.ledger import Ledger
+from mmedpo.tables import is_missing
 
 REPORT_QUESTION = "Describe the findings in this chest X-ray."
 TABLE = "samples.jsonl"
@@ -143,7 +145,8 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
         text = data.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
-    yield from csv.DictReader(io.StringIO(text, newline=""))
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        yield {name: "" if is_missing(cell) else cell for name, cell in row.items()}
 
 
 def sections(report: str) -> dict[str, str]:
@@ -235,6 +238,8 @@ def _write(
                 ids.add(item["id"])
                 row = {"source": name, **item, "image": item["image"].name}
                 row["source"] = source_name or row["source"]
+                if row.get("answer") == "None":  # SLAKE's word; in a source it would be a missing value
+                    row["answer"] = "none"
                 _bring(row, given)
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     return rows, given, faults
@@ -254,6 +259,13 @@ def _bring(row: dict[str, Any], given: Given) -> None:
         given.scores[row["id"]] = score
 
 
+def _as_spelt(file: Tree) -> Tree:
+    """The file under the form of its name that is there, composed or decomposed; as it is where none is."""
+    folder: Any = file.parent
+    forms: list[Tree] = [file, *(folder / unicodedata.normalize(form, file.name) for form in ("NFC", "NFD"))]
+    return next((found for found in forms if found.is_file()), file)
+
+
 def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault | None:
     """Put an image where the table says it is, once: a link to a file, or the bytes themselves."""
     name, content = PurePosixPath(picture.name), picture.content
@@ -261,6 +273,7 @@ def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault 
         return None
     if name.is_absolute() or ".." in name.parts:
         return Fault(row, "image", f"{picture.name!r} leads out of the source; name a file inside it")
+    content = content if isinstance(content, bytes) else _as_spelt(content)
     if not isinstance(content, bytes) and not content.is_file():
         return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
     target = folder / name

@@ -11,6 +11,7 @@ from typing import Any
 from mmedpo.audit.read import Row
 from mmedpo.errors import Fault
 from mmedpo.formats import STANDIN
+from mmedpo.gold import DECLINES, REPEATS, doubts
 from mmedpo.text import carries, folded, polarity, words
 
 BINS = 20
@@ -36,11 +37,14 @@ def flaws(found: Sequence[Row]) -> dict[str, Any]:
         for row in found
         if row.chosen or row.rejected
     )
+    doubtful = doubts((row.question, row.gold) for row in found if row.gold)
     return {
         "identical_pairs": len(equal) - len(differing),
         "gold_in_rejected": sum(carries(row.wrong, row.gold) for row in free),
         "same_polarity": sum(said is not None and said == polarity(row.wrong) for said, row in answers),
         "zero_weights": sum(row.weight == 0 for row in found),
+        "gold_repeats_question": doubtful.get(REPEATS, 0),
+        "gold_declines": doubtful.get(DECLINES, 0),
         "repeated_questions": sum(times - 1 for times in asked.values()),
         "repeated_rows": sum(times - 1 for times in whole.values()),
         "checked": {"open": len(free), "closed": len(answers) - len(free)},

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmedpo import images, loading, schema
 from mmedpo.errors import Fault, InputError
-from mmedpo.tables import FAULT, read_table
+from mmedpo.tables import FAULT, is_missing, read_table
 from mmedpo.text import words
 
 NAMES = {  # what we read: what datasets call it, the schema's name first
@@ -147,8 +147,8 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> Row
         rejected_images=_digests(_get(row, "rejected_images")),
         weight=_number(_get(row, "weight")),
         relevance=_number(_get(row, "clinical_relevance")),
-        image_id=_name(made.get("image_id")),
-        patient_id=_name(made.get("patient_id")),
+        image_id=_known(made.get("image_id")),
+        patient_id=_known(made.get("patient_id")),
         mask_coverage=_number(made.get("mask_coverage")),
         agreed=made["agreed"] if isinstance(made.get("agreed"), bool) else None,
         judgements=tuple(
@@ -180,6 +180,10 @@ def _turns(messages: Any) -> list[str]:
 
 def _name(value: Any) -> str | None:
     return None if value is None else str(value).encode(errors="replace").decode()  # half a surrogate pair is no text
+
+
+def _known(value: Any) -> str | None:
+    return None if is_missing(value) else _name(value)
 
 
 def _label(value: Any, feature: Any) -> str:

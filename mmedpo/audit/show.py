@@ -24,6 +24,14 @@ FLAWS = {  # key of the audit: (label, definition)
         "text says yes or no.",
     ),
     "zero_weights": ("zero weights", "The row's loss is multiplied by zero: nothing is learned from it."),
+    "gold_repeats_question": (
+        "gold answers that repeat the question",
+        "All words of the question occur in the right text, in order: it is the question itself, or holds a prompt.",
+    ),
+    "gold_declines": (
+        "gold answers that decline to answer",
+        "The right text says that nobody knows (“not sure”, “cannot be determined”) or that a program does not answer.",
+    ),
     "repeated_questions": (
         "repeated questions",
         "An earlier row has the same images, the same words in its question and the same kind of dispreference.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from mmedpo.cli.publishing import prepare_built, publish_built
 from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_notices, print_table
@@ -97,6 +98,8 @@ def preview(context: typer.Context) -> None:
     reasons = sheet(
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
     )
+    for notice in source.notices:
+        console.print(escape(notice), highlight=False, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
     if source.credentialed:

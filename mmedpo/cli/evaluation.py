@@ -205,6 +205,8 @@ def attention(
     refuse_faults(asked, skip_faulty)
     if split and asked.note:
         console.print(asked.note.partition(" --official-split")[0], highlight=False, soft_wrap=True)
+    for notice in asked.notices:
+        console.print(escape(notice), highlight=False, soft_wrap=True)
     with credentialed.quoting_nothing(asked.credentialed):
         samples = limited(attending.boxed(asked.samples), limit, seed)
     record = {

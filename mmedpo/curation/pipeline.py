@@ -8,6 +8,7 @@ rows. Several processes share the questions by blocks; the first one makes the r
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ from mmedpo.samples import Sample
 from mmedpo.sources import Source, read_source, refuse_faults
 from mmedpo.text import folded, unit_interval, words
 from mmedpo.workdir import portable, versions, write_json
+
+log = logging.getLogger(__name__)
 
 BLOCK = 256  # questions: what a step records at once, and one process's share
 SHOWN_ALTERNATIVES = 12
@@ -94,6 +97,8 @@ def curate_folder(
     if not given.answers:
         settings.refuse_unnamed()
     source = open_source(settings, given.questions)
+    for notice in source.notices if processes.first else ():
+        log.warning(notice)
     if source.credentialed and not third_parties:
         credentialed.refuse_endpoints(source.name, (settings.chat or "none", *settings.judges), source.marked_by)
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
@@ -299,7 +304,7 @@ def _assemble(
     schema.save(rows.dataset_rows(pairs, found.tolist(), ledgers, makers), folder, shard_size=settings.shard_size)
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
-        "source": _describe(settings, source), "target_model": {"name": target, "revision": revision},
+        "source": source.record(settings.split), "target_model": {"name": target, "revision": revision},
         "chat_model": tools.chat and portable(tools.chat.name),
         "judges": list(tools.panel.judges) if tools.panel else [],
         "panel": tools.panel
@@ -343,10 +348,3 @@ def _coverage(pairs: Sequence[rows.Pair], located: Ledger, settings: Settings) -
         return None
     shares = [1.0 if settings.corruption.whole else located[pair.sample.id]["coverage"] for pair in visual]
     return {"mean": sum(shares) / len(shares), "max": max(shares), "bound": settings.max_coverage}
-
-
-def _describe(settings: Settings, source: Source) -> dict[str, Any]:
-    return {
-        "name": source.name, "license": source.license, "split": settings.split, "split_by": source.split_by,
-        "questions": len(source.samples), **({"credentialed": True} if source.credentialed else {}),
-    }  # fmt: skip

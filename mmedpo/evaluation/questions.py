@@ -137,8 +137,9 @@ def of_source(
     asked = of_samples(limited(source.samples, limit, seed), {
         "source": source.name, "split": split, "split_by": source.split_by, **shared, "limit": limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
+        **({"doubtful_answers": source.doubtful_answers} if source.doubtful_answers else {}),
         **({"credentialed": True} if source.credentialed else {}),
-    }, source.note if split else None)  # fmt: skip
+    }, "\n".join([*([source.note] if split and source.note else []), *source.notices]) or None)  # fmt: skip
     return replace(asked, marked_by=source.marked_by)
 
 

@@ -381,7 +381,7 @@ def test_manifest_names_all_makers(preferences: Path) -> None:
     assert (found["format"], found["command"], found["seed"]) == ("mmedpo.manifest/1", CALLER, 0)
     assert found["source"] == {
         "name": "phantom", "license": "cc0-1.0", "split": "preference", "split_by": "source",
-        "questions": found["source"]["questions"],
+        "questions": found["source"]["questions"], "doubtful_answers": {}, "notices": [],
     }  # fmt: skip
     assert (found["chat_model"], found["localizer"]) == ("standin:rules", "boxes")
     assert found["judges"] == ["standin:strict", "standin:lenient", "standin:lexical"]

@@ -1,0 +1,50 @@
+"""Gold answers that may be none: they repeat the question or decline to answer. They are counted, never dropped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from mmedpo.text import carries, folded, words
+
+REPEATS, DECLINES = "repeats the question", "declines to answer"
+FEWEST_WORDS = 3  # of a question that a longer answer repeats: "Pneumothorax?" may well be answered in a sentence
+_VERB = "(know|tell|say|answer|determine|see|provide|help|assist)"
+_CANNOT = r"(can ?not|can't|could not|couldn't|do not|don't)"
+_REFUSAL = re.compile(  # how people and chat models begin an answer that is none, in a report too
+    rf"((i am|i'm) )?(sorry|an ai\b|(unable|not able) to {_VERB})|as an ai\b|i {_CANNOT} {_VERB}"
+    rf"|th(e|is) question {_CANNOT} be answered|no answer\b"
+)
+_UNKNOWN = re.compile(  # a whole answer
+    r"((it is|it's|i am|i'm) )?(not (sure|known|specified|stated|given|available|applicable|certain)"
+    rf"|(not possible|impossible) to {_VERB}|un(known|specified|answerable|determined|sure|certain)"
+    rf"|{_CANNOT} (be (determined|said|answered|assessed|seen)|{_VERB})|no idea|n\.?/?a\.?)( from th(e|is) image)?"
+)
+
+
+def doubt(question: str, answer: str) -> str | None:
+    """`REPEATS` or `DECLINES`, or None for an answer that says something."""
+    asked, said = words(question), words(answer)
+    if asked and (asked == said or (len(asked) >= FEWEST_WORDS and carries(answer, question))):
+        return REPEATS
+    text = folded(answer).strip(" .!?\"'")
+    if _REFUSAL.match(text) or _UNKNOWN.fullmatch(text):
+        return DECLINES
+    return None
+
+
+def doubts(pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """How many of these (question, answer) pairs have each doubt."""
+    found = Counter(doubt(question, answer) for question, answer in pairs)
+    return {reason: found[reason] for reason in (REPEATS, DECLINES) if found[reason]}
+
+
+def notice(name: str, found: dict[str, int]) -> str | None:
+    """What a person should know of the doubtful gold answers of a source; None where there are none."""
+    if not found:
+        return None
+    said = ", ".join(f"{count} {reason}" for reason, count in found.items())
+    return (
+        f"Gold answers of {name} that may be none: {said}. They are kept; mend or remove those rows if that is wrong."
+    )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -14,32 +12,12 @@ from mmedpo import credentialed, hub
 from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
+from mmedpo.generation import AnswerReader, Sampling, own_generation
+from mmedpo.thoughts import Answer
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-
-
-SEARCH = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # what greedy and sampling share
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are generated. `temperature` 0 is greedy; `samples` answers a question come from one seed."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.max_new_tokens < 1:
-            raise InputError(f"samples ({self.samples}) and max_new_tokens ({self.max_new_tokens}) must be at least 1.")
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
-            raise InputError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1].")
-        if self.samples > 1 and self.temperature == 0:
-            raise InputError(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature.")
 
 
 def can_see(name: str, revision: str | None = None) -> bool:
@@ -182,33 +160,6 @@ def lacks_first_token(tokenizer: Any, text: str) -> bool:
     return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
 
 
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Ids of the tokens that end an answer, the model's and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    ends = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
-
-
-def own_generation(model: Any, tokenizer: Any) -> Any:
-    """The generation config that answers are made by: the ids of the model's tokens, and nothing else of its own.
-
-    Beams, penalties and least lengths that a checkpoint brings would change its answers, unrecorded. Image
-    placeholders and other special tokens but the end of text are never generated, since a sampled placeholder breaks
-    the next forward pass.
-    """
-    from transformers import GenerationConfig
-
-    brought, ends = model.generation_config, end_tokens(model, tokenizer)
-    return GenerationConfig(
-        bos_token_id=brought.bos_token_id,
-        decoder_start_token_id=brought.decoder_start_token_id,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=sorted(set(tokenizer.all_special_ids) - ends) or None,
-        **SEARCH,
-    )
-
-
 class VisionLanguageModel:
     """A Med-LVLM that answers questions about images, with or without a LoRA adapter.
 
@@ -244,6 +195,7 @@ class VisionLanguageModel:
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         model.generation_config = own_generation(model, self.processor.tokenizer)
+        self._reader = AnswerReader(model, self.processor.tokenizer)
         if adapter is not None:
             model = with_adapter(model, name, adapter, revision=adapter_revision)
         self.fingerprint = fingerprint(name, self.revision)
@@ -253,22 +205,22 @@ class VisionLanguageModel:
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
-        """Answer a batch of (RGB image, question) pairs; `sampling.samples` answers each."""
-        return self.generate(self.encode(questions), sampling)
+        """Answer a batch of (RGB image, question) pairs; `sampling.samples` texts each, '' where there is no answer."""
+        answers = self.generate(self.encode(questions), sampling)
+        return [[answer.said or "" for answer in those] for those in answers]
 
     def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
         """Model inputs of a batch, left-padded, in the model's own chat template; any thread may make them."""
         with self._tokenizing:
             return encode(self.processor, questions)
 
-    def generate(self, inputs: Any, sampling: Sampling) -> list[list[str]]:
+    def generate(self, inputs: Any, sampling: Sampling) -> list[list[Answer]]:
         """Answers to a batch that `encode` made, `sampling.samples` a question (`own_generation`).
 
         Out of memory is left to the caller, who chose the batch.
         """
         import torch
 
-        tokenizer = self.processor.tokenizer
         torch.manual_seed(sampling.seed)
         with torch.inference_mode():
             sampled: dict[str, Any] = {}
@@ -281,10 +233,13 @@ class VisionLanguageModel:
                 max_new_tokens=sampling.max_new_tokens,
                 **sampled,
             )
+        prompts, width = inputs["input_ids"].tolist(), inputs["input_ids"].shape[1]
+        answers = iter(output[:, width:].tolist())
         with self._tokenizing:
-            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        texts = [text.strip() for text in texts]
-        return [texts[i : i + sampling.samples] for i in range(0, len(texts), sampling.samples)]
+            return [
+                [self._reader.read(prompt, next(answers), sampling.max_new_tokens) for _ in range(sampling.samples)]
+                for prompt in prompts
+            ]
 
 
 def hardware() -> str:

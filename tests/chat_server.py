@@ -16,8 +16,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends: `text` as a chat completion with status 200 (`usage`: tokens of prompt and answer), or
-    `body` as it is; only its first `cut` bytes, and then the connection ends; or nothing and a TCP reset."""
+    """What the server sends: `text` as a chat completion with status 200, or `body` as it is; only its first `cut`
+    bytes, and then the connection ends; or nothing and a TCP reset.
+
+    `usage` are tokens of prompt and answer, `finish` is the finish_reason, `reasoning` a thought that the server split
+    off, `content` what stands in place of the text.
+    """
 
     text: str | None = ""
     status: int = 200
@@ -27,14 +31,20 @@ class Answer:
     usage: tuple[int, int] | None = None
     cut: int | None = None
     reset: bool = False
+    finish: str | None = "stop"
+    reasoning: str | None = None
+    content: Any = None
 
     def payload(self) -> bytes:
         if self.body is not None:
             return self.body
         if self.status != 200:
             return json.dumps({"error": self.text}).encode()
-        message = {"role": "assistant", "content": self.text}
-        answer: dict[str, Any] = {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        message = {"role": "assistant", "content": self.text if self.content is None else self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        choice = {"index": 0, "message": message, "finish_reason": self.finish}
+        answer: dict[str, Any] = {"id": "x", "choices": [choice]}
         if self.usage:
             answer["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), self.usage, strict=True))
         return json.dumps(answer).encode()
@@ -58,6 +68,20 @@ class Received:
     @property
     def has_image(self) -> bool:
         return not isinstance(self.body["messages"][-1]["content"], str)
+
+
+def o_series(received: Received) -> Answer | None:
+    """The refusal of OpenAI's reasoning models, one parameter at a time, in their words; None where they take it."""
+    renamed = "Use 'max_completion_tokens' instead."
+    for name, code, more in (
+        ("max_tokens", "unsupported_parameter", f"is not supported with this model. {renamed}"),
+        ("temperature", "unsupported_value", "does not support 0 with this model. Only the default (1) is supported."),
+        ("seed", "unsupported_parameter", "is not supported with this model."),
+    ):
+        if name in received.body:
+            error = {"message": f"{code.replace('_', ' ').capitalize()}: '{name}' {more}", "param": name, "code": code}
+            return Answer(body=json.dumps({"error": error}).encode(), status=400)
+    return None
 
 
 class ChatServer:

@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from mmedpo import credentialed, images, schema
-from mmedpo.curation import hallucinate, relevance, rows, weights
+from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
 from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import Localizer, bounded, open_localizer
 from mmedpo.curation.settings import Settings
@@ -30,7 +30,6 @@ from mmedpo.ledger import Ledger
 from mmedpo.llm import ChatModel
 from mmedpo.llm.cache import tally
 from mmedpo.llm.limits import Budget, Limits
-from mmedpo.models import Sampling, VisionLanguageModel
 from mmedpo.processes import ALONE, Processes
 from mmedpo.samples import Sample
 from mmedpo.sources import Source, read_source, refuse_faults
@@ -152,8 +151,9 @@ def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discr
 
     def chat(spec: str) -> ChatModel:
         return open_chat(
-            spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size, discreet=discreet
-        )
+            spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size, discreet=discreet,
+            max_tokens=settings.max_reply_tokens,
+        )  # fmt: skip
 
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     if settings.chat is None or not settings.writes_answers:
@@ -185,21 +185,15 @@ def _each(
 
 
 def _sample(settings: Settings, share: Sequence[Sequence[Sample]], done: Ledger, processes: Processes) -> str | None:
-    """Candidates of the target model, a list of texts a question that is not simply flipped. Returns its revision."""
+    """Candidates of the target model for each question that is not simply flipped. Returns its revision."""
     if settings.model is None or not settings.writes_answers:
         return None
     if settings.style != "free":
         share = [[sample for sample in block if hallucinate.flip(sample.answer) is None] for block in share]
-    model = VisionLanguageModel(settings.model)
-
-    def work(batch: Sequence[Sample]) -> list[list[str]]:
-        # A batch is recorded whole, so that chance, which depends on the batch, is the same in a resumed run.
-        seed = int(unit_interval("sample", settings.seed, *(sample.id for sample in batch)) * 2**32)
-        sampling = Sampling(samples=settings.samples, temperature=settings.temperature, seed=seed)
-        return model.answer([(images.open_rgb(sample.image), sample.question) for sample in batch], sampling)
-
-    _each(share, done, "Sampling the target model", work, processes, settings.batch_size)
-    return model.revision
+    sampler = sampling.Sampler(settings)
+    blocks = sampling.by_task(share)
+    _each(blocks, done, "Sampling the target model", sampler.sample, processes, settings.batch_size)
+    return sampler.revision
 
 
 def _dispute(
@@ -216,7 +210,7 @@ def _dispute(
 
     def item(sample: Sample) -> hallucinate.Item:
         return hallucinate.Item(
-            sample.question, sample.answer, sample.task, ledgers["sample"].get(sample.id) or [],
+            sample.question, sample.answer, sample.task, sampling.texts(ledgers["sample"].get(sample.id)),
             _alternatives(sample, pools[sample.task], settings.seed), _shown(sample) if settings.show_images else None,
         )  # fmt: skip
 
@@ -305,6 +299,7 @@ def _assemble(
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": source.record(settings.split), "target_model": {"name": target, "revision": revision},
+        **({"candidates": sampling.counted(ledgers["sample"].values())} if tools.chat and target else {}),
         "chat_model": tools.chat and portable(tools.chat.name),
         "judges": list(tools.panel.judges) if tools.panel else [],
         "panel": tools.panel

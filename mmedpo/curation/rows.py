@@ -12,6 +12,7 @@ from mmedpo import images, schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import corrupt, generator
+from mmedpo.curation.sampling import texts
 from mmedpo.ledger import Ledger
 from mmedpo.samples import Sample
 
@@ -187,7 +188,7 @@ def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
         "rejected_by": makers.target_model if sampled else found["made_by"],
         "revision": makers.revision if sampled else None,
         "prompt_version": found.get("prompt_version"),
-        "candidates": steps["sample"].get(sample.id) or [],
+        "candidates": texts(steps["sample"].get(sample.id)),
         "judgements": judged.get("judgements"),
         "agreed": judged.get("agreed"),
     }

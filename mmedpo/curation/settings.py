@@ -13,6 +13,7 @@ from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
+from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
 from mmedpo.options import check_types, option, outside, refuse, unknown
 from mmedpo.schema import SHARD_SIZE, shard_bytes
@@ -47,8 +48,11 @@ class Settings:
     model: str | None = option(None, "Target Med-LVLM to sample wrong answers from: a Hub id or a folder.")
     samples: int = option(4, "Answers sampled from the target a question (N).")
     temperature: float = option(1.0, "Temperature of those samples.")
+    max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest sample in tokens, except a report's.")
+    max_new_tokens_report: int = option(MAX_NEW_TOKENS_REPORT, "Longest sampled report in tokens.")
     batch_size: int = option(8, "Questions that a model in this process answers at once.")
     chat: str | None = option(None, f"Chat model that picks or writes wrong answers: {CHATS}, or none. Must be named.")
+    max_reply_tokens: int = option(512, "Longest reply of a chat model or judge in tokens, its thoughts included.")
     style: str = option("match", "Wrong answers: match (length and form of the gold one), minimal (few edits) or free.")
     show_images: bool = option(False, "Let that chat model look at the image too.")
     judges: list[str] = field(
@@ -86,6 +90,7 @@ class Settings:
         wrong = unknown(self, names)
         ranges: dict[str, tuple[float, float]] = {
             "limit": (1, math.inf), "samples": (1, math.inf), "temperature": (0, math.inf), "batch_size": (1, math.inf),
+            **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), (1, math.inf)),
             "rounds": (1, math.inf), "tolerance": (0, 1), "threshold": (0, 1), "max_coverage": (0, 1),
             "noise_step": (1, noise.STEPS), "noise_edge": (0, math.inf),
         }  # fmt: skip

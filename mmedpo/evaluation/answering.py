@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from mmedpo.errors import Stopped
+from mmedpo.evaluation.predictions import Line, line
 from mmedpo.evaluation.questions import READERS, Question, QuestionSet
+from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
 from mmedpo.images import png
 from mmedpo.ledger import Ledger
 from mmedpo.llm import Budget, ChatReply, ChatRequest, Limits
 from mmedpo.llm.names import open_endpoint
-from mmedpo.models import Sampling, VisionLanguageModel, hardware, render
+from mmedpo.llm.parameters import Parameters
+from mmedpo.models import VisionLanguageModel, hardware, render
 from mmedpo.text import unit_interval
 from mmedpo.workdir import portable
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 PROMPT = "evaluate@1"  # the question as it is
 Batch = Sequence[Question]
-Keep = Callable[[Mapping[str, str]], None]
+Keep = Callable[[Mapping[str, Line]], None]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -36,15 +39,15 @@ Made = TypeVar("Made")
 class Generation:
     """How answers are generated: at most so many tokens, at a temperature (0 is greedy), so many questions at once."""
 
-    max_new_tokens: int = 64
-    max_new_tokens_report: int = 512
+    max_new_tokens: int = MAX_NEW_TOKENS
+    max_new_tokens_report: int = MAX_NEW_TOKENS_REPORT
     temperature: float = 0.0
     seed: int = 0
     batch_size: int = 16
 
     def longest(self, task: str) -> int:
         """The longest answer to a question of the task, in tokens."""
-        return self.max_new_tokens_report if task == "report" else self.max_new_tokens
+        return longest(task, self.max_new_tokens, self.max_new_tokens_report)
 
     def sampling(self, batch: Batch) -> Sampling:
         """Of a batch of one task. Its chance is its own: a resumed run samples what an uninterrupted one would have."""
@@ -58,10 +61,11 @@ class Answering(Protocol):
     def answer(
         self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Ledger, keep: Keep
     ) -> dict[str, str]:
-        """Answer the questions whose ids are not in `done`, and hand answers by id to `keep` as they come.
+        """Answer the questions whose ids are not in `done`, and hand lines of predictions.jsonl by id to `keep` as they
+        come: also of a question to which the model gave no answer, such as a thought that was not finished.
 
         Returns:
-            Why a question has no answer, by id.
+            Why a question has no line, by id: nothing came, and another try may bring it.
 
         Raises:
             InputError, Stopped: nothing more can be answered.
@@ -88,7 +92,7 @@ class LocalModel:
 
         for batch, inputs in zip(left, ahead(read, left), strict=True):
             answers = self.model.generate(inputs, generation.sampling(batch))
-            keep({question.id: answer for question, (answer,) in zip(batch, answers, strict=True)})
+            keep({question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)})
         return {}
 
     def record(self, question: str) -> dict[str, Any]:
@@ -124,7 +128,7 @@ class EndpointModel:
     """
 
     def __init__(self, name: str, limits: Limits | None = None) -> None:
-        self.name, self.budget = name, Budget(limits or Limits())
+        self.name, self.budget, self.parameters = name, Budget(limits or Limits()), Parameters()
         open_endpoint(name, self.budget)
 
     def answer(
@@ -132,9 +136,9 @@ class EndpointModel:
     ) -> dict[str, str]:
         left = [question for batch in batches for question in batch if question.id not in done]
         failures: dict[str, str] = {}
-        for longest, group in groupby(left, key=lambda question: generation.longest(question.task)):
-            sampling = {"temperature": generation.temperature, "seed": generation.seed, "max_tokens": longest,
-                        "discreet": asked.marked}  # fmt: skip
+        for most, group in groupby(left, key=lambda question: generation.longest(question.task)):
+            sampling = {"temperature": generation.temperature, "seed": generation.seed, "max_tokens": most,
+                        "discreet": asked.marked, "parameters": self.parameters}  # fmt: skip
             self._ask(list(group), asked.open_image, sampling, keep, failures)
         return failures
 
@@ -148,8 +152,8 @@ class EndpointModel:
         def note(replies: Mapping[int, ChatReply]) -> None:
             nonlocal answered
             for i, reply in replies.items():
-                if reply.text is not None:
-                    keep({questions[i].id: reply.text.strip()})
+                if reply.said is not None or reply.raw:
+                    keep({questions[i].id: line(reply) | {"sent": reply.sent}})
                 else:
                     failures[questions[i].id] = str(reply.failure)
             answered += len(replies)

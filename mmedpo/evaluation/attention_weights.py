@@ -17,7 +17,8 @@ import torch
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metric import Floats
-from mmedpo.models import VisionLanguageModel, end_tokens
+from mmedpo.generation import end_tokens, unspoken
+from mmedpo.models import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read(
     """
     tokenizer, start = model.processor.tokenizer, inputs["input_ids"].shape[1]
     ends = end_tokens(model.model, tokenizer)
-    choice: dict[str, Any] = {"suppress_tokens": sorted(set(tokenizer.all_special_ids) - ends)}
+    choice: dict[str, Any] = {"suppress_tokens": unspoken(tokenizer, ends)}
     if forced is not None:
         choice = {"prefix_allowed_tokens_fn": lambda _, tokens: [forced[len(tokens) - start]]}
     columns = (inputs["input_ids"][0] == model.model.config.image_token_id).nonzero()[:, 0]

@@ -19,9 +19,10 @@ from mmedpo.evaluation.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.questions import write_lines
 from mmedpo.evaluation.score import Row
 from mmedpo.evaluation.visual_reliance import VIEWS
+from mmedpo.generation import Sampling
 from mmedpo.images import digest, open_rgb
 from mmedpo.ledger import Ledger
-from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.models import VisionLanguageModel
 from mmedpo.text import unit_interval
 from mmedpo.workdir import versions, write_json
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,12 +15,15 @@ from rich.progress import Progress
 from mmedpo import formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
+from mmedpo.evaluation.predictions import Line, counts, notes, unanswered, without_open_thoughts
 from mmedpo.evaluation.questions import Question, QuestionSet, write, write_lines
 from mmedpo.evaluation.score import Scoring, score_folder
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, Processes
 from mmedpo.schema import TASKS
 from mmedpo.workdir import versions, write_json
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -56,7 +60,8 @@ def evaluate(
     processes.finish(folder)
     if not processes.first:
         return None
-    lost = {q.id: failures.get(q.id) for q in asked.questions if q.id not in answers}
+    said = without_open_thoughts({q.id: answers[q.id] for q in asked.questions if q.id in answers})
+    lost = {q.id: failures.get(q.id) for q in asked.questions if q.id not in said}
     if lost and not accept_unanswered:
         faults = [Fault(id_, "answer", str(failure)) for id_, failure in lost.items()]
         raise InputError(
@@ -64,19 +69,29 @@ def evaluate(
             "--resume, or add --accept-unanswered to score these as ''.",
             faults,
         )
-    write_lines(
-        folder / "predictions.jsonl", ({"id": q.id, "prediction": answers.get(q.id) or ""} for q in asked.questions)
-    )
+    said |= {id_: unanswered(why) for id_, why in lost.items()}
+    lines = [{"id": question.id, **said[question.id]} for question in asked.questions]
+    sent = [line.pop("sent", None) for line in lines]
+    write_lines(folder / "predictions.jsonl", lines)
+    counted = counts(lines)
+    for note in notes(counted, len(lines)):
+        log.warning(note)
     results = {
         "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,
         "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
-        "unanswered": len(lost), "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
+        **_requests(sent), **counted, "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
     }  # fmt: skip
     write_json(folder / "results.json", results)
     for ledger in ledgers:
         ledger.close()
     return results
+
+
+def _requests(sent: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What an endpoint was sent with the questions, each combination once; nothing of a model in this process."""
+    found = [parameters for i, parameters in enumerate(sent) if parameters and parameters not in sent[:i]]
+    return {"requests": found} if found else {}
 
 
 def batches(questions: Sequence[Question], size: int) -> list[Batch]:
@@ -104,7 +119,7 @@ def _answer(
     with Progress(disable=not processes.first) as progress:
         task = progress.add_task("Answering", total=sum(map(len, share)))
 
-        def keep(new: Mapping[str, str]) -> None:
+        def keep(new: Mapping[str, Line]) -> None:
             answers.update(new)
             progress.advance(task, len(new))
             if processes.first:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmedpo import credentialed, formats
 from mmedpo.errors import InputError
+from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, Scoring, joined, score_folder
+from mmedpo.evaluation.score import PARTS, Row, Scoring, joined, score_pairs
 from mmedpo.workdir import portable, read_json, sha256, short_folder, versions, write_json
 
 log = logging.getLogger(__name__)
@@ -82,14 +83,14 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
     Raises:
         InputError: files of `run` are missing or broken.
     """
-    for name in ("questions.jsonl", "predictions.jsonl"):
-        try:
-            shutil.copyfile(run / name, folder / name)
-        except FileNotFoundError:
-            raise InputError(f"{run} has no {name}; give a finished evaluation.") from None
+    if missing := [name for name in ("questions.jsonl", "predictions.jsonl") if not (run / name).exists()]:
+        raise InputError(f"{run} has no {missing[0]}; give a finished evaluation.")
+    shutil.copyfile(run / "questions.jsonl", folder / "questions.jsonl")
     before = read_json(run / "results.json")
     kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
-    return _finish(folder, scoring, {**before, **record, "scored_before": kept})
+    with credentialed.quoting_nothing(credentialed.first([before]) is not None):
+        pairs = joined(folder / "questions.jsonl", run / "predictions.jsonl", scoring)
+    return _finish(folder, pairs, scoring, {**before, **record, "scored_before": kept})
 
 
 def score_predictions(
@@ -106,17 +107,24 @@ def score_predictions(
     digest = write(asked, folder / "questions.jsonl")
     with credentialed.quoting_nothing(asked.marked):
         pairs = joined(folder / "questions.jsonl", predictions, scoring)
-    write_lines(folder / "predictions.jsonl", ({"id": row["id"], "prediction": text} for row, text in pairs))
-    return _finish(folder, scoring, {
+    return _finish(folder, pairs, scoring, {
         "format": formats.RESULTS, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
         "predictions_sha256": sha256(predictions),
     })  # fmt: skip
 
 
-def _finish(folder: Path, scoring: Scoring, results: dict[str, Any]) -> dict[str, Any]:
-    with credentialed.quoting_nothing(credentialed.first([results]) is not None):
-        metrics = score_folder(folder, scoring)
-    results |= {"versions": versions(), "protocols": scoring.protocols, "metrics": metrics}
+def _finish(
+    folder: Path, pairs: Sequence[tuple[Row, Line]], scoring: Scoring, results: dict[str, Any]
+) -> dict[str, Any]:
+    metrics = score_pairs(pairs, folder, scoring)
+    lines = [{"id": row["id"], **line} for row, line in pairs]
+    write_lines(folder / "predictions.jsonl", lines)
+    counted = counts(lines)
+    if results.get("model") is None:  # who wrote the predictions may not have said what was cut off
+        counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
+    for note in notes({"cut_off": 0, **counted}, len(lines)):
+        log.warning(note)
+    results |= {"versions": versions(), **counted, "protocols": scoring.protocols, "metrics": metrics}
     write_json(folder / "results.json", results)
     return results

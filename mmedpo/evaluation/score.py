@@ -11,6 +11,7 @@ from typing import Any
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, report_generation, require_known, visual_reliance
+from mmedpo.evaluation.predictions import Line, reread
 from mmedpo.schema import TASKS
 from mmedpo.workdir import portable
 
@@ -109,7 +110,12 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
         InputError: as `joined`.
     """
     scoring = scoring or Scoring()
-    answers = joined(folder / "questions.jsonl", folder / "predictions.jsonl", scoring)
+    return score_pairs(joined(folder / "questions.jsonl", folder / "predictions.jsonl", scoring), folder, scoring)
+
+
+def score_pairs(pairs: Sequence[tuple[Row, Line]], folder: Path, scoring: Scoring) -> Row:
+    """As `score_folder`, of questions and predictions that are `joined`."""
+    answers = [(row, line["prediction"]) for row, line in pairs]
     scores = [
         {column: row[column] for column in ("id", "image_id", "task")} | found
         for (row, _), found in zip(answers, scoring.score_all(answers), strict=True)
@@ -119,8 +125,8 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
     return scoring.metrics(scores)
 
 
-def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None = None) -> list[tuple[Row, str]]:
-    """Each question with its prediction, joined by id, in the order of the questions.
+def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None = None) -> list[tuple[Row, Line]]:
+    """Each question with its line of predictions.jsonl, joined by id, in the order of the questions; without thoughts.
 
     Raises:
         InputError: files missing or broken; ids missing, surplus or repeated; null predictions; all are listed.
@@ -141,7 +147,7 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
     if faults:
         counts = _apart(len(questions), missing, len(predictions), surplus)
         raise InputError(f"{portable(str(predictions_file))} cannot be scored: {len(faults)} faults.{counts}", faults)
-    return [(row, predictions[id_]["prediction"]) for id_, row in questions.items()]
+    return [(row, reread(predictions[id_])) for id_, row in questions.items()]
 
 
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:

@@ -10,13 +10,14 @@ from typing import Any
 from mmedpo import credentialed
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
+from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
 from mmedpo.llm.names import names_endpoint
 from mmedpo.options import check_types, option, outside, refuse, unknown
 
 STRICT = {
-    "max_new_tokens": 64, "max_new_tokens_report": 512, "temperature": 0.0, "vqa_protocol": "strict",
-    "report_protocol": "coco",
+    "max_new_tokens": MAX_NEW_TOKENS, "max_new_tokens_report": MAX_NEW_TOKENS_REPORT, "temperature": 0.0,
+    "vqa_protocol": "strict", "report_protocol": "coco",
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "strict": STRICT,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mmedpo import thoughts
 from mmedpo.llm.limits import Budget, Limits
+from mmedpo.thoughts import Answer
 
 __all__ = ["Budget", "ChatClient", "ChatModel", "ChatReply", "ChatRequest", "Limits", "OnReplies", "parse_json"]
 
@@ -26,18 +28,14 @@ class ChatRequest:
 
 
 @dataclass(frozen=True)
-class ChatReply:
-    """What came back: `text` (may be empty), or `failure`, why nothing did; exactly one of them is set. The tokens of
-    the prompt and of the answer are None where nobody counted them."""
+class ChatReply(Answer):
+    """What came back: `text`, or `failure`, why nothing did; exactly one of them is set. The tokens of the prompt and
+    of the answer are None where nobody counted them; `sent` are the settings that an endpoint took with the request,
+    under the names it took them by."""
 
-    text: str | None = None
-    failure: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.text is None) == (self.failure is None):
-            raise ValueError("A ChatReply has either a text or a failure.")
+    sent: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 class ChatModel(Protocol):
@@ -74,16 +72,14 @@ def parse_json(text: str) -> dict[str, Any] | None:
 
     Example: `parse_json('Sure: {"score": 0.8}')` is `{"score": 0.8}`; of `'{"score": 0.8, "ra'` it is None.
     """
-    text = text.rpartition("</think>")[2]
-    if "<think>" in text:  # cut off before the answer
-        return None
-    decoder, found, start = json.JSONDecoder(), None, text.find("{")
+    answer = thoughts.strip(text) or ""
+    decoder, found, start = json.JSONDecoder(), None, answer.find("{")
     while start >= 0:
         try:
-            found, end = decoder.raw_decode(text, start)
+            found, end = decoder.raw_decode(answer, start)
         except RecursionError:  # nothing anyone asked for nests so deep, and each further try takes as long
             return None
         except ValueError:
             end = start + 1
-        start = text.find("{", end)
+        start = answer.find("{", end)
     return found

@@ -44,7 +44,7 @@ class CachedChat:
         if missing:
             replies |= self._ask(missing)
         answered = {key: reply for key, reply in replies.items() if reply.text is not None}
-        self._used.update({key: {"model": self.name, **_tokens(reply)} for key, reply in answered.items()})
+        self._used.update({key: {"model": self.name, **_spent(reply)} for key, reply in answered.items()})
         return [replies[key] for key in keys]
 
     def _ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, ChatReply]:
@@ -57,7 +57,7 @@ class CachedChat:
             found = {keys[i]: reply for i, reply in new.items()}
             replies.update(found)
             answered = {key: reply for key, reply in found.items() if reply.text is not None}
-            self._cache.update({key: {"text": reply.text, **_tokens(reply)} for key, reply in answered.items()})
+            self._cache.update({key: {"text": reply.text, **_spent(reply)} for key, reply in answered.items()})
             self._budget.charge(found.values(), self.name)
             if len(replies) < len(requests):
                 self._budget.left()
@@ -87,19 +87,25 @@ class Absent:
         return replies
 
 
-def tally(used: Ledger) -> dict[str, dict[str, int | None]]:
-    """{"calls", "prompt_tokens", "completion_tokens"} by model; tokens are None unless all answers reported them."""
+def tally(used: Ledger) -> dict[str, dict[str, Any]]:
+    """{"calls", "prompt_tokens", "completion_tokens", "sent"} by model; tokens are None unless all answers reported
+    them, "sent" (each combination of parameters that an endpoint took, once) is there where it is known."""
     totals: dict[str, dict[str, Any]] = {}
     for entry in used.values():
         total = totals.setdefault(entry["model"], {"calls": 0, **dict.fromkeys(TOKENS, 0)})
         total["calls"] += 1
         for name in TOKENS:
             total[name] = None if None in (total[name], entry[name]) else total[name] + entry[name]
+        if entry.get("sent") and entry["sent"] not in total.setdefault("sent", []):
+            total["sent"].append(entry["sent"])
+    for total in totals.values():
+        total.get("sent", []).sort(key=str)  # an order that no race decides
     return dict(sorted(totals.items()))
 
 
-def _tokens(reply: ChatReply) -> dict[str, int | None]:
-    return {name: getattr(reply, name) for name in TOKENS}
+def _spent(reply: ChatReply) -> dict[str, Any]:
+    spent = {name: getattr(reply, name) for name in TOKENS}
+    return spent | ({} if reply.sent is None else {"sent": dict(reply.sent)})
 
 
 def _key(chat: ChatClient, request: ChatRequest) -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply, ChatRequest, OnReplies
 from mmedpo.llm.limits import Pace
+from mmedpo.llm.parameters import Parameters
 from mmedpo.llm.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, to_hub, to_url
 
 if TYPE_CHECKING:
@@ -26,12 +27,9 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "MMEDPO_API_KEY"
 QUIET = 5.0  # seconds that a server may be away before it is said
 OUTAGE = 8  # requests in a row that fail for good: the endpoint is gone, and not one request odd
-# Structured output as OpenAI and vLLM ask for it, then as TGI does; the answer's form is in the prompt too.
-_FORMS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
-    lambda schema: {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
-    lambda schema: {"type": "json_object", "value": schema},
-)
 log = logging.getLogger(__name__)
+TRIVIAL = "Please answer yes."
+PROBE = as_messages(ChatRequest("probe", {}, TRIVIAL))
 CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
 _ADVICE = {
     401: f"Set {KEY_VARIABLE} (an endpoint of your own) or HF_TOKEN (the Hub) to a key that is valid there",
@@ -56,6 +54,7 @@ class EndpointChat:
         patience: Seconds that a server may be away (refused or reset connections, HTTP 429, 502, 503, 504): as long,
             requests are tried again even after `attempts`. The time starts anew only when a request is answered.
         discreet: Messages say an error's kind and status alone: some servers quote what they were asked.
+        parameters: The forms of parameters that the endpoint takes; may be shared with other clients of it.
         waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and `Retry-After` at least.
     """
 
@@ -76,6 +75,7 @@ class EndpointChat:
         attempts: int = 5,
         patience: float = 120.0,
         discreet: bool = False,
+        parameters: Parameters | None = None,
         waits: tuple[float, float] = (1.0, 30.0),
     ) -> None:
         if concurrency < 1 or attempts < 1:
@@ -87,7 +87,7 @@ class EndpointChat:
         self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
         self._key = _key(api_key, base_url)
-        self._form = 0  # of `_FORMS`, that the endpoint takes
+        self.parameters = parameters or Parameters()
         self._answers: set[bool] = set()  # whether it is known to answer requests without and with an image
         self._failed = 0  # requests in a row
         self._gone_since = math.inf  # time.monotonic() of the first sign, until something is answered
@@ -173,27 +173,26 @@ class EndpointChat:
             log.warning("%s does not answer (%s). It is tried for %.0f s more.", self.place, self._shown(error), left)
 
     async def _attempt(self, batch: _Batch, messages: list[Any], schema: dict[str, Any] | None) -> ChatReply:
-        """One answer, in the first form of structured output from `self._form` on that the endpoint takes."""
-        if schema is None:
-            return await self._send(batch, messages)
-        for form in range(self._form, len(_FORMS)):
-            try:
-                reply = await self._send(batch, messages, response_format=_FORMS[form](schema))
-            except NoAnswer as error:
-                if error.kind is not Kind.REFUSED or not error.status:
-                    raise
-            else:
-                self._form = max(self._form, form)
-                return reply
-        reply = await self._send(batch, messages)
-        self._form = len(_FORMS)
+        """One answer, the parameters in forms that the endpoint takes; says once which it does not take at all."""
+
+        async def send(fields: dict[str, Any], probe: bool = False) -> ChatReply:
+            reply = await self._send(batch, PROBE if probe else messages, fields)
+            self._answers |= {False} if probe else set()
+            return reply
+
+        before = set(self.parameters.left_out)
+        values = {**self.settings, **({} if schema is None else {"response_format": schema})}
+        reply = await self.parameters.ask(values, send, batch.searching)
+        if new := [name for name in self.parameters.left_out if name not in before]:
+            said = "%s, asked for the model %r, refuses %s: left to the endpoint, and recorded."
+            log.warning(said, self.place, self.name, " and ".join(new))
         return reply
 
-    async def _send(self, batch: _Batch, messages: list[Any], **more: Any) -> ChatReply:
+    async def _send(self, batch: _Batch, messages: list[Any], fields: Mapping[str, Any]) -> ChatReply:
         await batch.rest(self.pace.wait())
         try:
             async with asyncio.timeout(self.timeout):
-                return await batch.send({"model": self.name, "messages": messages, **self.settings, **more})
+                return await batch.send({"model": self.name, "messages": messages, **fields})
         except TimeoutError:
             raise NoAnswer(Kind.FLAWED, f"nothing came within {self.timeout:g} s") from None
 
@@ -235,9 +234,9 @@ class EndpointChat:
         """Whether the endpoint is known to answer requests with (without) an image; if not, it is asked one."""
         async with batch.probing:
             if looked not in self._answers:
-                image = _grey() if looked else None
+                messages = as_messages(ChatRequest("probe", {}, TRIVIAL, _grey())) if looked else PROBE
                 try:
-                    await self._send(batch, as_messages(ChatRequest("probe", {}, "Please answer yes.", image)))
+                    await self._send(batch, messages, self.parameters.fields(self.settings))
                 except NoAnswer as error:
                     return error.kind in (Kind.GONE, Kind.UNREACHABLE)  # that says nothing
                 self._answers.add(looked)
@@ -270,7 +269,7 @@ class _Batch:
     def __init__(self, send: Send) -> None:
         self.send = send
         self.ending = asyncio.Event()
-        self.probing = asyncio.Lock()
+        self.probing, self.searching = asyncio.Lock(), asyncio.Lock()
 
     async def rest(self, seconds: float) -> None:
         """Wait, or raise _Ended if the batch ends before."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
+from mmedpo.generation import AnswerReader, unspoken
 from mmedpo.images import open_rgb
 from mmedpo.llm import ChatReply, ChatRequest, OnReplies
-from mmedpo.models import best_device, can_see, encode, end_tokens, load_model, load_processor, load_tokenizer
+from mmedpo.models import best_device, can_see, encode, load_model, load_processor, load_tokenizer
 from mmedpo.text import unit_interval
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-THOUGHT = "<think>"
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class LocalChat:
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }  # fmt: skip
         self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
-        self._ends = end_tokens(self.model, self._tokenizer)
+        self._reader = AnswerReader(self.model, self._tokenizer)
         # The model's own defaults (top_p, repetition_penalty, ...) would be unrecorded; sampling is `_Chance`'s.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_tokens,
-            eos_token_id=sorted(self._ends),
+            eos_token_id=sorted(self._reader.ends),
             pad_token_id=self._tokenizer.pad_token_id,
-            suppress_tokens=sorted(set(self._tokenizer.all_special_ids) - self._ends) or None,
+            suppress_tokens=unspoken(self._tokenizer, self._reader.ends) or None,
         )
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
@@ -192,14 +192,11 @@ class LocalChat:
             for prompt, ids, mask in zip(batch, output, inputs["attention_mask"], strict=True)
         }
 
-    def _reply(self, asked: list[int], answered: list[int]) -> ChatReply:
+    def _reply(self, asked: list[int], generated: list[int]) -> ChatReply:
         """From the prompt's tokens and those of the answer, which padding may follow."""
-        length = next((i + 1 for i, token in enumerate(answered) if token in self._ends), len(answered))
-        said = [token for token in answered[:length] if token not in self._ends]
-        text = self._tokenizer.decode(said, skip_special_tokens=True).strip()
-        if self._tokenizer.decode(asked[-len(THOUGHT) :]).rstrip().endswith(THOUGHT):
-            text = f"{THOUGHT}{text}"  # some templates open the thought themselves; a reader must know it for one
-        return ChatReply(text=text, prompt_tokens=len(asked), completion_tokens=length)
+        answer = self._reader.read(asked, generated, self.settings["max_tokens"])
+        said = len(self._reader.until_end(generated))
+        return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=min(said + 1, len(generated)))
 
 
 class _Chance:

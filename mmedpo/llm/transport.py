@@ -14,6 +14,7 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import thoughts
 from mmedpo.credentialed import is_loopback
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply, ChatRequest
@@ -25,6 +26,9 @@ LONGEST_BODY = 1_000_000  # bytes; an answer of some hundred tokens has a few th
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is asked again after this
 SHOWN_CHARACTERS = 300  # of what a server says
 TOO_LONG = f"the answer is longer than {LONGEST_BODY:,} bytes"
+RENAMED = "max_completion_tokens"
+WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")  # finish reasons, as servers spell them
+CUT = ("length", "max_tokens", "max_output_tokens")
 UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -114,7 +118,7 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
             if not response.is_success:
                 said = f"redirected to {response.headers.get('location')}" if response.is_redirect else _said(body)
                 raise _refusal(response.status_code, said, response.headers)
-            return _read(body)
+            return _read(body, fields)
 
         yield send
 
@@ -130,7 +134,9 @@ async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
         async def send(fields: Mapping[str, Any]) -> ChatReply:
             try:
                 with _network_faults():
-                    return _reply(asdict(await client.chat_completion(**fields)))
+                    own = {name: value for name, value in fields.items() if name != RENAMED}
+                    more = {RENAMED: fields[RENAMED]} if RENAMED in fields else None  # which the client does not know
+                    return _reply(asdict(await client.chat_completion(**own, extra_body=more)), fields)
             except OfflineModeIsEnabled:
                 raise InputError(
                     f"The Hugging Face Hub cannot be asked for {fields['model']!r}: HF_HUB_OFFLINE or "
@@ -189,37 +195,57 @@ def _said(body: bytes | bytearray) -> str:
     text = body.decode("utf-8", "replace").strip()
     with suppress(ValueError, RecursionError):
         found: Any = json.loads(text)
+        named = ""
         for field in ("error", "message", "detail"):
             if isinstance(found, dict):
+                named = found.get("param") or named
                 found = found.get(field, found)
-        text = found if isinstance(found, str) else text
+        if isinstance(found, str):
+            text = f"{found} (param {named})" if isinstance(named, str) and named and named not in found else found
     return "a web page" if text.startswith("<") else " ".join(text.split())
 
 
-def _read(body: bytes | bytearray) -> ChatReply:
+def _read(body: bytes | bytearray, asked: Mapping[str, Any]) -> ChatReply:
     if len(body) > LONGEST_BODY:
         raise NoAnswer(Kind.REFUSED, TOO_LONG)
     try:
-        return _reply(json.loads(body))
+        return _reply(json.loads(body), asked)
     except (ValueError, *UNREADABLE):
         shown = _said(body)[:SHOWN_CHARACTERS]
         raise NoAnswer(Kind.FLAWED, f"the answer is no chat completion but {shown or 'empty'}") from None
 
 
-def _reply(answer: dict[str, Any]) -> ChatReply:
-    """From the fields of a chat completion; without usable ones it raises one of `UNREADABLE`.
+def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
+    """From the fields of a chat completion to a request's fields; without usable ones it raises one of `UNREADABLE`.
 
-    A message may be empty, but one without content (null: declined, or cut off while thinking) is no answer.
+    A thought that the server split off stands in `raw` alone. A message without either is no answer at all.
     """
     choice, usage = answer["choices"][0], answer.get("usage") or {}
-    message = choice["message"]
-    text = message.get("content")
-    if text is None:
-        why = message.get("refusal") or f"finish_reason {choice.get('finish_reason')!r}"
-        raise NoAnswer(Kind.REFUSED, f"the answer has no content ({why})")
+    message, ended = choice["message"], str(choice.get("finish_reason") or "stop")
+    text, thought = _text(message.get("content")), message.get("reasoning_content") or message.get("reasoning") or ""
     if len(text) > LONGEST_BODY:
         raise NoAnswer(Kind.REFUSED, TOO_LONG)
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
+    tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    cut_at = None
+    if ended.lower() in CUT:
+        cut_at = asked.get("max_tokens") or asked.get(RENAMED) or 0
+    elif ended.lower() not in WHOLE:
+        return ChatReply(failure=f"it ended by finish_reason {ended!r}", **tokens)
+    elif not text.strip() and not thought:
+        why = message.get("refusal") or f"finish_reason {choice.get('finish_reason')!r}"
+        raise NoAnswer(Kind.REFUSED, f"the answer has no content ({why})")
+    if not text.strip() and isinstance(thought, str) and thought:
+        text = f"<think>{thought}" + ("</think>" if cut_at is None else "")
     # JSON can spell half a surrogate pair, which no file can hold.
-    return ChatReply(text.encode("utf-8", "replace").decode(), prompt_tokens=prompt, completion_tokens=completion)
+    return ChatReply(**vars(thoughts.read(text.encode("utf-8", "replace").decode(), cut_at)), **tokens)
+
+
+def _text(content: Any) -> str:
+    """A message's content: a text, or a list of parts as Mistral's own endpoint sends it, thoughts apart."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    if not isinstance(content, str | None):
+        raise TypeError(f"content is {content!r:.40}")
+    return content or ""

@@ -30,6 +30,7 @@ from mmedpo.processes import ALONE
 from mmedpo.samples import Box, Sample
 from mmedpo.sources import read_source
 from mmedpo.text import words
+from mmedpo.thoughts import EMPTY, Answer
 from mmedpo.workdir import output_folder
 
 MakeSource = Callable[..., Path]
@@ -144,7 +145,7 @@ def test_text_pairs_differ_in_the_answer_alone_and_say_where_it_came_from(text_p
         assert row["rejected"][0]["content"] != row["chosen"][0]["content"]
         sampled = made["rejected_by"] == "tiny"
         assert made["prompt_version"] == versions[made["rejected_by"]]
-        assert len(made["candidates"]) == (0 if made["rejected_by"] == "flip" else 4)  # a flip needs none
+        assert len(made["candidates"]) in ([0] if made["rejected_by"] == "flip" else range(5))  # a flip needs none
         said = [words(candidate) for candidate in made["candidates"]]  # the form is that of the gold answer
         assert words(row["rejected"][0]["content"]) in said or not sampled
         assert {entry["judge"] for entry in made["judgements"]} == {
@@ -209,6 +210,34 @@ def test_weight_methods_are_recorded(corpus: Path, tmp_path: Path) -> None:
     folder = curate(tmp_path / "out", Settings(source=corpus, split="preference", limit=5, weights="literal"))
     assert set(loading.load(str(folder))["weight"]) == {0.75}
     assert manifest(folder)["weights"]["method"] == "literal"
+
+
+@pytest.mark.parametrize(("given", "lengths"), [({}, (64, 512)), ({"max_new_tokens_report": 7}, (64, 7))])
+def test_samples_have_the_length_of_their_task_and_only_whole_ones_are_candidates(
+    corpus: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], lengths: Any
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def generate(self: VisionLanguageModel, inputs: Any, sampling: Any) -> list[list[Answer]]:
+        asked.append((sampling.max_new_tokens, len(inputs["input_ids"])))
+        cut = Answer(failure="cut off at 7 tokens", partial="the left")
+        return [[Answer("left lung"), cut, Answer("right lung"), Answer(failure=EMPTY)]] * len(inputs["input_ids"])
+
+    monkeypatch.setattr(VisionLanguageModel, "generate", generate)
+    settings = Settings(source=corpus, split="preference", limit=60, model=str(tiny_model), localizer="none", **given)
+    folder = curate(tmp_path / "out", settings)
+    tasks = Counter(
+        s.task for s in read_source(corpus, "preference", limit=60).samples if s.answer not in ("yes", "no")
+    )
+    counts = {most: sum(size for length, size in asked if length == most) for most in dict.fromkeys(lengths)}
+    assert counts == {lengths[0]: tasks["open_vqa"] + tasks["closed_vqa"], lengths[1]: tasks["report"]}
+    total = sum(counts.values())
+    assert manifest(folder)["candidates"] == {
+        "sampled": 4 * total, "left_out": {"cut off at 7 tokens": total, "the answer is empty": total},
+    }  # fmt: skip
+    assert manifest(folder)["settings"]["max_new_tokens_report"] == lengths[1]
+    shown = [row["provenance"]["candidates"] for row in loading.load(str(folder))]
+    assert ["left lung", "right lung"] in shown and all(texts in ([], ["left lung", "right lung"]) for texts in shown)
 
 
 # Rejects.
@@ -423,8 +452,8 @@ class CtrlC:
 @pytest.mark.parametrize(
     ("owner", "name", "call", "calls_left"),
     [
-        pytest.param(VisionLanguageModel, "answer", 1, 5, id="sample, at once"),
-        pytest.param(VisionLanguageModel, "answer", 3, 3, id="sample"),
+        pytest.param(VisionLanguageModel, "generate", 1, 8, id="sample, at once"),
+        pytest.param(VisionLanguageModel, "generate", 3, 6, id="sample"),
         pytest.param(hallucinate, "choose", 2, 3, id="dispute"),
         pytest.param(GivenBoxes, "locate", 2, 3, id="locate"),
         pytest.param(relevance.Panel, "score", 2, 3, id="judge"),

@@ -17,11 +17,12 @@ from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.answering import READERS, EndpointModel, Generation, LocalModel, ahead
 from mmedpo.evaluation.predict import batches, evaluate
 from mmedpo.evaluation.questions import QuestionSet, of_source
+from mmedpo.generation import Sampling
 from mmedpo.images import open_rgb
 from mmedpo.ledger import Ledger
 from mmedpo.llm import Limits
 from mmedpo.llm import endpoint as endpoints
-from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.models import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def asked(corpus: Path) -> QuestionSet:
 
 
 def answers_of(answering: Any, asked: QuestionSet, generation: Generation, tmp_path: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     made = batches(asked.questions, generation.batch_size)
     assert answering.answer(made, asked, generation, Ledger(tmp_path / "none"), found.update) == {}
-    return found
+    return {id_: line["prediction"] for id_, line in found.items()}
 
 
 # In this process.

@@ -149,9 +149,10 @@ def test_the_tally_counts_what_the_run_used_wherever_it_came_from(chat_server, c
     cached().complete([ask("a"), ask("a"), ask("b")])
     chat_server.answer = lambda r: Answer("no", 400) if r.text == "c" else Answer("uncounted")
     cached(model="other").complete([ask("a"), ask("c")])
+    sent = [{"max_tokens": 512, "temperature": 0.0, "seed": 0}]
     expected = {
-        "med-7b": {"calls": 2, "prompt_tokens": 20, "completion_tokens": 10},
-        "other": {"calls": 1, "prompt_tokens": None, "completion_tokens": None},
+        "med-7b": {"calls": 2, "prompt_tokens": 20, "completion_tokens": 10, "sent": sent},
+        "other": {"calls": 1, "prompt_tokens": None, "completion_tokens": None, "sent": sent},
     }
     assert tally(used) == expected
     cached().complete([ask("b"), ask("a")])  # resumed: nothing is counted twice

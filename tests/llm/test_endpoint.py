@@ -171,15 +171,16 @@ def test_a_redirect_is_not_followed(chat_server, endpoint, ask):
     assert len(chat_server.received) == 1
 
 
-def test_an_empty_message_is_an_answer_and_one_without_content_is_none(chat_server, endpoint, ask):
+def test_a_message_without_content_is_no_answer(chat_server, endpoint, ask):
     refusal = b'{"choices": [{"message": {"content": null, "refusal": "I will not."}}]}'
-    chat_server.script = [Answer(""), Answer(None), Answer(body=refusal)]
-    replies = endpoint(concurrency=1).complete([ask(), ask(), ask()])
-    assert [reply.text for reply in replies] == ["", None, None]
-    assert [reply.failure for reply in replies[1:]] == [
-        f"refused: the answer has no content ({why})" for why in ("finish_reason 'stop'", "I will not.")
+    chat_server.script = [Answer("fine"), Answer(""), Answer(None), Answer(body=refusal)]
+    fine, *replies = endpoint(concurrency=1).complete([ask(), ask(), ask(), ask()])
+    assert fine == ChatReply("fine")
+    assert [reply.failure for reply in replies] == [
+        f"refused: the answer has no content ({why})"
+        for why in ("finish_reason 'stop'", "finish_reason 'stop'", "I will not.")
     ]
-    assert len(chat_server.received) == 3  # it is not asked again, nor is a trivial question
+    assert len(chat_server.received) == 4  # none is asked again, nor is a trivial question
 
 
 def test_an_endpoint_that_never_says_anything_is_an_input_error(chat_server, endpoint, ask):

@@ -99,8 +99,11 @@ def answered_alone(folder: str, text: str) -> ChatReply:
             logits = model(torch.tensor([prompt + answer])).logits[0, -1]
         logits[never] = -torch.inf
         answer.append(int(logits.argmax()))
-    words = [(SPECIAL + WORDS)[token] for token in answer if token != end]
-    return ChatReply(text=" ".join(words), prompt_tokens=len(text.split()) + 2, completion_tokens=len(answer))
+    said = " ".join((SPECIAL + WORDS)[token] for token in answer if token != end)
+    counts = {"prompt_tokens": len(text.split()) + 2, "completion_tokens": len(answer)}
+    if end not in answer:
+        return ChatReply(failure=f"cut off at {LONGEST} tokens", partial=said, **counts)
+    return ChatReply(said, **counts) if said else ChatReply(failure="the answer is empty", **counts)
 
 
 def seen_prompts(chat: LocalChat) -> list[list[str]]:
@@ -142,10 +145,10 @@ def test_end_tokens_of_the_generation_config_end_answers_too(language_model: str
     for before, after in zip(
         chat_of(language_model).complete(REQUESTS), chat_of(str(folder)).complete(REQUESTS), strict=True
     ):
-        said = (before.text or "").split()
+        said = (before.said or "").split()
         if "mass" in said:
             count = said.index("mass")
-            assert (after.text, after.completion_tokens) == (" ".join(said[:count]), count + 1)
+            assert ((after.said or ""), after.completion_tokens) == (" ".join(said[:count]), count + 1)
         else:
             assert after == before
 
@@ -169,8 +172,8 @@ def test_special_tokens_other_than_the_end_are_never_generated(language_model: s
         return logits
 
     for reply in bend(chat_of(language_model, temperature=temperature), favour).complete(REQUESTS):
-        assert reply.text and set(reply.text.split()) <= set(WORDS)
-        assert len(reply.text.split()) == reply.completion_tokens == LONGEST  # special tokens would not be shown
+        assert reply.said and set(reply.said.split()) <= set(WORDS)
+        assert len(reply.said.split()) == reply.completion_tokens == LONGEST  # special tokens would not be shown
 
 
 def test_settings_say_what_an_answer_depends_on(language_model: str) -> None:
@@ -180,15 +183,45 @@ def test_settings_say_what_an_answer_depends_on(language_model: str) -> None:
     assert LocalChat(language_model, dtype="bfloat16").settings["dtype"] == "bfloat16"
 
 
-def test_a_thought_that_the_template_opens_is_told_from_the_answer(tmp_path: Path) -> None:
-    thinking = TEMPLATE.replace("<assistant> {%", "<assistant> <think>\n{%")
-    folder = save_language_model(tmp_path / "thinker", thinking)
+@pytest.fixture(scope="module", params=[("<think>", "</think>"), ("<unused94>thought", "<unused95>")], ids=str)
+def thinker(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A model whose template opens a thought and whose tokenizer calls the end of one special; and that end."""
+    opening, closing = request.param
+    folder = tmp_path_factory.mktemp("thinker")
+    save_language_model(folder, TEMPLATE.replace("<assistant> {%", f"<assistant> {opening}\n{{%"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["<think>"] = tokenizer["model"]["vocab"].pop("liver")
+    own = tokenizer["model"]["vocab"]
+    own[opening], own[closing] = own.pop("liver"), own.pop("chest")
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": own[closing], "content": closing})
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    reply = chat_of(str(folder)).complete([ask("is there a mass")])[0]
-    assert reply.text and reply.text.startswith("<think>")
-    assert reply.prompt_tokens == 7
+    return str(folder), closing
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("no {end} yes </s>", ("yes", None, None)),
+        ("no {end} yes normal scan", (None, "cut off at 5 tokens", "yes normal scan")),
+        ("no {end} </s>", (None, "the answer is empty", None)),
+        ("no no no no no", (None, "its thought was not finished within 5 tokens", None)),
+        ("no no </s>", (None, "its thought was not finished", None)),
+    ],
+)
+def test_a_thought_that_the_template_opens_is_no_answer(
+    thinker: tuple[str, str], said: str, expected: tuple[Any, Any, Any]
+) -> None:
+    folder, closing = thinker
+    chat = chat_of(folder, max_tokens=5)
+    tokens = [chat.processor.convert_tokens_to_ids(word) for word in said.format(end=closing).split()]
+    place = iter(tokens)
+
+    def follow(logits: Any) -> Any:
+        logits[..., next(place)] += 1000
+        return logits
+
+    (reply,) = bend(chat, follow).complete([ask("is there a mass")])
+    assert (reply.text, reply.failure, reply.partial) == expected
+    assert (reply.prompt_tokens, reply.completion_tokens) == (7, len(tokens))
 
 
 # Batches, and what a resumed run makes of them.
@@ -289,7 +322,7 @@ def test_samples_have_the_distribution_of_the_temperature(language_model: str) -
 
     chat = bend(chat_of(language_model, temperature=temperature, max_tokens=1, batch_size=300), three_words)
     numbers = [[WORDS[i // 100], WORDS[i // 10 % 10], WORDS[i % 10]] for i in range(draws)]
-    drawn = Counter(reply.text for reply in chat.complete([ask(" ".join(number)) for number in numbers]))
+    drawn = Counter(reply.said for reply in chat.complete([ask(" ".join(number)) for number in numbers]))
     weights = np.exp(np.array([0.0, 1.0, 2.0]) / temperature)
     for word, share in zip(WORDS, weights / weights.sum(), strict=False):
         deviation = np.sqrt(share * (1 - share) / draws)
@@ -301,7 +334,8 @@ def test_samples_have_the_distribution_of_the_temperature(language_model: str) -
 
 def test_model_with_vision_answers_as_it_does_elsewhere_with_and_without_images(tiny_model: Path) -> None:
     """Requests with images are compared with `VisionLanguageModel`, those without with themselves alone."""
-    from mmedpo.models import Sampling, VisionLanguageModel
+    from mmedpo.generation import Sampling
+    from mmedpo.models import VisionLanguageModel
 
     questions = ["is there a mass", "effusion", "where is it", "is the scan normal", "what is in the image"]
     images = [picture(0), None, picture(1), None, picture(2)]
@@ -312,11 +346,11 @@ def test_model_with_vision_answers_as_it_does_elsewhere_with_and_without_images(
     assert [len(batch) for batch in batches] == [2, 2, 1]
     elsewhere = VisionLanguageModel(str(tiny_model))
     for request, reply in zip(requests, replies, strict=True):
-        assert reply.text and reply.prompt_tokens
+        assert reply.said and reply.prompt_tokens
         assert chat.complete([request]) == [reply]
         if request.image is not None:
             shown = Image.open(io.BytesIO(request.image)), request.text
-            assert elsewhere.answer([shown], Sampling(max_new_tokens=6)) == [[reply.text]]
+            assert elsewhere.answer([shown], Sampling(max_new_tokens=6)) == [[reply.said]]
     # 64 image tokens (64 pixels / patches of 8)^2 more than <user>, the words and <assistant>
     assert [reply.prompt_tokens for reply in replies] == [
         2 + len(text.split()) + (64 if image else 0) for text, image in zip(questions, images, strict=True)

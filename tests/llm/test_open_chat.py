@@ -1,3 +1,5 @@
+from itertools import count
+
 import pytest
 
 from mmedpo.curation.chat import open_chat
@@ -39,6 +41,12 @@ def test_a_stand_in_is_never_kept(run):
 def test_a_local_model_has_a_memory_too(tiny_model, run, ask):
     chat = open_chat(f"local:{tiny_model}", *run, batch_size=2, seed=3, max_tokens=4)
     assert (chat.chat.batch_size, chat.chat.settings["seed"], chat.chat.settings["max_tokens"]) == (2, 3, 4)
+    end, passes = chat.chat.processor.tokenizer.eos_token_id, count()
+
+    def end_after_a_word(module, inputs, logits):
+        logits[..., end] += 1000 if next(passes) % 2 else -1000
+
+    chat.chat.model.lm_head.register_forward_hook(end_after_a_word)
     replies = chat.complete([ask("Is there a nodule?"), ask("Where?")])  # a whole batch, though max_calls is 1
     assert all(reply.text is not None for reply in replies)
     assert chat.complete([ask("Where?")]) == replies[1:]

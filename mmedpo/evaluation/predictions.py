@@ -1,0 +1,71 @@
+"""Lines of predictions.jsonl: the answer that is scored, what else the model said, and why there is none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmedpo import thoughts
+from mmedpo.thoughts import Answer
+
+Line = dict[str, Any]
+KEPT = ("raw", "cut", "unanswered")  # of a line that was written before
+
+
+def line(answer: Answer) -> Line:
+    """{"prediction", and where they apply "raw": all that was said, "cut": True, "unanswered": why}."""
+    found: Line = {"prediction": answer.said or ""}
+    if answer.raw is not None and answer.raw != found["prediction"]:
+        found["raw"] = answer.raw
+    if answer.partial is not None:
+        found["cut"] = True
+    return found if answer.said else found | {"unanswered": answer.failure}
+
+
+def unanswered(why: str | None) -> Line:
+    """The line of a question that nobody answered."""
+    return {"prediction": "", "unanswered": why or "not asked"}
+
+
+def reread(row: Mapping[str, Any]) -> Line:
+    """A line as `line` makes it from one written elsewhere, whose prediction may still hold a thought."""
+    return line(thoughts.read(row["prediction"])) | {name: row[name] for name in KEPT if name in row}
+
+
+def without_open_thoughts(lines: Mapping[str, Line]) -> dict[str, Line]:
+    """The lines of one model, whose chat template may open thoughts: an endpoint does not say so.
+
+    Where any text ends a thought that it did not begin, an answer that was cut off and holds no end of a thought is
+    one that was not finished.
+    """
+    if not any(thoughts.ends_unbegun(said.get("raw", "")) for said in lines.values()):
+        return dict(lines)
+    unfinished = {
+        id_: {"prediction": "", "raw": said["prediction"], "unanswered": thoughts.UNFINISHED}
+        for id_, said in lines.items()
+        if said.get("cut") and "raw" not in said
+    }
+    return {**lines, **unfinished}
+
+
+def counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"unanswered", "cut_off"} as results.json has them; "unanswered_reasons" where there are any."""
+    reasons = Counter(said.get("unanswered") or thoughts.EMPTY for said in lines if not said["prediction"])
+    return {
+        "unanswered": reasons.total(),
+        **({"unanswered_reasons": dict(reasons.most_common())} if reasons else {}),
+        "cut_off": sum(bool(said.get("cut")) for said in lines),
+    }
+
+
+def notes(counted: Mapping[str, Any], total: int) -> Iterable[str]:
+    """A sentence for each count that a reader of the scores has to know."""
+    if counted["unanswered"]:
+        why = ", ".join(f"{reason} ({count})" for reason, count in counted["unanswered_reasons"].items())
+        yield f"{counted['unanswered']} of {total} questions got no answer and count as '': {why}."
+    if counted["cut_off"]:
+        yield (
+            f"{counted['cut_off']} of {total} answers were cut off at the longest length and are scored as far as "
+            "they go: raise --max-new-tokens or --max-new-tokens-report."
+        )

@@ -1,0 +1,142 @@
+"""Answers without the thoughts that reasoning models put before them; every reply and prediction is read by `read`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+UNFINISHED = "its thought was not finished"
+EMPTY = "the answer is empty"
+
+# Where a thought begins and ends: (regular expression, regular expression, models that write it).
+_THOUGHTS = (
+    (r"<think(?:ing)?>", r"</think(?:ing)?>"),  # DeepSeek-R1, Qwen3, GLM-4.1V, Lingshu, MedVLM-R1
+    (r"<thoughts?>", r"</thoughts?>"),
+    (r"<reasoning>", r"</reasoning>"),
+    (r"<seed:think>", r"</seed:think>"),  # Seed-OSS
+    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    (r"<unused94>(?:thought\b)?", r"<unused95>"),  # MedGemma 27B and 1.5
+    (r"<\|channel>(?:thought\b)?", r"<channel\|>"),  # Gemma 4
+    (r"<\|channel\|>(?:analysis|commentary)\b[^<]*<\|message\|>", r"<\|channel\|>final\b[^<]*<\|message\|>"),  # gpt-oss
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A Reasoning
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+    (r"◁think▷", r"◁/think▷"),  # Kimi-VL
+    (r"^## Thinking\b", r"^## Final Response\b"),  # HuatuoGPT-o1
+)
+# Tags around the answer itself, the outer ones first.
+_ANSWERS = (
+    (r"<answer>", r"</answer>"),
+    (r"<conclusion>", r"</conclusion>"),  # LLaVA-CoT
+    (r"<\|begin_of_solution\|>", r"<\|end_of_solution\|>"),
+    (r"<\|START_RESPONSE\|>", r"<\|END_RESPONSE\|>"),
+    (r"<\|begin_of_box\|>", r"<\|end_of_box\|>"),  # GLM-4.1V and later
+)
+_FLAGS = re.IGNORECASE | re.DOTALL | re.MULTILINE
+_OPENING = "|".join(opening for opening, _ in _THOUGHTS)
+_MARKER = re.compile(rf"(?P<opening>{_OPENING})|(?:{'|'.join(closing for _, closing in _THOUGHTS)})", _FLAGS)
+_OPEN_END = re.compile(rf"(?:{_OPENING})\s*\Z", _FLAGS)
+_ANSWER = [re.compile(rf"{start}((?:(?!{start}).)*?)(?:{end}|\Z)", _FLAGS) for start, end in _ANSWERS]
+# Tokens of a vocabulary that are part of a marker, and of an answer only with it.
+_TOKENS = re.compile(
+    rf"{_OPENING}|<unused9[45]>|</?(?:think(?:ing)?|thoughts?|reasoning|seed:think|answer)>|\[/?THINK\]|◁/?think▷"
+    r"|<\|channel>|<channel\|>|<\|(?:START|END)_(?:THINKING|RESPONSE)\|>|<\|(?:begin|end)_of_(?:thought|solution|box)\|>",
+    _FLAGS,
+)
+_HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")  # the grammar of gpt-oss, all four or none
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question: `text`, the answer without thoughts; or `failure`, why there is none.
+
+    `partial` is as much as there is of an answer that was cut off at the longest length, which is a failure too.
+    `raw` is all that the model said.
+    """
+
+    text: str | None = None
+    failure: str | None = None
+    partial: str | None = None
+    raw: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.failure is None):
+            raise ValueError("An answer has either a text or a failure.")
+
+    @property
+    def said(self) -> str | None:
+        """The answer as far as it goes; None for a question without one."""
+        return self.partial if self.text is None else self.text
+
+
+def read(raw: str, cut_at: int | None = None, opened: bool = False) -> Answer:
+    """Read the answer out of all that a model said.
+
+    Args:
+        raw: with its thoughts, as generated.
+        cut_at: the longest length in tokens, where generation ended at it.
+        opened: the prompt ended within a thought (`opens`).
+
+    Example:
+        >>> read("<think>maybe no</think> Yes.").text, read("<think>maybe no", cut_at=64).failure
+        ('Yes.', 'its thought was not finished within 64 tokens')
+        >>> read("The left lu", cut_at=3).failure, read("The left lu", cut_at=3).said
+        ('cut off at 3 tokens', 'The left lu')
+    """
+    raw = raw.strip()
+    text = strip(raw, opened)
+    if text is None:
+        within = "" if cut_at is None else f" within {cut_at} tokens"
+        return Answer(failure=f"{UNFINISHED}{within}", raw=raw)
+    if cut_at is not None:
+        return Answer(failure=f"cut off at {cut_at} tokens", partial=text or None, raw=raw)
+    if not text:
+        return Answer(failure=EMPTY, raw=raw)
+    return Answer(text, raw=raw)
+
+
+def strip(text: str, opened: bool = False) -> str | None:
+    """`text` without thoughts, and of what is left the part in answer tags where there are any; None if a thought is
+    not finished.
+
+    An end without a beginning closes a thought that the chat template opened. A beginning within a thought means
+    nothing, so that a repeated one is no second thought. Of several tagged answers the last one counts.
+
+    Example:
+        >>> strip("maybe no</think><answer>Yes.</answer>"), strip("Yes."), strip("<think>maybe no")
+        ('Yes.', 'Yes.', None)
+    """
+    kept, thinking, start = "", opened, 0
+    for marker in _MARKER.finditer(text):
+        if marker["opening"] is None:
+            kept, thinking, start = (kept if thinking else ""), False, marker.end()
+        elif not thinking:
+            kept, thinking = kept + text[start : marker.start()], True
+    if thinking:
+        return None
+    kept += text[start:]
+    for tagged in _ANSWER:
+        if found := tagged.findall(kept):
+            kept = found[-1]
+    return kept.strip()
+
+
+def ends_unbegun(text: str) -> bool:
+    """Whether a text ends a thought that it did not begin: the chat template had opened it."""
+    first = _MARKER.search(text)
+    return first is not None and first["opening"] is None
+
+
+def opens(prompt: str) -> bool:
+    """Whether a rendered prompt ends with the beginning of a thought, so that the answer begins within one."""
+    return _OPEN_END.search(prompt) is not None
+
+
+def token_ids(tokenizer: Any) -> set[int]:
+    """Ids of a tokenizer's own tokens for thoughts and answers: a model must be able to say them, and `strip` to see
+    them, though many tokenizers call them special."""
+    vocabulary: dict[str, int] = tokenizer.get_added_vocab()
+    found = {number for token, number in vocabulary.items() if _TOKENS.fullmatch(token)}
+    if all(token in vocabulary for token in _HARMONY):
+        found |= {vocabulary[token] for token in _HARMONY}
+    return found

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmedpo import audit, cards, credentialed, share
+from mmedpo import audit, cards, credentialed, share, writable
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
@@ -114,6 +114,7 @@ def make_dataset(
     """
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     allowed = run.send_credentialed_data_to_third_parties
+    cards.check_template("dataset")
     manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given, allowed)
     if manifest is None:
         return None
@@ -143,6 +144,7 @@ def build(
         InputError: the source is not as the builder knows it, rows are faulty (all are listed), or as `curate_folder`.
     """
     name, processes = name_of(builder), Processes.here()
+    cards.check_template("dataset")
     upstream = _open(builder, settings, run)
     if prepare is not None:
         prepare()
@@ -279,16 +281,12 @@ def _check_keeping(run: Build) -> None:
         return
     if keep.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(keep.resolve()):
         raise InputError(f"--keep-source {keep} and --output {output} overlap; choose folders beside each other.")
-    if keep.exists() and not output.exists():
-        raise InputError(f"{keep} exists already; choose another --keep-source or remove it first.")
-    try:
-        keep.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{keep} cannot be written ({error.strerror}); choose another --keep-source.") from error
+    writable.check(keep, resume=output.exists(), option="--keep-source")
 
 
 def _keep(run: Build) -> None:
     """Move the source out of the finished dataset to where it is kept, unless a run before has."""
     source = run.output / SOURCE_FOLDER
     if run.keep_source and source.exists() and Processes.here().first:
+        run.keep_source.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(source, run.keep_source)

@@ -124,6 +124,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     Raises:
         InputError: the source is not as its builder knows it, or no row could be rebuilt.
     """
+    cards.check_template("dataset")
     settings.credentialed = True  # as all that is published in this form is
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     if (settings.chat or "").startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():

@@ -16,10 +16,12 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mmedpo import writable
 from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, COORDINATION, Processes
@@ -89,7 +91,7 @@ def sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages a result depends on, and the project's commit where it runs from a checkout."""
-    found = {name: version(name) for name in REPORTED_PACKAGES}
+    found = {name: version(name) for name in REPORTED_PACKAGES if name != "deepspeed" or find_spec(name)}
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / ".git").exists():
         commit = subprocess.run(
@@ -158,16 +160,17 @@ def output_folder(
     """
     output = output.resolve()
     partial = output.with_name(output.name + ".partial")
-    if resume and _exists(output / DIGESTS):
+    if resume and writable.exists(output / DIGESTS):
         _compare_digests(output, settings)
         if processes.first:
             _drop_ledgers(output)  # of a run that was killed right after it had its name
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
-    _refuse_existing(output)
     if not processes.first:
+        writable.refuse_existing(output)
         processes.open(partial)
         yield partial
         return
+    writable.check(output)
     fresh = not partial.exists()
     if not fresh and not resume:
         raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
@@ -197,7 +200,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Make the working folder and hold it alone: two runs that resume there would write the same files."""
     from filelock import FileLock, Timeout  # loads asyncio, which `mmedpo --help` does without
 
-    _make(folder)
+    writable.make(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with suppress(NotImplementedError):  # a file system without locks
@@ -218,7 +221,7 @@ def short_folder(output: Path) -> Iterator[Path]:
         InputError: `output` or an interrupted run of its name exists; it cannot be written; the disk is full.
     """
     output = output.resolve()
-    _refuse_existing(output)
+    writable.check(output)
     interrupted = output.with_name(output.name + ".partial")
     if interrupted.exists():
         raise InputError(f"{interrupted} holds an interrupted run; choose another --output, or remove it first.")
@@ -226,32 +229,11 @@ def short_folder(output: Path) -> Iterator[Path]:
     shutil.rmtree(working, ignore_errors=True)  # of a run that was killed
     try:
         with _plain_faults(output, "Free some space and run the same command again."):
-            _make(working)
+            writable.make(working)
             yield working
             working.replace(output)
     finally:
         shutil.rmtree(working, ignore_errors=True)
-
-
-def _exists(output: Path) -> bool:
-    try:
-        return output.exists()
-    except OSError as error:  # such as a name that is too long
-        raise InputError(f"Cannot write {output}: {error.strerror}. Choose another --output.") from error
-
-
-def _refuse_existing(output: Path) -> None:
-    if _exists(output):
-        raise InputError(f"{output} exists already; choose another --output or remove it first.")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        raise InputError(f"Cannot write {folder}: {error.strerror}. Choose another --output.") from error
 
 
 @contextmanager

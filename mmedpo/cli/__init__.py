@@ -27,12 +27,12 @@ from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stop
 __all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
 
 ORDER = (  # of the work, as --help shows the commands
-    "curate", "build", "preview", "audit", "convert", "train", "evaluate", "score", "compare", "attention", "publish",
-    "rejoin", "quickstart",
+    "curate", "build", "preview", "audit", "convert", "train", "evaluate", "questions", "score", "compare", "attention",
+    "publish", "rejoin", "quickstart",
 )  # fmt: skip
 errors = Console(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
-SHORT = ("preview", "score", "compare", "publish")  # commands without --resume
+SHORT = ("preview", "questions", "score", "compare", "publish")  # commands without --resume
 
 
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")

@@ -11,7 +11,17 @@ import typer
 from rich.markup import escape
 
 from mmedpo.cli.publishing import prepare_built, publish_built
-from mmedpo.cli.shared import PARSED, Resume, app, command_line, console, parsed, print_notices, print_table
+from mmedpo.cli.shared import (
+    PARSED,
+    Resume,
+    app,
+    command_line,
+    console,
+    parsed,
+    print_notices,
+    print_table,
+    print_written,
+)
 from mmedpo.errors import Fault, InputError
 
 
@@ -115,14 +125,18 @@ def audit(
 ) -> None:
     """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
     from mmedpo import audit as audits
+    from mmedpo import writable
     from mmedpo.workdir import output_folder, write_json
 
+    if output is not None:
+        writable.check(output, resume)
     found = audits.audit(dataset, split)
     print_table(audits.rows(found))
     if output is not None:
         with output_folder(output, {"dataset": dataset, "split": split}, resume) as folder:
             write_json(folder / "audit.json", found)
             (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
+        print_written(output)
     if found["faults"]:
         raise InputError(f"{dataset} breaks the preference schema:", [Fault(**fault) for fault in found["faults"]])
 

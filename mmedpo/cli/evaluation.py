@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from mmedpo import credentialed
+from mmedpo import credentialed, writable
 from mmedpo.cli.shared import (
     PARSED,
     Limit,
@@ -27,8 +27,12 @@ from mmedpo.cli.shared import (
     parsed,
     print_metrics,
     print_table,
+    print_written,
 )
 from mmedpo.errors import InputError
+
+Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
+Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
 
 
 @app.command(
@@ -49,6 +53,37 @@ def evaluate(context: typer.Context) -> None:
     results = measure(settings, run, command_line())
     if results is not None:  # the first process has them
         print_metrics(results)
+        print_written(run.output)
+
+
+@app.command(epilog="Example: mmedpo questions --source data/vqa-rad --split test --output runs/questions.jsonl")
+def questions(
+    output: Annotated[Path, typer.Option("--output", help="File to write (JSON lines); it must not exist.")],
+    source: Source = None,
+    dataset: Pairs = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    official_split: OfficialSplit = False,
+    skip_faulty: SkipFaulty = False,
+    marked: Marked = False,
+) -> None:
+    """Write the questions that evaluate would ask, for predictions made elsewhere, which score takes.
+
+    Each line has id, question, image_id (the path of its image below the source) and the gold answer as reference.
+    """
+    from mmedpo.evaluation import questions as asking
+
+    writable.check(output)
+    asked = asking.read(source, dataset, split, limit, seed, skip_faulty, None, official_split, marked=marked)
+    if asked.note:
+        console.print(escape(asked.note), highlight=False, soft_wrap=True)
+    if asked.marked:
+        console.print(f"{asked.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
+    writable.make(output.parent)
+    asking.write(asked, output)
+    images = len({question.image for question in asked.questions})
+    console.print(escape(f"{output}: {len(asked.questions)} questions about {images} images."), highlight=False)
 
 
 @app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
@@ -58,8 +93,8 @@ def score(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
     ] = None,
-    source: Annotated[Path | None, typer.Option("--source", help="Source whose questions they answer.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Or the preference dataset.")] = None,
+    source: Source = None,
+    dataset: Pairs = None,
     split: Split = None,
     limit: Limit = None,
     seed: Seed = 0,
@@ -85,6 +120,7 @@ def score(
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
     record = {"name": name or output.name, "command": command_line()}
     print_metrics(rescore.main(run, predictions, asked, chosen, output, record))
+    print_written(output)
 
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
@@ -125,6 +161,7 @@ def compare(
     with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
     data are left out of it (docs/credentialed.md).
     """
+    from mmedpo.cards import check_template
     from mmedpo.evaluation import compare as comparing
     from mmedpo.publish.card import with_results
     from mmedpo.report import rows, write_report, write_tables
@@ -132,6 +169,10 @@ def compare(
     from mmedpo.wording import note
     from mmedpo.workdir import short_folder, write_json
 
+    writable.check(output)
+    if card:
+        check_template("adapter")
+        writable.check(card / ".new")
     comparison = comparing.compare(runs, seed=seed, command=command_line(), dataset=dataset, trainings=training or [])
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
@@ -150,7 +191,7 @@ def compare(
         write_json(folder / "comparison.json", comparison)
     print_table(rows(comparison))
     console.print(escape(note(comparison)), highlight=False)
-    console.print(escape(f"{output}: {', '.join(sorted(file.name for file in output.iterdir()))}"), highlight=False)
+    print_written(output)
     if card:
         for name, text in changed.items():
             (card / name).parent.mkdir(exist_ok=True)
@@ -200,6 +241,7 @@ def attention(
     from mmedpo.sources import limited, read_source, refuse_faults
     from mmedpo.workdir import output_folder
 
+    writable.check(output, resume)
     settings = attending.Settings(answer, layers, max_new_tokens)
     asked = read_source(source, split, seed=seed, marked=marked)
     refuse_faults(asked, skip_faulty)
@@ -223,4 +265,4 @@ def attention(
     print_table(attending.rows(result))
     if not any(sample.boxes for sample in samples):
         console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
-    console.print(f"{len(samples)} pictures in {output / 'pictures'}")
+    print_written(output)

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from mmedpo import credentialed
 from mmedpo.errors import InputError
+from mmedpo.options import with_recipe
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -84,15 +85,12 @@ def parsed(
 
     `about` is what --help says before it lists them; by default what the command says of itself.
     """
-    import yaml
     from trl import TrlParser
 
     command = f"mmedpo {context.info_name} {name}".rstrip()
-    words = [part for word in context.args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--help" in words:
+    if "--help" in context.args:
         console.print(escape(about) if about else context.get_help(), highlight=False, soft_wrap=True)
-    if words[-1:] == ["--config"]:
-        raise InputError("--config needs a recipe after it, the path of a YAML file.")
+    words = with_recipe(context.args)
     # Its own usage has a line for each option and comes with every fault.
     usage = f"{command} [--config RECIPE.yaml] [options], see --help"
     parser = TrlParser(list(options), prog=command, usage=usage, formatter_class=_Help)
@@ -101,7 +99,7 @@ def parsed(
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     except InputError:
         raise
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise InputError(f"The settings of {command} cannot work: {error}") from error
     if unknown:
         raise InputError(
@@ -124,6 +122,12 @@ def print_notices(manifest: Mapping[str, Any]) -> None:
 
     if said := notices(manifest):
         console.print(f"Not for real use. {' '.join(said)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_written(output: Path) -> None:
+    """What a command left in its output folder, as its last line."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in output.iterdir() if entry.name[0] != ".")
+    console.print(escape(f"{output}: {', '.join(names)}"), highlight=False, soft_wrap=True)
 
 
 def print_metrics(results: dict[str, Any]) -> None:

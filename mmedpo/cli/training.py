@@ -48,10 +48,11 @@ def train(context: typer.Context) -> None:
 
     Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
     """
-    from mmedpo.cards import write_adapter_card
+    from mmedpo.cards import check_template, write_adapter_card
     from mmedpo.training import run
     from mmedpo.training.hub import Push
 
     if "--help" in context.args:
         console.print(context.get_help())
+    check_template("adapter")
     run.main(context.args, command_line(), write_adapter_card, Push(prepare, push))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo import images
+from mmedpo import images, writable
 from mmedpo.curation.localize import Localizer, Region, bounded
 from mmedpo.curation.rows import Noise, noised, row_id
 from mmedpo.errors import InputError
@@ -36,8 +36,7 @@ def sheet(
     Raises:
         InputError: no image has a region (the reasons are listed), or `output` exists or cannot be written.
     """
-    if output.exists():
-        raise InputError(f"{output} exists already; choose another --output or remove it first.")
+    writable.check(output)
     shown: dict[Path, tuple[Sample, Region]] = {}
     left_out: dict[Path, str] = {}
     for sample in samples:

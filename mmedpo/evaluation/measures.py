@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed
+from mmedpo import credentialed, writable
 from mmedpo.errors import InputError
 from mmedpo.evaluation import questions
 from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
@@ -36,6 +36,8 @@ def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] |
         Stopped: the budget of an endpoint is spent.
         AlreadyFinished: `run.resume`, and the folder is there.
     """
+    if Processes.here().first:
+        writable.check(run.output, run.resume)
     record = {"name": settings.name or run.output.name, "command": command}
     return MEASURES[settings.measure](settings, run, record, Processes.here())
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, formats
+from mmedpo import credentialed, formats, writable
 from mmedpo.errors import InputError
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
@@ -34,6 +34,7 @@ def main(
     Raises:
         InputError: neither or both are given, options that have no use, or answers that cannot be scored.
     """
+    writable.check(output)
     given = {name: value for name, value in chosen.items() if value is not None}
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
@@ -21,10 +20,11 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig, TrlParser
 
-from mmedpo import credentialed, loading, schema
+from mmedpo import credentialed, loading, schema, writable
 from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_processor
+from mmedpo.options import with_recipe
 from mmedpo.training import checkpoints, hub, preflight, record
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
@@ -87,10 +87,10 @@ def main(argv: Sequence[str], command: str = "", card: Card | None = None, push:
     kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
     parser = TrlParser(kinds, prog="mmedpo train", usage=USAGE, description=main.__doc__)
     try:
-        run_args, config, model_args = parser.parse_args_and_config(list(argv))
+        run_args, config, model_args = parser.parse_args_and_config(with_recipe(argv))
     except InputError:
         raise
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # TRL's and Transformers' own checks
+    except (ValueError, TypeError, OSError) as error:  # TRL's and Transformers' own checks
         raise InputError(f"The training's settings cannot work: {error}") from error
     train(run_args, config, model_args, command, card, push)
 
@@ -110,6 +110,7 @@ def train(
         InputError: dataset, model or output folder cannot work; checkpoints that exist by then are kept.
         Stopped: a SIGTERM came; a checkpoint is kept.
     """
+    writable.check(Path(run.output), run.resume)
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
     commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)

@@ -1,0 +1,58 @@
+"""Whether a place can be written, asked before the work whose result goes there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mmedpo.errors import DISK_FULL, InputError
+
+LEAST = 64 * 2**20  # bytes on a disk below which no run is begun
+
+
+def check(output: Path, resume: bool = False, option: str = "--output") -> None:
+    """Check that `output`, a file or folder, is absent (unless `resume`) and can be made, with its parents.
+
+    Args:
+        option: what names it on the command line.
+
+    Raises:
+        InputError: it exists; nothing can be written where it is to be; the disk is full.
+    """
+    output = output.resolve()
+    if not resume:
+        refuse_existing(output, option)
+    place = next(parent for parent in output.parents if exists(parent))
+    try:
+        with TemporaryDirectory(dir=place, prefix=".mmedpo-"):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise _refused(output, error, option) from error
+    if free < LEAST:
+        raise InputError(f"No space left on the disk of {place}: {free / 2**20:.0f} MiB are free. Free some space.")
+
+
+def exists(output: Path) -> bool:
+    try:
+        return output.exists()
+    except OSError as error:  # such as a name that is too long
+        raise _refused(output, error) from error
+
+
+def refuse_existing(output: Path, option: str = "--output") -> None:
+    if exists(output):
+        raise InputError(f"{output} exists already; choose another {option} or remove it first.")
+
+
+def make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise _refused(folder, error) from error
+
+
+def _refused(output: Path, error: OSError, option: str = "--output") -> InputError:
+    return InputError(f"Cannot write {output}: {error.strerror}. Choose another {option}.")

@@ -11,32 +11,30 @@ says so. Then the licence of each of its samples says so too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, gold
+from mmedpo import credentialed, gold, splits
 from mmedpo.columns import check_columns
 from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import UnusableImage, digest, open_rgb
 from mmedpo.samples import Sample, image_files, questions, read_heat, read_sample
-from mmedpo.tables import find_table
+from mmedpo.tables import as_text, find_table
 from mmedpo.text import unit_interval
-
-SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, how the split was made ("source", "patient" or "image"), and
-    what says that its terms forbid passing it on (`marked_by`; None: nothing does). Faults then quote no cell.
+    """What was read: the good samples, the faulty rows, how the split was made, and what says that its terms forbid
+    passing it on (`marked_by`; None: nothing does). Faults then quote no cell.
 
-    `images_in_other_splits` counts pictures of the split (of all splits, where none was chosen) that another one holds
-    too: 0 but for a split that was taken as it stands. `note` says that the table's own split was not used, and why.
-    `notices` say what else a person should know: columns that are not read, gold answers that may be none
-    (`doubtful_answers`: how many, by reason).
+    `split_by` is "source", "patient", "study" or "image"; `note` says that the table's own split was not used, and why;
+    `told` how the source was split in any case. `images_in_other_splits` counts pictures of the split (of all, where
+    none was chosen) that another one holds too: 0 but for a split that was taken as it stands. `notices` say what else
+    a person should know: columns that are not read, gold answers that may be none (`doubtful_answers`).
     """
 
     name: str
@@ -47,6 +45,9 @@ class Source:
     images_in_other_splits: int = 0
     note: str | None = None
     marked_by: str | None = None
+    told: str = ""
+    split_rows: dict[str, int] = field(default_factory=dict)  # of the whole source, by split
+    moved: dict[str, int] = field(default_factory=dict)  # "rows" and "images" that changed side
     notices: list[str] = field(default_factory=list)
     doubtful_answers: dict[str, int] = field(default_factory=dict)
 
@@ -58,6 +59,8 @@ class Source:
         """The "source" of a manifest; `split` is the one that was kept."""
         return {
             "name": self.name, "license": self.license, "split": split, "split_by": self.split_by,
+            "split_rows": self.split_rows, **({"moved": self.moved} if self.moved else {}),
+            **({"images_in_other_splits": self.images_in_other_splits} if self.images_in_other_splits else {}),
             "questions": len(self.samples), "doubtful_answers": self.doubtful_answers, "notices": self.notices,
             **({"credentialed": True} if self.credentialed else {}),
         }  # fmt: skip
@@ -70,9 +73,9 @@ def read_source(
     """Read a source folder (or its table) and keep one split.
 
     The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
-    official split), or where there is none, the split is made by patient or image: `SPLIT_SHARES`, the same for
-    every seed, so that no command trains on what another tests on. An image is known by its pixels, whatever its file
-    is called.
+    official split), or where there is none, the split is made by patient or image (`mmedpo.splits`), the same for every
+    seed, so that no command trains on what another tests on. An image is known by its pixels, whatever its file is
+    called.
 
     Args:
         split: the split to keep; all where None.
@@ -98,6 +101,7 @@ def read_source(
     marked_by = credentialed.of_path(table) or ("--credentialed" if marked else None)
     source = Source(name, license, [], marked_by=marked_by)
     taken: dict[str, str] = {}
+    studies: dict[str, str] = {}
     columns: set[str] = set()
     for where, row in questions(table, columns):
         if credentialed.is_yes(row.get("credentialed")):
@@ -108,6 +112,7 @@ def read_source(
         source.faults += faults
         if sample and not faults:
             source.samples.append(sample)
+            studies[sample.id] = as_text(row["study_id"]).strip()
     if not source.samples and not source.faults:
         raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
     if not source.samples:
@@ -117,8 +122,7 @@ def read_source(
     _settle_mark(source)
     if source.samples:
         source.name, source.license = source.samples[0].source, source.samples[0].license
-        _settle_split(source, official_split)
-        source.images_in_other_splits = _shared(source.samples, split)
+        _settle_split(source, _unit(source, studies), split, official_split)
         _keep(source, split, limit, seed, also)
     source.notices += column_notices(source.name, columns)
     source.doubtful_answers = gold.doubts((sample.question, sample.answer) for sample in source.samples)
@@ -201,52 +205,39 @@ def _settle_patients(source: Source) -> None:
     ]
 
 
-def _settle_split(source: Source, official: bool) -> None:
-    without = [sample.id for sample in source.samples if not sample.split]
-    if official:
-        if without:
-            raise InputError(
-                f"{source.name} has {len(without)} rows without a split ({without[0]} is the first), so that there is "
-                "no official one to take; leave out --official-split."
-            )
-        return
-
-    names: dict[str, str] = {}  # a picture is called by its first name, since decoders may differ in the last bit
+def _unit(source: Source, studies: Mapping[str, str]) -> str:
+    """What `patient_id` names: "patient", or "study" where the table names no patient but studies, which then stand for
+    patients; what that means is said."""
+    named = {sample.image_digest for sample in source.samples if sample.patient_id}
+    alone = [sample for sample in source.samples if not sample.patient_id]
+    if named and alone:
+        source.notices.append(
+            f"{len(alone)} of {len(source.samples)} rows of {source.name} name no patient: their images are split one "
+            "by one."
+        )
+    if named or not any(studies[sample.id] for sample in source.samples):
+        return "patient"
+    of_picture: dict[str, set[str]] = {}
     for sample in source.samples:
-        names[sample.image_digest] = min(sample.image_id, names.get(sample.image_digest, sample.image_id))
-
-    def group(sample: Sample) -> str:
-        return sample.patient_id or names[sample.image_digest]
-
-    homes: dict[str, set[str]] = {}
-    for sample in source.samples:
-        homes.setdefault(group(sample), set()).add(sample.split)
-    parted = sum(len(splits) > 1 for splits in homes.values())
-    if not without and not parted:
-        return
-    source.split_by = "patient" if any(sample.patient_id for sample in source.samples) else "image"
-    source.note = f"The split of {source.name} is made by {source.split_by} (60/10/30 %), since " + (
-        f"{len(without)} rows of its table have none."
-        if without
-        else f"its own has {parted} of {len(homes)} {source.split_by}s in several parts. --official-split takes that "
-        "as it stands."
+        of_picture.setdefault(sample.image_digest, set()).update([studies[sample.id]] if studies[sample.id] else [])
+    one = {picture: next(iter(found)) for picture, found in of_picture.items() if len(found) == 1}
+    source.samples = [replace(sample, patient_id=one.get(sample.image_digest)) for sample in source.samples]
+    source.notices.append(
+        f"{source.name} names studies and no patients: a study is kept in one split, but studies of one patient may "
+        "lie in several. Add a column patient_id if you can."
     )
-    source.samples = [replace(sample, split=_share(unit_interval("split", group(sample)))) for sample in source.samples]
+    return "study"
 
 
-def _shared(samples: Sequence[Sample], split: str | None) -> int:
-    homes: dict[str, set[str]] = {}
-    for sample in samples:
-        homes.setdefault(sample.image_digest, set()).add(sample.split)
-    return sum(len(splits) > 1 and (split is None or split in splits) for splits in homes.values())
-
-
-def _share(position: float) -> str:
-    for name, share in SPLIT_SHARES.items():
-        if position < share:
-            return name
-        position -= share
-    return name
+def _settle_split(source: Source, unit: str, chosen: str | None, official: bool) -> None:
+    try:
+        made = splits.split(source.samples, unit, official)
+    except InputError as error:
+        raise InputError(f"{source.name} has {error}") from None
+    source.samples, source.split_by, source.split_rows, source.moved = made.samples, made.by, made.rows, made.moved
+    source.note = made.note(source.name)
+    source.told = made.told(source.name, chosen, official, quoted=not source.credentialed)
+    source.images_in_other_splits = made.shared(chosen)
 
 
 def _keep(source: Source, split: str | None, limit: int | None, seed: int, also: Collection[str]) -> None:

@@ -159,6 +159,8 @@ def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resu
     """Build a tiny model for a source's words, train it on one split, and save it with its processor."""
     everything = read_source(source, seed=seed)
     refuse_faults(everything, skip_faulty=False)
+    if everything.note:
+        print(everything.note)
     taught = [sample for sample in everything.samples if sample.split == split]
     if not taught:
         raise InputError(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mmedpo.columns import COLUMNS, REPORT_QUESTION
-from mmedpo.curation.pipeline import open_source
 from mmedpo.curation.settings import Settings
+from mmedpo.curation.source import open_source
 from mmedpo.evaluation import questions
 from mmedpo.sources import read_source
 

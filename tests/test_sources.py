@@ -604,7 +604,7 @@ def test_an_official_split_is_taken_as_it_stands_and_what_it_shares_is_counted(m
     rows[1]["split"] = rows[3]["split"] = "test"  # their images are also in train
     folder = make_source(rows, images=images)
     anew = read_source(folder)
-    assert anew.note and "its own has 2 of 6 images in several parts. --official-split" in anew.note
+    assert anew.note and "its own has 2 of 6 images in several parts: train" in anew.note
     source = read_source(folder, "test", official_split=True)
     assert [sample.id for sample in source.samples] == [row["id"] for row in rows if row["split"] == "test"]
     assert (source.split_by, source.images_in_other_splits, source.note) == ("source", 2, None)

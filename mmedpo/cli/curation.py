@@ -98,9 +98,9 @@ def preview(context: typer.Context) -> None:
     Takes the options of curate, of which those about the source, lesions and noise matter.
     """
     from mmedpo.curation.localize import open_localizer
-    from mmedpo.curation.pipeline import open_source
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
+    from mmedpo.curation.source import open_source
 
     settings, run = parsed(context, Settings, Preview)
     source = open_source(settings)
@@ -108,7 +108,7 @@ def preview(context: typer.Context) -> None:
     reasons = sheet(
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
     )
-    for notice in source.notices:
+    for notice in (source.told, *source.notices):
         console.print(escape(notice), highlight=False, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")

@@ -218,6 +218,7 @@ def attention(
         str | None, typer.Option("--adapter-revision", help="Branch, tag or commit of the adapter on the Hub.")
     ] = None,
     split: Split = None,
+    official_split: OfficialSplit = False,
     limit: Limit = None,
     answer: Annotated[
         str, typer.Option("--answer", help="Whose tokens attend: gold, or the model's own (greedy).")
@@ -243,11 +244,9 @@ def attention(
 
     writable.check(output, resume)
     settings = attending.Settings(answer, layers, max_new_tokens)
-    asked = read_source(source, split, seed=seed, marked=marked)
+    asked = read_source(source, split, seed=seed, official_split=official_split, marked=marked)
     refuse_faults(asked, skip_faulty)
-    if split and asked.note:
-        console.print(asked.note.partition(" --official-split")[0], highlight=False, soft_wrap=True)
-    for notice in asked.notices:
+    for notice in ([asked.note] if split and asked.note else []) + asked.notices:
         console.print(escape(notice), highlight=False, soft_wrap=True)
     with credentialed.quoting_nothing(asked.credentialed):
         samples = limited(attending.boxed(asked.samples), limit, seed)
@@ -257,7 +256,7 @@ def attention(
     }  # fmt: skip
     kept = {
         **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
-        "model_revision": model_revision, "adapter_revision": adapter_revision,
+        "official_split": official_split, "model_revision": model_revision, "adapter_revision": adapter_revision,
     }  # fmt: skip
     with output_folder(output, kept, resume) as folder:
         adapted = VisionLanguageModel(model, adapter, model_revision, adapter_revision=adapter_revision)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
 from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import Localizer, bounded, open_localizer
 from mmedpo.curation.settings import Settings
+from mmedpo.curation.source import open_source
 from mmedpo.errors import InputError
 from mmedpo.formats import STANDIN
 from mmedpo.ledger import Ledger
@@ -32,7 +33,7 @@ from mmedpo.llm.cache import tally
 from mmedpo.llm.limits import Budget, Limits
 from mmedpo.processes import ALONE, Processes
 from mmedpo.samples import Sample
-from mmedpo.sources import Source, read_source, refuse_faults
+from mmedpo.sources import Source
 from mmedpo.text import folded, unit_interval, words
 from mmedpo.workdir import portable, versions, write_json
 
@@ -96,7 +97,7 @@ def curate_folder(
     if not given.answers:
         settings.refuse_unnamed()
     source = open_source(settings, given.questions)
-    for notice in source.notices if processes.first else ():
+    for notice in (source.told, *source.notices) if processes.first else ():
         log.warning(notice)
     if source.credentialed and not third_parties:
         credentialed.refuse_endpoints(source.name, (settings.chat or "none", *settings.judges), source.marked_by)
@@ -127,23 +128,6 @@ def curate_folder(
     for ledger in (*ledgers.values(), calls):
         ledger.close()
     return manifest
-
-
-def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
-    """The source that the settings name, with the questions of these ids in any case. Raises InputError as
-    `read_source` does, for faulty rows, and for lesions in another column than the one named."""
-    source = read_source(
-        settings.source, settings.split, settings.limit, settings.seed, settings.license,
-        name=settings.source_name, marked=settings.credentialed, also=also,
-    )  # fmt: skip
-    refuse_faults(source, settings.skip_faulty)
-    if settings.localizer == "boxes" and not any(
-        sample.boxes for sample in source.samples
-    ):  # the default, maybe unasked
-        held = [name for name in ("masks", "heatmap") if any(getattr(sample, name) for sample in source.samples)]
-        if held:
-            raise InputError(f"{source.name} marks lesions by {held[0]}, not by boxes: give --localizer {held[0]}.")
-    return source
 
 
 def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discreet: bool) -> Tools:

@@ -39,6 +39,7 @@ class Settings:
 
     source: Path = field(metadata={"help": "Folder with a table of questions and its images."})
     split: str | None = option(None, "Split of the source to use; all where not given.")
+    official_split: bool = option(False, "Take the source's own split as it stands, even with shared images.")
     limit: int | None = option(None, "Use this many questions only (seeded choice).")
     license: str = option("unknown", "Licence of the source, where its rows do not say.")
     source_name: str | None = option(None, "The source's name in ids and records, where its rows do not say.")

@@ -107,7 +107,8 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     sent = {f"data/{split}-00000-of-00001.parquet": file for split, (file,) in data.items()}
     card = cards.stripped_card(folder, about)
     manifest = read_json(folder / "manifest.json")
-    manifest["source"].pop("notices", None)  # they name columns of the table
+    for key in ("notices", "split_rows"):  # they name columns of the table, and the parts of its split
+        manifest["source"].pop(key, None)
     manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
     sent["manifest.json"] = File(json_text(manifest).encode())
     notices, barred = [NOTICE.format(source, repo_id)], ("audit.json", content.PICTURE)

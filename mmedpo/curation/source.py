@@ -1,0 +1,26 @@
+"""The source that a curation's settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mmedpo.curation.settings import Settings
+from mmedpo.errors import InputError
+from mmedpo.sources import Source, read_source, refuse_faults
+
+
+def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
+    """The source that the settings name, with the questions of these ids in any case. Raises InputError as
+    `read_source` does, for faulty rows, and for lesions in another column than the one named."""
+    source = read_source(
+        settings.source, settings.split, settings.limit, settings.seed, settings.license,
+        settings.official_split, settings.source_name, settings.credentialed, also,
+    )  # fmt: skip
+    refuse_faults(source, settings.skip_faulty)
+    if settings.localizer == "boxes" and not any(
+        sample.boxes for sample in source.samples
+    ):  # the default, maybe unasked
+        held = [name for name in ("masks", "heatmap") if any(getattr(sample, name) for sample in source.samples)]
+        if held:
+            raise InputError(f"{source.name} marks lesions by {held[0]}, not by boxes: give --localizer {held[0]}.")
+    return source

@@ -427,7 +427,7 @@ def test_the_last_line_says_that_stand_ins_made_rows(
     source = make_source([row(boxes=[{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8}])])
     code, output = run("curate", *words, "--source", source, "--output", tmp_path / "out")
     last = output.strip().split("\n")[-1]
-    assert code == 0
+    assert code == 0 and says(output, "Weights: lesion_noise: its only score is 1, so each weight is 1")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     first = card.split("# MMedPO preference pairs from source\n\n")[1].split("\n\n")[0]
     said = (last, first, run("audit", tmp_path / "out")[1])
@@ -436,10 +436,10 @@ def test_the_last_line_says_that_stand_ins_made_rows(
         return
     assert all(text.startswith("Not for real use." if text is last else "**Not for real use.**") for text in said[:2])
     assert all(says(text, "stand-in") for text in said) and says(last, named) and says(first, named)
-    assert says(said[2], "standin:rules", "standin:strict (1 rows)")
-    page = (tmp_path / "out-audit", "audit.html")
-    assert run("audit", tmp_path / "out", "--output", page[0])[0] == 0
-    assert says(page[0].joinpath(page[1]).read_text(encoding="utf-8"), "Not for real use.", "standin:strict (1 rows)")
+    assert says(said[2], "standin:rules", "standin:strict (1 rows)", "lesion_noise: its only score is 1, so each")
+    assert run("audit", tmp_path / "out", "--output", tmp_path / "out-audit")[0] == 0
+    page = (tmp_path / "out-audit" / "audit.html").read_text(encoding="utf-8")
+    assert says(page, "Not for real use.", "standin:strict (1 rows)", "its only score is 1")
 
 
 def test_recipe_gives_what_the_same_options_give_and_the_command_line_wins(

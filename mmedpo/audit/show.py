@@ -89,6 +89,8 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
         if audit[name]:
             table.append([f"{name}: mean ± sd, range", _spread(audit[name])])
             table += [[f"  {kind}", _spread(part)] for kind, part in audit[name]["by_dispreference"].items()]
+        if name == "weights":
+            table += [["  note", note] for note in audit["weight_notes"]]
     if audit["mask_coverage"]:
         mean, most = (100 * audit["mask_coverage"][key] for key in ("mean", "max"))
         table.append(["image covered by noise", f"mean {mean:.1f} %, most {most:.1f} %"])

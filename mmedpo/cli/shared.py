@@ -117,9 +117,11 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_notices(manifest: Mapping[str, Any]) -> None:
-    """The last line of a run: that stand-ins, phantoms or a toy model went into its rows."""
+    """The last lines of a run: what its weights leave out, and that stand-ins, phantoms or a toy model went into it."""
     from mmedpo.notices import notices
 
+    for note in (manifest.get("weights") or {}).get("notes", []):
+        console.print(f"Weights: {note}", markup=False, highlight=False, soft_wrap=True)
     if said := notices(manifest):
         console.print(f"Not for real use. {' '.join(said)}", markup=False, highlight=False, soft_wrap=True)
 

@@ -269,13 +269,13 @@ def _assemble(
     pairs = list(_accepted(made, folder / "rejects.jsonl", rejects))
     if not pairs:
         raise NothingMade(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
-    groups = [pair.dispreference for pair in pairs] if settings.weights_over == "kind" else None
-    found, normalization = weights.normalize([pair.relevance for pair in pairs], settings.weights, groups)
+    scores, kinds = [pair.relevance for pair in pairs], [pair.dispreference for pair in pairs]
+    found, normalization = weights.normalize(scores, settings.weights, kinds, settings.weights_over)
     target = settings.model and portable(settings.model)
     localizer = portable(tools.localizer.name)
     heated = settings.localizer.startswith(("heatmap", "medklip"))
     asked = settings.localizer.startswith(("detector", "medklip"))
-    counts = Counter(pair.dispreference for pair in pairs)
+    counts = Counter(kinds)
     makers = rows.Makers(
         target, revision, localizer, settings.mask_rule if heated else None, settings.corruption, settings.seed
     )

@@ -67,7 +67,7 @@ class Settings:
     rounds: int = option(5, "Most rounds that judges may take to agree.")
     tolerance: float = option(0.0, "Largest difference of scores that agree.")
     weights: str = option("rescale", "From scores to weights: rescale, literal, raw or none.")
-    weights_over: str = option("merged", "Normalise over all pairs (merged) or each kind for itself (kind).")
+    weights_over: str = option("kind", "Rescale each kind of pair for itself (kind), or all pairs at once (merged).")
     localizer: str = option("boxes", f"Where lesions come from: {FORMS}.")
     query: str = option("disease", "What a tool is asked for: a text, xray=opacity,ct=lesion, or question.")
     threshold: float = option(0.1, "Least confidence of a detection.")
@@ -85,7 +85,7 @@ class Settings:
         self.judges = [name.strip() for given in self.judges for name in given.split(",")]
         names: dict[str, Sequence[str]] = {
             "style": get_args(hallucinate.Style), "panel": get_args(relevance.Mode), "noise": noise.METHODS,
-            "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": ("merged", "kind"),
+            "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": weights.OVER,
         }  # fmt: skip
         shard_bytes(self.shard_size)
         wrong = unknown(self, names)

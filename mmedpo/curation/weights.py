@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,10 @@ import numpy as np
 from mmedpo.errors import InputError
 
 METHODS = ("rescale", "literal", "raw", "none")
+OVER = ("kind", "merged")
 MEAN, VARIANCE, LOW, HIGH = 1.0, 0.1, 0.75, 1.25
+NO_SPREAD = 1e-9  # of scores: a few rounding errors
+MOSTLY = 0.5  # share of weights at the clip limits above which a note says so
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Normalization:
 
     `mean_before` and `sd_before` are of the pairs that have a score (all but `unscored`), None where none has.
     `low` and `high` are where the method clips (None: it does not), the shares those of the weights that lie there.
-    `by_kind` holds the same of each kind where each was normalised alone; it is empty where all were at once.
+    `by_kind` holds the same of each kind of pair, where kinds were given; `over` what "rescale" normalised.
     """
 
     method: str
@@ -34,21 +37,46 @@ class Normalization:
     high: float | None
     share_at_low: float
     share_at_high: float
+    over: str = "merged"
     by_kind: Mapping[str, Normalization] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The numbers; `over` what they were normalised ("merged" or "kind"); if by kind, the numbers `by_kind`."""
-        if not self.by_kind:
-            return {**self._numbers(), "over": "merged"}
+        """The numbers, `over`, the numbers of each kind (`by_kind`) and `notes`, as JSON."""
         kinds = {kind: found._numbers() for kind, found in self.by_kind.items()}
-        return {**self._numbers(), "over": "kind", "by_kind": kinds}
+        return {**self._numbers(), "over": self.over, "by_kind": kinds, "notes": self.notes()}
 
     def _numbers(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "by_kind"}
+        return {name: value for name, value in vars(self).items() if name not in ("over", "by_kind")}
+
+    def notes(self) -> list[str]:
+        """What a reader must know of these weights, a sentence each: scores without spread, weights mostly clipped."""
+        parts = self.by_kind or {"all pairs": self}
+        found = [note for kind, part in parts.items() for note in part._notes(kind, alone=len(parts) == 1)]
+        if self.method == "rescale" and len(parts) > 1 and all(part._is_flat for part in parts.values()):
+            found.append("No score differs within its kind: every weight is 1, which is plain DPO.")
+        return found
+
+    @property
+    def _is_flat(self) -> bool:
+        return self.sd_before is not None and self.sd_before <= NO_SPREAD
+
+    def _notes(self, kind: str, alone: bool) -> Iterator[str]:
+        if self._is_flat and self.method in ("rescale", "raw"):
+            scores = f"all {self.count} scores are" if self.count > 1 else "its only score is"
+            weight = "1" if self.method == "rescale" else "that score"
+            apart = " (normalised apart from the other kinds)" if self.method == "rescale" and not alone else ""
+            plain = ", which is plain DPO" if self.method == "rescale" and alone else ""
+            yield f"{kind}: {scores} {self.mean_before:.3g}, so each weight is {weight}{apart}{plain}."
+        if self.share_at_low + self.share_at_high > MOSTLY:
+            yield (
+                f"{kind}: {100 * (self.share_at_low + self.share_at_high):.0f} % of the weights lie at a clip limit "
+                f"({100 * self.share_at_low:.0f} % at {self.low}, {100 * self.share_at_high:.0f} % at {self.high}); "
+                "among them, scores that differ weigh the same."
+            )
 
 
 def normalize(
-    scores: Sequence[float | None], method: str = "rescale", groups: Sequence[str] | None = None
+    scores: Sequence[float | None], method: str = "rescale", groups: Sequence[str] | None = None, over: str = "kind"
 ) -> tuple[np.ndarray, Normalization]:
     """Turn clinical relevance scores in [0, 1] into weights, over a whole dataset.
 
@@ -60,9 +88,10 @@ def normalize(
         none: 1, which is plain DPO; pairs need no score (None).
 
     Args:
-        groups: the kind of each pair (its dispreference), to normalise each kind alone; None: all pairs at once. Text
-            pairs are scored by judges and visual pairs by a localizer's confidence, so that merged, a kind whose
-            scores are higher throughout gets the higher weights.
+        groups: the kind of each pair (its dispreference); None: they are all of one.
+        over: what "rescale" normalises: each "kind" alone, or all pairs at once ("merged"). Text pairs are scored by
+            judges, visual pairs by a localizer's confidence: merged, the kind whose scores are higher throughout gets
+            the higher weights. A kind whose scores are all equal is normalised apart in either case.
 
     Returns:
         Weights (float32, one a score, in order) and the statistics before and after (population sd).
@@ -70,8 +99,25 @@ def normalize(
     Raises:
         InputError: no scores, a score that is missing or not in [0, 1], an unknown method, or not one group a score.
     """
-    if method not in METHODS:
-        raise InputError(f"The weight method {method!r} is unknown; use one of {', '.join(METHODS)}.")
+    values = _checked(scores, method, over)
+    if groups is not None and len(groups) != values.size:
+        raise InputError(f"There are {values.size} scores and {len(groups)} groups; give one group a score.")
+    kinds = np.array([""] * values.size if groups is None else groups, dtype=object)
+    weights = np.empty_like(values)
+    for members in _together(values, kinds, over):
+        weights[members] = _weigh(values[members], method)
+    by_kind = {} if groups is None else {
+        kind: _statistics(method, values[kinds == kind], weights[kinds == kind]) for kind in sorted(set(groups))
+    }  # fmt: skip
+    found = _statistics(method, values, weights)
+    return weights.astype(np.float32), replace(found, over="merged" if groups is None else over, by_kind=by_kind)
+
+
+def _checked(scores: Sequence[float | None], method: str, over: str) -> np.ndarray:
+    """The scores as float64, NaN where there is none; raises as `normalize`."""
+    for name, known, given in (("method", METHODS, method), ("range", OVER, over)):
+        if given not in known:
+            raise InputError(f"The weight {name} {given!r} is unknown; use one of {', '.join(known)}.")
     values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
     unscored = np.array([score is None for score in scores], dtype=bool)
     if values.size == 0:
@@ -82,39 +128,37 @@ def normalize(
             "or give the weight method none."
         )
     if not np.all(right := unscored | (values >= 0) & (values <= 1)):
-        wrong = values[~right][0]
-        raise InputError(f"A clinical relevance score is {wrong}; scores must lie in [0, 1].")
-    if groups is None:
-        weights = _weigh(values, method)
-        return weights.astype(np.float32), _statistics(method, values, weights)
-    if len(groups) != values.size:
-        raise InputError(f"There are {values.size} scores and {len(groups)} groups; give one group a score.")
-    weights, by_kind = np.empty_like(values), {}
-    for kind in sorted(set(groups)):
-        members = np.array([group == kind for group in groups])
-        weights[members] = _weigh(values[members], method)
-        by_kind[kind] = _statistics(method, values[members], weights[members])
-    return weights.astype(np.float32), _statistics(method, values, weights, by_kind)
+        raise InputError(f"A clinical relevance score is {values[~right][0]}; scores must lie in [0, 1].")
+    return values
+
+
+def _together(scores: np.ndarray, kinds: np.ndarray, over: str) -> Iterator[np.ndarray]:
+    """Which scores are normalised together, as masks."""
+    shared = np.zeros(scores.size, dtype=bool)
+    for kind in set(kinds):
+        members = kinds == kind
+        if over == "kind" or scores[members].std() <= NO_SPREAD:
+            yield members
+        else:
+            shared |= members
+    if shared.any():
+        yield shared
 
 
 def _weigh(scores: np.ndarray, method: str) -> np.ndarray:
     if method == "rescale":
-        # A spread of a few rounding errors is no spread.
-        spread = (scores - scores.mean()) / scores.std() if scores.std() > 1e-9 else np.zeros_like(scores)
+        spread = (scores - scores.mean()) / scores.std() if scores.std() > NO_SPREAD else np.zeros_like(scores)
         return np.clip(MEAN + np.sqrt(VARIANCE) * spread, LOW, HIGH)
     if method == "literal":
         return np.clip((scores - MEAN) / np.sqrt(VARIANCE), LOW, HIGH)
     return scores if method == "raw" else np.ones_like(scores)
 
 
-def _statistics(
-    method: str, scores: np.ndarray, weights: np.ndarray, by_kind: Mapping[str, Normalization] | None = None
-) -> Normalization:
+def _statistics(method: str, scores: np.ndarray, weights: np.ndarray) -> Normalization:
     clipped, known = method in ("rescale", "literal"), scores[~np.isnan(scores)]
     return Normalization(
         method, scores.size, scores.size - known.size, float(known.mean()) if known.size else None,
         float(known.std()) if known.size else None, float(weights.mean()), float(weights.std()),
         LOW if clipped else None, HIGH if clipped else None,
         float(np.mean(weights == LOW)) if clipped else 0.0, float(np.mean(weights == HIGH)) if clipped else 0.0,
-        by_kind or {},
     )  # fmt: skip

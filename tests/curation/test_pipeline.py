@@ -177,11 +177,20 @@ def test_visual_pairs_differ_inside_the_lesion_alone(
         assert made["candidates"] is made["judgements"] is made["agreed"] is None
 
 
-def test_weights_are_the_normalised_relevance_of_all_rows(preferences: Path, dataset: Dataset) -> None:
-    expected, found = normalize(dataset["clinical_relevance"])
+def test_weights_are_the_normalised_relevance_of_each_kind(preferences: Path, dataset: Dataset) -> None:
+    kinds = [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
+    expected, found = normalize(dataset["clinical_relevance"], groups=kinds)
     assert dataset["weight"] == pytest.approx(expected.tolist())
     # scores are doubles when they are normalised, and single precision in the dataset
-    assert manifest(preferences)["weights"] == pytest.approx(found.record())
+    recorded, known = manifest(preferences)["weights"], found.record()
+    for part, own in ((recorded, known), *((recorded["by_kind"][kind], known["by_kind"][kind]) for kind in set(kinds))):
+        numbers = {name: value for name, value in own.items() if isinstance(value, float | int)}
+        assert {name: part[name] for name in numbers} == pytest.approx(numbers)
+    assert recorded["notes"] == known["notes"]
+    lesions = kinds.count("lesion_noise")
+    assert recorded["notes"][-1] == (
+        f"lesion_noise: all {lesions} scores are 1, so each weight is 1 (normalised apart from the other kinds)."
+    )
     relevances = {row["clinical_relevance"] for row in dataset if row["dispreference"] == 1}
     assert relevances == {1.0}  # boxes drawn by a person
 
@@ -604,10 +613,10 @@ def test_manifest_names_the_stand_ins_that_made_or_scored_rows(
     assert manifest(curate(tmp_path / "out", chosen))["standins"] == standins
 
 
-def test_weights_over_each_kind_are_recorded(corpus: Path, tmp_path: Path) -> None:
-    folder = curate(tmp_path / "out", Settings(source=corpus, split="preference", weights_over="kind"))
+def test_weights_over_all_pairs_are_recorded(corpus: Path, tmp_path: Path) -> None:
+    folder = curate(tmp_path / "out", Settings(source=corpus, split="preference", weights_over="merged"))
     kinds = manifest(folder)["weights"]["by_kind"]
-    assert manifest(folder)["weights"]["over"] == "kind"
+    assert manifest(folder)["weights"]["over"] == "merged"
     assert {kind: part["count"] for kind, part in kinds.items()} == manifest(folder)["counts"]
     visual = [row["weight"] for row in loading.load(str(folder)) if row["rejected_images"]]
     assert set(visual) == {1.0}  # drawn boxes are all equally sure

@@ -22,7 +22,8 @@ SOURCE, OUTPUT = Path("source"), Path("out")
 
 def test_defaults_are_the_documented_method() -> None:
     settings = Settings(SOURCE)
-    assert (settings.style, settings.panel, settings.rounds, settings.weights) == ("match", "sequential", 5, "rescale")
+    assert (settings.style, settings.panel, settings.rounds) == ("match", "sequential", 5)
+    assert (settings.weights, settings.weights_over) == ("rescale", "kind")
     assert settings.corruption == Noise("diffusion", 800, 0, "lesion", reversed=False)
     assert (settings.chat, settings.judges, settings.model) == (None, [], None)  # nobody is asked unnamed
     assert (settings.localizer, settings.query, settings.max_coverage) == ("boxes", "disease", 0.6)
@@ -42,7 +43,7 @@ def test_every_option_has_help(options: type) -> None:
         ("noise", "blur", "noise is 'blur'; use one of diffusion, gaussian, black, crop"),
         ("noise_region", "lung", "noise_region is 'lung'; use one of lesion, image"),
         ("weights", "zscore", "weights is 'zscore'; use one of rescale, literal, raw, none"),
-        ("weights_over", "task", "weights_over is 'task'; use one of merged, kind"),
+        ("weights_over", "task", "weights_over is 'task'; use one of kind, merged"),
         ("limit", 0, "limit is 0; it must be at least 1"),
         ("samples", 0, "samples is 0; it must be at least 1"),
         ("temperature", -0.1, "temperature is -0.1; it must be at least 0"),

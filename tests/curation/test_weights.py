@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -73,18 +74,92 @@ def test_a_kind_normalised_alone_is_what_its_own_scores_give(method: str) -> Non
 
 def test_merged_a_kind_of_higher_scores_gets_the_higher_weights_and_by_kind_it_does_not() -> None:
     scores, kinds = [0.2, 0.4, 0.8, 1.0], ["text", "text", "image", "image"]
-    merged, alone = normalize(scores)[0], normalize(scores, groups=kinds)[0]
+    merged, alone = normalize(scores, groups=kinds, over="merged")[0], normalize(scores, groups=kinds)[0]
+    assert list(merged) == list(normalize(scores)[0])
     assert merged[:2].mean() < 1 < merged[2:].mean()
     # Two scores lie one standard deviation from their mean: 1 -+ sqrt(0.1), clipped.
     assert list(alone) == [0.75, 1.25, 0.75, 1.25]
 
 
+@pytest.mark.parametrize("over", ["kind", "merged"])
+def test_a_kind_without_spread_has_the_weight_1_and_moves_no_other(over: str) -> None:
+    """Boxes and masks are all sure: merged with judges' scores they were all at the ceiling, and the others below 1."""
+    scores, kinds = [*SCORES, 1.0, 1.0, 1.0], ["text"] * 5 + ["lesion"] * 3
+    assert list(normalize(scores)[0][5:]) == [1.25] * 3  # of one kind: above the others' mean of 0.5
+    weights, found = normalize(scores, groups=kinds, over=over)
+    assert list(weights[5:]) == [1.0] * 3 and list(weights[:5]) == list(normalize(SCORES)[0])
+    assert (found.by_kind["lesion"].mean_after, found.by_kind["lesion"].share_at_high) == (1.0, 0.0)
+    assert found.notes() == ["lesion: all 3 scores are 1, so each weight is 1 (normalised apart from the other kinds)."]
+
+
+def test_merged_kinds_with_spread_share_what_a_kind_without_has_no_part_in() -> None:
+    scores, kinds = [0.0, 0.2, 0.8, 1.0, 0.9, 0.9, 0.3], ["a", "a", "b", "b", "flat", "flat", "single"]
+    weights, found = normalize(scores, groups=kinds, over="merged")
+    assert list(weights[:4]) == list(normalize(scores[:4])[0]) and list(weights[4:]) == [1.0] * 3
+    assert (found.over, found.by_kind["single"].count) == ("merged", 1)
+    assert found.notes()[-1] == (
+        "single: its only score is 0.3, so each weight is 1 (normalised apart from the other kinds)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "kinds", "method", "notes"),
+    [
+        # One standard deviation is sqrt(0.1) = 0.316 of weight, so that what lies 0.79 of it from the mean is clipped.
+        ([0.0, 0.5, 0.5, 1.0], None, "rescale", []),  # z = -+1.41: a half, and no more
+        ([0.0, 0.5, 1.0], None, "rescale", ["all pairs: 67 % of the weights lie at a clip limit (33 % at 0.75, 33 %"]),
+        ([0.0, 1.0], ["a", "a"], "rescale", ["a: 100 % of the weights lie at a clip limit (50 % at 0.75, 50 % at 1."]),
+        ([0.0, 0.5], None, "literal", ["all pairs: 100 % of the weights lie at a clip limit (100 % at 0.75, 0 % at 1"]),
+        ([0.6, 0.6], None, "rescale", ["all pairs: all 2 scores are 0.6, so each weight is 1, which is plain DPO."]),
+        ([0.6, 0.6], None, "raw", ["all pairs: all 2 scores are 0.6, so each weight is that score."]),
+        ([0.0, 0.5, 1.0], None, "raw", []),
+        ([0.6, 0.6], None, "none", []),
+        ([None, 0.6], None, "none", []),
+        (
+            [0.5, 0.5, 1.0], ["text", "text", "lesion"], "rescale",
+            [
+                "lesion: its only score is 1, so each weight is 1 (normalised apart from the other kinds).",
+                "text: all 2 scores are 0.5, so each weight is 1 (normalised apart from the other kinds).",
+                "No score differs within its kind: every weight is 1, which is plain DPO.",
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_notes_say_where_weights_weigh_nothing_or_are_mostly_clipped(
+    scores: list[float | None], kinds: list[str] | None, method: str, notes: list[str]
+) -> None:
+    found = normalize(scores, method, kinds)[1].notes()
+    assert [note[: len(said)] for note, said in zip(found, notes, strict=True)] == notes
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("normal", 0.429), ("uniform", 0.544)],  # P(|z| > 0.7906); 1 - 2 * 0.7906 * sqrt(1 / 12)
+)
+def test_shares_at_the_clip_limits_of_known_distributions(name: str, share: float) -> None:
+    ranks = np.linspace(0.0005, 0.9995, 1000)
+    scores = ranks if name == "uniform" else 0.5 + 0.1 * np.array([NormalDist().inv_cdf(rank) for rank in ranks])
+    found = normalize(scores.tolist())[1]
+    assert found.share_at_low + found.share_at_high == pytest.approx(share, abs=0.002)
+    assert bool(found.notes()) is (name == "uniform")
+
+
+def test_without_scores_there_are_no_weights_but_1() -> None:
+    weights, found = normalize([None, 0.4, None], "none", ["text", "lesion", "text"])
+    assert list(weights) == [1.0] * 3
+    assert (found.unscored, found.mean_before, found.by_kind["text"].mean_before) == (2, pytest.approx(0.4), None)
+    assert json.loads(json.dumps(found.record(), allow_nan=False))["by_kind"]["text"]["unscored"] == 2
+    for method in ("rescale", "literal", "raw"):
+        with pytest.raises(InputError, match="2 of 3 pairs have no score to weigh by"):
+            normalize([None, 0.4, None], method)
+
+
 def test_the_record_says_over_what_was_normalised() -> None:
-    merged = normalize(SCORES)[1].record()
+    merged = normalize(SCORES, groups=KINDS, over="merged")[1].record()
     by_kind = json.loads(json.dumps(normalize(SCORES, groups=KINDS)[1].record(), allow_nan=False))
-    assert merged["over"] == "merged" and "by_kind" not in merged
-    assert by_kind["over"] == "kind" and list(by_kind["by_kind"]) == ["image", "text"]
-    assert by_kind["by_kind"]["text"].keys() == merged.keys() - {"over"}
+    assert (merged["over"], by_kind["over"], normalize(SCORES)[1].record()["over"]) == ("merged", "kind", "merged")
+    assert list(by_kind["by_kind"]) == list(merged["by_kind"]) == ["image", "text"]
+    assert by_kind["by_kind"]["text"].keys() == merged.keys() - {"over", "by_kind", "notes"}
     assert [by_kind["by_kind"][kind]["count"] for kind in ("image", "text")] == [2, 3]
 
 
@@ -107,6 +182,11 @@ def test_groups_are_one_a_score() -> None:
 def test_scores_that_cannot_be_weights_are_refused(method: str, scores: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         normalize(scores, method)
+
+
+def test_unknown_range_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match="range 'task' is unknown; use one of kind, merged"):
+        normalize(SCORES, groups=KINDS, over="task")
 
 
 def test_unknown_method_lists_the_known_ones() -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ from rich.progress import track
 
 from mmedpo import credentialed, images, schema
 from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
-from mmedpo.curation.chat import open_chat
-from mmedpo.curation.localize import Localizer, bounded, open_localizer
+from mmedpo.curation.localize import Localizer, bounded
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
+from mmedpo.curation.tools import Tools, open_tools
 from mmedpo.errors import InputError
 from mmedpo.formats import STANDIN
 from mmedpo.ledger import Ledger
 from mmedpo.llm import ChatModel
 from mmedpo.llm.cache import tally
-from mmedpo.llm.limits import Budget, Limits
+from mmedpo.llm.limits import Limits
 from mmedpo.processes import ALONE, Processes
 from mmedpo.samples import Sample
 from mmedpo.sources import Source
@@ -53,15 +53,6 @@ Work = Callable[[Sequence[Sample]], Sequence[Any]]
 
 class NothingMade(InputError):
     """A run that went to its end without a single row."""
-
-
-@dataclass(frozen=True)
-class Tools:
-    """The models that a curation asks; None where its settings name none."""
-
-    chat: ChatModel | None
-    panel: relevance.Panel | None
-    localizer: Localizer
 
 
 def curate_folder(
@@ -103,7 +94,9 @@ def curate_folder(
         credentialed.refuse_endpoints(source.name, (settings.chat or "none", *settings.judges), source.marked_by)
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
-    tools = _open(settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed)
+    tools = open_tools(
+        settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed
+    )
     share = [
         source.samples[start : start + BLOCK]
         for number, start in enumerate(range(0, len(source.samples), BLOCK))
@@ -128,26 +121,6 @@ def curate_folder(
     for ledger in (*ledgers.values(), calls):
         ledger.close()
     return manifest
-
-
-def _open(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discreet: bool) -> Tools:
-    budget = Budget(limits)
-
-    def chat(spec: str) -> ChatModel:
-        return open_chat(
-            spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size, discreet=discreet,
-            max_tokens=settings.max_reply_tokens,
-        )  # fmt: skip
-
-    localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
-    if settings.chat is None or not settings.writes_answers:
-        return Tools(None, None, localizer)
-    if not all(spec.startswith(STANDIN) for spec in (settings.chat, *settings.scorers)):
-        calls.open()
-    judges = [chat(judge) for judge in settings.scorers]
-    mode: Any = settings.panel
-    panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode) if judges else None
-    return Tools(chat(settings.chat), panel, localizer)
 
 
 def _each(
@@ -284,28 +257,17 @@ def _assemble(
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": source.record(settings.split), "target_model": {"name": target, "revision": revision},
         **({"candidates": sampling.counted(ledgers["sample"].values())} if tools.chat and target else {}),
-        "chat_model": tools.chat and portable(tools.chat.name),
-        "judges": list(tools.panel.judges) if tools.panel else [],
-        "panel": tools.panel
-        and {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
+        "chat_model": tools.chat and portable(tools.chat.name), "judges": tools.judges,
+        "panel": tools.panel and {"mode": settings.panel, "rounds": settings.rounds, "tolerance": settings.tolerance},
         "localizer": localizer, "query": settings.query if asked else None, "mask_rule": makers.mask_rule,
         "noise": noise and noise.record(), "style": settings.style,
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
-        "counts": dict(counts), "rejects": dict(rejects.most_common()), "standins": _standins(settings, tools, counts),
+        "counts": dict(counts), "rejects": dict(rejects.most_common()), "standins": tools.standins(counts),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
         "settings": {**settings.recipe(), "source_name": source.name},
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def _standins(settings: Settings, tools: Tools, counts: Mapping[str, int]) -> list[str]:
-    """The offline rules that made or scored a row, in the order of the steps, by name."""
-    visual = counts.keys() - {rows.TEXT_PAIR}
-    used = [tools.chat.name] if tools.chat and (rows.TEXT_PAIR in counts or settings.reversed) else []
-    used += tools.panel.judges if tools.panel and rows.TEXT_PAIR in counts else []
-    used += [tools.localizer.name] if visual else []
-    return [name for name in used if name.startswith(STANDIN)]
 
 
 def _accepted(

@@ -1,0 +1,63 @@
+"""The models that a curation asks, opened by the names that its settings have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from mmedpo.curation import relevance
+from mmedpo.curation.chat import open_chat
+from mmedpo.curation.localize import Localizer, open_localizer
+from mmedpo.curation.rows import TEXT_PAIR
+from mmedpo.curation.settings import Settings
+from mmedpo.formats import STANDIN
+from mmedpo.ledger import Ledger
+from mmedpo.llm import ChatModel
+from mmedpo.llm.limits import Budget, Limits
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The models that a curation asks; None where its settings name none."""
+
+    chat: ChatModel | None
+    panel: relevance.Panel | None
+    localizer: Localizer
+
+    @property
+    def judges(self) -> list[str]:
+        """Names of the judges, in the order of speaking."""
+        return list(self.panel.judges) if self.panel else []
+
+    def standins(self, kinds: Collection[str]) -> list[str]:
+        """The offline rules that made or scored rows of these kinds, by name, in the order of the steps."""
+        texts = [self.chat.name] if self.chat and {TEXT_PAIR, "reversed_noise"} & set(kinds) else []
+        judged = self.judges if TEXT_PAIR in kinds else []
+        visual = [self.localizer.name] if set(kinds) - {TEXT_PAIR} else []
+        return [name for name in (*texts, *judged, *visual) if name.startswith(STANDIN)]
+
+
+def open_tools(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discreet: bool) -> Tools:
+    """The models that the settings name. Raises InputError where one cannot work.
+
+    Args:
+        calls, used, discreet: as `open_chat` takes them.
+    """
+    budget = Budget(limits)
+
+    def chat(spec: str) -> ChatModel:
+        return open_chat(
+            spec, budget, calls, used, seed=settings.seed, batch_size=settings.batch_size, discreet=discreet,
+            max_tokens=settings.max_reply_tokens,
+        )  # fmt: skip
+
+    localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
+    if settings.chat is None or not settings.writes_answers:
+        return Tools(None, None, localizer)
+    if not all(spec.startswith(STANDIN) for spec in (settings.chat, *settings.scorers)):
+        calls.open()
+    judges = [chat(judge) for judge in settings.scorers]
+    mode: Any = settings.panel
+    panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode) if judges else None
+    return Tools(chat(settings.chat), panel, localizer)

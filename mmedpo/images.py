@@ -47,7 +47,8 @@ def open_rgb(image: Source) -> Image:
         UnusableImage: in the words of `fault`.
         InputError: no image's fault: pydicom is missing, or the limit variable is no number.
     """
-    return _open(image).convert("RGB")
+    picture = _open(image)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def pixels(image: Source) -> np.ndarray:
@@ -98,6 +99,16 @@ def embedded(path: Path) -> dict[str, Any]:
         if is_plain and (stripped := headers.without(data)):
             return {"bytes": stripped, "path": path.name}
     return png(pixels(path), path.stem)
+
+
+def is_embedded(data: bytes) -> bool:
+    """True for a file as `embedded` holds it: pixels alone, which any reader decodes to those of `open_rgb`.
+
+    Raises:
+        UnusableImage, InputError: as `open_rgb`.
+    """
+    with _said(data), open_image(data) as opened:
+        return modes.is_plain(opened) and headers.without(data) == data
 
 
 def png(pixels: np.ndarray, stem: str) -> dict[str, Any]:
@@ -152,7 +163,8 @@ def _decode(image: Source) -> Image:
     from PIL import Image as pillow
 
     if isinstance(image, pillow.Image):
-        return modes.plain(image)
+        is_ours = type(image) is pillow.Image and image.mode in ("L", "RGB") and not image.info
+        return image if is_ours else modes.plain(image)
     if isinstance(image, Mapping):
         image = Path(image["path"]) if image["bytes"] is None else image["bytes"]
     data = image if isinstance(image, bytes) else image.read_bytes()

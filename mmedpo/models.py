@@ -13,6 +13,7 @@ from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_ada
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
 from mmedpo.generation import AnswerReader, Sampling, own_generation
+from mmedpo.images import open_rgb
 from mmedpo.thoughts import Answer
 
 if TYPE_CHECKING:
@@ -135,11 +136,11 @@ def render(processor: Any, text: str, image: bool = True) -> str:
 
 
 def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
-    """Model inputs of a batch of (RGB image, text) pairs, left-padded, in the model's own chat template.
+    """Model inputs of a batch of (image, text) pairs, left-padded, in the model's own chat template.
 
     The images are all there or all None; `processor` may then be a tokenizer.
     """
-    images = [[image] for image, _ in questions if image is not None]
+    images = [[open_rgb(image)] for image, _ in questions if image is not None]
     texts = [render(processor, text, bool(images)) for _, text in questions]
     sees = hasattr(processor, "image_processor")
     return processor(
@@ -205,7 +206,7 @@ class VisionLanguageModel:
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
-        """Answer a batch of (RGB image, question) pairs; `sampling.samples` texts each, '' where there is no answer."""
+        """Answer a batch of (image, question) pairs; `sampling.samples` texts each, '' where there is no answer."""
         answers = self.generate(self.encode(questions), sampling)
         return [[answer.said or "" for answer in those] for those in answers]
 

@@ -60,8 +60,21 @@ def _set_limit() -> None:
         pillow.MAX_IMAGE_PIXELS = int(limit)
 
 
+def upright_size(opened: Image) -> tuple[int, int]:
+    """Width and height of `plain`, from the header alone.
+
+    Raises:
+        UnusableError: several frames or pages.
+    """
+    _select_page(opened)
+    # Asked for EXIF that is not there, Pillow would decode a PNG to its end.
+    known = opened.format == "TIFF" or not {"exif", "xmp"}.isdisjoint(opened.info)
+    turned = known and opened.getexif().get(ORIENTATION, 1) >= 5
+    return (opened.height, opened.width) if turned else (opened.width, opened.height)
+
+
 def plain(opened: Image) -> Image:
-    """An opened image in mode L or RGB, turned upright as its EXIF orientation says.
+    """An opened image in mode L or RGB, turned upright as its EXIF orientation says, without its notes (`info`).
 
     | opened as | becomes |
     |---|---|
@@ -76,12 +89,18 @@ channel times alpha, rounded to whole numbers; medical images have dark backgrou
     Raises:
         UnusableError: several frames or pages, transparent everywhere, or pixels that are no numbers.
     """
-    from PIL import Image as pillow
     from PIL import ImageOps
 
     _select_page(opened)
     tags, packing = _tags(opened), _packing(opened)
-    image = ImageOps.exif_transpose(opened)
+    image = _picture(ImageOps.exif_transpose(opened), tags, packing)
+    image.info = {}
+    return image
+
+
+def _picture(image: Image, tags: Any, packing: str) -> Image:
+    from PIL import Image as pillow
+
     if is_deep(image):
         values = np.asarray(image, dtype=np.float64)
         key = image.info.get("transparency")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmedpo import hub
 from mmedpo.errors import InputError
+from mmedpo.images import open_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -229,5 +230,5 @@ def _pixels(image: Image) -> Tensor:
     """An image as the network sees it, float32 3 x 224 x 224."""
     from PIL import Image as pillow
 
-    scaled = image.convert("RGB").resize((PIXELS, PIXELS), pillow.Resampling.BILINEAR)
+    scaled = open_rgb(image).resize((PIXELS, PIXELS), pillow.Resampling.BILINEAR)
     return torch.from_numpy((np.asarray(scaled, dtype=np.float32) / 255 - MEAN) / SD).permute(2, 0, 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
+from mmedpo.images import open_rgb
 from mmedpo.models import VisionLanguageModel, lacks_first_token
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _encode(
 
     made = processor(
         text=list(prompts),
-        images=[list(shown) for shown in images],
+        images=[[open_rgb(image) for image in shown] for shown in images],
         padding=True,
         add_special_tokens=lacks_first_token(processor.tokenizer, prompts[0]),
         return_tensors="pt",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mmedpo import cards, curves, headers, results
+from mmedpo import cards, curves, results
 from mmedpo.audit import audit
 from mmedpo.errors import Fault, InputError
+from mmedpo.images import is_embedded
 from mmedpo.publish import picture
 from mmedpo.publish.card import CARD, Conflict, read_text, with_local_edits
 from mmedpo.publish.remote import File
@@ -44,7 +45,7 @@ OWN_FILES = {
 }  # fmt: skip
 BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
 IMAGES = ("images", "rejected_images")
-NOTES = "is no PNG or JPEG file of pixels alone (EXIF and other notes); write it by `mmedpo.images.embedded`"
+NOTES = "is no PNG or JPEG file of pixels alone (EXIF, notes, alpha, ...); write it by `mmedpo.images.embedded`"
 SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")
 SECRET_LENGTH = 8  # characters; servers of one's own are given "EMPTY" and the like, which is no secret
 USERINFO = re.compile(r"://[^\s/:@\"]+:[^\s/@\"]+@")
@@ -214,7 +215,7 @@ def _image_faults(file: Path) -> list[Fault]:
             for image in row.get(column) or []:
                 if image["bytes"] is None:
                     faults.append(Fault(row["id"], column, "is not inside the file; embed it"))
-                elif headers.without(image["bytes"]) != image["bytes"]:
+                elif not is_embedded(image["bytes"]):
                     faults.append(Fault(row["id"], column, NOTES))
                 if image["path"] and re.search(r"[/\\]", image["path"]):
                     faults.append(Fault(row["id"], column, "is named by a path; keep its last part alone"))

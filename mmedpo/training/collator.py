@@ -13,6 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.images import UnusableImage, open_rgb
 from mmedpo.models import lacks_first_token
 from mmedpo.training.reference import digest_key, image_digest, row_key
 from mmedpo.training.sharing import pack, padded
@@ -21,12 +22,15 @@ from mmedpo.training.sharing import pack, padded
 ANSWER_TYPES = {"PaliGemmaProcessor": 1}
 TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # the latter mark image tokens for Gemma and Qwen-VL
 
+SIDES = ("images", "rejected_images")
+
 Tokens = dict[str, list[int]]  # of `TOKENS` those that the model takes, a number for each token of a prompt
 
 
 @dataclass
 class PreferenceCollator:
-    """Turns pairs of the preference dataset into model inputs.
+    """Turns pairs of the preference dataset into model inputs. Their images are read by `images.open_rgb`, undecoded
+    ({"bytes", "path"}) or opened by Pillow.
 
     The chosen side of each pair has a row of its own, in the pairs' order; rows of rejected sides follow. With `share`,
     a rejected side that sees the same images gets no row: its answer follows the chosen one's (`sharing.pack`), and
@@ -47,7 +51,7 @@ class PreferenceCollator:
         `images.BatchImages` takes. Images are in the order of the rows, or as its `pictures` says.
 
     Raises:
-        InputError: a pair has no usable weight, or is longer than `max_length`.
+        InputError: a pair has no usable weight or image, or is longer than `max_length`.
     """
 
     processor: ProcessorMixin
@@ -59,6 +63,7 @@ class PreferenceCollator:
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         _refuse_weights(pairs)
+        pairs = [_pictured(pair) for pair in pairs]
         count = len(pairs)
         apart = [i for i, pair in enumerate(pairs) if not self.share or pair.get("rejected_images")]
         owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
@@ -174,6 +179,15 @@ def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
                 f"Row {pair.get('id', '(no id)')} has the weight {weight}; every row needs a finite one of 0 or more. "
                 "Curate the dataset again, or drop the row."
             )
+
+
+def _pictured(pair: dict[str, Any]) -> dict[str, Any]:
+    """The pair with its images as RGB pictures, the pixels that an evaluation sees."""
+    try:
+        shown = {side: [open_rgb(image) for image in pair[side]] for side in SIDES if pair.get(side)}
+    except UnusableImage as error:
+        raise InputError(f"Row {pair.get('id', '(no id)')} cannot be used: {error.sentence}.") from error
+    return {**pair, **shown}
 
 
 def kind_number(dispreference: str | int | None) -> int:

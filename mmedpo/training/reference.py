@@ -32,6 +32,7 @@ from mmedpo.errors import InputError
 from mmedpo.ledger import Ledger
 
 HERE = Path(__file__).parent
+READERS = [HERE.parent / f"{name}.py" for name in ("models", "images", "modes")]  # of what the model is shown
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "pillow")
 NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
 LEFT_BY_LAST_CALL = {  # or by the way of loading, in a processor's files
@@ -79,7 +80,7 @@ def fingerprint(
         "processor": _processor(processor),
         "settings": settings,
         "versions": _versions(),
-        "code": {file.name: _digest(file.read_bytes()) for file in (*HERE.glob("*.py"), HERE.parent / "models.py")},
+        "code": {file.name: _digest(file.read_bytes()) for file in (*HERE.glob("*.py"), *READERS)},
     }
     return _digest(json.dumps(parts, sort_keys=True, default=_plain).encode())
 

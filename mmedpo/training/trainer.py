@@ -83,6 +83,8 @@ class MMedPOTrainer(DPOTrainer):
                     f"The {name} has no `weight` column (it has {', '.join(columns)}). Curate it with `mmedpo curate`, "
                     "or add a column of ones if plain DPO is what you want."
                 )
+            if columns is not None:
+                kwargs[name] = schema.undecoded(kwargs[name])  # images are opened by the collator, as everywhere
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = load_processor(model if isinstance(model, str) else model.config._name_or_path)
         if kwargs.get("data_collator") is None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from PIL import ExifTags, Image
+from PIL import Image
 
 from mmedpo import schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.images import open_image
 from mmedpo.models import lacks_first_token
+from mmedpo.modes import upright_size
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 
@@ -130,13 +131,11 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> dict[int, tuple[Sizes
 
 
 def _size(image: dict[str, Any]) -> Any:
-    """Width and height of an undecoded image, upright, from its header; None if it has none that can be read."""
+    """Width and height of an undecoded image, upright, from its header; None if it cannot be used."""
     try:
         data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         with open_image(data) as opened:
-            # Asked for EXIF that is not there, Pillow would decode a PNG to its end.
-            turned = "exif" in opened.info and opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (opened.height, opened.width) if turned else opened.size
+            return upright_size(opened)
     except InputError:
         raise
     except Exception:  # decoders raise nearly every kind on damaged files

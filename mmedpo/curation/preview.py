@@ -37,19 +37,19 @@ def sheet(
         InputError: no image has a region (the reasons are listed), or `output` exists or cannot be written.
     """
     writable.check(output)
-    shown: dict[Path, tuple[Sample, Region]] = {}
-    left_out: dict[Path, str] = {}
+    shown: dict[str, tuple[Sample, Region]] = {}  # by the digest of the image
+    left_out: dict[str, str] = {}
     for sample in samples:
         if len(shown) == count:
             break
-        if sample.image in shown:
+        if sample.image_digest in shown:
             continue
         region = bounded(localizer.locate([sample])[0], sample, most)
         if region.reason and not noise.whole:
-            left_out[sample.image] = region.reason
+            left_out[sample.image_digest] = region.reason
         else:
-            shown[sample.image] = sample, region
-            left_out.pop(sample.image, None)
+            shown[sample.image_digest] = sample, region
+            left_out.pop(sample.image_digest, None)
     reasons = Counter(left_out.values())
     if not shown:
         raise InputError(f"{localizer.name} found a region in none of {len(left_out)} images: {dict(reasons)}.")

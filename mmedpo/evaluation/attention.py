@@ -24,6 +24,7 @@ from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
 from mmedpo.evaluation.metric import Floats, mean
+from mmedpo.evaluation.score import picture
 from mmedpo.evaluation.statistics import bootstrap, interval, tail
 from mmedpo.images import open_rgb
 from mmedpo.ledger import Ledger
@@ -137,7 +138,8 @@ def _compare(
     answers = {run: reading.answer for run, reading in readings.items()}
     draw(picture, image, sample, heats, visible, shares, answers)
     return {
-        "id": sample.id, "image_id": sample.image_id, "question": sample.question, "answer": sample.answer,
+        "id": sample.id, "image_id": sample.image_id, "image_digest": sample.image_digest,
+        "question": sample.question, "answer": sample.answer,
         "answers": answers, "grids": [list(grid.tokens.shape) for grid in found],
         **{name: {run: shares[run][name] for run in RUNS} for name in SHARES},
     }  # fmt: skip
@@ -191,7 +193,7 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """
     result: dict[str, Any] = {
         "n": len(rows), "n_boxed": sum(None not in row["lift"].values() for row in rows),
-        "images": len({row["image_id"] for row in rows}),
+        "images": len({picture(row) for row in rows}),
     }  # fmt: skip
     for name in SHARES:
         there = [row for row in rows if None not in row[name].values()]
@@ -199,7 +201,7 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
             result[name] = None
             continue
         values = [[(row[name][run], 1.0) for row in there] for run in RUNS]
-        images = [row["image_id"] for row in there]
+        images = [picture(row) for row in there]
         start, adapter = mean(bootstrap(values, images, seed))
         cut = tail(images)
         difference = interval(adapter - start, cut)

@@ -18,7 +18,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.metric import Floats, Metric
 from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
-from mmedpo.evaluation.score import Row
+from mmedpo.evaluation.score import Row, picture
 from mmedpo.evaluation.seen import seen_in_training, trained_on
 from mmedpo.evaluation.statistics import (
     RESAMPLES,
@@ -127,7 +127,7 @@ def _seen(runs: Sequence[Run], dataset: str | None, trainings: Sequence[Path]) -
 
 def _counts(run: Run) -> dict[str, int]:
     tasks = Counter(row["task"] for row in run.questions.values())
-    images = {row["image_id"] for row in run.questions.values()}
+    images = {picture(row) for row in run.questions.values()}
     return {
         "closed": tasks["closed_vqa"], "open": tasks["open_vqa"], "report": tasks["report"], "images": len(images),
     }  # fmt: skip
@@ -166,7 +166,7 @@ def _parts(runs: Sequence[Run], defined: Sequence[Metric], ids: Sequence[str]) -
                 for metric in metrics
             ]
             ends = np.cumsum([table.shape[-1] for table in tables])[:-1].tolist()
-            images = [runs[0].questions[id_]["image_id"] for id_ in about]
+            images = [picture(runs[0].questions[id_]) for id_ in about]
             found.append(Part(metrics, images, np.concatenate(tables, axis=-1), ends))
     return found
 
@@ -254,7 +254,7 @@ def _groups(runs: Sequence[Run], column: str, whole: Sequence[Part], seed: int, 
         return {}
     found = {}
     for label, ids in members.items():
-        images = {runs[0].questions[id_]["image_id"] for id_ in ids}
+        images = {picture(runs[0].questions[id_]) for id_ in ids}
         parts = _parts(runs, [metric for metric in sizes if len(_about(runs, ids, metric)) < sizes[metric]], ids)
         metrics, _ = _measured(runs, parts, seed, resamples, GROUP_IMAGES)
         found[label] = {

@@ -17,7 +17,7 @@ from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.questions import write_lines
-from mmedpo.evaluation.score import Row
+from mmedpo.evaluation.score import Row, picture
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.generation import Sampling
 from mmedpo.images import digest, open_rgb
@@ -155,7 +155,7 @@ def _question(row: Row) -> Row:
 
 
 def _opened(images: Sequence[Row]) -> list[Image]:
-    return [open_rgb(Path(image["path"]) if image["bytes"] is None else image["bytes"]) for image in images]
+    return [open_rgb(image) for image in images]
 
 
 def _seen(row: Row, side: str) -> list[Image]:
@@ -188,7 +188,7 @@ def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
 
 def _other_patients(questions: Sequence[Row], seed: int) -> list[int]:
     """For each question the place of one about another patient, drawn by (seed, its id)."""
-    patients = [question["patient_id"] or question["image_id"] for question in questions]
+    patients = [question["patient_id"] or picture(question) for question in questions]
     if len(set(patients)) < 2:
         raise InputError("All `lesion_noise` rows are of one patient; there is no other image to swap in.")
 

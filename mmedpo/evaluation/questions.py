@@ -44,6 +44,7 @@ class Question:
     question_type: str | None = None
     organ: str | None = None
     modality: str | None = None
+    image_digest: str | None = None  # `images.digest`, where the image has been read already
 
     def row(self) -> Row:
         """Its line in questions.jsonl, but for the digest of its image."""
@@ -115,7 +116,7 @@ def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, 
     questions = [
         Question(
             sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
-            sample.question_type, sample.organ, sample.modality,
+            sample.question_type, sample.organ, sample.modality, sample.image_digest or None,
         )
         for sample in samples
     ]  # fmt: skip
@@ -147,7 +148,8 @@ def of_dataset(
     name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None,
     marked: bool = False,
 ) -> QuestionSet:  # fmt: skip
-    """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once.
+    """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once, where
+    images of the same pixels are one.
 
     The reference is the chosen answer. Rows whose chosen answer is not the gold one are left out and counted, and so
     are rows that repeat a question with another one.
@@ -156,7 +158,8 @@ def of_dataset(
         split: the split to ask; the only one where None.
 
     Raises:
-        InputError: no such dataset or split, columns that are not the schema's, or ids that mean two questions.
+        InputError: no such dataset or split, columns that are not the schema's, images that cannot be used, or ids that
+            mean two questions.
     """
     dataset, record = open_split(name, split, revision, marked)
     pictures = schema.undecoded(dataset.select_columns(["images"]))
@@ -202,16 +205,19 @@ def open_split(
 def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
     first: dict[tuple[str, str], str] = {}  # the reference of each (image, question) so far
     places: dict[str, int] = {}  # the first row of each image
+    read = _read(pictures)
     for place, row in enumerate(rows):
         if row["dispreference"] in schema.REVERSED:
             left_out["the chosen answer is not the gold one"] += 1
             continue
         text, reference = schema.message_text(row["prompt"] or []), schema.message_text(row["chosen"] or [])
-        encoded = _encoded(pictures, place)
-        if encoded is None or not text or row["task"] is None:
+        image, said = read[place]
+        if said is not None:
+            faults.append(Fault(row["id"] or f"row {place}", "images", said))
+            continue
+        if image is None or not text or row["task"] is None:
             faults.append(Fault(row["id"] or f"row {place}", "(row)", "has no image, no prompt or no task; drop it"))
             continue
-        image = hashlib.sha256(encoded).hexdigest()
         asked = (image, plain(text))
         if asked in first:
             left_out.update(["repeated with another answer"] * (first[asked] != plain(reference)))
@@ -220,19 +226,28 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
         made = row["provenance"] or {}
         yield Question(
             made.get("sample_id") or row["id"], places.setdefault(image, place), made.get("image_id") or image,
-            made.get("patient_id"), schema.TASKS[row["task"]], text, reference,
+            made.get("patient_id"), schema.TASKS[row["task"]], text, reference, image_digest=image,
         )  # fmt: skip
 
 
-def _encoded(pictures: Any, place: int) -> bytes | None:
-    for image in pictures[place]["images"] or []:
-        encoded: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        return encoded
-    return None
+def _read(pictures: Any) -> list[tuple[str | None, str | None]]:
+    """The digest of each row's first image, or what is wrong with it; neither where it has none."""
+    files = [_file(row["images"] or []) for row in pictures]
+    first = {file: place for place, file in reversed(list(enumerate(files))) if file is not None}
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(first, pool.map(partial(_digest, partial(_picture, pictures)), first.values()), strict=True))
+    return [(None, None) if file is None else found[file] for file in files]
+
+
+def _file(images: Sequence[Row]) -> str | None:
+    """What the first image's file is known by, before it is decoded."""
+    return next(
+        (hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images), None
+    )
 
 
 def _picture(pictures: Any, place: int) -> Image:
-    return open_rgb(_encoded(pictures, place) or b"")
+    return open_rgb(pictures[place]["images"][0])
 
 
 def write(asked: QuestionSet, path: Path) -> str:
@@ -241,15 +256,17 @@ def write(asked: QuestionSet, path: Path) -> str:
     Raises:
         InputError: images that cannot be read, all listed; or `path` holds other questions, begun with before.
     """
-    images = list({question.image: question.id for question in asked.questions})
+    images = list({question.image for question in asked.questions if question.image_digest is None})
     with ThreadPoolExecutor(READERS) as pool:
         found = dict(zip(images, pool.map(partial(_digest, asked.open_image), images), strict=True))
-    faults = [Fault(q.id, "image", said) for q in asked.questions if (said := found[q.image][1])]
+    faults = [Fault(q.id, "image", said) for q in asked.questions if (said := found.get(q.image, (None, None))[1])]
     if faults:
         with credentialed.quoting_nothing(asked.marked):
             raise InputError(f"{len(faults)} questions have no usable image:", faults)
     partial_file = path.with_name(path.name + ".tmp")
-    write_lines(partial_file, ({**q.row(), "image_digest": found[q.image][0]} for q in asked.questions))
+    write_lines(
+        partial_file, ({**q.row(), "image_digest": q.image_digest or found[q.image][0]} for q in asked.questions)
+    )
     if path.exists() and not filecmp.cmp(path, partial_file, shallow=False):
         partial_file.unlink()
         raise InputError(f"The questions are not those that {path.parent} was begun with; remove it and begin anew.")

@@ -201,6 +201,11 @@ def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) 
         raise InputError(f"{len({fault.row for fault in faults})} questions cannot be scored:", faults)
 
 
+def picture(question: Row) -> str:
+    """What the image of a line of questions.jsonl is known by: its digest, or in records without one its name."""
+    return str(question.get("image_digest") or question["image_id"])
+
+
 def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) -> list[Fault]:
     """What is wrong with lines of questions.jsonl, by the definitions that answers will be scored by."""
     scoring, faults = scoring or Scoring(), []

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmedpo import loading
 from mmedpo.evaluation.runs import Run
-from mmedpo.evaluation.score import Row
+from mmedpo.evaluation.score import Row, picture
 from mmedpo.images import digest, open_rgb
 from mmedpo.workdir import portable, read_json
 
@@ -18,7 +18,7 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     """How many of a run's test images, and patients, are in a preference dataset.
 
     Images are equal if their pixels are (`image_digest` of the questions), or if their ids are and come from a source
-    of one name. What the records do not tell is None ("not known"), and not 0.
+    of one name. A picture under two names is one image. What the records do not tell is None ("not known"), and not 0.
 
     Args:
         dataset: folder or Hub id; its training split is read.
@@ -32,16 +32,13 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     """
     pairs = loading.load_pairs(dataset)
     questions = run.questions.values()
-    images = {row["image_id"] for row in questions}
-    digests = {row["image_id"]: row.get("image_digest") for row in questions}
+    images = {picture(row) for row in questions}
     named = [row["provenance"] for row in pairs.select_columns(["source", "provenance"])
              if row["source"] == run.results.get("source")]  # fmt: skip
-    by_id = _common(images, (made["image_id"] for made in named)) if named else None
+    names = {made["image_id"] for made in named}
+    by_id = {picture(row) for row in questions if row["image_id"] in names} if named else None
     patients = {row["patient_id"] for row in questions if row.get("patient_id") is not None}
-    by_pixels = None
-    if all(digests.values()):
-        known = _digests(pairs)
-        by_pixels = {image for image, own in digests.items() if own in known}
+    by_pixels = images & _digests(pairs) if all(row.get("image_digest") for row in questions) else None
     seen = None if by_id is None and by_pixels is None else (by_id or set()) | (by_pixels or set())
     return {
         "dataset": portable(dataset),
@@ -76,7 +73,7 @@ def _digests(pairs: Any) -> set[str]:
             file = hashlib.sha256(data).digest()
             if file not in files:
                 files.add(file)
-                found.add(digest(open_rgb(data)))
+                found.add(digest(open_rgb(image)))
     return found
 
 

@@ -406,6 +406,17 @@ def test_seen_images_are_found_by_pixels_ids_and_patients(tmp_path):
     }  # fmt: skip
 
 
+def test_a_picture_under_two_names_is_one_image(tmp_path):
+    """It is counted once, resampled as one, and seen once, by whichever name."""
+    changes = {row["id"]: {"image_digest": "twin" if row["image_id"] in ("image-0", "image-1") else row["image_id"]}
+               for row in questions()}  # fmt: skip
+    folders = [run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 5, changes)]
+    dataset = pairs(tmp_path / "pairs", [(picture(3), "invented", name, None) for name in ("image-0", "image-1")])
+    found = compare(folders, resamples=10, dataset=dataset)
+    assert found["n"]["images"] == found["sizes"]["overall_accuracy"]["images"] == IMAGES - 1
+    assert (found["seen_in_training"]["by_id"], found["seen_in_training"]["of"]) == (1, IMAGES - 1)
+
+
 def test_what_the_records_do_not_tell_is_not_known(tmp_path):
     folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
     dataset = pairs(tmp_path / "pairs", [(picture(3), "elsewhere", "image-3", None)])

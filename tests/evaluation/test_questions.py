@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,32 @@ def test_a_question_repeated_with_another_answer_is_asked_once_and_counted(
     asked = of_dataset(saved([text, again], tmp_path / "pairs"))
     assert len(asked.questions) == 1
     assert asked.record["rows_left_out"] == {"repeated with another answer": 1}
+
+
+def test_a_question_about_the_same_pixels_in_another_file_is_asked_once(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    text = next(row for row in rows if row["rejected_images"] is None)
+    again = io.BytesIO()
+    open_rgb(text["images"][0]).save(again, "PNG", compress_level=0)
+    assert again.getvalue() != text["images"][0]["bytes"]
+    made = {**text["provenance"], "sample_id": "twin", "image_id": "copy.png"}
+    twin = {**text, "id": "twin", "images": [{"bytes": again.getvalue(), "path": "copy.png"}], "provenance": made}
+    asked = of_dataset(saved([text, twin], tmp_path / "pairs"))
+    assert [question.id for question in asked.questions] == [text["provenance"]["sample_id"]]
+    assert asked.questions[0].image_digest == digest(open_rgb(text["images"][0]))
+
+
+def test_torn_image_of_a_dataset_is_a_fault_of_its_row(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    name = saved(rows[:2], tmp_path / "pairs")
+    (shard,) = (tmp_path / "pairs" / "data").glob("*.parquet")
+    from datasets import Dataset, Features
+
+    torn = [rows[0], {**rows[1], "images": [{"bytes": b"torn", "path": "a.png"}]}]
+    Dataset.from_list(torn, features=Features(schema.FEATURES)).to_parquet(shard)
+    with pytest.raises(InputError, match="cannot be asked:") as raised:
+        of_dataset(name)
+    assert [(fault.row, fault.column) for fault in raised.value.faults] == [(rows[1]["id"], "images")]
 
 
 def test_rows_without_provenance_are_named_by_their_id_and_their_image(
@@ -198,7 +225,7 @@ def test_images_that_cannot_be_read_are_all_named(corpus: Path, tmp_path: Path) 
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"torn")
     samples = read_source(corpus, "test", limit=3).samples
-    asked = of_samples([replace(samples[0], image=torn), replace(samples[1], image=torn), samples[2]])
+    asked = of_samples([*(replace(one, image=torn, image_digest="") for one in samples[:2]), samples[2]])
     with pytest.raises(
         InputError, match=r"2 questions have no usable image:(?s:.*)torn.png: the image is in no"
     ) as raised:

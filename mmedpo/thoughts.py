@@ -34,7 +34,7 @@ _ANSWERS = (
 )
 _FLAGS = re.IGNORECASE | re.DOTALL | re.MULTILINE
 _OPENING = "|".join(opening for opening, _ in _THOUGHTS)
-_MARKER = re.compile(rf"(?P<opening>{_OPENING})|(?:{'|'.join(closing for _, closing in _THOUGHTS)})", _FLAGS)
+_MARKER = re.compile(rf"(?=[<\[◁#])(?:(?P<opening>{_OPENING})|{'|'.join(closing for _, closing in _THOUGHTS)})", _FLAGS)
 _OPEN_END = re.compile(rf"(?:{_OPENING})\s*\Z", _FLAGS)
 _ANSWER = [re.compile(rf"{start}((?:(?!{start}).)*?)(?:{end}|\Z)", _FLAGS) for start, end in _ANSWERS]
 # Tokens of a vocabulary that are part of a marker, and of an answer only with it.
@@ -106,6 +106,9 @@ def strip(text: str, opened: bool = False) -> str | None:
         >>> strip("maybe no</think><answer>Yes.</answer>"), strip("Yes."), strip("<think>maybe no")
         ('Yes.', 'Yes.', None)
     """
+    # No marker begins otherwise, and most answers have none.
+    if not opened and "<" not in text and "[" not in text and "◁" not in text and "##" not in text:
+        return text.strip()
     kept, thinking, start = "", opened, 0
     for marker in _MARKER.finditer(text):
         if marker["opening"] is None:

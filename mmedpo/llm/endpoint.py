@@ -180,11 +180,10 @@ class EndpointChat:
             self._answers |= {False} if probe else set()
             return reply
 
-        before = set(self.parameters.left_out)
         values = {**self.settings, **({} if schema is None else {"response_format": schema})}
         reply = await self.parameters.ask(values, send, batch.searching)
-        if new := [name for name in self.parameters.left_out if name not in before]:
-            said = "%s, asked for the model %r, refuses %s: left to the endpoint, and recorded."
+        if new := self.parameters.news():
+            said = "%s, asked for the model %r, refuses %s: left out from here on, and recorded so."
             log.warning(said, self.place, self.name, " and ".join(new))
         return reply
 

@@ -54,13 +54,14 @@ class Parameters:
     Attributes:
         forms: in use.
         taken: parameters that the endpoint is known to take in these forms.
-        left_out: those that it is known to refuse in every form, as they are found.
+        left_out: those that it is known to refuse in every form.
     """
 
     def __init__(self) -> None:
         self.forms: Forms = dict.fromkeys(FORMS, 0)
         self.taken: set[str] = set()
         self.left_out: list[str] = []
+        self._told: set[str] = set()
 
     async def ask(self, values: Mapping[str, Any], send: Send, searching: Lock) -> ChatReply:
         """The reply to a request with the `values` of parameters, in the first forms that the endpoint takes.
@@ -88,6 +89,12 @@ class Parameters:
                         raise
                     refusal = error
             return await self._search(forms, values, send, refusal)
+
+    def news(self) -> list[str]:
+        """Those of `left_out` that this has not returned before."""
+        new = [name for name in self.left_out if name not in self._told]
+        self._told |= set(new)
+        return new
 
     async def _search(self, forms: Forms, values: Mapping[str, Any], send: Send, refusal: NoAnswer) -> ChatReply:
         """First what errors name, then the forms of structured output, then by trivial requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmedpo import thoughts
 from mmedpo.errors import Fault, InputError
 
 
@@ -31,6 +32,11 @@ def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
         for i, group in enumerate(groups or ())
         if not isinstance(group, str)
     ]
+
+
+def answers_in(predictions: Sequence[str]) -> list[str]:
+    """The answers in what a model said, without thoughts (`mmedpo.thoughts`); "" where a thought is not finished."""
+    return [thoughts.strip(text) or "" for text in predictions]
 
 
 def by_group(

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import by_group, group_faults, require_known, require_texts, vqa_v2
+from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_texts, vqa_v2
 from mmedpo.evaluation.metric import Metric, Scores, mean_of, values
 from mmedpo.samples import ANSWER_TYPES as TASKS
 from mmedpo.text import clauses, plain, words
@@ -155,7 +155,7 @@ def score(prediction: str, reference: str, answer_type: str, protocol: str = "st
         InputError: an unknown protocol or answer type, a text that is no string, a reference without words.
     """
     (answer_type,) = _require([prediction], [reference], [answer_type], protocol)
-    return _score(prediction, reference, answer_type, protocol)
+    return _score(answers_in([prediction])[0], reference, answer_type, protocol)
 
 
 def compute(
@@ -169,7 +169,7 @@ def compute(
     """Scores of n answers, as described in `aggregate`.
 
     Args:
-        predictions: n answers of the model.
+        predictions: n answers of the model; a thought before one is taken off (`answers_in`).
         references: n gold answers.
         answer_types: n of "closed" and "open", spelt as a source may spell them ("CLOSED", "open_vqa").
         protocol: one of `PROTOCOLS`.
@@ -180,7 +180,7 @@ def compute(
         InputError: an unknown protocol, columns of different length, or texts that cannot be scored (all named).
     """
     answer_types = _require(predictions, references, answer_types, protocol, groups)
-    rows = zip(predictions, references, answer_types, strict=True)
+    rows = zip(answers_in(predictions), references, answer_types, strict=True)
     scores = [_score(*row, protocol) for row in rows]
     found = aggregate(scores, protocol)
     if groups is not None:

@@ -128,6 +128,7 @@ def measure_visual_reliance(
         scores.append(_about(question) | _reliance(question, found))
     results = {
         **_about_run(model, record, questions), "seed": seed,
+        "unanswered": sum("unanswered" in line for line in predictions),
         "settings": {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": 0.0,
                      "med_vqa_definition": med_vqa.DEFINITIONS["strict"]},
         "protocols": {"visual_reliance": "strict"}, "metrics": visual_reliance.aggregate(scores),
@@ -225,8 +226,12 @@ def _looked_at(
         for row, logp in zip(batch, answer_logps(model, shown), strict=True):
             found[row["id"]]["logps"][view] = logp
         pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in asked]
-        for i, (answer,) in zip(asked, model.answer(pairs, sampling) if pairs else [], strict=True):
-            found[batch[i]["id"]]["answers"][view] = answer
+        answers = model.generate(model.encode(pairs), sampling) if pairs else []
+        for i, (answer,) in zip(asked, answers, strict=True):
+            line = found[batch[i]["id"]]
+            line["answers"][view] = answer.said or ""
+            if answer.said is None:
+                line.setdefault("unanswered", {})[view] = answer.failure
     return found
 
 

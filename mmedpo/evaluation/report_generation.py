@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import by_group, group_faults, require_known, require_lists, require_texts
+from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_lists, require_texts
 from mmedpo.evaluation.metric import Metric, Scores, values
 from mmedpo.evaluation.reports import Text, coco, huggingface, meteor, paper
 from mmedpo.evaluation.reports import clinical as clinical_scores
@@ -66,6 +66,7 @@ def score_all(
     chosen = _PROTOCOLS[protocol]
     words = cache(chosen.words)
     require_texts(predictions, references, lambda text: reference_words(text, protocol))
+    predictions = answers_in(predictions)
     said, gold = ([Text(text, words(text)) for text in texts] for texts in (predictions, references))
     parts = [
         [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
@@ -93,7 +94,8 @@ def compute(
     """Scores of n reports; an empty prediction scores 0.
 
     Args:
-        predictions: n reports of the model, as it wrote them: each protocol cleans or splits them by its own rules.
+        predictions: n reports of the model, as it wrote them: thoughts are taken off, and each protocol cleans or
+            splits them by its own rules.
         references: n gold reports, one a prediction, each with words.
         protocol: "coco", "paper" or "huggingface" (eval/report_generation/README.md has the formulas).
         meteor_variant: "meteor_1.5" (Java), "nltk_wordnet" (WordNet data) or "nltk_exact_stem" (no data); by default

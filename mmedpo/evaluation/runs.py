@@ -88,6 +88,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.results.get("unanswered")
     ]
+    said += [
+        f"{run.results['cut_off']} of {len(run.questions)} answers were cut off at the longest length in {run.name!r}"
+        for run in runs
+        if run.results.get("cut_off")
+    ]
     for run in runs[1:]:
         ours, theirs = _settings(run, baseline), _settings(baseline, run)
         said += [

@@ -25,7 +25,7 @@ def adapter_config(adapter: str, revision: str | None = None) -> Any:
     try:
         return PeftConfig.from_pretrained(adapter, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error)}") from error
+        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
 
 
 def check_base(
@@ -85,7 +85,7 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error)}") from error
+        raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error, adapter)}") from error
 
 
 def adapter_commit(adapter: str, revision: str | None) -> str | None:
@@ -112,5 +112,5 @@ def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
         )
         file = next(filter(None, files), None)
     except OSError as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error)}") from error
+        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
     return None if file is None else sha256(Path(file))

@@ -30,7 +30,7 @@ def fingerprint(name: str, revision: str | None = None, download: bool = True) -
         files = _files(name, revision, download)
         tensors = {digest for file in files for digest in _tensors(file)}
     except (OSError, ValueError, struct.error) as error:
-        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error)}") from error
+        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
     return hashlib.sha256(b"".join(sorted(tensors))).hexdigest() if tensors else None
 
 

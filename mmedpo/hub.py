@@ -75,17 +75,27 @@ def in_words(doing: str, reading: bool = False) -> Iterator[None]:
         raise InputError(f"{doing}: {reason(error, reading)}") from error
 
 
-def why_unread(error: BaseException) -> str:
-    """Why something of the Hub was not read: what its client, the network or the disk said beneath the error that a
-    library made of it, and what to do; the library's own first line where nothing lies beneath."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+def why_unread(error: BaseException, name: str = "") -> str:
+    """Why something of a folder or the Hub, called `name`, was not read: that the folder is missing; what the Hub's
+    client, the network or the disk said beneath the error that a library made of it, and what to do; the library's own
+    first line where nothing lies beneath."""
+    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
     beneath: BaseException | None = error
+    missing = _is_missing_folder(name)
     while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # which file, its reader knows
-        if _says_more(beneath):
+        if _says_more(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
             return reason(beneath, reading=True)
         beneath = beneath.__cause__ or beneath.__context__
-    return _first_line(error)
+    return "there is no such folder; check the path" if missing else _first_line(error).partition(" Checkout 'https")[0]
+
+
+def _is_missing_folder(name: str) -> bool:
+    """Whether a name looks like a path, of which nothing or only the first part exists, and not like the Hub's."""
+    if not name or Path(name).exists():
+        return False
+    path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return path or ("/" in name and Path(name).parent.is_dir())
 
 
 def reason(error: BaseException, reading: bool = False) -> str:

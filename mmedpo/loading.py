@@ -37,7 +37,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         return load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
-            f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error).removesuffix('.')}. "
+            f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."
         ) from error
 

@@ -82,7 +82,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
-        reason, broken_off, _ = hub.why_unread(error).partition(" Check out the instructions")
+        reason, broken_off, _ = hub.why_unread(error, name).partition(" Check out the instructions")
         if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
             reason += f" Install it: pip install {library[1].lower()}"
         raise InputError(f"The model {name!r} cannot be loaded: {reason}") from error
@@ -112,7 +112,7 @@ def load_model(
         given = {key: value for key, value in options.items() if value is not None}
         return kind.from_pretrained(name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error)}") from error
+        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
 
 
 def best_device() -> torch.device:

@@ -257,11 +257,11 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / DIGESTS).exists():
         return
     before, now = read_json(folder / DIGESTS), _digests(settings)
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
+    if differing := _differing(before, now):
+        given = _leaves(settings)
+        changes = [f"{key}: now {given.get(key)!r}" for key in differing]
         raise InputError(
-            f"{folder} was finished with other settings ({', '.join(differing)} differ). Repeat them, or choose "
-            "another --output."
+            _listed(f"{folder} was finished with other settings. Repeat them, or choose another --output:", changes)
         )
 
 
@@ -269,9 +269,25 @@ def _digests(settings: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of each setting that is on. Not the settings themselves, which name folders and servers."""
     return {
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        for key, value in sorted(settings.items())
-        if value is not None and value is not False
+        for key, value in sorted(_leaves(settings).items())
+        if value is not None and (value is not False or key not in settings)
     }
+
+
+def _leaves(settings: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Settings of groups too, by the names "group.setting"."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _leaves(value, f"{group}{key}.") if isinstance(value, dict) else {f"{group}{key}": value}
+    return found
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _listed(sentence: str, changes: list[str]) -> str:
+    return "\n".join([sentence, *(f"  - {change}" for change in changes)])
 
 
 def _drop_ledgers(folder: Path) -> None:
@@ -294,9 +310,10 @@ def _system_error(error: BaseException | None) -> OSError | None:
 def settle_settings(kept: Path, settings: dict[str, Any]) -> None:
     """Write a run's settings to `kept`, or raise InputError if others are written there already."""
     now = json.loads(json.dumps(settings))  # tuples become lists, as they come back from the file
-    before = read_json(kept) if kept.exists() else now
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        changes = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differing)
-        raise InputError(f"{kept.parent} was begun with other settings ({changes}). Repeat them, or remove the folder.")
+    before, after = (_leaves(each) for each in (read_json(kept) if kept.exists() else now, now))
+    if differing := _differing(before, after):
+        changes = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in differing]
+        raise InputError(
+            _listed(f"{kept.parent} was begun with other settings. Repeat them, or remove the folder:", changes)
+        )
     write_json(kept, now)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmedpo.adapters import adapter_digest
+from mmedpo import hub, loading
+from mmedpo.adapters import adapter_config, adapter_digest
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
 from mmedpo.images import open_rgb
@@ -64,6 +65,25 @@ def test_missing_model_is_refused_by_name(tmp_path: Path, name: str) -> None:
         with pytest.raises(InputError, match="cannot be loaded") as raised:
             load_processor(spelled)
         assert repr(spelled) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["./models/tiny", "models/tiny", "../tiny", "models/old/tiny", "~/tiny", "/models/tiny"]
+)
+def test_a_missing_folder_is_said_to_be_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    reading = {
+        f"The model {name!r} cannot be loaded": load_processor,
+        f"The adapter {name!r} cannot be read": adapter_config,
+        f"{name!r} cannot be loaded as a dataset": loading.load_splits,
+    }
+    for said, read in reading.items():
+        with pytest.raises(InputError) as raised:
+            read(name)
+        assert str(raised.value).startswith(f"{said}: there is no such folder; check the path")
+        assert "http" not in str(raised.value) and "Hub id must" not in str(raised.value)
+    assert not hub._is_missing_folder("org/tiny") and not hub._is_missing_folder("tiny")
 
 
 def no_chat_template(folder: Path) -> None:

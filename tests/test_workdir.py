@@ -43,11 +43,36 @@ def test_a_finished_run_has_nothing_to_resume_for_its_own_settings_only(tmp_path
         with pytest.raises(AlreadyFinished), output_folder(output, same, resume=True):
             pytest.fail("the block must not run")
     other = {**settings, "model": "org/b", "adapter": "runs/adapter"}
-    with (
-        pytest.raises(InputError, match=r"finished with other settings \(adapter, model differ\)"),
-        output_folder(output, other, resume=True),
-    ):
+    with pytest.raises(InputError) as refused, output_folder(output, other, resume=True):
         pytest.fail("the block must not run")
+    assert str(refused.value).splitlines() == [
+        f"{output} was finished with other settings. Repeat them, or choose another --output:",
+        "  - adapter: now 'runs/adapter'", "  - model: now 'org/b'",
+    ]  # fmt: skip
+
+
+def test_of_groups_of_settings_what_differs_is_named_alone(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    begun = {"model": "org/a", "config": {"learning_rate": 1e-5, "weighted": False, "names": ["a"]}, "lora": {}}
+    interrupt(output, begun)
+    config = {"learning_rate": 5e-6, "weighted": False, "names": ["a"]}
+    other = {**begun, "config": config, "lora": {"lora_r": 8}}
+    with pytest.raises(InputError) as refused, output_folder(output, other, resume=True):
+        pytest.fail("the block must not run")
+    assert str(refused.value).splitlines() == [
+        f"{partial_of(output)} was begun with other settings. Repeat them, or remove the folder:",
+        "  - config.learning_rate: 1e-05 -> 5e-06", "  - lora.lora_r: None -> 8",
+    ]  # fmt: skip
+    with output_folder(output, begun, resume=True):
+        pass
+    for changed in ({"weighted": True}, {"names": []}):
+        (name,) = changed
+        other = {**begun, "config": {**begun["config"], **changed}}
+        with pytest.raises(InputError, match=rf"\n  - config\.{name}: now \S+$"), output_folder(output, other, True):
+            pytest.fail("the block must not run")
+    without = {**begun, "config": {name: value for name, value in begun["config"].items() if name != "weighted"}}
+    with pytest.raises(InputError, match=r"\n  - config\.weighted: now None$"), output_folder(output, without, True):
+        pytest.fail("the block must not run")  # of a group, False is no default
 
 
 def test_a_run_killed_right_after_it_had_its_name_is_finished_and_tidied(
@@ -150,7 +175,7 @@ def test_resume_with_other_settings_names_each_difference(tmp_path: Path) -> Non
     with pytest.raises(InputError) as raised, output_folder(tmp_path / "out", now, resume=True):
         pytest.fail("the block must not run")
     message = str(raised.value)
-    assert "new: None then, 2 now; old: 1 then, None now; seed: 0 then, 1 now" in message
+    assert message.splitlines()[1:] == ["  - new: None -> 2", "  - old: 1 -> None", "  - seed: 0 -> 1"]
     assert "same" not in message
     assert (partial_of(tmp_path / "out") / "work.txt").exists()
 
@@ -317,7 +342,10 @@ def test_a_run_killed_right_before_it_had_its_name_keeps_its_work_and_its_settin
         with pytest.raises(KeyboardInterrupt), output_folder(output, {"a": 1}) as folder:
             Ledger(folder / "step.ledger").put("a", 1)
     assert not output.exists()
-    with pytest.raises(InputError, match=r"other settings \(a differ\)"), output_folder(output, {"a": 2}, resume=True):
+    with (
+        pytest.raises(InputError, match=r"other settings[^\n]+\n  - a: now 2$"),
+        output_folder(output, {"a": 2}, resume=True),
+    ):
         pytest.fail("the block must not run")
     with output_folder(output, {"a": 1}, resume=True) as folder:
         assert Ledger(folder / "step.ledger")["a"] == 1

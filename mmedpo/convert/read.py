@@ -70,7 +70,7 @@ def readable(what: object) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
-        raise InputError(f"{what} cannot be read: {hub.why_unread(error)}") from error
+        raise InputError(f"{what} cannot be read: {hub.why_unread(error, str(what))}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

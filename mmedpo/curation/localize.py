@@ -215,7 +215,7 @@ class Detector:
         except InputError:
             raise
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"The detector {model!r} cannot be loaded: {hub.why_unread(error)}") from error
+            raise InputError(f"The detector {model!r} cannot be loaded: {hub.why_unread(error, model)}") from error
 
         self._seen = lru_cache(SEEN)(self._detect)
 

@@ -218,7 +218,7 @@ def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tenso
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         bert = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The text encoder {encoder!r} cannot be loaded: {hub.why_unread(error)}") from error
+        raise InputError(f"The text encoder {encoder!r} cannot be loaded: {hub.why_unread(error, encoder)}") from error
     if bert.config.hidden_size != TEXT_WIDTH or tokenizer.cls_token is None:
         raise InputError(f"The text encoder {encoder!r} is no BERT of width {TEXT_WIDTH}, as MedKLIP needs it.")
     marked = [f"{tokenizer.cls_token} {text}" for text in texts]

@@ -1,9 +1,10 @@
-"""A training that is told to stop: it saves a checkpoint and ends, as a scheduler's SIGTERM asks."""
+"""A training that is told to stop: it saves a checkpoint and ends, as a scheduler's SIGTERM or a Ctrl-C asks."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
 
 import torch
@@ -12,34 +13,47 @@ from transformers import Trainer, TrainerCallback
 
 from mmedpo.errors import Stopped
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 2.0  # seconds in which a second SIGINT is a launcher's, which passes the terminal's Ctrl-C on
+
 
 class StopOnSignal(TrainerCallback):
-    """At the end of the step in which any process got a SIGTERM, all save a checkpoint together and stop.
+    """At the end of the step in which any process got a SIGTERM or a SIGINT, all save a checkpoint together and stop.
+    A second Ctrl-C ends at once, without one.
 
     transformers' own `enable_jit_checkpoint` lets each process decide by its own clock, so that two of them may save at
     different steps and wait for each other for ever.
     """
 
     def __init__(self) -> None:
-        self._told = False
-        self._before: Any = None
+        self._told: float | None = None  # when
+        self._before: dict[int, Any] = {}
+        self._speaks = False
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._speaks = state.is_world_process_zero
         if threading.current_thread() is threading.main_thread():  # the only one that may handle signals
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
 
-    def _hear(self, *_: Any) -> None:
-        self._told = True
+    def _hear(self, number: int, _: Any) -> None:
+        now = time.monotonic()
+        if self._told is None:
+            self._told = now
+            if number == signal.SIGINT and self._speaks:
+                print("\nA checkpoint is saved at the end of this step; Ctrl-C again ends at once.", flush=True)
+        elif number == signal.SIGINT and now - self._told >= ECHO:
+            self.on_train_end()
+            raise KeyboardInterrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        told = torch.tensor(float(self._told), device=args.device)
+        told = torch.tensor(float(self._told is not None), device=args.device)
         if reduce(told, "max") > 0:
             args.save_only_model = False  # what cannot be gone on from would be no use
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def refuse_unfinished(trainer: Trainer) -> None:

@@ -149,6 +149,19 @@ def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dic
     return {FINGERPRINT: fingerprint(name, revision, download), "adapter_checked_by": compared}
 
 
+def written(folder: Path) -> str:
+    """A line for each thing in a finished folder that a person may look for."""
+    whole = not (folder / "adapter_config.json").exists()
+    known = {
+        "config.json" if whole else "adapter_config.json": f"{'Model' if whole else 'Adapter'}: {folder}",
+        "README.md": f"Card: {folder / 'README.md'}",
+        "curves.png": f"Curves: {folder / 'curves.png'}; their numbers: {folder / 'trainer_state.json'}",
+        RECORD: f"Facts of the run: {folder / RECORD}; to repeat it: {folder / 'recipe.yaml'}",
+        "runs": f"TensorBoard: tensorboard --logdir {folder / 'runs'}",
+    }
+    return "\n".join(line for name, line in known.items() if (folder / name).exists())
+
+
 def begin(folder: Path, source: str | None, base: dict[str, str | None]) -> None:
     """Write into a working folder what its checkpoints are trained on; `write` replaces it."""
     write_json(folder / RECORD, {credentialed.KEY: source, **base})

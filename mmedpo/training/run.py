@@ -25,7 +25,7 @@ from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_processor
 from mmedpo.options import with_recipe
-from mmedpo.training import checkpoints, hub, preflight, record
+from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
@@ -33,7 +33,6 @@ from mmedpo.training.parts import summary
 from mmedpo.training.trainer import MMedPOTrainer
 from mmedpo.workdir import output_folder, portable, read_json, write_json
 
-LOCAL_TRACKERS = ("tensorboard",)
 SHUFFLED = 500  # rows of a streamed dataset that are in memory, undecoded, to be drawn from
 
 Card = Callable[[Path], None]
@@ -153,6 +152,8 @@ def train(
             record.write(folder, run, {**settings, "base": base}, trainer, dataset, source, commit, command, seconds)
             if card is not None:
                 card(folder)
+    if PartialState().is_main_process:
+        print(record.written(Path(run.output)), flush=True)
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:
@@ -166,6 +167,7 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
         )
     if config.model_init_kwargs:
         raise InputError("model_init_kwargs: use dtype, attn_implementation, model_revision and load_in_4bit instead.")
+    trackers.refuse_absent(config.report_to or [])
     if (config.eval_strategy != "no") != bool(run.eval_split):
         raise InputError(
             f"eval_strategy is {IntervalStrategy(config.eval_strategy).value!r} and eval_split {run.eval_split!r}: "
@@ -180,7 +182,7 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
 
 def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> None:
     """Raise InputError where what is trained on credentialed data would be pushed, or given to a tracker elsewhere."""
-    if away := sorted({*(config.report_to or ())} - {*LOCAL_TRACKERS}):
+    if away := sorted({*(config.report_to or ())} - {*trackers.LOCAL}):
         raise InputError(
             f"report_to {', '.join(away)}: {name} is credentialed data, and trackers upload what is trained on it "
             "where they are set up so (ClearML by default). Use --report_to tensorboard, which writes to this disk, or "

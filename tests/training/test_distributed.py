@@ -202,7 +202,7 @@ def test_a_resumed_step_has_as_many_pairs_and_adams_moments(
     command: Command, killed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     output = left(killed("ddp"), tmp_path / "adapter")
-    with pytest.raises(InputError, match="pairs_a_step: 4 then, 2 now"):
+    with pytest.raises(InputError, match="pairs_a_step: 4 -> 2"):
         run.main([*command(output, per_device_train_batch_size=2), "--resume"])
     for optimizer in tmp_path.rglob("optimizer.pt"):
         optimizer.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from launches import ROOT, arguments, history, largest_difference, launcher
 
 from mmedpo.errors import Stopped
 from mmedpo.fingerprint import fingerprint
-from mmedpo.training import run
+from mmedpo.training import interruption, run
 from mmedpo.workdir import read_json
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
@@ -93,8 +94,9 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_130(
     assert largest_difference(output, whole) < 1e-6
 
 
-def test_one_process_of_two_being_told_stops_both_at_one_step(
-    preferences: Path, tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("told", ["SIGTERM to one of them", "Ctrl-C in their terminal"])
+def test_two_processes_of_which_one_is_told_stop_at_one_step(
+    told: str, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "adapter"
     command = arguments(preferences, tiny_model, output, **{**STEPS, "max_steps": 2000, "save_strategy": "no"})
@@ -104,6 +106,7 @@ def test_one_process_of_two_being_told_stops_both_at_one_step(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
+        start_new_session=True,
     )
     try:
         assert running.stdout is not None
@@ -112,7 +115,10 @@ def test_one_process_of_two_being_told_stops_both_at_one_step(
                 break
         workers = [child for child in psutil.Process(running.pid).children() if str(output) in child.cmdline()]
         assert len(workers) == 2
-        workers[1].terminate()
+        if told == "Ctrl-C in their terminal":
+            os.killpg(running.pid, signal.SIGINT)
+        else:
+            workers[1].terminate()
         said, _ = running.communicate(timeout=60)
     finally:
         running.kill()
@@ -122,19 +128,44 @@ def test_one_process_of_two_being_told_stops_both_at_one_step(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_finished_training_told_to_stop_at_its_last_step_is_finished(
-    preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tell_at_third_step(monkeypatch, number)
+    before = [signal.getsignal(known) for known in interruption.SIGNALS]
+    run.main(arguments(preferences, tiny_model, tmp_path / "done", max_steps=3))
+    assert (tmp_path / "done" / "training.json").exists()
+    assert [signal.getsignal(known) for known in interruption.SIGNALS] == before
+    with pytest.raises(Stopped, match="step 3 of 5"):
+        run.main(arguments(preferences, tiny_model, tmp_path / "stopped", max_steps=5, save_strategy="no"))
+    assert [path.name for path in (tmp_path / "stopped.partial").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_second_ctrl_c_ends_at_once_and_a_launchers_echo_does_not(
+    preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tell_at_third_step(monkeypatch, signal.SIGINT, signal.SIGINT)
+    command = arguments(preferences, tiny_model, tmp_path / "out", max_steps=5, save_strategy="no")
+    with pytest.raises(Stopped, match="step 3 of 5"):
+        run.main(command)
+    assert capsys.readouterr().out.count("A checkpoint is saved at the end of this step; Ctrl-C again") == 1
+    shutil.rmtree(tmp_path / "out.partial")
+    monkeypatch.setattr(interruption, "ECHO", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(command)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not list((tmp_path / "out.partial").glob("checkpoint-*"))
+
+
+def tell_at_third_step(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals) -> None:
     step = run.MMedPOTrainer.training_step
 
     def told(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
         if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in numbers:
+                os.kill(os.getpid(), number)
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(run.MMedPOTrainer, "training_step", told)
-    before = signal.getsignal(signal.SIGTERM)
-    run.main(arguments(preferences, tiny_model, tmp_path / "done", max_steps=3))
-    assert (tmp_path / "done" / "training.json").exists() and signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(Stopped, match="step 3 of 5"):
-        run.main(arguments(preferences, tiny_model, tmp_path / "stopped", max_steps=5))

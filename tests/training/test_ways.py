@@ -176,7 +176,7 @@ def test_an_adapter_is_not_gone_on_from_with_other_settings(
 
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_evaluation_on_the_way_is_logged_and_drawn(
-    order: str, preferences: Path, tiny_model: Path, tmp_path: Path
+    order: str, preferences: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mmedpo.cards import write_adapter_card
 
@@ -184,6 +184,12 @@ def test_evaluation_on_the_way_is_logged_and_drawn(
                  "train_sampling_strategy": order}  # fmt: skip
     arguments_ = arguments(preferences, tiny_model, tmp_path / "adapter", **evaluated)
     run.main(arguments_, card=write_adapter_card)
+    folder = tmp_path / "adapter"
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        f"Adapter: {folder}", f"Card: {folder / 'README.md'}",
+        f"Curves: {folder / 'curves.png'}; their numbers: {folder / 'trainer_state.json'}",
+        f"Facts of the run: {folder / 'training.json'}; to repeat it: {folder / 'recipe.yaml'}",
+    ]  # fmt: skip
     log = json.loads((tmp_path / "adapter" / "trainer_state.json").read_text())["log_history"]
     found = [entry for entry in log if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [2, 4]
@@ -232,6 +238,11 @@ def test_the_written_recipe_repeats_the_run(
         ({"image_feature_cache": "x", "encode_images_once": "false"}, "needs encode_images_once"),
         ({"image_feature_cache": "x", "projector_learning_rate": 1e-3}, "leave it or projector_learning_rate out"),
         ({"train_sampling_strategy": "batch_rebalance"}, "use random or group_by_length"),
+        (
+            {"report_to": "comet_ml"},
+            "report_to 'comet_ml': comet_ml is not installed. Install it: pip install comet-ml$",
+        ),
+        ({"report_to": "wandbb"}, "report_to 'wandbb': no such tracker. Use none or .*tensorboard"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -1,0 +1,37 @@
+"""Trackers of a training (`report_to`): which package each needs, and which one writes to this disk alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from mmedpo.errors import InputError
+
+LOCAL = ("tensorboard",)
+PACKAGES = {  # of transformers' integrations: the modules of which one has to be there, and what to install
+    "azure_ml": (("azureml",), "azureml-sdk"),
+    "clearml": (("clearml",), "clearml"),
+    "codecarbon": (("codecarbon",), "codecarbon"),
+    "comet_ml": (("comet_ml",), "comet-ml"),
+    "dagshub": (("dagshub",), "dagshub mlflow"),
+    "dvclive": (("dvclive",), "dvclive"),
+    "flyte": (("flytekit",), "flytekit"),
+    "mlflow": (("mlflow",), "mlflow"),
+    "neptune": (("neptune",), "neptune"),
+    "swanlab": (("swanlab",), "swanlab"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "trackio": (("trackio",), "trackio"),
+    "wandb": (("wandb",), "wandb"),
+}
+
+
+def refuse_absent(report_to: Sequence[str]) -> None:
+    """Raise InputError where a tracker is unknown to transformers, or its package is not installed."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"report_to {name!r}: no such tracker. Use none or {', '.join(INTEGRATION_TO_CALLBACK)}.")
+        modules, package = PACKAGES.get(name, ((), ""))
+        if modules and not any(importlib.util.find_spec(module) for module in modules):
+            raise InputError(f"report_to {name!r}: {modules[0]} is not installed. Install it: pip install {package}")

@@ -69,6 +69,22 @@ def digest(image: Image) -> str:
     return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()
 
 
+def size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height in pixels of a dataset's image, upright, from its header; None if it cannot be used.
+
+    Raises:
+        InputError: the limit variable is no number.
+    """
+    try:
+        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        with open_image(data) as opened:
+            return modes.upright_size(opened)
+    except InputError:
+        raise
+    except Exception:  # decoders raise nearly every kind on damaged files
+        return None
+
+
 def fault(image: Source) -> str | None:
     """Why an image cannot be used, or None if it decodes to the end.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, hub
+from mmedpo import credentialed, hub, placeholders
 from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
@@ -124,12 +124,12 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def render(processor: Any, text: str, image: bool = True) -> str:
-    """A user's message in the model's own chat template, up to where the answer begins; `image`: a picture before it.
+def render(processor: Any, text: str, images: int = 1) -> str:
+    """A user's message in the model's own chat template, up to where the answer begins, with so many images before it.
 
     `processor` may be a tokenizer, whose template takes plain text.
     """
-    content: Any = [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]
+    content: Any = [*([{"type": "image"}] * images), {"type": "text", "text": text}]
     message = {"role": "user", "content": content if hasattr(processor, "image_processor") else text}
     rendered: str = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     return rendered
@@ -141,7 +141,7 @@ def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any
     The images are all there or all None; `processor` may then be a tokenizer.
     """
     images = [[open_rgb(image)] for image, _ in questions if image is not None]
-    texts = [render(processor, text, bool(images)) for _, text in questions]
+    texts = [render(processor, text, 1 if images else 0) for _, text in questions]
     sees = hasattr(processor, "image_processor")
     return processor(
         text=texts,
@@ -211,9 +211,21 @@ class VisionLanguageModel:
         return [[answer.said or "" for answer in those] for those in answers]
 
     def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
-        """Model inputs of a batch, left-padded, in the model's own chat template; any thread may make them."""
-        with self._tokenizing:
-            return encode(self.processor, questions)
+        """Model inputs of a batch, left-padded, in the model's own chat template; any thread may make them.
+
+        Raises:
+            InputError: a text holds an image token, or the processor refuses an image (`refusals` names both before).
+        """
+        own = getattr(self.processor, "image_token", None)
+        if said := next(filter(None, (placeholders.fault(text, own) for _, text in questions)), None):
+            raise InputError(f"A question cannot be asked: it {said}.")
+        try:
+            with self._tokenizing:
+                return encode(self.processor, questions)
+        except InputError:
+            raise
+        except Exception as error:  # processors raise what they like
+            raise InputError(f"A question cannot be asked, its image is refused by the processor: {error}") from error
 
     def generate(self, inputs: Any, sampling: Sampling) -> list[list[Answer]]:
         """Answers to a batch that `encode` made, `sampling.samples` a question (`own_generation`).

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo import credentialed, findings
+from mmedpo import credentialed, findings, placeholders
 from mmedpo.columns import SPELT, form_faults, row_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES, open_rgb
@@ -57,6 +57,7 @@ class Sample:
     organ: str | None = None
     question_type: str | None = None  # "PRES, ABN" and the like, too
     image_digest: str = ""  # `images.digest`, set when the file is read: two files of one picture have one
+    image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set likewise
 
 
 def read_heat(file: Path) -> np.ndarray:
@@ -134,6 +135,9 @@ def read_sample(
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
         faults.append(Fault(where, "answer", _no_answer(row.get(SPELT))))
+    for column, text in (("question", question), ("answer", answer)):
+        if held := placeholders.fault(text):
+            faults.append(Fault(where, column, held))
     task = _task(row["task"], answer)
     if task is None:
         faults.append(Fault(where, "task", f"{row['task']!r} is unknown; use closed, open or report"))
@@ -151,7 +155,7 @@ def read_sample(
         image_id=_name_in(root, image), patient_id=as_text(row["patient_id"]).strip() or None,
         split=as_text(row["split"]).strip(), boxes=boxes, source=as_text(row["source"]) or name,
         license=as_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence,
-        image_digest="",
+        image_digest="", image_size=(0, 0),
         **{column: " ".join(as_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
     ), []  # fmt: skip
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import placeholders
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
 from mmedpo.text import carries, folded, polarity, unit_interval
@@ -135,7 +136,8 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
 
     add("id", None if row["id"] else "is empty; every row needs a stable, unique id")
     for column in ("prompt", "chosen", "rejected"):
-        add(column, None if folded(message_text(row[column] or [])) else "has no text")
+        text = message_text(row[column] or [])
+        add(column, placeholders.fault(text) if folded(text) else "has no text")
     add("images", None if row["images"] else "is empty; every row needs an image")
     for column in ("images", "rejected_images"):
         for image in row[column] or []:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, gold, splits
+from mmedpo import credentialed, gold, refusals, splits
 from mmedpo.columns import check_columns
 from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
@@ -130,6 +130,15 @@ def read_source(
     return source
 
 
+def leave_to(source: Source, processor: Any) -> None:
+    """Leave the samples that a model's processor takes; of all others the question or image becomes a fault."""
+    asked = ((one.id, {"question": one.question}, {"image": (one.image_size,)}) for one in source.samples)
+    refused = refusals.faults(processor, asked)
+    source.faults += credentialed.unquoted(refused) if source.credentialed else refused
+    ids = {fault.row for fault in refused}
+    source.samples = [sample for sample in source.samples if sample.id not in ids]
+
+
 def refuse_faults(source: Source, skip_faulty: bool) -> None:
     """Raise InputError with the table of all faults, unless `skip_faulty` and good rows are left."""
     if source.faults and not (skip_faulty and source.samples):
@@ -141,13 +150,13 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
 
 def _read_files(source: Source) -> None:
     """Read each image, mask and heat map once, to the end: a broken file is found now and not after hours. A sample
-    gets its image's digest."""
+    gets its image's digest and size."""
     read = {pair: _read(*pair) for pair in {pair for sample in source.samples for pair in _files(sample)}}
-    broken = {pair: sentence for pair, (_, sentence) in read.items() if sentence}
+    broken = {pair: sentence for pair, (*_, sentence) in read.items() if sentence}
     for sample in source.samples:
         source.faults += [Fault(sample.id, pair[0], broken[pair]) for pair in _files(sample) if pair in broken]
     source.samples = [
-        replace(sample, image_digest=read["image", sample.image][0])
+        replace(sample, image_digest=read["image", sample.image][0], image_size=read["image", sample.image][1])
         for sample in source.samples
         if not broken.keys() & set(_files(sample))
     ]
@@ -159,17 +168,17 @@ def _files(sample: Sample) -> list[tuple[str, Path]]:
     return [("image", sample.image), *(("masks", file) for file in sample.masks), *heat]
 
 
-def _read(column: str, file: Path) -> tuple[str, str]:
-    """The digest of an image ("" of a mask or heat map), and what is wrong with the file ("": nothing)."""
+def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
+    """The digest ("" of a mask or heat map) and size of an image, and what is wrong with the file ("": nothing)."""
     try:
         if column == "heatmap":
             read_heat(file)
-            return "", ""
+            return "", (0, 0), ""
         picture = open_rgb(file)
-        return digest(picture) if column == "image" else "", ""
+        return digest(picture) if column == "image" else "", picture.size, ""
     except InputError as error:
         if column == "heatmap" or isinstance(error, UnusableImage):
-            return "", str(error).rstrip(".")
+            return "", (0, 0), str(error).rstrip(".")
         raise
 
 

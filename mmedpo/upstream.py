@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mmedpo import hub, loading, schema
+from mmedpo import hub, loading, placeholders, schema
 from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
@@ -251,7 +251,7 @@ def _bring(row: dict[str, Any], given: Given) -> None:
         return
     rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
     known = row.pop("rejected_fault", None)
-    sentence = schema.text_fault(row["answer"], rejected, row["task"]) or known
+    sentence = placeholders.fault(rejected) or schema.text_fault(row["answer"], rejected, row["task"]) or known
     if sentence:
         given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
     else:

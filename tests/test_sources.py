@@ -40,7 +40,7 @@ def test_row_becomes_a_sample(make_source: MakeSource) -> None:
         id="q1", image=folder / "a.png", question="What is seen?", answer="a nodule", task="open_vqa",
         image_id="a.png", patient_id="7", split="train",
         boxes=(Box("nodule", 1, 2.5, 3, 4), Box("", 0, 0, 1, 1)), source="clinic", license="mit",
-        image_digest=digest(open_rgb(folder / "a.png")),
+        image_digest=digest(open_rgb(folder / "a.png")), image_size=(32, 32),
     )  # fmt: skip
 
 

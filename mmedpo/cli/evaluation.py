@@ -238,13 +238,14 @@ def attention(
     of it are full of sinks: compare before and after, and read nothing into one map alone.
     """
     from mmedpo.evaluation import attention as attending
-    from mmedpo.models import VisionLanguageModel
-    from mmedpo.sources import limited, read_source, refuse_faults
+    from mmedpo.models import VisionLanguageModel, load_processor
+    from mmedpo.sources import leave_to, limited, read_source, refuse_faults
     from mmedpo.workdir import output_folder
 
     writable.check(output, resume)
     settings = attending.Settings(answer, layers, max_new_tokens)
     asked = read_source(source, split, seed=seed, official_split=official_split, marked=marked)
+    leave_to(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
     for notice in ([asked.note] if split and asked.note else []) + asked.notices:
         console.print(escape(notice), highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mmedpo import placeholders
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
@@ -161,7 +162,8 @@ def changes(gold: str, text: str) -> int:
 
 def answer_fault(gold: str, text: str, task: str, style: Style) -> str | None:
     """Why `text` cannot be set against `gold` in this style, or None if it can; mere form is `in_form_of`'s."""
-    fault = text_fault(gold, text, task)
+    held = placeholders.fault(text)
+    fault = f"the rejected answer {held}" if held else text_fault(gold, text, task)
     if fault or style == "free":
         return fault
     (low, high), count = length_range(gold), len(words(text))

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError
-from mmedpo.sources import Source, read_source, refuse_faults
+from mmedpo.models import load_processor
+from mmedpo.sources import Source, leave_to, read_source, refuse_faults
 
 
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
@@ -16,6 +17,8 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
         settings.source, settings.split, settings.limit, settings.seed, settings.license,
         settings.official_split, settings.source_name, settings.credentialed, also,
     )  # fmt: skip
+    if settings.model is not None and settings.writes_answers:
+        leave_to(source, load_processor(settings.model))
     refuse_faults(source, settings.skip_faulty)
     if settings.localizer == "boxes" and not any(
         sample.boxes for sample in source.samples

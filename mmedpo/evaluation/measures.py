@@ -14,7 +14,7 @@ from mmedpo.evaluation.pairs import measure_preferences, measure_visual_reliance
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.llm.limits import Limits
-from mmedpo.models import VisionLanguageModel
+from mmedpo.models import VisionLanguageModel, load_processor
 from mmedpo.processes import Processes
 from mmedpo.sources import chosen_ids
 from mmedpo.workdir import output_folder
@@ -61,6 +61,7 @@ def open_questions(settings: Settings) -> questions.QuestionSet:
     return questions.read(
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
         settings.dataset_revision, settings.official_split, settings.scoring, settings.credentialed,
+        None if settings.is_endpoint else load_processor(settings.model, settings.model_revision),
     )  # fmt: skip
 
 

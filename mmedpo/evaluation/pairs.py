@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import formats, schema
+from mmedpo import formats, refusals, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.answering import LocalModel
@@ -20,7 +20,7 @@ from mmedpo.evaluation.questions import write_lines
 from mmedpo.evaluation.score import Row, picture
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.generation import Sampling
-from mmedpo.images import digest, open_rgb
+from mmedpo.images import digest, open_rgb, size
 from mmedpo.ledger import Ledger
 from mmedpo.models import VisionLanguageModel
 from mmedpo.text import unit_interval
@@ -59,6 +59,7 @@ def measure_preferences(
     questions = [_question(row) for row in rows]
     write_lines(folder / "questions.jsonl", questions)
     model = open_model()
+    _refuse_unencodable(model.processor, rows)
     ledger = Ledger(folder / "logps.ledger")
     for batch in _unmeasured(rows, ledger, batch_size):
         sides = [
@@ -116,6 +117,7 @@ def measure_visual_reliance(
     partners = dict(zip(rows["id"], _other_patients(questions, seed), strict=True))
     write_lines(folder / "questions.jsonl", questions)
     model = open_model()
+    _refuse_unencodable(model.processor, rows)
     ledger = Ledger(folder / "views.ledger")
     for batch in _unmeasured(rows, ledger, batch_size):
         others = [rows[partners[row["id"]]] for row in batch]
@@ -185,6 +187,20 @@ def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
             faults.append(Fault(row["id"], "chosen", "has no words to compare an answer with; drop the row"))
     if faults:
         raise InputError(f"{len(faults)} faults in the `lesion_noise` rows:", faults)
+
+
+def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
+    """Raise InputError with the rows whose texts or images the model's processor refuses."""
+    texts, images = ("prompt", "chosen", "rejected"), ("images", "rejected_images")
+    faults = refusals.faults(processor, (
+        (
+            row["id"], {column: schema.message_text(row[column]) for column in texts},
+            {column: tuple(filter(None, map(size, row[column] or []))) for column in images},
+        )
+        for row in rows
+    ))  # fmt: skip
+    if faults:
+        raise InputError(f"The model's processor refuses {len({fault.row for fault in faults})} rows:", faults)
 
 
 def _other_patients(questions: Sequence[Row], seed: int) -> list[int]:

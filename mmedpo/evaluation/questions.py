@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, loading, schema
+from mmedpo import credentialed, loading, refusals, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
-from mmedpo.images import digest, open_rgb
+from mmedpo.images import digest, open_rgb, size
 from mmedpo.samples import Sample
-from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
+from mmedpo.sources import chosen_ids, leave_to, limited, read_source, refuse_faults
 from mmedpo.text import plain
 from mmedpo.workdir import portable, sha256
 
@@ -91,10 +91,10 @@ class QuestionSet:
 def read(
     source: Path | None = None, dataset: str | None = None, split: str | None = None, limit: int | None = None,
     seed: int = 0, skip_faulty: bool = False, dataset_revision: str | None = None, official_split: bool = False,
-    scoring: Scoring | None = None, marked: bool = False,
+    scoring: Scoring | None = None, marked: bool = False, processor: Any = None,
 ) -> QuestionSet:  # fmt: skip
-    """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`;
-    credentialed where they say so, or if `marked`.
+    """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`, and
+    which the answering model's `processor`, if given, takes; credentialed where they say so, or if `marked`.
 
     Raises:
         InputError: not exactly one is given, or some cannot be asked or scored; all are listed.
@@ -103,9 +103,9 @@ def read(
     if (source is None) == (dataset is None):
         raise InputError("Give either --source or --dataset, which hold the questions.")
     if source is not None:
-        asked = of_source(source, split, limit, seed, skip_faulty, official_split, scoring, marked)
+        asked = of_source(source, split, limit, seed, skip_faulty, official_split, scoring, marked, processor)
     else:
-        asked = of_dataset(str(dataset), split, limit, seed, dataset_revision, marked)
+        asked = of_dataset(str(dataset), split, limit, seed, dataset_revision, marked, processor)
     with credentialed.quoting_nothing(asked.marked):
         scoring.check(asked.rows())
     return asked
@@ -125,14 +125,17 @@ def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, 
 
 def of_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False,
-    official_split: bool = False, scoring: Scoring | None = None, marked: bool = False,
+    official_split: bool = False, scoring: Scoring | None = None, marked: bool = False, processor: Any = None,
 ) -> QuestionSet:  # fmt: skip
-    """The questions of a source folder (`sources.read_source`); a reference without words is a fault of its row."""
+    """The questions of a source folder (`sources.read_source`); a reference without words is a fault of its row, and so
+    is what the processor refuses."""
     scoring = scoring or Scoring()
     source = read_source(path, split, seed=seed, official_split=official_split, marked=marked)
     said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
     source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
     source.samples = [sample for sample in source.samples if not said[sample.id]]
+    if processor is not None:
+        leave_to(source, processor)
     refuse_faults(source, skip_faulty)
     shared = {"images_in_other_splits": source.images_in_other_splits} if official_split else {}
     asked = of_samples(limited(source.samples, limit, seed), {
@@ -146,7 +149,7 @@ def of_source(
 
 def of_dataset(
     name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None,
-    marked: bool = False,
+    marked: bool = False, processor: Any = None,
 ) -> QuestionSet:  # fmt: skip
     """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once, where
     images of the same pixels are one.
@@ -166,6 +169,11 @@ def of_dataset(
     left_out: Counter[str] = Counter()
     faults: list[Fault] = []
     questions = list(_distinct(dataset.select_columns(TEXT_COLUMNS), pictures, left_out, faults))
+    if processor is not None:
+        faults += refusals.faults(processor, (
+            (question.id, {"prompt": question.text}, {"images": _sizes(pictures[question.image]["images"][:1])})
+            for question in questions
+        ))  # fmt: skip
     counts = Counter(question.id for question in questions)
     faults += [Fault(id_, "provenance", f"{n} questions have this sample_id") for id_, n in counts.items() if n > 1]
     if faults:
@@ -244,6 +252,10 @@ def _file(images: Sequence[Row]) -> str | None:
     return next(
         (hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images), None
     )
+
+
+def _sizes(images: Any) -> tuple[tuple[int, int], ...]:
+    return tuple(known for image in images if (known := size(image)))  # what cannot be read `write` names
 
 
 def _picture(pictures: Any, place: int) -> Image:

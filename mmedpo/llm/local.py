@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmedpo import placeholders
 from mmedpo.errors import InputError
 from mmedpo.generation import AnswerReader, unspoken
 from mmedpo.images import open_rgb
@@ -140,9 +141,8 @@ class LocalChat:
         except InputError as error:
             return ChatReply(failure=str(error).removesuffix("."))
         try:
-            marker = getattr(self.processor, "image_token", None)
-            if marker and marker in request.text:
-                return ChatReply(failure=f"the text holds {marker!r}, which stands for an image; remove it")
+            if held := placeholders.fault(request.text, getattr(self.processor, "image_token", None)):
+                return ChatReply(failure=f"the text {held}")
             tokens = int(encode(self.processor, [(image, request.text)])["attention_mask"].sum())
         except InputError:
             raise

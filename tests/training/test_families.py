@@ -22,10 +22,10 @@ from processors import PINPOINTS, PROCESSORS, known_without_video
 from transformers import AutoConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from mmedpo import loading, schema
+from mmedpo import loading, placeholders, refusals, schema
 from mmedpo.errors import InputError
 from mmedpo.images import png
-from mmedpo.models import Sampling, VisionLanguageModel, load_model, load_processor
+from mmedpo.models import Sampling, VisionLanguageModel, load_model, load_processor, render
 from mmedpo.training import run
 from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
@@ -141,6 +141,16 @@ def trained(base: Path, pairs: Path) -> Trained:
         patch.setattr(run, "MMedPOTrainer", Remembered)
         train(base, pairs, base.with_name("adapter"))
     return Trained(base, base.with_name("adapter"), base.with_name("merged"), made[0].data_collator.share)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_image_tokens_and_refused_images_are_known(name: str) -> None:
+    processor = PROCESSORS[name]()
+    for text in (processor.image_token, render(processor, "Where?")):
+        assert placeholders.fault(text) and not placeholders.fault(render(processor, "Where?", 0))
+    rows = [(f"{size}", {}, {"image": (size,)}) for size in ((24, 20), (4000, 10), (5, 7))]
+    refused = [fault.row for fault in refusals.faults(processor, rows)]
+    assert refused == (["(4000, 10)"] if name.startswith("Qwen") else [])
 
 
 def test_prompts_are_what_transformers_makes_of_the_template(base: Path) -> None:

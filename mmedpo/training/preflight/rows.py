@@ -7,18 +7,15 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from PIL import Image
 
-from mmedpo import schema
+from mmedpo import placeholders, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import fault as image_fault
-from mmedpo.images import open_image
-from mmedpo.models import lacks_first_token
-from mmedpo.modes import upright_size
+from mmedpo.images import size as image_size
+from mmedpo.refusals import Sizes, prompt_tokens
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 
@@ -27,8 +24,6 @@ STREAMED = 1000  # rows of a streamed dataset that are looked at
 ROWS_AT_ONCE = 32  # held in memory
 NAMED = 3  # rows that a fault names
 IMAGES, TEXTS, KINDS = ("images", "rejected_images"), ("prompt", "chosen", "rejected"), ("task", "dispreference")
-
-Sizes = tuple[tuple[int, int], ...]  # width and height in pixels of each image that one side sees
 
 
 @dataclass
@@ -112,7 +107,7 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> dict[int, tuple[Sizes
     sizes, faulty = {}, []
     for i, pair in enumerate(_rows(pairs, IMAGES)):
         chosen, rejected = (pair[column] or [] for column in IMAGES)
-        read = {column: [_size(image) for image in pair[column] or []] for column in IMAGES}
+        read = {column: [image_size(image) for image in pair[column] or []] for column in IMAGES}
         wrong = [
             (i, column, sentence)
             for column in IMAGES
@@ -124,22 +119,11 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> dict[int, tuple[Sizes
         if rejected and len(rejected) != len(chosen):
             wrong.append((i, "rejected_images", "has more or fewer images than `images`, but the prompt is the same"))
         if not wrong:
-            sizes[i] = tuple(read["images"]), tuple(read["rejected_images"] or read["images"])
+            first, second = (tuple(filter(None, read[column])) for column in IMAGES)
+            sizes[i] = first, second or first
         faulty += wrong
     found.rows(pairs, faulty)
     return sizes
-
-
-def _size(image: dict[str, Any]) -> Any:
-    """Width and height of an undecoded image, upright, from its header; None if it cannot be used."""
-    try:
-        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        with open_image(data) as opened:
-            return upright_size(opened)
-    except InputError:
-        raise
-    except Exception:  # decoders raise nearly every kind on damaged files
-        return None
 
 
 @dataclass
@@ -170,12 +154,12 @@ def _texts(pairs: Dataset, processor: Any, sizes: dict[int, tuple[Sizes, Sizes]]
 
 
 def _text_faults(pair: dict[str, Any], processor: Any) -> Iterator[tuple[str, str]]:
-    tokenizer, placeholder = processor.tokenizer, getattr(processor, "image_token", None)
+    tokenizer, own = processor.tokenizer, getattr(processor, "image_token", None)
     silent = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for column in TEXTS:
         text = schema.message_text(pair[column] or [])
-        if placeholder and placeholder in text:
-            yield column, f"holds {placeholder!r}, which the chat template writes for each image; remove it"
+        if held := placeholders.fault(text, own):
+            yield column, held
         elif not text.strip() or silent.issuperset(_tokens(tokenizer, [text])[0]):
             yield column, "has no text, or none that leaves a token; write one or drop the row"
 
@@ -214,14 +198,11 @@ def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], foun
     refused: dict[Sizes, str] = {}
     for pair in usable.values():
         for sizes in {*pair.sizes} - added.keys():
-            blank = [Image.new("RGB", size) for size in sizes]
             added[sizes] = -len(_tokens(processor.tokenizer, [pair.prompt])[0])
             try:
-                first = lacks_first_token(processor.tokenizer, pair.prompt)
-                made = processor(text=[pair.prompt], images=[blank], padding=False, add_special_tokens=first)
-                added[sizes] += len(made["input_ids"][0])
-            except Exception as error:  # processors raise what they like
-                refused[sizes] = f"are refused by the model's processor: {error}"
+                added[sizes] += prompt_tokens(processor, pair.prompt, sizes)
+            except InputError as error:
+                refused[sizes] = str(error)
     faulty = [(i, refused.keys() & set(pair.sizes)) for i, pair in usable.items()]
     found.rows(pairs, [(i, "images", refused[sizes]) for i, wrong in faulty for sizes in wrong])
     return added

@@ -1,0 +1,26 @@
+"""Tokens that stand for an image in a model's prompt, and that a user's text must not hold."""
+
+from __future__ import annotations
+
+import re
+
+# Those of the processors in transformers 5.23 and of the original code of LLaVA, InternVL, DeepSeek-VL, Phi-3 and Qwen:
+# <image>, </img>, <IMG_CONTEXT>, <image_soft_token>, <start_of_image>, <|image_pad|>, <|vision_start|>, [IMG_END], ...
+PLACEHOLDER = re.compile(
+    r"""
+      </?(?:image|img|video)\d*>                                        # LLaVA, InternVL, Kosmos, Video-LLaVA
+    | <(?:image|img|im|video)[ _-]?(?:context|newline|pad|patch|placeholder|soft_token|start|end)>
+    | <(?:start|end)_of_(?:image|img|video)>                            # Gemma
+    | <low_res_im_start> | <fake_token_around_image> | <global-img> | <row_\d+_col_\d+>  # Molmo, Idefics
+    | \[IMG(?:_BREAK|_END)?\]                                           # Pixtral
+    | <\|[^<>|]*(?:image|img|video|vision)[^<>|]*\|> | <\|(?:media_pad|patch|tile_[xy]_separator)\|>
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def fault(text: str, own: str | None = None) -> str | None:
+    """What a fault says of a text that holds a placeholder of any family, or the `own` one of a processor."""
+    found = PLACEHOLDER.search(text)
+    held = own if own and own in text else found and found[0]
+    return f"holds {held!r}, which stands for an image; remove it" if held else None

@@ -17,9 +17,11 @@ from mmedpo import hub, loading
 from mmedpo.adapters import adapter_config, adapter_digest
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
+from mmedpo.generation import Sampling
 from mmedpo.images import open_rgb
-from mmedpo.models import Sampling, VisionLanguageModel, load_processor
+from mmedpo.models import VisionLanguageModel, load_processor
 from mmedpo.sources import read_source
+from mmedpo.thoughts import Answer
 
 SAMPLED = Sampling(max_new_tokens=6, temperature=1.0, samples=3, seed=0)
 Question = tuple[Image.Image, str]
@@ -256,6 +258,41 @@ def test_answers_end_where_the_model_ends_them(tiny_model: Path, questions: list
 
     bent.model.lm_head.register_forward_hook(favour)
     assert bent.answer(questions, SAMPLED) == [[""] * 3] * 4
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("is </think> normal </s>", Answer("normal")),
+        ("is </think> normal scan yes", Answer(failure="cut off at 5 tokens", partial="normal scan yes")),
+        ("normal </s>", Answer("normal")),
+        ("normal scan yes no is", Answer(failure="cut off at 5 tokens", partial="normal scan yes no is")),
+        ("</s>", Answer(failure="the answer is empty")),
+    ],
+)
+def test_answers_are_whole_and_without_thoughts_or_say_why_not(
+    tiny_model: Path, tmp_path: Path, questions: list[Question], said: str, expected: Answer
+) -> None:
+    """Also where the tokenizer calls the end of a thought special: it is neither suppressed nor left out unseen."""
+    folder = shutil.copytree(tiny_model, tmp_path / "thinker")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    own = tokenizer["model"]["vocab"]
+    spare = [word for word in own if word.isalpha()]
+    for word in ("</think>", *said.replace("</think>", "").replace("</s>", "").split()):
+        if word not in own:
+            own[word] = own.pop(spare.pop())
+    mark = {**tokenizer["added_tokens"][-1], "id": own["</think>"], "content": "</think>"}
+    tokenizer["added_tokens"].append(mark)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    bent = VisionLanguageModel(str(folder))
+    place = iter(bent.processor.tokenizer.convert_tokens_to_ids(said.split()))
+
+    def follow(module: Any, inputs: Any, logits: Any) -> Any:
+        logits[..., next(place)] += 1000
+        return logits
+
+    bent.model.lm_head.register_forward_hook(follow)
+    assert bent.generate(bent.encode(questions[:1]), Sampling(max_new_tokens=5)) == [[expected]]
 
 
 def test_prompts_are_padded_on_the_left_in_the_models_own_template(

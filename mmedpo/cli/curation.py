@@ -149,5 +149,9 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
     read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""
     console.print(f"{output}: {read}{counts}; {sum(rejects.values())} rejected (see rejects.jsonl).", soft_wrap=True)
+    if dropped := manifest.get("candidates", {}).get("left_out"):
+        why = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
+        of = manifest["candidates"]["sampled"]
+        console.print(f"{sum(dropped.values())} of {of} samples are no candidates: {why}.", soft_wrap=True)
     if rejects:
         print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])

@@ -124,7 +124,8 @@ def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> t
     if relevance is None:  # no judges: what a panel was asked for is in its ledger, with a score or without
         return Pair(sample, TEXT_PAIR, None), None
     if relevance["score"] is None:
-        return None, Reject(sample.id, TEXT_PAIR, relevance["reason"], "")
+        judged_last = (relevance.get("judgements") or [{}])[-1]
+        return None, Reject(sample.id, TEXT_PAIR, relevance["reason"], judged_last.get("rationale", ""))
     return Pair(sample, TEXT_PAIR, relevance["score"]), None
 
 

@@ -63,7 +63,8 @@ def notes(counted: Mapping[str, Any], total: int) -> Iterable[str]:
     """A sentence for each count that a reader of the scores has to know."""
     if counted["unanswered"]:
         why = ", ".join(f"{reason} ({count})" for reason, count in counted["unanswered_reasons"].items())
-        yield f"{counted['unanswered']} of {total} questions got no answer and count as '': {why}."
+        advice = " A thought needs a larger --max-new-tokens." if thoughts.UNFINISHED in why else ""
+        yield f"{counted['unanswered']} of {total} questions got no answer and count as '': {why}.{advice}"
     if counted["cut_off"]:
         yield (
             f"{counted['cut_off']} of {total} answers were cut off at the longest length and are scored as far as "

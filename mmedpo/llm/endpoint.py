@@ -183,8 +183,9 @@ class EndpointChat:
         values = {**self.settings, **({} if schema is None else {"response_format": schema})}
         reply = await self.parameters.ask(values, send, batch.searching)
         if new := self.parameters.news():
-            said = "%s, asked for the model %r, refuses %s: left out from here on, and recorded so."
-            log.warning(said, self.place, self.name, " and ".join(new))
+            said = "%s, asked for the model %r, refuses %s: left out from here on, and recorded so.%s"
+            varied = " A repeated question may be answered otherwise." * bool({"temperature", "seed"} & set(new))
+            log.warning(said, self.place, self.name, " and ".join(new), varied)
         return reply
 
     async def _send(self, batch: _Batch, messages: list[Any], fields: Mapping[str, Any]) -> ChatReply:

@@ -27,7 +27,7 @@ LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is asked aga
 SHOWN_CHARACTERS = 300  # of what a server says
 TOO_LONG = f"the answer is longer than {LONGEST_BODY:,} bytes"
 RENAMED = "max_completion_tokens"
-WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")  # finish reasons, as servers spell them
+WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # finish reasons, as servers spell them
 CUT = ("length", "max_tokens", "max_output_tokens")
 UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, RecursionError)
 

@@ -5,7 +5,7 @@ import logging
 import socket
 
 import pytest
-from chat_server import Answer
+from chat_server import Answer, o_series
 from PIL import Image
 
 from mmedpo.errors import InputError
@@ -246,6 +246,13 @@ def test_the_hub_is_asked_through_its_own_client(chat_server, hub, ask, png):
     assert received.headers["authorization"] == "Bearer hf_x"
     assert received.body["response_format"]["json_schema"]["schema"] == SCHEMA
     assert received.has_image
+
+
+def test_the_hub_is_sent_parameters_by_the_names_that_are_taken_there(chat_server, hub, ask):
+    chat_server.answer = lambda received: o_series(received) or Answer("fine")
+    assert hub.complete([ask()]) == [ChatReply("fine")]
+    assert chat_server.received[-1].body.items() >= {"max_completion_tokens": 512}.items()
+    assert not {"max_tokens", "temperature", "seed"} & chat_server.received[-1].body.keys()
 
 
 @pytest.mark.parametrize(

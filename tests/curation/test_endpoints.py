@@ -1,0 +1,54 @@
+"""A whole curation by thinking models behind a gateway that refuses parameters: no draft is read, all is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import Answer, ChatServer, Received, o_series
+
+from mmedpo import loading
+from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.settings import Settings
+
+CUT = "no score: the judge did not answer (cut off at 700 tokens)"
+
+
+def thinking(received: Received) -> Answer:
+    """Drafts in a thought that the template opened; the score of one question is cut off."""
+    draft = '{"score": 0.1, "answer": "the draft", "kind": "other"}'
+    judging = "Score the clinical" in received.text
+    answer = '{"score": 0.7, "rationale": "wrong side"}' if judging else '{"answer": "left lung", "kind": "place"}'
+    cut = judging and "Where is the second?" in received.text
+    return Answer(f"{draft}\n</think>\n{answer}", finish="length" if cut else "stop", usage=(100, 50))
+
+
+def test_curation_by_thinking_models_behind_a_gateway(
+    chat_server: ChatServer, make_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    chat_server.answer = lambda received: o_series(received) or thinking(received)
+    rows = [{"id": name, "image": "a.png", "question": f"Where is the {name}?", "answer": "right lung"}
+            for name in ("first", "second")]  # fmt: skip
+    settings = Settings(
+        source=make_source(rows), localizer="none", chat=f"{chat_server.url}#writer",
+        judges=[f"{chat_server.url}#judge"], max_reply_tokens=700,
+    )  # fmt: skip
+    manifest = curate_folder(settings, tmp_path)
+    assert manifest
+    (row,) = loading.load(str(tmp_path))
+    assert row["rejected"][0]["content"] == "left lung"
+    assert row["clinical_relevance"] == pytest.approx(0.7)
+    lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["id"], line["reason"], line["detail"]) for line in lines] == [
+        ("second", "no judge gave a readable score", CUT)
+    ]
+    sent: dict[str, Any] = {"max_completion_tokens": 700, "response_format": "json_schema"}
+    tokens = {"prompt_tokens": 100, "completion_tokens": 50}
+    assert manifest["calls"] == {
+        "judge": {"calls": 1, **tokens, "sent": [sent]},
+        "writer": {"calls": 2, **{name: 2 * count for name, count in tokens.items()}, "sent": [sent]},
+    }
+    assert manifest["settings"]["max_reply_tokens"] == 700

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +125,8 @@ def _number_fault(value: Any, low: float, high: float) -> str | None:
     return None
 
 
-def row_faults(row: Mapping[str, Any]) -> list[Fault]:
-    """All faults of one row whose images are undecoded ({"bytes", "path"} dicts)."""
+def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image_fault) -> list[Fault]:
+    """All faults of one row whose images are undecoded ({"bytes", "path"} dicts); `look` says why one is unusable."""
     name = row["id"] or "(no id)"
     faults = []
 
@@ -141,7 +141,7 @@ def row_faults(row: Mapping[str, Any]) -> list[Fault]:
     add("images", None if row["images"] else "is empty; every row needs an image")
     for column in ("images", "rejected_images"):
         for image in row[column] or []:
-            add(column, image_fault(image))
+            add(column, look(image))
     add("weight", _number_fault(row["weight"], 0.0, math.inf))
     if row["clinical_relevance"] is not None:
         add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))

@@ -8,12 +8,13 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from invented import picture, row
 from PIL import Image
 
-from mmedpo import audit, schema
+from mmedpo import audit, images, schema
 from mmedpo.errors import InputError
 
 
@@ -207,6 +208,56 @@ def test_groups_shared_between_splits(tmp_path: Path) -> None:
     assert audit.audit(str(folder), split="test")["rows"] == 2
     with pytest.raises(InputError, match="no split 'dev'; it has 'test', 'train'"):
         audit.audit(str(folder), split="dev")
+
+
+def structured(seed: int, format: str = "PNG", side: int = 128, **options: Any) -> dict[str, Any]:
+    """A smooth picture of chance as a file; equal seeds look alike."""
+    grid = np.random.default_rng(seed).integers(0, 256, (12, 12), dtype=np.uint8)
+    buffer = io.BytesIO()
+    image = Image.fromarray(grid).resize((192, 192), Image.Resampling.BICUBIC)
+    image.resize((side, side)).save(buffer, format, **options)
+    return {"bytes": buffer.getvalue(), "path": f"{seed}.{format.lower()}"}
+
+
+def showing(number: int, name: str, picture: dict[str, Any]) -> dict[str, Any]:
+    made = row(number, images=[picture])
+    return {**made, "provenance": {**made["provenance"], "image_id": name, "patient_id": None}}
+
+
+def test_a_picture_under_two_names_is_shared_between_splits(tmp_path: Path) -> None:
+    folder = write([showing(0, "a", structured(0)), showing(1, "b", structured(1))], tmp_path / "pairs")
+    write([showing(2, "copy", structured(0, "BMP")), showing(3, "c", structured(2))], folder, split="test")
+    found = audit.audit(str(folder))
+    (shared,) = found["shared_groups"]
+    assert (shared["row"], shared["column"]) in (("a", "images"), ("copy", "images"))
+    assert found["near_duplicates"] == {
+        "images": 3, "groups": 0, "in_several_splits": 0, "examples": [], "bits": 256, "within": 16
+    }  # fmt: skip
+
+
+def test_near_duplicates_are_named_and_not_merged(tmp_path: Path) -> None:
+    """A smaller, compressed copy of a picture looks like it; equal pixels are one picture and no near-duplicate."""
+    rows = [showing(n, f"{n}.png", structured(n)) for n in range(8)]
+    rows += [
+        showing(8, "small.jpg", structured(3, "JPEG", 90, quality=70)),
+        showing(9, "copy.bmp", structured(4, "BMP")),
+    ]
+    folder = write(rows, tmp_path / "pairs")
+    write([showing(10, "tiny.jpg", structured(5, "JPEG", 64, quality=50))], folder, split="test")
+    found = audit.audit(str(folder))
+    assert found["near_duplicates"]["images"] == 10  # of 11 files
+    assert (found["near_duplicates"]["groups"], found["near_duplicates"]["in_several_splits"]) == (2, 1)
+    assert sorted(map(sorted, found["near_duplicates"]["examples"])) == [["3.png", "small.jpg"], ["5.png", "tiny.jpg"]]
+    assert ["groups of near-duplicate images", "2 among 10 images, 1 in several splits"] in audit.rows(found)
+    assert "<li>3.png, small.jpg</li>" in audit.render(found)
+
+
+def test_an_image_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write([row(n, images=[structured(0)]) for n in range(5)], tmp_path / "pairs")
+    opened, open_rgb = [], images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda image: opened.append(1) or open_rgb(image))
+    assert audit.audit(str(folder))["rows"] == 5
+    assert len(opened) == 1
 
 
 def test_folders_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What a preference dataset holds and what is wrong with it, as numbers, as a table and as a page.
 
-Only the dataset's own rows are read, once and as a stream; images are decoded only where the schema's rules ask for it.
+Only the dataset's own rows are read, once and as a stream; an image file is decoded once, however many rows show it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
     found, faults = _measure(splits[split])
+    homes = _homes(splits, split, found)
     manifest = _manifest(Path(path))
     counts = {
         "dispreference": measure.counts([row.kind for row in found], schema.DISPREFERENCES),
@@ -62,7 +63,8 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
         "standins": {**dict.fromkeys(standins(manifest)), **measure.standins(found)},
         "counts": counts,
         "faults": [asdict(fault) for fault in faults],
-        "shared_groups": [asdict(fault) for fault in _shared(splits, split, found)],
+        "shared_groups": [asdict(fault) for fault in homes.faults],
+        "near_duplicates": splits[split].pictures.near_duplicates(homes.names, homes.splits),
         "rejects": manifest.get("rejects"),
         **measure.flaws(found),
         "weights": spread("weight"),
@@ -88,13 +90,11 @@ def _measure(split: Split) -> tuple[list[Row], list[Fault]]:
     return found, faults
 
 
-def _shared(splits: Mapping[str, Split], measured: str, found: list[Row]) -> list[Fault]:
+def _homes(splits: Mapping[str, Split], measured: str, found: list[Row]) -> measure.Homes:
     def stream(split: Split) -> Iterator[Row]:
         return (row for _, row in split)
 
-    if len(splits) < 2:
-        return []
-    return measure.shared({name: found if name == measured else stream(split) for name, split in splits.items()})
+    return measure.homes({name: found if name == measured else stream(split) for name, split in splits.items()})
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

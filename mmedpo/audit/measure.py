@@ -5,9 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
+from mmedpo import schema
 from mmedpo.audit.read import Row
 from mmedpo.errors import Fault
 from mmedpo.formats import STANDIN
@@ -67,26 +69,38 @@ def _by_letters(equal: Sequence[Row]) -> dict[str, int]:
     }
 
 
-def shared(splits: Mapping[str, Iterable[Row]]) -> list[Fault]:
-    """Images and patients that occur in more than one split (a split never separates one image or patient).
+@dataclass
+class Homes:
+    """Images and patients by the splits that they occur in."""
 
-    An image is known by its id in the provenance, where a row has none by its bytes.
-    """
-    home: dict[tuple[str, str], str] = {}
-    faults = []
+    faults: list[Fault] = field(default_factory=list)  # of what is in several (a split separates no image or patient)
+    names: dict[str, str] = field(default_factory=dict)  # of pictures, by digest
+    splits: dict[str, set[str]] = field(default_factory=dict)  # of pictures, by digest
+
+
+def homes(splits: Mapping[str, Iterable[Row]]) -> Homes:
+    """Where images and patients occur. An image is known by its pixels, and by its id in the provenance."""
+    first: dict[tuple[str, str], str] = {}
+    found = Homes()
     for split, rows in splits.items():
         here: dict[tuple[str, str], str] = {}  # what is shared -> how a reader finds it
         for row in rows:
+            name = row.name if row.image_id is None else row.image_id
             if row.image_id is not None:
-                here.setdefault(("image_id", row.image_id), row.image_id)
-            else:
-                here.update({("images", digest): row.name for digest in row.images})
+                here.setdefault(("image_id", row.image_id), name)
             if row.patient_id is not None:
                 here.setdefault(("patient_id", row.patient_id), row.patient_id)
-        for key, name in here.items():
-            if home.setdefault(key, split) != split:
-                faults.append(Fault(name, key[0], f"occurs in the splits {home[key]!r} and {split!r}"))
-    return faults
+            for digest in () if row.kind in schema.REVERSED else row.images:  # whose images are noised
+                here.setdefault(("images", digest), name)
+                found.names.setdefault(digest, name)
+                found.splits.setdefault(digest, set()).add(split)
+        said = set()
+        for (column, key), name in here.items():
+            if first.setdefault((column, key), split) != split and ("image_id", name) not in said:
+                said.add((column, name))
+                sentence = f"occurs in the splits {first[column, key]!r} and {split!r}"
+                found.faults.append(Fault(name, column, sentence))
+    return found
 
 
 def distributions(

@@ -1,6 +1,6 @@
 """Preference rows of any layout, one at a time and as far as their columns allow: ours, TRL's, LLaVA's, plain texts.
 
-Images are read as bytes and kept as digests, so that memory does not grow with them.
+Images are decoded once each and kept as digests of their pixels, so that memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedpo import images, loading, schema
+from mmedpo import loading, schema
+from mmedpo.audit.pictures import Pictures
 from mmedpo.errors import Fault, InputError
 from mmedpo.tables import FAULT, is_missing, read_table
 from mmedpo.text import words
@@ -44,7 +45,7 @@ class Row:
     question: str
     chosen: str
     rejected: str
-    images: tuple[str, ...]  # digests
+    images: tuple[str, ...]  # digests of pixels; of files that cannot be decoded, and names, of those
     rejected_images: tuple[str, ...]
     weight: float | None
     relevance: float | None
@@ -81,15 +82,18 @@ class Split:
     source: Iterable[Mapping[str, Any]]
     columns: Mapping[str, Any]  # name -> feature, or None where the file does not say
     faults: list[Fault]  # of columns, and of rows that are none
+    pictures: Pictures  # of all splits
     is_ours: bool = False  # its columns are the schema's
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, Any], Row]]:
         for place, given in enumerate(_to_the_end(self.source), start=1):
-            yield given, _read(given, self.columns, place)
+            yield given, _read(given, self.columns, place, self.pictures)
 
     def row_faults(self, given: Mapping[str, Any], row: Row) -> list[Fault]:
         """By the schema's rules; where its columns are missing, by those of its rules that the columns allow."""
-        return schema.row_faults(given) if self.is_ours else _loose_faults(given, row, self.columns)
+        if self.is_ours:
+            return schema.row_faults(given, self.pictures.fault)
+        return _loose_faults(given, row, self.columns, self.pictures)
 
 
 def _to_the_end(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -109,11 +113,12 @@ def open_splits(path: str) -> dict[str, Split]:
     """
     if Path(path).is_file():
         return {"train": _open_file(Path(path))}
-    splits = {}
+    splits, pictures = {}, Pictures()
     for name, dataset in loading.load_splits(path, streaming=True).items():
         faults = schema.column_faults(dataset.features)
         # By row groups: a whole Parquet file at a time would be read ahead into memory.
-        splits[name] = Split(schema.undecoded(dataset).reshard(), dataset.features, faults, is_ours=not faults)
+        rows = schema.undecoded(dataset).reshard()
+        splits[name] = Split(rows, dataset.features, faults, pictures, is_ours=not faults)
     return splits
 
 
@@ -129,10 +134,10 @@ def _open_file(path: Path) -> Split:
     columns = {name: None for row in rows for name in row}
     if not any(_turns(_get(row, side)) for row in rows for side in ("chosen", "rejected")):
         raise InputError(f"{path}: none of {len(listed)} rows has a preferred or a rejected text. {HOW}")
-    return Split(rows, columns, faults)
+    return Split(rows, columns, faults, Pictures())
 
 
-def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> Row:
+def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictures: Pictures) -> Row:
     made = row["provenance"] if isinstance(row.get("provenance"), dict) else {}
     chosen = _turns(_get(row, "chosen"))
     asked = _turns(_get(row, "prompt")) or chosen[:-1]
@@ -143,8 +148,8 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> Row
         question=asked[-1] if asked else "",
         chosen=chosen[-1] if chosen else "",
         rejected=(_turns(_get(row, "rejected")) or [""])[-1],
-        images=_digests(_get(row, "images")),
-        rejected_images=_digests(_get(row, "rejected_images")),
+        images=_digests(_get(row, "images"), pictures),
+        rejected_images=_digests(_get(row, "rejected_images"), pictures),
         weight=_number(_get(row, "weight")),
         relevance=_number(_get(row, "clinical_relevance")),
         image_id=_known(made.get("image_id")),
@@ -203,15 +208,16 @@ def _listed(value: Any) -> list[Any]:
     return [image for image in (value if isinstance(value, list) else [value]) if image is not None]
 
 
-def _digests(value: Any) -> tuple[str, ...]:
-    def data(image: Any) -> bytes:
-        inside = image.get("bytes") if isinstance(image, dict) else None
-        return inside if isinstance(inside, bytes) else str(image).encode(errors="replace")
+def _digests(value: Any, pictures: Pictures) -> tuple[str, ...]:
+    def digest(image: Any) -> str:
+        if isinstance(image, dict) and image.get("bytes"):
+            return pictures.look(image).digest
+        return hashlib.blake2b(str(image).encode(errors="replace"), digest_size=16).hexdigest()
 
-    return tuple(hashlib.blake2b(data(image), digest_size=16).hexdigest() for image in _listed(value))
+    return tuple(digest(image) for image in _listed(value))
 
 
-def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any]) -> list[Fault]:
+def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any], pictures: Pictures) -> list[Fault]:
     """What is wrong with a row whose columns are not the schema's, by those rules of the schema that they allow."""
 
     def has(column: str) -> bool:
@@ -229,7 +235,7 @@ def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any]
         faults.append(Fault(row.name, "images", "is empty; every row needs an image"))
     for column in ("images", "rejected_images"):
         inside = [image for image in _listed(_get(given, column)) if isinstance(image, dict) and image.get("bytes")]
-        faults += [Fault(row.name, column, sentence) for image in inside if (sentence := images.fault(image))]
+        faults += [Fault(row.name, column, sentence) for image in inside if (sentence := pictures.fault(image))]
     if has("weight") and (row.weight is None or row.weight < 0):
         weight = _get(given, "weight")
         sentence = "is missing" if weight is None else f"is {str(weight)[:40]!r}, no finite number from 0 up"

@@ -79,6 +79,9 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     table += [[f"  {what}: {label}", f"{n:,}"] for what, by in audit["counts"].items() for label, n in by.items()]
     table.append(["faults", f"{len(audit['faults']):,}"])
     table.append(["images or patients in several splits", f"{len(audit['shared_groups']):,}"])
+    if found := audit["near_duplicates"]:
+        table.append(["groups of near-duplicate images", near_duplicates(found)])
+        table += [["  look alike", ", ".join(names)] for names in found["examples"]]
     if audit["rejects"] is not None:
         table.append(["rejected while curating", f"{sum(audit['rejects'].values()):,}"])
         table += [[f"  {reason}", f"{n:,}"] for reason, n in audit["rejects"].items()]
@@ -103,6 +106,12 @@ def stood_in(audit: Mapping[str, Any]) -> list[str]:
         f"{name} ({'as the manifest says' if rows is None else f'{rows:,} rows'}): no medical knowledge"
         for name, rows in audit["standins"].items()
     ]
+
+
+def near_duplicates(found: Mapping[str, Any]) -> str:
+    """How many groups of images look alike, and what that means, in a sentence."""
+    apart = f", {found['in_several_splits']:,} in several splits" if found["in_several_splits"] else ""
+    return f"{found['groups']:,} among {found['images']:,} images{apart}"
 
 
 def flaws(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -177,7 +186,7 @@ def render(audit: Mapping[str, Any]) -> str:
     """The audit as one self-contained HTML page."""
     return page(
         "audit.html.jinja",
-        **{tool.__name__: tool for tool in (alpha, flaws, grouped, stood_in, strength, verdict)},
+        **{tool.__name__: tool for tool in (alpha, flaws, near_duplicates, grouped, stood_in, strength, verdict)},
         audit=audit,
         notes={"reports": REPORTS, "agreement": AGREEMENT},
     )

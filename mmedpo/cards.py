@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, curves, formats, results, share
+from mmedpo import credentialed, curves, formats, licenses, results, share
 from mmedpo.errors import InputError
 from mmedpo.notices import notices
 from mmedpo.workdir import read_json
@@ -60,6 +60,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
         rows=rows,
         published=published,
         credentialed=credentialed.first([manifest]),
+        licences=licenses.said(manifest["source"]),
         notices=notices(manifest),
     )
 
@@ -69,8 +70,10 @@ def stripped_card(folder: Path, published: Published) -> str:
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     rows = sum(manifest["counts"].values())
     metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
-    said = notices(manifest)
-    return _fill("stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published, notices=said)
+    said, terms = notices(manifest), licenses.said(manifest["source"])
+    return _fill(
+        "stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published, notices=said, licences=terms
+    )
 
 
 def _dataset_metadata(

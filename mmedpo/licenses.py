@@ -1,8 +1,14 @@
-"""Licences as the header of a card names them."""
+"""Licences: as the header of a card names them, and which of several is the strictest."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmedpo import credentialed
+from mmedpo.text import plain
 
 # The identifiers that the Hub takes (https://huggingface.co/docs/hub/repositories-licenses), without "other".
 HUB = """
@@ -22,3 +28,60 @@ def fields(name: str) -> dict[str, str]:
     """A licence for a card's header: by the Hub's identifier, or as "other" with a name."""
     slug = re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")
     return {"license": slug} if slug in IDENTIFIERS else {"license": "other", "license_name": slug}
+
+
+# What terms forbid or ask for, the weightier the more: a licence is as strict as the sum.
+CREDENTIALED, UNKNOWN, NO_DERIVATIVES, NO_COMMERCE, SHARE_ALIKE, ATTRIBUTION = 32, 16, 8, 4, 2, 1
+CREATIVE_COMMONS = re.compile(r"ccby(nc)?(nd)?(sa)?(nd)?")  # in the letters of a name, as all but the last
+PARTS = {"nc": NO_COMMERCE, "nd": NO_DERIVATIVES, "sa": SHARE_ALIKE}
+FREE = re.compile(r"cc0|cczero|publicdomain|pddl|unlicense|wtfpl")
+PHRASES = {
+    NO_DERIVATIVES: re.compile(r"noderiv"),
+    NO_COMMERCE: re.compile(r"noncommerc|research(only|use)|onlyforresearch"),
+    SHARE_ALIKE: re.compile(r"sharealike"),
+    ATTRIBUTION: re.compile(r"attribution|unrestricted|permissive"),
+}
+FAMILIES = {  # by how a word of a name begins
+    SHARE_ALIKE: ("gpl", "lgpl", "agpl", "mpl", "epl", "eupl", "osl", "odbl", "gfdl", "ofl"),
+    ATTRIBUTION: ("mit", "apache", "bsd", "isc", "zlib", "afl", "ecl", "ncsa", "bsl", "artistic", "odc", "cdla"),
+}
+
+
+def strictness(name: str) -> int:
+    """How much a licence forbids or asks for, 0 (public domain) upwards; one that nobody knows may forbid anything."""
+    words = re.findall(r"[a-z0-9]+", plain(name).casefold())
+    letters = "".join(words)
+    found = CREDENTIALED if credentialed.telling([name]) else 0
+    if FREE.search(letters):
+        return found
+    known = {weight for weight, phrase in PHRASES.items() if phrase.search(letters)}
+    if terms := CREATIVE_COMMONS.search(letters):
+        known |= {ATTRIBUTION, *(PARTS[part] for part in terms.groups() if part)}
+    known |= {weight for weight, begins in FAMILIES.items() if any(word.startswith(begins) for word in words)}
+    return found + (sum(known) or UNKNOWN)
+
+
+def strictest_first(names: Iterable[str]) -> dict[str, int]:
+    """How often each of these licences occurs: the strictest first, then the most frequent."""
+    counts = Counter(names)
+    return {name: counts[name] for name in sorted(counts, key=lambda one: (-strictness(one), -counts[one], one))}
+
+
+def names(source: Mapping[str, Any]) -> str:
+    """All licences that a manifest records of its source."""
+    return ", ".join(source.get("licenses") or [str(source.get("license") or "no licence")])
+
+
+def notices(source: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a recorded source that is under several licences."""
+    if len(source.get("licenses") or {}) < 2:
+        return []
+    return [f"{source['name']} is under several licences: {said(source)}. The strictest binds what is made of all."]
+
+
+def said(source: Mapping[str, Any]) -> str:
+    """All licences that a manifest records of its source, with the questions under each where there are several."""
+    found = source.get("licenses") or {}
+    if len(found) < 2:
+        return str(source.get("license") or "unknown")
+    return ", ".join(f"{name} ({count:,} questions)" for name, count in found.items())

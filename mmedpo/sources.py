@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, gold, refusals, splits
+from mmedpo import credentialed, gold, licenses, refusals, splits
 from mmedpo.columns import check_columns
 from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
@@ -31,10 +31,11 @@ class Source:
     """What was read: the good samples, the faulty rows, how the split was made, and what says that its terms forbid
     passing it on (`marked_by`; None: nothing does). Faults then quote no cell.
 
-    `split_by` is "source", "patient", "study" or "image"; `note` says that the table's own split was not used, and why;
-    `told` how the source was split in any case. `images_in_other_splits` counts pictures of the split (of all, where
-    none was chosen) that another one holds too: 0 but for a split that was taken as it stands. `notices` say what else
-    a person should know: columns that are not read, gold answers that may be none (`doubtful_answers`).
+    `license` is the strictest of `licenses`. `split_by` is "source", "patient", "study" or "image"; `note` says that
+    the table's own split was not used, and why; `told` how the source was split in any case. `images_in_other_splits`
+    counts pictures of the split (of all, where none was chosen) that another one holds too: 0 but for a split that was
+    taken as it stands. `notices` say what else a person should know: columns that are not read, gold answers that may
+    be none (`doubtful_answers`), several licences.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source:
     images_in_other_splits: int = 0
     note: str | None = None
     marked_by: str | None = None
+    licenses: dict[str, int] = field(default_factory=dict)  # questions of each, the strictest first
     told: str = ""
     split_rows: dict[str, int] = field(default_factory=dict)  # of the whole source, by split
     moved: dict[str, int] = field(default_factory=dict)  # "rows" and "images" that changed side
@@ -58,8 +60,9 @@ class Source:
     def record(self, split: str | None) -> dict[str, Any]:
         """The "source" of a manifest; `split` is the one that was kept."""
         return {
-            "name": self.name, "license": self.license, "split": split, "split_by": self.split_by,
-            "split_rows": self.split_rows, **({"moved": self.moved} if self.moved else {}),
+            "name": self.name, "license": self.license, "licenses": self.licenses,
+            "split": split, "split_by": self.split_by, "split_rows": self.split_rows,
+            **({"moved": self.moved} if self.moved else {}),
             **({"images_in_other_splits": self.images_in_other_splits} if self.images_in_other_splits else {}),
             "questions": len(self.samples), "doubtful_answers": self.doubtful_answers, "notices": self.notices,
             **({"credentialed": True} if self.credentialed else {}),
@@ -121,9 +124,12 @@ def read_source(
     _settle_patients(source)
     _settle_mark(source)
     if source.samples:
-        source.name, source.license = source.samples[0].source, source.samples[0].license
+        source.name = source.samples[0].source
         _settle_split(source, _unit(source, studies), split, official_split)
         _keep(source, split, limit, seed, also)
+    source.licenses = licenses.strictest_first(sample.license for sample in source.samples)
+    source.license = next(iter(source.licenses), license)
+    source.notices += licenses.notices(source.record(split))
     source.notices += column_notices(source.name, columns)
     source.doubtful_answers = gold.doubts((sample.question, sample.answer) for sample in source.samples)
     source.notices += [said] if (said := gold.notice(source.name, source.doubtful_answers)) else []

@@ -124,8 +124,9 @@ def test_curate_takes_the_official_split_where_asked(make_source: MakeSource) ->
     assert [sample.id for sample in official.samples] == [f"{number}-a cyst" for number in range(4)]
     assert official.told.endswith("It is taken as it stands: 4 images of test lie in other parts too.")
     assert official.record("test") | {"notices": []} == {
-        "name": "clinic", "license": "unknown", "split": "test", "split_by": "source", "questions": 4,
-        "split_rows": {"train": 4, "test": 4}, "images_in_other_splits": 4, "doubtful_answers": {}, "notices": [],
+        "name": "clinic", "license": "unknown", "licenses": {"unknown": 4}, "split": "test", "split_by": "source",
+        "split_rows": {"train": 4, "test": 4}, "images_in_other_splits": 4, "questions": 4, "doubtful_answers": {},
+        "notices": [],
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mmedpo import cards, curves, results
+from mmedpo import cards, curves, licenses, results
 from mmedpo.audit import audit
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import is_embedded
@@ -93,7 +93,11 @@ def dataset(folder: Path, repo_id: str) -> Content:
     files["manifest.json"] = File(folder / "manifest.json")
     files["audit.json"] = File(json_text(found).encode())
     files[PICTURE] = File(picture.draw(found))
-    return Content("dataset", files, texts, generated, conflicts=conflicts, notices=[BURNT_IN])
+    return Content("dataset", files, texts, generated, conflicts=conflicts, notices=[BURNT_IN, *_mixed(folder)])
+
+
+def _mixed(folder: Path) -> list[str]:
+    return licenses.notices(read_object(folder / "manifest.json")["source"])
 
 
 def checked(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:

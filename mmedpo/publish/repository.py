@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import hub
+from mmedpo import hub, licenses
 from mmedpo.cards import GENERATED
 from mmedpo.errors import InputError
 from mmedpo.publish import card, remote
@@ -28,7 +28,7 @@ def made_of(repo_type: str, record: Any) -> str:
         data = f"{record.get('dataset')} ({source})" if source else record.get("dataset")
         return f"weights of {record['model']} trained on {data}" if record.get("model") else ""
     source = _source(record)
-    return f"pairs from {source['name']} ({source.get('license') or 'no licence'})" if source.get("name") else ""
+    return f"pairs from {source['name']} ({licenses.names(source)})" if source.get("name") else ""
 
 
 def _source(manifest: Any) -> Mapping[str, Any]:

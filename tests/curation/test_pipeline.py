@@ -418,7 +418,8 @@ def test_manifest_names_all_makers(preferences: Path) -> None:
     found = manifest(preferences)
     assert (found["format"], found["command"], found["seed"]) == ("mmedpo.manifest/1", CALLER, 0)
     assert found["source"] == {
-        "name": "phantom", "license": "cc0-1.0", "split": "preference", "split_by": "source",
+        "name": "phantom", "license": "cc0-1.0", "licenses": {"cc0-1.0": found["source"]["questions"]},
+        "split": "preference", "split_by": "source", "split_rows": found["source"]["split_rows"],
         "questions": found["source"]["questions"], "doubtful_answers": {}, "notices": [],
     }  # fmt: skip
     assert (found["chat_model"], found["localizer"]) == ("standin:rules", "boxes")

@@ -37,6 +37,7 @@ MISSING = "missing"
 NOT_MADE = "the recipe makes no such pair of this source"
 FILE = "rejoin.jsonl"
 SHOWN_IDS = 3
+EVERY_PIXEL = 2**31 - 1  # before images had a size at which models see them, noise was each pixel's own
 MAKERS = ("target_model", "chat_model", "judges", "panel", "localizer", "calls", "versions")  # in a manifest
 
 
@@ -64,6 +65,7 @@ class Published:
                 f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
             )
         recipe.pop("source", None)
+        recipe.setdefault("noise_pixels", EVERY_PIXEL)
         brings = self.builder and self.builder.HAS_PAIRS
         asked = {
             "model": None, "chat": None if brings else _kept(recipe["chat"]), "judges": [] if brings else ["none"],

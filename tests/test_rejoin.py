@@ -257,7 +257,12 @@ def test_a_manifest_from_elsewhere_opens_nothing(bare: Path, house: Path, tmp_pa
 
     published = rejoining.read(str(change_manifest(bare, tmp_path / "weights", change)))
     defaults = published.defaults()
-    assert defaults["sections"] == "findings" and defaults["seed"] == 0 and defaults["chat"] == "cache:penman"
+    assert (
+        defaults["noise_pixels"] == 336
+        and defaults["sections"] == "findings"
+        and defaults["seed"] == 0
+        and defaults["chat"] == "cache:penman"
+    )
     assert not {*evil, "source"} - {"sections", "seed"} & defaults.keys()
     output = rebuilt(tmp_path / "weights", house / "tree", tmp_path / "pairs", credentialed=False)
     assert read_json(output / "manifest.json")["source"]["credentialed"] is True

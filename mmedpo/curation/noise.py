@@ -21,6 +21,11 @@ from mmedpo.samples import Box
 
 STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")
+DRAWN = METHODS[:2]  # from normal numbers
+PIXELS = 336  # longer side of what a model sees, where no target says: CLIP's size in LLaVA
+CELLS = 3 / 4  # of those pixels: cells of 4/3 pixels keep their strength where a processor shrinks the image
+GREY = 16  # levels between the channels of a grey pixel: those of JPEG files differ a little
+COLOURED = 1 / 50  # of a grey image's pixels may differ more: arrows and labels
 RULES = "quantile:Q (pixels above that quantile), fixed:T (above that share of the maximum), otsu; Q and T in [0, 1]"
 
 
@@ -41,7 +46,13 @@ def schedule() -> np.ndarray:
 
 
 def corrupt(
-    image: np.ndarray, mask: np.ndarray, method: str, rng: np.random.Generator, step: int = 800, edge: int = 0
+    image: np.ndarray,
+    mask: np.ndarray,
+    method: str,
+    rng: np.random.Generator,
+    step: int = 800,
+    edge: int = 0,
+    pixels: int | None = None,
 ) -> np.ndarray:
     """The image with its masked part spoiled by one of `METHODS`.
 
@@ -63,6 +74,10 @@ def corrupt(
         edge: how many pixels inside the mask's border are mixed with the image: h rises linearly from 0 outside to 1
             behind them, and replacements are mixed by the same h. 0 is a hard edge. The image's own border is no
             border of the mask. Lesions narrower than twice the edge keep some of their signal.
+        pixels: longer side of the image as the model sees it. The noise of a larger image is drawn in square cells,
+            4 on 3 of those pixels, so that it is as strong there whatever the image's size; None draws each pixel's.
+
+    Noise is drawn for each channel, but once for all channels of a grey image (`is_grey`).
 
     Returns:
         uint8 array of the image's shape; but for `crop`, every pixel outside the mask is equal to the image's.
@@ -77,12 +92,15 @@ def corrupt(
     around = _around(mask)
     part, inside = spoiled[around], mask[around]
     signal = part[inside]
-    if method == "diffusion":
-        abar = schedule()[step - 1]
-        mixed = np.sqrt(abar) * (signal / 127.5 - 1) + np.sqrt(1 - abar) * rng.standard_normal(signal.shape)
-        made = (mixed + 1) * 127.5
+    if method == "black":
+        made = np.zeros(signal.shape)
     else:
-        made = 10 * rng.standard_normal(signal.shape) if method == "gaussian" else np.zeros(signal.shape)
+        made = _normal(image, mask, pixels, rng)
+        if method == "diffusion":
+            abar = schedule()[step - 1]
+            made = (np.sqrt(abar) * (signal / 127.5 - 1) + np.sqrt(1 - abar) * made + 1) * 127.5
+        else:
+            made = 10 * made
     if edge and not inside.all():
         h = _ramp(inside, edge)[inside]
         made = (h * made.T + (1 - h) * signal.T).T
@@ -93,6 +111,14 @@ def corrupt(
 def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
     """`corrupt` by equation 2 with a hard edge."""
     return corrupt(image, mask, "diffusion", rng, step)
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether a uint8 H x W (x C) image shows no colour: at most 1 in 50 of its pixels has channels that are more than
+    16 levels apart. Tinted scans and X-rays with a coloured arrow are grey; Doppler and pathology are not."""
+    if image.ndim == 2:
+        return True
+    return bool(np.mean(image.max(axis=2) - image.min(axis=2) > GREY) <= COLOURED)
 
 
 def box_mask(boxes: Iterable[Box], height: int, width: int) -> np.ndarray:
@@ -178,6 +204,22 @@ def _check(image: np.ndarray, mask: np.ndarray, method: str, step: int, edge: in
         raise InputError(f"The noise step is {step}; it must be in 1 .. {STEPS}.")
     if edge < 0:
         raise InputError(f"The feathered edge is {edge} pixels wide; it must be 0 (a hard edge) or more.")
+
+
+def _normal(image: np.ndarray, mask: np.ndarray, pixels: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Normal numbers for the masked pixels, n or n x C, one to a cell: mean 0, variance 1.
+
+    Chance is used up by the cells that the mask touches, in reading order; where cells are pixels, by the mask's.
+    """
+    (height, width), shape = mask.shape, image.shape[2:]
+    share = 1.0 if pixels is None or max(mask.shape) <= pixels else CELLS * pixels / max(mask.shape)
+    down, across = (max(round(side * share), 1) for side in mask.shape)
+    rows, columns = np.nonzero(mask)
+    cells = rows * down // height * across + columns * across // width
+    touched = np.zeros(down * across, dtype=bool)
+    touched[cells] = True
+    drawn = rng.standard_normal((np.count_nonzero(touched), *([1] * len(shape) if is_grey(image) else shape)))
+    return np.broadcast_to(drawn[np.cumsum(touched)[cells] - 1], (len(cells), *shape))
 
 
 def _around(mask: np.ndarray) -> Any:

@@ -87,6 +87,7 @@ def curate_folder(
     given = given or rows.Given()
     if not given.answers:
         settings.refuse_unnamed()
+    settings = settings.resolved()
     source = open_source(settings, given.questions)
     for notice in (source.told, *source.notices) if processes.first else ():
         log.warning(notice)

@@ -11,7 +11,7 @@ import numpy as np
 from mmedpo import images, schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
-from mmedpo.curation.noise import corrupt, generator
+from mmedpo.curation.noise import DRAWN, PIXELS, corrupt, generator
 from mmedpo.curation.sampling import texts
 from mmedpo.ledger import Ledger
 from mmedpo.samples import Sample
@@ -67,6 +67,7 @@ class Noise:
         edge: width of the feathered edge inside the mask, in pixels; 0 is a hard one.
         region: "lesion" (pairs only where one was found) or "image" (all of it, with or without one).
         reversed: (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
+        pixels: longer side of the image as the model sees it, which noise is as coarse as.
     """
 
     method: str = "diffusion"
@@ -74,6 +75,7 @@ class Noise:
     edge: int = 0
     region: str = "lesion"
     reversed: bool = False
+    pixels: int = PIXELS
 
     @property
     def whole(self) -> bool:
@@ -205,7 +207,8 @@ def _noised_image(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
         row["rejected_images"] = [picture]
     return {
         "noise": noise.method, "noise_step": noise.step if noise.method == "diffusion" else None,
-        "noise_edge": noise.edge, "mask_coverage": coverage, "localizer": makers.localizer, "query": region.query,
+        "noise_edge": noise.edge, "noise_pixels": noise.pixels if noise.method in DRAWN else None,
+        "mask_coverage": coverage, "localizer": makers.localizer, "query": region.query,
         "mask_rule": makers.mask_rule, "boxes": [asdict(box) for box in region.boxes],
         **({} if noise.reversed else {"rejected_by": noise.method}),
     }  # fmt: skip
@@ -218,7 +221,7 @@ def noised(sample: Sample, region: Region, noise: Noise, seed: int, row_id: str)
     """
     pixels = images.pixels(sample.image)
     mask = _mask(pixels, region, noise)
-    made = corrupt(pixels, mask, noise.method, generator(seed, row_id), step=noise.step, edge=noise.edge)
+    made = corrupt(pixels, mask, noise.method, generator(seed, row_id), noise.step, noise.edge, noise.pixels)
     return images.png(made, f"{sample.image.stem}-noised"), float(mask.mean())
 
 

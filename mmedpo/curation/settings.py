@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,8 @@ from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
 from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
+from mmedpo.model_input import longer_side
+from mmedpo.models import load_processor
 from mmedpo.options import check_types, option, outside, refuse, unknown
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
@@ -76,6 +78,9 @@ class Settings:
     noise: str = option("diffusion", f"What hides the lesion: {', '.join(noise.METHODS)}.")
     noise_step: int = option(800, "Diffusion step k, 1 to 1000.")
     noise_edge: int = option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")
+    noise_pixels: int | None = option(
+        None, "Longer side of the image as the model sees it: noise is as coarse as that. The target's own, else 336."
+    )
     noise_region: str = option("lesion", "lesion, or image: all of it, found or not.")
     shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small ones make new versions cheap.")
     reversed: bool = option(False, "On the noised image, prefer the wrong answer to the gold one.")
@@ -93,7 +98,7 @@ class Settings:
             "limit": (1, math.inf), "samples": (1, math.inf), "temperature": (0, math.inf), "batch_size": (1, math.inf),
             **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), (1, math.inf)),
             "rounds": (1, math.inf), "tolerance": (0, 1), "threshold": (0, 1), "max_coverage": (0, 1),
-            "noise_step": (1, noise.STEPS), "noise_edge": (0, math.inf),
+            "noise_step": (1, noise.STEPS), "noise_edge": (0, math.inf), "noise_pixels": (1, math.inf),
         }  # fmt: skip
         wrong += outside(self, ranges)
         if self.samples > 1 and self.temperature == 0:
@@ -111,7 +116,8 @@ class Settings:
 
     @property
     def corruption(self) -> Noise:
-        return Noise(self.noise, self.noise_step, self.noise_edge, self.noise_region, self.reversed)
+        pixels = self.noise_pixels or noise.PIXELS
+        return Noise(self.noise, self.noise_step, self.noise_edge, self.noise_region, self.reversed, pixels)
 
     @property
     def makes_visual_pairs(self) -> bool:
@@ -134,6 +140,22 @@ class Settings:
         }
         if options := [option for option, task in missing.items() if task]:
             raise InputError(UNNAMED.format(" and ".join(options), " and who ".join(filter(None, missing.values()))))
+
+    def resolved(self, processor: Any = None) -> Settings:
+        """These settings with the `noise_pixels` that are used where none are given.
+
+        Args:
+            processor: the target model's image processor; read by the model's name where it is needed.
+
+        Raises:
+            InputError: the target model has no processor that can be read.
+        """
+        if self.noise_pixels is not None or self.noise not in noise.DRAWN or not self.makes_visual_pairs:
+            return self
+        if processor is None and self.model is not None:
+            processor = load_processor(self.model).image_processor
+        seen = processor and longer_side(processor)
+        return replace(self, noise_pixels=seen or noise.PIXELS)
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": str(self.source)}

@@ -36,7 +36,7 @@ PROVENANCE = (
         "judgements",
         "agreed",
     ),
-    *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "mask_coverage"),
+    *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "noise_pixels", "mask_coverage"),
 )
 TOOLS = ("detector:", "medklip:")  # localizers that are models: boxes of others come with the data
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}

@@ -424,7 +424,8 @@ def test_manifest_names_all_makers(preferences: Path) -> None:
     }  # fmt: skip
     assert (found["chat_model"], found["localizer"]) == ("standin:rules", "boxes")
     assert found["judges"] == ["standin:strict", "standin:lenient", "standin:lexical"]
-    assert found["noise"] == {"method": "diffusion", "step": 800, "edge": 0, "region": "lesion", "reversed": False}
+    noise = {"method": "diffusion", "step": 800, "edge": 0, "region": "lesion", "reversed": False, "pixels": 64}
+    assert found["noise"] == noise  # the tiny target sees 64 pixels
     assert found["panel"] == {"mode": "sequential", "rounds": 5, "tolerance": 0.0}
     assert found["calls"] == {}  # stand-ins cost nothing
     versions = {"select": "select@2", "inject": "inject@2", "flip": "flip@1", "judge": "judge@1"}

@@ -26,6 +26,14 @@ IMAGES = {"supervised": 12, "preference": 10, "validation": 6, "test": 8}
 MakeSource = Callable[..., Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def deepspeed_stays() -> Iterator[None]:
+    """Commands are run in this process too, in which later tests ask for ZeRO."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmedpo.zero.leave_out", lambda words: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source folder of phantoms, with the splits of `IMAGES`."""

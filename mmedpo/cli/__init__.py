@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mmedpo import hub
+from mmedpo import hub, zero
 from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is not None:
         sys.argv[1:] = argv
     try:
+        zero.leave_out(sys.argv[1:])
         if endpoint := os.environ.get("HF_ENDPOINT"):
             hub.check_endpoint(endpoint)
         app(prog_name="mmedpo")  # also where a script of dataset_builders/ is run

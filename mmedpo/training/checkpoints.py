@@ -21,6 +21,7 @@ from accelerate import DeepSpeedPlugin
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from mmedpo import zero
 from mmedpo.errors import InputError
 from mmedpo.training.config import MMedPOConfig
 
@@ -54,6 +55,7 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
             plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             trainer.add_callback(_Mended(joined))
     elif shards:
+        zero.require()  # to read what it wrote
         if main and not whole.exists():
             _make_whole(folder, shards[0].parent, whole, trainer)
         checkpoint = str(whole)

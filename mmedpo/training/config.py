@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
+from mmedpo import zero
 from mmedpo.errors import InputError
 
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # a mean over pairs, so that a weight of a pair means something
@@ -82,6 +83,8 @@ class MMedPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.deepspeed:
+            zero.require()
         super().__post_init__()
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:

@@ -195,8 +195,9 @@ def _on_black(image: Image, packing: str) -> Image:
         raise UnusableError("the image has 16 bits a channel and a transparent colour; save it without transparency")
     layered = image.convert("LA" if mode == "L" else "RGBA")
     alpha = layered.getchannel("A")
-    if alpha.getextrema()[1] == 0:
+    colours = layered.convert(mode)
+    if alpha.getextrema()[1] == 0 and colours.getcolors(1) is None:  # a picture is hidden, unlike in an empty mask
         raise UnusableError("the image is transparent everywhere; save it without its alpha channel")
     picture = pillow.new(mode, image.size)
-    picture.paste(layered.convert(mode), mask=alpha)
+    picture.paste(colours, mask=alpha)
     return picture

@@ -124,6 +124,9 @@ RIGHT: dict[str, tuple[str, Callable[[], bytes], Callable[[], np.ndarray]]] = {
     "a TIFF and its thumbnail": ("tif", lambda: tiff((GREY, {}), (GREY[::2, ::2], {254: 1})), lambda: GREY),
     "a thumbnail and its TIFF": ("tif", lambda: tiff((GREY[::2, ::2], {254: 1}), (GREY, {254: 0})), lambda: GREY),
     "a pyramid marked the old way": ("tif", lambda: tiff((GREY, {255: 1}), (GREY[::2, ::2], {255: 2})), lambda: GREY),
+    "RGBA, an empty mask": (
+        "png", lambda: file(Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 0)), "PNG"), lambda: np.zeros_like(GREY)
+    ),
     "one frame of WebP": ("webp", lambda: saved("RGB", "WEBP", lossless=True), colours),
 }  # fmt: skip
 
@@ -205,7 +208,10 @@ def test_phone_photograph_with_a_preview_is_its_main_picture(tmp_path: Path) -> 
 
 
 TRANSPARENT = {
-    "everywhere": (lambda: file(Image.new("RGBA", (4, 4)), "PNG"), "is transparent everywhere; save it without"),
+    "everywhere": (
+        lambda: file(Image.fromarray(np.dstack([colours(), np.zeros_like(GREY)])), "PNG"),
+        "is transparent everywhere; save it without",
+    ),
     "a key of 16 bits a channel": (
         lambda: with_key(sixteen_bit_colour(), 1, 2, 3), "16 bits a channel and a transparent colour"
     ),

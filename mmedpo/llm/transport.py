@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -14,9 +13,10 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import thoughts
+from mmedpo import headers, thoughts
 from mmedpo.credentialed import is_loopback
 from mmedpo.errors import InputError
+from mmedpo.images import is_embedded, pixels, png
 from mmedpo.llm import ChatReply, ChatRequest
 
 if TYPE_CHECKING:
@@ -72,18 +72,16 @@ def as_messages(request: ChatRequest) -> list[Any]:
 
 
 def data_url(image: bytes) -> str:
-    """An encoded image as `data:image/...;base64,...`; raises InputError if Pillow does not know its format, or if it
-    is larger than Pillow opens."""
-    from PIL import Image, UnidentifiedImageError
+    """An encoded image as `data:image/...;base64,...`, its pixels alone: any server decodes it to those of
+    `images.open_rgb`, and notes of the file go nowhere.
 
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            mime = Image.MIME[opened.format or ""]
-    except (UnidentifiedImageError, KeyError):
-        raise InputError(f"{len(image)} bytes are not an image of a known format; give PNG or JPEG.") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"The image is too large to be shown to a model ({error}); make it smaller.") from None
-    return f"data:{mime};base64,{base64.b64encode(image).decode('ascii')}"
+    Raises:
+        InputError: the image cannot be used.
+    """
+    if not is_embedded(image):
+        image = png(pixels(image), "image")["bytes"]
+    kind = "jpeg" if image.startswith(headers.JPEG) else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 
 @asynccontextmanager

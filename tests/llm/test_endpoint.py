@@ -4,13 +4,16 @@ import io
 import logging
 import socket
 
+import numpy as np
 import pytest
 from chat_server import Answer, o_series
 from PIL import Image
 
 from mmedpo.errors import InputError
+from mmedpo.images import open_rgb
 from mmedpo.llm import ChatReply
 from mmedpo.llm.endpoint import EndpointChat
+from tests.pictures import KINDS
 
 KEY = "sk-very-secret"
 SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}, "required": ["score"]}
@@ -95,12 +98,23 @@ def test_a_login_in_the_url_is_sent_and_not_logged(chat_server, endpoint, ask, c
     assert login not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["colour with transparency", "CMYK JPEG", "turned", "16-bit grey TIFF"])
+def test_an_image_of_any_kind_is_sent_as_the_pixels_that_all_steps_see(chat_server, endpoint, ask, kind):
+    data = KINDS[kind][1]()
+    endpoint().complete([ask(image=data)])
+    ((picture, _),) = (message["content"] for message in chat_server.received[0].body["messages"])
+    head, _, encoded = picture["image_url"]["url"].partition(",")
+    sent = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    assert head == "data:image/png;base64" and not sent.info
+    assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(open_rgb(data)))
+
+
 def test_one_refused_request_does_not_stop_the_others(chat_server, endpoint, ask):
     chat_server.answer = lambda r: Answer("context length", 400) if r.text == "long" else Answer("fine")
     good, long, unreadable = endpoint().complete([ask("short"), ask("long"), ask(image=b"no image")])
     assert good.text == "fine"
     assert "context length" in long.failure
-    assert "not an image" in unreadable.failure
+    assert "in no known format" in unreadable.failure
 
 
 def test_an_image_that_pillow_refuses_is_a_failure_of_its_request(endpoint, ask):

@@ -4,4 +4,5 @@ RESULTS = "mmedpo.results/1"
 COMPARISON = "mmedpo.comparison/2"
 ATTENTION = "mmedpo.attention/1"
 
-STANDIN = "standin:"  # begins the name of what is made by offline rules in place of a model
+STANDIN = "standin:"  # begins the name of what stands in for a model: offline rules, a tiny model
+STANDIN_KEY = "standin"  # of a tiny model's config.json: its name as a stand-in

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, hub, placeholders
+from mmedpo import credentialed, formats, hub, placeholders
 from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
@@ -70,6 +70,15 @@ def credentialed_source(name: str, revision: str | None = None) -> str | None:
         InputError: no loadable configuration under `name`.
     """
     return getattr(_load_config(name, revision), credentialed.KEY, None)
+
+
+def standin(name: str) -> str | None:
+    """What a model calls itself that stands in for a real one ("standin:tiny"), by its configuration; None: it is real.
+
+    Raises:
+        InputError: the configuration cannot be loaded.
+    """
+    return getattr(_load_config(name, None), formats.STANDIN_KEY, None)
 
 
 def _load_config(name: str, revision: str | None) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from mmedpo import credentialed
+from mmedpo import credentialed, formats
 from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
 from mmedpo.samples import Sample
@@ -168,6 +168,7 @@ def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resu
         )
     texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
     model, processor = build(texts, seed)
+    setattr(model.config, formats.STANDIN_KEY, f"{formats.STANDIN}tiny")
     if everything.credentialed:  # whose words the tokenizer holds
         setattr(model.config, credentialed.KEY, everything.name)
     with output_folder(output, {"source": str(source), "split": split, "steps": steps, "seed": seed}, resume) as folder:

@@ -117,11 +117,16 @@ def test_card_of_rows_that_nobody_scored_says_so(tmp_path: Path) -> None:
                "mean_after": 1.0, "sd_after": 0.0, "low": None, "high": None}  # fmt: skip
     card = cards.dataset_card(changed("dataset", tmp_path / "a", weights=weights, judges=[]))
     assert "No clinical relevance was scored for 1,290 of 1,410 rows. Every weight is 1, which is plain DPO." in card
-    assert "| `clinical_relevance` | float in [0, 1], or null | " in card and "**clinical weight**" in card
+    assert "| `clinical_relevance` | float in [0, 1], or null | " in card
+    assert "side. **No clinical relevance was scored** for 1,290 of them: every weight is 1, which is plain" in card
     weights |= {"unscored": 1410, "mean_before": None, "sd_before": None}
     card = cards.dataset_card(changed("dataset", tmp_path / "b", weights=weights, judges=[]))
     assert "**No clinical relevance was scored**: every weight is 1, which is plain DPO.\n" in card
     assert "clinical weight" not in card.split("## How a row looks")[0] and "not recorded" not in card
+    weights |= {"unscored": 0, "mean_before": 0.7, "sd_before": 0.2}
+    assert "\nside. Every weight is 1, which is plain DPO.\n" in cards.dataset_card(
+        changed("dataset", tmp_path / "c", weights=weights)
+    )
 
 
 def test_card_without_audit_says_so(tmp_path: Path) -> None:

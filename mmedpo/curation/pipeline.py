@@ -263,7 +263,8 @@ def _assemble(
         "localizer": localizer, "query": settings.query if asked else None, "mask_rule": makers.mask_rule,
         "noise": noise and noise.record(), "style": settings.style,
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
-        "counts": dict(counts), "rejects": dict(rejects.most_common()), "standins": tools.standins(counts),
+        "counts": dict(counts), "rejects": dict(rejects.most_common()),
+        "standins": tools.standins(counts, settings.model),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
         "settings": {**settings.recipe(), "source_name": source.name},
     }  # fmt: skip

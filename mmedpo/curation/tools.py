@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from mmedpo import models
 from mmedpo.curation import relevance
 from mmedpo.curation.chat import open_chat
 from mmedpo.curation.localize import Localizer, open_localizer
@@ -30,9 +31,16 @@ class Tools:
         """Names of the judges, in the order of speaking."""
         return list(self.panel.judges) if self.panel else []
 
-    def standins(self, kinds: Collection[str]) -> list[str]:
-        """The offline rules that made or scored rows of these kinds, by name, in the order of the steps."""
-        texts = [self.chat.name] if self.chat and {TEXT_PAIR, "reversed_noise"} & set(kinds) else []
+    def standins(self, kinds: Collection[str], target: str | None = None) -> list[str]:
+        """The stand-ins that made or scored rows of these kinds, by name, in the order of the steps.
+
+        Args:
+            target: folder or Hub id of the model whose answers were sampled.
+        """
+        texts: list[str] = []
+        if self.chat and {TEXT_PAIR, "reversed_noise"} & set(kinds):
+            texts = [models.standin(target) or ""] if target else []
+            texts.append(self.chat.name)
         judged = self.judges if TEXT_PAIR in kinds else []
         visual = [self.localizer.name] if set(kinds) - {TEXT_PAIR} else []
         return [name for name in (*texts, *judged, *visual) if name.startswith(STANDIN)]

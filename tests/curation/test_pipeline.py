@@ -428,6 +428,7 @@ def test_manifest_names_all_makers(preferences: Path) -> None:
     assert found["noise"] == noise  # the tiny target sees 64 pixels
     assert found["panel"] == {"mode": "sequential", "rounds": 5, "tolerance": 0.0}
     assert found["calls"] == {}  # stand-ins cost nothing
+    assert found["standins"] == ["standin:tiny", found["chat_model"], *found["judges"]]
     versions = {"select": "select@2", "inject": "inject@2", "flip": "flip@1", "judge": "judge@1"}
     assert found["prompt_versions"] == versions
 

@@ -74,7 +74,7 @@ def evaluate(
     sent = [line.pop("sent", None) for line in lines]
     write_lines(folder / "predictions.jsonl", lines)
     counted = counts(lines)
-    for note in notes(counted, len(lines)):
+    for note in notes(lines):
         log.warning(note)
     results = {
         "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,

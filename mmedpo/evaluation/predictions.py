@@ -59,8 +59,9 @@ def counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def notes(counted: Mapping[str, Any], total: int) -> Iterable[str]:
-    """A sentence for each count that a reader of the scores has to know."""
+def notes(lines: Sequence[Line]) -> Iterable[str]:
+    """A sentence for each thing about the predictions that a reader of their scores has to know."""
+    counted, total = counts(lines), len(lines)
     if counted["unanswered"]:
         why = ", ".join(f"{reason} ({count})" for reason, count in counted["unanswered_reasons"].items())
         advice = " A thought needs a larger --max-new-tokens." if thoughts.UNFINISHED in why else ""
@@ -69,4 +70,11 @@ def notes(counted: Mapping[str, Any], total: int) -> Iterable[str]:
         yield (
             f"{counted['cut_off']} of {total} answers were cut off at the longest length and are scored as far as "
             "they go: raise --max-new-tokens or --max-new-tokens-report."
+        )
+    unbegun = sum(thoughts.ends_unbegun(said.get("raw", "")) for said in lines)
+    plain = sum("raw" not in said and bool(said["prediction"]) for said in lines)
+    if unbegun and plain:
+        yield (
+            f"{unbegun} of {total} predictions end a thought that the chat template began. {plain} hold no end of one "
+            "and are scored as they are: give '' for those that were not finished."
         )

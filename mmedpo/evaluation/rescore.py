@@ -124,7 +124,7 @@ def _finish(
     counted = counts(lines)
     if results.get("model") is None:  # who wrote the predictions may not have said what was cut off
         counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
-    for note in notes({"cut_off": 0, **counted}, len(lines)):
+    for note in notes(lines):
         log.warning(note)
     results |= {"versions": versions(), **counted, "protocols": scoring.protocols, "metrics": metrics}
     write_json(folder / "results.json", results)

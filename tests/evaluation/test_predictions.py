@@ -12,7 +12,7 @@ from chat_server import Answer, ChatServer, Received, o_series
 
 from mmedpo import thoughts
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa, report_generation
+from mmedpo.evaluation import med_vqa, predictions, report_generation
 from mmedpo.evaluation.answering import EndpointModel, Generation, LocalModel
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import QuestionSet, of_source
@@ -169,6 +169,15 @@ def test_predictions_made_elsewhere_are_scored_without_their_thoughts(asked: Que
     assert found["raw"]["metrics"] == found["plain"]["metrics"]
     assert found["plain"]["unanswered_reasons"] == {"the answer is empty": 8}
     assert found["raw"]["unanswered_reasons"] == {"its thought was not finished": 6, "the answer is empty": 2}
+
+
+def test_plain_predictions_beside_thoughts_that_the_template_opened_are_pointed_at() -> None:
+    told = ["Hm.</think>Yes.", "It may be yes or", ""]
+    lines = [predictions.reread({"prediction": text}) for text in told]
+    assert [line["prediction"] for line in lines] == ["Yes.", "It may be yes or", ""]
+    (note,) = predictions.notes(lines[:2])
+    assert note.startswith("1 of 2 predictions end a thought that the chat template began. 1 hold no end of one")
+    assert list(predictions.notes(lines[:1])) == list(predictions.notes(lines[1:2])) == []
 
 
 @pytest.mark.parametrize("protocol", med_vqa.PROTOCOLS)

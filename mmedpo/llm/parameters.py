@@ -98,7 +98,8 @@ class Parameters:
 
     async def _search(self, forms: Forms, values: Mapping[str, Any], send: Send, refusal: NoAnswer) -> ChatReply:
         """First what errors name, then the forms of structured output, then by trivial requests."""
-        excused: set[str] = set()
+        first, first_refusal = forms, refusal
+        excused = set(self.taken)  # what was taken before is not what is wrong now
         while name := _blamed(str(refusal), forms, values, excused):
             trial = {**forms, name: forms[name] + 1}
             try:
@@ -119,10 +120,11 @@ class Parameters:
             except NoAnswer as error:
                 if not _refused(error):
                     raise
-                refusal = error
-        found = None if values.keys() <= self.taken else await self._probed(forms, values, send)
-        if found is None or found == forms:
-            raise refusal
+        found = None if values.keys() <= self.taken else await self._probed(first, values, send)
+        if found is not None:
+            self._remember(found, values)
+        if found is None or found == first:
+            raise first_refusal
         return self._took(found, values, await send(_fields(found, values)))
 
     async def _probed(self, forms: Forms, values: Mapping[str, Any], send: Send) -> Forms | None:
@@ -136,7 +138,6 @@ class Parameters:
                     return False
                 if error.kind is not Kind.REFUSED:
                     raise
-            self._remember(trial, values)
             return True
 
         if await takes(forms):
@@ -164,7 +165,7 @@ class Parameters:
         return replace(reply, sent=_sent(forms, values))
 
     def _remember(self, forms: Forms, values: Mapping[str, Any]) -> None:
-        self.forms |= {name: forms[name] for name in values}
+        self.forms |= {name: max(forms[name], self.forms[name]) for name in values}  # never back, whatever comes late
         self.taken |= values.keys()
         self.left_out = [name for name, place in self.forms.items() if FORMS[name][place][0] == "none"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -55,6 +56,10 @@ GATEWAYS = {
         strict_gateway, {"max_completion_tokens": 9, "response_format": "none"},
         ["response_format", "temperature", "seed"],
     ),
+    "some refused by name and one without a word": (
+        lambda received: o_series(received) or refusing("response_format")(received),
+        {"max_completion_tokens": 9, "response_format": "none"}, ["response_format", "temperature", "seed"],
+    ),
     "nothing refused": (
         lambda received: Answer("{}"),
         {"max_tokens": 9, "temperature": 0.0, "seed": 3, "response_format": "json_schema"}, [],
@@ -95,12 +100,13 @@ REFUSALS = {
 def test_a_request_that_is_refused_for_itself_changes_no_parameter(
     chat_server: Any, endpoint: Any, ask: Any, said: str, first: bool
 ) -> None:
-    chat_server.answer = lambda r: Answer(said, 400) if r.text == "bad" else Answer("fine")
+    ids = count()  # many gateways number their errors
+    chat_server.answer = lambda r: Answer(f"{said} [{next(ids)}]", 400) if r.text == "bad" else Answer("fine")
     chat = endpoint(concurrency=1)
     texts = ["bad", "good"] if first else ["good", "bad", "good"]
     replies = dict(zip(texts, chat.complete([ask(text) for text in texts]), strict=True))
     assert replies["good"] == ChatReply("fine")
-    assert replies["bad"].failure == f"refused: HTTP 400: {said}"
+    assert replies["bad"].failure == f"refused: HTTP 400: {said} [0]"
     assert sent(chat_server.received[-1]) == {"max_tokens": 512, "temperature": 0.0, "seed": 0}
     assert chat.parameters.left_out == []
 

@@ -72,6 +72,7 @@ def _shown(header: Any) -> np.ndarray:
     if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
         raise UnusableError(f"the DICOM file holds {frames} frames; export the one that the row is about")
     refuse_bombs(header.Rows * header.Columns)
+    _bring_up(header)
     kind = str(header.PhotometricInterpretation).upper()
     if not kind.startswith(("MONOCHROME", "PALETTE", "RGB", "YBR")):
         raise UnusableError("the DICOM file's colours are neither RGB nor YBR; export it as RGB")
@@ -84,6 +85,15 @@ def _shown(header: Any) -> np.ndarray:
     grey = _windowed(_rescaled(values, header), header, padding)
     grey = 255 - grey if kind == "MONOCHROME1" else grey
     return grey if padding is None else np.where(padding, np.uint8(0), grey)
+
+
+def _bring_up(header: Any) -> None:
+    """What an enhanced file of one frame says of its frame, where other files say it."""
+    for group in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for frame in (header.get(group) or [])[:1]:
+            for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for said in (frame.get(name) or [])[:1]:
+                    header.update(said)
 
 
 def _decoded(header: Any) -> np.ndarray:

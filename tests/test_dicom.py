@@ -81,6 +81,19 @@ def test_the_first_window_that_can_be_used_is_used(tmp_path: Path) -> None:
     assert np.abs(narrow.astype(int) - [[0, 0, 63], [127, 191, 255]]).max() <= 1
 
 
+@pytest.mark.parametrize("group", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_one_frame_of_an_enhanced_file_is_shown_through_its_own_window(tmp_path: Path, group: str) -> None:
+    from pydicom.dataset import Dataset
+
+    frame, window, rescaling = Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 500, 1000
+    rescaling.RescaleSlope, rescaling.RescaleIntercept = 4, -1000
+    frame.FrameVOILUTSequence, frame.PixelValueTransformationSequence = [window], [rescaling]
+    plain = shown(tmp_path, RAMP, WindowCenter=500, WindowWidth=1000, RescaleSlope=4, RescaleIntercept=-1000)
+    assert np.array_equal(shown(tmp_path, RAMP, NumberOfFrames=1, **{group: [frame]}), plain)
+    assert not np.array_equal(shown(tmp_path, RAMP), plain)
+
+
 LUNG = np.array([[-2000, -2000, -1000], [-800, -400, 0]], dtype=np.int16)
 PADDING: dict[str, dict[str, Any]] = {
     "value": {"PixelPaddingValue": -2000},

@@ -116,7 +116,7 @@ def test_card_of_rows_that_nobody_scored_says_so(tmp_path: Path) -> None:
     weights = {"method": "none", "count": 1410, "unscored": 1290, "mean_before": 1.0, "sd_before": 0.0,
                "mean_after": 1.0, "sd_after": 0.0, "low": None, "high": None}  # fmt: skip
     card = cards.dataset_card(changed("dataset", tmp_path / "a", weights=weights, judges=[]))
-    assert "No clinical relevance was scored for 1,290 of 1,410 rows. Every weight is 1, which is plain DPO." in card
+    assert "Clinical relevance was turned into weights" not in card
     assert "| `clinical_relevance` | float in [0, 1], or null | " in card
     assert "side. **No clinical relevance was scored** for 1,290 of them: every weight is 1, which is plain" in card
     weights |= {"unscored": 1410, "mean_before": None, "sd_before": None}

@@ -304,6 +304,30 @@ def test_the_published_questions_are_taken_though_the_source_has_grown(
     assert set(states(output).values()) == {IDENTICAL} and len(states(output)) == len(rows(made)) >= 2
 
 
+def test_rows_that_nobody_scored_stay_unscored(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source(BOXED)
+    made = curated(source, tmp_path / "made", judges=["none"], weights="none")
+    output = rebuilt(strip(made, tmp_path / "weights"), source, tmp_path / "pairs")
+    assert set(states(output).values()) == {IDENTICAL} and rows(output) == rows(made)
+    assert {row["clinical_relevance"] for row in rows(output).values()} == {None, 1.0}
+    first, again = (read_json(folder / "manifest.json") for folder in (made, output))
+    for name in ("judges", "panel", "weights", "standins", "counts"):
+        assert again[name] == first[name]
+    assert again["settings"]["judges"] == ["none"] and again["weights"]["unscored"] == 2
+
+
+def test_weights_are_published_and_made_by_nobody_again(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source(BOXED)
+    made = curated(source, tmp_path / "made", weights_over="merged")
+    defaults = rejoining.read(str(strip(made, tmp_path / "weights"))).defaults()
+    assert (defaults["judges"], defaults["weights"], defaults["chat"]) == (["none"], "none", "standin:rules")
+    output = rebuilt(tmp_path / "weights", source, tmp_path / "pairs")
+    assert rows(output) == {id: without_rationales(row) for id, row in rows(made).items()}
+    first, again = (read_json(folder / "manifest.json") for folder in (made, output))
+    assert again["weights"] == first["weights"] and again["settings"]["weights"] == "rescale"
+    assert again["standins"] == first["standins"] == ["standin:rules", *first["judges"]]
+
+
 def test_nothing_rebuilt_leaves_nothing_and_says_what_was_expected(
     make_source: MakeSource, house: Path, bare: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,17 @@ def test_optional_inputs_may_be_missing(tmp_path: Path) -> None:
     html = (tmp_path / "r.html").read_text()
     assert "Nothing here was measured on both" in html and "not measured" in html
     assert not any(heading in html for heading in ("<h2>Training", "<h2>Weights", "Read this first", 'class="chart"'))
+
+
+def test_stand_ins_of_the_training_data_are_said_where_only_a_training_is_at_hand(
+    recorded: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(recorded["trainings"]["mmedpo"], tmp_path / "mmedpo")
+    made = {"standins": ["standin:rules"], "judges": []}
+    (tmp_path / "mmedpo" / "training.json").write_text(json.dumps({**TRAINING, "dataset_manifest": made}))
+    report.write_report(tmp_path / "r.html", comparison(), None, {"mmedpo": tmp_path / "mmedpo"})
+    badge = (tmp_path / "r.html").read_text().split("Read this first")[1].split("Results on held-out questions")[0]
+    assert "Offline stand-ins made or scored rows in place of real models: standin:rules." in badge
 
 
 def test_a_dataset_without_a_manifest_is_shown(recorded: dict[str, Any], tmp_path: Path) -> None:

@@ -49,9 +49,12 @@ class Normalization:
         return {name: value for name, value in vars(self).items() if name not in ("over", "by_kind")}
 
     def notes(self) -> list[str]:
-        """What a reader must know of these weights, a sentence each: scores without spread, weights mostly clipped."""
+        """What a reader must know of these weights: no scores, none that differ, weights mostly at a clip limit."""
         parts = self.by_kind or {"all pairs": self}
         found = [note for kind, part in parts.items() for note in part._notes(kind, alone=len(parts) == 1)]
+        if self.unscored:
+            scored = f"for {self.unscored:,} of {self.count:,} pairs"
+            found.append(f"No clinical relevance was scored {scored}: every weight is 1, which is plain DPO.")
         if self.method == "rescale" and len(parts) > 1 and all(part._is_flat for part in parts.values()):
             found.append("No score differs within its kind: every weight is 1, which is plain DPO.")
         return found

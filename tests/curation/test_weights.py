@@ -114,7 +114,7 @@ def test_merged_kinds_with_spread_share_what_a_kind_without_has_no_part_in() -> 
         ([0.6, 0.6], None, "raw", ["all pairs: all 2 scores are 0.6, so each weight is that score."]),
         ([0.0, 0.5, 1.0], None, "raw", []),
         ([0.6, 0.6], None, "none", []),
-        ([None, 0.6], None, "none", []),
+        ([None, 0.6], None, "none", ["No clinical relevance was scored for 1 of 2 pairs: every weight is 1, "]),
         (
             [0.5, 0.5, 1.0], ["text", "text", "lesion"], "rescale",
             [

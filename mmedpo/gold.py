@@ -10,16 +10,16 @@ from mmedpo.text import carries, folded, words
 
 REPEATS, DECLINES = "repeats the question", "declines to answer"
 FEWEST_WORDS = 3  # of a question that a longer answer repeats: "Pneumothorax?" may well be answered in a sentence
-_VERB = "(know|tell|say|answer|determine|see|provide|help|assist)"
-_CANNOT = r"(can ?not|can't|could not|couldn't|do not|don't)"
+_VERB = "(tell|say|answer|determine|provide|help|assist)"  # not "see": "I cannot see a mass" is an answer
+_CANNOT = r"(can ?not|can't|could not|couldn't)"
 _REFUSAL = re.compile(  # how people and chat models begin an answer that is none, in a report too
-    rf"((i am|i'm) )?(sorry|an ai\b|(unable|not able) to {_VERB})|as an ai\b|i {_CANNOT} {_VERB}"
+    rf"((i am|i'm) )?(sorry|an ai\b|(unable|not able) to {_VERB})|as an ai\b|i {_CANNOT} {_VERB}|i (do not|don't) know\b"
     rf"|th(e|is) question {_CANNOT} be answered|no answer\b"
 )
 _UNKNOWN = re.compile(  # a whole answer
     r"((it is|it's|i am|i'm) )?(not (sure|known|specified|stated|given|available|applicable|certain)"
     rf"|(not possible|impossible) to {_VERB}|un(known|specified|answerable|determined|sure|certain)"
-    rf"|{_CANNOT} (be (determined|said|answered|assessed|seen)|{_VERB})|no idea|n\.?/?a\.?)( from th(e|is) image)?"
+    rf"|{_CANNOT} (be (determined|said|answered|assessed)|{_VERB})|(do not|don't) know|no idea|n\.?/?a\.?)( from th(e|is) image)?"
 )
 
 
@@ -44,7 +44,5 @@ def notice(name: str, found: dict[str, int]) -> str | None:
     """What a person should know of the doubtful gold answers of a source; None where there are none."""
     if not found:
         return None
-    said = ", ".join(f"{count} {reason}" for reason, count in found.items())
-    return (
-        f"Gold answers of {name} that may be none: {said}. They are kept; mend or remove those rows if that is wrong."
-    )
+    said = ", ".join(f"{reason} ({count:,})" for reason, count in found.items())
+    return f"Gold answers of {name} that may be none: {said}. They are kept. Mend or remove the rows if that is wrong."

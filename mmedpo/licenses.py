@@ -80,8 +80,8 @@ def notices(source: Mapping[str, Any]) -> list[str]:
 
 
 def said(source: Mapping[str, Any]) -> str:
-    """All licences that a manifest records of its source, with the questions under each where there are several."""
+    """All licences that a manifest records of its source, with how many questions are under each of several."""
     found = source.get("licenses") or {}
     if len(found) < 2:
         return str(source.get("license") or "unknown")
-    return ", ".join(f"{name} ({count:,} questions)" for name, count in found.items())
+    return ", ".join(f"{name} ({count:,} of {sum(found.values()):,} questions)" for name, count in found.items())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmedpo import audit
 
+SIDES, GOLD = ("conversations", "rejected_conversations"), "Question: Is it a mass?\n Yes"  # as in released files
 PAIRS = [  # question, preferred, rejected
     ("Which weighting?", "T2-weighted", "T₂‑weighted"),  # one text in two forms
     ("Which weighting?", "T2-weighted", "T1-weighted"),
@@ -24,6 +25,13 @@ def test_texts_in_two_unicode_forms_are_one(tmp_path: Path) -> None:
     assert [found[name] for name in names] == [1, 1, 3, 1, 1]
     table = dict(audit.rows(found))
     assert table["gold answers that repeat the question"] == table["gold answers that decline to answer"] == "1"
+
+
+def test_gold_answer_in_llavas_layout_repeats_its_question_without_the_images_place(tmp_path: Path) -> None:
+    asked = {"from": "human", "value": "<image>\nIs it a mass?"}
+    sides = {side: [asked, {"from": "gpt", "value": text}] for side, text in zip(SIDES, (GOLD, "no"), strict=True)}
+    (tmp_path / "pairs.json").write_text(json.dumps([{"image": "a.png", **sides}]), encoding="utf-8")
+    assert audit.audit(str(tmp_path / "pairs.json"))["gold_repeats_question"] == 1
 
 
 def test_missing_patient_is_none_that_splits_share(tmp_path: Path) -> None:

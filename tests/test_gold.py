@@ -29,6 +29,7 @@ ASKED = "Is there a mass in the lung?"
             "No", "none", "nothing", "no answer is needed: yes"[10:], "The cause is unknown, the lungs are clear",
             "A mass cannot be excluded.", "No pneumothorax", "not enlarged", "Unknown primary tumor of the lung", "",
             "The heart is not seen", "uncertain margins", "an aortic aneurysm", "I see no mass",
+            "I do not see a mass", "I cannot see a mass", "Cannot be seen",
         )),
     ],
 )  # fmt: skip
@@ -39,5 +40,5 @@ def test_doubt(question: str, answer: str, expected: str | None) -> None:
 def test_doubts_are_counted_by_reason_and_said() -> None:
     found = doubts([(ASKED, "Yes"), (ASKED, "not sure"), (ASKED, "unknown"), (ASKED, ASKED)])
     assert found == {REPEATS: 1, DECLINES: 2}
-    assert "clinic that may be none: 1 repeats the question, 2 declines to answer" in str(notice("clinic", found))
+    assert "clinic that may be none: repeats the question (1), declines to answer (2)" in str(notice("clinic", found))
     assert notice("clinic", {}) is None

@@ -51,16 +51,14 @@ def mixed(make_source: MakeSource) -> Path:
 
 
 COUNTS = {"cc-by-nc-4.0": 1, "cc-by-sa-4.0": 1, "mit": 1, "cc0-1.0": 3}
+LISTED = ", ".join(f"{name} ({count} of 6 questions)" for name, count in COUNTS.items())
 
 
 def test_mixed_source_is_recorded_as_all_of_its_licences(mixed: Path) -> None:
     source = read_source(mixed, license="mit")
     assert (source.license, list(source.licenses.items())) == ("cc-by-nc-4.0", list(COUNTS.items()))
     assert source.record(None)["licenses"] == COUNTS and source.record(None)["license"] == "cc-by-nc-4.0"
-    assert source.notices == [
-        "mixed is under several licences: cc-by-nc-4.0 (1 questions), cc-by-sa-4.0 (1 questions), mit (1 questions), "
-        "cc0-1.0 (3 questions). The strictest binds what is made of all."
-    ]
+    assert source.notices == [f"mixed is under several licences: {LISTED}. The strictest binds what is made of all."]
     assert read_source(mixed, limit=1, license="mit").notices == []
 
 
@@ -72,8 +70,7 @@ def test_card_names_the_strictest_licence_first(mixed: Path, tmp_path: Path) -> 
     curate_folder(settings, folder)
     cards.write_dataset_card(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    listed = "cc-by-nc-4.0 (1 questions), cc-by-sa-4.0 (1 questions), mit (1 questions), cc0-1.0 (3 questions)"
-    assert f"Licences of the source as recorded, the strictest first: {listed}." in card
+    assert f"Licences of the source as recorded, the strictest first: {LISTED}." in card
     manifest = read_json(folder / "manifest.json")
     assert manifest["source"]["licenses"] == COUNTS
     assert made_of("dataset", manifest) == "pairs from mixed (cc-by-nc-4.0, cc-by-sa-4.0, mit, cc0-1.0)"

@@ -28,6 +28,7 @@ NAMES = {  # what we read: what datasets call it, the schema's name first
     "weight": ("weight", "weighted_score"),
     "clinical_relevance": ("clinical_relevance",),
 }
+PLACEHOLDER = "<image>"  # in LLaVA's questions
 REPORT_WORDS = 20  # a longer preferred text of a row that names no task is a report
 HOW = (
     "Give a folder written by `mmedpo curate`, a Hub dataset id, or a .json or .jsonl file of rows, for example "
@@ -145,7 +146,7 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictur
         name=_name(_get(row, "id")) or f"row {place}",
         kind=_label(row.get("dispreference"), columns.get("dispreference")),
         task=_label(row.get("task"), columns.get("task")),
-        question=asked[-1] if asked else "",
+        question=asked[-1].replace(PLACEHOLDER, "").strip() if asked else "",
         chosen=chosen[-1] if chosen else "",
         rejected=(_turns(_get(row, "rejected")) or [""])[-1],
         images=_digests(_get(row, "images"), pictures),

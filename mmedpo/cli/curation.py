@@ -108,7 +108,7 @@ def preview(context: typer.Context) -> None:
     reasons = sheet(
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
     )
-    for notice in (source.told, *source.notices):
+    for notice in (*source.notices, source.told):
         console.print(escape(notice), highlight=False, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")

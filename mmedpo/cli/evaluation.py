@@ -247,7 +247,7 @@ def attention(
     asked = read_source(source, split, seed=seed, official_split=official_split, marked=marked)
     leave_to(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
-    for notice in ([asked.note] if split and asked.note else []) + asked.notices:
+    for notice in asked.notices + ([asked.note] if split and asked.note else []):
         console.print(escape(notice), highlight=False, soft_wrap=True)
     with credentialed.quoting_nothing(asked.credentialed):
         samples = limited(attending.boxed(asked.samples), limit, seed)

@@ -89,7 +89,7 @@ def curate_folder(
         settings.refuse_unnamed()
     settings = settings.resolved()
     source = open_source(settings, given.questions)
-    for notice in (source.told, *source.notices) if processes.first else ():
+    for notice in (*source.notices, source.told) if processes.first else ():
         log.warning(notice)
     if source.credentialed and not third_parties:
         credentialed.refuse_endpoints(source.name, (settings.chat or "none", *settings.judges), source.marked_by)

@@ -143,7 +143,7 @@ def of_source(
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
         **({"doubtful_answers": source.doubtful_answers} if source.doubtful_answers else {}),
         **({"credentialed": True} if source.credentialed else {}),
-    }, "\n".join([*([source.note] if split and source.note else []), *source.notices]) or None)  # fmt: skip
+    }, "\n".join([*source.notices, *([source.note] if split and source.note else [])]) or None)  # fmt: skip
     return replace(asked, marked_by=source.marked_by)
 
 

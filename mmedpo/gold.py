@@ -13,13 +13,14 @@ FEWEST_WORDS = 3  # of a question that a longer answer repeats: "Pneumothorax?" 
 _VERB = "(tell|say|answer|determine|provide|help|assist)"  # not "see": "I cannot see a mass" is an answer
 _CANNOT = r"(can ?not|can't|could not|couldn't)"
 _REFUSAL = re.compile(  # how people and chat models begin an answer that is none, in a report too
-    rf"((i am|i'm) )?(sorry|an ai\b|(unable|not able) to {_VERB})|as an ai\b|i {_CANNOT} {_VERB}|i (do not|don't) know\b"
-    rf"|th(e|is) question {_CANNOT} be answered|no answer\b"
+    rf"((i am|i'm) )?(sorry|an ai\b|(unable|not able) to {_VERB})|as an ai\b|i {_CANNOT} {_VERB}"
+    rf"|i (do not|don't) know\b|th(e|is) question {_CANNOT} be answered|no answer\b"
 )
 _UNKNOWN = re.compile(  # a whole answer
     r"((it is|it's|i am|i'm) )?(not (sure|known|specified|stated|given|available|applicable|certain)"
     rf"|(not possible|impossible) to {_VERB}|un(known|specified|answerable|determined|sure|certain)"
-    rf"|{_CANNOT} (be (determined|said|answered|assessed)|{_VERB})|(do not|don't) know|no idea|n\.?/?a\.?)( from th(e|is) image)?"
+    rf"|{_CANNOT} (be (determined|said|answered|assessed)|{_VERB})|(do not|don't) know|no idea|n\.?/?a\.?)"
+    r"( from th(e|is) image)?"
 )
 
 

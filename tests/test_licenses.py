@@ -62,12 +62,14 @@ def test_mixed_source_is_recorded_as_all_of_its_licences(mixed: Path) -> None:
     assert read_source(mixed, limit=1, license="mit").notices == []
 
 
-def test_card_names_the_strictest_licence_first(mixed: Path, tmp_path: Path) -> None:
+def test_card_names_the_strictest_licence_first(mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "pairs"
     folder.mkdir()
     asked = {"chat": "standin:rules", "judges": ["standin:strict", "standin:lenient"]}
     settings = Settings(source=mixed, license="mit", localizer="none", **asked)
     curate_folder(settings, folder)
+    source = read_source(mixed, license="mit")
+    assert caplog.messages == [*source.notices, source.told]  # said before anything is made
     cards.write_dataset_card(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"Licences of the source as recorded, the strictest first: {LISTED}." in card

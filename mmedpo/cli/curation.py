@@ -93,21 +93,25 @@ def build(
     **PARSED, epilog="Example: mmedpo preview --source data/nih-bbox --localizer boxes --output runs/preview.png"
 )
 def preview(context: typer.Context) -> None:
-    """Look before curating: a sheet of images, lesion masks and noised images.
+    """Look before curating: a sheet of images, lesion masks and noised images, also as the model sees them.
 
-    Takes the options of curate, of which those about the source, lesions and noise matter.
+    Takes the options of curate, of which those about the source, lesions and noise matter, and --model: its processor.
     """
     from mmedpo.curation.localize import open_localizer
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
     from mmedpo.curation.source import open_source
+    from mmedpo.models import load_processor
 
     settings, run = parsed(context, Settings, Preview)
+    processor = settings.model and load_processor(settings.model).image_processor
+    settings = settings.resolved(processor)
     source = open_source(settings)
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     reasons = sheet(
-        source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output
-    )
+        source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output,
+        processor,
+    )  # fmt: skip
     for notice in (*source.notices, source.told):
         console.print(escape(notice), highlight=False, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())

@@ -1,40 +1,56 @@
-"""A sheet of pictures to look at before a curation: each image, its lesion mask, and the corrupted image."""
+"""A sheet of pictures to look at before a curation: each image, its lesion mask, the corrupted image, and both images
+as the model sees them."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedpo import images, writable
+from mmedpo import images, model_input, writable
 from mmedpo.curation.localize import Localizer, Region, bounded
 from mmedpo.curation.rows import Noise, noised, row_id
 from mmedpo.errors import InputError
 from mmedpo.samples import Sample
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLUMNS = 5
+INSIDE = 240  # of 255: pixels of a scaled mask that lie inside
 WIDTH = 2.6  # inches a picture
 DOTS = 110  # an inch
 TITLE = 46  # characters that fit above a picture
 
 
 def sheet(
-    samples: Sequence[Sample], localizer: Localizer, noise: Noise, most: float, seed: int, count: int, output: Path
+    samples: Sequence[Sample],
+    localizer: Localizer,
+    noise: Noise,
+    most: float,
+    seed: int,
+    count: int,
+    output: Path,
+    processor: Any = None,
 ) -> dict[str, int]:
     """Write `output` (PNG): one row for each of the first `count` images with a region for one of their questions.
 
     Args:
         most: largest share of an image that a region may cover, [0, 1].
+        processor: the model's image processor, by which images are shown as the model sees them; without one they are
+            shrunk to the noise's `pixels`.
 
     Returns:
         How many images are shown, and how many were left out for each reason.
 
     Raises:
-        InputError: no image has a region (the reasons are listed), or `output` exists or cannot be written.
+        InputError: no image has a region (the reasons are listed), `output` exists or cannot be written, or the
+            processor lays out pixels in an unknown way.
     """
     writable.check(output)
     shown: dict[str, tuple[Sample, Region]] = {}  # by the digest of the image
@@ -53,7 +69,7 @@ def sheet(
     reasons = Counter(left_out.values())
     if not shown:
         raise InputError(f"{localizer.name} found a region in none of {len(left_out)} images: {dict(reasons)}.")
-    drawn = _draw(list(shown.values()), noise, seed)
+    drawn = _draw(list(shown.values()), noise, seed, processor)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(drawn)
@@ -62,25 +78,13 @@ def sheet(
     return {"shown": len(shown), **reasons}
 
 
-def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int) -> bytes:
+def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int, processor: Any) -> bytes:
     from matplotlib.figure import Figure
-    from PIL import Image as pillow
 
-    figure = Figure(figsize=(3 * WIDTH, WIDTH * 1.2 * len(shown)), dpi=DOTS, layout="constrained")
-    spoiled = f"{noise.method}, step {noise.step}" if noise.method == "diffusion" else noise.method
-    for axes, (sample, region) in zip(figure.subplots(len(shown), 3, squeeze=False), shown, strict=True):
-        picture = images.open_rgb(sample.image)
-        shape = picture.height, picture.width
-        mask = np.ones(shape, bool) if noise.whole else region.pixels(*shape)
-        png, coverage = noised(sample, region, noise, seed, row_id(sample, noise.dispreference))
-        corrupted = pillow.open(io.BytesIO(png["bytes"]))
-        titles = (
-            f"{_shortened(sample.image_id[::-1])[::-1]}\n{_shortened(sample.question)}",
-            f"mask: {coverage:.1%} of the image\nconfidence {region.confidence:.2f}",
-            spoiled,
-        )
-        for place, title, pixels in zip(axes, titles, (picture, mask, corrupted), strict=True):
-            place.imshow(pixels, cmap="gray", vmin=0, vmax=1 if pixels is mask else 255)
+    figure = Figure(figsize=(COLUMNS * WIDTH, WIDTH * 1.2 * len(shown)), dpi=DOTS, layout="constrained")
+    for axes, (sample, region) in zip(figure.subplots(len(shown), COLUMNS, squeeze=False), shown, strict=True):
+        for place, (title, picture) in zip(axes, _row(sample, region, noise, seed, processor), strict=True):
+            place.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype == bool else 255)
             place.set_title(title, fontsize=7, parse_math=False)
             place.set(xticks=[], yticks=[])
         _outline(axes[0], region)
@@ -89,6 +93,41 @@ def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int) -> by
         warnings.filterwarnings("ignore", "Glyph")  # of a question in a script that the font does not have
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _row(sample: Sample, region: Region, noise: Noise, seed: int, processor: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The titles and pictures of one image."""
+    from PIL.Image import fromarray
+
+    picture = images.open_rgb(sample.image)
+    shape = picture.height, picture.width
+    mask = np.ones(shape, bool) if noise.whole else region.pixels(*shape)
+    png, coverage = noised(sample, region, noise, seed, row_id(sample, noise.dispreference))
+    corrupted = images.open_rgb(png["bytes"])
+    spoiled = f"{noise.method}, step {noise.step}" if noise.method == "diffusion" else noise.method
+    yield f"{_shortened(sample.image_id[::-1])[::-1]}\n{_shortened(sample.question)}", np.asarray(picture)
+    yield f"mask: {coverage:.1%} of the image\nconfidence {region.confidence:.2f}", mask
+    yield f"{spoiled}\n{picture.width} x {picture.height} pixels", np.asarray(corrupted)
+    before, after, inside = (
+        _seen(image, noise, processor) for image in (picture, corrupted, fromarray(mask).convert("RGB"))
+    )
+    left = model_input.correlation(before, after, inside[..., 0] > INSIDE)
+    size = f"{before.shape[1]} x {before.shape[0]} pixels"
+    by = "as the model sees it" if processor else f"shrunk to {noise.pixels} pixels at most"
+    yield f"{by}\n{size}", before.clip(0, 255).astype(np.uint8)
+    said = "undefined" if np.isnan(left) else f"{left:.2f}"
+    yield f"{by}, noised\ncorrelation in the mask: {said}", after.clip(0, 255).astype(np.uint8)
+
+
+def _seen(image: Image, noise: Noise, processor: Any) -> np.ndarray:
+    """The image as the model sees it whole, or shrunk: float H x W x 3 of 0 .. 255."""
+    from PIL.Image import Resampling
+
+    if processor is not None:
+        return model_input.overview(processor, image)
+    share = min(noise.pixels / max(image.size), 1)
+    width, height = (max(round(side * share), 1) for side in image.size)
+    return np.asarray(image.resize((width, height), Resampling.BICUBIC), dtype=float)
 
 
 def _outline(place: Any, region: Region) -> None:

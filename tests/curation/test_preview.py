@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from mmedpo.curation.localize import open_localizer
-from mmedpo.curation.preview import DOTS, WIDTH, sheet
+from mmedpo.curation.preview import COLUMNS, DOTS, WIDTH, sheet
+from mmedpo.curation.preview import _row as drawn_row
 from mmedpo.curation.rows import Noise
 from mmedpo.errors import InputError
 from mmedpo.sources import read_source
@@ -49,9 +52,9 @@ def pixels(tmp_path: Path, output: str = "sheet.png") -> np.ndarray:
 
 
 def panels(sheet: np.ndarray) -> list[np.ndarray]:
-    """The middle of the left, middle and right picture of a sheet of one row, without frames and titles."""
-    rows, columns = slice(len(sheet) // 4, len(sheet) * 9 // 10), sheet.shape[1] // 3
-    return [sheet[rows, columns * place + 8 : columns * (place + 1) - 8] for place in range(3)]
+    """The middle of each picture of a sheet of one row, without frames and titles."""
+    rows, columns = slice(len(sheet) // 4, len(sheet) * 9 // 10), sheet.shape[1] // COLUMNS
+    return [sheet[rows, columns * place + 8 : columns * (place + 1) - 8] for place in range(COLUMNS)]
 
 
 def outlined(part: np.ndarray) -> bool:
@@ -62,8 +65,8 @@ def outlined(part: np.ndarray) -> bool:
 
 def test_row_has_the_image_with_its_lesion_outlined_the_mask_and_the_noised_image(show: Show, tmp_path: Path) -> None:
     assert show([row(1, "a.png", boxes=[{"x": 8, "y": 16, "w": 16, "h": 8}])]) == {"shown": 1}
-    image, mask, noised = panels(pixels(tmp_path))
-    assert [outlined(part) for part in (image, mask, noised)] == [True, False, False]
+    image, mask, noised, *seen = panels(pixels(tmp_path))
+    assert [outlined(part) for part in (image, mask, noised, *seen)] == [True, False, False, False, False]
     assert np.median(image) == 90  # as bright as it is, not stretched
     assert set(np.unique(mask)) >= {0, 255}
     # Half of the width at half of the height and nothing in the picture's upper third.
@@ -93,12 +96,12 @@ def test_sheet_has_a_row_for_each_image_up_to_the_count(show: Show, tmp_path: Pa
     shown = min(count, 3)
     assert show(rows, count=count) == {"shown": shown}
     height, width = pixels(tmp_path).shape[:2]
-    assert (height, width) == (int(shown * WIDTH * 1.2 * DOTS), int(3 * WIDTH * DOTS))
+    assert (height, width) == (int(shown * WIDTH * 1.2 * DOTS), int(COLUMNS * WIDTH * DOTS))
 
 
 def test_whole_image_noise_shows_images_without_a_lesion_too(show: Show, tmp_path: Path) -> None:
     assert show([row(1, "a.png"), row(2, "b.png")], "none", Noise(region="image"), count=1) == {"shown": 1}
-    _, mask, noised = panels(pixels(tmp_path))
+    _, mask, noised, *_ = panels(pixels(tmp_path))
     assert (mask == 255).all() and np.unique(noised).size > 50
     assert show([row(1, "a.png"), row(2, "b.png")], noise=Noise("crop"), output="crop.png") == {"shown": 2}
 
@@ -107,6 +110,33 @@ def test_source_without_any_lesion_is_refused_with_the_reasons(show: Show, tmp_p
     with pytest.raises(InputError, match=r"boxes found a region in none of 2 images: {'no lesion was found': 2}"):
         show([row(1, "a.png"), row(2, "a.png"), row(3, "b.png")])
     assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("processor", "pixels", "seen", "title"),
+    [
+        (None, 336, (200, 160), "shrunk to 336 pixels at most\n200 x 160 pixels"),
+        (None, 100, (100, 80), "shrunk to 100 pixels at most\n100 x 80 pixels"),
+        (CLIPImageProcessorPil(size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}), 128, (128, 128),
+         "as the model sees it\n128 x 128 pixels"),
+        (SiglipImageProcessorPil(size={"height": 96, "width": 96}), 96, (96, 96),
+         "as the model sees it\n96 x 96 pixels"),
+    ],
+)  # fmt: skip
+def test_row_ends_with_what_the_model_sees_and_what_is_left_there(
+    make_source: MakeSource, processor: Any, pixels: int, seen: tuple[int, int], title: str
+) -> None:
+    source = make_source([row(1, "a.png", boxes=[{"x": 60, "y": 40, "w": 80, "h": 80}])])
+    ramp = np.add.outer(np.arange(160), np.arange(200)) * 255 // 358
+    Image.fromarray(ramp.astype(np.uint8)).save(source / "a.png")
+    (sample,) = read_source(source).samples
+    region = open_localizer("boxes").locate([sample])[0]
+    *_, before, after = drawn_row(sample, region, Noise(pixels=pixels), 0, processor)
+    assert before[0] == title
+    assert before[1].shape == after[1].shape == (seen[1], seen[0], 3)
+    said = re.fullmatch(r".*, noised\ncorrelation in the mask: (0\.\d\d)", after[0])
+    assert said is not None and 0 < float(said[1]) < 0.5
+    assert np.array_equal(before[1][:2], after[1][:2]) and not np.array_equal(before[1], after[1])
 
 
 def test_existing_file_is_refused_and_untouched(show: Show, tmp_path: Path) -> None:
@@ -120,7 +150,7 @@ def test_folder_of_the_sheet_is_made_and_one_that_cannot_be_is_refused(show: Sho
     show([row(1, "a.png", boxes=[BOX])], output="new/folder/sheet.png")
     assert pixels(tmp_path, "new/folder/sheet.png").size
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/sheet\.png cannot be written"):
+    with pytest.raises(InputError, match=r"Cannot write .*file/sheet\.png: Not a directory"):
         show([row(1, "a.png", boxes=[BOX])], output="file/sheet.png")
 
 

@@ -55,7 +55,7 @@ def draw(history: History, output: Path) -> None:
         lines = [panel, *(kinds(history) if panel == MARGINS else [])]
         for number, key in enumerate(lines):
             name = KINDS.get(key, "all pairs") if len(lines) > 1 else "training"
-            evaluated = f"{name}, evaluation" if len(lines) > 1 else "evaluation"
+            evaluated = "_" if number else "evaluation"  # dashed in every colour, named once
             for column, label, look in ((key, name, "-"), (f"eval_{key}", evaluated, "o--")):
                 entries = logged(history, column)
                 seen = look if len(entries) > 1 else "o"  # one point makes no line
@@ -66,5 +66,5 @@ def draw(history: History, output: Path) -> None:
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         if len(axes.lines) > 1:
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(framealpha=0.7, edgecolor="none", fontsize="small")
     figure.savefig(output, dpi=100, metadata={"Software": None})

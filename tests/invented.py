@@ -94,6 +94,8 @@ def comparison(mmedpo: float = 0.741, p: float = 0.002) -> dict[str, Any]:
         "distributions": {"open_f1": {"edges": [0.0, 0.5, 1.0],
                                       "counts": {"start": [10, 380], "dpo": [5, 385], "mmedpo": [0, 390]}}},
         "changes": {"gained": 1, "lost": 1, "both_right": 1},
+        "outcomes": {"gained": {"listed": 1, "of": 1}, "lost": {"listed": 1, "of": 1},
+                     "higher": {"listed": 1, "of": 1}, "both_right": {"listed": 1, "of": 1201}},
         "examples": [
             example("q1", "no", "now right", False, True, outcome="gained"),
             example("q2", "was right", "<b>", True, False, outcome="lost", organ="<HEAD>"),

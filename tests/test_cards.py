@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
-from mmedpo import cards, curves, licenses, share
+from mmedpo import cards, curves, licenses, schema, share
 from mmedpo.errors import InputError
 from mmedpo.notices import notices
 
@@ -181,6 +181,12 @@ def test_folders_are_not_taken_for_hub_ids(tmp_path: Path) -> None:
     assert cards.hub_id("owner/name", is_local=True) is None and cards.hub_id("tests/hub") is None
     assert cards.hub_id("tests/hub", is_local=False) == "tests/hub"
     assert cards.hub_id("tests") is None and cards.hub_id({"name": "a/b", "revision": "c"}) == "a/b"
+
+
+def test_the_dataset_is_readable_by_the_version_that_its_card_names() -> None:
+    kinds = set(re.findall(r'"_type": "(\w+)"', json.dumps(schema.FEATURES.to_dict())))
+    assert kinds == {"Value", "ClassLabel", "Image", "List"}  # all that datasets 4.0 knows, and 3.6 not the last
+    assert "Needs `datasets` 4.0 or later" in cards.dataset_card(EXAMPLES / "dataset")
 
 
 def test_curves_leave_out_the_summary_of_the_run() -> None:

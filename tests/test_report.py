@@ -162,6 +162,8 @@ def test_examples_show_all_changes_and_carry_what_filters_need(html: str) -> Non
     assert "Reports: BLEU-1 75.0 %" in cards[2][1]
     assert '<option value="report">report (1)</option>' in html and '<option value="lost">▼ lost (1)</option>' in html
     assert "1 wrong before, right now, 1 right before, wrong now, 1 right before and now." in html
+    assert "4 of 1,204 questions are listed, those that changed first" in html
+    assert "all 1 a higher score than before; 1 of the 1,201 right before and now." in html
     assert 'id="filters" class="filters" role="search" aria-label="Filter the answers" hidden' in html  # without script
 
 

@@ -91,6 +91,7 @@ def compare(
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
     marked = credentialed.first(run.results for run in loaded)
+    listed, outcomes = examples(loaded, defined, seed)
     return {
         "format": formats.COMPARISON,
         "command": command,
@@ -112,7 +113,8 @@ def compare(
         "groups": {column: found for column, found in groups.items() if found},
         "distributions": _distributions(loaded, parts),
         "changes": changes(loaded),
-        "examples": examples(loaded, defined, seed),
+        "outcomes": outcomes,
+        "examples": listed,
     }
 
 

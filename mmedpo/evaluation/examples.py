@@ -25,19 +25,26 @@ def changes(runs: Sequence[Run]) -> dict[str, int]:
     return {outcome: found[outcome] for outcome in OUTCOMES if found[outcome]}
 
 
-def examples(runs: Sequence[Run], metrics: Sequence[Metric], seed: int) -> list[Row]:
+def examples(runs: Sequence[Run], metrics: Sequence[Metric], seed: int) -> tuple[list[Row], dict[str, dict[str, int]]]:
     """Changed questions first: all of them up to `MOST` a pair of outcomes, of which at least a third are losses where
-    there are so many; then some that did not change. Which ones, where not all are kept, is left to the seed."""
+    there are so many; then some that did not change. Which ones, where not all are kept, is left to the seed.
+
+    Returns:
+        The examples; and by outcome how many questions had it ("of") and how many of these are kept ("listed").
+    """
     found = [_example(runs, metrics, id_) for id_ in sorted(runs[0].questions)]
     random.Random(seed).shuffle(found)
     by_outcome = {outcome: [row for row in found if row["outcome"] == outcome] for outcome in OUTCOMES}
+    outcomes = {outcome: {"of": len(rows)} for outcome, rows in by_outcome.items() if rows}
     for better, worse in CHANGED:
         gained, lost, most = by_outcome[better], by_outcome[worse], MOST[better]
         by_outcome[worse] = lost[: max(most // 3, most - len(gained))]
         by_outcome[better] = gained[: most - len(by_outcome[worse])]
     kept = [row for outcome, rows in by_outcome.items() for row in rows[: MOST.get(outcome)]]
+    listed = Counter(row["outcome"] for row in kept)
+    outcomes = {outcome: {"listed": listed[outcome], **count} for outcome, count in outcomes.items()}
     # Of answers that are neither right nor wrong, the largest change first.
-    return sorted(kept, key=lambda row: (OUTCOMES.index(row["outcome"]), -abs(_change(runs, row))))
+    return sorted(kept, key=lambda row: (OUTCOMES.index(row["outcome"]), -abs(_change(runs, row)))), outcomes
 
 
 def _by_correct(runs: Sequence[Run], id_: str) -> str | None:

@@ -266,6 +266,8 @@ def test_all_changed_questions_are_examples_and_come_first(tmp_path):
     assert found["changes"] == {"gained": 20, "both_wrong": 10, "both_right": 10}
     kinds = ["gained"] * 20 + ["higher"] * 10 + ["both_wrong"] * 10 + ["both_right"] * 10 + ["equal"] * 10
     assert outcomes(found) == kinds
+    of = {"gained": 20, "higher": 10, "both_wrong": 10, "both_right": 10, "equal": 10}
+    assert found["outcomes"] == {outcome: {"listed": n, "of": n} for outcome, n in of.items()}
     first, report = found["examples"][0], next(row for row in found["examples"] if row["outcome"] == "higher")
     assert first["correct"] == {"start": False, "mmedpo": True} and first["scores"] == {"start": 0.0, "mmedpo": 1.0}
     assert report["correct"] == {"start": None, "mmedpo": None} and report["metric"] == "bleu_1"
@@ -283,8 +285,10 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
         "".join(json.dumps({"id": id_, "prediction": text}) + "\n" for id_, text in answers.items())
     )
     score_folder(folders[1])
-    kept = outcomes(compare(folders, resamples=10))
+    found = compare(folders, resamples=10)
+    kept, counts = outcomes(found), found["outcomes"]
     assert (kept.count("gained"), kept.count("lost")) == expected and len(kept) == 9
+    assert (counts["gained"]["listed"], counts["lost"]) == (expected[0], {"listed": expected[1], "of": lost})
 
 
 @pytest.mark.parametrize(

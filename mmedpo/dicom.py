@@ -20,6 +20,7 @@ from mmedpo.errors import InputError
 from mmedpo.modes import UnusableError, eight_bits, refuse_bombs
 
 SUFFIXES = (".dcm", ".dicom")
+MARK = b"DICM"  # from byte 128
 CHANNELS = ("Red", "Green", "Blue")
 PACKAGES = "pip install 'pylibjpeg[all]' or export it uncompressed"
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["LIMIT_VARIABLE", "is_deep", "open_image"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *dicom.SUFFIXES)
 
-Source = Path | bytes | Mapping[str, Any] | Any  # a file, its bytes, a dataset's {"bytes", "path"}, or Pillow's image
+Source = (
+    Path | str | bytes | Mapping[str, Any] | Any
+)  # a file, its bytes, a dataset's {"bytes", "path"}, or Pillow's image
 
 
 class UnusableImage(InputError):
@@ -182,11 +184,14 @@ def _decode(image: Source) -> Image:
         is_ours = type(image) is pillow.Image and image.mode in ("L", "RGB") and not image.info
         return image if is_ours else modes.plain(image)
     if isinstance(image, Mapping):
-        image = Path(image["path"]) if image["bytes"] is None else image["bytes"]
+        image = image["path"] if image["bytes"] is None else image["bytes"]
+    image = image if isinstance(image, bytes) else Path(image)
     data = image if isinstance(image, bytes) else image.read_bytes()
     if not data:
         raise UnusableError("the image is in no known format: it has 0 bytes; replace the file or drop the row")
     if isinstance(image, Path) and _is_dicom(image):
         return pillow.fromarray(dicom.read(data))
+    if data[128:132] == dicom.MARK:
+        raise UnusableError("the image is a DICOM file under another name; name it .dcm")
     with open_image(data) as opened:
         return modes.plain(opened)

@@ -76,6 +76,14 @@ def folders(
     return made
 
 
+def test_another_name_of_a_picture_is_no_other_patient() -> None:
+    rows = [{"id": n, "patient_id": None, "image_id": f"{n}.png", "image_digest": "same" if n < 2 else "other"}
+            for n in range(3)]  # fmt: skip
+    assert all(pairs._other_patients(rows, seed)[:2] == [2, 2] for seed in range(20))
+    with pytest.raises(InputError, match="of one patient"):
+        pairs._other_patients(rows[:2], 0)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_folder_is_an_evaluation_folder(
     folders: dict[Any, Path], measure: Any, rows: Dataset, tiny_model: Path

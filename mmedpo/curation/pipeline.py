@@ -245,7 +245,7 @@ def _assemble(
         raise NothingMade(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
     scores, kinds = [pair.relevance for pair in pairs], [pair.dispreference for pair in pairs]
     found, normalization = weights.normalize(scores, settings.weights, kinds, settings.weights_over)
-    target = settings.model and portable(settings.model)
+    target = portable(settings.model) if settings.model and tools.chat else None  # else it was not asked
     localizer = portable(tools.localizer.name)
     heated = settings.localizer.startswith(("heatmap", "medklip"))
     asked = settings.localizer.startswith(("detector", "medklip"))

@@ -12,6 +12,7 @@ from mmedpo import credentialed
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
+from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.errors import InputError
 from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
@@ -107,6 +108,11 @@ class Settings:
             wrong.append("without a chat model there are no wrong answers, and nothing else was asked for")
         if "none" in self.judges and len(self.judges) > 1:
             wrong.append(f"judges are {', '.join(self.judges)}; leave out none, or the others")
+        if self.chat in STANDINS and self.chat != StandInChat.name:
+            wrong.append(f"chat is {self.chat}, which only judges; use {StandInChat.name}")
+        if StandInChat.name in self.judges:
+            scoring = ", ".join(name for name in STANDINS if name != StandInChat.name)
+            wrong.append(f"judges hold {StandInChat.name}, which only writes; use {scoring}")
         if self.writes_answers and self.judges == ["none"] and self.weights != "none":
             wrong.append(
                 "without judges wrong answers have no clinical relevance to weigh them by; name judges, or give "

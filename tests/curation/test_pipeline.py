@@ -563,12 +563,13 @@ def test_reversed_pair_prefers_the_wrong_answer_on_the_noised_image(make_source:
     assert (reversed_["provenance"]["noise"], reversed_["provenance"]["rejected_by"]) == ("diffusion", "flip")
 
 
-def test_each_kind_may_be_left_out(make_source: MakeSource, tmp_path: Path) -> None:
+def test_each_kind_may_be_left_out(make_source: MakeSource, tiny_model: Path, tmp_path: Path) -> None:
     source = make_source([question()])
     texts = curate(tmp_path / "texts", Settings(source=source, localizer="none"))
     assert manifest(texts)["counts"] == {"hallucinated_response": 1} and manifest(texts)["rejects"] == {}
     assert manifest(texts)["noise"] is None
-    images = curate(tmp_path / "images", Settings(source=source, chat="none"))
+    images = curate(tmp_path / "images", Settings(source=source, chat="none", model=str(tiny_model)))
+    assert manifest(images)["target_model"] == {"name": None, "revision": None}  # no answer was sampled
     assert manifest(images)["counts"] == {"lesion_noise": 1} and manifest(images)["rejects"] == {}
     with pytest.raises(InputError, match="nothing else was asked for"):
         Settings(source=source, chat="none", localizer="none")

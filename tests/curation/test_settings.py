@@ -136,6 +136,11 @@ def test_who_makes_and_who_judges_wrong_answers_must_be_named(named: dict[str, A
         ({"weights": "none"}, None),
         ({"weights": "rescale", "chat": "none"}, None),  # visual pairs have the localizer's confidence
         ({"judges": ["none", "standin:strict"], "weights": "none"}, "judges are none, standin:strict; leave out none"),
+        (
+            {"judges": ["standin:rules"]},
+            "judges hold standin:rules, which only writes; use standin:strict, standin:lenient",
+        ),
+        ({"chat": "standin:strict", "weights": "none"}, "chat is standin:strict, which only judges; use standin:rules"),
     ],
 )
 def test_without_judges_nothing_is_weighted(options: dict[str, Any], sentence: str | None) -> None:

@@ -46,16 +46,24 @@ class Source:
     images_in_other_splits: int = 0
     note: str | None = None
     marked_by: str | None = None
-    licenses: dict[str, int] = field(default_factory=dict)  # questions of each, the strictest first
     told: str = ""
     split_rows: dict[str, int] = field(default_factory=dict)  # of the whole source, by split
     moved: dict[str, int] = field(default_factory=dict)  # "rows" and "images" that changed side
     notices: list[str] = field(default_factory=list)
-    doubtful_answers: dict[str, int] = field(default_factory=dict)
 
     @property
     def credentialed(self) -> bool:
         return self.marked_by is not None
+
+    @property
+    def licenses(self) -> dict[str, int]:
+        """How many samples are under each licence, the strictest first."""
+        return licenses.strictest_first(sample.license for sample in self.samples)
+
+    @property
+    def doubtful_answers(self) -> dict[str, int]:
+        """How many gold answers may be none, by reason."""
+        return gold.doubts((sample.question, sample.answer) for sample in self.samples)
 
     def record(self, split: str | None) -> dict[str, Any]:
         """The "source" of a manifest; `split` is the one that was kept."""
@@ -127,11 +135,9 @@ def read_source(
         source.name = source.samples[0].source
         _settle_split(source, _unit(source, studies), split, official_split)
         _keep(source, split, limit, seed, also)
-    source.licenses = licenses.strictest_first(sample.license for sample in source.samples)
     source.license = next(iter(source.licenses), license)
     source.notices += licenses.notices(source.record(split))
     source.notices += column_notices(source.name, columns)
-    source.doubtful_answers = gold.doubts((sample.question, sample.answer) for sample in source.samples)
     source.notices += [said] if (said := gold.notice(source.name, source.doubtful_answers)) else []
     return source
 

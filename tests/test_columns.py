@@ -119,4 +119,5 @@ def test_curate_and_evaluate_say_what_was_not_read(make_source: MakeSource) -> N
     curated = open_source(Settings(source=folder, localizer="none"))
     asked = questions.read(folder)
     assert len(curated.notices) == 3 and asked.note == "\n".join(curated.notices)
+    assert "doubtful_answers" not in questions.read(make_source([WHOLE], name="sure")).record
     assert asked.record["doubtful_answers"] == curated.doubtful_answers == {"declines to answer": 1}

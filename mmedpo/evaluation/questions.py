@@ -138,7 +138,8 @@ def of_source(
         leave_to(source, processor)
     refuse_faults(source, skip_faulty)
     shared = {"images_in_other_splits": source.images_in_other_splits} if official_split else {}
-    asked = of_samples(limited(source.samples, limit, seed), {
+    source.samples = limited(source.samples, limit, seed)
+    asked = of_samples(source.samples, {
         "source": source.name, "split": split, "split_by": source.split_by, **shared, "limit": limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
         **({"doubtful_answers": source.doubtful_answers} if source.doubtful_answers else {}),

@@ -89,7 +89,7 @@ def _shown(header: Any) -> np.ndarray:
 
 
 def _bring_up(header: Any) -> None:
-    """What an enhanced file of one frame says of its frame, where other files say it."""
+    """Copy window and rescaling of an enhanced file's one frame to where other files have them."""
     for group in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for frame in (header.get(group) or [])[:1]:
             for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
@@ -174,7 +174,7 @@ def _windowed(values: np.ndarray, header: Any, padding: np.ndarray | None) -> np
 
 
 def _table(sequence: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """What a sequence's table makes of values, and its entries' bits; None where there is no table."""
+    """Values through a sequence's table, and its entries' bits; None where there is no table."""
     item = sequence[0] if sequence else {}
     descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
     if not descriptor or not data:
@@ -183,8 +183,10 @@ def _table(sequence: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
     table = _entries(data, count) if isinstance(data, bytes) else np.asarray(data, dtype=np.int64).reshape(-1)
     if first > max(values.max(), 2**15 - 1):  # a negative number that was read as a positive one
         first -= 2**16
+    # Entries of 8 bits, or of more than the descriptor says, are common.
     depth = max(int(table.max()).bit_length(), 8)
-    return _looked_up(np.rint(values).astype(np.int64), table, first), depth if depth in (8, max(depth, bits)) else bits
+    bits = depth if depth == 8 or depth > bits else bits
+    return _looked_up(np.rint(values).astype(np.int64), table, first), bits
 
 
 def _coloured(values: np.ndarray, header: Any) -> np.ndarray:

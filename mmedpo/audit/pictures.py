@@ -19,7 +19,7 @@ EXAMPLES, NAMED = 5, 6  # groups that are shown, and names of each
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a file: why it cannot be used, or its picture's digest and hash (`difference_hash`)."""
+    """Result of reading a file: why it cannot be used, or its picture's digest and hash (`difference_hash`)."""
 
     fault: str | None
     digest: str
@@ -34,7 +34,7 @@ class Pictures:
         self._hashes: dict[str, bytes] = {}
 
     def look(self, image: Mapping[str, Any]) -> Seen:
-        """What is known of an undecoded image ({"bytes", "path"})."""
+        """Read an undecoded image ({"bytes", "path"}), the first time that it is shown."""
         data = image.get("bytes")
         file = hashlib.blake2b(data if isinstance(data, bytes) else str(image).encode(errors="replace"), digest_size=16)
         if (key := file.hexdigest()) not in self._files:

@@ -249,7 +249,7 @@ def _read(pictures: Any) -> list[tuple[str | None, str | None]]:
 
 
 def _file(images: Sequence[Row]) -> str | None:
-    """What the first image's file is known by, before it is decoded."""
+    """Return the identity of the first image's file, before it is decoded."""
     return next(
         (hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images), None
     )

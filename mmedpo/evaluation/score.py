@@ -202,7 +202,7 @@ def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) 
 
 
 def picture(question: Row) -> str:
-    """What the image of a line of questions.jsonl is known by: its digest, or in records without one its name."""
+    """Return the identity of a question's image: its digest, or in records without one its name."""
     return str(question.get("image_digest") or question["image_id"])
 
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmedpo import phantom, share, tiny
+from mmedpo import cards, phantom, share, tiny, writable
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import compare as comparing
 from mmedpo.report import rows, write_report, write_tables
@@ -60,8 +60,11 @@ def run(
     """
     if not 0 < scale <= 1:
         raise InputError(f"scale is {scale}; it must be in (0, 1].")
-    if output.exists() and not resume:
+    if writable.exists(output) and not resume:
         raise InputError(f"{output} exists already; go on with --resume, choose another --output or remove it first.")
+    writable.check(output, resume=True)
+    for name in ("dataset", "adapter"):
+        cards.check_template(name)
     if (output / "report.html").exists():
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
     recipe = share.folder("recipes") / "quickstart.yaml"

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.mark.parametrize(
     "line",
     [  # of things that are not there: the output is looked at first
-        "audit nowhere", "score nowhere",
+        "audit nowhere", "score nowhere", "quickstart",
         "train --dataset_name nowhere --model_name_or_path nowhere --use_cpu true --bf16 false",
         "evaluate --model nowhere --source nowhere", "compare nowhere nowhere", "questions --source nowhere",
         "evaluate --model nowhere --dataset nowhere --measure preference",

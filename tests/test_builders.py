@@ -786,7 +786,7 @@ def test_options_that_a_layout_does_not_use_are_refused(run: Run, tmp_path: Path
     assert code == 2 and "--keep-source out/source and --output out overlap" in output
     (tmp_path / "file").touch()
     code, output = run("slake", "--source", tmp_path / "s", "--output", "out", "--keep-source", "file/source")
-    assert code == 2 and "file/source cannot be written" in output
+    assert code == 2 and "file/source: Not a directory. Choose another --keep-source." in output
     assert not list(tmp_path.glob("out*"))
     lateral = rows(read("mimic_cxr", mimic(tmp_path / "m"), sections=" findings , impression", views="LATERAL, PA"))
     assert [row["id"] for row in lateral] == ["aa", "ab", "ca"]

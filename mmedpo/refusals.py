@@ -17,8 +17,8 @@ Asked = tuple[str, Mapping[str, str], Mapping[str, Sizes]]  # id, texts and imag
 def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
     """A fault for each text that holds an image token, and for each image that the processor refuses by its size.
 
-    The processor is asked with blank images. Where it takes the widest, highest, most and least elongated, largest and
-    smallest ones, it takes those between.
+    The processor is asked with blank images; where it is None, texts alone are looked at. Where it takes the widest,
+    highest, most and least elongated, largest and smallest images, it takes those between.
     """
     rows = list(asked)
     own = getattr(processor, "image_token", None)

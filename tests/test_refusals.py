@@ -194,7 +194,7 @@ def test_rows_of_a_dataset_with_image_tokens_are_faults(preferences: Path) -> No
 
 
 def test_preference_measures_and_dataset_questions_name_the_rows(
-    choosy: Choosy, preferences: Path, tiny_model: Path, tmp_path: Path
+    choosy: Choosy, preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmedpo import loading
     from mmedpo.evaluation import pairs
@@ -209,6 +209,11 @@ def test_preference_measures_and_dataset_questions_name_the_rows(
     with pytest.raises(InputError) as raised:
         questions.of_dataset(str(tmp_path / "dataset"), processor=choosy)
     assert [(fault.column, fault.sentence.startswith(WIDE)) for fault in raised.value.faults] == [("images", True)]
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "message_text", lambda messages: "Where is [IMG]?")
+        with pytest.raises(InputError) as raised:  # whoever will answer
+            questions.of_dataset(str(tmp_path / "dataset"))
+    assert {(fault.column, "[IMG]" in fault.sentence) for fault in raised.value.faults} == {("prompt", True)}
     model = VisionLanguageModel(str(tiny_model))
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="The model's processor refuses 1 rows") as raised:

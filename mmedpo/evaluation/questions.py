@@ -170,11 +170,13 @@ def of_dataset(
     left_out: Counter[str] = Counter()
     faults: list[Fault] = []
     questions = list(_distinct(dataset.select_columns(TEXT_COLUMNS), pictures, left_out, faults))
-    if processor is not None:
-        faults += refusals.faults(processor, (
-            (question.id, {"prompt": question.text}, {"images": _sizes(pictures[question.image]["images"][:1])})
-            for question in questions
-        ))  # fmt: skip
+    faults += refusals.faults(processor, (
+        (
+            question.id, {"prompt": question.text},
+            {} if processor is None else {"images": _sizes(pictures[question.image]["images"][:1])},
+        )
+        for question in questions
+    ))  # fmt: skip
     counts = Counter(question.id for question in questions)
     faults += [Fault(id_, "provenance", f"{n} questions have this sample_id") for id_, n in counts.items() if n > 1]
     if faults:

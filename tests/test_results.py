@@ -13,9 +13,9 @@ from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from invented import comparison
 
 from mmedpo import results
+from mmedpo.adapters import adapter_digest
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import of_dataset
-from mmedpo.models import adapter_digest
 
 
 def with_source(source: str, **more: Any) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from hub.publishable import make_dataset
 from hub.server import Hub
 
 READ = """
-    from mmedpo import loading, models, schema, upstream
+    from mmedpo import adapters, loading, models, schema, upstream
     from mmedpo.errors import InputError
     readers = {
         "dataset": loading.load_splits,
-        "adapter": lambda name: models.adapter_config(name, "base"),
+        "adapter": adapters.adapter_config,
         "model": models.load_processor,
         "files": lambda name: upstream.hub_folder(upstream.Hub(name, None), ["*"]),
     }

@@ -6,6 +6,7 @@ The Hub is a loopback one, the model a tiny stand-in; every client and command i
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -64,6 +65,10 @@ def test_from_a_source_to_results_on_the_hub(hub: Hub, tiny: Path, shared_data: 
     card = ModelCard(files["README.md"].decode())
     assert files["adapter_model.safetensors"] == (output / "adapter" / "adapter_model.safetensors").read_bytes()
     assert (card.data.base_model, card.data.datasets) == ("user/tiny", ["user/vqa-rad-mmedpo"])
+    evaluated = json.loads(
+        (output / "after" / "results.json").read_text()
+    )  # the Hub's adapter knows its base's weights
+    assert evaluated["adapter_checked_by"] == "fingerprint" and len(evaluated["model_fingerprint"]) == 64
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found.keys() >= {"overall_accuracy", "closed_accuracy", "open_f1"}
     commit = hub.repo("user/vqa-rad-mmedpo", "dataset").head.oid

@@ -119,6 +119,7 @@ def train(
         _refuse_ways_out(run, config, source)
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
+    trackers.refuse_absent(config.report_to or [])  # not before: what is forbidden need not be installed
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, commit, push)
     if isinstance(dataset, IterableDataset):
         # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
@@ -167,7 +168,6 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
         )
     if config.model_init_kwargs:
         raise InputError("model_init_kwargs: use dtype, attn_implementation, model_revision and load_in_4bit instead.")
-    trackers.refuse_absent(config.report_to or [])
     if (config.eval_strategy != "no") != bool(run.eval_split):
         raise InputError(
             f"eval_strategy is {IntervalStrategy(config.eval_strategy).value!r} and eval_split {run.eval_split!r}: "

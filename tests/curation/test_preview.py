@@ -63,6 +63,12 @@ def outlined(part: np.ndarray) -> bool:
     return bool((red - blue > 60).any())
 
 
+def test_a_picture_under_two_names_is_drawn_once(show: Show, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    assert show([row(n, name, boxes=[BOX]) for n, name in enumerate(("a.png", "copy.png", "b.png"))]) == {"shown": 2}
+
+
 def test_row_has_the_image_with_its_lesion_outlined_the_mask_and_the_noised_image(show: Show, tmp_path: Path) -> None:
     assert show([row(1, "a.png", boxes=[{"x": 8, "y": 16, "w": 16, "h": 8}])]) == {"shown": 1}
     image, mask, noised, *seen = panels(pixels(tmp_path))

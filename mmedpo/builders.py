@@ -113,7 +113,7 @@ def make_dataset(
         The manifest; None in all processes but the first.
     """
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-    allowed = run.send_credentialed_data_to_third_parties
+    allowed = run.third_parties
     cards.check_template("dataset")
     manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given, allowed)
     if manifest is None:

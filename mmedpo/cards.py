@@ -238,7 +238,7 @@ def _recorded(path: Path, kind: str, *keys: str) -> Any:
     return record
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """Text that stays inside one Markdown table cell or line, and whose tags stay text."""
     return " ".join(shown(value).replace("|", "\\|").replace("<", "&lt;").split())
 
@@ -280,7 +280,7 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
         autoescape=False,
     )
-    env.filters.update(cell=_cell, command=_command, number=_number, share=_share)
+    env.filters.update(cell=cell, command=_command, number=_number, share=_share)
     try:
         return env.get_template(name)
     except (TemplateError, OSError) as error:

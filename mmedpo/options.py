@@ -4,50 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from mmedpo import share
 from mmedpo.errors import InputError
-
-CONFIG = "--config"
 
 
 def option(default: Any, help: str) -> Any:
     """A field with a default and the sentence that --help shows."""
     return field(default=default, metadata={"help": help})
-
-
-def with_recipe(words: Sequence[str]) -> list[str]:
-    """Return a command's words with --config and its recipe apart, as TRL's parser takes them.
-
-    Raises:
-        InputError: --config names no file, one that cannot be read, or one that is no YAML mapping.
-    """
-    parts = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{CONFIG}=") else [word])]
-    if parts[-1:] == [CONFIG]:
-        raise InputError(f"{CONFIG} needs a recipe after it, the path of a YAML file.")
-    if CONFIG in parts:
-        _check_recipe(Path(parts[parts.index(CONFIG) + 1]))
-    return parts
-
-
-def _check_recipe(path: Path) -> None:
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        remedy = f"Give the path of a YAML file; mmedpo's own are in {share.folder('recipes')}."
-        raise InputError(f"Recipe {path}: there is no such file. {remedy}") from None
-    except OSError as error:
-        raise InputError(f"Recipe {path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
-        raise InputError(f"Recipe {path}: is no YAML{where}. Write lines of `option: value`.") from None
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise InputError(f"Recipe {path}: names no options. Write lines of `option: value`.")
 
 
 def check_types(options: Any) -> None:

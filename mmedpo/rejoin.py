@@ -142,7 +142,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
         try:
             made = curate_folder(
                 settings, folder, command, run.limits, cache, given=given,
-                third_parties=run.send_credentialed_data_to_third_parties,
+                third_parties=run.third_parties,
             )  # fmt: skip
             assert made is not None  # there is one process
             counts, states = _join(published, folder, settings.shard_size)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmedpo import writable
+from mmedpo import checkout, writable
 from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, COORDINATION, Processes
@@ -94,13 +93,8 @@ def versions() -> dict[str, str]:
     for name in REPORTED_PACKAGES:
         with suppress(PackageNotFoundError):  # DeepSpeed is for Linux alone
             found[name] = version(name)
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / ".git").exists():
-        commit = subprocess.run(
-            ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        )
-        if commit.returncode == 0:
-            found["commit"] = commit.stdout.strip()
+    if commit := checkout.commit(Path(__file__).resolve().parent.parent):
+        found["commit"] = commit
     return found
 
 

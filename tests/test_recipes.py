@@ -10,6 +10,7 @@ import pytest
 import yaml
 from trl import TrlParser
 
+from mmedpo import recipes
 from mmedpo.curation.localize import FORMS, Query
 from mmedpo.curation.noise import check_rule
 from mmedpo.curation.settings import Preview, Run, Settings
@@ -29,7 +30,7 @@ def header(recipe: Path) -> str:
 
 def settings(recipe: Path) -> Settings:
     words = ["--config", str(recipe), "--source", "data", "--output", "out"]
-    parsed, _ = TrlParser([Settings, Run]).parse_args_and_config(words)
+    parsed, _ = recipes.parse(words, [Settings, Run], "mmedpo curate")
     return parsed
 
 
@@ -67,7 +68,7 @@ def test_commands_of_the_header_are_understood(recipe: Path, monkeypatch: pytest
     for command, words in commands:
         assert f"--config recipes/curate/{recipe.name} " in words
         kinds = [Settings, Preview if command == "preview" else Run]
-        parsed, run = TrlParser(kinds).parse_args_and_config(shlex.split(words))
+        parsed, run = recipes.parse(shlex.split(words), kinds, f"mmedpo {command}")
         assert parsed == Settings(**{**vars(settings(recipe)), "source": parsed.source})
         assert (run.output.suffix == ".png") is (command == "preview")
 

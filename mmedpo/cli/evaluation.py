@@ -183,7 +183,7 @@ def compare(
         comparison |= {"credentialed": True, "source": shown.name}
     changed, conflicts = with_results(card, comparison) if card else ({}, [])
     with short_folder(output) as folder:
-        write_report(
+        comparison |= write_report(
             folder / "report.html", comparison, dataset, trainings, images=images, attention=attention,
             quotes=third_parties,
         )  # fmt: skip

@@ -95,7 +95,7 @@ def publish_built(built: Build) -> None:
     """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
     from mmedpo.publish import publish as run
 
-    folder, repo, third_parties = built.output, str(built.publish), built.send_credentialed_data_to_third_parties
+    folder, repo, third_parties = built.output, str(built.publish), built.third_parties
     try:
         done = run(folder, repo, fill=answers(built.fill), confirm=asker(built.yes), third_parties=third_parties)
     except (InputError, Stopped) as error:

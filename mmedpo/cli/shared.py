@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
 import re
 import shlex
 import sys
@@ -17,8 +15,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mmedpo import credentialed
-from mmedpo.errors import InputError
-from mmedpo.options import with_recipe
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -63,20 +59,6 @@ def command_line() -> str:
     return "mmedpo " + shlex.join(words)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option once, as it is typed; what must be given is said, and no default where there is none."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = copy.copy(action)
-        shown.option_strings = [name for name in action.option_strings if "_" not in name]
-        return super()._format_action_invocation(shown)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.required:
-            return f"{action.help} (required)"
-        return super()._get_help_string(action) if action.default not in (None, argparse.SUPPRESS) else action.help
-
-
 def parsed(
     context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None,
     about: str | None = None,
@@ -85,28 +67,11 @@ def parsed(
 
     `about` is what --help says before it lists them; by default what the command says of itself.
     """
-    from trl import TrlParser
+    from mmedpo import recipes
 
-    command = f"mmedpo {context.info_name} {name}".rstrip()
     if "--help" in context.args:
         console.print(escape(about) if about else context.get_help(), highlight=False, soft_wrap=True)
-    words = with_recipe(context.args)
-    # Its own usage has a line for each option and comes with every fault.
-    usage = f"{command} [--config RECIPE.yaml] [options], see --help"
-    parser = TrlParser(list(options), prog=command, usage=usage, formatter_class=_Help)
-    parser.set_defaults_with_config(**(defaults or {}))
-    try:
-        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
-    except InputError:
-        raise
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"The settings of {command} cannot work: {error}") from error
-    if unknown:
-        raise InputError(
-            f"{command} does not know {shlex.join(unknown)}. {command} --help lists its options; in a recipe they are "
-            "spelt with _ instead of -."
-        )
-    return parsed
+    return recipes.parse(context.args, options, f"mmedpo {context.info_name} {name}".rstrip(), defaults)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

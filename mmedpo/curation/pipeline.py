@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import credentialed, images, schema
+from mmedpo import consent, images, schema
 from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
 from mmedpo.curation.localize import Localizer, bounded
 from mmedpo.curation.settings import Settings
@@ -91,8 +91,10 @@ def curate_folder(
     source = open_source(settings, given.questions)
     for notice in (*source.notices, source.told) if processes.first else ():
         log.warning(notice)
-    if source.credentialed and not third_parties:
-        credentialed.refuse_endpoints(source.name, (settings.chat or "none", *settings.judges), source.marked_by)
+    sent = consent.to_endpoints(
+        source.name if source.credentialed else None, (settings.chat or "none", *settings.judges), third_parties,
+        len(source.samples), settings.show_images, source.marked_by, processes.first,
+    )  # fmt: skip
     ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
     tools = open_tools(
@@ -116,7 +118,7 @@ def curate_folder(
         _judge(share, tools.panel, ledgers, processes)
     processes.finish(folder)
     if processes.first:
-        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects)
+        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects, sent)
     else:
         manifest = None
     for ledger in (*ledgers.values(), calls):
@@ -234,6 +236,7 @@ def _assemble(
     folder: Path,
     command: str,
     left_out: Sequence[rows.Reject],
+    sent: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Weights over all pairs, rows, rejects and the manifest."""
     noise = settings.corruption if settings.makes_visual_pairs else None
@@ -266,7 +269,7 @@ def _assemble(
         "counts": dict(counts), "rejects": dict(rejects.most_common()),
         "standins": tools.standins(counts, settings.model),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
-        "settings": {**settings.recipe(), "source_name": source.name},
+        "settings": {**settings.recipe(), "source_name": source.name}, **sent,
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest

@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, writable
+from mmedpo import consent, writable
 from mmedpo.errors import InputError
 from mmedpo.evaluation import questions
 from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
@@ -47,8 +47,10 @@ def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pro
     asked = open_questions(settings)
     if asked.note and processes.first:
         log.warning(asked.note)
-    if asked.marked and not run.send_credentialed_data_to_third_parties:
-        credentialed.refuse_endpoints(asked.record["source"], [settings.model], asked.marked_by)
+    record |= consent.to_endpoints(
+        asked.record["source"] if asked.marked else None, [settings.model], run.third_parties, len(asked.questions),
+        True, asked.marked_by, processes.first,
+    )  # fmt: skip
     with output_folder(run.output, settings.record(), run.resume, processes) as folder:
         answering = open_answering(settings, run.limits.share(processes.count))
         return evaluate(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from mmedpo import credentialed
 from mmedpo.errors import InputError, Stopped
 from mmedpo.options import check_types, option
 
@@ -36,14 +35,14 @@ class Limits:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for limit in fields(self):
+            value = getattr(self, limit.name)
             if value is not None and value < 1:
-                raise InputError(f"The limit {field.name} is {value}; it must be at least 1.")
+                raise InputError(f"The limit {limit.name} is {value}; it must be at least 1.")
 
     def share(self, processes: int) -> Limits:
         """The limits of one of `processes`: an equal part, rounded down, but at least 1."""
-        whole = {field.name: getattr(self, field.name) for field in fields(self)}
+        whole = {limit.name: getattr(self, limit.name) for limit in fields(self)}
         return Limits(**{name: value and max(1, value // processes) for name, value in whole.items()})
 
 
@@ -59,7 +58,7 @@ class Calling:
     requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
     max_calls: int | None = option(None, "Budget: stop after so many new calls.")
     max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
-    send_credentialed_data_to_third_parties: bool = option(False, credentialed.FLAG_HELP)
+    third_parties: bool = field(default=False, init=False)  # the consent, which is typed (`recipes.parse`)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedpo import credentialed, hub, loading
+from mmedpo import consent, credentialed, hub, loading
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
@@ -112,6 +112,9 @@ def publish(
         if dry_run:
             commit, named = planned.remote.head, (tag or planned.remote.next_tag) if planned.plan else None
         else:
+            if content.said:
+                source, what = content.said
+                consent.announce(source, [f"{consent.host(api.endpoint)} ({repo_id})"], what)
             ask(planned, repo_id, visibility, content.question, confirm)
             commit = _commit(api, repo_id, content, visibility, planned)
             named = _tag(api, repo_id, content.repo_type, commit, tag)
@@ -143,8 +146,7 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
         credentialed.refuse_publishing(content.records, str(folder))
         return content
     if source := source or credentialed.first(content.records):
-        question, notice = stripped.leaving(source, repo_id, kind)
-        return replace(content, question=question, notices=[*content.notices, notice])
+        return stripped.whole(content, source, repo_id, kind)
     return content
 
 

@@ -63,6 +63,7 @@ class Content:
         records: what is recorded of the data that an adapter was trained on.
         notices: what who publishes it should know.
         question: what a person has to agree to before it is sent.
+        said: of credentialed data that goes out as it is: its source, and what of it goes.
         barred: names of files that no version of the repository may hold.
     """
 
@@ -74,6 +75,7 @@ class Content:
     conflicts: Sequence[Conflict] = field(default=())
     notices: Sequence[str] = ()
     question: str = ""
+    said: tuple[str, str] | None = None
     barred: Sequence[str] = ()
 
 

@@ -10,10 +10,11 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import cards, credentialed, images, schema
+from mmedpo import cards, consent, credentialed, images, schema
 from mmedpo.publish import content
 from mmedpo.publish.content import Content
 from mmedpo.publish.remote import File
@@ -45,16 +46,31 @@ NOTICE = (
     "`mmedpo rejoin {}` rebuilds the pairs where the data is."
 )
 WHOLE = {"dataset": "its texts and images, whole", "adapter": "a model that was trained on its texts and images"}
+RECORDS = {"dataset": "manifest.json", "adapter": "training.json"}
+PASSED_ON = f"""
+**Passed on with consent.** {{}} is credentialed data. Who published this gave `{credentialed.FLAG}`.
+"""
 QUESTION = (
     "{} is credentialed data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
     "them have agreed to them: you answer for it. Publish it?"
 )
 
 
-def leaving(source: str, repo_id: str, kind: str) -> tuple[str, str]:
-    """What is asked before credentialed data goes out as it is, and what is said then."""
+def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
+    """Credentialed data that goes out as it is: what is asked and said before, and recorded in what is sent."""
     notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {credentialed.FLAG} allows."
-    return QUESTION.format(source, repo_id, WHOLE[kind]), notice
+    name = RECORDS[kind]
+    known = json.loads(content.files[name].read())
+    before = known.get(consent.KEY) or {}
+    known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), consent.HUB})}}
+    rows = sum((known.get("counts") or known.get("rows") or {}).values())
+    passed_on = PASSED_ON.format(cards.cell(source))
+    return replace(
+        content, question=QUESTION.format(source, repo_id, WHOLE[kind]), notices=[*content.notices, notice],
+        said=(source, f"{WHOLE[kind]} ({rows} pairs)"),
+        files={**content.files, name: File(json_text(known).encode())},
+        card=content.card + passed_on, generated=content.generated + passed_on,
+    )  # fmt: skip
 
 
 def features() -> Features:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, loading, results, wording
+from mmedpo import consent, credentialed, loading, results, wording
 from mmedpo.audit import page
 from mmedpo.cards import shown
 from mmedpo.notices import notices
@@ -59,7 +59,7 @@ def write_report(
     images: Mapping[str, Path] | None = None,
     attention: Path | None = None,
     quotes: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Write the report of a comparison as one self-contained HTML file.
 
     Args:
@@ -72,6 +72,9 @@ def write_report(
         images: question id -> image file, to be put beside the first examples.
         attention: folder with an `attention.json` and its pictures, to be shown.
         quotes: show texts and images of credentialed data too.
+
+    Returns:
+        What to record of credentialed data that the page shows; empty where it shows none.
 
     Raises:
         InputError: a training folder without its two files, a dataset that cannot be loaded, images of other
@@ -86,7 +89,14 @@ def write_report(
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
     looked = pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()])
-    if silent := None if quotes else _credentialed(steps, dataset, attention):
+    source, sent = _credentialed(steps, dataset, attention), dict[str, Any]()
+    silent = None if quotes else source
+    if source and quotes:
+        sent = consent.record(
+            [output.name], questions=len(comparison.get("examples", ())), images=bool(images or looked)
+        )
+        consent.announce(source, [output.name], "texts and images of examples")
+    if silent:
         comparison, images, notes = results.without_texts(comparison), {}, [*notes, SILENT.format(silent)]
         evaluations, looked = comparison["evaluations"], looked and {**looked, "samples": []}
     script = SCRIPT.read_text(encoding="utf-8")
@@ -117,6 +127,7 @@ def write_report(
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(html, encoding="utf-8")
+    return sent
 
 
 def _credentialed(steps: Sequence[Mapping[str, Any]], dataset: str | None, attention: Path | None) -> str | None:

@@ -37,7 +37,7 @@ MACHINE_SETTINGS = {
 }
 PUSHING = ("push_", "hub_")  # how settings begin that say where it goes; who repeats it would write there
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer", "standins")  # of a dataset, by its manifest
-OF_THE_RUN = ("output", "resume", "send_credentialed_data_to_third_parties")  # in no recipe
+OF_THE_RUN = ("output", "resume", "third_parties")  # in no recipe
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
@@ -63,13 +63,14 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def write(
     folder: Path, run: RunArguments, settings: dict[str, Any], trainer: MMedPOTrainer, dataset: Any,
-    source: str | None, commit: str | None, command: str, seconds: float,
+    source: str | None, sent: dict[str, Any], commit: str | None, command: str, seconds: float,
 ) -> None:  # fmt: skip
     """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
 
     Args:
         settings: `plain` ones of the trainer ("config") and the model ("lora"), the "model"'s name, `base_facts`.
         source: `credentialed_source`.
+        sent: what is recorded of where it went (`consent.record`).
         commit: of a dataset on the Hub.
     """
     streamed = isinstance(dataset, IterableDataset)
@@ -86,7 +87,7 @@ def write(
         "dataset_revision": commit,
         "dataset_is_local": Path(run.dataset_name).exists(),
         "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, credentialed.KEY: source,
-        "rows": dict(Counter(kinds)),
+        **sent, "rows": dict(Counter(kinds)),
         "streamed": streamed,
         "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
         "trained": trained, "trained_parameters": sum(part["parameters"] for part in trained.values()),

@@ -18,13 +18,12 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
-from mmedpo import credentialed, loading, schema, writable
+from mmedpo import consent, credentialed, loading, recipes, schema, writable
 from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_processor
-from mmedpo.options import with_recipe
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
@@ -69,7 +68,7 @@ class RunArguments:
         },
     )
     resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
-    send_credentialed_data_to_third_parties: bool = field(default=False, metadata={"help": credentialed.FLAG_HELP})
+    third_parties: bool = field(default=False, init=False)  # the consent, which is typed (`recipes.parse`)
 
     def __post_init__(self) -> None:
         if self.dispreference not in ("all", *schema.DISPREFERENCES):
@@ -78,20 +77,10 @@ class RunArguments:
             )
 
 
-USAGE = "mmedpo train [--config RECIPE.yaml] [options], see --help"  # the parser's own is as long as its help
-
-
 def main(argv: Sequence[str], command: str = "", card: Card | None = None, push: hub.Push | None = None) -> None:
-    """Run the training that `argv` (and the YAML file it names with --config) describes; the rest as in `train`."""
-    kinds: Any = [RunArguments, MMedPOConfig, ModelConfig]  # TRL's type asks for instances
-    parser = TrlParser(kinds, prog="mmedpo train", usage=USAGE, description=main.__doc__)
-    try:
-        run_args, config, model_args = parser.parse_args_and_config(with_recipe(argv))
-    except InputError:
-        raise
-    except (ValueError, TypeError, OSError) as error:  # TRL's and Transformers' own checks
-        raise InputError(f"The training's settings cannot work: {error}") from error
-    train(run_args, config, model_args, command, card, push)
+    """Run the training that `argv` (and the recipe it names with --config) describes; the rest as in `train`."""
+    run, config, model_args = recipes.parse(argv, [RunArguments, MMedPOConfig, ModelConfig], "mmedpo train")
+    train(run, config, model_args, command, card, push)
 
 
 def train(
@@ -115,8 +104,7 @@ def train(
     commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commit)
-    if source and not run.send_credentialed_data_to_third_parties:
-        _refuse_ways_out(run, config, source)
+    sent = _ways_out(run, config, source) if source else {}
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
     trackers.refuse_absent(config.report_to or [])  # not before: what is forbidden need not be installed
@@ -125,7 +113,8 @@ def train(
         # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
     settings = {
-        "run": {**vars(run), "resume": None}, "model": model_args.model_name_or_path, "lora": record.plain(model_args),
+        "run": {**vars(run), "resume": None, "third_parties": None}, "model": model_args.model_name_or_path,
+        "lora": record.plain(model_args),
         "config": record.plain(config),
     }  # fmt: skip
     repeatable = checkpoints.repeatable(settings, config)
@@ -134,6 +123,8 @@ def train(
         base = record.base_facts(run, model_args)
         if PartialState().is_main_process:
             record.begin(folder, source, base)
+            if sent:
+                consent.announce(str(source), sent[consent.KEY]["to"], "what is trained on it")
         opened = open_model(model_args, config, run.adapter_name_or_path)
         if source:
             setattr(opened["model"].config, credentialed.KEY, source)
@@ -150,7 +141,9 @@ def train(
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
-            record.write(folder, run, {**settings, "base": base}, trainer, dataset, source, commit, command, seconds)
+            record.write(
+                folder, run, {**settings, "base": base}, trainer, dataset, source, sent, commit, command, seconds
+            )
             if card is not None:
                 card(folder)
     if PartialState().is_main_process:
@@ -180,9 +173,17 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
         )
 
 
-def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> None:
-    """Raise InputError where what is trained on credentialed data would be pushed, or given to a tracker elsewhere."""
-    if away := sorted({*(config.report_to or ())} - {*trackers.LOCAL}):
+def _ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, Any]:
+    """What to record of trackers and the Hub, which get what is trained on the credentialed source `name`.
+
+    Raises:
+        InputError: it would be pushed, or given to a tracker elsewhere, and there is no consent.
+    """
+    away = sorted({*(config.report_to or ())} - {*trackers.LOCAL})
+    if run.third_parties:
+        places = [*away, *([consent.HUB] if config.push_to_hub else [])]
+        return consent.record(places, weights=config.push_to_hub) if places else {}
+    if away:
         raise InputError(
             f"report_to {', '.join(away)}: {name} is credentialed data, and trackers upload what is trained on it "
             "where they are set up so (ClearML by default). Use --report_to tensorboard, which writes to this disk, or "
@@ -196,6 +197,7 @@ def _refuse_ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> None
                 f"asked, or --push_to_hub. {credentialed.UNLESS}"
             )
         credentialed.refuse_publishing([{credentialed.KEY: name}], run.output)
+    return {}
 
 
 def _refuse_strangers() -> None:
@@ -260,7 +262,7 @@ def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> I
     except AlreadyFinished as found:
         finished = found
     if asked and push and PartialState().is_main_process:
-        hub.push(Path(run.output), config, push, run.send_credentialed_data_to_third_parties)
+        hub.push(Path(run.output), config, push, run.third_parties)
     if finished:
         raise finished
 

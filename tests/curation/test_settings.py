@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mmedpo import recipes
 from mmedpo.curation.rows import Noise
 from mmedpo.curation.settings import Preview, Run, Settings
 from mmedpo.errors import InputError
@@ -213,9 +214,7 @@ def test_sheet_shows_1_to_50_images(count: int) -> None:
 
 
 def parsed(words: Iterable[str]) -> Settings:
-    from trl import TrlParser
-
-    settings, _ = TrlParser([Settings, Run]).parse_args_and_config([*words, "--output", "out"])
+    settings, _ = recipes.parse([*words, "--output", "out"], [Settings, Run], "mmedpo curate")
     return settings
 
 

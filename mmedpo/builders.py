@@ -182,14 +182,19 @@ def read_upstream(
         InputError: the source is not as the builder knows it, or rows are faulty.
     """
     source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
+    named = _named(upstream, settings, options)
     if processes.first:
         with credentialed.quoting_nothing(settings.credentialed):
             rows = builder.read(upstream, options)
-            write_source(rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name)
+            write_source(
+                rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name,
+                named,
+            )  # fmt: skip
     processes.open(folder, "source", patience=math.inf)
     given, about = read_given(source, about)
     if source.exists():
-        settings.source = source
+        settings.source, settings.image_folders = source, [str(folder) for folder in named]
+        settings.credentialed |= bool(about.get("credentialed"))
         if settings.credentialed:
             (source / credentialed.MARKER).touch()
     return given, about
@@ -272,6 +277,15 @@ def _is_marked(upstream: Path | Hub, options: Any) -> bool:
         return credentialed.telling([upstream.name]) is not None
     paths = [path for path in (upstream, *asdict(options).values()) if isinstance(path, Path)]
     return any(map(credentialed.of_path, paths))
+
+
+def _named(upstream: Path | Hub, settings: Settings, options: Any) -> list[Path]:
+    """The folders that the user named, from which a builder may take files."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own = [value for value in asdict(options).values() if isinstance(value, Path)]
+    source = Path(HF_HUB_CACHE) if isinstance(upstream, Hub) else upstream
+    return [*([source] if source.is_dir() else []), *own, *map(Path, settings.image_folders)]
 
 
 def _check_keeping(run: Build) -> None:

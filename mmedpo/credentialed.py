@@ -43,13 +43,29 @@ def telling(texts: Iterable[Any]) -> str | None:
 
 
 def of_path(path: Path) -> str | None:
-    """What says that data in a folder, or beside a file, is credentialed: the file `MARKER` there or in the folder
-    above, or a name in the path; None: nothing does."""
-    path = path.resolve()
-    if any((folder / MARKER).exists() for folder in (path, path.parent)):
-        return f"the file {MARKER}"
-    known = telling(path.with_suffix("").parts)
-    return known and f"the name {known!r}"
+    """As `of_folders`, of a folder, or of a file and the folder that it is in."""
+    known = telling([path.resolve().with_suffix("").name])
+    return f"the name {known!r}" if known else of_folders([path.resolve()])
+
+
+def of_folders(folders: Iterable[Path]) -> str | None:
+    """Return what says that data in one of these folders is credentialed: the file `MARKER` there or in any folder
+    above, or the name of one of them; None: nothing does.
+
+    Args:
+        folders: as they are after links.
+    """
+    asked: set[Path] = set()
+    for folder in folders:
+        for place in (folder, *folder.parents):
+            if place in asked:
+                break
+            asked.add(place)
+            if (place / MARKER).exists():
+                return f"the file {MARKER}"
+            if telling([place.name]):
+                return f"the name {place.name!r}"
+    return None
 
 
 def marked(license: str) -> str:

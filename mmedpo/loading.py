@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, hub, schema
+from mmedpo import credentialed, hub, places, schema
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,13 +34,43 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         files.setdefault(file.name.split("-")[0], []).append(str(file))
     try:
         if files:
-            return load_dataset("parquet", data_files=files, streaming=streaming)
-        return load_dataset(path, streaming=streaming, revision=revision)
+            found = load_dataset("parquet", data_files=files, streaming=streaming)
+        else:
+            found = load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
             f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."
         ) from error
+    if not streaming:
+        _refuse_files_outside(path, found)
+    return found
+
+
+def _refuse_files_outside(path: str, splits: Mapping[str, Dataset]) -> None:
+    """Raise InputError where images are named, not held, and lie outside of the dataset: rows may be anybody's."""
+    from datasets import config
+
+    homes = [Path(path)] if Path(path).exists() else [Path(config.HF_CACHE_HOME)]
+    named = {name for split in splits.values() for name in _named_files(split)}
+    if outside := sorted(name for name in named if "://" in name or not places.is_inside(Path(name), homes)):
+        raise InputError(
+            f"{path}: {len(outside)} images are no part of the dataset but files elsewhere, such as {outside[0]!r}. "
+            "Write it anew with its images inside, as `mmedpo curate` does."
+        )
+
+
+def _named_files(dataset: Dataset) -> Iterator[str]:
+    """Paths of images of which a dataset does not hold the bytes."""
+    from datasets import Image, List
+
+    for name, feature in dataset.features.items():
+        nested = isinstance(feature, List) and isinstance(feature.feature, Image)
+        for chunk in dataset.data.column(name).chunks if nested or isinstance(feature, Image) else ():
+            images = chunk.flatten() if nested else chunk
+            held = images.field("bytes")
+            if held.null_count:
+                yield from (path for path in images.field("path").filter(held.is_null()).to_pylist() if path)
 
 
 def _shards(path: str) -> list[Path]:

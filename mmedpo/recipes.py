@@ -27,6 +27,7 @@ FORM = "Write lines of `option: value`."
 REFUSED = {
     "env": "a recipe sets options, not variables of the environment. Set them in the shell, and leave it out.",
     CONSENT: f"consent is typed for each run, never read from a file. Leave it out, and see {FLAG} in --help.",
+    "image_folders": "it opens folders of this machine to links and is typed for each run. Leave it out.",
     "yes": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
 }
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from mmedpo import credentialed, findings, placeholders
+from mmedpo import credentialed, findings, placeholders, places
 from mmedpo.columns import SPELT, form_faults, row_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES, open_rgb
@@ -118,7 +118,7 @@ def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict
 
 
 def read_sample(
-    where: str, row: dict[str, Any], root: Path, images: Mapping[str, list[Path]], name: str, license: str
+    where: str, row: dict[str, Any], root: Path, images: Files, name: str, license: str
 ) -> tuple[Sample | None, list[Fault]]:
     """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
     if FAULT in row:
@@ -161,7 +161,7 @@ def read_sample(
 
 
 def _regions(
-    where: str, row: dict[str, Any], root: Path, images: Mapping[str, list[Path]]
+    where: str, row: dict[str, Any], root: Path, images: Files
 ) -> tuple[tuple[Path, ...], Path | None, float | None, list[Fault]]:
     """The files of masks and heat map and their confidence, or what is wrong with them."""
     found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
@@ -192,16 +192,24 @@ def _name_in(root: Path, file: Path) -> str:
     return spelling(file.relative_to(root).as_posix())
 
 
-def image_files(root: Path) -> dict[str, list[Path]]:
-    """All image files and arrays below `root` by the `spelling` of their base name."""
-    images: dict[str, list[Path]] = {}
+class Files(dict[str, list[Path]]):
+    """Image files and arrays by the `spelling` of their base name, and the folders that links may lead to."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        super().__init__()
+        self.folders = folders
+
+
+def image_files(root: Path, also: Sequence[Path] = ()) -> Files:
+    """All image files and arrays below `root`, whose links may lead to `also`, too."""
+    images = Files((root, *also))
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() in READ:
             images.setdefault(spelling(file.name), []).append(file)
     return images
 
 
-def find_file(where: str, column: str, name: Any, root: Path, images: Mapping[str, list[Path]]) -> Path | Fault:
+def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> Path | Fault:
     """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
     given = PurePosixPath(spelling(str(name)))
     candidates = [(file, PurePosixPath(_name_in(root, file))) for file in images.get(given.name, [])]
@@ -214,6 +222,8 @@ def find_file(where: str, column: str, name: Any, root: Path, images: Mapping[st
         return Fault(where, column, f"{name!r} is not below the source folder{kinds}; add the file")
     if len(found) > 1:
         return Fault(where, column, f"{name!r} is the name of {len(found)} files; give its whole path")
+    if found[0].is_symlink() and not places.is_inside(found[0], images.folders):
+        return Fault(where, column, f"{name!r} {places.LINKED}")
     return found[0]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, gold, licenses, refusals, splits
+from mmedpo import credentialed, gold, licenses, places, refusals, splits
 from mmedpo.columns import check_columns
 from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
@@ -80,6 +80,7 @@ class Source:
 def read_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown",
     official_split: bool = False, name: str | None = None, marked: bool = False, also: Collection[str] = (),
+    image_folders: Sequence[Path] = (),
 ) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
@@ -97,6 +98,7 @@ def read_source(
         name: of the source where its rows do not say; the folder's by default.
         marked: the source is credentialed, whatever it says itself.
         also: ids of questions to keep whatever `split` and `limit` are.
+        image_folders: folders outside of the source that links in it may lead to.
 
     Returns:
         The samples and the faults of all rows (good rows are kept beside faulty ones).
@@ -108,7 +110,9 @@ def read_source(
     table = find_table(path)
     root = table.parent
     name = name or root.resolve().name
-    images = image_files(root)
+    if path.is_dir() and not places.is_inside(table, (root, *image_folders)):
+        raise InputError(f"{table} {places.LINKED}.")
+    images = image_files(root, image_folders)
     marked_by = credentialed.of_path(table) or ("--credentialed" if marked else None)
     source = Source(name, license, [], marked_by=marked_by)
     taken: dict[str, str] = {}
@@ -195,11 +199,13 @@ def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
 
 
 def _settle_mark(source: Source) -> None:
-    """Look for a mark in names and licences too; faults of a marked source quote no cell, and its samples' licences say
-    what they are of."""
+    """Look for a mark in names, licences and the folders that files lie in, too; faults of a marked source quote no
+    cell, and its samples' licences say what they are of."""
     said = [source.name, source.license, *(text for one in source.samples for text in (one.source, one.license))]
     known = credentialed.telling(dict.fromkeys(said))
+    files = (file for sample in source.samples for _, file in _files(sample))
     source.marked_by = source.marked_by or (known and f"the name or licence {known!r}")
+    source.marked_by = source.marked_by or credentialed.of_folders(places.parents(files))
     if source.credentialed:
         source.faults = credentialed.unquoted(source.faults)
         source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]

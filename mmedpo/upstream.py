@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmedpo import hub, loading, placeholders, schema
+from mmedpo import credentialed, hub, loading, placeholders, places, schema
 from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
@@ -162,13 +162,14 @@ def sections(report: str) -> dict[str, str]:
 
 def write_source(
     items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any],
-    source_name: str | None = None,
+    source_name: str | None = None, folders: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `read_given` reads.
 
     Args:
         about: to be recorded of the source, with the number of its rows.
         source_name: of the rows; by default what they say, or the builder's.
+        folders: those that the user named, from which files are taken, after links.
 
     Raises:
         InputError: faulty rows (all of them), unless `skip_faulty`; files that are broken or of another layout.
@@ -178,7 +179,8 @@ def write_source(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with whole_archives(name):
-            rows, given, faults = _write(_as_published(items, name), name.replace("_", "-"), folder, source_name)
+            files = Placed(folder, folders)
+            rows, given, faults = _write(_as_published(items, name), name.replace("_", "-"), files, source_name)
         if faults and not skip_faulty:
             count = len({fault.row for fault in faults})
             raise InputError(
@@ -188,7 +190,8 @@ def write_source(
             counts = Counter(reject.reason for reject in given.rejects)
             raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
         given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
-        ledger.update({"given": asdict(given), "about": {**about, "rows": rows}})
+        marked = {"credentialed": True} if credentialed.of_folders(files.homes) else {}
+        ledger.update({"given": asdict(given), "about": {**about, **marked, "rows": rows}})
     ledger.close()
 
 
@@ -216,14 +219,51 @@ def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
         ) from error
 
 
+class Placed:
+    """The images of a source that is written: `names`, and `homes`, the folders that their files really lie in."""
+
+    def __init__(self, folder: Path, folders: Sequence[Path]) -> None:
+        self.folder, self.folders = folder, folders
+        self.names: set[str] = set()
+        self.homes: set[Path] = set()
+
+    def place(self, picture: Picture, row: str) -> Fault | None:
+        """Put an image where the table says it is, once: the file itself (a hard link), a link, or the bytes."""
+        content = picture.content
+        if picture.name in self.names:
+            return None
+        if places.leads_out(picture.name):
+            return Fault(row, "image", f"{picture.name!r} {places.OUTSIDE}")
+        content = content if isinstance(content, bytes) else _as_spelt(content)
+        if not isinstance(content, bytes) and not content.is_file():
+            return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
+        target = self.folder / picture.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(content, Path):
+            target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        elif not places.is_below(real := content.resolve(), self.folders):
+            return Fault(row, "image", f"{picture.name!r} {places.LINKED}")
+        else:
+            _link(target, real)
+            self.homes.add(real.parent)
+        self.names.add(picture.name)
+        return None
+
+
+def _link(target: Path, file: Path) -> None:
+    try:
+        target.hardlink_to(file)  # is no link that leads out of the source wherever that is kept
+    except OSError:  # another disk, or somebody else's file
+        target.symlink_to(file)
+
+
 def _write(
-    items: Iterable[Item], name: str, folder: Path, source_name: str | None = None
+    items: Iterable[Item], name: str, files: Placed, source_name: str | None = None
 ) -> tuple[int, Given, list[Fault]]:
     """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
     given, faults, rows = Given(), [], 0
     ids: set[str] = set()
-    placed: set[str] = set()
-    with (folder / TABLE).open("w", encoding="utf-8") as lines:
+    with (files.folder / TABLE).open("w", encoding="utf-8") as lines:
         for item in items:
             rows += 1
             if isinstance(item, Reject):
@@ -232,7 +272,7 @@ def _write(
                 faults.append(item)
             elif item["id"] in ids:  # whose wrong answer would be another question's
                 faults.append(Fault(item["id"], "id", "was used by a row before; make ids unique"))
-            elif fault := _place(item["image"], folder, placed, item["id"]):
+            elif fault := files.place(item["image"], item["id"]):
                 faults.append(fault)
             else:
                 ids.add(item["id"])
@@ -264,23 +304,3 @@ def _as_spelt(file: Tree) -> Tree:
     folder: Any = file.parent
     forms: list[Tree] = [file, *(folder / unicodedata.normalize(form, file.name) for form in ("NFC", "NFD"))]
     return next((found for found in forms if found.is_file()), file)
-
-
-def _place(picture: Picture, folder: Path, placed: set[str], row: str) -> Fault | None:
-    """Put an image where the table says it is, once: a link to a file, or the bytes themselves."""
-    name, content = PurePosixPath(picture.name), picture.content
-    if picture.name in placed:
-        return None
-    if name.is_absolute() or ".." in name.parts:
-        return Fault(row, "image", f"{picture.name!r} leads out of the source; name a file inside it")
-    content = content if isinstance(content, bytes) else _as_spelt(content)
-    if not isinstance(content, bytes) and not content.is_file():
-        return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Path):
-        target.symlink_to(content.resolve())
-    else:
-        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    placed.add(picture.name)
-    return None

@@ -12,6 +12,7 @@ from rich.markup import escape
 from mmedpo import credentialed, writable
 from mmedpo.cli.shared import (
     PARSED,
+    ImageFolders,
     Limit,
     Marked,
     OfficialSplit,
@@ -67,6 +68,7 @@ def questions(
     official_split: OfficialSplit = False,
     skip_faulty: SkipFaulty = False,
     marked: Marked = False,
+    image_folders: ImageFolders = None,
 ) -> None:
     """Write the questions that evaluate would ask, for predictions made elsewhere, which score takes.
 
@@ -75,7 +77,18 @@ def questions(
     from mmedpo.evaluation import questions as asking
 
     writable.check(output)
-    asked = asking.read(source, dataset, split, limit, seed, skip_faulty, None, official_split, marked=marked)
+    asked = asking.read(
+        source,
+        dataset,
+        split,
+        limit,
+        seed,
+        skip_faulty,
+        None,
+        official_split,
+        marked=marked,
+        image_folders=image_folders or (),
+    )
     if asked.note:
         console.print(escape(asked.note), highlight=False, soft_wrap=True)
     if asked.marked:
@@ -109,6 +122,7 @@ def score(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
     marked: Marked = False,
+    image_folders: ImageFolders = None,
 ) -> None:
     """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
     from mmedpo.evaluation import rescore
@@ -116,6 +130,7 @@ def score(
     asked: dict[str, Any] = {
         "source": source, "dataset": dataset, "split": split, "official_split": official_split, "limit": limit,
         "seed": seed, "skip_faulty": skip_faulty, "marked": marked,
+        "image_folders": image_folders or (),
     }  # fmt: skip
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
     record = {"name": name or output.name, "command": command_line()}
@@ -154,6 +169,7 @@ def compare(
     ] = None,
     seed: Seed = 0,
     third_parties: ThirdParties = False,
+    image_folders: ImageFolders = None,
 ) -> None:
     """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
 
@@ -177,7 +193,7 @@ def compare(
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
-    shown = read_source(source) if source else None
+    shown = read_source(source, image_folders=image_folders or ()) if source else None
     images = {sample.id: sample.image for sample in shown.samples} if shown else {}
     if shown and shown.credentialed:
         comparison |= {"credentialed": True, "source": shown.name}
@@ -231,6 +247,7 @@ def attention(
     skip_faulty: SkipFaulty = False,
     resume: Resume = False,
     marked: Marked = False,
+    image_folders: ImageFolders = None,
 ) -> None:
     """Show where a model's answers attend in the image, before and after training, and how much on the lesion.
 
@@ -244,7 +261,9 @@ def attention(
 
     writable.check(output, resume)
     settings = attending.Settings(answer, layers, max_new_tokens)
-    asked = read_source(source, split, seed=seed, official_split=official_split, marked=marked)
+    asked = read_source(
+        source, split, seed=seed, official_split=official_split, marked=marked, image_folders=image_folders or ()
+    )
     leave_to(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
     for notice in asked.notices + ([asked.note] if split and asked.note else []):

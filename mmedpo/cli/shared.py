@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from mmedpo import credentialed
+from mmedpo import credentialed, places
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -36,6 +36,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
 Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
+ImageFolders = Annotated[list[Path] | None, typer.Option(places.OPTION, help=f"{places.HELP} Repeatable.")]
 ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything left to chance.")]
 OfficialSplit = Annotated[

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from mmedpo import credentialed
+from mmedpo import credentialed, places
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
@@ -41,6 +41,7 @@ class Settings:
     """
 
     source: Path = field(metadata={"help": "Folder with a table of questions and its images."})
+    image_folders: list[str] = field(default_factory=list, metadata={"help": places.HELP})
     split: str | None = option(None, "Split of the source to use; all where not given.")
     official_split: bool = option(False, "Take the source's own split as it stands, even with shared images.")
     limit: int | None = option(None, "Use this many questions only (seeded choice).")
@@ -168,7 +169,7 @@ class Settings:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that make the same of the same source on another machine, which names the source itself."""
-        settings = {name: value for name, value in asdict(self).items() if name != "source"}
+        settings = {name: value for name, value in asdict(self).items() if name not in ("source", "image_folders")}
         return settings | {
             "model": self.model and portable(self.model), "chat": self.chat and portable(self.chat),
             "judges": [portable(judge) for judge in self.judges], "localizer": portable(self.localizer),

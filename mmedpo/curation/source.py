@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError
@@ -16,6 +17,7 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     source = read_source(
         settings.source, settings.split, settings.limit, settings.seed, settings.license,
         settings.official_split, settings.source_name, settings.credentialed, also,
+        [*map(Path, settings.image_folders)],
     )  # fmt: skip
     if settings.model is not None and settings.writes_answers:
         leave_to(source, load_processor(settings.model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import consent, writable
@@ -64,6 +65,7 @@ def open_questions(settings: Settings) -> questions.QuestionSet:
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
         settings.dataset_revision, settings.official_split, settings.scoring, settings.credentialed,
         None if settings.is_endpoint else load_processor(settings.model, settings.model_revision),
+        [*map(Path, settings.image_folders)],
     )  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def read(
     source: Path | None = None, dataset: str | None = None, split: str | None = None, limit: int | None = None,
     seed: int = 0, skip_faulty: bool = False, dataset_revision: str | None = None, official_split: bool = False,
     scoring: Scoring | None = None, marked: bool = False, processor: Any = None,
+    image_folders: Sequence[Path] = (),
 ) -> QuestionSet:  # fmt: skip
     """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`, and
     which the answering model's `processor`, if given, takes; credentialed where they say so, or if `marked`.
@@ -103,7 +104,9 @@ def read(
     if (source is None) == (dataset is None):
         raise InputError("Give either --source or --dataset, which hold the questions.")
     if source is not None:
-        asked = of_source(source, split, limit, seed, skip_faulty, official_split, scoring, marked, processor)
+        asked = of_source(
+            source, split, limit, seed, skip_faulty, official_split, scoring, marked, processor, image_folders
+        )
     else:
         asked = of_dataset(str(dataset), split, limit, seed, dataset_revision, marked, processor)
     with credentialed.quoting_nothing(asked.marked):
@@ -126,11 +129,14 @@ def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, 
 def of_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, skip_faulty: bool = False,
     official_split: bool = False, scoring: Scoring | None = None, marked: bool = False, processor: Any = None,
+    image_folders: Sequence[Path] = (),
 ) -> QuestionSet:  # fmt: skip
     """The questions of a source folder (`sources.read_source`); a reference without words is a fault of its row, and so
     is what the processor refuses."""
     scoring = scoring or Scoring()
-    source = read_source(path, split, seed=seed, official_split=official_split, marked=marked)
+    source = read_source(
+        path, split, seed=seed, official_split=official_split, marked=marked, image_folders=image_folders
+    )
     said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
     source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
     source.samples = [sample for sample in source.samples if not said[sample.id]]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed
+from mmedpo import credentialed, places
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
 from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
@@ -51,6 +51,7 @@ class Settings:
         "hub:org/model[@provider]: questions AND IMAGES (pixels, no file headers) are then sent there."
     })  # fmt: skip
     source: Path | None = field(default=None, metadata={"help": "Folder with a table of questions and its images."})
+    image_folders: list[str] = field(default_factory=list, metadata={"help": places.HELP})
     dataset: str | None = option(None, "Or a preference dataset, folder or Hub id: its questions and chosen answers.")
     split: str | None = option(None, "Split to ask; all of a source, the only one of a dataset where not given.")
     adapter: str | None = option(None, "Hub id or folder of an adapter on the model.")

@@ -5,6 +5,7 @@ What only a person can say stays visibly open in the card as "[More information 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import credentialed, curves, formats, licenses, results, share
 from mmedpo.errors import InputError
+from mmedpo.markup import closed, code, inline
 from mmedpo.notices import notices
 from mmedpo.workdir import read_json
 
@@ -239,13 +241,19 @@ def _recorded(path: Path, kind: str, *keys: str) -> Any:
 
 
 def cell(value: Any) -> str:
-    """Text that stays inside one Markdown table cell or line, and whose tags stay text."""
-    return " ".join(shown(value).replace("|", "\\|").replace("<", "&lt;").split())
+    """A recorded value as text of one Markdown table cell or line."""
+    return inline(shown(value))
+
+
+def _code(value: Any) -> str:
+    """A recorded value inside a code span."""
+    return code(shown(value))
 
 
 def _command(text: Any) -> str:
-    """A recorded command as an indented code block's line, the machine's own folders left out."""
-    return MACHINE_FOLDERS.sub("…/", " ".join(str(text).split()))
+    """A recorded command as a line of a code block, the machine's own folders left out."""
+    line = closed(" ".join(str(text).replace("```", "'''").split()))
+    return MACHINE_FOLDERS.sub("…/", line)
 
 
 def _number(value: Any, digits: int = 3) -> str:
@@ -262,7 +270,7 @@ def check_template(name: str) -> None:
 
 
 def _fill(template: str, metadata: CardData, **context: Any) -> str:
-    return _template(template).render(metadata=metadata.to_yaml(), **context).rstrip("\n") + "\n"
+    return _template(template).render(metadata=closed(metadata.to_yaml()), **context).rstrip("\n") + "\n"
 
 
 def _template(name: str) -> Template:
@@ -280,7 +288,7 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
         autoescape=False,
     )
-    env.filters.update(cell=cell, command=_command, number=_number, share=_share)
+    env.filters.update(cell=cell, code=_code, quoted=json.dumps, command=_command, number=_number, share=_share)
     try:
         return env.get_template(name)
     except (TemplateError, OSError) as error:

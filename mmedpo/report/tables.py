@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mmedpo.markup import inline
 from mmedpo.wording import GROUPINGS, counted, method, note, ordered, p_text, run_name, titled, variant
 
 VALUE = ("value", "low", "high")
@@ -116,16 +117,11 @@ def _group_rows(comparison: Mapping[str, Any], column: str, groups: Mapping[str,
 
 def _markdown(sheet: Sheet) -> str:
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(map(markdown_text, cells))} |"
+        return f"| {' | '.join(map(inline, cells))} |"
 
     first, *others = sheet.rows
-    lines = [f"## {markdown_text(sheet.title)}", "", line(first), "|---" * len(first) + "|", *map(line, others)]
-    return "\n".join([*lines, "", markdown_text(sheet.note), ""])
-
-
-def markdown_text(text: str) -> str:
-    """Text that stays text inside one Markdown table cell."""
-    return re.sub(r"([\\`*|<~]|(?<!\w)_|_(?!\w)|(?<=\])\()", r"\\\1", " ".join(text.split()))
+    lines = [f"## {inline(sheet.title)}", "", line(first), "|---" * len(first) + "|", *map(line, others)]
+    return "\n".join([*lines, "", inline(sheet.note), ""])
 
 
 def _latex(sheet: Sheet, floats: bool) -> str:

@@ -22,6 +22,7 @@ from mmedpo.credentialed import FLAG, FLAG_HELP
 from mmedpo.errors import InputError
 
 LONGEST = 100_000  # bytes
+DEEPEST = 8  # lists and mappings inside each other
 CONSENT = FLAG.lstrip("-").replace("-", "_")
 FORM = "Write lines of `option: value`."
 REFUSED = {
@@ -33,7 +34,9 @@ REFUSED = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, a few of which stand for gigabytes, and with each key once."""
+    """YAML without aliases, a few of which stand for gigabytes, without endless depth, and with each key once."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -41,7 +44,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(
                 problem="an *alias refers to another place; write it out", problem_mark=mark
             )
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(
+                problem="it is nested too deep", problem_mark=self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         made = super().construct_mapping(node, deep=deep)
@@ -50,6 +60,16 @@ class _Loader(yaml.SafeLoader):
                 problem="a key is there twice; leave one of them", problem_mark=node.start_mark
             )
         return made
+
+
+def _int(loader: _Loader, node: Any) -> int:
+    value: int = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if abs(value) >= 2**63:
+        raise yaml.constructor.ConstructorError(problem="a number has too many digits", problem_mark=node.start_mark)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -132,8 +152,6 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
         raise InputError(f"Recipe {recipe}: has more than {LONGEST:,} bytes. {FORM}")
     try:
         found = yaml.load(data.decode("utf-8-sig"), _Loader)
-    except RecursionError:
-        raise InputError(f"Recipe {recipe}: is nested too deep. {FORM}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # numbers of thousands of digits, keys that are lists
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""

@@ -60,6 +60,7 @@ def test_parse_takes_words_over_recipe_over_defaults(recipe: Path) -> None:
     (BOMB, r"an \*alias refers to another place"),
     ("[" * 50_000, "nested too deep"),
     ("seed: " + "9" * 9_000, "is no YAML"),
+    ("seed: 0x" + "f" * 90_000, "a number has too many digits"),
     ("#" * 200_000, "more than 100,000 bytes"),
     ("!!python/object/apply:os.system ['true']", "is no YAML"),
     ("seed: [\n", "is no YAML"),
@@ -69,10 +70,10 @@ def test_parse_takes_words_over_recipe_over_defaults(recipe: Path) -> None:
     ("", "names no options"),
 ])  # fmt: skip
 def test_read_refuses(recipe: Path, text: str | bytes, said: str) -> None:
-    before, began = dict(os.environ), time.monotonic()
+    before, began = dict(os.environ), time.process_time()
     with pytest.raises(InputError, match=said):
         parse(recipe, text)
-    assert dict(os.environ) == before and time.monotonic() - began < 5
+    assert dict(os.environ) == before and time.process_time() - began < 5
 
 
 def test_read_names_all_wrong_keys(recipe: Path) -> None:

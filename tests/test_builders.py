@@ -101,7 +101,7 @@ def reasons(items: list[Item]) -> Counter[str]:
 def written(name: str, source: Path, folder: Path, **options: Any) -> list[Sample]:
     """The samples that the rows of a builder become."""
     items = builders.load(name).read(source, options_of(name, **options))
-    upstream.write_source(items, name, folder, skip_faulty=False, about={})
+    upstream.write_source(items, name, folder, skip_faulty=False, about={}, folders=[source])
     found = read_source(folder)
     assert found.faults == []
     return found.samples
@@ -674,7 +674,7 @@ def test_every_row_of_the_real_file_is_kept_or_counted(shared_data: Path, tmp_pa
     file, images = shared_data / "released" / "vqa-rad_dpo_weighted.json", shared_data / "vqa-rad"
     (tmp_path / "source").mkdir()
     items = read("released", file, images=images)
-    count, given, faults = upstream._write(items, "released", tmp_path / "source")
+    count, given, faults = upstream._write(items, "released", upstream.Placed(tmp_path / "source", [images]))
     assert (count, faults) == (1327, [])
     assert builders._about(builders.load("released"), file)["upstream_split"] == "by question"
     good = [answer for answer in given.answers.values() if "text" in answer]

@@ -91,9 +91,11 @@ def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
             yield left_out(file, f"the report has no {' and no '.join(wanted)}")
         else:
             found = images.get(spelling(file), [])
-            if len(found) != 1:
-                said = f"is the name of {len(found)} files; leave one of them" if found else "is missing; add the file"
-                yield Fault(file, "filename", said)
+            if not found:
+                yield Fault(file.split(".")[0], "image", f"{file!r} is missing in the source; add the file")
+                continue
+            if len(found) > 1:
+                yield Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")
                 continue
             picture = Picture(found[0].relative_to(folder).as_posix(), found[0])
             yield _row(file.split(".")[0], picture, text, f"CXR{row['uid']}", "")

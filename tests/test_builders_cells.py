@@ -15,7 +15,7 @@ from mmedpo.upstream import Picture, csv_rows, write_source
 
 
 def written(folder: Path, *items: dict[str, Any]) -> Any:
-    write_source(items, "made", folder, False, {})
+    write_source(items, "made", folder, False, {}, folders=[folder.parent])
     return read_source(folder)
 
 

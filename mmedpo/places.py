@@ -44,12 +44,14 @@ def is_inside(file: Path, folders: Iterable[Path | zipfile.Path]) -> bool:
 
 def is_below(real: Path, folders: Iterable[Path | zipfile.Path]) -> bool:
     """As `is_inside`, of a file as it is after links."""
-    return any(real.is_relative_to(home) for folder in folders if isinstance(folder, Path) for home in homes(folder))
+    return any(
+        real.is_relative_to(home) for folder in folders if isinstance(folder, Path) for home in homes(folder.absolute())
+    )
 
 
 @lru_cache(maxsize=64)
 def homes(folder: Path) -> tuple[Path, ...]:
-    """The folder itself, and of a snapshot in the Hub's cache, whose files are links, the place they lead to."""
+    """The folder (absolute) itself, and of a snapshot in the Hub's cache, whose files are links, the place they lead to."""
     real = folder.resolve()
     snapshot = next((part for part in (real, *real.parents) if part.parent.name == "snapshots"), None)
     return (real, snapshot.parent.parent / "blobs") if snapshot else (real,)

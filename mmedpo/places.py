@@ -51,7 +51,7 @@ def is_below(real: Path, folders: Iterable[Path | zipfile.Path]) -> bool:
 
 @lru_cache(maxsize=64)
 def homes(folder: Path) -> tuple[Path, ...]:
-    """The folder (absolute) itself, and of a snapshot in the Hub's cache, whose files are links, the place they lead to."""
+    """An absolute folder itself, and of a snapshot in the Hub's cache, whose files are links, where they lead to."""
     real = folder.resolve()
     snapshot = next((part for part in (real, *real.parents) if part.parent.name == "snapshots"), None)
     return (real, snapshot.parent.parent / "blobs") if snapshot else (real,)

@@ -36,7 +36,9 @@ STRIPPED = (
     "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
-ROWS_AT_ONCE = 32  # held in memory while writing
+ROWS_AT_ONCE = 32  # held in memory while writing; a group of rows in Parquet
+# Pairs about one image hold it in one dictionary, however large that grows; pages can be found by their index.
+LAYOUT: dict[str, Any] = {"dictionary_pagesize_limit": 2**31 - 1, "compression": "none", "write_page_index": True}
 
 
 def _features() -> Features:
@@ -233,20 +235,27 @@ def _is_full(size: int, limit: int, id: str) -> bool:
     return size > limit and (size > 2 * limit or unit_interval("shard", id) < SHARD_ENDS)
 
 
+def _table(rows: list[dict[str, Any]]) -> Any:
+    import pyarrow
+
+    features = _features()
+    return pyarrow.Table.from_pylist([features.encode_example(row) for row in rows], schema=features.arrow_schema)
+
+
 def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", shard_size: str = SHARD_SIZE) -> None:
     """Write rows as `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
     Rows are streamed: images are {"bytes", "path"} dicts, ClassLabels are given by name. A file ends soon after
-    `shard_size` of images; equal rows give equal bytes.
+    `shard_size` of images; equal rows give equal bytes. Within `ROWS_AT_ONCE` rows an image is stored once.
 
     Raises:
         InputError: rows break a rule; all their faults are reported, and no file is left.
     """
-    from datasets.arrow_writer import ParquetWriter
+    from pyarrow.parquet import ParquetWriter
 
     limit = shard_bytes(shard_size)
 
-    features = _features()
+    columns = _features().arrow_schema
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
@@ -257,15 +266,19 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
         while more:
             more, size = False, 0
             shards.append(data / f"{split}-{len(shards):05d}.partial")
-            with ParquetWriter(features=features, path=str(shards[-1]), writer_batch_size=ROWS_AT_ONCE) as writer:
+            waiting: list[dict[str, Any]] = []
+            with ParquetWriter(shards[-1], columns, **LAYOUT) as writer:
                 for row in rows:
                     counts[row["id"]] += 1
                     faults += row_faults(row)
-                    writer.write(features.encode_example(row))
+                    waiting.append(row)
+                    if len(waiting) == ROWS_AT_ONCE:
+                        writer.write_table(_table(waiting))
+                        waiting = []
                     size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
                     if more := _is_full(size, limit, row["id"]):
                         break
-                writer.finalize()
+                writer.write_table(_table(waiting))
         faults += repeated_ids(counts)
         if faults:
             raise InputError(f"{len(faults)} faults in the rows to be written:", faults)

@@ -243,6 +243,26 @@ def shards(rows: list[dict[str, Any]], folder: Path, size: str = "8KB") -> dict[
     return {file.name: file.read_bytes() for file in sorted(folder.glob("data/*"))}
 
 
+def test_an_image_of_several_rows_is_stored_once(tmp_path: Path) -> None:
+    """32 rows at a time; each of them reads it back, plain and streamed."""
+    large, noised = picture(np.random.default_rng(1).integers(0, 256, (400, 400), dtype=np.uint8)), picture()
+    rows = [
+        row(id="text", images=[large]),
+        row(**{**VISUAL, "id": "visual", "images": [large], "rejected_images": [noised]}),
+    ]
+    rows += [row(id=f"more {number}", images=[large]) for number in range(20)]
+    (file,) = shards(rows, tmp_path, "500MB").values()
+    assert len(large["bytes"]) < len(file) < 1.5 * len(large["bytes"])
+    for streaming in (False, True):
+        loaded = load_dataset(
+            "parquet", data_files=str(tmp_path / "data/*.parquet"), split="train", streaming=streaming
+        )
+        assert loaded.features == schema.FEATURES
+        found = list(schema.undecoded(loaded))
+        assert [one["images"] for one in found] == [[large]] * 22
+        assert [one["rejected_images"] for one in found] == [None, [noised], *[None] * 20]
+
+
 def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
     rows = numbered(60)
     sizes = [len(one["images"][0]["bytes"]) for one in rows]

@@ -416,3 +416,10 @@ def test_the_published_form_holds_numbers_and_names_alone(bare: Path, house: Pat
 def test_training_and_auditing_point_to_rejoin(bare: Path) -> None:
     with pytest.raises(InputError, match="`mmedpo rejoin` rebuilds the pairs"):
         loading.load(str(bare))
+
+
+def test_noise_of_settings_without_a_size_is_of_every_pixel() -> None:
+    """An earlier version drew it so."""
+    manifest = {"source": {}, "settings": {"chat": "none", "localizer": "boxes"}}
+    defaults = rejoining.Published("user/weights", None, manifest, {}).defaults()
+    assert defaults["noise_pixels"] == 2**31 - 1

@@ -64,7 +64,7 @@ def open_questions(settings: Settings) -> questions.QuestionSet:
     return questions.read(
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
         settings.dataset_revision, settings.official_split, settings.scoring, settings.credentialed,
-        None if settings.is_endpoint else load_processor(settings.model, settings.model_revision),
+        None if settings.is_endpoint else partial(load_processor, settings.model, settings.model_revision),
         [*map(Path, settings.image_folders)],
     )  # fmt: skip
 

@@ -95,7 +95,8 @@ def read(
     image_folders: Sequence[Path] = (),
 ) -> QuestionSet:  # fmt: skip
     """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`, and
-    which the answering model's `processor`, if given, takes; credentialed where they say so, or if `marked`.
+    which the answering model's `processor`, if given, takes (a partial loads it after the source); credentialed where
+    they say so, or if `marked`.
 
     Raises:
         InputError: not exactly one is given, or some cannot be asked or scored; all are listed.
@@ -140,9 +141,12 @@ def of_source(
     said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
     source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
     source.samples = [sample for sample in source.samples if not said[sample.id]]
+    refuse_faults(source, skip_faulty)  # before a model is looked for
+    if isinstance(processor, partial):
+        processor = processor()
     if processor is not None:
         leave_to(source, processor)
-    refuse_faults(source, skip_faulty)
+        refuse_faults(source, skip_faulty)
     shared = {"images_in_other_splits": source.images_in_other_splits} if official_split else {}
     source.samples = limited(source.samples, limit, seed)
     asked = of_samples(source.samples, {
@@ -176,6 +180,8 @@ def of_dataset(
     left_out: Counter[str] = Counter()
     faults: list[Fault] = []
     questions = list(_distinct(dataset.select_columns(TEXT_COLUMNS), pictures, left_out, faults))
+    if isinstance(processor, partial):
+        processor = processor()
     faults += refusals.faults(processor, (
         (
             question.id, {"prompt": question.text},

@@ -68,6 +68,12 @@ def of_folders(folders: Iterable[Path]) -> str | None:
     return None
 
 
+def has_marker(folder: Path) -> bool:
+    """Whether the file `MARKER` is in a folder or in any above it, after links."""
+    real = folder.resolve()
+    return any((place / MARKER).exists() for place in (real, *real.parents))
+
+
 def marked(license: str) -> str:
     """A licence that says what it is of, so that rows say so wherever they go and whatever their source is called."""
     return license if telling([license]) else f"{license} (credentialed)"

@@ -88,6 +88,8 @@ def credentialed_source(name: str | Path, revision: str | None = None, streaming
         InputError: as `load_splits`.
     """
     name = str(name)
+    if Path(name).exists() and credentialed.has_marker(Path(name)):
+        return Path(name).resolve().name
     manifest = dataset_manifest(name, revision)
     if found := credentialed.first([manifest]):
         return found

@@ -15,11 +15,13 @@ from chat_server import Answer, ChatServer, Received
 from hub.publishable import make_adapter, make_dataset
 from hub.server import Hub
 from huggingface_hub import constants
+from invented import comparison
 from typer.testing import CliRunner
 
-from mmedpo import cli, consent
+from mmedpo import cli, consent, report
 from mmedpo.credentialed import FLAG
 from mmedpo.errors import InputError
+from mmedpo.loading import credentialed_source
 from mmedpo.publish import publish
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.run import RunArguments, _ways_out
@@ -159,6 +161,28 @@ def test_training_records_trackers_and_the_hub(tmp_path: Path, options: dict[str
     run.third_parties = True
     assert _ways_out(run, config, "clinic") == {"third_parties": record}
     assert _ways_out(run, MMedPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"), "clinic") == {}
+
+
+@pytest.mark.parametrize("quotes", [True, False])
+def test_a_page_that_shows_texts_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], quotes: bool) -> None:
+    found = {**comparison(), "source": "clinic", "credentialed": True}
+    record = report.write_report(tmp_path / "report.html", found, None, {}, quotes=quotes)
+    said = capsys.readouterr().err
+    if quotes:
+        shown = {"to": ["report.html"], "questions": len(found["examples"]), "images": False}
+        assert record == {"third_parties": shown}
+        assert (
+            f"clinic is credentialed data, and {FLAG} was given: texts and images of examples, to report.html" in said
+        )
+    else:
+        assert (record, said) == ({}, "")
+
+
+def test_a_dataset_below_a_marked_folder_is_restricted(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "clinic" / "a" / "pairs", 3)
+    assert credentialed_source(folder) is None
+    (tmp_path / "clinic" / "CREDENTIALED").touch()
+    assert credentialed_source(folder) == "pairs"
 
 
 @pytest.mark.parametrize(("kind", "record"), [("dataset", "manifest.json"), ("adapter", "training.json")])

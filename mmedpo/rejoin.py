@@ -64,7 +64,8 @@ class Published:
                 f"{self.repo} was made with settings that this version does not know ({', '.join(sorted(unknown))}); "
                 f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
             )
-        recipe.pop("source", None)
+        for place in ("source", "image_folders"):
+            recipe.pop(place, None)
         recipe.setdefault("noise_pixels", EVERY_PIXEL)
         brings = self.builder and self.builder.HAS_PAIRS
         asked = {

@@ -248,12 +248,13 @@ def change_manifest(bare: Path, copy: Path, change: Callable[[dict[str, Any]], A
 
 def test_a_manifest_from_elsewhere_opens_nothing(bare: Path, house: Path, tmp_path: Path) -> None:
     """Neither the flag nor a folder of this machine, nor that the data is free, is taken from it."""
-    evil = {"send_credentialed_data_to_third_parties": True, "output": "/tmp/away", "cache": "/tmp/a", "resume": True,
-            "reports": "/etc", "sections": "findings", "seed": 9}  # fmt: skip
+    evil = {"send_credentialed_data_to_third_parties": True, "third_parties": True, "output": "/tmp/away",
+            "cache": "/tmp/a", "resume": True, "reports": "/etc", "sections": "findings", "seed": 9}  # fmt: skip
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["source"].update(options=evil, credentialed=False, license="mit", name="free")
         manifest["settings"].update(credentialed=False, chat="HTTP://models.invalid/v1#penman", source="/etc")
+        manifest["settings"].update(image_folders=["/"])
 
     published = rejoining.read(str(change_manifest(bare, tmp_path / "weights", change)))
     defaults = published.defaults()
@@ -263,7 +264,7 @@ def test_a_manifest_from_elsewhere_opens_nothing(bare: Path, house: Path, tmp_pa
         and defaults["seed"] == 0
         and defaults["chat"] == "cache:penman"
     )
-    assert not {*evil, "source"} - {"sections", "seed"} & defaults.keys()
+    assert not {*evil, "source", "image_folders"} - {"sections", "seed"} & defaults.keys()
     output = rebuilt(tmp_path / "weights", house / "tree", tmp_path / "pairs", credentialed=False)
     assert read_json(output / "manifest.json")["source"]["credentialed"] is True
     with pytest.raises(InputError, match=r"Nothing was sent: .* is credentialed data"):

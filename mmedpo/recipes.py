@@ -29,6 +29,8 @@ REFUSED = {
     "env": "a recipe sets options, not variables of the environment. Set them in the shell, and leave it out.",
     CONSENT: f"consent is typed for each run, never read from a file. Leave it out, and see {FLAG} in --help.",
     "image_folders": "it opens folders of this machine to links and is typed for each run. Leave it out.",
+    "hub_token": "a recipe holds no secret. Log in with `hf auth login`, or set HF_TOKEN, and leave it out.",
+    "push_to_hub_token": "a recipe holds no secret. Log in with `hf auth login`, or set HF_TOKEN, and leave it out.",
     "yes": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
 }
 

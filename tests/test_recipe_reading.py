@@ -52,6 +52,8 @@ def test_parse_takes_words_over_recipe_over_defaults(recipe: Path) -> None:
     (f"{CONSENT}: true\n", f"{CONSENT}: consent is typed"),
     (f"{CONSENT.replace('_', '-')}: true\n", "consent is typed"),
     ('"yes": true\n', "yes: it answers for a person"),
+    ("hub_token: hf_x\n", "hub_token: a recipe holds no secret"),
+    ("image_folders: [/]\n", "image_folders: it opens folders"),
     ("third_parties: true\n", "third_parties: no option of this command"),
     ("jugdes: [a]\n", "jugdes: no option of this command. Write judges."),
     ("config: other.yaml\n", "config: no option"),

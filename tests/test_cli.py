@@ -321,6 +321,17 @@ def test_endpoint_that_is_no_chat_endpoint_exits_with_2_and_its_name(
     assert left_behind(tmp_path) == kept
 
 
+def test_one_key_for_two_hosts_is_refused_before_anything_is_sent(
+    run: Run, corpus: Path, chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMEDPO_API_KEY", "sk-of-which")
+    words = ("--source", corpus, "--split", "preference", "--limit", 4, "--output", tmp_path / "out")
+    models = ("--chat", f"{chat_server.url}#m", "--judges", "https://judges.invalid/v1#m")
+    code, output = run("curate", *words, *models)
+    assert code == 2 and says(output, "MMEDPO_API_KEY__JUDGES_INVALID", "MMEDPO_API_KEY__127_0_0_1___")
+    assert not chat_server.received and "sk-of" not in output and left_behind(tmp_path) == []
+
+
 def test_spent_budget_exits_with_130_and_a_resumed_run_goes_on(
     run: Run, corpus: Path, chat_server: ChatServer, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import io
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from mmedpo.errors import InputError
 from mmedpo.llm import ChatReply, ChatRequest, OnReplies
+from mmedpo.llm.keys import VARIABLE, Keys, on_hub, variable
 from mmedpo.llm.limits import Pace
 from mmedpo.llm.parameters import Parameters
 from mmedpo.llm.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, to_hub, to_url
@@ -24,7 +24,6 @@ from mmedpo.llm.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_mess
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-KEY_VARIABLE = "MMEDPO_API_KEY"
 QUIET = 5.0  # seconds that a server may be away before it is said
 OUTAGE = 8  # requests in a row that fail for good: the endpoint is gone, and not one request odd
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ TRIVIAL = "Please answer yes."
 PROBE = as_messages(ChatRequest("probe", {}, TRIVIAL))
 CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
 _ADVICE = {
-    401: f"Set {KEY_VARIABLE} (an endpoint of your own) or HF_TOKEN (the Hub) to a key that is valid there",
+    401: "Set HF_TOKEN to a token that is valid there, or log in with `hf auth login`",
     402: "Its credits are used up; add some or choose another endpoint",
     403: "The key is known but may not use this model; ask for access or give another key",
 }
@@ -44,7 +43,7 @@ class EndpointChat:
     Args:
         model: The model's name at the endpoint, or its id on the Hub.
         base_url: `http(s)://host:port/v1`; None asks the Hub's inference providers.
-        api_key: Default: `MMEDPO_API_KEY` for a `base_url`, the Hub's own token for the Hub and its endpoints.
+        api_key: Default: what `keys` has for the host of a `base_url`; the Hub's own token for the Hub.
         provider: A Hub inference provider; None lets the Hub choose.
         max_tokens, temperature, seed: Passed on: the longest answer in tokens; 0 is greedy; of the sampling.
         concurrency: Requests in flight at once, at least 1.
@@ -55,6 +54,7 @@ class EndpointChat:
             requests are tried again even after `attempts`. The time starts anew only when a request is answered.
         discreet: Messages say an error's kind and status alone: some servers quote what they were asked.
         parameters: The forms of parameters that the endpoint takes; may be shared with other clients of it.
+        keys: The keys of a run's endpoints; shared by all clients of a run.
         waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and `Retry-After` at least.
     """
 
@@ -76,6 +76,7 @@ class EndpointChat:
         patience: float = 120.0,
         discreet: bool = False,
         parameters: Parameters | None = None,
+        keys: Keys | None = None,
         waits: tuple[float, float] = (1.0, 30.0),
     ) -> None:
         if concurrency < 1 or attempts < 1:
@@ -86,7 +87,7 @@ class EndpointChat:
         self.base_url, self.provider, self.place = base_url, provider, _place(base_url, provider)
         self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
-        self._key = _key(api_key, base_url)
+        self._key = _key(api_key, base_url, keys or Keys())
         self.parameters = parameters or Parameters()
         self._answers: set[bool] = set()  # whether it is known to answer requests without and with an image
         self._failed = 0  # requests in a row
@@ -213,7 +214,7 @@ class EndpointChat:
         said, who = self._shown(error), f"{self.place}, asked for the model {self.name!r},"
         kept = " What was answered is kept: run the same command with --resume." if self._answers else ""
         if error.kind is Kind.HOPELESS:
-            raise InputError(f"{who} refuses: {said}. {_ADVICE.get(error.status, CHECK)}.{kept}") from None
+            raise InputError(f"{who} refuses: {said}. {self._advice(error.status)}.{kept}") from None
         if error.kind is Kind.UNREACHABLE and not self._answers:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
         looked = request.image is not None
@@ -241,6 +242,13 @@ class EndpointChat:
                     return error.kind in (Kind.GONE, Kind.UNREACHABLE)  # that says nothing
                 self._answers.add(looked)
         return True
+
+    def _advice(self, status: int) -> str:
+        """What to do about an endpoint that refuses everything."""
+        if status == 401 and self.base_url:
+            names = [name for name in (variable(self.base_url), VARIABLE, "HF_TOKEN" * on_hub(self.base_url)) if name]
+            return f"Set {' or '.join(names)} to a key that is valid there"
+        return _ADVICE.get(status, CHECK)
 
     def _shown(self, error: NoAnswer) -> str:
         """What was said, on one line, without keys: some servers quote them back."""
@@ -300,16 +308,14 @@ def _place(base_url: str | None, provider: str | None) -> str:
     raise InputError(f"{shown!r} is not the URL of an endpoint; give one like http://localhost:8000/v1.")
 
 
-def _key(given: str | None, base_url: str | None) -> str | None:
+def _key(given: str | None, base_url: str | None, keys: Keys) -> str | None:
     """The key to send; a token of the Hub goes to the Hub and its endpoints only."""
     from huggingface_hub import get_token
 
-    url = urlsplit(base_url or "")
-    on_hub = url.scheme == "https" and (url.hostname or "").endswith((".huggingface.co", ".huggingface.cloud"))
-    own = None if base_url is None else os.environ.get(KEY_VARIABLE)
-    key = (given or own or (get_token() if on_hub or base_url is None else None) or "").strip()
+    found = keys.of(base_url, given) if base_url is not None else given or get_token()
+    key = (found or "").strip()
     if not key.isascii() or not key.isprintable():
-        raise InputError(f"The endpoint's key ({KEY_VARIABLE}) has characters that no HTTP header can; copy it again.")
+        raise InputError(f"The endpoint's key ({VARIABLE}) has characters that no HTTP header can; copy it again.")
     return key or None
 
 

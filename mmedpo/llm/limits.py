@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from mmedpo.errors import InputError, Stopped
+from mmedpo.llm.keys import Keys
 from mmedpo.options import check_types, option
 
 if TYPE_CHECKING:
@@ -84,10 +85,11 @@ class Pace:
 
 
 class Budget:
-    """One for all chat models of a run: its `limits`, its `pace`, and the new `calls` and `tokens` spent so far."""
+    """One for all chat models of a run: its `limits`, `pace` and `keys`, the new `calls` and `tokens` spent so far."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.pace = limits, Pace(limits.requests_per_minute)
+        self.keys = Keys()
         self.calls = self.tokens = 0
 
     def charge(self, replies: Iterable[ChatReply], model: str) -> None:

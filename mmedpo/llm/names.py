@@ -28,7 +28,7 @@ def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
     Raises:
         InputError: `spec` has none of the forms.
     """
-    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, **sampling}
+    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, "keys": budget.keys, **sampling}
     url, _, model = spec.partition("#")
     if url.startswith(("http://", "https://")) and model:
         return EndpointChat(model, base_url=url, **calling)

@@ -95,10 +95,10 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     import httpx2
 
     place = httpx2.URL(url)
-    login = (place.username, place.password) if place.userinfo and not key else None
+    login = (place.username, place.password) if place.userinfo else None
     # Without the login, since httpx2 logs URLs.
     place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers = {"authorization": f"Bearer {key}"} if key and not login else {}
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     client = httpx2.AsyncClient(
         headers=headers, auth=login, verify=_trusted(), timeout=None, limits=pool, trust_env=not is_loopback(url)

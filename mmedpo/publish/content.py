@@ -46,7 +46,7 @@ OWN_FILES = {
 BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
 IMAGES = ("images", "rejected_images")
 NOTES = "is no PNG or JPEG file of pixels alone (EXIF, notes, alpha, ...); write it by `mmedpo.images.embedded`"
-SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")
+SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")  # what such variables begin with
 SECRET_LENGTH = 8  # characters; servers of one's own are given "EMPTY" and the like, which is no secret
 USERINFO = re.compile(r"://[^\s/:@\"]+:[^\s/@\"]+@")
 TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".jinja", ".py")
@@ -159,7 +159,8 @@ def refuse_private_words(content: Content, token: str | None) -> None:
     """Raise InputError if a text to be published, or one in a row, names the home or current folder here, or holds the
     token or the key of an endpoint."""
     words = {f"{path}/": f"{path}/" for path in (Path.home(), Path.cwd()) if len(path.parts) > 1}
-    secrets = {os.environ.get(name, ""): f"the value of {name}" for name in SECRETS} | {token or "": "the token"}
+    secrets = {key.strip(): f"the value of {name}" for name, key in os.environ.items() if name.startswith(SECRETS)}
+    secrets |= {token or "": "the token"}
     words |= {word: what for word, what in secrets.items() if len(word) >= SECRET_LENGTH}
     spelt = {form: what for word, what in words.items() for form in (word, json.dumps(word)[1:-1], quote(word))}
     for name, file in {**content.files, CARD: File(content.card.encode())}.items():

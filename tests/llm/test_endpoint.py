@@ -67,6 +67,14 @@ def test_keys_come_from_the_environment_and_the_hub_token_stays_home(chat_server
     assert chat_server.received[1].headers["authorization"] == f"Bearer {KEY}"
 
 
+def test_a_login_in_the_url_wins_over_every_key(chat_server, endpoint, ask, monkeypatch):
+    monkeypatch.setenv("MMEDPO_API_KEY", KEY)
+    monkeypatch.setenv(f"MMEDPO_API_KEY__127_0_0_1___{chat_server.url.split(':')[2][:-3]}", KEY)
+    endpoint(base_url=chat_server.url.replace("//", "//me:mine@"), api_key=KEY).complete([ask()])
+    login = base64.b64encode(b"me:mine").decode()
+    assert [received.headers["authorization"] for received in chat_server.received] == [f"Basic {login}"]
+
+
 @pytest.mark.parametrize(("status", "hint"), [(401, "MMEDPO_API_KEY"), (402, "credits"), (403, "access"), (404, "URL")])
 def test_an_endpoint_that_refuses_everything_is_an_input_error_without_the_key(
     chat_server, endpoint, ask, caplog, status, hint

@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from mmedpo.errors import InputError
-from mmedpo.modes import UnusableError, eight_bits, refuse_bombs
+from mmedpo.modes import WIDE_PIXEL, UnusableError, eight_bits, most_bytes, refuse_bombs
 
 SUFFIXES = (".dcm", ".dicom")
 MARK = b"DICM"  # from byte 128
 CHANNELS = ("Red", "Green", "Blue")
+BLOCK = 2**14  # bytes inflated at a time
 PACKAGES = "pip install 'pylibjpeg[all]' or export it uncompressed"
 
 
@@ -44,7 +46,7 @@ def read(data: bytes) -> np.ndarray:
 
     try:
         with _silence():
-            return _shown(dcmread(io.BytesIO(data)))
+            return _shown(dcmread(_Stream(data)))
     except (InputError, UnusableError, pillow.DecompressionBombError):
         raise
     except InvalidDicomError:
@@ -52,6 +54,30 @@ def read(data: bytes) -> np.ndarray:
     except Exception as error:  # of any kind, with text that quotes the header
         kind = type(error).__name__
         raise UnusableError(f"the DICOM file cannot be decoded ({kind}); export it anew or drop the row") from None
+
+
+class _Stream(io.BytesIO):
+    """A file in memory. Of a deflated one pydicom reads the rest at once, to inflate it without a limit."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        if size is None or size < 0:
+            _refuse_inflating(found)
+        return found
+
+
+def _refuse_inflating(packed: bytes) -> None:
+    """Raise DecompressionBombError where deflated data would take more than `most_bytes`."""
+    from PIL import Image as pillow
+
+    most, inflater, count = most_bytes(), zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(0, len(packed), BLOCK):
+        data = packed[start : start + BLOCK]
+        while data:
+            count += len(inflater.decompress(data, 64 * BLOCK))
+            if count > most:
+                raise pillow.DecompressionBombError(f"it inflates to more than the limit of {most} bytes")
+            data = inflater.unconsumed_tail
 
 
 @contextmanager
@@ -72,7 +98,8 @@ def _shown(header: Any) -> np.ndarray:
         raise UnusableError("the DICOM file holds no image; drop the row")
     if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
         raise UnusableError(f"the DICOM file holds {frames} frames; export the one that the row is about")
-    refuse_bombs(header.Rows * header.Columns)
+    stored = int(header.get("SamplesPerPixel") or 1) * -(-int(header.get("BitsAllocated") or 8) // 8)
+    refuse_bombs(header.Rows * header.Columns, max(WIDE_PIXEL, stored))
     _bring_up(header)
     kind = str(header.PhotometricInterpretation).upper()
     if not kind.startswith(("MONOCHROME", "PALETTE", "RGB", "YBR")):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # tags of a TIFF file
+COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes in memory: Pillow's of colour, float64's of more than 8 bits of grey
 IMAGEJ_STACK = re.compile(r"\AImageJ=.*?^images=(\d+)", re.DOTALL | re.MULTILINE)
 
 
@@ -28,27 +29,36 @@ class UnusableError(Exception):
 
 def open_image(data: bytes) -> Image:
     """The file as Pillow opens it, not yet decoded. Pillow refuses twice `Image.MAX_IMAGE_PIXELS`, for which
-    `LIMIT_VARIABLE` is set in the environment, and is silent below that.
+    `LIMIT_VARIABLE` is set in the environment, and is silent below that; `refuse_bombs` counts bytes.
 
     Raises:
         InputError: the variable is no positive number.
+        DecompressionBombError: decoded, the image would be too large.
     """
     from PIL import Image as pillow
 
     _set_limit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-        return pillow.open(io.BytesIO(data))
+        opened = pillow.open(io.BytesIO(data))
+    refuse_bombs(opened.width * opened.height, WIDE_PIXEL if is_deep(opened) else COLOUR_PIXEL)
+    return opened
 
 
-def refuse_bombs(count: int) -> None:
-    """Pillow's own limit, for images that it does not open."""
+def refuse_bombs(count: int, each: int) -> None:
+    """Raise DecompressionBombError where `count` pixels of `each` bytes in memory are more than `most_bytes`."""
+    from PIL import Image as pillow
+
+    if count * each > (most := most_bytes()):
+        raise pillow.DecompressionBombError(f"{count} pixels of {each} bytes exceed the limit of {most} bytes")
+
+
+def most_bytes() -> float:
+    """As many bytes as an image may take in memory: Pillow's limit of twice `Image.MAX_IMAGE_PIXELS`, in colour."""
     from PIL import Image as pillow
 
     _set_limit()
-    most = 2 * (pillow.MAX_IMAGE_PIXELS or math.inf)
-    if count > most:
-        raise pillow.DecompressionBombError(f"{count} pixels exceed the limit of {most}")
+    return 2 * COLOUR_PIXEL * (pillow.MAX_IMAGE_PIXELS or math.inf)
 
 
 def _set_limit() -> None:

@@ -15,6 +15,7 @@ from mmedpo import credentialed, findings, placeholders, places
 from mmedpo.columns import SPELT, form_faults, row_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES, open_rgb
+from mmedpo.modes import WIDE_PIXEL, refuse_bombs
 from mmedpo.schema import TASKS
 from mmedpo.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
 from mmedpo.text import folded, plain, polarity
@@ -70,7 +71,9 @@ def read_heat(file: Path) -> np.ndarray:
         return np.asarray(open_rgb(file).convert("L")) / 255
     try:
         with file.open("rb") as opened:
+            refuse_bombs(file.stat().st_size, 1)
             heat = np.lib.format.read_array(opened, allow_pickle=False)
+        refuse_bombs(heat.size, WIDE_PIXEL)
     except Exception as error:  # NumPy raises many kinds on damaged files
         raise InputError(f"{file.name}: the array cannot be read ({error}); save it anew with numpy.save.") from None
     if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
@@ -243,7 +246,7 @@ def _number(cell: Any) -> float:
     """A cell as a number; NaN where it is none."""
     try:
         return math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -262,7 +265,7 @@ def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
             x, y, width, height = map(float, sides)
             label = "" if is_missing(entry.get("label")) else as_text(entry["label"])
             boxes.append(Box(label, x, y, width, height, float(sure)))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"
     for box in boxes:
         finite = all(map(math.isfinite, (box.x, box.y, box.width, box.height)))

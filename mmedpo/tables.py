@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import csv
 import io
-import json
 import math
 import zipfile
 from collections import Counter
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mmedpo import bounded
 from mmedpo.errors import InputError
 from mmedpo.text import folded
 
@@ -52,8 +52,8 @@ def _tables(folder: Path) -> list[Path]:
 def json_file(file: Path | zipfile.Path) -> Any:
     """What a JSON file holds, with or without a byte order mark. Raises InputError where it is no JSON in UTF-8."""
     try:
-        return json.loads(_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return bounded.loads(_text(file))
+    except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}. Download or write it again.") from None
 
 
@@ -87,8 +87,8 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(_text(table).split("\n"), start=1):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = bounded.loads(line)
+                except ValueError as error:
                     row = {FAULT: ("(row)", f"is not JSON ({error}); each line is one JSON object")}
                 yield f"{table.name}:{number}", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
 
@@ -114,10 +114,17 @@ def as_text(cell: Any) -> str:
 def parsed(cell: Any) -> Any:
     """A cell; the list or object that a text spells out, in JSON or as Python and pandas write it."""
     if isinstance(cell, str) and (cell.strip()[:1], cell.strip()[-1:]) in (("[", "]"), ("{", "}")):
-        for read in (json.loads, ast.literal_eval):
+        for read in (bounded.loads, _literal):
             with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
                 return read(cell.strip())
     return cell
+
+
+def _literal(text: str) -> Any:
+    value = ast.literal_eval(text)
+    if bounded.is_deep(value):
+        raise ValueError("it nests too deep")
+    return value
 
 
 def form_fault(cell: Any) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmedpo import checkout, writable
+from mmedpo import bounded, checkout, writable
 from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, COORDINATION, Processes
@@ -64,12 +64,12 @@ def json_text(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Parse a JSON file; raises InputError naming the file where it is missing, broken or none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return bounded.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the folder of a finished run.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give the folder of a finished run.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedpo import bounded
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, report_generation, require_known, visual_reliance
 from mmedpo.evaluation.predictions import Line, reread
@@ -184,8 +185,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = bounded.loads(line)
+        except ValueError as error:
             raise InputError(f"{path}, line {number} is not JSON ({error}); write the file anew.") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is {line.strip()[:40]}, not an object with an id.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mmedpo import thoughts
+from mmedpo import bounded, thoughts
 from mmedpo.llm.limits import Budget, Limits
 from mmedpo.thoughts import Answer
 
@@ -72,14 +71,4 @@ def parse_json(text: str) -> dict[str, Any] | None:
 
     Example: `parse_json('Sure: {"score": 0.8}')` is `{"score": 0.8}`; of `'{"score": 0.8, "ra'` it is None.
     """
-    answer = thoughts.strip(text) or ""
-    decoder, found, start = json.JSONDecoder(), None, answer.find("{")
-    while start >= 0:
-        try:
-            found, end = decoder.raw_decode(answer, start)
-        except RecursionError:  # nothing anyone asked for nests so deep, and each further try takes as long
-            return None
-        except ValueError:
-            end = start + 1
-        start = answer.find("{", end)
-    return found
+    return bounded.last_object(thoughts.strip(text) or "")

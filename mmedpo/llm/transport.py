@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import headers, thoughts
+from mmedpo import bounded, headers, thoughts
 from mmedpo.credentialed import is_loopback
 from mmedpo.errors import InputError
 from mmedpo.images import is_embedded, pixels, png
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LONGEST_BODY = 1_000_000  # bytes; an answer of some hundred tokens has a few thousand
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is asked again after this
 SHOWN_CHARACTERS = 300  # of what a server says
+MOST_TOKENS = 2**53  # that any reader of JSON tells apart
 TOO_LONG = f"the answer is longer than {LONGEST_BODY:,} bytes"
 RENAMED = "max_completion_tokens"
 WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # finish reasons, as servers spell them
@@ -207,7 +208,7 @@ def _read(body: bytes | bytearray, asked: Mapping[str, Any]) -> ChatReply:
     if len(body) > LONGEST_BODY:
         raise NoAnswer(Kind.REFUSED, TOO_LONG)
     try:
-        return _reply(json.loads(body), asked)
+        return _reply(bounded.loads(body), asked)
     except (ValueError, *UNREADABLE):
         shown = _said(body)[:SHOWN_CHARACTERS]
         raise NoAnswer(Kind.FLAWED, f"the answer is no chat completion but {shown or 'empty'}") from None
@@ -224,7 +225,7 @@ def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
     if len(text) > LONGEST_BODY:
         raise NoAnswer(Kind.REFUSED, TOO_LONG)
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if isinstance(count, int) else None for count in counts)
+    prompt, completion = (count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else None for count in counts)
     tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
     cut_at = None
     if ended.lower() in CUT:

@@ -82,6 +82,11 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     """
     from peft import PeftModel
 
+    if (weights := adapter_weights(adapter, revision)) and weights.suffix != ".safetensors":
+        raise InputError(
+            f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
+            "run code. Save it once with `save_pretrained` where you trust it, and give that folder."
+        )
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -97,7 +102,13 @@ def adapter_commit(adapter: str, revision: str | None) -> str | None:
 
 
 def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
-    """SHA-256 (hexadecimal) of the weights of a PEFT adapter, of a folder or the Hub; None where it has no such file.
+    """SHA-256 (hexadecimal) of an adapter's weights; None where it has no such file. Raises as `adapter_weights`."""
+    file = adapter_weights(adapter, revision)
+    return None if file is None else sha256(file)
+
+
+def adapter_weights(adapter: str, revision: str | None = None) -> Path | None:
+    """The file of the weights of a PEFT adapter, of a folder or the Hub; None where it has no such file.
 
     Raises:
         InputError: the Hub cannot be asked for it, and it is not in the cache.
@@ -113,4 +124,4 @@ def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
         file = next(filter(None, files), None)
     except OSError as error:
         raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
-    return None if file is None else sha256(Path(file))
+    return None if file is None else Path(file)

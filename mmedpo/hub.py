@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from mmedpo import trust
 from mmedpo.errors import DISK_FULL, InputError
 from mmedpo.workdir import read_object
 
@@ -81,8 +82,10 @@ def why_unread(error: BaseException, name: str = "") -> str:
     first line where nothing lies beneath."""
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
-    beneath: BaseException | None = error
     missing = _is_missing_folder(name)
+    if not missing and (refused := trust.refused(error)):
+        return refused
+    beneath: BaseException | None = error
     while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # which file, its reader knows
         if _says_more(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
             return reason(beneath, reading=True)

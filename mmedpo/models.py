@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, formats, hub, placeholders
+from mmedpo import credentialed, formats, hub, placeholders, trust
 from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
@@ -84,12 +84,19 @@ def standin(name: str) -> str | None:
 def _load_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    return _load(AutoConfig, name, revision)
+    config = _load(AutoConfig, name, revision)
+    parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
+    if named := [kind for part in parts if "/" in (kind := str(getattr(part, "_attn_implementation", None)))]:
+        raise InputError(
+            f"The model {name!r} cannot be loaded: its configuration asks for the Hub's code {named[0]!r}, which is "
+            "not run. Remove attn_implementation from its config.json."
+        )
+    return config
 
 
 def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
-        return kind.from_pretrained(name, revision=revision)
+        return kind.from_pretrained(name, revision=revision, **trust.only_data())
     except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
         reason, broken_off, _ = hub.why_unread(error, name).partition(" Check out the instructions")
         if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
@@ -119,7 +126,10 @@ def load_model(
     kind = AutoModelForImageTextToText if can_see(name, revision) else AutoModelForCausalLM
     try:
         given = {key: value for key, value in options.items() if value is not None}
-        return kind.from_pretrained(name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
+        return kind.from_pretrained(
+            name, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+            **trust.only_data(), **given,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
 

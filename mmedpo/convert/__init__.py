@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mmedpo import trust
 from mmedpo.convert.read import Place, readable
 from mmedpo.convert.templates import IMAGE, STYLES, chat_template, usual_style
 from mmedpo.convert.weights import check, expected_tensors, find_shards, save_weights
@@ -150,7 +151,7 @@ def model_config(original: dict[str, Any], tower: Place) -> Any:
     from transformers import AutoConfig, LlavaConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    vision: Any = tower.load(AutoConfig)
+    vision: Any = tower.load(AutoConfig, **trust.only_data())
     vision = getattr(vision, "vision_config", vision)
     if vision.model_type != "clip_vision_model":
         raise InputError(f"The vision tower {tower} is a {vision.model_type!r} model; only CLIP can be converted.")
@@ -187,7 +188,8 @@ def _tokenizer(source: Place) -> Any:
             f"The tokenizer of {source} is a SentencePiece model alone. To read it, transformers needs two packages "
             "more: pip install sentencepiece protobuf."
         )
-    own = source.load(AutoTokenizer, config=PreTrainedConfig())  # of no model type: its own class is what it names
+    # Of no model type: its own class is what it names.
+    own = source.load(AutoTokenizer, config=PreTrainedConfig(), **trust.only_data())
     special = [*own.extra_special_tokens, AddedToken(IMAGE, normalized=False, special=True)]
     own.add_special_tokens({"extra_special_tokens": special})
     tokenizer = PreTrainedTokenizerFast(

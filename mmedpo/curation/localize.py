@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmedpo import hub
+from mmedpo import hub, trust
 from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
 from mmedpo.curation.query import DISEASE, Query, letters, modality
 from mmedpo.errors import InputError
@@ -205,13 +205,16 @@ class Detector:
 
         self.name, self.threshold = f"detector:{model}", threshold
         try:
-            config = AutoConfig.from_pretrained(model)
+            config = AutoConfig.from_pretrained(model, **trust.only_data())
             zero_shot = type(config) in AutoModelForZeroShotObjectDetection._model_mapping
             if not zero_shot and type(config) not in AutoModelForObjectDetection._model_mapping:
                 raise InputError(f"{model!r} is a {config.model_type!r} model, not a detector: it gives no boxes.")
             self.query = query if zero_shot else None
             task: Any = "zero-shot-object-detection" if zero_shot else "object-detection"
-            self.pipeline = pipeline(task, model=model, device="cuda" if torch.cuda.is_available() else None)
+            self.pipeline = pipeline(
+                task, model=model, device="cuda" if torch.cuda.is_available() else None,
+                model_kwargs={"use_safetensors": True}, trust_remote_code=False,
+            )  # fmt: skip
         except InputError:
             raise
         except (OSError, ValueError, KeyError) as error:

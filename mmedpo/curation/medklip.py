@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmedpo import hub
+from mmedpo import hub, trust
 from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
 
@@ -215,9 +215,9 @@ def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tenso
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        bert = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(encoder, **trust.only_data())
+        bert = AutoModel.from_pretrained(encoder, dtype=torch.float32, **trust.only_data()).to(device).eval()
+    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:  # the published one is a pickle of tensors
         raise InputError(f"The text encoder {encoder!r} cannot be loaded: {hub.why_unread(error, encoder)}") from error
     if bert.config.hidden_size != TEXT_WIDTH or tokenizer.cls_token is None:
         raise InputError(f"The text encoder {encoder!r} is no BERT of width {TEXT_WIDTH}, as MedKLIP needs it.")

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.modeling_utils import set_zero3_state
 from trl import ModelConfig
 
+from mmedpo import trust
 from mmedpo.errors import Fault, InputError
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.images import vision_parameters
@@ -57,7 +58,7 @@ def check(
     """
     found = Findings()
     architecture: Any = AutoConfig.from_pretrained(
-        model_args.model_name_or_path or "", revision=model_args.model_revision
+        model_args.model_name_or_path or "", revision=model_args.model_revision, **trust.only_data()
     )
     rows = [check_pairs(dataset, processor, config, architecture, found) for dataset in datasets]
     _quantisation(config, model_args, found)

@@ -1,0 +1,34 @@
+"""Loading data and no code: models of others are configurations, tokenizers and tensors, and nothing of them is run."""
+
+from __future__ import annotations
+
+import os
+import re
+
+OWN_CODE = (
+    "it comes with code of its own, which is not run. Give a model whose code ships with transformers "
+    "(`mmedpo convert` makes one of LLaVA's own layout)"
+)
+PICKLED = (
+    "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, since they could run code. "
+    "Where you trust it, save it once with `save_pretrained`, and give that folder"
+)
+OBJECTS = "it is pickled with more than tensors, which could run code and is not read. Give safetensors"
+
+
+def only_data() -> dict[str, bool]:
+    """Options of every `from_pretrained`: a repository's own code is not run, and nobody is asked whether it may be."""
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # transformers would ask a Space of the Hub for other files
+    return {"trust_remote_code": False}
+
+
+def refused(error: BaseException) -> str | None:
+    """Why something that could run code was not read, of what a library says of it; None for other errors."""
+    said = " ".join(str(error).split())
+    if "trust_remote_code" in said or "custom code" in said:
+        return OWN_CODE
+    if "Weights only load failed" in said or "Unsupported global" in said:
+        return OBJECTS
+    if re.search(r"(no file named|have a file named) (pytorch_model\.bin or )?model\.safetensors", said):
+        return PICKLED
+    return None

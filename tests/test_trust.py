@@ -1,0 +1,153 @@
+"""Models that would run code when loaded: the code leaves a file behind, and no file may be there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from medklip_files import write_text_encoder
+
+from mmedpo import models, trust
+from mmedpo.errors import InputError
+
+CODE = """from pathlib import Path
+Path({mark!r}).write_text("ran")
+"""
+
+
+class Payload:
+    """A pickle of it touches `mark` when an unrestricted reader loads it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the code would leave behind; whoever is asked on the terminal says yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    return tmp_path / "ran"
+
+
+def change(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def own_model_type(folder: Path, mark: Path) -> None:
+    (folder / "code.py").write_text(CODE.format(mark=str(mark)))
+    change(folder / "config.json", model_type="other", auto_map={"AutoConfig": "code.Config"})
+
+
+def own_processor(folder: Path, mark: Path) -> None:
+    (folder / "code.py").write_text(CODE.format(mark=str(mark)))
+    own = {"processor_class": "Other", "auto_map": {"AutoProcessor": "code.Processor"}}
+    change(folder / "processor_config.json", **own)
+
+
+def own_generation(folder: Path, mark: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(CODE.format(mark=str(mark)))
+
+
+def pickled(folder: Path, mark: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Payload(mark)}, folder / "pytorch_model.bin")
+
+
+def own_attention(folder: Path, mark: Path) -> None:
+    change(folder / "config.json", attn_implementation="somebody/kernel")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (own_model_type, trust.OWN_CODE),
+        (own_processor, trust.OWN_CODE),
+        (pickled, trust.PICKLED),
+        (own_attention, "asks for the Hub's code 'somebody/kernel', which is not run"),
+    ],
+)
+def test_a_model_that_could_run_code_is_refused(
+    tiny_model: Path, tmp_path: Path, mark: Path, spoil: Callable[[Path, Path], None], said: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    spoil(folder, mark)
+    with pytest.raises(InputError) as caught:
+        models.load_processor(str(folder))
+        models.load_model(str(folder))
+    assert said in str(caught.value) and "trust_remote_code" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_a_folders_own_way_to_generate_is_not_run(tiny_model: Path, tmp_path: Path, mark: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    own_generation(folder, mark)
+    assert models.load_model(str(folder)).generate.__name__ == "generate" and not mark.exists()
+
+
+def detector(folder: Path) -> object:
+    from mmedpo.curation.localize import open_localizer
+
+    return open_localizer(f"detector:{folder}", "disease", "otsu", 0.1)
+
+
+def tokenizer(folder: Path) -> object:
+    return models.load_tokenizer(str(folder))
+
+
+def text_encoder(folder: Path) -> object:
+    from mmedpo.curation.medklip import _encode_texts
+
+    return _encode_texts(["a lesion"], str(folder), torch.device("cpu"))
+
+
+def vision_tower(folder: Path) -> object:
+    from transformers import AutoConfig
+
+    from mmedpo.convert.read import Place
+
+    return Place(str(folder)).load(AutoConfig, **trust.only_data())
+
+
+@pytest.mark.parametrize("read", [detector, tokenizer, text_encoder, vision_tower])
+def test_no_reader_runs_the_code_of_a_model(tmp_path: Path, mark: Path, read: Callable[[Path], object]) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["code.Tokenizer", null]}}')
+    own_model_type(folder, mark)
+    with pytest.raises(InputError, match="comes with code of its own, which is not run"):
+        read(folder)
+    assert not mark.exists()
+
+
+def test_a_pickled_text_encoder_holds_tensors_alone(tmp_path: Path, mark: Path) -> None:
+    folder = tmp_path / "encoder"
+    write_text_encoder(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Payload(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled with more than tensors"):
+        text_encoder(folder)
+    assert not mark.exists()
+
+
+def test_a_pickled_adapter_is_refused(tmp_path: Path, mark: Path) -> None:
+    from peft import LoraConfig
+
+    from mmedpo.adapters import with_adapter
+
+    LoraConfig(target_modules=["0"]).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Payload(mark)))
+    with pytest.raises(InputError, match=r"adapter_model\.bin\), which are not read"):
+        with_adapter(torch.nn.Sequential(torch.nn.Linear(2, 2)), "base", str(tmp_path))
+    assert not mark.exists()

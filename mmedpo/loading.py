@@ -14,6 +14,7 @@ from mmedpo.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+PATTERN = frozenset("*?[]{}")  # characters of a path that `datasets` reads as a pattern
 SAID = ["source", "license"]  # columns that tell whose data a row is
 
 
@@ -25,16 +26,24 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         InputError: nothing there, or nothing that `datasets` can read.
     """
     from datasets import config, load_dataset
+    from datasets.data_files import DataFilesList
     from datasets.exceptions import DatasetsError
 
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
-    files: dict[str, list[str]] = {}
+    files: dict[str, list[Path]] = {}
     for file in _shards(path):
-        files.setdefault(file.name.split("-")[0], []).append(str(file))
+        files.setdefault(file.name.split("-")[0], []).append(file.absolute())
+    if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):
+        raise InputError(
+            f"{path}: {' '.join(held)} in the path of a folder without data/*.parquet would be read as a pattern. "
+            "Rename the folder."
+        )
     try:
         if files:
-            found = load_dataset("parquet", data_files=files, streaming=streaming)
+            # Lists of this kind are taken as they are; names of other lists would be read as patterns.
+            listed = {name: DataFilesList(list(map(str, own)), _states(own)) for name, own in files.items()}
+            found = load_dataset("parquet", data_files=listed, streaming=streaming)
         else:
             found = load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
@@ -71,6 +80,11 @@ def _named_files(dataset: Dataset) -> Iterator[str]:
             held = images.field("bytes")
             if held.null_count:
                 yield from (path for path in images.field("path").filter(held.is_null()).to_pylist() if path)
+
+
+def _states(files: list[Path]) -> list[tuple[str, ...]]:
+    """By which `datasets` knows files that changed."""
+    return [(str(file.stat().st_mtime_ns), str(file.stat().st_size)) for file in files]
 
 
 def _shards(path: str) -> list[Path]:
@@ -136,11 +150,11 @@ def dataset_commit(name: str, revision: str | None) -> str | None:
     """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if Path(name).exists():
         return None
-    with suppress(HfHubHTTPError, HTTPError, OSError):
+    with suppress(HfHubHTTPError, HTTPError, OSError, HFValidationError):  # whoever reads it, says what is missing
         return HfApi().dataset_info(name, revision=revision).sha
     return revision
 

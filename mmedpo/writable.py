@@ -21,6 +21,8 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
         InputError: it exists; nothing can be written where it is to be; the disk is full.
     """
     output = output.resolve()
+    if "::" in str(output):  # which writers of Parquet take for a chain of file systems
+        raise InputError(f"{output}: '::' in a path is read otherwise by libraries. Choose another {option}.")
     if not resume:
         refuse_existing(output, option)
     place = next(parent for parent in output.parents if exists(parent))

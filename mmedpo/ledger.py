@@ -6,11 +6,14 @@ import errno
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmedpo import bounded
 from mmedpo.errors import InputError
 
+COLUMNS = ["key", "value", "kept"]
 PATIENCE = 60.0  # seconds to wait for another process that is writing
 
 
@@ -21,7 +24,7 @@ class Ledger:
     share a ledger. The file is made by the first value.
 
     Raises:
-        InputError: `path` is a file that SQLite cannot read.
+        InputError: `path` is no ledger, is of another layout, or was damaged; whichever is asked first says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,17 +38,17 @@ class Ledger:
         row = self._found(key)
         if row is None:
             raise KeyError(key)
-        return json.loads(row[0])
+        return self._value(row[0])
 
     def get(self, key: str) -> Any:
         """The value, or None."""
         row = self._found(key)
-        return None if row is None else json.loads(row[0])
+        return None if row is None else self._value(row[0])
 
     def values(self) -> Iterator[Any]:
         """All values, in the order of their keys."""
         for (value,) in self._read("SELECT value FROM entries ORDER BY key"):
-            yield json.loads(value)
+            yield self._value(value)
 
     def put(self, key: str, value: Any, keep: bool = True) -> None:
         """Record `value`; one that is not kept is for this run only (`forget`)."""
@@ -57,19 +60,14 @@ class Ledger:
         if not rows:
             return
         database = self._opened()
-        try:
-            with database:
-                database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
-        except sqlite3.OperationalError as error:
-            if "full" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, str(error), str(self.path)) from error
+        with self._faults(), database:
+            database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
 
     def forget(self) -> None:
         """Drop what was not to be kept, so that a resumed run tries again."""
         if self.path.exists():
             database = self._opened()
-            with database:
+            with self._faults(), database:
                 database.execute("DELETE FROM entries WHERE NOT kept")
 
     def close(self) -> None:
@@ -82,7 +80,9 @@ class Ledger:
 
     def _read(self, query: str, *values: Any) -> Iterator[Any]:
         if self._database is not None or self.path.exists():
-            yield from self._opened().execute(query, values)
+            database = self._opened()
+            with self._faults():
+                yield from database.execute(query, values)
 
     def open(self) -> None:
         """Make sure that values can be put, before anything is done or paid for that should be."""
@@ -90,14 +90,30 @@ class Ledger:
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            try:
+            with self._faults():
                 self._database = self._connected()
-            except sqlite3.DatabaseError as error:
-                raise InputError(
-                    f"{self.path} cannot be used as a record of finished work ({error}). Name another file in a folder "
-                    "that exists, or remove it if nothing in it is needed."
-                ) from error
         return self._database
+
+    def _value(self, text: Any) -> Any:
+        try:
+            return bounded.loads(text)
+        except (ValueError, TypeError) as error:
+            raise self._unusable(f"an entry is not JSON: {error}") from None
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise OSError(errno.ENOSPC, str(error), str(self.path)) from error
+            raise self._unusable(str(error)) from error
+
+    def _unusable(self, why: str) -> InputError:
+        return InputError(
+            f"{self.path} cannot be used as a record of finished work ({why}). Name another file in a folder "
+            "that exists, or remove it if nothing in it is needed."
+        )
 
     def _connected(self) -> sqlite3.Connection:
         # A notebook's loop makes chat clients work in a thread of their own.
@@ -107,6 +123,9 @@ class Ledger:
             database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine loses the last ones at most
             with database:
                 database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
+            found = [name for _, name, *_ in database.execute("PRAGMA table_info(entries)")]
+            if found != COLUMNS:
+                raise sqlite3.DatabaseError(f"another version wrote it: its columns are {', '.join(found)}")
         except BaseException:
             database.close()
             raise

@@ -10,6 +10,7 @@ import ast
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
 LOCK = ".lock"  # in a working folder: held by the process that works there
 # What a run writes before its first result.
 NO_WORK = (SETTINGS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 OPTION = re.compile(r"--?[\w-]+=")
 SCHEME = re.compile(r"(?!https?:|file:)\w+:", re.IGNORECASE)  # detector:, local:, ...
 MODELS = re.compile(r",\s*(?=[a-z]+:)")  # between the models of a list
@@ -51,9 +53,7 @@ MODELS = re.compile(r",\s*(?=[a-z]+:)")  # between the models of a list
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, through a temporary file so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json_text(value), encoding="utf-8")
-    partial.replace(path)
+    writable.write_whole(path, json_text(value).encode())
 
 
 def json_text(value: Any) -> str:
@@ -214,22 +214,32 @@ def short_folder(output: Path) -> Iterator[Path]:
     """As `output_folder`, for work of seconds that cannot be resumed: nothing is left of what did not end.
 
     Raises:
-        InputError: `output` or an interrupted run of its name exists; it cannot be written; the disk is full.
+        InputError: `output` or an interrupted run of its name exists; another process writes it; it cannot be written;
+            the disk is full.
     """
     output = output.resolve()
     writable.check(output)
     interrupted = output.with_name(output.name + ".partial")
     if interrupted.exists():
         raise InputError(f"{interrupted} holds an interrupted run; choose another --output, or remove it first.")
-    working = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(working, ignore_errors=True)  # of a run that was killed
-    try:
-        with _plain_faults(output, "Free some space and run the same command again."):
-            writable.make(working)
+    working = writable.beside(output)
+    with _plain_faults(output, "Free some space and run the same command again."), _locked(working):
+        try:
+            writable.refuse_existing(output)  # the process that was at work a moment ago may have ended
+            _empty(working)  # of a run that was killed
             yield working
             working.replace(output)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
+            (output / LOCK).unlink(missing_ok=True)  # not before: another process would lock a new one
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
 
 
 @contextmanager
@@ -297,8 +307,10 @@ def _holds_work(folder: Path) -> bool:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind `error`; libraries wrap it in their own."""
+    """The operating system's error behind `error`; libraries wrap it in their own, or name its number as Rust does."""
     while error is not None and not isinstance(error, OSError):
+        if found := OS_ERROR.search(str(error)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
         error = error.__cause__
     return error
 

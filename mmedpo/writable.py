@@ -25,6 +25,7 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
         raise InputError(f"{output}: '::' in a path is read otherwise by libraries. Choose another {option}.")
     if not resume:
         refuse_existing(output, option)
+    exists(beside(output), option)
     place = next(parent for parent in output.parents if exists(parent))
     try:
         with TemporaryDirectory(dir=place, prefix=".mmedpo-"):
@@ -35,11 +36,26 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
         raise InputError(f"No space left on the disk of {place}: {free / 2**20:.0f} MiB are free. Free some space.")
 
 
-def exists(output: Path) -> bool:
+def beside(output: Path) -> Path:
+    """Where `output` is written until it is whole: of all such names the longest."""
+    return output.with_name(f".{output.name}.writing")
+
+
+def write_whole(output: Path, data: bytes) -> None:
+    """Write a file through a temporary one, so that it is whole or absent, and nothing else is left."""
+    working = beside(output)
+    try:
+        working.write_bytes(data)
+        working.replace(output)
+    finally:
+        working.unlink(missing_ok=True)
+
+
+def exists(output: Path, option: str = "--output") -> bool:
     try:
         return output.exists()
     except OSError as error:  # such as a name that is too long
-        raise _refused(output, error) from error
+        raise _refused(output, error, option) from error
 
 
 def refuse_existing(output: Path, option: str = "--output") -> None:

@@ -72,7 +72,7 @@ def sheet(
     drawn = _draw(list(shown.values()), noise, seed, processor)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(drawn)
+        writable.write_whole(output, drawn)
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror}.") from error
     return {"shown": len(shown), **reasons}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmedpo.errors import Stopped
+from mmedpo.errors import InputError, Stopped
 from mmedpo.ledger import Ledger
 from mmedpo.llm import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.llm.limits import Budget
@@ -39,13 +39,26 @@ class CachedChat:
         """
         keys = [_key(self.chat, request) for request in requests]
         kept = {key: self._cache.get(key) for key in dict.fromkeys(keys)}
-        replies = {key: ChatReply(**value) for key, value in kept.items() if value is not None}
+        replies = {key: self._kept(value) for key, value in kept.items() if value is not None}
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
         if missing:
             replies |= self._ask(missing)
         answered = {key: reply for key, reply in replies.items() if reply.text is not None}
         self._used.update({key: {"model": self.name, **_spent(reply)} for key, reply in answered.items()})
         return [replies[key] for key in keys]
+
+    def _kept(self, value: Any) -> ChatReply:
+        try:
+            reply = ChatReply(**value)
+            counts = [getattr(reply, name) for name in TOKENS]
+            if not isinstance(reply.text, str) or not all(isinstance(count, int | None) for count in counts):
+                raise TypeError
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self._cache.path}: a record of {self.name} is no answer of a chat model. Remove the file if nothing "
+                "in it is needed, or name another --cache."
+            ) from None
+        return reply
 
     def _ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, ChatReply]:
         left = self._budget.left()

@@ -216,3 +216,14 @@ def test_a_kill_in_the_middle_of_a_batch_repeats_no_answered_call(chat_server, t
         assert len(answers) > before - 4 * 4  # all but what was in flight at a kill
         assert not answers & {f"echo {text}" for text in asked(chat_server)[before:]}
     assert tally(Ledger(tmp_path / "used"))["m"]["calls"] == 200
+
+
+@pytest.mark.parametrize("record", [1, [], {"foreign": 1}, {"text": None}, {"text": 3}, {"text": "a", "failure": "b"},
+                                    {"text": "a", "prompt_tokens": "many"}])  # fmt: skip
+def test_a_foreign_record_is_one_sentence_and_nothing_is_asked(chat_server, cached, ask, ledgers, record):
+    cached().complete([ask()])
+    (key,) = [key for (key,) in ledgers[0]._read("SELECT key FROM entries")]
+    ledgers[0].put(key, record)
+    with pytest.raises(InputError, match=r"cache.sqlite: a record of .* is no answer of a chat model"):
+        cached().complete([ask()])
+    assert len(chat_server.received) == 1

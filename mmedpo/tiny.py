@@ -18,6 +18,7 @@ from mmedpo.errors import InputError
 from mmedpo.images import open_rgb
 from mmedpo.samples import Sample
 from mmedpo.sources import read_source, refuse_faults
+from mmedpo.terminal import say
 from mmedpo.workdir import output_folder, write_json
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resu
     everything = read_source(source, seed=seed)
     refuse_faults(everything, skip_faulty=False)
     if everything.note:
-        print(everything.note)
+        say(everything.note)
     taught = [sample for sample in everything.samples if sample.split == split]
     if not taught:
         raise InputError(

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from mmedpo import hub, zero
 from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
+from mmedpo.terminal import Screen, guard, plain
 
 __all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
 
@@ -30,7 +30,7 @@ ORDER = (  # of the work, as --help shows the commands
     "curate", "build", "preview", "audit", "convert", "train", "evaluate", "questions", "score", "compare", "attention",
     "publish", "rejoin", "quickstart",
 )  # fmt: skip
-errors = Console(stderr=True)
+errors = Screen(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
 SHORT = ("preview", "questions", "score", "compare", "publish")  # commands without --resume
 
@@ -61,7 +61,7 @@ app.registered_commands.sort(key=lambda command: ORDER.index(command.callback.__
 def _invoke(arguments: Sequence[str]) -> None:
     """Run one command line inside this process, as if it had been typed; a finished one is passed over."""
     typed, sys.argv[1:] = sys.argv[1:], list(arguments)
-    console.rule(escape(command_line()), align="left")
+    console.rule(plain(command_line()), align="left")
     try:
         if app(list(arguments), standalone_mode=False) == 130:  # typer's own word for Ctrl-C
             raise KeyboardInterrupt
@@ -76,9 +76,9 @@ def _keep_faults(faults: Sequence[Fault]) -> None:
     try:
         FAULTS.write_text("".join(f"{json.dumps(asdict(fault), ensure_ascii=False)}\n" for fault in faults), "utf-8")
     except OSError as error:
-        errors.print(f"They cannot all be written to {FAULTS}: {error.strerror}.", highlight=False)
+        errors.print(f"They cannot all be written to {FAULTS}: {error.strerror}.")
     else:
-        errors.print(f"All {len(faults)} are in {FAULTS}.", highlight=False)
+        errors.print(f"All {len(faults)} are in {FAULTS}.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the commands show their own
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for whoever develops with them
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it misses kernels for processors
+    guard()
     if argv is not None:
         sys.argv[1:] = argv
     try:
@@ -97,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except AlreadyFinished as finished:
         console.print(str(finished))
     except Stopped as stopped:
-        errors.print(str(stopped), highlight=False, soft_wrap=True)
+        errors.print(str(stopped), soft_wrap=True)
         raise SystemExit(130) from None
     except InputError as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(Text.assemble(("Error:", "bold red"), f" {plain(str(error))}"), soft_wrap=True)
         if len(error.faults) > SHOWN_FAULTS:
             _keep_faults(error.faults)
         raise SystemExit(2) from None

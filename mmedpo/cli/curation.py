@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mmedpo.cli.publishing import prepare_built, publish_built
 from mmedpo.cli.shared import (
@@ -113,7 +112,7 @@ def preview(context: typer.Context) -> None:
         processor,
     )  # fmt: skip
     for notice in (*source.notices, source.told):
-        console.print(escape(notice), highlight=False, soft_wrap=True)
+        console.print(notice, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
     if source.credentialed:

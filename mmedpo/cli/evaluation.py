@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mmedpo import credentialed, writable
 from mmedpo.cli.shared import (
@@ -90,13 +89,13 @@ def questions(
         image_folders=image_folders or (),
     )
     if asked.note:
-        console.print(escape(asked.note), highlight=False, soft_wrap=True)
+        console.print(asked.note, soft_wrap=True)
     if asked.marked:
         console.print(f"{asked.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
     writable.make(output.parent)
     asking.write(asked, output)
     images = len({question.image for question in asked.questions})
-    console.print(escape(f"{output}: {len(asked.questions)} questions about {images} images."), highlight=False)
+    console.print(f"{output}: {len(asked.questions)} questions about {images} images.")
 
 
 @app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
@@ -206,16 +205,16 @@ def compare(
         write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)
     print_table(rows(comparison))
-    console.print(escape(note(comparison)), highlight=False)
+    console.print(note(comparison))
     print_written(output)
     if card:
         for name, text in changed.items():
             (card / name).parent.mkdir(exist_ok=True)
             (card / name).write_text(text, encoding="utf-8")
         for line in [f"{card}: {', '.join(changed)}", *map(str, conflicts)]:
-            console.print(escape(line), highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         if not any(name.startswith(".eval_results") for name in changed):
-            console.print("No .eval_results: the evaluated source is no dataset on the Hub.", highlight=False)
+            console.print("No .eval_results: the evaluated source is no dataset on the Hub.")
 
 
 @app.command(
@@ -267,7 +266,7 @@ def attention(
     leave_to(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
     for notice in asked.notices + ([asked.note] if split and asked.note else []):
-        console.print(escape(notice), highlight=False, soft_wrap=True)
+        console.print(notice, soft_wrap=True)
     with credentialed.quoting_nothing(asked.credentialed):
         samples = limited(attending.boxed(asked.samples), limit, seed)
     record = {

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mmedpo import credentialed
 from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, parsed, print_notices, print_table
 from mmedpo.errors import InputError, Stopped
+from mmedpo.terminal import plain
 
 if TYPE_CHECKING:
     from mmedpo.builders import Build
@@ -69,7 +69,7 @@ def asker(yes: bool) -> Callable[[str], bool] | None:
 
     def ask(question: str) -> bool:
         try:
-            return typer.confirm(question)
+            return typer.confirm(plain(question))
         except typer.Abort:  # Ctrl-C, Ctrl-D
             raise Stopped("Nothing was sent.") from None
 
@@ -125,7 +125,7 @@ def print_publication(done: Publication, dry_run: bool = False) -> None:
     from mmedpo.publish.show import lines
 
     for line in lines(done, dry_run):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 @app.command(

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from mmedpo import credentialed, places
+from mmedpo.terminal import Screen, plain
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -23,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console()
+console = Screen()
 SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
 
 # Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
@@ -71,14 +70,14 @@ def parsed(
     from mmedpo import recipes
 
     if "--help" in context.args:
-        console.print(escape(about) if about else context.get_help(), highlight=False, soft_wrap=True)
+        console.print(about if about else context.get_help(), soft_wrap=True)
     return recipes.parse(context.args, options, f"mmedpo {context.info_name} {name}".rstrip(), defaults)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*(Column(heading, overflow="fold") for heading in rows[0]))  # names differ at their ends
+    table = Table(*(Column(plain(heading), overflow="fold") for heading in rows[0]))  # names differ at their ends
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console.print(table)
 
 
@@ -87,15 +86,15 @@ def print_notices(manifest: Mapping[str, Any]) -> None:
     from mmedpo.notices import notices
 
     for note in (manifest.get("weights") or {}).get("notes", []):
-        console.print(f"Weights: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Weights: {note}", soft_wrap=True)
     if said := notices(manifest):
-        console.print(f"Not for real use. {' '.join(said)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Not for real use. {' '.join(said)}", soft_wrap=True)
 
 
 def print_written(output: Path) -> None:
     """What a command left in its output folder, as its last line."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in output.iterdir() if entry.name[0] != ".")
-    console.print(escape(f"{output}: {', '.join(names)}"), highlight=False, soft_wrap=True)
+    console.print(f"{output}: {', '.join(names)}", soft_wrap=True)
 
 
 def print_metrics(results: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from mmedpo.cli.publishing import prepare, push
 from mmedpo.cli.shared import PARSED, Output, Resume, app, command_line, console
@@ -36,7 +35,7 @@ def convert(
         f"({done.rows_added} new rows)."
     )
     for name, reason in done.ignored.items():
-        console.print(escape(f"left out {name}: {reason}"))
+        console.print(f"left out {name}: {reason}")
 
 
 @app.command(

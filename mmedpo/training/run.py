@@ -24,6 +24,7 @@ from mmedpo import consent, credentialed, loading, recipes, schema, writable
 from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_processor
+from mmedpo.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
@@ -147,7 +148,7 @@ def train(
             if card is not None:
                 card(folder)
     if PartialState().is_main_process:
-        print(record.written(Path(run.output)), flush=True)
+        say(record.written(Path(run.output)))
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:
@@ -240,7 +241,7 @@ def _check(
             found = preflight.check(datasets, processor, config, model_args, Path(run.output), adapter)
             for warning in found.warnings:
                 logger.warning(warning)
-            print(summary(found.trained), flush=True)
+            say(summary(found.trained))
             if config.push_to_hub:
                 hub.prepare(
                     Path(run.output), config, push, record.about(run, str(model_args.model_name_or_path), commit)

@@ -278,7 +278,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
                     size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
                     if more := _is_full(size, limit, row["id"]):
                         break
-                writer.write_table(_table(waiting))
+                if waiting:  # readers refuse a file whose first row group is empty
+                    writer.write_table(_table(waiting))
         faults += repeated_ids(counts)
         if faults:
             raise InputError(f"{len(faults)} faults in the rows to be written:", faults)

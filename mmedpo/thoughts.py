@@ -100,7 +100,8 @@ def strip(text: str, opened: bool = False) -> str | None:
     not finished.
 
     An end without a beginning closes a thought that the chat template opened. A beginning within a thought means
-    nothing, so that a repeated one is no second thought. Of several tagged answers the last one counts.
+    nothing, so that a repeated one is no second thought. Of several tagged answers the last one counts. A text without
+    any of them stays as it is, white space too, which published metrics see.
 
     Example:
         >>> strip("maybe no</think><answer>Yes.</answer>"), strip("Yes."), strip("<think>maybe no")
@@ -108,7 +109,7 @@ def strip(text: str, opened: bool = False) -> str | None:
     """
     # No marker begins otherwise, and most answers have none.
     if not opened and "<" not in text and "[" not in text and "◁" not in text and "##" not in text:
-        return text.strip()
+        return text
     kept, thinking, start = "", opened, 0
     for marker in _MARKER.finditer(text):
         if marker["opening"] is None:
@@ -121,7 +122,7 @@ def strip(text: str, opened: bool = False) -> str | None:
     for tagged in _ANSWER:
         if found := tagged.findall(kept):
             kept = found[-1]
-    return kept.strip()
+    return text if kept == text else kept.strip()
 
 
 def ends_unbegun(text: str) -> bool:

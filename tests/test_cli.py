@@ -486,7 +486,7 @@ def test_preview_writes_a_sheet_and_says_what_it_left_out(run: Run, corpus: Path
     healthy = {sample.image for sample in samples} - lesions
     assert code == 0 and says(output, f"{len(lesions)} shown; left out: {len(healthy)} no lesion was found.")
     height, width = Image.open(tmp_path / "new" / "sheet.png").size[::-1]
-    assert height / len(lesions) == pytest.approx(width / 3 * 1.2, rel=0.01)
+    assert height / len(lesions) == pytest.approx(width / 5 * 1.2, rel=0.01)  # five pictures a row
     code, output = run("preview", *words)
     assert code == 2 and says(output, "sheet.png exists already; choose another --output")
 

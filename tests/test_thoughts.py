@@ -52,7 +52,7 @@ def test_strip_every_manner_of_thinking(start: str, end: str) -> None:
         ("<think>a</think><answer></answer>", ""),
         ("## Thinking\n\nmaybe no\n\n## Final Response\n\nYes.", "Yes."),  # HuatuoGPT-o1
         ("No [THINKING] of it: 3 < 5 cm, [1].", "No [THINKING] of it: 3 < 5 cm, [1]."),
-        ("  I think so.\n", "I think so."),
+        ("  I think so.\n", "  I think so.\n"),  # published metrics see white space
         ("I thought: no.", "I thought: no."),
         ("", ""),
     ],

@@ -263,12 +263,14 @@ def attention(
     asked = read_source(
         source, split, seed=seed, official_split=official_split, marked=marked, image_folders=image_folders or ()
     )
+    refuse_faults(asked, skip_faulty)
+    with credentialed.quoting_nothing(asked.credentialed):
+        asked.samples = attending.boxed(asked.samples)
     leave_to(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
     for notice in asked.notices + ([asked.note] if split and asked.note else []):
         console.print(notice, soft_wrap=True)
-    with credentialed.quoting_nothing(asked.credentialed):
-        samples = limited(attending.boxed(asked.samples), limit, seed)
+    samples = limited(asked.samples, limit, seed)
     record = {
         "command": command_line(), "source": asked.name, "split": split, "split_by": asked.split_by,
         "faulty_rows_skipped": len(asked.faults), **({"credentialed": True} if asked.credentialed else {}),

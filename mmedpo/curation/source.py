@@ -19,9 +19,10 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
         settings.official_split, settings.source_name, settings.credentialed, also,
         [*map(Path, settings.image_folders)],
     )  # fmt: skip
+    refuse_faults(source, settings.skip_faulty)  # before a model is looked for
     if settings.model is not None and settings.writes_answers:
         leave_to(source, load_processor(settings.model))
-    refuse_faults(source, settings.skip_faulty)
+        refuse_faults(source, settings.skip_faulty)
     if settings.localizer == "boxes" and not any(
         sample.boxes for sample in source.samples
     ):  # the default, maybe unasked

@@ -20,6 +20,7 @@ import yaml
 from mmedpo import share
 from mmedpo.credentialed import FLAG, FLAG_HELP
 from mmedpo.errors import InputError
+from mmedpo.terminal import plain
 
 LONGEST = 100_000  # bytes
 DEEPEST = 8  # lists and mappings inside each other
@@ -81,6 +82,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         shown = copy.copy(action)
         shown.option_strings = [name for name in action.option_strings if "_" not in name]
         return super()._format_action_invocation(shown)
+
+    def format_help(self) -> str:
+        return plain(super().format_help())  # which shows a recipe's values as defaults
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,3 +80,14 @@ def test_what_a_server_and_a_file_name_say_reaches_the_terminal_as_text(
             cli.main([*map(str, ["curate", *WORDS, *words, "--chat", chat])])
         printed = "".join(capsys.readouterr())
         assert "".join(said.split()) in "".join(printed.split()) and "\x1b" not in printed and "\x07" not in printed
+
+
+def test_help_shows_a_recipes_values_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mmedpo"])
+    (tmp_path / "recipe.yaml").write_text(f"source_name: {json.dumps(HOSTILE)}\n")
+    with suppress(SystemExit):
+        cli.main(["curate", "--config", str(tmp_path / "recipe.yaml"), "--help"])
+    printed = capsys.readouterr().out
+    assert "[red]x[/red]" in printed and plain(printed) == printed

@@ -17,14 +17,14 @@ from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.questions import write_lines
-from mmedpo.evaluation.score import Row, picture
+from mmedpo.evaluation.score import Row, picture, write_results
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.generation import Sampling
 from mmedpo.images import digest, open_rgb, size
 from mmedpo.ledger import Ledger
 from mmedpo.models import VisionLanguageModel
 from mmedpo.text import unit_interval
-from mmedpo.workdir import versions, write_json
+from mmedpo.workdir import versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -276,6 +276,6 @@ def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequen
 def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:
     write_lines(folder / "predictions.jsonl", predictions)
     write_lines(folder / "scores.jsonl", scores)
-    write_json(folder / "results.json", results)
+    results = write_results(folder, results)
     ledger.close()
     return results

@@ -17,11 +17,11 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
 from mmedpo.evaluation.predictions import Line, counts, notes, unanswered, without_open_thoughts
 from mmedpo.evaluation.questions import Question, QuestionSet, write, write_lines
-from mmedpo.evaluation.score import Scoring, score_folder
+from mmedpo.evaluation.score import Scoring, score_folder, write_results
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, Processes
 from mmedpo.schema import TASKS
-from mmedpo.workdir import versions, write_json
+from mmedpo.workdir import versions
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def evaluate(
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
         **_requests(sent), **counted, "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
     }  # fmt: skip
-    write_json(folder / "results.json", results)
+    results = write_results(folder, results)
     for ledger in ledgers:
         ledger.close()
     return results

@@ -13,8 +13,8 @@ from mmedpo import credentialed, formats, writable
 from mmedpo.errors import InputError
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, Row, Scoring, joined, score_pairs
-from mmedpo.workdir import portable, read_json, sha256, short_folder, versions, write_json
+from mmedpo.evaluation.score import PARTS, Row, Scoring, joined, score_pairs, write_results
+from mmedpo.workdir import portable, read_json, sha256, short_folder, versions
 
 log = logging.getLogger(__name__)
 
@@ -127,5 +127,4 @@ def _finish(
     for note in notes(lines):
         log.warning(note)
     results |= {"versions": versions(), **counted, "protocols": scoring.protocols, "metrics": metrics}
-    write_json(folder / "results.json", results)
-    return results
+    return write_results(folder, results)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mmedpo import credentialed, formats
 from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation import med_vqa
 from mmedpo.evaluation.metric import Metric
-from mmedpo.evaluation.score import METRICS, Row, first_ids, read_by_id
+from mmedpo.evaluation.score import METRICS, Row, Scoring, first_ids, read_by_id
 from mmedpo.schema import TASKS
-from mmedpo.workdir import read_json
+from mmedpo.workdir import read_json, sha256
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
@@ -156,14 +157,42 @@ def _load(folder: Path) -> Run:
             f"{folder}: {', '.join(FILES)} do not hold the same ids once each; run `mmedpo evaluate` anew.",
             [fault for some in faults for fault in some],
         )
+    _check_digests(folder, results)
     if not parts[0]:
         raise InputError(f"{folder} has no questions; there is nothing to compare.")
     run = Run(results["name"], results, *parts)
-    damaged = list(_damaged(run))
+    damaged = list(_damaged(run)) or list(_scored_wrong(run))
     if damaged:
         with credentialed.quoting_nothing(credentialed.first([results]) is not None):
             raise InputError(f"{folder} is damaged; run `mmedpo evaluate` anew:", damaged)
     return run
+
+
+def _check_digests(folder: Path, results: Row) -> None:
+    """Raise InputError where a file is another one than results.json, which may be older than digests, was made of."""
+    recorded = results.get("files_sha256", {})
+    recorded = recorded if isinstance(recorded, dict) else {f"{name}.jsonl": recorded for name in FILES}
+    expected = {"questions.jsonl": results.get("questions_sha256"), **recorded}
+    if changed := [name for name, digest in expected.items() if digest and sha256(folder / Path(name).name) != digest]:
+        raise InputError(
+            f"{folder}: {', '.join(changed)} changed after results.json was written, or belongs to another run. "
+            "Run `mmedpo evaluate` anew."
+        )
+
+
+def _scored_wrong(run: Run) -> Iterator[Fault]:
+    """Answers whose scores are not what the same definition gives now; reports take too long to score again."""
+    protocol = run.results["protocols"].get("med_vqa")
+    if not protocol or run.results["metrics"].get("med_vqa_definition") != med_vqa.DEFINITIONS.get(protocol):
+        return
+    scoring = Scoring(vqa_protocol=protocol)
+    for id_, question in run.questions.items():
+        if question["task"] in med_vqa.ANSWER_TYPES:
+            said = run.predictions[id_]["prediction"]
+            found, line = scoring.score(question["task"], said, question["reference"]), run.scores[id_]
+            if wrong := [key for key, value in found.items() if line.get(key, value) != value]:
+                said = ", ".join(f"{key} is {line[key]!r}, not {found[key]!r}" for key in wrong)
+                yield Fault(id_, "scores", f"are not those of the prediction and the reference: {said}")
 
 
 def _damaged(run: Run) -> Iterator[Fault]:

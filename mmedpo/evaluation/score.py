@@ -14,7 +14,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, report_generation, require_known, visual_reliance
 from mmedpo.evaluation.predictions import Line, reread
 from mmedpo.schema import TASKS
-from mmedpo.workdir import portable
+from mmedpo.workdir import portable, sha256, write_json
 
 METRICS = {  # by folder of eval/
     "med_vqa": med_vqa.metrics,
@@ -168,6 +168,14 @@ def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
         else:
             rows[id_] = row
     return rows, faults
+
+
+def write_results(folder: Path, results: Row) -> Row:
+    """Write results.json with the digests of the predictions and scores that it is about; returns its content."""
+    digests = {f"{name}.jsonl": sha256(folder / f"{name}.jsonl") for name in ("predictions", "scores")}
+    results = {**results, "files_sha256": digests}
+    write_json(folder / "results.json", results)
+    return results
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:

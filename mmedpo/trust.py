@@ -7,13 +7,13 @@ import re
 
 OWN_CODE = (
     "it comes with code of its own, which is not run. Give a model whose code ships with transformers "
-    "(`mmedpo convert` makes one of LLaVA's own layout)"
+    "(`mmedpo convert` makes one of LLaVA's own layout)."
 )
 PICKLED = (
     "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, since they could run code. "
-    "Where you trust it, save it once with `save_pretrained`, and give that folder"
+    "Where you trust it, save it once with `save_pretrained`, and give that folder."
 )
-OBJECTS = "it is pickled with more than tensors, which could run code and is not read. Give safetensors"
+OBJECTS = "it is pickled with more than tensors, which could run code and is not read. Give safetensors."
 
 
 def only_data() -> dict[str, bool]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import DeepSpeedPlugin
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -25,6 +26,12 @@ from mmedpo import zero
 from mmedpo.errors import InputError
 from mmedpo.training.config import MMedPOConfig
 
+# What DeepSpeed's own pickles hold beside tensors: classes of numbers and names.
+OWN = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler", "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address",
+}  # fmt: skip
+START_AGAIN = "Remove the folder of the run, and start again."
 SPREAD = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
 
 
@@ -48,6 +55,8 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
     shards = sorted(folder.glob("global_step*/*_optim_states.pt"))
     if not shards and not (folder / OPTIMIZER_NAME).exists():
         raise InputError(f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent}, start again.")
+    _refuse_code(folder)
+    trainer.accelerator.wait_for_everyone()  # before anything is joined in the folder
     if plugin is not None:
         if _foreign(folder, shards, plugin, trainer.args.world_size):
             if main and not (folder / "latest_universal").exists():  # written last
@@ -61,6 +70,31 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
         checkpoint = str(whole)
     trainer.accelerator.wait_for_everyone()
     return checkpoint
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raise InputError if what DeepSpeed would unpickle names more than tensors and `OWN`; nothing is unpickled here.
+
+    What the Trainer itself reads of a checkpoint is read as tensors and numbers alone.
+    """
+    read = [*folder.glob("global_step*")]
+    for pointer in ("latest", "latest_universal"):
+        if (folder / pointer).exists():
+            target = folder / (folder / pointer).read_text("utf-8").strip()
+            read.append(target)
+            if target.parent != folder or target.name == "..":
+                raise InputError(f"{folder / pointer}: it leads out of its checkpoint. {START_AGAIN}")
+    for file in sorted({file for place in read for file in (place, *place.rglob("*"))}):
+        if file.is_symlink():
+            raise InputError(f"{file}: it is a link, and a checkpoint holds its own files. {START_AGAIN}")
+        if file.suffix != ".pt":
+            continue
+        try:
+            foreign = sorted({*get_unsafe_globals_in_checkpoint(str(file))} - OWN)
+        except Exception as error:  # whatever is no pickle of torch's
+            raise InputError(f"{file}: it is torn, or no checkpoint of torch ({error}). {START_AGAIN}") from None
+        if foreign:
+            raise InputError(f"{file}: it is pickled with {', '.join(foreign)}, which could run code. {START_AGAIN}")
 
 
 def _foreign(folder: Path, shards: list[Path], plugin: DeepSpeedPlugin, processes: int) -> bool:

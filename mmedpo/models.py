@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, formats, hub, placeholders, trust
+from mmedpo import credentialed, formats, hub, placeholders, trial, trust
 from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
@@ -107,6 +107,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
 def _check_chat_template(name: str, owner: Any) -> None:
     if owner.chat_template is None:
         raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
+    trial.check(name, lambda: render(owner, "?"))
 
 
 def load_model(

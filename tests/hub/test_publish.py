@@ -484,15 +484,17 @@ def secrets(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     hub.accounts["hf_secret"] = hub.accounts["write"]
     monkeypatch.setenv("HOME", str(tmp_path / "Müller, Alice"))
     monkeypatch.setenv("MMEDPO_API_KEY", "sk-judges")
+    monkeypatch.setenv("MMEDPO_API_KEY__JUDGES_ORG", "sk-of-a-host\n")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return {
         "home": f"{Path.home()}/here", "escaped": json.dumps(f"{Path.home()}/here"), "quoted": f"file://{quote(str(Path.home()))}/",
         "current": f"{Path.cwd()}/here", "token": "hf_secret", "key": "https://judges/v1?api_key=sk-judges",
+        "host's key": "sk-of-a-host",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("word", ["home", "escaped", "quoted", "current", "token", "key"])
+@pytest.mark.parametrize("word", ["home", "escaped", "quoted", "current", "token", "key", "host's key"])
 def test_a_text_that_names_the_machine_or_holds_a_secret_is_stopped(
     hub: Hub, send: Publish, pairs: Path, word: str, secrets: dict[str, str]
 ) -> None:

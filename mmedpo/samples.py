@@ -102,7 +102,7 @@ def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict
     """The questions about an image's boxed findings, or its fault."""
     boxes, sentence = _boxes(row["boxes"])
     labels = parsed(row["labels"])
-    labels = labels.split("|") if isinstance(labels, str) else labels
+    labels = [labels] if isinstance(labels, str) else labels
     width = None if row["width"] is None else _number(row["width"])
     fault = ("boxes", sentence) if sentence else next(form_faults(row), None)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
@@ -113,6 +113,8 @@ def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict
         fault = ("boxes", "each needs a label, the finding in it")
     elif row["image"] is None:
         fault = ("image", "is empty; every row needs the name of an image file")
+    elif nothing := findings.fault(boxes, labels):
+        fault = fault or ("labels", nothing)
     if fault:
         yield where, {**row, FAULT: fault}
         return

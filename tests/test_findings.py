@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmedpo.findings import VOCABULARY, ask
+from mmedpo.findings import KNOWN, VOCABULARY, ask
 from mmedpo.sources import read_source
 
 MakeSource = Callable[..., Path]
@@ -18,13 +18,18 @@ NODULE = {**MASS, "label": "Nodule"}
 RIGHT = {"x": 100}  # the patient's right is shown on the left
 
 
-def made(boxes: Any = (), labels: Any = (), width: Any = 1024, image: str = "deep/a.png") -> dict[str, dict[str, Any]]:
+NORMAL = ("No Finding",)
+
+
+def made(
+    boxes: Any = (), labels: Any = NORMAL, width: Any = 1024, image: str = "deep/a.png"
+) -> dict[str, dict[str, Any]]:
     """The questions by their kind."""
     prefix = image.removesuffix(".png") + "-"
     return {question["id"].removeprefix(prefix): question for question in ask(image, boxes, labels, width)}
 
 
-def asked(*boxes: dict[str, Any], labels: Any = (), width: Any = 1024) -> dict[str, tuple[str, str]]:
+def asked(*boxes: dict[str, Any], labels: Any = NORMAL, width: Any = 1024) -> dict[str, tuple[str, str]]:
     """{kind: (question, answer)}, without the question about an absent finding."""
     found = made(boxes, labels, width)
     return {kind: (question["question"], question["answer"]) for kind, question in found.items() if kind != "absent"}
@@ -127,7 +132,7 @@ def test_no_finding_is_no_finding() -> None:
 
 
 def test_absent_finding_depends_on_the_images_name_alone() -> None:
-    assert absent([]) == absent([])
+    assert absent(NORMAL) == absent(NORMAL)
     drawn = {made(image=f"{number}.png")["absent"]["question"] for number in range(60)}
     assert len(drawn) == len(VOCABULARY)
 
@@ -137,7 +142,7 @@ def test_rows_without_questions_are_read_by_their_findings(make_source: MakeSour
         {
             "image": "a.png",
             "boxes": [{"label": "Mass", "x": 20, "y": 4, "w": 8, "h": 8}],
-            "labels": [],
+            "labels": ["Mass"],
             "width": 32,
             "patient_id": 7,
         },
@@ -149,6 +154,43 @@ def test_rows_without_questions_are_read_by_their_findings(make_source: MakeSour
     assert boxes == {"a-present-1": 1, "a-side-1": 1, "a-what-left": 1, "a-absent": 0, "samples.jsonl:2": 0}
     assert [sample.patient_id for sample in source.samples] == ["7", "7", "7", "7", None]
     assert source.samples[1].answer == "left"
+
+
+@pytest.mark.parametrize(
+    ("labels", "never"),
+    [
+        ("Nodule/Mass|Pleural effusion", VOCABULARY),
+        ("Cardiac enlargement|Pleural_Effusion", VOCABULARY),
+        ("Consolidation|Pleural Effusion", VOCABULARY),
+        ("Lung nodules", VOCABULARY),
+        ("No effusion", VOCABULARY),
+        (["Edema", "Opacity"], VOCABULARY),
+        ("Nodule/Mass", ["nodule", "mass"]),
+        ("Effusion, Mass", ["effusion", "mass"]),
+        ("effusions; Masses|nan|", ["effusion", "mass"]),
+        ("Infiltrates|Pleural_Thickening", ["infiltration"]),
+        (["Consolidation", "nan"], []),
+    ],
+    ids=str,
+)
+def test_no_finding_that_a_label_may_mean_is_asked_for_as_absent(labels: Any, never: list[str]) -> None:
+    asked_for = {
+        found["question"].split()[2]
+        for number in range(80)
+        for found in ask(f"{number}.png", [], [labels] if isinstance(labels, str) else labels, None)
+    }
+    assert asked_for == set(VOCABULARY) - set(never)
+
+
+@pytest.mark.parametrize("labels", ["[]", '["nan"]', [], ["nan", " "], "|", "Lung nodules", "Pleural_Effusion"])
+def test_labels_that_leave_everything_open_are_a_fault_but_beside_boxes(make_source: MakeSource, labels: Any) -> None:
+    box = {"label": "Mass", "x": 20, "y": 4, "w": 8, "h": 8}
+    source = read_source(
+        make_source([{"image": "a.png", "labels": labels}, {"image": "b.png", "labels": labels, "boxes": [box]}])
+    )
+    assert [(fault.row, fault.column) for fault in source.faults] == [("samples.jsonl:1", "labels")]
+    assert all(name in source.faults[0].sentence for name in KNOWN) or "No Finding" in source.faults[0].sentence
+    assert source.samples and not [sample for sample in source.samples if sample.answer == "no"]
 
 
 @pytest.mark.parametrize(

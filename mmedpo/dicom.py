@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo.errors import InputError
-from mmedpo.modes import WIDE_PIXEL, UnusableError, eight_bits, most_bytes, refuse_bombs
+from mmedpo.modes import WIDE_PIXEL, UnusableError, eight_bits, most_bytes, refuse_bombs, upper_bits
 
 SUFFIXES = (".dcm", ".dicom")
 MARK = b"DICM"  # from byte 128
@@ -98,6 +98,9 @@ def _shown(header: Any) -> np.ndarray:
         raise UnusableError("the DICOM file holds no image; drop the row")
     if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
         raise UnusableError(f"the DICOM file holds {frames} frames; export the one that the row is about")
+    bits, high = header.get("BitsStored"), header.get("HighBit")
+    if bits is not None and high is not None and high != bits - 1:
+        raise UnusableError(f"the DICOM file's values end at bit {high} and not {bits - 1} (HighBit); export it anew")
     stored = int(header.get("SamplesPerPixel") or 1) * -(-int(header.get("BitsAllocated") or 8) // 8)
     refuse_bombs(header.Rows * header.Columns, max(WIDE_PIXEL, stored))
     _bring_up(header)
@@ -108,8 +111,10 @@ def _shown(header: Any) -> np.ndarray:
     if kind == "PALETTE COLOR":
         return _coloured(values, header)
     if values.ndim == 3:
-        return (values >> max(int(header.BitsStored) - 8, 0)).astype(np.uint8)
+        return upper_bits(values)
     padding = _padding(values, header)
+    if padding is not None and padding.all():
+        raise UnusableError("every pixel of the DICOM file is padding; export it anew or drop the row")
     grey = _windowed(_rescaled(values, header), header, padding)
     grey = 255 - grey if kind == "MONOCHROME1" else grey
     return grey if padding is None else np.where(padding, np.uint8(0), grey)

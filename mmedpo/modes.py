@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # tags of a TIFF file
 COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes in memory: Pillow's of colour, float64's of more than 8 bits of grey
+DECODED = "decoded"
+GREY_ALPHA = "LA;16B"  # as Pillow packs PNG's grey with alpha of 16 bits, which it opens as RGBA
+OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's "RGB;16B"
 IMAGEJ_STACK = re.compile(r"\AImageJ=.*?^images=(\d+)", re.DOTALL | re.MULTILINE)
 
 
@@ -77,8 +81,10 @@ def upright_size(opened: Image) -> tuple[int, int]:
         UnusableError: several frames or pages.
     """
     _select_page(opened)
+    if opened.format == "TIFF":  # Pillow has turned its size
+        return opened.size
     # Asked for EXIF that is not there, Pillow would decode a PNG to its end.
-    known = opened.format == "TIFF" or not {"exif", "xmp"}.isdisjoint(opened.info)
+    known = not {"exif", "xmp"}.isdisjoint(opened.info)
     turned = known and opened.getexif().get(ORIENTATION, 1) >= 5
     return (opened.height, opened.width) if turned else (opened.width, opened.height)
 
@@ -94,7 +100,9 @@ def plain(opened: Image) -> Image:
 channel times alpha, rounded to whole numbers; medical images have dark backgrounds |
     | more than 8 bits of grey (I;16, I, F) | L, scaled by its own range; a colour key is black and left out of it |
     | WhiteIsZero TIFF of any depth | inverted first |
-    | 16 bits a channel of colour | RGB, the upper 8 bits |
+    | 16 bits of grey with alpha | grey scaled by its own range, then laid on black |
+    | 16 bits a channel of RGB | RGB, the upper 8 of the bits that the values use (12 of 16 are common), and alpha \
+alike; of an image that was decoded before, the upper 8 |
 
     Raises:
         UnusableError: several frames or pages, transparent everywhere, or pixels that are no numbers.
@@ -103,9 +111,61 @@ channel times alpha, rounded to whole numbers; medical images have dark backgrou
 
     _select_page(opened)
     tags, packing = _tags(opened), _packing(opened)
-    image = _picture(ImageOps.exif_transpose(opened), tags, packing)
+    image = _picture(ImageOps.exif_transpose(_loaded(opened)), tags, packing)
     image.info = {}
     return image
+
+
+def _loaded(opened: Any) -> Image:
+    """The decoded image, one of 16 bits a channel by the bits that it uses."""
+    from PIL import Image as pillow
+
+    is_grey, deep = _packing(opened) == GREY_ALPHA, _lower_bytes(opened)
+    if opened.format == "TIFF" and getattr(opened, "filename", ""):  # mapped from its file, a turned one is scrambled
+        name, opened.filename = opened.filename, ""
+        opened.load()
+        opened.filename = name
+    if deep is None:
+        return opened
+    if is_grey:
+        high, low, alpha, alpha_low = np.moveaxis(np.asarray(deep, dtype=np.uint16), -1, 0)
+        grey, alpha = high << 8 | low, alpha << 8 | alpha_low
+        layers = [eight_bits(grey, padding=alpha == 0 if alpha.any() else None), upper_bits(alpha)]
+    else:
+        values = np.asarray(opened).astype(np.uint16) << 8 | np.asarray(deep)
+        layers = [
+            *np.moveaxis(upper_bits(values[..., :3]), -1, 0),
+            *map(upper_bits, np.moveaxis(values[..., 3:], -1, 0)),
+        ]
+    made = pillow.merge("LA" if is_grey else opened.mode, [pillow.fromarray(layer) for layer in layers])
+    made.info = dict(opened.info)
+    return made
+
+
+def _lower_bytes(opened: Any) -> Image | None:
+    """The lower bytes of an image of 16 bits a channel, of which Pillow decodes the upper ones; of grey with alpha all
+    four bytes. None for other images, and for those that are decoded already."""
+    tiles = getattr(opened, "tile", None) or []
+    packings = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
+    if not packings or not re.fullmatch(r"(LA|RGBA?|RGBX);16[BLN]", str(packings[0])):
+        return None
+    place = opened.fp.tell()
+    opened.fp.seek(0)
+    twin: Any = open_image(opened.fp.read())
+    opened.fp.seek(place)
+    twin.seek(opened.tell())
+    # Grey and alpha, of two bytes each, are four bytes as RGBA are; of the others a packing takes the lower bytes.
+    other = "RGBA" if packings[0] == GREY_ALPHA else packings[0][:-1] + OTHER_BYTE[packings[0][-1]]
+    twin.tile = [
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in twin.tile
+    ]
+    twin.load()
+    return twin
+
+
+def upper_bits(values: np.ndarray) -> np.ndarray:
+    """uint8: the upper 8 of the bits that unsigned values use, which may be fewer than they are stored in."""
+    return (values >> max(int(values.max(initial=0)).bit_length() - 8, 0)).astype(np.uint8)
 
 
 def _picture(image: Image, tags: Any, packing: str) -> Image:
@@ -188,9 +248,11 @@ def _tags(opened: Image) -> Any:
 
 
 def _packing(opened: Image) -> str:
-    """How a PNG file that is not yet decoded packs its pixels, as Pillow calls it: "L;4", "RGB;16B", ..."""
+    """How a PNG file packs its pixels, as Pillow calls it: "L;4", "RGB;16B", ...; not known once it is decoded."""
+    if opened.format != "PNG":
+        return ""
     tiles = getattr(opened, "tile", None)
-    return str(tiles[0].args) if opened.format == "PNG" and tiles else ""
+    return str(tiles[0].args) if tiles else DECODED
 
 
 def _on_black(image: Image, packing: str) -> Image:
@@ -201,6 +263,11 @@ def _on_black(image: Image, packing: str) -> Image:
         return pillow.merge(mode, [image.getchannel(band) for band in mode])
     if "transparency" in image.info and packing in ("L;2", "L;4"):  # Pillow scales the pixels, not the key
         image.info["transparency"] *= 255 // (2 ** int(packing[-1]) - 1)
+    elif packing == DECODED and image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
+        # A key that is no pixel's value, of pixels that 2 or 4 bits can hold, is not yet scaled.
+        values = np.unique(np.asarray(image))
+        step = next((step for step in (85, 17) if not (values % step).any() and key <= 255 // step), 1)
+        image.info["transparency"] = key * step
     elif "transparency" in image.info and packing.startswith("RGB;16"):  # the key has 16 bits, the pixels 8
         raise UnusableError("the image has 16 bits a channel and a transparent colour; save it without transparency")
     layered = image.convert("LA" if mode == "L" else "RGBA")

@@ -127,10 +127,6 @@ def padded(tmp_path: Path, photometric: str = "MONOCHROME2", **header: Any) -> n
     return pixels(tmp_path / "a.dcm")
 
 
-def test_picture_of_padding_alone_is_black(tmp_path: Path) -> None:
-    assert not shown(tmp_path, np.full((2, 2), 7, np.uint16), PixelPaddingValue=7).any()
-
-
 def test_float_pixels_are_scaled_by_their_own_range_without_padding(tmp_path: Path) -> None:
     values = np.array([[-1e6, 0, 0.5], [1, 1.5, 2.5]], dtype=np.float32)
     made = shown(tmp_path, values, FloatPixelPaddingValue=-1e6)
@@ -173,6 +169,10 @@ def test_dicom_tables_are_applied(tmp_path: Path) -> None:
 
 def test_colour_dicom_is_rgb(tmp_path: Path) -> None:
     assert np.array_equal(shown(tmp_path, colours(), "RGB"), colours())
+    deep = colours().astype(np.uint16) << 8 | 7
+    assert np.array_equal(shown(tmp_path, deep | 2**15, "RGB"), colours() | 128)
+    twelve = np.array([[[0, 16, 4095], [2048, 255, 15]]], np.uint16)  # of 12 bits, in 16 said to be used
+    assert shown(tmp_path, twelve, "RGB").tolist() == [[[0, 1, 255], [128, 15, 0]]]
     brightness = np.asarray(Image.fromarray(colours()).convert("YCbCr"))
     there_and_back = shown(tmp_path, brightness, "YBR_FULL").astype(int)
     assert np.abs(there_and_back - colours()).max() <= 3  # Y and Cb each cut by up to 1: 1 + 1.772, and rounded
@@ -250,6 +250,8 @@ DICOM_FAULTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "too large": (lambda: dicom(RAMP, Rows=20000, Columns=20000), f"400000000 pixels .*set {LIMIT_VARIABLE}"),
     "ink": (lambda: dicom(np.zeros((2, 2, 4), np.uint8), "CMYK", SamplesPerPixel=4), "neither RGB nor YBR"),
     "syntax without pixels": (lambda: packed_as("1.2.840.10008.1.2.4.100"), "no known package decodes"),
+    "padding alone": (lambda: dicom(np.full((2, 2), 7, np.uint16), PixelPaddingValue=7), "every pixel .* is padding"),
+    "values in the upper bits": (lambda: dicom(RAMP, BitsStored=12, HighBit=15), r"end at bit 15 and not 11 \(HighBit"),
     "name in another place": (misplaced_name, "DICOM file cannot be decoded .BytesLengthException."),
 }
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mmedpo.errors import InputError
-from mmedpo.images import embedded, fault, open_rgb
+from mmedpo.images import embedded, fault, open_rgb, pixels, size
 from tests.pictures import (
     ALPHA,
     HEIGHT,
@@ -78,6 +78,30 @@ def colour_map(table: np.ndarray) -> dict[int, Any]:
     return {262: 3, 320: table.T.ravel()}
 
 
+TWELVE = np.random.default_rng(2).integers(0, 2**12, (HEIGHT, WIDTH, 3))
+TWELVE[0, 0] = 0, 2048, 4095
+
+
+def sixteen_bits(values: np.ndarray, colour: int) -> bytes:
+    """A PNG file of 16 bits a channel; `colour` as PNG counts its kinds: 2 RGB, 4 grey with alpha, 6 RGBA."""
+    return png_file(HEIGHT, WIDTH, 16, colour, b"".join(b"\0" + row.tobytes() for row in values.astype(">u2")))
+
+
+def with_alpha(values: np.ndarray, opaque: int) -> np.ndarray:
+    """`values` with a channel of alpha: 0 in the first row, else `opaque`."""
+    alpha = np.full((HEIGHT, WIDTH), opaque)
+    alpha[0] = 0
+    return np.dstack([values, alpha])
+
+
+def without_first_row(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros_like(values[:1]), values[1:]]).astype(np.uint8)
+
+
+def own_range(values: np.ndarray) -> np.ndarray:
+    return (values - values.min()) * 255 // (values.max() - values.min())
+
+
 # Made as, and the right pixels: uint8 H x W or H x W x 3.
 RIGHT: dict[str, tuple[str, Callable[[], bytes], Callable[[], np.ndarray]]] = {
     "RGBA": ("png", lambda: layered("RGBA", "PNG"), lambda: on_black(colours())),
@@ -120,6 +144,18 @@ RIGHT: dict[str, tuple[str, Callable[[], bytes], Callable[[], np.ndarray]]] = {
         "png", sixteen_bit_colour,
         lambda: (np.random.default_rng(0).integers(0, 2**16, (HEIGHT, WIDTH, 3)) >> 8).astype(np.uint8),
     ),
+    "RGB of 12 in 16 bits": ("png", lambda: sixteen_bits(TWELVE, 2), lambda: (TWELVE >> 4).astype(np.uint8)),
+    "RGB of 12 in 16 bits, turned TIFF": (
+        "tif", lambda: tiff((TWELVE.astype(np.uint16), {262: 2, 274: 6})),
+        lambda: np.rot90(TWELVE >> 4, -1).astype(np.uint8),
+    ),
+    "RGBA of 12 in 16 bits": (
+        "png", lambda: sixteen_bits(with_alpha(TWELVE, 4095), 6), lambda: without_first_row(TWELVE >> 4)
+    ),
+    "LA of 12 in 16 bits": (
+        "png", lambda: sixteen_bits(with_alpha(TWELVE[..., 0], 65535), 4),
+        lambda: without_first_row(np.vstack([TWELVE[:1, :, 0], own_range(TWELVE[1:, :, 0])])),
+    ),
     "1 bit": ("png", lambda: file(Image.fromarray(GREY > 127), "PNG"), lambda: (GREY > 127) * np.uint8(255)),
     "a TIFF and its thumbnail": ("tif", lambda: tiff((GREY, {}), (GREY[::2, ::2], {254: 1})), lambda: GREY),
     "a thumbnail and its TIFF": ("tif", lambda: tiff((GREY[::2, ::2], {254: 1}), (GREY, {254: 0})), lambda: GREY),
@@ -145,7 +181,7 @@ def test_pixels_of_each_kind_are_the_right_ones_everywhere(tmp_path: Path, kind:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(held["bytes"])).convert("RGB")), expected)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in RIGHT if "WhiteIsZero, 16" not in kind and "of 4 bits" not in kind])
+@pytest.mark.parametrize("kind", [kind for kind in RIGHT if "WhiteIsZero, 16" not in kind and "in 16 bits" not in kind])
 def test_opened_image_is_read_as_its_file_is(tmp_path: Path, kind: str) -> None:
     data = RIGHT[kind][1]()
     opened = Image.open(io.BytesIO(data))
@@ -155,6 +191,26 @@ def test_opened_image_is_read_as_its_file_is(tmp_path: Path, kind: str) -> None:
     made.append(np.asarray(open_rgb(opened)))
     assert all(np.array_equal(one, np.asarray(open_rgb(data))) for one in made)
     assert opened.info.get("transparency") == before, "what was given is as it was"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RIGHT if "in 16 bits" in kind])
+def test_opened_image_of_fewer_bits_than_it_stores_is_read_as_its_file_is(kind: str) -> None:
+    data = RIGHT[kind][1]()
+    assert np.array_equal(np.asarray(open_rgb(Image.open(io.BytesIO(data)))), np.asarray(open_rgb(data)))
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("values", [GREY, STEPS], ids=["8 bits", "16 bits"])
+def test_turned_tiff_is_upright_however_it_is_opened(tmp_path: Path, values: np.ndarray, number: int) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff((values, {274: number})))
+    upright = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T, np.rot90(values, -1),
+               np.rot90(values, 2).T, np.rot90(values)][number - 1]  # fmt: skip
+    right = upright if values is GREY else own_range(upright.astype(int))
+    assert np.array_equal(pixels(path), right)
+    with Image.open(path) as opened:
+        assert np.array_equal(pixels(opened), right)
+    assert size({"bytes": None, "path": path}) == (right.shape[1], right.shape[0])
 
 
 @pytest.mark.parametrize(("ink", "right"), [((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 200), (55, 55, 55))])

@@ -33,8 +33,8 @@ class Source:
 
     `license` is the strictest of `licenses`. `split_by` is "source", "patient", "study" or "image"; `note` says that
     the table's own split was not used, and why; `told` how the source was split in any case. `images_in_other_splits`
-    counts pictures of the split (of all, where none was chosen) that another one holds too: 0 but for a split that was
-    taken as it stands. `notices` say what else a person should know: columns that are not read, gold answers that may
+    counts pictures of the split (of all, where none was chosen) that another one holds too, `patients_in_other_splits`
+    its patients (or studies, where these stand for them): 0 but for a split that was taken as it stands. `notices` say what else a person should know: columns that are not read, gold answers that may
     be none (`doubtful_answers`), several licences.
     """
 
@@ -44,6 +44,7 @@ class Source:
     faults: list[Fault] = field(default_factory=list)
     split_by: str = "source"
     images_in_other_splits: int = 0
+    patients_in_other_splits: int = 0
     note: str | None = None
     marked_by: str | None = None
     told: str = ""
@@ -65,13 +66,19 @@ class Source:
         """How many gold answers may be none, by reason."""
         return gold.doubts((sample.question, sample.answer) for sample in self.samples)
 
+    @property
+    def in_other_splits(self) -> dict[str, int]:
+        """What a split that was taken as it stands shares with others, as manifests and results record it."""
+        names = ("images_in_other_splits", "patients_in_other_splits")
+        return {name: getattr(self, name) for name in names}
+
     def record(self, split: str | None) -> dict[str, Any]:
         """The "source" of a manifest; `split` is the one that was kept."""
         return {
             "name": self.name, "license": self.license, "licenses": self.licenses,
             "split": split, "split_by": self.split_by, "split_rows": self.split_rows,
             **({"moved": self.moved} if self.moved else {}),
-            **({"images_in_other_splits": self.images_in_other_splits} if self.images_in_other_splits else {}),
+            **{name: count for name, count in self.in_other_splits.items() if count},
             "questions": len(self.samples), "doubtful_answers": self.doubtful_answers, "notices": self.notices,
             **({"credentialed": True} if self.credentialed else {}),
         }  # fmt: skip
@@ -265,6 +272,7 @@ def _settle_split(source: Source, unit: str, chosen: str | None, official: bool)
     source.note = made.note(source.name)
     source.told = made.told(source.name, chosen, official, quoted=not source.credentialed)
     source.images_in_other_splits = made.shared(chosen)
+    source.patients_in_other_splits = made.shared(chosen, "patient_id")
 
 
 def _keep(source: Source, split: str | None, limit: int | None, seed: int, also: Collection[str]) -> None:

@@ -23,23 +23,26 @@ class Split:
         rows: of each part.
         why: it was made anew; None where it was not.
         moved: rows, and images with such rows, that lie in another part than the table says.
+        unit: what `patient_id` names: "patient", or "study".
     """
 
     samples: list[Sample]
     by: str = "source"
     why: str | None = None
     moved: dict[str, int] = field(default_factory=dict)
+    unit: str = "patient"
 
     @property
     def rows(self) -> dict[str, int]:
         found = Counter(sample.split for sample in self.samples)
         return {name: found[name] for name in (*SHARES, *sorted(found.keys() - SHARES.keys())) if found[name]}
 
-    def shared(self, split: str | None) -> int:
-        """How many images of a part (of all, where None) lie in another one too."""
+    def shared(self, split: str | None, column: str = "image_digest") -> int:
+        """How many images (or patients: `column` is "patient_id") of a part, of all where None, lie in another too."""
         homes: dict[str, set[str]] = {}
         for sample in self.samples:
-            homes.setdefault(sample.image_digest, set()).add(sample.split)
+            if group := getattr(sample, column):
+                homes.setdefault(group, set()).add(sample.split)
         return sum(len(splits) > 1 and (split is None or split in splits) for splits in homes.values())
 
     def note(self, name: str) -> str | None:
@@ -56,8 +59,9 @@ class Split:
         parts may be said."""
         own = f": {self._said()}" if quoted else ""
         said = self.note(name) or f"The split of {name} is its table's own{own}."
-        if official and (both := self.shared(chosen)):
-            said += f" It is taken as it stands: {both:,} images of {chosen or 'it'} lie in other parts too."
+        counts = {"images": self.shared(chosen), _plural(self.unit): self.shared(chosen, "patient_id")}
+        if official and (both := " and ".join(f"{count:,} {units}" for units, count in counts.items() if count)):
+            said += f" It is taken as it stands: {both} of {chosen or 'it'} lie in other parts too."
         if chosen is None and len(self.rows) > 1:
             said += " No --split was given: the rows of all parts are taken."
         return said
@@ -86,7 +90,7 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
                 f"{len(without)} rows without a split ({without[0]} is the first), so that there is no official one to "
                 "take; leave out --official-split."
             )
-        return Split(list(samples))
+        return Split(list(samples), unit=unit)
     names: dict[str, str] = {}  # a picture is called by its first name, since decoders may differ in the last bit
     for sample in samples:
         names[sample.image_digest] = min(sample.image_id, names.get(sample.image_digest, sample.image_id))

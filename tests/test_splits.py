@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
+from mmedpo.evaluation.questions import of_source
 from mmedpo.sources import Source, read_source
 from mmedpo.splits import MANY, SHARES, part, places
 
@@ -128,6 +129,29 @@ def test_curate_takes_the_official_split_where_asked(make_source: MakeSource) ->
         "split_rows": {"train": 4, "test": 4}, "images_in_other_splits": 4, "questions": 4, "doubtful_answers": {},
         "notices": [],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "split", "shared", "said"),
+    [
+        ("patient", "test", 2, "It is taken as it stands: 2 patients of test lie in other parts too."),
+        ("patient", None, 2, "It is taken as it stands: 2 patients of it lie in other parts too."),
+        ("study", "train", 2, "It is taken as it stands: 2 studies of train lie in other parts too."),
+        ("patient", "validation", 0, "The split of clinic is its table's own"),
+    ],
+)
+def test_patients_that_an_official_split_shares_are_counted_and_said(
+    make_source: MakeSource, column: str, split: str | None, shared: int, said: str
+) -> None:
+    parts = ["train", "train", "test", "test", "train", "validation"]
+    names = ["p", "q", "p", "q", "r", "s"]
+    path = folder(make_source, 6, split=parts.__getitem__, **{column: names.__getitem__})
+    source = read_source(path, split, official_split=True)
+    assert (source.patients_in_other_splits, source.images_in_other_splits) == (shared, 0)
+    assert said in source.told and ("as it stands" in source.told) == bool(shared)
+    assert source.record(split).get("patients_in_other_splits", 0) == shared
+    recorded = of_source(path, split=split, official_split=True).record
+    assert (recorded["patients_in_other_splits"], recorded["images_in_other_splits"]) == (shared, 0)
 
 
 @pytest.mark.parametrize("other", ["study_id", "StudyInstanceUID", "study"])

@@ -147,7 +147,7 @@ def of_source(
     if processor is not None:
         leave_to(source, processor)
         refuse_faults(source, skip_faulty)
-    shared = {"images_in_other_splits": source.images_in_other_splits} if official_split else {}
+    shared = source.in_other_splits if official_split else {}
     source.samples = limited(source.samples, limit, seed)
     asked = of_samples(source.samples, {
         "source": source.name, "split": split, "split_by": source.split_by, **shared, "limit": limit,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import InputError
-from mmedpo.tables import form_fault, is_missing
+from mmedpo.tables import as_text, form_fault, is_missing
 from mmedpo.text import plain
 
 COLUMNS = {  # the names of a column, the one that counts first where a row has several; docs/curation.md lists them
@@ -47,6 +47,10 @@ PATIENT = re.compile(
     r"(patient|subject|participant|person|mrn|study|exam|accession|visit|admission)"
     r"(?!.*(age|sex|gender|race|ethnicity|date|time|year|position|orientation|weight|height|size|type|description)$)"
 )
+NAMELESS = frozenset((  # what stands in a patient's or study's column where nobody is named, as well as marks alone
+    "unknown", "unk", "anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified", "de-identified",
+    "missing", "unnamed", "not available", "not known", "redacted", "removed",
+))  # fmt: skip
 LIKENESS = 0.76  # of two names (difflib), above that of "age" and "image"
 INDEX = re.compile(r"(unnamed\d+)?")  # what pandas calls the column of row numbers
 
@@ -72,6 +76,13 @@ def row_of(raw: Mapping[str, Any]) -> dict[str, Any]:
         spelt = [str(cell) for name, cell in raw.items() if KNOWN.get(key(name)) == "answer" and cell is not None]
         row[SPELT] = next((text for text in spelt if text.strip()), None)
     return row
+
+
+def group_name(cell: Any) -> str:
+    """The one spelling of a patient or study, of which 1, 1.0, "1.0" and a full-width 1 are the same; "" for nobody."""
+    name = " ".join(plain(as_text(cell)).split())
+    nobody = name.casefold() in NAMELESS or not re.search(r"[^\W_]", name)
+    return "" if nobody else re.sub(r"^(\d+)\.0+$", r"\1", name)
 
 
 def _is_missing(name: str, cell: Any) -> bool:

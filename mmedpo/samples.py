@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo import credentialed, findings, placeholders, places
-from mmedpo.columns import SPELT, form_faults, row_of
+from mmedpo.columns import SPELT, form_faults, group_name, row_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES, open_rgb
 from mmedpo.modes import WIDE_PIXEL, refuse_bombs
@@ -157,7 +157,7 @@ def read_sample(
         return None, faults
     return Sample(
         id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
-        image_id=_name_in(root, image), patient_id=as_text(row["patient_id"]).strip() or None,
+        image_id=_name_in(root, image), patient_id=group_name(row["patient_id"]) or None,
         split=as_text(row["split"]).strip(), boxes=boxes, source=as_text(row["source"]) or name,
         license=as_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence,
         image_digest="", image_size=(0, 0),

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo import credentialed, gold, licenses, places, refusals, splits
-from mmedpo.columns import check_columns
+from mmedpo.columns import check_columns, group_name
 from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import UnusableImage, digest, open_rgb
 from mmedpo.samples import Sample, image_files, questions, read_heat, read_sample
-from mmedpo.tables import as_text, find_table
+from mmedpo.tables import find_table
 from mmedpo.text import unit_interval
 
 
@@ -34,8 +34,9 @@ class Source:
     `license` is the strictest of `licenses`. `split_by` is "source", "patient", "study" or "image"; `note` says that
     the table's own split was not used, and why; `told` how the source was split in any case. `images_in_other_splits`
     counts pictures of the split (of all, where none was chosen) that another one holds too, `patients_in_other_splits`
-    its patients (or studies, where these stand for them): 0 but for a split that was taken as it stands. `notices` say what else a person should know: columns that are not read, gold answers that may
-    be none (`doubtful_answers`), several licences.
+    its patients (or studies, where these stand for them): 0 but for a split that was taken as it stands. `notices` say
+    what else a person should know: columns that are not read, gold answers that may be none (`doubtful_answers`),
+    several licences.
     """
 
     name: str
@@ -125,6 +126,7 @@ def read_source(
     taken: dict[str, str] = {}
     studies: dict[str, str] = {}
     columns: set[str] = set()
+    nameless = 0
     for where, row in questions(table, columns):
         if credentialed.is_yes(row.get("credentialed")):
             source.marked_by = source.marked_by or f"the row {where}"
@@ -134,7 +136,8 @@ def read_source(
         source.faults += faults
         if sample and not faults:
             source.samples.append(sample)
-            studies[sample.id] = as_text(row["study_id"]).strip()
+            studies[sample.id] = group_name(row["study_id"])
+            nameless += any(row[one] is not None and not group_name(row[one]) for one in ("patient_id", "study_id"))
     if not source.samples and not source.faults:
         raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
     if not source.samples:
@@ -146,6 +149,9 @@ def read_source(
         source.name = source.samples[0].source
         _settle_split(source, _unit(source, studies), split, official_split)
         _keep(source, split, limit, seed, also)
+    if nameless:
+        said = f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -)"
+        source.notices.append(f"{said}: it is read as missing.")
     source.license = next(iter(source.licenses), license)
     source.notices += licenses.notices(source.record(split))
     source.notices += column_notices(source.name, columns)

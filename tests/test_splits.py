@@ -131,6 +131,38 @@ def test_curate_takes_the_official_split_where_asked(make_source: MakeSource) ->
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("column", ["patient_id", "study_id"])
+@pytest.mark.parametrize(
+    ("cells", "name"),
+    [
+        (("Andr\u00e9", "Andre\u0301"), "Andr\u00e9"),
+        (("P\u20111", "P-1", "P\u20131"), "P-1"),
+        (("P\u200b1", "P1", " P1\u00a0"), "P1"),
+        (("\uff11\uff12", "12", 12, 12.0, "12.0"), "12"),
+        (("J  Doe", "J\u3000Doe"), "J Doe"),
+        ((1.5, "1.5"), "1.5"),
+        (("p1", "P1"), None),  # case may tell two apart
+    ],
+)
+def test_one_patient_or_study_under_several_spellings_is_one(
+    make_source: MakeSource, column: str, cells: tuple[Any, ...], name: str | None
+) -> None:
+    path = folder(make_source, len(cells), **{column: cells.__getitem__})
+    found = {sample.patient_id for sample in read_source(path).samples}
+    assert found == ({name} if name else set(cells))
+    assert name is None or len({sample.split for sample in read_source(path).samples}) == 1
+
+
+@pytest.mark.parametrize("column", ["patient_id", "study_id"])
+@pytest.mark.parametrize("cell", ["unknown", "-", "Anonymous", "--", "?", "ANONYMIZED", "_", "\u2014", "Not available"])
+def test_nobodys_name_is_no_patient_and_is_said(make_source: MakeSource, column: str, cell: str) -> None:
+    source = read_source(folder(make_source, 8, **{column: lambda _: cell}))
+    assert ({sample.patient_id for sample in source.samples}, source.split_by) == ({None}, "image")
+    assert source.notices == [
+        "16 rows of clinic name a patient or study that is nobody (unknown, anonymous, -): it is read as missing."
+    ]
+
+
 @pytest.mark.parametrize(
     ("column", "split", "shared", "said"),
     [

@@ -75,7 +75,7 @@ def test_table_written_by_pandas_has_no_patient_called_nan(make_source: MakeSour
     for text in (table.to_csv(), table.astype(str).to_csv(index=False), table.to_csv(na_rep="NaN")):
         source = read_source(make_source(text=text, table="t.csv"))
         assert faults(source) and {column for column, _ in faults(source)} == {"answer"}
-        assert [sample.patient_id for sample in source.samples] == [None, "4.0"]
+        assert [sample.patient_id for sample in source.samples] == [None, "4"]
         assert [len(sample.boxes) for sample in source.samples] == [1, 0]
         assert ["name no patient" in said for said in source.notices] == [True]  # and nothing of the row numbers
     records = {"t.json": table.to_json(orient="records"), "t.jsonl": json.dumps(WHOLE | {"patient": math.nan})}

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmedpo import thoughts
+from mmedpo.errors import Fault
 from mmedpo.thoughts import Answer
 
 Line = dict[str, Any]
-KEPT = ("raw", "cut", "unanswered")  # of a line that was written before
+KEPT = {"raw": str, "cut": bool, "unanswered": str}  # of a line that was written before; null is absent
+NOTHING = "the prediction is null or NaN"  # as tables write an empty cell
 
 
 def line(answer: Answer) -> Line:
@@ -30,7 +32,28 @@ def unanswered(why: str | None) -> Line:
 
 def reread(row: Mapping[str, Any]) -> Line:
     """A line as `line` makes it from one written elsewhere, whose prediction may still hold a thought."""
-    return line(thoughts.read(row["prediction"])) | {name: row[name] for name in KEPT if name in row}
+    kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+    if is_nothing(said := row["prediction"]):
+        return {"prediction": "", "unanswered": NOTHING} | kept
+    return line(thoughts.read(said)) | kept
+
+
+def is_nothing(said: Any) -> bool:
+    """Whether a prediction is an empty cell of a table: null, NaN, or the text that pandas makes of it."""
+    return said is None or said != said or (isinstance(said, str) and said.strip().casefold() == "nan")
+
+
+def faults(id_: str, row: Mapping[str, Any]) -> list[Fault]:
+    """What of a line written elsewhere has a wrong type."""
+    found = []
+    if "prediction" not in row or not (isinstance(said := row["prediction"], str) or is_nothing(said)):
+        shown = repr(row["prediction"]) if "prediction" in row else "absent"
+        found.append(Fault(id_, "prediction", f"is {shown}, not a string; an unanswered question has ''"))
+    for name, kind in KEPT.items():
+        if not isinstance(row.get(name), kind | None):
+            wanted = "a string" if kind is str else "true or false"
+            found.append(Fault(id_, name, f"is {row[name]!r:.40}, not {wanted}; correct or remove it"))
+    return found
 
 
 def without_open_thoughts(lines: Mapping[str, Line]) -> dict[str, Line]:

@@ -13,6 +13,7 @@ from mmedpo import bounded
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, report_generation, require_known, visual_reliance
 from mmedpo.evaluation.predictions import Line, reread
+from mmedpo.evaluation.predictions import faults as wrong_types
 from mmedpo.schema import TASKS
 from mmedpo.workdir import portable, sha256, write_json
 
@@ -130,17 +131,13 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
     """Each question with its line of predictions.jsonl, joined by id, in the order of the questions; without thoughts.
 
     Raises:
-        InputError: files missing or broken; ids missing, surplus or repeated; null predictions; all are listed.
+        InputError: files missing or broken; ids missing, surplus or repeated; fields of a wrong type; all are listed.
     """
     questions, faults = read_by_id(questions_file)
     predictions, more = read_by_id(predictions_file)
     faults += more
     faults += question_faults(questions.values(), scoring)
-    faults += [
-        Fault(id_, "prediction", f"is {row.get('prediction')!r}, not a string; an unanswered question has ''")
-        for id_, row in predictions.items()
-        if not isinstance(row.get("prediction"), str)
-    ]
+    faults += [fault for id_, row in predictions.items() for fault in wrong_types(id_, row)]
     missing = [id_ for id_ in questions if id_ not in predictions]
     surplus = [id_ for id_ in predictions if id_ not in questions]
     faults += [Fault(id_, "prediction", "is missing; every question needs one") for id_ in missing]

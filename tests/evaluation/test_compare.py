@@ -351,7 +351,7 @@ def test_an_unknown_measure_is_refused(tmp_path):
          "open-3 [scores]: are about none of the metrics"),
         ("questions", {"image_id": None}, "open-3 [image_id]: is None, not a string"),
         ("questions", {"task": "riddle"}, "open-3 [task]: is 'riddle'"),
-        ("predictions", {"prediction": None}, "open-3 [prediction]: is None, not a string"),
+        ("predictions", {"prediction": 5}, "open-3 [prediction]: is 5, not a string"),
     ],
 )  # fmt: skip
 def test_damaged_lines_are_named(tmp_path, file, line, named):

@@ -171,6 +171,45 @@ def test_predictions_made_elsewhere_are_scored_without_their_thoughts(asked: Que
     assert found["raw"]["unanswered_reasons"] == {"its thought was not finished": 6, "the answer is empty": 2}
 
 
+NOTHING = {"prediction": "", "unanswered": "the prediction is null or NaN"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prediction": "Yes.", "raw": None, "cut": None, "unanswered": None}, {"prediction": "Yes."}),
+        ({"prediction": "The", "cut": True, "raw": "a The"}, {"prediction": "The", "cut": True, "raw": "a The"}),
+        *(({"prediction": nothing}, NOTHING) for nothing in (None, float("nan"), "nan", " NaN\n")),
+        ({"prediction": None, "unanswered": "it was refused"}, {"prediction": "", "unanswered": "it was refused"}),
+        ({"prediction": "Nancy"}, {"prediction": "Nancy"}),
+    ],
+)
+def test_a_line_made_elsewhere_says_nothing_by_null_and_nan(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert predictions.faults("a", row) == []
+    assert predictions.reread(row) == expected
+    assert predictions.counts([expected])["unanswered"] == int(not expected["prediction"])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, "a [prediction]: is absent, not a string; an unanswered question has ''"),
+        ({"prediction": 5}, "a [prediction]: is 5, not a string; an unanswered question has ''"),
+        ({"prediction": "x", "raw": 5}, "a [raw]: is 5, not a string; correct or remove it"),
+        ({"prediction": "x", "cut": ".."}, "a [cut]: is '..', not true or false; correct or remove it"),
+        ({"prediction": "x", "unanswered": []}, "a [unanswered]: is [], not a string; correct or remove it"),
+    ],
+)
+def test_a_wrong_type_is_the_fault_of_its_line(
+    row: dict[str, Any], said: str, asked: QuestionSet, tmp_path: Path
+) -> None:
+    assert list(map(str, predictions.faults("a", row))) == [said]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"id": q.id, **row}) + "\n" for q in asked.questions), encoding="utf-8")
+    with pytest.raises(InputError, match="20 faults"):
+        score_predictions(asked, file, tmp_path, Scoring(), {"name": "a"})
+
+
 def test_plain_predictions_beside_thoughts_that_the_template_opened_are_pointed_at() -> None:
     told = ["Hm.</think>Yes.", "It may be yes or", ""]
     lines = [predictions.reread({"prediction": text}) for text in told]

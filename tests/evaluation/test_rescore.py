@@ -111,10 +111,10 @@ def test_predictions_made_elsewhere_make_an_evaluation_folder(
 def test_every_fault_of_predictions_is_listed_and_nothing_is_left(
     asked: QuestionSet, corpus: Path, tmp_path: Path
 ) -> None:
-    null, number, missing, twice = (question.id for question in asked.questions[:4])
+    object_, number, missing, twice = (question.id for question in asked.questions[:4])
     file = predictions(
         tmp_path / "theirs.jsonl", asked,
-        **{null: {"id": null, "prediction": None}, number: {"id": number, "prediction": 3}, missing: None},
+        **{object_: {"id": object_, "prediction": {}}, number: {"id": number, "prediction": 3}, missing: None},
     )  # fmt: skip
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"id": twice, "prediction": "again"}) + "\n")
@@ -126,7 +126,7 @@ def test_every_fault_of_predictions_is_listed_and_nothing_is_left(
     assert f"1 of 12 questions have no prediction: {missing}." in said and "another split" not in said
     assert "1 of 12 predictions answer no question: nobody." in said
     named = {fault.row for fault in raised.value.faults}
-    assert named == {null, number, missing, "nobody", "theirs.jsonl:12", "theirs.jsonl:14"}
+    assert named == {object_, number, missing, "nobody", "theirs.jsonl:12", "theirs.jsonl:14"}
     assert not list(tmp_path.glob("out*"))
 
 

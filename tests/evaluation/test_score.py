@@ -52,7 +52,7 @@ def test_scores_carry_what_a_comparison_needs_in_the_order_of_the_questions(tmp_
 
 
 def test_every_fault_of_the_join_is_listed(tmp_path):
-    write(tmp_path, [*QUESTIONS, QUESTIONS[0]], {"q1": None, "q2": 3, "q3": "No effusion.", "q9": "yes"})
+    write(tmp_path, [*QUESTIONS, QUESTIONS[0]], {"q1": ["yes"], "q2": 3, "q3": "No effusion.", "q9": "yes"})
     with pytest.raises(InputError) as refused:
         score_folder(tmp_path)
     assert {(fault.row, fault.column) for fault in refused.value.faults} == {

@@ -150,8 +150,10 @@ def read_source(
         _settle_split(source, _unit(source, studies), split, official_split)
         _keep(source, split, limit, seed, also)
     if nameless:
-        said = f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -)"
-        source.notices.append(f"{said}: it is read as missing.")
+        source.notices.append(
+            f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -): it is read "
+            "as missing."
+        )
     source.license = next(iter(source.licenses), license)
     source.notices += licenses.notices(source.record(split))
     source.notices += column_notices(source.name, columns)
@@ -246,22 +248,36 @@ def _settle_patients(source: Source) -> None:
 
 
 def _unit(source: Source, studies: Mapping[str, str]) -> str:
-    """What `patient_id` names: "patient", or "study" where the table names no patient but studies, which then stand for
-    patients; what that means is said."""
-    named = {sample.image_digest for sample in source.samples if sample.patient_id}
+    """What `patient_id` names: "patient", or "study" where the table names no patient but studies.
+
+    A study stands for the patient of rows without one, and is the patient of the rows of that study that name one; what
+    that means is said.
+    """
     alone = [sample for sample in source.samples if not sample.patient_id]
-    if named and alone:
-        source.notices.append(
-            f"{len(alone)} of {len(source.samples)} rows of {source.name} name no patient: their images are split one "
-            "by one."
-        )
-    if named or not any(studies[sample.id] for sample in source.samples):
-        return "patient"
+    mixed = len(alone) < len(source.samples)
     of_picture: dict[str, set[str]] = {}
+    of_study: dict[str, set[str]] = {}
     for sample in source.samples:
-        of_picture.setdefault(sample.image_digest, set()).update([studies[sample.id]] if studies[sample.id] else [])
+        if study := studies[sample.id]:
+            of_picture.setdefault(sample.image_digest, set()).add(study)
+            of_study.setdefault(study, set()).update([sample.patient_id] if sample.patient_id else [])
     one = {picture: next(iter(found)) for picture, found in of_picture.items() if len(found) == 1}
-    source.samples = [replace(sample, patient_id=one.get(sample.image_digest)) for sample in source.samples]
+    stands = {study: next(iter(found)) for study, found in of_study.items() if len(found) == 1}
+    name = "study {}" if mixed else "{}"  # a study may be called as some other patient
+    groups = {picture: stands.get(study, name.format(study)) for picture, study in one.items()}
+    source.samples = [
+        sample if sample.patient_id else replace(sample, patient_id=groups.get(sample.image_digest))
+        for sample in source.samples
+    ]
+    left = sum(not sample.patient_id for sample in source.samples)
+    if mixed and alone:
+        said = f"{len(alone)} of {len(source.samples)} rows of {source.name} name no patient"
+        by_study = f"the study stands for the patient of {len(alone) - left}, which may be one named elsewhere"
+        one_by_one = f"{'their images' if left == len(alone) else f'the images of {left}'} are split one by one"
+        parts = [*([by_study] if left < len(alone) else []), *([one_by_one] if left else [])]
+        source.notices.append(f"{said}: {'; '.join(parts)}.")
+    if mixed or left == len(source.samples):
+        return "patient"
     source.notices.append(
         f"{source.name} names studies and no patients: a study is kept in one split, but studies of one patient may "
         "lie in several. Add a column patient_id if you can."

@@ -197,11 +197,30 @@ def test_study_stands_for_the_patient_where_none_is_named(make_source: MakeSourc
     assert both.notices == []
 
 
-def test_rows_without_a_patient_beside_others_are_said(make_source: MakeSource) -> None:
-    named = {"patient": lambda number: "p" if number < 4 else None, "study": lambda _: "s"}
+BY_STUDY = "the study stands for the patient of {}, which may be one named elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("study", "patients", "said"),
+    [
+        ([None] * 6, [None, None], "their images are split one by one"),
+        (["s"] * 6, ["p", "p"], BY_STUDY.format(4)),  # a study lies within one patient
+        ([None, None, None, None, "s", "s"], ["study s", "study s"], BY_STUDY.format(4)),
+        (
+            [None, None, None, None, "p", None],
+            ["study p", None],
+            f"{BY_STUDY.format(2)}; the images of 2 are split one by one",
+        ),
+    ],
+)
+def test_study_stands_for_the_patient_of_rows_without_one_beside_others(
+    make_source: MakeSource, study: list[str | None], patients: list[str | None], said: str
+) -> None:
+    named: dict[str, Any] = {"patient": lambda number: "p" if number < 4 else None, "study": study.__getitem__}
     source = read_source(folder(make_source, 6, **named))
-    assert [sample.patient_id for sample in source.samples] == ["p"] * 8 + [None] * 4
-    assert source.notices == ["4 of 12 rows of clinic name no patient: their images are split one by one."]
+    assert [sample.patient_id for sample in source.samples[::2]] == ["p"] * 4 + patients
+    assert source.split_by == "patient"
+    assert source.notices == [f"4 of 12 rows of clinic name no patient: {said}."]
 
 
 def test_parts_of_a_credentialed_split_are_not_quoted(make_source: MakeSource) -> None:

@@ -151,8 +151,8 @@ def read_source(
         _keep(source, split, limit, seed, also)
     if nameless:
         source.notices.append(
-            f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -): it is read "
-            "as missing."
+            f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -): it is "
+            "read as missing."
         )
     source.license = next(iter(source.licenses), license)
     source.notices += licenses.notices(source.record(split))

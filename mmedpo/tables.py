@@ -24,6 +24,7 @@ MISSING = frozenset((
     "", "nan", "-nan", "nat", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a",
     "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
 ))  # fmt: skip
+TRUTH = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # in a CSV, as pandas, R and Excel write it
 NO_OBJECT = ("(row)", "is not an object; each row is one JSON object")
 
 
@@ -76,7 +77,7 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = csv.DictReader(io.StringIO(text))
         _check_header(table, rows.fieldnames or [])
         for number, row in enumerate(rows, start=2):
-            yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else row
+            yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else _with_truth(row)
     elif table.suffix == ".json":
         rows = json_file(table)
         if not isinstance(rows, list):
@@ -91,6 +92,10 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 except ValueError as error:
                     row = {FAULT: ("(row)", f"is not JSON ({error}); each line is one JSON object")}
                 yield f"{table.name}:{number}", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
+
+
+def _with_truth(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: TRUTH.get(cell.strip(), cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def _check_header(table: Path, names: Sequence[str]) -> None:
@@ -131,7 +136,8 @@ def form_fault(cell: Any) -> str | None:
     """Why a cell is no text (or number to be read as one), or None."""
     value = parsed(cell)
     if isinstance(value, bool):
-        return f"is the truth value {value}, not a text; write the word, in quotes"
+        said = "write the word that is meant (yes or no; in JSON in quotes, true and false in CSV in small letters)"
+        return f"is the truth value {value}, not a text; {said}"
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
         return f"is {kind}, not one text, got {cell!r}; write one text, or a row for each"

@@ -105,6 +105,23 @@ def test_cell_that_is_no_text_is_a_fault(make_source: MakeSource, column: str, c
     assert found == column and said in sentence
 
 
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name not in OTHER_FORMS])
+@pytest.mark.parametrize("cell", ["True", "False", "TRUE", "FALSE", " False "])
+def test_truth_value_of_a_csv_is_a_fault_as_in_json(make_source: MakeSource, column: str, cell: str) -> None:
+    row = {**WHOLE, column: cell}
+    text = "\n".join(",".join(map(str, cells)) for cells in (row, row.values()))
+    ((found, sentence),) = faults(read_source(make_source(text=text, table="t.csv")))
+    assert found == column and f"is the truth value {cell.strip().title()}" in sentence and "yes or no" in sentence
+
+
+@pytest.mark.parametrize("cell", ["yes", "no", "true", "false", "Falsely low"])
+def test_word_of_a_csv_is_text(make_source: MakeSource, cell: str) -> None:
+    row = {**WHOLE, "answer": cell, "credentialed": "True"}
+    text = "\n".join(",".join(map(str, cells)) for cells in (row, row.values()))
+    source = read_source(make_source(text=text, table="t.csv"))
+    assert ([sample.answer for sample in source.samples], source.credentialed) == ([cell], True)
+
+
 @pytest.mark.parametrize(
     ("changes", "column"),
     [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # tags of a TIFF file
-COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes in memory: Pillow's of colour, float64's of more than 8 bits of grey
+COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes in memory: Pillow's of colour, of more than 8 bits, float64's of grey
 DECODED = "decoded"
 GREY_ALPHA = "LA;16B"  # as Pillow packs PNG's grey with alpha of 16 bits, which it opens as RGBA
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's "RGB;16B"
@@ -45,7 +45,8 @@ def open_image(data: bytes) -> Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
         opened = pillow.open(io.BytesIO(data))
-    refuse_bombs(opened.width * opened.height, WIDE_PIXEL if is_deep(opened) else COLOUR_PIXEL)
+    wide = is_deep(opened) or any(";16" in str(tile) for tile in getattr(opened, "tile", None) or [])
+    refuse_bombs(opened.width * opened.height, WIDE_PIXEL if wide else COLOUR_PIXEL)
     return opened
 
 

@@ -8,6 +8,9 @@ from typing import Any, get_args, get_type_hints
 
 from mmedpo.errors import InputError
 
+INT32 = 2**31 - 1  # largest whole number of a dataset's column such as `noise_edge`
+SEEDS = (0, 2**32 - 1)  # what NumPy takes as a seed; PyTorch and a dataset's column take more
+
 
 def option(default: Any, help: str) -> Any:
     """A field with a default and the sentence that --help shows."""

@@ -24,7 +24,7 @@ from mmedpo.samples import read_heat
 from mmedpo.sources import read_source, refuse_faults
 from mmedpo.tables import read_table
 from mmedpo.workdir import read_json
-from tests.pictures import check_refused, deep, dicom, saved
+from tests.pictures import check_refused, deep, dicom, saved, sixteen_bit_colour
 
 DEEP, DIGITS = '{"a":' * 500 + "1" + "}" * 500, "9" * 5000
 
@@ -75,6 +75,14 @@ def test_more_than_8_bits_count_by_their_bytes(
     assert fault(saved("RGB")) is None
     limit(count)
     assert fault(data) is None
+
+
+def test_16_bits_of_colour_count_too(tmp_path: Path, limit: Callable[[int], None]) -> None:
+    count = int(np.prod(Image.open(io.BytesIO(sixteen_bit_colour())).size))
+    limit(count - 1)
+    check_refused(tmp_path / "a.png", sixteen_bit_colour(), f"{count} pixels of 8 bytes exceed the limit")
+    limit(count)
+    assert fault(tmp_path / "a.png") is None
 
 
 def test_dicom_samples_and_bits_count(tmp_path: Path, limit: Callable[[int], None]) -> None:

@@ -13,6 +13,7 @@ import typer
 from rich.table import Column, Table
 
 from mmedpo import credentialed, places
+from mmedpo.options import SEEDS
 from mmedpo.terminal import Screen, plain
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many
 Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
 ImageFolders = Annotated[list[Path] | None, typer.Option(places.OPTION, help=f"{places.HELP} Repeatable.")]
 ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything left to chance.")]
+Seed = Annotated[int, typer.Option("--seed", min=SEEDS[0], max=SEEDS[1], help="Seed of everything left to chance.")]
 OfficialSplit = Annotated[
     bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")
 ]

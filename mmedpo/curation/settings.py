@@ -18,7 +18,7 @@ from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
 from mmedpo.model_input import longer_side
 from mmedpo.models import load_processor
-from mmedpo.options import check_types, option, outside, refuse, unknown
+from mmedpo.options import INT32, SEEDS, check_types, option, outside, refuse, unknown
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
 
@@ -97,10 +97,10 @@ class Settings:
         shard_bytes(self.shard_size)
         wrong = unknown(self, names)
         ranges: dict[str, tuple[float, float]] = {
-            "limit": (1, math.inf), "samples": (1, math.inf), "temperature": (0, math.inf), "batch_size": (1, math.inf),
-            **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), (1, math.inf)),
-            "rounds": (1, math.inf), "tolerance": (0, 1), "threshold": (0, 1), "max_coverage": (0, 1),
-            "noise_step": (1, noise.STEPS), "noise_edge": (0, math.inf), "noise_pixels": (1, math.inf),
+            **dict.fromkeys(("limit", "samples", "batch_size", "rounds", "noise_pixels"), (1, INT32)),
+            **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), (1, INT32)),
+            "seed": SEEDS, "temperature": (0, math.inf), "tolerance": (0, 1), "threshold": (0, 1),
+            "max_coverage": (0, 1), "noise_step": (1, noise.STEPS), "noise_edge": (0, INT32),
         }  # fmt: skip
         wrong += outside(self, ranges)
         if self.samples > 1 and self.temperature == 0:

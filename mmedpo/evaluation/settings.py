@@ -13,7 +13,7 @@ from mmedpo.evaluation.score import Scoring
 from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
 from mmedpo.llm.names import names_endpoint
-from mmedpo.options import check_types, option, outside, refuse, unknown
+from mmedpo.options import INT32, SEEDS, check_types, option, outside, refuse, unknown
 
 STRICT = {
     "max_new_tokens": MAX_NEW_TOKENS, "max_new_tokens_report": MAX_NEW_TOKENS_REPORT, "temperature": 0.0,
@@ -86,8 +86,8 @@ class Settings:
         for name, value in PRESETS.get(self.preset, STRICT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        least = dict.fromkeys(("limit", "max_new_tokens", "max_new_tokens_report", "batch_size"), (1, math.inf))
-        wrong += outside(self, {**least, "seed": (0, math.inf), "temperature": (0, math.inf)})
+        least = dict.fromkeys(("limit", "max_new_tokens", "max_new_tokens_report", "batch_size"), (1, INT32))
+        wrong += outside(self, {**least, "seed": SEEDS, "temperature": (0, math.inf)})
         if (self.source is None) == (self.dataset is None):
             wrong.append("give either source or dataset, which hold the questions")
         if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):

@@ -8,6 +8,7 @@ from trl import DPOConfig
 
 from mmedpo import zero
 from mmedpo.errors import InputError
+from mmedpo.options import SEEDS, outside, refuse
 
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # a mean over pairs, so that a weight of a pair means something
 ADDED_LOSSES = {  # never weighted: what they add does not depend on how wrong the rejected side is
@@ -86,6 +87,7 @@ class MMedPOConfig(DPOConfig):
         if self.deepspeed:
             zero.require()
         super().__post_init__()
+        refuse(outside(self, {"seed": SEEDS, "data_seed": SEEDS}))
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:
             raise InputError(

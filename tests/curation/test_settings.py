@@ -57,6 +57,10 @@ def test_every_option_has_help(options: type) -> None:
         ("noise_step", 0, "noise_step is 0; it must be at least 1 and at most 1000"),
         ("noise_step", 1001, "noise_step is 1001; it must be at least 1 and at most 1000"),
         ("noise_edge", -1, "noise_edge is -1; it must be at least 0"),
+        ("noise_edge", 2**31, "noise_edge is 2147483648; it must be at least 0 and at most 2147483647"),
+        ("noise_pixels", 2**31, "noise_pixels is 2147483648; it must be at least 1 and at most 2147483647"),
+        ("seed", -1, "seed is -1; it must be at least 0 and at most 4294967295"),
+        ("seed", 2**32, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
     ],
 )
 def test_value_out_of_range_is_refused_with_the_range(name: str, value: Any, sentence: str) -> None:
@@ -71,6 +75,7 @@ def test_value_out_of_range_is_refused_with_the_range(name: str, value: Any, sen
         {"noise_step": 1, "limit": 1, "samples": 1, "temperature": 0, "rounds": 1, "tolerance": 1, "threshold": 0},
         {"noise_step": 1000, "threshold": 1, "max_coverage": 1, "tolerance": 0, "noise_edge": 0},
         {"max_coverage": 0, "limit": None, "split": None, "model": None},
+        {"noise_edge": 2**31 - 1, "noise_pixels": 2**31 - 1, "seed": 2**32 - 1},
     ],
 )
 def test_values_at_the_ends_of_their_ranges_are_allowed(settings: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def test_a_whole_number_from_a_recipe_is_a_temperature() -> None:
         ({"batch_size": "many"}, "batch_size is 'many'; it must be of type int"),
         ({"model": "http://localhost:8000/v1#m", "adapter": "runs/adapter"}, "serve adapter and revision there"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
         ({"official_split": True}, "official_split needs the split that it is about"),
         ({"dataset_revision": "main"}, "dataset_revision is about a dataset"),
         ({"adapter_revision": "main"}, "adapter_revision needs an adapter"),

@@ -257,6 +257,8 @@ def test_a_row_longer_than_max_length_is_an_error_and_not_cut(text_rows: Dataset
         ({"loss_type": ["robust"]}, r"loss_type \['robust'\] is not supported"),
         ({"label_smoothing": 0.1}, "label_smoothing: not supported"),
         ({"beta": 0.0}, "beta is 0.0; it must be positive"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
+        ({"data_seed": -1}, "data_seed is -1; it must be at least 0"),
         (
             {"loss_type": ["sigmoid", "tdpo_kl"], "loss_weights": [1.0, 0.1], "reference_cache": "folder"},
             "tdpo_kl needs the reference's distributions",

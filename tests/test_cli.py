@@ -70,10 +70,11 @@ def test_help_names_each_option_once_and_what_must_be_given(run: Run) -> None:
     assert output.count("(required)") == 2 and "(default: None)" not in output and "(default: 16)" in output
 
 
+@pytest.mark.parametrize(("seed", "range_"), [(-1, "or equal to 0"), (2**32, "or equal to 4294967295")])
 @pytest.mark.parametrize("command", ["score", "compare", "attention", "quickstart"])
-def test_a_negative_seed_is_refused(run: Run, command: str) -> None:
-    code, output = run(command, "--seed", -1)
-    assert code == 2 and says(output, "'--seed'", "or equal to 0")
+def test_a_seed_out_of_range_is_refused(run: Run, command: str, seed: int, range_: str) -> None:
+    code, output = run(command, "--seed", seed)
+    assert code == 2 and says(output, "'--seed'", range_)
 
 
 def test_help_lists_the_commands(run: Run) -> None:

@@ -189,9 +189,10 @@ def _decode(image: Source) -> Image:
     data = image if isinstance(image, bytes) else image.read_bytes()
     if not data:
         raise UnusableError("the image is in no known format: it has 0 bytes; replace the file or drop the row")
-    if isinstance(image, Path) and _is_dicom(image):
+    is_marked = data[128:132] == dicom.MARK
+    if _is_dicom(image) if isinstance(image, Path) else is_marked:
         return pillow.fromarray(dicom.read(data))
-    if data[128:132] == dicom.MARK:
+    if is_marked:
         raise UnusableError("the image is a DICOM file under another name; name it .dcm")
     with open_image(data) as opened:
         return modes.plain(opened)

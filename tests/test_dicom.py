@@ -31,6 +31,12 @@ def test_dicom_without_window_is_scaled_by_its_own_range(tmp_path: Path) -> None
     assert shown(tmp_path, RAMP, "MONOCHROME1").tolist() == [[255, 204, 153], [102, 51, 0]]
 
 
+@pytest.mark.parametrize("path", ["x.dcm", "x", None])
+def test_dicom_in_memory_is_read_whatever_its_name(path: str | None) -> None:
+    right = [[0, 51, 102], [153, 204, 255]]
+    assert pixels({"bytes": dicom(RAMP), "path": path}).tolist() == pixels(dicom(RAMP)).tolist() == right
+
+
 def test_dicom_is_shown_through_its_first_window_after_its_rescaling(tmp_path: Path) -> None:
     # In Hounsfield units: -1000 + 4 v. Exact window 0 .. 1000: (h - 0) / 1000 * 255, cut to whole numbers.
     header = {"RescaleSlope": 4, "RescaleIntercept": -1000, "VOILUTFunction": "LINEAR_EXACT",

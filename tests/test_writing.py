@@ -13,6 +13,7 @@ import pytest
 
 from mmedpo import cli, share, writable
 from mmedpo.errors import InputError
+from tests.pictures import saved
 
 Run = Callable[..., tuple[int, str]]
 EVALUATE = ["--max-new-tokens", "4", "--max-new-tokens-report", "4", "--report-protocol", "huggingface"]
@@ -86,6 +87,19 @@ def test_commands_end_by_naming_what_they_wrote(run: Run, corpus: Path, tiny_mod
     ):
         code, output = run(*words)
         assert code == 0 and output.rstrip().split("\n")[-1] == last, output
+
+
+def test_copies_of_an_image_are_counted_once(run: Run, make_source: Callable[..., Path]) -> None:
+    images = {
+        "a.png": saved("RGB"),
+        "b.png": saved("RGB"),
+        "c.png": saved("RGB", compress_level=0),
+        "d.png": saved("L"),
+    }
+    rows = [{"image": name, "question": "Is it normal?", "answer": "yes"} for name in (*images, "a.png")]
+    source = make_source([{"id": str(i), **row} for i, row in enumerate(rows)], images=images)
+    code, output = run("questions", "--source", source, "--output", "q.jsonl")
+    assert code == 0 and "q.jsonl: 5 questions about 2 images." in output
 
 
 @pytest.mark.parametrize("where", ["--source", "--dataset"])

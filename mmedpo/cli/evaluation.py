@@ -74,6 +74,7 @@ def questions(
     Each line has id, question, image_id (the path of its image below the source) and the gold answer as reference.
     """
     from mmedpo.evaluation import questions as asking
+    from mmedpo.evaluation.score import read_by_id
 
     writable.check(output)
     asked = asking.read(
@@ -94,7 +95,7 @@ def questions(
         console.print(f"{asked.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
     writable.make(output.parent)
     asking.write(asked, output)
-    images = len({question.image for question in asked.questions})
+    images = len({row["image_digest"] for row in read_by_id(output)[0].values()})  # copies are one
     console.print(f"{output}: {len(asked.questions)} questions about {images} images.")
 
 

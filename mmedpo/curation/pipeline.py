@@ -241,11 +241,12 @@ def _assemble(
     """Weights over all pairs, rows, rejects and the manifest."""
     noise = settings.corruption if settings.makes_visual_pairs else None
     rejects: Counter[str] = Counter()
+    details: Counter[str] = Counter()
     faulty = [rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in source.faults]
     made = chain(((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(source.samples, ledgers, noise))
-    pairs = list(_accepted(made, folder / "rejects.jsonl", rejects))
+    pairs = list(_accepted(made, folder / "rejects.jsonl", rejects, details))
     if not pairs:
-        raise NothingMade(f"Every pair of {source.name} was rejected: {dict(rejects.most_common())}.")
+        raise NothingMade(_all_rejected(source, rejects, details, folder / "rejects.jsonl"))
     scores, kinds = [pair.relevance for pair in pairs], [pair.dispreference for pair in pairs]
     found, normalization = weights.normalize(scores, settings.weights, kinds, settings.weights_over)
     target = portable(settings.model) if settings.model and tools.chat else None  # else it was not asked
@@ -275,16 +276,25 @@ def _assemble(
     return manifest
 
 
+def _all_rejected(source: Source, reasons: Counter[str], details: Counter[str], file: Path) -> str:
+    """What a run without a single pair ends with; credentialed data is not quoted."""
+    why = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    shown = [] if source.credentialed else [f"{detail[:120]} ({n})" for detail, n in details.most_common(3) if n]
+    most = f" The commonest details: {'; '.join(shown)}." if shown else ""
+    return f"Every pair of {source.name} was rejected: {why}.{most} All are in {file}; mend what they name."
+
+
 def _accepted(
-    made: Iterable[tuple[rows.Pair | None, rows.Reject | None]], file: Path, counts: Counter[str]
+    made: Iterable[tuple[rows.Pair | None, rows.Reject | None]], file: Path, counts: Counter[str], details: Counter[str]
 ) -> Iterator[rows.Pair]:
-    """Yield the pairs, write and count the rejects."""
+    """Yield the pairs, write the rejects, and count them by reason and by detail."""
     with file.open("w", encoding="utf-8") as lines:
         for pair, reject in made:
             if pair is not None:
                 yield pair
             if reject is not None:
                 counts[reject.reason] += 1
+                details[reject.detail] += bool(reject.detail)
                 lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 

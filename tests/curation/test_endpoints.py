@@ -11,7 +11,7 @@ import pytest
 from chat_server import Answer, ChatServer, Received, o_series
 
 from mmedpo import loading
-from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.pipeline import NothingMade, curate_folder
 from mmedpo.curation.settings import Settings
 
 CUT = "no score: the judge did not answer (cut off at 700 tokens)"
@@ -52,3 +52,21 @@ def test_curation_by_thinking_models_behind_a_gateway(
         "writer": {"calls": 2, **{name: 2 * count for name, count in tokens.items()}, "sent": [sent]},
     }
     assert manifest["settings"]["max_reply_tokens"] == 700
+
+
+def test_judges_that_never_score_are_named_with_what_went_wrong(
+    chat_server: ChatServer, make_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    chat_server.answer = lambda received: o_series(received) or thinking(received)
+    rows = [{"id": name, "image": "a.png", "question": "Where is the second?", "answer": f"right {name}"}
+            for name in ("lung", "lobe")]  # fmt: skip
+    settings = Settings(
+        source=make_source(rows), localizer="none", chat=f"{chat_server.url}#writer",
+        judges=[f"{chat_server.url}#judge"], max_reply_tokens=700,
+    )  # fmt: skip
+    with pytest.raises(NothingMade) as raised:
+        curate_folder(settings, tmp_path)
+    assert str(raised.value) == (
+        f"Every pair of source was rejected: no judge gave a readable score (2). The commonest details: {CUT} (2). "
+        f"All are in {tmp_path / 'rejects.jsonl'}; mend what they name."
+    )

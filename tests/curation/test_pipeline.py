@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -283,8 +284,10 @@ def test_declined_answer_is_a_counted_reject(make_source: MakeSource, tmp_path: 
 
 def test_source_that_gives_no_pair_is_bad_input(make_source: MakeSource, tmp_path: Path) -> None:
     source = make_source([question(answer="unheard-of", boxes=[])])
-    with pytest.raises(InputError, match=r"Every pair of source was rejected: .*'no lesion was found': 1"):
+    with pytest.raises(InputError, match=r"Every pair of source was rejected: .*no lesion was found \(1\)") as raised:
         curate(tmp_path / "out", Settings(source=source))
+    file = Path(re.search(r"All are in (.*rejects.jsonl); mend what they name\.", str(raised.value))[1])
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 2 and "{" not in str(raised.value)
 
 
 def test_faulty_rows_are_refused_or_counted(make_source: MakeSource, tmp_path: Path) -> None:

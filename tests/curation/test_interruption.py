@@ -140,6 +140,7 @@ def test_a_run_killed_again_and_again_gives_the_same_bytes_and_repeats_no_call(
     check_kills(make_source, tmp_path, count=60, kills=4)
 
 
+@pytest.mark.slow
 def test_a_run_of_five_hundred_questions_killed_twenty_times(make_source: MakeSource, tmp_path: Path) -> None:
     check_kills(make_source, tmp_path, count=500, kills=20)
 

@@ -149,6 +149,7 @@ def test_an_outage_is_said_once_with_the_time_that_is_left(chat_server, endpoint
         assert lines[-1].endswith(("It is tried for 10 s more.", "It is tried for 9 s more."))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_for_30_seconds_with_the_settings_of_a_run(chat_server, ask):
     chat_server.answer = lambda r: Answer(r.text, delay=0.05)
     threading.Timer(1.0, away, (chat_server, 30.0)).start()

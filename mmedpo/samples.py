@@ -18,7 +18,7 @@ from mmedpo.images import SUFFIXES, open_rgb
 from mmedpo.modes import WIDE_PIXEL, refuse_bombs
 from mmedpo.schema import TASKS
 from mmedpo.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
-from mmedpo.text import folded, plain, polarity
+from mmedpo.text import folded, words
 
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
 READ = (*SUFFIXES, ".npy")
@@ -234,7 +234,7 @@ def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> 
 
 def _task(given: Any, answer: str) -> str | None:
     if given is None:
-        return "closed_vqa" if polarity(answer) and len(plain(answer)) <= 3 else "open_vqa"
+        return "closed_vqa" if words(answer) in (["yes"], ["no"]) else "open_vqa"
     return ANSWER_TYPES.get(folded(str(given)))
 
 

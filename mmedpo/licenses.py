@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmedpo import credentialed
-from mmedpo.text import plain
+from mmedpo.text import folded, plain
 
 # The identifiers that the Hub takes (https://huggingface.co/docs/hub/repositories-licenses), without "other".
 HUB = """
@@ -30,14 +30,26 @@ def fields(name: str) -> dict[str, str]:
     return {"license": slug} if slug in IDENTIFIERS else {"license": "other", "license_name": slug}
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+]+|_+", "-", folded(name)).strip("-.")
+
+
 # What terms forbid or ask for, the weightier the more: a licence is as strict as the sum.
 CREDENTIALED, UNKNOWN, NO_DERIVATIVES, NO_COMMERCE, SHARE_ALIKE, ATTRIBUTION = 32, 16, 8, 4, 2, 1
 CREATIVE_COMMONS = re.compile(r"ccby(nc)?(nd)?(sa)?(nd)?")  # in the letters of a name, as all but the last
 PARTS = {"nc": NO_COMMERCE, "nd": NO_DERIVATIVES, "sa": SHARE_ALIKE}
-FREE = re.compile(r"cc0|cczero|publicdomain|pddl|unlicense|wtfpl")
+FREE = re.compile(r"cc0|cczero|publicdomain|pddl|unlicense(?!d)|wtfpl")
+NO_LICENSE = {
+    "unknown",
+    "unlicensed",
+    "proprietary",
+    "confidential",
+    "restricted",
+    "reserved",
+}  # words of unknown terms
 PHRASES = {
     NO_DERIVATIVES: re.compile(r"noderiv"),
-    NO_COMMERCE: re.compile(r"noncommerc|research(only|use)|onlyforresearch"),
+    NO_COMMERCE: re.compile(r"no(n|t|tfor)?commerc|research(only|use)|onlyforresearch"),
     SHARE_ALIKE: re.compile(r"sharealike"),
     ATTRIBUTION: re.compile(r"attribution|unrestricted|permissive"),
 }
@@ -48,22 +60,36 @@ FAMILIES = {  # by how a word of a name begins
 
 
 def strictness(name: str) -> int:
-    """How much a licence forbids or asks for, 0 (public domain) upwards; one that nobody knows may forbid anything."""
+    """How much a licence forbids or asks for, 0 (public domain) upwards; one that nobody knows may forbid anything.
+
+    A text that names several ("CC0 1.0 (labels), CC BY-NC 4.0 (images)") forbids what any of them does.
+    """
     words = re.findall(r"[a-z0-9]+", plain(name).casefold())
-    letters = "".join(words)
-    found = CREDENTIALED if credentialed.telling([name]) else 0
-    if FREE.search(letters):
-        return found
+    whole = "".join(words)
+    letters = FREE.sub(" ", whole)
     known = {weight for weight, phrase in PHRASES.items() if phrase.search(letters)}
-    if terms := CREATIVE_COMMONS.search(letters):
-        known |= {ATTRIBUTION, *(PARTS[part] for part in terms.groups() if part)}
+    for terms in CREATIVE_COMMONS.finditer(letters):
+        known |= {ATTRIBUTION, *(PARTS[part] for part in (*terms.groups(), *words) if part in PARTS)}
     known |= {weight for weight, begins in FAMILIES.items() if any(word.startswith(begins) for word in words)}
-    return found + (sum(known) or UNKNOWN)
+    if NO_LICENSE & set(words) or not (known or letters != whole):
+        known.add(UNKNOWN)
+    return sum(known) + (CREDENTIALED if credentialed.telling([name]) else 0)
 
 
 def strictest_first(names: Iterable[str]) -> dict[str, int]:
-    """How often each of these licences occurs: the strictest first, then the most frequent."""
-    counts = Counter(names)
+    """How often each of these licences occurs: the strictest first, then the most frequent.
+
+    Spellings of one ("CC BY 4.0", "cc-by-4.0") count together, under the Hub's identifier or the most frequent one.
+    """
+    spellings: dict[str, Counter[str]] = {}
+    for name in names:
+        spellings.setdefault(_slug(name) or name, Counter())[name] += 1
+    counts = {
+        slug if len(found) > 1 and slug in IDENTIFIERS else min(found, key=lambda one: (-found[one], one)): sum(
+            found.values()
+        )
+        for slug, found in spellings.items()
+    }
     return {name: counts[name] for name in sorted(counts, key=lambda one: (-strictness(one), -counts[one], one))}
 
 

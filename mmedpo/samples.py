@@ -159,7 +159,7 @@ def read_sample(
         id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
         image_id=_name_in(root, image), patient_id=group_name(row["patient_id"]) or None,
         split=as_text(row["split"]).strip(), boxes=boxes, source=as_text(row["source"]) or name,
-        license=as_text(row["license"]) or license, masks=masks, heatmap=heatmap, confidence=confidence,
+        license=as_text(row["license"]).strip() or license, masks=masks, heatmap=heatmap, confidence=confidence,
         image_digest="", image_size=(0, 0),
         **{column: " ".join(as_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
     ), []  # fmt: skip

@@ -20,22 +20,40 @@ MakeSource = Callable[..., Path]
 
 IN_ORDER = (  # from the strictest; those of a line are alike
     ("PhysioNet Credentialed Health Data License 1.5.0", "cc-by-4.0 (credentialed)"),
-    ("unknown", "terms of the clinic", "llama3", "sample license"),
+    ("unknown", "terms of the clinic", "llama3", "sample license", "unlicensed", "Unlicensed data",
+     "CC0 labels; unknown"),
     ("cc-by-nc-nd-4.0", "CC BY-NC-ND 3.0", "ccbyncnd"),
     ("cc-by-nd-4.0", "CC BY NoDerivatives 4.0"),
     ("cc-by-nc-sa-4.0", "CC BY‑NC‑SA 4.0"),
-    ("cc-by-nc-4.0", "Creative Commons Attribution-NonCommercial 4.0"),
-    ("cc-by-sa-4.0",),
+    ("cc-by-nc-4.0", "CC0 1.0 (labels), CC BY-NC 4.0 (images)", "cc-by-nc-4.0; metadata cc0", "CC BY 4.0 NC",
+     "cc by 4.0-nc", "MIT (code) / CC BY-NC 4.0 (data)", "CC BY 4.0, not for commercial use",
+     "Creative Commons Attribution-NonCommercial 4.0"),
+    ("cc-by-sa-4.0", "CC BY 4.0 (labels), CC BY-SA 4.0 (images)"),
     ("gpl-3.0", "GPLv3", "odbl", "mpl-2.0"),
     ("cc-by-4.0", "mit", "Apache License 2.0", "bsd-3-clause", "unrestricted with attribution (NIH Clinical Center)"),
-    ("cc0-1.0", "CC0", "Public Domain", "pddl"),
-)
+    ("cc0-1.0", "CC0", "Public Domain", "pddl", "The Unlicense"),
+)  # fmt: skip
 
 
 def test_licences_are_ordered_by_what_they_forbid() -> None:
     values = [[licenses.strictness(name) for name in alike] for alike in IN_ORDER]
     assert values[0][0] >= values[0][1] and [len(set(found)) for found in values[1:]] == [1] * (len(IN_ORDER) - 1)
     assert [found[-1] for found in values] == sorted({found[-1] for found in values}, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (["CC-BY-4.0", "cc by 4.0", " cc-by-4.0 ", "CC\u2011BY\u20114.0", "cc_by_4.0"], {"cc-by-4.0": 5}),
+        (["Clinic terms", "clinic  terms", "Clinic terms"], {"Clinic terms": 3}),
+        (["CC BY-NC 4.0"], {"CC BY-NC 4.0": 1}),
+        (["cc0-1.0", "cc-by-4.0", "CC BY 4.0"], {"cc-by-4.0": 2, "cc0-1.0": 1}),
+        (["openrail", "openrail++"], {"openrail": 1, "openrail++": 1}),
+        (["\u8a31\u8afe", "\u7981\u6b62"], {"\u7981\u6b62": 1, "\u8a31\u8afe": 1}),
+    ],
+)
+def test_spellings_of_one_licence_are_one(names: list[str], counts: dict[str, int]) -> None:
+    assert list(licenses.strictest_first(names).items()) == list(counts.items())
 
 
 @pytest.fixture

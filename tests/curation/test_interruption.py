@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mmedpo.curation.pipeline import BLOCK
 from tests.chat_server import Answer, ChatServer, Received
 from tests.conftest import MakeSource

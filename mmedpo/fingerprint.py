@@ -6,19 +6,22 @@ import hashlib
 import json
 import struct
 from pathlib import Path
-from typing import BinaryIO
 
 from mmedpo import hub
 from mmedpo.errors import InputError
 
-BLOCKS, SIZE = 4, 1024  # of each tensor so many bytes are read at so many places
+BLOCKS, SIZE = 64, 4096  # of a tensor that is not read whole, so many bytes are read at so many places
+WHOLE, TOTAL = 16 << 20, 2 << 30  # bytes of a tensor that is read whole at most, and of all of them
+PREFIXES = {"base_model", "model", "language_model"}  # which versions of transformers put in and leave out
 
 
 def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str | None:
     """SHA-256 (hexadecimal) of all tensors in a model's safetensors files, of a folder or the Hub.
 
-    Of each tensor it takes dtype, shape and `BLOCKS` evenly spread blocks of bytes, whatever the tensor is called and
-    in whichever file it lies: a training changes far more numbers than it leaves, and a 7B model is read in a moment.
+    Of each tensor it takes name (without `PREFIXES`), dtype, shape and bytes, in whichever file it lies. Tensors above
+    `WHOLE` bytes (less in models of very many tensors, `TOTAL`) give `BLOCKS` evenly spread blocks, so that a 7B model
+    is read in seconds. A change between these blocks alone is not seen. A model saved with its tied weights twice, or
+    with other renamings than `PREFIXES`, counts as another.
 
     Returns:
         None where there are no such files, or without `download` where the Hub's are not in the cache.
@@ -28,10 +31,12 @@ def fingerprint(name: str, revision: str | None = None, download: bool = True) -
     """
     try:
         files = _files(name, revision, download)
-        tensors = {digest for file in files for digest in _tensors(file)}
+        tensors = [(file, *tensor) for file in files for tensor in _tensors(file)]
+        whole = min(WHOLE, TOTAL // max(len(tensors), 1))
+        digests = sorted(_digest(*tensor, whole) for tensor in tensors)
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
-    return hashlib.sha256(b"".join(sorted(tensors))).hexdigest() if tensors else None
+    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
 
 
 def _files(name: str, revision: str | None, download: bool) -> list[Path]:
@@ -53,26 +58,29 @@ def _files(name: str, revision: str | None, download: bool) -> list[Path]:
     return [] if None in files else [file for file in files if file is not None]
 
 
-def _tensors(file: Path) -> list[bytes]:
-    """A digest of each tensor of a file; the format begins with the length of its JSON header."""
+def _tensors(file: Path) -> list[tuple[str, int, int]]:
+    """Each tensor of a file: what its header says of it, and where its bytes begin and end."""
     with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
+        (length,) = struct.unpack("<Q", opened.read(8))  # of the JSON header, which comes next
         header = json.loads(opened.read(length))
-        return [
-            hashlib.sha256(
-                f"{tensor['dtype']} {tensor['shape']} ".encode()
-                + _sampled(opened, 8 + length + tensor["data_offsets"][0], 8 + length + tensor["data_offsets"][1])
-            ).digest()
-            for name, tensor in header.items()
-            if name != "__metadata__"
-        ]
+    return [
+        (f"{_plain(name)} {tensor['dtype']} {tensor['shape']} ", *(8 + length + at for at in tensor["data_offsets"]))
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    ]
 
 
-def _sampled(opened: BinaryIO, begin: int, end: int) -> bytes:
-    last = end - begin - SIZE
-    places = sorted({begin + max(last, 0) * block // (BLOCKS - 1) for block in range(BLOCKS)})
-    found = []
-    for place in places:
-        opened.seek(place)
-        found.append(opened.read(min(SIZE, end - place)))
-    return b"".join(found)
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in PREFIXES)
+
+
+def _digest(file: Path, described: str, begin: int, end: int, whole: int) -> bytes:
+    size, places = end - begin, [begin]
+    if size > whole:
+        size, places = SIZE, [begin + (end - begin - SIZE) * block // (BLOCKS - 1) for block in range(BLOCKS)]
+    found = hashlib.sha256(described.encode())
+    with file.open("rb") as opened:
+        for place in places:
+            opened.seek(place)
+            found.update(opened.read(size))
+    return found.digest()

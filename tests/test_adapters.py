@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmedpo.adapters import BY_FINGERPRINT, BY_NAME, FINGERPRINT, check_base, record
@@ -62,6 +63,45 @@ def test_a_fingerprint_is_of_the_weights_alone(base: Path, tmp_path: Path) -> No
         changed.save_pretrained(tmp_path / name)
         others[name] = fingerprint(str(tmp_path / name))
     assert len({known, *others.values()}) == 5
+
+
+def test_a_fingerprint_tells_names_and_every_byte_of_small_tensors(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = load_file(base / "model.safetensors")
+    first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
+    between = tensors[first].clone()
+    between.view(-1)[1400:1600] += 1  # of 4,096 numbers
+    names = {name: name.removeprefix("model.") for name in tensors}
+
+    def known(changed: dict[str, torch.Tensor]) -> str | None:
+        (tmp_path / "changed").mkdir(exist_ok=True)
+        save_file(changed, tmp_path / "changed" / "model.safetensors")
+        return fingerprint(str(tmp_path / "changed"))
+
+    same = [
+        {("" if short == "lm_head.weight" else "model.language_model.") + short: tensors[name]
+         for name, short in names.items()},
+        {f"language_model.{name}": value for name, value in tensors.items()},
+        dict(reversed(tensors.items())),
+    ]  # fmt: skip
+    others = [
+        {**tensors, first: between},
+        {**tensors, first: tensors[second], second: tensors[first]},
+        {**tensors, "model.layers.2.self_attn.q_proj.weight": tensors[first].clone()},
+        {name: value for name, value in tensors.items() if name != first},
+    ]
+    assert {known(changed) for changed in same} == {fingerprint(str(base))}
+    assert len({fingerprint(str(base)), *map(known, others)}) == 5
+    for limit in ("WHOLE", "TOTAL"):  # tensors above it are read in blocks, whose ends are the tensor's
+        with monkeypatch.context() as patched:
+            patched.setattr(f"mmedpo.fingerprint.{limit}", 4096)
+            patched.setattr("mmedpo.fingerprint.BLOCKS", 3)
+            patched.setattr("mmedpo.fingerprint.SIZE", 1024)
+            assert known({**tensors, first: between}) == known(tensors)
+            last = tensors[first].clone()
+            last.view(-1)[-1] += 1
+            assert known({**tensors, first: last}) != known(tensors)
 
 
 def test_weights_that_are_missing_or_torn_have_none(base: Path, tmp_path: Path) -> None:

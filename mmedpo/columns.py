@@ -44,7 +44,8 @@ REPORT_QUESTION = "Describe the findings in this image."
 SPELT = "_answer"  # key of what stands for a missing answer
 # Of an identifier that would keep rows together; ages, dates and the like of a patient are none.
 PATIENT = re.compile(
-    r"(patient|subject|participant|person|mrn|study|exam|accession|visit|admission)"
+    r"(patient|subject|participant|person|mrn|study|exam|accession|visit|admission|encounter|empi"
+    r"|^(p|pt|pat|case|hadm|mpi)(u?id|no|nr|num|number|key|code|name|identifier)$|^(pat|hadm|case|mpi)$)"
     r"(?!.*(age|sex|gender|race|ethnicity|date|time|year|position|orientation|weight|height|size|type|description)$)"
 )
 NAMELESS = frozenset((  # what stands in a patient's or study's column where nobody is named, as well as marks alone
@@ -107,8 +108,9 @@ def form_faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield column, sentence
 
 
-def check_columns(table: Path, columns: set[str]) -> None:
+def check_columns(table: Path, columns: Iterable[str]) -> None:
     """Raise InputError if what every question needs is in no column."""
+    columns = sorted(columns)
     found = {KNOWN.get(key(name)) for name in columns}
     needs = ["image"]
     if not found & {"labels", "report", *SECTIONS}:
@@ -116,7 +118,7 @@ def check_columns(table: Path, columns: set[str]) -> None:
     missing = [f"{column} ({', '.join(_others(column))})" for column in needs if column not in found]
     if columns and missing:
         raise InputError(
-            f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(sorted(columns))}. Rename "
+            f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(columns)}. Rename "
             "them; a CSV table has commas between columns."
         )
 
@@ -131,23 +133,25 @@ def notices(name: str, columns: Iterable[str]) -> list[str]:
 
     Args:
         name: of the source.
-        columns: of the table.
+        columns: of the table, in its order.
     """
     by_column: dict[str | None, list[str]] = {}
-    for column in sorted(columns):
+    for column in columns:
         if not INDEX.fullmatch(key(column)):
             by_column.setdefault(KNOWN.get(key(column)), []).append(column)
-    unread = by_column.pop(None, [])
+    unread = sorted(by_column.pop(None, []))
     said = []
     if unread:
         said.append(
             f"Not read of {name}'s table: {', '.join(map(_with_nearest, unread))}. docs/curation.md lists the columns "
             "that are."
         )
-    for known, names in by_column.items():
+    for known, names in sorted(by_column.items(), key=lambda one: min(one[1])):
         if len(names) > 1:
             first = min(names, key=lambda one: [key(other) for other in COLUMNS[str(known)]].index(key(one)))
-            said.append(f"{', '.join(names)} of {name}'s table mean the same; {first} counts where it has a value.")
+            said.append(
+                f"{', '.join(sorted(names))} of {name}'s table mean the same; {first} counts where it has a value."
+            )
     alike = [column for column in unread if PATIENT.search(key(column))]
     if alike and "patient_id" not in by_column:
         said.append(
@@ -158,6 +162,6 @@ def notices(name: str, columns: Iterable[str]) -> list[str]:
 
 
 def _with_nearest(column: str) -> str:
-    names = {key(name): name for others in COLUMNS.values() for name in others}
+    names = {key(name): name for others in COLUMNS.values() for name in others if key(name)[:1] == key(column)[:1]}
     nearest = difflib.get_close_matches(key(column), names, n=1, cutoff=LIKENESS)
     return f"{column} (is it {names[nearest[0]]}?)" if nearest else column

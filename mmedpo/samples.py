@@ -84,10 +84,10 @@ def read_heat(file: Path) -> np.ndarray:
     return heat.astype(np.float64)
 
 
-def questions(table: Path, columns: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file and line, row by `COLUMNS`), and gather the table's own columns."""
+def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and line, row by `COLUMNS`), and gather the table's own columns, in its order."""
     for where, raw in read_table(table):
-        columns.update(name for name in raw if name not in (FAULT, None))
+        columns.update(dict.fromkeys(name for name in raw if name not in (FAULT, None)))
         if FAULT in raw:
             yield where, raw
             continue

@@ -125,7 +125,7 @@ def read_source(
     source = Source(name, license, [], marked_by=marked_by)
     taken: dict[str, str] = {}
     studies: dict[str, str] = {}
-    columns: set[str] = set()
+    columns: dict[str, None] = {}
     nameless = 0
     for where, row in questions(table, columns):
         if credentialed.is_yes(row.get("credentialed")):

@@ -56,8 +56,39 @@ def test_columns_that_are_not_read_are_named_once_with_the_nearest(make_source: 
 @pytest.mark.parametrize(
     ("name", "warned"),
     [
-        *((name, True) for name in ("mrn", "patient_name", "PatientKey", "case_patient", "participant", "StudyID2")),
-        *((name, False) for name in ("patient_age", "PatientSex", "study_date", "PatientPosition", "view", "age")),
+        *(
+            (name, True)
+            for name in (
+                "mrn",
+                "patient_name",
+                "PatientKey",
+                "case_patient",
+                "participant",
+                "StudyID2",
+                "pat_id",
+                "PID",
+                "pt_id",
+                "EMPI",
+                "case_id",
+                "hadm_id",
+                "CaseNumber",
+                "encounter_id",
+            )
+        ),
+        *(
+            (name, False)
+            for name in (
+                "patient_age",
+                "PatientSex",
+                "study_date",
+                "PatientPosition",
+                "view",
+                "age",
+                "pidgin",
+                "case_report",
+                "showcase",
+            )
+        ),
     ],
 )
 def test_column_that_looks_like_a_patient_and_is_not_read_is_warned_of(
@@ -65,8 +96,35 @@ def test_column_that_looks_like_a_patient_and_is_not_read_is_warned_of(
 ) -> None:
     notices = read_source(make_source([{**WHOLE, name: 7}])).notices
     assert len(notices) == 1 + warned and all(name in notice for notice in notices)
+    assert "(is it id?)" not in notices[0]
     assert [f"{name} of source's table may tell patients apart" in notice for notice in notices[1:]] == [True] * warned
     assert len(read_source(make_source([{**WHOLE, name: 7, "patient": 7}])).notices) == 1  # another column is read
+
+
+@pytest.mark.parametrize("name", ["pid", "caption", "age", "kind", "rid"])
+def test_no_column_is_said_to_be_near_one_of_another_beginning(make_source: MakeSource, name: str) -> None:
+    (said, *_) = read_source(make_source([{**WHOLE, name: "x"}])).notices
+    assert f"Not read of source's table: {name}. " in said
+
+
+@pytest.mark.parametrize(
+    ("header", "counts", "file"),
+    [
+        ("image,Image", "image", "a.png"),
+        ("Image,image", "Image", "a.png"),
+        ("image_name,IMAGE", "IMAGE", "b.png"),
+        ("img_name,image_name", "image_name", "b.png"),
+        ("IMG-name,img_name", "IMG-name", "a.png"),
+    ],
+)
+def test_column_that_is_said_to_count_is_the_one_that_is_read(
+    make_source: MakeSource, header: str, counts: str, file: str
+) -> None:
+    source = read_source(make_source(text=f"{header},question,answer\na.png,b.png,Where?,left\n", table="t.csv"))
+    assert [sample.image_id for sample in source.samples] == [file]
+    assert source.notices == [
+        f"{', '.join(sorted(header.split(',')))} of source's table mean the same; {counts} counts where it has a value."
+    ]
 
 
 def test_columns_that_mean_the_same_are_said(make_source: MakeSource) -> None:

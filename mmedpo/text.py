@@ -12,6 +12,11 @@ Polarity = Literal["yes", "no"]
 # Before NFKC, which makes "No" of "№" and "no" of "nº", and keeps most of the others apart from their plain form.
 _PLAIN = str.maketrans({**dict.fromkeys("‐‑‒–−", "-"), **dict.fromkeys("‘’ʼ", "'"), "№": "#", "º": "°", "\u2044": "/"})
 _INVISIBLE = "Cf"  # Unicode category of soft hyphens, zero-width spaces, joiners and marks of direction
+_IGNORABLE = re.compile(  # what Unicode calls default-ignorable in other categories: selectors, fillers, joiners
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_SAID_DASH = re.compile(r"\b(yes|no)–(?=[^\W\d_])", re.IGNORECASE)  # a clause follows, no second half of a word
+_MIXED_FRACTION = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])")
 
 # "_" is a word character to `re`, and emphasis at the edge of a word; a point between letters ends a sentence.
 _WORD_PATTERN = r"[^\W_]+(?:(?:['’_-]|(?<=\d)\.(?=\d))[^\W_]+)*"
@@ -49,7 +54,8 @@ def plain(text: str) -> str:
     """`text` with one spelling of each character, for every comparison of texts; nothing is stored in this form.
 
     Unicode NFKC (accents, full-width letters, no-break spaces, subscripts: "T₂" is "T2"), "-" for hyphens, en dashes
-    and minus signs, "'" for curly apostrophes, nothing for soft hyphens and zero-width characters.
+    and minus signs, "'" for curly apostrophes, "/" for fraction bars, nothing for soft hyphens and other invisible
+    characters. An en dash between "yes" or "no" and a letter is an em dash, which parts words.
 
     Example:
         >>> plain("T₂‑weighted"), plain("pneumo\u00adthorax"), plain("3\u00a0−\u00a05 cm")
@@ -57,11 +63,13 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
-    return unicodedata.normalize("NFKC", "".join(c for c in text.translate(_PLAIN) if not _is_invisible(c)))
+    text = "".join(character for character in text if not _is_invisible(character))
+    text = _MIXED_FRACTION.sub(" ", _SAID_DASH.sub(r"\1—", text))
+    return unicodedata.normalize("NFKC", text.translate(_PLAIN)).translate(_PLAIN)  # NFKC makes minus signs and bars
 
 
 def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) == _INVISIBLE
+    return unicodedata.category(character) == _INVISIBLE or _IGNORABLE.match(character) is not None
 
 
 def folded(text: str) -> str:

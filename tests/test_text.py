@@ -96,6 +96,10 @@ FORMS = [  # as typed or copied from somewhere, and its plain form
     ("pneumo\u00adthorax", "pneumothorax"),
     *((f"left{space}lung", "left lung") for space in "\u00a0\u2007\u202f\u2009\u3000"),
     *((f"left{nothing} lung{nothing}", "left lung") for nothing in "\u200b\u200c\u200d\u2060\ufeff\u200e"),
+    *((f"le{nothing}ft{nothing}", "left") for nothing in "\ufe0f\u034f\u115f\u1160\u3164\uffa0\ufe00\U000e0100"),
+    ("10⁻³ and 10₋₃", "10-3 and 10-3"),
+    ("½ or 3½ or 1⁄2", "1/2 or 3 1/2 or 1/2"),
+    ("3–5 cm, non–specific", "3-5 cm, non-specific"),
     ("Ｙｅｓ，１．５", "Yes,1.5"),
     ("ﬂuid in stage Ⅱ", "fluid in stage II"),
     ("it isn’t", "it isn't"),
@@ -113,10 +117,26 @@ def test_plain_form_is_the_one_every_comparison_sees(text: str, expected: str) -
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("\u200bＮｏ\u00a0", "no"), ("y\u00ades", "yes"), ("№ 5", None), ("nº 5", None), ("no\u2014it is clear", "no")],
+    [
+        ("\u200bＮｏ\u00a0", "no"),
+        ("y\u00ades", "yes"),
+        ("№ 5", None),
+        ("nº 5", None),
+        ("no\u2014it is clear", "no"),
+        ("Yes\u2013there is no effusion", "yes"),
+        ("It is not, no\u2013none", "no"),
+        ("no\u20135", None),
+        ("NO\u2013SHOW", "no"),
+        ("a non\u2013specific sign", None),
+    ],
 )
 def test_polarity_of_other_forms(text: str, expected: str | None) -> None:
     assert polarity(text) == expected
+
+
+def test_a_dash_behind_yes_or_no_parts_words() -> None:
+    assert words("Yes\u2013there is") == ["yes", "there", "is"]
+    assert clauses("No\u2013it is clear") == [["no"], ["it", "is", "clear"]]
 
 
 def test_unit_interval_depends_on_its_key_alone() -> None:

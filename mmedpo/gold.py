@@ -16,11 +16,17 @@ _REFUSAL = re.compile(  # how people and chat models begin an answer that is non
     rf"((i am|i'm) )?(sorry|an ai\b|(unable|not able) to {_VERB})|as an ai\b|i {_CANNOT} {_VERB}"
     rf"|i (do not|don't) know\b|th(e|is) question {_CANNOT} be answered|no answer\b"
 )
+_ENOUGH = r"(not enough|insufficient|no) (information|data|context|details?)"
+_SHOWN = (
+    "(images?|pictures?|photo(graph)?s?|figures?|scans?|x-?rays?|radiographs?|slides?|reports?|text|information|data)"
+)
 _UNKNOWN = re.compile(  # a whole answer
-    r"((it is|it's|i am|i'm) )?(not (sure|known|specified|stated|given|available|applicable|certain)"
-    rf"|(not possible|impossible) to {_VERB}|un(known|specified|answerable|determined|sure|certain)"
-    rf"|{_CANNOT} (be (determined|said|answered|assessed)|{_VERB})|(do not|don't) know|no idea|n\.?/?a\.?)"
-    r"( from th(e|is) image)?"
+    r"((it is|it's|i am|i'm|there is) )?(not (sure|known|specified|stated|given|available|applicable|certain|mentioned"
+    r"|provided|reported|determined|determinable|determinate)"
+    rf"|(not possible|impossible) to {_VERB}|un(known|specified|answerable|determined|sure|certain)|indetermina(te|ble)"
+    rf"|{_CANNOT} (be (determined|said|answered|assessed)|{_VERB})|(do not|don't) know|no idea|n\.?/?a\.?"
+    rf"|{_ENOUGH}( (is )?(given|provided|available))?( to {_VERB})?)"
+    rf"( (from|in|on|by|with|based on) (the|th(is|ese)) ((given|provided|available) )?{_SHOWN}( alone)?)?"
 )
 
 

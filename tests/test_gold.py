@@ -24,12 +24,16 @@ ASKED = "Is there a mass in the lung?"
             "It is not possible to tell from this image.", "Unanswerable", "I'm sorry, but I can't help with that.",
             "Sorry, I cannot assist", "As an AI language model, I cannot interpret images", "I cannot determine it",
             "I am unable to provide a diagnosis", "No answer", "not applicable", "cannot determine from the image",
+            "Not enough information", "Not specified in the image", "cannot be determined from this picture",
+            "Indeterminate.", "Not mentioned", "not stated in the report", "There is not enough information to answer",
+            "Insufficient data", "not provided", "It cannot be assessed on these X-rays alone"[3:],
         )),
         *((ASKED, text, None) for text in (
             "No", "none", "nothing", "no answer is needed: yes"[10:], "The cause is unknown, the lungs are clear",
             "A mass cannot be excluded.", "No pneumothorax", "not enlarged", "Unknown primary tumor of the lung", "",
             "The heart is not seen", "uncertain margins", "an aortic aneurysm", "I see no mass",
-            "I do not see a mass", "I cannot see a mass", "Cannot be seen",
+            "not clear", "not visible in the image", "indeterminate nodule", "not specified type", "on the image",
+            "No data artefact", "I do not see a mass", "I cannot see a mass", "Cannot be seen",
         )),
     ],
 )  # fmt: skip

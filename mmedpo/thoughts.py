@@ -9,12 +9,14 @@ from typing import Any
 UNFINISHED = "its thought was not finished"
 EMPTY = "the answer is empty"
 
+# <think> of DeepSeek-R1, Qwen3, GLM-4.1V, Lingshu, MedVLM-R1, <seed:think> of Seed-OSS, <longcat_think> of LongCat.
+_TAG = (
+    "(?:think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|rationale|analysis|scratchpad|seed:think|longcat_think)"
+)
 # Where a thought begins and ends: (regular expression, regular expression, models that write it).
 _THOUGHTS = (
-    (r"<think(?:ing)?>", r"</think(?:ing)?>"),  # DeepSeek-R1, Qwen3, GLM-4.1V, Lingshu, MedVLM-R1
-    (r"<thoughts?>", r"</thoughts?>"),
-    (r"<reasoning>", r"</reasoning>"),
-    (r"<seed:think>", r"</seed:think>"),  # Seed-OSS
+    (rf"<{_TAG}>", rf"</{_TAG}>"),
+    (r"<\|think\|>", r"<\|/think\|>|</\|think\|>"),
     (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
     (r"<unused94>(?:thought\b)?", r"<unused95>"),  # MedGemma 27B and 1.5
     (r"<\|channel>(?:thought\b)?", r"<channel\|>"),  # Gemma 4
@@ -37,9 +39,11 @@ _OPENING = "|".join(opening for opening, _ in _THOUGHTS)
 _MARKER = re.compile(rf"(?=[<\[◁#])(?:(?P<opening>{_OPENING})|{'|'.join(closing for _, closing in _THOUGHTS)})", _FLAGS)
 _OPEN_END = re.compile(rf"(?:{_OPENING})\s*\Z", _FLAGS)
 _ANSWER = [re.compile(rf"{start}((?:(?!{start}).)*?)(?:{end}|\Z)", _FLAGS) for start, end in _ANSWERS]
+# gpt-oss without its special tokens: the names of the channels stand bare before what was said in them.
+_BARE = re.compile(r"\s*(?:analysis|commentary)(?:.*assistantfinal(?P<answer>.*)|[A-Z].*)\Z", re.DOTALL)
 # Tokens of a vocabulary that are part of a marker, and of an answer only with it.
 _TOKENS = re.compile(
-    rf"{_OPENING}|<unused9[45]>|</?(?:think(?:ing)?|thoughts?|reasoning|seed:think|answer)>|\[/?THINK\]|◁/?think▷"
+    rf"{_OPENING}|<unused9[45]>|</?{_TAG}>|</?answer>|<\|/?think\|>|\[/?THINK\]|◁/?think▷"
     r"|<\|channel>|<channel\|>|<\|(?:START|END)_(?:THINKING|RESPONSE)\|>|<\|(?:begin|end)_of_(?:thought|solution|box)\|>",
     _FLAGS,
 )
@@ -107,6 +111,8 @@ def strip(text: str, opened: bool = False) -> str | None:
         >>> strip("maybe no</think><answer>Yes.</answer>"), strip("Yes."), strip("<think>maybe no")
         ('Yes.', 'Yes.', None)
     """
+    if bare := _BARE.match(text):
+        return None if bare["answer"] is None else bare["answer"].strip()
     # No marker begins otherwise, and most answers have none.
     if not opened and "<" not in text and "[" not in text and "◁" not in text and "##" not in text:
         return text

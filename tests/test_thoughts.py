@@ -11,6 +11,19 @@ MANNERS = {
     "DeepSeek-R1, Qwen3": ("<think>", "</think>"),
     "upper case": ("<THINK>", "</Think>"),
     "thinking": ("<thinking>", "</thinking>"),
+    **{
+        name: (f"<{name}>", f"</{name}>")
+        for name in (
+            "thought",
+            "thought_process",
+            "reason",
+            "rationale",
+            "analysis",
+            "scratchpad",
+            "longcat_think",
+        )
+    },
+    "think between bars": ("<|think|>", "<|/think|>"),
     "reasoning": ("<reasoning>", "</reasoning>"),
     "Seed-OSS": ("<seed:think>", "</seed:think>"),
     "Magistral": ("[THINK]", "[/THINK]"),
@@ -50,6 +63,10 @@ def test_strip_every_manner_of_thinking(start: str, end: str) -> None:
         ("<answer>The left lower", "The left lower"),  # cut off
         ("<SUMMARY>a</SUMMARY><REASONING>b</REASONING><CONCLUSION>left\nlung</CONCLUSION>", "left\nlung"),
         ("<think>a</think><answer></answer>", ""),
+        ("analysisIs it? No.assistantanalysisMaybe.assistantfinalYes.", "Yes."),  # gpt-oss without its tokens
+        ("analysis of the image shows no mass", "analysis of the image shows no mass"),
+        ("Analysis: no.", "Analysis: no."),
+        ("Yes. <reason>It is white.</reason>", "Yes."),
         ("## Thinking\n\nmaybe no\n\n## Final Response\n\nYes.", "Yes."),  # HuatuoGPT-o1
         ("No [THINKING] of it: 3 < 5 cm, [1].", "No [THINKING] of it: 3 < 5 cm, [1]."),
         ("  I think so.\n", "  I think so.\n"),  # published metrics see white space
@@ -70,6 +87,7 @@ def test_strip_reads_answer_tags_and_leaves_plain_text_alone(said: str, answer: 
         (" \n", None, False, Answer(failure="the answer is empty")),
         ("<think>a</think>", None, False, Answer(failure="the answer is empty")),
         ("Yes.", None, True, Answer(failure="its thought was not finished")),
+        ("analysisWe need to look", 64, False, Answer(failure="its thought was not finished within 64 tokens")),
         ("<think>Yes", 64, False, Answer(failure="its thought was not finished within 64 tokens")),
         ("<think>a</think>The left", 64, False, Answer(failure="cut off at 64 tokens", partial="The left")),
         ("<think>a</think>", 64, False, Answer(failure="cut off at 64 tokens")),

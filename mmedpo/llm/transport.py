@@ -228,6 +228,8 @@ def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
     prompt, completion = (count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else None for count in counts)
     tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
     cut_at = None
+    if text.strip() and (refusal := message.get("refusal")):
+        raise NoAnswer(Kind.REFUSED, f"the model refused ({refusal})")
     if ended.lower() in CUT:
         cut_at = asked.get("max_tokens") or asked.get(RENAMED) or 0
     elif ended.lower() not in WHOLE:

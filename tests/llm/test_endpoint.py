@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import io
+import json
 import logging
 import socket
 
@@ -203,6 +204,17 @@ def test_a_message_without_content_is_no_answer(chat_server, endpoint, ask):
         for why in ("finish_reason 'stop'", "finish_reason 'stop'", "I will not.")
     ]
     assert len(chat_server.received) == 4  # none is asked again, nor is a trivial question
+
+
+@pytest.mark.parametrize("ended", ["stop", "length"])
+def test_a_content_beside_a_refusal_is_no_answer(chat_server, endpoint, ask, ended):
+    message = {"content": "I cannot help with that.", "refusal": "It is not safe."}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": ended}]}).encode()
+    null = json.dumps({"choices": [{"message": {"content": "fine", "refusal": None}}]}).encode()
+    chat_server.script = [Answer(body=null), Answer(body=body)]
+    fine, refused = endpoint(concurrency=1).complete([ask(), ask()])
+    assert fine == ChatReply("fine")
+    assert refused.failure == "refused: the model refused (It is not safe.)"
 
 
 def test_an_endpoint_that_never_says_anything_is_an_input_error(chat_server, endpoint, ask):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from collections.abc import Sequence
 
 from mmedpo.errors import InputError
@@ -33,5 +33,6 @@ def refuse_absent(report_to: Sequence[str]) -> None:
         if name not in INTEGRATION_TO_CALLBACK:
             raise InputError(f"report_to {name!r}: no such tracker. Use none or {', '.join(INTEGRATION_TO_CALLBACK)}.")
         modules, package = PACKAGES.get(name, ((), ""))
-        if modules and not any(importlib.util.find_spec(module) for module in modules):
+        # Not `find_spec`, for which a folder `wandb`, as wandb leaves one, is a package.
+        if modules and importlib.metadata.packages_distributions().keys().isdisjoint(modules):
             raise InputError(f"report_to {name!r}: {modules[0]} is not installed. Install it: pip install {package}")

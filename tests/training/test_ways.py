@@ -242,15 +242,23 @@ def test_the_written_recipe_repeats_the_run(
             {"report_to": "comet_ml"},
             "report_to 'comet_ml': comet_ml is not installed. Install it: pip install comet-ml$",
         ),
+        ({"report_to": "dvclive"}, "report_to 'dvclive': dvclive is not installed"),  # a folder is no package
+        (
+            {"deepspeed": '{"zero_optimization": {"stage": 1}}'},
+            "ZeRO needs a launcher, for one process too. Start the training with `accelerate launch",
+        ),
         ({"report_to": "wandbb"}, "report_to 'wandbb': no such tracker. Use none or .*tensorboard"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
-    changes: dict[str, Any], message: str, preferences: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+    changes: dict[str, Any], message: str, preferences: Path, tiny_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "here" / "dvclive").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "here")
     with pytest.raises(InputError, match=message):
         run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **changes))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_batches_are_of_one_kind_and_length_and_a_resumed_epoch_has_the_same_order(rows: Dataset) -> None:

@@ -23,6 +23,7 @@ class Normalization:
 
     `mean_before` and `sd_before` are of the pairs that have a score (all but `unscored`), None where none has.
     `low` and `high` are where the method clips (None: it does not), the shares those of the weights that lie there.
+    `merged_by_clip`: scores that differ have the same weight at a limit.
     `by_kind` holds the same of each kind of pair, where kinds were given; `over` what "rescale" normalised.
     """
 
@@ -37,6 +38,7 @@ class Normalization:
     high: float | None
     share_at_low: float
     share_at_high: float
+    merged_by_clip: bool = False
     over: str = "merged"
     by_kind: Mapping[str, Normalization] = field(default_factory=dict)
 
@@ -64,17 +66,18 @@ class Normalization:
         return self.sd_before is not None and self.sd_before <= NO_SPREAD
 
     def _notes(self, kind: str, alone: bool) -> Iterator[str]:
-        if self._is_flat and self.method in ("rescale", "raw"):
+        if self._is_flat and self.method != "none":
             scores = f"all {self.count} scores are" if self.count > 1 else "its only score is"
-            weight = "1" if self.method == "rescale" else "that score"
+            weight = {"rescale": "1", "literal": f"{LOW}", "raw": "that score"}[self.method]
             apart = " (normalised apart from the other kinds)" if self.method == "rescale" and not alone else ""
             plain = ", which is plain DPO" if self.method == "rescale" and alone else ""
             yield f"{kind}: {scores} {self.mean_before:.3g}, so each weight is {weight}{apart}{plain}."
-        if self.share_at_low + self.share_at_high > MOSTLY:
+        elif self.share_at_low + self.share_at_high > MOSTLY:
+            merged = "; among them, scores that differ weigh the same" * self.merged_by_clip
             yield (
                 f"{kind}: {100 * (self.share_at_low + self.share_at_high):.0f} % of the weights lie at a clip limit "
-                f"({100 * self.share_at_low:.0f} % at {self.low}, {100 * self.share_at_high:.0f} % at {self.high}); "
-                "among them, scores that differ weigh the same."
+                f"({100 * self.share_at_low:.0f} % at {self.low}, {100 * self.share_at_high:.0f} % at {self.high})"
+                f"{merged}."
             )
 
 
@@ -159,9 +162,11 @@ def _weigh(scores: np.ndarray, method: str) -> np.ndarray:
 
 def _statistics(method: str, scores: np.ndarray, weights: np.ndarray) -> Normalization:
     clipped, known = method in ("rescale", "literal"), scores[~np.isnan(scores)]
+    at_limits = [scores[weights == limit] for limit in (LOW, HIGH)] if clipped else []
     return Normalization(
         method, scores.size, scores.size - known.size, float(known.mean()) if known.size else None,
         float(known.std()) if known.size else None, float(weights.mean()), float(weights.std()),
         LOW if clipped else None, HIGH if clipped else None,
         float(np.mean(weights == LOW)) if clipped else 0.0, float(np.mean(weights == HIGH)) if clipped else 0.0,
+        any(alike.size > 0 and bool(np.ptp(alike) > NO_SPREAD) for alike in at_limits),
     )  # fmt: skip

@@ -111,6 +111,7 @@ def test_merged_kinds_with_spread_share_what_a_kind_without_has_no_part_in() -> 
         ([0.0, 1.0], ["a", "a"], "rescale", ["a: 100 % of the weights lie at a clip limit (50 % at 0.75, 50 % at 1."]),
         ([0.0, 0.5], None, "literal", ["all pairs: 100 % of the weights lie at a clip limit (100 % at 0.75, 0 % at 1"]),
         ([0.6, 0.6], None, "rescale", ["all pairs: all 2 scores are 0.6, so each weight is 1, which is plain DPO."]),
+        ([0.6, 0.6], None, "literal", ["all pairs: all 2 scores are 0.6, so each weight is 0.75."]),
         ([0.6, 0.6], None, "raw", ["all pairs: all 2 scores are 0.6, so each weight is that score."]),
         ([0.0, 0.5, 1.0], None, "raw", []),
         ([0.6, 0.6], None, "none", []),
@@ -130,6 +131,26 @@ def test_notes_say_where_weights_weigh_nothing_or_are_mostly_clipped(
 ) -> None:
     found = normalize(scores, method, kinds)[1].notes()
     assert [note[: len(said)] for note, said in zip(found, notes, strict=True)] == notes
+
+
+@pytest.mark.parametrize(
+    ("scores", "method", "said"),
+    [
+        ([0.0, 1.0], "rescale", False),  # one at each limit
+        ([0.0, 0.0, 1.0, 1.0], "rescale", False),
+        ([0.0, 0.1, 0.9, 0.9], "rescale", True),  # z = -+1.11, -0.89
+        ([0.1, 0.1, 0.9, 1.0], "rescale", True),
+        ([0.0, 0.5], "literal", True),
+    ],
+)
+def test_the_clip_note_says_that_scores_weigh_the_same_where_they_do(
+    scores: list[float], method: str, said: bool
+) -> None:
+    found = normalize(scores, method)[1]
+    (note,) = found.notes()
+    assert note.startswith("all pairs: 100 % of the weights lie at a clip limit")
+    assert note.endswith("); among them, scores that differ weigh the same.") is said
+    assert found.merged_by_clip is said is found.record()["merged_by_clip"]
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def _assemble(
         "noise": noise and noise.record(), "style": settings.style,
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
         "counts": dict(counts), "rejects": dict(rejects.most_common()),
-        "standins": tools.standins(counts, settings.model),
+        "standins": tools.standins(counts, _wrong_by(pairs, ledgers["dispute"]), settings.model),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
         "settings": {**settings.recipe(), "source_name": source.name}, **sent,
     }  # fmt: skip
@@ -282,6 +282,12 @@ def _all_rejected(source: Source, reasons: Counter[str], details: Counter[str], 
     shown = [] if source.credentialed else [f"{detail[:120]} ({n})" for detail, n in details.most_common(3) if n]
     most = f" The commonest details: {'; '.join(shown)}." if shown else ""
     return f"Every pair of {source.name} was rejected: {why}.{most} All are in {file}; mend what they name."
+
+
+def _wrong_by(pairs: Sequence[rows.Pair], disputed: Ledger) -> set[str]:
+    """Who made the wrong answers that rows have."""
+    worded = (rows.TEXT_PAIR, schema.REVERSED[0])
+    return {disputed[pair.sample.id]["made_by"] for pair in pairs if pair.dispreference in worded}
 
 
 def _accepted(

@@ -9,6 +9,7 @@ from typing import Any
 from mmedpo import models
 from mmedpo.curation import relevance
 from mmedpo.curation.chat import open_chat
+from mmedpo.curation.hallucinate import FLIPPED, TARGET_MODEL
 from mmedpo.curation.localize import Localizer, open_localizer
 from mmedpo.curation.rows import TEXT_PAIR
 from mmedpo.curation.settings import Settings
@@ -31,15 +32,15 @@ class Tools:
         """Names of the judges, in the order of speaking."""
         return list(self.panel.judges) if self.panel else []
 
-    def standins(self, kinds: Collection[str], target: str | None = None) -> list[str]:
+    def standins(self, kinds: Collection[str], wrong_by: Collection[str], target: str | None = None) -> list[str]:
         """The stand-ins that made or scored rows of these kinds, by name, in the order of the steps.
 
         Args:
+            wrong_by: who made the wrong answers of the rows (`hallucinate.Hallucination.made_by`).
             target: folder or Hub id of the model whose answers were sampled.
         """
-        texts: list[str] = []
-        if self.chat and {TEXT_PAIR, "reversed_noise"} & set(kinds):
-            texts = [models.standin(target) or ""] if target else []
+        texts = [models.standin(target) or ""] if target and TARGET_MODEL in wrong_by else []
+        if self.chat and set(wrong_by) - {FLIPPED}:
             texts.append(self.chat.name)
         judged = self.judges if TEXT_PAIR in kinds else []
         visual = [self.localizer.name] if set(kinds) - {TEXT_PAIR} else []

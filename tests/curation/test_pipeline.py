@@ -592,7 +592,7 @@ def test_without_judges_no_relevance_is_made_up(make_source: MakeSource, tmp_pat
     )  # fmt: skip
     folder = curate(tmp_path / "out", settings)
     found = manifest(folder)
-    assert (found["judges"], found["panel"], found["standins"]) == ([], None, ["standin:rules"])
+    assert (found["judges"], found["panel"], found["standins"]) == ([], None, [])  # the only text row is a flip
     assert found["rejects"] == {hallucinate.DECLINED: 1}
     assert (found["weights"]["unscored"], found["weights"]["count"], found["weights"]["mean_before"]) == (1, 3, 1.0)
     dataset = loading.load(str(folder))
@@ -603,20 +603,23 @@ def test_without_judges_no_relevance_is_made_up(make_source: MakeSource, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "standins"),
+    ("settings", "answer", "standins"),
     [
-        ({}, ["standin:rules", "standin:strict", "standin:lenient", "standin:lexical"]),
-        ({"localizer": "standin:centre", "judges": ["standin:strict"]},
+        ({}, "left lung", ["standin:rules", "standin:strict", "standin:lenient", "standin:lexical"]),
+        ({}, "yes", ["standin:strict", "standin:lenient", "standin:lexical"]),  # flipped, and nobody was asked
+        ({"style": "free"}, "yes", ["standin:rules", "standin:strict", "standin:lenient", "standin:lexical"]),
+        ({"localizer": "standin:centre", "judges": ["standin:strict"]}, "left lung",
          ["standin:rules", "standin:strict", "standin:centre"]),
-        ({"chat": "none"}, []),  # boxes of the source
-        ({"chat": "none", "localizer": "standin:centre"}, ["standin:centre"]),
-        ({"chat": "none", "noise_region": "image", "localizer": "none"}, []),
+        ({"reversed": True, "judges": ["none"], "weights": "none"}, "yes", []),
+        ({"chat": "none"}, "yes", []),  # boxes of the source
+        ({"chat": "none", "localizer": "standin:centre"}, "yes", ["standin:centre"]),
+        ({"chat": "none", "noise_region": "image", "localizer": "none"}, "yes", []),
     ],
 )  # fmt: skip
 def test_manifest_names_the_stand_ins_that_made_or_scored_rows(
-    make_source: MakeSource, tmp_path: Path, settings: dict[str, Any], standins: list[str]
+    make_source: MakeSource, tmp_path: Path, settings: dict[str, Any], answer: str, standins: list[str]
 ) -> None:
-    chosen = Settings(source=make_source([question()]), **{**STANDINS, **settings})
+    chosen = Settings(source=make_source([question(answer=answer)]), **{**STANDINS, **settings})
     assert manifest(curate(tmp_path / "out", chosen))["standins"] == standins
 
 

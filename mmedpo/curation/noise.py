@@ -23,6 +23,7 @@ STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")
 DRAWN = METHODS[:2]  # from normal numbers
 PIXELS = 336  # longer side of what a model sees, where no target says: CLIP's size in LLaVA
+FEWEST = 32  # of those: with 16, two cells cover a lesion of 5 % of the side, and half of its image is left
 CELLS = 3 / 4  # of those pixels: cells of 4/3 pixels keep their strength where a processor shrinks the image
 GREY = 16  # levels between the channels of a grey pixel: those of JPEG files differ a little
 COLOURED = 1 / 50  # of a grey image's pixels may differ more: arrows and labels

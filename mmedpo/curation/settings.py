@@ -81,7 +81,9 @@ class Settings:
     noise_step: int = option(800, "Diffusion step k, 1 to 1000.")
     noise_edge: int = option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")
     noise_pixels: int | None = option(
-        None, "Longer side of the image as the model sees it: noise is as coarse as that. The target's own, else 336."
+        None,
+        "Longer side of the image as the model sees it: noise is as coarse as that; 32 or more. Default: the "
+        "target's own, else 336.",
     )
     noise_region: str = option("lesion", "lesion, or image: all of it, found or not.")
     shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small ones make new versions cheap.")
@@ -97,10 +99,11 @@ class Settings:
         shard_bytes(self.shard_size)
         wrong = unknown(self, names)
         ranges: dict[str, tuple[float, float]] = {
-            **dict.fromkeys(("limit", "samples", "batch_size", "rounds", "noise_pixels"), (1, INT32)),
+            **dict.fromkeys(("limit", "samples", "batch_size", "rounds"), (1, INT32)),
             **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), (1, INT32)),
             "seed": SEEDS, "temperature": (0, math.inf), "tolerance": (0, 1), "threshold": (0, 1),
             "max_coverage": (0, 1), "noise_step": (1, noise.STEPS), "noise_edge": (0, INT32),
+            "noise_pixels": (noise.FEWEST, INT32),
         }  # fmt: skip
         wrong += outside(self, ranges)
         if self.samples > 1 and self.temperature == 0:

@@ -206,9 +206,26 @@ def test_noise_pixels_are_the_targets_own_unless_they_are_given(
     assert settings.resolved() == settings
 
 
-def test_noise_pixels_below_one_are_named() -> None:
-    with pytest.raises(InputError, match="noise_pixels is 0; it must be at least 1"):
-        Settings(source=Path("data"), noise_pixels=0)
+@pytest.mark.parametrize("pixels", [0, 1, 31])
+def test_noise_pixels_too_few_to_hide_a_lesion_are_refused(pixels: int) -> None:
+    with pytest.raises(InputError, match=f"noise_pixels is {pixels}; it must be at least 32"):
+        Settings(source=Path("data"), noise_pixels=pixels)
+    assert Settings(source=Path("data"), noise_pixels=32).noise_pixels == 32
+
+
+@pytest.mark.parametrize(("pixels", "least", "most"), [(2, 0.95, 1), (8, 0.7, 1), (16, 0.4, 0.8), (32, 0.1, 0.45)])
+def test_correlation_left_in_a_small_lesion_by_noise_pixels(pixels: int, least: float, most: float) -> None:
+    """A mask of 5 % of the side: why fewer than 32 pixels are refused."""
+    image = np.asarray(picture(1024, 1024, grain=64))
+    found = []
+    for number in range(40):
+        top, left = np.random.default_rng(number).integers(0, 1024 - 51, 2)
+        mask = np.zeros(image.shape, dtype=bool)
+        mask[top : top + 51, left : left + 51] = True
+        noised = corrupt(image, mask, "diffusion", generator(number, "a"), pixels=pixels)
+        if noised[mask].std() > 0:
+            found.append(np.corrcoef(image[mask], noised[mask])[0, 1])
+    assert least <= np.median(found) <= most, np.median(found)
 
 
 def test_dataset_says_at_which_size_its_noise_was_drawn(preferences: Path) -> None:

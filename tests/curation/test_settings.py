@@ -58,7 +58,7 @@ def test_every_option_has_help(options: type) -> None:
         ("noise_step", 1001, "noise_step is 1001; it must be at least 1 and at most 1000"),
         ("noise_edge", -1, "noise_edge is -1; it must be at least 0"),
         ("noise_edge", 2**31, "noise_edge is 2147483648; it must be at least 0 and at most 2147483647"),
-        ("noise_pixels", 2**31, "noise_pixels is 2147483648; it must be at least 1 and at most 2147483647"),
+        ("noise_pixels", 2**31, "noise_pixels is 2147483648; it must be at least 32 and at most 2147483647"),
         ("seed", -1, "seed is -1; it must be at least 0 and at most 4294967295"),
         ("seed", 2**32, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,8 @@ from mmedpo.models import load_processor
 from mmedpo.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.duration import FILE as DURATION
+from mmedpo.training.duration import Duration
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
 from mmedpo.training.parts import summary
@@ -129,22 +130,22 @@ def train(
         opened = open_model(model_args, config, run.adapter_name_or_path)
         if source:
             setattr(opened["model"].config, credentialed.KEY, source)
+        duration = Duration(folder)
         trainer = MMedPOTrainer(
             **opened, args=config, train_dataset=dataset,
-            eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal()],
+            eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal(), duration],
         )  # fmt: skip
         checkpoint = checkpoints.prepare(get_last_checkpoint(str(folder)) if run.resume else None, trainer)
-        began = time.monotonic()
         trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.monotonic() - began
         refuse_unfinished(trainer)
         trainer.save_model()
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
             record.write(
-                folder, run, {**settings, "base": base}, trainer, dataset, source, sent, commit, command, seconds
-            )
+                folder, run, {**settings, "base": base}, trainer, dataset, source, sent, commit, command,
+                duration.seconds,
+            )  # fmt: skip
             if card is not None:
                 card(folder)
     if PartialState().is_main_process:
@@ -310,7 +311,8 @@ def _tidy(folder: Path) -> None:
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     shutil.rmtree(folder / "ref", ignore_errors=True)  # the adapter that a continued one began as
-    (folder / "training_args.bin").unlink(missing_ok=True)
+    for name in ("training_args.bin", DURATION):
+        (folder / name).unlink(missing_ok=True)
     state = folder / "trainer_state.json"
     if state.exists():
         write_json(state, {**read_json(state), "best_model_checkpoint": None})

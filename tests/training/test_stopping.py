@@ -54,14 +54,21 @@ def whole(preferences: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
 def test_a_killed_run_ends_in_the_adapter_of_an_uninterrupted_one(
     moment: str, whole: Path, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "adapter"
+    output, kept = tmp_path / "adapter", tmp_path / "adapter.partial" / "duration.json"
     command = arguments(preferences, tiny_model, output, **STEPS)
     killed = subprocess.run([sys.executable, "-c", KILL, moment, *command], capture_output=True, check=False, cwd=ROOT)
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert not output.exists()
     whole_checkpoints = list(tmp_path.glob("adapter.partial/checkpoint-*/trainer_state.json"))
     assert len(whole_checkpoints) == {"first step": 0, "checkpoint": 0, "later step": 2, "end": 3}[moment]
+    if resumed := len(whole_checkpoints) > 0:
+        assert 0 < read_json(kept)["seconds"] < 600
+        kept.write_text('{"seconds": 1000.0}')
     run.main([*command, "--resume"])
+    assert not (output / kept.name).exists()
+    assert (read_json(output / "training.json")["seconds"] >= 1000) is resumed
+    last = read_json(output / "trainer_state.json")["log_history"][-1]
+    assert (last["train_runtime"] >= 1000, "train_loss" in last) == (resumed, not resumed)
     assert history(output) == pytest.approx(history(whole), abs=1e-6)
     assert largest_difference(output, whole) < 1e-6
 

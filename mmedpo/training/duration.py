@@ -1,0 +1,50 @@
+"""The duration of a training over all its starts, and a last line of its log that holds for them all."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from mmedpo.workdir import read_object, write_json
+
+FILE = "duration.json"  # in the working folder
+OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong of a resumed training
+
+
+class Duration(TrainerCallback):
+    """Seconds of training of all starts, kept in the working folder at each log and checkpoint.
+
+    The last line that the Trainer logs is mended in a resumed training: its runtime becomes that of all starts, and
+    what it has of the last start alone is left out. Where nothing more was trained, a loss of 0.0 would stand there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._before: float = read_object(self._file)["seconds"] if self._file.exists() else 0.0
+        self._began = time.monotonic()
+        self._resumed = False
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began, self._resumed = time.monotonic(), state.global_step > 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        for entry in (logs or {}, state.log_history[-1]) if self._resumed else ():
+            if "train_runtime" in entry:
+                entry["train_runtime"] = round(self.seconds, 4)
+                for name in OF_ONE_START:
+                    entry.pop(name, None)
+        self._keep(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._keep(state)
+
+    def _keep(self, state: Any) -> None:
+        if state.is_world_process_zero:
+            write_json(self._file, {"seconds": self.seconds})

@@ -3,6 +3,7 @@ flag that opens it, which shows that the test would have seen it. All data is in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -646,6 +647,9 @@ def test_the_mark_travels_to_results_and_comparisons(corpus: Path, tiny_model: P
     questions = tmp_path / "two" / "questions.jsonl"
     asked = [json.loads(line) for line in questions.read_text().splitlines()]
     questions.write_text("".join(json.dumps({**line, "reference": SECRET}) + "\n" for line in asked))
+    results = read_json(tmp_path / "two" / "results.json")
+    results["questions_sha256"] = hashlib.sha256(questions.read_bytes()).hexdigest()
+    write_json(tmp_path / "two" / "results.json", results)
     with pytest.raises(InputError) as raised:
         compare([tmp_path / "one", tmp_path / "two"], resamples=10)
     assert "not shown: credentialed data" in str(raised.value) and "ecret" not in str(raised.value)

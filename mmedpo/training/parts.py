@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig
 
 from mmedpo.errors import Fault, InputError
@@ -15,6 +17,11 @@ PARTS = ("language_model", "projector", "vision_tower")  # the last is all that 
 # What the families call the layers between vision tower and language model.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
 ALL_LINEAR = "all-linear"  # PEFT's word
+TARGETS = "lora_target_modules"
+ADAPTABLE = (  # what PEFT has LoRA layers for
+    *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention),
+    Conv1D,
+)
 
 Trained = dict[str, dict[str, int]]
 
@@ -71,10 +78,14 @@ def scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[st
     if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
         targets = list(linears)
     faults: list[Fault] = []
+
+    def adaptable(name: str) -> bool:
+        return isinstance(model.get_submodule(name), ADAPTABLE)
+
     found = {
-        setting: _meant(setting, wanted or [], named, allowed, faults)
+        setting: _meant(setting, wanted or [], named, allowed, faults, adaptable)
         for setting, wanted, named, allowed in (
-            ("lora_target_modules", targets, modules, language),
+            (TARGETS, targets, modules, language),
             ("lora_target_parameters", settings.lora_target_parameters, parameters, {*parameters} - outside.keys()),
             ("lora_modules_to_save", settings.lora_modules_to_save, modules, language | projector),
         )
@@ -91,8 +102,9 @@ def _language_names(model: Any, named: Iterable[str]) -> set[str]:
 
 
 def _meant(
-    setting: str, wanted: str | Sequence[str], named: Sequence[str], allowed: set[str], faults: list[Fault]
-) -> list[str]:
+    setting: str, wanted: str | Sequence[str], named: Sequence[str], allowed: set[str], faults: list[Fault],
+    adaptable: Callable[[str], bool],
+) -> list[str]:  # fmt: skip
     found: dict[str, None] = {}
     for target in [wanted] if isinstance(wanted, str) else wanted:
         try:
@@ -102,7 +114,13 @@ def _meant(
             continue
         meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
         found |= dict.fromkeys(name for name in meant if name in allowed)
-        if not meant:
+        # A module that holds others, as `model` and `mlp` do, or a norm: PEFT has no LoRA for it.
+        odd = next((name for name in meant if name in allowed and setting == TARGETS and not adaptable(name)), None)
+        if odd:
+            faults.append(
+                Fault("(settings)", setting, f"{target!r} is {odd}, no linear layer; name layers such as q_proj")
+            )
+        elif not meant:
             faults.append(Fault("(settings)", setting, f"{target!r} names nothing in the model; nothing would train"))
         elif allowed.isdisjoint(meant):
             sentence = "the vision tower is never trained; name modules of the language model"

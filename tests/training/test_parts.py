@@ -77,6 +77,8 @@ def test_what_lies_elsewhere_is_refused_by_name_in_every_family(name: str, tmp_p
         ("lora_target_modules", tower, "the vision tower is never trained"),
         ("lora_target_modules", projector, "train the projector with projector_learning_rate"),
         ("lora_target_modules", "q_prj", "names nothing in the model"),
+        ("lora_target_modules", "mlp", "mlp, no linear layer; name layers such as q_proj"),
+        ("lora_target_modules", r".*layers.*", ", no linear layer; name layers such as q_proj"),
         ("lora_target_modules", "(", "is no regular expression"),
         ("lora_modules_to_save", tower, "the vision tower is never trained"),
         ("lora_modules_to_save", tower.split(".")[1], "the vision tower is never trained"),

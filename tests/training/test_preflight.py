@@ -140,6 +140,12 @@ def test_wrong_columns_do_not_hide_other_faults(text_rows: Dataset, run_check: C
     assert "'projector' names nothing" in found["(settings)", "lora_modules_to_save"]
 
 
+def test_a_fault_of_lora_target_parameters_has_their_name(run_check: Check) -> None:
+    found = faults(run_check, model={"lora_target_parameters": ["norm.weight"]})
+    assert found.keys() == {("(settings)", "lora_target_parameters")}
+    assert "only 2d and 3d are supported" in found["(settings)", "lora_target_parameters"]
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "part"),
     [

@@ -110,7 +110,8 @@ def _model(
         found.faults += error.faults or [Fault("(settings)", "projector_learning_rate", str(error))]
         return
     except (ValueError, TypeError) as error:  # PEFT's own checks
-        found.setting("lora_target_modules", str(error))
+        named = "lora_target_parameters" if model_args.lora_target_parameters else "lora_target_modules"
+        found.setting(named, str(error).partition("\n")[0])
         return
     found.trained = trained_parts(model)
     if tower := found.trained["vision_tower"]["modules"]:  # the adapter's own settings: others are scoped

@@ -28,6 +28,14 @@ def adapter_config(adapter: str, revision: str | None = None) -> Any:
         raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
 
 
+def base_of(name: str, revision: str | None = None) -> Any:
+    """The name of the base model of an adapter; None where `name` is no adapter."""
+    try:
+        return adapter_config(name, revision).base_model_name_or_path or "BASE_MODEL"
+    except InputError:
+        return None
+
+
 def check_base(
     adapter: str, name: str, revision: str | None = None, base_revision: str | None = None, download: bool = True
 ) -> str:
@@ -82,7 +90,12 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     """
     from peft import PeftModel
 
-    if (weights := adapter_weights(adapter, revision)) and weights.suffix != ".safetensors":
+    weights = adapter_weights(adapter, revision)
+    if weights is None:
+        raise InputError(
+            f"The adapter {adapter!r} has no adapter_model.safetensors. Give the folder of a finished training."
+        )
+    if weights.suffix != ".safetensors":
         raise InputError(
             f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
             "run code. Save it once with `save_pretrained` where you trust it, and give that folder."

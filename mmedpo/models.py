@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import credentialed, formats, hub, placeholders, trial, trust
-from mmedpo.adapters import adapter_commit, adapter_digest, check_base, with_adapter
+from mmedpo.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
 from mmedpo.generation import AnswerReader, Sampling, own_generation
@@ -98,6 +98,10 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision, **trust.only_data())
     except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
+        if base := base_of(name, revision):
+            raise InputError(
+                f"{name!r} is an adapter, not a model. Give its base model with it: --model {base} --adapter {name}"
+            ) from error
         reason, broken_off, _ = hub.why_unread(error, name).partition(" Check out the instructions")
         if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
             reason += f" Install it: pip install {library[1].lower()}"

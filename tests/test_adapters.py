@@ -14,9 +14,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmedpo.adapters import BY_FINGERPRINT, BY_NAME, FINGERPRINT, check_base, record
+from mmedpo.adapters import BY_FINGERPRINT, BY_NAME, FINGERPRINT, check_base, record, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
+from mmedpo.models import load_processor
 
 CONFIG = LlamaConfig(
     vocab_size=999, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -153,3 +154,14 @@ def test_a_base_without_safetensors_is_compared_by_name(
     (base / "model.safetensors").unlink()
     assert check_base(trained, str(base)) == BY_NAME
     assert "base' has no safetensors files: whether" in caplog.messages[0]
+
+
+def test_an_adapter_without_weights_or_given_as_a_model_is_said(base: Path, tmp_path: Path) -> None:
+    trained = adapter(tmp_path / "adapter", "org/base", None)
+    with pytest.raises(
+        InputError, match=r"adapter' is an adapter, not a model. .*: --model org/base --adapter /.*adap"
+    ):
+        load_processor(trained)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"adapter' has no adapter_model.safetensors. Give the folder of a finished"):
+        with_adapter(model(), str(base), trained)

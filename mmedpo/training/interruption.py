@@ -15,11 +15,12 @@ from mmedpo.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 2.0  # seconds in which a second SIGINT is a launcher's, which passes the terminal's Ctrl-C on
+AGAIN = f"Ctrl-C again, {ECHO:.0f} seconds from now or later, ends at once."
 
 
 class StopOnSignal(TrainerCallback):
     """At the end of the step in which any process got a SIGTERM or a SIGINT, all save a checkpoint together and stop.
-    A second Ctrl-C ends at once, without one.
+    A second Ctrl-C, `ECHO` seconds later or more, ends at once, without one.
 
     transformers' own `enable_jit_checkpoint` lets each process decide by its own clock, so that two of them may save at
     different steps and wait for each other for ever.
@@ -40,7 +41,7 @@ class StopOnSignal(TrainerCallback):
         if self._told is None:
             self._told = now
             if number == signal.SIGINT and self._speaks:
-                print("\nA checkpoint is saved at the end of this step; Ctrl-C again ends at once.", flush=True)
+                print(f"\nA checkpoint is saved at the end of this step; {AGAIN}", flush=True)
         elif number == signal.SIGINT and now - self._told >= ECHO:
             self.on_train_end()
             raise KeyboardInterrupt

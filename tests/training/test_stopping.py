@@ -156,7 +156,8 @@ def test_a_second_ctrl_c_ends_at_once_and_a_launchers_echo_does_not(
     command = arguments(preferences, tiny_model, tmp_path / "out", max_steps=5, save_strategy="no")
     with pytest.raises(Stopped, match="step 3 of 5"):
         run.main(command)
-    assert capsys.readouterr().out.count("A checkpoint is saved at the end of this step; Ctrl-C again") == 1
+    said = "A checkpoint is saved at the end of this step; Ctrl-C again, 2 seconds from now or later, ends at once.\n"
+    assert capsys.readouterr().out.count(said) == 1
     shutil.rmtree(tmp_path / "out.partial")
     monkeypatch.setattr(interruption, "ECHO", 0.0)
     before = signal.getsignal(signal.SIGINT)

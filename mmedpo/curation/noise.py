@@ -116,7 +116,7 @@ def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Gener
 
 def is_grey(image: np.ndarray) -> bool:
     """Whether a uint8 H x W (x C) image shows no colour: at most 1 in 50 of its pixels has channels that are more than
-    16 levels apart. Tinted scans and X-rays with a coloured arrow are grey; Doppler and pathology are not."""
+    16 levels apart. So are X-rays with a coloured arrow or a slight tint; sepia, Doppler and pathology are not."""
     if image.ndim == 2:
         return True
     return bool(np.mean(image.max(axis=2) - image.min(axis=2) > GREY) <= COLOURED)

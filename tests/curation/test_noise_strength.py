@@ -138,6 +138,8 @@ def coloured_picture(kind: str) -> np.ndarray:
     image = np.stack([grey] * 3, axis=-1)
     if kind == "tint":
         return (image * [1.0, 0.97, 0.95]).astype(np.uint8)
+    if kind == "sepia":
+        return (image * [1.0, 0.9, 0.75]).astype(np.uint8)
     if kind == "chroma noise":
         return np.clip(image + np.random.default_rng(0).integers(-4, 5, image.shape), 0, 255).astype(np.uint8)
     if kind == "JPEG of a tint":
@@ -156,7 +158,7 @@ def coloured_picture(kind: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "grey"),
     [("tint", True), ("chroma noise", True), ("JPEG of a tint", True), ("an arrow", True), ("Doppler", False),
-     ("pathology", False)],
+     ("pathology", False), ("sepia", False)],
 )  # fmt: skip
 def test_grey_images_have_grey_noise_and_coloured_ones_noise_of_each_channel(
     kind: str, grey: bool, pixels: int | None

@@ -36,6 +36,17 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
         raise InputError(f"No space left on the disk of {place}: {free / 2**20:.0f} MiB are free. Free some space.")
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Check that files can be written in `folder`, be it there or not.
+
+    Raises:
+        InputError: it is a file; nothing can be written there; the disk is full.
+    """
+    if exists(folder, option) and not folder.is_dir():
+        raise InputError(f"{folder} is no folder; choose another {option}.")
+    check(folder / "file", resume=True, option=option)
+
+
 def beside(output: Path) -> Path:
     """Where `output` is written until it is whole: of all such names the longest."""
     return output.with_name(f".{output.name}.writing")

@@ -101,6 +101,9 @@ def train(
         Stopped: a SIGTERM came; a checkpoint is kept.
     """
     writable.check(Path(run.output), run.resume)
+    for cache in ("reference_cache", "image_feature_cache"):
+        if given := getattr(config, cache):
+            writable.check_folder(Path(given), f"--{cache}")
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
     commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from mmedpo.errors import InputError
 
+BARE = ' (YAML takes no, off, yes and on for truth values: write the text in quotes, such as "none")'
 INT32 = 2**31 - 1  # largest whole number of a dataset's column such as `noise_edge`
 SEEDS = (0, 2**32 - 1)  # what NumPy takes as a seed; PyTorch and a dataset's column take more
 
@@ -29,7 +30,9 @@ def check_types(options: Any) -> None:
         else:
             fits = isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind)
         if not fits or (isinstance(value, bool) and kind is not bool):
-            wrong.append(f"{name} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
+            sentence = f"{name} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}"
+            text = str in (kind, *get_args(kind))
+            wrong.append(sentence + BARE * (text and isinstance(value, bool)))
     refuse(wrong)
 
 

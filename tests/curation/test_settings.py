@@ -178,6 +178,8 @@ def test_judges_are_a_list_or_names_with_commas(given: Any, judges: list[str]) -
         ("source", "folder", "source is 'folder'; it must be of type Path"),
         ("split", 1, "split is 1; it must be of type str | None"),
         ("split", True, "split is True; it must be of type str | None"),
+        ("chat", False, """str | None (YAML takes no, off, yes and on for truth values: write the text in quotes,"""),
+        ("judges", False, """it must be of type list (YAML takes no, off, yes and on for truth values"""),
         ("limit", 1.5, "limit is 1.5; it must be of type int | None"),
         ("limit", True, "limit is True; it must be of type int | None"),
         ("samples", [1, 2], "samples is [1, 2]; it must be of type int"),

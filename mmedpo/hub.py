@@ -80,6 +80,7 @@ def why_unread(error: BaseException, name: str = "") -> str:
     """Why something of a folder or the Hub, called `name`, was not read: that the folder is missing; what the Hub's
     client, the network or the disk said beneath the error that a library made of it, and what to do; the library's own
     first line where nothing lies beneath."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
     missing = _is_missing_folder(name)
@@ -90,7 +91,13 @@ def why_unread(error: BaseException, name: str = "") -> str:
         if _says_more(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
             return reason(beneath, reading=True)
         beneath = beneath.__cause__ or beneath.__context__
-    return "there is no such folder; check the path" if missing else _first_line(error).partition(" Checkout 'https")[0]
+    if missing:
+        return "there is no such folder; check the path"
+    said = _first_line(error).partition(" Checkout 'https")[0]
+    if constants.HF_HUB_OFFLINE and said.startswith("We couldn't connect to"):  # as Transformers says it
+        here = "there is no such folder here, " * bool(name)
+        return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
+    return said
 
 
 def _is_missing_folder(name: str) -> bool:

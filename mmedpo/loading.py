@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PATTERN = frozenset("*?[]{}")  # characters of a path that `datasets` reads as a pattern
+MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which would be read as rows
 SAID = ["source", "license"]  # columns that tell whose data a row is
 
 
@@ -38,6 +39,11 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         raise InputError(
             f"{path}: {' '.join(held)} in the path of a folder without data/*.parquet would be read as a pattern. "
             "Rename the folder."
+        )
+    if not files and any((Path(path) / name).is_file() for name in MODEL):
+        raise InputError(
+            f"{path}: is the folder of a model and holds no dataset of data/*.parquet. Give a folder written by "
+            "`mmedpo curate` or a Hub dataset id."
         )
     try:
         if files:

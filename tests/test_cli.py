@@ -189,6 +189,10 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         ("preview --source {corpus} --output {here}/out.png --count 0", ["--count is 0; a sheet shows 1 to 50"]),
         ("preview --source {corpus} --output {here}/out.png --limit 0", ["limit is 0; it must be at least 1"]),
         ("preview --source {corpus} --output {here}/out.png --localizer masks", ["masks found a region in none of"]),
+        (
+            "preview --source {corpus} --output {here}/out.png --localizer none",
+            ["no lesion is looked for"],
+        ),
         (f"{EVALUATE} {{here}}/nowhere", ["nowhere' cannot be loaded"]),
         (f"{EVALUATE} {{here}}/bert", ["'bert' model, not a vision-language model"]),
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
@@ -204,6 +208,10 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         ("score {here}/bert --output {here}/out", ["results.json does not exist"]),
         ("audit {here}/nowhere --output {here}/out", ["nowhere' cannot be loaded as a dataset", "mmedpo curate"]),
         ("audit {here}/torn --output {here}/out", ["torn' cannot be loaded as a dataset"]),
+        (
+            "audit {here}/bert --output {here}/out",
+            ["is the folder of a model and holds no dataset of data/*"],
+        ),
         ("audit {pairs} --split test --output {here}/out", ["no split 'test'; it has 'train'"]),
         ("compare {here}/nowhere {here}/elsewhere --output {here}/out", ["nowhere/results.json does not exist"]),
         ("compare {here}/bert --output {here}/out", ["1 runs were given; a comparison needs at least two"]),

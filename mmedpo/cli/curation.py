@@ -103,6 +103,11 @@ def preview(context: typer.Context) -> None:
     from mmedpo.models import load_processor
 
     settings, run = parsed(context, Settings, Preview)
+    if not settings.makes_visual_pairs:
+        raise InputError(
+            "--localizer none: no lesion is looked for, and there is nothing to show. Name another, or give "
+            "--noise-region image."
+        )
     processor = settings.model and load_processor(settings.model).image_processor
     settings = settings.resolved(processor)
     source = open_source(settings)

@@ -65,6 +65,8 @@ def test_without_a_way_there_it_is_said(hub: Hub) -> None:
     offline = hub.ask(READ, "user/other", HF_HUB_OFFLINE="1")
     for kind in ("adapter", "files"):
         assert "HF_HUB_OFFLINE is set, and it is not in the cache. Unset it" in offline[kind]
+    here = "there is no such folder here, HF_HUB_OFFLINE is set, and it is not in the cache. Check the name"
+    assert here in offline["model"] and "connect" not in offline["model"]
 
 
 def on_a_full_disk(hub: Hub, disk: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -167,7 +167,7 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
     if config.deepspeed and not any(name.endswith("LOCAL_RANK") for name in os.environ):  # set by launchers, MPI's too
         raise InputError(
             "deepspeed: ZeRO needs a launcher, for one process too. Start the training with `accelerate launch "
-            "train.py`, or leave deepspeed out."
+            "--config_file recipes/accelerate/zero2.yaml train.py`, or torchrun, or leave deepspeed out."
         )
     if config.model_init_kwargs:
         raise InputError("model_init_kwargs: use dtype, attn_implementation, model_revision and load_in_4bit instead.")

@@ -42,7 +42,7 @@ def check(name: str, write: Callable[[], str], seconds: float = SECONDS) -> None
         why = f"did not end within {seconds:g} s and {LONGEST:,} characters"
     except (MemoryError, RecursionError, OverflowError) as error:
         why = f"did not end ({type(error).__name__})"
-    except Exception:
+    except Exception:  # of the template itself: said where a question is rendered
         return
     finally:
         sys.settrace(before)

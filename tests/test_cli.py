@@ -446,7 +446,8 @@ def test_the_last_line_says_that_stand_ins_made_rows(
     run: Run, make_source: MakeSource, tmp_path: Path, words: tuple[str, ...], named: str | None
 ) -> None:
     source = make_source([row(boxes=[{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8}])])
-    code, output = run("curate", *words, "--source", source, "--output", tmp_path / "out")
+    # In this style a bare yes or no is written by the chat model too, not flipped.
+    code, output = run("curate", *words, "--style", "free", "--source", source, "--output", tmp_path / "out")
     last = output.strip().split("\n")[-1]
     assert code == 0 and says(output, "Weights: lesion_noise: its only score is 1, so each weight is 1")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -569,7 +570,7 @@ def test_short_commands_read_no_file_in_a_folders_place_and_leave_nothing_half_d
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        for writer in ("mmedpo.workdir.write_json", "mmedpo.evaluation.rescore.write_json"):
+        for writer in ("mmedpo.workdir.write_json", "mmedpo.evaluation.score.write_json"):
             patched.setattr(writer, interrupted)
         code, output = run(*given)
     assert code == 130 and "Interrupted." in output and "--resume" not in output

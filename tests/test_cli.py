@@ -443,8 +443,10 @@ def test_models_that_are_not_named_are_asked_for_before_anything_is_read(
 
 @pytest.mark.parametrize(("words", "named"), [(WORDS, "standin:rules, standin:strict"), (("--chat", "none"), None)])
 def test_the_last_line_says_that_stand_ins_made_rows(
-    run: Run, make_source: MakeSource, tmp_path: Path, words: tuple[str, ...], named: str | None
-) -> None:
+    run: Run, make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
+    named: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("mmedpo.cli.shared.console.width", 500)  # a table's cells are on one line each
     source = make_source([row(boxes=[{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8}])])
     # In this style a bare yes or no is written by the chat model too, not flipped.
     code, output = run("curate", *words, "--style", "free", "--source", source, "--output", tmp_path / "out")

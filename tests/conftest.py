@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 from chat_server import ChatServer
 from hub.server import Hub
 from standins import STANDINS
+
+# A shell in the background ignores Ctrl-C, and the processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Both are read when their library is imported, which is after this file.
 _datasets_cache = tempfile.TemporaryDirectory(prefix="mmedpo-tests-")

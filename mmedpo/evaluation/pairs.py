@@ -24,7 +24,7 @@ from mmedpo.images import digest, open_rgb, size
 from mmedpo.ledger import Ledger
 from mmedpo.models import VisionLanguageModel
 from mmedpo.text import unit_interval
-from mmedpo.workdir import versions
+from mmedpo.workdir import sha256, versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -276,6 +276,6 @@ def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequen
 def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:
     write_lines(folder / "predictions.jsonl", predictions)
     write_lines(folder / "scores.jsonl", scores)
-    results = write_results(folder, results)
+    results = write_results(folder, {**results, "questions_sha256": sha256(folder / "questions.jsonl")})
     ledger.close()
     return results

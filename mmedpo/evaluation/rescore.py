@@ -13,7 +13,7 @@ from mmedpo import credentialed, formats, writable
 from mmedpo.errors import InputError
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, Row, Scoring, joined, score_pairs, write_results
+from mmedpo.evaluation.score import PARTS, Row, Scoring, check_digests, joined, score_pairs, write_results
 from mmedpo.workdir import portable, read_json, sha256, short_folder, versions
 
 log = logging.getLogger(__name__)
@@ -82,12 +82,13 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
         The content of results.json: that of `run`, which "scored_before" tells from this.
 
     Raises:
-        InputError: files of `run` are missing or broken.
+        InputError: files of `run` are missing, broken, or changed since it was finished.
     """
     if missing := [name for name in ("questions.jsonl", "predictions.jsonl") if not (run / name).exists()]:
         raise InputError(f"{run} has no {missing[0]}; give a finished evaluation.")
-    shutil.copyfile(run / "questions.jsonl", folder / "questions.jsonl")
     before = read_json(run / "results.json")
+    check_digests(run, before, ("questions", "predictions"))
+    shutil.copyfile(run / "questions.jsonl", folder / "questions.jsonl")
     kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
     with credentialed.quoting_nothing(credentialed.first([before]) is not None):
         pairs = joined(folder / "questions.jsonl", run / "predictions.jsonl", scoring)

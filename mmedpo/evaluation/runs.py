@@ -13,9 +13,9 @@ from mmedpo import credentialed, formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa
 from mmedpo.evaluation.metric import Metric
-from mmedpo.evaluation.score import METRICS, Row, Scoring, first_ids, read_by_id
+from mmedpo.evaluation.score import METRICS, Row, Scoring, check_digests, first_ids, read_by_id
 from mmedpo.schema import TASKS
-from mmedpo.workdir import read_json, sha256
+from mmedpo.workdir import read_json
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
@@ -157,7 +157,7 @@ def _load(folder: Path) -> Run:
             f"{folder}: {', '.join(FILES)} do not hold the same ids once each; run `mmedpo evaluate` anew.",
             [fault for some in faults for fault in some],
         )
-    _check_digests(folder, results)
+    check_digests(folder, results, FILES)
     if not parts[0]:
         raise InputError(f"{folder} has no questions; there is nothing to compare.")
     run = Run(results["name"], results, *parts)
@@ -166,18 +166,6 @@ def _load(folder: Path) -> Run:
         with credentialed.quoting_nothing(credentialed.first([results]) is not None):
             raise InputError(f"{folder} is damaged; run `mmedpo evaluate` anew:", damaged)
     return run
-
-
-def _check_digests(folder: Path, results: Row) -> None:
-    """Raise InputError where a file is another one than results.json, which may be older than digests, was made of."""
-    recorded = results.get("files_sha256", {})
-    recorded = recorded if isinstance(recorded, dict) else {f"{name}.jsonl": recorded for name in FILES}
-    expected = {"questions.jsonl": results.get("questions_sha256"), **recorded}
-    if changed := [name for name, digest in expected.items() if digest and sha256(folder / Path(name).name) != digest]:
-        raise InputError(
-            f"{folder}: {', '.join(changed)} changed after results.json was written, or belongs to another run. "
-            "Run `mmedpo evaluate` anew."
-        )
 
 
 def _scored_wrong(run: Run) -> Iterator[Fault]:

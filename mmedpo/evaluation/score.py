@@ -175,6 +175,22 @@ def write_results(folder: Path, results: Row) -> Row:
     return results
 
 
+def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
+    """Raise InputError where a file of an evaluation folder is another one than its `results` were made of.
+
+    Results may be older than digests, which are then not compared.
+    """
+    recorded = results.get("files_sha256", {})
+    recorded = recorded if isinstance(recorded, dict) else {f"{name}.jsonl": recorded for name in names}
+    expected = {"questions.jsonl": results.get("questions_sha256"), **recorded}
+    files = [f"{name}.jsonl" for name in names]
+    if changed := [file for file in files if expected.get(file) and sha256(folder / file) != expected[file]]:
+        raise InputError(
+            f"{folder}: {', '.join(changed)} changed after results.json was written, or belongs to another run. "
+            "Run `mmedpo evaluate` anew."
+        )
+
+
 def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
     wanted = "give a finished evaluation, or a file of predictions"
     try:

@@ -21,6 +21,7 @@ from mmedpo.evaluation.pairs import blank
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.images import digest
 from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.workdir import sha256
 
 Row = dict[str, Any]
 BATCH, TOKENS = 3, 6
@@ -93,6 +94,7 @@ def test_folder_is_an_evaluation_folder(
     assert names == {"questions.jsonl", "predictions.jsonl", "scores.jsonl", "results.json"}
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert (results["format"], results["name"], results["model"]) == ("mmedpo.results/1", "start", tiny_model.name)
+    assert results["questions_sha256"] == sha256(folder / "questions.jsonl")
     module = preference if measure is measure_preferences else visual_reliance
     ((name, protocol),) = results["protocols"].items()
     assert results["metrics"][f"{name}_definition"] == module.DEFINITIONS[protocol]

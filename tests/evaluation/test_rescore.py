@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ def test_a_protocol_that_does_not_exist_is_refused_with_those_that_do(run: Path,
         with pytest.raises(InputError, match=f"{part} 'lenient' does not exist; choose one of: .*{known}"):
             main(run, None, {}, {**NONE, part: "lenient"}, tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["questions.jsonl", "predictions.jsonl"])
+def test_a_run_whose_files_changed_since_is_not_scored(run: Path, tmp_path: Path, name: str) -> None:
+    changed = Path(shutil.copytree(run, tmp_path / "changed"))
+    with (changed / name).open("a", encoding="utf-8") as lines:
+        lines.write("\n")  # the same to whoever reads its lines
+    with pytest.raises(InputError, match=f"changed: {name} changed after results.json was written"):
+        main(changed, None, {}, NONE, tmp_path / "out", {"name": "out"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_are_made_anew_whatever_became_of_them(run: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(run, tmp_path / "changed"))
+    (changed / "scores.jsonl").unlink()
+    results = main(changed, None, {}, NONE, tmp_path / "out", {"name": "out"})
+    assert results["metrics"] == content(run)["metrics"]
 
 
 def test_neither_or_both_are_refused(run: Path, tmp_path: Path) -> None:

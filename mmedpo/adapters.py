@@ -37,22 +37,25 @@ def base_of(name: str, revision: str | None = None) -> Any:
 
 
 def check_base(
-    adapter: str, name: str, revision: str | None = None, base_revision: str | None = None, download: bool = True
-) -> str:
+    adapter: str, name: str, revision: str | None = None, base_revision: str | None = None, download: bool = True,
+    option: str = "--adapter",
+) -> str:  # fmt: skip
     """Compare the model `name` with the one that an adapter was trained on: by their weights, or, where the adapter's
     record has no fingerprint of them, by the last part of their names, which is warned of.
 
     Args:
         revision, base_revision: branch, tag or commit of the adapter and of the model on the Hub.
         download: without it, a model of the Hub that is not in the cache is not compared yet.
+        option: of the command, which named the adapter.
 
     Returns:
         `BY_FINGERPRINT` or `BY_NAME`.
 
     Raises:
-        InputError: no adapter there, or one of another model.
+        InputError: no adapter there, one without weights that can be loaded, or one of another model.
     """
     trained_on = adapter_config(adapter, revision).base_model_name_or_path
+    _refuse_unloadable(adapter, revision, option)
     known = (record(adapter, revision) or {}).get(FINGERPRINT)
     own = fingerprint(name, base_revision, download) if known else None
     if known and own:
@@ -90,20 +93,24 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     """
     from peft import PeftModel
 
-    weights = adapter_weights(adapter, revision)
-    if weights is None:
-        raise InputError(
-            f"The adapter {adapter!r} has no adapter_model.safetensors. Give the folder of a finished training."
-        )
-    if weights.suffix != ".safetensors":
-        raise InputError(
-            f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
-            "run code. Save it once with `save_pretrained` where you trust it, and give that folder."
-        )
+    _refuse_unloadable(adapter, revision)
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error, adapter)}") from error
+
+
+def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adapter") -> None:
+    weights = adapter_weights(adapter, revision)
+    if weights is None:
+        raise InputError(
+            f"The adapter {adapter!r} has no adapter_model.safetensors. Give {option} a finished training's folder."
+        )
+    if weights.suffix != ".safetensors":
+        raise InputError(
+            f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
+            f"run code. Save it once with `save_pretrained` where you trust it, and give {option} that folder."
+        )
 
 
 def adapter_commit(adapter: str, revision: str | None) -> str | None:

@@ -156,12 +156,17 @@ def test_a_base_without_safetensors_is_compared_by_name(
     assert "base' has no safetensors files: whether" in caplog.messages[0]
 
 
-def test_an_adapter_without_weights_or_given_as_a_model_is_said(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_given_as_a_model_is_said(base: Path, tmp_path: Path) -> None:
     trained = adapter(tmp_path / "adapter", "org/base", None)
-    with pytest.raises(
-        InputError, match=r"adapter' is an adapter, not a model. .*: --model org/base --adapter /.*adap"
-    ):
+    with pytest.raises(InputError, match=r"adapter' is an adapter, not a model. Give its base model, 'org/base', as"):
         load_processor(trained)
+
+
+@pytest.mark.parametrize("option", ["--adapter", "--adapter_name_or_path"])
+def test_an_adapter_without_weights_is_said_before_a_model_is_loaded(base: Path, tmp_path: Path, option: str) -> None:
+    trained = adapter(tmp_path / "adapter", str(base), None)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"adapter' has no adapter_model.safetensors. Give the folder of a finished"):
+    with pytest.raises(InputError, match=rf"adapter' has no adapter_model.safetensors. Give {option} a finished"):
+        check_base(trained, str(base), option=option)
+    with pytest.raises(InputError, match=r"adapter' has no adapter_model.safetensors"):
         with_adapter(model(), str(base), trained)

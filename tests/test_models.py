@@ -177,6 +177,16 @@ def adapter(tiny_model: Path, folder: Path, base: str) -> str:
     return str(folder)
 
 
+def test_an_adapter_without_weights_is_said_before_the_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = adapter(tiny_model, tmp_path / "adapter", base=str(tiny_model))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    monkeypatch.delattr("mmedpo.models.load_model")
+    with pytest.raises(InputError, match=r"has no adapter_model.safetensors. Give --adapter a finished"):
+        VisionLanguageModel(str(tiny_model), trained)
+
+
 def test_adapter_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     trained = adapter(tiny_model, tmp_path / "adapter", base="org/another")
     with pytest.raises(InputError, match="was trained on 'org/another', not on"):

@@ -146,7 +146,10 @@ def credentialed_source(run: RunArguments, model: str, revision: str | None, com
 def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dict[str, str | None]:
     """The base model's fingerprint, and how `check_base` compared it with the base of an adapter to go on from."""
     name, revision, adapter = str(model_args.model_name_or_path), model_args.model_revision, run.adapter_name_or_path
-    compared = check_base(adapter, name, base_revision=revision, download=download) if adapter else None
+    compared = None
+    if adapter:
+        option = "--adapter_name_or_path"
+        compared = check_base(adapter, name, base_revision=revision, download=download, option=option)
     return {FINGERPRINT: fingerprint(name, revision, download), "adapter_checked_by": compared}
 
 

@@ -119,4 +119,7 @@ def test_an_adapter_with_weights_of_the_tower_is_not_gone_on_from(
     command = {"use_peft": "false", "adapter_name_or_path": tmp_path / "elsewhere"}
     with pytest.raises(InputError, match=r"\[adapter_name_or_path\]: has weights for 2 modules of the vision tower"):
         run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **command))
+    (tmp_path / "elsewhere" / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no adapter_model.safetensors. Give --adapter_name_or_path a fin"):
+        run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **command))
     assert {path.name for path in tmp_path.iterdir()} == {"elsewhere"}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from mmedpo import hub
 from mmedpo.errors import InputError
-from mmedpo.fingerprint import fingerprint
-from mmedpo.workdir import sha256
+from mmedpo.fingerprint import file_contents, fingerprint
 
 RECORD = "training.json"  # in the folder of an adapter that was trained here
 FINGERPRINT = "model_fingerprint"  # in it: of the base model's weights
@@ -124,7 +124,20 @@ def adapter_commit(adapter: str, revision: str | None) -> str | None:
 def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
     """SHA-256 (hexadecimal) of an adapter's weights; None where it has no such file. Raises as `adapter_weights`."""
     file = adapter_weights(adapter, revision)
-    return None if file is None else sha256(file)
+    return None if file is None else file_contents(file)
+
+
+def adapter_contents(adapter: str, revision: str | None = None) -> str:
+    """SHA-256 (hexadecimal) of all that an adapter changes: its weights and the bytes of its configuration.
+
+    Raises:
+        InputError: no adapter there, or the Hub cannot be asked for it, and it is not in the cache.
+    """
+    from transformers.utils.hub import cached_file
+
+    adapter_config(adapter, revision)
+    config = file_contents(Path(str(cached_file(adapter, "adapter_config.json", revision=revision))))
+    return hashlib.sha256(f"{adapter_digest(adapter, revision)} {config}".encode()).hexdigest()
 
 
 def adapter_weights(adapter: str, revision: str | None = None) -> Path | None:

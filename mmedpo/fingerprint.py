@@ -1,18 +1,49 @@
-"""Fingerprint of a model's weights, which another folder, another name and other shards of them share."""
+"""Digests of a model: of its weights, which other shards of them share, and of all that decides its answers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mmedpo import hub
 from mmedpo.errors import InputError
+from mmedpo.workdir import sha256
 
 BLOCKS, SIZE = 64, 4096  # of a tensor that is not read whole, so many bytes are read at so many places
 WHOLE, TOTAL = 16 << 20, 2 << 30  # bytes of a tensor that is read whole at most, and of all of them
 PREFIXES = {"base_model", "model", "language_model"}  # which versions of transformers put in and leave out
+# What decides a model's answers beside its weights, as transformers saves it.
+BESIDE = (
+    "config.json", "generation_config.json", "*processor_config.json", "tokenizer*.json", "*tokens*.json", "vocab*",
+    "merges.txt", "*.model", "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
+SETTLED = 2.0  # seconds after which a file that is written again surely has another time of change
+
+T = TypeVar("T")
+
+
+def _once(digest: Callable[..., T]) -> Callable[..., T]:
+    """A digest of files that this process computes once, until one of them is written or replaced."""
+    known: dict[tuple[Any, ...], T] = {}
+
+    def asked(*files: Path) -> T:
+        stats = [file.stat() for file in files]
+        if any(time.time() - stat.st_ctime < SETTLED for stat in stats):
+            return digest(*files)
+        key = tuple(
+            (file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            for file, stat in zip(files, stats, strict=True)
+        )
+        if key not in known:
+            known[key] = digest(*files)
+        return known[key]
+
+    return asked
 
 
 def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str | None:
@@ -30,12 +61,56 @@ def fingerprint(name: str, revision: str | None = None, download: bool = True) -
         InputError: a file is torn, or the Hub cannot be asked.
     """
     try:
-        files = _files(name, revision, download)
-        tensors = [(file, *tensor) for file in files for tensor in _tensors(file)]
-        whole = min(WHOLE, TOTAL // max(len(tensors), 1))
-        digests = sorted(_digest(*tensor, whole) for tensor in tensors)
+        return _of_files(*_files(name, revision, download))
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
+
+
+def model_contents(name: str, revision: str | None = None, also: Sequence[str] = ()) -> str:
+    """SHA-256 (hexadecimal) of all that decides a model's answers: `fingerprint`, and the bytes of its configurations,
+    tokenizer, processor and chat templates (`BESIDE`). A copy has the same, whatever its folder is called.
+
+    Args:
+        name: folder, or Hub id, of which the files are downloaded where they are not in the cache.
+        revision: branch, tag or commit on the Hub.
+        also: patterns of further files, such as pickled weights.
+
+    Raises:
+        InputError: there is no such folder, a file is torn, or the Hub cannot be asked.
+    """
+    patterns = (*BESIDE, *also)
+    folder = _folder(name, revision, patterns)
+    found = hashlib.sha256((fingerprint(name, revision) or "").encode())
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
+        found.update(f"\n{file.relative_to(folder).as_posix()} {file_contents(file)}".encode())
+    return found.hexdigest()
+
+
+@_once
+def file_contents(file: Path) -> str:
+    """SHA-256 (hexadecimal) of a file's bytes."""
+    return sha256(file)
+
+
+def _folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder of that name, or the one of the Hub's cache that holds the files of these patterns."""
+    from httpx2 import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if (folder := Path(name)).is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns]))
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise InputError(f"The model {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
+
+
+@_once
+def _of_files(*files: Path) -> str | None:
+    tensors = [(file, *tensor) for file in files for tensor in _tensors(file)]
+    whole = min(WHOLE, TOTAL // max(len(tensors), 1))
+    digests = sorted(_digest(*tensor, whole) for tensor in tensors)
     return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,18 @@ class Ledger:
         """All values, in the order of their keys."""
         for (value,) in self._read("SELECT value FROM entries ORDER BY key"):
             yield self._value(value)
+
+    def __iter__(self) -> Iterator[str]:
+        """All keys, in order."""
+        for (key,) in self._read("SELECT key FROM entries ORDER BY key"):
+            yield key
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget what is recorded of these keys, of all or, killed half-way, of none."""
+        if self._database is not None or self.path.exists():
+            database = self._opened()
+            with self._faults(), database:
+                database.executemany("DELETE FROM entries WHERE key = ?", ((key,) for key in keys))
 
     def put(self, key: str, value: Any, keep: bool = True) -> None:
         """Record `value`; one that is not kept is for this run only (`forget`)."""

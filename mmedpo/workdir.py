@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,10 +41,13 @@ REPORTED_PACKAGES = (
 
 SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
 SETTINGS = "settings.json"  # of a run, while it works
-DIGESTS = ".settings.sha256"  # of these settings, when it is finished; JSON
+CONTENTS = "contents.json"  # of what it was given (models, datasets), by role, while it works
+ROWS = "rows.ledger"  # of its source, by id (`changes.compare`), while it works
+DIGESTS = ".settings.sha256"  # of both, when it is finished; JSON
+CONTENTS_OF = "contents of "  # before the role of a content's digest in it
 LOCK = ".lock"  # in a working folder: held by the process that works there
 # What a run writes before its first result.
-NO_WORK = (SETTINGS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
+NO_WORK = (SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 OPTION = re.compile(r"--?[\w-]+=")
 SCHEME = re.compile(r"(?!https?:|file:)\w+:", re.IGNORECASE)  # detector:, local:, ...
@@ -140,24 +143,31 @@ def _portable(place: str) -> str:
 
 @contextmanager
 def output_folder(
-    output: Path, settings: dict[str, Any], resume: bool = False, processes: Processes = ALONE
+    output: Path,
+    settings: dict[str, Any],
+    resume: bool = False,
+    processes: Processes = ALONE,
+    contents: Mapping[str, str | None] | None = None,
 ) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
 
     `settings` (JSON-able) is kept in the working folder, and digests of it in the finished one; a resumed run must have
-    the same. Bad input found before any work was recorded removes the working folder; later errors and interruptions
-    leave it for `--resume`. Of several processes only the first makes and renames folders; the others are given the
-    same one.
+    the same. So it is with `contents`: by role, such as "model" or another name of a setting, the digest of what was
+    given (`fingerprint.model_contents`), or None where there is none, as of an endpoint. Bad input found before any
+    work was recorded removes the working folder; later errors and interruptions leave it for `--resume`. Of several
+    processes only the first makes and renames folders; the others are given the same one.
 
     Raises:
-        InputError: `output` or an interrupted run exists and `resume` is false; the settings differ; `output` cannot be
-            written; another process is at work there; the disk is full.
+        InputError: `output` or an interrupted run exists and `resume` is false; settings or contents differ; `output`
+            cannot be written; another process is at work there; the disk is full.
         AlreadyFinished: `resume` and `output` is complete.
     """
     output = output.resolve()
     partial = output.with_name(output.name + ".partial")
+    known = {role: digest for role, digest in (contents or {}).items() if digest}
     if resume and writable.exists(output / DIGESTS):
         _compare_digests(output, settings)
+        _compare_contents(output, settings, known)
         if processes.first:
             _drop_ledgers(output)  # of a run that was killed right after it had its name
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
@@ -175,12 +185,16 @@ def output_folder(
         try:
             _compare_digests(partial, settings)
             settle_settings(partial / SETTINGS, settings)
+            _compare_contents(partial, settings, known)
+            write_json(partial / CONTENTS, known)
             for ledger in partial.glob("*.ledger"):
                 Ledger(ledger).forget()
             processes.open(partial)
             yield partial
-            write_json(partial / DIGESTS, _digests(settings))
+            digests = _digests(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in known.items()}
+            write_json(partial / DIGESTS, digests)
             (partial / SETTINGS).unlink()  # a source folder has one table, and this could be one
+            (partial / CONTENTS).unlink()
             (partial / LOCK).unlink(missing_ok=True)
             partial.replace(output)
             _drop_ledgers(output)  # not before: a kill in between would lose what they hold
@@ -263,12 +277,30 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / DIGESTS).exists():
         return
     before, now = read_json(folder / DIGESTS), _digests(settings)
+    before = {key: digest for key, digest in before.items() if not key.startswith(CONTENTS_OF)}
     if differing := _differing(before, now):
         given = _leaves(settings)
         changes = [f"{key}: now {given.get(key)!r}" for key in differing]
         raise InputError(
             _listed(f"{folder} was finished with other settings. Repeat them, or choose another --output:", changes)
         )
+
+
+def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str]) -> None:
+    """Raise InputError if something that the run of this folder was given was replaced since, under its name."""
+    before = read_object(folder / CONTENTS) if (folder / CONTENTS).exists() else {}
+    if (folder / DIGESTS).exists():
+        recorded = read_object(folder / DIGESTS)
+        before |= {key.removeprefix(CONTENTS_OF): recorded[key] for key in recorded if key.startswith(CONTENTS_OF)}
+    given, replaced = _leaves(settings), []
+    for role in sorted(before.keys() & contents.keys()):  # what one of them lacks is a setting that differs
+        if (old := before[role]) != (new := contents[role]):
+            name = f"{role} {given[role]}" if given.get(role) else role
+            replaced.append(f"{name}: {old[:8]} -> {new[:8]}")
+    if replaced:
+        said = f"{folder}: of what this run was begun with, something was replaced since, under the same name. Results "
+        said += "of the old and of the new would be mixed. Restore the old, or start a new --output:"
+        raise InputError(_listed(said, replaced))
 
 
 def _digests(settings: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmedpo.adapters import BY_FINGERPRINT, BY_NAME, FINGERPRINT, check_base, record, with_adapter
+from mmedpo.adapters import BY_FINGERPRINT, BY_NAME, FINGERPRINT, adapter_contents, check_base, record, with_adapter
 from mmedpo.errors import InputError
 from mmedpo.fingerprint import fingerprint
 from mmedpo.models import load_processor
@@ -170,3 +170,20 @@ def test_an_adapter_without_weights_is_said_before_a_model_is_loaded(base: Path,
         check_base(trained, str(base), option=option)
     with pytest.raises(InputError, match=r"adapter' has no adapter_model.safetensors"):
         with_adapter(model(), str(base), trained)
+
+
+def test_contents_of_an_adapter_are_its_weights_and_configuration(tmp_path: Path) -> None:
+    name = adapter(tmp_path / "adapter", "org/base", {})
+    known = adapter_contents(name)
+    shutil.copytree(name, tmp_path / "copy")
+    (tmp_path / "copy" / "training.json").write_text("[]")
+    (tmp_path / "copy" / "README.md").write_text("A card.")
+    assert adapter_contents(str(tmp_path / "copy")) == known
+    config = json.loads((tmp_path / "copy" / "adapter_config.json").read_text())
+    (tmp_path / "copy" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 99}))
+    other = adapter_contents(str(tmp_path / "copy"))
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len({known, other, adapter_contents(name)}) == 3
+    with pytest.raises(InputError, match="The adapter 'no/where' cannot be read"):
+        adapter_contents("no/where")

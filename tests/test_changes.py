@@ -20,7 +20,6 @@ from mmedpo.ledger import Ledger
 from mmedpo.sources import read_source
 from mmedpo.workdir import output_folder
 
-
 IDS = ["q0", "q1", "q2"]
 
 

@@ -16,6 +16,7 @@ from mmedpo import credentialed, curves, formats, licenses, results, share
 from mmedpo.errors import InputError
 from mmedpo.markup import closed, code, inline
 from mmedpo.notices import notices
+from mmedpo.wording import shown
 from mmedpo.workdir import read_json
 
 if TYPE_CHECKING:
@@ -209,20 +210,6 @@ def hub_id(name: Any, is_local: bool | None = None) -> str | None:
     text = _name(name)
     local = Path(text).exists() if is_local is None else is_local
     return text if results.HUB_ID.fullmatch(text) and not local else None
-
-
-def shown(value: Any) -> str:
-    """A recorded value in words: no machine's folders, no more digits than a reader needs."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        rest = [f"{key} {shown(part)}" for key, part in value.items() if key != "name" and part is not None]
-        return ", ".join([shown(value["name"]), *rest] if value.get("name") else rest) or "none"
-    if isinstance(value, (list, tuple)):
-        return "; ".join(shown(part) for part in value) or "none"
-    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~"))):
-        return Path(value).name
-    return "none" if value in (None, "") else str(value)
 
 
 def _name(value: Any) -> str:

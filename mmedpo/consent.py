@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from mmedpo.credentialed import FLAG, is_remote, refuse_endpoints
+from mmedpo.credentialed import is_remote, refuse_endpoints
+from mmedpo.options import FLAG
 
 KEY = "third_parties"  # of a record: {"to": [hosts], "questions": how many, "images": whether they go along}
 HUB = "the Hugging Face Hub"

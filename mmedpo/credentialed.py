@@ -17,17 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
+from mmedpo.options import FLAG
 
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
 NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in a source's name or licence: letters and digits alone
 KEY = "credentialed_source"  # of what a model was trained on, in its training.json and config.json
 YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")  # 1.0 is how pandas writes true
-FLAG = "--send-credentialed-data-to-third-parties"
-FLAG_HELP = (
-    "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put "
-    "them into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms "
-    "too: you answer for it."
-)
 MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/credentialed.md."
 UNLESS = f"If everybody who receives it has agreed to the same terms, say so with {FLAG}."
 

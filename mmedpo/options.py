@@ -9,6 +9,12 @@ from typing import Any, get_args, get_type_hints
 from mmedpo.errors import InputError
 
 BARE = ' (YAML takes no, off, yes and on for truth values: write the text in quotes, such as "none")'
+FLAG = "--send-credentialed-data-to-third-parties"
+FLAG_HELP = (
+    "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put "
+    "them into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms "
+    "too: you answer for it."
+)
 INT32 = 2**31 - 1  # largest whole number of a dataset's column such as `noise_edge`
 SEEDS = (0, 2**32 - 1)  # what NumPy takes as a seed; PyTorch and a dataset's column take more
 

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from mmedpo import share
-from mmedpo.credentialed import FLAG, FLAG_HELP
 from mmedpo.errors import InputError
+from mmedpo.options import FLAG, FLAG_HELP
 from mmedpo.terminal import plain
 
 LONGEST = 100_000  # bytes

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmedpo import placeholders
+from mmedpo import credentialed, placeholders
 from mmedpo.errors import Fault, InputError
 from mmedpo.models import lacks_first_token, render
+from mmedpo.sources import Source
 
 Size = tuple[int, int]  # width and height in pixels
 Sizes = tuple[Size, ...]  # of the images that one prompt shows
@@ -38,6 +39,15 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
         for column, sizes in images.items()
         if sizes in refused
     ]
+
+
+def drop_refused(source: Source, processor: Any) -> None:
+    """Keep the samples that a model's processor takes; of all others the question or image becomes a fault."""
+    asked = ((one.id, {"question": one.question}, {"image": (one.image_size,)}) for one in source.samples)
+    refused = faults(processor, asked)
+    source.faults += credentialed.unquoted(refused) if source.credentialed else refused
+    ids = {fault.row for fault in refused}
+    source.samples = [sample for sample in source.samples if sample.id not in ids]
 
 
 def prompt_tokens(processor: Any, prompt: str, sizes: Sizes) -> int:

@@ -21,6 +21,7 @@ from mmedpo.wording import (
     p_text,
     span,
     titled,
+    without_texts,
 )
 from mmedpo.workdir import sha256
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-TEXTS = ("examples",)  # of comparison.json: test questions and answers, which are not published with a model
 
 
 def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
@@ -60,18 +60,6 @@ def adapter_sha256(folder: Path) -> str | None:
 def record(comparison: Mapping[str, Any]) -> str:
     """The comparison.json to keep beside a model: `without_texts`."""
     return json.dumps(without_texts(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def without_texts(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """A comparison without the texts of test questions: those of examples, and the question that shows the prompt."""
-    evaluations = {run: _without_example(found) for run, found in comparison.get("evaluations", {}).items()}
-    return {key: value for key, value in comparison.items() if key not in TEXTS} | {"evaluations": evaluations}
-
-
-def _without_example(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The digest of the prompt's template stays."""
-    prompt = evaluation.get("prompt")
-    return {**evaluation, "prompt": {**prompt, "example": None}} if prompt else dict(evaluation)
 
 
 def evaluation(comparison: Mapping[str, Any]) -> Mapping[str, Any]:

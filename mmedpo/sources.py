@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, gold, licenses, places, refusals, splits
+from mmedpo import credentialed, gold, licenses, places, splits
 from mmedpo.columns import check_columns, group_name
 from mmedpo.columns import notices as column_notices
 from mmedpo.errors import Fault, InputError
@@ -159,15 +159,6 @@ def read_source(
     source.notices += column_notices(source.name, columns)
     source.notices += [said] if (said := gold.notice(source.name, source.doubtful_answers)) else []
     return source
-
-
-def leave_to(source: Source, processor: Any) -> None:
-    """Leave the samples that a model's processor takes; of all others the question or image becomes a fault."""
-    asked = ((one.id, {"question": one.question}, {"image": (one.image_size,)}) for one in source.samples)
-    refused = refusals.faults(processor, asked)
-    source.faults += credentialed.unquoted(refused) if source.credentialed else refused
-    ids = {fault.row for fault in refused}
-    source.samples = [sample for sample in source.samples if sample.id not in ids]
 
 
 def refuse_faults(source: Source, skip_faulty: bool) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+TEXTS = ("examples",)  # of comparison.json: test questions and answers, which are not published with a model
 SIGNIFICANT = 0.05  # of a corrected p
 RUN_NAMES = {"start": "the starting model", "adapter": "the adapter", "sft": "SFT", "dpo": "DPO", "mmedpo": "MMedPO"}
 GROUPINGS = {"task": "task", "question_type": "kind of question", "organ": "organ", "modality": "modality"}
@@ -260,3 +262,29 @@ def _trust(found: str, who: str, other: str, judged: bool, cell: Mapping[str, An
             f"{who} does worse than {other}; the choice of test images alone is unlikely to explain it ({corrected})."
         )
     return f"The choice of test images alone is unlikely to explain the {change} ({corrected})."
+
+
+def shown(value: Any) -> str:
+    """A recorded value in words: no machine's folders, no more digits than a reader needs."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        rest = [f"{key} {shown(part)}" for key, part in value.items() if key != "name" and part is not None]
+        return ", ".join([shown(value["name"]), *rest] if value.get("name") else rest) or "none"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(shown(part) for part in value) or "none"
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~"))):
+        return Path(value).name
+    return "none" if value in (None, "") else str(value)
+
+
+def without_texts(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison without the texts of test questions: those of examples, and the question that shows the prompt."""
+    evaluations = {run: _without_example(found) for run, found in comparison.get("evaluations", {}).items()}
+    return {key: value for key, value in comparison.items() if key not in TEXTS} | {"evaluations": evaluations}
+
+
+def _without_example(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The digest of the prompt's template stays."""
+    prompt = evaluation.get("prompt")
+    return {**evaluation, "prompt": {**prompt, "example": None}} if prompt else dict(evaluation)

@@ -256,7 +256,8 @@ def attention(
     """
     from mmedpo.evaluation import attention as attending
     from mmedpo.models import VisionLanguageModel, load_processor
-    from mmedpo.sources import leave_to, limited, read_source, refuse_faults
+    from mmedpo.refusals import drop_refused
+    from mmedpo.sources import limited, read_source, refuse_faults
     from mmedpo.workdir import output_folder
 
     writable.check(output, resume)
@@ -267,7 +268,7 @@ def attention(
     refuse_faults(asked, skip_faulty)
     with credentialed.quoting_nothing(asked.credentialed):
         asked.samples = attending.boxed(asked.samples)
-    leave_to(asked, load_processor(model, model_revision))
+    drop_refused(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
     for notice in asked.notices + ([asked.note] if split and asked.note else []):
         console.print(notice, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmedpo import credentialed
+from mmedpo import options
 from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, parsed, print_notices, print_table
 from mmedpo.errors import InputError, Stopped
 from mmedpo.terminal import plain
@@ -99,7 +99,7 @@ def publish_built(built: Build) -> None:
     try:
         done = run(folder, repo, fill=answers(built.fill), confirm=asker(built.yes), third_parties=third_parties)
     except (InputError, Stopped) as error:
-        command = shlex.join(["mmedpo", "publish", str(folder), repo, *([credentialed.FLAG] if third_parties else [])])
+        command = shlex.join(["mmedpo", "publish", str(folder), repo, *([options.FLAG] if third_parties else [])])
         raise type(error)(
             f"The dataset is finished and whole in {folder}, but was not published. {error}\n"
             f'Publish it with: {command} [--fill KEY="..."]'

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from mmedpo import credentialed, places
+from mmedpo import credentialed, options, places
 from mmedpo.options import SEEDS
 from mmedpo.terminal import Screen, plain
 
@@ -37,7 +37,7 @@ Split = Annotated[str | None, typer.Option("--split", help="Split of the source 
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
 Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
 ImageFolders = Annotated[list[Path] | None, typer.Option(places.OPTION, help=f"{places.HELP} Repeatable.")]
-ThirdParties = Annotated[bool, typer.Option(credentialed.FLAG, help=credentialed.FLAG_HELP)]
+ThirdParties = Annotated[bool, typer.Option(options.FLAG, help=options.FLAG_HELP)]
 Seed = Annotated[int, typer.Option("--seed", min=SEEDS[0], max=SEEDS[1], help="Seed of everything left to chance.")]
 OfficialSplit = Annotated[
     bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")

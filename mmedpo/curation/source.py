@@ -8,7 +8,8 @@ from pathlib import Path
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError
 from mmedpo.models import load_processor
-from mmedpo.sources import Source, leave_to, read_source, refuse_faults
+from mmedpo.refusals import drop_refused
+from mmedpo.sources import Source, read_source, refuse_faults
 
 
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
@@ -21,7 +22,7 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     )  # fmt: skip
     refuse_faults(source, settings.skip_faulty)  # before a model is looked for
     if settings.model is not None and settings.writes_answers:
-        leave_to(source, load_processor(settings.model))
+        drop_refused(source, load_processor(settings.model))
         refuse_faults(source, settings.skip_faulty)
     if settings.localizer == "boxes" and not any(
         sample.boxes for sample in source.samples

@@ -18,7 +18,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb, size
 from mmedpo.samples import Sample
-from mmedpo.sources import chosen_ids, leave_to, limited, read_source, refuse_faults
+from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
 from mmedpo.text import plain
 from mmedpo.workdir import portable, sha256
 
@@ -145,7 +145,7 @@ def of_source(
     if isinstance(processor, partial):
         processor = processor()
     if processor is not None:
-        leave_to(source, processor)
+        refusals.drop_refused(source, processor)
         refuse_faults(source, skip_faulty)
     shared = source.in_other_splits if official_split else {}
     source.samples = limited(source.samples, limit, seed)

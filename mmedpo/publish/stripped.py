@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import cards, consent, credentialed, images, schema
+from mmedpo import cards, consent, credentialed, images, options, schema
 from mmedpo.publish import content
 from mmedpo.publish.content import Content
 from mmedpo.publish.remote import File
@@ -48,7 +48,7 @@ NOTICE = (
 WHOLE = {"dataset": "its texts and images, whole", "adapter": "a model that was trained on its texts and images"}
 RECORDS = {"dataset": "manifest.json", "adapter": "training.json"}
 PASSED_ON = f"""
-**Passed on with consent.** {{}} is credentialed data. Who published this gave `{credentialed.FLAG}`.
+**Passed on with consent.** {{}} is credentialed data. Who published this gave `{options.FLAG}`.
 """
 QUESTION = (
     "{} is credentialed data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
@@ -58,7 +58,7 @@ QUESTION = (
 
 def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
     """Credentialed data that goes out as it is: what is asked and said before, and recorded in what is sent."""
-    notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {credentialed.FLAG} allows."
+    notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {options.FLAG} allows."
     name = RECORDS[kind]
     known = json.loads(content.files[name].read())
     before = known.get(consent.KEY) or {}

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import consent, credentialed, loading, results, wording
+from mmedpo import consent, credentialed, loading, options, wording
 from mmedpo.audit import page
-from mmedpo.cards import shown
 from mmedpo.notices import notices
 from mmedpo.report import charts, pictures
 from mmedpo.report.tables import group_note, rows, write_tables
@@ -26,7 +25,7 @@ SCRIPT = Path(__file__).parents[1] / "templates" / "report.js"
 TOOLS = (
     *(wording.amount, wording.change, wording.counted, wording.heading, wording.interval, wording.label),
     *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.titled),
-    *(wording.verdict, shown),
+    *(wording.verdict, wording.shown),
 )
 OUTCOMES = {  # of an example: (short, in words)
     "gained": ("▲ gained", "wrong before, right now"),
@@ -45,7 +44,7 @@ FILTERS = {"outcome": "What changed", "task": "Task", "question_type": "Kind of 
 
 SILENT = (
     "{} is credentialed data: this page shows no text and no image of it, since pages get passed on. "
-    f"`mmedpo compare {credentialed.FLAG}` shows them."
+    f"`mmedpo compare {options.FLAG}` shows them."
 )
 
 
@@ -97,7 +96,7 @@ def write_report(
         )
         consent.announce(source, [output.name], "texts and images of examples")
     if silent:
-        comparison, images, notes = results.without_texts(comparison), {}, [*notes, SILENT.format(silent)]
+        comparison, images, notes = wording.without_texts(comparison), {}, [*notes, SILENT.format(silent)]
         evaluations, looked = comparison["evaluations"], looked and {**looked, "samples": []}
     script = SCRIPT.read_text(encoding="utf-8")
     html = page(

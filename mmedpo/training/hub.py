@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed
+from mmedpo import options
 from mmedpo.errors import InputError
 from mmedpo.training.config import MMedPOConfig
 
@@ -62,5 +62,5 @@ def _name(output: Path, config: MMedPOConfig) -> str:
 
 
 def _command(folder: Path, name: str, third_parties: bool) -> str:
-    flags = [credentialed.FLAG] if third_parties else []
+    flags = [options.FLAG] if third_parties else []
     return shlex.join(["mmedpo", "publish", "--adapter", str(folder), name, *flags])

@@ -109,7 +109,7 @@ def preview(context: typer.Context) -> None:
             "--noise-region image."
         )
     processor = settings.model and load_processor(settings.model).image_processor
-    settings = settings.resolved(processor)
+    settings = settings.resolved(processor, console.print)
     source = open_source(settings)
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     reasons = sheet(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +36,29 @@ from mmedpo.errors import InputError
 
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
+Asked = dict[str, Any]  # the options of `_asked`, as `questions.read` takes them
+
+
+def _asked(
+    source: Source = None, dataset: Pairs = None, split: Split = None, limit: Limit = None, seed: Seed = 0,
+    official_split: OfficialSplit = False, skip_faulty: SkipFaulty = False, marked: Marked = False,
+    image_folders: ImageFolders = None,
+) -> Asked:  # fmt: skip
+    return {**locals(), "image_folders": image_folders or ()}
+
+
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_asked`; it takes their values as its argument `asked`."""
+    own, shared = (inspect.signature(one, eval_str=True).parameters for one in (command, _asked))
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(asked=_asked(**{name: given.pop(name) for name in shared}), **given)
+
+    named = [one.replace(kind=one.KEYWORD_ONLY) for one in ({**own, **shared}).values() if one.name != "asked"]
+    run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in named}
+    return run
 
 
 @app.command(
@@ -57,17 +83,10 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command(epilog="Example: mmedpo questions --source data/vqa-rad --split test --output runs/questions.jsonl")
+@_asking
 def questions(
     output: Annotated[Path, typer.Option("--output", help="File to write (JSON lines); it must not exist.")],
-    source: Source = None,
-    dataset: Pairs = None,
-    split: Split = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    official_split: OfficialSplit = False,
-    skip_faulty: SkipFaulty = False,
-    marked: Marked = False,
-    image_folders: ImageFolders = None,
+    asked: Asked,
 ) -> None:
     """Write the questions that evaluate would ask, for predictions made elsewhere, which score takes.
 
@@ -77,42 +96,25 @@ def questions(
     from mmedpo.evaluation.score import read_by_id
 
     writable.check(output)
-    asked = asking.read(
-        source,
-        dataset,
-        split,
-        limit,
-        seed,
-        skip_faulty,
-        None,
-        official_split,
-        marked=marked,
-        image_folders=image_folders or (),
-    )
-    if asked.note:
-        console.print(asked.note, soft_wrap=True)
-    if asked.marked:
-        console.print(f"{asked.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
+    found = asking.read(**asked)
+    if found.note:
+        console.print(found.note, soft_wrap=True)
+    if found.marked:
+        console.print(f"{found.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
     writable.make(output.parent)
-    asking.write(asked, output)
+    asking.write(found, output)
     images = len({row["image_digest"] for row in read_by_id(output)[0].values()})  # copies are one
-    console.print(f"{output}: {len(asked.questions)} questions about {images} images.")
+    console.print(f"{output}: {len(found.questions)} questions about {images} images.")
 
 
 @app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
+@_asking
 def score(
     output: Output,
     run: Annotated[Path | None, typer.Argument(help="Finished evaluation, to score under other protocols.")] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
     ] = None,
-    source: Source = None,
-    dataset: Pairs = None,
-    split: Split = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    official_split: OfficialSplit = False,
-    skip_faulty: SkipFaulty = False,
     vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
     report_protocol: Annotated[
         str | None, typer.Option("--report-protocol", help="coco by default, or the run's.")
@@ -121,17 +123,12 @@ def score(
         str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
-    marked: Marked = False,
-    image_folders: ImageFolders = None,
+    *,
+    asked: Asked,
 ) -> None:
     """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
     from mmedpo.evaluation import rescore
 
-    asked: dict[str, Any] = {
-        "source": source, "dataset": dataset, "split": split, "official_split": official_split, "limit": limit,
-        "seed": seed, "skip_faulty": skip_faulty, "marked": marked,
-        "image_folders": image_folders or (),
-    }  # fmt: skip
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
     record = {"name": name or output.name, "command": command_line()}
     print_metrics(rescore.main(run, predictions, asked, chosen, output, record))

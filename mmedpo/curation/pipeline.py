@@ -87,7 +87,7 @@ def curate_folder(
     given = given or rows.Given()
     if not given.answers:
         settings.refuse_unnamed()
-    settings = settings.resolved()
+    settings = settings.resolved(say=log.warning if processes.first else log.debug)
     source = open_source(settings, given.questions)
     for notice in (*source.notices, source.told) if processes.first else ():
         log.warning(notice)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,7 @@ from mmedpo.options import INT32, SEEDS, check_types, option, outside, refuse, u
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
 
+log = logging.getLogger(__name__)
 CHATS = (
     "http://host:port/v1#model, hub:org/model[@provider], local:org/model, cache:model (nobody: what the cache holds "
     "of its answers), standin:NAME (offline word rules, for trials)"
@@ -30,6 +32,7 @@ UNNAMED = (
     f"{{}}: not given, and there is no default. Name who {{}}: {CHATS}, or none; --chat standin:rules --judges "
     "standin:strict standin:lenient standin:lexical tries the path without any model."
 )
+OWN_SIZE = "If yours sees them at another size, give it as --noise-pixels."
 
 
 @dataclass
@@ -151,11 +154,12 @@ class Settings:
         if options := [option for option, task in missing.items() if task]:
             raise InputError(UNNAMED.format(" and ".join(options), " and who ".join(filter(None, missing.values()))))
 
-    def resolved(self, processor: Any = None) -> Settings:
+    def resolved(self, processor: Any = None, say: Callable[[str], None] = log.warning) -> Settings:
         """These settings with the `noise_pixels` that are used where none are given.
 
         Args:
             processor: the target model's image processor; read by the model's name where it is needed.
+            say: is told where the size is not the target's own.
 
         Raises:
             InputError: the target model has no processor that can be read.
@@ -165,6 +169,9 @@ class Settings:
         if processor is None and self.model is not None:
             processor = load_processor(self.model).image_processor
         seen = processor and longer_side(processor)
+        if not seen:
+            why = f"the processor of {self.model} gives no size" if self.model else "no --model is named"
+            say(f"Noise: drawn for a model that sees images at {noise.PIXELS} pixels, since {why}. {OWN_SIZE}")
         return replace(self, noise_pixels=seen or noise.PIXELS)
 
     def record(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import httpx2
 
 VARIABLE = "MMEDPO_API_KEY"
+_SENT: dict[str, str] = {}  # by value of `VARIABLE`, the one host that this process sends it to
 HOST = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*")  # in which no two hosts share a variable
 
 
@@ -30,8 +31,8 @@ class Keys:
         host alone, or the Hub's token for an endpoint of the Hub. None where the URL has a login of its own.
 
         Raises:
-            InputError: the run asks several hosts and one would be sent `MMEDPO_API_KEY`; a key or login would be
-                sent over http to another machine.
+            InputError: the run asks several hosts and one would be sent `MMEDPO_API_KEY`, or this process has sent its
+                value to another host; a key or login would be sent over http to another machine.
         """
         from huggingface_hub import get_token
 
@@ -53,6 +54,11 @@ class Keys:
             raise InputError(
                 f"{what}: it would go to {host} over http, readable by all in between. Use https, a tunnel to this "
                 "machine (http://localhost:port/v1), or ask without it."
+            )
+        if plain and (first := _SENT.setdefault(str(key), host)) != host:  # by a client without a run, or another run
+            raise InputError(
+                f"{VARIABLE}: it is the key of one host, and this process sends it to {first}, not to {host}. Set "
+                f"{own or VARIABLE} to the key of {host}{'' if own else ', in a process of its own'}."
             )
         return None if login else key
 

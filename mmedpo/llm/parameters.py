@@ -73,22 +73,15 @@ class Parameters:
             NoAnswer: there is none, in whatever form.
         """
         forms = dict(self.forms)
-        try:
-            return self._took(forms, values, await send(_fields(forms, values)))
-        except NoAnswer as error:
-            if not _refused(error):
-                raise
-            refusal = error
-        async with searching:
-            if self.forms != forms:  # found in the meantime
-                forms = dict(self.forms)
-                try:
-                    return self._took(forms, values, await send(_fields(forms, values)))
-                except NoAnswer as error:
-                    if not _refused(error):
-                        raise
-                    refusal = error
-            return await self._search(forms, values, send, refusal)
+        answer = await self._tried(forms, values, send)
+        if isinstance(answer, NoAnswer):
+            async with searching:
+                if self.forms != forms:  # found in the meantime
+                    forms = dict(self.forms)
+                    answer = await self._tried(forms, values, send)
+                if isinstance(answer, NoAnswer):
+                    answer = await self._search(forms, values, send, answer)
+        return answer
 
     def news(self) -> list[str]:
         """Those of `left_out` that this has not returned before."""
@@ -102,30 +95,39 @@ class Parameters:
         excused = set(self.taken)  # what was taken before is not what is wrong now
         while name := _blamed(str(refusal), forms, values, excused):
             trial = {**forms, name: forms[name] + 1}
-            try:
-                return self._took(trial, values, await send(_fields(trial, values)))
-            except NoAnswer as error:
-                if not _refused(error):
-                    raise
-                if str(error) == str(refusal):  # it was not this parameter
-                    excused.add(name)
-                else:
-                    forms, refusal = trial, error
+            answer = await self._tried(trial, values, send)
+            if not isinstance(answer, NoAnswer):
+                return answer
+            if str(answer) == str(refusal):  # it was not this parameter
+                excused.add(name)
+            else:
+                forms, refusal = trial, answer
         for place in range(forms["response_format"] + 1, len(FORMS["response_format"])):
             if "response_format" not in values or "response_format" in self.taken:
                 break
-            trial = {**forms, "response_format": place}
-            try:
-                return self._took(trial, values, await send(_fields(trial, values)))
-            except NoAnswer as error:
-                if not _refused(error):
-                    raise
+            answer = await self._tried({**forms, "response_format": place}, values, send)
+            if not isinstance(answer, NoAnswer):
+                return answer
         found = None if values.keys() <= self.taken else await self._probed(first, values, send)
         if found is not None:
             self._remember(found, values)
         if found is None or found == first:
             raise first_refusal
-        return self._took(found, values, await send(_fields(found, values)))
+        answer = await self._tried(found, values, send)
+        if isinstance(answer, NoAnswer):
+            raise answer
+        return answer
+
+    async def _tried(self, forms: Forms, values: Mapping[str, Any], send: Send) -> ChatReply | NoAnswer:
+        """The reply to a request in these forms, or its refusal; raises NoAnswer of any other kind."""
+        try:
+            reply = await send(_fields(forms, values))
+        except NoAnswer as error:
+            if not _refused(error):
+                raise
+            return error
+        self._remember(forms, values)
+        return replace(reply, sent=_sent(forms, values))
 
     async def _probed(self, forms: Forms, values: Mapping[str, Any], send: Send) -> Forms | None:
         """The forms in which a trivial request is taken, with as few parameters left out as can be; None if in none."""
@@ -159,10 +161,6 @@ class Parameters:
     def fields(self, values: Mapping[str, Any]) -> Fields:
         """The fields of a request for the `values` of parameters, in the forms in use."""
         return _fields(self.forms, values)
-
-    def _took(self, forms: Forms, values: Mapping[str, Any], reply: ChatReply) -> ChatReply:
-        self._remember(forms, values)
-        return replace(reply, sent=_sent(forms, values))
 
     def _remember(self, forms: Forms, values: Mapping[str, Any]) -> None:
         self.forms |= {name: max(forms[name], self.forms[name]) for name in values}  # never back, whatever comes late

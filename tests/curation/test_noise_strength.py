@@ -187,22 +187,24 @@ def test_grey_image_has_the_same_noise_in_one_channel_and_in_three() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "processor", "expected"),
+    ("options", "processor", "expected", "said"),
     [
-        ({}, None, 336),
-        ({"model": "its processor is given"}, "Gemma3", 299),
-        ({"model": "its processor says no size"}, "Gemma4", 336),
-        ({"noise": "gaussian", "localizer": "none", "noise_region": "image"}, "PaliGemma", 75),
-        ({"model": "is not read", "noise_pixels": 1000}, None, 1000),
-        ({"model": "is not read", "noise": "black"}, None, None),
-        ({"model": "is not read", "localizer": "none"}, None, None),
+        ({}, None, 336, "no --model is named"),
+        ({"model": "its processor is given"}, "Gemma3", 299, None),
+        ({"model": "org/model"}, "Gemma4", 336, "the processor of org/model gives no size"),
+        ({"noise": "gaussian", "localizer": "none", "noise_region": "image"}, "PaliGemma", 75, None),
+        ({"model": "is not read", "noise_pixels": 1000}, None, 1000, None),
+        ({"model": "is not read", "noise": "black"}, None, None, None),
+        ({"model": "is not read", "localizer": "none"}, None, None, None),
     ],
 )
 def test_noise_pixels_are_the_targets_own_unless_they_are_given(
-    options: dict[str, Any], processor: str | None, expected: int | None
+    options: dict[str, Any], processor: str | None, expected: int | None, said: str | None
 ) -> None:
     makers = {**PROCESSORS, "Gemma4": tf.Gemma4ImageProcessorPil}
-    settings = Settings(source=Path("data"), **options).resolved(processor and makers[processor]())
+    told: list[str] = []
+    settings = Settings(source=Path("data"), **options).resolved(processor and makers[processor](), told.append)
+    assert [f"at 336 pixels, since {said}." in line for line in told] == [True] * (said is not None)
     assert settings.noise_pixels == expected
     assert settings.corruption.pixels == (expected or 336)
     assert settings.resolved() == settings

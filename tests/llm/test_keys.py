@@ -8,7 +8,8 @@ import pytest
 from chat_server import ChatServer
 
 from mmedpo.errors import InputError
-from mmedpo.llm import Budget, ChatRequest, Limits
+from mmedpo.llm import Budget, ChatRequest, Limits, keys
+from mmedpo.llm.endpoint import EndpointChat
 from mmedpo.llm.keys import Keys, variable
 from mmedpo.llm.names import open_endpoint
 
@@ -26,6 +27,7 @@ def other_server() -> Iterator[ChatServer]:
 def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     monkeypatch.delenv("MMEDPO_API_KEY", raising=False)
+    monkeypatch.setattr(keys, "_SENT", {})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,23 @@ def test_the_key_of_no_host_is_not_sent_to_two(
     assert all(str(variable(url)) in str(caught.value) for url in urls) and "sk-" not in str(caught.value)
 
 
+def test_a_client_alone_binds_the_key_of_no_host_to_its_own(
+    chat_server: ChatServer, other_server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMEDPO_API_KEY", "sk-plain")
+    for _ in range(2):
+        EndpointChat("m", chat_server.url).complete([ASK])
+    with pytest.raises(InputError, match="it is the key of one host") as caught:
+        EndpointChat("m", other_server.url)
+    own = str(variable(other_server.url))
+    assert own in str(caught.value) and "sk-" not in str(caught.value)
+    monkeypatch.setenv(own, "sk-own")
+    EndpointChat("m", other_server.url).complete([ASK])
+    assert [[one.headers["authorization"] for one in server.received] for server in (chat_server, other_server)] == [
+        ["Bearer sk-plain"] * 2, ["Bearer sk-own"],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("url", "given", "environment"),
     [
@@ -97,7 +116,7 @@ def test_no_key_crosses_a_network_over_http(
 
 
 @pytest.mark.parametrize(
-    ("urls", "environment", "keys"),
+    ("urls", "environment", "found"),
     [
         ([A, B], {}, [None, None]),
         ([A], {"MMEDPO_API_KEY": "sk"}, ["sk"]),
@@ -112,9 +131,9 @@ def test_no_key_crosses_a_network_over_http(
     ],
 )
 def test_key_of_a_host(
-    monkeypatch: pytest.MonkeyPatch, urls: list[str], environment: dict[str, str], keys: list[str | None]
+    monkeypatch: pytest.MonkeyPatch, urls: list[str], environment: dict[str, str], found: list[str | None]
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     run = Keys()
-    assert [run.of(url) for url in urls] == keys
+    assert [run.of(url) for url in urls] == found

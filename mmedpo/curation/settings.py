@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
 from mmedpo.model_input import longer_side
 from mmedpo.models import load_processor
-from mmedpo.options import INT32, SEEDS, check_types, option, outside, refuse, unknown
+from mmedpo.options import COUNTS, INT32, LENGTHS, SEEDS, TEMPERATURES, check_types, option, outside, refuse, unknown
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 from mmedpo.workdir import portable
 
@@ -102,9 +101,9 @@ class Settings:
         shard_bytes(self.shard_size)
         wrong = unknown(self, names)
         ranges: dict[str, tuple[float, float]] = {
-            **dict.fromkeys(("limit", "samples", "batch_size", "rounds"), (1, INT32)),
-            **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), (1, INT32)),
-            "seed": SEEDS, "temperature": (0, math.inf), "tolerance": (0, 1), "threshold": (0, 1),
+            **dict.fromkeys(("samples", "batch_size", "rounds"), COUNTS), "limit": (1, INT32),
+            **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), LENGTHS),
+            "seed": SEEDS, "temperature": TEMPERATURES, "tolerance": (0, 1), "threshold": (0, 1),
             "max_coverage": (0, 1), "noise_step": (1, noise.STEPS), "noise_edge": (0, INT32),
             "noise_pixels": (noise.FEWEST, INT32),
         }  # fmt: skip

@@ -1,9 +1,10 @@
-"""The options of a command as the fields of a dataclass: their help, and the check of their types."""
+"""The options of a command as the fields of a dataclass: their help, and the checks of their types and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, fields
 from typing import Any, get_args, get_type_hints
 
 from mmedpo.errors import InputError
@@ -17,6 +18,10 @@ FLAG_HELP = (
 )
 INT32 = 2**31 - 1  # largest whole number of a dataset's column such as `noise_edge`
 SEEDS = (0, 2**32 - 1)  # what NumPy takes as a seed; PyTorch and a dataset's column take more
+MOST = 2**53  # whole numbers above are no exact floats
+LENGTHS = (1, 2**20)  # tokens of one answer: more than any model's context has
+COUNTS = (1, 10_000)  # of samples, rounds and batches, each of which costs a step of a model
+TEMPERATURES = (0, 100)  # at 100 all tokens are as likely
 
 
 def option(default: Any, help: str) -> Any:
@@ -25,8 +30,9 @@ def option(default: Any, help: str) -> Any:
 
 
 def check_types(options: Any) -> None:
-    """Raise InputError if a field has not its type: TRL's parser takes what a recipe says as it is."""
-    wrong = []
+    """Raise InputError if a field has not its type, or a number without end: TRL takes what a recipe says as it
+    is."""
+    wrong = _endless(options)
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)
         if kind == list[str]:
@@ -40,6 +46,38 @@ def check_types(options: Any) -> None:
             text = str in (kind, *get_args(kind))
             wrong.append(sentence + BARE * (text and isinstance(value, bool)))
     refuse(wrong)
+
+
+def unfit(options: Any) -> list[str]:
+    """A sentence for each number that no option means: as `_endless`, or negative where the default is not (-1 of
+    `max_steps` is)."""
+    wrong = _endless(options)
+    for one, number in _numbers(options):
+        low = min(0, one.default) if _is_number(one.default) else 0
+        if number < low and math.isfinite(number):
+            wrong.append(f"{one.name} is {number}; it must be at least {low}")
+    return wrong
+
+
+def _endless(options: Any) -> list[str]:
+    """A sentence for each number that is NaN, infinite or larger than `MOST`."""
+    return [
+        f"{one.name} is {number}; it must be " + (f"at most {MOST}" if math.isfinite(number) else "a finite number")
+        for one, number in _numbers(options)
+        if not number <= MOST or not math.isfinite(number)
+    ]
+
+
+def _numbers(options: Any) -> Iterator[tuple[Any, float]]:
+    """Each number of the fields, and of lists in them, with its field."""
+    for one in fields(options):
+        given = getattr(options, one.name, None)
+        for number in filter(_is_number, given if isinstance(given, list) else [given]):
+            yield one, number
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def unknown(options: Any, names: Mapping[str, Sequence[str]]) -> list[str]:

@@ -19,7 +19,7 @@ import yaml
 
 from mmedpo import share
 from mmedpo.errors import InputError
-from mmedpo.options import FLAG, FLAG_HELP
+from mmedpo.options import FLAG, FLAG_HELP, refuse, unfit
 from mmedpo.terminal import plain
 
 LONGEST = 100_000  # bytes
@@ -137,6 +137,7 @@ def parse(
         for options in parsed:
             if hasattr(options, "third_parties"):
                 options.third_parties = typed
+    refuse([sentence for options in parsed for sentence in unfit(options)])
     return parsed
 
 

@@ -26,6 +26,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
 class Options:
     seed: int = option(0, "A number.")
     judges: list[str] = field(default_factory=list)
+    warmth: float = option(0.0, "A number.")
+    steps: int = option(-1, "A number; -1 stands for none.")
     yes: bool = option(False, "An answer.")
     third_parties: bool = field(default=False, init=False)
 
@@ -76,6 +78,22 @@ def test_read_refuses(recipe: Path, text: str | bytes, said: str) -> None:
     with pytest.raises(InputError, match=said):
         parse(recipe, text)
     assert dict(os.environ) == before and time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("warmth: .inf\n", "warmth is inf; it must be a finite number"),
+    ("warmth: .nan\n", "warmth is nan; it must be a finite number"),
+    ("warmth: -0.5\n", "warmth is -0.5; it must be at least 0"),
+    ("seed: -1\n", "seed is -1; it must be at least 0"),
+    ("seed: 9007199254740993\n", "seed is 9007199254740993; it must be at most 9007199254740992"),
+    ("steps: -2\n", "steps is -2; it must be at least -1"),
+])  # fmt: skip
+def test_parse_refuses_numbers_that_no_option_means(recipe: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse(recipe, text)
+    name, _, value = text.strip().partition(": ")
+    with pytest.raises(InputError, match=said):
+        recipes.parse([f"--{name}={value.lstrip('.')}"], [Options], "mmedpo try")
 
 
 def test_read_names_all_wrong_keys(recipe: Path) -> None:

@@ -33,6 +33,7 @@ from mmedpo.cli.shared import (
     print_written,
 )
 from mmedpo.errors import InputError
+from mmedpo.options import LENGTHS
 
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
@@ -239,7 +240,9 @@ def attention(
     layers: Annotated[
         str, typer.Option("--layers", help="Layers to average over, as in 0,16-31, counted from the input; or all.")
     ] = "all",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, max=LENGTHS[1], help="Longest answer in tokens.")
+    ] = 64,
     seed: Seed = 0,
     skip_faulty: SkipFaulty = False,
     resume: Resume = False,

@@ -13,7 +13,7 @@ import typer
 from rich.table import Column, Table
 
 from mmedpo import credentialed, options, places
-from mmedpo.options import SEEDS
+from mmedpo.options import INT32, SEEDS
 from mmedpo.terminal import Screen, plain
 
 app = typer.Typer(
@@ -34,7 +34,9 @@ PARSED: dict[str, Any] = {
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many questions only (seeded choice).")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, max=INT32, help="Use this many questions only (seeded choice).")
+]
 Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
 ImageFolders = Annotated[list[Path] | None, typer.Option(places.OPTION, help=f"{places.HELP} Repeatable.")]
 ThirdParties = Annotated[bool, typer.Option(options.FLAG, help=options.FLAG_HELP)]

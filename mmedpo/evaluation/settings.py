@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from mmedpo.evaluation.score import Scoring
 from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
 from mmedpo.llm.names import names_endpoint
-from mmedpo.options import INT32, SEEDS, check_types, option, outside, refuse, unknown
+from mmedpo.options import COUNTS, INT32, LENGTHS, SEEDS, TEMPERATURES, check_types, option, outside, refuse, unknown
 
 STRICT = {
     "max_new_tokens": MAX_NEW_TOKENS, "max_new_tokens_report": MAX_NEW_TOKENS_REPORT, "temperature": 0.0,
@@ -86,8 +85,9 @@ class Settings:
         for name, value in PRESETS.get(self.preset, STRICT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        least = dict.fromkeys(("limit", "max_new_tokens", "max_new_tokens_report", "batch_size"), (1, INT32))
-        wrong += outside(self, {**least, "seed": SEEDS, "temperature": (0, math.inf)})
+        lengths = dict.fromkeys(("max_new_tokens", "max_new_tokens_report"), LENGTHS)
+        ranges = {**lengths, "limit": (1, INT32), "batch_size": COUNTS, "seed": SEEDS, "temperature": TEMPERATURES}
+        wrong += outside(self, ranges)
         if (self.source is None) == (self.dataset is None):
             wrong.append("give either source or dataset, which hold the questions")
         if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):

@@ -8,7 +8,7 @@ from trl import DPOConfig
 
 from mmedpo import zero
 from mmedpo.errors import InputError
-from mmedpo.options import SEEDS, outside, refuse
+from mmedpo.options import COUNTS, INT32, LENGTHS, SEEDS, outside, refuse, unfit
 
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # a mean over pairs, so that a weight of a pair means something
 ADDED_LOSSES = {  # never weighted: what they add does not depend on how wrong the rejected side is
@@ -17,6 +17,12 @@ ADDED_LOSSES = {  # never weighted: what they add does not depend on how wrong t
     "tdpo_kl": "the token-wise KL divergence to the reference",
 }
 LOSS_TYPES = (*PREFERENCE_LOSSES, *ADDED_LOSSES)
+RANGES = {
+    "seed": SEEDS, "data_seed": SEEDS, "max_length": LENGTHS, "num_train_epochs": (0, COUNTS[1]),
+    "max_steps": (-1, INT32),
+    "per_device_train_batch_size": COUNTS, "per_device_eval_batch_size": COUNTS, "gradient_accumulation_steps": COUNTS,
+    "learning_rate": (0, 100), "beta": (0, 1000),
+}  # fmt: skip
 UNSUPPORTED = {
     "label_smoothing": 0.0,
     "f_divergence_type": "reverse_kl",
@@ -86,8 +92,8 @@ class MMedPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         if self.deepspeed:
             zero.require()
+        refuse(outside(self, RANGES) or unfit(self))  # before anything is computed with them
         super().__post_init__()
-        refuse(outside(self, {"seed": SEEDS, "data_seed": SEEDS}))
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:
             raise InputError(

@@ -23,6 +23,7 @@ from mmedpo import consent, credentialed, loading, recipes, schema, writable
 from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_processor
+from mmedpo.options import COUNTS, outside, refuse
 from mmedpo.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
@@ -159,6 +160,7 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
     """Settings that exclude each other, or that have no effect here."""
     if not model_args.model_name_or_path:
         raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
+    refuse(outside(model_args, {"lora_r": COUNTS, "lora_alpha": COUNTS, "lora_dropout": (0, 1)}))
     if config.trust_remote_code:
         raise InputError(
             "trust_remote_code: only models whose code ships with transformers are trained, since prefix sharing and "

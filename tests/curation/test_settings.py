@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable
@@ -60,6 +61,13 @@ def test_every_option_has_help(options: type) -> None:
         ("noise_edge", 2**31, "noise_edge is 2147483648; it must be at least 0 and at most 2147483647"),
         ("noise_pixels", 2**31, "noise_pixels is 2147483648; it must be at least 32 and at most 2147483647"),
         ("seed", -1, "seed is -1; it must be at least 0 and at most 4294967295"),
+        ("temperature", math.inf, "temperature is inf; it must be a finite number"),
+        ("temperature", 101.0, "temperature is 101.0; it must be at least 0 and at most 100"),
+        ("tolerance", math.nan, "tolerance is nan; it must be a finite number"),
+        ("max_new_tokens", 2**20 + 1, "max_new_tokens is 1048577; it must be at least 1 and at most 1048576"),
+        ("max_reply_tokens", 2**20 + 1, "max_reply_tokens is 1048577; it must be at least 1 and at most 1048576"),
+        ("rounds", 10_001, "rounds is 10001; it must be at least 1 and at most 10000"),
+        ("limit", 10**18, "limit is 1000000000000000000; it must be at most 9007199254740992"),
         ("seed", 2**32, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
     ],
 )

@@ -25,18 +25,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 from mmedpo import audit, cards, credentialed, share, writable
+from mmedpo.curation import contents
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Given
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.loading import dataset_commit
 from mmedpo.options import option
-from mmedpo.processes import Processes
-from mmedpo.upstream import Hub, read_given, write_source
+from mmedpo.processes import ALONE, Processes
+from mmedpo.upstream import Hub, read_given, stamp, write_source
 from mmedpo.workdir import SOURCE_FOLDER, output_folder, write_json
 
 HUB = "hub:"
@@ -100,22 +102,24 @@ def defaults(builder: ModuleType) -> dict[str, Any]:
 
 
 def make_dataset(
-    settings: Settings, run: Run, folder: Path, command: str, processes: Processes, given: Given | None = None,
+    settings: Settings, run: Run, folder: Path, command: str, processes: Processes,
+    models: contents.Contents | None = None, given: Given | None = None,
     about_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Curate into a working folder, audit what was made and write its card.
 
     Args:
-        given: as `curate_folder` takes it.
+        models, given: as `curate_folder` takes them.
         about_source: more to record in the manifest's "source".
 
     Returns:
         The manifest; None in all processes but the first.
     """
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-    allowed = run.third_parties
     cards.check_template("dataset")
-    manifest = curate_folder(settings, folder, command, run.limits, cache, processes, given, allowed)
+    manifest = curate_folder(
+        settings, folder, command, run.limits, cache, processes, given, run.third_parties, models, run.redo_changed
+    )
     if manifest is None:
         return None
     manifest["source"].update(about_source or {})
@@ -151,23 +155,32 @@ def build(
     settings.credentialed |= _is_marked(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    manifest = None
+    manifest, models = None, contents.of_models(settings)
     try:
-        with output_folder(run.output, record, run.resume, processes) as folder:
+        with output_folder(run.output, record, run.resume, processes, models) as folder:
             given, about = read_upstream(builder, upstream, settings, options, folder, processes)
             source = folder / SOURCE_FOLDER
             if run.keep_source and not source.exists():
                 raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
-            manifest = make_dataset(settings, run, folder, command, processes, given, about)
+            manifest = make_dataset(settings, run, folder, command, processes, models, given, about)
             if manifest and run.keep_source is None:
                 shutil.rmtree(source, ignore_errors=True)
     except AlreadyFinished:
         _keep(run)
         if run.publish is None:
+            if processes.first:
+                _check_finished(builder, upstream, settings, options, run)
             raise
     if manifest:
         _keep(run)
     return manifest
+
+
+def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, run: Build) -> None:
+    """Read the source anew, and raise InputError if the finished dataset was made of another one."""
+    with TemporaryDirectory(dir=run.output.resolve().parent, prefix=".mmedpo-") as folder:
+        read_upstream(builder, upstream, settings, options, Path(folder), ALONE)
+        contents.check_finished(settings, run.output)
 
 
 def read_upstream(
@@ -183,12 +196,13 @@ def read_upstream(
     """
     source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
     named = _named(upstream, settings, options)
+    as_of = stamp(upstream, [value for value in asdict(options).values() if isinstance(value, Path)])
     if processes.first:
         with credentialed.quoting_nothing(settings.credentialed):
             rows = builder.read(upstream, options)
             write_source(
                 rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name,
-                named,
+                named, as_of,
             )  # fmt: skip
     processes.open(folder, "source", patience=math.inf)
     given, about = read_given(source, about)

@@ -80,7 +80,7 @@ def compare(rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> Changes:
     new: dict[str, Parts] = {}
     for id, now in rows:
         ids.add(id)
-        digests.append(hashlib.sha256(json.dumps([id, now], sort_keys=True).encode()).digest())
+        digests.append(_of_row(id, now))
         before = None if first else recorded.get(id)
         if before is None:
             found.added.append(id)
@@ -93,11 +93,25 @@ def compare(rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> Changes:
     recorded.update(new)
     found.removed = [id for id in recorded if id not in ids]
     found.kept = len(ids) - len(found.added) - len(found.changed)
-    found.digest = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    found.digest = _joined(digests)
     return found
 
 
 def accept(changes: Changes, rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> None:
     """Record changed rows as they are now, and forget removed ones; to be called when their work was dropped."""
-    recorded.update({id: now for id, now in rows if id in changes.changed})
+    if changes.changed:
+        recorded.update({id: now for id, now in rows if id in changes.changed})
     recorded.drop(changes.removed)
+
+
+def digest_of(rows: Iterable[tuple[str, Parts]]) -> str:
+    """The `Changes.digest` of rows, where nothing is recorded to compare them with."""
+    return _joined(_of_row(*row) for row in rows)
+
+
+def _of_row(id: str, parts: Parts) -> bytes:
+    return hashlib.blake2b(json.dumps([id, parts], sort_keys=True).encode(), digest_size=2 * SIZE).digest()
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

@@ -18,6 +18,7 @@ from typing import Any
 
 from mmedpo import builders, cards, credentialed, hub, loading, schema
 from mmedpo.audit import audit
+from mmedpo.curation import contents
 from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
 from mmedpo.curation.pipeline import NothingMade, curate_folder
@@ -137,13 +138,14 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
         )
     record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    with output_folder(run.output, record, run.resume) as folder:
+    models = contents.of_models(settings)
+    with output_folder(run.output, record, run.resume, contents=models) as folder:
         given, about = _read_source(published, settings, options, folder)
         given = _with_published(given, published, settings)
         try:
             made = curate_folder(
                 settings, folder, command, run.limits, cache, given=given,
-                third_parties=run.third_parties,
+                third_parties=run.third_parties, models=models, redo_changed=run.redo_changed,
             )  # fmt: skip
             assert made is not None  # there is one process
             counts, states = _join(published, folder, settings.shard_size)

@@ -162,11 +162,12 @@ def sections(report: str) -> dict[str, str]:
 
 def write_source(
     items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any],
-    source_name: str | None = None, folders: Sequence[Path] = (),
+    source_name: str | None = None, folders: Sequence[Path] = (), as_of: str = "",
 ) -> None:  # fmt: skip
     """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `read_given` reads.
 
     Args:
+        as_of: the `stamp` of what is read; an interrupted run's source of another one is written anew.
         about: to be recorded of the source, with the number of its rows.
         source_name: of the rows; by default what they say, or the builder's.
         folders: those that the user named, from which files are taken, after links.
@@ -175,7 +176,7 @@ def write_source(
         InputError: faulty rows (all of them), unless `skip_faulty`; files that are broken or of another layout.
     """
     ledger = Ledger(folder.with_suffix(".ledger"))
-    if items is not None and not ("given" in ledger and folder.exists()):
+    if items is not None and not (ledger.get("as_of") == as_of and folder.exists()):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with whole_archives(name):
@@ -191,8 +192,19 @@ def write_source(
             raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
         given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
         marked = {"credentialed": True} if credentialed.of_folders(files.homes) else {}
-        ledger.update({"given": asdict(given), "about": {**about, **marked, "rows": rows}})
+        ledger.update({"given": asdict(given), "about": {**about, **marked, "rows": rows}, "as_of": as_of})
     ledger.close()
+
+
+def stamp(source: Hub | Path, also: Iterable[Path] = ()) -> str:
+    """What tells, without reading, that files may have changed: their names, sizes and times, or the Hub's revision."""
+    told = [f"{source.name}@{source.revision}"] if isinstance(source, Hub) else []
+    for place in (*([source] if isinstance(source, Path) else []), *also):
+        for file in sorted([place, *place.rglob("*")]):
+            if file.is_file():
+                stat = file.stat()
+                told.append(f"{file} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, Any]]:

@@ -240,6 +240,34 @@ def test_an_interrupted_build_goes_on_without_reading_again(
     assert read_json(tmp_path / "out" / "manifest.json")["source"]["rows"] == 26
 
 
+def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
+    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(old: str, new: str) -> None:
+        (file,) = (path_vqa / "data").glob("train*")
+        table = Dataset.from_parquet(str(file))
+        assert isinstance(table, Dataset)
+        table.map(lambda row: {"answer": row["answer"].replace(old, new)}).to_parquet(file)
+
+    words = ("path_vqa", "--source", path_vqa, "--output", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*words)[0] == 130
+    change("no", "No.")
+    code, output = run(*words, "--resume")
+    assert code == 2 and "rows changed" in output and "train-1 [answer]: has changed since" in output
+    code, output = run(*words, "--resume", "--redo-changed")
+    assert code == 0 and "questions since this run began: 5 changed, and done again." in caplog.text
+    pairs = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in loading.load("out")}
+    assert pairs == {("yes", "no"), ("no", "yes"), ("No.", "Yes.")}  # "no" of the files that did not change
+    code, output = run(*words, "--resume")
+    assert code == 0 and "nothing to resume" in output
+    change("No.", "no")
+    code, output = run(*words, "--resume")
+    assert code == 2 and "is finished, but questions of path-vqa changed since" in output
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out", "invented-path-vqa"}
+
+
 def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[tuple[Path, str]] = []
 

@@ -21,7 +21,7 @@ from mmedpo.cli.shared import (
     print_table,
     print_written,
 )
-from mmedpo.errors import Fault, InputError
+from mmedpo.errors import AlreadyFinished, Fault, InputError
 
 
 @app.command(
@@ -35,6 +35,7 @@ def curate(context: typer.Context) -> None:
     work: accelerate launch -m mmedpo.cli curate ...
     """
     from mmedpo.builders import make_dataset
+    from mmedpo.curation import contents
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.processes import Processes
     from mmedpo.workdir import output_folder
@@ -42,8 +43,13 @@ def curate(context: typer.Context) -> None:
     settings, run = parsed(context, Settings, Run)
     settings.refuse_unnamed()
     processes = Processes.here()
-    with output_folder(run.output, settings.record(), run.resume, processes) as folder:
-        manifest = make_dataset(settings, run, folder, command_line(), processes)
+    models = contents.of_models(settings)
+    try:
+        with output_folder(run.output, settings.record(), run.resume, processes, models) as folder:
+            manifest = make_dataset(settings, run, folder, command_line(), processes, models)
+    except AlreadyFinished:
+        contents.check_finished(settings, run.output)
+        raise
     if manifest is not None:
         _print_made(run.output, manifest)
         print_notices(manifest)

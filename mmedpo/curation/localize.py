@@ -255,11 +255,10 @@ class MedKLIPLocalizer:
     """
 
     def __init__(self, folder: Path, query: Query, rule: str) -> None:
-        from mmedpo.curation.medklip import MedKLIP
+        from mmedpo.curation.medklip import MedKLIP, text_encoder
 
         self.name, self.rule, self.query = f"medklip:{folder}", rule, query
-        encoder = folder / "text_encoder"
-        self.model = MedKLIP(folder, str(encoder)) if encoder.is_dir() else MedKLIP(folder)
+        self.model = MedKLIP(folder, text_encoder(folder))
         self._known = {name.casefold() for name in self.model.observations}
         unknown = [text for text in query.texts() if text.casefold() not in self._known]
         if unknown:

@@ -5,6 +5,7 @@ An own implementation of the published architecture; it reads the published chec
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from mmedpo import hub, trust
 from mmedpo.errors import InputError
+from mmedpo.fingerprint import file_contents, model_contents
 from mmedpo.images import open_rgb
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 PIXELS = 224  # width and height of the network's input
 PATCHES = 14  # per row and column
+TEXT_ENCODER = "emilyalsentzer/Bio_ClinicalBERT"
 TEXT_WIDTH, WIDTH = 768, 256
 TOKENS = 64  # of a description, with [CLS]
 # ImageNet's, per channel of [0, 1].
@@ -54,13 +57,9 @@ class MedKLIP:
 
     observations: tuple[str, ...]
 
-    def __init__(
-        self, folder: Path, text_encoder: str = "emilyalsentzer/Bio_ClinicalBERT", device: str | None = None
-    ) -> None:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; give the one with MedKLIP's checkpoint and descriptions.")
-        checkpoint = _only(folder, "*.pth", "*.pt", what="checkpoint (*.pth or *.pt)")
-        descriptions = _read_descriptions(_only(folder, "*.json", what="file of descriptions (*.json)"))
+    def __init__(self, folder: Path, text_encoder: str = TEXT_ENCODER, device: str | None = None) -> None:
+        checkpoint, described = _files(folder)
+        descriptions = _read_descriptions(described)
         self.observations = tuple(MISSPELT.get(name, name) for name in descriptions)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._network = _load_network(checkpoint).to(self._device).eval()
@@ -161,6 +160,33 @@ class _Bottleneck(nn.Module):
 def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     rest = (_Bottleneck(4 * width, width, stride=1) for _ in range(blocks - 1))
     return nn.Sequential(_Bottleneck(channels, width, stride), *rest)
+
+
+def contents(folder: Path) -> str:
+    """SHA-256 (hexadecimal) of all that decides what MedKLIP finds: the files of its folder and the text encoder's.
+
+    Raises:
+        InputError: a file is missing or doubled, or the text encoder cannot be found.
+    """
+    files = [file_contents(file) for file in _files(folder)]
+    encoder = model_contents(text_encoder(folder), also=["pytorch_model.bin"])
+    return hashlib.sha256(" ".join([*files, encoder]).encode()).hexdigest()
+
+
+def text_encoder(folder: Path) -> str:
+    """The folder `text_encoder` of MedKLIP's, where there is one, else the Hub's Bio_ClinicalBERT."""
+    own = folder / "text_encoder"
+    return str(own) if own.is_dir() else TEXT_ENCODER
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    """The checkpoint and the file of descriptions."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give the one with MedKLIP's checkpoint and descriptions.")
+    return (
+        _only(folder, "*.pth", "*.pt", what="checkpoint (*.pth or *.pt)"),
+        _only(folder, "*.json", what="file of descriptions (*.json)"),
+    )
 
 
 def _only(folder: Path, *patterns: str, what: str) -> Path:

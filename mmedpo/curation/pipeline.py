@@ -21,6 +21,7 @@ from rich.progress import track
 
 from mmedpo import consent, images, schema
 from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
+from mmedpo.curation.contents import Contents, settle
 from mmedpo.curation.localize import Localizer, bounded
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
@@ -64,6 +65,8 @@ def curate_folder(
     processes: Processes = ALONE,
     given: rows.Given | None = None,
     third_parties: bool = False,
+    models: Contents | None = None,
+    redo_changed: bool = False,
 ) -> dict[str, Any] | None:
     """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
 
@@ -75,6 +78,8 @@ def curate_folder(
         processes: of this launch.
         given: what was known of the source before. Where it has answers, `settings` name no chat model.
         third_parties: chat models that are not on this machine may be sent credentialed data.
+        models: their digests, to be recorded (`contents.of_models`).
+        redo_changed: do questions again that changed since the run began; else they are refused.
 
     Returns:
         The manifest (docs/architecture.md); None in all processes but the first.
@@ -91,11 +96,16 @@ def curate_folder(
     source = open_source(settings, given.questions)
     for notice in (*source.notices, source.told) if processes.first else ():
         log.warning(notice)
+    ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
+    known = dict(models or {})
+    if processes.first:
+        steps = {name: ledgers[name] for name in STEPS}
+        known = {"source": settle(source, folder, steps, redo_changed, settings.chat), **known}
+    processes.open(folder, "questions")
     sent = consent.to_endpoints(
         source.name if source.credentialed else None, (settings.chat or "none", *settings.judges), third_parties,
         len(source.samples), settings.show_images, source.marked_by, processes.first,
     )  # fmt: skip
-    ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
     calls = Ledger(cache or folder / "calls.ledger")
     tools = open_tools(
         settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed
@@ -118,7 +128,7 @@ def curate_folder(
         _judge(share, tools.panel, ledgers, processes)
     processes.finish(folder)
     if processes.first:
-        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects, sent)
+        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects, sent, known)
     else:
         manifest = None
     for ledger in (*ledgers.values(), calls):
@@ -237,6 +247,7 @@ def _assemble(
     command: str,
     left_out: Sequence[rows.Reject],
     sent: Mapping[str, Any],
+    contents: Contents,
 ) -> dict[str, Any]:
     """Weights over all pairs, rows, rejects and the manifest."""
     noise = settings.corruption if settings.makes_visual_pairs else None
@@ -270,7 +281,8 @@ def _assemble(
         "counts": dict(counts), "rejects": dict(rejects.most_common()),
         "standins": tools.standins(counts, _wrong_by(pairs, ledgers["dispute"]), settings.model),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
-        "settings": {**settings.recipe(), "source_name": source.name}, **sent,
+        "settings": {**settings.recipe(), "source_name": source.name},
+        "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest

@@ -191,6 +191,7 @@ class Run(Calling):
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
+    redo_changed: bool = option(False, "With --resume: do questions again that changed in the source since the start.")
     cache: Path | None = field(
         default=None, metadata={"help": "Answered calls, never paid twice; calls.sqlite beside the output by default."}
     )

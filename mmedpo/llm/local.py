@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import placeholders
 from mmedpo.errors import InputError
+from mmedpo.fingerprint import model_contents
 from mmedpo.generation import AnswerReader, unspoken
 from mmedpo.images import open_rgb
 from mmedpo.llm import ChatReply, ChatRequest, OnReplies
@@ -51,7 +52,7 @@ class LocalChat:
 
     Attributes:
         revision: The commit on the Hub; for a folder, what was given.
-        settings: What an answer depends on beside model and request: sampling and the dtype in use.
+        settings: What an answer depends on beside model and request: sampling, dtype, and a folder's contents.
 
     Raises:
         InputError: a setting out of its range, a model that cannot be loaded, or one without a chat template.
@@ -83,10 +84,12 @@ class LocalChat:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self.model = load_model(model, revision, dtype).to(best_device()).eval()
         config = self.model.config
-        self.revision: str | None = getattr(config, "_commit_hash", None) or revision
+        commit = getattr(config, "_commit_hash", None)
+        self.revision: str | None = commit or revision
         self.settings: Mapping[str, Any] = {
             "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            **({} if commit else {"contents": model_contents(model)}),  # a folder may hold another one later
         }  # fmt: skip
         self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
         self._reader = AnswerReader(self.model, self._tokenizer)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from mmedpo.errors import InputError
+from mmedpo.fingerprint import model_contents
 from mmedpo.llm import ChatReply, ChatRequest
 from mmedpo.llm.local import LocalChat
 
@@ -179,7 +180,9 @@ def test_special_tokens_other_than_the_end_are_never_generated(language_model: s
 def test_settings_say_what_an_answer_depends_on(language_model: str) -> None:
     chat = LocalChat(language_model, revision="main", temperature=0.5, seed=3)
     assert (chat.name, chat.revision) == (language_model, "main")
-    assert chat.settings == {"max_tokens": 512, "temperature": 0.5, "seed": 3, "dtype": "float32"}
+    contents = model_contents(language_model)
+    sampling = {"max_tokens": 512, "temperature": 0.5, "seed": 3, "dtype": "float32"}
+    assert chat.settings == {**sampling, "contents": contents}
     assert LocalChat(language_model, dtype="bfloat16").settings["dtype"] == "bfloat16"
 
 

@@ -1,0 +1,102 @@
+"""Contents of what a curation is given, so that a resumed run mixes no answers of the old with those of the new: its
+models, known by digests, and its questions, compared with what was recorded when the run began."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from mmedpo import changes
+from mmedpo.curation.settings import Settings
+from mmedpo.curation.source import open_source
+from mmedpo.errors import InputError
+from mmedpo.fingerprint import model_contents
+from mmedpo.formats import STANDIN
+from mmedpo.ledger import Ledger
+from mmedpo.sources import Source
+from mmedpo.workdir import ROWS, portable, read_object
+
+Contents = Mapping[str, str | None]
+
+log = logging.getLogger(__name__)
+
+REDO = "Or do these alone again, and keep the rest, with --redo-changed."
+
+
+def of_models(settings: Settings) -> Contents:
+    """Digest of each model that the settings name, by its role; None of endpoints and stand-ins, which have no files.
+
+    Raises:
+        InputError: a model cannot be found or read.
+    """
+    found = {"chat": _of_chat(settings.chat or ""), "localizer": _of_localizer(settings.localizer)}
+    judges = {f"judge {portable(judge)}": _of_chat(judge) for judge in settings.scorers}
+    return {"model": settings.model and model_contents(settings.model), **found, **judges}
+
+
+def _of_chat(spec: str) -> str | None:
+    scheme, _, name = spec.partition(":")
+    return model_contents(name) if scheme == "local" and name else None
+
+
+def _of_localizer(spec: str) -> str | None:
+    kind, _, name = spec.partition(":")
+    if kind == "medklip" and name:
+        from mmedpo.curation import medklip  # loads torch
+
+        return medklip.contents(Path(name))
+    return model_contents(name) if kind == "detector" and name else None
+
+
+def settle(source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bool, chat: str | None) -> str:
+    """Compare the questions with those that the run in `folder` began with, and forget the work of all that changed.
+
+    New questions have no work yet; of removed ones all is forgotten. A stand-in that writes wrong answers picks them
+    among the gold answers of all questions, and picks all anew, which costs nothing.
+
+    Args:
+        ledgers: of the steps, with a value a question.
+        redo: forget the work of changed questions, too.
+        chat: who writes wrong answers.
+
+    Returns:
+        The digest of all questions.
+
+    Raises:
+        InputError: questions changed, and `redo` is false; or none of those that the run began with is left.
+    """
+    with closing(Ledger(folder / ROWS)) as recorded:
+        found = changes.compare(changes.of_samples(source.samples), recorded)
+        gone = [*found.changed, *found.removed]
+        if not found.kept and not gone:  # a run that begins
+            return found.digest
+        if len(found.removed) == len(gone) and not found.kept:
+            raise InputError(
+                f"{source.name} has none of the {len(gone)} questions that this run began with, which are known by "
+                "their id, or else by table and line. Restore the table, or start a new --output."
+            )
+        if not redo:
+            found.refuse(source.name, REDO)
+        for ledger in ledgers.values():
+            ledger.drop(gone)
+        if (gone or found.added) and (chat or "").startswith(STANDIN):
+            for step in ("dispute", "judge"):
+                ledgers[step].drop(sample.id for sample in source.samples)
+        changes.accept(found, changes.of_samples(source.samples), recorded)
+    counts = {"added": found.added, "removed": found.removed, "changed, and done again": found.changed}
+    if said := ", ".join(f"{len(ids)} {what}" for what, ids in counts.items() if ids):
+        log.warning(f"{source.name}: questions since this run began: {said}.")
+    return found.digest
+
+
+def check_finished(settings: Settings, output: Path) -> None:
+    """Raise InputError if the questions are others than those that the finished dataset in `output` was made of."""
+    made_of = read_object(output / "manifest.json").get("contents", {}).get("source")
+    source = open_source(settings)
+    if made_of not in (None, changes.digest_of(changes.of_samples(source.samples))):
+        raise InputError(
+            f"{output} is finished, but questions of {source.name} changed since, or some were added or removed. "
+            "Restore the source, or choose another --output."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mmedpo import credentialed, placeholders
@@ -31,7 +31,7 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
     ]
     shown = {sizes for _, _, images in rows for sizes in images.values() if sizes}
     refused = {}
-    if any(len(sizes) > 1 for sizes in shown) or any(_refusal(processor, sizes) for sizes in _extremes(shown)):
+    if any(len(sizes) > 1 for sizes in shown) or any(_refusal(processor, sizes) for sizes in extremes(shown)):
         refused = {sizes: said for sizes in shown if (said := _refusal(processor, sizes))}
     return found + [
         Fault(id_, column, refused[sizes])
@@ -80,9 +80,10 @@ def _refusal(processor: Any, sizes: Sizes) -> str | None:
     return None
 
 
-def _extremes(shown: set[Sizes]) -> set[Sizes]:
+def extremes(shown: Collection[Sizes]) -> set[Sizes]:
+    """Those with the widest, highest, most and least elongated, largest and smallest images."""
     measures = (
         lambda size: size[0], lambda size: size[1], lambda size: size[0] / size[1], lambda size: size[0] * size[1],
     )  # fmt: skip
-    alone = [(size,) for sizes in shown for size in sizes]
-    return shown and {pick(alone, key=lambda one: measure(one[0])) for measure in measures for pick in (min, max)}
+    alone = [(size, sizes) for sizes in shown for size in sizes]
+    return {pick(alone, key=lambda one: measure(one[0]))[1] for measure in measures for pick in (min, max) if alone}

@@ -69,9 +69,10 @@ class PreferenceCollator:
         owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
         images = [pair["images"] for pair in pairs]
         images += [pairs[i].get("rejected_images") or pairs[i]["images"] for i in apart]
-        texts = [self.texts(pair, side) for side in ("chosen", "rejected") for pair in pairs]
-        answers = self.processor.tokenizer([answer for _, answer in texts], add_special_tokens=False)["input_ids"]
-        prompts, pixels = self._read([texts[sides[0]][0] for sides in owners], images)
+        texts = [self.texts(pair) for pair in pairs]
+        said = [answers[side] for side in (0, 1) for _, *answers in texts]
+        answers = self.processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+        prompts, pixels = self._read([texts[sides[0] % count][0] for sides in owners], images)
         self._refuse_long(pairs, prompts, owners, answers)
         return {
             **self._packed(prompts, owners, answers),
@@ -81,19 +82,24 @@ class PreferenceCollator:
             **({"row_key": torch.stack([row_key(pair) for pair in pairs])} if self.keyed else {}),
         }
 
-    def texts(self, pair: dict[str, Any], side: str) -> tuple[str, str]:
-        """Prompt and answer as the model's template writes them; the answer keeps its end-of-turn token."""
+    def texts(self, pair: dict[str, Any]) -> tuple[str, str, str]:
+        """Prompt, chosen and rejected answer as the model's template writes them; answers keep their end-of-turn token.
+
+        Of `images` only their number counts.
+        """
         conversation = prepare_multimodal_messages(pair["prompt"], images=pair["images"])
-        answer = prepare_multimodal_messages(pair[side])
         template = self.processor.apply_chat_template
         prompt = template(conversation, add_generation_prompt=True, tokenize=False)
-        whole = template(conversation + answer, tokenize=False)
-        if not whole.startswith(prompt):
+        chosen = template(conversation + prepare_multimodal_messages(pair["chosen"]), tokenize=False)
+        rejected = chosen
+        if pair["rejected"] != pair["chosen"]:
+            rejected = template(conversation + prepare_multimodal_messages(pair["rejected"]), tokenize=False)
+        if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
             raise InputError(
                 f"The chat template of {type(self.processor).__name__} writes the prompt differently once an answer "
                 "follows, so prompt and answer cannot be told apart. Use the template that the model was trained with."
             )
-        return prompt, whole[len(prompt) :]
+        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
     def _read(self, texts: list[str], images: list[list[Any]]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
         """Token ids and types of each row's prompt, and the model inputs that its images become."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from PIL import ExifTags, Image
 from transformers import AutoProcessor, LlavaNextImageProcessorPil, LlavaNextProcessor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -19,8 +22,11 @@ from trl import ModelConfig
 from mmedpo import MMedPOConfig, schema
 from mmedpo.errors import InputError
 from mmedpo.images import png
+from mmedpo.refusals import prompt_tokens
 from mmedpo.training.model import choose_trained
 from mmedpo.training.preflight import check
+from mmedpo.training.preflight import rows as checked_rows
+from mmedpo.training.preflight.image_tokens import SAMPLED, image_tokens
 
 Check = Callable[..., list[str]]
 ZERO3 = {"zero_optimization": {"stage": 3}, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
@@ -181,15 +187,7 @@ def test_image_tokens_that_depend_on_the_size_are_counted(
     text_rows: Dataset, run_check: Check, tiny_model: Path
 ) -> None:
     """LLaVA-NeXT cuts an image into tiles; one pair's rejected image is the larger one, and one image is turned."""
-    tiny = AutoProcessor.from_pretrained(tiny_model)
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16},
-            image_grid_pinpoints=[[16, 32], [32, 16], [32, 32], [16, 48], [48, 48]],
-        ),
-        tiny.tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=tiny.chat_template,
-    )  # fmt: skip
+    processor = next_processor(tiny_model)
     shapes = [(40, 90), (90, 40), (64, 64), (20, 300), (300, 300), (33, 31)]
     grey = [png(torch.full(shape, 99, dtype=torch.uint8).numpy(), "grey") for shape in shapes]
     changes: dict[int, dict[str, Any]] = {i: {"images": [grey[i % 6]]} for i in range(12)}
@@ -199,6 +197,18 @@ def test_image_tokens_that_depend_on_the_size_are_counted(
     lengths = [whole_lengths(processor, row) for row in dataset]
     assert len({chosen for chosen, _ in lengths}) > 3 and lengths[0][1] > lengths[0][0] + 2
     check_longest(run_check, dataset, processor, [max(sides) for sides in lengths])
+
+
+def next_processor(tiny_model: Path) -> Any:
+    tiny = AutoProcessor.from_pretrained(tiny_model)
+    return LlavaNextProcessor(
+        LlavaNextImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16},
+            image_grid_pinpoints=[[16, 32], [32, 16], [32, 32], [16, 48], [48, 48]],
+        ),
+        tiny.tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=tiny.chat_template,
+    )  # fmt: skip
 
 
 def lying_down(height: int, width: int) -> dict[str, Any]:
@@ -251,6 +261,105 @@ def test_images_that_the_processor_refuses_are_named(text_rows: Dataset, run_che
     found = faults(run_check, dataset, Choosy(AutoProcessor.from_pretrained(tiny_model)))
     ((_, sentence),) = found.items()
     assert list(found) == [("2 of 12 rows (row 1, row 3)", "images")] and "aspect ratio must be below 100" in sentence
+
+
+def test_each_distinct_image_is_read_once(
+    text_rows: Dataset, run_check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images of 12 rows are two; a fault of one is a fault of every row that shows it, in the sample or not."""
+    read: Counter[str] = Counter()
+    for name in ("image_size", "image_fault"):
+        inner = getattr(checked_rows, name)
+
+        def counted(image: Any, name: str = name, inner: Any = inner) -> Any:
+            read[name] += 1
+            return inner(image)
+
+        monkeypatch.setattr(checked_rows, name, counted)
+    sound, other = (schema.undecoded(text_rows)[i]["images"][0] for i in (0, -1))
+    assert sound["bytes"] != other["bytes"]
+    shown = [{"bytes": image["bytes"], "path": f"{i}.png"} for i in range(6) for image in (sound, other)]
+    assert run_check(changed(text_rows, {i: {"images": [image]} for i, image in enumerate(shown)})) == []
+    assert read == {"image_size": 2, "image_fault": 2}
+    half = {**other, "bytes": other["bytes"][: len(other["bytes"]) // 2]}
+    monkeypatch.setattr(checked_rows, "DECODED", 9)  # at least three rows of six show it
+    torn = changed(text_rows, {i: {"images": [half if i % 2 else sound]} for i in range(12)})
+    assert list(faults(run_check, torn)) == [("6 of 12 rows (row 1, row 3, row 5, ...)", "images")]
+
+
+def test_sides_of_equal_bytes_are_equal(text_rows: Dataset, run_check: Check) -> None:
+    image, answer = schema.undecoded(text_rows)[2]["images"][0], said("a mass", "assistant")
+    same = {"images": [image], "rejected_images": [{**image, "path": "other.png"}]}
+    dataset = changed(text_rows, {2: {**same, "chosen": answer, "rejected": answer}})
+    assert list(faults(run_check, dataset)) == [("1 of 12 rows (row 2)", "rejected_images")]
+
+
+def test_texts_are_written_and_tokenised_no_more_than_needed(
+    rows: Dataset, run_check: Check, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt is written once a pair, and each of its answers once; tokens are asked for by blocks of rows."""
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    counts: Counter[str] = Counter()
+
+    def calls(dataset: Dataset) -> Counter[str]:
+        counts.clear()
+        assert run_check(dataset, processor) == []
+        return counts.copy()
+
+    def count(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(processor, "apply_chat_template")
+    count(type(processor.tokenizer), "_encode_plus")
+    some = rows.select(range(20))
+    many = concatenate_datasets([some] * 9)
+    many = many.remove_columns("id").add_column("id", [str(i) for i in range(180)]).cast(rows.features)
+    few, more = calls(some), calls(many)
+    answers = sum(1 if row["chosen"] == row["rejected"] else 2 for row in some)
+    assert few["apply_chat_template"] == 20 + answers
+    assert more["apply_chat_template"] == 9 * (20 + answers)
+    blocks = [math.ceil(count / checked_rows.ROWS_AT_ONCE) for count in (20, 180)]
+    assert more["_encode_plus"] - few["_encode_plus"] == blocks[1] - blocks[0]
+
+
+class Counting:
+    """A processor that counts how often it is asked; `lies` changes its own count of image tokens by size."""
+
+    def __init__(self, inner: Any, lies: bool = False) -> None:
+        self.inner, self.lies, self.calls = inner, lies, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.inner(*args, **kwargs)
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]]) -> Any:
+        told = self.inner._get_num_multimodal_tokens(image_sizes=image_sizes).num_image_tokens
+        lied = [tokens + (height > 150) for tokens, (height, _) in zip(told, image_sizes, strict=True)]
+        return SimpleNamespace(num_image_tokens=lied if self.lies else told)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("lies", [False, True])
+def test_image_tokens_of_many_sizes_are_those_of_each_processed(number: int, lies: bool, tiny_model: Path) -> None:
+    inner = next_processor(tiny_model)
+    widths = random.Random(0).sample(range(9, 300), 120)
+    shown = [tuple((w, h) for _ in range(number)) for w, h in zip(widths[:60], widths[60:], strict=True)]
+    prompt = "<image>" * number + " Is there a mass?"
+    processor = Counting(inner, lies)
+    added, refused = image_tokens(processor, shown, {number: prompt})
+    text = len(inner.tokenizer([prompt])["input_ids"][0])
+    expected = {sizes: prompt_tokens(inner, prompt, sizes) - text for sizes in shown}
+    assert added == expected and not refused and len(set(expected.values())) > 2
+    assert processor.calls == 60 if lies else processor.calls <= SAMPLED + 8
 
 
 def test_odd_but_possible_runs_are_warned_of(text_rows: Dataset, run_check: Check) -> None:

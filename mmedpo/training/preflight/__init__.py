@@ -1,8 +1,8 @@
 """What can be known before a training starts, so that nothing known surfaces hours later: every fault in one message.
 
-No weight is loaded: the model is built without memory (PyTorch's meta device), and a few images are decoded to the end.
-Lengths are those of training, since the collator's texts and the model's own processor make them; the processor is
-asked once for each combination of image sizes, with blank images, because image tokens depend on nothing else.
+No weight is loaded: the model is built without memory (PyTorch's meta device). Each distinct image is read once: its
+header, and a few to the end. Lengths are those of training, since the collator's texts and the model's own processor
+make them; image tokens depend on nothing but sizes, so that blank images are processed.
 """
 
 from __future__ import annotations

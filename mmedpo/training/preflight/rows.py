@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from mmedpo import placeholders, schema
-from mmedpo.errors import Fault, InputError
+from mmedpo.errors import Fault
 from mmedpo.images import fault as image_fault
 from mmedpo.images import size as image_size
-from mmedpo.refusals import Sizes, prompt_tokens
+from mmedpo.refusals import Size, Sizes
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.preflight.image_tokens import image_tokens
+from mmedpo.training.reference import image_digest
 
 DECODED = 100  # rows whose images are read to the end; of all others the header is
 STREAMED = 1000  # rows of a streamed dataset that are looked at
 ROWS_AT_ONCE = 32  # held in memory
+WORDS = 10_000  # whose tokens are remembered
 NAMED = 3  # rows that a fault names
 IMAGES, TEXTS, KINDS = ("images", "rejected_images"), ("prompt", "chosen", "rejected"), ("task", "dispreference")
 
@@ -57,13 +62,14 @@ def check_pairs(
     columns = set(dataset.column_names) - {fault.column for fault in wrong}
     if "weight" in columns:
         _weights(dataset, config, found)
-    if columns >= {*IMAGES, *TEXTS, *KINDS}:
-        _preferences(dataset, found)
-    sizes = _images(dataset, config.seed, found) if columns >= set(IMAGES) else {}
+    images = _images(dataset, config.seed, found) if columns >= set(IMAGES) else None
+    if images and columns >= {*TEXTS, *KINDS}:
+        _preferences(dataset, images, found)
     if columns >= set(TEXTS):
-        usable = _texts(dataset, processor, sizes, found)
         context = getattr(architecture.get_text_config(), "max_position_embeddings", None)
-        _lengths(dataset, processor, usable, config.max_length, context, found)
+        written = _texts(dataset, processor, images, found)
+        if images:
+            _lengths(dataset, processor, images, written, config.max_length, context, found)
     return 0 if streamed else len(dataset)
 
 
@@ -94,119 +100,142 @@ def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
     found.rows(pairs, faulty)
 
 
-def _preferences(pairs: Dataset, found: Findings) -> None:
-    faulty = [(i, *schema.pair_fault(row)) for i, row in enumerate(_rows(pairs, (*IMAGES, *TEXTS, *KINDS)))]
-    faults = [(i, column, sentence) for i, column, sentence in faulty if sentence]
-    # What an empty side is, `_texts` says.
-    found.rows(pairs, [fault for fault in faults if "is empty" not in fault[2]])
+@dataclass
+class _Images:
+    """The distinct images of a dataset by number, and which of them the two sides of each row see."""
+
+    sides: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = field(default_factory=list)
+    size: list[Size | None] = field(default_factory=list)
+    unusable: set[int] = field(default_factory=set)  # rows
+
+    def sizes(self, row: int) -> tuple[Sizes, Sizes]:
+        """Sizes of the images that the chosen and the rejected side of a usable row see."""
+        first, second = (tuple(filter(None, (self.size[n] for n in side or ()))) for side in self.sides[row])
+        return first, second or first
 
 
-def _images(pairs: Dataset, seed: int, found: Findings) -> dict[int, tuple[Sizes, Sizes]]:
-    """Sizes of the images that the chosen and the rejected side see, by row number; rows with faults are left out."""
+def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
+    """Read each distinct image once: its header, and to the end where the header is wrong or a row is in the sample."""
     sample = set(random.Random(seed).sample(range(len(pairs)), min(DECODED, len(pairs))))
-    sizes, faulty = {}, []
+    images = _Images()
+    numbers: dict[str, int] = {}
+    faults: dict[int, str | None] = {}
     for i, pair in enumerate(_rows(pairs, IMAGES)):
-        chosen, rejected = (pair[column] or [] for column in IMAGES)
-        read = {column: [image_size(image) for image in pair[column] or []] for column in IMAGES}
-        wrong = [
-            (i, column, sentence)
-            for column in IMAGES
-            for image, size in zip(pair[column] or [], read[column], strict=True)
-            if (i in sample or size is None) and (sentence := image_fault(image))
-        ]
+        sides = []
+        for column in IMAGES:
+            shown = [(numbers.setdefault(_name(image), len(numbers)), image) for image in pair[column] or []]
+            for number, image in shown:
+                if number == len(images.size):
+                    images.size.append(image_size(image))
+                if number not in faults and (i in sample or images.size[number] is None):
+                    faults[number] = image_fault(image)
+            sides.append(None if pair[column] is None else tuple(number for number, _ in shown))
+        images.sides.append((sides[0] or (), sides[1]))
+    faulty = []
+    for i, (chosen, rejected) in enumerate(images.sides):
+        seen = [("images", n) for n in chosen] + [("rejected_images", n) for n in rejected or ()]
+        wrong = [(i, column, sentence) for column, n in seen if (sentence := faults.get(n))]
         if not chosen:
             wrong.append((i, "images", "is empty; every row needs an image"))
         if rejected and len(rejected) != len(chosen):
             wrong.append((i, "rejected_images", "has more or fewer images than `images`, but the prompt is the same"))
-        if not wrong:
-            first, second = (tuple(filter(None, read[column])) for column in IMAGES)
-            sizes[i] = first, second or first
+        if wrong:
+            images.unusable.add(i)
         faulty += wrong
     found.rows(pairs, faulty)
-    return sizes
+    return images
+
+
+def _name(image: Any) -> str:
+    """By which an undecoded image is known: the digest of its bytes, or the path of a file that is read when needed."""
+    return image_digest(image) if image and image["bytes"] else repr(image)
+
+
+def _preferences(pairs: Dataset, images: _Images, found: Findings) -> None:
+    rows = zip(_rows(pairs, (*TEXTS, *KINDS)), images.sides, strict=True)
+    faulty = [
+        (i, *schema.pair_fault({**row, "images": first, "rejected_images": second}))
+        for i, (row, (first, second)) in enumerate(rows)
+    ]
+    # What an empty side is, `_texts` says.
+    found.rows(pairs, [(i, column, said) for i, column, said in faulty if said and "is empty" not in said])
+
+
+def _texts(pairs: Dataset, processor: Any, images: _Images | None, found: Findings) -> _Written:
+    """Count the tokens of each pair that has images and nothing wrong with its texts."""
+    collator, own = PreferenceCollator(processor), getattr(processor, "image_token", None)
+    leaves_token = _token_finder(processor.tokenizer)
+    found_tokens, faulty = _Written(), []
+    rows = enumerate(_rows(pairs, TEXTS))
+    while block := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        texts: dict[int, tuple[str, str, str]] = {}
+        for i, pair in block:
+            wrong = list(_text_faults(pair, own, leaves_token))
+            if not wrong and images and i not in images.unusable:
+                count = len(images.sides[i][0])
+                try:
+                    texts[i] = collator.texts({**pair, "images": [None] * count})
+                    found_tokens.prompts.setdefault(count, texts[i][0])
+                except Exception as error:  # a chat template raises what it likes
+                    wrong = [("prompt", f"cannot be written by the model's chat template: {error}")]
+            faulty += [(i, *fault) for fault in wrong]
+        counts = map(len, _tokens(processor.tokenizer, [text for three in texts.values() for text in three]))
+        for i, prompt, chosen, rejected in zip(texts, *[iter(counts)] * 3, strict=True):
+            found_tokens.tokens[i] = prompt + chosen, prompt + rejected
+    found.rows(pairs, faulty)
+    return found_tokens
 
 
 @dataclass
-class _Pair:
-    """What of a row decides its lengths; texts are as the chat template writes them."""
+class _Written:
+    """Pairs as the chat template writes them."""
 
-    prompt: str
-    answers: list[str]  # chosen, rejected
-    sizes: tuple[Sizes, Sizes]
-
-
-def _texts(pairs: Dataset, processor: Any, sizes: dict[int, tuple[Sizes, Sizes]], found: Findings) -> dict[int, _Pair]:
-    """The pairs, by row number, that have images and nothing wrong with their texts."""
-    collator = PreferenceCollator(processor)
-    usable, faulty = {}, []
-    for i, pair in enumerate(_rows(pairs, TEXTS)):
-        wrong = list(_text_faults(pair, processor))
-        if not wrong and i in sizes:
-            pictured = {**pair, "images": [None] * len(sizes[i][0])}  # their number is all that the template needs
-            try:
-                (prompt, chosen), (_, rejected) = (collator.texts(pictured, side) for side in TEXTS[1:])
-                usable[i] = _Pair(prompt, [chosen, rejected], sizes[i])
-            except Exception as error:  # a chat template raises what it likes
-                wrong = [("prompt", f"cannot be written by the model's chat template: {error}")]
-        faulty += [(i, *fault) for fault in wrong]
-    found.rows(pairs, faulty)
-    return usable
+    tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # of prompt and each answer, without images
+    prompts: dict[int, str] = field(default_factory=dict)  # an example for each number of images
 
 
-def _text_faults(pair: dict[str, Any], processor: Any) -> Iterator[tuple[str, str]]:
-    tokenizer, own = processor.tokenizer, getattr(processor, "image_token", None)
-    silent = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+def _text_faults(
+    pair: dict[str, Any], own: str | None, leaves_token: Callable[[str], bool]
+) -> Iterator[tuple[str, str]]:
     for column in TEXTS:
         text = schema.message_text(pair[column] or [])
         if held := placeholders.fault(text, own):
             yield column, held
-        elif not text.strip() or silent.issuperset(_tokens(tokenizer, [text])[0]):
+        elif not any(map(leaves_token, text.split())):
             yield column, "has no text, or none that leaves a token; write one or drop the row"
 
 
+def _token_finder(tokenizer: Any) -> Callable[[str], bool]:
+    """Whether a word leaves a token that stands for text. Words recur, so that few are asked for."""
+    silent = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return functools.lru_cache(WORDS)(lambda word: not silent.issuperset(_tokens(tokenizer, [word])[0]))
+
+
 def _lengths(
-    pairs: Dataset, processor: Any, usable: dict[int, _Pair], longest: int | None, context: int | None, found: Findings
-) -> None:
+    pairs: Dataset, processor: Any, images: _Images, written: _Written, longest: int | None, context: int | None,
+    found: Findings,
+) -> None:  # fmt: skip
     """Set the longer side of each pair against `max_length`, and against the positions that the model knows."""
-    if not usable:
-        return
-    added = _image_tokens(pairs, processor, usable, found)
-    prompts, chosen, rejected = (
-        [len(ids) for ids in _tokens(processor.tokenizer, texts)]
-        for texts in zip(*((pair.prompt, *pair.answers) for pair in usable.values()), strict=True)
-    )
+    shown = {sizes for i in written.tokens for sizes in images.sizes(i)}
+    added, refused = image_tokens(processor, shown, written.prompts)
+    faulty = [(i, {*images.sizes(i)} & refused.keys()) for i in written.tokens] if refused else []
+    found.rows(pairs, [(i, "images", refused[sizes]) for i, wrong in faulty for sizes in wrong])
     lengths = {
-        i: prompts[n] + max(added[pair.sizes[0]] + chosen[n], added[pair.sizes[1]] + rejected[n])
-        for n, (i, pair) in enumerate(usable.items())
+        i: max(count + added[sizes] for count, sizes in zip(counts, images.sizes(i), strict=True))
+        for i, counts in written.tokens.items()
     }
-    most = max(lengths.values())
+    most = max(lengths.values(), default=0)
     if longest is not None:
         sentence = (
             f"is less than the row's tokens, image tokens included, which cannot be cut; set {most} or leave it out"
         )
-        found.rows(pairs, [(i, f"max_length {longest}", sentence) for i in usable if lengths[i] > longest])
+        found.rows(pairs, [(i, f"max_length {longest}", sentence) for i in lengths if lengths[i] > longest])
     if context is not None and most > context:
-        beyond = _names(pairs, [i for i in usable if lengths[i] > context])
+        beyond = _names(pairs, [i for i in lengths if lengths[i] > context])
         found.warnings.append(
             f"{beyond} have up to {most} tokens, more than the {context} that the model was made for."
         )
 
 
-def _image_tokens(pairs: Dataset, processor: Any, usable: dict[int, _Pair], found: Findings) -> dict[Sizes, int]:
-    """Tokens that images of these sizes, and the tokenizer's first token, add to a prompt as the template writes it."""
-    added: dict[Sizes, int] = {}
-    refused: dict[Sizes, str] = {}
-    for pair in usable.values():
-        for sizes in {*pair.sizes} - added.keys():
-            added[sizes] = -len(_tokens(processor.tokenizer, [pair.prompt])[0])
-            try:
-                added[sizes] += prompt_tokens(processor, pair.prompt, sizes)
-            except InputError as error:
-                refused[sizes] = str(error)
-    faulty = [(i, refused.keys() & set(pair.sizes)) for i, pair in usable.items()]
-    found.rows(pairs, [(i, "images", refused[sizes]) for i, wrong in faulty for sizes in wrong])
-    return added
-
-
-def _tokens(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -12,7 +12,7 @@ from mmedpo import credentialed, hub, places, schema
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 PATTERN = frozenset("*?[]{}")  # characters of a path that `datasets` reads as a pattern
 MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which would be read as rows
@@ -57,17 +57,35 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."
         ) from error
-    if not streaming:
-        _refuse_files_outside(path, found)
+    if streaming:
+        return type(found)({name: _guarded(path, split) for name, split in found.items()})
+    for split in found.values():
+        _refuse_files_outside(path, split.features, split.data)
     return found
 
 
-def _refuse_files_outside(path: str, splits: Mapping[str, Dataset]) -> None:
-    """Raise InputError where images are named, not held, and lie outside of the dataset: rows may be anybody's."""
+def _guarded(path: str, split: IterableDataset) -> IterableDataset:
+    """A streamed split, whose rows are checked as they come and before an image is read."""
+    features = split.features
+
+    def check(rows: Any) -> Any:
+        _refuse_files_outside(path, features or {}, rows)
+        return rows
+
+    read = split.with_format("arrow").map(check, batched=True, batch_size=schema.ROWS_AT_ONCE, features=features)
+    return read.with_format(None)
+
+
+def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> None:
+    """Raise InputError where images are named, not held, and lie outside of the dataset: rows may be anybody's.
+
+    Args:
+        rows: an Arrow table.
+    """
     from datasets import config
 
     homes = [Path(path)] if Path(path).exists() else [Path(config.HF_CACHE_HOME)]
-    named = {name for split in splits.values() for name in _named_files(split)}
+    named = set(_named_files(features, rows))
     if outside := sorted(name for name in named if "://" in name or not places.is_inside(Path(name), homes)):
         raise InputError(
             f"{path}: {len(outside)} images are no part of the dataset but files elsewhere, such as {outside[0]!r}. "
@@ -75,13 +93,13 @@ def _refuse_files_outside(path: str, splits: Mapping[str, Dataset]) -> None:
         )
 
 
-def _named_files(dataset: Dataset) -> Iterator[str]:
-    """Paths of images of which a dataset does not hold the bytes."""
+def _named_files(features: Mapping[str, Any], rows: Any) -> Iterator[str]:
+    """Paths of images of which an Arrow table does not hold the bytes."""
     from datasets import Image, List
 
-    for name, feature in dataset.features.items():
+    for name, feature in features.items():
         nested = isinstance(feature, List) and isinstance(feature.feature, Image)
-        for chunk in dataset.data.column(name).chunks if nested or isinstance(feature, Image) else ():
+        for chunk in rows.column(name).chunks if nested or isinstance(feature, Image) else ():
             images = chunk.flatten() if nested else chunk
             held = images.field("bytes")
             if held.null_count:

@@ -16,7 +16,7 @@ from chat_server import ChatServer
 from PIL import Image
 from typer.testing import CliRunner
 
-from mmedpo import builders, cli, places
+from mmedpo import builders, cli, places, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.loading import load_splits
 from mmedpo.sources import Source, read_source
@@ -312,6 +312,17 @@ def test_a_dataset_names_no_file_outside_of_it(tmp_path: Path, path: str, nested
         load_splits(str(dataset(tmp_path / "d", path.format(secret=secret), nested)))
 
 
-def test_a_dataset_may_name_files_inside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("path", ["{secret}", "../secret/x.png", "http://127.0.0.1:9/x.png"])
+def test_a_streamed_dataset_names_no_file_outside_of_it(tmp_path: Path, path: str, nested: bool) -> None:
+    secret = picture(tmp_path / "secret" / "x.png")
+    rows = load_splits(str(dataset(tmp_path / "d", path.format(secret=secret), nested)), streaming=True)["train"]
+    with pytest.raises(InputError, match="1 images are no part of the dataset"):
+        next(iter(rows))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_may_name_files_inside_it(tmp_path: Path, streaming: bool) -> None:
     inside = picture(tmp_path / "d" / "images" / "x.png")
-    assert load_splits(str(dataset(tmp_path / "d", str(inside), nested=True)))["train"].num_rows == 1
+    rows = load_splits(str(dataset(tmp_path / "d", str(inside), nested=True)), streaming=streaming)["train"]
+    assert [row["image"] for row in schema.undecoded(rows)] == [[{"bytes": None, "path": str(inside)}]]

@@ -129,6 +129,10 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    if attention and "/" in attention:
+        raise InputError(
+            f"attn_implementation {attention!r}: it is the Hub's code, which is not run. Use sdpa or eager."
+        )
     kind = AutoModelForImageTextToText if can_see(name, revision) else AutoModelForCausalLM
     try:
         given = {key: value for key, value in options.items() if value is not None}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
+import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from mmedpo import share
+from mmedpo import consent, share
+from mmedpo.credentialed import is_remote
 from mmedpo.errors import InputError
 from mmedpo.options import FLAG, FLAG_HELP, refuse, unfit
 from mmedpo.terminal import plain
@@ -25,15 +29,22 @@ from mmedpo.terminal import plain
 LONGEST = 100_000  # bytes
 DEEPEST = 8  # lists and mappings inside each other
 CONSENT = FLAG.lstrip("-").replace("-", "_")
+SECRET = "A recipe holds no secret: leave it out."
 FORM = "Write lines of `option: value`."
 REFUSED = {
     "env": "a recipe sets options, not variables of the environment. Set them in the shell, and leave it out.",
     CONSENT: f"consent is typed for each run, never read from a file. Leave it out, and see {FLAG} in --help.",
     "image_folders": "it opens folders of this machine to links and is typed for each run. Leave it out.",
-    "hub_token": "a recipe holds no secret. Log in with `hf auth login`, or set HF_TOKEN, and leave it out.",
-    "push_to_hub_token": "a recipe holds no secret. Log in with `hf auth login`, or set HF_TOKEN, and leave it out.",
+    **dict.fromkeys(("hub_token", "push_to_hub_token"), f"{SECRET} Log in with `hf auth login`, or set HF_TOKEN."),
+    "fill": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
+    "output_dir": "the folder of a training is its `output`. Write output instead.",
+    "resume_from_checkpoint": "a training goes on from its own checkpoints alone. Leave it out, and type --resume.",
     "yes": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
 }
+LOGIN = re.compile(r"https?://[^/?#\s]*@", re.IGNORECASE)
+PUSHING = {"push_to_hub", "hub_model_id", "hub_private_repo"}
+HERE = ("none", "tensorboard")  # trackers of a training that send nothing
+KEPT = "private where it is new; one that exists keeps its visibility"
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,9 +127,11 @@ def parse(
             help=FLAG_HELP,
         )  # fmt: skip
     parser.set_defaults_with_config(**(defaults or {}))
+    found: Mapping[str, Any] = {}
     try:
         if recipe is not None:
-            parser.set_defaults_with_config(**read(recipe, kinds))
+            found = read(recipe, kinds)
+            parser.set_defaults_with_config(**found)
         # Transformers also reads options from a file PROGRAM.args.
         *parsed, unknown = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
@@ -138,7 +151,27 @@ def parse(
             if hasattr(options, "third_parties"):
                 options.third_parties = typed
     refuse([sentence for options in parsed for sentence in unfit(options)])
+    if os.environ.get("RANK", "0") == "0":  # of several launched processes the first
+        for way in _ways_out(found, parsed):
+            print(plain(f"Recipe {recipe}: {way}."), file=sys.stderr, flush=True)
     return parsed
+
+
+def _ways_out(found: Mapping[str, Any], parsed: Iterable[Any]) -> Iterator[str]:
+    """What leaves this machine since a recipe, which holds the keys of `found`, asks for it."""
+    given = {one.name: getattr(options, one.name) for options in parsed for one in fields(options)}
+    if given.get("push_to_hub") and PUSHING & found.keys():
+        yield f"pushes to {given['hub_model_id'] or Path(given['output']).name} on the Hub ({KEPT})"
+    if "publish" in found and given["publish"]:
+        yield f"publishes to {given['publish']} on the Hub ({KEPT})"
+    trackers = [name for name in given.get("report_to") or () if name not in HERE]
+    if trackers and {"report_to", "trackio_space_id"} & found.keys():
+        space = f" (Space {given['trackio_space_id']})" if given["trackio_space_id"] else ""
+        yield f"reports to {', '.join(trackers)}{space}"
+    asked = [given[name] for name in ("chat", "judges", "model") if name in found]
+    models = [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
+    if places := sorted({consent.host(model) for model in models if is_remote(model)}):
+        yield f"sends questions to {', '.join(places)}"
 
 
 def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
@@ -167,6 +200,7 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
         raise InputError(f"Recipe {recipe}: names no options. {FORM}")
     known = [field.name for kind in kinds for field in fields(kind) if field.init]
     wrong = [sentence for key in found if (sentence := _refused(key, known))]
+    wrong += [f"{key}: holds a login. {SECRET}" for key, value in found.items() if LOGIN.search(str(value))]
     if wrong:
         raise InputError(f"Recipe {recipe}: " + " ".join(wrong))
     return found

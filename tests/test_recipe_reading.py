@@ -54,7 +54,12 @@ def test_parse_takes_words_over_recipe_over_defaults(recipe: Path) -> None:
     (f"{CONSENT}: true\n", f"{CONSENT}: consent is typed"),
     (f"{CONSENT.replace('_', '-')}: true\n", "consent is typed"),
     ('"yes": true\n', "yes: it answers for a person"),
-    ("hub_token: hf_x\n", "hub_token: a recipe holds no secret"),
+    ("hub_token: hf_x\n", "hub_token: A recipe holds no secret"),
+    ("push-to-hub-token: hf_x\n", "push-to-hub-token: A recipe holds no secret"),
+    ("judges: [a, 'https://me:secret@b.org/v1#m']\n", "judges: holds a login. A recipe holds no secret"),
+    ("fill: [privacy=checked]\n", "fill: it answers for a person"),
+    ("output_dir: /etc\n", "output_dir: the folder of a training is its `output`"),
+    ("resume_from_checkpoint: /tmp/theirs\n", "goes on from its own checkpoints alone"),
     ("image_folders: [/]\n", "image_folders: it opens folders"),
     ("third_parties: true\n", "third_parties: no option of this command"),
     ("jugdes: [a]\n", "jugdes: no option of this command. Write judges."),
@@ -139,6 +144,50 @@ def test_every_command_with_recipes_refuses(recipe: Path, command: list[str], ke
     ran = CliRunner().invoke(cli.app, [*command, "--config", str(recipe)])
     assert isinstance(ran.exception, InputError) and f"Recipe {recipe}: {key.partition(':')[0]}: " in str(ran.exception)
     assert "MMEDPO_PLANTED" not in os.environ
+
+
+# What leaves this machine because a recipe says so.
+
+TRAIN = "dataset_name: d\nmodel_name_or_path: m\noutput: runs/mine\nuse_cpu: true\nbf16: false\n"
+CURATE, EVALUATE = "source: d\n", "source: d\nseed: 1\n"
+PUSHED = "pushes to {} on the Hub (private where it is new; one that exists keeps its visibility)"
+
+
+def kinds_of(command: str) -> list[type]:
+    from trl import ModelConfig
+
+    from mmedpo.builders import Build
+    from mmedpo.curation.settings import Settings
+    from mmedpo.evaluation.settings import Settings as Asked
+    from mmedpo.training.config import MMedPOConfig
+    from mmedpo.training.run import RunArguments
+
+    return {TRAIN: [RunArguments, MMedPOConfig, ModelConfig], CURATE: [Settings, Build], EVALUATE: [Asked]}[command]
+
+
+@pytest.mark.parametrize(("command", "text", "words", "said"), [
+    (TRAIN, "push_to_hub: true\n", [], PUSHED.format("mine")),
+    (TRAIN, "push_to_hub: true\nhub_model_id: you/theirs\n", [], PUSHED.format("you/theirs")),
+    (TRAIN, "hub_model_id: you/theirs\n", ["--push_to_hub", "true"], PUSHED.format("you/theirs")),
+    (TRAIN, "push_to_hub: true\n", ["--push_to_hub", "false"], ""),
+    (TRAIN, "", ["--push_to_hub", "true"], ""),
+    (TRAIN, "report_to: [wandb, tensorboard]\n", [], "reports to wandb"),
+    (TRAIN, "report_to: trackio\ntrackio_space_id: you/space\n", [], "reports to trackio (Space you/space)"),
+    (TRAIN, "report_to: tensorboard\n", [], ""),
+    (CURATE, "publish: you/pairs\n", ["--output", "o"], PUSHED.format("you/pairs").replace("pushes", "publishes")),
+    (CURATE, "chat: https://a.org/v1#m\njudges: hub:org/m,http://localhost:1/v1#m\n", ["--output", "o"],
+     "sends questions to a.org, the Hugging Face Hub"),
+    (CURATE, "judges: standin:strict\n", ["--chat", "https://a.org/v1#m", "--output", "o"], ""),
+    (EVALUATE, "model: https://a.org/v1#m\n", [], "sends questions to a.org"),
+])  # fmt: skip
+def test_parse_says_what_a_recipe_sends_before_any_work(
+    recipe: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, words: list[str], said: str
+) -> None:
+    recipe.write_text(command + text)
+    kinds = kinds_of(command)
+    recipes.parse(["--config", str(recipe), *words], kinds, "mmedpo try")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Recipe ")]
+    assert told == ([f"Recipe {recipe}: {said}."] if said else [])
 
 
 # The commit, which no program is asked for.

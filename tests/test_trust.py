@@ -89,6 +89,11 @@ def test_a_model_that_could_run_code_is_refused(
     assert not mark.exists()
 
 
+def test_the_hubs_code_for_attention_is_not_run(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="attn_implementation 'somebody/kernel': it is the Hub's code, which is not"):
+        models.load_model(str(tiny_model), attention="somebody/kernel")
+
+
 def test_a_folders_own_way_to_generate_is_not_run(tiny_model: Path, tmp_path: Path, mark: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     own_generation(folder, mark)

@@ -166,6 +166,8 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "trust_remote_code: only models whose code ships with transformers are trained, since prefix sharing and "
             "the start-up check rely on it. Use the transformers form of the model (`mmedpo convert` for LLaVA's own)."
         )
+    if config.deepspeed:
+        trackers.refuse_deepspeeds(config.hf_deepspeed_config.config)
     if config.deepspeed and not any(name.endswith("LOCAL_RANK") for name in os.environ):  # set by launchers, MPI's too
         raise InputError(
             "deepspeed: ZeRO needs a launcher, for one process too. Start the training with `accelerate launch "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmedpo.errors import InputError
 
@@ -23,6 +24,18 @@ PACKAGES = {  # of transformers' integrations: the modules of which one has to b
     "trackio": (("trackio",), "trackio"),
     "wandb": (("wandb",), "wandb"),
 }
+
+# Parts of DeepSpeed's own configuration that send numbers elsewhere, or write files where they say.
+OF_DEEPSPEED = ("tensorboard", "wandb", "comet", "csv_monitor", "flops_profiler")
+
+
+def refuse_deepspeeds(settings: Mapping[str, Any]) -> None:
+    """Raise InputError where a DeepSpeed configuration asks for monitors of its own."""
+    if asked := [name for name in OF_DEEPSPEED if settings.get(name)]:
+        raise InputError(
+            f"deepspeed {', '.join(asked)}: DeepSpeed's own monitors send numbers elsewhere or write where they say, "
+            "untold. Leave them out, and use --report_to."
+        )
 
 
 def refuse_absent(report_to: Sequence[str]) -> None:

@@ -255,6 +255,10 @@ def test_the_written_recipe_repeats_the_run(
             {"deepspeed": '{"zero_optimization": {"stage": 1}}'},
             "ZeRO needs a launcher, for one process too. Start the training with `accelerate launch",
         ),
+        (
+            {"deepspeed": '{"zero_optimization": {"stage": 1}, "wandb": {"enabled": true}}'},
+            "deepspeed wandb: DeepSpeed's own monitors",
+        ),
         ({"report_to": "wandbb"}, "report_to 'wandbb': no such tracker. Use none or .*tensorboard"),
     ],
 )

@@ -87,12 +87,33 @@ class AnswerReader:
         """The answer in `generated`, which padding may follow; `longest` is the most tokens it could have."""
         said = self.until_end(generated)
         cut = len(said) == len(generated) >= longest
-        opened = thoughts.opens(self.tokenizer.decode(prompt[-PROMPT_END:]))
-        return thoughts.read(self.decode(said), longest if cut else None, opened)
+        return thoughts.read(self.decode(said), longest if cut else None, self.opens(prompt))
+
+    def opens(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends within a thought."""
+        return thoughts.opens(self.tokenizer.decode(prompt[-PROMPT_END:]))
 
     def until_end(self, generated: Sequence[int]) -> Sequence[int]:
         """The tokens before the one that ends the answer."""
         return generated[: next((i for i, token in enumerate(generated) if token in self.ends), len(generated))]
+
+    def places(self, prompt: Sequence[int], generated: Sequence[int], answer: Answer) -> range:
+        """Where the tokens of an answer stand in what it was read from: the fewest that read alike, without thoughts;
+        none where nothing was answered."""
+        said, opened = self.until_end(generated), self.opens(prompt)
+        if answer.said is None:
+            return range(0)
+
+        def reads(start: int, end: int) -> bool:
+            found = thoughts.strip(self.decode(said[start:end]).strip(), opened and start == 0)
+            return found is not None and found.strip() == answer.said
+
+        def last_start(end: int) -> int:
+            return next((start for start in range(end - 1, 0, -1) if reads(start, end)), 0)
+
+        start = last_start(len(said))  # behind thoughts, and before a tag of the answer
+        end = next((end for end in range(start + 1, len(said)) if reads(start, end)), len(said))
+        return range(last_start(end), end)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without special ones but those that mark thoughts and answers."""

@@ -202,6 +202,7 @@ class VisionLanguageModel:
         adapter_sha256: `adapter_digest` of the adapter, None without one.
         adapter_checked_by: how the adapter's base model was compared with this one (`check_base`), None without one.
         fingerprint: of the base model's weights, None where they are not in safetensors files.
+        reader: of what the model generates.
 
     Raises:
         InputError: either cannot be loaded, or they do not belong together.
@@ -225,7 +226,7 @@ class VisionLanguageModel:
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         model.generation_config = own_generation(model, self.processor.tokenizer)
-        self._reader = AnswerReader(model, self.processor.tokenizer)
+        self.reader = AnswerReader(model, self.processor.tokenizer)
         if adapter is not None:
             model = with_adapter(model, name, adapter, revision=adapter_revision)
         self.fingerprint = fingerprint(name, self.revision)
@@ -279,7 +280,7 @@ class VisionLanguageModel:
         answers = iter(output[:, width:].tolist())
         with self._tokenizing:
             return [
-                [self._reader.read(prompt, next(answers), sampling.max_new_tokens) for _ in range(sampling.samples)]
+                [self.reader.read(prompt, next(answers), sampling.max_new_tokens) for _ in range(sampling.samples)]
                 for prompt in prompts
             ]
 

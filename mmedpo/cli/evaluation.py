@@ -285,6 +285,9 @@ def attention(
         adapted = VisionLanguageModel(model, adapter, model_revision, adapter_revision=adapter_revision)
         result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
     print_table(attending.rows(result))
+    if lost := result["summary"]["unanswered"]:
+        advice = "They are left out of the means. A thought needs a larger --max-new-tokens."
+        console.print(f"{lost} of {len(samples)} questions got no answer. {advice}", soft_wrap=True)
     if not any(sample.boxes for sample in samples):
         console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
     print_written(output)

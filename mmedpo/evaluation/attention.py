@@ -135,12 +135,24 @@ def _compare(
             )
         heats[run] = spread(readings[run].mass, found, *image.size)
         shares[run] = measure(readings[run].mass, heats[run], visible, sample.boxes)
+        if readings[run].unanswered:
+            shares[run] = dict.fromkeys(SHARES)
     answers = {run: reading.answer for run, reading in readings.items()}
-    draw(picture, image, sample, heats, visible, shares, answers)
+    unanswered = {run: reading.unanswered for run, reading in readings.items() if reading.unanswered}
+    draw(
+        picture,
+        image,
+        sample,
+        heats,
+        visible,
+        shares,
+        answers | {run: f"nothing: {unanswered[run]}" for run in unanswered},
+    )
     return {
         "id": sample.id, "image_id": sample.image_id, "image_digest": sample.image_digest,
         "question": sample.question, "answer": sample.answer,
-        "answers": answers, "grids": [list(grid.tokens.shape) for grid in found],
+        "answers": answers, **({"unanswered": unanswered} if unanswered else {}),
+        "grids": [list(grid.tokens.shape) for grid in found],
         **{name: {run: shares[run][name] for run in RUNS} for name in SHARES},
     }  # fmt: skip
 
@@ -189,11 +201,12 @@ def cover(boxes: Sequence[Box], width: int, height: int) -> Floats:
 def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Means of the shares over samples, with 95 % intervals by a bootstrap of images; the difference is paired.
 
-    "in_box" and "lift" are of the `n_boxed` samples with a box that is seen, and None where there is none.
+    Samples that got no answer before or after training ("unanswered") have no shares. "in_box" and "lift" are of the
+    `n_boxed` samples with a box that is seen, and None where there is none.
     """
     result: dict[str, Any] = {
         "n": len(rows), "n_boxed": sum(None not in row["lift"].values() for row in rows),
-        "images": len({picture(row) for row in rows}),
+        "images": len({picture(row) for row in rows}), "unanswered": sum("unanswered" in row for row in rows),
     }  # fmt: skip
     for name in SHARES:
         there = [row for row in rows if None not in row[name].values()]

@@ -76,6 +76,8 @@ def draw(
 
 
 def _numbers(shares: Mapping[str, float | None]) -> str:
+    if shares["on_image"] is None:
+        return "no answer"
     on_image = f"on the image: {shares['on_image']:.1%} of all attention"
     if shares["in_box"] is None:
         return on_image

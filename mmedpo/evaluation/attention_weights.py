@@ -13,20 +13,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metric import Floats
 from mmedpo.generation import end_tokens, unspoken
 from mmedpo.models import VisionLanguageModel
+from mmedpo.thoughts import Answer
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer's attention: its text, and the mean weight of each image token (float64), whose sum is at most 1."""
+    """One answer's attention: its text, and the mean weight of each image token (float64), whose sum is at most 1.
+
+    Of a question that got no answer the text is "", all weights are 0, and `unanswered` says why.
+    """
 
     answer: str
     mass: Floats
+    unanswered: str | None = None
 
 
 def attending(model: VisionLanguageModel, layers: str = "all") -> list[Any]:
@@ -65,7 +71,7 @@ def read(
     model: VisionLanguageModel, inputs: Mapping[str, Any], forced: Sequence[int] | None, layers: Sequence[Any],
     longest: int = 64,
 ) -> Reading:  # fmt: skip
-    """The attention of an answer to an image's tokens.
+    """The attention of an answer, without a thought before it, to an image's tokens.
 
     Args:
         inputs: the prompt, one row of `model.encode`.
@@ -90,11 +96,16 @@ def read(
     if forced is not None and said != list(forced):
         wanted = tokenizer.decode(forced)
         raise InputError(f"{model.name!r} cannot be made to say {wanted!r}, which holds a token that ends answers.")
-    if len(said) > 1 and said[-1] in ends:
-        said = said[:-1]  # the end is no word of the answer
-    weights = torch.stack([torch.stack(layer[: len(said)]) for layer in steps])
-    text = tokenizer.decode(said, skip_special_tokens=True).strip()
-    return Reading(text, weights.mean(dim=(0, 1)).double().cpu().numpy())
+    if forced is not None:
+        answer, places = Answer(tokenizer.decode(said, skip_special_tokens=True).strip()), range(len(said))
+    else:
+        prompt = inputs["input_ids"][0].tolist()
+        answer = model.reader.read(prompt, said, longest)
+        places = model.reader.places(prompt, said, answer)
+    if not places:
+        return Reading("", np.zeros(len(columns)), answer.failure)
+    weights = torch.stack([torch.stack([layer[place] for place in places]) for layer in steps])
+    return Reading(str(answer.said), weights.mean(dim=(0, 1)).double().cpu().numpy())
 
 
 def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:

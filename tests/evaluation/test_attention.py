@@ -30,7 +30,7 @@ from mmedpo.cli import main
 from mmedpo.errors import InputError
 from mmedpo.evaluation import attention
 from mmedpo.evaluation.attention_picture import draw
-from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
+from mmedpo.evaluation.attention_weights import Reading, answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.image_tokens import Grid, count, grids, spread
 from mmedpo.images import open_rgb
 from mmedpo.models import Sampling, VisionLanguageModel, encode
@@ -409,3 +409,70 @@ def test_own_answer_is_the_models_greedy_one(tiny_model: Path, corpus: Path) -> 
     shown = (open_rgb(sample.image), sample.question)
     reading = read(model, model.encode([shown]), None, attending(model), longest=8)
     assert [[reading.answer]] == model.answer([shown], Sampling(max_new_tokens=8))
+
+
+THOUGHT = ["is", "no", "</think>", "yes", "normal"]
+
+
+@pytest.fixture(scope="module")
+def thinker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
+    """The tiny model with a token that ends thoughts, in place of one of its words."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "thinker")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    own = tokenizer["model"]["vocab"]
+    spare = [word for word in own if word.isalpha() and word not in THOUGHT]
+    for word in THOUGHT:
+        if word not in own:
+            own[word] = own.pop(spare.pop())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": own["</think>"], "content": "</think>"})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return VisionLanguageModel(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "place"), [(THOUGHT, "yes normal", 3), (THOUGHT[3:], "yes normal", 0), (THOUGHT[:3], "", None)]
+)
+def test_own_answer_attends_without_its_thought(
+    thinker: VisionLanguageModel, corpus: Path, said: list[str], answer: str, place: int | None
+) -> None:
+    sample, layers = read_source(corpus, "test").samples[0], attending(thinker)
+    inputs = thinker.encode([(open_rgb(sample.image), sample.question)])
+    tokens = thinker.processor.tokenizer.convert_tokens_to_ids([*said, "</s>"])
+
+    def follow(module: Any, given: Any, logits: Any) -> Any:
+        logits[..., next(steps)] += 1000
+        return logits
+
+    steps = iter(tokens)
+    handle = thinker.model.lm_head.register_forward_hook(follow)
+    reading = read(thinker, inputs, None, layers)
+    handle.remove()
+    assert reading.answer == answer
+    if place is None:
+        assert (reading.mass.sum(), reading.unanswered) == (0, "the answer is empty")
+        return
+    whole = read(thinker, inputs, tokens[:-1], layers).mass * len(said)
+    thought = read(thinker, inputs, tokens[:place], layers).mass * place if place else 0
+    assert np.allclose(reading.mass, (whole - thought) / 2, atol=1e-6) and reading.mass.sum() > 0
+
+
+def test_question_without_an_answer_is_left_out_and_counted(
+    tiny_model: Path, random_adapter: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def unfinished(*given: Any) -> Any:
+        reading = read(*given)
+        calls.append(reading)
+        return Reading("", 0 * reading.mass, "its thought was not finished") if len(calls) == 2 else reading
+
+    calls: list[Reading] = []
+    monkeypatch.setattr(attention, "read", unfinished)
+    more = ("--split", "test", "--limit", "2", "--answer", "own", "--max-new-tokens", "5")
+    assert command(tiny_model, random_adapter, corpus, tmp_path / "out", *more) == 0
+    found = json.loads((tmp_path / "out" / "attention.json").read_text(encoding="utf-8"))
+    lost, kept = found["samples"]
+    assert lost["unanswered"] == {"adapter": "its thought was not finished"} and "unanswered" not in kept
+    assert lost["on_image"]["adapter"] is None and lost["answers"]["adapter"] == ""
+    assert (found["summary"]["n"], found["summary"]["unanswered"]) == (2, 1)
+    assert found["summary"]["on_image"]["start"]["value"] == pytest.approx(kept["on_image"]["start"])
+    assert "1 of 2 questions got no answer" in " ".join(capsys.readouterr().out.split())

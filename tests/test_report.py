@@ -224,7 +224,12 @@ def test_attention_of_another_adapter_is_refused(tmp_path: Path) -> None:
     folder = attention_folder(tmp_path / "maps", adapter="elsewhere/other")
     with pytest.raises(InputError, match="is of the adapter other, but the runs evaluated start, dpo, mmedpo"):
         report.write_report(tmp_path / "r.html", comparison(), None, {}, attention=folder)
-    assert pictures.attention(folder, ["", "runs/other"])
+    other = {"adapter": "runs/other"}
+    assert pictures.attention(folder, [{"adapter": None}, other])
+    again = attention_folder(tmp_path / "again", adapter="elsewhere/other", adapter_sha256="new")
+    assert pictures.attention(again, [other]) and pictures.attention(again, [other | {"adapter_sha256": "new"}])
+    with pytest.raises(InputError, match="is of other weights than the adapter other had in the compared runs"):
+        pictures.attention(again, [other | {"adapter_sha256": "old"}])
 
 
 def test_pairs_show_boxes_judges_and_who_made_them(html: str) -> None:

@@ -192,6 +192,8 @@ def compare(
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
     shown = read_source(source, image_folders=image_folders or ()) if source else None
+    if shown:
+        comparing.refuse_other_images(runs[-1], shown.samples, shown.name)
     images = {sample.id: sample.image for sample in shown.samples} if shown else {}
     if shown and shown.credentialed:
         comparison |= {"credentialed": True, "source": shown.name}
@@ -255,7 +257,8 @@ def attention(
     of it are full of sinks: compare before and after, and read nothing into one map alone.
     """
     from mmedpo.evaluation import attention as attending
-    from mmedpo.models import VisionLanguageModel, load_processor
+    from mmedpo.evaluation.contents import ModelSpec, still
+    from mmedpo.models import load_processor
     from mmedpo.refusals import drop_refused
     from mmedpo.sources import limited, read_source, refuse_faults
     from mmedpo.workdir import output_folder
@@ -281,9 +284,13 @@ def attention(
         **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
         "official_split": official_split, "model_revision": model_revision, "adapter_revision": adapter_revision,
     }  # fmt: skip
-    with output_folder(output, kept, resume) as folder:
-        adapted = VisionLanguageModel(model, adapter, model_revision, adapter_revision=adapter_revision)
-        result = attending.compare_attention(adapted, samples, folder, settings, record, seed)
+    spec = ModelSpec(model, adapter, model_revision, adapter_revision)
+    contents = spec.contents()
+    with (
+        still(output, functools.partial(attending.lines, samples)),
+        output_folder(output, kept, resume, contents=contents) as folder,
+    ):
+        result = attending.compare_attention(spec.open(contents), samples, folder, settings, record, seed)
     print_table(attending.rows(result))
     if lost := result["summary"]["unanswered"]:
         advice = "They are left out of the means. A thought needs a larger --max-new-tokens."

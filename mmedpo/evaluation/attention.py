@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
+from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
 from mmedpo.evaluation.metric import Floats, mean
+from mmedpo.evaluation.questions import of_sample
 from mmedpo.evaluation.score import picture
 from mmedpo.evaluation.statistics import bootstrap, interval, tail
 from mmedpo.images import open_rgb
@@ -76,6 +78,14 @@ def boxed(samples: Sequence[Sample]) -> list[Sample]:
     return chosen or list(samples)
 
 
+def lines(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """The lines of questions.jsonl, with lesion boxes."""
+    return [
+        {**of_sample(one).row(), "image_digest": one.image_digest, "boxes": [*map(asdict, one.boxes)]}
+        for one in samples
+    ]
+
+
 def compare_attention(
     model: VisionLanguageModel,
     samples: Sequence[Sample],
@@ -99,6 +109,7 @@ def compare_attention(
         InputError: a model without eager attention, of an unknown family or without these layers.
     """
     layers = attending(model, settings.layers)
+    digest = keep(lines(samples), folder / QUESTIONS)
     ledger = Ledger(folder / "attention.ledger")
     (folder / "pictures").mkdir(exist_ok=True)
     for number, sample in enumerate(track(samples, description="Reading attention")):
@@ -107,7 +118,7 @@ def compare_attention(
             ledger.put(sample.id, _compare(model, sample, folder / name, settings, layers) | {"picture": name})
     rows = [ledger[sample.id] for sample in samples]
     result = {
-        "format": formats.ATTENTION, **record, "versions": versions(), "seed": seed,
+        "format": formats.ATTENTION, **record, "questions_sha256": digest, "versions": versions(), "seed": seed,
         "model": portable(model.name), "revision": model.revision,
         "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
         "adapter_sha256": model.adapter_sha256, "adapter_checked_by": model.adapter_checked_by,
@@ -139,15 +150,8 @@ def _compare(
             shares[run] = dict.fromkeys(SHARES)
     answers = {run: reading.answer for run, reading in readings.items()}
     unanswered = {run: reading.unanswered for run, reading in readings.items() if reading.unanswered}
-    draw(
-        picture,
-        image,
-        sample,
-        heats,
-        visible,
-        shares,
-        answers | {run: f"nothing: {unanswered[run]}" for run in unanswered},
-    )
+    said = answers | {run: f"nothing: {why}" for run, why in unanswered.items()}
+    draw(picture, image, sample, heats, visible, shares, said)
     return {
         "id": sample.id, "image_id": sample.image_id, "image_digest": sample.image_digest,
         "question": sample.question, "answer": sample.answer,

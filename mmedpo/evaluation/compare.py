@@ -4,7 +4,7 @@ whether chance explains that difference; over all questions, and by kind of ques
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.metric import Floats, Metric
 from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
-from mmedpo.evaluation.score import Row, picture
+from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
 from mmedpo.evaluation.seen import seen_in_training, trained_on
 from mmedpo.evaluation.statistics import (
     RESAMPLES,
@@ -30,6 +30,7 @@ from mmedpo.evaluation.statistics import (
     p_value,
     tail,
 )
+from mmedpo.samples import Sample
 from mmedpo.workdir import versions
 
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
@@ -116,6 +117,17 @@ def compare(
         "outcomes": outcomes,
         "examples": listed,
     }
+
+
+def refuse_other_images(run: Path, samples: Iterable[Sample], source: str) -> None:
+    """Raise InputError where images of a source are other ones than those that a run was asked about, by their ids."""
+    asked, _ = read_by_id(run / "questions.jsonl")
+    known = {id_: row["image_digest"] for id_, row in asked.items() if row.get("image_digest")}
+    if other := [one.id for one in samples if known.get(one.id, one.image_digest) != one.image_digest]:
+        raise InputError(
+            f"{source} has other images than the runs were asked about, of {len(other)} questions: {first_ids(other)}. "
+            "Restore them, or leave --source out."
+        )
 
 
 def _seen(runs: Sequence[Run], dataset: str | None, trainings: Sequence[Path]) -> Row | None:

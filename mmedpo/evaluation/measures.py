@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import consent, writable
 from mmedpo.errors import InputError
-from mmedpo.evaluation import questions
+from mmedpo.evaluation import pairs, questions
 from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
-from mmedpo.evaluation.pairs import measure_preferences, measure_visual_reliance
+from mmedpo.evaluation.contents import still
 from mmedpo.evaluation.predict import evaluate
+from mmedpo.evaluation.score import Row
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.llm.limits import Limits
 from mmedpo.models import VisionLanguageModel, load_processor
@@ -52,15 +55,19 @@ def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pro
         asked.record["source"] if asked.marked else None, [settings.model], run.third_parties, len(asked.questions),
         True, asked.marked_by, processes.first,
     )  # fmt: skip
-    with output_folder(run.output, settings.record(), run.resume, processes) as folder:
-        answering = open_answering(settings, run.limits.share(processes.count))
+    contents = {} if settings.is_endpoint else settings.model_spec.contents()
+    with (
+        still(run.output, partial(questions.lines, asked)),
+        output_folder(run.output, settings.record(), run.resume, processes, contents) as folder,
+    ):
+        answering = open_answering(settings, run.limits.share(processes.count), contents)
         return evaluate(
             answering, asked, folder, settings.generation, settings.scoring, record, processes, run.accept_unanswered
         )
 
 
 def open_questions(settings: Settings) -> questions.QuestionSet:
-    """The questions that the settings name. Raises InputError for those that cannot be asked or scored."""
+    """The questions that the settings name. Raises InputError for asked that cannot be asked or scored."""
     return questions.read(
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
         settings.dataset_revision, settings.official_split, settings.scoring, settings.credentialed,
@@ -69,33 +76,43 @@ def open_questions(settings: Settings) -> questions.QuestionSet:
     )  # fmt: skip
 
 
-def open_answering(settings: Settings, limits: Limits) -> Answering:
+def open_answering(settings: Settings, limits: Limits, contents: Mapping[str, str | None]) -> Answering:
     """The model that the settings name, with its adapter. Raises InputError if it cannot be loaded."""
-    return EndpointModel(settings.model, limits) if settings.is_endpoint else LocalModel(open_model(settings))
-
-
-def open_model(settings: Settings) -> VisionLanguageModel:
-    """As `open_answering`, for measures that an endpoint cannot take."""
-    return VisionLanguageModel(
-        settings.model, settings.adapter, settings.model_revision, adapter_revision=settings.adapter_revision
+    return (
+        EndpointModel(settings.model, limits)
+        if settings.is_endpoint
+        else LocalModel(settings.model_spec.open(contents))
     )
 
 
 def preference(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
     """Which side of a dataset's pairs the model finds likelier."""
     rows, found = _pairs(settings, processes)
-    with output_folder(run.output, settings.record(), run.resume) as folder:
-        return measure_preferences(partial(open_model, settings), rows, folder, settings.batch_size, record | found)
+    with _of_pairs(settings, run, partial(pairs.lines, rows)) as (folder, open_model):
+        return pairs.measure_preferences(open_model, rows, folder, settings.batch_size, record | found)
 
 
 def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
     """What the model loses where it is shown less."""
     rows, found = _pairs(settings, processes)
-    with output_folder(run.output, settings.record(), run.resume) as folder:
-        return measure_visual_reliance(
-            partial(open_model, settings), rows, folder, settings.batch_size, record | found, settings.seed,
+    with _of_pairs(settings, run, partial(pairs.lines, rows, only_noised=True)) as (folder, open_model):
+        return pairs.measure_visual_reliance(
+            open_model, rows, folder, settings.batch_size, record | found, settings.seed,
             settings.generation.max_new_tokens,
         )  # fmt: skip
+
+
+@contextmanager
+def _of_pairs(
+    settings: Settings, run: Run, lines: Callable[[], Sequence[Row]]
+) -> Iterator[tuple[Path, Callable[[], VisionLanguageModel]]]:
+    """The working folder of a measure of pairs (`pairs.lines`), and what loads the model that it was begun with."""
+    contents = settings.model_spec.contents()
+    with (
+        still(run.output, lines),
+        output_folder(run.output, settings.record(), run.resume, contents=contents) as folder,
+    ):
+        yield folder, partial(settings.model_spec.open, contents)
 
 
 def _pairs(settings: Settings, processes: Processes) -> tuple[Dataset, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -14,10 +16,10 @@ from mmedpo import formats, refusals, schema
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.answering import LocalModel
+from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.med_vqa import ANSWER_TYPES
-from mmedpo.evaluation.questions import write_lines
-from mmedpo.evaluation.score import Row, picture, write_results
+from mmedpo.evaluation.score import Row, picture, write_lines, write_results
 from mmedpo.evaluation.visual_reliance import VIEWS
 from mmedpo.generation import Sampling
 from mmedpo.images import digest, open_rgb, size
@@ -57,7 +59,7 @@ def measure_preferences(
     """
     rows = _undecoded(rows)
     questions = [_question(row) for row in rows]
-    write_lines(folder / "questions.jsonl", questions)
+    keep(questions, folder / QUESTIONS)
     model = open_model()
     _refuse_unencodable(model.processor, rows)
     ledger = Ledger(folder / "logps.ledger")
@@ -109,13 +111,11 @@ def measure_visual_reliance(
         InputError: not the columns of a preference dataset, no `lesion_noise` row, all of one patient, or rows that
             cannot be asked (several images or messages, a gold answer without words; all are listed).
     """
-    kind = schema.DISPREFERENCES.index("lesion_noise")
-    rows = _undecoded(rows)
-    rows = rows.select([i for i, other in enumerate(rows["dispreference"]) if other == kind])
+    rows = _noised(rows)
     questions = [_question(row) for row in rows]
     _refuse_unaskable(rows, questions)
     partners = dict(zip(rows["id"], _other_patients(questions, seed), strict=True))
-    write_lines(folder / "questions.jsonl", questions)
+    keep(questions, folder / QUESTIONS)
     model = open_model()
     _refuse_unencodable(model.processor, rows)
     ledger = Ledger(folder / "views.ledger")
@@ -138,6 +138,16 @@ def measure_visual_reliance(
     return _finish(folder, ledger, predictions, scores, results)
 
 
+def lines(rows: Dataset, only_noised: bool = False) -> list[Row]:
+    """The lines of questions.jsonl about pairs. Raises InputError for rows or images that cannot be used."""
+    return [_question(row) for row in (_noised(rows) if only_noised else _undecoded(rows))]
+
+
+def _noised(rows: Dataset) -> Dataset:
+    rows, kind = _undecoded(rows), schema.DISPREFERENCES.index("lesion_noise")
+    return rows.select([place for place, other in enumerate(rows["dispreference"]) if other == kind])
+
+
 def _undecoded(rows: Dataset) -> Dataset:
     if faults := schema.column_faults(rows.features):
         raise InputError("These are not the rows of a preference dataset:", faults)
@@ -148,12 +158,15 @@ def _undecoded(rows: Dataset) -> Dataset:
 
 def _question(row: Row) -> Row:
     """The row's line of questions.jsonl."""
-    made, image = row["provenance"] or {}, digest(_opened(row["images"])[0])
+    made = row["provenance"] or {}
+    shown, other = ([*map(digest, _opened(row[column] or []))] for column in ("images", "rejected_images"))
+    image, pair = shown[0], [*(row[column] for column in ("prompt", "chosen", "rejected")), shown, other]
     return {
         "id": row["id"], "image_id": made.get("image_id") or image, "patient_id": made.get("patient_id"),
         "task": schema.TASKS[row["task"]], "question": schema.message_text(row["prompt"]),
         "reference": schema.message_text(row["chosen"]), "question_type": None, "organ": None, "modality": None,
         "image_digest": image, "dispreference": schema.DISPREFERENCES[row["dispreference"]], "weight": row["weight"],
+        "pair_digest": hashlib.sha256(json.dumps(pair).encode()).hexdigest(),
     }  # fmt: skip
 
 
@@ -276,6 +289,6 @@ def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequen
 def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:
     write_lines(folder / "predictions.jsonl", predictions)
     write_lines(folder / "scores.jsonl", scores)
-    results = write_results(folder, {**results, "questions_sha256": sha256(folder / "questions.jsonl")})
+    results = write_results(folder, {**results, "questions_sha256": sha256(folder / QUESTIONS)})
     ledger.close()
     return results

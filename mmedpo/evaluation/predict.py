@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from mmedpo import formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
 from mmedpo.evaluation.predictions import Line, counts, notes, unanswered, without_open_thoughts
-from mmedpo.evaluation.questions import Question, QuestionSet, write, write_lines
-from mmedpo.evaluation.score import Scoring, score_folder, write_results
+from mmedpo.evaluation.questions import Question, QuestionSet, write
+from mmedpo.evaluation.score import Scoring, score_folder, write_lines, write_results
 from mmedpo.ledger import Ledger
 from mmedpo.processes import ALONE, Processes
 from mmedpo.schema import TASKS
@@ -71,7 +72,9 @@ def evaluate(
         )
     said |= {id_: unanswered(why) for id_, why in lost.items()}
     lines = [{"id": question.id, **said[question.id]} for question in asked.questions]
-    sent = [line.pop("sent", None) for line in lines]
+    requests, served = _each(lines, "sent"), _each(lines, "served")
+    if len(served) > 1:
+        log.warning("The endpoint says that its model changed in between. All answers are scored as one's: %s", served)
     write_lines(folder / "predictions.jsonl", lines)
     counted = counts(lines)
     for note in notes(lines):
@@ -80,7 +83,8 @@ def evaluate(
         "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,
         "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
-        **_requests(sent), **counted, "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
+        **({"requests": requests} if requests else {}), **({"served": served} if served else {}), **counted,
+        "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
     }  # fmt: skip
     results = write_results(folder, results)
     for ledger in ledgers:
@@ -88,10 +92,11 @@ def evaluate(
     return results
 
 
-def _requests(sent: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """What an endpoint was sent with the questions, each combination once; nothing of a model in this process."""
-    found = [parameters for i, parameters in enumerate(sent) if parameters and parameters not in sent[:i]]
-    return {"requests": found} if found else {}
+def _each(lines: Sequence[Line], name: str) -> list[Mapping[str, Any]]:
+    """What an endpoint was sent with the questions, or says of who answered, taken out of the lines; each value once,
+    none of a model in this process."""
+    values = [line.pop(name, None) for line in lines]
+    return list({json.dumps(value, sort_keys=True): value for value in values if value}.values())
 
 
 def batches(questions: Sequence[Question], size: int) -> list[Batch]:

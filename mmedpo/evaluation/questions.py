@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import credentialed, loading, refusals, schema
 from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation.contents import keep
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.images import digest, open_rgb, size
 from mmedpo.samples import Sample
 from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
 from mmedpo.text import plain
-from mmedpo.workdir import portable, sha256
+from mmedpo.workdir import portable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,14 +116,15 @@ def read(
 
 def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, note: str | None = None) -> QuestionSet:
     """The questions of a source's samples."""
-    questions = [
-        Question(
-            sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
-            sample.question_type, sample.organ, sample.modality, sample.image_digest or None,
-        )
-        for sample in samples
-    ]  # fmt: skip
-    return QuestionSet(questions, open_rgb, record or {}, note)
+    return QuestionSet([*map(of_sample, samples)], open_rgb, record or {}, note)
+
+
+def of_sample(sample: Sample) -> Question:
+    """The question of a source's sample."""
+    return Question(
+        sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
+        sample.question_type, sample.organ, sample.modality, sample.image_digest or None,
+    )  # fmt: skip
 
 
 def of_source(
@@ -278,10 +278,15 @@ def _picture(pictures: Any, place: int) -> Image:
 
 
 def write(asked: QuestionSet, path: Path) -> str:
-    """Write questions.jsonl, each line with the digest of its image; returns the SHA-256 of the file.
+    """Write questions.jsonl, and return the SHA-256 of the file; raises as `lines` and `contents.keep`."""
+    return keep(lines(asked), path)
+
+
+def lines(asked: QuestionSet) -> list[Row]:
+    """The lines of questions.jsonl, each with the digest of its image.
 
     Raises:
-        InputError: images that cannot be read, all listed; or `path` holds other questions, begun with before.
+        InputError: images that cannot be read, all listed.
     """
     images = list({question.image for question in asked.questions if question.image_digest is None})
     with ThreadPoolExecutor(READERS) as pool:
@@ -290,21 +295,7 @@ def write(asked: QuestionSet, path: Path) -> str:
     if faults:
         with credentialed.quoting_nothing(asked.marked):
             raise InputError(f"{len(faults)} questions have no usable image:", faults)
-    partial_file = path.with_name(path.name + ".tmp")
-    write_lines(
-        partial_file, ({**q.row(), "image_digest": q.image_digest or found[q.image][0]} for q in asked.questions)
-    )
-    if path.exists() and not filecmp.cmp(path, partial_file, shallow=False):
-        partial_file.unlink()
-        raise InputError(f"The questions are not those that {path.parent} was begun with; remove it and begin anew.")
-    partial_file.replace(path)
-    return sha256(path)
-
-
-def write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines."""
-    with path.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return [{**q.row(), "image_digest": q.image_digest or found[q.image][0]} for q in asked.questions]
 
 
 def _digest(open_image: Callable[[Any], Image], image: Any) -> tuple[str | None, str | None]:

@@ -12,8 +12,8 @@ from typing import Any
 from mmedpo import credentialed, formats, writable
 from mmedpo.errors import InputError
 from mmedpo.evaluation.predictions import Line, counts, notes
-from mmedpo.evaluation.questions import QuestionSet, read, write, write_lines
-from mmedpo.evaluation.score import PARTS, Row, Scoring, check_digests, joined, score_pairs, write_results
+from mmedpo.evaluation.questions import QuestionSet, read, write
+from mmedpo.evaluation.score import PARTS, Row, Scoring, check_digests, joined, score_pairs, write_lines, write_results
 from mmedpo.workdir import portable, read_json, sha256, short_folder, versions
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from mmedpo.schema import TASKS
 from mmedpo.workdir import read_json
 
 FILES = ("questions", "predictions", "scores")
-SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest")
+SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest", "pair_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is said, and not refused
 WEIGHTS = "model_fingerprint"  # decides, where both runs have it, whether theirs is the same model
 VARIANT_OF = {"meteor_variant": "report_generation"}  # whose definition has a key of its own

@@ -122,8 +122,7 @@ def score_pairs(pairs: Sequence[tuple[Row, Line]], folder: Path, scoring: Scorin
         {column: row[column] for column in ("id", "image_id", "task")} | found
         for (row, _), found in zip(answers, scoring.score_all(answers), strict=True)
     ]
-    lines = [json.dumps(score, ensure_ascii=False) + "\n" for score in scores]
-    (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_lines(folder / "scores.jsonl", scores)
     return scoring.metrics(scores)
 
 
@@ -138,6 +137,7 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
     faults += more
     faults += question_faults(questions.values(), scoring)
     faults += [fault for id_, row in predictions.items() for fault in wrong_types(id_, row)]
+    faults += [fault for id_, row in predictions.items() for fault in _answers_another(row, questions.get(id_, {}))]
     missing = [id_ for id_ in questions if id_ not in predictions]
     surplus = [id_ for id_ in predictions if id_ not in questions]
     faults += [Fault(id_, "prediction", "is missing; every question needs one") for id_ in missing]
@@ -146,6 +146,18 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
         counts = _apart(len(questions), missing, len(predictions), surplus)
         raise InputError(f"{portable(str(predictions_file))} cannot be scored: {len(faults)} faults.{counts}", faults)
     return [(row, reread(predictions[id_])) for id_, row in questions.items()]
+
+
+def _answers_another(prediction: Row, question: Row) -> list[Fault]:
+    """What differs of a prediction that was written into a line of questions.jsonl."""
+    if "image_digest" not in prediction:
+        return []
+    columns = [name for name in ("question", "image_digest") if name in prediction and name in question]
+    return [
+        Fault(prediction["id"], name, "is not what is asked now; answer it anew, or restore the source")
+        for name in columns
+        if prediction[name] != question[name]
+    ]
 
 
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
@@ -165,6 +177,12 @@ def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
         else:
             rows[id_] = row
     return rows, faults
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines."""
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_results(folder: Path, results: Row) -> Row:

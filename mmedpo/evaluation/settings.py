@@ -8,6 +8,7 @@ from typing import Any
 
 from mmedpo import credentialed, places
 from mmedpo.evaluation.answering import Generation
+from mmedpo.evaluation.contents import ModelSpec
 from mmedpo.evaluation.score import Scoring
 from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.llm.limits import Calling
@@ -117,6 +118,11 @@ class Settings:
     @property
     def is_endpoint(self) -> bool:
         return names_endpoint(self.model)
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The model in this process that is asked."""
+        return ModelSpec(self.model, self.adapter, self.model_revision, self.adapter_revision)
 
     @property
     def generation(self) -> Generation:

@@ -87,7 +87,7 @@ def write_report(
     trained_on = [training.get("dataset_manifest") or {} for training in trained.values()]
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
-    looked = pictures.attention(attention, [str(run.get("adapter") or "") for run in evaluations.values()])
+    looked = pictures.attention(attention, [*evaluations.values()])
     source, sent = _credentialed(steps, dataset, attention), dict[str, Any]()
     silent = None if quotes else source
     if source and quotes:

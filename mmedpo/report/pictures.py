@@ -98,11 +98,12 @@ def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path])
     return found
 
 
-def attention(folder: Path | None, adapters: Sequence[str] = ()) -> dict[str, Any] | None:
+def attention(folder: Path | None, evaluations: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
     """What the page shows of an attention folder.
 
     Args:
-        adapters: those of the compared runs; the pictures must be of one of them, by the name of its folder.
+        evaluations: of the compared runs, with "adapter" and "adapter_sha256"; the pictures must be of one of these, by
+            the name of its folder and, where both are recorded, by its weights.
 
     Returns:
         "samples": the first ATTENTION_SHOWN, their pictures as data URIs under "src"; "count": of all samples;
@@ -119,9 +120,14 @@ def attention(folder: Path | None, adapters: Sequence[str] = ()) -> dict[str, An
     if not isinstance(record, dict) or record.get("format") != formats.ATTENTION:
         raise InputError(f"{path} is not in the format {formats.ATTENTION}; give a folder of attention pictures.")
     own = Path(str(record.get("adapter") or "")).name
-    compared = [Path(name).name for name in adapters if name]
-    if own and compared and own not in compared:
-        raise InputError(f"{path} is of the adapter {own}, but the runs evaluated {', '.join(compared)}; give theirs.")
+    compared = [(Path(run["adapter"]).name, run.get("adapter_sha256")) for run in evaluations if run.get("adapter")]
+    names, digests = [name for name, _ in compared], [digest for name, digest in compared if name == own]
+    if own and names and own not in names:
+        raise InputError(f"{path} is of the adapter {own}, but the runs evaluated {', '.join(names)}; give theirs.")
+    if record.get("adapter_sha256") and digests and all(digests) and record["adapter_sha256"] not in digests:
+        raise InputError(
+            f"{path} is of other weights than the adapter {own} had in the compared runs. Run `mmedpo attention` anew."
+        )
     faults: list[Fault] = []
     shown: list[dict[str, Any]] = []
     for number, sample in enumerate(record.get("samples") or []):

@@ -282,7 +282,7 @@ def test_command_writes_pictures_and_their_numbers(
     assert found["format"] == "mmedpo.attention/1" and found["adapter"] == "random"
     assert (found["adapter_revision"], found["adapter_sha256"]) == (None, adapter_digest(str(random_adapter)))
     assert sorted(file.relative_to(output).as_posix() for file in output.rglob("*") if file.is_file()) == sorted(
-        [".settings.sha256", "attention.json", *(row["picture"] for row in found["samples"])]
+        [".settings.sha256", "attention.json", "questions.jsonl", *(row["picture"] for row in found["samples"])]
     )
     there = {sample.id: sample for sample in read_source(corpus, "test").samples if sample.boxes}
     assert len(found["samples"]) == 3 and all(row["id"] in there for row in found["samples"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -106,11 +107,16 @@ def test_folder_is_an_evaluation_folder(
 
 def test_questions_say_what_the_rows_say(folders: dict[Any, Path], rows: Dataset) -> None:
     row, question = rows[0], lines(folders[measure_preferences], "questions")[0]
+    shown, other = (
+        [digest(image.convert("RGB")) for image in row[side] or []] for side in ("images", "rejected_images")
+    )
+    pair = json.dumps([row["prompt"], row["chosen"], row["rejected"], shown, other])
     assert question == {
+        "pair_digest": hashlib.sha256(pair.encode()).hexdigest(),
         "id": row["id"], "image_id": row["provenance"]["image_id"], "patient_id": row["provenance"]["patient_id"],
         "task": schema.TASKS[row["task"]], "question": row["prompt"][-1]["content"],
         "reference": row["chosen"][-1]["content"], "question_type": None, "organ": None, "modality": None,
-        "image_digest": digest(row["images"][0].convert("RGB")),
+        "image_digest": shown[0],
         "dispreference": schema.DISPREFERENCES[row["dispreference"]], "weight": row["weight"],
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import med_vqa
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import evaluate
-from mmedpo.evaluation.questions import QuestionSet, of_source
+from mmedpo.evaluation.questions import QuestionSet, lines, of_source
 from mmedpo.evaluation.rescore import main, scoring_of
 from mmedpo.evaluation.score import Scoring
 from mmedpo.models import VisionLanguageModel
@@ -129,6 +129,23 @@ def test_every_fault_of_predictions_is_listed_and_nothing_is_left(
     named = {fault.row for fault in raised.value.faults}
     assert named == {object_, number, missing, "nobody", "theirs.jsonl:12", "theirs.jsonl:14"}
     assert not list(tmp_path.glob("out*"))
+
+
+def test_predictions_that_keep_their_questions_are_compared_with_them(
+    asked: QuestionSet, corpus: Path, tmp_path: Path
+) -> None:
+    same, other, image = (question.id for question in asked.questions[:3])
+    rows = {row["id"]: row | {"prediction": "yes"} for row in lines(asked)}
+    rows[other]["question"] = "Is this another question?"
+    rows[image]["image_digest"] = "0" * 64
+    file = predictions(tmp_path / "theirs.jsonl", asked, **rows)
+    with pytest.raises(InputError) as raised:
+        of_file(file, corpus, tmp_path / "out")
+    assert {(fault.row, fault.column) for fault in raised.value.faults} == {
+        (other, "question"),
+        (image, "image_digest"),
+    }
+    of_file(predictions(tmp_path / "theirs.jsonl", asked, **{same: rows[same]}), corpus, tmp_path / "out")
 
 
 def test_predictions_for_another_split_are_recognised(corpus: Path, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""What an evaluation was begun with: a resumed one has the same model, adapter and questions, by their contents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedpo.adapters import adapter_contents
+from mmedpo.errors import AlreadyFinished, Fault, InputError
+from mmedpo.evaluation.score import Row, read_by_id, write_lines
+from mmedpo.fingerprint import model_contents
+from mmedpo.models import VisionLanguageModel
+from mmedpo.workdir import sha256
+
+QUESTIONS = "questions.jsonl"
+CALLED = {  # columns of it, as they are called in a table or a dataset
+    "reference": "gold answer", "image_digest": "image", "pair_digest": "the rejected side or another part of the pair",
+}  # fmt: skip
+REMEDY = (
+    "Answers depend on the batch that they are given in, so that single ones cannot be made anew. Restore the rows, or "
+    "start anew with another --output."
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model of a folder or the Hub, with or without an adapter, by the names that options give."""
+
+    model: str
+    adapter: str | None = None
+    revision: str | None = None
+    adapter_revision: str | None = None
+
+    def contents(self) -> dict[str, str | None]:
+        """Digests of what decides the answers, by role. Raises InputError where model or adapter cannot be read."""
+        return {
+            "model": model_contents(self.model, self.revision),
+            "adapter": self.adapter and adapter_contents(self.adapter, self.adapter_revision),
+        }
+
+    def open(self, contents: Mapping[str, str | None]) -> VisionLanguageModel:
+        """Load what has these `contents`.
+
+        Raises:
+            InputError: it cannot be loaded, or was replaced since.
+        """
+        opened = VisionLanguageModel(self.model, self.adapter, self.revision, adapter_revision=self.adapter_revision)
+        if replaced := [role for role, digest in self.contents().items() if digest != contents[role]]:
+            names = ", ".join(f"{role} {getattr(self, role)!r}" for role in replaced)
+            raise InputError(
+                f"The {names} was replaced while it was loaded, by a training that still runs, perhaps. Wait for its "
+                "end, or name a copy; then run the same command again."
+            )
+        return opened
+
+
+def keep(rows: Sequence[Row], path: Path) -> str:
+    """Write questions.jsonl, and return the SHA-256 of the file.
+
+    Raises:
+        InputError: `path` holds other questions, which the run was begun with.
+    """
+    refuse_changed(rows, path)
+    part = path.with_name(path.name + ".tmp")
+    write_lines(part, rows)
+    part.replace(path)
+    return sha256(path)
+
+
+@contextmanager
+def still(output: Path, rows: Callable[[], Sequence[Row]]) -> Iterator[None]:
+    """Say what changed, rather than that nothing is left to do, where the finished run of `output` asked other rows."""
+    try:
+        yield
+    except AlreadyFinished:
+        refuse_changed(rows(), output / QUESTIONS)
+        raise
+
+
+def refuse_changed(rows: Sequence[Row], path: Path) -> None:
+    """Raise InputError with the rows that are not as questions.jsonl has them, if there is one.
+
+    Columns that only one of them has are of another version, and not compared.
+    """
+    if not path.exists():
+        return
+    before, now = read_by_id(path)[0], {row["id"]: row for row in rows}
+    changed = {id_: _changed(row, before[id_]) for id_, row in now.items() if id_ in before}
+    faults = [Fault(id_, ", ".join(names), "changed since") for id_, names in changed.items() if names]
+    counted = {"changed": len(faults)}
+    for what, ids in (("new", now.keys() - before), ("gone", before.keys() - now)):
+        faults += [Fault(id_, "(row)", f"is {what}") for id_ in sorted(ids)]
+        counted[what] = len(ids)
+    if not faults and list(before) == list(now):
+        return
+    said = ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "their order changed"
+    raise InputError(
+        f"The questions are not those that {path.parent} was begun with: {said}, of {len(before)}. {REMEDY}", faults
+    )
+
+
+def _changed(row: Row, before: Row) -> list[str]:
+    # As text: NaN is not equal to itself.
+    return [
+        CALLED.get(name, name) for name in row if name in before and json.dumps(row[name]) != json.dumps(before[name])
+    ]

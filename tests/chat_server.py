@@ -20,7 +20,7 @@ class Answer:
     bytes, and then the connection ends; or nothing and a TCP reset.
 
     `usage` are tokens of prompt and answer, `finish` is the finish_reason, `reasoning` a thought that the server split
-    off, `content` what stands in place of the text.
+    off, `content` what stands in place of the text, `served` further fields.
     """
 
     text: str | None = ""
@@ -34,6 +34,7 @@ class Answer:
     finish: str | None = "stop"
     reasoning: str | None = None
     content: Any = None
+    served: Mapping[str, Any] = field(default_factory=dict)
 
     def payload(self) -> bytes:
         if self.body is not None:
@@ -44,7 +45,7 @@ class Answer:
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning
         choice = {"index": 0, "message": message, "finish_reason": self.finish}
-        answer: dict[str, Any] = {"id": "x", "choices": [choice]}
+        answer: dict[str, Any] = {"id": "x", "choices": [choice], **self.served}
         if self.usage:
             answer["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), self.usage, strict=True))
         return json.dumps(answer).encode()

@@ -153,7 +153,8 @@ class EndpointModel:
             nonlocal answered
             for i, reply in replies.items():
                 if reply.said is not None or reply.raw:
-                    keep({questions[i].id: line(reply) | {"sent": reply.sent}})
+                    served = {name: portable(said) for name, said in reply.served.items()}
+                    keep({questions[i].id: line(reply) | {"sent": reply.sent, "served": served}})
                 else:
                     failures[questions[i].id] = str(reply.failure)
             answered += len(replies)

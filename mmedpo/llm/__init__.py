@@ -30,11 +30,13 @@ class ChatRequest:
 class ChatReply(Answer):
     """What came back: `text`, or `failure`, why nothing did; exactly one of them is set. The tokens of the prompt and
     of the answer are None where nobody counted them; `sent` are the settings that an endpoint took with the request,
-    under the names it took them by."""
+    under the names it took them by; `served` is what it says of the model that answered ("model",
+    "system_fingerprint"), empty where it says nothing."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     sent: Mapping[str, Any] | None = field(default=None, compare=False)
+    served: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class ChatModel(Protocol):

@@ -22,6 +22,7 @@ from mmedpo.llm import ChatReply, ChatRequest
 if TYPE_CHECKING:
     import ssl
 
+SERVED = ("model", "system_fingerprint")  # fields that say which model answered
 LONGEST_BODY = 1_000_000  # bytes; an answer of some hundred tokens has a few thousand
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is asked again after this
 SHOWN_CHARACTERS = 300  # of what a server says
@@ -226,7 +227,12 @@ def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
         raise NoAnswer(Kind.REFUSED, TOO_LONG)
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else None for count in counts)
-    tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    served = {
+        name: _whole(said)[:SHOWN_CHARACTERS]
+        for name in SERVED
+        if isinstance(said := answer.get(name), str) and said.strip()
+    }
+    tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion, "served": served}
     cut_at = None
     if text.strip() and (refusal := message.get("refusal")):
         raise NoAnswer(Kind.REFUSED, f"the model refused ({refusal})")
@@ -239,8 +245,12 @@ def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
         raise NoAnswer(Kind.REFUSED, f"the answer has no content ({why})")
     if not text.strip() and isinstance(thought, str) and thought:
         text = f"<think>{thought}" + ("</think>" if cut_at is None else "")
-    # JSON can spell half a surrogate pair, which no file can hold.
-    return ChatReply(**vars(thoughts.read(text.encode("utf-8", "replace").decode(), cut_at)), **tokens)
+    return ChatReply(**vars(thoughts.read(_whole(text), cut_at)), **tokens)
+
+
+def _whole(text: str) -> str:
+    """A text without half a surrogate pair, which JSON can spell, and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _text(content: Any) -> str:

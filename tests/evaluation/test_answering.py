@@ -172,6 +172,27 @@ def test_an_endpoint_that_stops_half_way_keeps_answers_and_a_resumed_run_asks_th
     assert results and results["unanswered"] == 0 and len(chat_server.received) == len(asked.questions) - 15
 
 
+def test_what_an_endpoint_says_of_its_model_is_recorded_and_a_change_is_said(
+    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = {"model": "org/med-7b", "system_fingerprint": "a"}
+    other = {"model": "/home/me/models/med-7b", "system_fingerprint": 7}
+
+    def answer(received: Received) -> Answer:
+        changed = serving == "changed" and len(chat_server.received) > len(asked.questions) // 2
+        return replace(reply(received), served=other if changed else {} if serving == "silent" else one)
+
+    chat_server.answer = answer
+    for serving, expected in (("silent", None), ("one", [one]), ("changed", [one, {"model": "med-7b"}])):
+        chat_server.received.clear()
+        (tmp_path / serving).mkdir()
+        results = evaluate(EndpointModel(f"{chat_server.url}#m"), asked, tmp_path / serving)
+        assert results is not None
+        assert sorted(results.get("served", []), key=len, reverse=True) == (expected or [])
+        assert any("its model changed in between" in said for said in caplog.messages) == (serving == "changed")
+        assert "served" not in (tmp_path / serving / "predictions.jsonl").read_text(encoding="utf-8")
+
+
 def test_a_spent_budget_stops_and_the_rest_is_asked_later(
     chat_server: ChatServer, asked: QuestionSet, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from mmedpo.errors import InputError
 from mmedpo.samples import Sample
-from mmedpo.text import unit_interval
+from mmedpo.text import number_of, unit_interval
 
 SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 MANY = 200  # images or patients: shares then come out near enough by chance, and no image's side depends on others
@@ -50,7 +50,10 @@ class Split:
         if self.why is None:
             return None
         shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
-        moved = f" {self.moved['rows']:,} rows, of {self.moved['images']:,} images, changed side." if self.moved else ""
+        moved = ""
+        if self.moved:
+            rows, images = (number_of(self.moved[what], what) for what in ("rows", "images"))
+            moved = f" {rows}, of {images}, changed side."
         own = " --official-split takes its own as it stands." if self.moved else ""
         return f"The split of {name} is made by {self.by} ({shares} %), since {self.why}: {self._said()}.{moved}{own}"
 

@@ -25,6 +25,11 @@ _WORD = re.compile(_WORD_PATTERN)
 _PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 
 
+def number_of(number: int, nouns: str) -> str:
+    """(1204, "images") -> "1,204 images", (1, "images") -> "1 image"."""
+    return f"{number:,} {nouns if number != 1 else nouns.removesuffix('s')}"
+
+
 def words(text: str) -> list[str]:
     """Lower-cased words of `text`; inner apostrophes, hyphens, "_" and decimal points stay ("t2-weighted", "3.5").
 

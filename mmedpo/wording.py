@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedpo.text import number_of
+
 TEXTS = ("examples",)  # of comparison.json: test questions and answers, which are not published with a model
 SIGNIFICANT = 0.05  # of a corrected p
 RUN_NAMES = {"start": "the starting model", "adapter": "the adapter", "sft": "SFT", "dpo": "DPO", "mmedpo": "MMedPO"}
@@ -166,7 +168,7 @@ def verdict(name: str, cell: Mapping[str, Any]) -> str:
 
 def counted(size: Mapping[str, int]) -> str:
     """{"questions": 1204, "images": 1} -> "1,204 questions, 1 image"."""
-    return ", ".join(f"{n:,} {what if n != 1 else what.removesuffix('s')}" for what, n in size.items())
+    return ", ".join(number_of(n, what) for what, n in size.items())
 
 
 def run_name(name: str) -> str:

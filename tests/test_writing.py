@@ -100,6 +100,8 @@ def test_copies_of_an_image_are_counted_once(run: Run, make_source: Callable[...
     source = make_source([{"id": str(i), **row} for i, row in enumerate(rows)], images=images)
     code, output = run("questions", "--source", source, "--output", "q.jsonl")
     assert code == 0 and "q.jsonl: 5 questions about 2 images." in output
+    code, output = run("questions", "--source", source, "--limit", 1, "--output", "one.jsonl")
+    assert code == 0 and "one.jsonl: 1 question about 1 image." in output
 
 
 @pytest.mark.parametrize("where", ["--source", "--dataset"])

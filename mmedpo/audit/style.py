@@ -13,7 +13,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mmedpo.audit.read import Row
-from mmedpo.text import folded, words
+from mmedpo.text import folded, number_of, words
 
 FOLDS = 5
 FEWEST_PAIRS = 20
@@ -78,7 +78,8 @@ def shortcut(found: Sequence[Row]) -> dict[str, Any]:
     if len(pairs) < FEWEST_PAIRS:
         return {**result, "reason": f"{len(pairs)} pairs differ in their texts; at least {FEWEST_PAIRS} are needed"}
     if len(places) < FOLDS:
-        return {**result, "reason": f"all pairs are about {len(places)} images; at least {FOLDS} are needed"}
+        few = number_of(len(places), "images")
+        return {**result, "reason": f"all pairs are about {few}; at least {FOLDS} are needed"}
 
     forms = [form(text) for row in pairs for text in (row.gold, row.wrong)]
     seen = np.array([list(one.values()) for one in forms], dtype=np.float64)  # 2 x pairs rows

@@ -34,6 +34,7 @@ from mmedpo.cli.shared import (
 )
 from mmedpo.errors import InputError
 from mmedpo.options import LENGTHS
+from mmedpo.text import number_of
 
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
@@ -105,7 +106,7 @@ def questions(
     writable.make(output.parent)
     asking.write(found, output)
     images = len({row["image_digest"] for row in read_by_id(output)[0].values()})  # copies are one
-    console.print(f"{output}: {len(found.questions)} questions about {images} images.")
+    console.print(f"{output}: {number_of(len(found.questions), 'questions')} about {number_of(images, 'images')}.")
 
 
 @app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")

@@ -27,6 +27,7 @@ from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
 from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, same_encoder, vision_parameters
+from mmedpo.training.logs import Logs, Unlogged
 from mmedpo.training.parts import refuse_trained_tower
 from mmedpo.training.reference import ReferenceCache, fingerprint
 from mmedpo.training.shortcuts import settle
@@ -71,6 +72,7 @@ class MMedPOTrainer(DPOTrainer):
     args: MMedPOConfig
     model: Any
     ref_model: Any
+    _metrics: Any
     _signature_columns: Any
 
     def __init__(self, model: Any, args: MMedPOConfig, **kwargs: Any) -> None:
@@ -100,7 +102,10 @@ class MMedPOTrainer(DPOTrainer):
         self._frozen = is_frozen(self.model) and (self.ref_model is None or same_encoder(self.model, self.ref_model))
         self._reference_cache: ReferenceCache | None = None
         self._feature_cache: FeatureCache | None = None
+        unlogged = Unlogged()
+        self._metrics["train"] = unlogged
         self.add_callback(_Opening(self))
+        self.add_callback(Logs(unlogged))
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -234,7 +239,7 @@ class MMedPOTrainer(DPOTrainer):
         elif self.loss_types != ["sft"]:
             ratios = logps - self._known_reference_logps(inputs, seen)
         pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], divergence)
-        self._record(inputs, ratios.detach(), logps.detach())
+        self._record(inputs, ratios.detach(), logps.detach(), pair_loss.detach())
         if divergence is not None:
             mean = self.accelerator.gather((divergence.detach() / lengths.clamp(min=1)).mean()).mean()
             self._metrics["train" if self.model.training else "eval"]["kl"].append(mean.item())
@@ -286,11 +291,14 @@ class MMedPOTrainer(DPOTrainer):
                 total = total + share * torch.stack((divergence / lengths.clamp(min=1)).chunk(2)).mean(dim=0)
         return total
 
-    def _record(self, inputs: dict[str, torch.Tensor], ratios: torch.Tensor, logps: torch.Tensor) -> None:
+    def _record(
+        self, inputs: dict[str, torch.Tensor], ratios: torch.Tensor, logps: torch.Tensor, loss: torch.Tensor
+    ) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         chosen, rejected = (self.beta * ratios).chunk(2)
-        columns = torch.stack([chosen, rejected, *logps.chunk(2), inputs["weight"], inputs["kind"].to(chosen)], dim=1)
-        chosen, rejected, logp_chosen, logp_rejected, weight, kind = self.accelerator.gather(columns).unbind(1)
+        columns = [chosen, rejected, *logps.chunk(2), inputs["weight"], inputs["kind"].to(chosen), loss]
+        gathered = self.accelerator.gather(torch.stack(columns, dim=1))
+        chosen, rejected, logp_chosen, logp_rejected, weight, kind, loss = gathered.unbind(1)
         margins = chosen - rejected
         values = {
             "rewards/chosen": chosen,
@@ -302,6 +310,8 @@ class MMedPOTrainer(DPOTrainer):
             "logps/rejected": logp_rejected,
             "weights/mean": weight,
             "weights/square": weight.square(),
+            # Logged in place of the Trainer's own sum, which a resumed run would begin at zero.
+            **({"loss": loss} if self.model.training else {}),
         }
         for name, value in values.items():
             # Supervised training asks no reference, so that it has no rewards.

@@ -1,0 +1,112 @@
+"""A resumed training logs what an uninterrupted one does, whichever of its steps are logged, saved and evaluated."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from launches import KILLED, arguments, launch
+
+from mmedpo.errors import Stopped
+from mmedpo.training import run
+from mmedpo.workdir import read_json
+
+TIMES = ("runtime", "_per_second", "train_loss")  # of a start, not of the training
+STEPS = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8}
+EPOCHS = {"max_steps": 5, "eval_split": "train", "logging_strategy": "epoch", "eval_strategy": "epoch"}  # of 3 steps
+
+
+class Killed(BaseException):
+    """Ends a training like a kill: nothing more is written."""
+
+
+@pytest.fixture(scope="module")
+def pairs(preferences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs: three steps an epoch."""
+    folder = tmp_path_factory.mktemp("pairs") / "pairs"
+    (shard,) = preferences.glob("data/train-*.parquet")
+    (folder / "data").mkdir(parents=True)
+    Dataset.from_parquet(str(shard)).select(range(12)).to_parquet(folder / "data" / shard.name)
+    return folder
+
+
+def log(output: Path) -> list[dict[str, Any]]:
+    history = read_json(output / "trainer_state.json")["log_history"]
+    return [{key: value for key, value in entry.items() if not key.endswith(TIMES)} for entry in history]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, done: int, how: str) -> None:
+    """Kill or tell to stop, once, the training that has `done` steps, in its next one."""
+    step = run.MMedPOTrainer.training_step
+
+    def training_step(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == done:
+            monkeypatch.setattr(run.MMedPOTrainer, "training_step", step)
+            if how == "kill":
+                raise Killed
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(run.MMedPOTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    ("settings", "done", "how", "logged"),
+    [
+        ({**STEPS, "logging_steps": 5}, 4, "kill", [5, 8, 8]),
+        (
+            {**STEPS, "logging_steps": 5, "logging_first_step": "true", "gradient_accumulation_steps": 2}, 7, "kill",
+            [1, 5, 8, 8],
+        ),
+        ({**STEPS, "logging_steps": 4, "save_strategy": "no"}, 5, "stop", [4, 8, 8]),
+        # The checkpoint is that of an epoch's last step, before what transformers does at an epoch's end.
+        ({**EPOCHS, "save_strategy": "steps", "save_steps": 3}, 4, "kill", [3, 3, 5, 5, 5]),
+        ({**EPOCHS, "save_strategy": "epoch"}, 3, "stop", [3, 3, 5, 5, 5]),
+    ],
+    ids=["between logs", "first step and accumulation", "told to stop", "end of an epoch", "told to stop in an epoch"],
+)  # fmt: skip
+def test_a_resumed_training_logs_what_an_uninterrupted_one_does(
+    settings: dict[str, Any], done: int, how: str, logged: list[int], pairs: Path, tiny_model: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run.main(arguments(pairs, tiny_model, tmp_path / "whole", **settings))
+    whole = log(tmp_path / "whole")
+    assert [entry["step"] for entry in whole] == logged
+    command = arguments(pairs, tiny_model, tmp_path / "resumed", **settings)
+    interrupt(monkeypatch, done, how)
+    with pytest.raises(Killed if how == "kill" else Stopped):
+        run.main(command)
+    run.main([*command, "--resume"])
+    resumed = log(tmp_path / "resumed")
+    assert [entry.keys() for entry in resumed] == [entry.keys() for entry in whole]
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6), theirs["step"]
+
+
+@pytest.mark.slow
+def test_two_processes_log_what_one_does_and_both_refuse_another_dataset(
+    pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**STEPS, "save_steps": 4, "max_steps": 6, "logging_steps": 3, "learning_rate": 2e-4}
+    run.main(arguments(pairs, tiny_model, tmp_path / "one", **settings))
+    command = arguments(pairs, tiny_model, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2})
+    monkeypatch.setenv("KILL_AT", "4")
+    killed = launch("ddp", command, script=KILLED)
+    assert killed.returncode != 0 and (tmp_path / "two.partial" / "checkpoint-4").is_dir(), killed.stderr[-2000:]
+    (shard,) = pairs.glob("data/*.parquet")
+    before = shard.read_bytes()
+    Dataset.from_parquet(str(shard)).map(lambda row: {"weight": row["weight"] * 0.5}).to_parquet(shard)
+    refused = launch("ddp", [*command, "--resume"])
+    shard.write_bytes(before)
+    assert refused.returncode != 0 and refused.stderr.count("run.dataset_name") >= 1
+    done = launch("ddp", [*command, "--resume"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert [entry["step"] for entry in one] == [3, 6, 6] and [entry.keys() for entry in two] == [e.keys() for e in one]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4), theirs["step"]

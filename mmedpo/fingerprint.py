@@ -1,4 +1,5 @@
-"""Digests of a model: of its weights, which other shards of them share, and of all that decides its answers."""
+"""Digests of a model (of its weights, which other shards of them share, and of all that decides its answers) and of a
+dataset."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import hashlib
 import json
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmedpo import hub
+from mmedpo import hub, loading
 from mmedpo.errors import InputError
 from mmedpo.workdir import sha256
 
@@ -86,10 +87,41 @@ def model_contents(name: str, revision: str | None = None, also: Sequence[str] =
     return found.hexdigest()
 
 
+def dataset_contents(
+    name: str, splits: Collection[str], revision: str | None = None, streaming: bool = False
+) -> str | None:
+    """SHA-256 (hexadecimal) of the bytes of the files that hold these splits of a dataset.
+
+    They are the Parquet shards of a folder, or all its files where it has another layout; of a Hub dataset its copies
+    in the cache. One that is streamed from the Hub is known by its commit, `revision`, alone.
+
+    Raises:
+        InputError: as `loading.load_splits`.
+    """
+    folder = Path(name)
+    files = [file for file in loading.shards(name) if loading.split_of(file) in splits]
+    if not files and folder.is_dir():
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not _hidden(file.relative_to(folder))]
+    elif not files and streaming:
+        return revision
+    elif not files:
+        loaded = loading.load_splits(name, revision=revision)
+        files = [Path(copy["filename"]) for split in sorted(splits) for copy in loaded[split].cache_files]
+    found = hashlib.sha256()
+    for file in files:
+        place = file.relative_to(folder) if file.is_relative_to(folder) else file.name
+        found.update(f"{place} {file_contents(file)}\n".encode())
+    return found.hexdigest()
+
+
 @_once
 def file_contents(file: Path) -> str:
     """SHA-256 (hexadecimal) of a file's bytes."""
     return sha256(file)
+
+
+def _hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
 
 
 def _folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path:

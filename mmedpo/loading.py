@@ -33,8 +33,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
     files: dict[str, list[Path]] = {}
-    for file in _shards(path):
-        files.setdefault(file.name.split("-")[0], []).append(file.absolute())
+    for file in shards(path):
+        files.setdefault(split_of(file), []).append(file.absolute())
     if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):
         raise InputError(
             f"{path}: {' '.join(held)} in the path of a folder without data/*.parquet would be read as a pattern. "
@@ -111,8 +111,13 @@ def _states(files: list[Path]) -> list[tuple[str, ...]]:
     return [(str(file.stat().st_mtime_ns), str(file.stat().st_size)) for file in files]
 
 
-def _shards(path: str) -> list[Path]:
+def shards(path: str) -> list[Path]:
+    """The Parquet files of a dataset folder; none where it has another layout, or is on the Hub."""
     return sorted(Path(path).glob("data/*.parquet"))
+
+
+def split_of(shard: Path) -> str:
+    return shard.name.split("-")[0]
 
 
 def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:
@@ -141,7 +146,7 @@ def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
     import pyarrow.parquet as parquet
 
     # Shards are not loaded: that would copy their images into the cache.
-    tables = [parquet.read_table(file, columns=SAID) for file in _shards(name)]
+    tables = [parquet.read_table(file, columns=SAID) for file in shards(name)]
     if not tables:
         tables = [split.data.table for split in load_splits(name, revision=revision).values()]
     found: set[tuple[Any, Any]] = set()

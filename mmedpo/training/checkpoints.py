@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -25,21 +27,47 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from mmedpo import zero
 from mmedpo.errors import InputError
 from mmedpo.training.config import MMedPOConfig
+from mmedpo.workdir import read_object
 
 # What DeepSpeed's own pickles hold beside tensors: classes of numbers and names.
 OWN = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler", "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address",
 }  # fmt: skip
+STAMP = "training"  # in the state of a checkpoint: whose it is
 START_AGAIN = "Remove the folder of the run, and start again."
 SPREAD = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
 
 
 def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]:
-    """What of a run's settings a resumed run must repeat: how many pairs a step has, not how processes share them."""
+    """What of a run's settings a resumed run must repeat: how many pairs a step has, not how processes share them, and
+    no revisions, whose contents are compared."""
     kept = {name: value for name, value in settings["config"].items() if name not in SPREAD}
     pairs = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-    return {**settings, "config": kept, "pairs_a_step": pairs}
+    run, lora = {**settings["run"], "dataset_revision": None}, {**settings["lora"], "model_revision": None}
+    return {**settings, "run": run, "lora": lora, "config": kept, "pairs_a_step": pairs}
+
+
+class Stamp(TrainerCallback):
+    """Mark each checkpoint as this training's, by settings and contents; the output folder is no part of them."""
+
+    def __init__(self, settings: dict[str, Any], contents: dict[str, str | None]) -> None:
+        own = {**settings, "run": {**settings["run"], "output": None}, "contents": contents}
+        self._value = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.stateful_callbacks[STAMP] = self._value  # what `TrainerState` keeps of callbacks, in each checkpoint
+
+    def refuse_others(self, checkpoint: str | None) -> None:
+        """Raise InputError where another training wrote the checkpoint that this one would go on from."""
+        if checkpoint is None:
+            return
+        state = read_object(Path(checkpoint) / TRAINER_STATE_NAME)
+        if (state.get("stateful_callbacks") or {}).get(STAMP) != self._value:
+            raise InputError(
+                f"{checkpoint}: another training wrote it, with other settings or on other contents (or an earlier "
+                "version of mmedpo did). Remove it, so that --resume goes on from the checkpoint before."
+            )
 
 
 def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:

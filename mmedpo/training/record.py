@@ -16,7 +16,7 @@ from datasets import IterableDataset
 
 from mmedpo import adapters, credentialed, loading, models, schema
 from mmedpo.adapters import FINGERPRINT, RECORD, check_base
-from mmedpo.fingerprint import fingerprint
+from mmedpo.fingerprint import dataset_contents, fingerprint, model_contents
 from mmedpo.models import hardware
 from mmedpo.training.parts import trained_parts
 from mmedpo.workdir import portable, portable_values, versions, write_json
@@ -68,7 +68,8 @@ def write(
     """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
 
     Args:
-        settings: `plain` ones of the trainer ("config") and the model ("lora"), the "model"'s name, `base_facts`.
+        settings: `plain` ones of the trainer ("config") and the model ("lora"), the "model"'s name, `base_facts`
+            ("base"), `contents`.
         source: `credentialed_source`.
         sent: what is recorded of where it went (`consent.record`).
         commit: of a dataset on the Hub.
@@ -84,7 +85,7 @@ def write(
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
         **settings["base"], "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
         "model_is_local": Path(str(settings["model"])).exists(),
-        "dataset_revision": commit,
+        "dataset_revision": commit, "contents": settings["contents"],
         "dataset_is_local": Path(run.dataset_name).exists(),
         "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, credentialed.KEY: source,
         **sent, "rows": dict(Counter(kinds)),
@@ -153,6 +154,18 @@ def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dic
     return {FINGERPRINT: fingerprint(name, revision, download), "adapter_checked_by": compared}
 
 
+def contents(run: RunArguments, model_args: Any, commit: str | None) -> dict[str, str | None]:
+    """Digests of what a run is given under names, by setting: model, adapter to go on from, dataset. The reference is
+    that model with that adapter."""
+    splits = {run.dataset_split, *([run.eval_split] if run.eval_split else [])}
+    adapter = run.adapter_name_or_path
+    return {
+        "model": model_contents(str(model_args.model_name_or_path), model_args.model_revision),
+        "run.dataset_name": dataset_contents(run.dataset_name, splits, commit, run.streaming),
+        "run.adapter_name_or_path": adapters.adapter_contents(adapter) if adapter else None,
+    }
+
+
 def written(folder: Path) -> str:
     """A line for each thing in a finished folder that a person may look for."""
     whole = not (folder / "adapter_config.json").exists()
@@ -166,9 +179,9 @@ def written(folder: Path) -> str:
     return "\n".join(line for name, line in known.items() if (folder / name).exists())
 
 
-def begin(folder: Path, source: str | None, base: dict[str, str | None]) -> None:
+def begin(folder: Path, source: str | None, base: dict[str, str | None], commit: str | None) -> None:
     """Write into a working folder what its checkpoints are trained on; `write` replaces it."""
-    write_json(folder / RECORD, {credentialed.KEY: source, **base})
+    write_json(folder / RECORD, {credentialed.KEY: source, **base, "dataset_revision": commit})
 
 
 def _of_adapter(name: str) -> str | None:

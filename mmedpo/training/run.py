@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -38,6 +38,7 @@ from mmedpo.workdir import output_folder, portable, read_json, write_json
 SHUFFLED = 500  # rows of a streamed dataset that are in memory, undecoded, to be drawn from
 
 Card = Callable[[Path], None]
+T = TypeVar("T")
 
 logger = get_logger(__name__)
 
@@ -124,11 +125,15 @@ def train(
         "config": record.plain(config),
     }  # fmt: skip
     repeatable = checkpoints.repeatable(settings, config)
-    with _pushed(run, config, push), _working_folder(Path(run.output), repeatable, run.resume) as folder:
+    contents = _first(lambda: record.contents(run, model_args, commit))
+    with _pushed(run, config, push), _working_folder(Path(run.output), repeatable, contents, run.resume) as folder:
         config.output_dir = str(folder)
-        base = record.base_facts(run, model_args)
+        checkpoint = get_last_checkpoint(str(folder)) if run.resume else None
+        stamp = checkpoints.Stamp(repeatable, contents)
+        stamp.refuse_others(checkpoint)
+        base = _first(lambda: record.base_facts(run, model_args))
         if PartialState().is_main_process:
-            record.begin(folder, source, base)
+            record.begin(folder, source, base, commit)
             if sent:
                 consent.announce(str(source), sent[consent.KEY]["to"], "what is trained on it")
         opened = open_model(model_args, config, run.adapter_name_or_path)
@@ -137,18 +142,17 @@ def train(
         duration = Duration(folder)
         trainer = MMedPOTrainer(
             **opened, args=config, train_dataset=dataset,
-            eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal(), duration],
+            eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal(), duration, stamp],
         )  # fmt: skip
-        checkpoint = checkpoints.prepare(get_last_checkpoint(str(folder)) if run.resume else None, trainer)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoints.prepare(checkpoint, trainer))
         refuse_unfinished(trainer)
         trainer.save_model()
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
             record.write(
-                folder, run, {**settings, "base": base}, trainer, dataset, source, sent, commit, command,
-                duration.seconds,
+                folder, run, {**settings, "base": base, "contents": contents}, trainer, dataset, source, sent, commit,
+                command, duration.seconds,
             )  # fmt: skip
             if card is not None:
                 card(folder)
@@ -247,23 +251,32 @@ def _check(
         found.inference_mode = False
         return found
 
-    refusal: list[InputError | None] = [None]
+    def check() -> None:
+        record.base_facts(run, model_args, download=False)
+        found = preflight.check(datasets, processor, config, model_args, Path(run.output), adapter)
+        for warning in found.warnings:
+            logger.warning(warning)
+        say(summary(found.trained))
+        if config.push_to_hub:
+            hub.prepare(Path(run.output), config, push, record.about(run, str(model_args.model_name_or_path), commit))
+
+    _first(check)
+
+
+def _first(do: Callable[[], T]) -> T:
+    """Let the main process do something, and return its result in all processes; what it refuses, all refuse: a process
+    left alone would wait for the others for ever."""
+    outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
-            record.base_facts(run, model_args, download=False)
-            found = preflight.check(datasets, processor, config, model_args, Path(run.output), adapter)
-            for warning in found.warnings:
-                logger.warning(warning)
-            say(summary(found.trained))
-            if config.push_to_hub:
-                hub.prepare(
-                    Path(run.output), config, push, record.about(run, str(model_args.model_name_or_path), commit)
-                )
-        except InputError as error:
-            refusal = [error]
-    broadcast_object_list(refusal)
-    if refusal[0] is not None:
-        raise refusal[0]
+            outcome = [do(), None]
+        except (InputError, AlreadyFinished) as error:
+            outcome = [None, error]
+    broadcast_object_list(outcome)
+    result, refusal = outcome
+    if refusal is not None:
+        raise refusal
+    return result
 
 
 @contextlib.contextmanager
@@ -282,24 +295,19 @@ def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> I
 
 
 @contextlib.contextmanager
-def _working_folder(output: Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """`output_folder` for several processes: the main one makes the folder and, when all are done, names it.
-
-    What the main process refuses, all refuse: a process left alone would wait for the others for ever.
-    """
+def _working_folder(
+    output: Path, settings: dict[str, Any], contents: dict[str, str | None], resume: bool
+) -> Iterator[Path]:
+    """`output_folder` for several processes: the main one makes the folder and, when all are done, names it."""
     state = PartialState()
     with contextlib.ExitStack() as stack:
-        refusal: list[Exception | None] = [None]
         folder = output.resolve().with_name(output.resolve().name + ".partial")
-        if state.is_main_process:
-            try:
-                stack.enter_context(output_folder(output, settings, resume))
-                _drop_torn_checkpoints(folder)
-            except (InputError, AlreadyFinished) as error:
-                refusal = [error]
-        broadcast_object_list(refusal)
-        if refusal[0] is not None:
-            raise refusal[0]
+
+        def enter() -> None:
+            stack.enter_context(output_folder(output, settings, resume, contents=contents))
+            _drop_torn_checkpoints(folder)
+
+        _first(enter)
         yield folder
         state.wait_for_everyone()
         if state.is_main_process:
@@ -322,7 +330,7 @@ def _tidy(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     state = folder / "trainer_state.json"
     if state.exists():
-        write_json(state, {**read_json(state), "best_model_checkpoint": None})
+        write_json(state, {**read_json(state), "best_model_checkpoint": None, "stateful_callbacks": {}})
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         config = read_json(adapter)

@@ -95,6 +95,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_130(
     assert [path.name for path in (tmp_path / "adapter.partial").glob("checkpoint-*")] == ["checkpoint-3"]
     assert read_json(tmp_path / "adapter.partial" / "training.json") == {
         "credentialed_source": None, "model_fingerprint": fingerprint(str(tiny_model)), "adapter_checked_by": None,
+        "dataset_revision": None,
     }  # fmt: skip
     run.main([*command, "--resume"])
     assert history(output) == pytest.approx(history(whole), abs=1e-6)

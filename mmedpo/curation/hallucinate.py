@@ -8,7 +8,7 @@ length or form, which the paper's released data does not (its rejected answers a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -44,7 +44,7 @@ class Item:
     gold: str
     task: str
     candidates: Sequence[str] = ()
-    alternatives: Sequence[str] = ()
+    alternatives: Iterable[str] = ()
     image: bytes | None = None
 
 

@@ -21,6 +21,7 @@ from rich.progress import track
 
 from mmedpo import consent, images, schema
 from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
+from mmedpo.curation.alternatives import Alternatives, Pool
 from mmedpo.curation.contents import Contents, settle
 from mmedpo.curation.localize import Localizer, bounded
 from mmedpo.curation.settings import Settings
@@ -35,13 +36,11 @@ from mmedpo.llm.limits import Limits
 from mmedpo.processes import ALONE, Processes
 from mmedpo.samples import Sample
 from mmedpo.sources import Source
-from mmedpo.text import folded, unit_interval, words
 from mmedpo.workdir import portable, versions, write_json
 
 log = logging.getLogger(__name__)
 
 BLOCK = 256  # questions: what a step records at once, and one process's share
-SHOWN_ALTERNATIVES = 12
 FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # never kept: a resumed run asks again
 FAULTY_ROW = "faulty row of the source"
 PROMPTS = {
@@ -176,12 +175,14 @@ def _dispute(
 ) -> None:
     """A dispreferred answer a question: {"text", "made_by", ...}, or {"reason", "detail"}."""
     offline = chat.name.startswith(STANDIN)  # only they are told other answers
-    pools = {task: sorted({s.answer for s in samples if s.task == task and offline}) for task in schema.TASKS}
+    pools = {
+        task: Pool((s.answer for s in samples if s.task == task and offline), settings.seed) for task in schema.TASKS
+    }
 
     def item(sample: Sample) -> hallucinate.Item:
         return hallucinate.Item(
             sample.question, sample.answer, sample.task, sampling.texts(ledgers["sample"].get(sample.id)),
-            _alternatives(sample, pools[sample.task], settings.seed), _shown(sample) if settings.show_images else None,
+            Alternatives(pools[sample.task], sample), _shown(sample) if settings.show_images else None,
         )  # fmt: skip
 
     def work(batch: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -195,17 +196,6 @@ def _shown(sample: Sample) -> bytes:
     # Pixels alone: a file's own header may name the patient.
     encoded: bytes = images.png(np.asarray(images.open_rgb(sample.image)), sample.image.stem)["bytes"]
     return encoded
-
-
-def _alternatives(sample: Sample, pool: Sequence[str], seed: int) -> list[str]:
-    """A few other gold answers of the task, those of the nearest length first, ties in a seeded order."""
-    length = len(words(sample.answer))
-
-    def distance(answer: str) -> tuple[int, float]:
-        return abs(len(words(answer)) - length), unit_interval("alternative", seed, sample.id, answer)
-
-    others = (answer for answer in pool if folded(answer) != folded(sample.answer))
-    return sorted(others, key=distance)[:SHOWN_ALTERNATIVES]
 
 
 def _locate(
@@ -268,7 +258,7 @@ def _assemble(
     makers = rows.Makers(
         target, revision, localizer, settings.mask_rule if heated else None, settings.corruption, settings.seed
     )
-    schema.save(rows.dataset_rows(pairs, found.tolist(), ledgers, makers), folder, shard_size=settings.shard_size)
+    schema.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=settings.shard_size)
     manifest = {
         "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
         "source": source.record(settings.split), "target_model": {"name": target, "revision": revision},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Given:
     questions: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One row to be: a question, the kind of its dispreferred side, and its clinical relevance in [0, 1], None where
     nobody was asked for it."""
@@ -147,7 +147,7 @@ def _visual_pair(
 
 
 def dataset_rows(
-    pairs: Sequence[Pair], weights: Sequence[float], steps: Mapping[str, Ledger], makers: Makers
+    pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows in order, noising images as they are reached."""
     fields = list(schema.FEATURES["provenance"])

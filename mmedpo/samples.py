@@ -6,7 +6,9 @@ import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", 
 READ = (*SUFFIXES, ".npy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Box:
     """A region in pixels, origin top left; `confidence` in [0, 1] is 1 for boxes drawn by a person."""
 
@@ -36,7 +38,7 @@ class Box:
     confidence: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One question about one image: the unit that is curated, and that is asked in an evaluation."""
 
@@ -155,13 +157,17 @@ def read_sample(
     faults += region_faults
     if faults or isinstance(image, Fault) or task is None:
         return None, faults
+    # A text that many rows share is held once.
     return Sample(
         id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
-        image_id=_name_in(root, image), patient_id=group_name(row["patient_id"]) or None,
-        split=as_text(row["split"]).strip(), boxes=boxes, source=as_text(row["source"]) or name,
-        license=as_text(row["license"]).strip() or license, masks=masks, heatmap=heatmap, confidence=confidence,
+        image_id=intern(_name_in(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
+        split=intern(as_text(row["split"]).strip()), boxes=boxes, source=intern(as_text(row["source"]) or name),
+        license=intern(as_text(row["license"]).strip() or license), masks=masks, heatmap=heatmap, confidence=confidence,
         image_digest="", image_size=(0, 0),
-        **{column: " ".join(as_text(row[column]).split()) or None for column in ("modality", "organ", "question_type")},
+        **{
+            column: intern(" ".join(as_text(row[column]).split())) or None
+            for column in ("modality", "organ", "question_type")
+        },
     ), []  # fmt: skip
 
 
@@ -198,37 +204,47 @@ def _name_in(root: Path, file: Path) -> str:
 
 
 class Files(dict[str, list[Path]]):
-    """Image files and arrays by the `spelling` of their base name, and the folders that links may lead to."""
+    """Image files and arrays by the `spelling` of their path and of each end of it ("c.png", "b/c.png"), the shortest
+    paths first; and the folders that links may lead to."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         super().__init__()
         self.folders = folders
+        self.known: dict[str, Path | str] = {}  # names that were looked for: the file, or what is wrong
 
 
 def image_files(root: Path, also: Sequence[Path] = ()) -> Files:
     """All image files and arrays below `root`, whose links may lead to `also`, too."""
     images = Files((root, *also))
-    for file in sorted(root.rglob("*")):
+    for file in sorted(root.rglob("*"), key=lambda file: (len(file.parts), file)):
         if file.suffix.lower() in READ:
-            images.setdefault(spelling(file.name), []).append(file)
+            parts = _name_in(root, file).split("/")
+            for begin in range(len(parts)):
+                images.setdefault("/".join(parts[begin:]), []).append(file)
     return images
 
 
 def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> Path | Fault:
     """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
+    if (found := images.known.get(repr(name))) is None:
+        found = images.known[repr(name)] = _found(name, root, images)
+    return found if isinstance(found, Path) else Fault(where, column, found)
+
+
+def _found(name: Any, root: Path, images: Files) -> Path | str:
     given = PurePosixPath(spelling(str(name)))
-    candidates = [(file, PurePosixPath(_name_in(root, file))) for file in images.get(given.name, [])]
-    whole = [file for file, path in candidates if path == given]
-    found = whole or [file for file, path in candidates if path.parts[-len(given.parts) :] == given.parts]
+    ending = images.get(given.as_posix(), [])
+    depth = len(root.parts) + len(given.parts)
+    found = list(takewhile(lambda file: len(file.parts) == depth, ending)) or ending
     if len(found) > 1:  # two spellings on one disk
         found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
     if not found:
         kinds = "" if given.suffix.lower() in READ else f" as one of {', '.join(READ)}"
-        return Fault(where, column, f"{name!r} is not below the source folder{kinds}; add the file")
+        return f"{name!r} is not below the source folder{kinds}; add the file"
     if len(found) > 1:
-        return Fault(where, column, f"{name!r} is the name of {len(found)} files; give its whole path")
+        return f"{name!r} is the name of {len(found)} files; give its whole path"
     if found[0].is_symlink() and not places.is_inside(found[0], images.folders):
-        return Fault(where, column, f"{name!r} {places.LINKED}")
+        return f"{name!r} {places.LINKED}"
     return found[0]
 
 
@@ -265,7 +281,7 @@ def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
             if any(isinstance(number, bool) for number in (*sides, sure)):
                 raise TypeError
             x, y, width, height = map(float, sides)
-            label = "" if is_missing(entry.get("label")) else as_text(entry["label"])
+            label = "" if is_missing(entry.get("label")) else intern(as_text(entry["label"]))
             boxes.append(Box(label, x, y, width, height, float(sure)))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"

@@ -224,10 +224,10 @@ def _settle_patients(source: Source) -> None:
     for sample in source.samples:
         patients.setdefault(sample.image_digest, set()).update([sample.patient_id] if sample.patient_id else [])
         names.setdefault(sample.image_digest, set()).add(sample.image_id)
-    doubtful = {picture for picture, found in patients.items() if len(found) > 1}
+    doubtful = {picture: sorted(names[picture])[:2] for picture, found in patients.items() if len(found) > 1}
     for sample in source.samples:
         if (picture := sample.image_digest) in doubtful:
-            others = [f"{name} has the same pixels" for name in sorted(names[picture]) if name != sample.image_id]
+            others = [f"{name} has the same pixels" for name in doubtful[picture] if name != sample.image_id]
             said = f"{sample.image_id} belongs to {len(patients[picture])} patients"
             said += f" ({others[0]})" if others else ""
             source.faults.append(Fault(sample.id, "patient_id", f"{said}; give it one"))

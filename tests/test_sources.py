@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedpo import samples
 from mmedpo.errors import InputError
 from mmedpo.images import digest, open_rgb
 from mmedpo.samples import Box, Sample, read_heat
@@ -204,6 +205,26 @@ def test_image_is_found_by_its_path_or_else_by_its_base_name(
 def test_image_that_may_be_another_is_a_fault(make_source: MakeSource, png: bytes, name: str, sentence: str) -> None:
     (fault,) = read_source(make_source([row(image=name)], images=dict.fromkeys(("a/0.png", "b/0.png"), png))).faults
     assert str(fault) == f"samples.jsonl:1 [image]: {sentence}"
+
+
+def test_a_name_in_many_folders_is_looked_for_once_and_among_its_own_files(
+    make_source: MakeSource, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLAKE calls every image source.jpg: with each row looked for among all, time grew with the square of the rows."""
+    names = [f"study{number}/image.png" for number in range(30)]
+    folder = make_source(
+        [row(id=f"{n}", image=name) for n, name in enumerate(names * 2)], images=dict.fromkeys(names, png)
+    )
+    looked: list[int] = []
+    find = samples._found
+
+    def count(name: object, root: Path, images: samples.Files) -> Path | str:
+        looked.append(len(images.get(str(name), [])))
+        return find(name, root, images)
+
+    monkeypatch.setattr(samples, "_found", count)
+    assert [sample.image_id for sample in read_source(folder).samples] == names * 2
+    assert looked == [1] * 30
 
 
 def test_image_of_two_patients_is_a_fault_and_one_patient_is_the_images(make_source: MakeSource) -> None:

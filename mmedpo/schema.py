@@ -30,6 +30,7 @@ DISPREFERENCES = (
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
 TASKS = ("closed_vqa", "open_vqa", "report")
 SHARD_SIZE = "500MB"  # of images; a larger split is written as several files
+SHARD_ROWS = 20_000  # likewise: what a file says of its groups of rows stays in memory, of writers and readers
 SHARD_ENDS = 1 / 16  # of the rows may be the last of a full shard
 DIGEST = "row_digest"  # a column of the published form of credentialed data, and of no preference dataset
 STRIPPED = (
@@ -229,10 +230,10 @@ def shard_bytes(size: str) -> int:
     return number
 
 
-def _is_full(size: int, limit: int, id: str) -> bool:
-    """Whether a shard ends with this row. The row's own id has a say, so that shards behind a changed, added or removed
-    row begin where they did, and a new version of a dataset uploads few of them."""
-    return size > limit and (size > 2 * limit or unit_interval("shard", id) < SHARD_ENDS)
+def _is_full(filled: float, id: str) -> bool:
+    """Whether a shard ends with this row; `filled`: 1 of the shard's limit. The row's own id has a say, so that shards
+    behind a changed, added or removed row begin where they did, and a new version of a dataset uploads few of them."""
+    return filled > 1 and (filled > 2 or unit_interval("shard", id) < SHARD_ENDS)
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -246,7 +247,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     """Write rows as `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
     Rows are streamed: images are {"bytes", "path"} dicts, ClassLabels are given by name. A file ends soon after
-    `shard_size` of images; equal rows give equal bytes. Within `ROWS_AT_ONCE` rows an image is stored once.
+    `shard_size` of images or `SHARD_ROWS` rows; equal rows give equal bytes. Within `ROWS_AT_ONCE` rows an image is
+    stored once.
 
     Raises:
         InputError: rows break a rule; all their faults are reported, and no file is left.
@@ -264,7 +266,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     rows, more = iter(rows), True
     try:
         while more:
-            more, size = False, 0
+            more, size, held = False, 0, 0
             shards.append(data / f"{split}-{len(shards):05d}.partial")
             waiting: list[dict[str, Any]] = []
             with ParquetWriter(shards[-1], columns, **LAYOUT) as writer:
@@ -276,7 +278,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
                         writer.write_table(_table(waiting))
                         waiting = []
                     size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
-                    if more := _is_full(size, limit, row["id"]):
+                    held += 1
+                    if more := _is_full(max(size / limit, held / SHARD_ROWS), row["id"]):
                         break
                 if waiting:  # readers refuse a file whose first row group is empty
                     writer.write_table(_table(waiting))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Value, load_dataset
 from PIL import Image
@@ -271,6 +272,15 @@ def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
     # at least 8,000 bytes of images in all but the last, never more than twice that and a row
     assert sum(sizes) // (16_000 + max(sizes)) <= len(made) <= sum(sizes) // 8000 + 1
     assert len(made) > 3 and loading.load(str(tmp_path))["id"] == [one["id"] for one in rows]
+
+
+def test_a_shard_ends_soon_after_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a writer and its readers hold of a file grows with its rows, however small their images are."""
+    monkeypatch.setattr(schema, "SHARD_ROWS", 10)
+    made = shards(numbered(60), tmp_path, "500MB")
+    held = [pq.read_metadata(tmp_path / "data" / name).num_rows for name in made]
+    assert sum(held) == 60 and len(held) >= 3
+    assert all(10 < rows <= 21 for rows in held[:-1])
 
 
 def test_shards_behind_a_changed_or_added_row_stay_as_they_were(tmp_path: Path) -> None:

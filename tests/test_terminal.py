@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +14,13 @@ from typing import Any
 
 import pytest
 from chat_server import Answer, ChatServer
+from rich.console import Console
 from standins import WORDS
+from tqdm import tqdm
 
 from mmedpo import cli
 from mmedpo.cli.shared import print_table
-from mmedpo.terminal import Screen, plain, say
+from mmedpo.terminal import Plain, Screen, plain, say
 
 HOSTILE = "a[/b] [red]x[/red] :smile: \x1b[2J\x1b]0;owned\x07 \x9b31m \u202e\u2066txt.exe\u200f \x08\x00"
 HARMLESS = "a[/b] [red]x[/red] :smile: [2J]0;owned 31m txt.exe "
@@ -54,17 +58,50 @@ def test_data_is_printed_as_it_is_without_escapes(
     assert HARMLESS.strip() in printed and plain(printed) == printed
 
 
-def test_warnings_and_tracebacks_hold_no_escapes() -> None:
+PRINTERS = {
+    "print": "print(TEXT, file=sys.stderr)",
+    "lines": "sys.stderr.writelines([TEXT])",
+    "a logger without a handler": "logging.getLogger('mmedpo.any').warning('%s', TEXT)",
+    "a handler of before": "logging.getLogger('before').warning(TEXT)",
+    "a handler of after": "logging.getLogger('after').addHandler(logging.StreamHandler())\n"
+    "logging.getLogger('after').warning(TEXT)",
+    "a logged error": "try:\n    raise ValueError(TEXT)\nexcept ValueError: logging.getLogger('any').exception('no')",
+    "a warning": "warnings.warn(TEXT)",
+    "a warning beside a bar": "with Live(console=Console(force_terminal=True, stderr=True)): warnings.warn(TEXT)",
+    "a bar": "tqdm(range(2), desc=TEXT, leave=False).close()",
+    "a traceback": "raise ValueError(TEXT)",
+    "standard output": "sys.stdout.write(TEXT)",
+}
+
+
+@pytest.mark.parametrize("printer", PRINTERS)
+def test_nothing_that_the_command_prints_holds_escapes_of_data(printer: str) -> None:
     code = f"""
-import logging
+import logging, sys, warnings
+from rich.console import Console
+from rich.live import Live
+from tqdm import tqdm
 from mmedpo.terminal import guard
+logging.getLogger("before").addHandler(logging.StreamHandler())
 guard()
-logging.getLogger("mmedpo.any").warning("%s", {HOSTILE!r})
-raise ValueError({HOSTILE!r})
+TEXT = {HOSTILE!r}
+{PRINTERS[printer]}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.count(HARMLESS) == 2
-    assert plain(done.stderr) == done.stderr
+    printed = re.sub(r"\x1b\[(\?25[lh]|2K|1A|0?m)|\r", "", done.stdout + done.stderr)  # of rich's and tqdm's own
+    assert "a[/b] [red]x[/red]" in printed and "owned" in printed
+    assert plain(printed) == printed
+
+
+def test_rich_and_tqdm_keep_what_they_write_themselves() -> None:
+    stream = io.StringIO()
+    guarded = Plain(stream)
+    Console(file=guarded, force_terminal=True).print("red", style="red")  # type: ignore[arg-type]
+    tqdm.write("a\rb", file=guarded)
+    guarded.write("\rbar\r50%\x1b[2K")
+    guarded.write("\x1b[A\x1b[A")
+    assert stream.getvalue() == "\x1b[31mred\x1b[0m\na b\n\rbar 50%[2K\x1b[A\x1b[A"
+    assert guarded.isatty() is False
 
 
 def test_what_a_server_and_a_file_name_say_reaches_the_terminal_as_text(

@@ -52,7 +52,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             found = load_dataset("parquet", data_files=listed, streaming=streaming)
         else:
             found = load_dataset(path, streaming=streaming, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it has a script
         raise InputError(
             f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
             "Give a folder written by `mmedpo curate` or a Hub dataset id."

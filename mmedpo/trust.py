@@ -15,6 +15,8 @@ PICKLED = (
 )
 OBJECTS = "it is pickled with more than tensors, which could run code and is not read. Give safetensors."
 
+SCRIPT = "it comes with a script that loads it, which is not run. Give a dataset that holds its rows (Parquet files)."
+
 
 def only_data() -> dict[str, bool]:
     """Options of every `from_pretrained`: a repository's own code is not run, and nobody is asked whether it may be."""
@@ -25,6 +27,8 @@ def only_data() -> dict[str, bool]:
 def refused(error: BaseException) -> str | None:
     """Why something that could run code was not read, of what a library says of it; None for other errors."""
     said = " ".join(str(error).split())
+    if "Dataset scripts are no longer supported" in said:
+        return SCRIPT
     if "trust_remote_code" in said or "custom code" in said:
         return OWN_CODE
     if "Weights only load failed" in said or "Unsupported global" in said:

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,4 +157,39 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Payload(mark)))
     with pytest.raises(InputError, match=r"adapter_model\.bin\), which are not read"):
         with_adapter(torch.nn.Sequential(torch.nn.Linear(2, 2)), "base", str(tmp_path))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("command", ["mmedpo", "mmedpo.cli", "mmedpo.tiny"])
+def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, mark: Path, command: str) -> None:
+    here = tmp_path / "data"
+    here.mkdir()
+    for name in ("typer", "rich", "yaml", "accelerate", "transformers", "argparse", "logging", "numpy", "typing"):
+        (here / f"{name}.py").write_text(CODE.format(mark=str(mark)))
+    kept = {**os.environ, "PYTHONPATH": str(Path(trust.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", command, "--help"], cwd=here, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0 and "sage: " in done.stdout, done.stderr
+    assert not mark.exists()
+
+
+def test_no_variable_lets_code_run(tiny_model: Path, tmp_path: Path, mark: Path) -> None:
+    pairs, model = tmp_path / "pairs", shutil.copytree(tiny_model, tmp_path / "model")
+    pairs.mkdir()
+    (pairs / "pairs.py").write_text(CODE.format(mark=str(mark)))
+    own_model_type(model, mark)
+    code = """
+import sys
+from mmedpo import loading, models
+from mmedpo.errors import InputError
+for read, name in [(loading.load_splits, sys.argv[1]), (models.load_model, sys.argv[2])]:
+    try:
+        read(name)
+    except InputError as error:
+        print(" ".join(str(error).split()))
+"""
+    names = ("TRUST_REMOTE_CODE", "HF_DATASETS_TRUST_REMOTE_CODE", "HF_TRUST_REMOTE_CODE", "MMEDPO_TRUST_REMOTE_CODE")
+    environment = {**os.environ, **dict.fromkeys(names, "1")}
+    words = [sys.executable, "-c", code, str(pairs), str(model)]
+    done = subprocess.run(words, env=environment, input="y\ny\n", capture_output=True, text=True, check=False)
+    assert trust.SCRIPT in done.stdout and trust.OWN_CODE in done.stdout, done.stderr
     assert not mark.exists()

@@ -136,7 +136,8 @@ def read_source(
         source.faults += faults
         if sample and not faults:
             source.samples.append(sample)
-            studies[sample.id] = group_name(row["study_id"])
+            if study := group_name(row["study_id"]):
+                studies[sample.id] = study
             nameless += any(row[one] is not None and not group_name(row[one]) for one in ("patient_id", "study_id"))
     if not source.samples and not source.faults:
         raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
@@ -249,7 +250,7 @@ def _unit(source: Source, studies: Mapping[str, str]) -> str:
     of_picture: dict[str, set[str]] = {}
     of_study: dict[str, set[str]] = {}
     for sample in source.samples:
-        if study := studies[sample.id]:
+        if study := studies.get(sample.id):
             of_picture.setdefault(sample.image_digest, set()).add(study)
             of_study.setdefault(study, set()).update([sample.patient_id] if sample.patient_id else [])
     one = {picture: next(iter(found)) for picture, found in of_picture.items() if len(found) == 1}

@@ -85,13 +85,21 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(rows, start=1):
             yield f"{table.name}[{number}]", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
     else:
-        for number, line in enumerate(_text(table).split("\n"), start=1):
+        for number, line in enumerate(_lines(table), start=1):
             if line.strip():
                 try:
                     row = bounded.loads(line)
                 except ValueError as error:
                     row = {FAULT: ("(row)", f"is not JSON ({error}); each line is one JSON object")}
                 yield f"{table.name}:{number}", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
+
+
+def _lines(table: Path) -> Iterator[str]:
+    try:
+        with table.open(encoding="utf-8-sig") as lines:
+            yield from (line.removesuffix("\n") for line in lines)
+    except UnicodeDecodeError:
+        _text(table)  # knows the place in the file and raises
 
 
 def _with_truth(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub.server import Hub
 from PIL import Image
 
 from mmedpo import changes
@@ -243,6 +244,21 @@ def test_contents_are_read_again_where_a_file_was_replaced_long_after(
     other_bytes(copy)
     os.utime(copy / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert model_contents(str(copy)) != known
+
+
+def test_contents_of_a_model_of_the_hub_are_those_of_its_copy_until_a_file_is_another(
+    hub: Hub, tiny_model: Path
+) -> None:
+    hub.put("user/model", {file.name: file.read_bytes() for file in tiny_model.iterdir()}, large=("model.safetensors",))
+    told = hub.ask("""
+        from mmedpo.fingerprint import model_contents
+        found = [model_contents("user/model"), model_contents("user/model")]
+        api.upload_file(path_or_fileobj=b"A card.", path_in_repo="README.md", repo_id="user/model")
+        found.append(model_contents("user/model"))
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo="generation_config.json", repo_id="user/model")
+        say([*found, model_contents("user/model")])
+    """)
+    assert told[:3] == [model_contents(str(tiny_model))] * 3 and told[3] != told[0]
 
 
 def test_a_model_that_is_not_there_is_said_so() -> None:

@@ -155,7 +155,7 @@ def build(
     settings.credentialed |= _is_marked(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    manifest, models = None, contents.of_models(settings)
+    manifest, models = None, contents.of_models(settings) if run.resume else None
     try:
         with output_folder(run.output, record, run.resume, processes, models) as folder:
             given, about = read_upstream(builder, upstream, settings, options, folder, processes)

@@ -138,7 +138,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
         )
     record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    models = contents.of_models(settings)
+    models = contents.of_models(settings) if run.resume else None  # else after the source was read
     with output_folder(run.output, record, run.resume, contents=models) as folder:
         given, about = _read_source(published, settings, options, folder)
         given = _with_published(given, published, settings)

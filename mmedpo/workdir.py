@@ -164,10 +164,9 @@ def output_folder(
     """
     output = output.resolve()
     partial = output.with_name(output.name + ".partial")
-    known = {role: digest for role, digest in (contents or {}).items() if digest}
     if resume and writable.exists(output / DIGESTS):
         _compare_digests(output, settings)
-        _compare_contents(output, settings, known)
+        _compare_contents(output, settings, contents or {})
         if processes.first:
             _drop_ledgers(output)  # of a run that was killed right after it had its name
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
@@ -186,13 +185,13 @@ def output_folder(
         try:
             _compare_digests(partial, settings)
             settle_settings(partial / SETTINGS, settings)
-            _compare_contents(partial, settings, known)
-            write_json(partial / CONTENTS, known)
+            settle_contents(partial, settings, contents or {})
             for ledger in partial.glob("*.ledger"):
                 Ledger(ledger).forget()
             processes.open(partial)
             yield partial
-            digests = _digests(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in known.items()}
+            given = read_object(partial / CONTENTS)  # `settle_contents` may have been called since
+            digests = _digests(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in given.items()}
             write_json(partial / DIGESTS, digests)
             (partial / SETTINGS).unlink()  # a source folder has one table, and this could be one
             (partial / CONTENTS).unlink()
@@ -287,21 +286,29 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str]) -> None:
-    """Raise InputError if something that the run of this folder was given was replaced since, under its name."""
+def settle_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str | None]) -> None:
+    """Record the contents of what the run of this working folder was given, or raise InputError if something else is
+    recorded of them. What is not recorded yet may be added: a model is best looked for after all that costs less."""
+    kept = _compare_contents(folder, settings, contents)
+    write_json(folder / CONTENTS, kept | {role: digest for role, digest in contents.items() if digest})
+
+
+def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what is recorded, or raise InputError if some of it was replaced since, under its name."""
     before = read_object(folder / CONTENTS) if (folder / CONTENTS).exists() else {}
     if (folder / DIGESTS).exists():
         recorded = read_object(folder / DIGESTS)
         before |= {key.removeprefix(CONTENTS_OF): recorded[key] for key in recorded if key.startswith(CONTENTS_OF)}
     given, replaced = _leaves(settings), []
     for role in sorted(before.keys() & contents.keys()):  # what one of them lacks is a setting that differs
-        if (old := before[role]) != (new := contents[role]):
+        if (new := contents[role]) and (old := before[role]) != new:
             name = f"{role} {given[role]}" if given.get(role) else role
             replaced.append(f"{name}: {old[:8]} -> {new[:8]}")
     if replaced:
         said = f"{folder}: of what this run was begun with, something was replaced since, under the same name. Results "
         said += "of the old and of the new would be mixed. Restore the old, or start a new --output:"
         raise InputError(_listed(said, replaced))
+    return before
 
 
 def _digests(settings: dict[str, Any]) -> dict[str, str]:

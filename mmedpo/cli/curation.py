@@ -43,7 +43,7 @@ def curate(context: typer.Context) -> None:
     settings, run = parsed(context, Settings, Run)
     settings.refuse_unnamed()
     processes = Processes.here()
-    models = contents.of_models(settings)
+    models = contents.of_models(settings) if run.resume else None  # else after the source was read
     try:
         with output_folder(run.output, settings.record(), run.resume, processes, models) as folder:
             manifest = make_dataset(settings, run, folder, command_line(), processes, models)

@@ -16,7 +16,7 @@ from mmedpo.fingerprint import model_contents
 from mmedpo.formats import STANDIN
 from mmedpo.ledger import Ledger
 from mmedpo.sources import Source
-from mmedpo.workdir import ROWS, portable, read_object
+from mmedpo.workdir import ROWS, portable, read_object, settle_contents
 
 Contents = Mapping[str, str | None]
 
@@ -50,23 +50,30 @@ def _of_localizer(spec: str) -> str | None:
     return model_contents(name) if kind == "detector" and name else None
 
 
-def settle(source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bool, chat: str | None) -> str:
-    """Compare the questions with those that the run in `folder` began with, and forget the work of all that changed.
-
-    New questions have no work yet; of removed ones all is forgotten. A stand-in that writes wrong answers picks them
-    among the gold answers of all questions, and picks all anew, which costs nothing.
+def settle(
+    settings: Settings, source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bool, models: Contents | None
+) -> Contents:
+    """Compare questions and models with those that the run in `folder` began with, or record them where it begins.
 
     Args:
-        ledgers: of the steps, with a value a question.
-        redo: forget the work of changed questions, too.
-        chat: who writes wrong answers.
+        ledgers: of the steps, with a value a question. The work of questions that were removed is forgotten.
+        redo: forget the work of questions that changed, too.
+        models: `of_models` of the settings, where it was asked for already.
 
     Returns:
-        The digest of all questions.
+        The digest of all questions ("source"), and of each model.
 
     Raises:
-        InputError: questions changed, and `redo` is false; or none of those that the run began with is left.
+        InputError: questions changed, and `redo` is false; none of those that the run began with is left; a model was
+            replaced, or cannot be read.
     """
+    digest = _settle_questions(source, folder, ledgers, redo, settings.chat or "")
+    models = of_models(settings) if models is None else models
+    settle_contents(folder, settings.record(), models)
+    return {"source": digest, **models}
+
+
+def _settle_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bool, chat: str) -> str:
     with closing(Ledger(folder / ROWS)) as recorded:
         found = changes.compare(changes.of_samples(source.samples), recorded)
         gone = [*found.changed, *found.removed]
@@ -81,7 +88,7 @@ def settle(source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bo
             found.refuse(source.name, REDO)
         for ledger in ledgers.values():
             ledger.drop(gone)
-        if (gone or found.added) and (chat or "").startswith(STANDIN):
+        if (gone or found.added) and chat.startswith(STANDIN):  # it picks among all gold answers, at no cost
             for step in ("dispute", "judge"):
                 ledgers[step].drop(sample.id for sample in source.samples)
         changes.accept(found, changes.of_samples(source.samples), recorded)

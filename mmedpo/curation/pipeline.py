@@ -20,9 +20,9 @@ import numpy as np
 from rich.progress import track
 
 from mmedpo import consent, images, schema
-from mmedpo.curation import hallucinate, relevance, rows, sampling, weights
+from mmedpo.curation import contents, hallucinate, relevance, rows, sampling, weights
 from mmedpo.curation.alternatives import Alternatives, Pool
-from mmedpo.curation.contents import Contents, settle
+from mmedpo.curation.contents import Contents
 from mmedpo.curation.localize import Localizer, bounded
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
@@ -77,7 +77,7 @@ def curate_folder(
         processes: of this launch.
         given: what was known of the source before. Where it has answers, `settings` name no chat model.
         third_parties: chat models that are not on this machine may be sent credentialed data.
-        models: their digests, to be recorded (`contents.of_models`).
+        models: `contents.of_models` of the settings, where it was asked for already.
         redo_changed: do questions again that changed since the run began; else they are refused.
 
     Returns:
@@ -95,16 +95,16 @@ def curate_folder(
     source = open_source(settings, given.questions)
     for notice in (*source.notices, source.told) if processes.first else ():
         log.warning(notice)
-    ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
-    known = dict(models or {})
-    if processes.first:
-        steps = {name: ledgers[name] for name in STEPS}
-        known = {"source": settle(source, folder, steps, redo_changed, settings.chat), **known}
-    processes.open(folder, "questions")
     sent = consent.to_endpoints(
         source.name if source.credentialed else None, (settings.chat or "none", *settings.judges), third_parties,
         len(source.samples), settings.show_images, source.marked_by, processes.first,
     )  # fmt: skip
+    ledgers = {name: Ledger(folder / f"{name}.ledger") for name in (*STEPS, "used")}
+    made_of: Contents = {}
+    if processes.first:
+        steps = {name: ledgers[name] for name in STEPS}
+        made_of = contents.settle(settings, source, folder, steps, redo_changed, models)
+    processes.open(folder, "contents")
     calls = Ledger(cache or folder / "calls.ledger")
     tools = open_tools(
         settings, (limits or Limits()).share(processes.count), calls, ledgers["used"], source.credentialed
@@ -127,7 +127,7 @@ def curate_folder(
         _judge(share, tools.panel, ledgers, processes)
     processes.finish(folder)
     if processes.first:
-        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects, sent, known)
+        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects, sent, made_of)
     else:
         manifest = None
     for ledger in (*ledgers.values(), calls):
@@ -237,7 +237,7 @@ def _assemble(
     command: str,
     left_out: Sequence[rows.Reject],
     sent: Mapping[str, Any],
-    contents: Contents,
+    made_of: Contents,
 ) -> dict[str, Any]:
     """Weights over all pairs, rows, rejects and the manifest."""
     noise = settings.corruption if settings.makes_visual_pairs else None
@@ -272,7 +272,7 @@ def _assemble(
         "standins": tools.standins(counts, _wrong_by(pairs, ledgers["dispute"]), settings.model),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
         "settings": {**settings.recipe(), "source_name": source.name},
-        "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
+        "contents": {role: digest for role, digest in made_of.items() if digest}, **sent,
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest

@@ -68,7 +68,7 @@ def edit(folder: Path, change: Change) -> None:
 
 
 def curate(output: Path, settings: Settings, resume: bool = False, redo: bool = False) -> None:
-    models = contents.of_models(settings)
+    models = contents.of_models(settings) if resume else None
     with output_folder(output, settings.record(), resume, contents=models) as folder:
         curate_folder(settings, folder, models=models, redo_changed=redo)
 
@@ -226,6 +226,16 @@ def test_a_target_that_was_replaced_is_refused(
     other_weights(model)
     with pytest.raises(InputError, match=r"out: of what this run was begun with"):
         curate(tmp_path / "out", settings, resume=True)
+
+
+def test_a_model_is_looked_for_when_the_source_was_read(source: Path, tmp_path: Path) -> None:
+    settings = Settings(source=source, localizer="detector:no/where", **STANDINS)
+    with pytest.raises(InputError, match="The model 'no/where' cannot be loaded"):
+        curate(tmp_path / "out", settings)
+    edit(source, lambda folder, rows: rows[0].update(image="absent.png"))
+    with pytest.raises(InputError, match="Faulty rows in source"):
+        curate(tmp_path / "out", settings)
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("role", ["model", "chat", "judge", "localizer"])

@@ -12,6 +12,7 @@ from typing import Any
 from mmedpo.errors import Fault, InputError
 from mmedpo.ledger import Ledger
 from mmedpo.samples import Sample
+from mmedpo.text import number_of
 from mmedpo.workdir import sha256
 
 BLOCK = 1000  # rows that are recorded at once
@@ -38,8 +39,8 @@ class Changes:
         if self.changed:
             faults = [Fault(id, ", ".join(names), "has changed since") for id, names in self.changed.items()]
             raise InputError(
-                f"{source} is not as it was when this run began: {len(faults)} rows changed, whose finished work is of "
-                f"the old ones. Restore them, or start a new --output. {remedy}",
+                f"{source} is not as it was when this run began: {number_of(len(faults), 'rows')} changed, and what is "
+                f"finished of them is of the old. Restore them, or start a new --output. {remedy}",
                 faults,
             )
 

@@ -173,7 +173,7 @@ def output_folder(
     if not processes.first:
         writable.refuse_existing(output)
         processes.open(partial)
-        _compare_contents(partial, settings, known)  # something may be replaced while processes start
+        _compare_contents(partial, settings, contents or {})  # something may be replaced while processes start
         yield partial
         return
     writable.check(output)

@@ -132,7 +132,7 @@ def test_a_question_that_changed_is_refused_or_done_again_alone(
     curate(tmp_path / "as it was", settings)
     edit(source, change)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"1 rows changed.*--redo-changed") as refused:
+        with pytest.raises(InputError, match=r"1 row changed.*--redo-changed") as refused:
             curate(tmp_path / "out", settings, resume=True)
         assert [(fault.row, fault.column) for fault in refused.value.faults] == [("q3", named)]
     with monkeypatch.context() as patch:

@@ -39,7 +39,7 @@ def test_missing_weights_are_one_sentence_with_their_remedy(monkeypatch):
         clinical.scores("chexbert_f1", ["a"], ["a"])
 
 
-def test_labels_become_micro_f1(monkeypatch):
+def test_labels_become_micro_f1(monkeypatch, caplog):
     # A stand-in that reads labels off the text: what is under test is the counting.
     class Digits:
         def get_label(self, text):
@@ -48,6 +48,8 @@ def test_labels_become_micro_f1(monkeypatch):
     monkeypatch.setitem(sys.modules, "f1chexbert", types.SimpleNamespace(F1CheXbert=Digits))
     found = clinical.scores("chexbert_f1", ["1100 ", "0000"], ["1010", "0001"])
     assert found == [{"chexbert_counts": [1, 1, 1]}, {"chexbert_counts": [0, 0, 1]}]
+    clinical.scores("chexbert_f1", ["1100"], ["1010"])
+    assert [line.getMessage() for line in caplog.records] == [clinical.PICKLES.format(package="f1chexbert")]  # once
     value = clinical.micro_f1(np.sum([sample["chexbert_counts"] for sample in found], axis=0).astype(float))
     assert value == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))
     assert clinical.micro_f1(np.zeros(3)) == 0.0

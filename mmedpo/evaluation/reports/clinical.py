@@ -5,6 +5,7 @@ Written against radgraph 0.1.18 and f1chexbert 0.0.2 and never run with their we
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
@@ -16,6 +17,11 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.metric import Floats, Metric, Scores, mean_of
 
 Texts = Sequence[str]
+log = logging.getLogger(__name__)
+PICKLES = (
+    "{package} loads weights by its own code, which unpickles files of StanfordAIMI/RRG_scorers on the Hub. Whoever can "
+    "write there, or in the cache, can run code here: use it where you trust them, on a machine without other data."
+)
 
 
 def scores(name: str, predictions: Texts, references: Texts) -> list[dict[str, Any]]:
@@ -60,6 +66,7 @@ def _chexbert(predictions: Texts, references: Texts) -> list[dict[str, Any]]:
 @cache
 def _model(package: str, name: str, **options: str) -> Any:
     found = getattr(import_module(package), name)
+    log.warning(PICKLES.format(package=package))
     from transformers import PreTrainedTokenizerBase
 
     if not hasattr(PreTrainedTokenizerBase, "encode_plus"):

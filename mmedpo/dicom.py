@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ SUFFIXES = (".dcm", ".dicom")
 MARK = b"DICM"  # from byte 128
 CHANNELS = ("Red", "Green", "Blue")
 BLOCK = 2**14  # bytes inflated at a time
+FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # of a JPEG frame's size; 0xF7 is JPEG-LS
 PACKAGES = "pip install 'pylibjpeg[all]' or export it uncompressed"
 
 
@@ -142,6 +144,8 @@ def _decoded(header: Any) -> np.ndarray:
         raise UnusableError("no known package decodes the DICOM file's pixels; export it uncompressed") from None
     if not decoder.is_available:
         raise UnusableError(f"no installed package decodes the DICOM file's {syntax.name}; {PACKAGES}")
+    if syntax.is_encapsulated:
+        _refuse_other_size(header)
     try:
         values: np.ndarray = header.pixel_array
     except Exception as error:
@@ -150,6 +154,33 @@ def _decoded(header: Any) -> np.ndarray:
         why = f"no installed package decodes the DICOM file's {syntax.name} ({type(error).__name__})"
         raise UnusableError(f"{why}; {PACKAGES}") from None
     return values
+
+
+def _refuse_other_size(header: Any) -> None:
+    """Raise UnusableError where compressed pixels declare another size than the header, which has passed the limit."""
+    from pydicom.encaps import get_frame
+
+    declared = _declared(get_frame(header.PixelData, 0, number_of_frames=1))
+    if declared and (declared[:2] != (header.Rows, header.Columns) or declared[2] > 4):
+        raise UnusableError(
+            "the DICOM file's pixels are compressed at another size than its header says; export it anew"
+        )
+
+
+def _declared(frame: bytes) -> tuple[int, int, int] | None:
+    """Height, width and components that a JPEG or JPEG 2000 codestream says in its own header; None: it says none."""
+    if (start := frame.find(b"\xff\x4f\xff\x51")) >= 0:  # JPEG 2000: SOC, SIZ
+        if len(frame) < start + 42:
+            return None
+        width, height, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return height - top, width - left, struct.unpack_from(">H", frame, start + 40)[0]
+    place = 2 if frame.startswith(b"\xff\xd8") else len(frame)
+    while place + 10 <= len(frame) and frame[place] == 0xFF:
+        if frame[place + 1] in FRAME_MARKERS:
+            height, width, components = struct.unpack_from(">HHB", frame, place + 5)
+            return height, width, components
+        place += 1 if frame[place + 1] == 0xFF else 2 + int.from_bytes(frame[place + 2 : place + 4])
+    return None
 
 
 def _numbers(header: Any, keyword: str) -> list[float]:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # tags of a TIFF file
+# Of what Pillow opens (MPO as JPEG). Others run programs (EPS: Ghostscript) or decode by another size than they say.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+PAGES = 1000  # of a TIFF, each of which is compared with all before
 COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes in memory: Pillow's of colour, of more than 8 bits, float64's of grey
 DECODED = "decoded"
 GREY_ALPHA = "LA;16B"  # as Pillow packs PNG's grey with alpha of 16 bits, which it opens as RGBA
@@ -44,7 +48,7 @@ def open_image(data: bytes) -> Image:
     _set_limit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-        opened = pillow.open(io.BytesIO(data))
+        opened = pillow.open(io.BytesIO(data), formats=FORMATS)
     wide = is_deep(opened) or any(";16" in str(tile) for tile in getattr(opened, "tile", None) or [])
     refuse_bombs(opened.width * opened.height, WIDE_PIXEL if wide else COLOUR_PIXEL)
     return opened
@@ -225,6 +229,11 @@ def eight_bits(
 def _select_page(opened: Image) -> None:
     """Refuse several frames or pages. A TIFF's smaller copies of a page (thumbnails, pyramids) are no pages if they are
     marked as such, and what follows the main picture of an MPO file (a phone's depth map or preview) is no frame."""
+    if opened.format == "TIFF":
+        with suppress(EOFError):  # one by one, as Pillow counts them
+            for number in range(PAGES + 1):
+                opened.seek(number)
+            raise UnusableError(f"the image holds more than {PAGES} pages; export the one that the row is about")
     count, page = getattr(opened, "n_frames", 1), 0
     if opened.format == "MPO":
         count = 1

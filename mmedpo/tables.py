@@ -17,6 +17,7 @@ from mmedpo import bounded
 from mmedpo.errors import InputError
 from mmedpo.text import folded
 
+LARGEST = 2**31  # bytes of a table in an archive; the largest of MIMIC-CXR has 0.1 GB
 FAULT = "_fault"  # key of what is wrong with a row: (column, sentence)
 WIDE = ("(row)", "has more cells than the table has columns; put texts with commas in quotes")
 # A missing value as pandas writes and reads it, in any case.
@@ -58,7 +59,14 @@ def json_file(file: Path | zipfile.Path) -> Any:
         raise InputError(f"{file} is not JSON: {error}. Download or write it again.") from None
 
 
+def size_in(file: zipfile.Path) -> int:
+    """Bytes of a file in a ZIP file, unpacked: what its directory says, beyond which nothing is read."""
+    return file.root.getinfo(file.at).file_size
+
+
 def _text(file: Path | zipfile.Path) -> str:
+    if isinstance(file, zipfile.Path) and (size := size_in(file)) > LARGEST:
+        raise InputError(f"{file} has {size:,} bytes, unpacked; at most {LARGEST:,} are read. Give the data set's own.")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -19,13 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmedpo import credentialed, hub, loading, placeholders, places, schema
+from mmedpo import credentialed, hub, loading, modes, placeholders, places, schema, tables
 from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Given, Reject
 from mmedpo.errors import Fault, InputError
 from mmedpo.images import SUFFIXES
 from mmedpo.ledger import Ledger
-from mmedpo.tables import is_missing
+from mmedpo.tables import LARGEST, is_missing
 
 REPORT_QUESTION = "Describe the findings in this chest X-ray."
 TABLE = "samples.jsonl"
@@ -141,7 +141,10 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
     if not plain.exists() and not packed.exists():
         raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
     try:
-        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+        with plain.open("rb") if plain.exists() else gzip.open(packed) as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise InputError(f"{stem}.csv has more than {LARGEST:,} bytes, unpacked. Give the data set's own table.")
         text = data.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
@@ -249,6 +252,10 @@ class Placed:
         content = content if isinstance(content, bytes) else _as_spelt(content)
         if not isinstance(content, bytes) and not content.is_file():
             return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
+        if isinstance(content, zipfile.Path) and (size := tables.size_in(content)) > modes.most_bytes():
+            return Fault(
+                row, "image", f"{picture.name} has {size:,} bytes, unpacked, which no image needs; drop the row"
+            )
         target = self.folder / picture.name
         target.parent.mkdir(parents=True, exist_ok=True)
         if not isinstance(content, Path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import struct
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
+from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from mmedpo import tables, upstream
 from mmedpo.errors import InputError
 from mmedpo.evaluation.score import read_by_id
 from mmedpo.images import LIMIT_VARIABLE, fault, pixels
@@ -110,6 +115,51 @@ def test_packed_notes_of_a_png_are_bounded(tmp_path: Path, chunk: str) -> None:
     assert peak < 16 * 2**20
 
 
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.50"])  # JPEG 2000, JPEG
+@pytest.mark.parametrize(("shape", "said"), [((20, 30), None), ((3000, 3000), "another size than its header says")])
+def test_compressed_pixels_have_the_size_that_the_dicom_header_says(
+    syntax: str, shape: tuple[int, int], said: str | None
+) -> None:
+    packed = io.BytesIO()
+    Image.new("L", shape[::-1]).save(packed, "JPEG2000" if syntax.endswith("90") else "JPEG")
+    data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((20, 30), np.uint8))))
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = encapsulate([packed.getvalue()])
+    data["PixelData"].VR = "OB"
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    assert said in str(fault(buffer.getvalue())) if said else fault(buffer.getvalue()) is None
+
+
+@pytest.mark.parametrize("format", ["EPS", "JPEG2000", "PPM", "PDF"])
+def test_formats_that_run_programs_or_hide_their_size_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 30)).save(buffer, format)
+    check_refused(tmp_path / "a.png", buffer.getvalue(), "in no known format")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pages_of_a_tiff_are_counted_no_further_than_a_limit(tmp_path: Path) -> None:
+    tags = [(256, 4, 8), (257, 4, 8), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 64)]
+    entries = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
+    )
+    count, size = 60_000, len(entries) + 4
+    links = [72 + size * number for number in range(1, count)] + [0]
+    data = (
+        struct.pack("<2sHI", b"II", 42, 72) + bytes(64) + b"".join(entries + struct.pack("<I", link) for link in links)
+    )
+    began = time.process_time()
+    check_refused(tmp_path / "a.tif", data, "holds more than 1000 pages")
+    assert time.process_time() - began < 10
+
+
 def test_a_heat_map_counts_too(tmp_path: Path, limit: Callable[[int], None]) -> None:
     np.save(tmp_path / "heat.npy", np.zeros((100, 100), np.uint8))
     limit(9_999)
@@ -143,6 +193,39 @@ def test_parse_json_takes_no_longer_for_a_text_without_an_end(text: str) -> None
 def test_parse_json_still_finds_the_last_whole_object() -> None:
     assert parse_json('{"draft": {' * 50 + '\n{"score": 0.5} {x}') == {"score": 0.5}
     assert parse_json('{ \n "score": 1}') == {"score": 1}
+
+
+def test_a_packed_table_is_unpacked_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "LARGEST", 2**20)
+    monkeypatch.setattr(tables, "LARGEST", 2**20)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"id\n" + b"1\n" * 10))
+    assert len([*upstream.csv_rows(tmp_path, "a")]) == 10
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(bytes(2**26)))
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("c.json", " " * 2**26)
+    tracemalloc.start()
+    for read in (
+        lambda: [*upstream.csv_rows(tmp_path, "b")],
+        lambda: tables.json_file(upstream.unzipped(tmp_path / "c.zip") / "c.json"),
+    ):
+        with pytest.raises(InputError, match=r"bytes, unpacked"):
+            read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+def test_an_image_in_an_archive_counts_before_it_is_unpacked(tmp_path: Path, limit: Callable[[int], None]) -> None:
+    limit(10**5)  # pixels: 800 kB
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("bomb.png", bytes(10**6))
+        packed.writestr("good.png", saved("RGB"))
+    (tmp_path / "made").mkdir()
+    files, tree = upstream.Placed(tmp_path / "made", [tmp_path]), upstream.unzipped(tmp_path / "a.zip")
+    pictures = {name: upstream.Picture(name, tree / name) for name in ("bomb.png", "good.png")}
+    faults = {name: files.place(picture, name) for name, picture in pictures.items()}
+    assert "1,000,000 bytes, unpacked" in str(faults["bomb.png"]) and faults["good.png"] is None
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["good.png"]
 
 
 LINES = {

@@ -19,7 +19,7 @@ from mmedpo.evaluation.metric import Floats, Metric, Scores, mean_of
 Texts = Sequence[str]
 log = logging.getLogger(__name__)
 PICKLES = (
-    "{package} loads weights by its own code, which unpickles files of StanfordAIMI/RRG_scorers on the Hub. Whoever can "
+    "{package} loads weights by its own code, which unpickles files of StanfordAIMI/RRG_scorers on the Hub. Who can "
     "write there, or in the cache, can run code here: use it where you trust them, on a machine without other data."
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from mmedpo import credentialed, hub, places, schema
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, Features, IterableDataset
 
 PATTERN = frozenset("*?[]{}")  # characters of a path that `datasets` reads as a pattern
 MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which would be read as rows
@@ -32,9 +33,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
 
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
-    files: dict[str, list[Path]] = {}
-    for file in shards(path):
-        files.setdefault(split_of(file), []).append(file.absolute())
+    files = _shards_by_split(path)
     if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):
         raise InputError(
             f"{path}: {' '.join(held)} in the path of a folder without data/*.parquet would be read as a pattern. "
@@ -53,15 +52,19 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         else:
             found = load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it has a script
-        raise InputError(
-            f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
-            "Give a folder written by `mmedpo curate` or a Hub dataset id."
-        ) from error
+        raise _unread(path, error) from error
     if streaming:
         return type(found)({name: _guarded(path, split) for name, split in found.items()})
     for split in found.values():
         _refuse_files_outside(path, split.features, split.data)
     return found
+
+
+def _unread(path: str, error: Exception) -> InputError:
+    return InputError(
+        f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
+        "Give a folder written by `mmedpo curate` or a Hub dataset id."
+    )
 
 
 def _guarded(path: str, split: IterableDataset) -> IterableDataset:
@@ -118,6 +121,58 @@ def shards(path: str) -> list[Path]:
 
 def split_of(shard: Path) -> str:
     return shard.name.split("-")[0]
+
+
+def _shards_by_split(path: str) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in shards(path):
+        found.setdefault(split_of(file), []).append(file.absolute())
+    return found
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """Rows of a folder's Parquet files, images as {"bytes", "path"}; iterating reads them anew, a few at a time."""
+
+    path: str
+    files: list[Path]
+    features: Features  # of the first file, which the others keep to
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        from datasets.table import table_cast
+        from pyarrow import Table
+        from pyarrow.parquet import ParquetFile
+
+        expected = self.features.arrow_schema
+        for file in self.files:
+            # Not through `datasets`: to keep memory flat it would read the whole footer anew for each row group.
+            with ParquetFile(file) as opened:
+                for batch in opened.iter_batches(schema.ROWS_AT_ONCE):
+                    table = table_cast(Table.from_batches([batch]), expected)
+                    _refuse_files_outside(self.path, self.features, table)
+                    yield from table.to_pylist()
+
+
+def undecoded_splits(path: str) -> dict[str, Any]:
+    """Splits as `load_splits` finds them, streamed, no image decoded: each has `features` and can be iterated again.
+
+    Raises:
+        InputError: as `load_splits`; while iterating, where images are named, not held, and lie outside of the dataset.
+    """
+    from datasets import Features
+    from pyarrow.parquet import read_schema
+
+    try:
+        found = {
+            name: Undecoded(path, files, Features.from_arrow_schema(read_schema(files[0])))
+            for name, files in _shards_by_split(path).items()
+        }
+    except (OSError, ValueError) as error:
+        raise _unread(path, error) from error
+    # By row groups: a whole Parquet file at a time would be read ahead into memory.
+    return found or {
+        name: schema.undecoded(dataset).reshard() for name, dataset in load_splits(path, streaming=True).items()
+    }
 
 
 def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:

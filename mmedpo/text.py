@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Literal
 
 Polarity = Literal["yes", "no"]
@@ -68,11 +69,12 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = "".join(character for character in text if not _is_invisible(character))
+    text = text.translate({ord(character): None for character in set(text) if _is_invisible(character)})
     text = _MIXED_FRACTION.sub(" ", _SAID_DASH.sub(r"\1—", text))
     return unicodedata.normalize("NFKC", text.translate(_PLAIN)).translate(_PLAIN)  # NFKC makes minus signs and bars
 
 
+@lru_cache(maxsize=4096)
 def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) == _INVISIBLE or _IGNORABLE.match(character) is not None
 

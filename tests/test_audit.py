@@ -13,8 +13,11 @@ import pytest
 from datasets import Dataset
 from invented import picture, row
 from PIL import Image
+from pyarrow import parquet
+from pyarrow.parquet import ParquetFile
 
 from mmedpo import audit, images, schema
+from mmedpo.audit import pictures
 from mmedpo.errors import InputError
 
 
@@ -254,10 +257,53 @@ def test_near_duplicates_are_named_and_not_merged(tmp_path: Path) -> None:
 
 def test_an_image_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write([row(n, images=[structured(0)]) for n in range(5)], tmp_path / "pairs")
-    opened, open_rgb = [], images.open_rgb
-    monkeypatch.setattr(images, "open_rgb", lambda image: opened.append(1) or open_rgb(image))
+    decoded, pixels = [], images.pixels
+    monkeypatch.setattr(images, "pixels", lambda image: decoded.append(1) or pixels(image))
     assert audit.audit(str(folder))["rows"] == 5
-    assert len(opened) == 1
+    assert len(decoded) == 1
+
+
+def test_near_duplicates_are_those_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (12, 256), dtype=np.uint8)
+    bits[:, :200] = 0  # most bits are alike, as in pictures of one kind
+    for _ in range(40):
+        changed = bits[rng.integers(len(bits))].copy()
+        changed[rng.choice(256, rng.integers(0, 20), replace=False)] ^= 1
+        bits = np.vstack([bits, changed])
+    bits = rng.permutation(bits)
+    near = (bits[:, None] != bits[None]).sum(axis=2) <= pictures.NEAR
+    for _ in range(6):  # neighbours of neighbours, up to 64 steps away
+        near = near @ near
+    expected = [
+        np.flatnonzero(row).tolist() for place, row in enumerate(near) if row.sum() > 1 and row.argmax() == place
+    ]
+    assert len(expected) > 1
+    assert pictures._alike([row.tobytes() for row in np.packbits(bits, axis=1)]) == expected
+
+
+def test_near_duplicates_are_not_sought_among_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, near = [], pictures._near
+    monkeypatch.setattr(pictures, "_near", lambda *places: compared.append(len(places[1])) or near(*places))
+    rng = np.random.default_rng(0)
+    assert pictures._alike([rng.bytes(32) for _ in range(2000)]) == []
+    assert sum(compared) < 2000  # of 1,999,000
+
+
+def test_a_file_is_opened_once_however_many_row_groups_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    schema.save([row(n, id=f"invented/{n}", weight=1.0, clinical_relevance=0.5) for n in range(100)], folder)
+    opened = []
+
+    class Counted(ParquetFile):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            opened.append(self.num_row_groups)
+
+    monkeypatch.setattr(parquet, "ParquetFile", Counted)
+    assert audit.audit(str(folder))["rows"] == 100
+    assert opened == [4]
 
 
 def test_folders_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from mmedpo import images
 
 SIDE = 16  # of the grid whose neighbours are compared: 256 bits
 NEAR = 16  # bits by which near-duplicates may differ
-AT_ONCE = 1024  # pictures compared with all others together
 EXAMPLES, NAMED = 5, 6  # groups that are shown, and names of each
 
 
@@ -36,7 +35,7 @@ class Pictures:
     def look(self, image: Mapping[str, Any]) -> Seen:
         """Read an undecoded image ({"bytes", "path"}), the first time that it is shown."""
         data = image.get("bytes")
-        file = hashlib.blake2b(data if isinstance(data, bytes) else str(image).encode(errors="replace"), digest_size=16)
+        file = hashlib.sha256(data if isinstance(data, bytes) else str(image).encode(errors="replace"))
         if (key := file.hexdigest()) not in self._files:
             self._files[key] = seen = _seen(image, key)
             self._hashes[seen.digest] = seen.hash
@@ -71,37 +70,53 @@ class Pictures:
 
 def _seen(image: Mapping[str, Any], key: str) -> Seen:
     try:
-        picture = images.open_rgb(image)
+        pixels = images.pixels(image)
     except images.UnusableImage as error:
         return Seen(error.sentence, key)
-    return Seen(None, images.digest(picture), difference_hash(picture))
+    digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return Seen(None, digest, difference_hash(pixels))
 
 
-def difference_hash(picture: Any) -> bytes:
+def difference_hash(pixels: np.ndarray) -> bytes:
     """256 bits: on a grid of 16 x 17 means of brightness, whether each is brighter than its left neighbour."""
     from PIL import Image
 
-    grid = np.asarray(picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX))
+    grid = np.asarray(Image.fromarray(pixels).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX))
     return np.packbits(grid[:, 1:] > grid[:, :-1]).tobytes()
 
 
 def _alike(hashes: Sequence[bytes]) -> list[list[int]]:
     """Places of hashes that neighbours within NEAR bits link together, groups of two or more."""
-    signs = np.unpackbits(np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1), axis=1).astype(np.float32)
-    signs = 2 * signs - 1
-    home = list(range(len(hashes)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(place: int) -> int:
-        while home[place] != place:
-            home[place] = place = home[home[place]]
-        return place
-
-    for start in range(0, len(hashes), AT_ONCE):
-        differing = (signs.shape[1] - signs[start : start + AT_ONCE] @ signs.T) / 2
-        for one, other in np.argwhere(differing <= NEAR).tolist():
-            if start + one < other:
-                home[root(other)] = root(start + one)
+    distinct, of = np.unique(np.array(hashes, dtype=f"V{len(hashes[0])}"), return_inverse=True)
+    bits = np.unpackbits(distinct.view(np.uint8).reshape(len(distinct), -1), axis=1)
+    numbers = distinct.view(np.uint64).reshape(len(distinct), -1)
+    home = np.arange(len(distinct))  # of each hash, the group that is known so far
+    # Of NEAR + 1 bands of bits, hashes within NEAR bits agree in one: only such hashes are compared.
+    for band in range(NEAR + 1):
+        keys = np.packbits(bits[:, band :: NEAR + 1], axis=1)
+        _, key = np.unique(keys, axis=0, return_inverse=True)
+        order = np.argsort(key, kind="stable")
+        left, step = np.arange(len(order)), 0
+        while len(left):
+            step += 1
+            left = left[left + step < len(order)]
+            left = left[key[order[left]] == key[order[left + step]]]
+            one, other = order[left], order[left + step]
+            apart = home[one] != home[other]
+            near = _near(numbers, one[apart], other[apart])
+            if near.any():
+                links = home[one[apart][near]], home[other[apart][near]]
+                graph = coo_array((np.ones(len(links[0]), bool), links), shape=(len(home), len(home)))
+                home = connected_components(graph, directed=False)[1][home]
     groups: dict[int, list[int]] = {}
-    for place in range(len(hashes)):
-        groups.setdefault(root(place), []).append(place)
+    for place, group in enumerate(home[of].tolist()):
+        groups.setdefault(group, []).append(place)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _near(numbers: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether the hashes at these places differ by at most NEAR bits."""
+    return np.bitwise_count(numbers[one] ^ numbers[other]).sum(axis=1) <= NEAR

@@ -115,11 +115,10 @@ def open_splits(path: str) -> dict[str, Split]:
     if Path(path).is_file():
         return {"train": _open_file(Path(path))}
     splits, pictures = {}, Pictures()
-    for name, dataset in loading.load_splits(path, streaming=True).items():
-        faults = schema.column_faults(dataset.features)
-        # By row groups: a whole Parquet file at a time would be read ahead into memory.
-        rows = schema.undecoded(dataset).reshard()
-        splits[name] = Split(rows, dataset.features, faults, pictures, is_ours=not faults)
+    for name, rows in loading.undecoded_splits(path).items():
+        features = rows.features
+        faults = schema.column_faults(features)
+        splits[name] = Split(rows, features, faults, pictures, is_ours=not faults)
     return splits
 
 

@@ -4,11 +4,9 @@ whether chance explains that difference; over all questions, and by kind of ques
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +14,11 @@ import numpy as np
 from mmedpo import credentialed, formats
 from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
-from mmedpo.evaluation.metric import Floats, Metric
+from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
 from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
 from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
 from mmedpo.evaluation.seen import seen_in_training, trained_on
-from mmedpo.evaluation.statistics import (
-    RESAMPLES,
-    bootstrap,
-    cluster_sums,
-    exchanges,
-    holm,
-    interval,
-    p_value,
-    tail,
-)
+from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
 from mmedpo.samples import Sample
 from mmedpo.workdir import versions
 
@@ -39,23 +28,13 @@ GROUP_IMAGES = 10  # of a metric in a group; on fewer it is neither tested nor g
 NOT_RECORDED, OTHERS = "(not recorded)", "(others)"
 BINS = 10
 
-Cells = dict[str, dict[str, Row]]  # metric -> run -> numbers
-
 
 @dataclass(frozen=True)
-class Part:
-    """Metrics about the same questions, with what each run's statistics sum to."""
+class Group:
+    """Questions of one kind, and what is measured on them."""
 
-    metrics: list[Metric]
-    images: list[str]  # n, one a question
-    statistics: Floats  # [runs, n, k], the metrics' side by side
-    ends: list[int]
-
-    def values(self, sums: Floats) -> Iterator[tuple[Metric, Floats]]:
-        """Each metric with its values [...] of sums [..., k]; NaN where it is undefined."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            for metric, own in zip(self.metrics, np.split(sums, self.ends, axis=-1), strict=True):
-                yield metric, metric.aggregate(own)
+    ids: list[str]
+    parts: list[Part]
 
 
 def compare(
@@ -85,9 +64,13 @@ def compare(
     baseline = loaded[0]
     left_out = absent(loaded)
     defined = [metric for metric in baseline.metrics if metric.name not in left_out]
-    parts = _parts(loaded, defined, list(baseline.questions))
-    metrics, undefined = _measured(loaded, parts, seed, resamples)
-    groups = {column: _groups(loaded, column, parts, seed, resamples) for column in GROUPINGS}
+    parts = about_questions(loaded, defined)
+    divided = {column: _divided(baseline, column, parts) for column in GROUPINGS}
+    in_groups = [part for found in divided.values() for group in found.values() for part in group.parts]
+    large = [part for part in in_groups if part.count >= GROUP_IMAGES]
+    tested = resampled(loaded, [*parts, *large], seed, resamples)
+    metrics, undefined = _measured(loaded, parts, tested)
+    groups = {column: _groups(loaded, found, tested) for column, found in divided.items()}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
@@ -158,7 +141,7 @@ def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
 
 def _few(parts: Sequence[Part]) -> list[str]:
     """The metrics about fewer images than a group needs for an interval."""
-    few = [metric.name for part in parts for metric in part.metrics if len(set(part.images)) < GROUP_IMAGES]
+    few = [metric.name for part in parts for metric in part.metrics if part.count < GROUP_IMAGES]
     said = f"on fewer than {GROUP_IMAGES} images an interval or a test says little"
     return [f"{', '.join(few)}: {said}"] if few else []
 
@@ -169,47 +152,22 @@ def _evaluation(run: Run) -> Row:
     return {key: value for key, value in run.results.items() if key not in left_out}
 
 
-def _parts(runs: Sequence[Run], defined: Sequence[Metric], ids: Sequence[str]) -> list[Part]:
-    """The metrics that are about any of the questions `ids`, in their order."""
-    found = []
-    for about, group in groupby(defined, key=partial(_about, runs, ids)):
-        if about:
-            metrics = list(group)
-            tables = [
-                np.array([[metric.statistics(run.scores[id_]) for id_ in about] for run in runs], dtype=float)
-                for metric in metrics
-            ]
-            ends = np.cumsum([table.shape[-1] for table in tables])[:-1].tolist()
-            images = [picture(runs[0].questions[id_]) for id_ in about]
-            found.append(Part(metrics, images, np.concatenate(tables, axis=-1), ends))
-    return found
-
-
-def _about(runs: Sequence[Run], ids: Sequence[str], metric: Metric) -> list[str]:
-    return [id_ for id_ in ids if all(metric.about(run.scores[id_]) for run in runs)]
-
-
 def _unit(run: Run) -> str:
     return "pairs" if "preference" in run.results["protocols"] else "questions"
 
 
 def _sizes(run: Run, parts: Sequence[Part]) -> dict[str, Row]:
     return {
-        metric.name: {_unit(run): len(part.images), "images": len(set(part.images))}
-        for part in parts
-        for metric in part.metrics
+        metric.name: {_unit(run): len(part.images), "images": part.count} for part in parts for metric in part.metrics
     }
 
 
-def _measured(
-    runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int, least: int = 1
-) -> tuple[Cells, list[str]]:
-    """Each metric's numbers by run, values alone where it is about fewer than `least` images; and the metrics that are
-    undefined, which are left out."""
+def _measured(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, Cells]) -> tuple[Cells, list[str]]:
+    """Each metric's numbers by run, values alone where its part is not `tested`; and the metrics that are undefined,
+    which are left out."""
     cells: Cells = {}
     for part in parts:
-        enough = len(set(part.images)) >= least
-        cells |= dict(_cells(runs, part, seed, resamples) if enough else _values(runs, part))
+        cells |= tested[part] if part in tested else dict(values_alone(runs, part))
     undefined = [
         name
         for name, entries in cells.items()
@@ -217,32 +175,6 @@ def _measured(
         if not np.isfinite([*entry.values()]).all()
     ]
     return {name: entries for name, entries in cells.items() if name not in undefined}, list(dict.fromkeys(undefined))
-
-
-def _values(runs: Sequence[Run], part: Part) -> Iterator[tuple[str, dict[str, Row]]]:
-    for metric, values in part.values(part.statistics.sum(axis=-2)):
-        yield metric.name, {run.name: {"value": float(value)} for run, value in zip(runs, values, strict=True)}
-
-
-def _cells(runs: Sequence[Run], part: Part, seed: int, resamples: int) -> Iterator[tuple[str, dict[str, Row]]]:
-    # One bootstrap serves all runs and metrics about the same questions: that is what pairs the differences.
-    cut = tail(part.images)
-    drawn = part.values(bootstrap(part.statistics, part.images, seed, resamples))
-    swapped = (part.values(sums) for sums in exchanges(part.statistics, part.images, seed, resamples))
-    for (metric, draws), (_, own), (_, other) in zip(drawn, *swapped, strict=True):
-        entries = {}
-        for number, run in enumerate(runs):
-            found = interval(draws[number], cut)
-            entries[run.name] = {"value": found.value, "low": found.low, "high": found.high}
-            if number:
-                change = interval(draws[number] - draws[0], cut)
-                entries[run.name] |= {
-                    "difference": change.value,
-                    "difference_low": change.low,
-                    "difference_high": change.high,
-                    "p": p_value(own[number - 1] - other[number - 1]),
-                }
-        yield metric.name, entries
 
 
 def _correct(tables: Sequence[Cells]) -> int:
@@ -253,26 +185,35 @@ def _correct(tables: Sequence[Cells]) -> int:
     return len(tested)
 
 
-def _groups(runs: Sequence[Run], column: str, whole: Sequence[Part], seed: int, resamples: int) -> dict[str, Row]:
+def _divided(run: Run, column: str, whole: Sequence[Part]) -> dict[str, Group]:
     """The questions by their `column`, the largest group first; empty where that makes less than two groups.
 
     A metric whose questions all lie in one group is not repeated there: it is in the main table.
     """
-    sizes = {metric: len(part.images) for part in whole for metric in part.metrics}
-    labels = {id_: str(row.get(column) or NOT_RECORDED) for id_, row in runs[0].questions.items()}
+    labels = {id_: str(row.get(column) or NOT_RECORDED) for id_, row in run.questions.items()}
     kept = [label for label, _ in Counter(labels.values()).most_common(GROUPS)]
     members: dict[str, list[str]] = {label: [] for label in kept}
     for id_, label in labels.items():
         members.setdefault(label if label in kept else OTHERS, []).append(id_)
-    if len(members) < 2:
-        return {}
+    return {label: Group(ids, list(_within(whole, set(ids)))) for label, ids in members.items() if len(members) > 1}
+
+
+def _within(whole: Sequence[Part], ids: set[str]) -> Iterator[Part]:
+    for part in whole:
+        chosen = [place for place, id_ in enumerate(part.ids) if id_ in ids]
+        if 0 < len(chosen) < len(part.ids):
+            yield part.of(chosen)
+
+
+def _groups(runs: Sequence[Run], divided: Mapping[str, Group], tested: Mapping[Part, Cells]) -> dict[str, Row]:
+    """The numbers of each group; empty where there are none."""
     found = {}
-    for label, ids in members.items():
-        images = {picture(runs[0].questions[id_]) for id_ in ids}
-        parts = _parts(runs, [metric for metric in sizes if len(_about(runs, ids, metric)) < sizes[metric]], ids)
-        metrics, _ = _measured(runs, parts, seed, resamples, GROUP_IMAGES)
+    for label, group in divided.items():
+        images = {picture(runs[0].questions[id_]) for id_ in group.ids}
+        metrics, _ = _measured(runs, group.parts, tested)
         found[label] = {
-            "n": {_unit(runs[0]): len(ids), "images": len(images)}, "sizes": _sizes(runs[0], parts), "metrics": metrics,
+            "n": {_unit(runs[0]): len(group.ids), "images": len(images)},
+            "sizes": _sizes(runs[0], group.parts), "metrics": metrics,
         }  # fmt: skip
     return found if any(group["metrics"] for group in found.values()) else {}
 

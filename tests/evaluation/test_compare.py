@@ -12,7 +12,7 @@ from PIL import Image
 from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.evaluation import compare as comparing
-from mmedpo.evaluation import examples
+from mmedpo.evaluation import examples, parts
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.metric import mean_of
 from mmedpo.evaluation.score import METRICS, PROTOCOLS, score_folder
@@ -123,6 +123,24 @@ def test_groups_have_their_own_values_and_their_own_family_of_tests(tmp_path):
     assert [cell["p_adjusted"] for cell in tested] == holm([cell["p"] for cell in tested])
     # Open and closed metrics, and those of reports, have one task each: they are in the main table already.
     assert [list(group["metrics"]) for group in found["groups"]["task"].values()] == [["overall_accuracy"]] * 2 + [[]]
+
+
+def test_draws_are_shared_by_what_is_about_equally_many_images(tmp_path, monkeypatch):
+    changes = in_groups("organ", lambda image: "CHEST" if image % 2 else "HEAD")
+    folders = [run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 15, changes)]
+    drawn, bootstrap = [], parts.bootstrap
+    monkeypatch.setattr(
+        parts, "bootstrap", lambda sums, images, *given: drawn.append(len(images)) or bootstrap(sums, images, *given)
+    )
+    found = [json.dumps(compare(folders, resamples=200))]
+    # Once for all 20 images, and once for both organs of 10.
+    assert sorted(drawn) == [IMAGES // 2, IMAGES]
+    monkeypatch.setattr(parts, "COLUMNS", 1)  # nothing is shared
+    drawn.clear()
+    found.append(json.dumps(compare(folders, resamples=200)))
+    assert sum(drawn) == 4 * IMAGES + 2 * IMAGES + 2 * 4 * IMAGES / 2
+    shared, alone = (json.loads(text, parse_float=lambda digits: round(float(digits), 9)) for text in found)
+    assert shared == alone
 
 
 def test_many_groups_are_put_together(tmp_path, monkeypatch):

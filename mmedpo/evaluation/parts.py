@@ -1,0 +1,122 @@
+"""What a comparison measures: metrics about the same questions, and their intervals and p-values over resamples."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import groupby
+
+import numpy as np
+
+from mmedpo.evaluation.metric import Floats, Metric
+from mmedpo.evaluation.runs import Run
+from mmedpo.evaluation.score import Row, picture
+from mmedpo.evaluation.statistics import bootstrap, cluster_sums, exchanges, interval, p_value, tail
+
+COLUMNS = 100  # of statistics that are resampled together
+THREADS = 2  # that draw
+
+Cells = dict[str, dict[str, Row]]  # metric -> run -> numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Metrics about the same questions, with what each run's statistics sum to."""
+
+    metrics: list[Metric]
+    ids: list[str]  # n questions
+    images: list[str]  # n, one a question
+    statistics: Floats  # [runs, n, k], the metrics' side by side
+    ends: list[int]
+
+    @cached_property
+    def count(self) -> int:
+        """How many images the questions are about."""
+        return len(set(self.images))
+
+    def of(self, chosen: Sequence[int]) -> Part:
+        """The same metrics about the questions at the places `chosen`."""
+        ids, images = ([column[place] for place in chosen] for column in (self.ids, self.images))
+        return replace(self, ids=ids, images=images, statistics=self.statistics[:, chosen])
+
+    def values(self, sums: Floats) -> Iterator[tuple[Metric, Floats]]:
+        """Each metric with its values [...] of sums [..., k]; NaN where it is undefined."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for metric, own in zip(self.metrics, np.split(sums, self.ends, axis=-1), strict=True):
+                yield metric, metric.aggregate(own)
+
+
+def about_questions(runs: Sequence[Run], defined: Sequence[Metric]) -> list[Part]:
+    """The metrics that are about any of the questions."""
+    found = []
+    for about, group in groupby(defined, key=partial(_about, runs)):
+        if about:
+            metrics = list(group)
+            tables = [
+                np.array([[metric.statistics(run.scores[id_]) for id_ in about] for run in runs], dtype=float)
+                for metric in metrics
+            ]
+            ends = np.cumsum([table.shape[-1] for table in tables])[:-1].tolist()
+            images = [picture(runs[0].questions[id_]) for id_ in about]
+            found.append(Part(metrics, about, images, np.concatenate(tables, axis=-1), ends))
+    return found
+
+
+def _about(runs: Sequence[Run], metric: Metric) -> list[str]:
+    return [id_ for id_ in runs[0].questions if all(metric.about(run.scores[id_]) for run in runs)]
+
+
+def values_alone(runs: Sequence[Run], part: Part) -> Iterator[tuple[str, dict[str, Row]]]:
+    """Yield each metric's values by run, without intervals."""
+    for metric, values in part.values(part.statistics.sum(axis=-2)):
+        yield metric.name, {run.name: {"value": float(value)} for run, value in zip(runs, values, strict=True)}
+
+
+def resampled(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int) -> dict[Part, Cells]:
+    """Return each part's values, differences, intervals and p-values.
+
+    Parts about equally many images see the same draws. These take most of a comparison's time, and are made once.
+    """
+    together: defaultdict[tuple[int, int], list[Part]] = defaultdict(list)
+    columns: Counter[int] = Counter()
+    for part in parts:
+        together[part.count, columns[part.count] // COLUMNS].append(part)
+        columns[part.count] += part.statistics.shape[-1]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda same: _cells(runs, same, seed, resamples), together.values())
+        return {part: cells for some in found for part, cells in some.items()}
+
+
+def _cells(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int) -> dict[Part, Cells]:
+    """As `resampled`, for parts about equally many images."""
+    # One bootstrap serves all runs and metrics about the same questions: that is what pairs the differences.
+    sums = np.concatenate([cluster_sums(part.statistics, part.images) for part in parts], axis=-1)
+    images = range(sums.shape[-2])
+    drawn = bootstrap(sums, images, seed, resamples)
+    own, other = exchanges(sums, images, seed, resamples)
+    ends = np.cumsum([part.statistics.shape[-1] for part in parts])[:-1]
+    split = (np.split(table, ends, axis=-1) for table in (drawn, own, other))
+    return {part: dict(_entries(runs, part, *tables)) for part, *tables in zip(parts, *split, strict=True)}
+
+
+def _entries(
+    runs: Sequence[Run], part: Part, drawn: Floats, own: Floats, other: Floats
+) -> Iterator[tuple[str, dict[str, Row]]]:
+    cut = tail(part.images)
+    for (metric, draws), (_, ours), (_, theirs) in zip(*map(part.values, (drawn, own, other)), strict=True):
+        entries = {}
+        for number, run in enumerate(runs):
+            found = interval(draws[number], cut)
+            entries[run.name] = {"value": found.value, "low": found.low, "high": found.high}
+            if number:
+                change = interval(draws[number] - draws[0], cut)
+                entries[run.name] |= {
+                    "difference": change.value,
+                    "difference_low": change.low,
+                    "difference_high": change.high,
+                    "p": p_value(ours[number - 1] - theirs[number - 1]),
+                }
+        yield metric.name, entries

@@ -171,7 +171,7 @@ def _ways_out(found: Mapping[str, Any], parsed: Iterable[Any]) -> Iterator[str]:
     asked = [given[name] for name in ("chat", "judges", "model") if name in found]
     models = [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
     if places := sorted({consent.host(model) for model in models if is_remote(model)}):
-        yield f"sends questions to {', '.join(places)}"
+        yield f"names models at {', '.join(places)}, which are sent what they are asked"
 
 
 def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:

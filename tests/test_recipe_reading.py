@@ -176,9 +176,9 @@ def kinds_of(command: str) -> list[type]:
     (TRAIN, "report_to: tensorboard\n", [], ""),
     (CURATE, "publish: you/pairs\n", ["--output", "o"], PUSHED.format("you/pairs").replace("pushes", "publishes")),
     (CURATE, "chat: https://a.org/v1#m\njudges: hub:org/m,http://localhost:1/v1#m\n", ["--output", "o"],
-     "sends questions to a.org, the Hugging Face Hub"),
+     "names models at a.org, the Hugging Face Hub, which are sent what they are asked"),
     (CURATE, "judges: standin:strict\n", ["--chat", "https://a.org/v1#m", "--output", "o"], ""),
-    (EVALUATE, "model: https://a.org/v1#m\n", [], "sends questions to a.org"),
+    (EVALUATE, "model: https://a.org/v1#m\n", [], "names models at a.org, which are sent what they are asked"),
 ])  # fmt: skip
 def test_parse_says_what_a_recipe_sends_before_any_work(
     recipe: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, words: list[str], said: str

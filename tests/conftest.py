@@ -30,6 +30,10 @@ IMAGES = {"supervised": 12, "preference": 10, "validation": 6, "test": 8}
 MakeSource = Callable[..., Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write the expected outputs of tests/golden anew")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def deepspeed_stays() -> Iterator[None]:
     """Commands are run in this process too, in which later tests ask for ZeRO."""

@@ -30,6 +30,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     from datasets import config, load_dataset
     from datasets.data_files import DataFilesList
     from datasets.exceptions import DatasetsError
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
     # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
@@ -48,7 +49,9 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         if files:
             # Lists of this kind are taken as they are; names of other lists would be read as patterns.
             listed = {name: DataFilesList(list(map(str, own)), _states(own)) for name, own in files.items()}
-            found = load_dataset("parquet", data_files=listed, streaming=streaming)
+            # Arrow would read a whole file ahead, of however many gigabytes.
+            scan = ParquetFragmentScanOptions(pre_buffer=False)
+            found = load_dataset("parquet", data_files=listed, streaming=streaming, fragment_scan_options=scan)
         else:
             found = load_dataset(path, streaming=streaming, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it has a script

@@ -153,10 +153,10 @@ def _name(image: Any) -> str:
 
 def _preferences(pairs: Dataset, images: _Images, found: Findings) -> None:
     rows = zip(_rows(pairs, (*TEXTS, *KINDS)), images.sides, strict=True)
-    faulty = [
+    faulty = (
         (i, *schema.pair_fault({**row, "images": first, "rejected_images": second}))
         for i, (row, (first, second)) in enumerate(rows)
-    ]
+    )
     # What an empty side is, `_texts` says.
     found.rows(pairs, [(i, column, said) for i, column, said in faulty if said and "is empty" not in said])
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from mmedpo.credentialed import is_remote, refuse_endpoints
+from mmedpo.credentialed import refuse_endpoints
+from mmedpo.hosts import host, is_remote
 from mmedpo.options import FLAG
 
 KEY = "third_parties"  # of a record: {"to": [hosts], "questions": how many, "images": whether they go along}
-HUB = "the Hugging Face Hub"
 
 
 def to_endpoints(
@@ -58,17 +58,3 @@ def announce(name: str, places: Iterable[str], what: str) -> None:
     said = f"{name} is credentialed data, and {FLAG} was given: {what}, to {', '.join(places)}."
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in said)
     print(shown, file=sys.stderr, flush=True)
-
-
-def host(model: str) -> str:
-    """Where an endpoint is, of its name: the host alone, since user, path and query may be secrets."""
-    import httpx2
-
-    scheme, _, rest = model.strip().partition(":")
-    if scheme.lower() == "hub":
-        _, _, provider = rest.partition("@")
-        return f"{HUB} ({provider})" if provider else HUB
-    try:
-        return httpx2.URL(model.strip().partition("#")[0]).raw_host.decode("ascii")
-    except httpx2.InvalidURL:
-        return "an unreadable address"

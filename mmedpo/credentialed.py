@@ -7,7 +7,6 @@ without trusting a folder's name. docs/credentialed.md.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.errors import Fault, InputError
+from mmedpo.hosts import is_remote
 from mmedpo.options import FLAG
 
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
@@ -121,29 +121,6 @@ def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = N
             f"this process (local:org/model), or leave it out. {UNLESS}"
             + (f" (It is known as credentialed data by {marked_by}.)" if marked_by else "")
         )
-
-
-def is_remote(model: str) -> bool:
-    """Whether a model's name stands for an endpoint that is not on this machine (http://..., hub:...)."""
-    scheme, _, _ = model.strip().partition(":")
-    if scheme.lower() in ("http", "https"):
-        return not is_loopback(model.strip().partition("#")[0])
-    return scheme.lower() == "hub"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL is literally of this machine: localhost, 127.0.0.0/8 or ::1, read as the client reads it. A name
-    that resolves to them is not: what it resolves to may change."""
-    import httpx2
-
-    try:
-        host = httpx2.URL(url).host
-    except httpx2.InvalidURL:
-        return False
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def unquoted(faults: Sequence[Fault]) -> list[Fault]:

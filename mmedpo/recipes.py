@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from mmedpo import consent, share
-from mmedpo.credentialed import is_remote
+from mmedpo import share
 from mmedpo.errors import InputError
+from mmedpo.hosts import host, is_remote
 from mmedpo.options import FLAG, FLAG_HELP, refuse, unfit
 from mmedpo.terminal import plain
 
@@ -170,7 +170,7 @@ def _ways_out(found: Mapping[str, Any], parsed: Iterable[Any]) -> Iterator[str]:
         yield f"reports to {', '.join(trackers)}{space}"
     asked = [given[name] for name in ("chat", "judges", "model") if name in found]
     models = [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
-    if places := sorted({consent.host(model) for model in models if is_remote(model)}):
+    if places := sorted({host(model) for model in models if is_remote(model)}):
         yield f"names models at {', '.join(places)}, which are sent what they are asked"
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from invented import comparison
 from typer.testing import CliRunner
 
-from mmedpo import cli, consent, report
+from mmedpo import cli, consent, hosts, report
 from mmedpo.credentialed import FLAG
 from mmedpo.errors import InputError
 from mmedpo.loading import credentialed_source
@@ -140,7 +140,7 @@ def test_nothing_is_recorded_where_nothing_leaves(source: Path, tmp_path: Path) 
     ("http://b\u00fccher.example/v1#m", "xn--bcher-kva.example"),
 ])  # fmt: skip
 def test_host_says_no_secret_of_an_address(model: str, host: str) -> None:
-    assert consent.host(model) == host
+    assert hosts.host(model) == host
 
 
 def test_announce_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

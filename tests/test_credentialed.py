@@ -29,11 +29,12 @@ from standins import JUDGES, WORDS
 from typer.testing import CliRunner
 
 from mmedpo import cli, report, tiny
-from mmedpo.credentialed import FLAG, first, is_credentialed, is_loopback
+from mmedpo.credentialed import FLAG, first, is_credentialed
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.compare import compare
+from mmedpo.hosts import is_loopback
 from mmedpo.loading import credentialed_source, load, load_splits
 from mmedpo.publish import publish
 from mmedpo.sources import read_source, refuse_faults

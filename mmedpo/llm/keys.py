@@ -9,8 +9,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from mmedpo.credentialed import is_loopback
 from mmedpo.errors import InputError
+from mmedpo.hosts import is_loopback
 
 if TYPE_CHECKING:
     import httpx2

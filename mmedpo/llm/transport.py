@@ -14,8 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import bounded, headers, thoughts
-from mmedpo.credentialed import is_loopback
 from mmedpo.errors import InputError
+from mmedpo.hosts import is_loopback
 from mmedpo.images import is_embedded, pixels, png
 from mmedpo.llm import ChatReply, ChatRequest
 

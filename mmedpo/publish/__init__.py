@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedpo import consent, credentialed, hub, loading
+from mmedpo import consent, credentialed, hosts, hub, loading
 from mmedpo.errors import InputError, Stopped
 from mmedpo.publish import card, remote, stripped
 from mmedpo.publish.card import Conflict
@@ -114,7 +114,7 @@ def publish(
         else:
             if content.said:
                 source, what = content.said
-                consent.announce(source, [f"{consent.host(api.endpoint)} ({repo_id})"], what)
+                consent.announce(source, [f"{hosts.host(api.endpoint)} ({repo_id})"], what)
             ask(planned, repo_id, visibility, content.question, confirm)
             commit = _commit(api, repo_id, content, visibility, planned)
             named = _tag(api, repo_id, content.repo_type, commit, tag)

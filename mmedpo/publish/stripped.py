@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import cards, consent, credentialed, images, options, schema
+from mmedpo import cards, consent, credentialed, hosts, images, options, schema
 from mmedpo.publish import content
 from mmedpo.publish.content import Content
 from mmedpo.publish.remote import File
@@ -62,7 +62,7 @@ def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
     name = RECORDS[kind]
     known = json.loads(content.files[name].read())
     before = known.get(consent.KEY) or {}
-    known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), consent.HUB})}}
+    known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), hosts.HUB})}}
     rows = sum((known.get("counts") or known.get("rows") or {}).values())
     passed_on = PASSED_ON.format(cards.cell(source))
     return replace(

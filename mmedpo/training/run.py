@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig
 
-from mmedpo import consent, credentialed, loading, recipes, schema, writable
+from mmedpo import consent, credentialed, hosts, loading, recipes, schema, writable
 from mmedpo.adapters import adapter_config
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models import load_processor
@@ -199,7 +199,7 @@ def _ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, A
     """
     away = sorted({*(config.report_to or ())} - {*trackers.LOCAL})
     if run.third_parties:
-        places = [*away, *([consent.HUB] if config.push_to_hub else [])]
+        places = [*away, *([hosts.HUB] if config.push_to_hub else [])]
         return consent.record(places, weights=config.push_to_hub) if places else {}
     if away:
         raise InputError(

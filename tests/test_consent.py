@@ -210,8 +210,8 @@ def test_publication_says_and_records(
     assert f"{FLAG} was given" in capsys.readouterr().err
     store = "dataset" if kind == "dataset" else "model"
     there = json.loads(hub.files("user/it", store)[record])
-    hosts = ["0.0.0.0", consent.HUB] if kind == "dataset" else [consent.HUB]
-    assert there["third_parties"]["to"] == hosts
+    places = ["0.0.0.0", hosts.HUB] if kind == "dataset" else [hosts.HUB]
+    assert there["third_parties"]["to"] == places
     assert "**Passed on with consent.**" in hub.files("user/it", store)["README.md"].decode()
     again = publish(folder, "user/it", kind, third_parties=True, **options)
     assert not again.plan

@@ -30,11 +30,11 @@ import numpy as np
 from PIL import Image
 
 from mmedpo import schema
+from mmedpo.data.images import open_rgb
 from mmedpo.evaluation.questions import Question, QuestionSet
 from mmedpo.evaluation.rescore import score_predictions
 from mmedpo.evaluation.score import Scoring
-from mmedpo.images import open_rgb
-from mmedpo.workdir import versions, write_json
+from mmedpo.runs.run_folder import versions, write_json
 
 HERE = Path(__file__).parents[1]
 SIDE, LESION = 128, 32

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedpo.workdir import versions, write_json
+from mmedpo.runs.run_folder import versions, write_json
 
 SIDE = 48
 FINDINGS = ("nodule", "mass", "cyst", "abscess", "fracture")
@@ -81,8 +81,9 @@ def growth(rows: int, found: dict[str, Any], smaller: dict[str, Any] | None) -> 
 
 def curate(source: Path) -> dict[str, Any]:
     """Run the command in this process, each phase measured."""
-    from mmedpo import builders, cli
+    from mmedpo import cli
     from mmedpo.curation import pipeline
+    from mmedpo.hub import builders
 
     phases: dict[str, Any] = {}
 

@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # where chat_se
 from chat_server import Answer, ChatServer
 
 from mmedpo.curation.relevance import JUDGE
-from mmedpo.ledger import Ledger
-from mmedpo.llm import Budget, ChatRequest, Limits
-from mmedpo.llm.cache import CachedChat
-from mmedpo.llm.endpoint import EndpointChat
-from mmedpo.llm.transport import as_messages
+from mmedpo.models.chat import Budget, ChatRequest, Limits
+from mmedpo.models.chat.cache import CachedChat
+from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.transport import as_messages
+from mmedpo.runs.ledger import Ledger
 
 ANSWER = '{"score": 0.7, "rationale": "The side is wrong, which would mislead the operating team."}'
 PROMPT = "Question {number}: score the answer 'left lung' to 'Which side?', whose gold answer is 'right lung'. " * 10

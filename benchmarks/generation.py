@@ -32,14 +32,14 @@ import torch
 from curation import write_source
 from PIL import Image
 
-from mmedpo import tiny
+from mmedpo.data.images import open_rgb
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import batches
 from mmedpo.evaluation.questions import Question, QuestionSet
-from mmedpo.images import open_rgb
-from mmedpo.ledger import Ledger
-from mmedpo.models import VisionLanguageModel
-from mmedpo.workdir import versions, write_json
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.quickstart import tiny
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import versions, write_json
 
 TASKS = {"closed_vqa": (1, 3), "open_vqa": (2, 24), "report": (60, 240)}  # answers' lengths in tokens
 AN_IMAGE = ("closed_vqa",) * 3 + ("open_vqa",) * 2 + ("report",)

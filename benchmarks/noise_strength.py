@@ -23,9 +23,10 @@ import transformers as tf
 from noising import boxed, enlarged_phantoms
 from PIL import Image
 
-from mmedpo import images, model_input
 from mmedpo.curation.noise import box_mask, corrupt, generator
-from mmedpo.samples import Box
+from mmedpo.data import images
+from mmedpo.data.samples import Box
+from mmedpo.models import model_input
 
 CLIP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 PROCESSORS: dict[str, Callable[[], Any]] = {

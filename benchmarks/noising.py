@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from mmedpo import images, phantom
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import corrupt, generator
 from mmedpo.curation.rows import Noise, noised
-from mmedpo.samples import Box, Sample
-from mmedpo.sources import read_source
+from mmedpo.data import images
+from mmedpo.data.samples import Box, Sample
+from mmedpo.data.sources import read_source
+from mmedpo.quickstart import phantom
 
 SIDE = 1024
 ARMS = {

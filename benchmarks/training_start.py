@@ -117,7 +117,7 @@ def write_dataset(folder: Path, rows: int, side: int, seed: int) -> None:
 
 
 def write_model(folder: Path) -> None:
-    from mmedpo import tiny
+    from mmedpo.quickstart import tiny
 
     words = [*FINDINGS, *PLACES, "there is in the beside What is seen in of patient ?", *map(str, range(1000))]
     model, processor = tiny.build(words)
@@ -248,7 +248,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         child(*options.child)
-    from mmedpo.workdir import versions, write_json
+    from mmedpo.runs.run_folder import versions, write_json
 
     results = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mmedpo.evaluation import med_vqa
+from mmedpo.evaluation.metrics import med_vqa
 
 STYLES = (
     "The answer is {}.", "{}, as the image shows.", "**{}**", "Answer: {}\n\nRead with care.", "I would say {}",

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.cli import main
+from mmedpo.data.samples import image_files, spelling
+from mmedpo.data.tables import is_missing, json_file
 from mmedpo.errors import Fault, InputError
-from mmedpo.samples import image_files, spelling
-from mmedpo.tables import is_missing, json_file
-from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
+from mmedpo.hub.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
 
 
 def split_of(source: Path) -> str | None:

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from mmedpo import places
 from mmedpo.cli import main
+from mmedpo.data import safe_paths
 from mmedpo.errors import Fault
-from mmedpo.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed, sections
+from mmedpo.hub.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed, sections
 
 SOURCE = None
 LAYOUTS = (("mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*", "files"),)
@@ -60,7 +60,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         if views.get(name) not in asked:
             yield left_out(name, "the view was not asked for", views.get(name) or "unknown")
             continue
-        file = places.inside(options.reports or source, f"{study}.txt")
+        file = safe_paths.inside(options.reports or source, f"{study}.txt")
         found = report(file) if file else None
         if found is None:
             yield Fault(name, "report", f"{study}.txt is missing or no UTF-8; add it, or name its tree with --reports")

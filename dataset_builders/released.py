@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmedpo.cli import main
+from mmedpo.data.samples import find_file, image_files
+from mmedpo.data.tables import FAULT, has_table, is_missing, read_table
+from mmedpo.data.text import plain, polarity, words
 from mmedpo.errors import Fault, InputError
-from mmedpo.samples import find_file, image_files
-from mmedpo.tables import FAULT, has_table, is_missing, read_table
-from mmedpo.text import plain, polarity, words
-from mmedpo.upstream import Item, Picture, left_out
+from mmedpo.hub.upstream import Item, Picture, left_out
 
 
 class Known(NamedTuple):

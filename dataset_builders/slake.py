@@ -19,12 +19,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mmedpo import places
 from mmedpo.cli import main
+from mmedpo.data import safe_paths
+from mmedpo.data.tables import json_file
+from mmedpo.data.text import words
 from mmedpo.errors import Fault, InputError
-from mmedpo.tables import json_file
-from mmedpo.text import words
-from mmedpo.upstream import Hub, Item, Picture, Tree, hub_folder, left_out, unzipped
+from mmedpo.hub.upstream import Hub, Item, Picture, Tree, hub_folder, left_out, unzipped
 
 SOURCE = "hub:BoKelvin/SLAKE"
 LAYOUTS = (("train.json", "imgs*"), ("*Slake*.zip",), ("*SLAKE*.zip",), ("*slake*.zip",))
@@ -60,10 +60,10 @@ def read(source: Path | Hub, options: Options) -> Iterator[Item]:
         if row["q_lang"] != options.language:
             yield left_out(name, f"the question is not in the language {options.language}", str(row["q_lang"]))
             continue
-        image = places.inside(imgs, row["img_name"])
-        beside = places.inside(imgs, str(PurePosixPath(row["img_name"]).parent / "detection.json"))
+        image = safe_paths.inside(imgs, row["img_name"])
+        beside = safe_paths.inside(imgs, str(PurePosixPath(row["img_name"]).parent / "detection.json"))
         if image is None or beside is None:
-            yield Fault(name, "image", f"{row['img_name']!r} {places.OUTSIDE}")
+            yield Fault(name, "image", f"{row['img_name']!r} {safe_paths.OUTSIDE}")
             continue
         boxes = lesions(beside)
         if boxes is None:

@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return MMedPOTrainer
     if name == "metric":
-        from mmedpo.share import metric
+        from mmedpo.runs.packaged import metric
 
         return metric
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import placeholders
+from mmedpo.data import placeholders
+from mmedpo.data.images import fault as image_fault
+from mmedpo.data.text import carries, folded, polarity, unit_interval
 from mmedpo.errors import Fault, InputError
-from mmedpo.images import fault as image_fault
-from mmedpo.text import carries, folded, polarity, unit_interval
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

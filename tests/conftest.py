@@ -38,14 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def deepspeed_stays() -> Iterator[None]:
     """Commands are run in this process too, in which later tests ask for ZeRO."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmedpo.zero.leave_out", lambda words: None)
+        patch.setattr("mmedpo.training.zero.leave_out", lambda words: None)
         yield
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source folder of phantoms, with the splits of `IMAGES`."""
-    from mmedpo import phantom
+    from mmedpo.quickstart import phantom
 
     folder = tmp_path_factory.mktemp("phantoms") / "corpus"
     phantom.write(folder, IMAGES, seed=0)
@@ -55,7 +55,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny vision-language model that knows the corpus's words and little else."""
-    from mmedpo import tiny
+    from mmedpo.quickstart import tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny.make(corpus, "supervised", steps=5, output=folder)
@@ -84,7 +84,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def preferences(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A curated dataset folder: the corpus's preference split with the tiny model as target, both kinds of pairs."""
     from mmedpo.curation.pipeline import Settings, curate_folder
-    from mmedpo.workdir import output_folder
+    from mmedpo.runs.run_folder import output_folder
 
     folder = tmp_path_factory.mktemp("datasets") / "pairs"
     settings = Settings(source=corpus, split="preference", model=str(tiny_model), **STANDINS)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedpo.data.images import fault, open_rgb, pixels
 from mmedpo.errors import InputError
-from mmedpo.images import fault, open_rgb, pixels
 
 HEIGHT, WIDTH = 24, 40
 NAME = "Doe^Jane"  # of a patient, in the headers of all DICOM files here

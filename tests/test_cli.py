@@ -404,7 +404,7 @@ def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
     from mmedpo.evaluation.answering import Generation, LocalModel
     from mmedpo.evaluation.predict import evaluate
     from mmedpo.evaluation.questions import of_source
-    from mmedpo.models import VisionLanguageModel
+    from mmedpo.models.vision_language import VisionLanguageModel
 
     folder, asked = tmp_path_factory.mktemp("evaluations"), of_source(corpus, "test", limit=12)
     model = LocalModel(VisionLanguageModel(str(tiny_model)))
@@ -488,7 +488,7 @@ def test_recipe_gives_what_the_same_options_give_and_the_command_line_wins(
 def test_preview_writes_a_sheet_and_says_what_it_left_out(run: Run, corpus: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from mmedpo.sources import read_source
+    from mmedpo.data.sources import read_source
 
     (tmp_path / "recipe.yaml").write_text("split: preference\nconcurrency: 4\nnoise: black\n")  # as curate takes it
     words = ("--config", tmp_path / "recipe.yaml", "--source", corpus, "--output", tmp_path / "new" / "sheet.png")
@@ -572,7 +572,7 @@ def test_short_commands_read_no_file_in_a_folders_place_and_leave_nothing_half_d
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        for writer in ("mmedpo.workdir.write_json", "mmedpo.evaluation.score.write_json"):
+        for writer in ("mmedpo.runs.run_folder.write_json", "mmedpo.evaluation.score.write_json"):
             patched.setattr(writer, interrupted)
         code, output = run(*given)
     assert code == 130 and "Interrupted." in output and "--resume" not in output

@@ -28,17 +28,18 @@ from huggingface_hub import constants
 from standins import JUDGES, WORDS
 from typer.testing import CliRunner
 
-from mmedpo import cli, report, tiny
-from mmedpo.credentialed import FLAG, first, is_credentialed
+from mmedpo import cli, report
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
+from mmedpo.data.credentialed import FLAG, first, is_credentialed
+from mmedpo.data.loading import credentialed_source, load, load_splits
+from mmedpo.data.sources import read_source, refuse_faults
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.compare import compare
-from mmedpo.hosts import is_loopback
-from mmedpo.loading import credentialed_source, load, load_splits
-from mmedpo.publish import publish
-from mmedpo.sources import read_source, refuse_faults
-from mmedpo.workdir import read_json, write_json
+from mmedpo.hub.publish import publish
+from mmedpo.quickstart import tiny
+from mmedpo.runs.hosts import is_loopback
+from mmedpo.runs.run_folder import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secret'cell"
@@ -573,7 +574,8 @@ def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
     send(preferences, "dataset")
     code = """
 import sys
-from mmedpo import loading, schema
+from mmedpo.data import loading
+from mmedpo import schema
 from huggingface_hub import HfApi
 said = [loading.credentialed_source("user/it", streaming=True)]
 HfApi().delete_file("manifest.json", "user/it", repo_type="dataset")

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from mmedpo import loading
+from mmedpo.data import loading
 
 
 def test_load_splits_reads_no_file_ahead(preferences: Path, monkeypatch: pytest.MonkeyPatch) -> None:

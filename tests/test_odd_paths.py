@@ -9,8 +9,10 @@ import pytest
 from datasets import Dataset
 from standins import WORDS
 
-from mmedpo import cli, loading, writable
+from mmedpo import cli
+from mmedpo.data import loading
 from mmedpo.errors import InputError
+from mmedpo.runs import writable
 
 NAMES = ("a[x]", "b*", "c?", "d{1,2}", "e{", "f[", "$a%20 #b", "*?[a]{b,c}")
 

@@ -14,15 +14,16 @@ from datasets import Dataset
 from PIL import Image
 from standins import STANDINS
 
-from mmedpo import loading, schema
+from mmedpo import schema
 from mmedpo.curation.pipeline import Settings, _shown, curate_folder
+from mmedpo.data import loading
+from mmedpo.data.images import digest, open_rgb
+from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
 from mmedpo.evaluation import pairs, questions
-from mmedpo.images import digest, open_rgb
-from mmedpo.models import encode, load_processor
-from mmedpo.sources import read_source
+from mmedpo.models.vision_language import encode, load_processor
+from mmedpo.runs.run_folder import output_folder
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.workdir import output_folder
 from tests.pictures import KINDS, layered, saved
 
 Rows = list[dict[str, Any]]

@@ -13,13 +13,14 @@ from datasets import Dataset
 from PIL import Image
 from standins import STANDINS
 
-from mmedpo import loading, schema
-from mmedpo.audit import audit
+from mmedpo import schema
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.pipeline import Settings, curate_folder
-from mmedpo.samples import Box
-from mmedpo.sources import Source, read_source
-from mmedpo.workdir import output_folder
+from mmedpo.data import loading
+from mmedpo.data.samples import Box
+from mmedpo.data.sources import Source, read_source
+from mmedpo.report.audit import audit
+from mmedpo.runs.run_folder import output_folder
 
 LIMIT = 40  # of the 193 questions about 54 X-rays of 1024 x 1024 pixels: all take half a minute
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from trl import TrlParser
 
-from mmedpo import recipes
 from mmedpo.curation.localize import FORMS, Query
 from mmedpo.curation.noise import check_rule
 from mmedpo.curation.settings import Preview, Run, Settings
 from mmedpo.curation.standins import STANDINS
+from mmedpo.runs import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes" / "curate").glob("*.yaml"))

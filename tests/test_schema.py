@@ -14,7 +14,8 @@ import pytest
 from datasets import Dataset, Value, load_dataset
 from PIL import Image
 
-from mmedpo import loading, schema
+from mmedpo import schema
+from mmedpo.data import loading
 from mmedpo.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)

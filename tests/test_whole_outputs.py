@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from mmedpo import tiny, writable
 from mmedpo.errors import InputError
-from mmedpo.ledger import Ledger
-from mmedpo.workdir import output_folder, short_folder, write_json
+from mmedpo.quickstart import tiny
+from mmedpo.runs import writable
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import output_folder, short_folder, write_json
 
 
 def test_two_short_commands_on_one_output(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_preview_on_a_full_disk_leaves_nothing(corpus: Path, tmp_path: Path, f
     from mmedpo.curation.localize import CentreStandIn
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.rows import Noise
-    from mmedpo.sources import read_source
+    from mmedpo.data.sources import read_source
 
     samples = read_source(corpus, "test").samples
     full()

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmedpo import cli, share, writable
+from mmedpo import cli
 from mmedpo.errors import InputError
+from mmedpo.runs import packaged, writable
 from tests.pictures import saved
 
 Run = Callable[..., tuple[int, str]]
@@ -69,8 +70,8 @@ def test_a_full_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: pyt
 def test_a_template_that_is_missing_is_refused_before_the_work(
     line: str, run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = share.folder("recipes") / "quickstart.yaml"
-    monkeypatch.setattr(share, "folder", lambda name: tmp_path / "nowhere")
+    recipe = packaged.folder("recipes") / "quickstart.yaml"
+    monkeypatch.setattr(packaged, "folder", lambda name: tmp_path / "nowhere")
     words = line.format(corpus=corpus, recipe=recipe).split()
     code, output = run(*words, *["--chat", "none", "--judges", "none"] * ("curate" in line), "--output", "out")
     assert code == 2 and "template cannot be read" in output

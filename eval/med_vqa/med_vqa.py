@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from mmedpo.evaluation import med_vqa
-from mmedpo.evaluation.space import CITATION
+from mmedpo.evaluation.metrics import med_vqa
+from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
 Scores of short answers to questions about medical images: one whole-word verdict for each closed question, clipped word

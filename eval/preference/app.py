@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from mmedpo.evaluation.space import launch
+from mmedpo.evaluation.metrics.space import launch
 
 compute = launch(Path(__file__).parent, {"chosen_logps": -2.0, "rejected_logps": -3.5})

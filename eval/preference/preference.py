@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from mmedpo.evaluation import preference
-from mmedpo.evaluation.space import CITATION
+from mmedpo.evaluation.metrics import preference
+from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
 Whether a model finds the preferred answer of each pair likelier than the dispreferred one, over all pairs, by kind of

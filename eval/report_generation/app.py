@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmedpo.evaluation.space import launch
+from mmedpo.evaluation.metrics.space import launch
 
 compute = launch(
     Path(__file__).parent,

@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from mmedpo.evaluation import report_generation
-from mmedpo.evaluation.space import CITATION
+from mmedpo.evaluation.metrics import report_generation
+from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
 BLEU-1 to BLEU-4, ROUGE-L and METEOR of generated radiology reports, one reference a report, by three published

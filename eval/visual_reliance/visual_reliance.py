@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from mmedpo.evaluation import visual_reliance
-from mmedpo.evaluation.space import CITATION
+from mmedpo.evaluation.metrics import visual_reliance
+from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
 How far accuracy and the log-probability of the gold answer fall when a model is shown the image with its lesion noised,

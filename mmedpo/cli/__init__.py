@@ -18,11 +18,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from mmedpo import hub, zero
 from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
+from mmedpo.data import hub
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
-from mmedpo.terminal import Screen, guard, plain
+from mmedpo.runs.terminal import Screen, guard, plain
+from mmedpo.training import zero
 
 __all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
 
@@ -48,7 +49,7 @@ def quickstart(
 ) -> None:
     """Run the whole job on phantoms: no network, no GPU, no account."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from mmedpo.quickstart import run
+    from mmedpo.quickstart.demonstration import run
 
     table = run(output, _invoke, seed, scale, all_arms, split, resume)
     print_table(table)

@@ -34,11 +34,11 @@ def curate(context: typer.Context) -> None:
     Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
     work: accelerate launch -m mmedpo.cli curate ...
     """
-    from mmedpo.builders import make_dataset
     from mmedpo.curation import contents
     from mmedpo.curation.settings import Run, Settings
-    from mmedpo.processes import Processes
-    from mmedpo.workdir import output_folder
+    from mmedpo.hub.builders import make_dataset
+    from mmedpo.runs.processes import Processes
+    from mmedpo.runs.run_folder import output_folder
 
     settings, run = parsed(context, Settings, Run)
     settings.refuse_unnamed()
@@ -67,9 +67,9 @@ def build(
 
     Takes --config FILE.yaml and the options of curate; mmedpo build NAME --help says what the data is and lists them.
     """
-    from mmedpo import builders
     from mmedpo.curation.settings import Settings
-    from mmedpo.processes import Processes
+    from mmedpo.hub import builders
+    from mmedpo.runs.processes import Processes
 
     if name is None or name.startswith("-"):
         console.print(context.get_help())
@@ -106,7 +106,7 @@ def preview(context: typer.Context) -> None:
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
     from mmedpo.curation.source import open_source
-    from mmedpo.models import load_processor
+    from mmedpo.models.vision_language import load_processor
 
     settings, run = parsed(context, Settings, Preview)
     if not settings.makes_visual_pairs:
@@ -138,9 +138,9 @@ def audit(
     split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
 ) -> None:
     """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
-    from mmedpo import audit as audits
-    from mmedpo import writable
-    from mmedpo.workdir import output_folder, write_json
+    from mmedpo.report import audit as audits
+    from mmedpo.runs import writable
+    from mmedpo.runs.run_folder import output_folder, write_json
 
     if output is not None:
         writable.check(output, resume)

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from mmedpo import credentialed, writable
 from mmedpo.cli.shared import (
     PARSED,
     ImageFolders,
@@ -32,9 +31,11 @@ from mmedpo.cli.shared import (
     print_table,
     print_written,
 )
+from mmedpo.data import credentialed
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
-from mmedpo.options import LENGTHS
-from mmedpo.text import number_of
+from mmedpo.runs import writable
+from mmedpo.runs.options import LENGTHS
 
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
@@ -176,13 +177,13 @@ def compare(
     with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
     data are left out of it (docs/credentialed.md).
     """
-    from mmedpo.cards import check_template
+    from mmedpo.data.sources import read_source
     from mmedpo.evaluation import compare as comparing
-    from mmedpo.publish.card import with_results
+    from mmedpo.hub.cards import check_template
+    from mmedpo.hub.publish.card import with_results
     from mmedpo.report import rows, write_report, write_tables
-    from mmedpo.sources import read_source
-    from mmedpo.wording import note
-    from mmedpo.workdir import short_folder, write_json
+    from mmedpo.report.wording import note
+    from mmedpo.runs.run_folder import short_folder, write_json
 
     writable.check(output)
     if card:
@@ -257,12 +258,12 @@ def attention(
     Only questions with lesion boxes are used, where the source has any. Attention is not an explanation, and averages
     of it are full of sinks: compare before and after, and read nothing into one map alone.
     """
+    from mmedpo.data.sources import limited, read_source, refuse_faults
     from mmedpo.evaluation import attention as attending
     from mmedpo.evaluation.contents import ModelSpec, still
-    from mmedpo.models import load_processor
-    from mmedpo.refusals import drop_refused
-    from mmedpo.sources import limited, read_source, refuse_faults
-    from mmedpo.workdir import output_folder
+    from mmedpo.models.refusals import drop_refused
+    from mmedpo.models.vision_language import load_processor
+    from mmedpo.runs.run_folder import output_folder
 
     writable.check(output, resume)
     settings = attending.Settings(answer, layers, max_new_tokens)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmedpo import options
 from mmedpo.cli.shared import PARSED, ThirdParties, app, command_line, console, parsed, print_notices, print_table
 from mmedpo.errors import InputError, Stopped
-from mmedpo.terminal import plain
+from mmedpo.runs import options
+from mmedpo.runs.terminal import plain
 
 if TYPE_CHECKING:
-    from mmedpo.builders import Build
-    from mmedpo.publish import Publication
+    from mmedpo.hub.builders import Build
+    from mmedpo.hub.publish import Publication
 
 
 @app.command(epilog="Example: mmedpo publish runs/pairs someone/vqa-rad-mmedpo --fill license=cc0-1.0")
@@ -42,7 +42,7 @@ def publish(
     The same content is never sent twice. What people wrote into the card, here or on the Hub, stays. Of credentialed
     data only ids, weights, scores and settings are published (docs/credentialed.md).
     """
-    from mmedpo.publish import publish as run
+    from mmedpo.hub.publish import publish as run
 
     if adapter and metric:
         raise InputError("--adapter and --metric exclude each other; FOLDER is one of them.")
@@ -80,7 +80,7 @@ def asker(yes: bool) -> Callable[[str], bool] | None:
 
 def prepare_built(built: Build) -> None:
     """What build does with --publish before it works."""
-    from mmedpo.publish import prepare as run
+    from mmedpo.hub.publish import prepare as run
 
     answers(built.fill)
     run(str(built.publish))
@@ -93,7 +93,7 @@ def prepare_built(built: Build) -> None:
 
 def publish_built(built: Build) -> None:
     """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
-    from mmedpo.publish import publish as run
+    from mmedpo.hub.publish import publish as run
 
     folder, repo, third_parties = built.output, str(built.publish), built.third_parties
     try:
@@ -109,20 +109,20 @@ def publish_built(built: Build) -> None:
 
 def prepare(repo: str, training: dict[str, Any], token: str | None) -> None:
     """What train does first with push_to_hub."""
-    from mmedpo.publish import prepare as run
+    from mmedpo.hub.publish import prepare as run
 
     run(repo, "adapter", training, token=token)
 
 
 def push(folder: Path, repo: str, token: str | None, third_parties: bool) -> None:
     """What train does last with push_to_hub: after hours of work nobody is asked; open fields are listed."""
-    from mmedpo.publish import publish as run
+    from mmedpo.hub.publish import publish as run
 
     print_publication(run(folder, repo, "adapter", confirm=lambda _: True, token=token, third_parties=third_parties))
 
 
 def print_publication(done: Publication, dry_run: bool = False) -> None:
-    from mmedpo.publish.show import lines
+    from mmedpo.hub.publish.show import lines
 
     for line in lines(done, dry_run):
         console.print(line, soft_wrap=True)
@@ -141,8 +141,8 @@ def rejoin(
     Runs the recorded settings again on --source and joins the rows by id with the published weights. Wrong answers come
     from the cache of calls (--cache), or from the models that --model and --chat name. Takes all options of curate.
     """
-    from mmedpo import rejoin as rejoining
     from mmedpo.curation.settings import Run, Settings
+    from mmedpo.hub import rejoin as rejoining
 
     if repo is None or repo.startswith("-"):
         console.print(context.get_help())

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from mmedpo import credentialed, options, places
-from mmedpo.options import INT32, SEEDS
-from mmedpo.terminal import Screen, plain
+from mmedpo.data import credentialed, safe_paths
+from mmedpo.runs import options
+from mmedpo.runs.options import INT32, SEEDS
+from mmedpo.runs.terminal import Screen, plain
 
 app = typer.Typer(
     help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
@@ -38,7 +39,7 @@ Limit = Annotated[
     int | None, typer.Option("--limit", min=1, max=INT32, help="Use this many questions only (seeded choice).")
 ]
 Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
-ImageFolders = Annotated[list[Path] | None, typer.Option(places.OPTION, help=f"{places.HELP} Repeatable.")]
+ImageFolders = Annotated[list[Path] | None, typer.Option(safe_paths.OPTION, help=f"{safe_paths.HELP} Repeatable.")]
 ThirdParties = Annotated[bool, typer.Option(options.FLAG, help=options.FLAG_HELP)]
 Seed = Annotated[int, typer.Option("--seed", min=SEEDS[0], max=SEEDS[1], help="Seed of everything left to chance.")]
 OfficialSplit = Annotated[
@@ -49,7 +50,7 @@ SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty ro
 
 def command_line() -> str:
     """The command line as it is recorded: without --resume, folders of this machine, and tokens."""
-    from mmedpo.workdir import portable
+    from mmedpo.runs.run_folder import portable
 
     words: list[str] = []
     for word in sys.argv[1:]:
@@ -70,7 +71,7 @@ def parsed(
 
     `about` is what --help says before it lists them; by default what the command says of itself.
     """
-    from mmedpo import recipes
+    from mmedpo.runs import recipes
 
     if "--help" in context.args:
         console.print(about if about else context.get_help(), soft_wrap=True)
@@ -86,7 +87,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def print_notices(manifest: Mapping[str, Any]) -> None:
     """The last lines of a run: what its weights leave out, and that stand-ins, phantoms or a toy model went into it."""
-    from mmedpo.notices import notices
+    from mmedpo.report.notices import notices
 
     for note in (manifest.get("weights") or {}).get("notes", []):
         console.print(f"Weights: {note}", soft_wrap=True)

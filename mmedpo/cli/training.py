@@ -27,7 +27,7 @@ def convert(
     resume: Resume = False,
 ) -> None:
     """Rewrite an original LLaVA checkpoint as a transformers model with processor and chat template."""
-    from mmedpo.convert import convert as run
+    from mmedpo.models.convert import convert as run
 
     done = run(source, output, template, vision_tower, revision, resume)
     console.print(
@@ -47,7 +47,7 @@ def train(context: typer.Context) -> None:
 
     Takes --config FILE.yaml and any field of MMedPOConfig and TRL's ModelConfig; --help lists them all.
     """
-    from mmedpo.cards import check_template, write_adapter_card
+    from mmedpo.hub.cards import check_template, write_adapter_card
     from mmedpo.training import run
     from mmedpo.training.hub import Push
 

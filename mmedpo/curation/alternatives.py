@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 
-from mmedpo.samples import Sample
-from mmedpo.text import folded, unit_interval, words
+from mmedpo.data.samples import Sample
+from mmedpo.data.text import folded, unit_interval, words
 
 SHOWN = 12
 COMPARED = 512  # answers of one length, at most: with all of them the work would grow with the square of the source

@@ -6,12 +6,12 @@ from typing import Any
 
 from mmedpo.curation.standins import STANDINS
 from mmedpo.errors import InputError
-from mmedpo.ledger import Ledger
-from mmedpo.llm import ChatClient, ChatModel
-from mmedpo.llm.cache import Absent, CachedChat
-from mmedpo.llm.endpoint import EndpointChat
-from mmedpo.llm.limits import Budget
-from mmedpo.llm.names import FORMS, names_endpoint, open_endpoint
+from mmedpo.models.chat import ChatClient, ChatModel
+from mmedpo.models.chat.cache import Absent, CachedChat
+from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.limits import Budget
+from mmedpo.models.chat.names import FORMS, names_endpoint, open_endpoint
+from mmedpo.runs.ledger import Ledger
 
 
 def open_chat(
@@ -47,7 +47,7 @@ def open_chat(
 def _client(spec: str, budget: Budget, batch_size: int, discreet: bool, sampling: dict[str, Any]) -> ChatClient:
     scheme, _, rest = spec.partition(":")
     if scheme == "local" and rest:
-        from mmedpo.llm.local import LocalChat
+        from mmedpo.models.chat.local import LocalChat
 
         return LocalChat(rest, batch_size=batch_size, **sampling)
     if scheme == "cache" and rest:

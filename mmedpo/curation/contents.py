@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from mmedpo import changes
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
+from mmedpo.data import changes
+from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
-from mmedpo.fingerprint import model_contents
-from mmedpo.formats import STANDIN
-from mmedpo.ledger import Ledger
-from mmedpo.sources import Source
-from mmedpo.workdir import ROWS, portable, read_object, settle_contents
+from mmedpo.models.fingerprint import model_contents
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import ROWS, portable, read_object, settle_contents
 
 Contents = Mapping[str, str | None]
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from mmedpo import placeholders
 from mmedpo.curation.prompts import render
+from mmedpo.data import placeholders
+from mmedpo.data.text import folded, plain, words
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
+from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
+from mmedpo.runs.run_folder import portable
 from mmedpo.schema import text_fault
-from mmedpo.text import folded, plain, words
-from mmedpo.workdir import portable
 
 SELECT, INJECT, FLIP = "select@2", "inject@2", "flip@1"
 TARGET_MODEL, FLIPPED = "target model", "flip"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmedpo import hub, trust
 from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
 from mmedpo.curation.query import DISEASE, Query, letters, modality
+from mmedpo.data import hub, trust
+from mmedpo.data.images import open_rgb
+from mmedpo.data.samples import Box, Sample, read_heat
+from mmedpo.data.text import words
 from mmedpo.errors import InputError
-from mmedpo.images import open_rgb
-from mmedpo.samples import Box, Sample, read_heat
-from mmedpo.text import words
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmedpo import hub, trust
+from mmedpo.data import hub, trust
+from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
-from mmedpo.fingerprint import file_contents, model_contents
-from mmedpo.images import open_rgb
+from mmedpo.models.fingerprint import file_contents, model_contents
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mmedpo.data.images import open_image
+from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
-from mmedpo.images import open_image
-from mmedpo.samples import Box
 
 STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")

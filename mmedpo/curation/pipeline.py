@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import consent, images, schema
+from mmedpo import schema
 from mmedpo.curation import contents, hallucinate, relevance, rows, sampling, weights
 from mmedpo.curation.alternatives import Alternatives, Pool
 from mmedpo.curation.contents import Contents
@@ -27,16 +27,17 @@ from mmedpo.curation.localize import Localizer, bounded
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
 from mmedpo.curation.tools import Tools, open_tools
+from mmedpo.data import consent, images
+from mmedpo.data.samples import Sample
+from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
-from mmedpo.formats import STANDIN
-from mmedpo.ledger import Ledger
-from mmedpo.llm import ChatModel
-from mmedpo.llm.cache import tally
-from mmedpo.llm.limits import Limits
-from mmedpo.processes import ALONE, Processes
-from mmedpo.samples import Sample
-from mmedpo.sources import Source
-from mmedpo.workdir import portable, versions, write_json
+from mmedpo.models.chat import ChatModel
+from mmedpo.models.chat.cache import tally
+from mmedpo.models.chat.limits import Limits
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.processes import ALONE, Processes
+from mmedpo.runs.run_folder import portable, versions, write_json
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedpo import images, model_input, writable
 from mmedpo.curation.localize import Localizer, Region, bounded
 from mmedpo.curation.rows import Noise, noised, row_id
+from mmedpo.data import images
+from mmedpo.data.samples import Sample
 from mmedpo.errors import InputError
-from mmedpo.samples import Sample
+from mmedpo.models import model_input
+from mmedpo.runs import writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

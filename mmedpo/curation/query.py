@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+from mmedpo.data.samples import Sample
+from mmedpo.data.text import folded
 from mmedpo.errors import InputError
-from mmedpo.samples import Sample
-from mmedpo.text import folded
 
 # What tables call a kind of image: a word, or two written together.
 MODALITIES = {

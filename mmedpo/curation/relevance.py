@@ -14,8 +14,8 @@ from typing import Literal, TypedDict, get_args
 
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatModel, ChatReply, ChatRequest, parse_json
-from mmedpo.workdir import portable
+from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
+from mmedpo.runs.run_folder import portable
 
 JUDGE = "judge@1"
 NO_SCORE = "no judge gave a readable score"

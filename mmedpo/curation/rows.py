@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo import images, schema
+from mmedpo import schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import DRAWN, PIXELS, corrupt, generator
 from mmedpo.curation.sampling import texts
-from mmedpo.ledger import Ledger
-from mmedpo.samples import Sample
+from mmedpo.data import images
+from mmedpo.data.samples import Sample
+from mmedpo.runs.ledger import Ledger
 
 TEXT_PAIR = "hallucinated_response"
 

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import images, schema
-from mmedpo.generation import Sampling, longest
-from mmedpo.models import VisionLanguageModel
-from mmedpo.samples import Sample
-from mmedpo.text import unit_interval
+from mmedpo import schema
+from mmedpo.data import images
+from mmedpo.data.samples import Sample
+from mmedpo.data.text import unit_interval
+from mmedpo.models.generation import Sampling, longest
+from mmedpo.models.vision_language import VisionLanguageModel
 
 if TYPE_CHECKING:
     from mmedpo.curation.settings import Settings

@@ -8,19 +8,30 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from mmedpo import credentialed, places
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.rows import Noise
 from mmedpo.curation.standins import STANDINS, StandInChat
+from mmedpo.data import credentialed, safe_paths
 from mmedpo.errors import InputError
-from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
-from mmedpo.llm.limits import Calling
-from mmedpo.model_input import longer_side
-from mmedpo.models import load_processor
-from mmedpo.options import COUNTS, INT32, LENGTHS, SEEDS, TEMPERATURES, check_types, option, outside, refuse, unknown
+from mmedpo.models.chat.limits import Calling
+from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
+from mmedpo.models.model_input import longer_side
+from mmedpo.models.vision_language import load_processor
+from mmedpo.runs.options import (
+    COUNTS,
+    INT32,
+    LENGTHS,
+    SEEDS,
+    TEMPERATURES,
+    check_types,
+    option,
+    outside,
+    refuse,
+    unknown,
+)
+from mmedpo.runs.run_folder import portable
 from mmedpo.schema import SHARD_SIZE, shard_bytes
-from mmedpo.workdir import portable
 
 log = logging.getLogger(__name__)
 CHATS = (
@@ -43,7 +54,7 @@ class Settings:
     """
 
     source: Path = field(metadata={"help": "Folder with a table of questions and its images."})
-    image_folders: list[str] = field(default_factory=list, metadata={"help": places.HELP})
+    image_folders: list[str] = field(default_factory=list, metadata={"help": safe_paths.HELP})
     split: str | None = option(None, "Split of the source to use; all where not given.")
     official_split: bool = option(False, "Take the source's own split as it stands, even with shared images.")
     limit: int | None = option(None, "Use this many questions only (seeded choice).")

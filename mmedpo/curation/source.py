@@ -6,10 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mmedpo.curation.settings import Settings
+from mmedpo.data.sources import Source, read_source, refuse_faults
 from mmedpo.errors import InputError
-from mmedpo.models import load_processor
-from mmedpo.refusals import drop_refused
-from mmedpo.sources import Source, read_source, refuse_faults
+from mmedpo.models.refusals import drop_refused
+from mmedpo.models.vision_language import load_processor
 
 
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, Literal
 
 from mmedpo.curation.hallucinate import OPPOSITE, answer_fault, in_case_of, in_form_of
-from mmedpo.llm import ChatModel, ChatReply, ChatRequest
-from mmedpo.text import polarity, words
+from mmedpo.data.text import polarity, words
+from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
 
 Difference = Literal["polarity", "finding", "side", "other", "wording"]
 

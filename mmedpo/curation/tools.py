@@ -6,17 +6,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from mmedpo import models
 from mmedpo.curation import relevance
 from mmedpo.curation.chat import open_chat
 from mmedpo.curation.hallucinate import FLIPPED, TARGET_MODEL
 from mmedpo.curation.localize import Localizer, open_localizer
 from mmedpo.curation.rows import TEXT_PAIR
 from mmedpo.curation.settings import Settings
-from mmedpo.formats import STANDIN
-from mmedpo.ledger import Ledger
-from mmedpo.llm import ChatModel
-from mmedpo.llm.limits import Budget, Limits
+from mmedpo.models import vision_language
+from mmedpo.models.chat import ChatModel
+from mmedpo.models.chat.limits import Budget, Limits
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Tools:
             wrong_by: who made the wrong answers of the rows (`hallucinate.Hallucination.made_by`).
             target: folder or Hub id of the model whose answers were sampled.
         """
-        texts = [models.standin(target) or ""] if target and TARGET_MODEL in wrong_by else []
+        texts = [vision_language.standin(target) or ""] if target and TARGET_MODEL in wrong_by else []
         if self.chat and set(wrong_by) - {FLIPPED}:
             texts.append(self.chat.name)
         judged = self.judges if TEXT_PAIR in kinds else []

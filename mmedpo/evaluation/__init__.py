@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmedpo import thoughts
 from mmedpo.errors import Fault, InputError
+from mmedpo.models import thoughts
 
 
 def require_known(kind: str, name: str, known: Sequence[str]) -> None:
@@ -35,7 +35,8 @@ def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
 
 
 def answers_in(predictions: Sequence[str]) -> list[str]:
-    """The answers in what a model said, without thoughts (`mmedpo.thoughts`); "" where a thought is not finished."""
+    """The answers in what a model said, without thoughts (`mmedpo.models.thoughts`); "" where a thought is not
+    finished."""
     return [thoughts.strip(text) or "" for text in predictions]
 
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from mmedpo.data.images import png
+from mmedpo.data.text import unit_interval
 from mmedpo.errors import Stopped
 from mmedpo.evaluation.predictions import Line, line
 from mmedpo.evaluation.questions import READERS, Question, QuestionSet
-from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
-from mmedpo.images import png
-from mmedpo.ledger import Ledger
-from mmedpo.llm import Budget, ChatReply, ChatRequest, Limits
-from mmedpo.llm.names import open_endpoint
-from mmedpo.llm.parameters import Parameters
-from mmedpo.models import VisionLanguageModel, hardware, render
-from mmedpo.text import unit_interval
-from mmedpo.workdir import portable
+from mmedpo.models.chat import Budget, ChatReply, ChatRequest, Limits
+from mmedpo.models.chat.names import open_endpoint
+from mmedpo.models.chat.parameters import Parameters
+from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
+from mmedpo.models.vision_language import VisionLanguageModel, hardware, render
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import portable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import formats
+from mmedpo.data.images import open_rgb
+from mmedpo.data.samples import Box, Sample
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
-from mmedpo.evaluation.metric import Floats, mean
+from mmedpo.evaluation.metrics.base import Floats, mean
 from mmedpo.evaluation.questions import of_sample
 from mmedpo.evaluation.score import picture
 from mmedpo.evaluation.statistics import bootstrap, interval, tail
-from mmedpo.images import open_rgb
-from mmedpo.ledger import Ledger
-from mmedpo.models import VisionLanguageModel
-from mmedpo.samples import Box, Sample
-from mmedpo.workdir import portable, versions, write_json
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs import formats
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import portable, versions, write_json
 
 ANSWERS = ("gold", "own")
 RUNS = ("start", "adapter")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedpo.evaluation.metric import Floats
-from mmedpo.samples import Sample
+from mmedpo.data.samples import Sample
+from mmedpo.evaluation.metrics.base import Floats
 
 if TYPE_CHECKING:
     from PIL.Image import Image

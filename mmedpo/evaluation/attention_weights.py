@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.metric import Floats
-from mmedpo.generation import end_tokens, unspoken
-from mmedpo.models import VisionLanguageModel
-from mmedpo.thoughts import Answer
+from mmedpo.evaluation.metrics.base import Floats
+from mmedpo.models.generation import end_tokens, unspoken
+from mmedpo.models.thoughts import Answer
+from mmedpo.models.vision_language import VisionLanguageModel
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedpo import credentialed, formats
+from mmedpo.data import credentialed
+from mmedpo.data.samples import Sample
 from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
@@ -19,8 +20,8 @@ from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
 from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
 from mmedpo.evaluation.seen import seen_in_training, trained_on
 from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
-from mmedpo.samples import Sample
-from mmedpo.workdir import versions
+from mmedpo.runs import formats
+from mmedpo.runs.run_folder import versions
 
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
 GROUPS = 20  # of one grouping; smaller ones are put together

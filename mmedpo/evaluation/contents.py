@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedpo.adapters import adapter_contents
 from mmedpo.errors import AlreadyFinished, Fault, InputError
 from mmedpo.evaluation.score import Row, read_by_id, write_lines
-from mmedpo.fingerprint import model_contents
-from mmedpo.models import VisionLanguageModel
-from mmedpo.workdir import sha256
+from mmedpo.models.adapters import adapter_contents
+from mmedpo.models.fingerprint import model_contents
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.run_folder import sha256
 
 QUESTIONS = "questions.jsonl"
 CALLED = {  # columns of it, as they are called in a table or a dataset

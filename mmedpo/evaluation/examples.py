@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmedpo.evaluation.metric import Metric
+from mmedpo.evaluation.metrics.base import Metric
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row
 

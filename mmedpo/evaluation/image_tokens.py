@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.metric import Floats
+from mmedpo.evaluation.metrics.base import Floats
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
-from mmedpo.images import open_rgb
-from mmedpo.models import VisionLanguageModel, lacks_first_token
+from mmedpo.models.vision_language import VisionLanguageModel, lacks_first_token
 
 if TYPE_CHECKING:
     import torch

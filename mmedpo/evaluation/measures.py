@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import consent, writable
+from mmedpo.data import consent
+from mmedpo.data.sources import chosen_ids
 from mmedpo.errors import InputError
 from mmedpo.evaluation import pairs, questions
 from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
@@ -17,11 +18,11 @@ from mmedpo.evaluation.contents import still
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.score import Row
 from mmedpo.evaluation.settings import Run, Settings
-from mmedpo.llm.limits import Limits
-from mmedpo.models import VisionLanguageModel, load_processor
-from mmedpo.processes import Processes
-from mmedpo.sources import chosen_ids
-from mmedpo.workdir import output_folder
+from mmedpo.models.chat.limits import Limits
+from mmedpo.models.vision_language import VisionLanguageModel, load_processor
+from mmedpo.runs import writable
+from mmedpo.runs.processes import Processes
+from mmedpo.runs.run_folder import output_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import track
 
-from mmedpo import formats, refusals, schema
+from mmedpo import schema
+from mmedpo.data.images import digest, open_rgb, size
+from mmedpo.data.text import unit_interval
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.likelihood import View, answer_logps
-from mmedpo.evaluation.med_vqa import ANSWER_TYPES
+from mmedpo.evaluation.metrics import med_vqa, preference, visual_reliance
+from mmedpo.evaluation.metrics.med_vqa import ANSWER_TYPES
+from mmedpo.evaluation.metrics.visual_reliance import VIEWS
 from mmedpo.evaluation.score import Row, picture, write_lines, write_results
-from mmedpo.evaluation.visual_reliance import VIEWS
-from mmedpo.generation import Sampling
-from mmedpo.images import digest, open_rgb, size
-from mmedpo.ledger import Ledger
-from mmedpo.models import VisionLanguageModel
-from mmedpo.text import unit_interval
-from mmedpo.workdir import sha256, versions
+from mmedpo.models import refusals
+from mmedpo.models.generation import Sampling
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs import formats
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import sha256, versions
 
 if TYPE_CHECKING:
     from datasets import Dataset

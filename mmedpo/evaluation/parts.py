@@ -11,7 +11,7 @@ from itertools import groupby
 
 import numpy as np
 
-from mmedpo.evaluation.metric import Floats, Metric
+from mmedpo.evaluation.metrics.base import Floats, Metric
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
 from mmedpo.evaluation.statistics import bootstrap, cluster_sums, exchanges, interval, p_value, tail

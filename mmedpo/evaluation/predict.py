@@ -13,16 +13,16 @@ from typing import Any
 
 from rich.progress import Progress
 
-from mmedpo import formats
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
 from mmedpo.evaluation.predictions import Line, counts, notes, unanswered, without_open_thoughts
 from mmedpo.evaluation.questions import Question, QuestionSet, write
 from mmedpo.evaluation.score import Scoring, score_folder, write_lines, write_results
-from mmedpo.ledger import Ledger
-from mmedpo.processes import ALONE, Processes
+from mmedpo.runs import formats
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.processes import ALONE, Processes
+from mmedpo.runs.run_folder import versions
 from mmedpo.schema import TASKS
-from mmedpo.workdir import versions
 
 log = logging.getLogger(__name__)
 

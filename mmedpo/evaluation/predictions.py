@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmedpo import thoughts
 from mmedpo.errors import Fault
-from mmedpo.thoughts import Answer
+from mmedpo.models import thoughts
+from mmedpo.models.thoughts import Answer
 
 Line = dict[str, Any]
 KEPT = {"raw": str, "cut": bool, "unanswered": str}  # of a line that was written before; null is absent

@@ -11,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo import credentialed, loading, refusals, schema
+from mmedpo import schema
+from mmedpo.data import credentialed, loading
+from mmedpo.data.images import digest, open_rgb, size
+from mmedpo.data.samples import Sample
+from mmedpo.data.sources import chosen_ids, limited, read_source, refuse_faults
+from mmedpo.data.text import plain
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.contents import keep
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
-from mmedpo.images import digest, open_rgb, size
-from mmedpo.samples import Sample
-from mmedpo.sources import chosen_ids, limited, read_source, refuse_faults
-from mmedpo.text import plain
-from mmedpo.workdir import portable
+from mmedpo.models import refusals
+from mmedpo.runs.run_folder import portable
 
 if TYPE_CHECKING:
     from datasets import Dataset

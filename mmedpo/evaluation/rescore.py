@@ -9,12 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, formats, writable
+from mmedpo.data import credentialed
 from mmedpo.errors import InputError
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.evaluation.questions import QuestionSet, read, write
-from mmedpo.evaluation.score import PARTS, Row, Scoring, check_digests, joined, score_pairs, write_lines, write_results
-from mmedpo.workdir import portable, read_json, sha256, short_folder, versions
+from mmedpo.evaluation.score import (
+    PARTS,
+    Row,
+    Scoring,
+    check_digests,
+    joined,
+    score_pairs,
+    write_lines,
+    write_results,
+)
+from mmedpo.runs import formats, writable
+from mmedpo.runs.run_folder import portable, read_json, sha256, short_folder, versions
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmedpo import credentialed, formats
+from mmedpo.data import credentialed
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import med_vqa
-from mmedpo.evaluation.metric import Metric
+from mmedpo.evaluation.metrics import med_vqa
+from mmedpo.evaluation.metrics.base import Metric
 from mmedpo.evaluation.score import METRICS, Row, Scoring, check_digests, first_ids, read_by_id
+from mmedpo.runs import formats
+from mmedpo.runs.run_folder import read_json
 from mmedpo.schema import TASKS
-from mmedpo.workdir import read_json
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest", "pair_digest")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedpo import bounded
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation import med_vqa, preference, report_generation, require_known, visual_reliance
+from mmedpo.evaluation import require_known
+from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, visual_reliance
 from mmedpo.evaluation.predictions import Line, reread
 from mmedpo.evaluation.predictions import faults as wrong_types
+from mmedpo.runs import bounded_json
+from mmedpo.runs.run_folder import portable, sha256, write_json
 from mmedpo.schema import TASKS
-from mmedpo.workdir import portable, sha256, write_json
 
 METRICS = {  # by folder of eval/
     "med_vqa": med_vqa.metrics,
@@ -224,7 +225,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = bounded.loads(line)
+            row = bounded_json.loads(line)
         except ValueError as error:
             raise InputError(f"{path}, line {number} is not JSON ({error}); write the file anew.") from None
         if not isinstance(row, dict):

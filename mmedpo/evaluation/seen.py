@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import loading
+from mmedpo.data import loading
+from mmedpo.data.images import digest, open_rgb
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
-from mmedpo.images import digest, open_rgb
-from mmedpo.workdir import portable, read_json
+from mmedpo.runs.run_folder import portable, read_json
 
 
 def seen_in_training(run: Run, dataset: str) -> Row:

@@ -6,14 +6,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedpo import credentialed, places
+from mmedpo.data import credentialed, safe_paths
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.contents import ModelSpec
 from mmedpo.evaluation.score import Scoring
-from mmedpo.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
-from mmedpo.llm.limits import Calling
-from mmedpo.llm.names import names_endpoint
-from mmedpo.options import COUNTS, INT32, LENGTHS, SEEDS, TEMPERATURES, check_types, option, outside, refuse, unknown
+from mmedpo.models.chat.limits import Calling
+from mmedpo.models.chat.names import names_endpoint
+from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
+from mmedpo.runs.options import (
+    COUNTS,
+    INT32,
+    LENGTHS,
+    SEEDS,
+    TEMPERATURES,
+    check_types,
+    option,
+    outside,
+    refuse,
+    unknown,
+)
 
 STRICT = {
     "max_new_tokens": MAX_NEW_TOKENS, "max_new_tokens_report": MAX_NEW_TOKENS_REPORT, "temperature": 0.0,
@@ -51,7 +62,7 @@ class Settings:
         "hub:org/model[@provider]: questions AND IMAGES (pixels, no file headers) are then sent there."
     })  # fmt: skip
     source: Path | None = field(default=None, metadata={"help": "Folder with a table of questions and its images."})
-    image_folders: list[str] = field(default_factory=list, metadata={"help": places.HELP})
+    image_folders: list[str] = field(default_factory=list, metadata={"help": safe_paths.HELP})
     dataset: str | None = option(None, "Or a preference dataset, folder or Hub id: its questions and chosen answers.")
     split: str | None = option(None, "Split to ask; all of a source, the only one of a dataset where not given.")
     adapter: str | None = option(None, "Hub id or folder of an adapter on the model.")

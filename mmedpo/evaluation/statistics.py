@@ -4,7 +4,7 @@ A metric (`metric.Metric`) is a matrix of per-question statistics [n, k] and an 
 one image are not independent, so whole images are drawn, and whole images change sides.
 
 Example:
-    >>> from mmedpo.evaluation.metric import mean
+    >>> from mmedpo.evaluation.metrics.base import mean
     >>> images = ["image-1", "image-2"]
     >>> draws = mean(bootstrap([[1, 1], [1, 1]], images, resamples=100))
     >>> interval(draws, tail(images)), interval(draws - draws, tail(images))
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.metric import Floats
+from mmedpo.evaluation.metrics.base import Floats
 
 RESAMPLES = 10_000
 COVERAGE = 0.95

@@ -12,16 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import consent, credentialed, loading, options, wording
-from mmedpo.audit import page
-from mmedpo.notices import notices
-from mmedpo.report import charts, pictures
+from mmedpo.data import consent, credentialed, loading
+from mmedpo.report import charts, pictures, wording
+from mmedpo.report.audit import page
+from mmedpo.report.notices import notices
 from mmedpo.report.tables import group_note, rows, write_tables
-from mmedpo.workdir import read_json
+from mmedpo.runs import options
+from mmedpo.runs.run_folder import read_json
 
 __all__ = ["rows", "write_report", "write_tables"]
 
-SCRIPT = Path(__file__).parents[1] / "templates" / "report.js"
+SCRIPT = Path(__file__).parent / "templates" / "report.js"
 TOOLS = (
     *(wording.amount, wording.change, wording.counted, wording.heading, wording.interval, wording.label),
     *(wording.ordered, wording.outcome, wording.percent, wording.run_name, wording.span, wording.titled),

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.curves import KINDS, kinds, logged
-from mmedpo.wording import heading, label, ordered, outcome, titled
+from mmedpo.report.curves import KINDS, kinds, logged
+from mmedpo.report.wording import heading, label, ordered, outcome, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo import formats, images, loading
-from mmedpo.audit import distributions
+from mmedpo.data import images, loading
 from mmedpo.errors import Fault, InputError
+from mmedpo.report.audit import distributions
+from mmedpo.runs import formats
+from mmedpo.runs.run_folder import read_json
 from mmedpo.schema import message_text
-from mmedpo.workdir import read_json
 
 PAIRS_SHOWN = 3  # of each kind
 PICTURE_SIDE = 512  # pixels; larger images are scaled down

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmedpo.markup import inline
-from mmedpo.wording import GROUPINGS, counted, method, note, ordered, p_text, run_name, titled, variant
+from mmedpo.report.markup import inline
+from mmedpo.report.wording import GROUPINGS, counted, method, note, ordered, p_text, run_name, titled, variant
 
 VALUE = ("value", "low", "high")
 DIFFERENCE = ("difference", "difference_low", "difference_high")

@@ -24,10 +24,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from mmedpo import zero
 from mmedpo.errors import InputError
+from mmedpo.runs.run_folder import read_object
+from mmedpo.training import zero
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.workdir import read_object
 
 # What DeepSpeed's own pickles hold beside tensors: classes of numbers and names.
 OWN = {

@@ -12,9 +12,9 @@ from transformers import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo import schema
+from mmedpo.data.images import UnusableImage, open_rgb
 from mmedpo.errors import InputError
-from mmedpo.images import UnusableImage, open_rgb
-from mmedpo.models import lacks_first_token
+from mmedpo.models.vision_language import lacks_first_token
 from mmedpo.training.reference import digest_key, image_digest, row_key
 from mmedpo.training.sharing import pack, padded
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from mmedpo import zero
 from mmedpo.errors import InputError
-from mmedpo.options import COUNTS, INT32, LENGTHS, SEEDS, outside, refuse, unfit
+from mmedpo.runs.options import COUNTS, INT32, LENGTHS, SEEDS, outside, refuse, unfit
+from mmedpo.training import zero
 
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # a mean over pairs, so that a weight of a pair means something
 ADDED_LOSSES = {  # never weighted: what they add does not depend on how wrong the rejected side is

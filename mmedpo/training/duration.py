@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from mmedpo.workdir import read_object, write_json
+from mmedpo.runs.run_folder import read_object, write_json
 
 FILE = "duration.json"  # in the working folder
 OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong of a resumed training

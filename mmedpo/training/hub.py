@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedpo import options
 from mmedpo.errors import InputError
+from mmedpo.runs import options
 from mmedpo.training.config import MMedPOConfig
 
 

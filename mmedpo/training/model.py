@@ -11,9 +11,9 @@ from peft import PeftConfig
 from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from mmedpo.adapters import with_adapter
 from mmedpo.errors import InputError
-from mmedpo.models import load_model
+from mmedpo.models.adapters import with_adapter
+from mmedpo.models.vision_language import load_model
 from mmedpo.training import parts
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.images import vision_parameters

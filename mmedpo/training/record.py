@@ -14,12 +14,14 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from mmedpo import adapters, credentialed, loading, models, schema
-from mmedpo.adapters import FINGERPRINT, RECORD, check_base
-from mmedpo.fingerprint import dataset_contents, fingerprint, model_contents
-from mmedpo.models import hardware
+from mmedpo import schema
+from mmedpo.data import credentialed, loading
+from mmedpo.models import adapters, vision_language
+from mmedpo.models.adapters import FINGERPRINT, RECORD, check_base
+from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_contents
+from mmedpo.models.vision_language import hardware
+from mmedpo.runs.run_folder import portable, portable_values, versions, write_json
 from mmedpo.training.parts import trained_parts
-from mmedpo.workdir import portable, portable_values, versions, write_json
 
 if TYPE_CHECKING:
     from mmedpo.training.run import RunArguments
@@ -139,7 +141,7 @@ def credentialed_source(run: RunArguments, model: str, revision: str | None, com
     the model or adapter that is gone on from. An adapter whose record cannot be asked for counts by its own name."""
     return (
         loading.credentialed_source(run.dataset_name, commit, run.streaming)
-        or models.credentialed_source(model, revision)
+        or vision_language.credentialed_source(model, revision)
         or (_of_adapter(run.adapter_name_or_path) if run.adapter_name_or_path else None)
     )
 

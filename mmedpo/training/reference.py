@@ -29,10 +29,12 @@ from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from transformers import PreTrainedModel
 
 from mmedpo.errors import InputError
-from mmedpo.ledger import Ledger
+from mmedpo.runs.ledger import Ledger
 
 HERE = Path(__file__).parent
-READERS = [HERE.parent / f"{name}.py" for name in ("models", "images", "modes")]  # of what the model is shown
+READERS = [
+    HERE.parent / name for name in ("models/vision_language.py", "data/images.py", "data/image_modes.py")
+]  # of what the model is shown
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "pillow")
 NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
 LEFT_BY_LAST_CALL = {  # or by the way of loading, in a processor's files

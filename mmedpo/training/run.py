@@ -19,12 +19,15 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig
 
-from mmedpo import consent, credentialed, hosts, loading, recipes, schema, writable
-from mmedpo.adapters import adapter_config
+from mmedpo import schema
+from mmedpo.data import consent, credentialed, loading
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.models import load_processor
-from mmedpo.options import COUNTS, outside, refuse
-from mmedpo.terminal import say
+from mmedpo.models.adapters import adapter_config
+from mmedpo.models.vision_language import load_processor
+from mmedpo.runs import hosts, recipes, writable
+from mmedpo.runs.options import COUNTS, outside, refuse
+from mmedpo.runs.run_folder import output_folder, portable, read_json, write_json
+from mmedpo.runs.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.duration import FILE as DURATION
@@ -33,7 +36,6 @@ from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
 from mmedpo.training.parts import summary
 from mmedpo.training.trainer import MMedPOTrainer
-from mmedpo.workdir import output_folder, portable, read_json, write_json
 
 SHUFFLED = 500  # rows of a streamed dataset that are in memory, undecoded, to be drawn from
 

@@ -21,7 +21,7 @@ from trl.trainer.utils import use_adapter
 
 from mmedpo import schema
 from mmedpo.errors import InputError
-from mmedpo.models import load_processor
+from mmedpo.models.vision_language import load_processor
 from mmedpo.training.answers import Answers, read_answers
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig

@@ -11,8 +11,8 @@ from mmedpo.curation import alternatives
 from mmedpo.curation.alternatives import COMPARED, Alternatives, Pool
 from mmedpo.curation.hallucinate import Item, choose
 from mmedpo.curation.standins import StandInChat
-from mmedpo.samples import Sample
-from mmedpo.text import folded, unit_interval, words
+from mmedpo.data.samples import Sample
+from mmedpo.data.text import folded, unit_interval, words
 
 ASKED = Sample("7", Path("7.png"), "What is seen?", "Two clips", "open_vqa", "7.png", None, "train", (), "s", "l")
 

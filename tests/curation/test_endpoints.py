@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from chat_server import Answer, ChatServer, Received, o_series
 
-from mmedpo import loading
 from mmedpo.curation.pipeline import NothingMade, curate_folder
 from mmedpo.curation.settings import Settings
+from mmedpo.data import loading
 
 CUT = "no score: the judge did not answer (cut off at 700 tokens)"
 

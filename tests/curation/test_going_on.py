@@ -22,9 +22,9 @@ from mmedpo.curation.localize import GivenBoxes, GivenMasks
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.errors import InputError
-from mmedpo.fingerprint import model_contents
-from mmedpo.llm.local import LocalChat
-from mmedpo.workdir import output_folder
+from mmedpo.models.chat.local import LocalChat
+from mmedpo.models.fingerprint import model_contents
+from mmedpo.runs.run_folder import output_folder
 from tests.medklip_files import random_tensors, write_folder, write_text_encoder
 
 Rows = list[dict[str, Any]]

@@ -16,8 +16,8 @@ from mmedpo.curation.hallucinate import (
     most_changes,
 )
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatReply
-from mmedpo.llm.endpoint import EndpointChat
+from mmedpo.models.chat import ChatReply
+from mmedpo.models.chat.endpoint import EndpointChat
 
 LUNG = Item("Which organ is abnormal?", "right lung", "open_vqa", ["the left kidney"])
 

@@ -13,7 +13,6 @@ import pytest
 from medklip_files import blank_tensors, random_tensors, write_folder, write_text_encoder
 from PIL import Image
 
-from mmedpo import loading, phantom
 from mmedpo.curation.localize import (
     FORMS,
     NOT_FOUND,
@@ -28,9 +27,11 @@ from mmedpo.curation.noise import box_mask, pack_mask
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.query import Query, modality
 from mmedpo.curation.settings import Settings
+from mmedpo.data import loading
+from mmedpo.data.samples import Box, Sample
+from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
-from mmedpo.samples import Box, Sample
-from mmedpo.sources import read_source
+from mmedpo.quickstart import phantom
 
 MakeSource = Callable[..., Path]
 

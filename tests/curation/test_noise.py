@@ -25,8 +25,8 @@ from mmedpo.curation.noise import (
     schedule,
     unpack_mask,
 )
+from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
-from mmedpo.samples import Box
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(48, 64), (48, 64, 3)]  # grey, RGB

@@ -13,11 +13,12 @@ import pytest
 import transformers as tf
 from PIL import Image
 
-from mmedpo import loading, model_input
 from mmedpo.curation.noise import corrupt, generator, is_grey, schedule
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
+from mmedpo.data import loading
 from mmedpo.errors import InputError
+from mmedpo.models import model_input
 
 # A third of the families' published sizes, for pictures of a third of 512, 1024 and 3000 pixels.
 CLIP = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}}

@@ -18,21 +18,22 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 from standins import STANDINS
 
-from mmedpo import loading, schema
+from mmedpo import schema
 from mmedpo.curation import hallucinate, pipeline, relevance, rows
 from mmedpo.curation.localize import GivenBoxes
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.pipeline import Settings, curate_folder
 from mmedpo.curation.weights import normalize
+from mmedpo.data import loading
+from mmedpo.data.samples import Box, Sample
+from mmedpo.data.sources import read_source
+from mmedpo.data.text import words
 from mmedpo.errors import InputError
-from mmedpo.ledger import Ledger
-from mmedpo.models import VisionLanguageModel
-from mmedpo.processes import ALONE
-from mmedpo.samples import Box, Sample
-from mmedpo.sources import read_source
-from mmedpo.text import words
-from mmedpo.thoughts import EMPTY, Answer
-from mmedpo.workdir import output_folder
+from mmedpo.models.thoughts import EMPTY, Answer
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.processes import ALONE
+from mmedpo.runs.run_folder import output_folder
 
 MakeSource = Callable[..., Path]
 CALLER = "mmedpo curate"

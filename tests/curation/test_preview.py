@@ -17,8 +17,8 @@ from mmedpo.curation.localize import open_localizer
 from mmedpo.curation.preview import COLUMNS, DOTS, WIDTH, sheet
 from mmedpo.curation.preview import _row as drawn_row
 from mmedpo.curation.rows import Noise
+from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
-from mmedpo.sources import read_source
 
 MakeSource = Callable[..., Path]
 Show = Callable[..., dict[str, int]]

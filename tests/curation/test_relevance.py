@@ -4,8 +4,8 @@ from chat_server import Answer
 from mmedpo.curation.relevance import LONGEST_RATIONALE, NO_SCORE, Item, Panel
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError
-from mmedpo.llm import ChatReply
-from mmedpo.llm.endpoint import EndpointChat
+from mmedpo.models.chat import ChatReply
+from mmedpo.models.chat.endpoint import EndpointChat
 
 ITEM = Item("Which side?", "right lung", "left lung")
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from mmedpo import recipes
 from mmedpo.curation.rows import Noise
 from mmedpo.curation.settings import Preview, Run, Settings
 from mmedpo.errors import InputError
-from mmedpo.llm.limits import Limits
+from mmedpo.models.chat.limits import Limits
+from mmedpo.runs import recipes
 
 SOURCE, OUTPUT = Path("source"), Path("out")
 

@@ -5,8 +5,8 @@ import pytest
 from mmedpo.curation.hallucinate import DECLINED, Hallucination, Item, changes, choose
 from mmedpo.curation.prompts import render
 from mmedpo.curation.standins import StandInChat, difference
+from mmedpo.data.sources import read_source
 from mmedpo.schema import text_fault
-from mmedpo.sources import read_source
 
 
 def written(item, style="match"):

@@ -13,16 +13,16 @@ import pytest
 from chat_server import Answer, ChatServer, Received
 from PIL import Image
 
+from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.answering import READERS, EndpointModel, Generation, LocalModel, ahead
 from mmedpo.evaluation.predict import batches, evaluate
 from mmedpo.evaluation.questions import QuestionSet, of_source
-from mmedpo.generation import Sampling
-from mmedpo.images import open_rgb
-from mmedpo.ledger import Ledger
-from mmedpo.llm import Limits
-from mmedpo.llm import endpoint as endpoints
-from mmedpo.models import VisionLanguageModel
+from mmedpo.models.chat import Limits
+from mmedpo.models.chat import endpoint as endpoints
+from mmedpo.models.generation import Sampling
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,17 @@ sys.path.append(str(Path(__file__).parents[1] / "training"))  # its families and
 from families import FAMILIES, build
 from processors import CLIP, PINPOINTS, PROCESSORS, known_without_video
 
-from mmedpo.adapters import adapter_digest
 from mmedpo.cli import main
+from mmedpo.data.images import open_rgb
+from mmedpo.data.samples import Box, Sample
+from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
 from mmedpo.evaluation import attention
 from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import Reading, answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.image_tokens import Grid, count, grids, spread
-from mmedpo.images import open_rgb
-from mmedpo.models import Sampling, VisionLanguageModel, encode
-from mmedpo.samples import Box, Sample
-from mmedpo.sources import read_source
+from mmedpo.models.adapters import adapter_digest
+from mmedpo.models.vision_language import Sampling, VisionLanguageModel, encode
 from mmedpo.training.model import language_model_linears
 
 PADDED = "LLaVA (Llama), padded to a square"  # as `mmedpo convert` writes LLaVA-1.5

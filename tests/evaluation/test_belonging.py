@@ -12,7 +12,7 @@ import pytest
 from mmedpo.errors import InputError
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.score import score_folder, write_results
-from mmedpo.workdir import sha256
+from mmedpo.runs.run_folder import sha256
 
 
 def run(folder: Path, answers: dict[str, str]) -> Path:

@@ -11,8 +11,8 @@ import pytest
 from transformers import BertTokenizer
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import report_generation as rg
-from mmedpo.evaluation.reports import clinical
+from mmedpo.evaluation.metrics import report_generation as rg
+from mmedpo.evaluation.metrics.reports import clinical
 
 
 @pytest.fixture(autouse=True)

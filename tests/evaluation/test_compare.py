@@ -10,14 +10,14 @@ from invented import row
 from PIL import Image
 
 from mmedpo import schema
+from mmedpo.data.images import digest
 from mmedpo.errors import InputError
 from mmedpo.evaluation import compare as comparing
 from mmedpo.evaluation import examples, parts
 from mmedpo.evaluation.compare import compare
-from mmedpo.evaluation.metric import mean_of
+from mmedpo.evaluation.metrics.base import mean_of
 from mmedpo.evaluation.score import METRICS, PROTOCOLS, score_folder
 from mmedpo.evaluation.statistics import holm
-from mmedpo.images import digest
 
 IMAGES = 20
 LACKING = "(not in the line)"

@@ -13,15 +13,16 @@ from chat_server import Answer, ChatServer
 from PIL import Image
 from typer.testing import CliRunner
 
-from mmedpo import cli, results
-from mmedpo.credentialed import FLAG
+from mmedpo import cli
+from mmedpo.data.credentialed import FLAG
 from mmedpo.errors import InputError
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.measures import measure
 from mmedpo.evaluation.questions import of_dataset, open_split
 from mmedpo.evaluation.settings import Run, Settings
+from mmedpo.hub import results
 from mmedpo.report import write_report
-from mmedpo.workdir import read_json, write_json
+from mmedpo.runs.run_folder import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secretcell"

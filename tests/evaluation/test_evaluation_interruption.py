@@ -21,9 +21,9 @@ import pytest
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import of_source
-from mmedpo.ledger import Ledger
-from mmedpo.models import VisionLanguageModel
-from mmedpo.processes import Processes
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.processes import Processes
 
 FILES = ("questions.jsonl", "predictions.jsonl", "scores.jsonl")
 GENERATION = Generation(8, 12, temperature=0.7, seed=1, batch_size=2)

@@ -12,7 +12,7 @@ from mmedpo.evaluation import measures
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
 from mmedpo.evaluation.settings import MEASURES, Run, Settings
-from mmedpo.llm import Limits
+from mmedpo.models.chat import Limits
 
 
 def settings(**changes: Any) -> Settings:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmedpo import loading
+from mmedpo.data import loading
 from mmedpo.errors import InputError
 from mmedpo.evaluation.likelihood import View, answer_logps, conversation
-from mmedpo.models import VisionLanguageModel
+from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
 

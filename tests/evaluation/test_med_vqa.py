@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa
+from mmedpo.evaluation.metrics import med_vqa
 
 
 @pytest.mark.parametrize(

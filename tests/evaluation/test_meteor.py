@@ -10,8 +10,8 @@ import pytest
 from nltk.corpus.reader import WordNetCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
 
-from mmedpo.evaluation import report_generation as rg
-from mmedpo.evaluation.reports import meteor, meteor15
+from mmedpo.evaluation.metrics import report_generation as rg
+from mmedpo.evaluation.metrics.reports import meteor, meteor15
 
 SAID = ["no effusion", "", "the doctor", "größe normal"] * 20
 GOLD = ["no pleural effusion", "clear", "the physician", "größe abnormal"] * 20
@@ -133,7 +133,7 @@ def test_a_forked_process_starts_its_own(stand_in):
 
 def test_the_program_ends_with_python():
     code = (
-        "from mmedpo.evaluation.reports import meteor15\n"
+        "from mmedpo.evaluation.metrics.reports import meteor15\n"
         "meteor15._command = lambda: ['cat']\n"
         "meteor15._ask(['x\\n'])\n"
         "print(meteor15._program.process.pid)"

@@ -14,7 +14,7 @@ import yaml
 
 import mmedpo
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa
+from mmedpo.evaluation.metrics import med_vqa
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path for path in (ROOT / "eval").iterdir() if (path / "cases.json").exists())
@@ -130,7 +130,7 @@ def test_columns_are_refused_by_evaluate_and_all_else_by_the_project(load, name,
         load(name).compute(**{**columns, **changed})
 
 
-@pytest.mark.parametrize("name", ["med_vqa", "report_generation", "statistics", "vqa_v2"])
+@pytest.mark.parametrize("name", ["metrics.med_vqa", "metrics.report_generation", "statistics", "metrics.vqa_v2"])
 def test_docstring_examples_hold(name):
     module = importlib.import_module(f"mmedpo.evaluation.{name}")
     found = doctest.testmod(module)

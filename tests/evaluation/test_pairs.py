@@ -13,16 +13,18 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from mmedpo import loading, schema
+from mmedpo import schema
+from mmedpo.data import loading
+from mmedpo.data.images import digest
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa, pairs, preference, visual_reliance
+from mmedpo.evaluation import pairs
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.evaluation.metrics import med_vqa, preference, visual_reliance
+from mmedpo.evaluation.metrics.visual_reliance import VIEWS
 from mmedpo.evaluation.pairs import blank
-from mmedpo.evaluation.visual_reliance import VIEWS
-from mmedpo.images import digest
-from mmedpo.models import Sampling, VisionLanguageModel
-from mmedpo.workdir import sha256
+from mmedpo.models.vision_language import Sampling, VisionLanguageModel
+from mmedpo.runs.run_folder import sha256
 
 Row = dict[str, Any]
 BATCH, TOKENS = 3, 6

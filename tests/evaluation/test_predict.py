@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from mmedpo.data.images import digest, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import batches, evaluate
 from mmedpo.evaluation.questions import QuestionSet, of_source
 from mmedpo.evaluation.score import Scoring
-from mmedpo.images import digest, open_rgb
-from mmedpo.ledger import Ledger
-from mmedpo.models import VisionLanguageModel
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.ledger import Ledger
 
 GREEDY = Generation(max_new_tokens=6, max_new_tokens_report=9, batch_size=8)
 WARM = replace(GREEDY, temperature=0.7, seed=3)

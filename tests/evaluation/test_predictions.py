@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from chat_server import Answer, ChatServer, Received, o_series
 
-from mmedpo import thoughts
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa, predictions, report_generation
+from mmedpo.evaluation import predictions
 from mmedpo.evaluation.answering import EndpointModel, Generation, LocalModel
+from mmedpo.evaluation.metrics import med_vqa, report_generation
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import QuestionSet, of_source
 from mmedpo.evaluation.rescore import score_predictions
 from mmedpo.evaluation.score import Scoring
+from mmedpo.models import thoughts
 
 LONGEST = Generation(max_new_tokens=9, max_new_tokens_report=9)
 
@@ -151,7 +152,7 @@ def test_parameters_that_an_endpoint_took_are_in_the_results(
     assert results and sorted(map(str, results["requests"])) == [
         "{'max_completion_tokens': 11}", "{'max_completion_tokens': 9}",
     ]  # fmt: skip
-    said_so = [record.getMessage() for record in caplog.records if record.name == "mmedpo.llm.endpoint"]
+    said_so = [record.getMessage() for record in caplog.records if record.name == "mmedpo.models.chat.endpoint"]
     assert len(said_so) == 1 and "temperature and seed" in said_so[0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import preference
+from mmedpo.evaluation.metrics import preference
 
 PAIR = {"chosen_logps": -1.0, "rejected_logps": -2.0}
 REFERENCE = {"reference_chosen_logps": -2.0, "reference_rejected_logps": -2.0}

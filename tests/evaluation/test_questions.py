@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from mmedpo import loading, schema
+from mmedpo import schema
+from mmedpo.data import loading
+from mmedpo.data.images import digest, open_rgb
+from mmedpo.data.sources import chosen_ids, read_source
 from mmedpo.errors import InputError
 from mmedpo.evaluation.questions import QuestionSet, of_dataset, of_samples, of_source, read, write
 from mmedpo.evaluation.score import Scoring
-from mmedpo.images import digest, open_rgb
-from mmedpo.sources import chosen_ids, read_source
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import report_generation as rg
-from mmedpo.evaluation.reports import coco, huggingface, meteor, meteor15, paper
+from mmedpo.evaluation.metrics import report_generation as rg
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, meteor15, paper
 from mmedpo.evaluation.score import Scoring
 
 EXACT_STEM = "nltk_exact_stem"

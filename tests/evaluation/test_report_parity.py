@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmedpo.evaluation import report_generation as rg
-from mmedpo.evaluation import vqa_v2
-from mmedpo.evaluation.metric import values
-from mmedpo.evaluation.reports import coco
+from mmedpo.evaluation.metrics import report_generation as rg
+from mmedpo.evaluation.metrics import vqa_v2
+from mmedpo.evaluation.metrics.base import values
+from mmedpo.evaluation.metrics.reports import coco
 
 BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa
 from mmedpo.evaluation.answering import Generation, LocalModel
+from mmedpo.evaluation.metrics import med_vqa
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import QuestionSet, lines, of_source
 from mmedpo.evaluation.rescore import main, scoring_of
 from mmedpo.evaluation.score import Scoring
-from mmedpo.models import VisionLanguageModel
+from mmedpo.models.vision_language import VisionLanguageModel
 
 NONE = {"vqa_protocol": None, "report_protocol": None, "meteor_variant": None}
 

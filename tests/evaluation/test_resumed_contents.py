@@ -23,8 +23,8 @@ from mmedpo.evaluation import attention, pairs
 from mmedpo.evaluation.contents import ModelSpec
 from mmedpo.evaluation.measures import measure
 from mmedpo.evaluation.settings import Run, Settings
-from mmedpo.models import VisionLanguageModel
-from mmedpo.workdir import CONTENTS, output_folder
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.run_folder import CONTENTS, output_folder
 
 MEASURES = ("answers", "preference", "visual_reliance", "attention")
 STATES = ("half", "done")
@@ -241,14 +241,14 @@ def test_a_replaced_adapter_or_model_is_named(
 
 @pytest.mark.parametrize("kind", ["answers", "preference"])
 def test_what_is_replaced_while_it_is_loaded_is_refused(work: Work, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmedpo import models
+    from mmedpo.models import vision_language
 
     def load(*given: Any, **options: Any) -> Any:
         write_adapter(work, 1)  # as a training does that saves there
         return models_load(*given, **options)
 
-    models_load = models.load_model
-    monkeypatch.setattr(models, "load_model", load)
+    models_load = vision_language.load_model
+    monkeypatch.setattr(vision_language, "load_model", load)
     with pytest.raises(InputError, match=r"adapter '.*adapter' was replaced while it was loaded"):
         work.run(kind, "fresh")
     assert not list(work.folder.glob("*fresh*"))
@@ -271,7 +271,7 @@ def test_a_comparison_shows_no_other_images(work: Work, tmp_path: Path, capsys: 
 
 
 def test_another_process_of_a_launch_has_the_same_contents(work: Work, tmp_path: Path) -> None:
-    from mmedpo.processes import Processes
+    from mmedpo.runs.processes import Processes
 
     spec = ModelSpec(str(work.model), str(work.adapter))
     settings, first = {"adapter": str(work.adapter)}, Processes(0, 2, "launch")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import med_vqa, report_generation
+from mmedpo.evaluation.metrics import med_vqa, report_generation
 from mmedpo.evaluation.score import score_folder
 
 QUESTIONS = [

@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import report_generation, statistics
-from mmedpo.evaluation.metric import mean
-from mmedpo.evaluation.reports.coco import bleu, bleu_statistics
+from mmedpo.evaluation import statistics
+from mmedpo.evaluation.metrics import report_generation
+from mmedpo.evaluation.metrics.base import mean
+from mmedpo.evaluation.metrics.reports.coco import bleu, bleu_statistics
 from mmedpo.evaluation.statistics import bootstrap, exchanges, holm, interval, p_value, tail
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import visual_reliance
-from mmedpo.evaluation.visual_reliance import COLUMNS, CORRECT, LOGPS
+from mmedpo.evaluation.metrics import visual_reliance
+from mmedpo.evaluation.metrics.visual_reliance import COLUMNS, CORRECT, LOGPS
 
 SAMPLE = dict.fromkeys(CORRECT, 1) | dict.fromkeys(LOGPS, -1.0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedpo.evaluation import med_vqa
+from mmedpo.evaluation.metrics import med_vqa
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("vqa_strictness", ROOT / "benchmarks" / "vqa_strictness.py")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmedpo.evaluation.vqa_v2 import CONTRACTIONS, normalize
+from mmedpo.evaluation.metrics.vqa_v2 import CONTRACTIONS, normalize
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ ANSWERS = {
 
 def source(folder: Path) -> None:
     """Write a source with every form of lesion, groups of questions, and faulty rows of several kinds."""
-    from mmedpo import phantom
+    from mmedpo.quickstart import phantom
 
     phantom.write(folder, {"preference": 3, "test": 3}, seed=11)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
@@ -115,11 +115,12 @@ def predictions(folder: Path) -> None:
 
 def make(folder: Path) -> dict[str, str]:
     """Run the whole chain in an empty folder; return the texts to compare, by the name of their file."""
-    from mmedpo import phantom, share, tiny
+    from mmedpo.quickstart import phantom, tiny
+    from mmedpo.runs import packaged
 
     source(folder / "clinic")
     predictions(folder)
-    (folder / "quickstart.yaml").write_bytes((share.folder("recipes") / "quickstart.yaml").read_bytes())
+    (folder / "quickstart.yaml").write_bytes((packaged.folder("recipes") / "quickstart.yaml").read_bytes())
     phantom.write(folder / "words", {"supervised": 12}, seed=0)
     tiny.make(folder / "words", "supervised", steps=5, output=folder / "tiny")
     transcript = [_said(line, folder) for line in (*COMMANDS, *RESTRICTED)]

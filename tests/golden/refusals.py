@@ -159,7 +159,7 @@ def inputs(folder: Path) -> None:
     """Write good and bad sources, datasets, models, recipes and predictions."""
     from transformers import BertConfig
 
-    from mmedpo import tiny
+    from mmedpo.quickstart import tiny
 
     for name, (rows, table) in _sources().items():
         _source(folder / name, rows, table)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedpo import cards, schema
-from mmedpo.audit import audit
-from mmedpo.workdir import write_json
+from mmedpo import schema
+from mmedpo.hub import cards
+from mmedpo.report.audit import audit
+from mmedpo.runs.run_folder import write_json
 
 EXAMPLES = Path(__file__).parents[2] / "model_cards" / "examples"
 

@@ -11,11 +11,11 @@ from hub.store import Blob
 
 EVALUATE = """
     from pathlib import Path
-    from mmedpo.adapters import adapter_contents
+    from mmedpo.models.adapters import adapter_contents
     from mmedpo.errors import InputError
     from mmedpo.evaluation.measures import measure
     from mmedpo.evaluation.settings import Run, Settings
-    from mmedpo.models import VisionLanguageModel
+    from mmedpo.models.vision_language import VisionLanguageModel
 
     model, source, output, commit, batches = sys.argv[1:]
     generate, asked = VisionLanguageModel.generate, []

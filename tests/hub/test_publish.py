@@ -25,10 +25,11 @@ from hub.store import Blob
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard, constants
 from PIL import Image
 
-from mmedpo import loading, schema
+from mmedpo import schema
+from mmedpo.data import loading
 from mmedpo.errors import InputError, Stopped
-from mmedpo.publish import Publication, publish
-from mmedpo.publish.picture import draw
+from mmedpo.hub.publish import Publication, publish
+from mmedpo.hub.publish.picture import draw
 
 Publish = Callable[..., Publication]
 YES = {"confirm": lambda question: True}

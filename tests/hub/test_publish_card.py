@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mmedpo.errors import InputError
-from mmedpo.publish.card import fill, merge, open_fields, validated
+from mmedpo.hub.publish.card import fill, merge, open_fields, validated
 
 OPEN = "[More information needed before publishing (license): under what licence?]"
 CARD = f"---\nlicense: mit\ntags:\n- a\n- b\n---\n\n# Pairs\n\n100 rows.\n\n| a | 1 |\n| b | 2 |\n\n{OPEN}\n\nEnd.\n"

@@ -22,9 +22,9 @@ from hub.store import Blob
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from mmedpo import hub as words
+from mmedpo.data import hub as words
 from mmedpo.errors import InputError
-from mmedpo.publish import Publication, publish
+from mmedpo.hub.publish import Publication, publish
 
 Send = Callable[..., Publication]
 UPLOADED = 200_000  # bytes of the adapter's weights, the one large file

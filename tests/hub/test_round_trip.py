@@ -18,13 +18,13 @@ import pytest
 from hub.server import ROOT, Hub
 from huggingface_hub import ModelCard
 
-from mmedpo.images import digest, open_rgb
+from mmedpo.data.images import digest, open_rgb
 
 STANDINS = "--chat standin:rules --judges standin:strict standin:lenient standin:lexical"
 TRAIN = "--config recipes/quickstart.yaml --max_steps 2 --logging_steps 1 --save_strategy no"
 ROWS = """
 from datasets import load_dataset
-from mmedpo.images import digest
+from mmedpo.data.images import digest
 def rows(streaming):
     dataset = load_dataset("user/vqa-rad-mmedpo", split="train", streaming=streaming)
     columns = ("id", "chosen", "rejected", "weight")
@@ -35,7 +35,7 @@ say([rows(False), rows(True)])
 
 @pytest.fixture
 def tiny(tmp_path: Path, shared_data: Path) -> Path:
-    from mmedpo import tiny
+    from mmedpo.quickstart import tiny
 
     tiny.make(shared_data / "vqa-rad", "train", steps=3, output=tmp_path / "tiny")
     return tmp_path / "tiny"

@@ -12,7 +12,10 @@ from hub.publishable import make_dataset
 from hub.server import Hub
 
 READ = """
-    from mmedpo import adapters, loading, models, schema, upstream
+    from mmedpo.models import adapters, vision_language as models
+    from mmedpo.data import loading
+    from mmedpo import schema
+    from mmedpo.hub import upstream
     from mmedpo.errors import InputError
     readers = {
         "dataset": loading.load_splits,

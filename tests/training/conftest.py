@@ -13,7 +13,8 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
-from mmedpo import MMedPOConfig, MMedPOTrainer, loading
+from mmedpo import MMedPOConfig, MMedPOTrainer
+from mmedpo.data import loading
 from mmedpo.training.images import vision_parameters
 from mmedpo.training.model import language_model_linears
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.smolvlm import processing_smolvlm
 
-from mmedpo.convert.templates import chat_template
+from mmedpo.models.convert.templates import chat_template
 
 SQUARE = {"height": SIDE, "width": SIDE}
 CLIP = {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE}

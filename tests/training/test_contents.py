@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from mmedpo.errors import InputError
-from mmedpo.fingerprint import dataset_contents
+from mmedpo.models.fingerprint import dataset_contents
+from mmedpo.runs.run_folder import read_json, write_json
 from mmedpo.training import run
 from mmedpo.training.model import language_model_linears
-from mmedpo.workdir import read_json, write_json
 
 STEPS = {"use_peft": "false", "max_steps": 3, "save_strategy": "steps", "save_steps": 2, "learning_rate": 2e-3}
 

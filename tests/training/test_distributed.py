@@ -17,7 +17,7 @@ import torch
 from launches import KILLED, adapter, arguments, history, largest_difference, launch
 
 from mmedpo.errors import InputError
-from mmedpo.models import load_model
+from mmedpo.models.vision_language import load_model
 from mmedpo.training import run
 
 CLOSE = 1e-5

@@ -22,10 +22,12 @@ from processors import PINPOINTS, PROCESSORS, known_without_video
 from transformers import AutoConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from mmedpo import loading, placeholders, refusals, schema
+from mmedpo import schema
+from mmedpo.data import loading, placeholders
+from mmedpo.data.images import png
 from mmedpo.errors import InputError
-from mmedpo.images import png
-from mmedpo.models import Sampling, VisionLanguageModel, load_model, load_processor, render
+from mmedpo.models import refusals
+from mmedpo.models.vision_language import Sampling, VisionLanguageModel, load_model, load_processor, render
 from mmedpo.training import run
 from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator

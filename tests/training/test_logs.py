@@ -13,8 +13,8 @@ from datasets import Dataset
 from launches import KILLED, arguments, launch
 
 from mmedpo.errors import Stopped
+from mmedpo.runs.run_folder import read_json
 from mmedpo.training import run
-from mmedpo.workdir import read_json
 
 TIMES = ("runtime", "_per_second", "train_loss")  # of a start, not of the training
 STEPS = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8}

@@ -20,9 +20,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig
 
 from mmedpo import MMedPOConfig, schema
+from mmedpo.data.images import png
 from mmedpo.errors import InputError
-from mmedpo.images import png
-from mmedpo.refusals import prompt_tokens
+from mmedpo.models.refusals import prompt_tokens
 from mmedpo.training.model import choose_trained
 from mmedpo.training.preflight import check
 from mmedpo.training.preflight import rows as checked_rows

@@ -16,8 +16,8 @@ from huggingface_hub import constants
 from launches import ROOT, arguments
 
 from mmedpo.errors import InputError
-from mmedpo.publish import prepare as prepare_repository
-from mmedpo.publish.remote import TITLE
+from mmedpo.hub.publish import prepare as prepare_repository
+from mmedpo.hub.publish.remote import TITLE
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.hub import Push, prepare
 

@@ -376,7 +376,7 @@ def test_processes_compute_together_or_not_at_all_and_only_the_first_writes(tmp_
 ZERO3 = """
 import sys
 from mmedpo import MMedPOConfig
-from mmedpo.models import load_model, load_processor
+from mmedpo.models.vision_language import load_model, load_processor
 from mmedpo.training.reference import fingerprint
 config = MMedPOConfig(output_dir=sys.argv[2], use_cpu=True, bf16=False, gradient_checkpointing=False)
 model = load_model(sys.argv[1])

@@ -15,9 +15,9 @@ import torch
 from launches import ROOT, arguments, history, largest_difference, launcher
 
 from mmedpo.errors import Stopped
-from mmedpo.fingerprint import fingerprint
+from mmedpo.models.fingerprint import fingerprint
+from mmedpo.runs.run_folder import read_json
 from mmedpo.training import interruption, run
-from mmedpo.workdir import read_json
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
          "lora_dropout": 0.1, "disable_dropout": "false"}  # fmt: skip

@@ -20,10 +20,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from mmedpo import loading, schema
+from mmedpo import schema
+from mmedpo.data import loading
 from mmedpo.errors import InputError
-from mmedpo.fingerprint import fingerprint
-from mmedpo.models import Sampling, VisionLanguageModel
+from mmedpo.models.fingerprint import fingerprint
+from mmedpo.models.vision_language import Sampling, VisionLanguageModel
 from mmedpo.training import model as training_model
 from mmedpo.training import run
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
@@ -126,7 +127,7 @@ def test_full_fine_tuning_leaves_vision_tower_and_projector(
 
 
 def written_card(folder: Path) -> str:
-    from mmedpo.cards import adapter_card
+    from mmedpo.hub.cards import adapter_card
 
     return adapter_card(folder)
 
@@ -178,7 +179,7 @@ def test_an_adapter_is_not_gone_on_from_with_other_settings(
 def test_evaluation_on_the_way_is_logged_and_drawn(
     order: str, preferences: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mmedpo.cards import write_adapter_card
+    from mmedpo.hub.cards import write_adapter_card
 
     evaluated = {"eval_split": "train", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4,
                  "train_sampling_strategy": order}  # fmt: skip

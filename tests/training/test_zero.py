@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from launches import ROOT, arguments
 
-from mmedpo import zero
 from mmedpo.errors import InputError
+from mmedpo.training import zero
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.zero import leave_out  # as it is: while tests run, the command line is kept from calling it
+from mmedpo.training.zero import leave_out  # as it is: while tests run, the command line is kept from calling it
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.llm import ChatRequest
+from mmedpo.models.chat import ChatRequest
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.modeling_utils import set_zero3_state
 from trl import ModelConfig
 
-from mmedpo import trust
+from mmedpo.data import trust
 from mmedpo.errors import Fault, InputError
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.images import vision_parameters

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmedpo.errors import InputError
-from mmedpo.refusals import Sizes, extremes, prompt_tokens
+from mmedpo.models.refusals import Sizes, extremes, prompt_tokens
 
 SAMPLED = 24  # combinations of sizes that are processed beside the extreme ones
 

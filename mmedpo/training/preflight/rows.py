@@ -13,11 +13,12 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from mmedpo import placeholders, schema
+from mmedpo import schema
+from mmedpo.data import placeholders
+from mmedpo.data.images import fault as image_fault
+from mmedpo.data.images import size as image_size
 from mmedpo.errors import Fault
-from mmedpo.images import fault as image_fault
-from mmedpo.images import size as image_size
-from mmedpo.refusals import Size, Sizes
+from mmedpo.models.refusals import Size, Sizes
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.preflight.image_tokens import image_tokens

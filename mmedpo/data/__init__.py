@@ -1,0 +1,1 @@
+"""Sources, images, tables, splits, datasets and the policy for restricted data."""

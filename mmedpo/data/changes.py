@@ -1,0 +1,118 @@
+"""Rows of a source that changed between the start of a run and its resumption, by digests of their parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from mmedpo.data.samples import Sample
+from mmedpo.data.text import number_of
+from mmedpo.errors import Fault, InputError
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.run_folder import sha256
+
+BLOCK = 1000  # rows that are recorded at once
+SIZE = 8  # bytes of a part's digest: a part is compared with itself alone
+
+Parts = Mapping[str, str]  # digest by the name of a part; a part without a value is left out
+
+
+@dataclass
+class Changes:
+    """Ids of rows that differ from what is recorded of them; of the changed ones with the parts that differ.
+
+    `digest` is of all rows as they are now, in any order.
+    """
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    digest: str = ""
+    kept: int = 0  # rows that are as they were
+
+    def refuse(self, source: str, remedy: str) -> None:
+        """Raise InputError where rows of `source` changed; `remedy`: a sentence, what else can be done."""
+        if self.changed:
+            faults = [Fault(id, ", ".join(names), "has changed since") for id, names in self.changed.items()]
+            raise InputError(
+                f"{source} is not as it was when this run began: {number_of(len(faults), 'rows')} changed, and what is "
+                f"finished of them is of the old. Restore them, or start a new --output. {remedy}",
+                faults,
+            )
+
+
+def parts(**values: Any) -> Parts:
+    """The parts of a row, whose values are JSON-able."""
+    return {name: digest(value) for name, value in values.items() if value not in (None, "", (), [], {})}
+
+
+def digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=SIZE).hexdigest()
+
+
+def of_samples(samples: Iterable[Sample]) -> Iterator[tuple[str, Parts]]:
+    """Id and parts of questions that `read_source` has read: all that an answer or a lesion's region depends on.
+
+    An image is known by its pixels, masks and heat map by the bytes of their files. Split, patient and licence are
+    left out: they are read anew, and no answer depends on them.
+    """
+    contents = lru_cache(BLOCK)(sha256)  # a mask has many questions
+    for one in samples:
+        yield one.id, parts(
+            question=one.question, answer=one.answer, task=one.task, image=one.image_digest,
+            boxes=[asdict(box) for box in one.boxes], masks=[contents(file) for file in one.masks],
+            heatmap=one.heatmap and contents(one.heatmap), confidence=one.confidence,
+            modality=one.modality, organ=one.organ,
+        )  # fmt: skip
+
+
+def compare(rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> Changes:
+    """Compare rows with what is recorded of them, and record those of which nothing is.
+
+    Of changed and removed rows the record stays as it is, until `accept`.
+    """
+    first = not recorded.path.exists()
+    found, ids, digests = Changes(), set(), []
+    new: dict[str, Parts] = {}
+    for id, now in rows:
+        ids.add(id)
+        digests.append(_of_row(id, now))
+        before = None if first else recorded.get(id)
+        if before is None:
+            found.added.append(id)
+            new[id] = now
+        elif before != now:
+            found.changed[id] = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if len(new) == BLOCK:
+            recorded.update(new)
+            new = {}
+    recorded.update(new)
+    found.removed = [id for id in recorded if id not in ids]
+    found.kept = len(ids) - len(found.added) - len(found.changed)
+    found.digest = _joined(digests)
+    return found
+
+
+def accept(changes: Changes, rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> None:
+    """Record changed rows as they are now, and forget removed ones; to be called when their work was dropped."""
+    if changes.changed:
+        recorded.update({id: now for id, now in rows if id in changes.changed})
+    recorded.drop(changes.removed)
+
+
+def digest_of(rows: Iterable[tuple[str, Parts]]) -> str:
+    """The `Changes.digest` of rows, where nothing is recorded to compare them with."""
+    return _joined(_of_row(*row) for row in rows)
+
+
+def _of_row(id: str, parts: Parts) -> bytes:
+    return hashlib.blake2b(json.dumps([id, parts], sort_keys=True).encode(), digest_size=2 * SIZE).digest()
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

@@ -1,0 +1,167 @@
+"""The columns of a source's table: the names they may have, what a row then holds, and which columns are not read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmedpo.data.tables import as_text, form_fault, is_missing
+from mmedpo.data.text import plain
+from mmedpo.errors import InputError
+
+COLUMNS = {  # the names of a column, the one that counts first where a row has several; docs/curation.md lists them
+    "id": ("id", "qid", "question_id"),
+    "image": ("image", "image_name", "img_name", "image_path", "file_name"),
+    "question": ("question", "prompt"),
+    "answer": ("answer",),
+    "report": ("report",),
+    "findings": ("findings",),
+    "impression": ("impression",),
+    "task": ("task", "answer_type"),
+    "split": ("split",),
+    "patient_id": ("patient_id", "patient", "subject_id", "subject"),
+    "study_id": ("study_id", "study", "study_instance_uid"),
+    "boxes": ("boxes",),
+    "masks": ("masks", "mask"),
+    "heatmap": ("heatmap",),
+    "confidence": ("confidence",),
+    "modality": ("modality", "image_modality"),
+    "organ": ("organ", "image_organ", "location", "body_part"),
+    "question_type": ("question_type", "content_type", "question_category"),
+    "labels": ("labels",),
+    "width": ("width",),
+    "source": ("source",),
+    "license": ("license",),
+    "credentialed": ("credentialed",),
+}
+OTHER_FORMS = ("boxes", "masks", "confidence", "labels", "width", "credentialed")  # columns that hold no text
+SECTIONS = ("findings", "impression")  # of a report, in this order
+REPORT_QUESTION = "Describe the findings in this image."
+SPELT = "_answer"  # key of what stands for a missing answer
+# Of an identifier that would keep rows together; ages, dates and the like of a patient are none.
+PATIENT = re.compile(
+    r"(patient|subject|participant|person|mrn|study|exam|accession|visit|admission|encounter|empi"
+    r"|^(p|pt|pat|case|hadm|mpi)(u?id|no|nr|num|number|key|code|name|identifier)$|^(pat|hadm|case|mpi)$)"
+    r"(?!.*(age|sex|gender|race|ethnicity|date|time|year|position|orientation|weight|height|size|type|description)$)"
+)
+NAMELESS = frozenset((  # what stands in a patient's or study's column where nobody is named, as well as marks alone
+    "unknown", "unk", "anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified", "de-identified",
+    "missing", "unnamed", "not available", "not known", "redacted", "removed",
+))  # fmt: skip
+LIKENESS = 0.76  # of two names (difflib), above that of "age" and "image"
+INDEX = re.compile(r"(unnamed\d+)?")  # what pandas calls the column of row numbers
+
+
+@lru_cache(maxsize=4096)
+def key(name: str) -> str:
+    """The letters and digits of a column's name in lower case: "PatientID" and "patient_id" are one name."""
+    return re.sub(r"[\W_]+", "", plain(name).casefold())
+
+
+KNOWN = {key(name): column for column, names in COLUMNS.items() for name in names}
+
+
+def row_of(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's row by `COLUMNS`; None where a value is missing (`tables.is_missing`)."""
+    cells = {key(name): cell for name, cell in reversed(list(raw.items())) if not _is_missing(name, cell)}
+    row = {
+        column: next((cells[key(name)] for name in names if key(name) in cells), None)
+        for column, names in COLUMNS.items()
+    }
+    if row["answer"] is None:
+        _take_report(row)
+        spelt = [str(cell) for name, cell in raw.items() if KNOWN.get(key(name)) == "answer" and cell is not None]
+        row[SPELT] = next((text for text in spelt if text.strip()), None)
+    return row
+
+
+def group_name(cell: Any) -> str:
+    """The one spelling of a patient or study, of which 1, 1.0, "1.0" and a full-width 1 are the same; "" for nobody."""
+    name = " ".join(plain(as_text(cell)).split())
+    nobody = name.casefold() in NAMELESS or not re.search(r"[^\W_]", name)
+    return "" if nobody else re.sub(r"^(\d+)\.0+$", r"\1", name)
+
+
+def _is_missing(name: str, cell: Any) -> bool:
+    # In small letters it is an answer like any other ("Which abnormality is seen?"); a program writes None.
+    is_answer = KNOWN.get(key(name)) == "answer" and isinstance(cell, str) and cell.strip() == "none"
+    return is_missing(cell) and not is_answer
+
+
+def _take_report(row: dict[str, Any]) -> None:
+    """Make the row the question of a report, where it has one: the whole report, or its findings and impression."""
+    sections = [row["report"]] if row["report"] is not None else [row[name] for name in SECTIONS]
+    texts = [str(text).strip() for text in sections if text is not None]
+    if texts:
+        row |= {"answer": " ".join(texts), "task": "report" if row["task"] is None else row["task"]}
+        row["question"] = REPORT_QUESTION if row["question"] is None else row["question"]
+
+
+def form_faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (column, sentence) for each cell that holds something else than the text it should."""
+    for column in COLUMNS:
+        if column not in OTHER_FORMS and (sentence := form_fault(row[column])):
+            yield column, sentence
+
+
+def check_columns(table: Path, columns: Iterable[str]) -> None:
+    """Raise InputError if what every question needs is in no column."""
+    columns = sorted(columns)
+    found = {KNOWN.get(key(name)) for name in columns}
+    needs = ["image"]
+    if not found & {"labels", "report", *SECTIONS}:
+        needs += ["question", "answer"]
+    missing = [f"{column} ({', '.join(_others(column))})" for column in needs if column not in found]
+    if columns and missing:
+        raise InputError(
+            f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(columns)}. Rename "
+            "them; a CSV table has commas between columns."
+        )
+
+
+def _others(column: str) -> list[str]:
+    names = [*COLUMNS[column][1:], *(("report", *SECTIONS) if column == "answer" else ())]
+    return [f"or {', '.join(names)}"] if names else []
+
+
+def notices(name: str, columns: Iterable[str]) -> list[str]:
+    """What a person should know of a table's columns: those that are not read, and those that mean the same.
+
+    Args:
+        name: of the source.
+        columns: of the table, in its order.
+    """
+    by_column: dict[str | None, list[str]] = {}
+    for column in columns:
+        if not INDEX.fullmatch(key(column)):
+            by_column.setdefault(KNOWN.get(key(column)), []).append(column)
+    unread = sorted(by_column.pop(None, []))
+    said = []
+    if unread:
+        said.append(
+            f"Not read of {name}'s table: {', '.join(map(_with_nearest, unread))}. docs/curation.md lists the columns "
+            "that are."
+        )
+    for known, names in sorted(by_column.items(), key=lambda one: min(one[1])):
+        if len(names) > 1:
+            first = min(names, key=lambda one: [key(other) for other in COLUMNS[str(known)]].index(key(one)))
+            said.append(
+                f"{', '.join(sorted(names))} of {name}'s table mean the same; {first} counts where it has a value."
+            )
+    alike = [column for column in unread if PATIENT.search(key(column))]
+    if alike and "patient_id" not in by_column:
+        said.append(
+            f"{', '.join(alike)} of {name}'s table may tell patients apart, and is not read: one patient's images may "
+            "lie in several splits. Rename the column to patient_id if it does."
+        )
+    return said
+
+
+def _with_nearest(column: str) -> str:
+    names = {key(name): name for others in COLUMNS.values() for name in others if key(name)[:1] == key(column)[:1]}
+    nearest = difflib.get_close_matches(key(column), names, n=1, cutoff=LIKENESS)
+    return f"{column} (is it {names[nearest[0]]}?)" if nearest else column

@@ -1,0 +1,283 @@
+"""What the Hub, or the way to it, may answer instead of what was asked for: in words that say what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mmedpo.data import trust
+from mmedpo.errors import DISK_FULL, InputError
+from mmedpo.runs.run_folder import read_object
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ATTEMPTS = 5
+CONFLICTS = (409, 412)  # somebody else was there in between
+PASSING = (408, 429, 500, 502, 503, 504)
+LONGEST_WAIT = 300.0  # seconds; who is asked for more patience is told so instead
+LOGIN = "Run `hf auth login`, or set HF_TOKEN, with a token that may write (https://huggingface.co/settings/tokens)."
+ADVICE = {
+    400: "The Hub does not take this request; change what it names.",
+    401: f"The Hub does not know the token. {LOGIN}",
+    403: "The token may not do this: use one with write permission for that name, ask its owner, or mend what it says.",
+    404: "There is no such repository, or the token may not see it: check the name and who owns it.",
+    409: "Somebody else changed the repository at the same time. Run the same command again.",
+    412: "Somebody else changed the repository at the same time. Run the same command again.",
+    413: "A file is too large for the Hub; `mmedpo curate` writes a dataset in smaller ones by --shard_size.",
+    429: "The Hub was asked too often.",
+}
+LATER = "Nothing is half-published. Run the same command again later; what has arrived is not sent again."
+NOT_SEEN = (
+    "There is no such folder here, and no repository of that name that may be seen: check the name, or log in by "
+    "`hf auth login`."
+)
+ENDPOINT = "https://huggingface.co"
+READING = {401: NOT_SEEN, 403: "The token may not read it: ask its owner.", 404: NOT_SEEN}
+AGAIN = "Run the same command again later."
+
+T = TypeVar("T")
+
+
+def patiently(doing: str, action: Callable[[], T]) -> T:
+    """What `action` returns, called again where it fails in a way that may pass; it must bear being repeated.
+
+    Raises:
+        InputError: it failed for good, or too often, as `in_words` says it.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        with in_words(doing):
+            try:
+                return action()
+            except Exception as error:
+                wait = wait_for(error, attempt) if attempt < ATTEMPTS else None
+                if wait is None:
+                    raise
+                time.sleep(wait)
+
+
+@contextmanager
+def in_words(doing: str, reading: bool = False) -> Iterator[None]:
+    """Turn what the Hub's client raises inside the block into InputError: `doing`, what happened, what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not _is_of_the_hub(error):
+            raise
+        raise InputError(f"{doing}: {reason(error, reading)}") from error
+
+
+def why_unread(error: BaseException, name: str = "") -> str:
+    """Why something of a folder or the Hub, called `name`, was not read: that the folder is missing; what the Hub's
+    client, the network or the disk said beneath the error that a library made of it, and what to do; the library's own
+    first line where nothing lies beneath."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
+
+    missing = _is_missing_folder(name)
+    if not missing and (refused := trust.refused(error)):
+        return refused
+    beneath: BaseException | None = error
+    while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # which file, its reader knows
+        if _says_more(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
+            return reason(beneath, reading=True)
+        beneath = beneath.__cause__ or beneath.__context__
+    if missing:
+        return "there is no such folder; check the path"
+    said = _first_line(error).partition(" Checkout 'https")[0]
+    if constants.HF_HUB_OFFLINE and said.startswith("We couldn't connect to"):  # as Transformers says it
+        here = "there is no such folder here, " * bool(name)
+        return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
+    return said
+
+
+def _is_missing_folder(name: str) -> bool:
+    """Whether a name looks like a path, of which nothing or only the first part exists, and not like the Hub's."""
+    if not name or Path(name).exists():
+        return False
+    path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return path or ("/" in name and Path(name).parent.is_dir())
+
+
+def reason(error: BaseException, reading: bool = False) -> str:
+    """What happened and what to do, of an error of the Hub's client or of the network."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    cause = _cause(error)
+    where = f"{_first_line(error)} " if cause is not error else ""
+    status, response = status_of(cause), getattr(cause, "response", None)
+    later = AGAIN if reading else LATER
+    if isinstance(cause, OfflineModeIsEnabled):
+        what = "it is not in the cache" if reading else "nothing may be sent"
+        return f"HF_HUB_OFFLINE is set, and {what}. Unset it for this command."
+    if isinstance(cause, LocalTokenNotFoundError):
+        return f"there is no token. {LOGIN}"
+    if isinstance(cause, HFValidationError):
+        return f"the name is not allowed: {_first_line(cause)}"
+    if isinstance(cause, GatedRepoError):
+        return f"the repository is gated ({_said(cause)}). Open its page, ask for access, then run the command again."
+    named = response is not None and "authorization" in response.request.headers
+    if status == 401 and not where and not named and not reading:
+        return f"there is no token. {LOGIN}"
+    if status == 429:
+        wait = patience(cause)
+        return f"{where}HTTP 429: {_said(cause)}. {ADVICE[429]} {f'It asks for {wait:.0f} s. ' if wait else ''}{later}"
+    if status:
+        return f"{where}HTTP {status}: {_said(cause)}. {(READING if reading else ADVICE).get(status, later)}"
+    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+        return f"no space is left on this machine's disk ({cause.filename or 'HF_HOME'}). Free some, then run it again."
+    if isinstance(cause, OSError) and cause.errno is not None and not _is_of_the_network(cause):
+        return f"{cause.strerror or cause}: {cause.filename or 'unknown file'}."
+    if isinstance(cause, PermissionError):
+        return f"{where}the token may not do this ({_first_line(cause)}). {LOGIN}"  # as hf_xet says it
+    if isinstance(cause, JSONDecodeError):
+        return (
+            f"{where}what answered is no Hub, but perhaps a proxy on the way to it or another HF_ENDPOINT. Look there."
+        )
+    if _is_of_the_network(cause):
+        return f"{where}the connection failed ({type(cause).__name__}: {_first_line(cause)}). {later}"
+    return where + " ".join(str(cause).split())
+
+
+def wait_for(error: BaseException, attempt: int) -> float | None:
+    """Seconds after which trying again (as attempt 1, 2, ...) may help; None if it never will, or not that soon."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    cause = _cause(error)
+    if cause is not error or isinstance(cause, OfflineModeIsEnabled):  # of a large file the client has tried enough
+        return None
+    status = status_of(cause)
+    if status in CONFLICTS:
+        return 0.1 * attempt
+    if status in PASSING or _is_of_the_network(cause):
+        wait = patience(cause) or min(2.0 ** (attempt - 1), 8.0)
+        return wait if wait <= LONGEST_WAIT else None
+    return None
+
+
+def patience(error: BaseException) -> float:
+    """Seconds that the Hub asked to wait by Retry-After or its rate limit's reset; 0 where it did not."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    if status_of(error) == 429 and (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    said = headers.get("retry-after", "").strip()
+    return float(said) if said.isdigit() else 0.0
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status behind an error; 0 where there was none."""
+    return int(getattr(getattr(_cause(error), "response", None), "status_code", 0))
+
+
+def writer(api: HfApi) -> dict[str, Any]:
+    """Who asks, as the Hub knows them ("name", "orgs", ...).
+
+    Raises:
+        InputError: nobody the Hub knows, or with a token that may only read; or no URL or token that could be asked by.
+    """
+    check_endpoint(api.endpoint)
+    _check_token(api)
+    who: dict[str, Any] = patiently("The Hub was asked who you are", api.whoami)
+    token = (who.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        raise InputError(f"The token of {who['name']} may only read. {LOGIN}")
+    return who
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise InputError where HF_ENDPOINT is no URL, before huggingface_hub does so in its own words when imported."""
+    try:
+        url = urlsplit(endpoint)
+        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise InputError(f"HF_ENDPOINT is {endpoint!r}, which is no URL. Unset it, or give one like {ENDPOINT}.")
+
+
+def _check_token(api: HfApi) -> None:
+    from huggingface_hub import get_token
+
+    token = api.token if isinstance(api.token, str) else get_token()
+    if token and not token.isascii():
+        raise InputError(f"The token holds a character that no token has. {LOGIN}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the client met; for large files it wraps that in a RuntimeError that names the file."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_of_the_hub(error: BaseException) -> bool:
+    from huggingface_hub.errors import HFValidationError
+
+    cause = _cause(error)
+    uploaded = type(cause) is RuntimeError or type(cause) is ValueError  # hf_xet's, and those of the LFS protocol
+    return isinstance(cause, (OSError, HFValidationError, JSONDecodeError)) or _is_of_the_network(cause) or uploaded
+
+
+def _says_more(error: BaseException) -> bool:
+    """Whether `reason` has words for an error; those without a number are a library's about what lies beneath."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled) or status_of(error):
+        return True
+    if isinstance(error, OSError) and error.errno is None:
+        return False
+    return _is_of_the_network(error) or (isinstance(error, OSError) and error.errno in DISK_FULL)
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    from httpx2 import HTTPError
+
+    return isinstance(error, (HTTPError, ConnectionError, TimeoutError)) and not status_of(error)
+
+
+def _said(error: BaseException) -> str:
+    said = getattr(error, "server_message", None) or _first_line(error)
+    return " ".join(str(said).split()).rstrip(".")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any] | None:
+    """A JSON file of a folder or of a repository of this kind ("dataset", "model"): empty where there is none, None
+    where the Hub could not be asked and the cache does not hold it."""
+    from httpx2 import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if Path(name).exists():
+        found = Path(name) / file
+        return read_object(found) if found.exists() else {}
+    try:
+        return read_object(Path(hf_hub_download(name, file, repo_type=kind, revision=revision)))
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return {}
+    except (HfHubHTTPError, HTTPError, OSError):
+        return None

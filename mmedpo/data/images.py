@@ -1,0 +1,198 @@
+"""Images of every kind as one picture: the RGB pixels that are stored, noised, trained on, shown and evaluated.
+
+`open_rgb` is the only way from a file, a dataset's image or an image in memory to them; `modes` holds the table of
+modes, `dicom` what a DICOM file shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedpo.data import dicom, image_headers, image_modes
+from mmedpo.data.image_modes import LIMIT_VARIABLE, UnusableError, is_deep, open_image
+from mmedpo.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["LIMIT_VARIABLE", "is_deep", "open_image"]
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *dicom.SUFFIXES)
+
+Source = (
+    Path | str | bytes | Mapping[str, Any] | Any
+)  # a file, its bytes, a dataset's {"bytes", "path"}, or Pillow's image
+
+
+class UnusableImage(InputError):
+    """An image that cannot be used; `sentence` is its fault's."""
+
+    def __init__(self, name: str, sentence: str) -> None:
+        super().__init__(f"{name}: {sentence}." if name else f"{sentence}.")
+        self.sentence = sentence
+
+
+def open_rgb(image: Source) -> Image:
+    """An image as RGB, upright, on black where it is transparent (`modes.plain`); DICOM through its own window.
+
+    Args:
+        image: a file, its bytes, an undecoded image of a dataset ({"bytes", "path"}), or one that Pillow has opened.
+            Of the latter, copies do not know any more that a 16-bit TIFF was WhiteIsZero, or of further pages.
+
+    Raises:
+        UnusableImage: in the words of `fault`.
+        InputError: no image's fault: pydicom is missing, or the limit variable is no number.
+    """
+    picture = _open(image)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def pixels(image: Source) -> np.ndarray:
+    """The pixels of `open_rgb`: uint8 H x W where they have no colour, however they are stored, else H x W x 3.
+
+    Raises:
+        UnusableImage, InputError: as `open_rgb`.
+    """
+    values = np.asarray(_open(image))
+    if values.ndim == 3 and all((values[..., 0] == values[..., channel]).all() for channel in (1, 2)):
+        return values[..., 0]
+    return values
+
+
+def digest(image: Image) -> str:
+    """SHA-256 of an image's size and RGB pixels: equal for equal pictures, however their files are written."""
+    picture = image if image.mode == "RGB" else open_rgb(image)
+    return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()
+
+
+def size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height in pixels of a dataset's image, upright, from its header; None if it cannot be used.
+
+    Raises:
+        InputError: the limit variable is no number.
+    """
+    try:
+        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        with open_image(data) as opened:
+            return image_modes.upright_size(opened)
+    except InputError:
+        raise
+    except Exception:  # decoders raise nearly every kind on damaged files
+        return None
+
+
+def fault(image: Source) -> str | None:
+    """Why an image cannot be used, or None if it decodes to the end.
+
+    Raises:
+        InputError: no image's fault: pydicom is missing, or the limit variable is no number.
+    """
+    try:
+        _open(image)
+    except UnusableImage as error:
+        return error.sentence
+    return None
+
+
+def embedded(path: Path) -> dict[str, Any]:
+    """An image file as a dataset holds it ({"bytes", "path"}): any reader decodes it to the pixels of `open_rgb`.
+
+    PNG and JPEG files whose pixels are 8-bit grey or RGB are kept without what is no pixel in them
+    (`headers.without`); all others become a PNG.
+
+    Raises:
+        UnusableImage, InputError: as `open_rgb`.
+    """
+    if not _is_dicom(path):
+        with _said(path):
+            data = path.read_bytes()
+            with open_image(data) as opened:
+                is_plain = image_modes.is_plain(opened)
+        if is_plain and (stripped := image_headers.without(data)):
+            return {"bytes": stripped, "path": path.name}
+    return png(pixels(path), path.stem)
+
+
+def is_embedded(data: bytes) -> bool:
+    """True for a file as `embedded` holds it: pixels alone, which any reader decodes to those of `open_rgb`.
+
+    Raises:
+        UnusableImage, InputError: as `open_rgb`.
+    """
+    with _said(data), open_image(data) as opened:
+        return image_modes.is_plain(opened) and image_headers.without(data) == data
+
+
+def png(pixels: np.ndarray, stem: str) -> dict[str, Any]:
+    """uint8 H x W or H x W x 3 as a PNG file in memory, {"bytes", "path"}.
+
+    Equal pixels give equal bytes with one Pillow; another one may carry another zlib, which packs them differently.
+    """
+    from PIL import Image as pillow
+
+    buffer = io.BytesIO()
+    pillow.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{stem}.png"}
+
+
+def _open(image: Source) -> Image:
+    """The image in mode L or RGB, upright."""
+    with _said(image):
+        return _decode(image)
+
+
+@contextmanager
+def _said(image: Source) -> Iterator[None]:
+    """Raise whatever a decoder raises as UnusableImage; decoders raise nearly every kind on damaged files."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise UnusableImage(image.name if isinstance(image, Path) else "", _sentence(error)) from error
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() in dicom.SUFFIXES
+
+
+def _sentence(error: Exception) -> str:
+    """What `fault` says of an image that could not be decoded."""
+    from PIL import Image as pillow
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnusableError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "the image is in no known format; replace the file or drop the row"
+    if isinstance(error, pillow.DecompressionBombError):
+        return f"the image is too large ({error}); if the file can be trusted, set {LIMIT_VARIABLE} to its pixels"
+    why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return f"the image cannot be decoded ({why}); replace the file or drop the row"
+
+
+def _decode(image: Source) -> Image:
+    from PIL import Image as pillow
+
+    if isinstance(image, pillow.Image):
+        is_ours = type(image) is pillow.Image and image.mode in ("L", "RGB") and not image.info
+        return image if is_ours else image_modes.plain(image)
+    if isinstance(image, Mapping):
+        image = image["path"] if image["bytes"] is None else image["bytes"]
+    image = image if isinstance(image, bytes) else Path(image)
+    data = image if isinstance(image, bytes) else image.read_bytes()
+    if not data:
+        raise UnusableError("the image is in no known format: it has 0 bytes; replace the file or drop the row")
+    is_marked = data[128:132] == dicom.MARK
+    if _is_dicom(image) if isinstance(image, Path) else is_marked:
+        return pillow.fromarray(dicom.read(data))
+    if is_marked:
+        raise UnusableError("the image is a DICOM file under another name; name it .dcm")
+    with open_image(data) as opened:
+        return image_modes.plain(opened)

@@ -1,0 +1,113 @@
+"""Licences: as the header of a card names them, and which of several is the strictest."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmedpo.data import credentialed
+from mmedpo.data.text import folded, plain
+
+# The identifiers that the Hub takes (https://huggingface.co/docs/hub/repositories-licenses), without "other".
+HUB = """
+afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0
+cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research intel-research isc lgpl
+lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
+ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib
+"""
+IDENTIFIERS = frozenset(HUB.split())
+
+
+def fields(name: str) -> dict[str, str]:
+    """A licence for a card's header: by the Hub's identifier, or as "other" with a name."""
+    slug = re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")
+    return {"license": slug} if slug in IDENTIFIERS else {"license": "other", "license_name": slug}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+]+|_+", "-", folded(name)).strip("-.")
+
+
+# What terms forbid or ask for, the weightier the more: a licence is as strict as the sum.
+CREDENTIALED, UNKNOWN, NO_DERIVATIVES, NO_COMMERCE, SHARE_ALIKE, ATTRIBUTION = 32, 16, 8, 4, 2, 1
+CREATIVE_COMMONS = re.compile(r"ccby(nc)?(nd)?(sa)?(nd)?")  # in the letters of a name, as all but the last
+PARTS = {"nc": NO_COMMERCE, "nd": NO_DERIVATIVES, "sa": SHARE_ALIKE}
+FREE = re.compile(r"cc0|cczero|publicdomain|pddl|unlicense(?!d)|wtfpl")
+NO_LICENSE = {
+    "unknown",
+    "unlicensed",
+    "proprietary",
+    "confidential",
+    "restricted",
+    "reserved",
+}  # words of unknown terms
+PHRASES = {
+    NO_DERIVATIVES: re.compile(r"noderiv"),
+    NO_COMMERCE: re.compile(r"no(n|t|tfor)?commerc|research(only|use)|onlyforresearch"),
+    SHARE_ALIKE: re.compile(r"sharealike"),
+    ATTRIBUTION: re.compile(r"attribution|unrestricted|permissive"),
+}
+FAMILIES = {  # by how a word of a name begins
+    SHARE_ALIKE: ("gpl", "lgpl", "agpl", "mpl", "epl", "eupl", "osl", "odbl", "gfdl", "ofl"),
+    ATTRIBUTION: ("mit", "apache", "bsd", "isc", "zlib", "afl", "ecl", "ncsa", "bsl", "artistic", "odc", "cdla"),
+}
+
+
+def strictness(name: str) -> int:
+    """How much a licence forbids or asks for, 0 (public domain) upwards; one that nobody knows may forbid anything.
+
+    A text that names several ("CC0 1.0 (labels), CC BY-NC 4.0 (images)") forbids what any of them does.
+    """
+    words = re.findall(r"[a-z0-9]+", plain(name).casefold())
+    whole = "".join(words)
+    letters = FREE.sub(" ", whole)
+    known = {weight for weight, phrase in PHRASES.items() if phrase.search(letters)}
+    for terms in CREATIVE_COMMONS.finditer(letters):
+        known |= {ATTRIBUTION, *(PARTS[part] for part in (*terms.groups(), *words) if part in PARTS)}
+    known |= {weight for weight, begins in FAMILIES.items() if any(word.startswith(begins) for word in words)}
+    if NO_LICENSE & set(words) or not (known or letters != whole):
+        known.add(UNKNOWN)
+    return sum(known) + (CREDENTIALED if credentialed.telling([name]) else 0)
+
+
+def strictest_first(names: Iterable[str]) -> dict[str, int]:
+    """How often each of these licences occurs: the strictest first, then the most frequent.
+
+    Spellings of one ("CC BY 4.0", "cc-by-4.0") count together, under the Hub's identifier or the most frequent one.
+    """
+    spellings: dict[str, Counter[str]] = {}
+    for name in names:
+        spellings.setdefault(_slug(name) or name, Counter())[name] += 1
+    counts = {
+        slug if len(found) > 1 and slug in IDENTIFIERS else min(found, key=lambda one: (-found[one], one)): sum(
+            found.values()
+        )
+        for slug, found in spellings.items()
+    }
+    return {name: counts[name] for name in sorted(counts, key=lambda one: (-strictness(one), -counts[one], one))}
+
+
+def names(source: Mapping[str, Any]) -> str:
+    """All licences that a manifest records of its source."""
+    return ", ".join(source.get("licenses") or [str(source.get("license") or "no licence")])
+
+
+def notices(source: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a recorded source that is under several licences."""
+    if len(source.get("licenses") or {}) < 2:
+        return []
+    return [f"{source['name']} is under several licences: {said(source)}. The strictest binds what is made of all."]
+
+
+def said(source: Mapping[str, Any]) -> str:
+    """All licences that a manifest records of its source, with how many questions are under each of several."""
+    found = source.get("licenses") or {}
+    if len(found) < 2:
+        return str(source.get("license") or "unknown")
+    return ", ".join(f"{name} ({count:,} of {sum(found.values()):,} questions)" for name, count in found.items())

@@ -1,0 +1,292 @@
+"""One question about one image (`Sample`), read from a row of a source's table."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from sys import intern
+from typing import Any
+
+import numpy as np
+
+from mmedpo.data import credentialed, findings, placeholders, safe_paths
+from mmedpo.data.columns import SPELT, form_faults, group_name, row_of
+from mmedpo.data.image_modes import WIDE_PIXEL, refuse_bombs
+from mmedpo.data.images import SUFFIXES, open_rgb
+from mmedpo.data.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
+from mmedpo.data.text import folded, words
+from mmedpo.errors import Fault, InputError
+from mmedpo.schema import TASKS
+
+ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
+READ = (*SUFFIXES, ".npy")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A region in pixels, origin top left; `confidence` in [0, 1] is 1 for boxes drawn by a person."""
+
+    label: str
+    x: float
+    y: float
+    width: float
+    height: float
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question about one image: the unit that is curated, and that is asked in an evaluation."""
+
+    id: str
+    image: Path
+    question: str
+    answer: str
+    task: str
+    image_id: str
+    patient_id: str | None
+    split: str
+    boxes: tuple[Box, ...]
+    source: str
+    license: str
+    masks: tuple[Path, ...] = ()  # pictures of the image's size, black where no lesion is
+    heatmap: Path | None = None  # a picture or a .npy array of two dimensions
+    confidence: float | None = None  # in [0, 1]: of the masks or the heat map
+    modality: str | None = None  # as the table has it ("X-Ray", "CT", ...)
+    organ: str | None = None
+    question_type: str | None = None  # "PRES, ABN" and the like, too
+    image_digest: str = ""  # `images.digest`, set when the file is read: two files of one picture have one
+    image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set likewise
+
+
+def read_heat(file: Path) -> np.ndarray:
+    """A heat map, float64 h x w, from 0 (cold) upwards: a picture (black is 0, white is 1) or a `.npy` array as it is.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    if file.suffix.lower() != ".npy":
+        return np.asarray(open_rgb(file).convert("L")) / 255
+    try:
+        with file.open("rb") as opened:
+            refuse_bombs(file.stat().st_size, 1)
+            heat = np.lib.format.read_array(opened, allow_pickle=False)
+        refuse_bombs(heat.size, WIDE_PIXEL)
+    except Exception as error:  # NumPy raises many kinds on damaged files
+        raise InputError(f"{file.name}: the array cannot be read ({error}); save it anew with numpy.save.") from None
+    if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
+        given = f"this is {heat.dtype} of shape {heat.shape}"
+        raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {given}.")
+    if not 0 <= heat.min() <= heat.max() < math.inf:
+        raise InputError(f"{file.name}: a heat map holds no NaN, no infinity and nothing below 0; scale it so.")
+    return heat.astype(np.float64)
+
+
+def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and line, row by `COLUMNS`), and gather the table's own columns, in its order."""
+    for where, raw in read_table(table):
+        columns.update(dict.fromkeys(name for name in raw if name not in (FAULT, None)))
+        if FAULT in raw:
+            yield where, raw
+            continue
+        row = row_of(raw)
+        if row["question"] is None and row["labels"] is not None:
+            yield from _about_findings(where, row)
+        else:
+            yield where, row
+
+
+def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The questions about an image's boxed findings, or its fault."""
+    boxes, sentence = _boxes(row["boxes"])
+    labels = parsed(row["labels"])
+    labels = [labels] if isinstance(labels, str) else labels
+    width = None if row["width"] is None else _number(row["width"])
+    fault = ("boxes", sentence) if sentence else next(form_faults(row), None)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        fault = ("labels", f"are a list of findings, or one text with | between them, got {row['labels']!r}")
+    elif width is not None and not 0 < width < math.inf:
+        fault = ("width", f"is the image's in pixels, got {row['width']!r}")
+    elif any(not box.label.strip() for box in boxes):
+        fault = ("boxes", "each needs a label, the finding in it")
+    elif row["image"] is None:
+        fault = ("image", "is empty; every row needs the name of an image file")
+    elif nothing := findings.fault(boxes, labels):
+        fault = fault or ("labels", nothing)
+    if fault:
+        yield where, {**row, FAULT: fault}
+        return
+    for changed in findings.ask(spelling(str(row["image"])), [asdict(box) for box in boxes], labels, width):
+        yield f"{where} ({changed['id']})", {**row, **changed}
+
+
+def read_sample(
+    where: str, row: dict[str, Any], root: Path, images: Files, name: str, license: str
+) -> tuple[Sample | None, list[Fault]]:
+    """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
+    if FAULT in row:
+        return None, [Fault(where, *row[FAULT])]
+    if faults := [Fault(where, *found) for found in form_faults(row)]:
+        return None, faults
+    answer, question = (as_text(row[column]).strip() for column in ("answer", "question"))
+    image = find_file(where, "image", row["image"], root, images)
+    if row["image"] is None:
+        image = Fault(where, "image", "is empty; every row needs the name of an image file")
+    if isinstance(image, Fault):
+        faults.append(image)
+    if not question:
+        faults.append(Fault(where, "question", "is empty; every row needs a question"))
+    if not answer:
+        faults.append(Fault(where, "answer", _no_answer(row.get(SPELT))))
+    for column, text in (("question", question), ("answer", answer)):
+        if held := placeholders.fault(text):
+            faults.append(Fault(where, column, held))
+    task = _task(row["task"], answer)
+    if task is None:
+        faults.append(Fault(where, "task", f"{row['task']!r} is unknown; use closed, open or report"))
+    boxes, sentence = _boxes(row["boxes"])
+    if sentence:
+        faults.append(Fault(where, "boxes", sentence))
+    if not credentialed.is_answer(row["credentialed"]):
+        faults.append(Fault(where, "credentialed", f"is neither true nor false, got {row['credentialed']!r}"))
+    masks, heatmap, confidence, region_faults = _regions(where, row, root, images)
+    faults += region_faults
+    if faults or isinstance(image, Fault) or task is None:
+        return None, faults
+    # A text that many rows share is held once.
+    return Sample(
+        id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
+        image_id=intern(_name_in(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
+        split=intern(as_text(row["split"]).strip()), boxes=boxes, source=intern(as_text(row["source"]) or name),
+        license=intern(as_text(row["license"]).strip() or license), masks=masks, heatmap=heatmap, confidence=confidence,
+        image_digest="", image_size=(0, 0),
+        **{
+            column: intern(" ".join(as_text(row[column]).split())) or None
+            for column in ("modality", "organ", "question_type")
+        },
+    ), []  # fmt: skip
+
+
+def _regions(
+    where: str, row: dict[str, Any], root: Path, images: Files
+) -> tuple[tuple[Path, ...], Path | None, float | None, list[Fault]]:
+    """The files of masks and heat map and their confidence, or what is wrong with them."""
+    found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
+    faults = []
+    masks = parsed(row["masks"])
+    masks = masks if isinstance(masks, list) else [masks]
+    for column, name in [*(("masks", name) for name in masks), ("heatmap", row["heatmap"])]:
+        sentence = form_fault(name)
+        file = None if is_missing(name) else find_file(where, column, name, root, images)
+        if sentence:
+            file = Fault(where, column, sentence)
+        if isinstance(file, Fault):
+            faults.append(file)
+        elif file:
+            found[column].append(file)
+    confidence = None if row["confidence"] is None else _number(row["confidence"])
+    if confidence is not None and not 0 <= confidence <= 1:
+        faults.append(Fault(where, "confidence", f"{row['confidence']!r} is not a number in [0, 1]"))
+    return tuple(found["masks"]), next(iter(found["heatmap"]), None), confidence, faults
+
+
+def spelling(name: str) -> str:
+    """A file's name as NFC: a letter and its accent are one character on some disks and in some tables, else two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _name_in(root: Path, file: Path) -> str:
+    return spelling(file.relative_to(root).as_posix())
+
+
+class Files(dict[str, list[Path]]):
+    """Image files and arrays by the `spelling` of their path and of each end of it ("c.png", "b/c.png"), the shortest
+    paths first; and the folders that links may lead to."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        super().__init__()
+        self.folders = folders
+        self.known: dict[str, Path | str] = {}  # names that were looked for: the file, or what is wrong
+
+
+def image_files(root: Path, also: Sequence[Path] = ()) -> Files:
+    """All image files and arrays below `root`, whose links may lead to `also`, too."""
+    images = Files((root, *also))
+    for file in sorted(root.rglob("*"), key=lambda file: (len(file.parts), file)):
+        if file.suffix.lower() in READ:
+            parts = _name_in(root, file).split("/")
+            for begin in range(len(parts)):
+                images.setdefault("/".join(parts[begin:]), []).append(file)
+    return images
+
+
+def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> Path | Fault:
+    """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
+    if (found := images.known.get(repr(name))) is None:
+        found = images.known[repr(name)] = _found(name, root, images)
+    return found if isinstance(found, Path) else Fault(where, column, found)
+
+
+def _found(name: Any, root: Path, images: Files) -> Path | str:
+    given = PurePosixPath(spelling(str(name)))
+    ending = images.get(given.as_posix(), [])
+    depth = len(root.parts) + len(given.parts)
+    found = list(takewhile(lambda file: len(file.parts) == depth, ending)) or ending
+    if len(found) > 1:  # two spellings on one disk
+        found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
+    if not found:
+        kinds = "" if given.suffix.lower() in READ else f" as one of {', '.join(READ)}"
+        return f"{name!r} is not below the source folder{kinds}; add the file"
+    if len(found) > 1:
+        return f"{name!r} is the name of {len(found)} files; give its whole path"
+    if found[0].is_symlink() and not safe_paths.is_inside(found[0], images.folders):
+        return f"{name!r} {safe_paths.LINKED}"
+    return found[0]
+
+
+def _task(given: Any, answer: str) -> str | None:
+    if given is None:
+        return "closed_vqa" if words(answer) in (["yes"], ["no"]) else "open_vqa"
+    return ANSWER_TYPES.get(folded(str(given)))
+
+
+def _no_answer(spelt: Any) -> str:
+    if spelt is None:
+        return "is empty; every row needs a gold answer or a report"
+    return f"is {spelt!r}, a missing value; write the answer (where it is that word: none, in small letters)"
+
+
+def _number(cell: Any) -> float:
+    """A cell as a number; NaN where it is none."""
+    try:
+        return math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
+    """Boxes of a row (a list, or one in a CSV cell), or what is wrong with them."""
+    entries = [] if given is None else parsed(given)
+    boxes = []
+    try:
+        if not isinstance(entries, list) or any(form_fault(entry.get("label")) for entry in entries):
+            raise TypeError
+        for entry in entries:
+            sides = (entry["x"], entry["y"], entry.get("width", entry.get("w")), entry.get("height", entry.get("h")))
+            sure = 1.0 if entry.get("confidence") is None else entry["confidence"]
+            if any(isinstance(number, bool) for number in (*sides, sure)):
+                raise TypeError
+            x, y, width, height = map(float, sides)
+            label = "" if is_missing(entry.get("label")) else intern(as_text(entry["label"]))
+            boxes.append(Box(label, x, y, width, height, float(sure)))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"
+    for box in boxes:
+        finite = all(map(math.isfinite, (box.x, box.y, box.width, box.height)))
+        if not finite or box.width <= 0 or box.height <= 0 or not 0 <= box.confidence <= 1:
+            return (), f"a box needs a positive size in pixels and a confidence in [0, 1], got {box}"
+    return tuple(boxes), None

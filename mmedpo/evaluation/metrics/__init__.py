@@ -1,0 +1,1 @@
+"""Metric definitions: Med-VQA, report generation, preference and visual reliance."""

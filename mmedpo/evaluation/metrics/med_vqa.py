@@ -1,0 +1,263 @@
+"""Scores of short answers to questions about medical images, by three protocols.
+
+`strict`, the default, gives a closed answer one verdict by whole words, and an open one clipped word overlap and exact
+match. `paper` (MMedPO) and `llava_med` repeat the lenient scores of published work, with substrings and unclipped
+counts, so that published numbers have something to be compared with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+from mmedpo.data.samples import ANSWER_TYPES as TASKS
+from mmedpo.data.text import clauses, plain, words
+from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_texts
+from mmedpo.evaluation.metrics import vqa_v2
+from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
+
+Verdict = Literal["correct", "wrong", "both", "neither"]
+Said = Literal["yes", "no", "both", "neither"]
+
+DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
+PROTOCOLS = tuple(DEFINITIONS)
+ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}  # by task
+OVERLAPS = ("recall", "precision", "f1", "exact_match")
+
+NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
+# After "no" they begin a clause of their own ("no it is not"); before other words "no" is a determiner ("no fracture").
+CLAUSE_STARTS = frozenset((
+    "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
+    "i", "my", "our", "your", "his", "her", "their", "both", "all", "each", "every", "some", "only", "neither", "none",
+    "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
+    "not", "no", "yes",
+))  # fmt: skip
+# Headings that a model writes behind its verdict ("No Explanation: ...") begin a clause too.
+_HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-cased words of a text's plain form, punctuation off; articles and numbers stay as they are."""
+    return words(text)
+
+
+def said(text: str) -> Said:
+    """Which of "yes" and "no" an answer says (`strict`).
+
+    Both are looked for as whole words that stand for themselves. A "no" before a noun does not: "there is no
+    abnormality" is a yes to "Is this normal?". Nor does a word that a negation precedes in its clause: "not yes".
+
+    Example:
+        >>> said("Yes, there is no fracture."), said("No, this is not abnormal"), said("There is no fracture.")
+        ('yes', 'no', 'neither')
+        >>> said("There is no reason to doubt it: yes"), said("yes or no"), said("I do not know")
+        ('yes', 'both', 'neither')
+    """
+    found = {word for word, plain in _read(text) if plain and word in ("yes", "no")}
+    if len(found) == 1:
+        return "yes" if "yes" in found else "no"
+    return "both" if found else "neither"
+
+
+def verdict(prediction: str, reference: str) -> Verdict:
+    """The one verdict of `strict` on a closed answer.
+
+    A reference that says yes or no (`said`) is compared with what the prediction says; "both" and "neither" mean that
+    no verdict could be read, and are wrong. Any other reference is a choice ("left", "axial"): correct if its words
+    occur in the prediction, whole, in order, next to each other, and with no negation before them in their clause. The
+    other choices are not known here, so "left or right" is correct for "left".
+
+    Example:
+        >>> verdict("The answer is yes.", "yes"), verdict("abnormal", "no"), verdict("It is axial.", "Axial")
+        ('correct', 'neither', 'correct')
+        >>> verdict("It is not the left, but the right side.", "left")
+        'wrong'
+    """
+    gold, needle = _read_reference(reference)
+    if gold in ("yes", "no"):
+        answer = said(prediction)
+        return answer if answer in ("both", "neither") else "correct" if answer == gold else "wrong"
+    hay = _read(prediction, determiners=True)
+    starts = [i for i, (word, plain) in enumerate(hay) if plain and word == needle[0]]
+    matches = ([word for word, _ in hay[i : i + len(needle)]] == needle for i in starts)
+    return "correct" if any(matches) else "wrong"
+
+
+@lru_cache(maxsize=4096)
+def _read_reference(reference: str) -> tuple[Said, list[str]]:
+    return said(reference), tokens(reference)
+
+
+def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
+    """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
+    determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
+    found = []
+    for clause in clauses(_HEADING.sub("\n", plain(text))):
+        negated = False
+        for word, following in zip(clause, [*clause[1:], None], strict=True):
+            determiner = word == "no" and following is not None and following not in CLAUSE_STARTS
+            found.append((word, not negated and (determiners or not determiner)))
+            negated = negated or determiner or word in NEGATIONS or word.endswith("n't")
+    return found
+
+
+def overlap(prediction: str, reference: str) -> dict[str, float]:
+    """Clipped word overlap of an open answer with its reference (`strict`), each value in [0, 1].
+
+    With P and R the multisets of words of prediction and reference, and |P & R| = sum over words of
+    min(count in P, count in R), so that a repeated word counts no more often than the reference has it:
+
+        recall = |P & R| / |R|        precision = |P & R| / |P|  (0 for an empty prediction)
+        f1 = 2 |P & R| / (|P| + |R|)  exact_match = 1 if both are the same sequence of words, else 0
+    """
+    predicted, gold = tokens(prediction), tokens(reference)
+    shared = (Counter(predicted) & Counter(gold)).total()
+    return {
+        "recall": shared / len(gold),
+        "precision": shared / len(predicted) if predicted else 0.0,
+        "f1": 2 * shared / (len(predicted) + len(gold)),
+        "exact_match": float(predicted == gold),
+    }
+
+
+def lenient_overlap(prediction: str, reference: str, protocol: str) -> dict[str, float]:
+    """Word overlap as LLaVA-Med computes it, of two texts in VQA-v2's form (`vqa_v2.normalize`), in [0, 1].
+
+    A shared word counts as often as the PREDICTION has it (tp), others of the prediction as often as they occur (fp),
+    missed ones as often as the reference has them (fn); a text without words scores 0:
+
+        recall = tp / (tp + fn)    precision = tp / (tp + fp)    f1 = their harmonic mean
+
+    exact_match is 1 for equal texts in `paper`; in `llava_med` it is what the published script calls so: different
+    words of the reference that occur in the prediction, per word of the prediction.
+    """
+    predicted, gold = Counter(prediction.split()), Counter(reference.split())
+    tp = sum(count for word, count in predicted.items() if word in gold)
+    fn = sum(count for word, count in gold.items() if word not in predicted)
+    recall, precision = (tp / (tp + fn), tp / predicted.total()) if tp else (0.0, 0.0)
+    exact = float(prediction == reference)
+    if protocol == "llava_med":
+        exact = len(predicted.keys() & gold.keys()) / (predicted.total() or 1)
+    f1 = 2 * precision * recall / (precision + recall) if tp else 0.0
+    return {"recall": recall, "precision": precision, "f1": f1, "exact_match": exact}
+
+
+def score(prediction: str, reference: str, answer_type: str, protocol: str = "strict") -> dict[str, float | str]:
+    """Scores of one answer: {"verdict", "correct"} if closed; recall, precision, f1, exact_match, "correct" if open.
+
+    "correct" is 1.0 or 0.0: the verdict "correct" of a closed answer; an open answer equal to the reference, each in
+    the protocol's normal form.
+
+    Raises:
+        InputError: an unknown protocol or answer type, a text that is no string, a reference without words.
+    """
+    (answer_type,) = _require([prediction], [reference], [answer_type], protocol)
+    return _score(answers_in([prediction])[0], reference, answer_type, protocol)
+
+
+def compute(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    answer_types: Sequence[str],
+    protocol: str = "strict",
+    groups: Sequence[str] | None = None,
+    return_scores: bool = False,
+) -> dict[str, Any]:
+    """Scores of n answers, as described in `aggregate`.
+
+    Args:
+        predictions: n answers of the model; a thought before one is taken off (`answers_in`).
+        references: n gold answers.
+        answer_types: n of "closed" and "open", spelt as a source may spell them ("CLOSED", "open_vqa").
+        protocol: one of `PROTOCOLS`.
+        groups: n names (an organ, a modality, a kind of question); adds "by_group", what `aggregate` says of each.
+        return_scores: add "scores", the n `score` results.
+
+    Raises:
+        InputError: an unknown protocol, columns of different length, or texts that cannot be scored (all named).
+    """
+    answer_types = _require(predictions, references, answer_types, protocol, groups)
+    rows = zip(answers_in(predictions), references, answer_types, strict=True)
+    scores = [_score(*row, protocol) for row in rows]
+    found = aggregate(scores, protocol)
+    if groups is not None:
+        found["by_group"] = by_group(groups, scores, partial(aggregate, protocol=protocol))
+    return found | ({"scores": scores} if return_scores else {})
+
+
+def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
+    """The metrics of `score` results: means in [0, 1], higher is better."""
+    require_known("protocol", protocol, PROTOCOLS)
+    return (
+        mean_of("correct", "overall_accuracy", _is_answer),
+        mean_of("correct", "closed_accuracy", _is_closed),
+        *(mean_of(name, f"open_{name}") for name in OVERLAPS),
+    )
+
+
+def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
+    """Means of `score` results, each in [0, 1], higher is better; a mean over no question is absent.
+
+    Returns:
+        overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
+        open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` n_closed_both and n_closed_neither;
+        med_vqa_definition, the protocol with the number of its definition ("strict@3").
+    """
+    verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
+    unread = {f"n_closed_{said}": verdicts[said] for said in ("both", "neither")} if protocol == "strict" else {}
+    return values(metrics(protocol), scores) | {
+        "n_closed": verdicts.total(),
+        "n_open": len(scores) - verdicts.total(),
+        **unread,
+        "med_vqa_definition": DEFINITIONS[protocol],
+    }
+
+
+def _is_closed(scores: Scores) -> bool:
+    return "verdict" in scores
+
+
+def _is_answer(scores: Scores) -> bool:
+    return "correct" in scores
+
+
+def _score(prediction: str, reference: str, answer_type: str, protocol: str) -> dict[str, float | str]:
+    if protocol == "strict":
+        if answer_type == "closed":
+            reading = verdict(prediction, reference)
+            return {"verdict": reading, "correct": float(reading == "correct")}
+        overlaps = overlap(prediction, reference)
+        return {**overlaps, "correct": overlaps["exact_match"]}
+    prediction, reference = vqa_v2.normalize(prediction), vqa_v2.normalize(reference)
+    if answer_type == "closed":
+        readable = protocol == "paper" or "yes" in prediction or "no" in prediction
+        hit = readable and reference in prediction
+        return {"verdict": "correct" if hit else "wrong", "correct": float(hit)}
+    return {**lenient_overlap(prediction, reference, protocol), "correct": float(prediction == reference)}
+
+
+def _require(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    answer_types: Sequence[str],
+    protocol: str,
+    groups: Sequence[str] | None = None,
+) -> list[str]:
+    """Return the answer types as "closed" and "open"; raise InputError for whatever cannot be scored."""
+    require_known("protocol", protocol, PROTOCOLS)
+    others = {"answer_types": answer_types} | ({} if groups is None else {"groups": groups})
+    require_texts(predictions, references, tokens, **others)
+    kinds = [ANSWER_TYPES.get(TASKS.get(str(given).strip().casefold(), "")) for given in answer_types]
+    faults = [
+        Fault(f"index {i}", "answer_types", f"is {given!r}; choose 'closed' or 'open'")
+        for i, (given, kind) in enumerate(zip(answer_types, kinds, strict=True))
+        if kind is None
+    ]
+    faults += group_faults(groups)
+    if faults:
+        raise InputError(f"{len(faults)} entries beside the texts are faulty:", faults)
+    return [kind for kind in kinds if kind is not None]

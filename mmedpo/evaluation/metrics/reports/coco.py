@@ -1,0 +1,127 @@
+"""The R2Gen lineage's protocol: corpus BLEU and ROUGE-L as pycocoevalcap defines them, on cleaned text.
+
+Own arithmetic, since pycocoevalcap is a download of 104 MB; the tests hold it to that package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmedpo.evaluation.metrics.base import Floats, Metric, Scores, mean_of
+from mmedpo.evaluation.metrics.reports import Protocol, Text
+
+ORDERS = (1, 2, 3, 4)
+ROUGE_BETA = 1.2
+# pycocoevalcap's guards against division by zero; kept, since they decide the value on very short texts.
+BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9
+
+_ENUMERATOR = re.compile(r"(?<!\S)[1-5]\.(?=\s)")
+_PUNCTUATION = re.compile(r"[^\w\s-]|_")
+
+
+def clean(text: str) -> list[str]:
+    """Words of a report: lower case, list numbers and punctuation off, split at white space.
+
+    In this order: lower-case; drop free-standing "1." to "5."; delete every character that is neither letter,
+    digit, hyphen nor white space, joining what it parted ("3.5" is "35", "and/or" is "andor", as in R2Gen); split;
+    drop words of hyphens alone. R2Gen itself keeps " . " between sentences as a word, and so scores higher.
+
+    Example:
+        >>> clean("1. Heart size normal. 2. No T2-weighted change!")
+        ['heart', 'size', 'normal', 'no', 't2-weighted', 'change']
+    """
+    text = _PUNCTUATION.sub("", _ENUMERATOR.sub(" ", text.lower()))
+    return [word for word in text.split() if word.strip("-")]
+
+
+def score(prediction: Text, reference: Text) -> dict[str, Any]:
+    """Summands of one report: ngram_matches (clipped) and ngram_totals for orders 1 to 4, lengths, rouge_l."""
+    said, gold = prediction.words, reference.words
+    return {
+        "ngram_matches": [_shared(_ngrams(said, n), _ngrams(gold, n)) for n in ORDERS],
+        "ngram_totals": [max(0, len(said) - n + 1) for n in ORDERS],
+        "prediction_length": len(said),
+        "reference_length": len(gold),
+        "rouge_l": rouge_l(said, gold),
+    }
+
+
+def has_bleu_statistics(scores: Scores) -> bool:
+    return "ngram_matches" in scores
+
+
+def bleu_statistics(scores: Scores) -> list[float]:
+    """The 10 summands of BLEU in a `score` result: 4 matches, 4 totals, prediction and reference length."""
+    lengths = [scores["prediction_length"], scores["reference_length"]]
+    return [*scores["ngram_matches"], *scores["ngram_totals"], *lengths]
+
+
+def bleu(sums: Floats) -> Floats:
+    """Cumulative corpus BLEU-1 to BLEU-4 as in pycocoevalcap.
+
+    BLEU-n = BP * (prod over k <= n of (matches_k + tiny) / (totals_k + small)) ** (1 / n), with
+    BP = exp(1 - 1 / r) where r = (prediction length + tiny) / (reference length + small) is below 1, else 1.
+
+    Args:
+        sums: [..., 10], sums of `bleu_statistics`.
+
+    Returns:
+        [..., 4], values in [0, 1].
+    """
+    precisions = (sums[..., :4] + BLEU_TINY) / (sums[..., 4:8] + BLEU_SMALL)
+    ratio = (sums[..., 8:9] + BLEU_TINY) / (sums[..., 9:10] + BLEU_SMALL)
+    brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return brevity * np.cumprod(precisions, axis=-1) ** (1 / np.array(ORDERS))
+
+
+def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
+    """ROUGE-L of two word sequences: (1 + b²) P R / (R + b² P), b = 1.2, P and R the shares of the longest
+    common subsequence in prediction and reference; 0 where nothing is shared."""
+    common = longest_common(prediction, reference)
+    if not common:
+        return 0.0
+    precision, recall = common / len(prediction), common / len(reference)
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+
+
+def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def _shared(some: Counter[tuple[str, ...]], others: Counter[tuple[str, ...]]) -> int:
+    return sum(min(count, others[ngram]) for ngram, count in some.items() if ngram in others)
+
+
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    # Bit-parallel (Hyyrö 2004): a zero at bit i of `row` says that the length grows at a[i] for the words of b so far.
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    full = row = (1 << len(a)) - 1
+    for word in b:
+        hits = row & places.get(word, 0)
+        row = (row + hits | row - hits) & full
+    return len(a) - row.bit_count()
+
+
+def _bleu_at(order: int, sums: Floats) -> Floats:
+    return bleu(sums)[..., order - 1]
+
+
+PROTOCOL = Protocol(
+    definition="coco@1",
+    words=clean,
+    score=score,
+    metrics=(
+        *(Metric(f"bleu_{n}", has_bleu_statistics, bleu_statistics, partial(_bleu_at, n)) for n in ORDERS),
+        mean_of("rouge_l"),
+    ),
+    meteor_variant="meteor_1.5",
+)

@@ -1,0 +1,76 @@
+"""The MMedPO authors' protocol for reports, quirks included: to compare with their table, not to be trusted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from mmedpo.evaluation.metrics.base import mean_of
+from mmedpo.evaluation.metrics.reports import Protocol, Text
+from mmedpo.evaluation.metrics.vqa_v2 import normalize
+
+SINGLE_ORDERS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+
+
+def words(text: str) -> list[str]:
+    """Words of the normalised text."""
+    return normalize(text).split()
+
+
+def score(prediction: Text, reference: Text) -> dict[str, Any]:
+    """bleu_1 to bleu_4, each in [0, 4/3]; bleu, their mean; rouge_l in [0, 1].
+
+    BLEU-n is NLTK's sentence BLEU with all weight on order n and smoothing method 7, which averages neighbouring orders
+    and adds 1 to the one below the first: a perfect report has 4/3, 10/9, 28/27, 82/81.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    said, gold = prediction.words, reference.words
+    bleus = sentence_bleu([gold], said, SINGLE_ORDERS, SmoothingFunction().method7)
+    return {
+        **{name: float(value) for name, value in zip(BLEUS, bleus, strict=True)},
+        "bleu": float(sum(bleus) / len(BLEUS)),
+        "rouge_l": rouge_l(" ".join(said), " ".join(gold)),
+    }
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """F of the `rouge` package: of word sets, over the union of the common subsequences of sentences.
+
+    The package raises on texts of full stops alone, and on none; here such a text scores 0.
+    """
+    if not prediction.strip(".") or not reference.strip("."):
+        return 0.0
+    with _recursion(len(prediction) + len(reference)):
+        return float(_rouge().get_scores(prediction, reference)[0]["rouge-l"]["f"])
+
+
+@contextmanager
+def _recursion(depth: int) -> Iterator[None]:
+    # The package walks back through its table by recursion, a call for each word.
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + depth)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge import Rouge
+
+    return Rouge(metrics=["rouge-l"], stats=["f"])
+
+
+PROTOCOL = Protocol(
+    definition="paper@1",
+    words=words,
+    score=score,
+    metrics=tuple(mean_of(name) for name in ("bleu", *BLEUS, "rouge_l")),
+    meteor_variant="nltk_wordnet",
+)

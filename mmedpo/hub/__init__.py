@@ -1,0 +1,1 @@
+"""Dataset builders, cards and publications on the Hub."""

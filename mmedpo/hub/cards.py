@@ -1,0 +1,287 @@
+"""Dataset and adapter cards for the Hub, filled from recorded files alone.
+
+What only a person can say stays visibly open in the card as "[More information needed: ...]".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedpo.data import credentialed, licenses
+from mmedpo.errors import InputError
+from mmedpo.hub import results
+from mmedpo.report import curves
+from mmedpo.report.markup import closed, code, inline
+from mmedpo.report.notices import notices
+from mmedpo.report.wording import shown
+from mmedpo.runs import formats, packaged
+from mmedpo.runs.run_folder import read_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
+    from jinja2 import Template
+
+MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
+SAID_OF_DATA = ("source", "counts")  # without which a manifest says nothing
+COMPARISON = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a dataset's card says only on the Hub: its id there, its picture, and the header's `configs` and
+    `dataset_info`, which describe the files beside it."""
+
+    repo_id: str
+    picture: str
+    configs: Sequence[Mapping[str, Any]]
+    dataset_info: Mapping[str, Any]
+
+
+def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published: Published | None = None) -> str:
+    """The README.md of a dataset folder, from its `manifest.json` and, where there is one, `audit.json`.
+
+    Args:
+        audit: instead of the one recorded.
+        published: for the card on the Hub; None for the folder's own.
+
+    Raises:
+        InputError: no manifest, or one of another format; a template is missing.
+    """
+    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
+    if audit is None and (folder / "audit.json").exists():
+        audit = _recorded(folder / "audit.json", "mmedpo.audit/1")
+    rows = sum(manifest["counts"].values())
+    return _fill(
+        "dataset.md.jinja",
+        _dataset_metadata(manifest, rows, published),
+        manifest=manifest,
+        audit=audit,
+        rows=rows,
+        published=published,
+        credentialed=credentialed.first([manifest]),
+        licences=licenses.said(manifest["source"]),
+        notices=notices(manifest),
+    )
+
+
+def stripped_card(folder: Path, published: Published) -> str:
+    """The README.md of a credentialed dataset's published form, from its `manifest.json`; raises as `dataset_card`."""
+    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
+    rows = sum(manifest["counts"].values())
+    metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
+    said, terms = notices(manifest), licenses.said(manifest["source"])
+    return _fill(
+        "stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published, notices=said, licences=terms
+    )
+
+
+def _dataset_metadata(
+    manifest: Mapping[str, Any], rows: int, published: Published | None, what: str = "MMedPO preference pairs"
+) -> CardData:
+    from huggingface_hub import DatasetCardData
+
+    source = manifest["source"]
+    # A folder has no `configs`: with them `datasets` caches it by its name alone and loads an older dataset's rows.
+    files: Any = {"configs": published.configs, "dataset_info": published.dataset_info} if published else {}
+    return DatasetCardData(
+        pretty_name=f"{what} from {source['name']}",
+        task_categories=["visual-question-answering", "image-text-to-text"],
+        tags=["mmedpo", "preference", "dpo", "medical", "trl"],
+        size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
+        **files,
+    )
+
+
+def write_dataset_card(folder: Path) -> None:
+    """Write README.md (and `GENERATED`) into a dataset folder; raises as `dataset_card`."""
+    _write(folder, dataset_card(folder))
+
+
+def write_adapter_card(folder: Path) -> None:
+    """Write README.md (and `GENERATED`) and, where steps were logged, curves.png into a training folder; raises as
+    `adapter_card`."""
+    curves.draw(read_json(folder / "trainer_state.json").get("log_history", []), folder / curves.PICTURE)
+    _write(folder, adapter_card(folder))
+
+
+def _write(folder: Path, card: str) -> None:
+    (folder / GENERATED).parent.mkdir(exist_ok=True)
+    for name in ("README.md", GENERATED):
+        (folder / name).write_text(card, encoding="utf-8")
+
+
+def results_files(folder: Path, comparison: Mapping[str, Any]) -> dict[str, str]:
+    """What a comparison changes in the training folder of its last run: path in it -> text. Nothing is written.
+
+    The card with its results and `model-index`, the comparison without the texts of test questions, and where those
+    are a dataset on the Hub its `.eval_results/*.yaml`.
+
+    Raises:
+        InputError: as `adapter_card`, or the last run did not evaluate what is in `folder`.
+    """
+    results.require_results_of(folder, comparison)
+    card = adapter_card(folder, comparison)
+    return {"README.md": card, COMPARISON: results.record(comparison), **results.hub_files(comparison)}
+
+
+def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> str:
+    """The README.md of a training folder, from its `training.json` and `trainer_state.json`, and the results of
+    `comparison`, by default those of its `comparison.json`, where there is one.
+
+    Raises:
+        InputError: a file is missing or of another format; a template is missing.
+    """
+    if comparison is None and (folder / COMPARISON).exists():
+        comparison = _recorded(folder / COMPARISON, formats.COMPARISON)
+    training = _recorded(folder / "training.json", "mmedpo.training/1", "model", "dataset", "config")
+    history = read_json(folder / "trainer_state.json").get("log_history", [])
+    base, dataset = (hub_id(training[key], training.get(f"{key}_is_local")) for key in ("model", "dataset"))
+    name = folder.resolve().name.removesuffix(".partial")
+    return _fill(
+        "adapter.md.jinja",
+        _adapter_metadata(training, base, dataset, name, comparison),
+        training=training,
+        name=name,
+        **(results.card_part(comparison) if comparison else {}),
+        objective=_objective(training),
+        base=base,
+        dataset=dataset,
+        is_adapter=_is_adapter(training),
+        curves=curves.summaries(history),
+        picture=curves.PICTURE if (folder / curves.PICTURE).exists() else None,
+        credentialed=credentialed.first([training]),
+        notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training)),
+    )
+
+
+def _adapter_metadata(
+    training: Mapping[str, Any], base: str | None, dataset: str | None, name: str, comparison: Mapping[str, Any] | None
+) -> CardData:
+    from huggingface_hub import ModelCardData
+
+    is_adapter = _is_adapter(training)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="adapter" if is_adapter and base else None,
+        datasets=[dataset] if dataset else None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["mmedpo", "dpo", "preference", "medical", "trl"],
+        model_name=name if comparison else None,
+        eval_results=results.model_index(comparison) if comparison else None,
+    )
+
+
+def _is_adapter(training: Mapping[str, Any]) -> bool:
+    return bool(training["lora"].get("use_peft") or training.get("adapter")) if "lora" in training else True
+
+
+def _objective(training: Mapping[str, Any]) -> str:
+    config = training["config"]
+    losses = config.get("loss_type") or ["sigmoid"]
+    losses = [losses] if isinstance(losses, str) else losses
+    if losses == ["sft"]:
+        return "by supervised learning on the preferred sides alone, without a preference loss"
+    if not config.get("weighted", True):
+        said = "with plain DPO, its weights switched off (the control arm of an MMedPO run)"
+    elif training.get("weights", {}).get("sd") == 0:
+        said = "with MMedPO's objective, but all weights are equal: it is plain DPO times a constant"
+    else:
+        said = "with the clinically weighted objective of MMedPO"
+    return said + (", plus the likelihood of the preferred answers" if "sft" in losses else "")
+
+
+def _manifests(training: Mapping[str, Any]) -> list[Any]:
+    # A folder's name does not say that phantoms are inside, its manifest does.
+    manifest = Path(_name(training["dataset"])) / "manifest.json"
+    return [read_json(manifest)] if training.get("dataset_is_local", True) and manifest.exists() else []
+
+
+def hub_id(name: Any, is_local: bool | None = None) -> str | None:
+    """`name` if it can be a Hub id (owner/name), else None.
+
+    Args:
+        is_local: whether it was a folder when it was used; where that is not recorded, whether it is one here and now.
+    """
+    text = _name(name)
+    local = Path(text).exists() if is_local is None else is_local
+    return text if results.HUB_ID.fullmatch(text) and not local else None
+
+
+def _name(value: Any) -> str:
+    return str(value["name"]) if isinstance(value, Mapping) else str(value)
+
+
+def _recorded(path: Path, kind: str, *keys: str) -> Any:
+    """A recorded JSON object of that format that has these keys; raises InputError if it is something else."""
+    record = read_json(path)
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != kind:
+        raise InputError(f"{path} has the format {found!r}; this version reads {kind!r}. Run the step again.")
+    if missing := [key for key in keys if key not in record]:
+        raise InputError(f"{path} says nothing of {', '.join(missing)}. Run the step again.")
+    return record
+
+
+def cell(value: Any) -> str:
+    """A recorded value as text of one Markdown table cell or line."""
+    return inline(shown(value))
+
+
+def _code(value: Any) -> str:
+    """A recorded value inside a code span."""
+    return code(shown(value))
+
+
+def _command(text: Any) -> str:
+    """A recorded command as a line of a code block, the machine's own folders left out."""
+    line = closed(" ".join(str(text).replace("```", "'''").split()))
+    return MACHINE_FOLDERS.sub("…/", line)
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "not recorded"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else "not recorded"
+
+
+def check_template(name: str) -> None:
+    """Raise InputError where the template "dataset" or "adapter" cannot be read: before the work, not at its end."""
+    _template(f"{name}.md.jinja")
+
+
+def _fill(template: str, metadata: CardData, **context: Any) -> str:
+    return _template(template).render(metadata=closed(metadata.to_yaml()), **context).rstrip("\n") + "\n"
+
+
+def _template(name: str) -> Template:
+    from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
+
+    class NotRecorded(ChainableUndefined):
+        def __str__(self) -> str:
+            return "not recorded"
+
+    folder = packaged.folder("model_cards")
+    env = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=NotRecorded,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    env.filters.update(cell=cell, code=_code, quoted=json.dumps, command=_command, number=_number, share=_share)
+    try:
+        return env.get_template(name)
+    except (TemplateError, OSError) as error:
+        raise InputError(
+            f"{folder / name}: the card's template cannot be read ({error}). Install mmedpo again."
+        ) from error

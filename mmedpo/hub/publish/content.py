@@ -1,0 +1,283 @@
+"""What is published of a folder: named kinds of files, never whatever else lies in it, and its card."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mmedpo.data import licenses
+from mmedpo.data.images import is_embedded
+from mmedpo.errors import Fault, InputError
+from mmedpo.hub import cards, results
+from mmedpo.hub.publish import picture
+from mmedpo.hub.publish.card import CARD, Conflict, read_text, with_local_edits
+from mmedpo.hub.publish.remote import File
+from mmedpo.report import curves
+from mmedpo.report.audit import audit
+from mmedpo.runs.run_folder import json_text, read_object
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+PICTURE = "audit.png"
+SHARD = re.compile(r"(?P<split>\w[\w.]*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
+ADAPTER_FILES = (
+    *("adapter_config.json", "adapter_model*.safetensors", "adapter_model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("training.json", "trainer_state.json", "recipe.yaml", curves.PICTURE),
+    *(cards.COMPARISON, ".eval_results/*.yaml"),
+)
+WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
+METRIC_FILES = ("*.py", "requirements.txt", "*.json")
+# What a repository of a kind holds of us: an earlier version's of these go where this version has them not.
+OWN_FILES = {
+    "dataset": ("data/*.parquet", "manifest.json", "audit.json", PICTURE), "model": ADAPTER_FILES, "space": METRIC_FILES
+}  # fmt: skip
+BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
+IMAGES = ("images", "rejected_images")
+NOTES = "is no PNG or JPEG file of pixels alone (EXIF, notes, alpha, ...); write it by `mmedpo.data.images.embedded`"
+SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")  # what such variables begin with
+SECRET_LENGTH = 8  # characters; servers of one's own are given "EMPTY" and the like, which is no secret
+USERINFO = re.compile(r"://[^\s/:@\"]+:[^\s/@\"]+@")
+TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".jinja", ".py")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one folder publishes.
+
+    Attributes:
+        files: by their names in the repository, the card apart.
+        card: with what a person wrote into the folder's README.md.
+        generated: the card as nobody has edited it.
+        records: what is recorded of the data that an adapter was trained on.
+        notices: what who publishes it should know.
+        question: what a person has to agree to before it is sent.
+        said: of credentialed data that goes out as it is: its source, and what of it goes.
+        barred: names of files that no version of the repository may hold.
+    """
+
+    repo_type: str
+    files: Mapping[str, File]
+    card: str
+    generated: str
+    records: Sequence[Mapping[str, Any]] = ()
+    conflicts: Sequence[Conflict] = field(default=())
+    notices: Sequence[str] = ()
+    question: str = ""
+    said: tuple[str, str] | None = None
+    barred: Sequence[str] = ()
+
+
+def dataset(folder: Path, repo_id: str) -> Content:
+    """A dataset folder of `mmedpo curate`: its shards, manifest, audit (made anew from the rows) and picture.
+
+    Raises:
+        InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
+    """
+    plain = cards.dataset_card(folder)
+    shards, found = checked(folder)
+    data = {split: [File(file) for file in files] for split, files in shards.items()}
+    about = cards.Published(repo_id, PICTURE, configs(data), info(data))
+    generated = cards.dataset_card(folder, audit=found, published=about)
+    texts, conflicts = with_local_edits(folder, plain, generated)
+    files = {f"data/{file.name}": File(file) for part in shards.values() for file in part}
+    files["manifest.json"] = File(folder / "manifest.json")
+    files["audit.json"] = File(json_text(found).encode())
+    files[PICTURE] = File(picture.draw(found))
+    return Content("dataset", files, texts, generated, conflicts=conflicts, notices=[BURNT_IN, *_mixed(folder)])
+
+
+def _mixed(folder: Path) -> list[str]:
+    return licenses.notices(read_object(folder / "manifest.json")["source"])
+
+
+def checked(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
+    """A dataset folder's Parquet files by split, and its audit made anew.
+
+    Raises:
+        InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
+    """
+    shards = finished_shards(folder)
+    found, faults = _audited(folder, shards)
+    faults += [fault for files in shards.values() for file in files for fault in _image_faults(file)]
+    if faults:
+        raise InputError(f"{folder} is not published: its rows break the preference schema.", faults)
+    return shards, found
+
+
+def adapter(folder: Path, repo_id: str) -> Content:
+    """An adapter (or whole model) of `mmedpo train` with its processor and what is recorded of its training.
+
+    Raises:
+        InputError: no finished training, or no weights.
+    """
+    # Not made anew where it was kept: it also says what was known of a dataset that lies elsewhere by now.
+    kept = folder / cards.GENERATED
+    generated = read_text(kept) if kept.exists() else cards.adapter_card(folder)
+    files = _allowed(folder, ADAPTER_FILES)
+    if cards.COMPARISON in files:  # one that compare wrote for itself has texts of test questions
+        files[cards.COMPARISON] = File(results.record(read_object(folder / cards.COMPARISON)).encode())
+    if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
+        raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
+    texts, conflicts = with_local_edits(folder, generated, generated)
+    return Content("model", files, texts, generated, [read_object(folder / "training.json")], conflicts)
+
+
+def metric(folder: Path, repo_id: str) -> Content:
+    """A metric folder for `evaluate.load`, as a Space.
+
+    Raises:
+        InputError: no metric folder, or the repository is not called as its script, which `evaluate` looks for.
+    """
+    name = repo_id.split("/")[-1]
+    if not (folder / f"{name}.py").is_file() or not (folder / CARD).is_file():
+        scripts = sorted(path.stem for path in folder.glob("*.py") if path.name != "app.py")
+        raise InputError(
+            f"{folder} has no {CARD} or no {name}.py: evaluate.load({repo_id!r}) looks for a script of that "
+            f"name. Scripts here: {', '.join(scripts) or 'none'}."
+        )
+    text = read_text(folder / CARD)
+    return Content("space", _allowed(folder, METRIC_FILES), text, text)
+
+
+KINDS = {"dataset": dataset, "adapter": adapter, "metric": metric}
+REPO_TYPES = {"dataset": "dataset", "adapter": "model", "metric": "space"}
+
+
+def refuse_private_words(content: Content, token: str | None) -> None:
+    """Raise InputError if a text to be published, or one in a row, names the home or current folder here, or holds the
+    token or the key of an endpoint."""
+    words = {f"{path}/": f"{path}/" for path in (Path.home(), Path.cwd()) if len(path.parts) > 1}
+    secrets = {key.strip(): f"the value of {name}" for name, key in os.environ.items() if name.startswith(SECRETS)}
+    secrets |= {token or "": "the token"}
+    words |= {word: what for word, what in secrets.items() if len(word) >= SECRET_LENGTH}
+    spelt = {form: what for word, what in words.items() for form in (word, json.dumps(word)[1:-1], quote(word))}
+    for name, file in {**content.files, CARD: File(content.card.encode())}.items():
+        for place, text, remedy in _texts(name, file):
+            found = [what for form, what in spelt.items() if form in text]
+            if found or (found := ["a user and a password of a URL"] * bool(USERINFO.search(text))):
+                raise InputError(f"{place} names {found[0]}, which is nobody else's business. {remedy}, then publish.")
+
+
+def _texts(name: str, file: File) -> Iterator[tuple[str, str, str]]:
+    """Of a file the place, the text and what to do about it; of Parquet those of each row, without its images."""
+    if Path(name).suffix in TEXTS:
+        yield name, file.read().decode("utf-8", "replace"), "Remove it"
+    elif Path(name).suffix == ".parquet":
+        for row in rows(file, but=IMAGES):
+            yield f"{name}, row {row['id']},", json.dumps(row, ensure_ascii=False), "Mend the source, curate it again"
+
+
+def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): File(path) for path in sorted(found)}
+
+
+def finished_shards(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files by split; raises InputError if there are none or not all."""
+    shards: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("data/*.parquet")):
+        found = SHARD.fullmatch(file.name)
+        if found is None:
+            raise InputError(f"{file} is not named SPLIT-00000-of-00001.parquet. Write datasets with `mmedpo curate`.")
+        shards.setdefault(found["split"], []).append(file)
+    torn = [split for split, files in shards.items() if any(_count(file) != len(files) for file in files)]
+    if torn or not shards or folder.resolve().name.endswith(".partial"):
+        what = f"has not all shards of {', '.join(torn)}" if torn else "is no finished dataset"
+        raise InputError(f"{folder} {what}. Finish or repeat the run that writes it, then publish.")
+    return shards
+
+
+def _count(file: Path) -> int:
+    found = SHARD.fullmatch(file.name)
+    return int(found["count"]) if found else 0
+
+
+def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """The audit of the first split (train if there is one), and the faults of all."""
+    recorded = folder / "audit.json"
+    name = (read_object(recorded).get("dataset") if recorded.exists() else None) or folder.resolve().name
+    first, *others = sorted(shards, key=lambda split: (split != "train", split))
+    found = audit(str(folder), first, name)
+    faults = [*found["faults"], *(fault for split in others for fault in audit(str(folder), split)["faults"])]
+    return found, [Fault(**fault) for fault in faults]
+
+
+def _image_faults(file: Path) -> list[Fault]:
+    """Images that are not inside the file, that hold more than pixels, or whose name is a path."""
+    faults = []
+    for row in rows(File(file)):
+        for column in IMAGES:
+            for image in row.get(column) or []:
+                if image["bytes"] is None:
+                    faults.append(Fault(row["id"], column, "is not inside the file; embed it"))
+                elif not is_embedded(image["bytes"]):
+                    faults.append(Fault(row["id"], column, NOTES))
+                if image["path"] and re.search(r"[/\\]", image["path"]):
+                    faults.append(Fault(row["id"], column, "is named by a path; keep its last part alone"))
+    return faults
+
+
+def rows(file: File, but: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file without some columns, images undecoded, classes as numbers; raises InputError as
+    `whole_parquet`."""
+    with whole_parquet("what is published" if isinstance(file.source, bytes) else str(file.source)):
+        table = _parquet(file)
+        columns = [column for column in table.schema_arrow.names if column not in but]
+        for batch in table.iter_batches(batch_size=32, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _parquet(file: File) -> ParquetFile:
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source)
+
+
+@contextmanager
+def whole_parquet(place: str) -> Iterator[None]:
+    """Turn what reading a broken Parquet file of `place` raises inside the block into InputError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0].removesuffix(".")
+        raise InputError(f"{place} holds a broken Parquet file ({said}). Write the dataset anew.") from error
+
+
+def configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:
+    files = [{"split": split, "path": f"data/{split}-*"} for split in shards]
+    return [{"config_name": "default", "data_files": files}]
+
+
+def info(shards: Mapping[str, Sequence[File]]) -> dict[str, Any]:
+    """The `dataset_info` of the card: columns, rows and bytes of each split, and bytes to download and in memory."""
+    from datasets import DatasetInfo, Features, SplitDict, SplitInfo
+
+    splits = SplitDict()
+    opened = {split: [_parquet(file) for file in files] for split, files in shards.items()}
+    for split, tables in opened.items():
+        read = [table.metadata for table in tables]
+        size = sum(part.row_group(group).total_byte_size for part in read for group in range(part.num_row_groups))
+        splits.add(SplitInfo(split, num_bytes=size, num_examples=sum(part.num_rows for part in read)))
+    described = DatasetInfo(
+        features=Features.from_arrow_schema(next(iter(opened.values()))[0].schema_arrow),
+        splits=splits,
+        download_size=sum(file.size for files in shards.values() for file in files),
+        dataset_size=sum(split.num_bytes for split in splits.values()),
+    )
+    return dict(described._to_yaml_dict())  # as `push_to_hub` of datasets writes it

@@ -1,0 +1,145 @@
+"""What is published of credentialed data: ids, weights, scores and settings; no text and no pixel.
+
+`mmedpo rejoin` rebuilds the pairs from it where the data is. Each row's digest says there whether it is the same pair.
+It is taken over texts and pixels together: pixels hold too much chance for a short answer to be found by trying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedpo import schema
+from mmedpo.data import consent, credentialed, images
+from mmedpo.hub import cards
+from mmedpo.hub.publish import content
+from mmedpo.hub.publish.content import Content
+from mmedpo.hub.publish.remote import File
+from mmedpo.runs import hosts, options
+from mmedpo.runs.run_folder import json_text, portable, read_json
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+COLUMNS = ("id", "weight", "clinical_relevance", "dispreference", "task", "source", "license")
+# Of the provenance: neither the target's answers nor what a tool was asked for (it may be the question).
+PROVENANCE = (
+    *(
+        "sample_id",
+        "image_id",
+        "patient_id",
+        "rejected_by",
+        "revision",
+        "prompt_version",
+        "seed",
+        "judgements",
+        "agreed",
+    ),
+    *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "noise_pixels", "mask_coverage"),
+)
+TOOLS = ("detector:", "medklip:")  # localizers that are models: boxes of others come with the data
+PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
+NOTICE = (
+    "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
+    "`mmedpo rejoin {}` rebuilds the pairs where the data is."
+)
+WHOLE = {"dataset": "its texts and images, whole", "adapter": "a model that was trained on its texts and images"}
+RECORDS = {"dataset": "manifest.json", "adapter": "training.json"}
+PASSED_ON = f"""
+**Passed on with consent.** {{}} is credentialed data. Who published this gave `{options.FLAG}`.
+"""
+QUESTION = (
+    "{} is credentialed data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
+    "them have agreed to them: you answer for it. Publish it?"
+)
+
+
+def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
+    """Credentialed data that goes out as it is: what is asked and said before, and recorded in what is sent."""
+    notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {options.FLAG} allows."
+    name = RECORDS[kind]
+    known = json.loads(content.files[name].read())
+    before = known.get(consent.KEY) or {}
+    known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), hosts.HUB})}}
+    rows = sum((known.get("counts") or known.get("rows") or {}).values())
+    passed_on = PASSED_ON.format(cards.cell(source))
+    return replace(
+        content, question=QUESTION.format(source, repo_id, WHOLE[kind]), notices=[*content.notices, notice],
+        said=(source, f"{WHOLE[kind]} ({rows} pairs)"),
+        files={**content.files, name: File(json_text(known).encode())},
+        card=content.card + passed_on, generated=content.generated + passed_on,
+    )  # fmt: skip
+
+
+def features() -> Features:
+    """The columns of the published form."""
+    from datasets import Features, List, Value
+
+    full = schema.FEATURES
+    made = {name: full["provenance"][name] for name in PROVENANCE}
+    for name, parts in PARTS.items():
+        made[name] = List({part: made[name].feature[part] for part in parts})
+    return Features({**{name: full[name] for name in COLUMNS}, "provenance": made, schema.DIGEST: Value("string")})
+
+
+def row(full: Mapping[str, Any]) -> dict[str, Any]:
+    """The published form of a row whose images are undecoded; names of models lose the folders of this machine."""
+    made = {name: full["provenance"][name] for name in PROVENANCE}
+    if not (made["localizer"] or "").startswith(TOOLS):
+        made["boxes"] = None
+    for name, parts in PARTS.items():
+        made[name] = made[name] and [{part: one[part] for part in parts} for one in made[name]]
+    for one in made["judgements"] or []:
+        one["judge"] = one["judge"] and portable(one["judge"])
+    made["rejected_by"] = made["rejected_by"] and portable(made["rejected_by"])
+    made["localizer"] = made["localizer"] and portable(made["localizer"])
+    return {**{name: full[name] for name in COLUMNS}, "provenance": made, schema.DIGEST: digest(full)}
+
+
+def digest(full: Mapping[str, Any]) -> str:
+    """SHA-256 over a row's question, both answers and the pixels that both sides see."""
+    seen = {
+        side: full[side] and [images.digest(images.open_rgb(image["bytes"])) for image in full[side]]
+        for side in ("images", "rejected_images")
+    }
+    said = {side: schema.message_text(full[side]) for side in ("prompt", "chosen", "rejected")}
+    return hashlib.sha256(json.dumps({**seen, **said}, sort_keys=True).encode()).hexdigest()
+
+
+def dataset(folder: Path, repo_id: str, source: str) -> Content:
+    """The published form of a dataset folder of `mmedpo curate` whose source is credentialed.
+
+    README.md of the folder has no say in the card, since people may quote the data there.
+
+    Raises:
+        InputError: as `content.checked`; no cell is quoted.
+    """
+    with credentialed.quoting_nothing(True):
+        shards, _ = content.checked(folder)
+    data = {split: [_table(files)] for split, files in shards.items()}
+    about = cards.Published(repo_id, "", content.configs(data), content.info(data))
+    sent = {f"data/{split}-00000-of-00001.parquet": file for split, (file,) in data.items()}
+    card = cards.stripped_card(folder, about)
+    manifest = read_json(folder / "manifest.json")
+    for key in ("notices", "split_rows"):  # they name columns of the table, and the parts of its split
+        manifest["source"].pop(key, None)
+    manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
+    sent["manifest.json"] = File(json_text(manifest).encode())
+    notices, barred = [NOTICE.format(source, repo_id)], ("audit.json", content.PICTURE)
+    return Content("dataset", sent, card, card, notices=notices, barred=barred)
+
+
+def _table(files: Sequence[Path]) -> File:
+    """The published form of the rows of some Parquet files, as one in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    made = [row(full) for file in files for full in content.rows(File(file))]
+    written = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(made, schema=features().arrow_schema), written)
+    return File(written.getvalue())

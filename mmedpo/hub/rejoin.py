@@ -1,0 +1,288 @@
+"""From the published form of credentialed data back to its pairs, on a machine that has the data.
+
+The recorded settings are run again and the rows joined by id with the published weights and scores, which win. What a
+machine does not have is not guessed: `rejoin.jsonl` says of each published row what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmedpo import schema
+from mmedpo.curation import contents
+from mmedpo.curation.hallucinate import NO_ANSWER
+from mmedpo.curation.localize import Region
+from mmedpo.curation.pipeline import NothingMade, curate_folder
+from mmedpo.curation.rows import TEXT_PAIR, Given
+from mmedpo.curation.settings import Run, Settings
+from mmedpo.data import credentialed, hub, loading
+from mmedpo.data.samples import Box
+from mmedpo.errors import InputError
+from mmedpo.hub import builders, cards
+from mmedpo.hub.publish import content, stripped
+from mmedpo.hub.publish.remote import File
+from mmedpo.report.audit import audit
+from mmedpo.report.notices import standins
+from mmedpo.runs.processes import ALONE
+from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, portable, read_json, write_json
+
+IDENTICAL = "identical"
+DIFFERS = "rebuilt by the recipe, differs from the published row"
+MISSING = "missing"
+NOT_MADE = "the recipe makes no such pair of this source"
+FILE = "rejoin.jsonl"
+SHOWN_IDS = 3
+EVERY_PIXEL = 2**31 - 1  # before images had a size at which models see them, noise was each pixel's own
+MAKERS = ("target_model", "chat_model", "judges", "panel", "localizer", "calls", "versions")  # in a manifest
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published form: its rows by id, and the manifest with the settings that made them."""
+
+    repo: str
+    revision: str | None
+    manifest: Mapping[str, Any]
+    rows: Mapping[str, Mapping[str, Any]]
+
+    @cached_property
+    def builder(self) -> ModuleType | None:
+        """The builder that read the source; None for a source folder."""
+        name = self.manifest["source"].get("builder")
+        return name and builders.load(name)
+
+    def defaults(self) -> dict[str, Any]:
+        """The recorded settings as options: models that would have to be asked are not, unless somebody names them."""
+        recipe = dict(self.manifest["settings"])
+        if unknown := recipe.keys() - {option.name for option in fields(Settings)}:
+            raise InputError(
+                f"{self.repo} was made with settings that this version does not know ({', '.join(sorted(unknown))}); "
+                f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
+            )
+        for place in ("source", "image_folders"):
+            recipe.pop(place, None)
+        recipe.setdefault("noise_pixels", EVERY_PIXEL)
+        brings = self.builder and self.builder.HAS_PAIRS
+        asked = {
+            "model": None, "chat": None if brings else _kept(recipe["chat"]), "judges": [] if brings else ["none"],
+            "weights": "none",  # scores and weights are published
+        }  # fmt: skip
+        localizer = "boxes" if recipe["localizer"].startswith(stripped.TOOLS) else recipe["localizer"]
+        # Whoever wrote the manifest may have written anything: no option of a run, and no path, is taken from it.
+        own = {option.name for option in fields(self.options) if "Path" not in str(option.type)}
+        chosen = {name: value for name, value in self.manifest["source"].get("options", {}).items() if name in own}
+        return {**chosen, **recipe, **asked, "localizer": localizer}
+
+    @property
+    def options(self) -> Any:
+        """The dataclass of the builder's own options."""
+        return builders.options_of(self.builder) if self.builder else builders.Options
+
+
+def read(repo: str, revision: str | None = None) -> Published:
+    """The published form in a dataset repository, or in a folder.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    file = Path(repo) / "manifest.json"
+    if not Path(repo).exists():
+        with hub.in_words(f"{repo} cannot be read", reading=True):
+            revision = HfApi().dataset_info(repo, revision=revision).sha
+            file = Path(hf_hub_download(repo, "manifest.json", repo_type="dataset", revision=revision))
+    manifest, rows = read_json(file), loading.load_split(repo, "train", revision=revision)
+    if schema.DIGEST not in rows.column_names or "settings" not in manifest:
+        raise InputError(
+            f"{repo} is not the published form of credentialed data: it has no column {schema.DIGEST}, or its "
+            "manifest.json no settings. A dataset with texts and images is used as it is."
+        )
+    return Published(repo, revision, manifest, {row["id"]: row for row in rows})
+
+
+def _kept(chat: str) -> str:
+    """The chat model's name, as what a cache holds of its answers; offline rules stay as they are."""
+    scheme, _, rest = chat.strip().partition(":")
+    if scheme.lower() in ("http", "https") or chat.startswith("endpoint#"):
+        return f"cache:{chat.partition('#')[2]}"
+    return f"cache:{rest.partition('@')[0]}" if scheme.lower() in ("hub", "local") else chat
+
+
+def rejoin(published: Published, settings: Settings, run: Run, options: Any, command: str = "") -> dict[str, Any]:
+    """Rebuild the pairs of `published` from `settings.source` into `run.output`, a dataset folder with `rejoin.jsonl`.
+
+    Args:
+        settings: `Published.defaults`, and what was named on this machine.
+        options: of the builder.
+
+    Returns:
+        The manifest; its "rejoined" counts the rows by what became of them.
+
+    Raises:
+        InputError: the source is not as its builder knows it, or no row could be rebuilt.
+    """
+    cards.check_template("dataset")
+    settings.credentialed = True  # as all that is published in this form is
+    cache = run.cache or run.output.resolve().parent / "calls.sqlite"
+    if (settings.chat or "").startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():
+        raise InputError(
+            f"There is no cache of calls at {cache}, from which wrong answers could come. Name one with --cache, or "
+            f"the models to ask again with --chat (it was {published.manifest['chat_model']}) and --model."
+        )
+    record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+    models = contents.of_models(settings) if run.resume else None  # else after the source was read
+    with output_folder(run.output, record, run.resume, contents=models) as folder:
+        given, about = _read_source(published, settings, options, folder)
+        given = _with_published(given, published, settings)
+        try:
+            made = curate_folder(
+                settings, folder, command, run.limits, cache, given=given,
+                third_parties=run.third_parties, models=models, redo_changed=run.redo_changed,
+            )  # fmt: skip
+            assert made is not None  # there is one process
+            counts, states = _join(published, folder, settings.shard_size)
+        except NothingMade:
+            shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder / SOURCE_FOLDER, ignore_errors=True)
+        made["source"] |= {**about, "credentialed": True}
+        manifest = _manifest(made, published, given) | {"counts": dict(counts)}
+        manifest["rejoined"] |= states
+        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "audit.json", audit(str(folder), name=run.output.name))
+        cards.write_dataset_card(folder)
+    return manifest
+
+
+def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> dict[str, Any]:
+    """The manifest of this machine's run, but for what was `given` to it: judges and weights, who found the lesions,
+    and wrong answers that came with the source. Who made the published rows is said beside it."""
+    before = published.manifest
+    kept = ["judges", "panel", "weights"]
+    kept += ["localizer", "query"] if given.regions else []
+    kept += ["chat_model", "style", "prompt_versions"] if given.answers else []
+    settings = {name: before["settings"][name] for name in kept if name in before["settings"]}
+    return {
+        **made, **{name: before.get(name) for name in kept}, "settings": {**made["settings"], **settings},
+        "standins": standins(before, made),
+        "rejoined": {
+            "from": portable(published.repo), "revision": published.revision,
+            "made_by": {name: before.get(name) for name in MAKERS},
+        },
+    }  # fmt: skip
+
+
+def _read_source(published: Published, settings: Settings, options: Any, folder: Path) -> tuple[Given, dict[str, Any]]:
+    """Have the builder read the source as `builders.build` does; returns what came with it, and what is said of it."""
+    if published.builder is None:
+        return Given(), {}
+    upstream = builders.open_upstream(published.builder, settings.source)
+    return builders.read_upstream(published.builder, upstream, settings, options, folder, ALONE)
+
+
+def _with_published(given: Given, published: Published, settings: Settings) -> Given:
+    """What the published rows say, known before: which questions, scores, and where a model found lesions that is not
+    asked again."""
+    recorded = published.manifest["settings"]["localizer"]
+    scores, regions, questions = {}, {}, set()
+    for row in published.rows.values():
+        sample = row["provenance"]["sample_id"]
+        questions.add(sample)
+        if _kind(row) in (TEXT_PAIR, "reversed_noise") and row["clinical_relevance"] is not None:
+            scores[sample] = row["clinical_relevance"]
+        if _kind(row) != TEXT_PAIR and recorded.startswith(stripped.TOOLS) and settings.localizer == "boxes":
+            regions[sample] = _region(row, recorded).record()
+    return replace(given, scores={**scores, **given.scores}, regions=regions, questions=sorted(questions))
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return schema.DISPREFERENCES[row["dispreference"]]
+
+
+def _region(row: Mapping[str, Any], localizer: str) -> Region:
+    """A published row's boxes as its region; where a mask was, they are not enough."""
+    made = row["provenance"]
+    if made["mask_rule"] is not None:
+        return Region(reason=f"its mask is not published: name {localizer.partition(':')[0]}:... with --localizer")
+    boxes = tuple(Box(label="", **box) for box in made["boxes"] or [])
+    return Region(boxes, confidence=row["clinical_relevance"], coverage=made["mask_coverage"])
+
+
+def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[str], Counter[str]]:
+    """Put the published weights and scores into the rows that the recipe made, drop those that are not published, and
+    write `rejoin.jsonl`. Returns the rows by kind, and the published rows by what became of them.
+
+    Raises:
+        NothingMade: none of them is published.
+    """
+    waiting, found = dict(published.rows), dict[str, str]()
+    counts: Counter[str] = Counter()
+    made: list[str] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for file in sorted(folder.glob("data/*.parquet")):
+            for row in content.rows(File(file)):
+                made.append(row["id"])
+                if (known := waiting.pop(row["id"], None)) is not None:
+                    found[row["id"]] = state = IDENTICAL if stripped.digest(row) == known[schema.DIGEST] else DIFFERS
+                    counts[_kind(known)] += 1
+                    yield _joined(row, known, state)
+
+    joined = folder / "joined"
+    schema.save(rows(), joined, shard_size=shard_size)
+    shutil.rmtree(folder / "data")
+    (joined / "data").rename(folder / "data")
+    joined.rmdir()
+    reasons = _reasons(folder / "rejects.jsonl")
+    missing = Counter(reasons.get((row["provenance"]["sample_id"], _kind(row)), NOT_MADE) for row in waiting.values())
+    if not found:
+        reason, count = missing.most_common(1)[0]
+        raise NothingMade(
+            f"No row of {published.repo} could be rebuilt from this source. All {len(waiting)} are missing, {count} of "
+            f"them because: {reason}. Published are {_some(waiting)}; made here were {_some(made)}. Is it the same "
+            "data, in the same layout?"
+        )
+    with (folder / FILE).open("w", encoding="utf-8") as lines:
+        for id, row in published.rows.items():
+            line = {"id": id, "dispreference": _kind(row), "state": found.get(id, MISSING)}
+            if id in waiting:
+                line["reason"] = reasons.get((row["provenance"]["sample_id"], _kind(row)), NOT_MADE)
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    states = Counter({IDENTICAL: 0, DIFFERS: 0, MISSING: len(waiting)})
+    states.update(found.values())
+    return counts, states
+
+
+def _some(ids: Collection[str]) -> str:
+    more = ", ..." if len(ids) > SHOWN_IDS else ""
+    return ", ".join(list(ids)[:SHOWN_IDS]) + more
+
+
+def _joined(row: Mapping[str, Any], known: Mapping[str, Any], state: str) -> dict[str, Any]:
+    """A rebuilt row with the published weight and scores; who made an identical one is known from there as well."""
+    made = dict(row["provenance"])
+    if state == IDENTICAL:
+        judgements = known["provenance"]["judgements"]
+        published = {name: value for name, value in known["provenance"].items() if name not in stripped.PARTS}
+        made |= {**published, "judgements": judgements and [{**one, "rationale": None} for one in judgements]}
+    columns = {name: known[name] for name in stripped.COLUMNS}
+    return {**row, **columns, "license": credentialed.marked(known["license"]), "provenance": made}
+
+
+def _reasons(rejects: Path) -> dict[tuple[str, str], str]:
+    """Why the recipe made no pair, by sample and kind; no text of the data is quoted."""
+    found = {}
+    for reject in map(json.loads, rejects.read_text(encoding="utf-8").splitlines()):
+        detail = f": {reject['detail']}" if reject["reason"] == NO_ANSWER else ""
+        found[reject["id"], reject["dispreference"]] = reject["reason"] + detail
+    return found

@@ -1,0 +1,170 @@
+"""A comparison's results as the Hub reads them: `model-index` of a card, and `.eval_results/*.yaml` of a repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedpo.errors import InputError
+from mmedpo.report.wording import (
+    amount,
+    change,
+    counted,
+    definitions,
+    interval,
+    main_run,
+    note,
+    ordered,
+    p_text,
+    span,
+    titled,
+    without_texts,
+)
+from mmedpo.runs.run_folder import sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, EvalResultEntry
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
+    """Raise InputError unless the comparison's last run is the one of the model or adapter in `folder`: by the digest
+    of the adapter's weights where the run recorded one, else by its name."""
+    evaluated = evaluation(comparison)
+    digest = evaluated.get("adapter_sha256")
+    names = [Path(str(evaluated[key])).name for key in ("adapter", "model") if evaluated.get(key)]
+    if digest and digest != adapter_sha256(folder):
+        raise InputError(
+            f"{folder} does not hold the adapter that the last run evaluated ({', '.join(names)}, of sha256 "
+            f"{digest[:12]}...): its weights are others. Evaluate it anew, or give the folder that was."
+        )
+    if not digest and folder.resolve().name not in names:
+        raise InputError(
+            f"{folder} is not what the last run evaluated ({', '.join(names) or 'not recorded'}); give the run of this "
+            "adapter last, or the folder that was evaluated."
+        )
+
+
+def adapter_sha256(folder: Path) -> str | None:
+    """The digest of the weights that PEFT loads from an adapter's folder, as a run records it; None without any."""
+    from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
+
+    files = (folder / name for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME))
+    return next((sha256(file) for file in files if file.exists()), None)
+
+
+def record(comparison: Mapping[str, Any]) -> str:
+    """The comparison.json to keep beside a model: `without_texts`."""
+    return json.dumps(without_texts(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def evaluation(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is recorded of the evaluation of the comparison's last run."""
+    found: Mapping[str, Any] = comparison["evaluations"][main_run(comparison)]
+    return found
+
+
+def model_index(comparison: Mapping[str, Any]) -> list[EvalResult]:
+    """The last run's values for the front matter of a model card (`ModelCardData(eval_results=...)`)."""
+    from huggingface_hub import EvalResult
+
+    tested, run = evaluation(comparison), main_run(comparison)
+    dataset, revision = _dataset(tested)
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=tested.get("split"),
+            dataset_revision=revision,
+            metric_type=name,
+            metric_name=titled(name, comparison),
+            metric_value=round(comparison["metrics"][name][run]["value"], 6),
+            metric_args=_measured(comparison, name),
+        )
+        for name in ordered(comparison["metrics"])
+    ]
+
+
+def hub_entries(comparison: Mapping[str, Any]) -> list[EvalResultEntry]:
+    """The last run's values for `.eval_results/*.yaml`; empty where the test questions are no dataset on the Hub.
+
+    The Hub shows them on the leaderboard of datasets that are registered as benchmarks; the metric's name is the task.
+    """
+    from huggingface_hub import EvalResultEntry
+
+    tested, run = evaluation(comparison), main_run(comparison)
+    dataset, revision = _dataset(tested)
+    is_folder = tested.get("dataset") and not revision  # of a dataset on the Hub the commit is recorded
+    if is_folder or not HUB_ID.fullmatch(dataset):
+        return []
+    split = f"split {tested.get('split')}, " if tested.get("split") else ""
+    found = []
+    for name in ordered(comparison["metrics"]):
+        cell, size = comparison["metrics"][name][run], comparison["sizes"][name]
+        notes = (
+            f"{split}{counted(size)}; 95 % interval [{cell['low']:.4f}, {cell['high']:.4f}]; {definitions(comparison)}"
+        )
+        found.append(
+            EvalResultEntry(
+                dataset_id=dataset,
+                dataset_revision=revision,
+                task_id=name,
+                value=round(cell["value"], 6),
+                notes=notes,
+            )
+        )
+    return found
+
+
+def _dataset(tested: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The preference dataset that was asked with its commit on the Hub, else the source."""
+    if tested.get("dataset"):
+        return str(tested["dataset"]), tested.get("dataset_revision")
+    return str(tested["source"]), None
+
+
+def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Path in the model's repository -> text of its `.eval_results` file; empty as `hub_entries`."""
+    import yaml
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    entries = hub_entries(comparison)
+    if not entries:
+        return {}
+    text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+    return {f".eval_results/{entries[0].dataset_id.replace('/', '_')}.yaml": text}
+
+
+def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card's template shows of a comparison: the test set, a table of strings, and the note below it."""
+    base = comparison["baseline"]
+    table = [["measure", "measured on", *comparison["runs"]]]
+    for metric in ordered(comparison["metrics"]):
+        cells = comparison["metrics"][metric]
+        found = [_result(metric, cells[run], run == base) for run in comparison["runs"]]
+        table.append([titled(metric, comparison), counted(comparison["sizes"][metric]), *found])
+    return {
+        "tested": evaluation(comparison),
+        "main": main_run(comparison),
+        "table": table,
+        "note": note(comparison),
+    }
+
+
+def _measured(comparison: Mapping[str, Any], name: str) -> dict[str, Any]:
+    cell = comparison["metrics"][name][main_run(comparison)]
+    ends = {"low": round(cell["low"], 6), "high": round(cell["high"], 6)}
+    return {**comparison["sizes"][name], **ends, "definitions": dict(comparison.get("definitions", {}))}
+
+
+def _result(metric: str, cell: Mapping[str, Any], is_base: bool) -> str:
+    value = f"{amount(metric, cell['value'])} [{span(metric, cell)}]"
+    if is_base:
+        return value
+    changed = f"{change(metric, cell['difference'])} {interval(metric, cell)}"
+    return f"{value}; {changed}, {p_text(cell['p_adjusted'])}"

@@ -1,0 +1,1 @@
+"""Vision-language models, adapters and chat models: load, check, generate."""

@@ -1,0 +1,160 @@
+"""PEFT adapters of a folder or the Hub: read, checked against the base model they were trained on, and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from mmedpo.data import hub
+from mmedpo.errors import InputError
+from mmedpo.models.fingerprint import file_contents, fingerprint
+
+RECORD = "training.json"  # in the folder of an adapter that was trained here
+FINGERPRINT = "model_fingerprint"  # in it: of the base model's weights
+BY_FINGERPRINT, BY_NAME = "fingerprint", "name"  # how a base model was compared
+
+log = logging.getLogger(__name__)
+
+
+def adapter_config(adapter: str, revision: str | None = None) -> Any:
+    """The PEFT configuration of an adapter, before any weight is loaded. Raises InputError where there is none."""
+    from peft import PeftConfig
+
+    try:
+        return PeftConfig.from_pretrained(adapter, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
+
+
+def base_of(name: str, revision: str | None = None) -> Any:
+    """The name of the base model of an adapter; None where `name` is no adapter."""
+    try:
+        return adapter_config(name, revision).base_model_name_or_path or "BASE_MODEL"
+    except InputError:
+        return None
+
+
+def check_base(
+    adapter: str, name: str, revision: str | None = None, base_revision: str | None = None, download: bool = True,
+    option: str = "--adapter",
+) -> str:  # fmt: skip
+    """Compare the model `name` with the one that an adapter was trained on: by their weights, or, where the adapter's
+    record has no fingerprint of them, by the last part of their names, which is warned of.
+
+    Args:
+        revision, base_revision: branch, tag or commit of the adapter and of the model on the Hub.
+        download: without it, a model of the Hub that is not in the cache is not compared yet.
+        option: of the command, which named the adapter.
+
+    Returns:
+        `BY_FINGERPRINT` or `BY_NAME`.
+
+    Raises:
+        InputError: no adapter there, one without weights that can be loaded, or one of another model.
+    """
+    trained_on = adapter_config(adapter, revision).base_model_name_or_path
+    _refuse_unloadable(adapter, revision, option)
+    known = (record(adapter, revision) or {}).get(FINGERPRINT)
+    own = fingerprint(name, base_revision, download) if known else None
+    if known and own:
+        if known != own:
+            raise InputError(
+                f"The adapter {adapter!r} was trained on other weights than those of {name!r} (fingerprints "
+                f"{known[:8]} and {own[:8]}). Give its own base model, {trained_on!r}."
+            )
+        return BY_FINGERPRINT
+    if trained_on and Path(trained_on).name != Path(name).name:
+        raise InputError(
+            f"The adapter {adapter!r} was trained on {trained_on!r}, not on {name!r}; give its own base model."
+        )
+    if download:
+        lacking = f"{name!r} has no safetensors files" if known else f"{adapter!r} has no {RECORD} with a fingerprint"
+        compared = f"only the name {Path(name).name!r} was compared" if trained_on else "nothing was compared"
+        log.warning(f"{lacking}: whether the adapter was trained on these weights is not known; {compared}.")
+    return BY_NAME
+
+
+def record(adapter: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The training.json of an adapter (folder, checkpoint of a run, Hub id): empty where there is none, None where the
+    Hub cannot be asked for it."""
+    folder = Path(adapter).resolve()
+    if folder.name.startswith("checkpoint-") and folder.is_dir() and not (folder / RECORD).exists():
+        folder = folder.parent
+    return hub.recorded(str(folder) if folder.exists() else adapter, RECORD, "model", revision)
+
+
+def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, revision: str | None = None) -> Any:
+    """The model called `name` with the PEFT adapter of a folder or Hub id, which `check_base` has compared with it.
+
+    Raises:
+        InputError: no adapter there, or one that does not fit.
+    """
+    from peft import PeftModel
+
+    _refuse_unloadable(adapter, revision)
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error, adapter)}") from error
+
+
+def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adapter") -> None:
+    weights = adapter_weights(adapter, revision)
+    if weights is None:
+        raise InputError(
+            f"The adapter {adapter!r} has no adapter_model.safetensors. Give {option} a finished training's folder."
+        )
+    if weights.suffix != ".safetensors":
+        raise InputError(
+            f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
+            f"run code. Save it once with `save_pretrained` where you trust it, and give {option} that folder."
+        )
+
+
+def adapter_commit(adapter: str, revision: str | None) -> str | None:
+    """The commit of an adapter that was loaded from the Hub."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    file = cached_file(adapter, "adapter_config.json", revision=revision)
+    return extract_commit_hash(file, None)
+
+
+def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
+    """SHA-256 (hexadecimal) of an adapter's weights; None where it has no such file. Raises as `adapter_weights`."""
+    file = adapter_weights(adapter, revision)
+    return None if file is None else file_contents(file)
+
+
+def adapter_contents(adapter: str, revision: str | None = None) -> str:
+    """SHA-256 (hexadecimal) of all that an adapter changes: its weights and the bytes of its configuration.
+
+    Raises:
+        InputError: no adapter there, or the Hub cannot be asked for it, and it is not in the cache.
+    """
+    from transformers.utils.hub import cached_file
+
+    adapter_config(adapter, revision)
+    config = file_contents(Path(str(cached_file(adapter, "adapter_config.json", revision=revision))))
+    return hashlib.sha256(f"{adapter_digest(adapter, revision)} {config}".encode()).hexdigest()
+
+
+def adapter_weights(adapter: str, revision: str | None = None) -> Path | None:
+    """The file of the weights of a PEFT adapter, of a folder or the Hub; None where it has no such file.
+
+    Raises:
+        InputError: the Hub cannot be asked for it, and it is not in the cache.
+    """
+    from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
+
+    try:
+        files = (
+            cached_file(adapter, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
+        )
+        file = next(filter(None, files), None)
+    except OSError as error:
+        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
+    return None if file is None else Path(file)

@@ -1,0 +1,131 @@
+"""Answers kept on disk, so that no question is paid for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmedpo.errors import InputError, Stopped
+from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat.limits import Budget
+from mmedpo.runs.ledger import Ledger
+
+TOKENS = ("prompt_tokens", "completion_tokens")
+
+
+class CachedChat:
+    """A chat client with a memory and a purse: what `cache` holds is not asked again, nor is one request asked twice.
+
+    Args:
+        chat: Answers what the cache cannot.
+        budget: Charged with new calls only; shared by all chat models of a run.
+        cache: Every answer by what was asked, from the moment the client hands it over; failures are never kept. Any
+            number of runs may share it.
+        used: What this run got an answer to, from the cache or not, for `tally`.
+    """
+
+    def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger, used: Ledger) -> None:
+        self.name, self.revision = chat.name, chat.revision
+        self.chat, self._budget, self._cache, self._used = chat, budget, cache, used
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        """One reply a request, in order.
+
+        Raises:
+            Stopped: the budget does not allow all these requests; those it allows were made and kept.
+            InputError: whatever the client raises; or `max_tokens` is set, and the endpoint reports no tokens.
+        """
+        keys = [_key(self.chat, request) for request in requests]
+        kept = {key: self._cache.get(key) for key in dict.fromkeys(keys)}
+        replies = {key: self._kept(value) for key, value in kept.items() if value is not None}
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
+        if missing:
+            replies |= self._ask(missing)
+        answered = {key: reply for key, reply in replies.items() if reply.text is not None}
+        self._used.update({key: {"model": self.name, **_spent(reply)} for key, reply in answered.items()})
+        return [replies[key] for key in keys]
+
+    def _kept(self, value: Any) -> ChatReply:
+        try:
+            reply = ChatReply(**value)
+            counts = [getattr(reply, name) for name in TOKENS]
+            if not isinstance(reply.text, str) or not all(isinstance(count, int | None) for count in counts):
+                raise TypeError
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self._cache.path}: a record of {self.name} is no answer of a chat model. Remove the file if nothing "
+                "in it is needed, or name another --cache."
+            ) from None
+        return reply
+
+    def _ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, ChatReply]:
+        left = self._budget.left()
+        # Batches stay whole, for their rounding to be that of an unlimited run.
+        keys = list(requests)[: left if self.chat.batch_size == 1 else None]
+        replies: dict[str, ChatReply] = {}
+
+        def keep(new: Mapping[int, ChatReply]) -> None:
+            found = {keys[i]: reply for i, reply in new.items()}
+            replies.update(found)
+            answered = {key: reply for key, reply in found.items() if reply.text is not None}
+            self._cache.update({key: {"text": reply.text, **_spent(reply)} for key, reply in answered.items()})
+            self._budget.charge(found.values(), self.name)
+            if len(replies) < len(requests):
+                self._budget.left()
+
+        try:
+            self.chat.complete([requests[key] for key in keys], keep)
+        except Stopped:
+            if len(replies) < len(requests):  # or else the last ones were in flight already
+                raise
+        return replies
+
+
+class Absent:
+    """A chat client of which only the answers in a cache are left: asked as `chat` would be, it answers nothing."""
+
+    batch_size = 1
+    failure = "the cache of calls has no answer to this, and no model was named that could be asked"
+
+    def __init__(self, chat: ChatClient) -> None:
+        self.name, self.revision, self.settings = chat.name, chat.revision, chat.settings
+        self.failure = f"{self.failure} (looked for: {self.name})"
+
+    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+        replies = [ChatReply(failure=self.failure)] * len(requests)
+        if on_replies is not None:
+            on_replies(dict(enumerate(replies)))
+        return replies
+
+
+def tally(used: Ledger) -> dict[str, dict[str, Any]]:
+    """{"calls", "prompt_tokens", "completion_tokens", "sent"} by model; tokens are None unless all answers reported
+    them, "sent" (each combination of parameters that an endpoint took, once) is there where it is known."""
+    totals: dict[str, dict[str, Any]] = {}
+    for entry in used.values():
+        total = totals.setdefault(entry["model"], {"calls": 0, **dict.fromkeys(TOKENS, 0)})
+        total["calls"] += 1
+        for name in TOKENS:
+            total[name] = None if None in (total[name], entry[name]) else total[name] + entry[name]
+        if entry.get("sent") and entry["sent"] not in total.setdefault("sent", []):
+            total["sent"].append(entry["sent"])
+    for total in totals.values():
+        total.get("sent", []).sort(key=str)  # an order that no race decides
+    return dict(sorted(totals.items()))
+
+
+def _spent(reply: ChatReply) -> dict[str, Any]:
+    spent = {name: getattr(reply, name) for name in TOKENS}
+    return spent | ({} if reply.sent is None else {"sent": dict(reply.sent)})
+
+
+def _key(chat: ChatClient, request: ChatRequest) -> str:
+    """SHA-256 of all that decides the answer."""
+    image = None if request.image is None else hashlib.sha256(request.image).hexdigest()
+    asked = {
+        "model": chat.name, "revision": chat.revision, "settings": dict(chat.settings), "prompt": request.prompt,
+        "text": request.text, "image": image, "schema": request.schema,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,102 @@
+"""Keys of endpoints: each belongs to one host, and none crosses a network unencrypted.
+
+Recipes and records name endpoints; keys are in variables of the environment alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from mmedpo.errors import InputError
+from mmedpo.runs.hosts import is_loopback
+
+if TYPE_CHECKING:
+    import httpx2
+
+VARIABLE = "MMEDPO_API_KEY"
+_SENT: dict[str, str] = {}  # by value of `VARIABLE`, the one host that this process sends it to
+HOST = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*")  # in which no two hosts share a variable
+
+
+class Keys:
+    """The keys of the endpoints that one run asks; shared by its clients."""
+
+    def __init__(self) -> None:
+        self._plain: dict[str, bool] = {}  # by host and port, whether it is sent the key that names no host
+
+    def of(self, url: str, given: str | None = None) -> str | None:
+        """The key to send to `url`: `given`, or that of its `variable`, or of `MMEDPO_API_KEY` where the run asks this
+        host alone, or the Hub's token for an endpoint of the Hub. None where the URL has a login of its own.
+
+        Raises:
+            InputError: the run asks several hosts and one would be sent `MMEDPO_API_KEY`, or this process has sent its
+                value to another host; a key or login would be sent over http to another machine.
+        """
+        from huggingface_hub import get_token
+
+        host, own = place(url), variable(url)
+        login, key, plain = bool(_url(url).userinfo), given, False
+        if not (login or key):
+            key = _read(own) if own else None
+            plain = not key and bool(key := _read(VARIABLE))
+            key = key or (get_token() if on_hub(url) else None)
+        self._plain[host] = plain
+        if len(self._plain) > 1 and any(self._plain.values()):
+            raise InputError(
+                f"{VARIABLE}: it is the key of one host, and this run asks {', '.join(self._plain)}. Unset it, and set "
+                f"{_listed(self._plain)} to the keys of those that have one."
+            )
+        if (login or key) and _url(url).scheme == "http" and not is_loopback(url):
+            kinds = {"The URL's login": login, "The key": given, VARIABLE: plain, own: True}
+            what = next(name for name, holds in kinds.items() if holds)
+            raise InputError(
+                f"{what}: it would go to {host} over http, readable by all in between. Use https, a tunnel to this "
+                "machine (http://localhost:port/v1), or ask without it."
+            )
+        if plain and (first := _SENT.setdefault(str(key), host)) != host:  # by a client without a run, or another run
+            raise InputError(
+                f"{VARIABLE}: it is the key of one host, and this process sends it to {first}, not to {host}. Set "
+                f"{own or VARIABLE} to the key of {host}{'' if own else ', in a process of its own'}."
+            )
+        return None if login else key
+
+
+def variable(url: str) -> str | None:
+    """The variable that holds the key of a URL's host and port, such as `MMEDPO_API_KEY__MY__CLINIC_ORG___8443`.
+
+    `.` is written `_`, `-` is `__`, and `:` before a port that is not the scheme's own is `___`. None for a host that
+    this could not tell from another one, such as `my_host` or `[::1]`.
+    """
+    host, _, port = place(url).partition(":")
+    if not HOST.fullmatch(host):
+        return None
+    name = host.replace("-", "__").replace(".", "_") + (f"___{port}" if port else "")
+    return f"{VARIABLE}__{name.upper()}"
+
+
+def place(url: str) -> str:
+    """Host and port as the client reads them, the port only if it is not the scheme's own."""
+    return _url(url).netloc.decode("ascii").rpartition("@")[2]
+
+
+def on_hub(url: str) -> bool:
+    """Whether a URL is an endpoint of the Hugging Face Hub, which is sent its token."""
+    return _url(url).scheme == "https" and _url(url).host.endswith((".huggingface.co", ".huggingface.cloud"))
+
+
+def _url(url: str) -> httpx2.URL:
+    """Read as the client reads it, and no other way."""
+    import httpx2
+
+    return httpx2.URL(url)
+
+
+def _read(name: str) -> str | None:
+    return os.environ.get(name, "").strip() or None
+
+
+def _listed(places: dict[str, bool]) -> str:
+    names = [variable(f"https://{host}") for host in places]
+    return " and ".join(name for name in names if name) or "no other"

@@ -1,0 +1,116 @@
+"""How much, how fast and how many at once: what a run may ask of chat models, and what it has asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from mmedpo.errors import InputError, Stopped
+from mmedpo.models.chat.keys import Keys
+from mmedpo.runs.options import check_types, option
+
+if TYPE_CHECKING:
+    from mmedpo.models.chat import ChatReply
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may ask of its chat models together; None: no limit.
+
+    Args:
+        concurrency: Requests in flight at once.
+        requests_per_minute: Attempts sent, retries among them, evenly spaced.
+        max_calls: Requests that no cache could answer, however often each is tried and whatever comes of it.
+        max_tokens: Tokens of prompts and answers, as endpoints report them. Requests that are in flight when they are
+            spent are finished, so that the answers to `concurrency` - 1 may come on top.
+
+    Raises:
+        InputError: a limit under 1.
+    """
+
+    concurrency: int = 8
+    requests_per_minute: int | None = None
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if value is not None and value < 1:
+                raise InputError(f"The limit {limit.name} is {value}; it must be at least 1.")
+
+    def share(self, processes: int) -> Limits:
+        """The limits of one of `processes`: an equal part, rounded down, but at least 1."""
+        whole = {limit.name: getattr(self, limit.name) for limit in fields(self)}
+        return Limits(**{name: value and max(1, value // processes) for name, value in whole.items()})
+
+
+@dataclass(kw_only=True)
+class Calling:
+    """The options of a command that calls chat endpoints: how it does; nothing of it decides what is answered.
+
+    Raises:
+        InputError: an option of another type.
+    """
+
+    concurrency: int = option(8, "Calls in flight at once, over all chat models.")
+    requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
+    max_calls: int | None = option(None, "Budget: stop after so many new calls.")
+    max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
+    third_parties: bool = field(default=False, init=False)  # the consent, which is typed (`recipes.parse`)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.concurrency, self.requests_per_minute, self.max_calls, self.max_tokens)
+
+
+class Pace:
+    """Points in time, evenly spaced, `per_minute` a minute (None: any), for all clients that share it."""
+
+    def __init__(self, per_minute: int | None = None) -> None:
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    def wait(self) -> float:
+        """Seconds until the next free point, which this call takes."""
+        now = time.monotonic()
+        turn = max(now, self._next)
+        self._next = turn + self._gap
+        return turn - now
+
+
+class Budget:
+    """One for all chat models of a run: its `limits`, `pace` and `keys`, the new `calls` and `tokens` spent so far."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.pace = limits, Pace(limits.requests_per_minute)
+        self.keys = Keys()
+        self.calls = self.tokens = 0
+
+    def charge(self, replies: Iterable[ChatReply], model: str) -> None:
+        """Count new calls; raises InputError if `max_tokens` is set and no tokens are reported."""
+        for reply in replies:
+            self.calls += 1
+            self.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+            if self.limits.max_tokens is not None and reply.text is not None and reply.completion_tokens is None:
+                raise InputError(
+                    f"The endpoint of {model!r} does not report how many tokens it used, so that --max-tokens "
+                    f"{self.limits.max_tokens} cannot be kept to. Give --max-calls instead; what was answered is kept."
+                )
+
+    def left(self) -> int | None:
+        """New calls still allowed, None for any number; raises Stopped if there are none."""
+        most = {"calls": self.limits.max_calls, "tokens": self.limits.max_tokens}
+        spent = {"calls": self.calls, "tokens": self.tokens}
+        if any(limit is not None and spent[what] >= limit for what, limit in most.items()):
+            flags = ", ".join(f"--max-{what} {limit}" for what, limit in most.items() if limit is not None)
+            raise Stopped(
+                f"The budget ({flags}) is spent: {self.calls} new calls, {self.tokens} tokens. What was answered is "
+                "kept: run the same command with --resume to go on."
+            )
+        return None if self.limits.max_calls is None else self.limits.max_calls - self.calls

@@ -1,0 +1,220 @@
+"""The client of a local model: a language or vision-language model that transformers runs in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmedpo.data import placeholders
+from mmedpo.data.images import open_rgb
+from mmedpo.data.text import unit_interval
+from mmedpo.errors import InputError
+from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
+from mmedpo.models.fingerprint import model_contents
+from mmedpo.models.generation import AnswerReader, unspoken
+from mmedpo.models.vision_language import best_device, can_see, encode, load_model, load_processor, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A request that can be answered: its place in the order given, what the model is shown, its own chance."""
+
+    place: int
+    image: Image | None
+    text: str
+    chance: int
+
+
+class LocalChat:
+    """A chat model of the Hub, or of a folder, on this process's device (`models.best_device`).
+
+    Requests are answered in batches. At temperature 0 answers are greedy; above it the chance of a request comes from
+    `seed`, its text and its image alone. So an answer depends on no other request, up to the rounding of the batch
+    it is computed in, and the batches are cut from the answerable requests in the order given: a resumed run that
+    leaves out finished batches makes the same ones.
+
+    Args:
+        model: Hub id or folder. A vision-language model answers requests without an image too.
+        batch_size: Prompts at once. A batch that does not fit into memory is halved until it does.
+        max_tokens: Longest answer, in tokens. Prompt and longest answer must fit into the model's context.
+        temperature: 0 is greedy; above it the whole distribution is sampled (top-p 1, no top-k).
+        dtype: Of the weights: one of `DTYPES`; "auto" is the checkpoint's own.
+
+    Attributes:
+        revision: The commit on the Hub; for a folder, what was given.
+        settings: What an answer depends on beside model and request: sampling, dtype, and a folder's contents.
+
+    Raises:
+        InputError: a setting out of its range, a model that cannot be loaded, or one without a chat template.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        batch_size: int = 8,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        dtype: str = "auto",
+    ) -> None:
+        from transformers import GenerationConfig
+
+        if batch_size < 1 or max_tokens < 1:
+            raise InputError(f"batch_size ({batch_size}) and max_tokens ({max_tokens}) must be at least 1.")
+        if not 0 <= temperature < math.inf:
+            raise InputError(f"temperature {temperature} must be at least 0.")
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+        self.name, self.batch_size = model, batch_size
+        self._sees = can_see(model, revision)
+        self.processor = load_processor(model, revision) if self._sees else load_tokenizer(model, revision)
+        self._tokenizer = self.processor.tokenizer if self._sees else self.processor
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self.model = load_model(model, revision, dtype).to(best_device()).eval()
+        config = self.model.config
+        commit = getattr(config, "_commit_hash", None)
+        self.revision: str | None = commit or revision
+        self.settings: Mapping[str, Any] = {
+            "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            **({} if commit else {"contents": model_contents(model)}),  # a folder may hold another one later
+        }  # fmt: skip
+        self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+        self._reader = AnswerReader(self.model, self._tokenizer)
+        # The model's own defaults (top_p, repetition_penalty, ...) would be unrecorded; sampling is `_Chance`'s.
+        self.model.generation_config = GenerationConfig(
+            max_new_tokens=max_tokens,
+            eos_token_id=sorted(self._reader.ends),
+            pad_token_id=self._tokenizer.pad_token_id,
+            suppress_tokens=unspoken(self._tokenizer, self._reader.ends) or None,
+        )
+
+    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+        """One reply a request, in order; a request that cannot be answered has its reason in `failure`. Replies go to
+        `on_replies` as well, those of a batch together, before the next batch is begun.
+
+        Raises:
+            InputError: a request has an image and the model has no vision.
+        """
+        if not self._sees and any(request.image is not None for request in requests):
+            raise InputError(
+                f"{self.name!r} is a {self.model.config.model_type!r} model and cannot look at images. Leave out "
+                "--show-images, or name a vision-language model."
+            )
+        replies: dict[int, ChatReply] = {}
+        for batch in self._batches(requests):
+            replies |= batch
+            if on_replies is not None:
+                on_replies(batch)
+        return [replies[place] for place in range(len(requests))]
+
+    def _batches(self, requests: Sequence[ChatRequest]) -> Iterator[dict[int, ChatReply]]:
+        """Replies by place, a whole batch at a time; prompts with an image and prompts without share none."""
+        waiting: dict[bool, list[_Prompt]] = {True: [], False: []}
+        for place, request in enumerate(requests):
+            prompt = self._prompt(place, request)
+            if isinstance(prompt, ChatReply):
+                yield {place: prompt}
+                continue
+            batch = waiting[prompt.image is not None]
+            batch.append(prompt)
+            if len(batch) == self.batch_size:
+                yield self._answer(batch)
+                batch.clear()
+        for batch in waiting.values():
+            if batch:
+                yield self._answer(batch)
+
+    def _prompt(self, place: int, request: ChatRequest) -> _Prompt | ChatReply:
+        """The request as the model takes it, or why it cannot be answered."""
+        try:
+            image = None if request.image is None else open_rgb(request.image)
+        except InputError as error:
+            return ChatReply(failure=str(error).removesuffix("."))
+        try:
+            if held := placeholders.fault(request.text, getattr(self.processor, "image_token", None)):
+                return ChatReply(failure=f"the text {held}")
+            tokens = int(encode(self.processor, [(image, request.text)])["attention_mask"].sum())
+        except InputError:
+            raise
+        except Exception as error:  # whatever a processor makes of an odd text or image
+            return ChatReply(failure=f"the model's processor refuses it ({type(error).__name__}: {error})")
+        longest = self.settings["max_tokens"]
+        if tokens + longest > self._context:
+            return ChatReply(
+                failure=f"the prompt has {tokens} tokens, and with an answer of up to {longest} (max_tokens) it "
+                f"exceeds the model's context of {self._context}"
+            )
+        digest = hashlib.sha256(request.image or b"").hexdigest()
+        chance = int(unit_interval(self.settings["seed"], request.text, digest) * 2**53)
+        return _Prompt(place, image, request.text, chance)
+
+    def _answer(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+        try:
+            return self._generate(batch)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            said = str(error).splitlines()[0]
+        clear_device_cache()  # not while the error holds on to the tensors
+        if len(batch) == 1:
+            return {batch[0].place: ChatReply(failure=f"out of memory with a batch of one: {said}")}
+        warnings.warn(
+            f"{self.name}: a batch of {len(batch)} does not fit into memory and is halved; a smaller batch_size saves "
+            "the attempt.",
+            stacklevel=2,
+        )
+        half = len(batch) // 2
+        return self._answer(batch[:half]) | self._answer(batch[half:])
+
+    def _generate(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
+        import torch
+
+        inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch]).to(self.model.device)
+        temperature = self.settings["temperature"]
+        chance = [_Chance([prompt.chance for prompt in batch], temperature, self.model.device)] if temperature else []
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, do_sample=False, logits_processor=chance)
+        width = inputs["input_ids"].shape[1]
+        return {
+            prompt.place: self._reply(ids[:width][mask.bool()].tolist(), ids[width:].tolist())
+            for prompt, ids, mask in zip(batch, output, inputs["attention_mask"], strict=True)
+        }
+
+    def _reply(self, asked: list[int], generated: list[int]) -> ChatReply:
+        """From the prompt's tokens and those of the answer, which padding may follow."""
+        answer = self._reader.read(asked, generated, self.settings["max_tokens"])
+        said = len(self._reader.until_end(generated))
+        return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=min(said + 1, len(generated)))
+
+
+class _Chance:
+    """Sampling as a logits processor: greedy search after it draws from softmax(logits / temperature), each row of the
+    batch with a generator of its own (the Gumbel-max trick)."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+        import torch
+
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` [batch, vocabulary] over the temperature, with Gumbel noise added."""
+        import torch
+
+        drawn = [torch.rand(scores.shape[1], generator=own, device=scores.device) for own in self.generators]
+        return scores / self.temperature - torch.log(-torch.log(torch.stack(drawn)))

@@ -1,0 +1,39 @@
+"""Endpoints by name, as the command line and recipes spell them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmedpo.errors import InputError
+from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.limits import Budget
+
+FORMS = (
+    "http://host:port/v1#model-name (an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the "
+    "Hugging Face Hub)"
+)
+
+
+def names_endpoint(spec: str) -> bool:
+    """Whether `spec` is meant as an endpoint's name, well-formed or not."""
+    return spec.startswith(("http://", "https://", "hub:"))
+
+
+def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
+    """The client of the endpoint that `spec` names in one of the `FORMS`, at the budget's concurrency and pace.
+
+    Args:
+        sampling: `max_tokens`, `temperature` and `seed`; `discreet`, too.
+
+    Raises:
+        InputError: `spec` has none of the forms.
+    """
+    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, "keys": budget.keys, **sampling}
+    url, _, model = spec.partition("#")
+    if url.startswith(("http://", "https://")) and model:
+        return EndpointChat(model, base_url=url, **calling)
+    scheme, _, rest = spec.partition(":")
+    model, at, provider = rest.partition("@")
+    if scheme == "hub" and all(model.partition("/")) and bool(provider) == bool(at):
+        return EndpointChat(model, provider=provider or None, **calling)
+    raise InputError(f"{spec!r} names no endpoint. Give {FORMS}.")

@@ -1,0 +1,89 @@
+"""What a model's processor refuses, found before anything is generated or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from mmedpo.data import credentialed, placeholders
+from mmedpo.data.sources import Source
+from mmedpo.errors import Fault, InputError
+from mmedpo.models.vision_language import lacks_first_token, render
+
+Size = tuple[int, int]  # width and height in pixels
+Sizes = tuple[Size, ...]  # of the images that one prompt shows
+Asked = tuple[str, Mapping[str, str], Mapping[str, Sizes]]  # id, texts and images by column
+
+
+def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
+    """A fault for each text that holds an image token, and for each image that the processor refuses by its size.
+
+    The processor is asked with blank images; where it is None, texts alone are looked at. Where it takes the widest,
+    highest, most and least elongated, largest and smallest images, it takes those between.
+    """
+    rows = list(asked)
+    own = getattr(processor, "image_token", None)
+    found = [
+        Fault(id_, column, said)
+        for id_, texts, _ in rows
+        for column, text in texts.items()
+        if (said := placeholders.fault(text, own))
+    ]
+    shown = {sizes for _, _, images in rows for sizes in images.values() if sizes}
+    refused = {}
+    if any(len(sizes) > 1 for sizes in shown) or any(_refusal(processor, sizes) for sizes in extremes(shown)):
+        refused = {sizes: said for sizes in shown if (said := _refusal(processor, sizes))}
+    return found + [
+        Fault(id_, column, refused[sizes])
+        for id_, _, images in rows
+        for column, sizes in images.items()
+        if sizes in refused
+    ]
+
+
+def drop_refused(source: Source, processor: Any) -> None:
+    """Keep the samples that a model's processor takes; of all others the question or image becomes a fault."""
+    asked = ((one.id, {"question": one.question}, {"image": (one.image_size,)}) for one in source.samples)
+    refused = faults(processor, asked)
+    source.faults += credentialed.unquoted(refused) if source.credentialed else refused
+    ids = {fault.row for fault in refused}
+    source.samples = [sample for sample in source.samples if sample.id not in ids]
+
+
+def prompt_tokens(processor: Any, prompt: str, sizes: Sizes) -> int:
+    """Number of tokens of a prompt, as the chat template writes it, with images of these sizes.
+
+    Raises:
+        InputError: the processor refuses them; the message is a fault's sentence.
+    """
+    from PIL import Image
+
+    try:
+        made = processor(
+            text=[prompt],
+            images=[[Image.new("RGB", size) for size in sizes]],
+            padding=False,
+            add_special_tokens=lacks_first_token(processor.tokenizer, prompt),
+        )
+    except Exception as error:  # processors raise what they like
+        raise InputError(
+            f"refused by the model's processor ({str(error).rstrip('.')}); crop or pad the image, or drop the row"
+        ) from error
+    return len(made["input_ids"][0])
+
+
+def _refusal(processor: Any, sizes: Sizes) -> str | None:
+    try:
+        prompt_tokens(processor, render(processor, "?", len(sizes)), sizes)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def extremes(shown: Collection[Sizes]) -> set[Sizes]:
+    """Those with the widest, highest, most and least elongated, largest and smallest images."""
+    measures = (
+        lambda size: size[0], lambda size: size[1], lambda size: size[0] / size[1], lambda size: size[0] * size[1],
+    )  # fmt: skip
+    alone = [(size, sizes) for sizes in shown for size in sizes]
+    return {pick(alone, key=lambda one: measure(one[0]))[1] for measure in measures for pick in (min, max) if alone}

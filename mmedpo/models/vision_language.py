@@ -1,0 +1,294 @@
+"""Vision-language models of the Hub (or a folder): loading, checking, and answering questions about images."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from mmedpo.data import credentialed, hub, placeholders, trust
+from mmedpo.data.images import open_rgb
+from mmedpo.errors import InputError
+from mmedpo.models import chat_template
+from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
+from mmedpo.models.fingerprint import fingerprint
+from mmedpo.models.generation import AnswerReader, Sampling, own_generation
+from mmedpo.models.thoughts import Answer
+from mmedpo.runs import formats
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+def can_see(name: str, revision: str | None = None) -> bool:
+    """Whether the configuration is a vision-language model's. Raises InputError if nothing loadable has this name."""
+    from transformers import AutoModelForImageTextToText
+
+    return type(_load_config(name, revision)) in AutoModelForImageTextToText._model_mapping
+
+
+def load_processor(name: str, revision: str | None = None) -> Any:
+    """The processor of a vision-language model, with its own chat template.
+
+    Raises:
+        InputError: nothing loadable under `name`, no image processor, or no chat template.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    if not can_see(name, revision):
+        raise InputError(
+            f"{name!r} is a {_load_config(name, revision).model_type!r} model, not a vision-language model: it cannot "
+            "look at images. Give a model of the Hub's task image-text-to-text."
+        )
+    processor = _load(AutoProcessor, name, revision)
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
+        raise InputError(f"{name!r} has no image processor; save the processor beside the model.")
+    if processor.chat_template is None:  # older ones keep it with the tokenizer
+        processor.chat_template = processor.tokenizer.chat_template
+    _check_chat_template(name, processor)
+    return processor
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a language model, with its own chat template.
+
+    Raises:
+        InputError: no loadable tokenizer under `name`, or no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, name, revision)
+    _check_chat_template(name, tokenizer)
+    return tokenizer
+
+
+def credentialed_source(name: str, revision: str | None = None) -> str | None:
+    """The credentialed data that a whole model was trained on here: its configuration says so, which is read with it.
+
+    Raises:
+        InputError: no loadable configuration under `name`.
+    """
+    return getattr(_load_config(name, revision), credentialed.KEY, None)
+
+
+def standin(name: str) -> str | None:
+    """What a model calls itself that stands in for a real one ("standin:tiny"), by its configuration; None: it is real.
+
+    Raises:
+        InputError: the configuration cannot be loaded.
+    """
+    return getattr(_load_config(name, None), formats.STANDIN_KEY, None)
+
+
+def _load_config(name: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig, name, revision)
+    parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
+    if named := [kind for part in parts if "/" in (kind := str(getattr(part, "_attn_implementation", None)))]:
+        raise InputError(
+            f"The model {name!r} cannot be loaded: its configuration asks for the Hub's code {named[0]!r}, which is "
+            "not run. Remove attn_implementation from its config.json."
+        )
+    return config
+
+
+def _load(kind: Any, name: str, revision: str | None) -> Any:
+    try:
+        return kind.from_pretrained(name, revision=revision, **trust.only_data())
+    except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
+        if base := base_of(name, revision):
+            raise InputError(
+                f"{name!r} is an adapter, not a model. Give its base model, {base!r}, as the model, and the adapter "
+                "itself by --adapter (of evaluate and attention) or --adapter_name_or_path (of train)."
+            ) from error
+        reason, broken_off, _ = hub.why_unread(error, name).partition(" Check out the instructions")
+        if broken_off and (library := re.search(r"requires the (\w+) library", reason)):
+            reason += f" Install it: pip install {library[1].lower()}"
+        raise InputError(f"The model {name!r} cannot be loaded: {reason}") from error
+
+
+def _check_chat_template(name: str, owner: Any) -> None:
+    if owner.chat_template is None:
+        raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
+    chat_template.check(name, lambda: render(owner, "?"))
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None, **options: Any
+) -> Any:
+    """The model itself: one with vision where it has any, else a causal language model.
+
+    Args:
+        options: of `from_pretrained`, where they are not None, such as `quantization_config`.
+
+    Raises:
+        InputError: its weights are missing or torn, or it is neither of the two.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if attention and "/" in attention:
+        raise InputError(
+            f"attn_implementation {attention!r}: it is the Hub's code, which is not run. Use sdpa or eager."
+        )
+    kind = AutoModelForImageTextToText if can_see(name, revision) else AutoModelForCausalLM
+    try:
+        given = {key: value for key, value in options.items() if value is not None}
+        return kind.from_pretrained(
+            name, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+            **trust.only_data(), **given,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
+
+
+def best_device() -> torch.device:
+    """The current CUDA device (a launcher sets it per process), else Apple's, else the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def render(processor: Any, text: str, images: int = 1) -> str:
+    """A user's message in the model's own chat template, up to where the answer begins, with so many images before it.
+
+    `processor` may be a tokenizer, whose template takes plain text.
+    """
+    content: Any = [*([{"type": "image"}] * images), {"type": "text", "text": text}]
+    message = {"role": "user", "content": content if hasattr(processor, "image_processor") else text}
+    rendered: str = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return rendered
+
+
+def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
+    """Model inputs of a batch of (image, text) pairs, left-padded, in the model's own chat template.
+
+    The images are all there or all None; `processor` may then be a tokenizer.
+    """
+    images = [[open_rgb(image)] for image, _ in questions if image is not None]
+    texts = [render(processor, text, 1 if images else 0) for _, text in questions]
+    sees = hasattr(processor, "image_processor")
+    return processor(
+        text=texts,
+        **({"images": images} if images else {}),
+        padding=True,
+        padding_side="left",
+        add_special_tokens=sees and lacks_first_token(processor.tokenizer, texts[0]),
+        return_tensors="pt",
+    )
+
+
+def lacks_first_token(tokenizer: Any, text: str) -> bool:
+    """Whether a chat template left the first token to the tokenizer, as those of LLaVA on the Hub do.
+
+    The rule is that of transformers' own `ProcessorMixin.apply_chat_template`; other special tokens a template writes.
+    """
+    return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
+
+
+class VisionLanguageModel:
+    """A Med-LVLM that answers questions about images, with or without a LoRA adapter.
+
+    Args:
+        name: Hub id or folder of the base model.
+        adapter: Hub id or folder of a PEFT adapter trained on it.
+        revision, adapter_revision: branch, tag or commit on the Hub; afterwards the commit, if there is one.
+
+    Attributes:
+        adapter_sha256: `adapter_digest` of the adapter, None without one.
+        adapter_checked_by: how the adapter's base model was compared with this one (`check_base`), None without one.
+        fingerprint: of the base model's weights, None where they are not in safetensors files.
+        reader: of what the model generates.
+
+    Raises:
+        InputError: either cannot be loaded, or they do not belong together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        adapter: str | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        adapter_revision: str | None = None,
+    ) -> None:
+        self.name, self.adapter = name, adapter
+        self.processor = load_processor(name, revision)
+        if self.processor.tokenizer.pad_token is None:
+            self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
+        # Before gigabytes are loaded.
+        self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
+        self.device = best_device()
+        model = load_model(name, revision, dtype)
+        self.revision = getattr(model.config, "_commit_hash", None) or revision
+        model.generation_config = own_generation(model, self.processor.tokenizer)
+        self.reader = AnswerReader(model, self.processor.tokenizer)
+        if adapter is not None:
+            model = with_adapter(model, name, adapter, revision=adapter_revision)
+        self.fingerprint = fingerprint(name, self.revision)
+        self.adapter_revision = adapter and (adapter_commit(adapter, adapter_revision) or adapter_revision)
+        self.adapter_sha256 = adapter and adapter_digest(adapter, self.adapter_revision)
+        self.model = model.to(self.device).eval()
+        self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
+
+    def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
+        """Answer a batch of (image, question) pairs; `sampling.samples` texts each, '' where there is no answer."""
+        answers = self.generate(self.encode(questions), sampling)
+        return [[answer.said or "" for answer in those] for those in answers]
+
+    def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
+        """Model inputs of a batch, left-padded, in the model's own chat template; any thread may make them.
+
+        Raises:
+            InputError: a text holds an image token, or the processor refuses an image (`refusals` names both before).
+        """
+        own = getattr(self.processor, "image_token", None)
+        if said := next(filter(None, (placeholders.fault(text, own) for _, text in questions)), None):
+            raise InputError(f"A question cannot be asked: it {said}.")
+        try:
+            with self._tokenizing:
+                return encode(self.processor, questions)
+        except InputError:
+            raise
+        except Exception as error:  # processors raise what they like
+            raise InputError(f"A question cannot be asked, its image is refused by the processor: {error}") from error
+
+    def generate(self, inputs: Any, sampling: Sampling) -> list[list[Answer]]:
+        """Answers to a batch that `encode` made, `sampling.samples` a question (`own_generation`).
+
+        Out of memory is left to the caller, who chose the batch.
+        """
+        import torch
+
+        torch.manual_seed(sampling.seed)
+        with torch.inference_mode():
+            sampled: dict[str, Any] = {}
+            if sampling.temperature:
+                sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            output = self.model.generate(
+                **inputs.to(self.device),
+                do_sample=sampling.temperature > 0,
+                num_return_sequences=sampling.samples,
+                max_new_tokens=sampling.max_new_tokens,
+                **sampled,
+            )
+        prompts, width = inputs["input_ids"].tolist(), inputs["input_ids"].shape[1]
+        answers = iter(output[:, width:].tolist())
+        with self._tokenizing:
+            return [
+                [self.reader.read(prompt, next(answers), sampling.max_new_tokens) for _ in range(sampling.samples)]
+                for prompt in prompts
+            ]
+
+
+def hardware() -> str:
+    """The name of the current accelerator, or the kind of processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"

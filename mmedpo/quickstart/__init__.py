@@ -1,0 +1,1 @@
+"""Phantom corpus, tiny model and the demonstration on them."""

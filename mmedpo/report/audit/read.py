@@ -1,0 +1,244 @@
+"""Preference rows of any layout, one at a time and as far as their columns allow: ours, TRL's, LLaVA's, plain texts.
+
+Images are decoded once each and kept as digests of their pixels, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedpo import schema
+from mmedpo.data import loading
+from mmedpo.data.tables import FAULT, is_missing, read_table
+from mmedpo.data.text import words
+from mmedpo.errors import Fault, InputError
+from mmedpo.report.audit.pictures import Pictures
+
+NAMES = {  # what we read: what datasets call it, the schema's name first
+    "id": ("id",),
+    "prompt": ("prompt", "question"),
+    "chosen": ("chosen", "conversations"),  # the second is LLaVA's layout
+    "rejected": ("rejected", "rejected_conversations"),
+    "images": ("images", "image"),
+    "rejected_images": ("rejected_images",),
+    "weight": ("weight", "weighted_score"),
+    "clinical_relevance": ("clinical_relevance",),
+}
+PLACEHOLDER = "<image>"  # in LLaVA's questions
+REPORT_WORDS = 20  # a longer preferred text of a row that names no task is a report
+HOW = (
+    "Give a folder written by `mmedpo curate`, a Hub dataset id, or a .json or .jsonl file of rows, for example "
+    '{"id", "image", "conversations", "rejected_conversations", "weighted_score"} (LLaVA\'s layout).'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as far as its columns allow: what is absent or of another type is None or empty."""
+
+    name: str  # its id, or its place
+    kind: str
+    task: str
+    question: str
+    chosen: str
+    rejected: str
+    images: tuple[str, ...]  # digests of pixels; of files that cannot be decoded, and names, of those
+    rejected_images: tuple[str, ...]
+    weight: float | None
+    relevance: float | None
+    image_id: str | None
+    patient_id: str | None
+    mask_coverage: float | None
+    agreed: bool | None
+    judgements: tuple[tuple[int, str, float | None], ...]  # round, judge, score
+    makers: tuple[str, ...]  # who wrote the rejected text or found the lesion, by name
+
+    @property
+    def same_images(self) -> bool:
+        return not self.rejected_images or self.rejected_images == self.images
+
+    @property
+    def gold(self) -> str:
+        """The right text: the preferred one, but for a reversed pair."""
+        return self.rejected if self.kind in schema.REVERSED else self.chosen
+
+    @property
+    def wrong(self) -> str:
+        """The text that is not `gold`."""
+        return self.chosen if self.kind in schema.REVERSED else self.rejected
+
+    @property
+    def is_report(self) -> bool:
+        return self.task == "report" or (self.task not in schema.TASKS and len(words(self.gold)) > REPORT_WORDS)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset; iterating reads it anew and gives every row as it stands and as we read it."""
+
+    source: Iterable[Mapping[str, Any]]
+    columns: Mapping[str, Any]  # name -> feature, or None where the file does not say
+    faults: list[Fault]  # of columns, and of rows that are none
+    pictures: Pictures  # of all splits
+    is_ours: bool = False  # its columns are the schema's
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Any], Row]]:
+        for place, given in enumerate(_to_the_end(self.source), start=1):
+            yield given, _read(given, self.columns, place, self.pictures)
+
+    def row_faults(self, given: Mapping[str, Any], row: Row) -> list[Fault]:
+        """By the schema's rules; where its columns are missing, by those of its rules that the columns allow."""
+        if self.is_ours:
+            return schema.row_faults(given, self.pictures.fault)
+        return _loose_faults(given, row, self.columns, self.pictures)
+
+
+def _to_the_end(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield from rows
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(f"The dataset cannot be read to its end: {error}. Write or download it again.") from error
+
+
+def open_splits(path: str) -> dict[str, Split]:
+    """The splits of a folder or Hub id, or the rows of a .json or .jsonl file as the split "train".
+
+    Raises:
+        InputError: nothing there that can be read, or a file in which no row has a text.
+    """
+    if Path(path).is_file():
+        return {"train": _open_file(Path(path))}
+    splits, pictures = {}, Pictures()
+    for name, rows in loading.undecoded_splits(path).items():
+        features = rows.features
+        faults = schema.column_faults(features)
+        splits[name] = Split(rows, features, faults, pictures, is_ours=not faults)
+    return splits
+
+
+def _open_file(path: Path) -> Split:
+    if path.suffix not in (".json", ".jsonl"):
+        raise InputError(f"{path} is neither a folder nor a .json or .jsonl file. {HOW}")
+    try:
+        listed = list(read_table(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as preference rows: {error} {HOW}") from None
+    rows = [{"id": place, **row} for place, row in listed if FAULT not in row]
+    faults = [Fault(place, *row[FAULT]) for place, row in listed if FAULT in row]
+    columns = {name: None for row in rows for name in row}
+    if not any(_turns(_get(row, side)) for row in rows for side in ("chosen", "rejected")):
+        raise InputError(f"{path}: none of {len(listed)} rows has a preferred or a rejected text. {HOW}")
+    return Split(rows, columns, faults, Pictures())
+
+
+def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictures: Pictures) -> Row:
+    made = row["provenance"] if isinstance(row.get("provenance"), dict) else {}
+    chosen = _turns(_get(row, "chosen"))
+    asked = _turns(_get(row, "prompt")) or chosen[:-1]
+    return Row(
+        name=_name(_get(row, "id")) or f"row {place}",
+        kind=_label(row.get("dispreference"), columns.get("dispreference")),
+        task=_label(row.get("task"), columns.get("task")),
+        question=asked[-1].replace(PLACEHOLDER, "").strip() if asked else "",
+        chosen=chosen[-1] if chosen else "",
+        rejected=(_turns(_get(row, "rejected")) or [""])[-1],
+        images=_digests(_get(row, "images"), pictures),
+        rejected_images=_digests(_get(row, "rejected_images"), pictures),
+        weight=_number(_get(row, "weight")),
+        relevance=_number(_get(row, "clinical_relevance")),
+        image_id=_known(made.get("image_id")),
+        patient_id=_known(made.get("patient_id")),
+        mask_coverage=_number(made.get("mask_coverage")),
+        agreed=made["agreed"] if isinstance(made.get("agreed"), bool) else None,
+        judgements=tuple(
+            (int(_number(entry.get("round")) or 1), str(entry.get("judge")), _number(entry.get("score")))
+            for entry in _listed(made.get("judgements"))
+            if isinstance(entry, dict)
+        ),
+        makers=tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name)),
+    )
+
+
+def _get(row: Mapping[str, Any], column: str) -> Any:
+    return next((row[name] for name in NAMES[column] if row.get(name) is not None), None)
+
+
+def _turns(messages: Any) -> list[str]:
+    """The texts of a conversation of {"role", "content"} or LLaVA's {"from", "value"}; a plain text is one turn."""
+
+    def text(turn: Any) -> str:
+        content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
+        if isinstance(content, list):  # parts of a message: {"type": "text", "text"} beside images
+            content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        return content if isinstance(content, str) else ""
+
+    if messages is None:
+        return []
+    return [text(turn) for turn in (messages if isinstance(messages, list) else [messages])]
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None else str(value).encode(errors="replace").decode()  # half a surrogate pair is no text
+
+
+def _known(value: Any) -> str | None:
+    return None if is_missing(value) else _name(value)
+
+
+def _label(value: Any, feature: Any) -> str:
+    if value is None:
+        return "(none)"
+    return str(feature.int2str(value)) if isinstance(value, int) and hasattr(feature, "int2str") else str(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _listed(value: Any) -> list[Any]:
+    return [image for image in (value if isinstance(value, list) else [value]) if image is not None]
+
+
+def _digests(value: Any, pictures: Pictures) -> tuple[str, ...]:
+    def digest(image: Any) -> str:
+        if isinstance(image, dict) and image.get("bytes"):
+            return pictures.look(image).digest
+        return hashlib.blake2b(str(image).encode(errors="replace"), digest_size=16).hexdigest()
+
+    return tuple(digest(image) for image in _listed(value))
+
+
+def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any], pictures: Pictures) -> list[Fault]:
+    """What is wrong with a row whose columns are not the schema's, by those rules of the schema that they allow."""
+
+    def has(column: str) -> bool:
+        return any(name in columns for name in NAMES[column])
+
+    faults = [
+        Fault(row.name, column, "has no text")
+        for column, text in (("chosen", row.chosen), ("rejected", row.rejected))
+        if has(column) and not text.strip()
+    ]
+    if not faults and has("chosen") and has("rejected") and row.same_images:
+        sentence = schema.text_fault(row.gold, row.wrong, "report" if row.is_report else row.task)
+        faults += [Fault(row.name, "rejected", sentence)] if sentence else []
+    if has("images") and not row.images:
+        faults.append(Fault(row.name, "images", "is empty; every row needs an image"))
+    for column in ("images", "rejected_images"):
+        inside = [image for image in _listed(_get(given, column)) if isinstance(image, dict) and image.get("bytes")]
+        faults += [Fault(row.name, column, sentence) for image in inside if (sentence := pictures.fault(image))]
+    if has("weight") and (row.weight is None or row.weight < 0):
+        weight = _get(given, "weight")
+        sentence = "is missing" if weight is None else f"is {str(weight)[:40]!r}, no finite number from 0 up"
+        faults.append(Fault(row.name, "weight", f"{sentence}; every row needs one"))
+    return faults

@@ -1,0 +1,1 @@
+"""Run folders, ledgers of finished work and provenance: what makes long work resumable."""

@@ -1,0 +1,144 @@
+"""Finished work on disk, keyed, safe against a kill: what is in a ledger is never done or paid for again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmedpo.errors import InputError
+from mmedpo.runs import bounded_json
+
+COLUMNS = ["key", "value", "kept"]
+PATIENCE = 60.0  # seconds to wait for another process that is writing
+
+
+class Ledger:
+    """A SQLite file of JSON values by key, of which nothing is held in memory.
+
+    A value that was put has reached the operating system when `put` returns. Several processes of one machine may
+    share a ledger. The file is made by the first value.
+
+    Raises:
+        InputError: `path` is no ledger, is of another layout, or was damaged; whichever is asked first says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database: sqlite3.Connection | None = None
+
+    def __contains__(self, key: str) -> bool:
+        return self._found(key) is not None
+
+    def __getitem__(self, key: str) -> Any:
+        row = self._found(key)
+        if row is None:
+            raise KeyError(key)
+        return self._value(row[0])
+
+    def get(self, key: str) -> Any:
+        """The value, or None."""
+        row = self._found(key)
+        return None if row is None else self._value(row[0])
+
+    def values(self) -> Iterator[Any]:
+        """All values, in the order of their keys."""
+        for (value,) in self._read("SELECT value FROM entries ORDER BY key"):
+            yield self._value(value)
+
+    def __iter__(self) -> Iterator[str]:
+        """All keys, in order."""
+        for (key,) in self._read("SELECT key FROM entries ORDER BY key"):
+            yield key
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget what is recorded of these keys, of all or, killed half-way, of none."""
+        if self._database is not None or self.path.exists():
+            database = self._opened()
+            with self._faults(), database:
+                database.executemany("DELETE FROM entries WHERE key = ?", ((key,) for key in keys))
+
+    def put(self, key: str, value: Any, keep: bool = True) -> None:
+        """Record `value`; one that is not kept is for this run only (`forget`)."""
+        self.update({key: value}, keep)
+
+    def update(self, values: Mapping[str, Any], keep: bool = True) -> None:
+        """Record all `values` or, killed half-way, none."""
+        rows = [(key, json.dumps(value, ensure_ascii=False), keep) for key, value in values.items()]
+        if not rows:
+            return
+        database = self._opened()
+        with self._faults(), database:
+            database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
+
+    def forget(self) -> None:
+        """Drop what was not to be kept, so that a resumed run tries again."""
+        if self.path.exists():
+            database = self._opened()
+            with self._faults(), database:
+                database.execute("DELETE FROM entries WHERE NOT kept")
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _found(self, key: str) -> Any:
+        return next(self._read("SELECT value FROM entries WHERE key = ?", key), None)
+
+    def _read(self, query: str, *values: Any) -> Iterator[Any]:
+        if self._database is not None or self.path.exists():
+            database = self._opened()
+            with self._faults():
+                yield from database.execute(query, values)
+
+    def open(self) -> None:
+        """Make sure that values can be put, before anything is done or paid for that should be."""
+        self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is None:
+            with self._faults():
+                self._database = self._connected()
+        return self._database
+
+    def _value(self, text: Any) -> Any:
+        try:
+            return bounded_json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise self._unusable(f"an entry is not JSON: {error}") from None
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise OSError(errno.ENOSPC, str(error), str(self.path)) from error
+            raise self._unusable(str(error)) from error
+
+    def _unusable(self, why: str) -> InputError:
+        return InputError(
+            f"{self.path} cannot be used as a record of finished work ({why}). Name another file in a folder "
+            "that exists, or remove it if nothing in it is needed."
+        )
+
+    def _connected(self) -> sqlite3.Connection:
+        # A notebook's loop makes chat clients work in a thread of their own.
+        database = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")  # one append a commit
+            database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine loses the last ones at most
+            with database:
+                database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
+            found = [name for _, name, *_ in database.execute("PRAGMA table_info(entries)")]
+            if found != COLUMNS:
+                raise sqlite3.DatabaseError(f"another version wrote it: its columns are {', '.join(found)}")
+        except BaseException:
+            database.close()
+            raise
+        return database

@@ -1,0 +1,36 @@
+"""The folders that come with the package: dataset builders, cards' templates, metrics, recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmedpo.errors import InputError
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def folder(name: str) -> Path:
+    """Return `dataset_builders`, `eval`, `model_cards` or `recipes`: inside an installed package, beside a checkout's.
+
+    pyproject.toml maps these folders into the wheel as `mmedpo/_share/NAME`.
+
+    Raises:
+        InputError: it is in neither place.
+    """
+    places = (PACKAGE / "_share" / name, PACKAGE.resolve().parent / name)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise InputError(f"{places[0]}: this installation is not whole. Install mmedpo again, from a wheel or a clone.")
+    return found
+
+
+def metric(name: str) -> str:
+    """Return the folder of a metric, for `evaluate.load(mmedpo.metric("med_vqa"))` from anywhere and offline.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    known = sorted(path.name for path in folder("eval").iterdir() if (path / f"{path.name}.py").exists())
+    if name not in known:
+        raise InputError(f"{name!r} is no metric of mmedpo. Use one of {', '.join(known)}.")
+    return str(folder("eval") / name)

@@ -1,0 +1,236 @@
+"""A command's options, from its words and from a recipe: a YAML file that sets options and nothing else.
+
+A recipe may come from anybody. It holds keys that are options of its command, sets no variable of the environment, and
+cannot say what a person has to type: consent, and the answer to a question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmedpo.errors import InputError
+from mmedpo.runs import packaged
+from mmedpo.runs.hosts import host, is_remote
+from mmedpo.runs.options import FLAG, FLAG_HELP, refuse, unfit
+from mmedpo.runs.terminal import plain
+
+LONGEST = 100_000  # bytes
+DEEPEST = 8  # lists and mappings inside each other
+CONSENT = FLAG.lstrip("-").replace("-", "_")
+SECRET = "A recipe holds no secret: leave it out."
+FORM = "Write lines of `option: value`."
+REFUSED = {
+    "env": "a recipe sets options, not variables of the environment. Set them in the shell, and leave it out.",
+    CONSENT: f"consent is typed for each run, never read from a file. Leave it out, and see {FLAG} in --help.",
+    "image_folders": "it opens folders of this machine to links and is typed for each run. Leave it out.",
+    **dict.fromkeys(("hub_token", "push_to_hub_token"), f"{SECRET} Log in with `hf auth login`, or set HF_TOKEN."),
+    "fill": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
+    "output_dir": "the folder of a training is its `output`. Write output instead.",
+    "resume_from_checkpoint": "a training goes on from its own checkpoints alone. Leave it out, and type --resume.",
+    "yes": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
+}
+LOGIN = re.compile(r"https?://[^/?#\s]*@", re.IGNORECASE)
+PUSHING = {"push_to_hub", "hub_model_id", "hub_private_repo"}
+HERE = ("none", "tensorboard")  # trackers of a training that send nothing
+KEPT = "private where it is new; one that exists keeps its visibility"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, a few of which stand for gigabytes, without endless depth, and with each key once."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(
+                problem="an *alias refers to another place; write it out", problem_mark=mark
+            )
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(
+                problem="it is nested too deep", problem_mark=self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        made = super().construct_mapping(node, deep=deep)
+        if len(made) < len(node.value):
+            raise yaml.constructor.ConstructorError(
+                problem="a key is there twice; leave one of them", problem_mark=node.start_mark
+            )
+        return made
+
+
+def _int(loader: _Loader, node: Any) -> int:
+    value: int = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if abs(value) >= 2**63:
+        raise yaml.constructor.ConstructorError(problem="a number has too many digits", problem_mark=node.start_mark)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option once, as it is typed; what must be given is said, and no default where there is none."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(shown)
+
+    def format_help(self) -> str:
+        return plain(super().format_help())  # which shows a recipe's values as defaults
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return super()._get_help_string(action) if action.default not in (None, argparse.SUPPRESS) else action.help
+
+
+def parse(
+    words: Sequence[str], kinds: Sequence[Any], command: str, defaults: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """Instances of the dataclasses `kinds`: the words of a command line win over its recipe, that one over `defaults`.
+
+    A dataclass with a field `third_parties` learns from the words alone whether the consent was typed.
+
+    Raises:
+        InputError: the recipe cannot be read, or an option is unknown or cannot work.
+    """
+    from transformers.hf_argparser import string_to_bool
+    from trl import TrlParser
+
+    words, recipe = _without_recipe(words)
+    # Its own usage has a line for each option and comes with every fault; an abbreviated consent is none.
+    usage = f"{command} [--config RECIPE.yaml] [options], see --help"
+    parser = TrlParser(list(kinds), prog=command, usage=usage, formatter_class=_Help, allow_abbrev=False)
+    consenting = any("third_parties" in kind.__dataclass_fields__ for kind in kinds)
+    if consenting:
+        parser.add_argument(
+            FLAG, f"--{CONSENT}", dest="third_parties", nargs="?", const=True, default=False, type=string_to_bool,
+            help=FLAG_HELP,
+        )  # fmt: skip
+    parser.set_defaults_with_config(**(defaults or {}))
+    found: Mapping[str, Any] = {}
+    try:
+        if recipe is not None:
+            found = read(recipe, kinds)
+            parser.set_defaults_with_config(**found)
+        # Transformers also reads options from a file PROGRAM.args.
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+    except InputError:
+        raise
+    except (ValueError, TypeError, OSError) as error:  # TRL's and Transformers' own checks
+        raise InputError(f"The settings of {command} cannot work: {error}") from error
+    if unknown:
+        raise InputError(
+            f"{command} does not know {shlex.join(unknown)}. {command} --help lists its options; in a recipe they are "
+            "spelt with _ instead of -."
+        )
+    if consenting:
+        typed = parsed.pop().third_parties
+        for options in parsed:
+            if hasattr(options, "third_parties"):
+                options.third_parties = typed
+    refuse([sentence for options in parsed for sentence in unfit(options)])
+    if os.environ.get("RANK", "0") == "0":  # of several launched processes the first
+        for way in _ways_out(found, parsed):
+            print(plain(f"Recipe {recipe}: {way}."), file=sys.stderr, flush=True)
+    return parsed
+
+
+def _ways_out(found: Mapping[str, Any], parsed: Iterable[Any]) -> Iterator[str]:
+    """What leaves this machine since a recipe, which holds the keys of `found`, asks for it."""
+    given = {one.name: getattr(options, one.name) for options in parsed for one in fields(options)}
+    if given.get("push_to_hub") and PUSHING & found.keys():
+        yield f"pushes to {given['hub_model_id'] or Path(given['output']).name} on the Hub ({KEPT})"
+    if "publish" in found and given["publish"]:
+        yield f"publishes to {given['publish']} on the Hub ({KEPT})"
+    trackers = [name for name in given.get("report_to") or () if name not in HERE]
+    if trackers and {"report_to", "trackio_space_id"} & found.keys():
+        space = f" (Space {given['trackio_space_id']})" if given["trackio_space_id"] else ""
+        yield f"reports to {', '.join(trackers)}{space}"
+    asked = [given[name] for name in ("chat", "judges", "model") if name in found]
+    models = [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
+    if places := sorted({host(model) for model in models if is_remote(model)}):
+        yield f"names models at {', '.join(places)}, which are sent what they are asked"
+
+
+def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
+    """The options that a recipe sets, each a field of one of the dataclasses.
+
+    Raises:
+        InputError: the file is missing, too long, no YAML of keys and values, or holds other keys; all are named.
+    """
+    try:
+        with recipe.open("rb") as file:
+            data = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        remedy = f"Give the path of a YAML file; mmedpo's own are in {packaged.folder('recipes')}."
+        raise InputError(f"Recipe {recipe}: there is no such file. {remedy}") from None
+    except OSError as error:
+        raise InputError(f"Recipe {recipe}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
+    if len(data) > LONGEST:
+        raise InputError(f"Recipe {recipe}: has more than {LONGEST:,} bytes. {FORM}")
+    try:
+        found = yaml.load(data.decode("utf-8-sig"), _Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # numbers of thousands of digits, keys that are lists
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
+        raise InputError(f"Recipe {recipe}: is no YAML{where}. {FORM}") from None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise InputError(f"Recipe {recipe}: names no options. {FORM}")
+    known = [field.name for kind in kinds for field in fields(kind) if field.init]
+    wrong = [sentence for key in found if (sentence := _refused(key, known))]
+    wrong += [f"{key}: holds a login. {SECRET}" for key, value in found.items() if LOGIN.search(str(value))]
+    if wrong:
+        raise InputError(f"Recipe {recipe}: " + " ".join(wrong))
+    return found
+
+
+def _refused(key: str, known: Sequence[str]) -> str | None:
+    """Why a recipe may not have the key; None: it may."""
+    spelt = key.strip().lower().replace("-", "_")
+    if spelt in REFUSED:
+        return f"{key}: {REFUSED[spelt]}"
+    if key in known:
+        return None
+    near = get_close_matches(spelt, known, 1)
+    return f"{key}: no option of this command. " + (f"Write {near[0]}." if near else "Leave it out; see --help.")
+
+
+def _without_recipe(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words without --config and what follows it, and that."""
+    kept: list[str] = []
+    found: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--config":
+            found.append(next(left, ""))
+        elif word.startswith("--config="):
+            found.append(word.removeprefix("--config="))
+        else:
+            kept.append(word)
+    if not all(found):
+        raise InputError("--config needs a recipe after it, the path of a YAML file.")
+    if len(found) > 1:
+        raise InputError(f"--config is there {len(found)} times ({', '.join(found)}). Give one recipe.")
+    return kept, Path(found[0]) if found else None

@@ -1,0 +1,101 @@
+"""Ledgers: what was put stays, whatever happens to the process; what was not kept is tried again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mmedpo.errors import InputError
+from mmedpo.runs.ledger import Ledger
+
+
+def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "step.ledger"
+    ledger = Ledger(path)
+    ledger.put("a", {"text": "œdème\u2028\n"})
+    ledger.put("b", None)
+    ledger.put("a", [1])
+    ledger.close()
+    again = Ledger(path)
+    assert "a" in again and "b" in again and "c" not in again
+    assert (again["a"], again["b"], again.get("c")) == ([1], None, None)
+    assert list(again.values()) == [[1], None]
+    with pytest.raises(KeyError):
+        again["c"]
+
+
+def test_a_ledger_that_nothing_was_put_into_leaves_no_file(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "step.ledger")
+    assert "a" not in ledger and list(ledger.values()) == []
+    ledger.forget()
+    ledger.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_is_not_kept_is_forgotten(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "work.ledger")
+    ledger.put("lost", "no answer", keep=False)
+    ledger.put("won", "an answer")
+    assert ledger["lost"] == "no answer"
+    ledger.close()
+    again = Ledger(tmp_path / "work.ledger")
+    again.forget()
+    assert "lost" not in again and again["won"] == "an answer"
+
+
+def _write_and_die(path: Path) -> None:
+    ledger = Ledger(path)
+    for number in range(100):
+        ledger.put(str(number), number)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_loses_nothing_that_was_put(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_write_and_die, args=(tmp_path / "work.ledger",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert sorted(Ledger(tmp_path / "work.ledger").values()) == list(range(100))
+
+
+def _write_share(path: Path, rank: int) -> None:
+    ledger = Ledger(path)
+    for number in range(200):
+        ledger.put(f"{rank}/{number}", number)
+    ledger.close()
+
+
+def test_several_processes_write_one_ledger(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_write_share, args=(tmp_path / "work.ledger", rank)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(Ledger(tmp_path / "work.ledger").values())) == 600
+
+
+def test_a_batch_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "work.ledger")
+    ledger.put("a", 1)
+    with pytest.raises(TypeError):
+        ledger.update({"b": 2, "c": object()})
+    assert "b" not in ledger and ledger["a"] == 1
+
+
+def test_a_file_that_is_no_ledger_is_bad_input_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "calls.sqlite").write_text("these are my notes, not a database\n" * 50)
+    with pytest.raises(InputError, match=r"calls\.sqlite cannot be used as a record of finished work"):
+        Ledger(tmp_path / "calls.sqlite").get("a")
+    assert (tmp_path / "calls.sqlite").read_text().startswith("these are my notes")
+
+
+def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "calls.sqlite"):
+        with pytest.raises(InputError, match="in a folder that exists"):
+            Ledger(path).open()

@@ -1,4 +1,4 @@
-"""PEFT adapters of a folder or the Hub: read, checked against the base model they were trained on, and loaded."""
+"""PEFT adapters from a folder or the Hub: read, compare with their base model, load."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmedpo.data import hub
 from mmedpo.errors import InputError
 from mmedpo.models.fingerprint import file_contents, fingerprint
 
-RECORD = "training.json"  # in the folder of an adapter that was trained here
-FINGERPRINT = "model_fingerprint"  # in it: of the base model's weights
-BY_FINGERPRINT, BY_NAME = "fingerprint", "name"  # how a base model was compared
+RECORD = "training.json"  # in the folder of an adapter trained by mmedpo
+FINGERPRINT = "model_fingerprint"  # key of the base model's fingerprint in RECORD
+BY_FINGERPRINT, BY_NAME = "fingerprint", "name"  # ways to compare base models
 
 log = logging.getLogger(__name__)
 
 
 def adapter_config(adapter: str, revision: str | None = None) -> Any:
-    """The PEFT configuration of an adapter, before any weight is loaded. Raises InputError where there is none."""
+    """Return the PEFT configuration of an adapter, without loading weights. Raises InputError where there is none."""
     from peft import PeftConfig
 
     try:
@@ -29,7 +29,7 @@ def adapter_config(adapter: str, revision: str | None = None) -> Any:
 
 
 def base_of(name: str, revision: str | None = None) -> Any:
-    """The name of the base model of an adapter; None where `name` is no adapter."""
+    """Return the name of an adapter's base model; None where `name` is no adapter."""
     try:
         return adapter_config(name, revision).base_model_name_or_path or "BASE_MODEL"
     except InputError:
@@ -40,19 +40,23 @@ def check_base(
     adapter: str, name: str, revision: str | None = None, base_revision: str | None = None, download: bool = True,
     option: str = "--adapter",
 ) -> str:  # fmt: skip
-    """Compare the model `name` with the one that an adapter was trained on: by their weights, or, where the adapter's
-    record has no fingerprint of them, by the last part of their names, which is warned of.
+    """Compare the model `name` with the base model that an adapter was trained on.
+
+    Weights are compared by fingerprint. Where the adapter's record or the model has none, the last parts of the names
+    are compared, with a warning.
 
     Args:
-        revision, base_revision: branch, tag or commit of the adapter and of the model on the Hub.
-        download: without it, a model of the Hub that is not in the cache is not compared yet.
-        option: of the command, which named the adapter.
+        adapter: folder or Hub id of a PEFT adapter.
+        name: folder or Hub id of the base model.
+        revision, base_revision: branch, tag or commit of adapter and base model on the Hub.
+        download: False skips the fingerprint of a Hub model that is not in the cache.
+        option: command-line option that named the adapter, for error messages.
 
     Returns:
         `BY_FINGERPRINT` or `BY_NAME`.
 
     Raises:
-        InputError: no adapter there, one without weights that can be loaded, or one of another model.
+        InputError: the adapter is missing, has no loadable weights, or belongs to another model.
     """
     trained_on = adapter_config(adapter, revision).base_model_name_or_path
     _refuse_unloadable(adapter, revision, option)
@@ -77,8 +81,10 @@ def check_base(
 
 
 def record(adapter: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The training.json of an adapter (folder, checkpoint of a run, Hub id): empty where there is none, None where the
-    Hub cannot be asked for it."""
+    """Return the training.json of an adapter (folder, checkpoint of a run, Hub id).
+
+    It is empty where there is none, and None where the Hub cannot be asked.
+    """
     folder = Path(adapter).resolve()
     if folder.name.startswith("checkpoint-") and folder.is_dir() and not (folder / RECORD).exists():
         folder = folder.parent
@@ -86,10 +92,10 @@ def record(adapter: str, revision: str | None = None) -> dict[str, Any] | None:
 
 
 def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, revision: str | None = None) -> Any:
-    """The model called `name` with the PEFT adapter of a folder or Hub id, which `check_base` has compared with it.
+    """Return `model` with the PEFT adapter of a folder or Hub id; call `check_base` before.
 
     Raises:
-        InputError: no adapter there, or one that does not fit.
+        InputError: the adapter is missing or does not fit the model.
     """
     from peft import PeftModel
 
@@ -114,7 +120,7 @@ def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adap
 
 
 def adapter_commit(adapter: str, revision: str | None) -> str | None:
-    """The commit of an adapter that was loaded from the Hub."""
+    """Return the commit of an adapter that was loaded from the Hub; None for a folder."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     file = cached_file(adapter, "adapter_config.json", revision=revision)
@@ -122,16 +128,16 @@ def adapter_commit(adapter: str, revision: str | None) -> str | None:
 
 
 def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
-    """SHA-256 (hexadecimal) of an adapter's weights; None where it has no such file. Raises as `adapter_weights`."""
+    """Return the SHA-256 (hexadecimal) of an adapter's weights; None without weights. Raises as `adapter_weights`."""
     file = adapter_weights(adapter, revision)
     return None if file is None else file_contents(file)
 
 
 def adapter_contents(adapter: str, revision: str | None = None) -> str:
-    """SHA-256 (hexadecimal) of all that an adapter changes: its weights and the bytes of its configuration.
+    """Return the SHA-256 (hexadecimal) of an adapter's weights and configuration file.
 
     Raises:
-        InputError: no adapter there, or the Hub cannot be asked for it, and it is not in the cache.
+        InputError: the adapter is missing, or neither on the Hub nor in the cache.
     """
     from transformers.utils.hub import cached_file
 
@@ -141,10 +147,10 @@ def adapter_contents(adapter: str, revision: str | None = None) -> str:
 
 
 def adapter_weights(adapter: str, revision: str | None = None) -> Path | None:
-    """The file of the weights of a PEFT adapter, of a folder or the Hub; None where it has no such file.
+    """Return the weights file of a PEFT adapter in a folder or on the Hub; None without one.
 
     Raises:
-        InputError: the Hub cannot be asked for it, and it is not in the cache.
+        InputError: the Hub cannot be asked and the file is not in the cache.
     """
     from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
     from transformers.utils.hub import cached_file

@@ -1,4 +1,4 @@
-"""Code of others that makes a text, run once within bounds of time and length: a model's chat template."""
+"""Time and length limits for chat templates, which are code from other people's repositories."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from mmedpo.errors import InputError
 
 SECONDS = 20.0  # a template takes milliseconds
-LONGEST = 2**20  # characters; a template writes some hundred around the question
+LONGEST = 2**20  # characters; a template adds a few hundred to the question
 
 
 class _TooMuch(BaseException):
-    """Not an Exception, which the code under trial could handle."""
+    """Limit exceeded. A BaseException, so that the code under test cannot catch it."""
 
 
 def check(name: str, write: Callable[[], str], seconds: float = SECONDS) -> None:
-    """Raise InputError where `write` takes longer than `seconds`, or makes more text than `LONGEST`.
+    """Raise InputError where `write` takes longer than `seconds` or returns more than `LONGEST` characters.
 
-    Other errors are left to whoever calls `write` in earnest. Watched are the lines of Python, so that one operation
-    of enormous size ends only with its memory.
+    Other errors are ignored here; the later call of `write` reports them. Limits are checked at each line of Python, so
+    a single huge operation is not interrupted.
     """
     ends, before = time.monotonic() + seconds, sys.gettrace()
 
@@ -42,7 +42,7 @@ def check(name: str, write: Callable[[], str], seconds: float = SECONDS) -> None
         why = f"did not end within {seconds:g} s and {LONGEST:,} characters"
     except (MemoryError, RecursionError, OverflowError) as error:
         why = f"did not end ({type(error).__name__})"
-    except Exception:  # of the template itself: said where a question is rendered
+    except Exception:  # an error of the template is reported when a question is rendered
         return
     finally:
         sys.settrace(before)

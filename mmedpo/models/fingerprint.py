@@ -1,5 +1,4 @@
-"""Digests of a model (of its weights, which other shards of them share, and of all that decides its answers) and of a
-dataset."""
+"""Digests of a model's weights, of all files that decide its answers, and of a dataset's files."""
 
 from __future__ import annotations
 
@@ -15,21 +14,21 @@ from mmedpo.data import hub, loading
 from mmedpo.errors import InputError
 from mmedpo.runs.run_folder import sha256
 
-BLOCKS, SIZE = 64, 4096  # of a tensor that is not read whole, so many bytes are read at so many places
-WHOLE, TOTAL = 16 << 20, 2 << 30  # bytes of a tensor that is read whole at most, and of all of them
-PREFIXES = {"base_model", "model", "language_model"}  # which versions of transformers put in and leave out
-# What decides a model's answers beside its weights, as transformers saves it.
+BLOCKS, SIZE = 64, 4096  # blocks read of a large tensor, and bytes of each
+WHOLE, TOTAL = 16 << 20, 2 << 30  # most bytes read whole, of one tensor and of all tensors
+PREFIXES = {"base_model", "model", "language_model"}  # parts of names that differ between transformers versions
+# Files of transformers that decide a model's answers, beside its weights.
 BESIDE = (
     "config.json", "generation_config.json", "*processor_config.json", "tokenizer*.json", "*tokens*.json", "vocab*",
     "merges.txt", "*.model", "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
-SETTLED = 2.0  # seconds after which a file that is written again surely has another time of change
+SETTLED = 2.0  # seconds; a later change of a file always shows in its time stamp
 
 T = TypeVar("T")
 
 
 def _once(digest: Callable[..., T]) -> Callable[..., T]:
-    """A digest of files that this process computes once, until one of them is written or replaced."""
+    """Cache a digest of files in this process until a file is written or replaced."""
     known: dict[tuple[Any, ...], T] = {}
 
     def asked(*files: Path) -> T:
@@ -48,15 +47,20 @@ def _once(digest: Callable[..., T]) -> Callable[..., T]:
 
 
 def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str | None:
-    """SHA-256 (hexadecimal) of all tensors in a model's safetensors files, of a folder or the Hub.
+    """Return the SHA-256 (hexadecimal) of all tensors in a model's safetensors files, from a folder or the Hub.
 
-    Of each tensor it takes name (without `PREFIXES`), dtype, shape and bytes, in whichever file it lies. Tensors above
-    `WHOLE` bytes (less in models of very many tensors, `TOTAL`) give `BLOCKS` evenly spread blocks, so that a 7B model
-    is read in seconds. A change between these blocks alone is not seen. A model saved with its tied weights twice, or
-    with other renamings than `PREFIXES`, counts as another.
+    It covers name (without `PREFIXES`), dtype, shape and bytes of each tensor, however the tensors are spread over
+    files. Of tensors above `WHOLE` bytes, `BLOCKS` evenly spread blocks are read, so that a 7B model takes seconds;
+    `TOTAL` lowers that limit in models with very many tensors. A change between the blocks goes unnoticed. Tied weights
+    saved twice, or renamed beyond `PREFIXES`, give another fingerprint.
+
+    Args:
+        name: folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+        download: False reads Hub files from the cache only.
 
     Returns:
-        None where there are no such files, or without `download` where the Hub's are not in the cache.
+        None without safetensors files, or without `download` where they are not in the cache.
 
     Raises:
         InputError: a file is torn, or the Hub cannot be asked.
@@ -68,11 +72,13 @@ def fingerprint(name: str, revision: str | None = None, download: bool = True) -
 
 
 def model_contents(name: str, revision: str | None = None, also: Sequence[str] = ()) -> str:
-    """SHA-256 (hexadecimal) of all that decides a model's answers: `fingerprint`, and the bytes of its configurations,
-    tokenizer, processor and chat templates (`BESIDE`). A copy has the same, whatever its folder is called.
+    """Return the SHA-256 (hexadecimal) of all that decides a model's answers.
+
+    It covers `fingerprint` and the bytes of configurations, tokenizer, processor and chat templates (`BESIDE`). A copy
+    in another folder has the same digest.
 
     Args:
-        name: folder, or Hub id, of which the files are downloaded where they are not in the cache.
+        name: folder or Hub id; missing Hub files are downloaded.
         revision: branch, tag or commit on the Hub.
         also: patterns of further files, such as pickled weights.
 
@@ -90,10 +96,10 @@ def model_contents(name: str, revision: str | None = None, also: Sequence[str] =
 def dataset_contents(
     name: str, splits: Collection[str], revision: str | None = None, streaming: bool = False
 ) -> str | None:
-    """SHA-256 (hexadecimal) of the bytes of the files that hold these splits of a dataset.
+    """Return the SHA-256 (hexadecimal) of the files that hold these splits of a dataset.
 
-    They are the Parquet shards of a folder, or all its files where it has another layout; of a Hub dataset its copies
-    in the cache. One that is streamed from the Hub is known by its commit, `revision`, alone.
+    These are a folder's Parquet shards, or all its files in another layout, or the cached copies of a Hub dataset. A
+    dataset streamed from the Hub is identified by its commit, `revision`.
 
     Raises:
         InputError: as `loading.load_splits`.
@@ -116,7 +122,7 @@ def dataset_contents(
 
 @_once
 def file_contents(file: Path) -> str:
-    """SHA-256 (hexadecimal) of a file's bytes."""
+    """Return the SHA-256 (hexadecimal) of a file's bytes."""
     return sha256(file)
 
 
@@ -125,7 +131,7 @@ def _hidden(file: Path) -> bool:
 
 
 def _folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder of that name, or the one of the Hub's cache that holds the files of these patterns."""
+    """Return the folder itself, or the folder of the Hub's cache with the files of these patterns."""
     from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -166,9 +172,9 @@ def _files(name: str, revision: str | None, download: bool) -> list[Path]:
 
 
 def _tensors(file: Path) -> list[tuple[str, int, int]]:
-    """Each tensor of a file: what its header says of it, and where its bytes begin and end."""
+    """Return description (name, dtype, shape), first byte and end byte of each tensor in a file."""
     with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))  # of the JSON header, which comes next
+        (length,) = struct.unpack("<Q", opened.read(8))  # of the JSON header that follows
         header = json.loads(opened.read(length))
     return [
         (f"{_plain(name)} {tensor['dtype']} {tensor['shape']} ", *(8 + length + at for at in tensor["data_offsets"]))

@@ -1,4 +1,4 @@
-"""Vision-language models of the Hub (or a folder): loading, checking, and answering questions about images."""
+"""Vision-language models from a folder or the Hub: load, check, answer questions about images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 
 def can_see(name: str, revision: str | None = None) -> bool:
-    """Whether the configuration is a vision-language model's. Raises InputError if nothing loadable has this name."""
+    """Return True where the configuration is a vision-language model's. Raises InputError if nothing loadable has this
+    name.
+    """
     from transformers import AutoModelForImageTextToText
 
     return type(_load_config(name, revision)) in AutoModelForImageTextToText._model_mapping
 
 
 def load_processor(name: str, revision: str | None = None) -> Any:
-    """The processor of a vision-language model, with its own chat template.
+    """Return the processor of a vision-language model, with the model's own chat template.
 
     Raises:
         InputError: nothing loadable under `name`, no image processor, or no chat template.
@@ -46,14 +48,14 @@ def load_processor(name: str, revision: str | None = None) -> Any:
     processor = _load(AutoProcessor, name, revision)
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise InputError(f"{name!r} has no image processor; save the processor beside the model.")
-    if processor.chat_template is None:  # older ones keep it with the tokenizer
+    if processor.chat_template is None:  # older checkpoints keep it with the tokenizer
         processor.chat_template = processor.tokenizer.chat_template
     _check_chat_template(name, processor)
     return processor
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a language model, with its own chat template.
+    """Return the tokenizer of a language model, with the model's own chat template.
 
     Raises:
         InputError: no loadable tokenizer under `name`, or no chat template.
@@ -66,7 +68,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def credentialed_source(name: str, revision: str | None = None) -> str | None:
-    """The credentialed data that a whole model was trained on here: its configuration says so, which is read with it.
+    """Return the restricted data that a whole model was trained on, by the key in its configuration; None without it.
 
     Raises:
         InputError: no loadable configuration under `name`.
@@ -75,7 +77,7 @@ def credentialed_source(name: str, revision: str | None = None) -> str | None:
 
 
 def standin(name: str) -> str | None:
-    """What a model calls itself that stands in for a real one ("standin:tiny"), by its configuration; None: it is real.
+    """Return the name of a stand-in ("standin:tiny") from a model's configuration; None for a real model.
 
     Raises:
         InputError: the configuration cannot be loaded.
@@ -99,7 +101,7 @@ def _load_config(name: str, revision: str | None) -> Any:
 def _load(kind: Any, name: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision, **trust.only_data())
-    except (OSError, ValueError, KeyError, ImportError) as error:  # some processors need a library more
+    except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: a processor needs another library
         if base := base_of(name, revision):
             raise InputError(
                 f"{name!r} is an adapter, not a model. Give its base model, {base!r}, as the model, and the adapter "
@@ -120,13 +122,14 @@ def _check_chat_template(name: str, owner: Any) -> None:
 def load_model(
     name: str, revision: str | None = None, dtype: str = "auto", attention: str | None = None, **options: Any
 ) -> Any:
-    """The model itself: one with vision where it has any, else a causal language model.
+    """Return the weights of a vision-language model, or else of a causal language model.
 
     Args:
-        options: of `from_pretrained`, where they are not None, such as `quantization_config`.
+        dtype, attention: of the weights ("auto" is the checkpoint's), and the attention implementation.
+        options: further options of `from_pretrained`, such as `quantization_config`; None values are left out.
 
     Raises:
-        InputError: its weights are missing or torn, or it is neither of the two.
+        InputError: its weights are missing or torn, or it is neither kind of model.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -147,7 +150,7 @@ def load_model(
 
 
 def best_device() -> torch.device:
-    """The current CUDA device (a launcher sets it per process), else Apple's, else the processor."""
+    """Return the current CUDA device (a launcher sets it per process), else Apple's MPS, else the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -156,7 +159,7 @@ def best_device() -> torch.device:
 
 
 def render(processor: Any, text: str, images: int = 1) -> str:
-    """A user's message in the model's own chat template, up to where the answer begins, with so many images before it.
+    """Return a user message in the model's chat template, with `images` image tokens and the generation prompt.
 
     `processor` may be a tokenizer, whose template takes plain text.
     """
@@ -167,9 +170,9 @@ def render(processor: Any, text: str, images: int = 1) -> str:
 
 
 def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
-    """Model inputs of a batch of (image, text) pairs, left-padded, in the model's own chat template.
+    """Return model inputs of a batch of (image, text) pairs, left-padded, in the model's chat template.
 
-    The images are all there or all None; `processor` may then be a tokenizer.
+    Images are given for all pairs or for none; without images `processor` may be a tokenizer.
     """
     images = [[open_rgb(image)] for image, _ in questions if image is not None]
     texts = [render(processor, text, 1 if images else 0) for _, text in questions]
@@ -185,29 +188,31 @@ def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any
 
 
 def lacks_first_token(tokenizer: Any, text: str) -> bool:
-    """Whether a chat template left the first token to the tokenizer, as those of LLaVA on the Hub do.
+    """Return True where a chat template leaves the first token to the tokenizer, as LLaVA's on the Hub do.
 
-    The rule is that of transformers' own `ProcessorMixin.apply_chat_template`; other special tokens a template writes.
+    This is the rule of transformers' `ProcessorMixin.apply_chat_template`.
     """
     return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
 
 
 class VisionLanguageModel:
-    """A Med-LVLM that answers questions about images, with or without a LoRA adapter.
+    """Vision-language model that answers questions about images, with or without a LoRA adapter.
 
     Args:
         name: Hub id or folder of the base model.
         adapter: Hub id or folder of a PEFT adapter trained on it.
-        revision, adapter_revision: branch, tag or commit on the Hub; afterwards the commit, if there is one.
+        revision, adapter_revision: branch, tag or commit on the Hub.
+        dtype: of the weights; "auto" is the checkpoint's.
 
     Attributes:
+        revision, adapter_revision: the commit on the Hub, or what was given.
         adapter_sha256: `adapter_digest` of the adapter, None without one.
-        adapter_checked_by: how the adapter's base model was compared with this one (`check_base`), None without one.
-        fingerprint: of the base model's weights, None where they are not in safetensors files.
-        reader: of what the model generates.
+        adapter_checked_by: result of `check_base`, None without an adapter.
+        fingerprint: of the base model's weights, None without safetensors files.
+        reader: `AnswerReader` of the generated tokens.
 
     Raises:
-        InputError: either cannot be loaded, or they do not belong together.
+        InputError: model or adapter cannot be loaded, or they do not belong together.
     """
 
     def __init__(
@@ -222,7 +227,7 @@ class VisionLanguageModel:
         self.processor = load_processor(name, revision)
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        # Before gigabytes are loaded.
+        # Check before loading gigabytes.
         self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
         self.device = best_device()
         model = load_model(name, revision, dtype)
@@ -238,15 +243,15 @@ class VisionLanguageModel:
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
-        """Answer a batch of (image, question) pairs; `sampling.samples` texts each, '' where there is no answer."""
+        """Return `sampling.samples` texts for each (image, question) pair; '' where there is no answer."""
         answers = self.generate(self.encode(questions), sampling)
         return [[answer.said or "" for answer in those] for those in answers]
 
     def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
-        """Model inputs of a batch, left-padded, in the model's own chat template; any thread may make them.
+        """Return model inputs of a batch, left-padded, in the model's chat template; thread-safe.
 
         Raises:
-            InputError: a text holds an image token, or the processor refuses an image (`refusals` names both before).
+            InputError: a text holds an image token, or the processor refuses an image (`refusals` finds both before).
         """
         own = getattr(self.processor, "image_token", None)
         if said := next(filter(None, (placeholders.fault(text, own) for _, text in questions)), None):
@@ -260,9 +265,9 @@ class VisionLanguageModel:
             raise InputError(f"A question cannot be asked, its image is refused by the processor: {error}") from error
 
     def generate(self, inputs: Any, sampling: Sampling) -> list[list[Answer]]:
-        """Answers to a batch that `encode` made, `sampling.samples` a question (`own_generation`).
+        """Return `sampling.samples` answers for each question of a batch made by `encode`.
 
-        Out of memory is left to the caller, who chose the batch.
+        Out-of-memory errors are raised to the caller, who chooses the batch size.
         """
         import torch
 
@@ -288,7 +293,7 @@ class VisionLanguageModel:
 
 
 def hardware() -> str:
-    """The name of the current accelerator, or the kind of processor."""
+    """Return the name of the current accelerator, or the type of processor."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"

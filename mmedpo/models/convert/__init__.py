@@ -1,7 +1,7 @@
-"""Checkpoints in the original LLaVA layout, rewritten as transformers' `LlavaForConditionalGeneration`.
+"""Conversion of checkpoints in the original LLaVA layout to transformers' `LlavaForConditionalGeneration`.
 
-Facts about the layouts are those of the published code: microsoft/LLaVA-Med (`llava_mistral`), haotian-liu/LLaVA and
-UCSC-VLAA/MedTrinity-25M (`llava_llama`, once `llava`), FreedomIntelligence/HuatuoGPT-Vision (`llava_qwen2`).
+Layouts follow the published code: microsoft/LLaVA-Med (`llava_mistral`), haotian-liu/LLaVA and UCSC-VLAA/MedTrinity-25M
+(`llava_llama`, once `llava`), FreedomIntelligence/HuatuoGPT-Vision (`llava_qwen2`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmedpo.runs.run_folder import output_folder, portable, read_json, write_jso
 __all__ = ["STYLES", "Conversion", "convert"]
 
 LANGUAGE_MODELS = {"llava_mistral": "mistral", "llava_llama": "llama", "llava": "llama", "llava_qwen2": "qwen2"}
-# What `LlavaForConditionalGeneration` can compute, by fields of the original config.json; an absent field is None.
+# Values of the original config.json that `LlavaForConditionalGeneration` can compute; an absent field is None.
 REPRESENTABLE: dict[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_vision_select_feature": (None, "patch", "cls_patch"),
@@ -34,13 +34,13 @@ REPRESENTABLE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done; also in `conversion.json` of the output.
+    """Facts of a conversion, as in the output's `conversion.json`.
 
     Attributes:
         ignored: names of tensors left out, each with its reason.
-        image_token_id: of `<image>`, which stands for each patch of an image.
-        rows_added: new rows of the vocabulary, for `<image>`.
-        pad_to_square: whether images are padded with CLIP's mean colour, or else cropped to a square.
+        image_token_id: id of `<image>`, which stands for each patch of an image.
+        rows_added: new vocabulary rows for `<image>`.
+        pad_to_square: True pads images with CLIP's mean colour, False crops them to a square.
     """
 
     source: str
@@ -62,24 +62,24 @@ def convert(
     revision: str | None = None,
     resume: bool = False,
 ) -> Conversion:
-    """Write the checkpoint `source` as a transformers model with its processor and chat template.
+    """Write the checkpoint `source` as a transformers model with processor and chat template.
 
-    Every tensor is used exactly once and keeps its dtype and values; one file of weights is in memory at a time.
-    Where the vocabulary has no row to spare for `<image>`, embedding and head get one, the mean of their rows: the
-    embedding's is never read, and the head's takes at most 1 / (V + 1) of the probability over V tokens (Jensen).
+    Every tensor is used exactly once and keeps dtype and values; one weights file is in memory at a time. Where the
+    vocabulary has no spare row for `<image>`, embedding and head get one, the mean of their rows. The embedding row is
+    never read; the head row takes at most 1 / (V + 1) of the probability over V tokens (Jensen).
 
     Args:
-        source: folder or Hub id of a checkpoint whose config.json has a model type of `LANGUAGE_MODELS`.
+        source: folder or Hub id of a checkpoint with a model type of `LANGUAGE_MODELS`.
         output: folder to write; it must not exist.
-        template: a name of `STYLES`; by default the one that the published models of this type were trained with.
-        vision_tower: folder or Hub id of the CLIP model, where config.json's `mm_vision_tower` cannot be reached. Its
-            configuration and image settings are read; its weights only if the checkpoint holds none of a tower.
+        template: name in `STYLES`; by default that of the published models of this type.
+        vision_tower: folder or Hub id of the CLIP model, where config.json's `mm_vision_tower` is out of reach. Its
+            weights are read only if the checkpoint holds none of a tower.
         revision: of `source` on the Hub.
-        resume: begin again where an interrupted conversion left its folder.
+        resume: restart an interrupted conversion in its folder.
 
     Raises:
-        InputError: something is missing or unreadable; the configuration asks for what transformers' LLaVA does not
-            compute; tensors are missing, surplus, doubled or misshaped (all are named).
+        InputError: files are missing or unreadable; the configuration needs what transformers' LLaVA does not compute;
+            tensors are missing, surplus, doubled or misshaped (all are named).
     """
     settings = {"source": source, "template": template, "vision_tower": vision_tower, "revision": revision}
     with output_folder(output, settings, resume) as folder:
@@ -130,7 +130,7 @@ def _read_config(place: Place) -> dict[str, Any]:
 
 
 def _find_tower(source: Place, original: dict[str, Any], chosen: str | None) -> Place:
-    """The CLIP model: the chosen one, else `mm_vision_tower`, a folder inside the checkpoint or a name of its own."""
+    """Return the place of the CLIP model: `chosen`, else `mm_vision_tower` inside the checkpoint or by its own name."""
     if chosen is not None:
         return Place(chosen)
     named = original.get("mm_vision_tower")
@@ -140,14 +140,14 @@ def _find_tower(source: Place, original: dict[str, Any], chosen: str | None) -> 
     if not PurePosixPath(named).is_absolute() and source.file(f"{inside}/config.json"):
         return Place(source.name, inside, source.revision)
     tower = Place(named)
-    elsewhere = PurePosixPath(named).is_absolute() and not Path(named).is_dir()  # where the model was trained
+    elsewhere = PurePosixPath(named).is_absolute() and not Path(named).is_dir()  # a path of the training machine
     if elsewhere or tower.file("config.json") is None:
         raise InputError(f"The vision tower {named!r} cannot be found; give its folder or Hub id as --vision-tower.")
     return tower
 
 
 def model_config(original: dict[str, Any], tower: Place) -> Any:
-    """The `LlavaConfig` of the original model; its vocabulary has not grown yet."""
+    """Return the `LlavaConfig` of the original model, before the vocabulary grows."""
     from transformers import AutoConfig, LlavaConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -157,7 +157,7 @@ def model_config(original: dict[str, Any], tower: Place) -> Any:
         raise InputError(f"The vision tower {tower} is a {vision.model_type!r} model; only CLIP can be converted.")
     kind = CONFIG_MAPPING[LANGUAGE_MODELS[original["model_type"]]]
     fields = kind().to_dict().keys() - {"model_type", "architectures", "transformers_version", "_name_or_path"}
-    fields |= {"rope_theta", "rope_scaling", "torch_dtype"}  # once top-level
+    fields |= {"rope_theta", "rope_scaling", "torch_dtype"}  # top-level in older configurations
     with_class_token = original.get("mm_vision_select_feature") == "cls_patch"
     with readable("The checkpoint's config.json"):
         text = kind.from_dict({name: value for name, value in original.items() if name in fields})
@@ -174,10 +174,10 @@ def model_config(original: dict[str, Any], tower: Place) -> Any:
 
 
 def _tokenizer(source: Place) -> Any:
-    """The checkpoint's tokenizer, knowing `<image>`, as a plain fast tokenizer.
+    """Return the checkpoint's tokenizer with `<image>`, as a plain fast tokenizer.
 
-    `LlamaTokenizer` does not save `legacy`, by which it splits text after special tokens: loaded again, it would give
-    other ids. The plain class keeps to its file.
+    `LlamaTokenizer` does not save `legacy`, which decides how text after special tokens is split, so that a reloaded
+    one would give other ids. The plain class stores all in its file.
     """
     from transformers import AddedToken, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
     from transformers.utils import is_protobuf_available, is_sentencepiece_available
@@ -188,7 +188,7 @@ def _tokenizer(source: Place) -> Any:
             f"The tokenizer of {source} is a SentencePiece model alone. To read it, transformers needs two packages "
             "more: pip install sentencepiece protobuf."
         )
-    # Of no model type: its own class is what it names.
+    # An empty configuration, so that the tokenizer's own file names its class.
     own = source.load(AutoTokenizer, config=PreTrainedConfig(), **trust.only_data())
     special = [*own.extra_special_tokens, AddedToken(IMAGE, normalized=False, special=True)]
     own.add_special_tokens({"extra_special_tokens": special})
@@ -221,7 +221,7 @@ def _save_processor(folder: Path, config: Any, tower: Place, pad: bool, tokenize
 
 
 def _save_generation_config(folder: Path, source: Place, config: Any, tokenizer: Any) -> None:
-    """Which tokens begin, end and pad; sampling settings are left out: LLaVA's own contradict themselves."""
+    """Save begin, end and padding tokens only, since LLaVA's own sampling settings contradict themselves."""
     from transformers import GenerationConfig
 
     path = source.file("generation_config.json")

@@ -1,4 +1,4 @@
-"""Reading a checkpoint from a folder or the Hub: its files, and the tensors of one file at a time."""
+"""Files and tensors of a checkpoint in a folder or on the Hub, read one file at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.b
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or a repository of the Hub, or a folder inside either. Whatever cannot be read raises InputError."""
+    """Folder, Hub repository, or a subfolder of either. Unreadable files raise InputError."""
 
     name: str
     subfolder: str = ""
@@ -29,7 +29,7 @@ class Place:
         return f"{self.name}/{self.subfolder}" if self.subfolder else self.name
 
     def file(self, name: str) -> Path | None:
-        """The file of this name (downloaded from the Hub), or None if there is none."""
+        """Return the path of a file, downloaded if needed; None if there is none."""
         from transformers.utils.hub import cached_file
 
         where = {"subfolder": self.subfolder, "revision": self.revision}
@@ -38,12 +38,12 @@ class Place:
         return Path(found) if found else None
 
     def load(self, kind: Any, **options: Any) -> Any:
-        """`kind.from_pretrained` of this place."""
+        """Return `kind.from_pretrained` of this place."""
         with readable(self):
             return kind.from_pretrained(self.name, subfolder=self.subfolder, revision=self.revision, **options)
 
     def weights(self) -> list[Path]:
-        """The files that hold the model's weights; safetensors come before torch's own format."""
+        """Return the files of the model's weights; safetensors come before torch's own format."""
         from transformers.utils.hub import get_checkpoint_shard_files
 
         name, found = next(((name, path) for name in WEIGHTS if (path := self.file(name))), ("", None))
@@ -64,7 +64,7 @@ class Place:
 
 @contextmanager
 def readable(what: object) -> Iterator[None]:
-    """Turn what libraries raise about a broken or missing `what` into InputError."""
+    """Translate library errors about a broken or missing `what` to InputError."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -74,7 +74,7 @@ def readable(what: object) -> Iterator[None]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of `torch.save`, by name; their bytes are read from disk when used.
+    """Return the tensors of a safetensors or `torch.save` file by name, read lazily from disk.
 
     Raises:
         InputError: the file is torn, or holds more than named tensors (pickled code is never run).
@@ -89,7 +89,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        lazily = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and are read at once
+        lazily = zipfile.is_zipfile(path)  # files of torch before 1.6 are no zip and cannot be mapped
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise InputError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""How the original models were told who says what, as Jinja chat templates.
+"""Conversation formats of the original models as Jinja chat templates.
 
 The texts are those of the published code's conversation modes: microsoft/LLaVA-Med, haotian-liu/LLaVA and
 UCSC-VLAA/MedTrinity-25M (`llava/conversation.py`), FreedomIntelligence/HuatuoGPT-Vision (`cli.py`).
@@ -23,14 +23,14 @@ HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 
 @dataclass(frozen=True)
 class Style:
-    """A way to write a conversation.
+    """Conversation format.
 
     Attributes:
-        opening: the text before all messages.
-        user: the texts before and after a question.
-        assistant: the text before an answer.
-        ends: the texts after an answer, of an earlier one and of the last.
-        bos: whether the published code's tokenizer put its first token before all.
+        opening: text before all messages.
+        user: texts before and after a question.
+        assistant: text before an answer.
+        ends: text after an earlier answer, and after the last one.
+        bos: True where the published code's tokenizer puts its first token before the text.
     """
 
     opening: str
@@ -40,20 +40,20 @@ class Style:
     bos: bool = True
 
 
-STYLES = {  # by the names of the published conversation modes
+STYLES = {  # keys are the published conversation modes
     "mistral_instruct": Style("", ("[INST] ", " [/INST]"), " ", (" </s>", " </s>")),
     "vicuna_v1": Style(f"{SYSTEM} ", ("USER: ", " "), "ASSISTANT: ", ("</s>", "</s>")),
-    # The opening holds the first token, and the published code's tokenizer puts one more before it.
+    # The first token appears twice, as in the published code: in the opening, and from the tokenizer.
     "llama3": Style(
         f"<|begin_of_text|>{HEADER.format('system')}{SYSTEM}<|eot_id|>",
         (HEADER.format("user"), "<|eot_id|>"),
         HEADER.format("assistant"),
         ("<|eot_id|>", "<|eot_id|>"),
     ),
-    # The published code writes no end after earlier answers; the model itself ends its answer with <|endoftext|>.
+    # The published code writes no end after earlier answers; the model ends its answer with <|endoftext|>.
     "huatuo": Style("", ("<|user|>\n", "\n"), "<|assistant|>\n", (" \n", "<|endoftext|>"), bos=False),
 }
-# As in the published training code, images come first, and questions lose stray placeholders and outer blanks.
+# As in the published training code: images first; questions without stray placeholders and outer blanks.
 TEMPLATE = """\
 {%- macro said(content) -%}
 {%- if content is string -%}{{ content }}
@@ -77,9 +77,9 @@ TEMPLATE = """\
 
 
 def usual_style(model_type: str, tokenizer: Any) -> str:
-    """The style that the published models of an original model type were trained with.
+    """Return the style that the published models of an original model type were trained with.
 
-    `llava_llama` is written as LLaVA-1.5 (`vicuna_v1`), or as LLaVA-Med++ (`llama3`) with Llama 3's tokenizer.
+    `llava_llama` means LLaVA-1.5 (`vicuna_v1`), or LLaVA-Med++ (`llama3`) with Llama 3's tokenizer.
     """
     if model_type in ("llava", "llava_llama"):
         return "llama3" if "<|start_header_id|>" in tokenizer.get_vocab() else "vicuna_v1"
@@ -87,13 +87,14 @@ def usual_style(model_type: str, tokenizer: Any) -> str:
 
 
 def chat_template(name: str, tokenizer: Any) -> str:
-    """The Jinja chat template of a style, for a tokenizer that knows `<image>`.
+    """Return the Jinja chat template of a style, for a tokenizer that knows `<image>`.
 
-    The published code tokenizes the text before and after an image apart. SentencePiece tokenizers put a blank before
-    each part, and some omit it within a text: for those the template writes it, so that the ids are those of training.
+    The published code tokenizes the texts before and after an image separately. SentencePiece tokenizers add a blank
+    before each part, and some omit it within a text. The template then writes that blank, so that the ids are those of
+    training.
 
     Raises:
-        InputError: no such style, or this tokenizer gives other ids either way.
+        InputError: no such style, or neither form gives the ids of training.
     """
     if name not in STYLES:
         raise InputError(f"There is no template {name!r}; choose one of {', '.join(STYLES)}.")

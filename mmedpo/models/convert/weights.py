@@ -1,4 +1,4 @@
-"""The original layout's tensors: what they are called, whether all fit, and writing them under their new names."""
+"""Tensors of the original layout: names, checks, and saving under transformers' names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
-# Prefixes of a tensor's name: in transformers' model, in the original layout, in converted checkpoints on the Hub.
+# Prefixes of names: transformers' model, original layout, converted checkpoints on the Hub.
 PREFIXES = (
     ("model.vision_tower.", TOWER, "vision_tower.vision_model."),
     ("model.multi_modal_projector.linear_1.", "model.mm_projector.0.", "multi_modal_projector.linear_1."),
@@ -35,7 +35,7 @@ Expected = dict[str, tuple[str, tuple[int, ...]]]  # original name: (new name, s
 
 
 def expected_tensors(config: Any) -> Expected:
-    """The tensors of a `LlavaConfig`'s model."""
+    """Return the tensors of a `LlavaConfig`'s model, by their original names."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
@@ -52,7 +52,7 @@ def expected_tensors(config: Any) -> Expected:
 
 
 class Shard:
-    """One file of weights; `shapes` is by the original layout's names, also where the tower has a file of its own."""
+    """One weights file; `shapes` uses the original layout's names, for a separate tower file too."""
 
     def __init__(self, path: Path, of_tower: bool = False) -> None:
         self.path, self.of_tower = path, of_tower
@@ -66,12 +66,12 @@ class Shard:
 
 
 def _unused(name: str) -> str | None:
-    """Why no model has a parameter for this tensor, None if it may have one."""
+    """Return the reason why no model has a parameter for this tensor; None if it may have one."""
     return next((reason for pattern, reason in UNUSED.items() if re.search(pattern, name)), None)
 
 
 def find_shards(source: Place, original: dict[str, Any], tower: Place, chosen: bool) -> list[Shard]:
-    """The checkpoint's shards, and the vision tower's own if the checkpoint holds none of its tensors."""
+    """Return the checkpoint's shards, and the vision tower's own if the checkpoint holds none of its tensors."""
     shards = [Shard(path) for path in source.weights()]
     if any(name.startswith(TOWER) for shard in shards for name in shard.shapes):
         return shards
@@ -84,7 +84,7 @@ def find_shards(source: Place, original: dict[str, Any], tower: Place, chosen: b
 
 
 def check(source: Place, shards: list[Shard], expected: Expected, tied: bool) -> dict[str, str]:
-    """Tensors that are left out, with reasons; raises InputError naming all that do not fit."""
+    """Return the tensors to leave out, with reasons. Raises InputError that names all tensors that do not fit."""
     ignored: dict[str, str] = {}
     found: dict[str, str] = {}
     faults: list[Fault] = []
@@ -106,7 +106,11 @@ def check(source: Place, shards: list[Shard], expected: Expected, tied: bool) ->
 
 
 def save_weights(folder: Path, shards: list[Shard], expected: Expected, rows: int) -> None:
-    """A file for each shard, and their index; the vocabulary grows by `rows`. Raises InputError if the disk is full."""
+    """Write one safetensors file per shard, and their index; the vocabulary grows by `rows`.
+
+    Raises:
+        InputError: the disk has too little space.
+    """
     from safetensors.torch import save_file
 
     needed, free = sum(shard.path.stat().st_size for shard in shards), shutil.disk_usage(folder).free

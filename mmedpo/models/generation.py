@@ -1,4 +1,4 @@
-"""How answers are generated and read: sampling, lengths by task, the tokens a model may say, where an answer ends."""
+"""Generation of answers: sampling settings, lengths by task, suppressed tokens, reading generated tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mmedpo.errors import InputError
 from mmedpo.models import thoughts
 from mmedpo.models.thoughts import Answer
 
-MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT = 64, 512  # the longest answer, but for a report
-SEARCH = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # what greedy and sampling share
-PROMPT_END = 16  # tokens of a prompt's end that may open a thought
+MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT = 64, 512  # longest answer, and longest report
+SEARCH = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # for greedy and sampling alike
+PROMPT_END = 16  # last tokens of a prompt that are searched for an opened thought
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are generated. `temperature` 0 is greedy; `samples` answers a question come from one seed."""
+    """Sampling settings. `temperature` 0 is greedy; all `samples` of a question are drawn from one `seed`."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0
@@ -36,28 +36,27 @@ class Sampling:
 
 
 def longest(task: str, max_new_tokens: int = MAX_NEW_TOKENS, max_new_tokens_report: int = MAX_NEW_TOKENS_REPORT) -> int:
-    """The longest answer to a question of the task, in tokens."""
+    """Return the longest allowed answer to a question of the task, in tokens."""
     return max_new_tokens_report if task == "report" else max_new_tokens
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Ids of the tokens that end an answer, the model's and the tokenizer's."""
+    """Return the ids of the tokens that end an answer, of both model and tokenizer."""
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
 def unspoken(tokenizer: Any, ends: set[int]) -> list[int]:
-    """Ids of the tokens that are never generated: special ones, but those that end answers or mark thoughts."""
+    """Return the ids of special tokens to suppress: all but those that end answers or mark thoughts."""
     return sorted(set(tokenizer.all_special_ids) - ends - thoughts.token_ids(tokenizer))
 
 
 def own_generation(model: Any, tokenizer: Any) -> Any:
-    """The generation config that answers are made by: the ids of the model's tokens, and nothing else of its own.
+    """Return a generation config with the model's token ids and none of its other defaults.
 
-    Beams, penalties and least lengths that a checkpoint brings would change its answers, unrecorded. Image
-    placeholders and other special tokens but the end of text and the marks of thoughts are never generated, since a
-    sampled placeholder breaks the next forward pass.
+    Beams, penalties and minimum lengths of a checkpoint would change answers without a record. Special tokens are
+    suppressed (`unspoken`), since a sampled image placeholder breaks the next forward pass.
     """
     from transformers import GenerationConfig
 
@@ -73,33 +72,35 @@ def own_generation(model: Any, tokenizer: Any) -> Any:
 
 
 class AnswerReader:
-    """Reads generated tokens as answers: up to the end, without special tokens and thoughts, and whether they were cut.
+    """Reader of generated tokens: cuts at the end token, drops special tokens and thoughts, notes truncation.
 
-    The model's own ends are read once: make it from a model whose generation config is still there.
+    Create it from a model that still has its own generation config, which names the end tokens.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.tokenizer, self.ends = tokenizer, end_tokens(model, tokenizer)
         special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._marks = thoughts.token_ids(tokenizer) & special  # which decoding leaves out
+        self._marks = thoughts.token_ids(tokenizer) & special  # dropped by decoding, so kept by `decode`
 
     def read(self, prompt: Sequence[int], generated: Sequence[int], longest: int) -> Answer:
-        """The answer in `generated`, which padding may follow; `longest` is the most tokens it could have."""
+        """Return the answer in `generated`, maybe with padding behind; `longest` is the limit in tokens."""
         said = self.until_end(generated)
         cut = len(said) == len(generated) >= longest
         return thoughts.read(self.decode(said), longest if cut else None, self.opens(prompt))
 
     def opens(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends within a thought."""
+        """Return True where a prompt ends within a thought."""
         return thoughts.opens(self.tokenizer.decode(prompt[-PROMPT_END:]))
 
     def until_end(self, generated: Sequence[int]) -> Sequence[int]:
-        """The tokens before the one that ends the answer."""
+        """Return the tokens before the end token."""
         return generated[: next((i for i, token in enumerate(generated) if token in self.ends), len(generated))]
 
     def places(self, prompt: Sequence[int], generated: Sequence[int], answer: Answer) -> range:
-        """Where the tokens of an answer stand in what it was read from: the fewest that read alike, without thoughts;
-        none where nothing was answered."""
+        """Return the places of an answer's tokens in `generated`, without thoughts; empty without an answer.
+
+        It is the shortest range of tokens that reads as the answer.
+        """
         said, opened = self.until_end(generated), self.opens(prompt)
         if answer.said is None:
             return range(0)
@@ -111,12 +112,12 @@ class AnswerReader:
         def last_start(end: int) -> int:
             return next((start for start in range(end - 1, 0, -1) if reads(start, end)), 0)
 
-        start = last_start(len(said))  # behind thoughts, and before a tag of the answer
+        start = last_start(len(said))  # behind thoughts, before an answer tag
         end = next((end for end in range(start + 1, len(said)) if reads(start, end)), len(said))
         return range(last_start(end), end)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without special ones but those that mark thoughts and answers."""
+        """Return the text of tokens, without special tokens but with marks of thoughts and answers."""
         text, start = "", 0
         for place, token in enumerate(tokens):
             if token in self._marks:

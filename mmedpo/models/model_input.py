@@ -1,4 +1,4 @@
-"""What a vision-language model sees of an image: how large it is there, and its pixels as the processor makes them."""
+"""Images as a vision-language model sees them: their size at its input, and the processor's pixels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-OVERVIEW_FIRST = "image_grid_pinpoints"  # of LLaVA-NeXT: the whole image comes before its tiles, elsewhere after them
+OVERVIEW_FIRST = "image_grid_pinpoints"  # LLaVA-NeXT puts the whole image before its tiles, others put it last
 
 
 def longer_side(processor: Any) -> int | None:
-    """Pixels of a large square image's side where a model sees it whole; None where the processor does not say.
+    """Return the side in pixels of a large square image at the model's input; None if the processor does not say.
 
     Args:
-        processor: an image processor of transformers. Those that cut images into tiles show the whole image in one
-            tile too, whose side it is; with a budget of pixels (Qwen-VL) it is the side of the largest square.
+        processor: an image processor of transformers. With tiles, it is the side of the tile that shows the whole
+            image; with a pixel budget (Qwen-VL), the side of the largest square.
     """
     size = processor.size or {}
     if hasattr(processor, "merge_size"):
@@ -36,7 +36,7 @@ def longer_side(processor: Any) -> int | None:
 
 
 def overview(processor: Any, image: Image) -> np.ndarray:
-    """The whole RGB image as a model sees it, scaled, cropped or padded: float H x W x 3 of 0 .. 255.
+    """Return the whole RGB image as the model sees it: float H x W x 3 in 0 .. 255.
 
     Raises:
         InputError: as `views`.
@@ -45,16 +45,16 @@ def overview(processor: Any, image: Image) -> np.ndarray:
 
 
 def views(processor: Any, image: Image) -> list[np.ndarray]:
-    """All pictures that a model gets of an RGB image, tiles too, in the processor's order: float H x W x 3 of 0 .. 255.
+    """Return all pictures that a model gets of an RGB image, tiles included: float H x W x 3 in 0 .. 255.
 
-    Where an image is padded after it was normalised, the padding is grey.
+    Padding that is added after normalisation appears grey.
 
     Raises:
-        InputError: they are not laid out as pictures, or as Qwen-VL's patches.
+        InputError: the pixel input has neither an image layout nor Qwen-VL's patches.
     """
     made = processor(images=[image], return_tensors="np")
     values = np.asarray(made["pixel_values"], dtype=np.float64)
-    if "image_grid_thw" in made:  # patches in blocks of merge x merge, each with all its frames
+    if "image_grid_thw" in made:  # Qwen-VL: patches in blocks of merge x merge, each with all its frames
         _, rows, columns = (int(side) for side in made["image_grid_thw"][0])
         merge, patch = processor.merge_size, processor.patch_size
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, -1, patch, patch)[..., 0, :, :]
@@ -71,9 +71,9 @@ def views(processor: Any, image: Image) -> list[np.ndarray]:
 
 
 def correlation(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
-    """Pearson's correlation of two pictures H x W x C at the pixels of a bool mask H x W: the mean of the channels'.
+    """Return Pearson's correlation of two pictures (H x W x C) inside a bool mask (H x W), averaged over channels.
 
-    NaN where a channel is flat, or the mask holds fewer than 2 pixels.
+    NaN where a channel is constant, or the mask has fewer than 2 pixels.
     """
     if np.count_nonzero(mask) < 2:
         return float("nan")

@@ -1,4 +1,4 @@
-"""What a model's processor refuses, found before anything is generated or trained."""
+"""Texts and images that a model's processor refuses, found before generation or training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.models.vision_language import lacks_first_token, render
 
 Size = tuple[int, int]  # width and height in pixels
-Sizes = tuple[Size, ...]  # of the images that one prompt shows
+Sizes = tuple[Size, ...]  # of all images in one prompt
 Asked = tuple[str, Mapping[str, str], Mapping[str, Sizes]]  # id, texts and images by column
 
 
 def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
-    """A fault for each text that holds an image token, and for each image that the processor refuses by its size.
+    """Return a fault for each text with an image token and each image size that the processor refuses.
 
-    The processor is asked with blank images; where it is None, texts alone are looked at. Where it takes the widest,
-    highest, most and least elongated, largest and smallest images, it takes those between.
+    The processor is tried on blank images; None checks texts only. If it accepts the extreme sizes (`extremes`), the
+    sizes between are taken to be accepted too.
     """
     rows = list(asked)
     own = getattr(processor, "image_token", None)
@@ -42,7 +42,7 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
 
 
 def drop_refused(source: Source, processor: Any) -> None:
-    """Keep the samples that a model's processor takes; of all others the question or image becomes a fault."""
+    """Remove samples that a model's processor refuses from a source, and add their faults to it."""
     asked = ((one.id, {"question": one.question}, {"image": (one.image_size,)}) for one in source.samples)
     refused = faults(processor, asked)
     source.faults += credentialed.unquoted(refused) if source.credentialed else refused
@@ -51,10 +51,10 @@ def drop_refused(source: Source, processor: Any) -> None:
 
 
 def prompt_tokens(processor: Any, prompt: str, sizes: Sizes) -> int:
-    """Number of tokens of a prompt, as the chat template writes it, with images of these sizes.
+    """Return the number of tokens of a rendered prompt with images of these sizes.
 
     Raises:
-        InputError: the processor refuses them; the message is a fault's sentence.
+        InputError: the processor refuses the images; the message is the sentence of a fault.
     """
     from PIL import Image
 
@@ -65,7 +65,7 @@ def prompt_tokens(processor: Any, prompt: str, sizes: Sizes) -> int:
             padding=False,
             add_special_tokens=lacks_first_token(processor.tokenizer, prompt),
         )
-    except Exception as error:  # processors raise what they like
+    except Exception as error:  # processors raise errors of any type
         raise InputError(
             f"refused by the model's processor ({str(error).rstrip('.')}); crop or pad the image, or drop the row"
         ) from error
@@ -81,7 +81,7 @@ def _refusal(processor: Any, sizes: Sizes) -> str | None:
 
 
 def extremes(shown: Collection[Sizes]) -> set[Sizes]:
-    """Those with the widest, highest, most and least elongated, largest and smallest images."""
+    """Return the members with the widest, highest, most and least elongated, largest and smallest images."""
     measures = (
         lambda size: size[0], lambda size: size[1], lambda size: size[0] / size[1], lambda size: size[0] * size[1],
     )  # fmt: skip

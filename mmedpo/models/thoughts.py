@@ -1,4 +1,4 @@
-"""Answers without the thoughts that reasoning models put before them; every reply and prediction is read by `read`."""
+"""Answers without the thoughts of reasoning models; `read` parses every reply and prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMPTY = "the answer is empty"
 _TAG = (
     "(?:think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|rationale|analysis|scratchpad|seed:think|longcat_think)"
 )
-# Where a thought begins and ends: (regular expression, regular expression, models that write it).
+# Regular expressions of the marks that begin and end a thought.
 _THOUGHTS = (
     (rf"<{_TAG}>", rf"</{_TAG}>"),
     (r"<\|think\|>", r"<\|/think\|>|</\|think\|>"),
@@ -26,7 +26,7 @@ _THOUGHTS = (
     (r"◁think▷", r"◁/think▷"),  # Kimi-VL
     (r"^## Thinking\b", r"^## Final Response\b"),  # HuatuoGPT-o1
 )
-# Tags around the answer itself, the outer ones first.
+# Tags around the answer, outer ones first.
 _ANSWERS = (
     (r"<answer>", r"</answer>"),
     (r"<conclusion>", r"</conclusion>"),  # LLaVA-CoT
@@ -39,23 +39,23 @@ _OPENING = "|".join(opening for opening, _ in _THOUGHTS)
 _MARKER = re.compile(rf"(?=[<\[◁#])(?:(?P<opening>{_OPENING})|{'|'.join(closing for _, closing in _THOUGHTS)})", _FLAGS)
 _OPEN_END = re.compile(rf"(?:{_OPENING})\s*\Z", _FLAGS)
 _ANSWER = [re.compile(rf"{start}((?:(?!{start}).)*?)(?:{end}|\Z)", _FLAGS) for start, end in _ANSWERS]
-# gpt-oss without its special tokens: the names of the channels stand bare before what was said in them.
+# gpt-oss without its special tokens: bare channel names before each channel's text.
 _BARE = re.compile(r"\s*(?:analysis|commentary)(?:.*assistantfinal(?P<answer>.*)|[A-Z].*)\Z", re.DOTALL)
-# Tokens of a vocabulary that are part of a marker, and of an answer only with it.
+# Vocabulary tokens that are (part of) a mark.
 _TOKENS = re.compile(
     rf"{_OPENING}|<unused9[45]>|</?{_TAG}>|</?answer>|<\|/?think\|>|\[/?THINK\]|◁/?think▷"
     r"|<\|channel>|<channel\|>|<\|(?:START|END)_(?:THINKING|RESPONSE)\|>|<\|(?:begin|end)_of_(?:thought|solution|box)\|>",
     _FLAGS,
 )
-_HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")  # the grammar of gpt-oss, all four or none
+_HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")  # gpt-oss format: all four tokens or none
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question: `text`, the answer without thoughts; or `failure`, why there is none.
+    """Answer to a question: either `text`, the answer without thoughts, or `failure`, the reason for none.
 
-    `partial` is as much as there is of an answer that was cut off at the longest length, which is a failure too.
-    `raw` is all that the model said.
+    `partial` is the beginning of an answer that was cut off at the length limit, which is a failure. `raw` is the full
+    output.
     """
 
     text: str | None = None
@@ -69,17 +69,17 @@ class Answer:
 
     @property
     def said(self) -> str | None:
-        """The answer as far as it goes; None for a question without one."""
+        """Return the answer as far as it goes; None without one."""
         return self.partial if self.text is None else self.text
 
 
 def read(raw: str, cut_at: int | None = None, opened: bool = False) -> Answer:
-    """Read the answer out of all that a model said.
+    """Return the answer in a model's full output.
 
     Args:
-        raw: with its thoughts, as generated.
-        cut_at: the longest length in tokens, where generation ended at it.
-        opened: the prompt ended within a thought (`opens`).
+        raw: the output with its thoughts.
+        cut_at: the length limit in tokens, if generation stopped at it.
+        opened: True if the prompt ended within a thought (`opens`).
 
     Example:
         >>> read("<think>maybe no</think> Yes.").text, read("<think>maybe no", cut_at=64).failure
@@ -100,12 +100,11 @@ def read(raw: str, cut_at: int | None = None, opened: bool = False) -> Answer:
 
 
 def strip(text: str, opened: bool = False) -> str | None:
-    """`text` without thoughts, and of what is left the part in answer tags where there are any; None if a thought is
-    not finished.
+    """Return `text` without thoughts and answer tags; None where a thought is not finished.
 
-    An end without a beginning closes a thought that the chat template opened. A beginning within a thought means
-    nothing, so that a repeated one is no second thought. Of several tagged answers the last one counts. A text without
-    any of them stays as it is, white space too, which published metrics see.
+    An end mark without a beginning closes a thought that the chat template opened. Begin marks inside a thought are
+    ignored. The last of several tagged answers counts. A text without marks is returned unchanged, whitespace included,
+    since published metrics see whitespace.
 
     Example:
         >>> strip("maybe no</think><answer>Yes.</answer>"), strip("Yes."), strip("<think>maybe no")
@@ -113,7 +112,7 @@ def strip(text: str, opened: bool = False) -> str | None:
     """
     if bare := _BARE.match(text):
         return None if bare["answer"] is None else bare["answer"].strip()
-    # No marker begins otherwise, and most answers have none.
+    # Fast path: every mark begins with one of these, and most answers have none.
     if not opened and "<" not in text and "[" not in text and "◁" not in text and "##" not in text:
         return text
     kept, thinking, start = "", opened, 0
@@ -132,19 +131,21 @@ def strip(text: str, opened: bool = False) -> str | None:
 
 
 def ends_unbegun(text: str) -> bool:
-    """Whether a text ends a thought that it did not begin: the chat template had opened it."""
+    """Return True where a text ends a thought that the chat template had opened."""
     first = _MARKER.search(text)
     return first is not None and first["opening"] is None
 
 
 def opens(prompt: str) -> bool:
-    """Whether a rendered prompt ends with the beginning of a thought, so that the answer begins within one."""
+    """Return True where a rendered prompt ends with the beginning of a thought."""
     return _OPEN_END.search(prompt) is not None
 
 
 def token_ids(tokenizer: Any) -> set[int]:
-    """Ids of a tokenizer's own tokens for thoughts and answers: a model must be able to say them, and `strip` to see
-    them, though many tokenizers call them special."""
+    """Return the ids of a tokenizer's tokens for thoughts and answers.
+
+    Many tokenizers call them special, but a model must be able to generate them and `strip` to see them.
+    """
     vocabulary: dict[str, int] = tokenizer.get_added_vocab()
     found = {number for token, number in vocabulary.items() if _TOKENS.fullmatch(token)}
     if all(token in vocabulary for token in _HARMONY):

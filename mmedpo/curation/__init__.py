@@ -1,1 +1,1 @@
-"""From a source's samples to preference pairs: hallucinated answers, lesion noise, clinical relevance and weights."""
+"""Turn the samples of a source into preference pairs: rejected responses, lesion noise, relevance, weights."""

@@ -1,4 +1,4 @@
-"""Gold answers of other questions, from which an offline stand-in takes a wrong one where its rules give none."""
+"""Gold answers of other samples, offered to offline stand-ins as rejected responses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mmedpo.data.samples import Sample
 from mmedpo.data.text import folded, unit_interval, words
 
 SHOWN = 12
-COMPARED = 512  # answers of one length, at most: with all of them the work would grow with the square of the source
+COMPARED = 512  # most answers of one length; more would make the work quadratic in the size of the source
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """A few answers other than the sample's, looked for when they are read: most questions do without."""
+    """Lazy list of a few gold answers other than the sample's; most samples never read it."""
 
     pool: Pool
     sample: Sample
@@ -25,11 +25,11 @@ class Alternatives:
 
 
 class Pool:
-    """The gold answers of one task, by their number of words.
+    """Gold answers of one task, indexed by their number of words.
 
     Args:
-        answers: of all questions of the task; equal ones count once.
-        seed: of the order among answers of equally near lengths.
+        answers: gold answers of all samples of the task; duplicates count once.
+        seed: orders answers whose lengths are equally near.
     """
 
     def __init__(self, answers: Iterable[str], seed: int) -> None:
@@ -39,7 +39,7 @@ class Pool:
             self._by_length.setdefault(len(words(answer)), []).append((answer, folded(answer)))
 
     def nearest(self, sample: Sample) -> list[str]:
-        """Return a few answers other than the sample's, those of the nearest length first, ties in a seeded order."""
+        """Return at most `SHOWN` other answers, nearest length first and ties in seeded order."""
         length, gold = len(words(sample.answer)), folded(sample.answer)
 
         def turn(answer: str) -> float:
@@ -57,7 +57,7 @@ class Pool:
         return found[:SHOWN]
 
     def _of(self, length: int, sample: Sample, gold: str) -> Iterator[str]:
-        """Answers of a length that no reader takes for `gold`; of very many those from a seeded place on."""
+        """Yield answers of `length` words that differ from `gold`; start at a seeded place if there are many."""
         known = self._by_length[length]
         begin = int(unit_interval("place", self.seed, sample.id) * len(known)) if len(known) > COMPARED else 0
         for number in range(begin, begin + min(len(known), COMPARED)):

@@ -1,4 +1,4 @@
-"""Chat models by name, as the command line and recipes spell them."""
+"""Open chat models by the names that the command line and recipes use."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def open_chat(
     discreet: bool = False,
     **sampling: Any,
 ) -> ChatModel:
-    """The chat model that `spec` names, with a memory (`CachedChat`) unless it is a stand-in.
+    """Return the chat model that `spec` names; all but stand-ins are wrapped in a cache (`CachedChat`).
 
-    - `standin:rules`, `standin:strict`, `standin:lenient`, `standin:lexical`: offline rules, never a model;
+    - `standin:rules`, `standin:strict`, `standin:lenient`, `standin:lexical`: offline rules, not models;
     - `http://host:port/v1#model`: an OpenAI-compatible endpoint (vLLM, TGI);
     - `hub:org/model` or `hub:org/model@provider`: an inference provider of the Hugging Face Hub;
-    - `local:org/model` or `local:folder`: a model in this process, which answers `batch_size` requests at once;
-    - `cache:model`: nobody; what `cache` holds of an endpoint's answers is given again.
+    - `local:org/model` or `local:folder`: a model in this process, with `batch_size` requests at once;
+    - `cache:model`: recorded answers only; nothing is sent.
 
     Args:
         budget, cache, used: shared by all chat models of a run.
-        discreet: messages do not say what an endpoint answered, which may quote what it was asked.
-        sampling: `max_tokens`, `temperature` and `seed`; they mean nothing to a stand-in.
+        discreet: keep replies of endpoints out of messages, since a reply may quote the request.
+        sampling: `max_tokens`, `temperature` and `seed`; stand-ins ignore them.
 
     Raises:
         InputError: `spec` has none of these forms (the message lists them), or its model cannot be opened.

@@ -1,5 +1,7 @@
-"""Contents of what a curation is given, so that a resumed run mixes no answers of the old with those of the new: its
-models, known by digests, and its questions, compared with what was recorded when the run began."""
+"""Digests of the models and samples of a curation.
+
+A resumed run compares them with those recorded at its start, so that it never mixes old and new answers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ REDO = "Or do these alone again, and keep the rest, with --redo-changed."
 
 
 def of_models(settings: Settings) -> Contents:
-    """Digest of each model that the settings name, by its role; None of endpoints and stand-ins, which have no files.
+    """Return the SHA-256 digest of each model by its role; None for endpoints and stand-ins, which have no files.
 
     Raises:
         InputError: a model cannot be found or read.
@@ -53,19 +55,19 @@ def _of_localizer(spec: str) -> str | None:
 def settle(
     settings: Settings, source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bool, models: Contents | None
 ) -> Contents:
-    """Compare questions and models with those that the run in `folder` began with, or record them where it begins.
+    """Compare samples and models with those recorded when the run in `folder` began; record them in a new run.
 
     Args:
-        ledgers: of the steps, with a value a question. The work of questions that were removed is forgotten.
-        redo: forget the work of questions that changed, too.
-        models: `of_models` of the settings, where it was asked for already.
+        ledgers: of the steps, with one value per sample. Values of removed samples are dropped.
+        redo: drop the values of changed samples too.
+        models: `of_models(settings)`, if already computed.
 
     Returns:
-        The digest of all questions ("source"), and of each model.
+        The digest of all samples ("source") and of each model.
 
     Raises:
-        InputError: questions changed, and `redo` is false; none of those that the run began with is left; a model was
-            replaced, or cannot be read.
+        InputError: samples changed and `redo` is false; no sample of the run's start is left; a model was replaced or
+            cannot be read.
     """
     digest = _settle_questions(source, folder, ledgers, redo, settings.chat or "")
     models = of_models(settings) if models is None else models
@@ -77,7 +79,7 @@ def _settle_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledger
     with closing(Ledger(folder / ROWS)) as recorded:
         found = changes.compare(changes.of_samples(source.samples), recorded)
         gone = [*found.changed, *found.removed]
-        if not found.kept and not gone:  # a run that begins
+        if not found.kept and not gone:  # a new run
             return found.digest
         if len(found.removed) == len(gone) and not found.kept:
             raise InputError(
@@ -88,7 +90,7 @@ def _settle_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledger
             found.refuse(source.name, REDO)
         for ledger in ledgers.values():
             ledger.drop(gone)
-        if (gone or found.added) and chat.startswith(STANDIN):  # it picks among all gold answers, at no cost
+        if (gone or found.added) and chat.startswith(STANDIN):  # a stand-in's choice depends on all gold answers
             for step in ("dispute", "judge"):
                 ledgers[step].drop(sample.id for sample in source.samples)
         changes.accept(found, changes.of_samples(source.samples), recorded)
@@ -99,7 +101,7 @@ def _settle_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledger
 
 
 def check_finished(settings: Settings, output: Path) -> None:
-    """Raise InputError if the questions are others than those that the finished dataset in `output` was made of."""
+    """Raise InputError if the samples differ from those that the finished dataset in `output` was made of."""
     made_of = read_object(output / "manifest.json").get("contents", {}).get("source")
     source = open_source(settings)
     if made_of not in (None, changes.digest_of(changes.of_samples(source.samples))):

@@ -1,8 +1,8 @@
-"""The hallucinated side of a text pair: the target model's worst answer, or a wrong one written for it.
+"""Rejected responses of text pairs: a sampled answer of the target model, or one written by a chat model.
 
-The paper, section 3.1: a strong chat model compares sampled answers with the truth and picks the most hallucinated;
-if none is clearly hallucinated it writes one from the truth. Styles keep the two sides from being told apart by
-length or form, which the paper's released data does not (its rejected answers are about five times as long).
+Paper, section 3.1: a strong chat model compares sampled answers with the gold answer and picks the most hallucinated.
+If none is clearly hallucinated, it writes one from the gold answer. Styles keep length and form from telling the two
+sides apart. In the authors' released data rejected responses are about five times as long.
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ Style = Literal["match", "minimal", "free"]
 
 @dataclass(frozen=True)
 class Item:
-    """One sample: `candidates` were sampled from the target model, `alternatives` are gold answers of other samples
-    of the same task (read by offline stand-ins only). `task` is one of `schema.TASKS`. `image`, an encoded image
-    file, is shown to the chat model where there is one."""
+    """One sample whose rejected response is wanted.
+
+    Attributes:
+        task: one of `schema.TASKS`.
+        candidates: answers sampled from the target model.
+        alternatives: gold answers of other samples of the task; only offline stand-ins read them.
+        image: an encoded image file to show to the chat model, or None.
+    """
 
     question: str
     gold: str
@@ -50,8 +55,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Hallucination:
-    """A dispreferred answer: `made_by` is "target model", "flip" or the chat model's name, `prompt_version` the prompt
-    or rule that chose or wrote it, `kind` one of `KINDS` in the chat model's opinion (None: it gave none)."""
+    """A rejected response.
+
+    Attributes:
+        made_by: "target model", "flip" or the chat model's name.
+        prompt_version: the prompt or rule that chose or wrote it.
+        kind: one of `KINDS`, as the chat model classified it; None if it did not.
+    """
 
     text: str
     made_by: str
@@ -61,7 +71,7 @@ class Hallucination:
 
 @dataclass(frozen=True)
 class Rejection:
-    """No dispreferred answer: `reason` is one of this module's four sentences (for counting), `detail` the case."""
+    """A missing rejected response: `reason` is one of this module's four constants, `detail` the case."""
 
     reason: str
     detail: str
@@ -71,19 +81,18 @@ Choice = Hallucination | Rejection
 
 
 def choose(chat: ChatModel, items: Sequence[Item], style: Style = "match") -> list[Choice]:
-    """Choose or write a dispreferred answer for every item, in order; all items go to `chat` in at most 3 batches.
+    """Choose or write a rejected response for every item, in order, with at most three batches to `chat`.
 
-    Candidates that cannot be dispreferred (`answer_fault`) are never offered; what is written and cannot be is asked
-    for once more.
+    Unusable candidates (`answer_fault`) are never offered. An unusable written response is requested once more.
 
     Styles:
-        match: the length (`length_range`), the number of lines and the form (`in_form_of`) of the gold answer. A gold
-            answer that is nothing but yes or no is flipped without asking anyone.
-        minimal: as match, and at most `most_changes` words of the gold answer changed.
-        free: a whole sentence of any length, the habit of the paper's released data.
+        match: as long as the gold answer (`length_range`), with as many lines and the same form (`in_form_of`). Plain
+            yes or no is flipped without a request.
+        minimal: as match, with at most `most_changes` words of the gold answer changed.
+        free: a whole sentence of any length, as in the authors' released data.
 
     Raises:
-        InputError: unknown style, or whatever `chat.complete` raises.
+        InputError: the style is unknown, or `chat.complete` raises it.
     """
     if style not in get_args(Style):
         raise InputError(f"style={style!r} is unknown; choose one of {', '.join(get_args(Style))}.")
@@ -97,7 +106,7 @@ def choose(chat: ChatModel, items: Sequence[Item], style: Style = "match") -> li
 
 
 def flip(gold: str) -> str | None:
-    """The opposite of an answer that is nothing but yes or no, in its own form ("Yes." gives "No."); else None."""
+    """Return the opposite of an answer that is only yes or no, in its form ("Yes." gives "No."); else None."""
     said = words(gold)
     if said not in (["yes"], ["no"]):
         return None
@@ -105,15 +114,18 @@ def flip(gold: str) -> str | None:
 
 
 def in_case_of(pattern: str, word: str) -> str:
-    """The lower-case `word` in capitals, capitalised or as it is, whichever `pattern` is."""
+    """Return the lower-case `word` in upper case, capitalised or unchanged, as `pattern` is."""
     if pattern.isupper() and len(pattern) > 1:
         return word.upper()
     return word.capitalize() if pattern[:1].isupper() else word
 
 
 def in_form_of(gold: str, text: str) -> str:
-    """`text` with the surrounding white space, the first letter's case (an acronym keeps its own) and the final full
-    stop of `gold`; its runs of spaces become one space where `gold` has no such runs."""
+    """Return `text` in the form of `gold`.
+
+    The form is the surrounding white space, the case of the first letter (acronyms keep theirs) and the final full
+    stop. Runs of spaces become one space unless `gold` has such runs.
+    """
     before, answer, stop, after = _parts(gold)
     body = _parts(text)[1]
     if not re.search(r"[^\S\n]{2}", answer):
@@ -127,7 +139,7 @@ def in_form_of(gold: str, text: str) -> str:
 
 
 def _parts(text: str) -> tuple[str, str, str, str]:
-    """What `text` is put together from: white space, the answer itself, its final full stops, white space."""
+    """Return leading white space, the answer, its final full stops and trailing white space."""
     head = text.lstrip()
     answer = head.rstrip()
     body = answer.rstrip(FULL_STOPS)
@@ -135,7 +147,7 @@ def _parts(text: str) -> tuple[str, str, str, str]:
 
 
 def length_range(gold: str) -> tuple[int, int]:
-    """Fewest and most words a rejected answer in the style of `gold` has: within a factor of 2, or 2 words.
+    """Return the fewest and most words of a rejected response: within a factor of 2, or 2 words, of `gold`.
 
     Example: (1, 4) for a gold answer of 2 words, (5, 20) for one of 10.
     """
@@ -144,24 +156,24 @@ def length_range(gold: str) -> tuple[int, int]:
 
 
 def lines(text: str) -> int:
-    """The number of lines of `text`, blank ones between others included."""
+    """Return the number of lines of `text`, blank lines between others included."""
     return 1 + text.strip().count("\n")
 
 
 def most_changes(gold: str) -> int:
-    """Most words that a minimal edit of `gold` changes: 2 (no to yes and a denial), or a quarter of its words."""
+    """Return the most words that a minimal edit of `gold` changes: a quarter of them, but at least 2."""
     return max(2, len(words(gold)) // 4)
 
 
 def changes(gold: str, text: str) -> int:
-    """Fewest words replaced, put in or left out between `gold` and `text` (0: at most the form differs)."""
+    """Return the word-level edit distance between `gold` and `text`; 0 if at most the form differs."""
     from nltk.metrics.distance import edit_distance
 
     return edit_distance(words(gold), words(text))
 
 
 def answer_fault(gold: str, text: str, task: str, style: Style) -> str | None:
-    """Why `text` cannot be set against `gold` in this style, or None if it can; mere form is `in_form_of`'s."""
+    """Return why `text` cannot be the rejected response to `gold` in this style, or None if it can."""
     held = placeholders.fault(text)
     fault = f"the rejected answer {held}" if held else text_fault(gold, text, task)
     if fault or style == "free":
@@ -181,7 +193,7 @@ def _styled(item: Item, text: str, style: Style) -> str:
 
 
 def _select(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[int, Choice]:
-    """Decisions by item index; an item without usable or hallucinated candidates has none."""
+    """Return decisions by item index; items without a usable or hallucinated candidate are absent."""
     offered: dict[int, list[str]] = {}
     for i, item in items.items():
         styled = (_styled(item, candidate, style) for candidate in item.candidates)
@@ -203,8 +215,9 @@ def _select(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[in
 
 
 def _inject(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[int, Choice]:
+    """Return a written response or a rejection for every item."""
     choices: dict[int, Choice] = {}
-    drafts = dict.fromkeys(items, ("", ""))  # what was written before, and what is wrong with it
+    drafts = dict.fromkeys(items, ("", ""))  # previous response and its fault
     for _ in range(WRITING_ATTEMPTS):
         asked, drafts = {i: _injection(items[i], style, *draft) for i, draft in drafts.items()}, {}
         for i, answer in _ask(chat, asked).items():
@@ -216,7 +229,7 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[in
             elif not folded(written):
                 choices[i] = Rejection(DECLINED, f"to the gold answer {item.gold!r}")
             else:
-                # JSON can spell half a surrogate pair, which no file can hold.
+                # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
                 text = _styled(item, written.encode("utf-8", "replace").decode(), style)
                 choices[i] = Hallucination(text, portable(chat.name), INJECT, _kind(answer))
                 if fault := answer_fault(item.gold, text, item.task, style):

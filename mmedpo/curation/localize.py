@@ -1,4 +1,4 @@
-"""Where the lesion is: boxes, masks or heat maps of the data, a detection model, MedKLIP, or an offline stand-in."""
+"""Localizers of lesions: boxes, masks or heat maps of the source, a detector, MedKLIP or an offline stand-in."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ FORMS = (
     "boxes, masks or heatmap (from the data), detector:HUB-ID, medklip:FOLDER, standin:centre, none (no visual pairs)"
 )
 NOT_FOUND = "no lesion was found"
-SEEN = 256  # images whose regions are remembered: an image has many questions
-# Of MedKLIP's observations those that are lesions; "normal", "heart" or "line" are others.
+SEEN = 256  # images whose regions are cached, since one image has many questions
+# Observations of MedKLIP that are lesions, unlike "normal", "heart" or "line".
 LESIONS = frozenset(
     {"effusion", "opacity", "pneumothorax", "edema", "atelectasis", "consolidation", "pneumonia", "cardiomegaly"}
     | {"fracture", "nodule", "mass", "lesion", "infiltrate", "abscess", "tumor", "granuloma", "calcification"}
@@ -38,15 +38,15 @@ CHEST = frozenset({"chest", "thorax", "thoracic", "lung", "lungs", "pulmonary", 
 
 @dataclass(frozen=True)
 class Region:
-    """Where the lesion of one image is, or why it is nowhere.
+    """The lesion of one image, or the reason why it has none.
 
     Attributes:
         boxes: in pixels of the upright image; for a mask, the box around it.
-        mask: a 1-bit PNG of the image's size, or None where the boxes are the region.
-        confidence: in [0, 1], of the tool that the region holds a lesion; the pair's clinical relevance.
-        query: the text that the tool was asked for, where it takes one.
+        mask: a 1-bit PNG of the image's size; None if the boxes are the region.
+        confidence: of the tool, in [0, 1], that the region holds a lesion; becomes the pair's clinical relevance.
+        query: the text that the tool was given; None if it takes none.
         reason: why there is no region (for counting), or None.
-        coverage: share of the image's pixels, [0, 1].
+        coverage: share of the image's pixels, in [0, 1].
     """
 
     boxes: tuple[Box, ...] = ()
@@ -57,11 +57,11 @@ class Region:
     coverage: float = 0.0
 
     def pixels(self, height: int, width: int) -> np.ndarray:
-        """The region as a bool array, H x W."""
+        """Return the region as a bool array, H x W."""
         return box_mask(self.boxes, height, width) if self.mask is None else unpack_mask(self.mask)
 
     def record(self) -> dict[str, Any]:
-        """As JSON; `Region.read` is its inverse."""
+        """Return the region as JSON; `Region.read` is the inverse."""
         return {**asdict(self), "mask": self.mask and base64.b64encode(self.mask).decode("ascii")}
 
     @classmethod
@@ -71,24 +71,24 @@ class Region:
 
 
 class Localizer(Protocol):
-    """Finds the lesion that a question is about. `name` is recorded with every pair."""
+    """Tool that finds the lesion that a question is about. Every pair records its `name`."""
 
     name: str
 
     def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        """One region a sample, in order."""
+        """Return one region per sample, in order."""
 
 
 def open_localizer(spec: str, query: str = "disease", rule: str = "quantile:0.8", threshold: float = 0.1) -> Localizer:
-    """The localizer that `spec` names (see `FORMS`).
+    """Return the localizer that `spec` names (see `FORMS`).
 
     Args:
-        query: what tools that take a text are asked for (`Query`).
-        rule: how a heat map becomes a mask (`noise.heat_mask`).
-        threshold: detections below this confidence, in [0, 1], are left out.
+        query: text for tools that take one (`Query`).
+        rule: turns a heat map into a mask (`noise.heat_mask`).
+        threshold: drop detections below this confidence, in [0, 1].
 
     Raises:
-        InputError: another spec, a bad option, or a tool that cannot be loaded.
+        InputError: the spec or an option is unknown or out of range, or a tool cannot be loaded.
     """
     asked = Query(query)
     check_rule(rule)
@@ -107,7 +107,7 @@ def open_localizer(spec: str, query: str = "disease", rule: str = "quantile:0.8"
 
 
 def bounded(region: Region, sample: Sample, most: float) -> Region:
-    """The region with its coverage, and with a reason where it is empty or covers more than `most` of the image."""
+    """Return the region with its coverage; add a reason if it is empty or covers more than `most` of the image."""
     if region.reason:
         return region
     if not region.boxes and region.mask is None:
@@ -126,7 +126,7 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
 
 
 class GivenBoxes:
-    """The boxes recorded in the source; the confidence is that of the surest one."""
+    """Boxes recorded in the source; the confidence is the highest one."""
 
     name = "boxes"
 
@@ -135,7 +135,7 @@ class GivenBoxes:
 
 
 class GivenMasks:
-    """The mask files recorded in the source, joined: every pixel that is not black."""
+    """Mask files recorded in the source, joined; every pixel that is not black belongs to the lesion."""
 
     name = "masks"
 
@@ -153,9 +153,9 @@ class GivenMasks:
 
 
 class GivenHeatMaps:
-    """The heat maps recorded in the source: a picture (black is cold) or a `.npy` array of two dimensions.
+    """Heat maps recorded in the source: a picture (black is cold) or a `.npy` array of two dimensions.
 
-    Its confidence is the table's, or else the hottest value where all values lie in [0, 1].
+    The confidence is the table's, or else the hottest value if all values lie in [0, 1].
     """
 
     name = "heatmap"
@@ -179,7 +179,7 @@ class GivenHeatMaps:
 
 
 class Nowhere:
-    """No localizer: nothing is looked for. Whole-image noise can do without."""
+    """No localizer. Noise on the whole image needs none."""
 
     name = "none"
 
@@ -190,8 +190,8 @@ class Nowhere:
 class Detector:
     """A detection model of the Hub through transformers' pipelines.
 
-    Zero-shot detectors are asked for the query, or its first words where it is too long for them; the others report
-    the labels they were trained on. Detections below `threshold` (confidence in [0, 1]) are left out.
+    Zero-shot detectors get the query, cut to as many words as they take; others report the labels they were trained on.
+    Detections below `threshold` (confidence in [0, 1]) are dropped.
     """
 
     def __init__(self, model: str, query: Query, threshold: float) -> None:
@@ -226,7 +226,7 @@ class Detector:
         return [self._seen(sample.image, self.query and self._fitting(self.query(sample))) for sample in samples]
 
     def _fitting(self, query: str) -> str:
-        """The query's first words, as many as the detector's text encoder takes (16 tokens in OWL-ViT)."""
+        """Return the first words of the query that fit the detector's text encoder (16 tokens in OWL-ViT)."""
         tokenizer = self.pipeline.tokenizer
         while len(tokenizer(query).input_ids) > tokenizer.model_max_length:
             query = query.rpartition(" ")[0] or query[:-1]
@@ -238,7 +238,7 @@ class Detector:
             found = self.pipeline(open_rgb(image), threshold=self.threshold, **extra)
         except InputError:
             raise
-        except ValueError:  # image processors raise it where they scale a side to nothing
+        except ValueError:  # image processors raise it if a side would scale to 0 pixels
             return Region(query=query, reason="the detector refused the image")
         return replace(_boxed([_box(entry["label"], entry["box"], entry["score"]) for entry in found]), query=query)
 
@@ -246,12 +246,12 @@ class Detector:
 class MedKLIPLocalizer:
     """The paper's tool: MedKLIP's attention as heat map, its probability as confidence.
 
-    It knows chest X-rays only and leaves out images that the table calls something else. A question is asked as the
-    first of `LESIONS` that it names, or else as `DISEASE`.
+    It reads chest X-rays only and skips images that the table describes otherwise. The query becomes the first of
+    `LESIONS` that it names, or else `DISEASE`.
 
     Args:
-        folder: MedKLIP's checkpoint and its file of descriptions; a folder `text_encoder` in it, where there is one,
-            is used in place of the Hub's Bio_ClinicalBERT.
+        folder: MedKLIP's checkpoint and file of descriptions. Its subfolder `text_encoder`, if present, replaces
+            the Hub's Bio_ClinicalBERT.
     """
 
     def __init__(self, folder: Path, query: Query, rule: str) -> None:
@@ -289,7 +289,7 @@ class MedKLIPLocalizer:
 
 
 class CentreStandIn:
-    """Offline stand-in, not a medical tool: the middle half of the width and height, whatever is there."""
+    """Offline stand-in, not a medical tool: the middle half of width and height of every image."""
 
     name = "standin:centre"
 

@@ -1,6 +1,6 @@
-"""MedKLIP (Wu et al., arXiv 2301.02228), the paper's visual tool: where a chest X-ray shows a lesion, and how surely.
+"""MedKLIP (Wu et al., arXiv 2301.02228), the paper's visual tool: heat map and probability of a chest finding.
 
-An own implementation of the published architecture; it reads the published checkpoint by its tensor names.
+Own implementation of the published architecture; reads the published checkpoint by its tensor names.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ PATCHES = 14  # per row and column
 TEXT_ENCODER = "emilyalsentzer/Bio_ClinicalBERT"
 TEXT_WIDTH, WIDTH = 768, 256
 TOKENS = 64  # of a description, with [CLS]
-# ImageNet's, per channel of [0, 1].
+# ImageNet's mean and standard deviation per channel, on values in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 SD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 BATCH = 16  # images at a time
-TRAINING_ONLY = ("cl_fc.weight", "cl_fc.bias")  # the contrastive loss's layer, in every checkpoint
+TRAINING_ONLY = ("cl_fc.weight", "cl_fc.bias")  # layer of the contrastive loss; every checkpoint has it
 MISSPELT = {"eumonia": "pneumonia"}  # in the published file of descriptions
 
 
 class MedKLIP:
-    """MedKLIP from a user's folder: one checkpoint (`*.pth` or `*.pt`) and one JSON file {observation: description}.
+    """MedKLIP from a folder with one checkpoint (`*.pth` or `*.pt`) and one JSON file {observation: description}.
 
     Args:
-        folder: where both files are.
-        text_encoder: the BERT of width 768 that the checkpoint was trained with, on the Hub or in a folder. Its [CLS]
-            vectors of the descriptions are taken once, then it is let go.
-        device: where the network runs; by default the GPU if there is one.
+        folder: holds both files.
+        text_encoder: the BERT of width 768 that the checkpoint was trained with, on the Hub or in a folder. It is
+            released once it has encoded the descriptions.
+        device: of the network; by default the GPU if there is one.
 
     Attributes:
-        observations: the names that can be asked for, in the order of the file.
+        observations: names for `observe`, in the order of the file.
 
     Raises:
-        InputError: a file is missing, doubled or unreadable; the checkpoint holds more than tensors and plain values;
-            tensors of it are missing, unknown or of another shape (all are named); the text encoder cannot be used.
+        InputError: a file is missing, duplicated or unreadable; the checkpoint holds other objects than tensors;
+            tensors are missing, unknown or misshapen (all are named); the text encoder cannot be used.
     """
 
     observations: tuple[str, ...]
@@ -67,19 +67,19 @@ class MedKLIP:
 
     @torch.inference_mode()
     def observe(self, images: Sequence[Image], observation: str) -> list[tuple[np.ndarray, float]]:
-        """Where each image shows the observation, and how surely it does.
+        """Return a heat map and a probability of the observation for each image.
 
         Args:
-            images: of any size and mode; they are scaled to 224 x 224 without keeping their proportions.
+            images: of any size and mode; they are scaled to 224 x 224, proportions ignored.
             observation: one of `observations`, in upper or lower case.
 
         Returns:
-            For each image a heat map, float32 (14, 14), non-negative, of sum 1: the cross-attention of the
-            observation's query over the patches, averaged over heads and decoder layers; and the probability, in
-            [0, 1], that the observation is there.
+            For each image a float32 (14, 14) heat map and the probability, in [0, 1], that the observation is present.
+            The heat map is the query's cross-attention over the patches, averaged over heads and decoder layers:
+            non-negative, with sum 1.
 
         Raises:
-            InputError: another observation.
+            InputError: the observation is unknown.
         """
         names = [name.casefold() for name in self.observations]
         if observation.casefold() not in names:
@@ -118,12 +118,12 @@ class _Network(nn.Module):
         self.classifier = nn.Linear(WIDTH, 2)
 
     def forward(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """For N images (N x 3 x 224 x 224) and Q texts (Q x 768): attention N x Q x 196 and logits N x Q x 2."""
+        """Return attention N x Q x 196 and logits N x Q x 2 of images N x 3 x 224 x 224 and texts Q x 768."""
         patches = self.res_features(pixels).flatten(2).transpose(1, 2)
         patches = self.res_l2(self.res_l1(patches).relu())
         queries = self.disease_embedding_layer(texts).expand(len(pixels), -1, -1)
         maps = []
-        # torch's decoder layer as it is in eval mode, which returns no attention.
+        # torch's decoder layer returns no attention, so its eval mode is written out here.
         decoder: Any = self.decoder
         for layer in decoder.layers:
             normed = layer.norm1(queries)
@@ -163,10 +163,10 @@ def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def contents(folder: Path) -> str:
-    """SHA-256 (hexadecimal) of all that decides what MedKLIP finds: the files of its folder and the text encoder's.
+    """Return one SHA-256 (hexadecimal) over MedKLIP's files and its text encoder.
 
     Raises:
-        InputError: a file is missing or doubled, or the text encoder cannot be found.
+        InputError: a file is missing or duplicated, or the text encoder cannot be found.
     """
     files = [file_contents(file) for file in _files(folder)]
     encoder = model_contents(text_encoder(folder), also=["pytorch_model.bin"])
@@ -174,13 +174,13 @@ def contents(folder: Path) -> str:
 
 
 def text_encoder(folder: Path) -> str:
-    """The folder `text_encoder` of MedKLIP's, where there is one, else the Hub's Bio_ClinicalBERT."""
+    """Return the subfolder `text_encoder` if it exists, else the Hub's Bio_ClinicalBERT."""
     own = folder / "text_encoder"
     return str(own) if own.is_dir() else TEXT_ENCODER
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
-    """The checkpoint and the file of descriptions."""
+    """Return the checkpoint and the file of descriptions."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give the one with MedKLIP's checkpoint and descriptions.")
     return (
@@ -222,7 +222,7 @@ def _load_network(file: Path) -> _Network:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise InputError(f"MedKLIP's checkpoint {file.name} must hold its tensors under the key 'model'.")
     tensors = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
-    with torch.device("meta"):  # neither memory nor the process's random numbers are used for weights that are replaced
+    with torch.device("meta"):  # saves memory and leaves the global random state as it is
         network = _Network()
     try:
         network.load_state_dict({name: tensors[name] for name in tensors if name not in TRAINING_ONLY}, assign=True)
@@ -234,16 +234,16 @@ def _load_network(file: Path) -> _Network:
 
 @torch.inference_mode()
 def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tensor:
-    """The text encoder's [CLS] vectors, float32 Q x 768.
+    """Return the text encoder's [CLS] vectors, float32 Q x 768.
 
-    As in the published code, a text is [CLS] and its word pieces, without the [SEP] that BERT's own tokenizer adds.
+    As in the published code, a text is [CLS] and its word pieces, without BERT's final [SEP].
     """
     from transformers import AutoModel, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, **trust.only_data())
         bert = AutoModel.from_pretrained(encoder, dtype=torch.float32, **trust.only_data()).to(device).eval()
-    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:  # the published one is a pickle of tensors
+    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:  # the published one is a pickle
         raise InputError(f"The text encoder {encoder!r} cannot be loaded: {hub.why_unread(error, encoder)}") from error
     if bert.config.hidden_size != TEXT_WIDTH or tokenizer.cls_token is None:
         raise InputError(f"The text encoder {encoder!r} is no BERT of width {TEXT_WIDTH}, as MedKLIP needs it.")
@@ -253,7 +253,7 @@ def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tenso
 
 
 def _pixels(image: Image) -> Tensor:
-    """An image as the network sees it, float32 3 x 224 x 224."""
+    """Return the network's input for one image, float32 3 x 224 x 224."""
     from PIL import Image as pillow
 
     scaled = open_rgb(image).resize((PIXELS, PIXELS), pillow.Resampling.BILINEAR)

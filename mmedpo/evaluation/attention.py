@@ -1,8 +1,8 @@
-"""Attention of an answer to the image, before and after a training, and how much of it falls on the lesion.
+"""Attention of answers to the image before and after training, and its share inside lesion boxes.
 
-This is the MMedPO paper's picture of where a model looks (its figure 5). Attention is no explanation: what a token
-attends to need not be what the answer rests on, and averages over layers are full of sinks, tokens that draw attention
-whatever they show. The same model before and after may be compared; one map alone says little.
+The MMedPO paper shows such maps in figure 5. Attention is not an explanation: an answer need not rest on the tokens it
+attends to. Averages over layers contain sinks, tokens that draw attention whatever they show. Compare the same model
+before and after training; a single map says little.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ SHARES = ("on_image", "in_box", "lift")
 
 @dataclass(frozen=True)
 class Settings:
-    """How attention is read.
+    """Settings of an attention reading.
 
     Attributes:
-        answer: whose tokens attend, "gold" or the model's "own" (greedy).
-        layers: numbers and ranges as in "0,16-31", counted from the input; "all" is every layer that has attention.
-        max_new_tokens: longest answer in tokens; a longer gold answer is read so far.
+        answer: the answer whose tokens attend: "gold", or the model's "own" greedy one.
+        layers: numbers and ranges as in "0,16-31", counted from the input; "all" takes every layer with attention.
+        max_new_tokens: longest answer in tokens; a longer gold answer is truncated.
+
+    Raises:
+        InputError: an unknown answer, or layers that cannot be parsed.
     """
 
     answer: str = "gold"
@@ -59,10 +62,10 @@ class Settings:
 
 
 def boxed(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with lesion boxes; all, where none has any.
+    """Return the samples with lesion boxes, or all samples where none has a box.
 
     Raises:
-        InputError: boxes that lie outside of their image, all of them listed.
+        InputError: boxes outside of their image; all are listed.
     """
     chosen = [sample for sample in samples if sample.boxes]
     sizes = {sample.image: open_rgb(sample.image).size for sample in chosen}
@@ -79,7 +82,7 @@ def boxed(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def lines(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """The lines of questions.jsonl, with lesion boxes."""
+    """Return the lines of questions.jsonl, with lesion boxes."""
     return [
         {**of_sample(one).row(), "image_digest": one.image_digest, "boxes": [*map(asdict, one.boxes)]}
         for one in samples
@@ -97,16 +100,18 @@ def compare_attention(
     """Read each sample's attention without and with the model's adapter; write pictures and `attention.json`.
 
     Args:
-        model: with an adapter; it is set to eager attention.
-        folder: a working folder; samples found in its ledger are not read again.
-        record: what else attention.json shall say (command, source, ...).
-        seed: of the intervals' resamples.
+        model: a model with an adapter; it is set to eager attention.
+        samples: samples to read, one picture each.
+        folder: working folder; samples in its ledger are skipped.
+        settings: settings of the reading.
+        record: further fields of attention.json (command, source, ...).
+        seed: seed of the bootstrap.
 
     Returns:
         The content of attention.json (docs/architecture.md).
 
     Raises:
-        InputError: a model without eager attention, of an unknown family or without these layers.
+        InputError: a model of an unknown family, without eager attention or without the chosen layers.
     """
     layers = attending(model, settings.layers)
     digest = keep(lines(samples), folder / QUESTIONS)
@@ -162,7 +167,10 @@ def _compare(
 
 
 def seen(grids: Sequence[Grid], width: int, height: int) -> np.ndarray:
-    """bool, height x width: pixels whose middle some image token shows, which cropping leaves out."""
+    """Return a bool mask, height x width: True where an image token shows the pixel's centre.
+
+    Pixels that the processor crops away are False.
+    """
     inside = np.zeros((height, width), bool)
     y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
     for left, top, right, bottom in (grid.edges for grid in grids):
@@ -171,17 +179,18 @@ def seen(grids: Sequence[Grid], width: int, height: int) -> np.ndarray:
 
 
 def measure(mass: Floats, heat: Floats, seen: np.ndarray, boxes: Sequence[Box]) -> dict[str, float | None]:
-    """Shares of one answer's attention.
+    """Return the shares of one answer's attention.
 
     Args:
-        mass: of each image token.
-        heat: height x width, `image_tokens.spread` of it.
-        seen: bool, height x width.
+        mass: weight of each image token.
+        heat: height x width, `image_tokens.spread` of `mass`.
+        seen: bool, height x width, as `seen` returns it.
+        boxes: lesion boxes in pixels.
 
     Returns:
-        on_image: of all attention, what image tokens get, [0, 1]; padding and ends of lines are among them.
-        in_box: of what falls in the image, inside of the boxes, [0, 1].
-        lift: `in_box` over the boxes' share of the area that is seen; even attention has 1.
+        on_image: share of all attention on image tokens, [0, 1]; padding and ends of lines count.
+        in_box: share of the attention in the image that lies in the boxes, [0, 1].
+        lift: `in_box` divided by the boxes' share of the seen area; 1 for even attention.
         The last two are None where no box is seen.
     """
     boxes_there = cover(boxes, *heat.shape[::-1]) * seen
@@ -194,7 +203,7 @@ def measure(mass: Floats, heat: Floats, seen: np.ndarray, boxes: Sequence[Box]) 
 
 
 def cover(boxes: Sequence[Box], width: int, height: int) -> Floats:
-    """height x width, in [0, 1]: how much of each pixel lies inside of the boxes."""
+    """Return the part of each pixel that lies in the boxes: height x width, in [0, 1]."""
     inside = np.zeros((height, width))
     for box in boxes:
         down = overlaps(np.array([box.y, box.y + box.height]), height)
@@ -203,10 +212,10 @@ def cover(boxes: Sequence[Box], width: int, height: int) -> Floats:
 
 
 def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Means of the shares over samples, with 95 % intervals by a bootstrap of images; the difference is paired.
+    """Return mean shares over samples with 95 % intervals (bootstrap over images); differences are paired.
 
-    Samples that got no answer before or after training ("unanswered") have no shares. "in_box" and "lift" are of the
-    `n_boxed` samples with a box that is seen, and None where there is none.
+    Samples without an answer before or after training ("unanswered") have no shares. "in_box" and "lift" are means
+    over the `n_boxed` samples with a seen box, and None where there are none.
     """
     result: dict[str, Any] = {
         "n": len(rows), "n_boxed": sum(None not in row["lift"].values() for row in rows),
@@ -232,7 +241,7 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The summary as a table, headings first: means over questions with 95 % intervals."""
+    """Return the summary as a table, headings first: means over questions with 95 % intervals."""
     table = [["mean", "before", "after", "difference"]]
     for name in SHARES:
         if summary := result["summary"][name]:

@@ -1,4 +1,4 @@
-"""One picture of a sample's attention: the image with its lesion boxes, and the maps before and after training."""
+"""Picture of a sample's attention: the image with lesion boxes, and the maps before and after training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ WIDTH = 3.4  # inches a panel
 DOTS = 120  # an inch
 TITLE, CAPTION = 100, 44  # characters a line
 LINES = 3
-BRIGHTEST = 99  # percentile of the pixels that the scale ends at: sinks would else darken all the rest
+BRIGHTEST = 99  # percentile of the pixels at the top of the scale; sinks would darken everything else
 NAMES = {"start": "before", "adapter": "after"}
-OPAQUE = 0.8  # how far the brightest colour hides the image
+OPAQUE = 0.8  # opacity of the brightest colour
 OUTLINE = "#56b4e9"
 
 
@@ -35,15 +35,18 @@ def draw(
     shares: Mapping[str, Mapping[str, float | None]],
     answers: Mapping[str, str],
 ) -> None:
-    """Write a PNG of three panels: image, attention of "start" and of "adapter", on one scale of colours.
+    """Write a PNG of three panels: image, attention of "start" and of "adapter", on one colour scale.
 
-    Colours say how dense the attention is over the mean of its map: 1 is what even attention would have everywhere.
+    Colours show attention divided by the mean of its map: even attention is 1 everywhere.
 
     Args:
-        heats: of each run, height x width as the image.
-        visible: bool, height x width: the rest of the image the model does not see.
-        shares: of each run, `attention.measure`.
-        answers: of each run, the text whose tokens attend.
+        file: PNG file to write.
+        image: RGB image.
+        sample: sample with its question, gold answer and lesion boxes.
+        heats: map of each run, height x width of the image.
+        visible: bool, height x width; False where the model does not see the image.
+        shares: `attention.measure` of each run.
+        answers: text of each run whose tokens attend.
     """
     from matplotlib.figure import Figure
 
@@ -71,7 +74,7 @@ def draw(
     figure.colorbar(shown, ax=places, shrink=0.8, pad=0.01).set_label("attention, mean of the map = 1", fontsize=8)
     figure.suptitle(_wrapped(sample.question, TITLE), fontsize=10, parse_math=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a question in a script that the font does not have
+        warnings.filterwarnings("ignore", "Glyph")  # questions may use a script that the font lacks
         figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
@@ -92,6 +95,6 @@ def _outline(place: Any, sample: Sample) -> None:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """At most `LINES` lines of each line of `text`."""
+    """Wrap `text`, keeping at most `LINES` lines of each of its lines."""
     lines = [textwrap.wrap(line, width, max_lines=LINES, placeholder=" …") for line in text.split("\n")]
     return "\n".join("\n".join(wrapped) for wrapped in lines)

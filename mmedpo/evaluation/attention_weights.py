@@ -1,8 +1,7 @@
-"""Attention weights of an answer to the tokens of an image, read while the model says it.
+"""Attention weights of an answer to the image tokens, read while the answer is generated.
 
-The answer is generated, or forced token by token, so that masks, positions and caches are those of the model's own
-answers. While a token is predicted, the language model's last token attends to everything before it; these weights are
-averaged over heads, layers and tokens. Only what is averaged is kept: one layer's whole matrix is held at a time.
+The answer is generated or forced token by token, so that masks, positions and caches equal those of normal generation.
+Each predicted token's weights are averaged over heads, layers and tokens. Memory holds one layer's matrix at a time.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from mmedpo.models.vision_language import VisionLanguageModel
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer's attention: its text, and the mean weight of each image token (float64), whose sum is at most 1.
+    """Attention of one answer: its text and the mean weight of each image token (float64, sum at most 1).
 
-    Of a question that got no answer the text is "", all weights are 0, and `unanswered` says why.
+    Without an answer the text is "", all weights are 0, and `unanswered` holds the reason.
     """
 
     answer: str
@@ -36,14 +35,14 @@ class Reading:
 
 
 def attending(model: VisionLanguageModel, layers: str = "all") -> list[Any]:
-    """Set the language model to eager attention, and return the attention modules of the chosen layers.
+    """Set the language model to eager attention and return the attention modules of the chosen layers.
 
     Raises:
-        InputError: it has no eager attention, or no such layers.
+        InputError: the model has no eager attention, or lacks one of the layers.
     """
     base = model.model.get_base_model() if model.adapter is not None else model.model
     decoder = base.get_decoder()
-    try:  # vision towers need no weights kept, and theirs are large
+    try:  # weights of the vision tower are large and not needed
         base.set_attn_implementation({"": "eager", "text_config": "eager"})
     except (ValueError, ImportError) as error:
         raise InputError(f"{model.name!r} has no eager attention: {str(error).splitlines()[0]}") from error
@@ -57,7 +56,11 @@ def attending(model: VisionLanguageModel, layers: str = "all") -> list[Any]:
 
 
 def layer_numbers(given: str) -> list[int]:
-    """Numbers of the chosen layers in order; none where all are."""
+    """Return the numbers of the chosen layers in order; empty for "all".
+
+    Raises:
+        InputError: `given` is neither "all" nor numbers and ranges.
+    """
     if given == "all":
         return []
     parts = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part) for part in given.split(",")]
@@ -71,15 +74,16 @@ def read(
     model: VisionLanguageModel, inputs: Mapping[str, Any], forced: Sequence[int] | None, layers: Sequence[Any],
     longest: int = 64,
 ) -> Reading:  # fmt: skip
-    """The attention of an answer, without a thought before it, to an image's tokens.
+    """Return the attention of an answer, without its thoughts, to the image tokens.
 
     Args:
         inputs: the prompt, one row of `model.encode`.
-        forced: the answer's tokens; where None, the model's own (greedy) answer is read, of at most `longest` tokens.
+        forced: token ids of the answer; where None, the model's own greedy answer is read.
         layers: modules from `attending`.
+        longest: longest answer of the model in tokens.
 
     Raises:
-        InputError: no attention weights, or an answer that the model cannot be made to say.
+        InputError: a layer returns no attention weights, or the model cannot be forced to give the answer.
     """
     tokenizer, start = model.processor.tokenizer, inputs["input_ids"].shape[1]
     ends = end_tokens(model.model, tokenizer)
@@ -109,7 +113,11 @@ def read(
 
 
 def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
-    """The tokens that say `answer` to `question` in the model's chat template, without those that end the turn."""
+    """Return the token ids of `answer` after `question` in the chat template, without the end of the turn.
+
+    Raises:
+        InputError: the template changes the prompt or the answer.
+    """
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     told = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
@@ -125,10 +133,7 @@ def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
 
 @contextmanager
 def _recorded(layers: Sequence[Any], columns: torch.Tensor, start: int) -> Iterator[list[list[torch.Tensor]]]:
-    """While open, each forward pass adds to each layer's list the last token's weights of `columns`, mean over heads.
-
-    Only these are kept: a layer's whole matrix is gone when the next one runs.
-    """
+    """Record, per layer and forward pass, the last token's weights of `columns`, averaged over heads."""
     steps: list[list[torch.Tensor]] = [[] for _ in layers]
 
     def keep(number: int) -> Any:
@@ -136,7 +141,7 @@ def _recorded(layers: Sequence[Any], columns: torch.Tensor, start: int) -> Itera
             weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
             if weights is None:
                 raise InputError(f"{type(module).__name__} gives no attention weights, so there is nothing to show.")
-            there = columns - (start + len(steps[number]) - weights.shape[-1])  # sliding windows forget the first keys
+            there = columns - (start + len(steps[number]) - weights.shape[-1])  # sliding windows drop the first keys
             row = weights[0, :, -1].float().mean(dim=0)
             steps[number].append(torch.where(there >= 0, row[there.clamp(min=0)], 0.0))
 

@@ -1,7 +1,7 @@
-"""Which part of an image each image token of a prompt shows, for the families of docs/families.md.
+"""Map image tokens of a prompt to regions of the image, for the families of docs/families.md.
 
-The language model gets an image as one run of tokens, or several: tiles, and most often the whole image in small. Each
-tile's tokens go through it row by row. Processors squeeze, crop or pad before that, each family in its own way.
+An image becomes one run of tokens or several: tiles and usually a reduced copy of the whole image. Tokens of a tile are
+in row order. Each family's processor resizes, crops or pads differently before that.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Edges = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Grid:
-    """Image tokens in rows and columns.
+    """Grid of image tokens.
 
     Attributes:
-        tokens: int64, rows x columns: each one's place among the image's tokens.
-        edges: of the rectangle they show, in pixels of the image, origin top left; outside of it where it was padded.
+        tokens: int64, rows x columns: index of each token among the image's tokens.
+        edges: rectangle that the grid covers, in pixels from the top left; padding extends beyond the image.
     """
 
     tokens: np.ndarray
@@ -36,26 +36,28 @@ class Grid:
 
 
 class _UnknownError(Exception):
-    """The tokens are not what the family's processor is known to make; the message says what is there."""
+    """Unexpected layout of image tokens; the message describes it."""
 
 
 def count(config: Any, inputs: Mapping[str, Any]) -> int:
-    """Number of image tokens in a prompt of one row."""
+    """Return the number of image tokens in a prompt of one row."""
     token = getattr(config, "image_token_id", None)
     return 0 if token is None else int((inputs["input_ids"][0] == token).sum())
 
 
 def grids(config: Any, processor: Any, inputs: Mapping[str, Any], image: Image) -> list[Grid]:
-    """Where the image tokens of a prompt lie in its one image.
+    """Return the grids of the image tokens of a prompt with one image.
 
-    LLaVA-NeXT's tokens at the ends of lines show nothing and are in no grid; every other token is in one.
+    Every token is in one grid, except LLaVA-NeXT's tokens at the ends of lines, which show nothing.
 
     Args:
-        config: of the vision-language model.
-        inputs: what `processor` made of the prompt, one row.
+        config: configuration of the vision-language model.
+        processor: processor of the model.
+        inputs: output of `processor` for the prompt, one row.
+        image: RGB image of the prompt.
 
     Raises:
-        InputError: the family is not known here, or its tokens are not laid out as they are known to be.
+        InputError: an unknown family, or an unexpected layout of the tokens.
     """
     find = FAMILIES.get(config.model_type)
     tokens = count(config, inputs)
@@ -75,13 +77,16 @@ def grids(config: Any, processor: Any, inputs: Mapping[str, Any], image: Image) 
 
 
 def spread(mass: Floats, grids: Sequence[Grid], width: int, height: int) -> Floats:
-    """Attention as a map over the image: each token's mass evenly over what it shows, all grids added up.
+    """Return attention as a map over the image: each token's mass spread evenly over its region, summed over grids.
 
     Args:
-        mass: of each image token.
+        mass: weight of each image token.
+        grids: grids of the tokens, as `grids` returns them.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
 
     Returns:
-        height x width, float64; its sum is the mass of what lies in the image (padding and ends of lines do not).
+        height x width, float64. The sum is the mass inside the image, without padding and ends of lines.
     """
     heat = np.zeros((height, width))
     for grid in grids:
@@ -94,13 +99,13 @@ def spread(mass: Floats, grids: Sequence[Grid], width: int, height: int) -> Floa
 
 
 def overlaps(edges: Floats, size: int) -> Floats:
-    """Length that each interval between neighbouring edges [n + 1] has in each pixel of a line: n x size."""
+    """Return the overlap, n x size, of the intervals between n + 1 edges with each pixel of a line of `size` pixels."""
     pixels = np.arange(size)
     return np.clip(np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels), 0, None)
 
 
 def _square(first: int, tokens: int, edges: Edges) -> Grid:
-    """As many rows as columns, of `tokens` tokens from the place `first` on."""
+    """Return a square grid of `tokens` tokens that starts at index `first`."""
     side = isqrt(tokens)
     if side * side != tokens:
         raise _UnknownError(f"{tokens} tokens are no square")
@@ -108,14 +113,14 @@ def _square(first: int, tokens: int, edges: Edges) -> Grid:
 
 
 def _whole(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
-    """Gemma3, PaliGemma: the image squeezed into one square."""
+    """Gemma3, PaliGemma: the image resized to one square."""
     if (tiles := len(inputs["pixel_values"])) != 1:
         raise _UnknownError(f"it became {tiles} pictures (pan and scan?)")
     return [_square(0, tokens, (0, 0, *image.size))]
 
 
 def _clip(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
-    """LLaVA: maybe padded to a square, scaled, maybe cropped about the centre."""
+    """LLaVA: the image optionally padded to a square, resized, optionally centre-cropped."""
     return [_square(0, tokens, _clip_edges(processor, *image.size))]
 
 
@@ -143,7 +148,7 @@ def _clip_edges(processor: Any, width: int, height: int) -> Edges:
 
 
 def _any_resolution(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
-    """LLaVA-NeXT: the image squeezed into a square, then on a padded canvas of tiles, a token ending each line."""
+    """LLaVA-NeXT: the image resized to a square, then on a padded canvas of tiles with a token at each line's end."""
     from transformers.image_processing_utils import get_patch_output_size
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
@@ -152,7 +157,7 @@ def _any_resolution(config: Any, processor: Any, inputs: Any, image: Image, toke
     down, across = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, side)
     columns_there = across * (side // patch)
     numbers = np.arange(down * (side // patch) * columns_there).reshape(1, -1, columns_there)
-    kept = unpad_image(numbers, size)[0]  # what the model itself takes of the canvas
+    kept = unpad_image(numbers, size)[0]  # the model drops the padding with the same function
     (rows, columns), (row, column) = kept.shape, divmod(int(kept[0, 0]), columns_there)
     canvas = (down * side, across * side)
     shown = get_patch_output_size(np.empty((*size, 1)), canvas, "channels_last")
@@ -167,7 +172,7 @@ def _any_resolution(config: Any, processor: Any, inputs: Any, image: Image, toke
 
 
 def _merged(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
-    """Qwen-VL: the image squeezed a little, so that neighbouring patches can be merged."""
+    """Qwen-VL: the image resized to whole multiples of merged patches."""
     frames, *patches = inputs["image_grid_thw"][0].tolist()
     rows, columns = (side // processor.merge_size for side in patches)
     if frames != 1 or rows * columns != tokens:
@@ -176,7 +181,7 @@ def _merged(config: Any, processor: Any, inputs: Any, image: Image, tokens: int)
 
 
 def _tiles_then_whole(rows: int, columns: int, tiles: int, image: Image, tokens: int) -> list[Grid]:
-    """The image squeezed into rows x columns tiles, then (or only, where there are none) into one."""
+    """Return the grids of rows x columns tiles followed by the whole image; only the latter without tiles."""
     if tiles != rows * columns + 1 or tokens % tiles:
         raise _UnknownError(f"there are {tiles} pictures, where {rows} x {columns} tiles and the whole were expected")
     each = tokens // tiles
@@ -187,7 +192,7 @@ def _tiles_then_whole(rows: int, columns: int, tiles: int, image: Image, tokens:
 
 
 def _cropped_to_patches(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
-    """InternVL."""
+    """InternVL: tiles of a canvas chosen by aspect ratio, then the whole image."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
     columns = rows = 0
@@ -198,7 +203,7 @@ def _cropped_to_patches(config: Any, processor: Any, inputs: Any, image: Image, 
 
 
 def _split(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
-    """Idefics3, SmolVLM."""
+    """Idefics3, SmolVLM: tiles in rows and columns, then the whole image."""
     made = processor([[image]], return_row_col_info=True)
     tiles = inputs["pixel_values"].shape[1]
     rows, columns = (made["rows"][0][0], made["cols"][0][0]) if tiles > 1 else (0, 0)

@@ -1,4 +1,4 @@
-"""Strict metrics, their uncertainty, and comparisons of runs; in this file what all metrics ask of their inputs."""
+"""Strict metrics, their uncertainty and comparisons of runs. This file validates the inputs of all metrics."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from mmedpo.models import thoughts
 
 
 def require_known(kind: str, name: str, known: Sequence[str]) -> None:
-    """Raise InputError listing `known` unless it holds `name`; `kind` is the option's name."""
+    """Raise InputError, which lists `known`, unless `known` holds `name`.
+
+    Args:
+        kind: name of the option, for the message.
+    """
     if name not in known:
         raise InputError(f"{kind} {name!r} does not exist; choose one of: {', '.join(known)}.")
 
 
 def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
-    """Raise InputError unless the columns are lists of one length."""
+    """Raise InputError unless all columns are lists of equal length."""
     for name, column in columns.items():
         if isinstance(column, str):
             raise InputError(f"{name} is one string ({column[:40]!r}); give a list of strings, one a question.")
@@ -26,7 +30,7 @@ def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
-    """A fault for each entry of `groups` that is no string."""
+    """Return a fault for each entry of `groups` that is not a string."""
     return [
         Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every question or report")
         for i, group in enumerate(groups or ())
@@ -35,15 +39,20 @@ def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
 
 
 def answers_in(predictions: Sequence[str]) -> list[str]:
-    """The answers in what a model said, without thoughts (`mmedpo.models.thoughts`); "" where a thought is not
-    finished."""
+    """Return the predictions without thoughts (`mmedpo.models.thoughts`); "" for an unfinished thought."""
     return [thoughts.strip(text) or "" for text in predictions]
 
 
 def by_group(
     groups: Sequence[str], scores: Sequence[Mapping[str, Any]], aggregate: Callable[[list[Mapping[str, Any]]], Any]
 ) -> dict[str, Any]:
-    """What `aggregate` says of the scores of each group, by its name, in alphabetical order; groups: one a score."""
+    """Return `aggregate` of each group's scores, by group name in alphabetical order.
+
+    Args:
+        groups: n names, one a score.
+        scores: n results of a metric's `score`.
+        aggregate: function of the scores of one group.
+    """
     members: dict[str, list[Mapping[str, Any]]] = {group: [] for group in sorted(set(groups))}
     for group, sample in zip(groups, scores, strict=True):
         members[group].append(sample)
@@ -53,13 +62,13 @@ def by_group(
 def require_texts(
     predictions: Sequence[str], references: Sequence[str], tokens: Callable[[str], list[str]], **others: Sequence[Any]
 ) -> None:
-    """Raise one InputError unless the columns are equally long lists of strings, every reference with words.
+    """Raise one InputError unless all columns are lists of n strings and every reference has words.
 
     Args:
-        predictions: answers of the model, n strings; they may be empty.
-        references: gold answers, n strings.
-        tokens: how the metric splits a text into words.
-        others: further columns of length n, whose content the caller checks.
+        predictions: n answers of the model; they may be empty.
+        references: n gold answers.
+        tokens: function that splits a text into the metric's words.
+        others: further columns of length n; the caller validates their content.
     """
     columns = {"predictions": predictions, "references": references, **others}
     require_lists(columns)

@@ -1,4 +1,4 @@
-"""Who answers questions: a vision-language model in this process, or one behind an endpoint."""
+"""Answer questions with a vision-language model in this process or behind an endpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mmedpo.runs.run_folder import portable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PROMPT = "evaluate@1"  # the question as it is
+PROMPT = "evaluate@1"  # version of the prompt: the question unchanged
 Batch = Sequence[Question]
 Keep = Callable[[Mapping[str, Line]], None]
 Given = TypeVar("Given")
@@ -37,7 +37,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are generated: at most so many tokens, at a temperature (0 is greedy), so many questions at once."""
+    """Generation settings: longest answers in tokens, temperature (0 is greedy), seed and questions per batch."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     max_new_tokens_report: int = MAX_NEW_TOKENS_REPORT
@@ -46,37 +46,43 @@ class Generation:
     batch_size: int = 16
 
     def longest(self, task: str) -> int:
-        """The longest answer to a question of the task, in tokens."""
+        """Return the longest answer to a question of the task, in tokens."""
         return longest(task, self.max_new_tokens, self.max_new_tokens_report)
 
     def sampling(self, batch: Batch) -> Sampling:
-        """Of a batch of one task. Its chance is its own: a resumed run samples what an uninterrupted one would have."""
+        """Return the sampling settings of a batch of one task.
+
+        The seed depends on the batch alone, so that a resumed run samples what an uninterrupted one would.
+        """
         seed = int(unit_interval("evaluate", self.seed, *(question.id for question in batch)) * 2**32)
         return Sampling(self.longest(batch[0].task), self.temperature, seed=seed)
 
 
 class Answering(Protocol):
-    """Anything that answers the questions of batches, each of one task."""
+    """Interface of models that answer batches of questions; a batch holds one task."""
 
     def answer(
         self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Ledger, keep: Keep
     ) -> dict[str, str]:
-        """Answer the questions whose ids are not in `done`, and hand lines of predictions.jsonl by id to `keep` as they
-        come: also of a question to which the model gave no answer, such as a thought that was not finished.
+        """Answer the questions whose ids are not in `done`.
+
+        Args:
+            keep: called with lines of predictions.jsonl by question id as they arrive. Replies without an answer, such
+                as an unfinished thought, have a line too.
 
         Returns:
-            Why a question has no line, by id: nothing came, and another try may bring it.
+            Reason by id for each question without a line; another attempt may succeed.
 
         Raises:
-            InputError, Stopped: nothing more can be answered.
+            InputError, Stopped: no more questions can be answered.
         """
 
     def record(self, question: str) -> dict[str, Any]:
-        """What results.json says of it; `question` shows what a prompt looks like."""
+        """Return the model's fields of results.json; the example prompt is made of `question`."""
 
 
 class LocalModel:
-    """A model in this process; images of the next batches are read while it answers one."""
+    """Model in this process. Images of the next batches are read while it answers one."""
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model
@@ -84,7 +90,7 @@ class LocalModel:
     def answer(
         self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Ledger, keep: Keep
     ) -> dict[str, str]:
-        # A batch is kept whole, and answered whole or not at all.
+        # Answers depend on their batch, so that an incomplete batch is answered again as a whole.
         left = [batch for batch in batches if any(question.id not in done for question in batch)]
 
         def read(batch: Batch) -> Any:
@@ -110,7 +116,7 @@ class LocalModel:
         }  # fmt: skip
 
     def _generation(self) -> dict[str, Any]:
-        """What decides answers beside the settings; what is not named is off."""
+        """Return the generation config that is in force; settings that are absent are off."""
         config = self.model.model.generation_config.to_diff_dict()
         return {name: value for name, value in config.items() if name != "transformers_version"} | {
             "top_p": Sampling.top_p, "top_k": 0,
@@ -118,13 +124,14 @@ class LocalModel:
 
 
 class EndpointModel:
-    """A model behind an endpoint (`llm.names`): questions go there as they are, with the pixels of their images.
+    """Model behind an endpoint (`mmedpo.models.chat.names`); requests hold the question and its image's pixels.
 
     Args:
-        limits: on what is asked by this process.
+        name: name of the endpoint, as in `http://host:port/v1#model`.
+        limits: limits of the requests of this process.
 
     Raises:
-        InputError: `name` is no endpoint's.
+        InputError: `name` is not an endpoint.
     """
 
     def __init__(self, name: str, limits: Limits | None = None) -> None:
@@ -166,7 +173,7 @@ class EndpointModel:
         try:
             chat.complete(_Requests(allowed, open_image, 2 * chat.concurrency), note)
         except Stopped:
-            if answered < len(questions):  # or else the last ones were in flight already
+            if answered < len(questions):  # the last requests may have been in flight when the budget was spent
                 raise
 
     def record(self, question: str) -> dict[str, Any]:
@@ -179,7 +186,7 @@ class EndpointModel:
 
 
 class _Requests(Sequence[ChatRequest]):
-    """One request a question, whose image is opened shortly before its turn."""
+    """Requests, one per question; an image is opened shortly before its request."""
 
     def __init__(self, questions: Sequence[Question], open_image: Callable[[Any], Image], depth: int) -> None:
         self.questions, self.open_image, self.depth = questions, open_image, depth
@@ -194,13 +201,13 @@ class _Requests(Sequence[ChatRequest]):
         return ahead(self._request, self.questions, self.depth)
 
     def _request(self, question: Question) -> ChatRequest:
-        # Pixels alone: a file's own header may name the patient.
+        # Only pixels are sent: headers of the file may name the patient.
         image: bytes = png(np.asarray(self.open_image(question.image)), "image")["bytes"]
         return ChatRequest(PROMPT, {}, question.text, image)
 
 
 def ahead(make: Callable[[Given], Made], given: Sequence[Given], depth: int = READERS) -> Iterator[Made]:
-    """`map(make, given)`, of which other threads make up to `depth` results before they are asked for."""
+    """Yield `map(make, given)`; threads compute up to `depth` results ahead."""
     pool = ThreadPoolExecutor(READERS)
     waiting: deque[Future[Made]] = deque()
     try:

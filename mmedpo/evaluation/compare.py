@@ -1,5 +1,7 @@
-"""Runs set side by side on the same questions: each metric with its interval, its difference from the first run, and
-whether chance explains that difference; over all questions, and by kind of question, organ and modality."""
+"""Compare runs on the same questions: metrics with intervals, differences from the baseline and p-values.
+
+Numbers are over all questions and by task, question type, organ and modality.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,15 @@ from mmedpo.runs import formats
 from mmedpo.runs.run_folder import versions
 
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
-GROUPS = 20  # of one grouping; smaller ones are put together
-GROUP_IMAGES = 10  # of a metric in a group; on fewer it is neither tested nor given an interval
+GROUPS = 20  # most groups of one grouping; smaller ones are merged
+GROUP_IMAGES = 10  # least images for a test and an interval of a metric in a group
 NOT_RECORDED, OTHERS = "(not recorded)", "(others)"
 BINS = 10
 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions of one kind, and what is measured on them."""
+    """Questions of one group and the metrics about them."""
 
     ids: list[str]
     parts: list[Part]
@@ -42,21 +44,24 @@ def compare(
     runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "", dataset: str | None = None,
     trainings: Sequence[Path] = (),
 ) -> Row:  # fmt: skip
-    """Compare evaluation folders; the first is the baseline. Returns the comparison.json of docs/architecture.md.
+    """Compare evaluation folders; the first is the baseline.
 
-    Intervals are 95 % intervals of a bootstrap over images; differences see the same resamples in both runs. p-values
-    are of a permutation test in which whole images change sides between a run and the baseline; `p_adjusted` is
-    corrected (Holm) over all metrics and runs of its table, and in groups over all groups of their grouping.
-    Metrics about no question are absent.
+    Intervals are 95 % intervals of a bootstrap over images; both runs of a difference share the resamples. p-values
+    come from a permutation test that exchanges whole images between a run and the baseline. `p_adjusted` is Holm's
+    correction over all metrics and runs of a table; the groups of one grouping are one table. Metrics about no
+    question are absent.
 
     Args:
-        runs: at least two folders written by `mmedpo evaluate`, each with its own "name" in results.json.
-        seed: of the resamples, the permutations and the choice of examples.
-        resamples: of the bootstrap, and of the permutation test.
-        command: kept as it is, for the record.
-        dataset: preference dataset (folder or Hub id) whose images are looked for among the test images; by default
-            the one that the last run was trained on, where its records say so and it is still there.
-        trainings: training folders that may say so.
+        runs: at least two folders written by `mmedpo evaluate`, with different names in results.json.
+        seed: seed of resamples, permutations and examples.
+        resamples: number of bootstrap resamples, and of permutations.
+        command: command line, recorded unchanged.
+        dataset: preference dataset (folder or Hub id) in which test images are searched. By default the dataset that
+            the last run was trained on, where it is recorded and can be loaded.
+        trainings: training folders that may record that dataset.
+
+    Returns:
+        The content of comparison.json (docs/architecture.md).
 
     Raises:
         InputError: as `runs.load` and `seen.seen_in_training`.
@@ -104,7 +109,7 @@ def compare(
 
 
 def refuse_other_images(run: Path, samples: Iterable[Sample], source: str) -> None:
-    """Raise InputError where images of a source are other ones than those that a run was asked about, by their ids."""
+    """Raise InputError where samples of a source differ in their images from a run's questions of the same id."""
     asked, _ = read_by_id(run / "questions.jsonl")
     known = {id_: row["image_digest"] for id_, row in asked.items() if row.get("image_digest")}
     if other := [one.id for one in samples if known.get(one.id, one.image_digest) != one.image_digest]:
@@ -118,7 +123,7 @@ def _seen(runs: Sequence[Run], dataset: str | None, trainings: Sequence[Path]) -
     if dataset:
         return seen_in_training(runs[0], dataset)
     found = trained_on(runs[-1], trainings)
-    with suppress(InputError):  # nobody asked for it
+    with suppress(InputError):  # the dataset was not named by the user
         return seen_in_training(runs[0], found) if found else None
     return None
 
@@ -132,7 +137,7 @@ def _counts(run: Run) -> dict[str, int]:
 
 
 def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
-    """The tables whose smallest corrected p, tests / (1 + permutations), is above 0.05 already."""
+    """Return a note for each table whose smallest possible corrected p, tests / (1 + permutations), exceeds 0.05."""
     return [
         f"{count} tests by {table} are too many for {permutations:,} permutations: no corrected p can be below 0.05"
         for table, count in tests.items()
@@ -141,14 +146,14 @@ def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
 
 
 def _few(parts: Sequence[Part]) -> list[str]:
-    """The metrics about fewer images than a group needs for an interval."""
+    """Return a note that names the metrics about fewer than `GROUP_IMAGES` images."""
     few = [metric.name for part in parts for metric in part.metrics if part.count < GROUP_IMAGES]
     said = f"on fewer than {GROUP_IMAGES} images an interval or a test says little"
     return [f"{', '.join(few)}: {said}"] if few else []
 
 
 def _evaluation(run: Run) -> Row:
-    """What results.json says of a run, but for its numbers."""
+    """Return the run's results.json without its metrics."""
     left_out = ("format", "name", "metrics", "protocols")
     return {key: value for key, value in run.results.items() if key not in left_out}
 
@@ -164,8 +169,10 @@ def _sizes(run: Run, parts: Sequence[Part]) -> dict[str, Row]:
 
 
 def _measured(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, Cells]) -> tuple[Cells, list[str]]:
-    """Each metric's numbers by run, values alone where its part is not `tested`; and the metrics that are undefined,
-    which are left out."""
+    """Return each defined metric's numbers by run, and the names of the undefined metrics.
+
+    Metrics of a part that is not `tested` have values only.
+    """
     cells: Cells = {}
     for part in parts:
         cells |= tested[part] if part in tested else dict(values_alone(runs, part))
@@ -179,7 +186,7 @@ def _measured(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, 
 
 
 def _correct(tables: Sequence[Cells]) -> int:
-    """Add `p_adjusted` to every tested cell of `tables`, one family; returns the number of tests."""
+    """Add `p_adjusted` to every tested cell of `tables`, which are one family; return the number of tests."""
     tested = [cell for table in tables for entries in table.values() for cell in entries.values() if "p" in cell]
     for cell, adjusted in zip(tested, holm([cell["p"] for cell in tested]), strict=True):
         cell["p_adjusted"] = adjusted
@@ -187,9 +194,9 @@ def _correct(tables: Sequence[Cells]) -> int:
 
 
 def _divided(run: Run, column: str, whole: Sequence[Part]) -> dict[str, Group]:
-    """The questions by their `column`, the largest group first; empty where that makes less than two groups.
+    """Return the groups by `column`, the largest first; empty for fewer than two groups.
 
-    A metric whose questions all lie in one group is not repeated there: it is in the main table.
+    A metric whose questions all lie in one group is left to the main table.
     """
     labels = {id_: str(row.get(column) or NOT_RECORDED) for id_, row in run.questions.items()}
     kept = [label for label, _ in Counter(labels.values()).most_common(GROUPS)]
@@ -207,7 +214,7 @@ def _within(whole: Sequence[Part], ids: set[str]) -> Iterator[Part]:
 
 
 def _groups(runs: Sequence[Run], divided: Mapping[str, Group], tested: Mapping[Part, Cells]) -> dict[str, Row]:
-    """The numbers of each group; empty where there are none."""
+    """Return the numbers of each group; empty where no group has a metric."""
     found = {}
     for label, group in divided.items():
         images = {picture(runs[0].questions[id_]) for id_ in group.ids}
@@ -220,7 +227,7 @@ def _groups(runs: Sequence[Run], divided: Mapping[str, Group], tested: Mapping[P
 
 
 def _distributions(runs: Sequence[Run], parts: Sequence[Part]) -> dict[str, Row]:
-    """How many images have which value of each metric, by run: a histogram over [0, 1], or over what occurs."""
+    """Return histograms over images of each metric's values by run, over [0, 1] or the range that occurs."""
     found = {}
     for part in parts:
         for metric, values in part.values(cluster_sums(part.statistics, part.images)):

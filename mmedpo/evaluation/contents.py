@@ -1,4 +1,4 @@
-"""What an evaluation was begun with: a resumed one has the same model, adapter and questions, by their contents."""
+"""Check that a resumed evaluation has the same model, adapter and questions, by their contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.run_folder import sha256
 
 QUESTIONS = "questions.jsonl"
-CALLED = {  # columns of it, as they are called in a table or a dataset
+CALLED = {  # names of its columns in a table or dataset
     "reference": "gold answer", "image_digest": "image", "pair_digest": "the rejected side or another part of the pair",
 }  # fmt: skip
 REMEDY = (
@@ -27,7 +27,7 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of a folder or the Hub, with or without an adapter, by the names that options give."""
+    """Names of a model and optionally an adapter: folders or Hub ids, with revisions."""
 
     model: str
     adapter: str | None = None
@@ -35,17 +35,21 @@ class ModelSpec:
     adapter_revision: str | None = None
 
     def contents(self) -> dict[str, str | None]:
-        """Digests of what decides the answers, by role. Raises InputError where model or adapter cannot be read."""
+        """Return the digests of "model" and "adapter"; None without an adapter.
+
+        Raises:
+            InputError: model or adapter cannot be read.
+        """
         return {
             "model": model_contents(self.model, self.revision),
             "adapter": self.adapter and adapter_contents(self.adapter, self.adapter_revision),
         }
 
     def open(self, contents: Mapping[str, str | None]) -> VisionLanguageModel:
-        """Load what has these `contents`.
+        """Load the model and check it against the digests `contents`.
 
         Raises:
-            InputError: it cannot be loaded, or was replaced since.
+            InputError: the model cannot be loaded, or model or adapter was replaced meanwhile.
         """
         opened = VisionLanguageModel(self.model, self.adapter, self.revision, adapter_revision=self.adapter_revision)
         if replaced := [role for role, digest in self.contents().items() if digest != contents[role]]:
@@ -58,10 +62,10 @@ class ModelSpec:
 
 
 def keep(rows: Sequence[Row], path: Path) -> str:
-    """Write questions.jsonl, and return the SHA-256 of the file.
+    """Write questions.jsonl and return the SHA-256 of the file.
 
     Raises:
-        InputError: `path` holds other questions, which the run was begun with.
+        InputError: `path` holds other questions, of the run that is resumed.
     """
     refuse_changed(rows, path)
     part = path.with_name(path.name + ".tmp")
@@ -72,7 +76,7 @@ def keep(rows: Sequence[Row], path: Path) -> str:
 
 @contextmanager
 def still(output: Path, rows: Callable[[], Sequence[Row]]) -> Iterator[None]:
-    """Say what changed, rather than that nothing is left to do, where the finished run of `output` asked other rows."""
+    """Refuse changed questions where a finished run in `output` would raise AlreadyFinished."""
     try:
         yield
     except AlreadyFinished:
@@ -81,9 +85,9 @@ def still(output: Path, rows: Callable[[], Sequence[Row]]) -> Iterator[None]:
 
 
 def refuse_changed(rows: Sequence[Row], path: Path) -> None:
-    """Raise InputError with the rows that are not as questions.jsonl has them, if there is one.
+    """Raise InputError, which lists all differences, where questions.jsonl exists and differs from `rows`.
 
-    Columns that only one of them has are of another version, and not compared.
+    Columns that only one side has come from another version and are not compared.
     """
     if not path.exists():
         return
@@ -103,7 +107,7 @@ def refuse_changed(rows: Sequence[Row], path: Path) -> None:
 
 
 def _changed(row: Row, before: Row) -> list[str]:
-    # As text: NaN is not equal to itself.
+    # JSON text, since NaN is not equal to itself.
     return [
         CALLED.get(name, name) for name in row if name in before and json.dumps(row[name]) != json.dumps(before[name])
     ]

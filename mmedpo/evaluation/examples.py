@@ -1,4 +1,4 @@
-"""Questions whose answers changed between the first run and the last one, to be read rather than counted."""
+"""Examples for a comparison: questions whose answers changed between the baseline and the last run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmedpo.evaluation.metrics.base import Metric
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row
 
-# What happened to a question, in the order of the examples. Without "correct" (reports) its first metric decides.
+# Outcomes of a question, in the order of the examples. For reports, which have no "correct", the first metric decides.
 OUTCOMES = ("gained", "lost", "higher", "lower", "both_wrong", "both_right", "equal")
 CHANGED = (("gained", "lost"), ("higher", "lower"))
 MOST = {"gained": 500, "higher": 500, "both_wrong": 50, "both_right": 50, "equal": 50}
@@ -20,17 +20,24 @@ COLUMNS = ("id", "image_id", "task", "question", "reference", "question_type", "
 
 
 def changes(runs: Sequence[Run]) -> dict[str, int]:
-    """How many questions the last run gained, lost, and had right or wrong as the first had."""
+    """Return the number of questions by outcome: gained, lost, both_wrong, both_right."""
     found = Counter(_by_correct(runs, id_) for id_ in runs[0].questions)
     return {outcome: found[outcome] for outcome in OUTCOMES if found[outcome]}
 
 
 def examples(runs: Sequence[Run], metrics: Sequence[Metric], seed: int) -> tuple[list[Row], dict[str, dict[str, int]]]:
-    """Changed questions first: all of them up to `MOST` a pair of outcomes, of which at least a third are losses where
-    there are so many; then some that did not change. Which ones, where not all are kept, is left to the seed.
+    """Return example questions, changed ones first, and counts by outcome.
+
+    At most `MOST` questions of each pair of changed outcomes are kept; at least a third of them are losses, where
+    there are enough. Where not all are kept, `seed` decides which.
+
+    Args:
+        runs: runs of a comparison; the first and the last are compared.
+        metrics: defined metrics; the first about a question gives its values.
+        seed: seed of the choice.
 
     Returns:
-        The examples; and by outcome how many questions had it ("of") and how many of these are kept ("listed").
+        The examples; and by outcome the questions with it ("of") and the examples kept ("listed").
     """
     found = [_example(runs, metrics, id_) for id_ in sorted(runs[0].questions)]
     random.Random(seed).shuffle(found)
@@ -43,12 +50,12 @@ def examples(runs: Sequence[Run], metrics: Sequence[Metric], seed: int) -> tuple
     kept = [row for outcome, rows in by_outcome.items() for row in rows[: MOST.get(outcome)]]
     listed = Counter(row["outcome"] for row in kept)
     outcomes = {outcome: {"listed": listed[outcome], **count} for outcome, count in outcomes.items()}
-    # Of answers that are neither right nor wrong, the largest change first.
+    # Reports have no "correct": their largest changes come first.
     return sorted(kept, key=lambda row: (OUTCOMES.index(row["outcome"]), -abs(_change(runs, row)))), outcomes
 
 
 def _by_correct(runs: Sequence[Run], id_: str) -> str | None:
-    """None for an answer that is neither right nor wrong."""
+    """Return the outcome by "correct"; None for reports, which have none."""
     was, became = (run.scores[id_].get("correct") for run in (runs[0], runs[-1]))
     if was is None or became is None:
         return None
@@ -75,7 +82,7 @@ def _flag(correct: float | None) -> bool | None:
 
 
 def _first_metric(runs: Sequence[Run], metrics: Sequence[Metric], id_: str) -> Row:
-    """The name and values of the first metric that is about the question, over this question alone."""
+    """Return name and values of the first metric about the question, computed on this question only."""
     for metric in metrics:
         if all(metric.about(run.scores[id_]) for run in runs):
             with np.errstate(divide="ignore", invalid="ignore"):

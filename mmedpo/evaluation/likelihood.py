@@ -1,5 +1,7 @@
-"""Log-probabilities of given answers, on the tokens that training optimises: the model's own chat template writes
-prompt and answer, which are tokenised apart, and the end of the turn belongs to the answer."""
+"""Log-probabilities of given answers, on the tokens that training optimises.
+
+The model's chat template writes prompt and answer, which are tokenised separately. The answer includes the end of turn.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Messages = Sequence[dict[str, str]]
-# What a token of an answer is to models that tell kinds of tokens apart: text; to PaliGemma, outside its prefix.
+# Type ids of answer tokens by processor, 0 (text) by default; PaliGemma's 1 is outside of its prefix.
 ANSWER_TYPES = {"token_type_ids": {"PaliGemmaProcessor": 1}, "mm_token_type_ids": {}}
 
 
 @dataclass(frozen=True)
 class View:
-    """An answer to be measured, behind what the model sees: `images` (RGB) and `prompt`, messages of text."""
+    """An answer to measure, after `images` (RGB) and `prompt` (messages of text)."""
 
     images: Sequence[Image]
     prompt: Messages
@@ -30,10 +32,10 @@ class View:
 
 
 def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[float]:
-    """Log-probability of each answer in nats, summed over its tokens with the end of its turn, in float32.
+    """Return the log-probability of each answer in nats, summed in float32 over its tokens and the end of turn.
 
-    One padded forward pass, whose language-model head runs on the places of answers only. Out of memory is left to the
-    caller, who chose the batch.
+    One padded forward pass computes all views; the language-model head runs on answer positions only. Out-of-memory
+    errors are left to the caller, who chose the batch.
 
     Raises:
         InputError: a chat template that writes the prompt differently once an answer follows.
@@ -45,7 +47,7 @@ def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[floa
     inputs = _encode(model.processor, [prompt for prompt, _ in texts], [view.images for view in views], answers)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     ends = inputs["attention_mask"].sum(dim=1).tolist()
-    # The place before a token predicts it.
+    # The position before a token predicts it.
     places = [(row, place) for row, (end, ids) in enumerate(zip(ends, answers, strict=True))
               for place in range(end - len(ids) - 1, end - 1)]  # fmt: skip
     rows, before = torch.tensor(places, device=model.device).T
@@ -59,7 +61,7 @@ def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[floa
 
 
 def conversation(processor: Any, view: View) -> tuple[str, str]:
-    """Prompt and answer as the model's template writes them; the answer keeps its end-of-turn token.
+    """Return prompt and answer as the chat template writes them; the answer keeps its end-of-turn token.
 
     Raises:
         InputError: the template writes the prompt differently once an answer follows.
@@ -81,7 +83,7 @@ def conversation(processor: Any, view: View) -> tuple[str, str]:
 def _encode(
     processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image]], answers: Sequence[Sequence[int]]
 ) -> dict[str, torch.Tensor]:
-    """Model inputs of prompts with the answers behind them, right-padded, as in training."""
+    """Return model inputs of the prompts followed by their answers, right-padded as in training."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -100,7 +102,7 @@ def _encode(
         return pad_sequence(rows, batch_first=True, padding_value=value)
 
     ids = [torch.tensor(answer) for answer in answers]
-    inputs = {name: value for name, value in made.items() if name != "labels"}  # PaliGemma's
+    inputs = {name: value for name, value in made.items() if name != "labels"}  # PaliGemma's processor adds them
     for name, kinds in ANSWER_TYPES.items():
         if name in made:
             kind = kinds.get(type(processor).__name__, 0)

@@ -1,4 +1,4 @@
-"""One evaluation: what its options name is opened, and one measure is taken."""
+"""Run one evaluation: open questions and model, then evaluate the chosen measure."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 
 
 def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] | None:
-    """Take the measure that the settings name, and write an evaluation folder.
+    """Evaluate the measure of the settings and write an evaluation folder.
 
     Returns:
-        The content of results.json; None in all processes of a launch but the first.
+        The content of results.json; None in all processes but the first.
 
     Raises:
-        InputError: questions, model, protocols or output cannot work; as much as can be is found before any answer.
+        InputError: invalid questions, model, protocols or output; most are refused before the first answer.
         Stopped: the budget of an endpoint is spent.
-        AlreadyFinished: `run.resume`, and the folder is there.
+        AlreadyFinished: `run.resume` is set and the folder exists.
     """
     if Processes.here().first:
         writable.check(run.output, run.resume)
@@ -48,7 +48,7 @@ def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] |
 
 
 def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any] | None:
-    """Answers to questions, scored against the gold ones."""
+    """Answer questions and score the answers against the gold answers."""
     asked = open_questions(settings)
     if asked.note and processes.first:
         log.warning(asked.note)
@@ -68,7 +68,7 @@ def answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pro
 
 
 def open_questions(settings: Settings) -> questions.QuestionSet:
-    """The questions that the settings name. Raises InputError for asked that cannot be asked or scored."""
+    """Return the questions of the settings; raise InputError for questions that cannot be asked or scored."""
     return questions.read(
         settings.source, settings.dataset, settings.split, settings.limit, settings.seed, settings.skip_faulty,
         settings.dataset_revision, settings.official_split, settings.scoring, settings.credentialed,
@@ -78,7 +78,7 @@ def open_questions(settings: Settings) -> questions.QuestionSet:
 
 
 def open_answering(settings: Settings, limits: Limits, contents: Mapping[str, str | None]) -> Answering:
-    """The model that the settings name, with its adapter. Raises InputError if it cannot be loaded."""
+    """Return the model of the settings with its adapter; raise InputError if it cannot be loaded."""
     return (
         EndpointModel(settings.model, limits)
         if settings.is_endpoint
@@ -87,14 +87,14 @@ def open_answering(settings: Settings, limits: Limits, contents: Mapping[str, st
 
 
 def preference(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
-    """Which side of a dataset's pairs the model finds likelier."""
+    """Measure which side of each pair has the higher log-probability."""
     rows, found = _pairs(settings, processes)
     with _of_pairs(settings, run, partial(pairs.lines, rows)) as (folder, open_model):
         return pairs.measure_preferences(open_model, rows, folder, settings.batch_size, record | found)
 
 
 def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any]:
-    """What the model loses where it is shown less."""
+    """Measure the fall of accuracy and likelihood when the image is noised, blanked or swapped."""
     rows, found = _pairs(settings, processes)
     with _of_pairs(settings, run, partial(pairs.lines, rows, only_noised=True)) as (folder, open_model):
         return pairs.measure_visual_reliance(
@@ -107,7 +107,7 @@ def visual_reliance(settings: Settings, run: Run, record: dict[str, Any], proces
 def _of_pairs(
     settings: Settings, run: Run, lines: Callable[[], Sequence[Row]]
 ) -> Iterator[tuple[Path, Callable[[], VisionLanguageModel]]]:
-    """The working folder of a measure of pairs (`pairs.lines`), and what loads the model that it was begun with."""
+    """Yield the working folder of a measure of pairs, and a function that loads the model."""
     contents = settings.model_spec.contents()
     with (
         still(run.output, lines),

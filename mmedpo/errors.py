@@ -1,4 +1,4 @@
-"""What can be wrong with an input, said once and in the same words everywhere."""
+"""Errors of the whole package: faults of rows, unusable inputs, and runs that end early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with one row: `row` is its id (or file and line), `sentence` says what and what to do."""
+    """One fault of one row: `row` is its id or file and line, `sentence` the problem and its remedy."""
 
     row: str
     column: str
@@ -23,10 +23,9 @@ class Fault:
 
 
 class InputError(ValueError):
-    """An input that cannot work; the message says what was given, why it cannot work and what to do.
+    """Unusable input. The message names the input, the reason and the remedy; the command line exits with code 2.
 
-    The command line turns it into exit code 2. `faults` carries every faulty row, of which the message shows
-    the first `SHOWN_FAULTS`.
+    `faults` lists all faults; the message shows the first `SHOWN_FAULTS`.
     """
 
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
@@ -38,8 +37,8 @@ class InputError(ValueError):
 
 
 class AlreadyFinished(Exception):
-    """`--resume` was asked of a run that is complete: nothing to do."""
+    """`--resume` of a run that is already complete."""
 
 
 class Stopped(Exception):
-    """A run that ended before its end on purpose; what is finished is kept, and --resume goes on."""
+    """A run that stopped early on purpose. Finished work is kept, and `--resume` continues it."""

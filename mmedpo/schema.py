@@ -1,7 +1,7 @@
-"""The preference dataset: its columns, the rules every row keeps, and how it is written.
+"""Preference dataset: columns, rules for rows, and the writer of its Parquet files.
 
-The columns are TRL's conversational vision-preference format plus what MMedPO adds, so that the dataset also
-loads in a plain `trl.DPOTrainer`. See docs/architecture.md.
+The columns are TRL's conversational vision-preference format plus MMedPO's own, so a plain `trl.DPOTrainer` can
+load the dataset too. See docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 DISPREFERENCES = (
-    "hallucinated_response",  # the same image, a wrong answer
-    "lesion_noise",  # the same answer, the image with its lesion noised
-    "image_noise",  # the same answer, the image noised or cropped as a whole
-    "reversed_noise",  # on the noised image, the wrong answer over the gold one
+    "hallucinated_response",  # same image, rejected response
+    "lesion_noise",  # same answer, image with its lesion noised
+    "image_noise",  # same answer, whole image noised or cropped
+    "reversed_noise",  # noised image, where the rejected response is preferred to the gold answer
 )
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
 TASKS = ("closed_vqa", "open_vqa", "report")
-SHARD_SIZE = "500MB"  # of images; a larger split is written as several files
-SHARD_ROWS = 20_000  # likewise: what a file says of its groups of rows stays in memory, of writers and readers
-SHARD_ENDS = 1 / 16  # of the rows may be the last of a full shard
-DIGEST = "row_digest"  # a column of the published form of credentialed data, and of no preference dataset
+SHARD_SIZE = "500MB"  # bytes of images in one file
+SHARD_ROWS = 20_000  # rows in one file: writers and readers hold the metadata of all its row groups in memory
+SHARD_ENDS = 1 / 16  # share of the rows that may end a full shard
+DIGEST = "row_digest"  # column of the published form of restricted data only
 STRIPPED = (
     "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
-ROWS_AT_ONCE = 32  # held in memory while writing; a group of rows in Parquet
-# Pairs about one image hold it in one dictionary, however large that grows; pages can be found by their index.
+ROWS_AT_ONCE = 32  # rows in memory while writing, and in a Parquet row group
+# A dictionary page of any size, so that pairs about one image store it once; an index to find pages.
 LAYOUT: dict[str, Any] = {"dictionary_pagesize_limit": 2**31 - 1, "compression": "none", "write_page_index": True}
 
 
@@ -54,7 +54,7 @@ def _features() -> Features:
     judgement = {
         "round": Value("int32"),
         "judge": Value("string"),
-        "score": Value("float32"),  # null: the answer could not be read
+        "score": Value("float32"),  # null: the judge's reply had no score
         "rationale": Value("string"),
     }
     return Features(
@@ -66,7 +66,7 @@ def _features() -> Features:
             "chosen": messages,
             "rejected": messages,
             "weight": Value("float32"),
-            "clinical_relevance": Value("float32"),  # null: nobody scored it, and the weight is 1
+            "clinical_relevance": Value("float32"),  # null: not scored, so the weight is 1
             "dispreference": ClassLabel(names=list(DISPREFERENCES)),
             "task": ClassLabel(names=list(TASKS)),
             "source": Value("string"),
@@ -75,17 +75,17 @@ def _features() -> Features:
                 "sample_id": Value("string"),
                 "image_id": Value("string"),
                 "patient_id": Value("string"),
-                "rejected_by": Value("string"),  # model that made the wrong answer, or the noise's name
+                "rejected_by": Value("string"),  # model that wrote the rejected response, or name of the noise
                 "revision": Value("string"),
                 "prompt_version": Value("string"),
                 "seed": Value("int64"),
-                "candidates": List(Value("string")),  # what the target model sampled
+                "candidates": List(Value("string")),  # answers sampled from the target model
                 "judgements": List(judgement),
-                "agreed": Value("bool"),  # null: no panel was asked
+                "agreed": Value("bool"),  # null: no panel
                 "localizer": Value("string"),
                 "query": Value("string"),
                 "boxes": List(box),
-                "mask_rule": Value("string"),  # how a heat map became a mask
+                "mask_rule": Value("string"),  # rule that made a heat map a mask
                 "noise": Value("string"),  # method
                 "noise_step": Value("int32"),
                 "noise_edge": Value("int32"),  # pixels
@@ -97,19 +97,19 @@ def _features() -> Features:
 
 
 def __getattr__(name: str) -> Any:
-    # `datasets` takes a second to import, and most users of this module's rules do not need it.
+    # Lazy: `datasets` takes a second to import, and the row rules do not need it.
     if name == "FEATURES":
         return _features()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def message_text(messages: list[dict[str, str]]) -> str:
-    """The text of a conversation's last message ("" when there is none)."""
+    """Return the text of a conversation's last message, "" where it has none."""
     return (messages[-1]["content"] or "") if messages else ""
 
 
 def text_fault(chosen: str, rejected: str, task: str) -> str | None:
-    """Why a rejected text cannot be set against `chosen` on the same image, or None if it can."""
+    """Return why `rejected` is no rejected response to `chosen` on the same image, or None."""
     if not folded(rejected):
         return "the rejected answer is empty; write one or drop the row"
     if folded(rejected) == folded(chosen):
@@ -130,7 +130,12 @@ def _number_fault(value: Any, low: float, high: float) -> str | None:
 
 
 def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image_fault) -> list[Fault]:
-    """All faults of one row whose images are undecoded ({"bytes", "path"} dicts); `look` says why one is unusable."""
+    """Return all faults of one row.
+
+    Args:
+        row: with undecoded images, {"bytes", "path"}.
+        look: returns the fault of an image, or None.
+    """
     name = row["id"] or "(no id)"
     faults = []
 
@@ -159,7 +164,7 @@ def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image
 
 
 def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The column and the sentence (None: there is no fault) of what makes a row's two sides no preference."""
+    """Return (column, sentence) of a row whose two sides are no preference; the sentence is None without a fault."""
     chosen, rejected = message_text(row["chosen"] or []), message_text(row["rejected"] or [])
     if row["rejected_images"] and row["rejected_images"] == row["images"] and folded(chosen) == folded(rejected):
         return "rejected_images", "both sides are equal, images and texts; nothing can be learned from it"
@@ -171,7 +176,7 @@ def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:
-    """The columns that are missing or of another type than the schema's."""
+    """Return a fault for each column that is missing or differs in type from the schema."""
     if DIGEST in features:
         return [Fault("(all rows)", DIGEST, STRIPPED)]
     return [
@@ -186,9 +191,9 @@ def column_faults(features: Mapping[str, Any]) -> list[Fault]:
 
 
 def validate(dataset: Dataset) -> list[Fault]:
-    """Check a preference dataset against the schema and the row rules; every fault of every row is listed.
+    """Return all faults of a preference dataset, by the schema and the row rules.
 
-    A wrong or missing column is reported alone, since no row rule can be checked then.
+    Faults of columns are returned alone, since row rules need all columns.
     """
     faults = column_faults(dataset.features)
     if faults:
@@ -201,7 +206,7 @@ def validate(dataset: Dataset) -> list[Fault]:
 
 
 def undecoded(dataset: Dataset) -> Dataset:
-    """The dataset with its images as {"bytes", "path"} instead of pictures."""
+    """Return the dataset with undecoded images, {"bytes", "path"}."""
     from datasets import Image, List
 
     for column, feature in dataset.features.items():
@@ -213,12 +218,16 @@ def undecoded(dataset: Dataset) -> Dataset:
 
 
 def repeated_ids(counts: Mapping[str, int]) -> list[Fault]:
-    """A fault for each id that occurs more than once."""
+    """Return a fault for each id that occurs more than once."""
     return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
 
 
 def shard_bytes(size: str) -> int:
-    """Bytes of a size such as "500MB" or "64KB", as `push_to_hub` of datasets takes it. Raises InputError."""
+    """Return the bytes of a size such as "500MB" or "64KB", in the notation of `datasets`.
+
+    Raises:
+        InputError: not a size, or not positive.
+    """
     from datasets.utils.py_utils import convert_file_size_to_int
 
     try:
@@ -231,8 +240,11 @@ def shard_bytes(size: str) -> int:
 
 
 def _is_full(filled: float, id: str) -> bool:
-    """Whether a shard ends with this row; `filled`: 1 of the shard's limit. The row's own id has a say, so that shards
-    behind a changed, added or removed row begin where they did, and a new version of a dataset uploads few of them."""
+    """Return True if a shard ends with this row, where `filled` is its size as a multiple of the limit.
+
+    The row's id decides where a full shard ends, so that later shards keep their boundaries when rows change. A new
+    version of a dataset then uploads few shards.
+    """
     return filled > 1 and (filled > 2 or unit_interval("shard", id) < SHARD_ENDS)
 
 
@@ -244,14 +256,16 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
 
 def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", shard_size: str = SHARD_SIZE) -> None:
-    """Write rows as `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
+    """Stream rows to `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
-    Rows are streamed: images are {"bytes", "path"} dicts, ClassLabels are given by name. A file ends soon after
-    `shard_size` of images or `SHARD_ROWS` rows; equal rows give equal bytes. Within `ROWS_AT_ONCE` rows an image is
-    stored once.
+    A file ends soon after `shard_size` of images or `SHARD_ROWS` rows. Equal rows give equal bytes. An image is stored
+    once per `ROWS_AT_ONCE` rows.
+
+    Args:
+        rows: with images as {"bytes", "path"} and class labels by name.
 
     Raises:
-        InputError: rows break a rule; all their faults are reported, and no file is left.
+        InputError: rows break a rule. It lists all faults, and no file is left.
     """
     from pyarrow.parquet import ParquetWriter
 
@@ -291,5 +305,5 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     finally:
         for shard in shards:
             shard.unlink(missing_ok=True)
-        with suppress(OSError):  # other splits live there
+        with suppress(OSError):  # not empty: other splits
             data.rmdir()

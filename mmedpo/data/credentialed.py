@@ -1,8 +1,8 @@
-"""Data whose terms forbid passing it on: how it is known, and the questions that are asked before anything is sent.
+"""Restricted data: how it is recognised, and checks before anything is sent.
 
-A mark travels with it: source -> `manifest.json` ("source") and the licence of each row -> `training.json`
-and, of whole models, `config.json` (`KEY`) -> `results.json` -> `comparison.json`, so that each later step knows
-without trusting a folder's name. docs/credentialed.md.
+A mark travels with the data, so that no later step relies on a folder's name: source -> `manifest.json` ("source")
+and the licence of each row -> `training.json` and, for whole models, `config.json` (`KEY`) -> `results.json` ->
+`comparison.json`. See docs/credentialed.md.
 """
 
 from __future__ import annotations
@@ -20,42 +20,43 @@ from mmedpo.runs.hosts import is_remote
 from mmedpo.runs.options import FLAG
 
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
-NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in a source's name or licence: letters and digits alone
-KEY = "credentialed_source"  # of what a model was trained on, in its training.json and config.json
-YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")  # 1.0 is how pandas writes true
+NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in names and licences, compared by letters and digits
+KEY = "credentialed_source"  # in training.json and config.json: the restricted source of the training data
+YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")  # pandas may write true as 1.0
 MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/credentialed.md."
 UNLESS = f"If everybody who receives it has agreed to the same terms, say so with {FLAG}."
 
 
 def is_credentialed(source: Mapping[str, Any]) -> bool:
-    """Whether a recorded source ({"name", "license", "credentialed", ...}) may not leave: by its mark, or by name."""
+    """Return True if a recorded source ({"name", "license", "credentialed", ...}) is restricted, by mark or name."""
     return bool(source.get("credentialed")) or telling([source.get("name"), source.get("license")]) is not None
 
 
 def telling(texts: Iterable[Any]) -> str | None:
-    """The first of these names and licences that tells of credentialed data; None: none does."""
+    """Return the first of these names and licences that identifies restricted data, or None."""
     return next((str(text) for text in texts if any(known in _letters(text) for known in NAMES)), None)
 
 
 def of_path(path: Path) -> str | None:
-    """As `of_folders`, of a folder, or of a file and the folder that it is in."""
+    """Return the evidence that a folder, or a file by its name and folder, is restricted (`of_folders`), or None."""
     known = telling([path.resolve().with_suffix("").name])
     return f"the name {known!r}" if known else of_folders([path.resolve()])
 
 
 def of_folders(folders: Iterable[Path]) -> str | None:
-    """Return what says that data in one of these folders is credentialed: the file `MARKER` there or in any folder
-    above, or the name of one of them; None: nothing does.
+    """Return the evidence that data in one of these folders is restricted, or None.
+
+    Evidence is the file `MARKER` in a folder or any parent, or the name of one of them.
 
     Args:
-        folders: as they are after links.
+        folders: resolved paths.
     """
-    asked: set[Path] = set()
+    checked: set[Path] = set()
     for folder in folders:
         for place in (folder, *folder.parents):
-            if place in asked:
+            if place in checked:
                 break
-            asked.add(place)
+            checked.add(place)
             if (place / MARKER).exists():
                 return f"the file {MARKER}"
             if telling([place.name]):
@@ -64,21 +65,21 @@ def of_folders(folders: Iterable[Path]) -> str | None:
 
 
 def has_marker(folder: Path) -> bool:
-    """Whether the file `MARKER` is in a folder or in any above it, after links."""
+    """Return True if the file `MARKER` is in a folder or any parent, after resolving links."""
     real = folder.resolve()
     return any((place / MARKER).exists() for place in (real, *real.parents))
 
 
 def marked(license: str) -> str:
-    """A licence that says what it is of, so that rows say so wherever they go and whatever their source is called."""
+    """Return a licence that names the data as restricted, so that the mark stays with each row."""
     return license if telling([license]) else f"{license} (credentialed)"
 
 
 def first(records: Iterable[Mapping[str, Any]]) -> str | None:
-    """The name of the first credentialed source in manifests, training records, results or comparisons; None: none."""
+    """Return the name of the first restricted source in manifests, training records, results or comparisons."""
     for record in records:
         source = record.get("source")
-        if isinstance(source, str):  # as results and comparisons name it
+        if isinstance(source, str):  # in results and comparisons
             source = {"name": source, "credentialed": record.get("credentialed")}
         trained_on = (record.get("dataset_manifest") or {}).get("source")
         for named in (source or record, trained_on or {}):
@@ -90,17 +91,17 @@ def first(records: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def is_yes(cell: Any) -> bool:
-    """Whether a table's cell marks its source."""
+    """Return True if a cell of the column `credentialed` marks its source."""
     return str(cell).strip().lower() in YES
 
 
 def is_answer(cell: Any) -> bool:
-    """Whether a table's cell says that its source is marked, or that it is not."""
+    """Return True if a cell of the column `credentialed` is empty, yes or no."""
     return cell is None or str(cell).strip().lower() in (*YES, *NO)
 
 
 def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:
-    """Raise InputError if one of these records names a source that may not leave."""
+    """Raise InputError if one of these records names a restricted source."""
     if name := first(records):
         raise InputError(
             f"{what} is not published: {name} is credentialed data, whose terms forbid passing on texts, images and "
@@ -109,8 +110,13 @@ def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:
 
 
 def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = None) -> None:
-    """Raise InputError if one of these models, as options name them, would have the source `name` sent elsewhere;
-    `marked_by`: what says that it is credentialed."""
+    """Raise InputError if one of these models is on another machine.
+
+    Args:
+        name: of the restricted source.
+        models: as options name them.
+        marked_by: the evidence that the source is restricted.
+    """
     if remote := [model for model in models if is_remote(model)]:
         shown = ", ".join(
             re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?[^#]*", "", model)) for model in dict.fromkeys(remote)
@@ -124,14 +130,13 @@ def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = N
 
 
 def unquoted(faults: Sequence[Fault]) -> list[Fault]:
-    """Faults that quote no cell: what a sentence says was "got", and all from its first quotation mark to its last, is
-    left out."""
+    """Return faults that quote no cell: without the text after "got", and from the first quotation mark to the last."""
     return [replace(fault, sentence=_unquoted(fault.sentence)) for fault in faults]
 
 
 @contextmanager
 def quoting_nothing(marked: bool) -> Iterator[None]:
-    """Where `marked`, the faults of an InputError that is raised inside are `unquoted`."""
+    """Redact the faults of an InputError raised inside (`unquoted`), where the source is `marked`."""
     try:
         yield
     except InputError as error:

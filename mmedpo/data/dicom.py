@@ -1,7 +1,7 @@
 """DICOM files as a viewer shows them, with pydicom (`pip install 'mmedpo[dicom]'`).
 
-Of a header only what the pixels need is read, and nothing of it is quoted: errors and warnings of pydicom would name
-the patient. An element that is empty or makes no sense is read as absent.
+Only header elements that the pixels need are read. None is quoted, since errors and warnings of pydicom may name the
+patient. An empty or invalid element counts as absent.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mmedpo.data.image_modes import WIDE_PIXEL, UnusableError, eight_bits, most_
 from mmedpo.errors import InputError
 
 SUFFIXES = (".dcm", ".dicom")
-MARK = b"DICM"  # from byte 128
+MARK = b"DICM"  # at byte 128
 CHANNELS = ("Red", "Green", "Blue")
 BLOCK = 2**14  # bytes inflated at a time
-FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # of a JPEG frame's size; 0xF7 is JPEG-LS
+FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG segments with the frame's size; 0xF7 is JPEG-LS
 PACKAGES = "pip install 'pylibjpeg[all]' or export it uncompressed"
 
 
 def read(data: bytes) -> np.ndarray:
-    """The picture of a DICOM file, uint8 H x W or H x W x 3 (DICOM PS3.3, C.7.6.3 and C.11).
+    """Return the picture of a DICOM file, uint8 H x W or H x W x 3 (DICOM PS3.3, C.7.6.3 and C.11).
 
-    Grey values pass the modality's table or slope, then the VOI table or the first window that can be used, else their
-    own range. Padding is black and no part of that range.
+    Grey values pass the modality's table or slope, then the VOI table, the first usable window, or their own range.
+    Padding is black and not part of that range.
 
     Raises:
-        UnusableError: no picture, several frames, or pixels that no installed package decodes.
+        UnusableError: no picture, several frames, or no installed package decodes the pixels.
         InputError: pydicom is missing, or the limit variable is no number.
     """
     try:
@@ -48,18 +48,18 @@ def read(data: bytes) -> np.ndarray:
 
     try:
         with _silence():
-            return _shown(dcmread(_Stream(data)))
+            return _picture(dcmread(_Stream(data)))
     except (InputError, UnusableError, pillow.DecompressionBombError):
         raise
     except InvalidDicomError:
         raise UnusableError("the file is named as DICOM but is not; replace the file or drop the row") from None
-    except Exception as error:  # of any kind, with text that quotes the header
+    except Exception as error:  # any kind; its text may quote the header
         kind = type(error).__name__
         raise UnusableError(f"the DICOM file cannot be decoded ({kind}); export it anew or drop the row") from None
 
 
 class _Stream(io.BytesIO):
-    """A file in memory. Of a deflated one pydicom reads the rest at once, to inflate it without a limit."""
+    """A file in memory that limits deflated data: pydicom reads the rest of it at once and inflates without a limit."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         found = super().read(size)
@@ -69,7 +69,7 @@ class _Stream(io.BytesIO):
 
 
 def _refuse_inflating(packed: bytes) -> None:
-    """Raise DecompressionBombError where deflated data would take more than `most_bytes`."""
+    """Raise DecompressionBombError if deflated data exceed `most_bytes`."""
     from PIL import Image as pillow
 
     most, inflater, count = most_bytes(), zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -94,8 +94,8 @@ def _silence() -> Iterator[None]:
         logger.disabled = before
 
 
-def _shown(header: Any) -> np.ndarray:
-    """The picture of a pydicom dataset."""
+def _picture(header: Any) -> np.ndarray:
+    """Return the picture of a pydicom dataset."""
     if not header.get("Rows") or not header.get("Columns"):
         raise UnusableError("the DICOM file holds no image; drop the row")
     if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
@@ -105,7 +105,7 @@ def _shown(header: Any) -> np.ndarray:
         raise UnusableError(f"the DICOM file's values end at bit {high} and not {bits - 1} (HighBit); export it anew")
     stored = int(header.get("SamplesPerPixel") or 1) * -(-int(header.get("BitsAllocated") or 8) // 8)
     refuse_bombs(header.Rows * header.Columns, max(WIDE_PIXEL, stored))
-    _bring_up(header)
+    _flatten_frame(header)
     kind = str(header.PhotometricInterpretation).upper()
     if not kind.startswith(("MONOCHROME", "PALETTE", "RGB", "YBR")):
         raise UnusableError("the DICOM file's colours are neither RGB nor YBR; export it as RGB")
@@ -122,17 +122,17 @@ def _shown(header: Any) -> np.ndarray:
     return grey if padding is None else np.where(padding, np.uint8(0), grey)
 
 
-def _bring_up(header: Any) -> None:
-    """Copy window and rescaling of an enhanced file's one frame to where other files have them."""
+def _flatten_frame(header: Any) -> None:
+    """Copy window and rescaling of an enhanced file's only frame to the top level, where other files have them."""
     for group in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for frame in (header.get(group) or [])[:1]:
             for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-                for said in (frame.get(name) or [])[:1]:
-                    header.update(said)
+                for item in (frame.get(name) or [])[:1]:
+                    header.update(item)
 
 
 def _decoded(header: Any) -> np.ndarray:
-    """Stored values, int or float H x W, or H x W x 3 with YBR made RGB."""
+    """Return stored values, int or float, H x W or H x W x 3 (YBR converted to RGB)."""
     from pydicom.pixels import get_decoder
 
     syntax = header.file_meta.get("TransferSyntaxUID")
@@ -157,18 +157,18 @@ def _decoded(header: Any) -> np.ndarray:
 
 
 def _refuse_other_size(header: Any) -> None:
-    """Raise UnusableError where compressed pixels declare another size than the header, which has passed the limit."""
+    """Raise UnusableError if compressed pixels declare another size than the header, since only that was limited."""
     from pydicom.encaps import get_frame
 
-    declared = _declared(get_frame(header.PixelData, 0, number_of_frames=1))
+    declared = _codestream_size(get_frame(header.PixelData, 0, number_of_frames=1))
     if declared and (declared[:2] != (header.Rows, header.Columns) or declared[2] > 4):
         raise UnusableError(
             "the DICOM file's pixels are compressed at another size than its header says; export it anew"
         )
 
 
-def _declared(frame: bytes) -> tuple[int, int, int] | None:
-    """Height, width and components that a JPEG or JPEG 2000 codestream says in its own header; None: it says none."""
+def _codestream_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Return height, width and components from the header of a JPEG or JPEG 2000 codestream, or None."""
     if (start := frame.find(b"\xff\x4f\xff\x51")) >= 0:  # JPEG 2000: SOC, SIZ
         if len(frame) < start + 42:
             return None
@@ -184,7 +184,7 @@ def _declared(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _numbers(header: Any, keyword: str) -> list[float]:
-    """The numbers of an element, NaN for those that are none; empty where the element is absent or empty."""
+    """Return the numbers of an element, NaN for null values; empty where it is absent or invalid."""
     try:
         given = header.get(keyword)
         values = given if isinstance(given, (list, tuple)) or hasattr(given, "__iter__") else [given]
@@ -194,25 +194,25 @@ def _numbers(header: Any, keyword: str) -> list[float]:
 
 
 def _number(header: Any, keyword: str) -> float | None:
-    """An element's first number; None where it has none that is finite."""
+    """Return an element's first number if it is finite, else None."""
     found = _numbers(header, keyword)
     return found[0] if found and math.isfinite(found[0]) else None
 
 
 def _padding(values: np.ndarray, header: Any) -> np.ndarray | None:
-    """bool H x W: the stored values that stand for no picture; None where the header names none."""
+    """Return the padded pixels, bool H x W; None where the header names no padding."""
     for kind in ("", "Float", "DoubleFloat"):
         ends = [_number(header, f"{kind}PixelPadding{end}") for end in ("Value", "RangeLimit")]
         if ends[0] is not None:
             known = [end for end in ends if end is not None]
-            if not kind and values.dtype.kind in "iu":  # the element's sign may be another than the pixels'
+            if not kind and values.dtype.kind in "iu":  # element and pixels may differ in sign
                 known = np.array(known).astype(np.int64).astype(values.dtype).tolist()
             return (values >= min(known)) & (values <= max(known))
     return None
 
 
 def _rescaled(values: np.ndarray, header: Any) -> np.ndarray:
-    """Values in the modality's unit."""
+    """Return values in the modality's unit."""
     if table := _table(header.get("ModalityLUTSequence"), values):
         return table[0]
     slope, intercept = _number(header, "RescaleSlope") or 1.0, _number(header, "RescaleIntercept") or 0.0
@@ -220,7 +220,7 @@ def _rescaled(values: np.ndarray, header: Any) -> np.ndarray:
 
 
 def _windowed(values: np.ndarray, header: Any, padding: np.ndarray | None) -> np.ndarray:
-    """uint8 H x W."""
+    """Return values through the VOI table or window, uint8 H x W."""
     if table := _table(header.get("VOILUTSequence"), values):
         return eight_bits(table[0], 0, 2 ** table[1] - 1)
     windows = zip(_numbers(header, "WindowCenter"), _numbers(header, "WindowWidth"), strict=False)
@@ -237,23 +237,23 @@ def _windowed(values: np.ndarray, header: Any, padding: np.ndarray | None) -> np
 
 
 def _table(sequence: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """Values through a sequence's table, and its entries' bits; None where there is no table."""
+    """Return values through a sequence's table, and the bits of its entries; None without a table."""
     item = sequence[0] if sequence else {}
     descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
     if not descriptor or not data:
         return None
     count, first, bits = descriptor[0] or 2**16, descriptor[1], descriptor[2]
     table = _entries(data, count) if isinstance(data, bytes) else np.asarray(data, dtype=np.int64).reshape(-1)
-    if first > max(values.max(), 2**15 - 1):  # a negative number that was read as a positive one
+    if first > max(values.max(), 2**15 - 1):  # a negative number read as unsigned
         first -= 2**16
-    # Entries of 8 bits, or of more than the descriptor says, are common.
+    # Files often have entries of 8 bits, or of more than the descriptor says.
     depth = max(int(table.max()).bit_length(), 8)
     bits = depth if depth == 8 or depth > bits else bits
     return _looked_up(np.rint(values).astype(np.int64), table, first), bits
 
 
 def _coloured(values: np.ndarray, header: Any) -> np.ndarray:
-    """uint8 H x W x 3, through the header's palette."""
+    """Return values through the header's palette, uint8 H x W x 3."""
     from pydicom.pixels import apply_color_lut
 
     if "SegmentedRedPaletteColorLookupTableData" in header:
@@ -264,12 +264,12 @@ def _coloured(values: np.ndarray, header: Any) -> np.ndarray:
     data = [header[f"{name}PaletteColorLookupTableData"].value for name in CHANNELS]
     tables = [_entries(entries, count or 2**16, little) for entries in data]
     made = np.stack([_looked_up(values.astype(np.int64), table, first) for table in tables], axis=-1)
-    # Entries of 8 bits in words of 16 are common, whatever the descriptor says.
+    # Files often store 8-bit entries in 16-bit words, whatever the descriptor says.
     return (made >> 8 if max(table.max() for table in tables) > 255 else made).astype(np.uint8)
 
 
 def _entries(data: bytes, count: int, little: bool = True) -> np.ndarray:
-    """A table's `count` entries, of 8 or 16 bits as its length tells."""
+    """Return a table's `count` entries, of 8 or 16 bits by its length."""
     kind = ("<u2" if little else ">u2") if len(data) >= 2 * count else "u1"
     return np.frombuffer(data, kind, min(count, len(data) // np.dtype(kind).itemsize))
 

@@ -1,4 +1,4 @@
-"""Questions about images whose findings are boxed and labelled, but which nobody has asked anything yet."""
+"""Questions made from an image's boxed and labelled findings, for tables without questions (NIH ChestX-ray14)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmedpo.data.text import folded, unit_interval
 
 VOCABULARY = ["atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax"]
 NO_FINDING = {"no finding"}  # NIH's label of a normal image
-OTHERS = {"consolidation", "edema", "emphysema", "fibrosis", "hernia", "pleural thickening"}  # NIH's, never boxed
+OTHERS = {"consolidation", "edema", "emphysema", "fibrosis", "hernia", "pleural thickening"}  # NIH's without boxes
 KNOWN = {*VOCABULARY, *OTHERS, *NO_FINDING}
-SPELLINGS = {  # NIH's box list and label list differ
+SPELLINGS = {  # NIH's lists of boxes and labels differ in spelling
     **{name + ending: name for name in KNOWN for ending in ("s", "es")},
     **dict.fromkeys(("infiltrate", "infiltrates"), "infiltration"),
 }
@@ -25,17 +25,19 @@ Box = Mapping[str, Any]
 def ask(image: str, boxes: Sequence[Box], labels: Sequence[str], width: float | None) -> Iterator[dict[str, Any]]:
     """Yield `id`, `question`, `answer`, `task` and `boxes` of the questions about one image.
 
-    A boxed finding gives "Is there ...?" (yes), and where it is on one side only, the side. A side with one boxed
-    finding gives what is there, unless the image has findings that nobody boxed. One finding that is neither boxed
-    nor labelled gives "Is there ...?" (no): absence rests on image-level labels, which may be text-mined. It is not
-    asked of an image without labels, nor of one with a finding outside `KNOWN`, which may be another name of it. Ids
-    count an image's findings and do not name them: ids of credentialed data are published.
+    - Present: "Is there ...?" (yes) for each boxed finding.
+    - Side: the side of a boxed finding that is on one side only.
+    - What: the finding of a side with one boxed finding, unless the image has labels without boxes.
+    - Absent: "Is there ...?" (no) for one finding that is neither boxed nor labelled. Absence rests on image-level
+      labels, which may be text-mined. Not asked without labels, or with a finding outside `KNOWN` (maybe a synonym).
+
+    Ids count findings and do not name them, since ids of restricted data are published.
 
     Args:
-        image: its path in the source.
+        image: path in the source.
         boxes: {"label", "x", "width", ...} each, in pixels.
-        labels: the image's findings, boxed or not.
-        width: of the image in pixels; without it nothing is asked about sides.
+        labels: all findings of the image, boxed or not.
+        width: of the image in pixels; None: no questions about sides.
     """
     name = Path(image).with_suffix("").as_posix()
     by_finding: dict[str, list[Box]] = {}
@@ -65,12 +67,12 @@ def ask(image: str, boxes: Sequence[Box], labels: Sequence[str], width: float | 
 
 
 def named(labels: Iterable[str]) -> set[str]:
-    """The findings in labels, of which one may name several ("Nodule/Mass"); none where the value is missing."""
+    """Return the findings in labels, without missing values. A label may name several ("Nodule/Mass")."""
     return {_finding(one) for label in labels for one in re.split(r"[|/,;\n]", label) if not is_missing(one)}
 
 
 def fault(boxes: Sequence[object], labels: Sequence[str]) -> str | None:
-    """Why nothing can be asked about an image without boxes, or None."""
+    """Return why no question can be made about an image, or None."""
     if boxes:
         return None
     if not (labelled := named(labels)):
@@ -87,7 +89,7 @@ def _finding(label: str) -> str:
 
 
 def _side(box: Box, width: float | None) -> str | None:
-    """The patient's side (frontal radiographs show the right side on the left); None across the middle."""
+    """Return the patient's side (a frontal radiograph shows the right side on the left); None across the middle."""
     if width is None or box["x"] < width / 2 < box["x"] + box["width"]:
         return None
     return "right" if box["x"] < width / 2 else "left"

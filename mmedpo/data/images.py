@@ -1,7 +1,6 @@
-"""Images of every kind as one picture: the RGB pixels that are stored, noised, trained on, shown and evaluated.
+"""One reader for all images: the same RGB pixels are stored, noised, trained on, shown and evaluated.
 
-`open_rgb` is the only way from a file, a dataset's image or an image in memory to them; `modes` holds the table of
-modes, `dicom` what a DICOM file shows.
+`open_rgb` reads a file, a dataset's image or an image in memory. `image_modes` converts modes, `dicom` reads DICOM.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *
 
 Source = (
     Path | str | bytes | Mapping[str, Any] | Any
-)  # a file, its bytes, a dataset's {"bytes", "path"}, or Pillow's image
+)  # a file, its bytes, a dataset's {"bytes", "path"}, or an image of Pillow
 
 
 class UnusableImage(InputError):
-    """An image that cannot be used; `sentence` is its fault's."""
+    """Unusable image; `sentence` is that of its fault."""
 
     def __init__(self, name: str, sentence: str) -> None:
         super().__init__(f"{name}: {sentence}." if name else f"{sentence}.")
@@ -39,22 +38,22 @@ class UnusableImage(InputError):
 
 
 def open_rgb(image: Source) -> Image:
-    """An image as RGB, upright, on black where it is transparent (`modes.plain`); DICOM through its own window.
+    """Return an image as RGB, upright, transparency on black (`image_modes.plain`); DICOM through its own window.
 
     Args:
-        image: a file, its bytes, an undecoded image of a dataset ({"bytes", "path"}), or one that Pillow has opened.
-            Of the latter, copies do not know any more that a 16-bit TIFF was WhiteIsZero, or of further pages.
+        image: a file, its bytes, an undecoded image of a dataset ({"bytes", "path"}), or an image of Pillow. A copy
+            of the latter has lost further pages, and that a 16-bit TIFF was WhiteIsZero.
 
     Raises:
-        UnusableImage: in the words of `fault`.
-        InputError: no image's fault: pydicom is missing, or the limit variable is no number.
+        UnusableImage: the image cannot be used, with the sentence of `fault`.
+        InputError: pydicom is missing, or the limit variable is no number.
     """
     picture = _open(image)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def pixels(image: Source) -> np.ndarray:
-    """The pixels of `open_rgb`: uint8 H x W where they have no colour, however they are stored, else H x W x 3.
+    """Return the pixels of `open_rgb`: uint8 H x W without colour, else H x W x 3.
 
     Raises:
         UnusableImage, InputError: as `open_rgb`.
@@ -66,13 +65,13 @@ def pixels(image: Source) -> np.ndarray:
 
 
 def digest(image: Image) -> str:
-    """SHA-256 of an image's size and RGB pixels: equal for equal pictures, however their files are written."""
+    """Return the SHA-256 of an image's size and RGB pixels; the file format does not matter."""
     picture = image if image.mode == "RGB" else open_rgb(image)
     return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()
 
 
 def size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Width and height in pixels of a dataset's image, upright, from its header; None if it cannot be used.
+    """Return width and height in pixels of a dataset's image, upright, from its header; None if it is unusable.
 
     Raises:
         InputError: the limit variable is no number.
@@ -83,15 +82,15 @@ def size(image: Mapping[str, Any]) -> tuple[int, int] | None:
             return image_modes.upright_size(opened)
     except InputError:
         raise
-    except Exception:  # decoders raise nearly every kind on damaged files
+    except Exception:  # decoders raise many kinds on damaged files
         return None
 
 
 def fault(image: Source) -> str | None:
-    """Why an image cannot be used, or None if it decodes to the end.
+    """Return why an image cannot be used, or None if it decodes completely.
 
     Raises:
-        InputError: no image's fault: pydicom is missing, or the limit variable is no number.
+        InputError: pydicom is missing, or the limit variable is no number.
     """
     try:
         _open(image)
@@ -101,16 +100,16 @@ def fault(image: Source) -> str | None:
 
 
 def embedded(path: Path) -> dict[str, Any]:
-    """An image file as a dataset holds it ({"bytes", "path"}): any reader decodes it to the pixels of `open_rgb`.
+    """Return an image file as a dataset stores it, {"bytes", "path"}; any reader decodes the pixels of `open_rgb`.
 
-    PNG and JPEG files whose pixels are 8-bit grey or RGB are kept without what is no pixel in them
-    (`headers.without`); all others become a PNG.
+    PNG and JPEG files of 8-bit grey or RGB keep their bytes without metadata (`image_headers.without`). All others
+    become a PNG.
 
     Raises:
         UnusableImage, InputError: as `open_rgb`.
     """
     if not _is_dicom(path):
-        with _said(path):
+        with _decoder_errors(path):
             data = path.read_bytes()
             with open_image(data) as opened:
                 is_plain = image_modes.is_plain(opened)
@@ -120,19 +119,19 @@ def embedded(path: Path) -> dict[str, Any]:
 
 
 def is_embedded(data: bytes) -> bool:
-    """True for a file as `embedded` holds it: pixels alone, which any reader decodes to those of `open_rgb`.
+    """Return True for a file as `embedded` stores it: no metadata, and any reader decodes the pixels of `open_rgb`.
 
     Raises:
         UnusableImage, InputError: as `open_rgb`.
     """
-    with _said(data), open_image(data) as opened:
+    with _decoder_errors(data), open_image(data) as opened:
         return image_modes.is_plain(opened) and image_headers.without(data) == data
 
 
 def png(pixels: np.ndarray, stem: str) -> dict[str, Any]:
-    """uint8 H x W or H x W x 3 as a PNG file in memory, {"bytes", "path"}.
+    """Return uint8 H x W or H x W x 3 as a PNG file in memory, {"bytes", "path"}.
 
-    Equal pixels give equal bytes with one Pillow; another one may carry another zlib, which packs them differently.
+    Equal pixels give equal bytes with the same Pillow; another version may compress with another zlib.
     """
     from PIL import Image as pillow
 
@@ -142,14 +141,14 @@ def png(pixels: np.ndarray, stem: str) -> dict[str, Any]:
 
 
 def _open(image: Source) -> Image:
-    """The image in mode L or RGB, upright."""
-    with _said(image):
+    """Return the image in mode L or RGB, upright."""
+    with _decoder_errors(image):
         return _decode(image)
 
 
 @contextmanager
-def _said(image: Source) -> Iterator[None]:
-    """Raise whatever a decoder raises as UnusableImage; decoders raise nearly every kind on damaged files."""
+def _decoder_errors(image: Source) -> Iterator[None]:
+    """Raise any error of a decoder as UnusableImage; decoders raise many kinds on damaged files."""
     try:
         yield
     except InputError:
@@ -163,7 +162,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    """What `fault` says of an image that could not be decoded."""
+    """Return the sentence of a fault for an image that could not be decoded."""
     from PIL import Image as pillow
     from PIL import UnidentifiedImageError
 
@@ -181,8 +180,8 @@ def _decode(image: Source) -> Image:
     from PIL import Image as pillow
 
     if isinstance(image, pillow.Image):
-        is_ours = type(image) is pillow.Image and image.mode in ("L", "RGB") and not image.info
-        return image if is_ours else image_modes.plain(image)
+        is_ready = type(image) is pillow.Image and image.mode in ("L", "RGB") and not image.info
+        return image if is_ready else image_modes.plain(image)
     if isinstance(image, Mapping):
         image = image["path"] if image["bytes"] is None else image["bytes"]
     image = image if isinstance(image, bytes) else Path(image)

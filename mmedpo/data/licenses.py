@@ -1,4 +1,4 @@
-"""Licences: as the header of a card names them, and which of several is the strictest."""
+"""Licences: identifiers for a card's header, and their order by strictness."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from mmedpo.data import credentialed
 from mmedpo.data.text import folded, plain
 
-# The identifiers that the Hub takes (https://huggingface.co/docs/hub/repositories-licenses), without "other".
+# Identifiers of the Hub (https://huggingface.co/docs/hub/repositories-licenses), without "other".
 HUB = """
 afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
@@ -25,7 +25,7 @@ IDENTIFIERS = frozenset(HUB.split())
 
 
 def fields(name: str) -> dict[str, str]:
-    """A licence for a card's header: by the Hub's identifier, or as "other" with a name."""
+    """Return a licence as fields of a card's header: the Hub's identifier, or "other" with a name."""
     slug = re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")
     return {"license": slug} if slug in IDENTIFIERS else {"license": "other", "license_name": slug}
 
@@ -34,9 +34,9 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.+]+|_+", "-", folded(name)).strip("-.")
 
 
-# What terms forbid or ask for, the weightier the more: a licence is as strict as the sum.
+# Weights of terms; the strictness of a licence is their sum.
 CREDENTIALED, UNKNOWN, NO_DERIVATIVES, NO_COMMERCE, SHARE_ALIKE, ATTRIBUTION = 32, 16, 8, 4, 2, 1
-CREATIVE_COMMONS = re.compile(r"ccby(nc)?(nd)?(sa)?(nd)?")  # in the letters of a name, as all but the last
+CREATIVE_COMMONS = re.compile(r"ccby(nc)?(nd)?(sa)?(nd)?")  # matched in a name without spaces and punctuation
 PARTS = {"nc": NO_COMMERCE, "nd": NO_DERIVATIVES, "sa": SHARE_ALIKE}
 FREE = re.compile(r"cc0|cczero|publicdomain|pddl|unlicense(?!d)|wtfpl")
 NO_LICENSE = {
@@ -46,23 +46,23 @@ NO_LICENSE = {
     "confidential",
     "restricted",
     "reserved",
-}  # words of unknown terms
+}
 PHRASES = {
     NO_DERIVATIVES: re.compile(r"noderiv"),
     NO_COMMERCE: re.compile(r"no(n|t|tfor)?commerc|research(only|use)|onlyforresearch"),
     SHARE_ALIKE: re.compile(r"sharealike"),
     ATTRIBUTION: re.compile(r"attribution|unrestricted|permissive"),
 }
-FAMILIES = {  # by how a word of a name begins
+FAMILIES = {  # prefixes of words
     SHARE_ALIKE: ("gpl", "lgpl", "agpl", "mpl", "epl", "eupl", "osl", "odbl", "gfdl", "ofl"),
     ATTRIBUTION: ("mit", "apache", "bsd", "isc", "zlib", "afl", "ecl", "ncsa", "bsl", "artistic", "odc", "cdla"),
 }
 
 
 def strictness(name: str) -> int:
-    """How much a licence forbids or asks for, 0 (public domain) upwards; one that nobody knows may forbid anything.
+    """Return how much a licence restricts, from 0 (public domain) upwards. Unknown terms rank high.
 
-    A text that names several ("CC0 1.0 (labels), CC BY-NC 4.0 (images)") forbids what any of them does.
+    A text that names several ("CC0 1.0 (labels), CC BY-NC 4.0 (images)") has the restrictions of all.
     """
     words = re.findall(r"[a-z0-9]+", plain(name).casefold())
     whole = "".join(words)
@@ -77,9 +77,9 @@ def strictness(name: str) -> int:
 
 
 def strictest_first(names: Iterable[str]) -> dict[str, int]:
-    """How often each of these licences occurs: the strictest first, then the most frequent.
+    """Count these licences: the strictest first, then the most frequent.
 
-    Spellings of one ("CC BY 4.0", "cc-by-4.0") count together, under the Hub's identifier or the most frequent one.
+    Spellings of one licence ("CC BY 4.0", "cc-by-4.0") count together, under the Hub's identifier or the most frequent.
     """
     spellings: dict[str, Counter[str]] = {}
     for name in names:
@@ -94,19 +94,19 @@ def strictest_first(names: Iterable[str]) -> dict[str, int]:
 
 
 def names(source: Mapping[str, Any]) -> str:
-    """All licences that a manifest records of its source."""
+    """Return all licences of a manifest's source, separated by commas."""
     return ", ".join(source.get("licenses") or [str(source.get("license") or "no licence")])
 
 
 def notices(source: Mapping[str, Any]) -> list[str]:
-    """What a person should know of a recorded source that is under several licences."""
+    """Return a notice about a recorded source that is under several licences, or nothing."""
     if len(source.get("licenses") or {}) < 2:
         return []
     return [f"{source['name']} is under several licences: {said(source)}. The strictest binds what is made of all."]
 
 
 def said(source: Mapping[str, Any]) -> str:
-    """All licences that a manifest records of its source, with how many questions are under each of several."""
+    """Return all licences of a manifest's source; where there are several, with their counts of questions."""
     found = source.get("licenses") or {}
     if len(found) < 2:
         return str(source.get("license") or "unknown")

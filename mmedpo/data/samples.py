@@ -1,4 +1,4 @@
-"""One question about one image (`Sample`), read from a row of a source's table."""
+"""`Sample`, one question about one image, and its reader from a row of a source's table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ READ = (*SUFFIXES, ".npy")
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A region in pixels, origin top left; `confidence` in [0, 1] is 1 for boxes drawn by a person."""
+    """A rectangle in pixels, origin top left. `confidence` is in [0, 1]; boxes drawn by a person have 1."""
 
     label: str
     x: float
@@ -40,7 +40,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question about one image: the unit that is curated, and that is asked in an evaluation."""
+    """One question about one image: the unit of curation and evaluation."""
 
     id: str
     image: Path
@@ -53,21 +53,21 @@ class Sample:
     boxes: tuple[Box, ...]
     source: str
     license: str
-    masks: tuple[Path, ...] = ()  # pictures of the image's size, black where no lesion is
-    heatmap: Path | None = None  # a picture or a .npy array of two dimensions
-    confidence: float | None = None  # in [0, 1]: of the masks or the heat map
-    modality: str | None = None  # as the table has it ("X-Ray", "CT", ...)
+    masks: tuple[Path, ...] = ()  # pictures of the image's size, black outside lesions
+    heatmap: Path | None = None  # a picture, or a .npy array of two dimensions
+    confidence: float | None = None  # of the masks or the heat map, in [0, 1]
+    modality: str | None = None  # as in the table ("X-Ray", "CT", ...)
     organ: str | None = None
-    question_type: str | None = None  # "PRES, ABN" and the like, too
-    image_digest: str = ""  # `images.digest`, set when the file is read: two files of one picture have one
-    image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set likewise
+    question_type: str | None = None  # as in the table; may be a list ("PRES, ABN")
+    image_digest: str = ""  # `images.digest`, set when the file is read
+    image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set when the file is read
 
 
 def read_heat(file: Path) -> np.ndarray:
-    """A heat map, float64 h x w, from 0 (cold) upwards: a picture (black is 0, white is 1) or a `.npy` array as it is.
+    """Return a heat map, float64 h x w, 0 (cold) or more: a picture in [0, 1], or the values of a `.npy` array.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or its array is not two-dimensional, finite and non-negative.
     """
     if file.suffix.lower() != ".npy":
         return np.asarray(open_rgb(file).convert("L")) / 255
@@ -87,7 +87,7 @@ def read_heat(file: Path) -> np.ndarray:
 
 
 def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file and line, row by `COLUMNS`), and gather the table's own columns, in its order."""
+    """Yield (file and line, row by `COLUMNS`), and add the table's columns to `columns`, in its order."""
     for where, raw in read_table(table):
         columns.update(dict.fromkeys(name for name in raw if name not in (FAULT, None)))
         if FAULT in raw:
@@ -95,13 +95,13 @@ def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict
             continue
         row = row_of(raw)
         if row["question"] is None and row["labels"] is not None:
-            yield from _about_findings(where, row)
+            yield from _finding_questions(where, row)
         else:
             yield where, row
 
 
-def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The questions about an image's boxed findings, or its fault."""
+def _finding_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the questions about an image's boxed findings, or its fault."""
     boxes, sentence = _boxes(row["boxes"])
     labels = parsed(row["labels"])
     labels = [labels] if isinstance(labels, str) else labels
@@ -127,7 +127,7 @@ def _about_findings(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict
 def read_sample(
     where: str, row: dict[str, Any], root: Path, images: Files, name: str, license: str
 ) -> tuple[Sample | None, list[Fault]]:
-    """The sample of one row, or what is wrong with the row: every fault, each with its remedy."""
+    """Return the sample of one row, or None and all faults of the row."""
     if FAULT in row:
         return None, [Fault(where, *row[FAULT])]
     if faults := [Fault(where, *found) for found in form_faults(row)]:
@@ -141,7 +141,7 @@ def read_sample(
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
-        faults.append(Fault(where, "answer", _no_answer(row.get(SPELT))))
+        faults.append(Fault(where, "answer", _missing_answer(row.get(SPELT))))
     for column, text in (("question", question), ("answer", answer)):
         if held := placeholders.fault(text):
             faults.append(Fault(where, column, held))
@@ -157,10 +157,10 @@ def read_sample(
     faults += region_faults
     if faults or isinstance(image, Fault) or task is None:
         return None, faults
-    # A text that many rows share is held once.
+    # `intern` stores a text that many rows share once.
     return Sample(
         id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
-        image_id=intern(_name_in(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
+        image_id=intern(_relative_name(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
         split=intern(as_text(row["split"]).strip()), boxes=boxes, source=intern(as_text(row["source"]) or name),
         license=intern(as_text(row["license"]).strip() or license), masks=masks, heatmap=heatmap, confidence=confidence,
         image_digest="", image_size=(0, 0),
@@ -174,7 +174,7 @@ def read_sample(
 def _regions(
     where: str, row: dict[str, Any], root: Path, images: Files
 ) -> tuple[tuple[Path, ...], Path | None, float | None, list[Fault]]:
-    """The files of masks and heat map and their confidence, or what is wrong with them."""
+    """Return the files of masks and heat map, their confidence, and faults."""
     found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
     faults = []
     masks = parsed(row["masks"])
@@ -195,51 +195,53 @@ def _regions(
 
 
 def spelling(name: str) -> str:
-    """A file's name as NFC: a letter and its accent are one character on some disks and in some tables, else two."""
+    """Return a file's name in Unicode NFC, since disks and tables differ in how they store accents."""
     return unicodedata.normalize("NFC", name)
 
 
-def _name_in(root: Path, file: Path) -> str:
+def _relative_name(root: Path, file: Path) -> str:
     return spelling(file.relative_to(root).as_posix())
 
 
 class Files(dict[str, list[Path]]):
-    """Image files and arrays by the `spelling` of their path and of each end of it ("c.png", "b/c.png"), the shortest
-    paths first; and the folders that links may lead to."""
+    """Image files and arrays by the `spelling` of each end of their path ("c.png", "b/c.png"), shortest paths first.
+
+    `folders` are those that links may lead to.
+    """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         super().__init__()
         self.folders = folders
-        self.known: dict[str, Path | str] = {}  # names that were looked for: the file, or what is wrong
+        self.known: dict[str, Path | str] = {}  # cache of `find_file` by name: the file, or the fault's sentence
 
 
 def image_files(root: Path, also: Sequence[Path] = ()) -> Files:
-    """All image files and arrays below `root`, whose links may lead to `also`, too."""
+    """Return all image files and arrays below `root`, whose links may also lead to the folders `also`."""
     images = Files((root, *also))
     for file in sorted(root.rglob("*"), key=lambda file: (len(file.parts), file)):
         if file.suffix.lower() in READ:
-            parts = _name_in(root, file).split("/")
+            parts = _relative_name(root, file).split("/")
             for begin in range(len(parts)):
                 images.setdefault("/".join(parts[begin:]), []).append(file)
     return images
 
 
 def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> Path | Fault:
-    """The file that `name` means (the one of that path, else the one whose path ends in it), or what is wrong."""
+    """Return the file of that path, else the one whose path ends in it; or the fault."""
     if (found := images.known.get(repr(name))) is None:
-        found = images.known[repr(name)] = _found(name, root, images)
+        found = images.known[repr(name)] = _look_up(name, root, images)
     return found if isinstance(found, Path) else Fault(where, column, found)
 
 
-def _found(name: Any, root: Path, images: Files) -> Path | str:
-    given = PurePosixPath(spelling(str(name)))
-    ending = images.get(given.as_posix(), [])
-    depth = len(root.parts) + len(given.parts)
+def _look_up(name: Any, root: Path, images: Files) -> Path | str:
+    path = PurePosixPath(spelling(str(name)))
+    ending = images.get(path.as_posix(), [])
+    depth = len(root.parts) + len(path.parts)
     found = list(takewhile(lambda file: len(file.parts) == depth, ending)) or ending
-    if len(found) > 1:  # two spellings on one disk
+    if len(found) > 1:  # the disk has both Unicode forms
         found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
     if not found:
-        kinds = "" if given.suffix.lower() in READ else f" as one of {', '.join(READ)}"
+        kinds = "" if path.suffix.lower() in READ else f" as one of {', '.join(READ)}"
         return f"{name!r} is not below the source folder{kinds}; add the file"
     if len(found) > 1:
         return f"{name!r} is the name of {len(found)} files; give its whole path"
@@ -248,43 +250,43 @@ def _found(name: Any, root: Path, images: Files) -> Path | str:
     return found[0]
 
 
-def _task(given: Any, answer: str) -> str | None:
-    if given is None:
+def _task(cell: Any, answer: str) -> str | None:
+    if cell is None:
         return "closed_vqa" if words(answer) in (["yes"], ["no"]) else "open_vqa"
-    return ANSWER_TYPES.get(folded(str(given)))
+    return ANSWER_TYPES.get(folded(str(cell)))
 
 
-def _no_answer(spelt: Any) -> str:
+def _missing_answer(spelt: Any) -> str:
     if spelt is None:
         return "is empty; every row needs a gold answer or a report"
     return f"is {spelt!r}, a missing value; write the answer (where it is that word: none, in small letters)"
 
 
 def _number(cell: Any) -> float:
-    """A cell as a number; NaN where it is none."""
+    """Return a cell as a number, NaN where it is none."""
     try:
         return math.nan if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
-def _boxes(given: Any) -> tuple[tuple[Box, ...], str | None]:
-    """Boxes of a row (a list, or one in a CSV cell), or what is wrong with them."""
-    entries = [] if given is None else parsed(given)
+def _boxes(cell: Any) -> tuple[tuple[Box, ...], str | None]:
+    """Return the boxes of a row (a list, or one in a CSV cell), and a fault's sentence or None."""
+    entries = [] if cell is None else parsed(cell)
     boxes = []
     try:
         if not isinstance(entries, list) or any(form_fault(entry.get("label")) for entry in entries):
             raise TypeError
         for entry in entries:
             sides = (entry["x"], entry["y"], entry.get("width", entry.get("w")), entry.get("height", entry.get("h")))
-            sure = 1.0 if entry.get("confidence") is None else entry["confidence"]
-            if any(isinstance(number, bool) for number in (*sides, sure)):
+            confidence = 1.0 if entry.get("confidence") is None else entry["confidence"]
+            if any(isinstance(number, bool) for number in (*sides, confidence)):
                 raise TypeError
             x, y, width, height = map(float, sides)
             label = "" if is_missing(entry.get("label")) else intern(as_text(entry["label"]))
-            boxes.append(Box(label, x, y, width, height, float(sure)))
+            boxes.append(Box(label, x, y, width, height, float(confidence)))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {given!r}"
+        return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {cell!r}"
     for box in boxes:
         finite = all(map(math.isfinite, (box.x, box.y, box.width, box.height)))
         if not finite or box.width <= 0 or box.height <= 0 or not 0 <= box.confidence <= 1:

@@ -1,4 +1,4 @@
-"""The table of a source folder: JSON lines, a JSON list or CSV, row by row; and what its cells hold."""
+"""Reader of a source's table (JSON lines, a JSON list or CSV), and the values of its cells."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
 LARGEST = 2**31  # bytes of a table in an archive; the largest of MIMIC-CXR has 0.1 GB
-FAULT = "_fault"  # key of what is wrong with a row: (column, sentence)
+FAULT = "_fault"  # key of a row's fault: (column, sentence)
 WIDE = ("(row)", "has more cells than the table has columns; put texts with commas in quotes")
-# A missing value as pandas writes and reads it, in any case.
+# Missing values as pandas writes and reads them, in lower case.
 MISSING = frozenset((
     "", "nan", "-nan", "nat", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a",
     "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
 ))  # fmt: skip
-TRUTH = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # in a CSV, as pandas, R and Excel write it
+TRUTH = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # in a CSV of pandas, R or Excel
 NO_OBJECT = ("(row)", "is not an object; each row is one JSON object")
 
 
 def find_table(path: Path) -> Path:
-    """The one table of a source folder, or `path` itself if it is a file. Raises InputError for none or several."""
+    """Return the only table of a source folder, or `path` itself if it is a file.
+
+    Raises:
+        InputError: no table, or several.
+    """
     if path.is_file():
         return path
     if not path.is_dir():
@@ -43,7 +47,7 @@ def find_table(path: Path) -> Path:
 
 
 def has_table(folder: Path) -> bool:
-    """Whether a folder holds tables, one or several."""
+    """Return True if a folder holds at least one table."""
     return bool(_tables(folder))
 
 
@@ -52,7 +56,11 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def json_file(file: Path | zipfile.Path) -> Any:
-    """What a JSON file holds, with or without a byte order mark. Raises InputError where it is no JSON in UTF-8."""
+    """Return the value of a JSON file, with or without a byte order mark.
+
+    Raises:
+        InputError: not JSON in UTF-8, or larger than `LARGEST` in a ZIP file.
+    """
     try:
         return bounded_json.loads(_text(file))
     except ValueError as error:
@@ -60,7 +68,7 @@ def json_file(file: Path | zipfile.Path) -> Any:
 
 
 def size_in(file: zipfile.Path) -> int:
-    """Bytes of a file in a ZIP file, unpacked: what its directory says, beyond which nothing is read."""
+    """Return the unpacked bytes of a file in a ZIP file, by its directory; `zipfile` reads no more than that."""
     return file.root.getinfo(file.at).file_size
 
 
@@ -74,10 +82,10 @@ def _text(file: Path | zipfile.Path) -> str:
 
 
 def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file and line, row); a line that cannot be read becomes {FAULT: (column, sentence)}.
+    """Yield (file and line, row); an unreadable line becomes {FAULT: (column, sentence)}.
 
     Raises:
-        InputError: the whole file cannot be read.
+        InputError: the file cannot be read.
     """
     if table.suffix == ".csv":
         text = _text(table)
@@ -85,7 +93,7 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = csv.DictReader(io.StringIO(text))
         _check_header(table, rows.fieldnames or [])
         for number, row in enumerate(rows, start=2):
-            yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else _with_truth(row)
+            yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else _parse_truth_values(row)
     elif table.suffix == ".json":
         rows = json_file(table)
         if not isinstance(rows, list):
@@ -107,10 +115,10 @@ def _lines(table: Path) -> Iterator[str]:
         with table.open(encoding="utf-8-sig") as lines:
             yield from (line.removesuffix("\n") for line in lines)
     except UnicodeDecodeError:
-        _text(table)  # knows the place in the file and raises
+        _text(table)  # raises with the position in the file
 
 
-def _with_truth(row: dict[str, Any]) -> dict[str, Any]:
+def _parse_truth_values(row: dict[str, Any]) -> dict[str, Any]:
     return {name: TRUTH.get(cell.strip(), cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
@@ -121,19 +129,19 @@ def _check_header(table: Path, names: Sequence[str]) -> None:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds no value: null, NaN, blank, or one of the spellings of `MISSING`."""
+    """Return True if a cell holds no value: null, NaN, blank, or a spelling in `MISSING`."""
     if isinstance(cell, str):
         return folded(cell) in MISSING
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def as_text(cell: Any) -> str:
-    """A cell as text, "" for None; half a surrogate pair, which no file can hold, becomes a replacement character."""
+    """Return a cell as text, "" for None. Lone surrogates, which UTF-8 cannot hold, are replaced."""
     return "" if cell is None else str(cell).encode("utf-8", "replace").decode("utf-8")
 
 
 def parsed(cell: Any) -> Any:
-    """A cell; the list or object that a text spells out, in JSON or as Python and pandas write it."""
+    """Return a cell, or the list or object that its text spells in JSON or Python."""
     if isinstance(cell, str) and (cell.strip()[:1], cell.strip()[-1:]) in (("[", "]"), ("{", "}")):
         for read in (bounded_json.loads, _literal):
             with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -149,11 +157,11 @@ def _literal(text: str) -> Any:
 
 
 def form_fault(cell: Any) -> str | None:
-    """Why a cell is no text (or number to be read as one), or None."""
+    """Return why a cell is no text (or number to be read as text), or None."""
     value = parsed(cell)
     if isinstance(value, bool):
-        said = "write the word that is meant (yes or no; in JSON in quotes, true and false in CSV in small letters)"
-        return f"is the truth value {value}, not a text; {said}"
+        remedy = "write the word that is meant (yes or no; in JSON in quotes, true and false in CSV in small letters)"
+        return f"is the truth value {value}, not a text; {remedy}"
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
         return f"is {kind}, not one text, got {cell!r}; write one text, or a row for each"

@@ -1,4 +1,4 @@
-"""Plain form, words and polarity of short medical texts, and chance that depends on a text alone."""
+"""Plain form, words and polarity of short medical texts, and pseudo-random numbers from a text."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Literal
 
 Polarity = Literal["yes", "no"]
 
-# Before NFKC, which makes "No" of "№" and "no" of "nº", and keeps most of the others apart from their plain form.
+# Applied before NFKC, which would turn "№" into "No" and "nº" into "no", and leaves most of the others as they are.
 _PLAIN = str.maketrans({**dict.fromkeys("‐‑‒–−", "-"), **dict.fromkeys("‘’ʼ", "'"), "№": "#", "º": "°", "\u2044": "/"})
-_INVISIBLE = "Cf"  # Unicode category of soft hyphens, zero-width spaces, joiners and marks of direction
-_IGNORABLE = re.compile(  # what Unicode calls default-ignorable in other categories: selectors, fillers, joiners
+_INVISIBLE = "Cf"  # Unicode category of soft hyphens, zero-width spaces, joiners and direction marks
+_IGNORABLE = re.compile(  # Unicode's default-ignorable characters of other categories: selectors, fillers, joiners
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-_SAID_DASH = re.compile(r"\b(yes|no)–(?=[^\W\d_])", re.IGNORECASE)  # a clause follows, no second half of a word
+_ANSWER_DASH = re.compile(r"\b(yes|no)–(?=[^\W\d_])", re.IGNORECASE)  # a clause follows, not the rest of a word
 _MIXED_FRACTION = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])")
 
-# "_" is a word character to `re`, and emphasis at the edge of a word; a point between letters ends a sentence.
+# "_" is a word character to `re`, but emphasis at the edge of a word. A point between letters ends a sentence.
 _WORD_PATTERN = r"[^\W_]+(?:(?:['’_-]|(?<=\d)\.(?=\d))[^\W_]+)*"
 _WORD = re.compile(_WORD_PATTERN)
-# A word, or what parts clauses: punctuation but quotation marks and emphasis, or a new line.
+# A word or a separator of clauses: a new line, or punctuation other than quotation marks and emphasis.
 _PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 
 
 def number_of(number: int, nouns: str) -> str:
-    """(1204, "images") -> "1,204 images", (1, "images") -> "1 image"."""
+    """Return a number with its noun: (1204, "images") -> "1,204 images", (1, "images") -> "1 image"."""
     return f"{number:,} {nouns if number != 1 else nouns.removesuffix('s')}"
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words of `text`; inner apostrophes, hyphens, "_" and decimal points stay ("t2-weighted", "3.5").
+    """Return the lower-case words of the `plain` form of `text`.
 
-    They are those of the `plain` form, so that one word has one spelling.
+    Inner apostrophes, hyphens, "_" and decimal points stay ("t2-weighted", "3.5").
     """
     return _WORD.findall(plain(text).casefold())
 
 
 def clauses(text: str) -> list[list[str]]:
-    """`words` of `text` clause by clause: parted at punctuation, at new lines and before "but".
+    """Return the `words` of each clause of `text`, split at punctuation, at new lines and before "but".
 
     Example:
         >>> clauses("It is not the left but the right. Yes!")
@@ -57,11 +57,11 @@ def clauses(text: str) -> list[list[str]]:
 
 
 def plain(text: str) -> str:
-    """`text` with one spelling of each character, for every comparison of texts; nothing is stored in this form.
+    """Return `text` with one spelling of each character, for comparisons only; nothing is stored in this form.
 
-    Unicode NFKC (accents, full-width letters, no-break spaces, subscripts: "T₂" is "T2"), "-" for hyphens, en dashes
-    and minus signs, "'" for curly apostrophes, "/" for fraction bars, nothing for soft hyphens and other invisible
-    characters. An en dash between "yes" or "no" and a letter is an em dash, which parts words.
+    Unicode NFKC (accents, full-width letters, no-break spaces, subscripts: "T₂" is "T2"). Hyphens, en dashes and minus
+    signs become "-", curly apostrophes "'", fraction bars "/". Soft hyphens and other invisible characters are removed.
+    An en dash between "yes" or "no" and a letter becomes an em dash, which separates words.
 
     Example:
         >>> plain("T₂‑weighted"), plain("pneumo\u00adthorax"), plain("3\u00a0−\u00a05 cm")
@@ -70,8 +70,8 @@ def plain(text: str) -> str:
     if text.isascii():
         return text
     text = text.translate({ord(character): None for character in set(text) if _is_invisible(character)})
-    text = _MIXED_FRACTION.sub(" ", _SAID_DASH.sub(r"\1—", text))
-    return unicodedata.normalize("NFKC", text.translate(_PLAIN)).translate(_PLAIN)  # NFKC makes minus signs and bars
+    text = _MIXED_FRACTION.sub(" ", _ANSWER_DASH.sub(r"\1—", text))
+    return unicodedata.normalize("NFKC", text.translate(_PLAIN)).translate(_PLAIN)  # NFKC creates minus signs
 
 
 @lru_cache(maxsize=4096)
@@ -80,12 +80,12 @@ def _is_invisible(character: str) -> bool:
 
 
 def folded(text: str) -> str:
-    """The `plain` form in lower case, with single spaces: equal for texts that no reader tells apart."""
+    """Return the `plain` form in lower case with single spaces, equal for texts that look the same to a reader."""
     return " ".join(plain(text).casefold().split())
 
 
 def polarity(text: str) -> Polarity | None:
-    """ "yes" or "no" if the answer opens with it, or if exactly one of the two occurs as a whole word; else None."""
+    """Return "yes" or "no" if the answer opens with it, or if only one of them occurs as a whole word; else None."""
     found = [word for word in words(text) if word in ("yes", "no")]
     if not found:
         return None
@@ -96,12 +96,12 @@ def polarity(text: str) -> Polarity | None:
 
 
 def carries(text: str, answer: str) -> bool:
-    """True if the words of `answer` occur in `text`, whole and in order ("effusion" is not in "effusions")."""
+    """Return True if the words of `answer` occur in `text`, whole and in order ("effusion" is not in "effusions")."""
     needle, hay = words(answer), words(text)
     return bool(needle) and any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1))
 
 
 def unit_interval(*key: object) -> float:
-    """A number in [0, 1) that depends on nothing but `key`: the same on every machine and Python."""
+    """Return a number in [0, 1) that depends only on `key`, the same on every machine and Python."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -216,13 +216,13 @@ def test_a_name_in_many_folders_is_looked_for_once_and_among_its_own_files(
         [row(id=f"{n}", image=name) for n, name in enumerate(names * 2)], images=dict.fromkeys(names, png)
     )
     looked: list[int] = []
-    find = samples._found
+    find = samples._look_up
 
     def count(name: object, root: Path, images: samples.Files) -> Path | str:
         looked.append(len(images.get(str(name), [])))
         return find(name, root, images)
 
-    monkeypatch.setattr(samples, "_found", count)
+    monkeypatch.setattr(samples, "_look_up", count)
     assert [sample.image_id for sample in read_source(folder).samples] == names * 2
     assert looked == [1] * 30
 

@@ -5,6 +5,19 @@ from __future__ import annotations
 import ipaddress
 
 HUB = "the Hugging Face Hub"
+ONLY_IN_RECIPES: set[str] = set()  # places that a recipe of this process names and nobody typed
+
+
+def place(url: str) -> str:
+    """Host and port as the client reads them, the port only if it is not the scheme's own."""
+    import httpx2
+
+    return httpx2.URL(url.strip().partition("#")[0]).netloc.decode("ascii").rpartition("@")[2]
+
+
+def is_only_in_recipe(url: str) -> bool:
+    """Whether a recipe, which may be anybody's, chose the host and port of a URL."""
+    return place(url) in ONLY_IN_RECIPES
 
 
 def is_remote(model: str) -> bool:

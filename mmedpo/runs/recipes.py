@@ -12,7 +12,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +23,7 @@ import yaml
 
 from mmedpo.errors import InputError
 from mmedpo.runs import packaged
-from mmedpo.runs.hosts import host, is_remote
+from mmedpo.runs.hosts import ONLY_IN_RECIPES, host, is_remote, place
 from mmedpo.runs.options import FLAG, FLAG_HELP, refuse, unfit
 from mmedpo.runs.terminal import plain
 
@@ -151,27 +152,46 @@ def parse(
             if hasattr(options, "third_parties"):
                 options.third_parties = typed
     refuse([sentence for options in parsed for sentence in unfit(options)])
+    given = {one.name: getattr(options, one.name) for options in parsed for one in fields(options)}
+    typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    ONLY_IN_RECIPES.update(_places(given, found.keys() - typed))
+    ONLY_IN_RECIPES.difference_update(_places(given, typed))
     if os.environ.get("RANK", "0") == "0":  # of several launched processes the first
-        for way in _ways_out(found, parsed):
+        for way in _ways_out(found.keys() - typed, given):
             print(plain(f"Recipe {recipe}: {way}."), file=sys.stderr, flush=True)
     return parsed
 
 
-def _ways_out(found: Mapping[str, Any], parsed: Iterable[Any]) -> Iterator[str]:
-    """What leaves this machine since a recipe, which holds the keys of `found`, asks for it."""
-    given = {one.name: getattr(options, one.name) for options in parsed for one in fields(options)}
-    if given.get("push_to_hub") and PUSHING & found.keys():
+def _models(given: Mapping[str, Any], options: Set[str]) -> list[str]:
+    """The names of models that may stand for endpoints, of these options alone."""
+    asked = [given.get(name) for name in ("chat", "judges", "model") if name in options]
+    return [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
+
+
+def _places(given: Mapping[str, Any], options: Set[str]) -> set[str]:
+    """Hosts and ports of the endpoints that these options name."""
+    import httpx2
+
+    found = set()
+    for model in _models(given, options):
+        if model.startswith(("http://", "https://")):
+            with suppress(httpx2.InvalidURL):  # which the client refuses
+                found.add(place(model))
+    return found
+
+
+def _ways_out(found: Set[str], given: Mapping[str, Any]) -> Iterator[str]:
+    """What leaves this machine since a recipe asks for it, which set the options `found`."""
+    if given.get("push_to_hub") and PUSHING & found:
         yield f"pushes to {given['hub_model_id'] or Path(given['output']).name} on the Hub ({KEPT})"
     if "publish" in found and given["publish"]:
         yield f"publishes to {given['publish']} on the Hub ({KEPT})"
     trackers = [name for name in given.get("report_to") or () if name not in HERE]
-    if trackers and {"report_to", "trackio_space_id"} & found.keys():
+    if trackers and {"report_to", "trackio_space_id"} & found:
         space = f" (Space {given['trackio_space_id']})" if given["trackio_space_id"] else ""
         yield f"reports to {', '.join(trackers)}{space}"
-    asked = [given[name] for name in ("chat", "judges", "model") if name in found]
-    models = [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
-    if places := sorted({host(model) for model in models if is_remote(model)}):
-        yield f"names models at {', '.join(places)}, which are sent what they are asked"
+    if places := sorted({host(model) for model in _models(given, found) if is_remote(model)}):
+        yield f"names models at {', '.join(places)}, which are sent what they are asked, but no key of MMEDPO_API_KEY"
 
 
 def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:

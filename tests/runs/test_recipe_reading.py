@@ -151,6 +151,7 @@ def test_every_command_with_recipes_refuses(recipe: Path, command: list[str], ke
 
 TRAIN = "dataset_name: d\nmodel_name_or_path: m\noutput: runs/mine\nuse_cpu: true\nbf16: false\n"
 CURATE, EVALUATE = "source: d\n", "source: d\nseed: 1\n"
+SENT = "which are sent what they are asked, but no key of MMEDPO_API_KEY"
 PUSHED = "pushes to {} on the Hub (private where it is new; one that exists keeps its visibility)"
 
 
@@ -177,9 +178,9 @@ def kinds_of(command: str) -> list[type]:
     (TRAIN, "report_to: tensorboard\n", [], ""),
     (CURATE, "publish: you/pairs\n", ["--output", "o"], PUSHED.format("you/pairs").replace("pushes", "publishes")),
     (CURATE, "chat: https://a.org/v1#m\njudges: hub:org/m,http://localhost:1/v1#m\n", ["--output", "o"],
-     "names models at a.org, the Hugging Face Hub, which are sent what they are asked"),
+     "names models at a.org, the Hugging Face Hub, " + SENT),
     (CURATE, "judges: standin:strict\n", ["--chat", "https://a.org/v1#m", "--output", "o"], ""),
-    (EVALUATE, "model: https://a.org/v1#m\n", [], "names models at a.org, which are sent what they are asked"),
+    (EVALUATE, "model: https://a.org/v1#m\n", [], "names models at a.org, " + SENT),
 ])  # fmt: skip
 def test_parse_says_what_a_recipe_sends_before_any_work(
     recipe: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, words: list[str], said: str
@@ -189,6 +190,23 @@ def test_parse_says_what_a_recipe_sends_before_any_work(
     recipes.parse(["--config", str(recipe), *words], kinds, "mmedpo try")
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Recipe ")]
     assert told == ([f"Recipe {recipe}: {said}."] if said else [])
+
+
+@pytest.mark.parametrize(("text", "words", "strangers"), [
+    ("model: https://a.org/v1#m\n", [], {"a.org"}),
+    ("model: https://me.org/v1#m\n", ["--model", "https://a.org:8443/v1#m"], set()),
+    ("model: https://a.org/v1#m\n", ["--model=https://b.org/v1#m"], set()),
+    ("model: http://localhost:8000/v1#m\n", [], {"localhost:8000"}),
+    ("model: hub:org/m\n", [], set()),
+])  # fmt: skip
+def test_parse_notes_hosts_that_only_a_recipe_names(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: list[str], strangers: set[str]
+) -> None:
+    noted: set[str] = set()
+    monkeypatch.setattr(recipes, "ONLY_IN_RECIPES", noted)
+    recipe.write_text(EVALUATE + text)
+    recipes.parse(["--config", str(recipe), *words], kinds_of(EVALUATE), "mmedpo try")
+    assert noted == strangers
 
 
 # The commit, which no program is asked for.

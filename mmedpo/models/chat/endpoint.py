@@ -20,6 +20,7 @@ from mmedpo.models.chat.keys import VARIABLE, Keys, on_hub, variable
 from mmedpo.models.chat.limits import Pace
 from mmedpo.models.chat.parameters import Parameters
 from mmedpo.models.chat.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, to_hub, to_url
+from mmedpo.runs.hosts import is_only_in_recipe
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -246,8 +247,12 @@ class EndpointChat:
     def _advice(self, status: int) -> str:
         """What to do about an endpoint that refuses everything."""
         if status == 401 and self.base_url:
-            names = [name for name in (variable(self.base_url), VARIABLE, "HF_TOKEN" * on_hub(self.base_url)) if name]
-            return f"Set {' or '.join(names)} to a key that is valid there"
+            names = [variable(self.base_url)]
+            if not is_only_in_recipe(self.base_url):
+                names += [VARIABLE, "HF_TOKEN" * on_hub(self.base_url)]
+            if not any(names):
+                return "Type the endpoint's option: no key is sent to a host of this form that only a recipe names"
+            return f"Set {' or '.join(filter(None, names))} to a key that is valid there"
         return _ADVICE.get(status, CHECK)
 
     def _shown(self, error: NoAnswer) -> str:

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mmedpo.errors import InputError
-from mmedpo.runs.hosts import is_loopback
+from mmedpo.runs.hosts import is_loopback, is_only_in_recipe, place
 
 if TYPE_CHECKING:
     import httpx2
@@ -28,7 +28,8 @@ class Keys:
 
     def of(self, url: str, given: str | None = None) -> str | None:
         """The key to send to `url`: `given`, or that of its `variable`, or of `MMEDPO_API_KEY` where the run asks this
-        host alone, or the Hub's token for an endpoint of the Hub. None where the URL has a login of its own.
+        host alone, or the Hub's token for an endpoint of the Hub. None where the URL has a login of its own. A host
+        that only a recipe names is sent the key of its own `variable` alone.
 
         Raises:
             InputError: the run asks several hosts and one would be sent `MMEDPO_API_KEY`, or this process has sent its
@@ -40,8 +41,9 @@ class Keys:
         login, key, plain = bool(_url(url).userinfo), given, False
         if not (login or key):
             key = _read(own) if own else None
-            plain = not key and bool(key := _read(VARIABLE))
-            key = key or (get_token() if on_hub(url) else None)
+            if not (key or is_only_in_recipe(url)):
+                plain = bool(key := _read(VARIABLE))
+                key = key or (get_token() if on_hub(url) else None)
         self._plain[host] = plain
         if len(self._plain) > 1 and any(self._plain.values()):
             raise InputError(
@@ -74,11 +76,6 @@ def variable(url: str) -> str | None:
         return None
     name = host.replace("-", "__").replace(".", "_") + (f"___{port}" if port else "")
     return f"{VARIABLE}__{name.upper()}"
-
-
-def place(url: str) -> str:
-    """Host and port as the client reads them, the port only if it is not the scheme's own."""
-    return _url(url).netloc.decode("ascii").rpartition("@")[2]
 
 
 def on_hub(url: str) -> bool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
 
 from mmedpo.errors import InputError
+from mmedpo.evaluation.settings import Settings
 from mmedpo.models.chat import Budget, ChatRequest, Limits, keys
 from mmedpo.models.chat.endpoint import EndpointChat
 from mmedpo.models.chat.keys import Keys, variable
 from mmedpo.models.chat.names import open_endpoint
+from mmedpo.runs import recipes
+from mmedpo.runs.hosts import ONLY_IN_RECIPES
 
 ASK = ChatRequest(prompt="judge@1", variables={}, text="question")
 A, B = "https://a.org/v1", "https://b.org/v1"
@@ -28,6 +32,7 @@ def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     monkeypatch.delenv("MMEDPO_API_KEY", raising=False)
     monkeypatch.setattr(keys, "_SENT", {})
+    ONLY_IN_RECIPES.clear()
 
 
 @pytest.mark.parametrize(
@@ -137,3 +142,25 @@ def test_key_of_a_host(
         monkeypatch.setenv(name, value)
     run = Keys()
     assert [run.of(url) for url in urls] == found
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_host_that_only_a_recipe_names_is_sent_its_own_key_alone(
+    chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: bool
+) -> None:
+    monkeypatch.setenv("MMEDPO_API_KEY", "sk-plain")
+    (tmp_path / "theirs.yaml").write_text(f"source: d\nmodel: {chat_server.url}#m\n")
+    words = ["--model", f"{chat_server.url}#m"] if typed else []
+    (settings,) = recipes.parse(["--config", str(tmp_path / "theirs.yaml"), *words], [Settings], "mmedpo evaluate")
+    open_endpoint(settings.model, Budget(Limits())).complete([ASK])
+    monkeypatch.setenv(str(variable(chat_server.url)), "sk-own")
+    open_endpoint(settings.model, Budget(Limits())).complete([ASK])
+    sent = [one.headers.get("authorization") for one in chat_server.received]
+    assert sent == ["Bearer sk-plain" if typed else None, "Bearer sk-own"]
+
+
+def test_an_endpoint_of_the_hub_that_only_a_recipe_names_is_sent_no_token() -> None:
+    url = "https://theirs.endpoints.huggingface.cloud/v1"
+    assert Keys().of(url) == "hf_token"
+    ONLY_IN_RECIPES.add("theirs.endpoints.huggingface.cloud")
+    assert Keys().of(url) is None

@@ -1,9 +1,8 @@
-"""How the dispreferred image is spoiled: forward-diffusion noise inside a lesion mask (the paper's equation 2), the
-arms that later papers compare it with, and the masks themselves.
+"""Rejected images: forward-diffusion noise inside a lesion mask (paper, equation 2), other corruptions, and masks.
 
-The same seed, row id, image and options give the same pixels on every run. Two things may differ elsewhere: the last
-bit of `exp` and `log1p` on another processor (in the schedule, the crop's shape and the tails of the normal numbers),
-which rounding to 8 bits hides; and the stream of normal numbers in another NumPy (NEP 19), which a test records.
+Equal seed, row id, image and options give equal pixels on every run. Two things may differ elsewhere. The last bit of
+`exp` and `log1p` depends on the processor; rounding to 8 bits hides it. The stream of normal numbers depends on NumPy
+(NEP 19); a test records it.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from mmedpo.errors import InputError
 
 STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")
-DRAWN = METHODS[:2]  # from normal numbers
-PIXELS = 336  # longer side of what a model sees, where no target says: CLIP's size in LLaVA
-FEWEST = 32  # of those: with 16, two cells cover a lesion of 5 % of the side, and half of its image is left
-CELLS = 3 / 4  # of those pixels: cells of 4/3 pixels keep their strength where a processor shrinks the image
-GREY = 16  # levels between the channels of a grey pixel: those of JPEG files differ a little
-COLOURED = 1 / 50  # of a grey image's pixels may differ more: arrows and labels
+DRAWN = METHODS[:2]  # methods that draw normal numbers
+PIXELS = 336  # longer side of the model's view, if no target model says: CLIP's in LLaVA
+FEWEST = 32  # least longer side; at 16, two cells cover a lesion of 5 % of the side and leave half of it
+CELLS = 3 / 4  # cells per pixel of the view; cells of 4/3 pixels keep their strength when the image is shrunk
+GREY = 16  # most levels between the channels of a grey pixel; JPEG channels differ a little
+COLOURED = 1 / 50  # share of a grey image's pixels that may have colour: arrows and labels
 RULES = "quantile:Q (pixels above that quantile), fixed:T (above that share of the maximum), otsu; Q and T in [0, 1]"
 
 
 def generator(seed: int, row_id: str) -> np.random.Generator:
-    """The source of chance of one row, which is that of no other row or seed."""
+    """Return the random generator of one row, seeded by `seed` and the row's id."""
     digest = hashlib.sha256(f"{seed}/{row_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 def schedule() -> np.ndarray:
-    """Cumulative signal share abar_k for k = 1 .. 1000 (float64, falling from 1 to near 0).
+    """Return the cumulative signal share abar_k for k = 1 .. 1000: float64, falling from 1 to near 0.
 
-    The paper names no schedule; this is that of the authors' earlier project POVID: betas on a sigmoid between 1e-5
+    The paper names no schedule. This one is from the authors' earlier project POVID: betas on a sigmoid between 1e-5
     and 0.5e-2.
     """
     betas = 1 / (1 + np.exp(-np.linspace(-6, 6, STEPS))) * (0.5e-2 - 1e-5) + 1e-5
@@ -55,33 +54,33 @@ def corrupt(
     edge: int = 0,
     pixels: int | None = None,
 ) -> np.ndarray:
-    """The image with its masked part spoiled by one of `METHODS`.
+    """Return the image with its masked part corrupted by one of `METHODS`.
 
     - `diffusion`: x* = sqrt(abar_k) (x . h) + sqrt(1 - abar_k) (eps . h) + x . (1 - h) on values in [-1, 1] (equation
       2).
-    - `gaussian`: replaced by normal numbers of mean 0 and standard deviation 10, on values in 0 .. 255, cut off at 0:
-      black with dark speckles (mean 4). The authors' code does this, but lets negative numbers wrap to bright ones.
-    - `black`: replaced by 0.
-    - `crop`: mDPO's rejected image (arXiv 2406.11839, table 3), without regard to the mask: a random part of 1 to 20 %
-      of the area, with sides in a ratio of 3/4 to 4/3 where the image allows it, resized to the image's size
-      (bilinear), as its code does (torchvision's `RandomResizedCrop(scale=(0.01, 0.2))`).
-
-    Args:
-        image: uint8 H x W or H x W x C.
-        mask: bool H x W, true where the image is spoiled; true everywhere spoils all of it.
-        rng: the only source of chance.
-        step: k in 1 .. 1000, for `diffusion`; at 500 the image keeps 86 % of its amplitude and noise has 50 %, at 800
-            47 % and 88 %, at 1000 29 % and 96 %.
-        edge: how many pixels inside the mask's border are mixed with the image: h rises linearly from 0 outside to 1
-            behind them, and replacements are mixed by the same h. 0 is a hard edge. The image's own border is no
-            border of the mask. Lesions narrower than twice the edge keep some of their signal.
-        pixels: longer side of the image as the model sees it. The noise of a larger image is drawn in square cells,
-            4 on 3 of those pixels, so that it is as strong there whatever the image's size; None draws each pixel's.
+    - `gaussian`: normal numbers of mean 0 and standard deviation 10, on values in 0 .. 255, clipped at 0. The result is
+      black with dark speckles (mean 4). The authors' code lets negative numbers wrap to bright ones instead.
+    - `black`: 0.
+    - `crop`: mDPO's rejected image (arXiv 2406.11839, table 3), independent of the mask. A random part of 1 to 20 % of
+      the area is resized to the image's size (bilinear). Its sides have a ratio of 3/4 to 4/3 if the image allows it,
+      as in torchvision's `RandomResizedCrop(scale=(0.01, 0.2))`.
 
     Noise is drawn for each channel, but once for all channels of a grey image (`is_grey`).
 
+    Args:
+        image: uint8 H x W or H x W x C.
+        mask: bool H x W, true where the image is corrupted; all true corrupts the whole image.
+        rng: the only random generator used.
+        step: k in 1 .. 1000, for `diffusion`. The image keeps 86 % of its amplitude at 500, 47 % at 800 and 29 % at
+            1000; noise has 50 %, 88 % and 96 %.
+        edge: width of the feathered edge inside the mask, in pixels; 0 is a hard edge. h rises linearly from 0 outside
+            to 1 behind the edge, and mixes replacements too. The image's border is no border of the mask. Lesions
+            narrower than twice the edge keep some of their signal.
+        pixels: longer side of the image as the model sees it. Noise of a larger image is drawn in square cells of 4/3
+            of those pixels, so that its strength does not depend on the image's size. None draws each pixel's.
+
     Returns:
-        uint8 array of the image's shape; but for `crop`, every pixel outside the mask is equal to the image's.
+        uint8 array of the image's shape. Except for `crop`, pixels outside the mask equal the image's.
 
     Raises:
         InputError: dtypes, shapes or options are not as above.
@@ -110,20 +109,23 @@ def corrupt(
 
 
 def diffuse(image: np.ndarray, mask: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
-    """`corrupt` by equation 2 with a hard edge."""
+    """Return the image corrupted by equation 2 with a hard edge (`corrupt`)."""
     return corrupt(image, mask, "diffusion", rng, step)
 
 
 def is_grey(image: np.ndarray) -> bool:
-    """Whether a uint8 H x W (x C) image shows no colour: at most 1 in 50 of its pixels has channels that are more than
-    16 levels apart. So are X-rays with a coloured arrow or a slight tint; sepia, Doppler and pathology are not."""
+    """Return whether a uint8 H x W (x C) image shows no colour.
+
+    At most 1 in 50 of its pixels may have channels more than 16 levels apart. X-rays with a coloured arrow or a slight
+    tint are grey; sepia, Doppler and pathology images are not.
+    """
     if image.ndim == 2:
         return True
     return bool(np.mean(image.max(axis=2) - image.min(axis=2) > GREY) <= COLOURED)
 
 
 def box_mask(boxes: Iterable[Box], height: int, width: int) -> np.ndarray:
-    """Bool H x W: true in every pixel that a box touches; parts outside the image are cut off."""
+    """Return a bool H x W mask, true in every pixel that a box touches; parts outside the image are cut off."""
     mask = np.zeros((height, width), dtype=bool)
     for box in boxes:
         top, left = max(int(np.floor(box.y)), 0), max(int(np.floor(box.x)), 0)
@@ -133,10 +135,10 @@ def box_mask(boxes: Iterable[Box], height: int, width: int) -> np.ndarray:
 
 
 def check_rule(rule: str) -> tuple[str, float]:
-    """A rule for heat maps as its name and number (0 for `otsu`).
+    """Return the name and the number of a mask rule for heat maps (0 for `otsu`).
 
     Raises:
-        InputError: it is none of `RULES`.
+        InputError: the rule is none of `RULES`.
     """
     name, _, number = rule.partition(":")
     try:
@@ -149,13 +151,13 @@ def check_rule(rule: str) -> tuple[str, float]:
 
 
 def heat_mask(heat: np.ndarray, height: int, width: int, rule: str) -> np.ndarray:
-    """Where a heat map is hot: bool H x W.
+    """Return the hot pixels of a heat map as a bool H x W mask.
 
     Args:
-        heat: real h x w, not negative, over the whole image; scaled to height x width by bilinear interpolation
+        heat: real h x w, not negative, over the whole image. It is scaled to height x width by bilinear interpolation
             between the centres of its cells.
-        rule: one of `RULES`; `otsu` splits 256 bins of heat where the variance between both sides is largest (Otsu
-            1979). The hottest pixels are in the mask in any case, unless all are equally hot: then none is.
+        rule: one of `RULES`. `otsu` splits 256 bins of heat at the largest variance between both sides (Otsu 1979). The
+            mask always holds the hottest pixels, unless all are equally hot: then it is empty.
 
     Raises:
         InputError: the heat map is not as above, or the rule is unknown.
@@ -179,7 +181,7 @@ def heat_mask(heat: np.ndarray, height: int, width: int, rule: str) -> np.ndarra
 
 
 def pack_mask(mask: np.ndarray) -> bytes:
-    """Bool H x W as a PNG file of 1 bit a pixel; `unpack_mask` is its inverse."""
+    """Return a bool H x W mask as a PNG file of 1 bit per pixel; `unpack_mask` is the inverse."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -188,7 +190,7 @@ def pack_mask(mask: np.ndarray) -> bytes:
 
 
 def unpack_mask(data: bytes) -> np.ndarray:
-    """Bool H x W from what `pack_mask` gave."""
+    """Return the bool H x W mask of `pack_mask`'s bytes."""
     return np.array(open_image(data))
 
 
@@ -208,9 +210,9 @@ def _check(image: np.ndarray, mask: np.ndarray, method: str, step: int, edge: in
 
 
 def _normal(image: np.ndarray, mask: np.ndarray, pixels: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Normal numbers for the masked pixels, n or n x C, one to a cell: mean 0, variance 1.
+    """Return standard normal numbers for the masked pixels, n or n x C, equal within a cell.
 
-    Chance is used up by the cells that the mask touches, in reading order; where cells are pixels, by the mask's.
+    Only cells that the mask touches draw numbers, in reading order.
     """
     (height, width), shape = mask.shape, image.shape[2:]
     share = 1.0 if pixels is None or max(mask.shape) <= pixels else CELLS * pixels / max(mask.shape)
@@ -224,7 +226,7 @@ def _normal(image: np.ndarray, mask: np.ndarray, pixels: int | None, rng: np.ran
 
 
 def _around(mask: np.ndarray) -> Any:
-    """Index of the smallest rectangle that holds the mask, with the pixels next to it."""
+    """Return the index of the mask's bounding rectangle, one pixel wider on each side."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return np.s_[:0]
@@ -232,7 +234,7 @@ def _around(mask: np.ndarray) -> Any:
 
 
 def _ramp(inside: np.ndarray, edge: int) -> np.ndarray:
-    """h of equation 2: float64 in [0, 1] by the distance to the nearest pixel outside the mask."""
+    """Return h of equation 2: float64 in [0, 1], rising with the distance from the mask's border."""
     from scipy.ndimage import distance_transform_edt
 
     return np.minimum(distance_transform_edt(inside) / (edge + 1), 1)

@@ -1,8 +1,8 @@
-"""Curation, from a source to a preference dataset: each step writes to a ledger, so that a killed run goes on.
+"""Curate a source into a preference dataset; every step writes a ledger, so that an interrupted run can resume.
 
-Steps and what each adds to a question: `sample` candidates of the target model; `dispute` a dispreferred answer or a
-reason why there is none; `locate` the lesion's region; `judge` clinical relevance; then weights over all pairs, and
-rows. Several processes share the questions by blocks; the first one makes the rows.
+Steps: `sample` adds candidates of the target model; `dispute` a rejected response, or the reason for none; `locate` the
+lesion's region; `judge` clinical relevance. Weights over all pairs and the rows follow. Several processes share the
+samples by blocks; the first one writes the rows.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from mmedpo.runs.run_folder import portable, versions, write_json
 
 log = logging.getLogger(__name__)
 
-BLOCK = 256  # questions: what a step records at once, and one process's share
-FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # never kept: a resumed run asks again
+BLOCK = 256  # samples that a step records at once and a process takes at a time
+FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # not recorded, so that a resumed run asks again
 FAULTY_ROW = "faulty row of the source"
 PROMPTS = {
     "select": hallucinate.SELECT, "inject": hallucinate.INJECT, "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
@@ -53,7 +53,7 @@ Work = Callable[[Sequence[Sample]], Sequence[Any]]
 
 
 class NothingMade(InputError):
-    """A run that went to its end without a single row."""
+    """Raised by a finished run that made no row."""
 
 
 def curate_folder(
@@ -71,22 +71,22 @@ def curate_folder(
     """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
 
     Args:
-        folder: a working folder; what its ledgers hold is not done again.
-        command: recorded as it is.
-        limits: on the calls of chat endpoints; they decide nothing about what is made.
-        cache: file of answered calls, shared with other runs; this run's own where None.
+        folder: a working folder; finished work in its ledgers is not repeated.
+        command: recorded unchanged.
+        limits: on the calls of chat endpoints; they do not change the result.
+        cache: file of answered calls, shared with other runs; by default this run's own.
         processes: of this launch.
-        given: what was known of the source before. Where it has answers, `settings` name no chat model.
-        third_parties: chat models that are not on this machine may be sent credentialed data.
-        models: `contents.of_models` of the settings, where it was asked for already.
-        redo_changed: do questions again that changed since the run began; else they are refused.
+        given: precomputed answers, scores and regions. If it has answers, `settings` names no chat model.
+        third_parties: chat models elsewhere may receive restricted data.
+        models: `contents.of_models(settings)`, if already computed.
+        redo_changed: repeat samples that changed since the run began; otherwise they raise.
 
     Returns:
         The manifest (docs/architecture.md); None in all processes but the first.
 
     Raises:
-        InputError: no chat model or no judges are named; the source, a model, a judge or an option cannot work; every
-            pair was rejected.
+        InputError: no chat model or judges are named; the source, a model, a judge or an option cannot work; every pair
+            was rejected.
         Stopped: a budget of the limits is spent.
     """
     given = given or rows.Given()
@@ -139,10 +139,7 @@ def curate_folder(
 def _each(
     share: Sequence[Sequence[Sample]], done: Ledger, what: str, work: Work, processes: Processes, size: int = BLOCK
 ) -> None:
-    """Give `work` the samples that are not done, at most `size` at a time, and record what it returns for each.
-
-    What is done stays as it is, since later steps have built on it.
-    """
+    """Record `work` of all samples that are not done, at most `size` at a time; later steps rely on what is done."""
     batches = [block[start : start + size] for block in share for start in range(0, len(block), size)]
     for batch in track(batches, description=what, disable=not batches or not processes.first):
         missing = [sample for sample in batch if sample.id not in done]
@@ -155,7 +152,7 @@ def _each(
 
 
 def _sample(settings: Settings, share: Sequence[Sequence[Sample]], done: Ledger, processes: Processes) -> str | None:
-    """Candidates of the target model for each question that is not simply flipped. Returns its revision."""
+    """Sample candidates for all samples but those that are flipped; return the target model's revision."""
     if settings.model is None or not settings.writes_answers:
         return None
     if settings.style != "free":
@@ -174,8 +171,8 @@ def _dispute(
     ledgers: Mapping[str, Ledger],
     processes: Processes,
 ) -> None:
-    """A dispreferred answer a question: {"text", "made_by", ...}, or {"reason", "detail"}."""
-    offline = chat.name.startswith(STANDIN)  # only they are told other answers
+    """Record a rejected response per sample, {"text", "made_by", ...}, or {"reason", "detail"}."""
+    offline = chat.name.startswith(STANDIN)  # only stand-ins read other answers
     pools = {
         task: Pool((s.answer for s in samples if s.task == task and offline), settings.seed) for task in schema.TASKS
     }
@@ -194,7 +191,7 @@ def _dispute(
 
 
 def _shown(sample: Sample) -> bytes:
-    # Pixels alone: a file's own header may name the patient.
+    # Re-encoded, since the file's own header may name the patient.
     encoded: bytes = images.png(np.asarray(images.open_rgb(sample.image)), sample.image.stem)["bytes"]
     return encoded
 
@@ -240,7 +237,7 @@ def _assemble(
     sent: Mapping[str, Any],
     made_of: Contents,
 ) -> dict[str, Any]:
-    """Weights over all pairs, rows, rejects and the manifest."""
+    """Write weights, rows, rejects and the manifest."""
     noise = settings.corruption if settings.makes_visual_pairs else None
     rejects: Counter[str] = Counter()
     details: Counter[str] = Counter()
@@ -251,7 +248,7 @@ def _assemble(
         raise NothingMade(_all_rejected(source, rejects, details, folder / "rejects.jsonl"))
     scores, kinds = [pair.relevance for pair in pairs], [pair.dispreference for pair in pairs]
     found, normalization = weights.normalize(scores, settings.weights, kinds, settings.weights_over)
-    target = portable(settings.model) if settings.model and tools.chat else None  # else it was not asked
+    target = portable(settings.model) if settings.model and tools.chat else None  # else nothing was sampled
     localizer = portable(tools.localizer.name)
     heated = settings.localizer.startswith(("heatmap", "medklip"))
     asked = settings.localizer.startswith(("detector", "medklip"))
@@ -280,7 +277,7 @@ def _assemble(
 
 
 def _all_rejected(source: Source, reasons: Counter[str], details: Counter[str], file: Path) -> str:
-    """What a run without a single pair ends with; credentialed data is not quoted."""
+    """Return the message of a run without a pair; details of restricted data are left out."""
     why = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     shown = [] if source.credentialed else [f"{detail[:120]} ({n})" for detail, n in details.most_common(3) if n]
     most = f" The commonest details: {'; '.join(shown)}." if shown else ""
@@ -288,7 +285,7 @@ def _all_rejected(source: Source, reasons: Counter[str], details: Counter[str], 
 
 
 def _wrong_by(pairs: Sequence[rows.Pair], disputed: Ledger) -> set[str]:
-    """Who made the wrong answers that rows have."""
+    """Return the makers of the rejected responses in rows."""
     worded = (rows.TEXT_PAIR, schema.REVERSED[0])
     return {disputed[pair.sample.id]["made_by"] for pair in pairs if pair.dispreference in worded}
 

@@ -1,5 +1,7 @@
-"""A sheet of pictures to look at before a curation: each image, its lesion mask, the corrupted image, and both images
-as the model sees them."""
+"""Sheet of pictures to check before a curation.
+
+Each row shows an image, its lesion mask, the corrupted image, and both images as the model sees them.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 COLUMNS = 5
-INSIDE = 240  # of 255: pixels of a scaled mask that lie inside
-WIDTH = 2.6  # inches a picture
-DOTS = 110  # an inch
+INSIDE = 240  # of 255; a scaled mask is above it inside
+WIDTH = 2.6  # inches per picture
+DOTS = 110  # per inch
 TITLE = 46  # characters that fit above a picture
 
 
@@ -40,22 +42,22 @@ def sheet(
     output: Path,
     processor: Any = None,
 ) -> dict[str, int]:
-    """Write `output` (PNG): one row for each of the first `count` images with a region for one of their questions.
+    """Write `output` (PNG) with one row for each of the first `count` images that have a region.
 
     Args:
-        most: largest share of an image that a region may cover, [0, 1].
-        processor: the model's image processor, by which images are shown as the model sees them; without one they are
-            shrunk to the noise's `pixels`.
+        most: largest share of an image that a region may cover, in [0, 1].
+        processor: the model's image processor, which gives the model's view; without one, images are shrunk to the
+            noise's `pixels`.
 
     Returns:
-        How many images are shown, and how many were left out for each reason.
+        The number of images shown, and the number left out for each reason.
 
     Raises:
         InputError: no image has a region (the reasons are listed), `output` exists or cannot be written, or the
-            processor lays out pixels in an unknown way.
+            processor's pixel layout is unknown.
     """
     writable.check(output)
-    shown: dict[str, tuple[Sample, Region]] = {}  # by the digest of the image
+    shown: dict[str, tuple[Sample, Region]] = {}  # key: image digest
     left_out: dict[str, str] = {}
     for sample in samples:
         if len(shown) == count:
@@ -92,13 +94,13 @@ def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int, proce
         _outline(axes[0], region)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a question in a script that the font does not have
+        warnings.filterwarnings("ignore", "Glyph")  # the font may lack the script of a question
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def _row(sample: Sample, region: Region, noise: Noise, seed: int, processor: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The titles and pictures of one image."""
+    """Yield the titles and pictures of one image."""
     from PIL.Image import fromarray
 
     picture = images.open_rgb(sample.image)
@@ -122,7 +124,7 @@ def _row(sample: Sample, region: Region, noise: Noise, seed: int, processor: Any
 
 
 def _seen(image: Image, noise: Noise, processor: Any) -> np.ndarray:
-    """The image as the model sees it whole, or shrunk: float H x W x 3 of 0 .. 255."""
+    """Return the image as the model sees it, or shrunk: float H x W x 3 in 0 .. 255."""
     from PIL.Image import Resampling
 
     if processor is not None:

@@ -1,4 +1,4 @@
-"""What a lesion tool is asked for, which may depend on the kind of image and on the question."""
+"""Queries for lesion tools, which may depend on modality and question."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from mmedpo.data.samples import Sample
 from mmedpo.data.text import folded
 from mmedpo.errors import InputError
 
-# What tables call a kind of image: a word, or two written together.
+# Spellings of modalities in tables: one word, or two joined.
 MODALITIES = {
     "xray": {"xray", "xrays", "xr", "cr", "dr", "dx", "cxr", "radiograph", "radiographs", "radiography", "plainfilm"},
     "ct": {"ct", "computedtomography"},
     "mri": {"mri", "mr", "magneticresonance"},
     "ultrasound": {"ultrasound", "us", "sonography", "ultrasonography"},
 }
-QUESTION, DISEASE = "question", "disease"  # as a query: the sample's own question, and what stands for it
+QUESTION, DISEASE = "question", "disease"  # query that stands for the sample's own question; default query
 
 
 class Query:
-    """What a tool is asked for: one text ("disease"), one a modality ("xray=opacity,ct=lesion", all others
-    "disease"), or "question": the sample's own question.
+    """Query for a tool.
+
+    `spec` is one text ("disease"), one text per modality ("xray=opacity,ct=lesion"; "disease" for others), or
+    "question" for the sample's own question.
 
     Raises:
-        InputError: empty, or a modality that is none of `MODALITIES`.
+        InputError: the spec is empty, or names a modality outside `MODALITIES`.
     """
 
     def __init__(self, spec: str) -> None:
@@ -40,7 +42,7 @@ class Query:
             )
 
     def texts(self) -> list[str]:
-        """All texts it may give, with `DISEASE` in place of the samples' questions."""
+        """Return all texts that it may give, with `DISEASE` in place of the samples' questions."""
         given = (*self._by_modality.values(), self._default)
         return [DISEASE if text == QUESTION else text for text in given]
 
@@ -50,7 +52,7 @@ class Query:
 
 
 def modality(sample: Sample) -> str | None:
-    """The sample's modality as `MODALITIES` has it; None if the table says nothing, something else or several."""
+    """Return the sample's modality, a key of `MODALITIES`; None if the table names none, another or several."""
     parts = letters(sample.modality)
     said = {*parts, *map("".join, pairwise(parts))}
     found = [name for name, spellings in MODALITIES.items() if said & spellings]
@@ -58,5 +60,5 @@ def modality(sample: Sample) -> str | None:
 
 
 def letters(text: str | None) -> list[str]:
-    """Runs of letters, in lower case: "Chest_X-Ray" is chest, x, ray."""
+    """Return runs of letters in lower case: "Chest_X-Ray" gives chest, x, ray."""
     return re.findall("[a-z]+", folded(text or ""))

@@ -1,8 +1,8 @@
-"""Clinical relevance of dispreferred answers: a panel of judges that adopt or revise each other's score.
+"""Clinical relevance of rejected responses, scored by a panel of judges.
 
-The paper, section 3.2: the first judge scores the dispreferred answer without the image; each next one sees the last
-score and adopts it or gives its own, until all agree; without agreement the mean of the score history counts. What
-the first judge says is what the others adopt, so the score depends on their order; independent judges have none.
+Paper, section 3.2: the first judge scores the rejected response without the image. Each next judge sees the last score
+and adopts it or gives its own, until all agree. Without agreement the mean of the score history counts. Later judges
+tend to adopt the first score, so the result depends on their order; independent judges avoid that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mmedpo.runs.run_folder import portable
 
 JUDGE = "judge@1"
 NO_SCORE = "no judge gave a readable score"
-ROUNDING = 1e-9  # scores are decimal fractions in binary floats
-LONGEST_RATIONALE = 1000  # characters; it goes into every later request and into the row
+ROUNDING = 1e-9  # tolerance for decimal fractions as binary floats
+LONGEST_RATIONALE = 1000  # characters; it is part of later requests and of the row
 
 Mode = Literal["sequential", "independent"]
 
@@ -33,8 +33,10 @@ _SCHEMA = {
 
 
 class Judgement(TypedDict):
-    """One judge's turn: `score` in [0, 1], or None with the reason in `rationale` (at most `LONGEST_RATIONALE`
-    characters); rounds count from 1."""
+    """One judge's turn in a round, counted from 1.
+
+    `score` is in [0, 1]; None puts the reason into `rationale`, of at most `LONGEST_RATIONALE` characters.
+    """
 
     round: int
     judge: str
@@ -44,7 +46,7 @@ class Judgement(TypedDict):
 
 @dataclass(frozen=True)
 class Item:
-    """A question, its gold answer and the dispreferred answer to be scored."""
+    """A question, its gold answer and the rejected response to score."""
 
     question: str
     gold: str
@@ -53,10 +55,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Relevance:
-    """`score` in [0, 1], or None with the `reason`; `judgements` in the order they were made.
+    """A panel's result.
 
-    `agreed`: in one whole round all judges gave scores within the tolerance; `score` is then that round's mean,
-    and else the mean of all scores of the history.
+    Attributes:
+        score: in [0, 1]; None if no judge gave a readable one.
+        judgements: in the order they were made.
+        agreed: all judges of one round gave scores within the tolerance. `score` is then that round's mean, and else
+            the mean of all scores.
+        reason: why there is no score, or None.
     """
 
     score: float | None
@@ -92,14 +98,14 @@ class _Discussion:
 
 
 class Panel:
-    """Judges who score in turn, or each alone.
+    """Judges who score in turn or independently.
 
     Args:
-        judges: At least one, with different names; the order is the order of speaking.
-        rounds: Most rounds (each judge speaks once a round), at least 1; the paper has 5.
-        tolerance: Largest difference, in [0, 1], between scores that agree.
-        mode: "sequential" is the paper's. In "independent" every judge scores once and sees no other score, whatever
-            `rounds` is: the score is the mean, and the order changes nothing.
+        judges: at least one, with different names, in the order of speaking.
+        rounds: most rounds, at least 1; each judge speaks once per round. The paper has 5.
+        tolerance: largest difference, in [0, 1], between scores that agree.
+        mode: "sequential" is the paper's. In "independent" every judge scores once without seeing other scores; the
+            result is the mean, and neither order nor `rounds` matters.
 
     Raises:
         InputError: no judge, judges of the same name, an unknown mode, or a setting out of its range.
@@ -121,9 +127,10 @@ class Panel:
         self.rounds = rounds if mode == "sequential" else 1
 
     def score(self, items: Sequence[Item]) -> list[Relevance]:
-        """One result an item, in order; each judge gets all items still under discussion in one batch.
+        """Return one result per item, in order; each judge gets all open items of a round in one batch.
 
-        Raises InputError where a judge's `complete` does.
+        Raises:
+            InputError: a judge's `complete` raises it.
         """
         discussions = [_Discussion(item) for item in items]
         for number in range(1, self.rounds + 1):
@@ -155,6 +162,6 @@ def _read(reply: ChatReply, number: int, judge: str) -> Judgement:
         return no_score(f"score {given!r:.200} is not a number")
     if not 0 <= score <= 1:
         return no_score(f"score {given!r:.200} is outside [0, 1]")
-    # JSON can spell half a surrogate pair, which no file can hold.
+    # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
     rationale = str(answer.get("rationale") or "")[:LONGEST_RATIONALE].encode("utf-8", "replace").decode()
     return {"round": number, "judge": judge, "score": score, "rationale": rationale}

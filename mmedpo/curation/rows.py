@@ -1,4 +1,4 @@
-"""Rows of the preference dataset, made from what the curation steps found."""
+"""Rows of the preference dataset, built from the results of the curation steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT_PAIR = "hallucinated_response"
 
 @dataclass(frozen=True)
 class Reject:
-    """A pair that was not made, and why; `reason` is for counting, `detail` says the case."""
+    """A pair that was not made: `reason` is for counting, `detail` the case."""
 
     id: str
     dispreference: str
@@ -32,13 +32,14 @@ class Reject:
 
 @dataclass(frozen=True)
 class Given:
-    """What was known of a source before: rows of it that give no question, and what has been found out already.
+    """Precomputed results for a source, and rows of it that give no sample.
 
     Attributes:
-        answers: by a question's id its wrong answer, {"text", "made_by"}, or why it has none, {"reason", "detail"}.
-        scores: by a question's id its wrong answer's clinical relevance, in [0, 1].
-        regions: by a question's id where its lesion is (`localize.Region.record`).
-        questions: ids of those that are taken whatever split and limit are.
+        rejects: those rows.
+        answers: by sample id the rejected response, {"text", "made_by"}, or {"reason", "detail"} if there is none.
+        scores: by sample id the clinical relevance of the rejected response, in [0, 1].
+        regions: by sample id the lesion (`localize.Region.record`).
+        questions: ids of samples to use whatever split and limit are.
     """
 
     rejects: list[Reject] = field(default_factory=list)
@@ -50,8 +51,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row to be: a question, the kind of its dispreferred side, and its clinical relevance in [0, 1], None where
-    nobody was asked for it."""
+    """One future row: a sample, the kind of pair, and clinical relevance in [0, 1].
+
+    Relevance is None if no judge was asked.
+    """
 
     sample: Sample
     dispreference: str
@@ -60,15 +63,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Noise:
-    """How the image of a visual pair is corrupted, and what is set against what.
+    """Corruption of the images of visual pairs.
 
     Attributes:
         method: one of `noise.METHODS`.
         step: k of the diffusion, 1 .. 1000.
-        edge: width of the feathered edge inside the mask, in pixels; 0 is a hard one.
-        region: "lesion" (pairs only where one was found) or "image" (all of it, with or without one).
-        reversed: (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
-        pixels: longer side of the image as the model sees it, which noise is as coarse as.
+        edge: width of the feathered edge inside the mask, in pixels; 0 is a hard edge.
+        region: "lesion" (pairs only where one was found) or "image" (the whole image, with or without a lesion).
+        reversed: make (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
+        pixels: longer side of the image as the model sees it; sets how coarse the noise is.
     """
 
     method: str = "diffusion"
@@ -84,7 +87,7 @@ class Noise:
 
     @property
     def dispreference(self) -> str:
-        """The kind of pair it makes (`schema.DISPREFERENCES`)."""
+        """Kind of pair that it makes (`schema.DISPREFERENCES`)."""
         if self.reversed:
             return "reversed_noise"
         return "image_noise" if self.whole else "lesion_noise"
@@ -95,7 +98,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Makers:
-    """Who made the rejected sides, as every row's provenance records it."""
+    """Makers of the rejected sides, recorded in every row's provenance."""
 
     target_model: str | None
     revision: str | None
@@ -108,9 +111,9 @@ class Makers:
 def pair_up(
     samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None
 ) -> Iterator[tuple[Pair | None, Reject | None]]:
-    """Yield the pairs that each question gives, and a reason for each that it does not give.
+    """Yield each sample's pairs, and a reject for each pair that cannot be made.
 
-    A step without a ledger was not asked for; without `noise` there are no visual pairs.
+    An empty ledger means that the step was not run. Without `noise` there are no visual pairs.
     """
     for sample in samples:
         disputed = steps["dispute"].get(sample.id)
@@ -124,7 +127,7 @@ def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> t
     if "reason" in disputed:
         return None, Reject(sample.id, TEXT_PAIR, disputed["reason"], disputed["detail"])
     relevance = judged.get(sample.id)
-    if relevance is None:  # no judges: what a panel was asked for is in its ledger, with a score or without
+    if relevance is None:  # no judges: a panel records every sample, scored or not
         return Pair(sample, TEXT_PAIR, None), None
     if relevance["score"] is None:
         judged_last = (relevance.get("judgements") or [{}])[-1]
@@ -150,7 +153,7 @@ def _visual_pair(
 def dataset_rows(
     pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows in order, noising images as they are reached."""
+    """Yield the rows in order; images are noised as they are reached."""
     fields = list(schema.FEATURES["provenance"])
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
@@ -179,12 +182,12 @@ def dataset_rows(
 
 
 def row_id(sample: Sample, dispreference: str) -> str:
-    """Stable and unique: what the row's noise is seeded by."""
+    """Return the stable and unique id of a row, which also seeds its noise."""
     return f"{sample.source}/{sample.id}/{dispreference}"
 
 
 def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
-    """Set the wrong answer as the rejected side; returns its provenance."""
+    """Set the rejected response of a row; return its provenance."""
     found, judged = steps["dispute"][sample.id], steps["judge"].get(sample.id) or {}
     sampled = found["made_by"] == TARGET_MODEL
     row["rejected"] = _message("assistant", found["text"])
@@ -199,7 +202,7 @@ def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
 
 
 def _noised_image(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
-    """Set the noised image as the rejected side's, or both sides' and the texts reversed; returns its provenance."""
+    """Set the noised image of a row, on both sides if reversed; return its provenance."""
     noise, region = makers.noise, Region.read(steps["locate"][sample.id])
     picture, coverage = noised(sample, region, noise, makers.seed, row["id"])
     if noise.reversed:
@@ -216,9 +219,9 @@ def _noised_image(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
 
 
 def noised(sample: Sample, region: Region, noise: Noise, seed: int, row_id: str) -> tuple[dict[str, Any], float]:
-    """The corrupted image as PNG ({"bytes", "path"}) and the share of its pixels that the mask covers.
+    """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels.
 
-    Images without colour, however stored, get noise without colour: another kind would give the rejected side away.
+    Images without colour, however stored, get noise without colour; coloured noise would give the rejected side away.
     """
     pixels = images.pixels(sample.image)
     mask = _mask(pixels, region, noise)

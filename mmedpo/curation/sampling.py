@@ -1,4 +1,4 @@
-"""Candidates for wrong answers: what the target model says when it is sampled."""
+"""Sample candidates for rejected responses from the target model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mmedpo.models.vision_language import VisionLanguageModel
 if TYPE_CHECKING:
     from mmedpo.curation.settings import Settings
 
-Found = dict[str, Any]  # {"texts": [..], "left_out": {reason: count}} of one question
+Found = dict[str, Any]  # of one sample: {"texts": [..], "left_out": {reason: count}}
 
 
 class Sampler:
-    """The target model that the settings name, sampled as they say.
+    """Target model of the settings with their sampling options.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the model cannot be loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -31,13 +31,13 @@ class Sampler:
         self.revision = self.model.revision
 
     def sample(self, batch: Sequence[Sample]) -> list[Found]:
-        """The candidates of each question of a batch of one task.
+        """Return the candidates of each sample of a batch, whose samples share a task.
 
-        A sample that was cut off, is empty or did not finish its thought is left out, counted: set against a whole
-        answer it would teach where to stop.
+        Answers that are empty, cut off or end inside a thought are counted and left out; as rejected responses they
+        would teach where to stop.
         """
         settings = self.settings
-        # A batch is recorded whole, so that chance, which depends on the batch, is the same in a resumed run.
+        # The seed depends on the whole batch; batches are recorded whole, so a resumed run draws the same.
         seed = int(unit_interval("sample", settings.seed, *(sample.id for sample in batch)) * 2**32)
         most = longest(batch[0].task, settings.max_new_tokens, settings.max_new_tokens_report)
         sampling = Sampling(most, settings.temperature, samples=settings.samples, seed=seed)
@@ -52,17 +52,17 @@ class Sampler:
 
 
 def by_task(blocks: Iterable[Sequence[Sample]]) -> list[list[Sample]]:
-    """Each block as blocks of one task, since a report may be longer than an answer."""
+    """Split each block by task, since a report may be longer than an answer."""
     return [[sample for sample in block if sample.task == task] for block in blocks for task in schema.TASKS]
 
 
 def texts(found: Found | None) -> list[str]:
-    """The candidates of a question; none where the model was not asked."""
+    """Return the candidates of a sample; none if the model was not asked."""
     return found["texts"] if found else []
 
 
 def counted(found: Iterable[Found]) -> dict[str, Any]:
-    """What a manifest says of all candidates: {"sampled", "left_out": by reason}."""
+    """Return counts of all candidates for the manifest: {"sampled", "left_out": by reason}."""
     kept, left_out = 0, Counter[str]()
     for each in found:
         kept += len(each["texts"])

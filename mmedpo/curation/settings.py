@@ -1,4 +1,4 @@
-"""The options of a curation: what decides what it makes, and how it runs."""
+"""Options of a curation: `Settings` decide the result, `Run` how it is computed."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ OWN_SIZE = "If yours sees them at another size, give it as --noise-pixels."
 
 @dataclass
 class Settings:
-    """All that decides what a curation makes.
+    """All options that decide the result of a curation.
 
     Raises:
-        InputError: an unknown name or a number out of range; all of them are listed.
+        InputError: unknown names or numbers out of range; all of them are listed.
     """
 
     source: Path = field(metadata={"help": "Folder with a table of questions and its images."})
@@ -152,11 +152,11 @@ class Settings:
 
     @property
     def scorers(self) -> list[str]:
-        """The judges that wrong answers of this curation go to."""
+        """Judges of rejected responses; none if this curation writes no such responses."""
         return self.judges if self.writes_answers and self.judges != ["none"] else []
 
     def refuse_unnamed(self) -> None:
-        """Raise InputError unless it is said who makes wrong answers and who judges them."""
+        """Raise InputError unless a chat model and judges are named."""
         missing = {
             "--chat": "picks or writes wrong answers" if self.chat is None else "",
             "--judges": "" if self.judges or self.chat == "none" else "scores their clinical relevance",
@@ -165,14 +165,14 @@ class Settings:
             raise InputError(UNNAMED.format(" and ".join(options), " and who ".join(filter(None, missing.values()))))
 
     def resolved(self, processor: Any = None, say: Callable[[str], None] = log.warning) -> Settings:
-        """These settings with the `noise_pixels` that are used where none are given.
+        """Return these settings with `noise_pixels` filled in where it matters.
 
         Args:
-            processor: the target model's image processor; read by the model's name where it is needed.
-            say: is told where the size is not the target's own.
+            processor: the target model's image processor; loaded by the model's name if needed.
+            say: gets a message if the size is not the target model's own.
 
         Raises:
-            InputError: the target model has no processor that can be read.
+            InputError: the target model's processor cannot be read.
         """
         if self.noise_pixels is not None or self.noise not in noise.DRAWN or not self.makes_visual_pairs:
             return self
@@ -188,7 +188,7 @@ class Settings:
         return {**asdict(self), "source": str(self.source)}
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that make the same of the same source on another machine, which names the source itself."""
+        """Return the portable settings: they give the same result on another machine that names the source."""
         settings = {name: value for name, value in asdict(self).items() if name not in ("source", "image_folders")}
         return settings | {
             "model": self.model and portable(self.model), "chat": self.chat and portable(self.chat),
@@ -198,7 +198,7 @@ class Settings:
 
 @dataclass
 class Run(Calling):
-    """Where a curation writes, and how it calls chat endpoints; nothing of it decides what is made."""
+    """Output and endpoint options of a curation; they do not change the result."""
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
@@ -210,7 +210,7 @@ class Run(Calling):
 
 @dataclass
 class Preview(Run):
-    """A sheet of pictures before a curation, with the curation's own options."""
+    """Options of the sheet of pictures that is checked before a curation."""
 
     output: Path = field(metadata={"help": "PNG file to write; it must not exist."})
     count: int = option(8, "Images to show, 1 to 50.")

@@ -1,4 +1,4 @@
-"""The source that a curation's settings name."""
+"""Open the source that a curation's settings name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from mmedpo.models.vision_language import load_processor
 
 
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
-    """The source that the settings name, with the questions of these ids in any case. Raises InputError as
-    `read_source` does, for faulty rows, and for lesions in another column than the one named."""
+    """Return the source that the settings name, always with the samples whose ids are in `also`.
+
+    Raises:
+        InputError: as `read_source`; rows are faulty; or lesions are in another column than the one named.
+    """
     source = read_source(
         settings.source, settings.split, settings.limit, settings.seed, settings.license,
         settings.official_split, settings.source_name, settings.credentialed, also,
         [*map(Path, settings.image_folders)],
     )  # fmt: skip
-    refuse_faults(source, settings.skip_faulty)  # before a model is looked for
+    refuse_faults(source, settings.skip_faulty)  # before the model's processor is loaded
     if settings.model is not None and settings.writes_answers:
         drop_refused(source, load_processor(settings.model))
         refuse_faults(source, settings.skip_faulty)

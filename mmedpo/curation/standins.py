@@ -1,7 +1,7 @@
-"""Offline stand-ins for chat models: fixed, documented rules over words, for tests, trials and days without network.
+"""Offline stand-ins for chat models: fixed word rules for tests, trials and work without network.
 
-They read a request's `variables`, never its text or image, know a few dozen radiology words and nothing of medicine.
-Their names begin with "standin:", so that a dataset made with them says so.
+They read a request's `variables`, never its text or image. They know a few dozen radiology words and no medicine. Their
+names begin with "standin:", so that every dataset made with them shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
 
 Difference = Literal["polarity", "finding", "side", "other", "wording"]
 
-# A word is swapped for the next of its row.
+# A word is replaced by the next of its row.
 FINDING_ROWS = (
     ("ct", "mri", "x-ray", "ultrasound"),
     ("axial", "coronal", "sagittal"),
@@ -57,7 +57,7 @@ FINDINGS, SIDES = _successors(FINDING_ROWS), _successors(SIDE_ROWS)
 
 
 def difference(gold: str, rejected: str) -> Difference:
-    """How a rejected answer differs: flipped polarity, wrong finding, wrong side, other words, or wording only."""
+    """Return how a rejected response differs from the gold answer, as the first kind that applies."""
     said, wrong = set(words(gold)), set(words(rejected))
     if polarity(gold) and polarity(rejected) and polarity(gold) != polarity(rejected):
         return "polarity"
@@ -73,10 +73,13 @@ def difference(gold: str, rejected: str) -> Difference:
 
 
 class StandInChat:
-    """Answers `select` with the first candidate wrong in polarity, finding or side, and `inject` with the smallest
-    edit that the style allows (`hallucinate.answer_fault`): yes/no, side and finding words swapped (one alone in the
-    style "minimal"), a denial added or removed, or else the other sample's answer closest in length. In the style
-    "free" a short answer becomes a sentence. It declines ("answer": "") where no rule fits."""
+    """Stand-in that chooses and writes rejected responses.
+
+    `select` takes the first candidate wrong in polarity, finding or side. `inject` makes the smallest edit that the
+    style allows (`hallucinate.answer_fault`): it swaps yes/no, side and finding words (one word in the style
+    "minimal"), adds or removes a denial, or takes the other gold answer closest in length. In the style "free" a short
+    answer becomes a sentence. It declines ("answer": "") if no rule fits.
+    """
 
     name = "standin:rules"
     revision: str | None = "1"
@@ -86,10 +89,11 @@ class StandInChat:
 
 
 class StandInJudge:
-    """Scores by the kind of difference, in steps of 0.1; adopts a score within 0.1 of its own, else meets it half way.
+    """Stand-in that scores by the kind of difference, in steps of 0.1.
 
-    "strict" and "lenient" have a fixed score for each kind. "lexical" scores any wrong answer between 0.2 and 0.9 by
-    the share of its words that are the gold answer's, since a near miss misleads most, and mere wording 0.1.
+    It adopts a previous score within 0.1 of its own, and else meets it half way. "strict" and "lenient" have a fixed
+    score for each kind. "lexical" gives 0.1 for mere wording and 0.2 to 0.9 for others, by the share of words that are
+    the gold answer's, since a near miss misleads most.
     """
 
     revision: str | None = "1"
@@ -110,7 +114,7 @@ class StandInJudge:
         last = round(variables["previous"]["score"] * 10)
         if abs(own - last) <= 1:
             return {"score": last / 10, "rationale": f"{rationale}; {last / 10} is close enough"}
-        meeting = (own + last + (own > last)) // 2  # of two middles the one nearer to its own
+        meeting = (own + last + (own > last)) // 2  # rounds towards its own score
         return {"score": meeting / 10, "rationale": f"{rationale}; half way to it from {last / 10}"}
 
 
@@ -182,14 +186,14 @@ def _edits(variables: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sentence(answer: str) -> str:
-    """A short answer as an assistant would say it: "Left lung" gives "The image shows left lung."."""
+    """Return a short answer as an assistant would say it: "Left lung" gives "The image shows left lung."."""
     if words(answer) in (["yes"], ["no"]):
         return f"{answer.strip(' .')}, the image {'shows' if polarity(answer) == 'yes' else 'does not show'} that."
     return answer if polarity(answer) or answer.endswith(".") else f"The image shows {in_form_of('a', answer)}."
 
 
 def _swap(text: str, successors: Mapping[str, str], most: int) -> str:
-    """The first `most` words that have a successor replaced by it (0: all of them)."""
+    """Replace the first `most` words that have a successor (0: all of them)."""
     known = "|".join(sorted(map(re.escape, successors), key=len, reverse=True))
     return re.sub(
         rf"(?<![\w-])({known})(?![\w-])",
@@ -201,7 +205,7 @@ def _swap(text: str, successors: Mapping[str, str], most: int) -> str:
 
 
 def _flip(text: str) -> str:
-    """The opposite of an answer that opens with yes or no: "Yes, there is a nodule" -> "No, there is no nodule"."""
+    """Negate an answer that opens with yes or no: "Yes, there is a nodule" gives "No, there is no nodule"."""
     match = re.match(r"(\W*)(yes|no)\b(\W*)(.*)", text, re.IGNORECASE | re.DOTALL)
     if match is None:
         return text
@@ -209,7 +213,7 @@ def _flip(text: str) -> str:
     head = in_case_of(head, OPPOSITE[head.lower()])
     denied = _deny(rest)
     if rest and denied == rest:
-        return before + head  # a rest that cannot be denied would contradict the new head
+        return before + head  # a rest that is not negated would contradict the new head
     return before + head + between + denied
 
 
@@ -224,7 +228,7 @@ _DENIALS = (
 
 
 def _deny(text: str) -> str:
-    """The first statement a pattern fits, denied or, if it was a denial, affirmed; else `text` as it is."""
+    """Negate the first statement that a pattern fits, or affirm it if it was a denial; else return `text`."""
     for pattern, replacement in _DENIALS:
         if pattern.search(text):
             return pattern.sub(replacement, text, count=1)

@@ -1,4 +1,4 @@
-"""The models that a curation asks, opened by the names that its settings have for them."""
+"""Open the models that a curation's settings name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmedpo.runs.ledger import Ledger
 
 @dataclass(frozen=True)
 class Tools:
-    """The models that a curation asks; None where its settings name none."""
+    """Models of a curation; None if the settings name none."""
 
     chat: ChatModel | None
     panel: relevance.Panel | None
@@ -33,11 +33,11 @@ class Tools:
         return list(self.panel.judges) if self.panel else []
 
     def standins(self, kinds: Collection[str], wrong_by: Collection[str], target: str | None = None) -> list[str]:
-        """The stand-ins that made or scored rows of these kinds, by name, in the order of the steps.
+        """Return the names of stand-ins that made or scored rows of these kinds, in the order of the steps.
 
         Args:
-            wrong_by: who made the wrong answers of the rows (`hallucinate.Hallucination.made_by`).
-            target: folder or Hub id of the model whose answers were sampled.
+            wrong_by: makers of the rows' rejected responses (`hallucinate.Hallucination.made_by`).
+            target: folder or Hub id of the target model.
         """
         texts = [vision_language.standin(target) or ""] if target and TARGET_MODEL in wrong_by else []
         if self.chat and set(wrong_by) - {FLIPPED}:
@@ -48,10 +48,13 @@ class Tools:
 
 
 def open_tools(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, discreet: bool) -> Tools:
-    """The models that the settings name. Raises InputError where one cannot work.
+    """Return the models that the settings name.
 
     Args:
-        calls, used, discreet: as `open_chat` takes them.
+        calls, used, discreet: as for `open_chat`.
+
+    Raises:
+        InputError: a model cannot be opened.
     """
     budget = Budget(limits)
 

@@ -1,4 +1,4 @@
-"""From clinical relevance scores to the weights that multiply the loss (the paper's section 3.2)."""
+"""Turn clinical relevance scores into the weights that multiply the loss (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from mmedpo.errors import InputError
 METHODS = ("rescale", "literal", "raw", "none")
 OVER = ("kind", "merged")
 MEAN, VARIANCE, LOW, HIGH = 1.0, 0.1, 0.75, 1.25
-NO_SPREAD = 1e-9  # of scores: a few rounding errors
-MOSTLY = 0.5  # share of weights at the clip limits above which a note says so
+NO_SPREAD = 1e-9  # standard deviation of equal scores, rounding errors included
+MOSTLY = 0.5  # share of weights at the clip limits that gives a note
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """How scores became weights: what a reader needs to judge whether the weighting did anything.
+    """Statistics of a normalisation, from which a reader can judge its effect.
 
-    `mean_before` and `sd_before` are of the pairs that have a score (all but `unscored`), None where none has.
-    `low` and `high` are where the method clips (None: it does not), the shares those of the weights that lie there.
-    `merged_by_clip`: scores that differ have the same weight at a limit.
-    `by_kind` holds the same of each kind of pair, where kinds were given; `over` what "rescale" normalised.
+    Attributes:
+        count, unscored: all pairs, and those without a score.
+        mean_before, sd_before: of the scores; None if there are none.
+        mean_after, sd_after: of the weights.
+        low, high: clip limits; None if the method does not clip.
+        share_at_low, share_at_high: shares of the weights at the limits.
+        merged_by_clip: different scores have the same weight at a limit.
+        over: what "rescale" normalised.
+        by_kind: the same for each kind of pair, if kinds were given.
     """
 
     method: str
@@ -43,7 +48,7 @@ class Normalization:
     by_kind: Mapping[str, Normalization] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The numbers, `over`, the numbers of each kind (`by_kind`) and `notes`, as JSON."""
+        """Return the numbers, `over`, the numbers of each kind (`by_kind`) and `notes`, as JSON."""
         kinds = {kind: found._numbers() for kind, found in self.by_kind.items()}
         return {**self._numbers(), "over": self.over, "by_kind": kinds, "notes": self.notes()}
 
@@ -51,7 +56,7 @@ class Normalization:
         return {name: value for name, value in vars(self).items() if name not in ("over", "by_kind")}
 
     def notes(self) -> list[str]:
-        """What a reader must know of these weights: no scores, none that differ, weights mostly at a clip limit."""
+        """Return notes on weights without effect: no scores, equal scores, or most weights at a clip limit."""
         parts = self.by_kind or {"all pairs": self}
         found = [note for kind, part in parts.items() for note in part._notes(kind, alone=len(parts) == 1)]
         if self.unscored:
@@ -87,23 +92,25 @@ def normalize(
     """Turn clinical relevance scores in [0, 1] into weights, over a whole dataset.
 
     Methods:
-        rescale: to mean 1 and variance 0.1, then clipped to [0.75, 1.25]: the reading of the paper that weights
-            anything (scores that are all equal become 1).
+        rescale: to mean 1 and variance 0.1, then clipped to [0.75, 1.25]; equal scores become 1. Of the two readings of
+            the paper only this one weights anything.
         literal: (score - 1) / sqrt(0.1), then clipped, as the paper's text reads: every score up to 1 becomes 0.75.
-        raw: the score itself, as the authors' released code has it.
+        raw: the score itself, as in the authors' released code.
         none: 1, which is plain DPO; pairs need no score (None).
 
     Args:
-        groups: the kind of each pair (its dispreference); None: they are all of one.
-        over: what "rescale" normalises: each "kind" alone, or all pairs at once ("merged"). Text pairs are scored by
-            judges, visual pairs by a localizer's confidence: merged, the kind whose scores are higher throughout gets
-            the higher weights. A kind whose scores are all equal is normalised apart in either case.
+        scores: clinical relevance of each pair, or None.
+        groups: the kind of each pair; None if all are of one kind.
+        over: unit of "rescale": each "kind" alone, or all pairs at once ("merged"). Judges score text pairs, and a
+            localizer's confidence scores visual pairs. If merged, the kind with higher scores gets higher weights. A
+            kind with equal scores is always normalised apart.
 
     Returns:
-        Weights (float32, one a score, in order) and the statistics before and after (population sd).
+        Weights (float32, one per score, in order) and the statistics before and after (population sd).
 
     Raises:
-        InputError: no scores, a score that is missing or not in [0, 1], an unknown method, or not one group a score.
+        InputError: there are no scores, a score is missing or not in [0, 1], the method is unknown, or `groups` does
+            not match.
     """
     values = _checked(scores, method, over)
     if groups is not None and len(groups) != values.size:
@@ -120,7 +127,7 @@ def normalize(
 
 
 def _checked(scores: Sequence[float | None], method: str, over: str) -> np.ndarray:
-    """The scores as float64, NaN where there is none; raises as `normalize`."""
+    """Return the scores as float64, NaN for None; raise as `normalize`."""
     for name, known, given in (("method", METHODS, method), ("range", OVER, over)):
         if given not in known:
             raise InputError(f"The weight {name} {given!r} is unknown; use one of {', '.join(known)}.")
@@ -139,7 +146,7 @@ def _checked(scores: Sequence[float | None], method: str, over: str) -> np.ndarr
 
 
 def _together(scores: np.ndarray, kinds: np.ndarray, over: str) -> Iterator[np.ndarray]:
-    """Which scores are normalised together, as masks."""
+    """Yield masks of the scores that are normalised together."""
     shared = np.zeros(scores.size, dtype=bool)
     for kind in set(kinds):
         members = kinds == kind

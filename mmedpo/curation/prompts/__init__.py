@@ -1,4 +1,4 @@
-"""The prompts, one versioned Jinja file each; a changed wording is a new version, so old datasets stay explained."""
+"""Versioned prompts, one Jinja file each; changed wording is a new version, so that old datasets stay explained."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def _environment() -> Environment:
 
 
 def render(prompt: str, schema: dict[str, Any], image: bytes | None = None, **variables: Any) -> ChatRequest:
-    """Fill the template `prompt` ("judge@1") from `variables`; a variable it needs and does not get is an error.
+    """Fill the template `prompt` ("judge@1") with `variables`; a missing variable raises.
 
-    `image`, an encoded image file, goes with the request; the template's own `image` says whether there is one.
+    `image`, an encoded image file, goes with the request; the template sees only whether there is one.
     """
     text = _environment().get_template(f"{prompt}.jinja").render(variables, image=image is not None)
     return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema)

@@ -1,4 +1,4 @@
-"""Evaluation folders about the rows of a preference dataset: which answers a model prefers, and whether it looks."""
+"""Evaluation folders of a preference dataset's rows: preference accuracy and visual reliance."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def measure_preferences(
 ) -> Row:
     """Measure both answers of every pair, each on the images of its side, and write an evaluation folder.
 
-    A line's `prediction` is the side that the model finds likelier: "chosen", "rejected" or "tie".
+    A line's `prediction` is the likelier side: "chosen", "rejected" or "tie".
 
     Args:
-        open_model: called once the rows are found to be usable.
+        open_model: function that loads the model; called after the rows are validated.
         rows: a split of a preference dataset (`loading.load`).
-        folder: a working folder; pairs found in its ledger are not measured again.
-        batch_size: answers that are measured together.
-        record: what else results.json shall say (name, command, dataset, split, ...).
+        folder: working folder; pairs in its ledger are not measured again.
+        batch_size: answers per forward pass.
+        record: further fields of results.json (name, command, dataset, split, ...).
 
     Returns:
         The content of results.json.
 
     Raises:
-        InputError: no rows, or not the columns of a preference dataset.
+        InputError: no rows, or columns other than a preference dataset's.
     """
     rows = _undecoded(rows)
     questions = [_question(row) for row in rows]
@@ -94,24 +94,23 @@ def measure_visual_reliance(
     seed: int = 0,
     max_new_tokens: int = 64,
 ) -> Row:
-    """Ask the questions of the `lesion_noise` rows of each of `visual_reliance.VIEWS`, and write an evaluation folder.
+    """Ask the questions of the `lesion_noise` rows on each of `visual_reliance.VIEWS`, and write an evaluation folder.
 
-    "lesion_noise" is the row's own noised image, "blank" a plane of the image's mean colour, "swapped" the image of a
-    row of another patient (of another image, where no patient is known). Greedy answers are scored by the strict
-    protocol of `med_vqa`; reports by the log-probability of the gold one alone. A line's `prediction` is the answer at
-    the original image.
+    "lesion_noise" is the row's noised image, "blank" its mean colour, "swapped" the image of another patient's row (of
+    another image, where no patient is recorded). Greedy answers are scored by `med_vqa` (strict). Reports are scored by
+    the log-probability of the gold report only. A line's `prediction` is the answer on the original image.
 
     Args:
-        open_model, rows, folder, batch_size, record: as in `measure_preferences`; other rows are passed over.
-        seed: of the swaps.
-        max_new_tokens: of an answer.
+        open_model, rows, folder, batch_size, record: as in `measure_preferences`; other kinds of rows are skipped.
+        seed: seed of the swaps.
+        max_new_tokens: longest answer in tokens.
 
     Returns:
         The content of results.json.
 
     Raises:
-        InputError: not the columns of a preference dataset, no `lesion_noise` row, all of one patient, or rows that
-            cannot be asked (several images or messages, a gold answer without words; all are listed).
+        InputError: columns other than a preference dataset's; no `lesion_noise` row, or all of one patient; rows with
+            several images or messages or a gold answer without words (all are listed).
     """
     rows = _noised(rows)
     questions = [_question(row) for row in rows]
@@ -141,7 +140,7 @@ def measure_visual_reliance(
 
 
 def lines(rows: Dataset, only_noised: bool = False) -> list[Row]:
-    """The lines of questions.jsonl about pairs. Raises InputError for rows or images that cannot be used."""
+    """Return the lines of questions.jsonl about pairs; raise InputError for unusable rows or images."""
     return [_question(row) for row in (_noised(rows) if only_noised else _undecoded(rows))]
 
 
@@ -159,7 +158,7 @@ def _undecoded(rows: Dataset) -> Dataset:
 
 
 def _question(row: Row) -> Row:
-    """The row's line of questions.jsonl."""
+    """Return the row's line of questions.jsonl."""
     made = row["provenance"] or {}
     shown, other = ([*map(digest, _opened(row[column] or []))] for column in ("images", "rejected_images"))
     image, pair = shown[0], [*(row[column] for column in ("prompt", "chosen", "rejected")), shown, other]
@@ -181,7 +180,7 @@ def _seen(row: Row, side: str) -> list[Image]:
 
 
 def _unmeasured(rows: Dataset, ledger: Ledger, batch_size: int) -> Iterator[list[Row]]:
-    """Batches of rows; one that is wholly in the ledger is passed over."""
+    """Yield batches of rows, except those that the ledger holds completely."""
     ids = rows["id"]
     for start in track(range(0, len(ids), batch_size), description="Measuring"):
         places = range(start, min(start + batch_size, len(ids)))
@@ -205,7 +204,7 @@ def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
 
 
 def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
-    """Raise InputError with the rows whose texts or images the model's processor refuses."""
+    """Raise InputError, which lists the rows whose texts or images the processor refuses."""
     texts, images = ("prompt", "chosen", "rejected"), ("images", "rejected_images")
     faults = refusals.faults(processor, (
         (
@@ -219,7 +218,7 @@ def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
 
 
 def _other_patients(questions: Sequence[Row], seed: int) -> list[int]:
-    """For each question the place of one about another patient, drawn by (seed, its id)."""
+    """Return for each question the index of one about another patient, drawn by (seed, its id)."""
     patients = [question["patient_id"] or picture(question) for question in questions]
     if len(set(patients)) < 2:
         raise InputError("All `lesion_noise` rows are of one patient; there is no other image to swap in.")
@@ -239,7 +238,7 @@ def _views(row: Row, other: Row) -> dict[str, Image]:
 
 
 def blank(image: Image) -> Image:
-    """An RGB image of the same size, filled with the mean colour."""
+    """Return an RGB image of the same size, filled with the mean colour."""
     from PIL import Image as pillow
 
     mean = np.asarray(image, dtype=np.float64).mean(axis=(0, 1)).round().astype(np.uint8)
@@ -249,7 +248,7 @@ def blank(image: Image) -> Image:
 def _looked_at(
     model: VisionLanguageModel, batch: Sequence[Row], views: Sequence[dict[str, Image]], sampling: Sampling
 ) -> dict[str, Row]:
-    """By row id and view the log-probability of the gold answer and, but for reports, the answer given."""
+    """Return the gold answer's log-probability and, except for reports, the model's answer, by row id and view."""
     found: dict[str, Row] = {row["id"]: {"answers": dict.fromkeys(VIEWS), "logps": {}} for row in batch}
     asked = [i for i, row in enumerate(batch) if schema.TASKS[row["task"]] != "report"]
     for view in VIEWS:

@@ -1,4 +1,4 @@
-"""What a comparison measures: metrics about the same questions, and their intervals and p-values over resamples."""
+"""Metrics about the same questions, with their intervals and p-values over resamples."""
 
 from __future__ import annotations
 
@@ -16,41 +16,49 @@ from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
 from mmedpo.evaluation.statistics import bootstrap, cluster_sums, exchanges, interval, p_value, tail
 
-COLUMNS = 100  # of statistics that are resampled together
-THREADS = 2  # that draw
+COLUMNS = 100  # most columns of statistics that share a bootstrap
+THREADS = 2  # threads of the bootstrap
 
 Cells = dict[str, dict[str, Row]]  # metric -> run -> numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Metrics about the same questions, with what each run's statistics sum to."""
+    """Metrics about the same n questions, with the statistics of each run.
+
+    Attributes:
+        metrics: metrics about all n questions.
+        ids: n question ids.
+        images: n images, one a question.
+        statistics: [runs, n, k], columns of all metrics side by side.
+        ends: column indices at which the metrics are split.
+    """
 
     metrics: list[Metric]
-    ids: list[str]  # n questions
-    images: list[str]  # n, one a question
-    statistics: Floats  # [runs, n, k], the metrics' side by side
+    ids: list[str]
+    images: list[str]
+    statistics: Floats
     ends: list[int]
 
     @cached_property
     def count(self) -> int:
-        """How many images the questions are about."""
+        """Number of distinct images."""
         return len(set(self.images))
 
     def of(self, chosen: Sequence[int]) -> Part:
-        """The same metrics about the questions at the places `chosen`."""
+        """Return the same metrics about the questions at indices `chosen`."""
         ids, images = ([column[place] for place in chosen] for column in (self.ids, self.images))
         return replace(self, ids=ids, images=images, statistics=self.statistics[:, chosen])
 
     def values(self, sums: Floats) -> Iterator[tuple[Metric, Floats]]:
-        """Each metric with its values [...] of sums [..., k]; NaN where it is undefined."""
+        """Yield each metric with its values [...] from sums [..., k]; NaN where undefined."""
         with np.errstate(divide="ignore", invalid="ignore"):
             for metric, own in zip(self.metrics, np.split(sums, self.ends, axis=-1), strict=True):
                 yield metric, metric.aggregate(own)
 
 
 def about_questions(runs: Sequence[Run], defined: Sequence[Metric]) -> list[Part]:
-    """The metrics that are about any of the questions."""
+    """Return the metrics grouped by the questions they are about; metrics about none are left out."""
     found = []
     for about, group in groupby(defined, key=partial(_about, runs)):
         if about:
@@ -78,7 +86,7 @@ def values_alone(runs: Sequence[Run], part: Part) -> Iterator[tuple[str, dict[st
 def resampled(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int) -> dict[Part, Cells]:
     """Return each part's values, differences, intervals and p-values.
 
-    Parts about equally many images see the same draws. These take most of a comparison's time, and are made once.
+    Parts about equally many images share the draws, which take most of a comparison's time.
     """
     together: defaultdict[tuple[int, int], list[Part]] = defaultdict(list)
     columns: Counter[int] = Counter()
@@ -92,7 +100,7 @@ def resampled(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: 
 
 def _cells(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int) -> dict[Part, Cells]:
     """As `resampled`, for parts about equally many images."""
-    # One bootstrap serves all runs and metrics about the same questions: that is what pairs the differences.
+    # One bootstrap for all runs makes their differences paired.
     sums = np.concatenate([cluster_sums(part.statistics, part.images) for part in parts], axis=-1)
     images = range(sums.shape[-2])
     drawn = bootstrap(sums, images, seed, resamples)

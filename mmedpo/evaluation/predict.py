@@ -1,4 +1,4 @@
-"""An evaluation folder: every question answered, and the answers scored; resumable at any moment."""
+"""Answer and score all questions into an evaluation folder; resumable at any moment."""
 
 from __future__ import annotations
 
@@ -37,19 +37,23 @@ def evaluate(
     processes: Processes = ALONE,
     accept_unanswered: bool = False,
 ) -> dict[str, Any] | None:
-    """Answer every question, score the answers, and write an evaluation folder (see docs/architecture.md).
+    """Answer every question, score the answers, and write an evaluation folder (docs/architecture.md).
 
     Args:
-        folder: a working folder; answers found in its ledgers are not generated again.
-        record: what else results.json shall say (name, command, ...).
-        processes: of this launch; they share the batches.
-        accept_unanswered: score a question that got no answer as answered with '', instead of raising.
+        answering: model in this process or behind an endpoint.
+        asked: questions with their images.
+        folder: working folder; answers in its ledgers are not generated again.
+        generation: generation settings.
+        scoring: protocols of the scores.
+        record: further fields of results.json (name, command, ...).
+        processes: processes of this launch, which share the batches.
+        accept_unanswered: score unanswered questions as '' instead of raising.
 
     Returns:
         The content of results.json; None in all processes but the first.
 
     Raises:
-        InputError: images or answers cannot be had; what was answered is kept.
+        InputError: unreadable images, or questions without an answer; finished answers are kept.
         Stopped: the budget of an endpoint is spent.
     """
     generation, scoring = generation or Generation(), scoring or Scoring()
@@ -93,17 +97,16 @@ def evaluate(
 
 
 def _each(lines: Sequence[Line], name: str) -> list[Mapping[str, Any]]:
-    """What an endpoint was sent with the questions, or says of who answered, taken out of the lines; each value once,
-    none of a model in this process."""
+    """Remove the field `name` ("sent" or "served", of endpoints only) from the lines; return its distinct values."""
     values = [line.pop(name, None) for line in lines]
     return list({json.dumps(value, sort_keys=True): value for value in values if value}.values())
 
 
 def batches(questions: Sequence[Question], size: int) -> list[Batch]:
-    """Batches of one task and similar length, so that little is padding and few wait for a longer answer.
+    """Return batches of one task and similar length, which keeps padding small.
 
-    The largest come first: what does not fit into memory fails at once. They depend on the questions alone, and not on
-    what is answered already, since chance and rounding depend on the batch.
+    The longest come first, so that running out of memory shows at once. Batches depend on the questions only, not on
+    finished answers, since sampling and rounding depend on the batch.
     """
     ordered = sorted(questions, key=lambda q: (TASKS.index(q.task), len(q.text), q.text, q.id), reverse=True)
     groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.task)]
@@ -118,7 +121,7 @@ def _answer(
     ledgers: Sequence[Ledger],
     processes: Processes,
 ) -> None:
-    """Fill the ledgers: answers and failures by question, and the seconds of each launch."""
+    """Fill the ledgers with answers and failures by question and the seconds of each launch."""
     answers, failures, launches = ledgers
     launch, begun = str(time.time_ns()), time.monotonic()
     with Progress(disable=not processes.first) as progress:

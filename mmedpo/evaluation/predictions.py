@@ -1,4 +1,4 @@
-"""Lines of predictions.jsonl: the answer that is scored, what else the model said, and why there is none."""
+"""Lines of predictions.jsonl: the scored answer, the raw text, and the reason for a missing answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mmedpo.models import thoughts
 from mmedpo.models.thoughts import Answer
 
 Line = dict[str, Any]
-KEPT = {"raw": str, "cut": bool, "unanswered": str}  # of a line that was written before; null is absent
-NOTHING = "the prediction is null or NaN"  # as tables write an empty cell
+KEPT = {"raw": str, "cut": bool, "unanswered": str}  # optional fields of a line; null means absent
+NOTHING = "the prediction is null or NaN"  # an empty cell of a table
 
 
 def line(answer: Answer) -> Line:
-    """{"prediction", and where they apply "raw": all that was said, "cut": True, "unanswered": why}."""
+    """Return {"prediction"}, and "raw" (the whole text), "cut" (True), "unanswered" (the reason) where they apply."""
     found: Line = {"prediction": answer.said or ""}
     if answer.raw is not None and answer.raw != found["prediction"]:
         found["raw"] = answer.raw
@@ -26,12 +26,12 @@ def line(answer: Answer) -> Line:
 
 
 def unanswered(why: str | None) -> Line:
-    """The line of a question that nobody answered."""
+    """Return the line of a question without an answer."""
     return {"prediction": "", "unanswered": why or "not asked"}
 
 
 def reread(row: Mapping[str, Any]) -> Line:
-    """A line as `line` makes it from one written elsewhere, whose prediction may still hold a thought."""
+    """Return the line for one written elsewhere, whose prediction may still hold a thought."""
     kept = {name: row[name] for name in KEPT if row.get(name) is not None}
     if is_nothing(said := row["prediction"]):
         return {"prediction": "", "unanswered": NOTHING} | kept
@@ -39,12 +39,12 @@ def reread(row: Mapping[str, Any]) -> Line:
 
 
 def is_nothing(said: Any) -> bool:
-    """Whether a prediction is an empty cell of a table: null, NaN, or the text that pandas makes of it."""
+    """Return True for an empty cell of a table: null, NaN, or the text "nan" that pandas writes."""
     return said is None or said != said or (isinstance(said, str) and said.strip().casefold() == "nan")
 
 
 def faults(id_: str, row: Mapping[str, Any]) -> list[Fault]:
-    """What of a line written elsewhere has a wrong type."""
+    """Return faults for fields of wrong types in a line written elsewhere."""
     found = []
     if "prediction" not in row or not (isinstance(said := row["prediction"], str) or is_nothing(said)):
         shown = repr(row["prediction"]) if "prediction" in row else "absent"
@@ -57,10 +57,10 @@ def faults(id_: str, row: Mapping[str, Any]) -> list[Fault]:
 
 
 def without_open_thoughts(lines: Mapping[str, Line]) -> dict[str, Line]:
-    """The lines of one model, whose chat template may open thoughts: an endpoint does not say so.
+    """Return the lines of one model with unfinished thoughts marked as unanswered.
 
-    Where any text ends a thought that it did not begin, an answer that was cut off and holds no end of a thought is
-    one that was not finished.
+    A chat template may open a thought, which an endpoint does not report. Where any text ends a thought that it did not
+    begin, a cut answer without the end of a thought is an unfinished one.
     """
     if not any(thoughts.ends_unbegun(said.get("raw", "")) for said in lines.values()):
         return dict(lines)
@@ -73,7 +73,7 @@ def without_open_thoughts(lines: Mapping[str, Line]) -> dict[str, Line]:
 
 
 def counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"unanswered", "cut_off"} as results.json has them; "unanswered_reasons" where there are any."""
+    """Return the counts "unanswered" and "cut_off" of results.json, and "unanswered_reasons" where there are any."""
     reasons = Counter(said.get("unanswered") or thoughts.EMPTY for said in lines if not said["prediction"])
     return {
         "unanswered": reasons.total(),
@@ -83,7 +83,7 @@ def counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def notes(lines: Sequence[Line]) -> Iterable[str]:
-    """A sentence for each thing about the predictions that a reader of their scores has to know."""
+    """Yield a sentence for each limitation of the predictions: unanswered, cut off, unfinished thoughts."""
     counted, total = counts(lines), len(lines)
     if counted["unanswered"]:
         why = ", ".join(f"{reason} ({count})" for reason, count in counted["unanswered_reasons"].items())

@@ -1,4 +1,4 @@
-"""What an evaluation asks: the questions of a source folder, or those behind the pairs of a preference dataset."""
+"""Questions of an evaluation, from a source folder or from the pairs of a preference dataset."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEXT_COLUMNS = ["id", "prompt", "chosen", "dispreference", "task", "source", "provenance"]
-READERS = 2  # threads that decode images, while a model works or before it does
+READERS = 2  # threads that decode images
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question and its gold answer; `image` is where the picture is, the same for all questions about it."""
+    """One question with its gold answer; `image` is a path or a row index, equal for all questions about the image."""
 
     id: str
     image: Path | int
@@ -45,10 +45,10 @@ class Question:
     question_type: str | None = None
     organ: str | None = None
     modality: str | None = None
-    image_digest: str | None = None  # `images.digest`, where the image has been read already
+    image_digest: str | None = None  # `images.digest`, where the image has been read
 
     def row(self) -> Row:
-        """Its line in questions.jsonl, but for the digest of its image."""
+        """Return the line of questions.jsonl without the image's digest."""
         return {
             "id": self.id, "image_id": self.image_id, "patient_id": self.patient_id, "task": self.task,
             "question": self.text, "reference": self.reference, "question_type": self.question_type,
@@ -58,20 +58,24 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions in the order of the records. No image is held: `open_image` opens a question's as RGB, in any thread.
+    """Questions in recorded order, without images in memory.
 
-    `record` is what results.json says of where the questions come from (faults quote nothing of what it marks as
-    credentialed), `note` what a person should know of it.
+    Attributes:
+        questions: at least one question.
+        open_image: function that opens a question's `image` as RGB, in any thread.
+        record: fields of results.json about the origin; faults quote no text of restricted data ("credentialed").
+        note: notice for the user, if any.
+        marked_by: as `sources.Source.marked_by`.
 
     Raises:
-        InputError: no question, or some that cannot be scored, all listed.
+        InputError: no question, or questions that cannot be scored; all are listed.
     """
 
     questions: Sequence[Question]
     open_image: Callable[[Any], Image]
     record: dict[str, Any]
     note: str | None = None
-    marked_by: str | None = None  # `sources.Source.marked_by`
+    marked_by: str | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
@@ -80,12 +84,12 @@ class QuestionSet:
             refuse_unscorable(self.rows())
 
     def rows(self) -> list[Row]:
-        """The lines of questions.jsonl, but for the digests of images."""
+        """Return the lines of questions.jsonl without the images' digests."""
         return [question.row() for question in self.questions]
 
     @property
     def marked(self) -> bool:
-        """Whether they are of credentialed data."""
+        """True for questions of restricted data."""
         return bool(self.record.get("credentialed"))
 
 
@@ -95,12 +99,17 @@ def read(
     scoring: Scoring | None = None, marked: bool = False, processor: Any = None,
     image_folders: Sequence[Path] = (),
 ) -> QuestionSet:  # fmt: skip
-    """The questions of a source or of a dataset, which answers to can be scored by the definitions of `scoring`, and
-    which the answering model's `processor`, if given, takes (a partial loads it after the source); credentialed where
-    they say so, or if `marked`.
+    """Return the questions of a source or of a preference dataset.
+
+    Args:
+        source, split, limit, seed, skip_faulty, official_split, image_folders: as in `of_source`.
+        dataset, dataset_revision: as `name` and `revision` in `of_dataset`.
+        scoring: protocols by which answers must be scorable.
+        marked: treat the questions as restricted data, whatever their records say.
+        processor: processor of the answering model, which must accept the questions; a partial loads it late.
 
     Raises:
-        InputError: not exactly one is given, or some cannot be asked or scored; all are listed.
+        InputError: not exactly one of source and dataset, or questions that cannot be asked or scored; all are listed.
     """
     scoring = scoring or Scoring()
     if (source is None) == (dataset is None):
@@ -117,12 +126,12 @@ def read(
 
 
 def of_samples(samples: Iterable[Sample], record: dict[str, Any] | None = None, note: str | None = None) -> QuestionSet:
-    """The questions of a source's samples."""
+    """Return the questions of a source's samples."""
     return QuestionSet([*map(of_sample, samples)], open_rgb, record or {}, note)
 
 
 def of_sample(sample: Sample) -> Question:
-    """The question of a source's sample."""
+    """Return the question of a source's sample."""
     return Question(
         sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
         sample.question_type, sample.organ, sample.modality, sample.image_digest or None,
@@ -134,8 +143,23 @@ def of_source(
     official_split: bool = False, scoring: Scoring | None = None, marked: bool = False, processor: Any = None,
     image_folders: Sequence[Path] = (),
 ) -> QuestionSet:  # fmt: skip
-    """The questions of a source folder (`sources.read_source`); a reference without words is a fault of its row, and so
-    is what the processor refuses."""
+    """Return the questions of a source folder (`sources.read_source`).
+
+    Rows with a gold answer without words, or that the processor refuses, are faulty.
+
+    Args:
+        path: source folder.
+        split: split to ask; all rows where None.
+        limit: most questions, a seeded choice.
+        seed: seed of splits and of the choice.
+        skip_faulty: leave faulty rows out instead of raising.
+        official_split: take the source's own split unchanged.
+        scoring, marked, processor: as in `read`.
+        image_folders: further folders that images may lie in.
+
+    Raises:
+        InputError: a source that cannot be read, or faulty rows.
+    """
     scoring = scoring or Scoring()
     source = read_source(
         path, split, seed=seed, official_split=official_split, marked=marked, image_folders=image_folders
@@ -143,7 +167,7 @@ def of_source(
     said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
     source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
     source.samples = [sample for sample in source.samples if not said[sample.id]]
-    refuse_faults(source, skip_faulty)  # before a model is looked for
+    refuse_faults(source, skip_faulty)  # before the model's processor is loaded
     if isinstance(processor, partial):
         processor = processor()
     if processor is not None:
@@ -164,18 +188,21 @@ def of_dataset(
     name: str, split: str | None = None, limit: int | None = None, seed: int = 0, revision: str | None = None,
     marked: bool = False, processor: Any = None,
 ) -> QuestionSet:  # fmt: skip
-    """The questions behind the pairs of a preference dataset (a folder or Hub id): each (image, question) once, where
-    images of the same pixels are one.
+    """Return the distinct questions of a preference dataset; images of equal pixels are one image.
 
-    The reference is the chosen answer. Rows whose chosen answer is not the gold one are left out and counted, and so
-    are rows that repeat a question with another one.
+    The gold answer is the chosen response. Rows whose chosen response is not the gold answer are left out and counted,
+    as are rows that repeat a question with another answer.
 
     Args:
-        split: the split to ask; the only one where None.
+        name: folder or Hub id.
+        split: split to ask; the only one where None.
+        limit, seed: most questions, a seeded choice.
+        revision: branch, tag or commit on the Hub.
+        marked, processor: as in `read`.
 
     Raises:
-        InputError: no such dataset or split, columns that are not the schema's, images that cannot be used, or ids that
-            mean two questions.
+        InputError: no such dataset or split, columns that are not the schema's, unusable images, or ids of two
+            questions.
     """
     dataset, record = open_split(name, split, revision, marked)
     pictures = schema.undecoded(dataset.select_columns(["images"]))
@@ -206,7 +233,7 @@ def of_dataset(
 def open_split(
     name: str, split: str | None = None, revision: str | None = None, marked: bool = False
 ) -> tuple[Dataset, dict[str, Any]]:
-    """A split of a preference dataset, the only one where None, and what results.json says of it.
+    """Return a split of a preference dataset (the only one where None), and its fields of results.json.
 
     Raises:
         InputError: no such dataset or split, or columns that are not the schema's.
@@ -228,8 +255,8 @@ def open_split(
 
 
 def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
-    first: dict[tuple[str, str], str] = {}  # the reference of each (image, question) so far
-    places: dict[str, int] = {}  # the first row of each image
+    first: dict[tuple[str, str], str] = {}  # (image, question) -> first gold answer
+    places: dict[str, int] = {}  # image -> first row
     read = _read(pictures)
     for place, row in enumerate(rows):
         if row["dispreference"] in schema.REVERSED:
@@ -256,7 +283,7 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
 
 
 def _read(pictures: Any) -> list[tuple[str | None, str | None]]:
-    """The digest of each row's first image, or what is wrong with it; neither where it has none."""
+    """Return (digest, fault) of each row's first image; (None, None) for rows without one."""
     files = [_file(row["images"] or []) for row in pictures]
     first = {file: place for place, file in reversed(list(enumerate(files))) if file is not None}
     with ThreadPoolExecutor(READERS) as pool:
@@ -272,7 +299,7 @@ def _file(images: Sequence[Row]) -> str | None:
 
 
 def _sizes(images: Any) -> tuple[tuple[int, int], ...]:
-    return tuple(known for image in images if (known := size(image)))  # what cannot be read `write` names
+    return tuple(known for image in images if (known := size(image)))  # `write` reports unreadable images
 
 
 def _picture(pictures: Any, place: int) -> Image:
@@ -280,15 +307,15 @@ def _picture(pictures: Any, place: int) -> Image:
 
 
 def write(asked: QuestionSet, path: Path) -> str:
-    """Write questions.jsonl, and return the SHA-256 of the file; raises as `lines` and `contents.keep`."""
+    """Write questions.jsonl and return the SHA-256 of the file; raises as `lines` and `contents.keep`."""
     return keep(lines(asked), path)
 
 
 def lines(asked: QuestionSet) -> list[Row]:
-    """The lines of questions.jsonl, each with the digest of its image.
+    """Return the lines of questions.jsonl, each with the digest of its image.
 
     Raises:
-        InputError: images that cannot be read, all listed.
+        InputError: images that cannot be read; all are listed.
     """
     images = list({question.image for question in asked.questions if question.image_digest is None})
     with ThreadPoolExecutor(READERS) as pool:

@@ -1,4 +1,4 @@
-"""Scores without a model: a finished evaluation under other protocols, or predictions that were made elsewhere."""
+"""Score without a model: a finished evaluation under other protocols, or predictions made elsewhere."""
 
 from __future__ import annotations
 
@@ -33,16 +33,21 @@ def main(
     run: Path | None, predictions: Path | None, asked: Mapping[str, Any], chosen: Mapping[str, str | None],
     output: Path, record: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """`mmedpo score`: write the evaluation folder `output` and return the content of its results.json.
+    """Write the evaluation folder `output` of `mmedpo score`.
 
     Args:
-        run, predictions: a finished evaluation, or a file of predictions; one of them.
-        asked: options of `questions.read`, for predictions alone.
-        chosen: fields of `Scoring`; None is what the run has, or the default.
-        record: what results.json shall say beside (name, command).
+        run: finished evaluation; give either `run` or `predictions`.
+        predictions: file of predictions.
+        asked: options of `questions.read`, with `predictions` only.
+        chosen: fields of `Scoring`; None takes the run's, or the default.
+        output: folder to write.
+        record: further fields of results.json (name, command).
+
+    Returns:
+        The content of results.json.
 
     Raises:
-        InputError: neither or both are given, options that have no use, or answers that cannot be scored.
+        InputError: neither or both are given, options without effect, or answers that cannot be scored.
     """
     writable.check(output)
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -63,17 +68,17 @@ def main(
 
 
 def _changed(before: Scoring, given: Mapping[str, str]) -> Scoring:
-    """Another report protocol brings its own METEOR, unless one is given."""
+    """Return `before` with the `given` fields; another report protocol brings its own METEOR unless one is given."""
     scoring = replace(before, **given)
     kept = scoring.report_protocol == before.report_protocol or "meteor_variant" in given
     return scoring if kept else replace(scoring, meteor_variant=None)
 
 
 def scoring_of(run: Path) -> Scoring:
-    """The definitions that a finished evaluation was scored by.
+    """Return the protocols of a finished evaluation.
 
     Raises:
-        InputError: `run` is no finished evaluation of answers.
+        InputError: `run` is not a finished evaluation of answers.
     """
     results = read_json(run / "results.json")
     protocols = results.get("protocols") if isinstance(results, dict) else None
@@ -86,13 +91,13 @@ def scoring_of(run: Path) -> Scoring:
 
 
 def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any]) -> dict[str, Any]:
-    """Score the answers of a finished evaluation anew, into a folder of their own.
+    """Score the answers of a finished evaluation again, into `folder`.
 
     Returns:
-        The content of results.json: that of `run`, which "scored_before" tells from this.
+        The content of results.json: the run's with new metrics; "scored_before" holds the earlier protocols.
 
     Raises:
-        InputError: files of `run` are missing, broken, or changed since it was finished.
+        InputError: files of `run` are missing, broken, or changed since it finished.
     """
     if missing := [name for name in ("questions.jsonl", "predictions.jsonl") if not (run / name).exists()]:
         raise InputError(f"{run} has no {missing[0]}; give a finished evaluation.")
@@ -111,10 +116,10 @@ def score_predictions(
     """Score a file of predictions, lines of {"id", "prediction"}, into an evaluation folder.
 
     Returns:
-        The content of results.json; the model that made them is not known here.
+        The content of results.json, without a model.
 
     Raises:
-        InputError: predictions that do not join the questions by id, or are no strings; all are listed.
+        InputError: predictions that do not match the questions by id, or are not strings; all are listed.
     """
     digest = write(asked, folder / "questions.jsonl")
     with credentialed.quoting_nothing(asked.marked):
@@ -133,7 +138,7 @@ def _finish(
     lines = [{"id": row["id"], **line} for row, line in pairs]
     write_lines(folder / "predictions.jsonl", lines)
     counted = counts(lines)
-    if results.get("model") is None:  # who wrote the predictions may not have said what was cut off
+    if results.get("model") is None:  # predictions made elsewhere may not record what was cut off
         counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
     for note in notes(lines):
         log.warning(note)

@@ -1,4 +1,4 @@
-"""Evaluation folders as a comparison reads them, and what makes two of them incomparable."""
+"""Read evaluation folders for a comparison, and refuse those that cannot be compared."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mmedpo.schema import TASKS
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest", "pair_digest")
-NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is said, and not refused
-WEIGHTS = "model_fingerprint"  # decides, where both runs have it, whether theirs is the same model
-VARIANT_OF = {"meteor_variant": "report_generation"}  # whose definition has a key of its own
-KIND = ("dispreference", "weight_band")  # of a line of scores: with its task it decides which metrics are about it
+NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is a note, not an error
+WEIGHTS = "model_fingerprint"  # where both runs have it, it replaces names of models
+VARIANT_OF = {"meteor_variant": "report_generation"}  # key of a variant -> part
+KIND = ("dispreference", "weight_band")  # with the task they decide which metrics are about a line of scores
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished evaluation folder, its lines by question id."""
+    """A finished evaluation folder; lines are keyed by question id."""
 
     name: str
     results: Row
@@ -38,11 +38,11 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[Metric]:
-        """The metrics that its protocols define."""
+        """Metrics of the run's protocols."""
         return [metric for part, protocol in self.results["protocols"].items() for metric in METRICS[part](protocol)]
 
     def about(self, id_: str) -> set[str]:
-        """Names of the metrics that are about a question."""
+        """Return the names of the metrics about a question."""
         return {metric.name for metric in self.metrics if metric.about(self.scores[id_])}
 
 
@@ -50,8 +50,8 @@ def load(folders: Sequence[Path]) -> list[Run]:
     """Read evaluation folders that can be compared with the first one.
 
     Raises:
-        InputError: fewer than two, unfinished or damaged folders, equal names, or runs whose questions, references,
-            images, protocols or definitions differ (every difference is listed).
+        InputError: fewer than two folders, unfinished or damaged ones, equal names, or runs that differ in questions,
+            gold answers, images, protocols or definitions (every difference is listed).
     """
     if len(folders) < 2:
         raise InputError(f"{len(folders)} runs were given; a comparison needs at least two, the baseline first.")
@@ -73,7 +73,7 @@ def load(folders: Sequence[Path]) -> list[Run]:
 
 
 def absent(runs: Sequence[Run]) -> dict[str, str]:
-    """Metrics that could not be computed for some run, and are compared for none: name -> why."""
+    """Return name -> reason of the metrics that some run lacks; they are compared for no run."""
     return {
         key.removesuffix("_absent"): f"not computed for {run.name!r}: {why}"
         for run in reversed(runs)
@@ -83,7 +83,7 @@ def absent(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """What the runs' records say that may explain a difference, or limits what it means."""
+    """Return notes on recorded facts that may explain or limit a difference between runs."""
     baseline, said = runs[0], [f"{name} is {why.rstrip('.')}" for name, why in absent(runs).items()]
     said += [
         f"{run.results['unanswered']} of {len(run.questions)} questions got no answer in {run.name!r}, and count as ''"
@@ -106,9 +106,9 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 
 def definitions(run: Run, left_out: Collection[str] = ()) -> Row:
-    """What names what the run's numbers mean: protocols, versions of definitions, METEOR's variant.
+    """Return the run's metric definitions: protocols, their versions and METEOR's variant.
 
-    Of the parts that have questions alone, and without the variants of metrics that are `left_out`.
+    Only parts that have questions are included; variants of metrics in `left_out` are not.
     """
     parts, metrics = run.results["protocols"], run.results["metrics"]
     used = {
@@ -132,7 +132,7 @@ def _settings(run: Run, other: Run) -> Row:
     )
     given = {key: run.results.get(key) for key in NOTED}
     weights = (run.results.get(WEIGHTS), other.results.get(WEIGHTS))
-    if all(weights) and weights[0] == weights[1]:  # in whatever folder they lie
+    if all(weights) and weights[0] == weights[1]:  # the same weights may lie in different folders
         given = {key: value for key, value in given.items() if key not in ("model", "revision")}
     elif all(weights):
         given["model's weights"] = str(weights[0])[:8]
@@ -170,7 +170,7 @@ def _load(folder: Path) -> Run:
 
 
 def _scored_wrong(run: Run) -> Iterator[Fault]:
-    """Answers whose scores are not what the same definition gives now; reports take too long to score again."""
+    """Yield a fault for each short answer whose recorded score differs from a new one; reports would take too long."""
     protocol = run.results["protocols"].get("med_vqa")
     if not protocol or run.results["metrics"].get("med_vqa_definition") != med_vqa.DEFINITIONS.get(protocol):
         return
@@ -221,7 +221,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _lacking(run: Run) -> Iterator[Fault]:
-    """Lines of scores that lack what others of their kind have: a metric would leave them out and not say so."""
+    """Yield a fault for each line without scores that others of its kind have; a metric would silently skip it."""
     about = {id_: run.about(id_) for id_ in run.questions}
     kinds = {
         id_: str([row.get("task"), *(run.scores[id_].get(key) for key in KIND)]) for id_, row in run.questions.items()
@@ -260,7 +260,7 @@ def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fau
 
 
 def _scored_otherwise(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fault]:
-    """Questions that other metrics are about than in the baseline: a comparison would leave them out and not say so."""
+    """Return a fault for each question with other metrics than in the baseline; a comparison would silently skip it."""
     differing = ((id_, sorted((run.about(id_) ^ baseline.about(id_)) - {*left_out})) for id_ in baseline.questions)
     return [
         Fault(id_, "scores", f"have {', '.join(names)} in {run.name!r} or {baseline.name!r} only; score both alike")

@@ -1,4 +1,4 @@
-"""Scores of an evaluation folder: questions and predictions, joined by id, become per-question scores and metrics."""
+"""Join questions and predictions by id and compute per-question scores and metrics."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ METRICS = {  # by folder of eval/
     "preference": preference.metrics,
     "visual_reliance": visual_reliance.metrics,
 }
-PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # where none are chosen
-PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # of `Scoring`, by folder of eval/
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # which JSON can spell
+PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # defaults
+PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # folder of eval/ -> field of `Scoring`
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can escape but UTF-8 cannot store
 SHOWN_IDS = 5
-MOST = 0.9  # of the questions: as many missing answers are no oversight
+MOST = 0.9  # share of missing predictions above which they seem to be of another split
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The definitions that answers are scored by; `meteor_variant` is one of `report_generation.METEOR_VARIANTS`, or
-    None for the report protocol's own.
+    """Protocols by which answers are scored.
+
+    Attributes:
+        vqa_protocol: one of `med_vqa.PROTOCOLS`.
+        report_protocol: one of `report_generation.PROTOCOLS`.
+        meteor_variant: one of `report_generation.METEOR_VARIANTS`; None takes the report protocol's own.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: an unknown name.
     """
 
     vqa_protocol: str = PROTOCOLS["med_vqa"]
@@ -54,19 +58,21 @@ class Scoring:
 
     @property
     def protocols(self) -> dict[str, str]:
-        """As results.json has them: by folder of eval/."""
+        """Protocols by folder of eval/, as in results.json."""
         return {part: getattr(self, name) for part, name in PARTS.items()}
 
     def check(self, questions: Iterable[Row]) -> None:
-        """Raise InputError if answers to `questions` (lines of questions.jsonl) could not be scored: references without
-        words to these definitions, all listed; or data that are missing here."""
+        """Raise InputError if answers to `questions` (lines of questions.jsonl) cannot be scored.
+
+        Faults are gold answers without words to these protocols (all are listed), or data missing on this machine.
+        """
         rows = list(questions)
         refuse_unscorable(rows, self)
         for task in {row["task"] for row in rows}:
             self.score(task, "yes", "yes")
 
     def reference_fault(self, task: str | None, reference: Any) -> str | None:
-        """What is wrong with a gold answer, or None."""
+        """Return the fault of a gold answer, or None."""
         if isinstance(reference, str) and (
             report_generation.reference_words(reference, self.report_protocol)
             if task == "report"
@@ -76,13 +82,13 @@ class Scoring:
         return f"is {reference!r}, which has no words to compare with; drop the question"
 
     def score(self, task: str, prediction: str, reference: str) -> Row:
-        """What the task's metric module returns for one answer."""
+        """Return the task's scores of one answer."""
         if task == "report":
             return report_generation.score(prediction, reference, self.report_protocol, self.meteor_variant)
         return med_vqa.score(prediction, reference, med_vqa.ANSWER_TYPES[task], self.vqa_protocol)
 
     def score_all(self, answers: Sequence[tuple[Row, str]]) -> list[Row]:
-        """`score` of each question and its prediction; reports go together, so that all have a METEOR or none."""
+        """Return `score` of each (question, prediction); all reports have METEOR, or none has."""
         reports = [(text, row["reference"]) for row, text in answers if row["task"] == "report"]
         said, gold = ([report[side] for report in reports] for side in (0, 1))
         scores = iter(report_generation.score_all(said, gold, self.report_protocol, self.meteor_variant))
@@ -92,7 +98,7 @@ class Scoring:
         ]
 
     def metrics(self, scores: Sequence[Row]) -> Row:
-        """The "metrics" of results.json from the lines of scores.jsonl."""
+        """Return the "metrics" of results.json from the lines of scores.jsonl."""
         reports = [score for score in scores if score["task"] == "report"]
         answers = [score for score in scores if score["task"] != "report"]
         return med_vqa.aggregate(answers, self.vqa_protocol) | report_generation.aggregate(
@@ -103,8 +109,8 @@ class Scoring:
 def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
     """Score `predictions.jsonl` against `questions.jsonl` and write `scores.jsonl`, all in `folder`.
 
-    Each line of `scores.jsonl` is {"id", "image_id", "task", ...} with what `med_vqa.score` (closed and open
-    questions) or `report_generation.score` (reports) returns, in the order of the questions.
+    Each line of `scores.jsonl` is {"id", "image_id", "task", ...} with the result of `med_vqa.score` (closed and open
+    questions) or `report_generation.score` (reports), in the order of the questions.
 
     Returns:
         The "metrics" of `results.json` (docs/architecture.md).
@@ -117,7 +123,7 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
 
 
 def score_pairs(pairs: Sequence[tuple[Row, Line]], folder: Path, scoring: Scoring) -> Row:
-    """As `score_folder`, of questions and predictions that are `joined`."""
+    """Score `joined` questions and predictions, as `score_folder` does."""
     answers = [(row, line["prediction"]) for row, line in pairs]
     scores = [
         {column: row[column] for column in ("id", "image_id", "task")} | found
@@ -128,7 +134,7 @@ def score_pairs(pairs: Sequence[tuple[Row, Line]], folder: Path, scoring: Scorin
 
 
 def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None = None) -> list[tuple[Row, Line]]:
-    """Each question with its line of predictions.jsonl, joined by id, in the order of the questions; without thoughts.
+    """Return each question with its line of predictions.jsonl without thoughts, in the order of the questions.
 
     Raises:
         InputError: files missing or broken; ids missing, surplus or repeated; fields of a wrong type; all are listed.
@@ -150,7 +156,7 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
 
 
 def _answers_another(prediction: Row, question: Row) -> list[Fault]:
-    """What differs of a prediction that was written into a line of questions.jsonl."""
+    """Return faults of a prediction that carries fields of another question."""
     if "image_digest" not in prediction:
         return []
     columns = [name for name in ("question", "image_digest") if name in prediction and name in question]
@@ -162,10 +168,10 @@ def _answers_another(prediction: Row, question: Row) -> list[Fault]:
 
 
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
-    """The objects of a JSONL file by their "id", in order, and the faults of their ids.
+    """Return the objects of a JSONL file by "id", in order, and the faults of their ids.
 
     Raises:
-        InputError: a missing file, or a line that is no JSON object.
+        InputError: a missing file, or a line that is not a JSON object.
     """
     rows: dict[str, Row] = {}
     faults = []
@@ -187,7 +193,7 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_results(folder: Path, results: Row) -> Row:
-    """Write results.json with the digests of the predictions and scores that it is about; returns its content."""
+    """Write results.json with the digests of predictions.jsonl and scores.jsonl; return its content."""
     digests = {f"{name}.jsonl": sha256(folder / f"{name}.jsonl") for name in ("predictions", "scores")}
     results = {**results, "files_sha256": digests}
     write_json(folder / "results.json", results)
@@ -195,9 +201,9 @@ def write_results(folder: Path, results: Row) -> Row:
 
 
 def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
-    """Raise InputError where a file of an evaluation folder is another one than its `results` were made of.
+    """Raise InputError where a file of an evaluation folder does not match its digest in `results`.
 
-    Results may be older than digests, which are then not compared.
+    Files without a recorded digest (older results) are not compared.
     """
     recorded = results.get("files_sha256", {})
     recorded = recorded if isinstance(recorded, dict) else {f"{name}.jsonl": recorded for name in names}
@@ -220,7 +226,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
         raise InputError(f"{path} cannot be read ({error.strerror}); {wanted}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}); write it anew.") from None
-    # Not splitlines(), which also splits at characters that JSON leaves bare inside strings.
+    # splitlines() would also split at characters that JSON does not escape, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -236,19 +242,19 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) -> None:
-    """Raise InputError with all `question_faults`, if there are any."""
+    """Raise InputError, which lists all `question_faults`, if there are any."""
     faults = question_faults(questions, scoring)
     if faults:
         raise InputError(f"{len({fault.row for fault in faults})} questions cannot be scored:", faults)
 
 
 def picture(question: Row) -> str:
-    """Return the identity of a question's image: its digest, or in records without one its name."""
+    """Return the identity of a question's image: its digest, or its name in records without one."""
     return str(question.get("image_digest") or question["image_id"])
 
 
 def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) -> list[Fault]:
-    """What is wrong with lines of questions.jsonl, by the definitions that answers will be scored by."""
+    """Return the faults of lines of questions.jsonl by the protocols of `scoring`."""
     scoring, faults = scoring or Scoring(), []
     for row in questions:
         task, image = row.get("task"), row.get("image_id")
@@ -263,7 +269,7 @@ def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) ->
 
 
 def _apart(asked: int, missing: Sequence[str], answered: int, surplus: Sequence[str]) -> str:
-    """How many ids are on one side only, and which come first; "" for none."""
+    """Return a sentence on ids without a partner, with the first of them; "" for none."""
     said = ""
     if missing:
         said += f" {len(missing)} of {asked} questions have no prediction: {first_ids(missing)}."
@@ -275,5 +281,5 @@ def _apart(asked: int, missing: Sequence[str], answered: int, surplus: Sequence[
 
 
 def first_ids(ids: Sequence[str]) -> str:
-    """The first ids of many, for a message."""
+    """Return the first ids as text for a message."""
     return ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")

@@ -1,4 +1,4 @@
-"""Which test images the training data has shown a model already: a result on them is no result on new patients."""
+"""Find test images and patients that are in the training data; results on them do not hold for new patients."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from mmedpo.runs.run_folder import portable, read_json
 
 
 def seen_in_training(run: Run, dataset: str) -> Row:
-    """How many of a run's test images, and patients, are in a preference dataset.
+    """Count a run's test images and patients that are in a preference dataset.
 
-    Images are equal if their pixels are (`image_digest` of the questions), or if their ids are and come from a source
-    of one name. A picture under two names is one image. What the records do not tell is None ("not known"), and not 0.
+    Images are equal if their pixels are equal (`image_digest` of the questions), or if their ids and the names of their
+    sources are. Numbers that the records do not determine are None, not 0.
 
     Args:
+        run: run with the test questions.
         dataset: folder or Hub id; its training split is read.
 
     Returns:
@@ -52,8 +53,11 @@ def seen_in_training(run: Run, dataset: str) -> Row:
 
 
 def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
-    """The preference dataset that a run's adapter or model was trained on, by the training.json in its folder, else in
-    the last one of `trainings`; None where no record says so, or what it names is a folder that is not here."""
+    """Return the preference dataset that a run's adapter or model was trained on.
+
+    It is recorded in training.json, in the model's folder or else in the last of `trainings`. None where it is not
+    recorded, or is a folder that does not exist here.
+    """
     own = [Path(str(run.results[key])) for key in ("adapter", "model") if run.results.get(key)]
     for folder in (*own, *reversed(trainings)):
         if (folder / "training.json").is_file():
@@ -64,7 +68,7 @@ def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
 
 
 def _digests(pairs: Any) -> set[str]:
-    """Digests of the images that the pairs' preferred sides show; each file is decoded once."""
+    """Return the digests of the images of the chosen sides; each file is decoded once."""
     files: set[bytes] = set()
     found = set()
     for row in pairs.select_columns(["images"]):

@@ -1,4 +1,4 @@
-"""The options of an evaluation: what decides its results, and how it runs."""
+"""Options of an evaluation: `Settings` decide its results, `Run` its output and requests."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ STRICT = {
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "strict": STRICT,
-    # What the authors' evaluation does (MMedPO, and its released code).
+    # Settings of the MMedPO paper's evaluation and its released code.
     "paper": STRICT | {
         "max_new_tokens_report": 1024, "temperature": 0.2, "vqa_protocol": "paper", "report_protocol": "paper",
     },
 }  # fmt: skip
 MEASURES = ("answers", "preference", "visual_reliance")
-UNUSED = {  # options of answers that mean nothing to another measure
+UNUSED = {  # options without effect on a measure
     "preference": (*STRICT, "meteor_variant"),
     "visual_reliance": (*(name for name in STRICT if name != "max_new_tokens"), "meteor_variant"),
 }
@@ -111,7 +111,7 @@ class Settings:
         refuse(wrong)
 
     def _unused(self) -> list[str]:
-        """A sentence for each choice that would change nothing."""
+        """Return a sentence for each option that would have no effect."""
         given = [name for name in UNUSED.get(self.measure, ()) if getattr(self, name) is not None]
         if self.measure in UNUSED and self.preset != "strict":
             given.append("preset")
@@ -132,7 +132,7 @@ class Settings:
 
     @property
     def model_spec(self) -> ModelSpec:
-        """The model in this process that is asked."""
+        """Names of the model in this process and its adapter."""
         return ModelSpec(self.model, self.adapter, self.model_revision, self.adapter_revision)
 
     @property

@@ -1,7 +1,7 @@
-"""How far a metric's value and a difference can be trusted: cluster bootstrap intervals, permutation tests, Holm.
+"""Cluster bootstrap intervals, permutation tests and Holm's correction.
 
-A metric (`metric.Metric`) is a matrix of per-question statistics [n, k] and an aggregate of their sums. Questions about
-one image are not independent, so whole images are drawn, and whole images change sides.
+A metric (`metrics.base.Metric`) has per-question statistics [n, k] and an aggregate of their sums. Questions about one
+image are not independent, so whole images are resampled and exchanged.
 
 Example:
     >>> from mmedpo.evaluation.metrics.base import mean
@@ -25,13 +25,13 @@ from mmedpo.evaluation.metrics.base import Floats
 
 RESAMPLES = 10_000
 COVERAGE = 0.95
-TIE = 1e-12  # differences this close to the observed one count as equal to it
-CELLS_AT_ONCE = 1_000_000  # (resample, image) counts held in memory together: 8 MB
+TIE = 1e-12  # relative tolerance within which a difference equals the observed one
+CELLS_AT_ONCE = 1_000_000  # (resample, image) counts in memory at once: 8 MB
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its 95 % interval."""
+    """A value with the limits of its 95 % interval."""
 
     value: float
     low: float
@@ -39,18 +39,19 @@ class Interval:
 
 
 def bootstrap(statistics: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES) -> Floats:
-    """Sums of the statistics over the data and over resamples of its clusters, drawn with replacement.
+    """Return sums of the statistics over the data and over resamples of its clusters, drawn with replacement.
 
-    With a single cluster every resample is the data itself, and intervals have no width: they then say nothing.
+    With a single cluster every resample equals the data, so that intervals have no width and no meaning.
 
     Args:
-        statistics: [..., n, k], one row a question; only questions that the metrics are about. Leading axes (runs)
-            see the same resamples, so that the difference of their draws is a paired one.
+        statistics: [..., n, k], one row a question, of questions that the metrics are about. Leading axes (runs) share
+            the resamples, which makes differences of their draws paired.
         clusters: n labels; questions with the same label (an image's id) are drawn together.
-        seed: equal seeds draw equally where the number of clusters is equal.
+        seed: equal seeds give equal draws for equal numbers of clusters.
+        resamples: number of resamples.
 
     Returns:
-        [..., 1 + resamples, k], the sums over the data itself first.
+        [..., 1 + resamples, k], the sums over the data first.
 
     Raises:
         InputError: no rows, a label count other than n, or fewer than one resample.
@@ -65,17 +66,18 @@ def bootstrap(statistics: ArrayLike, clusters: Sequence[Hashable], seed: int = 0
 def exchanges(
     statistics: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, permutations: int = RESAMPLES
 ) -> tuple[Floats, Floats]:
-    """Sums of each run and of the first one, as they are and with whole clusters changing sides between the two.
+    """Return sums of each run and of the baseline, observed and with whole clusters exchanged between the two.
 
-    Were the two runs alike, each cluster's statistics could as well have come from the other one.
+    Under the null hypothesis each cluster's statistics could as well be the other run's.
 
     Args:
         statistics: [runs, n, k], the baseline first; as in `bootstrap`.
         clusters, seed: as in `bootstrap`.
+        permutations: number of permutations.
 
     Returns:
-        Two arrays [runs - 1, 1 + permutations, k]: the sums of runs 1, 2, ... and those of the baseline beside each,
-        as they are first. Each cluster changes sides with probability 1/2, the same ones for all runs.
+        Two arrays [runs - 1, 1 + permutations, k]: sums of runs 1, 2, ... and of the baseline beside each, the observed
+        ones first. Each cluster is exchanged with probability 1/2, the same clusters for all runs.
 
     Raises:
         InputError: as `bootstrap`.
@@ -90,11 +92,11 @@ def exchanges(
 
 
 def p_value(differences: Floats) -> float:
-    """Two-sided p of a permutation test: (1 + number of differences at least as large as the observed) / (1 + all).
+    """Return the two-sided p of a permutation test: (1 + differences as large as the observed one) / (1 + all).
 
     Args:
-        differences: [1 + permutations], of the metric's values of `exchanges`, the observed difference first; where
-            the metric is undefined (NaN) after an exchange, that one counts as large.
+        differences: [1 + permutations], differences of the metric's values of `exchanges`, the observed one first. An
+            undefined difference (NaN) counts as large.
     """
     observed, sizes = abs(differences[0]), np.abs(differences[1:])
     as_large = ~(sizes < observed - TIE * max(1.0, observed))
@@ -102,8 +104,7 @@ def p_value(differences: Floats) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that, held against 0.05, keep the chance of any false finding among all
-    of them at 5 %, whatever their dependence.
+    """Return p-values adjusted by Holm's step-down method, which controls the family-wise error rate.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -117,19 +118,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def tail(clusters: Sequence[Hashable]) -> float:
-    """The share of draws to cut off at each end, so that a 95 % interval covers the truth in 95 % of test sets.
+    """Return the share of draws to cut off at each end for 95 % coverage; below 0.025 for few clusters.
 
-    2.5 % at each end is right for many clusters and too short for few. As in Hesterberg's expanded percentile
-    interval (2015, doi 10.1080/00031305.2015.1089789), the share makes up for the plug-in variance and for estimating
-    it: Phi(-sqrt(c / (c - 1)) t(0.975; e - 1)) for c clusters, where e = (sum m)^2 / (sum m^2) discounts clusters
-    of unequal sizes m (Kish's effective number). 0.025 for one cluster, where nothing helps.
+    Hesterberg's expanded percentile interval (2015, doi 10.1080/00031305.2015.1089789) corrects the plug-in variance
+    and its estimation: Phi(-sqrt(c / (c - 1)) t(0.975; e - 1)) for c clusters, with Kish's effective number
+    e = (sum m)^2 / (sum m^2) of clusters of sizes m. A single cluster has 0.025.
 
-    Measured over 1500 simulated test sets of each kind, with 1 to 12 questions an image (a share, a mean, a paired
-    difference): on 10, 20, 60 and 120 images these intervals cover the truth in 93.5 to 95.7 %, where plain percentiles
-    do in 87.7 to 94.6 %. Values that are all alike have no spread to resample: their interval has no width and covers
-    nothing but them.
+    Coverage over 1500 simulated test sets of each kind (a share, a mean, a paired difference; 1 to 12 questions an
+    image; 10, 20, 60 and 120 images): 93.5 to 95.7 %; plain percentiles have 87.7 to 94.6 %. Equal values have an
+    interval without width.
     """
-    from scipy.special import ndtr, stdtrit  # of scipy.stats, which takes a second to import
+    from scipy.special import ndtr, stdtrit  # scipy.stats would take a second to import
 
     sizes = np.array(list(Counter(clusters).values()), dtype=float)
     count, effective = len(sizes), sizes.sum() ** 2 / (sizes**2).sum()
@@ -140,18 +139,18 @@ def tail(clusters: Sequence[Hashable]) -> float:
 
 
 def interval(draws: Floats, tail: float) -> Interval:
-    """A value with its interval; resamples in which it is undefined (NaN) are left out.
+    """Return a value with its 95 % interval; undefined draws (NaN) are ignored.
 
     Args:
-        draws: [1 + resamples], a metric's aggregate of `bootstrap`, or the difference of two runs' aggregates of one.
-        tail: of the clusters (`tail`).
+        draws: [1 + resamples], a metric's aggregate of `bootstrap`, or the difference of two runs' aggregates.
+        tail: share of draws to cut off at each end, as `tail` returns it.
     """
     low, high = np.nanquantile(draws[1:], [tail, 1 - tail])
     return Interval(float(draws[0]), float(low), float(high))
 
 
 def cluster_sums(statistics: ArrayLike, clusters: Sequence[Hashable]) -> Floats:
-    """[..., n, k] summed to [..., c, k] by label, in the order of their first appearance.
+    """Return statistics [..., n, k] summed by cluster to [..., c, k], clusters in order of first appearance.
 
     Raises:
         InputError: no rows, or a label count other than n.
@@ -167,7 +166,7 @@ def cluster_sums(statistics: ArrayLike, clusters: Sequence[Hashable]) -> Floats:
 
 
 def _chunks(draws: int, clusters: int) -> Iterator[int]:
-    """Sizes that sum to `draws` and keep a chunk's memory bounded."""
+    """Return chunk sizes that sum to `draws` and bound the memory of a chunk."""
     if draws < 1:
         raise InputError(f"{draws} resamples were asked for; give at least 1 (the default is {RESAMPLES}).")
     chunk = max(1, CELLS_AT_ONCE // clusters)

@@ -1,4 +1,4 @@
-"""What a metric is, for its value over a test set and for its interval: sums over samples, and a value made of them."""
+"""Metrics as sums over samples and an aggregate of the sums, for values over a test set and for intervals."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Scores = Mapping[str, Any]  # of one sample: a line of scores.jsonl
 
 @dataclass(frozen=True)
 class Metric:
-    """A number about the samples of a test set that it is `about`.
+    """A metric over the samples that it is `about`.
 
-    A mean has the statistics (value, 1); corpus BLEU has ten. Whatever resamples the samples resamples sums.
+    A mean has the statistics (value, 1); corpus BLEU has ten. Resampling works on their sums.
 
-    Args:
+    Attributes:
         name: key of the value in results.json.
-        about: whether a sample counts.
-        statistics: k numbers of one sample.
-        aggregate: their sums [..., k] -> values [...].
+        about: function that is True for samples that count.
+        statistics: function that returns k numbers of one sample.
+        aggregate: function from sums [..., k] to values [...].
     """
 
     name: str
@@ -34,17 +34,17 @@ class Metric:
 
 
 def mean_of(key: str, name: str | None = None, about: Callable[[Scores], bool] | None = None) -> Metric:
-    """The mean of `key` over the samples that have it, or over those that the metric is `about`."""
+    """Return the metric that is the mean of `key` over the samples that have it, or over those it is `about`."""
     return Metric(name or key, about or partial(_has, key), lambda scores: (scores[key], 1.0), mean)
 
 
 def mean(sums: Floats) -> Floats:
-    """The aggregate of statistics (value, 1): sums [..., 2] -> means [...]."""
+    """Return means [...] of sums [..., 2] of the statistics (value, 1)."""
     return sums[..., 0] / sums[..., 1]
 
 
 def values(metrics: Iterable[Metric], samples: Sequence[Scores]) -> dict[str, float]:
-    """Each metric's value over `samples`; a metric about none of them is absent."""
+    """Return each metric's value over `samples`; metrics about none of them are absent."""
     found = {}
     for metric in metrics:
         rows = [metric.statistics(sample) for sample in samples if metric.about(sample)]

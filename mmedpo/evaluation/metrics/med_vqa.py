@@ -1,8 +1,8 @@
 """Scores of short answers to questions about medical images, by three protocols.
 
-`strict`, the default, gives a closed answer one verdict by whole words, and an open one clipped word overlap and exact
-match. `paper` (MMedPO) and `llava_med` repeat the lenient scores of published work, with substrings and unclipped
-counts, so that published numbers have something to be compared with.
+`strict` (default) gives closed answers one verdict by whole words, and open answers clipped word overlap and exact
+match. `paper` (MMedPO) and `llava_med` reproduce the lenient scores of published work, with substrings and unclipped
+counts, for comparison with published numbers.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
 Verdict = Literal["correct", "wrong", "both", "neither"]
 Said = Literal["yes", "no", "both", "neither"]
 
-DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # a changed meaning, a new number
+DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # the number rises with a change
 PROTOCOLS = tuple(DEFINITIONS)
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}  # by task
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
 
 NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
-# After "no" they begin a clause of their own ("no it is not"); before other words "no" is a determiner ("no fracture").
+# After "no" these words begin a new clause ("no it is not"); before others "no" is a determiner ("no fracture").
 CLAUSE_STARTS = frozenset((
     "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
     "i", "my", "our", "your", "his", "her", "their", "both", "all", "each", "every", "some", "only", "neither", "none",
     "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
     "not", "no", "yes",
 ))  # fmt: skip
-# Headings that a model writes behind its verdict ("No Explanation: ...") begin a clause too.
+# Headings after a verdict ("No Explanation: ...") begin a clause too.
 _HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-cased words of a text's plain form, punctuation off; articles and numbers stay as they are."""
+    """Return the lower-case words of a text without punctuation; articles and numbers are kept."""
     return words(text)
 
 
 def said(text: str) -> Said:
-    """Which of "yes" and "no" an answer says (`strict`).
+    """Return the "yes", "no", "both" or "neither" of an answer (`strict`).
 
-    Both are looked for as whole words that stand for themselves. A "no" before a noun does not: "there is no
-    abnormality" is a yes to "Is this normal?". Nor does a word that a negation precedes in its clause: "not yes".
+    Only whole words count. A "no" before a noun does not: "there is no abnormality" is a yes to "Is this normal?".
+    Words after a negation in the same clause do not count either: "not yes".
 
     Example:
         >>> said("Yes, there is no fracture."), said("No, this is not abnormal"), said("There is no fracture.")
@@ -64,12 +64,12 @@ def said(text: str) -> Said:
 
 
 def verdict(prediction: str, reference: str) -> Verdict:
-    """The one verdict of `strict` on a closed answer.
+    """Return the verdict of `strict` on a closed answer.
 
-    A reference that says yes or no (`said`) is compared with what the prediction says; "both" and "neither" mean that
-    no verdict could be read, and are wrong. Any other reference is a choice ("left", "axial"): correct if its words
-    occur in the prediction, whole, in order, next to each other, and with no negation before them in their clause. The
-    other choices are not known here, so "left or right" is correct for "left".
+    If the reference is a yes or no (`said`), the prediction's must be the same; "both" and "neither" have no readable
+    verdict and are wrong. Any other reference is a choice ("left", "axial"). It is correct if its words occur whole and
+    in sequence in the prediction, with no negation before them in their clause. The other choices are unknown here, so
+    that "left or right" is correct for "left".
 
     Example:
         >>> verdict("The answer is yes.", "yes"), verdict("abnormal", "no"), verdict("It is axial.", "Axial")
@@ -93,8 +93,10 @@ def _read_reference(reference: str) -> tuple[Said, list[str]]:
 
 
 def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
-    """The words of a text, each with whether it is plain: with no negation before it in its clause. A "no" that is a
-    determiner ("no fracture") negates what follows, and is plain only where `determiners`."""
+    """Return (word, plain) for each word; a plain word has no negation before it in its clause.
+
+    A determiner "no" ("no fracture") negates the words after it, and is plain only with `determiners`.
+    """
     found = []
     for clause in clauses(_HEADING.sub("\n", plain(text))):
         negated = False
@@ -106,10 +108,10 @@ def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
 
 
 def overlap(prediction: str, reference: str) -> dict[str, float]:
-    """Clipped word overlap of an open answer with its reference (`strict`), each value in [0, 1].
+    """Return the clipped word overlap of an open answer with its reference (`strict`), values in [0, 1].
 
-    With P and R the multisets of words of prediction and reference, and |P & R| = sum over words of
-    min(count in P, count in R), so that a repeated word counts no more often than the reference has it:
+    P and R are the multisets of words of prediction and reference. Repeated words are clipped to the reference's count:
+    |P & R| = sum over words of min(count in P, count in R).
 
         recall = |P & R| / |R|        precision = |P & R| / |P|  (0 for an empty prediction)
         f1 = 2 |P & R| / (|P| + |R|)  exact_match = 1 if both are the same sequence of words, else 0
@@ -125,15 +127,15 @@ def overlap(prediction: str, reference: str) -> dict[str, float]:
 
 
 def lenient_overlap(prediction: str, reference: str, protocol: str) -> dict[str, float]:
-    """Word overlap as LLaVA-Med computes it, of two texts in VQA-v2's form (`vqa_v2.normalize`), in [0, 1].
+    """Return LLaVA-Med's word overlap of two texts in VQA-v2's form (`vqa_v2.normalize`), values in [0, 1].
 
-    A shared word counts as often as the PREDICTION has it (tp), others of the prediction as often as they occur (fp),
-    missed ones as often as the reference has them (fn); a text without words scores 0:
+    Counts are unclipped: tp and fp are the prediction's words inside and outside of the reference, as often as the
+    PREDICTION has them; fn are missed words as often as the reference has them. A text without words scores 0:
 
         recall = tp / (tp + fn)    precision = tp / (tp + fp)    f1 = their harmonic mean
 
-    exact_match is 1 for equal texts in `paper`; in `llava_med` it is what the published script calls so: different
-    words of the reference that occur in the prediction, per word of the prediction.
+    In `paper` exact_match is 1 for equal texts. In `llava_med` it follows the published script: distinct words of the
+    reference that occur in the prediction, divided by the words of the prediction.
     """
     predicted, gold = Counter(prediction.split()), Counter(reference.split())
     tp = sum(count for word, count in predicted.items() if word in gold)
@@ -147,13 +149,14 @@ def lenient_overlap(prediction: str, reference: str, protocol: str) -> dict[str,
 
 
 def score(prediction: str, reference: str, answer_type: str, protocol: str = "strict") -> dict[str, float | str]:
-    """Scores of one answer: {"verdict", "correct"} if closed; recall, precision, f1, exact_match, "correct" if open.
+    """Return the scores of one answer.
 
-    "correct" is 1.0 or 0.0: the verdict "correct" of a closed answer; an open answer equal to the reference, each in
-    the protocol's normal form.
+    Returns:
+        Closed: "verdict" and "correct". Open: "recall", "precision", "f1", "exact_match" and "correct". "correct" is
+        1.0 or 0.0; an open answer is correct if it equals the reference in the protocol's normal form.
 
     Raises:
-        InputError: an unknown protocol or answer type, a text that is no string, a reference without words.
+        InputError: an unknown protocol or answer type, a text that is not a string, a reference without words.
     """
     (answer_type,) = _require([prediction], [reference], [answer_type], protocol)
     return _score(answers_in([prediction])[0], reference, answer_type, protocol)
@@ -167,18 +170,18 @@ def compute(
     groups: Sequence[str] | None = None,
     return_scores: bool = False,
 ) -> dict[str, Any]:
-    """Scores of n answers, as described in `aggregate`.
+    """Return the metrics of n answers, as described in `aggregate`.
 
     Args:
-        predictions: n answers of the model; a thought before one is taken off (`answers_in`).
+        predictions: n answers of the model; thoughts are removed (`answers_in`).
         references: n gold answers.
-        answer_types: n of "closed" and "open", spelt as a source may spell them ("CLOSED", "open_vqa").
+        answer_types: n of "closed" and "open", in any spelling of a source ("CLOSED", "open_vqa").
         protocol: one of `PROTOCOLS`.
-        groups: n names (an organ, a modality, a kind of question); adds "by_group", what `aggregate` says of each.
+        groups: n names (an organ, a modality, a question type); adds "by_group", `aggregate` of each group.
         return_scores: add "scores", the n `score` results.
 
     Raises:
-        InputError: an unknown protocol, columns of different length, or texts that cannot be scored (all named).
+        InputError: an unknown protocol, columns of different length, or texts that cannot be scored (all are listed).
     """
     answer_types = _require(predictions, references, answer_types, protocol, groups)
     rows = zip(answers_in(predictions), references, answer_types, strict=True)
@@ -190,7 +193,7 @@ def compute(
 
 
 def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
-    """The metrics of `score` results: means in [0, 1], higher is better."""
+    """Return the metrics of `score` results: means in [0, 1], higher is better."""
     require_known("protocol", protocol, PROTOCOLS)
     return (
         mean_of("correct", "overall_accuracy", _is_answer),
@@ -200,7 +203,7 @@ def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
 
 
 def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
-    """Means of `score` results, each in [0, 1], higher is better; a mean over no question is absent.
+    """Return means of `score` results in [0, 1], higher is better; means over no question are absent.
 
     Returns:
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
@@ -247,7 +250,7 @@ def _require(
     protocol: str,
     groups: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the answer types as "closed" and "open"; raise InputError for whatever cannot be scored."""
+    """Return the answer types as "closed" and "open"; raise InputError for inputs that cannot be scored."""
     require_known("protocol", protocol, PROTOCOLS)
     others = {"answer_types": answer_types} | ({} if groups is None else {"groups": groups})
     require_texts(predictions, references, tokens, **others)

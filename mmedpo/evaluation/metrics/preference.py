@@ -1,6 +1,6 @@
-"""Whether a model finds the preferred answer of each pair likelier than the dispreferred one.
+"""Preference accuracy and margin: the model's log-probabilities of chosen against rejected responses.
 
-The numbers are log-probabilities, in nats, summed over an answer's tokens (`likelihood.answer_logps`).
+Log-probabilities are in nats, summed over the tokens of a response (`likelihood.answer_logps`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from mmedpo.schema import DISPREFERENCES
 
 DEFINITIONS = {"log_likelihood": "log_likelihood@1", "implicit_reward": "implicit_reward@1"}
 PROTOCOLS = tuple(DEFINITIONS)
-BETA = 0.1  # the paper's
-BANDS = ("below_0.9", "0.9_to_1.1", "above_1.1")  # of clinical weights, which the default method clips to [0.75, 1.25]
-ROUNDING = 1e-3  # nats by which a log-probability may exceed 0
+BETA = 0.1  # of the MMedPO paper
+BANDS = ("below_0.9", "0.9_to_1.1", "above_1.1")  # of weights, which the default method clips to [0.75, 1.25]
+ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 LOGPS = ("chosen_logps", "rejected_logps")
 REFERENCE_LOGPS = tuple(f"reference_{name}" for name in LOGPS)
 
 
 def band(weight: float) -> str:
-    """The one of `BANDS` that a weight lies in; 0.9 and 1.1 lie in the middle one."""
+    """Return the one of `BANDS` that a weight lies in; 0.9 and 1.1 are in the middle band."""
     return BANDS[0] if weight < 0.9 else BANDS[1] if weight <= 1.1 else BANDS[2]
 
 
 def score(columns: Mapping[str, Any], protocol: str = "log_likelihood", beta: float = BETA) -> dict[str, Any]:
-    """Scores of one pair: {"margin", "correct", "tie"}, and "dispreference", "weight" and "weight_band" where given.
+    """Return the scores of one pair: "margin", "correct", "tie"; "dispreference", "weight", "weight_band" if given.
 
-    "correct" is 1.0 where the margin is above 0, else 0.0; "tie" is 1.0 where it is 0, which is not correct.
+    "correct" is 1.0 for a margin above 0, else 0.0; "tie" is 1.0 for a margin of 0, which is not correct.
 
     Raises:
         InputError: as `compute`.
@@ -48,21 +48,20 @@ def compute(
     beta: float = BETA,
     return_scores: bool = False,
 ) -> dict[str, Any]:
-    """Scores of n pairs, as described in `aggregate`.
+    """Return the metrics of n pairs, as described in `aggregate`.
 
     Args:
-        columns: "chosen_logps" and "rejected_logps", n log-probabilities of the answers under the model, at most 0;
-            for `implicit_reward` also "reference_chosen_logps" and "reference_rejected_logps", those under the
-            reference model; and optionally "dispreference", n names of `schema.DISPREFERENCES`, and "weight", n
-            clinical weights of 0 or more.
-        protocol: what the margin of a pair is: `log_likelihood`, chosen - rejected, in nats; or `implicit_reward`, the
+        columns: "chosen_logps" and "rejected_logps", n log-probabilities under the model, at most 0. `implicit_reward`
+            also needs "reference_chosen_logps" and "reference_rejected_logps", under the reference model. Optional are
+            "dispreference", n names of `schema.DISPREFERENCES`, and "weight", n weights of 0 or more.
+        protocol: definition of a pair's margin: `log_likelihood`, chosen - rejected in nats; or `implicit_reward`, the
             difference of TRL's rewards beta * (log-probability - reference log-probability).
-        beta: of the rewards.
+        beta: factor of the rewards.
         return_scores: add "scores", the n `score` results.
 
     Raises:
-        InputError: an unknown protocol; columns missing, surplus, or of different length; entries that are no finite
-            numbers, positive log-probabilities, negative weights, unknown kinds (all named).
+        InputError: an unknown protocol; columns missing, surplus, or of different length; entries that are not finite
+            numbers, positive log-probabilities, negative weights, unknown kinds (all are listed).
     """
     _require(columns, protocol, beta)
     scores = _scores(columns, protocol, beta)
@@ -70,7 +69,7 @@ def compute(
 
 
 def metrics(protocol: str = "log_likelihood") -> tuple[Metric, ...]:
-    """The metrics of `score` results: over all pairs, then by kind of pair and by band of weights."""
+    """Return the metrics of `score` results: over all pairs, by kind of pair and by band of weights."""
     require_known("protocol", protocol, PROTOCOLS)
     return tuple(
         metric
@@ -83,11 +82,11 @@ def metrics(protocol: str = "log_likelihood") -> tuple[Metric, ...]:
 
 
 def aggregate(scores: Sequence[Scores], protocol: str = "log_likelihood") -> dict[str, Any]:
-    """Values of `score` results; what would be about no pair is absent.
+    """Return the values of `score` results; metrics about no pair are absent.
 
     Returns:
-        preference_accuracy (share of pairs ranked right, [0, 1]), preference_margin (mean), n_pairs, n_ties; the same
-        with `_KIND` and `_weight_BAND` behind their names; preference_definition.
+        preference_accuracy (share of pairs with a positive margin, [0, 1]), preference_margin (mean), n_pairs, n_ties;
+        the same with the suffixes `_KIND` and `_weight_BAND`; preference_definition.
     """
     found: dict[str, Any] = values(metrics(protocol), scores)
     for name, about in _parts().items():
@@ -98,7 +97,7 @@ def aggregate(scores: Sequence[Scores], protocol: str = "log_likelihood") -> dic
 
 
 def _parts() -> dict[str, Callable[[Scores], bool]]:
-    """Which pairs each ending of a metric's name is about."""
+    """Return suffix of a metric's name -> function that is True for the pairs it is about."""
     parts: dict[str, Callable[[Scores], bool]] = {"": _is_pair}
     parts |= {f"_{kind}": partial(_is, "dispreference", kind) for kind in DISPREFERENCES}
     return parts | {f"_weight_{name}": partial(_is, "weight_band", name) for name in BANDS}
@@ -152,12 +151,12 @@ def _require(columns: Mapping[str, Sequence[Any]], protocol: str, beta: float) -
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, which a truth value is not."""
+    """Return True for a finite number; booleans are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def logp_fault(value: Any) -> str | None:
-    """What is wrong with a log-probability, or None."""
+    """Return the fault of a log-probability, or None."""
     if not is_number(value):
         return f"is {value!r}, not a finite number; leave the sample out, or compute it in float32"
     return f"is {value:g}, but a log-probability is at most 0; is its sign turned?" if value > ROUNDING else None

@@ -1,7 +1,7 @@
 """Scores of generated reports: BLEU, ROUGE-L and METEOR by published definitions, and clinical ones by their packages.
 
-Some are functions of sums over the corpus and no means, so `score` keeps each report's summands and `metrics` says how
-sums become values, for the corpus as for a bootstrap resample of it.
+Some are functions of sums over the corpus, not means. `score` therefore keeps each report's summands, and `metrics`
+turns sums into values, of the corpus or of a bootstrap resample.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def score(
     meteor_variant: str | None = None,
     clinical: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`score_all` of one report."""
+    """Return `score_all` of one report."""
     return score_all([prediction], [reference], protocol, meteor_variant, clinical)[0]
 
 
@@ -52,12 +52,12 @@ def score_all(
     meteor_variant: str | None = None,
     clinical: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """JSON-able summands of each of n reports; the arguments are those of `compute`.
+    """Return the summands of each of n reports, fit for JSON; arguments as in `compute`.
 
     Returns:
-        What the protocol's `score` returns (`reports.coco`, `reports.paper`, `reports.huggingface`), joined with
-        "meteor" or "meteor_statistics", or "meteor_absent" in all of them (`reports.meteor.scores`), and with the
-        clinical scores asked for (`reports.clinical.scores`).
+        Results of the protocol's `score` (`reports.coco`, `reports.paper`, `reports.huggingface`), with "meteor" or
+        "meteor_statistics", or "meteor_absent" in all of them (`reports.meteor.scores`), and the requested clinical
+        scores (`reports.clinical.scores`).
 
     Raises:
         InputError: as `compute`.
@@ -77,8 +77,8 @@ def score_all(
 
 
 def reference_words(text: str, protocol: str = "coco") -> list[str]:
-    """What a protocol compares with: none for a reference that cannot be scored."""
-    # Punctuation is a word to some protocols, but no reference.
+    """Return the words of a reference by a protocol; empty for one that cannot be scored."""
+    # Some protocols count punctuation as words; a reference needs more.
     return _PROTOCOLS[protocol].words(text) if clean(text) else []
 
 
@@ -91,27 +91,26 @@ def compute(
     clinical: Sequence[str] = (),
     return_scores: bool = False,
 ) -> dict[str, Any]:
-    """Scores of n reports; an empty prediction scores 0.
+    """Return the metrics of n reports; an empty prediction scores 0.
 
     Args:
-        predictions: n reports of the model, as it wrote them: thoughts are taken off, and each protocol cleans or
-            splits them by its own rules.
+        predictions: n raw reports of the model; thoughts are removed, and each protocol cleans and splits texts by its
+            own rules.
         references: n gold reports, one a prediction, each with words.
         protocol: "coco", "paper" or "huggingface" (eval/report_generation/README.md has the formulas).
         meteor_variant: "meteor_1.5" (Java), "nltk_wordnet" (WordNet data) or "nltk_exact_stem" (no data); by default
             the protocol's own: "meteor_1.5" for coco, "nltk_wordnet" for the others.
         groups: n names (an organ, a modality); adds "by_group".
         clinical: any of "radgraph_f1", "chexbert_f1", which load models from the Hub.
-        return_scores: whether each report's summands are returned too.
+        return_scores: add "scores", the n `score_all` results.
 
     Returns:
-        What `aggregate` says; "by_group": what it says of each group, by name, if `groups` are given; "scores": the
-        `score_all` results if asked for.
+        `aggregate` of all reports; with `groups` also "by_group", `aggregate` of each group by name.
 
     Raises:
         InputError: an unknown protocol, variant or clinical score; one string instead of a list; columns of different
-            length; texts that are no strings, references without words (all are named); a clinical score whose package
-            or weights are missing.
+            length; texts that are not strings, references without words (all are listed); a clinical score whose
+            package or weights are missing.
 
     Example:
         >>> found = compute(["No effusion."], ["No pleural effusion."], meteor_variant="nltk_exact_stem")
@@ -128,20 +127,19 @@ def compute(
 
 
 def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
-    """The metrics of `score` results, higher is better; "meteor" is there twice, once for each kind of its summands."""
+    """Return the metrics of `score` results, higher is better; "meteor" occurs once for each kind of its summands."""
     require_known("protocol", protocol, PROTOCOLS)
     return (*_PROTOCOLS[protocol].metrics, *meteor.METRICS, *clinical_scores.METRICS)
 
 
 def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, protocol: str = "coco") -> dict[str, Any]:
-    """Values of `score` results; higher is better.
+    """Return the values of `score` results; higher is better.
 
     Returns:
-        {"n_report": 0} alone for no report, since what was not measured has no definition; else
         bleu_1 to bleu_4, rouge_l, meteor, and by protocol bleu (`paper`), rouge_1 and rouge_2 (`huggingface`), each in
-        [0, 1] but for `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where they were asked for;
-        n_report, meteor_variant and report_generation_definition, the protocol with the number of its definition
-        ("coco@1"); where METEOR could not be computed, meteor_absent: why, and what to do.
+        [0, 1] except `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where requested; n_report,
+        meteor_variant and report_generation_definition ("coco@1"). Where METEOR cannot be computed, meteor_absent holds
+        the reason and a remedy. Without reports only {"n_report": 0}.
     """
     if not scores:
         return {"n_report": 0}

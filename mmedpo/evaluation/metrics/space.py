@@ -1,4 +1,4 @@
-"""What the metric folders of eval/ share: the citation, and a metric's page as a Space."""
+"""Shared code of the metric folders of eval/: the citation, and a metric's page as a Space."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ CITATION = """\
 
 
 def launch(folder: Path, example: Mapping[str, Any]) -> Callable[[list[list[Any]]], dict[str, Any]]:
-    """Show the page of the metric in `folder`: a table to fill in, the scores beside it, the card below.
+    """Show the page of a metric: a table to fill in, the scores beside it, the card below.
 
     Args:
-        example: the table's columns with the cells of its first row; number columns hold numbers.
+        folder: metric folder with its module and card.
+        example: columns of the table with the cells of its first row; number columns hold numbers.
 
     Returns:
-        What the page computes: rows of cells to scores; rows without any cell filled are left out.
+        The page's function from rows of cells to scores; empty rows are ignored.
     """
     import evaluate
     import gradio
 
-    # evaluate's own launch_gradio_widget needs gradio 3, whose gr.inputs later versions dropped.
+    # evaluate's launch_gradio_widget needs gradio 3.
     metric = evaluate.load(str(folder / f"{folder.name}.py"))
     kinds = {name: float if isinstance(cell, int | float) else str for name, cell in example.items()}
 

@@ -1,7 +1,7 @@
-"""How much a model's answers depend on what it is shown: the fall of accuracy and likelihood when it is shown less.
+"""Visual reliance: the fall of accuracy and likelihood when the image is noised, blanked or swapped.
 
-Each question is asked of the image as it is ("original"), with noise in its lesion ("lesion_noise"), of a plane of its
-mean colour ("blank") and of another patient's image ("swapped").
+Each question is asked on the original image ("original"), with noise in its lesion ("lesion_noise"), on its mean colour
+("blank") and on another patient's image ("swapped").
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mmedpo.evaluation import require_known, require_lists
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
 from mmedpo.evaluation.metrics.preference import logp_fault
 
-DEFINITIONS = {"strict": "strict@1"}  # by the protocol of med_vqa that says which answers are correct
+DEFINITIONS = {"strict": "strict@1"}  # med_vqa protocol that decides correctness -> definition
 PROTOCOLS = tuple(DEFINITIONS)
 VIEWS = ("original", "lesion_noise", "blank", "swapped")
 CHANGED = VIEWS[1:]
@@ -24,8 +24,11 @@ COLUMNS = (*CORRECT, *LOGPS)
 
 
 def score(columns: Mapping[str, Any]) -> dict[str, float]:
-    """Scores of one question: `COLUMNS`, "drop_correct_VIEW" and "drop_logps_VIEW" (original minus view), and "correct"
-    (of the original). Without "correct_..." (None) those about correctness are absent.
+    """Return the scores of one question.
+
+    Returns:
+        `COLUMNS`, "drop_correct_VIEW" and "drop_logps_VIEW" (original minus view), and "correct" (on the original).
+        Where correctness is None, as for reports, keys about it are absent.
 
     Raises:
         InputError: as `compute`.
@@ -38,17 +41,17 @@ def score(columns: Mapping[str, Any]) -> dict[str, float]:
 def compute(
     columns: Mapping[str, Sequence[Any]], protocol: str = "strict", return_scores: bool = False
 ) -> dict[str, Any]:
-    """Scores of n questions, as described in `aggregate`.
+    """Return the metrics of n questions, as described in `aggregate`.
 
     Args:
         columns: for each VIEW "correct_VIEW", n of 0, 1 or, for a report, None; and "logps_VIEW", n log-probabilities
             of the gold answer in nats, summed over its tokens, at most 0.
-        protocol: "strict", by which answers were found correct.
+        protocol: protocol of the correctness, "strict".
         return_scores: add "scores", the n `score` results.
 
     Raises:
-        InputError: an unknown protocol; columns missing, surplus or of different length; entries that are neither 0 nor
-            1, or no log-probabilities; correctness known for some views of a question only (all named).
+        InputError: an unknown protocol; columns missing, surplus or of different length; correctness other than 0 and
+            1, or for some views of a question only; invalid log-probabilities (all are listed).
     """
     require_known("protocol", protocol, PROTOCOLS)
     _require(columns)
@@ -57,7 +60,7 @@ def compute(
 
 
 def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
-    """The metrics of `score` results: a mean for each view, and for each changed view the mean fall."""
+    """Return the metrics of `score` results: a mean for each view, and the mean fall for each changed view."""
     require_known("protocol", protocol, PROTOCOLS)
     return (
         *(mean_of(f"correct_{view}", f"accuracy_{view}") for view in VIEWS),
@@ -68,12 +71,12 @@ def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
 
 
 def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, Any]:
-    """Means of `score` results; a mean over no question is absent.
+    """Return means of `score` results; means over no question are absent.
 
     Returns:
         accuracy_VIEW in [0, 1] and logps_VIEW (mean log-probability of the gold answer, at most 0) of each view;
-        accuracy_drop_VIEW in [-1, 1] and logps_drop_VIEW of each changed view, which are 0 for a model that does not
-        look; n_samples, n_answers (those with correctness), visual_reliance_definition.
+        accuracy_drop_VIEW in [-1, 1] and logps_drop_VIEW of each changed view, 0 for a model that ignores the image;
+        n_samples, n_answers (those with correctness), visual_reliance_definition.
     """
     return values(metrics(protocol), scores) | {
         "n_samples": len(scores),

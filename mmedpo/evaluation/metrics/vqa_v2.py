@@ -1,12 +1,12 @@
-"""The text normalisation of the VQA-v2 evaluation with all its habits, which LLaVA-Med's and the paper's scores use."""
+"""Text normalisation of the VQA-v2 evaluation, quirks included, as used by LLaVA-Med's and the paper's scores."""
 
 from __future__ import annotations
 
 import re
 
-# Each of them is deleted where it stands beside a space anywhere in the text, else it becomes a space.
+# Each mark is deleted if it stands beside a space anywhere in the text, else it becomes a space.
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
-FULL_STOPS = 32  # so many are deleted and no more: the published code hands a flag to `re.sub` in the place of a count
+FULL_STOPS = 32  # the published code passes a flag (32) as the count of `re.sub`
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
@@ -31,16 +31,17 @@ def _lacking_one_apostrophe(word: str) -> list[str]:
 
 
 CONTRACTIONS = {lacking: word for word in CONTRACTED.split() for lacking in _lacking_one_apostrophe(word)}
-CONTRACTIONS["somebody'd"] = "somebodyd"  # the published table has this one the wrong way round
+CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed in the published table
 
 
 def normalize(text: str) -> str:
-    """Lower case, punctuation, number words, articles and contractions as in VQA-v2; words are parted by one space.
+    """Return the text normalised as in VQA-v2, words separated by one space.
 
-    - A mark of `MARKS` that stands beside a space anywhere in the text is deleted everywhere in it, and so are all
-      marks where a comma stands between two digits; other marks become spaces. Apostrophes and colons stay.
-    - Full stops not before a digit are deleted, which joins what they parted; of more than 32 the rest stay.
-    - "none" and "zero" to "ten" become digits, "a", "an" and "the" vanish, "dont" becomes "don't".
+    - Lower case.
+    - A mark of `MARKS` that stands beside a space anywhere in the text is deleted everywhere; all marks are, where a
+      comma stands between two digits. Other marks become spaces. Apostrophes and colons are kept.
+    - The first 32 full stops not before a digit are deleted, which joins the words around them.
+    - "none" and "zero" to "ten" become digits, "a", "an" and "the" are dropped, "dont" becomes "don't".
 
     Example:
         >>> normalize("The x-ray shows none."), normalize("An x-ray - of two lobes"), normalize("1,000 mm/h")

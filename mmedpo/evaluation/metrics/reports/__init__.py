@@ -1,4 +1,4 @@
-"""What `report_generation` is made of: a file for each protocol, METEOR in its variants, and clinical scores."""
+"""Parts of `report_generation`: a file for each protocol, METEOR's variants and clinical scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmedpo.evaluation.metrics.base import Metric
 
 
 class Text(NamedTuple):
-    """A report as it was given, and its words by a protocol."""
+    """A raw report and its words by a protocol."""
 
     raw: str
     words: list[str]
@@ -18,14 +18,14 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """One definition of the report metrics.
+    """A definition of the report metrics.
 
-    Args:
-        definition: name and version; the version goes up whenever a value changes.
-        words: the words of a report, which METEOR compares.
-        score: (prediction, reference) -> the JSON-able summands of one report, without METEOR.
-        metrics: what the summands make, without METEOR.
-        meteor_variant: the METEOR that belongs to the definition.
+    Attributes:
+        definition: name and version; the version rises whenever a value changes.
+        words: function that returns the words of a report, which METEOR compares.
+        score: function of (prediction, reference) that returns one report's summands, fit for JSON, without METEOR.
+        metrics: metrics made of the summands, without METEOR.
+        meteor_variant: default METEOR of the definition.
     """
 
     definition: str

@@ -1,6 +1,6 @@
-"""Clinical scores of reports, computed by their authors' packages: opt-in, since they load models from the Hub.
+"""Clinical scores of reports by their authors' packages; opt-in, since they load models from the Hub.
 
-Written against radgraph 0.1.18 and f1chexbert 0.0.2 and never run with their weights by this project's tests.
+Written for radgraph 0.1.18 and f1chexbert 0.0.2. The tests never run them with their weights.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ PICKLES = (
 
 
 def scores(name: str, predictions: Texts, references: Texts) -> list[dict[str, Any]]:
-    """Scores of each pair of raw texts: {"radgraph_f1": in [0, 1]} or {"chexbert_counts": [tp, fp, fn]} of 14 labels.
+    """Return the scores of each pair of raw texts.
 
     Args:
         name: one of `SCORES`.
+        predictions: n reports of the model.
+        references: n gold reports.
+
+    Returns:
+        n of {"radgraph_f1": value in [0, 1]} or {"chexbert_counts": [tp, fp, fn]} over 14 labels.
 
     Raises:
-        InputError: the package is not installed, or fails (its weights are not here and there is no network, or it does
-            not work with the installed transformers).
+        InputError: the package is not installed, its weights cannot be loaded, or it fails with the installed
+            transformers.
     """
     try:
         return SCORES[name](predictions, references) if predictions else []
@@ -41,7 +46,7 @@ def scores(name: str, predictions: Texts, references: Texts) -> list[dict[str, A
             f"clinical score {name!r} needs a package that is not installed ({error}). "
             "Run `pip install 'mmedpo[clinical]'`, or leave it out."
         ) from None
-    except Exception as error:  # whatever a foreign package raises, its user needs the same sentence
+    except Exception as error:  # the packages document no exceptions
         raise InputError(
             f"clinical score {name!r} could not be computed by its package ({type(error).__name__}: {error}). "
             "At first use it loads weights from StanfordAIMI/RRG_scorers on the Hub: run it once with network, "
@@ -75,7 +80,7 @@ def _model(package: str, name: str, **options: str) -> Any:
 
 
 def _encode_plus(tokenizer: Any, text: str | list[str], text_pair: str | None = None, **options: Any) -> Any:
-    """A method of transformers 4 that both packages call and transformers 5 has no more; a list holds tokens."""
+    """Replace `encode_plus`, which both packages call and transformers 5 removed; a list holds tokens."""
     if isinstance(text, str):
         return tokenizer(text, text_pair, **options)
     ids = tokenizer.convert_tokens_to_ids(text)
@@ -91,7 +96,7 @@ def _labels(sample: Scores) -> Sequence[float]:
 
 
 def micro_f1(sums: Floats) -> Floats:
-    """2 tp / (2 tp + fp + fn) of sums (tp, fp, fn) [..., 3] -> [...]; 0 where no label is given at all."""
+    """Return 2 tp / (2 tp + fp + fn) [...] of sums (tp, fp, fn) [..., 3]; 0 where there are no labels."""
     doubled = 2 * sums[..., 0]
     return doubled / np.maximum(doubled + sums[..., 1] + sums[..., 2], 1)
 

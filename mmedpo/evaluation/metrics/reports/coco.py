@@ -1,6 +1,6 @@
-"""The R2Gen lineage's protocol: corpus BLEU and ROUGE-L as pycocoevalcap defines them, on cleaned text.
+"""Protocol `coco`, used since R2Gen: corpus BLEU and ROUGE-L as in pycocoevalcap, on cleaned text.
 
-Own arithmetic, since pycocoevalcap is a download of 104 MB; the tests hold it to that package.
+Implemented here, since pycocoevalcap is a download of 104 MB; tests compare the values with that package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmedpo.evaluation.metrics.reports import Protocol, Text
 
 ORDERS = (1, 2, 3, 4)
 ROUGE_BETA = 1.2
-# pycocoevalcap's guards against division by zero; kept, since they decide the value on very short texts.
+# pycocoevalcap's guards against division by zero, which decide the value of very short texts.
 BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9
 
 _ENUMERATOR = re.compile(r"(?<!\S)[1-5]\.(?=\s)")
@@ -26,11 +26,11 @@ _PUNCTUATION = re.compile(r"[^\w\s-]|_")
 
 
 def clean(text: str) -> list[str]:
-    """Words of a report: lower case, list numbers and punctuation off, split at white space.
+    """Return the words of a report: lower case, without list numbers and punctuation.
 
-    In this order: lower-case; drop free-standing "1." to "5."; delete every character that is neither letter,
-    digit, hyphen nor white space, joining what it parted ("3.5" is "35", "and/or" is "andor", as in R2Gen); split;
-    drop words of hyphens alone. R2Gen itself keeps " . " between sentences as a word, and so scores higher.
+    In this order: lower-case; drop free-standing "1." to "5."; delete characters other than letters, digits, hyphens
+    and white space ("3.5" becomes "35", "and/or" "andor", as in R2Gen); split at white space; drop words of hyphens
+    only. R2Gen itself keeps " . " between sentences as a word, and therefore scores higher.
 
     Example:
         >>> clean("1. Heart size normal. 2. No T2-weighted change!")
@@ -41,7 +41,7 @@ def clean(text: str) -> list[str]:
 
 
 def score(prediction: Text, reference: Text) -> dict[str, Any]:
-    """Summands of one report: ngram_matches (clipped) and ngram_totals for orders 1 to 4, lengths, rouge_l."""
+    """Return one report's summands: ngram_matches (clipped) and ngram_totals for orders 1 to 4, lengths, rouge_l."""
     said, gold = prediction.words, reference.words
     return {
         "ngram_matches": [_shared(_ngrams(said, n), _ngrams(gold, n)) for n in ORDERS],
@@ -57,13 +57,13 @@ def has_bleu_statistics(scores: Scores) -> bool:
 
 
 def bleu_statistics(scores: Scores) -> list[float]:
-    """The 10 summands of BLEU in a `score` result: 4 matches, 4 totals, prediction and reference length."""
+    """Return the 10 summands of BLEU in a `score` result: 4 matches, 4 totals, prediction and reference length."""
     lengths = [scores["prediction_length"], scores["reference_length"]]
     return [*scores["ngram_matches"], *scores["ngram_totals"], *lengths]
 
 
 def bleu(sums: Floats) -> Floats:
-    """Cumulative corpus BLEU-1 to BLEU-4 as in pycocoevalcap.
+    """Return cumulative corpus BLEU-1 to BLEU-4 as in pycocoevalcap.
 
     BLEU-n = BP * (prod over k <= n of (matches_k + tiny) / (totals_k + small)) ** (1 / n), with
     BP = exp(1 - 1 / r) where r = (prediction length + tiny) / (reference length + small) is below 1, else 1.
@@ -81,8 +81,11 @@ def bleu(sums: Floats) -> Floats:
 
 
 def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
-    """ROUGE-L of two word sequences: (1 + b²) P R / (R + b² P), b = 1.2, P and R the shares of the longest
-    common subsequence in prediction and reference; 0 where nothing is shared."""
+    """Return ROUGE-L of two word sequences in [0, 1].
+
+    (1 + b²) P R / (R + b² P) with b = 1.2; P and R are the longest common subsequence's shares of prediction and
+    reference. 0 without a common word.
+    """
     common = longest_common(prediction, reference)
     if not common:
         return 0.0
@@ -99,8 +102,8 @@ def _shared(some: Counter[tuple[str, ...]], others: Counter[tuple[str, ...]]) ->
 
 
 def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    # Bit-parallel (Hyyrö 2004): a zero at bit i of `row` says that the length grows at a[i] for the words of b so far.
+    """Return the length of the longest common subsequence."""
+    # Bit-parallel (Hyyrö 2004): a zero at bit i of `row` means that the length grows at a[i] for the words of b so far.
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i

@@ -1,4 +1,4 @@
-"""What the Hub's own metrics measure, with no network: sacrebleu's corpus BLEU and rouge_score's ROUGE, on raw text."""
+"""Protocol `huggingface`, the metrics of the Hub: sacrebleu's corpus BLEU and rouge_score's ROUGE on raw text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def words(text: str) -> list[str]:
-    """NLTK's word tokens (Treebank rules) of each sentence.
+    """Return NLTK's word tokens (Treebank rules) of each sentence.
 
-    `nltk.word_tokenize`, which `evaluate`'s METEOR uses, finds the sentences by a trained model that must be
-    downloaded; here one ends at ".", "!" or "?" before white space. They differ at abbreviations and list numbers.
+    Sentences end at ".", "!" or "?" before white space. `nltk.word_tokenize`, which `evaluate`'s METEOR uses, needs a
+    downloaded model for that; the two differ at abbreviations and list numbers.
 
     Example:
         >>> words("Heart normal. No effusion (left).")
@@ -31,13 +31,16 @@ def words(text: str) -> list[str]:
 
 
 def score(prediction: Text, reference: Text) -> dict[str, Any]:
-    """Summands of one report: sacrebleu's n-gram counts and lengths (13a tokens, case kept); rouge_1, rouge_2 and
-    rouge_l, the F of rouge_score (lower case, letters and digits of ASCII only, no stemmer)."""
+    """Return one report's summands.
+
+    sacrebleu's n-gram counts and lengths (13a tokens, case kept); rouge_1, rouge_2 and rouge_l, the F of rouge_score
+    (lower case, ASCII letters and digits only, no stemmer).
+    """
     counts = _bleu().sentence_score(prediction.raw, [reference.raw])
     scorer, tokens = _rouge()
     ngrams = scorer.score(reference.raw, prediction.raw)
     said, gold = tokens(prediction.raw), tokens(reference.raw)
-    common = longest_common(said, gold)  # rouge_score's own table takes most of its time
+    common = longest_common(said, gold)  # faster than rouge_score's table
     return {
         "ngram_matches": list(counts.counts),
         "ngram_totals": list(counts.totals),
@@ -50,10 +53,10 @@ def score(prediction: Text, reference: Text) -> dict[str, Any]:
 
 
 def bleu(order: int, sums: Floats) -> Floats:
-    """sacrebleu's corpus BLEU up to `order` / 100, with its default smoothing "exp".
+    """Return sacrebleu's corpus BLEU up to `order`, divided by 100, with its default smoothing "exp".
 
-    The k-th order without a match counts 1 / 2^k matches; 0 without any match, or where the predictions have no n-gram
-    of some order. exp(1 - r / c) is the penalty where the predictions' length c is below r.
+    The k-th order without a match counts 1 / 2^k matches. The value is 0 without any match, or where the predictions
+    have no n-gram of some order. The brevity penalty is exp(1 - r / c) where the predictions' length c is below r.
 
     Args:
         order: 1 to 4; 4 is sacrebleu's own score.
@@ -81,7 +84,7 @@ def _tokenizer() -> Any:
 def _bleu() -> Any:
     from sacrebleu.metrics import BLEU
 
-    return BLEU(effective_order=True)  # decides a sentence's score only, of which the counts are taken
+    return BLEU(effective_order=True)  # no effect on the counts, which are all that is used
 
 
 @cache

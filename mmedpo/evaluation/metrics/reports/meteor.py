@@ -1,4 +1,4 @@
-"""METEOR by the name of its variant: their values cannot be compared, so none ever stands in for another."""
+"""METEOR by variant. Values of different variants cannot be compared, so that none replaces another."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ Words = Sequence[str]
 
 
 def scores(predictions: Sequence[Words], references: Sequence[Words], variant: str) -> list[dict[str, Any]]:
-    """METEOR of each pair of word sequences: {"meteor_statistics": 23 counts} for `meteor_1.5`, {"meteor": value} for
-    the others, or for all pairs {"meteor_absent": why, and what to do} where the variant cannot be computed here. For
-    no pair nothing is started or loaded."""
+    """Return METEOR of each pair of word sequences.
+
+    Returns:
+        n of {"meteor_statistics": 23 counts} for `meteor_1.5`, or {"meteor": value in [0, 1]} for the others. All n are
+        {"meteor_absent": reason and remedy} where the variant cannot be computed on this machine.
+    """
     if not predictions:
         return []
     try:
@@ -83,7 +86,7 @@ def _synonyms(variant: str) -> Any:
 
     try:
         wordnet.ensure_loaded()
-    except (LookupError, OSError, ValueError):  # absent, not whole, or a link that NLTK does not follow
+    except (LookupError, OSError, ValueError):  # absent, incomplete, or a link that NLTK does not follow
         raise MeteorAbsent(
             "METEOR 'nltk_wordnet' needs NLTK's WordNet data, which it does not find here, or not whole. "
             "Run `python -m nltk.downloader wordnet`, or choose meteor_variant 'nltk_exact_stem', which needs none."

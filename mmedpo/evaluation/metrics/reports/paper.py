@@ -1,4 +1,4 @@
-"""The MMedPO authors' protocol for reports, quirks included: to compare with their table, not to be trusted."""
+"""Protocol `paper`, the MMedPO authors' scores of reports, quirks included; for comparison with their table only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 
 
 def words(text: str) -> list[str]:
-    """Words of the normalised text."""
+    """Return the words of the normalised text."""
     return normalize(text).split()
 
 
 def score(prediction: Text, reference: Text) -> dict[str, Any]:
-    """bleu_1 to bleu_4, each in [0, 4/3]; bleu, their mean; rouge_l in [0, 1].
+    """Return bleu_1 to bleu_4, each in [0, 4/3]; bleu, their mean; rouge_l in [0, 1].
 
-    BLEU-n is NLTK's sentence BLEU with all weight on order n and smoothing method 7, which averages neighbouring orders
-    and adds 1 to the one below the first: a perfect report has 4/3, 10/9, 28/27, 82/81.
+    BLEU-n is NLTK's sentence BLEU with all weight on order n and smoothing method 7. That method averages neighbouring
+    orders and adds 1 below the first, so that a perfect report has 4/3, 10/9, 28/27, 82/81.
     """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
@@ -39,9 +39,9 @@ def score(prediction: Text, reference: Text) -> dict[str, Any]:
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """F of the `rouge` package: of word sets, over the union of the common subsequences of sentences.
+    """Return ROUGE-L F of the `rouge` package: over word sets and the union of the sentences' common subsequences.
 
-    The package raises on texts of full stops alone, and on none; here such a text scores 0.
+    The package raises for empty texts and texts of full stops only; they score 0 here.
     """
     if not prediction.strip(".") or not reference.strip("."):
         return 0.0
@@ -51,7 +51,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 @contextmanager
 def _recursion(depth: int) -> Iterator[None]:
-    # The package walks back through its table by recursion, a call for each word.
+    # The package recurses once for each word.
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit + depth)
     try:

@@ -220,12 +220,14 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
 def test_bad_input_exits_with_2_and_leaves_nothing(
     run: Run, corpus: Path, tiny_model: Path, preferences: Path, tmp_path: Path, line: str, phrases: list[str]
 ) -> None:
+    from safetensors.torch import save_file
     from transformers import BertConfig
 
     BertConfig().save_pretrained(tmp_path / "bert")
     (tmp_path / "foreign").mkdir()
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/another", "target_modules": ["q_proj"]}
     (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(adapter))
+    save_file({}, tmp_path / "foreign" / "adapter_model.safetensors")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
     words = line.format(corpus=corpus, tiny=tiny_model, pairs=preferences, here=tmp_path).split()

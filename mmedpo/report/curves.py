@@ -18,8 +18,9 @@ History = Sequence[Mapping[str, Any]]
 
 
 def logged(history: History, key: str) -> list[Mapping[str, Any]]:
-    """Return the entries that logged `key` at a step; the last one sums up the whole run instead."""
-    return [entry for entry in history if key in entry and "train_runtime" not in entry]
+    """Return the entries that logged a finite `key` at a step (others have null there); the last one sums up the whole
+    run instead."""
+    return [entry for entry in history if entry.get(key) is not None and "train_runtime" not in entry]
 
 
 def kinds(*histories: History) -> list[str]:
@@ -29,14 +30,20 @@ def kinds(*histories: History) -> list[str]:
 
 
 def summaries(history: History) -> list[dict[str, Any]]:
-    """Return how each curve began and ended: means over the first and last tenth of its logged steps."""
-    found = []
+    """Return how each curve began and ended: means over the first and last tenth of its logged steps.
+
+    "lost" counts the steps at which a curve was no finite number; of one without any other, no mean is returned.
+    """
+    found: list[dict[str, Any]] = []
     for key in (*PANELS[:2], *kinds(history), *PANELS[2:]):
         values = [float(entry[key]) for entry in logged(history, key)]
+        lost = sum(key in entry and entry[key] is None for entry in history)
+        counts = {"key": key, "count": len(values), "lost": lost}
         if values:
             tenth = max(1, len(values) // 10)
-            first, last = fmean(values[:tenth]), fmean(values[-tenth:])
-            found.append({"key": key, "count": len(values), "first": first, "last": last})
+            found.append({**counts, "first": fmean(values[:tenth]), "last": fmean(values[-tenth:])})
+        elif lost:
+            found.append({**counts, "first": None, "last": None})
     return found
 
 

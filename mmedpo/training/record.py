@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
+from transformers.trainer import TRAINER_STATE_NAME
 
 from mmedpo import schema
 from mmedpo.data import credentialed, loading
@@ -20,7 +23,7 @@ from mmedpo.models import adapters, vision_language
 from mmedpo.models.adapters import FINGERPRINT, RECORD, check_base
 from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_contents
 from mmedpo.models.vision_language import hardware
-from mmedpo.runs.run_folder import portable, portable_values, versions, write_json
+from mmedpo.runs.run_folder import portable, portable_values, read_object, versions, write_json
 from mmedpo.training.parts import trained_parts
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ ALWAYS_RECORDED = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
 }
+
+logger = get_logger(__name__)
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -99,6 +104,23 @@ def write(
         "seconds": round(seconds, 1), "hardware": _hardware(trainer.args),
     })  # fmt: skip
     _write_recipe(folder / "recipe.yaml", run, settings)
+
+
+def tidy_state(folder: Path) -> None:
+    """Leave in trainer_state.json what others need, as JSON: a logged value that is no finite number becomes null."""
+    state = read_object(folder / TRAINER_STATE_NAME)
+    history = [
+        {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in entry.items()}
+        for entry in state["log_history"]
+    ]
+    if lost := Counter(key for entry in history for key in entry if entry[key] is None):
+        said = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
+        logger.warning(
+            f"No finite number in some of the {len(history)} log lines: {said}. If the loss is among them, the model "
+            "may be spoilt: train anew with a lower learning rate, or in bf16 or float32."
+        )
+    kept: dict[str, Any] = {"log_history": history, "best_model_checkpoint": None, "stateful_callbacks": {}}
+    write_json(folder / TRAINER_STATE_NAME, {**state, **kept})
 
 
 def about(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def train(
         trainer.save_state()
         if trainer.accelerator.is_main_process:
             processor.save_pretrained(folder)
+            record.tidy_state(folder)
             record.write(
                 folder, run, {**settings, "base": base, "contents": contents}, trainer, dataset, source, sent, commit,
                 command, duration.seconds,
@@ -330,9 +331,6 @@ def _tidy(folder: Path) -> None:
     shutil.rmtree(folder / "ref", ignore_errors=True)  # the adapter that a continued one began as
     for name in ("training_args.bin", DURATION):
         (folder / name).unlink(missing_ok=True)
-    state = folder / "trainer_state.json"
-    if state.exists():
-        write_json(state, {**read_json(state), "best_model_checkpoint": None, "stateful_callbacks": {}})
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         config = read_json(adapter)

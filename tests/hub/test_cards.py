@@ -197,7 +197,18 @@ def test_curves_leave_out_the_summary_of_the_run() -> None:
     history = [{"step": step, "loss": float(step)} for step in range(1, 21)]
     history.append({"step": 20, "train_runtime": 3.0, "loss": 99.0, "rewards/margins": 99.0})
     # the first and last tenth of 20 steps: (1 + 2) / 2 and (19 + 20) / 2
-    assert curves.summaries(history) == [{"key": "loss", "count": 20, "first": 1.5, "last": 19.5}]
+    assert curves.summaries(history) == [{"key": "loss", "count": 20, "lost": 0, "first": 1.5, "last": 19.5}]
+
+
+def test_curves_count_steps_without_a_finite_number(tmp_path: Path) -> None:
+    history = [{"step": 1, "loss": 2.0, "rewards/margins": None}, {"step": 2, "loss": None, "rewards/margins": None}]
+    assert curves.summaries(history) == [
+        {"key": "loss", "count": 1, "lost": 1, "first": 2.0, "last": 2.0},
+        {"key": "rewards/margins", "count": 0, "lost": 2, "first": None, "last": None},
+    ]
+    curves.draw(history, tmp_path / "curves.png")  # one point, and no panel of margins
+    with Image.open(tmp_path / "curves.png") as drawn:
+        assert drawn.size == (400, 300)
 
 
 def test_a_curve_of_one_step_is_a_point(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from datasets import Dataset
 from launches import KILLED, arguments, launch
 
 from mmedpo.errors import Stopped
+from mmedpo.hub.cards import write_adapter_card
 from mmedpo.runs.run_folder import read_json
 from mmedpo.training import run
 
@@ -86,6 +88,23 @@ def test_a_resumed_training_logs_what_an_uninterrupted_one_does(
     assert [entry.keys() for entry in resumed] == [entry.keys() for entry in whole]
     for ours, theirs in zip(resumed, whole, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6), theirs["step"]
+
+
+def test_a_training_whose_loss_is_nan_ends_with_json_and_says_so(
+    pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair_loss = run.MMedPOTrainer.pair_loss
+    monkeypatch.setattr(
+        run.MMedPOTrainer, "pair_loss",
+        lambda self, *given: pair_loss(self, *given) * (torch.nan if self.state.global_step == 1 else 1.0),
+    )  # fmt: skip
+    output = tmp_path / "spoilt"
+    run.main(arguments(pairs, tiny_model, output, max_steps=3, logging_steps=1), card=write_adapter_card)
+    text = (output / "trainer_state.json").read_text()
+    history = json.loads(text, parse_constant=pytest.fail)["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[0] is not None and losses[1] is None
+    assert "`loss` was no finite number" in (output / "README.md").read_text()
 
 
 @pytest.mark.slow

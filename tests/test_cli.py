@@ -375,6 +375,20 @@ def test_faulty_dataset_is_audited_listed_and_refused(run: Run, preferences: Pat
     assert {(fault["row"], fault["column"]) for fault in faults} == {(rows[1]["id"], "weight"), (rows[0]["id"], "id")}
 
 
+def test_a_resumed_audit_refuses_a_dataset_that_was_replaced(run: Run, preferences: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    pairs, output = tmp_path / "pairs", tmp_path / "out"
+    shutil.copytree(preferences, pairs)
+    command = ["audit", pairs, "--output", output, "--resume"]
+    assert run(*command)[0] == 0
+    assert says(run(*command)[1], "nothing to resume")
+    (shard,) = pairs.glob("data/train-*.parquet")
+    Dataset.from_parquet(str(shard)).select(range(10)).to_parquet(shard)
+    code, said = run(*command)
+    assert code == 2 and says(said, "dataset", "was replaced since", "start a new --output")
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from datasets import Dataset
 
 from mmedpo.data import loading
 
@@ -23,3 +26,25 @@ def test_load_splits_reads_no_file_ahead(preferences: Path, monkeypatch: pytest.
     monkeypatch.setattr(datasets, "load_dataset", spy)
     assert loading.load_splits(str(preferences))["train"].num_rows
     assert [kwargs["fragment_scan_options"].pre_buffer for kwargs in asked] == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("data/train-00000-of-00001.parquet", lambda rows, file: rows.to_parquet(file)),
+        ("train.jsonl", lambda rows, file: rows.to_json(file)),
+    ],
+    ids=["shards", "another layout"],
+)
+def test_load_splits_sees_a_file_replaced_by_one_of_the_same_size_and_time(
+    name: str, write: Callable[[Dataset, Path], object], tmp_path: Path
+) -> None:
+    file, states = tmp_path / name, []
+    file.parent.mkdir(exist_ok=True)
+    for value in (1, 2):
+        write(Dataset.from_dict({"a": [value]}), file)
+        os.utime(file, (0, 0))  # as an archive with fixed times would
+        states.append((file.stat().st_size, file.stat().st_mtime_ns))
+        for _ in range(2):
+            assert loading.load_splits(str(tmp_path))["train"]["a"][:] == [value]
+    assert states[0] == states[1]

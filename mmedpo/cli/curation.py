@@ -138,6 +138,7 @@ def audit(
     split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
 ) -> None:
     """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
+    from mmedpo.models.fingerprint import dataset_contents
     from mmedpo.report import audit as audits
     from mmedpo.runs import writable
     from mmedpo.runs.run_folder import output_folder, write_json
@@ -147,7 +148,8 @@ def audit(
     found = audits.audit(dataset, split)
     print_table(audits.rows(found))
     if output is not None:
-        with output_folder(output, {"dataset": dataset, "split": split}, resume) as folder:
+        settings, contents = {"dataset": dataset, "split": split}, {"dataset": dataset_contents(dataset, {split})}
+        with output_folder(output, settings, resume, contents=contents) as folder:
             write_json(folder / "audit.json", found)
             (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
         print_written(output)

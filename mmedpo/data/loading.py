@@ -55,6 +55,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             found = load_dataset("parquet", data_files=listed, streaming=streaming, fragment_scan_options=scan)
         else:
             found = load_dataset(path, streaming=streaming, revision=revision)
+            if not streaming and _is_older(found, Path(path)):  # `datasets` asks for times of files alone
+                found = load_dataset(path, download_mode="force_redownload")
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it has a script
         raise _unread(path, error) from error
     if streaming:
@@ -114,8 +116,16 @@ def _named_files(features: Mapping[str, Any], rows: Any) -> Iterator[str]:
 
 
 def _states(files: list[Path]) -> list[tuple[str, ...]]:
-    """By which `datasets` knows files that changed."""
-    return [(str(file.stat().st_mtime_ns), str(file.stat().st_size)) for file in files]
+    """By which `datasets` knows files that changed. No copy or unpacking can set the time of change (`st_ctime`)."""
+    stats = [file.stat() for file in files]
+    return [tuple(map(str, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size))) for stat in stats]
+
+
+def _is_older(cached: Any, folder: Path) -> bool:
+    """Whether a copy in the cache is older than a file of the folder that it was made of."""
+    made = [Path(copy["filename"]).stat().st_mtime for split in cached.values() for copy in split.cache_files]
+    changed = (file.stat().st_ctime for file in folder.rglob("*") if file.is_file())
+    return bool(made) and min(made) <= max(changed, default=0.0)
 
 
 def shards(path: str) -> list[Path]:

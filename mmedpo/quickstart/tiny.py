@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from mmedpo.data import credentialed
+from mmedpo.data import changes, credentialed
 from mmedpo.data.images import open_rgb
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import read_source, refuse_faults
@@ -173,7 +173,9 @@ def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resu
     setattr(model.config, formats.STANDIN_KEY, f"{formats.STANDIN}tiny")
     if everything.credentialed:  # whose words the tokenizer holds
         setattr(model.config, credentialed.KEY, everything.name)
-    with output_folder(output, {"source": str(source), "split": split, "steps": steps, "seed": seed}, resume) as folder:
+    settings = {"source": str(source), "split": split, "steps": steps, "seed": seed}
+    contents = {"source": changes.digest_of(changes.of_samples(everything.samples))}
+    with output_folder(output, settings, resume, contents=contents) as folder:
         losses = supervise(model, processor, taught, steps, seed)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mmedpo.errors import InputError
+from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.convert import convert
 
 VISION = {
@@ -684,6 +684,14 @@ def test_an_existing_output_is_refused_and_an_interrupted_one_resumed(tower: Pat
     assert not partial.exists() and not (tmp_path / "converted" / "settings.json").exists()
     with pytest.raises(InputError, match="exists already"):
         convert(source, tmp_path / "converted", vision_tower=str(tower))
+    with pytest.raises(AlreadyFinished):
+        convert(source, tmp_path / "converted", vision_tower=str(tower), resume=True)
+    weights = next(file for pattern in ("*.safetensors", "*.bin") for file in Path(source).glob(pattern))
+    held = bytearray(weights.read_bytes())
+    held[len(held) // 2] ^= 1
+    weights.write_bytes(held)
+    with pytest.raises(InputError, match=r"source .*original"):
+        convert(source, tmp_path / "converted", vision_tower=str(tower), resume=True)
 
 
 # Memory.

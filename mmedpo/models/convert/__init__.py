@@ -15,7 +15,8 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.models.convert.read import Place, readable
 from mmedpo.models.convert.templates import IMAGE, STYLES, chat_template, usual_style
 from mmedpo.models.convert.weights import check, expected_tensors, find_shards, save_weights
-from mmedpo.runs.run_folder import output_folder, portable, read_json, write_json
+from mmedpo.models.fingerprint import model_contents
+from mmedpo.runs.run_folder import output_folder, portable, read_json, settle_contents, write_json
 
 __all__ = ["STYLES", "Conversion", "convert"]
 
@@ -82,7 +83,8 @@ def convert(
             tensors are missing, surplus, doubled or misshaped (all are named).
     """
     settings = {"source": source, "template": template, "vision_tower": vision_tower, "revision": revision}
-    with output_folder(output, settings, resume) as folder:
+    contents = _contents(source, vision_tower) if resume else None  # else after all was checked
+    with output_folder(output, settings, resume, contents=contents) as folder:
         place = Place(source, revision=revision)
         original = _read_config(place)
         tower = _find_tower(place, original, vision_tower)
@@ -91,6 +93,7 @@ def convert(
         shards = find_shards(place, original, tower, chosen=vision_tower is not None)
         ignored = check(place, shards, expected, tied=config.tie_word_embeddings)
         tokenizer = _tokenizer(place)
+        settle_contents(folder, settings, contents or _contents(source, vision_tower))
         style = template or usual_style(original["model_type"], tokenizer)
         pad = original.get("image_aspect_ratio") == "pad"
         _save_processor(folder, config, tower, pad, tokenizer, chat_template(style, tokenizer))
@@ -107,6 +110,15 @@ def convert(
         )  # fmt: skip
         write_json(folder / "conversion.json", {"format": "mmedpo.conversion/1", **asdict(done)})
     return done
+
+
+def _contents(source: str, vision_tower: str | None) -> dict[str, str | None]:
+    """Digests of the checkpoint and of the tower that was named, where they are folders."""
+    given = {"source": source, "vision_tower": vision_tower}
+    return {
+        role: model_contents(name, also=["pytorch_model*.bin"]) if name and Path(name).is_dir() else None
+        for role, name in given.items()
+    }
 
 
 def _read_config(place: Place) -> dict[str, Any]:

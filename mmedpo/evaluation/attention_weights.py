@@ -17,7 +17,7 @@ import torch
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metrics.base import Floats
-from mmedpo.models.generation import end_tokens, unspoken
+from mmedpo.models.generation import end_tokens, suppressed_tokens
 from mmedpo.models.thoughts import Answer
 from mmedpo.models.vision_language import VisionLanguageModel
 
@@ -87,7 +87,7 @@ def read(
     """
     tokenizer, start = model.processor.tokenizer, inputs["input_ids"].shape[1]
     ends = end_tokens(model.model, tokenizer)
-    choice: dict[str, Any] = {"suppress_tokens": unspoken(tokenizer, ends)}
+    choice: dict[str, Any] = {"suppress_tokens": suppressed_tokens(tokenizer, ends)}
     if forced is not None:
         choice = {"prefix_allowed_tokens_fn": lambda _, tokens: [forced[len(tokens) - start]]}
     columns = (inputs["input_ids"][0] == model.model.config.image_token_id).nonzero()[:, 0]

@@ -47,7 +47,7 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
-def unspoken(tokenizer: Any, ends: set[int]) -> list[int]:
+def suppressed_tokens(tokenizer: Any, ends: set[int]) -> list[int]:
     """Return the ids of special tokens to suppress: all but those that end answers or mark thoughts."""
     return sorted(set(tokenizer.all_special_ids) - ends - thoughts.token_ids(tokenizer))
 
@@ -56,7 +56,7 @@ def own_generation(model: Any, tokenizer: Any) -> Any:
     """Return a generation config with the model's token ids and none of its other defaults.
 
     Beams, penalties and minimum lengths of a checkpoint would change answers without a record. Special tokens are
-    suppressed (`unspoken`), since a sampled image placeholder breaks the next forward pass.
+    suppressed (`suppressed_tokens`), since a sampled image placeholder breaks the next forward pass.
     """
     from transformers import GenerationConfig
 
@@ -66,7 +66,7 @@ def own_generation(model: Any, tokenizer: Any) -> Any:
         decoder_start_token_id=brought.decoder_start_token_id,
         eos_token_id=sorted(ends) or None,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=unspoken(tokenizer, ends) or None,
+        suppress_tokens=suppressed_tokens(tokenizer, ends) or None,
         **SEARCH,
     )
 

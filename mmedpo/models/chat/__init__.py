@@ -1,4 +1,4 @@
-"""Chat models behind one small interface: endpoints, local models and offline stand-ins answer the same requests."""
+"""Interface of chat models: endpoints, local models and offline stand-ins answer the same requests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ __all__ = ["Budget", "ChatClient", "ChatModel", "ChatReply", "ChatRequest", "Lim
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question: `prompt` is the template's name and version ("judge@1"), `variables` what it was filled from (an
-    offline stand-in reads these instead of `text`), `text` the user message, `image` an encoded image file of any
-    format Pillow knows, `schema` the JSON schema of the answer."""
+    """One question to a chat model.
+
+    Attributes:
+        prompt: name and version of the prompt template ("judge@1").
+        variables: values that fill the template; offline stand-ins read these instead of `text`.
+        text: the user message.
+        image: encoded image file, in any format that Pillow reads.
+        schema: JSON schema of the answer.
+    """
 
     prompt: str
     variables: Mapping[str, Any]
@@ -29,10 +35,13 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatReply(Answer):
-    """What came back: `text`, or `failure`, why nothing did; exactly one of them is set. The tokens of the prompt and
-    of the answer are None where nobody counted them; `sent` are the settings that an endpoint took with the request,
-    under the names it took them by; `served` is what it says of the model that answered ("model",
-    "system_fingerprint"), empty where it says nothing."""
+    """Reply of a chat model: either `text`, or `failure`, the reason for none.
+
+    Attributes:
+        prompt_tokens, completion_tokens: counts, None where unknown.
+        sent: parameters that the endpoint accepted, by the names it accepted.
+        served: the endpoint's "model" and "system_fingerprint", as far as it reports them.
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -41,36 +50,41 @@ class ChatReply(Answer):
 
 
 class ChatModel(Protocol):
-    """Anything that answers chat requests; `name` and `revision` (None: unknown) go into the provenance."""
+    """Protocol of all chat models; `name` and `revision` (None: unknown) are recorded in the provenance."""
 
     name: str
     revision: str | None
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        """One reply a request, in order."""
+        """Return one reply per request, in order."""
 
 
 OnReplies = Callable[[Mapping[int, ChatReply]], None]
 
 
 class ChatClient(ChatModel, Protocol):
-    """A chat model whose answers cost time or money, so that `mmedpo.models.chat.cache.CachedChat` keeps them.
+    """Chat model whose answers cost time or money, so that `mmedpo.models.chat.cache.CachedChat` stores them.
 
-    `settings` is all that an answer depends on beside the model and the request; of the requests, `batch_size` are
-    computed together (1: each by itself).
+    Attributes:
+        settings: all that an answer depends on beside model and request.
+        batch_size: requests computed together; 1 computes each by itself.
     """
 
     settings: Mapping[str, Any]
     batch_size: int
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
-        """As `ChatModel.complete`. Replies are handed to `on_replies` by their place as soon as there are any, those
-        of a batch together. If it raises, nothing new is begun; what is under way is finished and handed over too,
-        and then the error goes on."""
+        """Return replies as `ChatModel.complete`, and pass them to `on_replies` by position as they arrive.
+
+        Replies of a batch are passed together. If `on_replies` raises, no new request starts; running ones finish and
+        are passed too, then the error is raised.
+        """
 
 
 def parse_json(text: str) -> dict[str, Any] | None:
-    """The last whole JSON object in `text`, or None: prose and code fences around it are skipped, thoughts not read.
+    """Return the last complete JSON object in `text`, or None.
+
+    Prose, code fences and thoughts are skipped.
 
     Example: `parse_json('Sure: {"score": 0.8}')` is `{"score": 0.8}`; of `'{"score": 0.8, "ra'` it is None.
     """

@@ -1,4 +1,4 @@
-"""Answers kept on disk, so that no question is paid for twice."""
+"""Disk cache of chat answers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 class CachedChat:
-    """A chat client with a memory and a purse: what `cache` holds is not asked again, nor is one request asked twice.
+    """Chat client with a cache and a budget; equal requests are asked once.
 
     Args:
-        chat: Answers what the cache cannot.
-        budget: Charged with new calls only; shared by all chat models of a run.
-        cache: Every answer by what was asked, from the moment the client hands it over; failures are never kept. Any
-            number of runs may share it.
-        used: What this run got an answer to, from the cache or not, for `tally`.
+        chat: Client for answers that the cache does not hold.
+        budget: Charged with new calls; shared by all chat models of a run.
+        cache: Answers by request, stored as they arrive; failures are not stored. Runs may share it.
+        used: Requests that this run got answers to, cached or new, for `tally`.
     """
 
     def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger, used: Ledger) -> None:
@@ -31,11 +30,11 @@ class CachedChat:
         self.chat, self._budget, self._cache, self._used = chat, budget, cache, used
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        """One reply a request, in order.
+        """Return one reply per request, in order.
 
         Raises:
-            Stopped: the budget does not allow all these requests; those it allows were made and kept.
-            InputError: whatever the client raises; or `max_tokens` is set, and the endpoint reports no tokens.
+            Stopped: the budget does not allow all requests; the allowed ones are answered and cached.
+            InputError: the client raised it, or `max_tokens` is set and the endpoint reports no tokens.
         """
         keys = [_key(self.chat, request) for request in requests]
         kept = {key: self._cache.get(key) for key in dict.fromkeys(keys)}
@@ -62,7 +61,7 @@ class CachedChat:
 
     def _ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, ChatReply]:
         left = self._budget.left()
-        # Batches stay whole, for their rounding to be that of an unlimited run.
+        # Whole batches round as in a run without a limit.
         keys = list(requests)[: left if self.chat.batch_size == 1 else None]
         replies: dict[str, ChatReply] = {}
 
@@ -78,13 +77,13 @@ class CachedChat:
         try:
             self.chat.complete([requests[key] for key in keys], keep)
         except Stopped:
-            if len(replies) < len(requests):  # or else the last ones were in flight already
+            if len(replies) < len(requests):  # otherwise all were in flight already
                 raise
         return replies
 
 
 class Absent:
-    """A chat client of which only the answers in a cache are left: asked as `chat` would be, it answers nothing."""
+    """Client without a model: answers only what the cache holds for `chat`, everything else fails."""
 
     batch_size = 1
     failure = "the cache of calls has no answer to this, and no model was named that could be asked"
@@ -101,8 +100,11 @@ class Absent:
 
 
 def tally(used: Ledger) -> dict[str, dict[str, Any]]:
-    """{"calls", "prompt_tokens", "completion_tokens", "sent"} by model; tokens are None unless all answers reported
-    them, "sent" (each combination of parameters that an endpoint took, once) is there where it is known."""
+    """Return {"calls", "prompt_tokens", "completion_tokens", "sent"} by model.
+
+    Tokens are None unless all answers reported them. "sent" lists each accepted combination of parameters once, where
+    known.
+    """
     totals: dict[str, dict[str, Any]] = {}
     for entry in used.values():
         total = totals.setdefault(entry["model"], {"calls": 0, **dict.fromkeys(TOKENS, 0)})
@@ -112,7 +114,7 @@ def tally(used: Ledger) -> dict[str, dict[str, Any]]:
         if entry.get("sent") and entry["sent"] not in total.setdefault("sent", []):
             total["sent"].append(entry["sent"])
     for total in totals.values():
-        total.get("sent", []).sort(key=str)  # an order that no race decides
+        total.get("sent", []).sort(key=str)  # independent of the order of arrival
     return dict(sorted(totals.items()))
 
 
@@ -122,7 +124,7 @@ def _spent(reply: ChatReply) -> dict[str, Any]:
 
 
 def _key(chat: ChatClient, request: ChatRequest) -> str:
-    """SHA-256 of all that decides the answer."""
+    """Return the SHA-256 of all that decides the answer."""
     image = None if request.image is None else hashlib.sha256(request.image).hexdigest()
     asked = {
         "model": chat.name, "revision": chat.revision, "settings": dict(chat.settings), "prompt": request.prompt,

@@ -1,4 +1,4 @@
-"""The client of OpenAI-compatible endpoints (vLLM, TGI, ...) and of the Hub's inference providers."""
+"""Client of OpenAI-compatible endpoints (vLLM, TGI, ...) and of the Hub's inference providers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from mmedpo.runs.hosts import is_only_in_recipe
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-QUIET = 5.0  # seconds that a server may be away before it is said
-OUTAGE = 8  # requests in a row that fail for good: the endpoint is gone, and not one request odd
+QUIET = 5.0  # seconds of an outage before the warning
+OUTAGE = 8  # failed requests in a row that count as an outage of the endpoint
 log = logging.getLogger(__name__)
 TRIVIAL = "Please answer yes."
 PROBE = as_messages(ChatRequest("probe", {}, TRIVIAL))
@@ -39,24 +39,25 @@ _ADVICE = {
 
 
 class EndpointChat:
-    """A chat model behind an OpenAI-compatible URL (vLLM, TGI, ...) or a provider of the Hugging Face Hub.
+    """Chat model behind an OpenAI-compatible URL (vLLM, TGI, ...) or a provider of the Hugging Face Hub.
 
     Args:
         model: The model's name at the endpoint, or its id on the Hub.
-        base_url: `http(s)://host:port/v1`; None asks the Hub's inference providers.
-        api_key: Default: what `keys` has for the host of a `base_url`; the Hub's own token for the Hub.
+        base_url: `http(s)://host:port/v1`; None uses the Hub's inference providers.
+        api_key: Default: the key in `keys` for the host of `base_url`, or the Hub's token for the Hub.
         provider: A Hub inference provider; None lets the Hub choose.
-        max_tokens, temperature, seed: Passed on: the longest answer in tokens; 0 is greedy; of the sampling.
+        max_tokens: Longest answer in tokens.
+        temperature, seed: Of sampling; temperature 0 is greedy.
         concurrency: Requests in flight at once, at least 1.
-        pace: The points in time at which attempts are sent; may be shared with other clients.
-        timeout: Seconds from sending an attempt to the end of its answer before it counts as failed.
-        attempts: Tries a request, the first one included, before it becomes a failure reply.
-        patience: Seconds that a server may be away (refused or reset connections, HTTP 429, 502, 503, 504): as long,
-            requests are tried again even after `attempts`. The time starts anew only when a request is answered.
-        discreet: Messages say an error's kind and status alone: some servers quote what they were asked.
-        parameters: The forms of parameters that the endpoint takes; may be shared with other clients of it.
-        keys: The keys of a run's endpoints; shared by all clients of a run.
-        waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and `Retry-After` at least.
+        pace: Spacing of attempts in time; clients may share it.
+        timeout: Seconds for one attempt, from sending to the end of its answer.
+        attempts: Tries per request, the first one included.
+        patience: Seconds to wait for an unavailable server (refused or reset connections, HTTP 429, 502, 503, 504).
+            Until then requests are retried even beyond `attempts`. Only an answered request restarts the time.
+        discreet: True limits messages to an error's kind and status, since some servers quote the request.
+        parameters: Forms of parameters that the endpoint accepts; its clients may share them.
+        keys: Keys of the endpoints; all clients of a run share them.
+        waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and at least `Retry-After`.
     """
 
     batch_size = 1
@@ -90,23 +91,23 @@ class EndpointChat:
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
         self._key = _key(api_key, base_url, keys or Keys())
         self.parameters = parameters or Parameters()
-        self._answers: set[bool] = set()  # whether it is known to answer requests without and with an image
-        self._failed = 0  # requests in a row
-        self._gone_since = math.inf  # time.monotonic() of the first sign, until something is answered
-        self._said = False  # that it is gone
+        self._answers: set[bool] = set()  # kinds of requests it has answered: False without, True with an image
+        self._failed = 0  # failed requests in a row
+        self._unavailable_since = math.inf  # time.monotonic() at the start of an outage
+        self._warned = False  # True once the outage was warned of
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
-        """One reply a request, in order; a request that fails for good has its reason in `failure`.
+        """Return one reply per request, in order; a failed request has its reason in `failure`.
 
         Raises:
-            InputError: no request can work (the endpoint refuses the key, does not know the model, cannot be reached
-                at first contact, or refuses a trivial request too), or `OUTAGE` of them failed in a row.
+            InputError: no request can succeed (key refused, model unknown, endpoint unreachable at first contact, or a
+                trivial request refused too), or `OUTAGE` requests failed in a row.
         """
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(self._complete(requests, on_replies))
-        with ThreadPoolExecutor(1) as pool:  # in a notebook, whose own loop is running
+        with ThreadPoolExecutor(1) as pool:  # a notebook runs a loop of its own
             return pool.submit(asyncio.run, self._complete(requests, on_replies)).result()
 
     async def _complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
@@ -120,7 +121,7 @@ class EndpointChat:
                     replies[i] = await self._ask(batch, request)
                     if on_replies is not None:
                         on_replies({i: replies[i]})
-                except _Ended:
+                except _BatchEnded:
                     return
                 except Exception as error:
                     errors.append(error)
@@ -146,16 +147,16 @@ class EndpointChat:
             messages = as_messages(request)
         except InputError as error:
             return ChatReply(failure=str(error))
-        gone_since = math.inf
+        unavailable_since = math.inf
 
         def stop(state: RetryCallState) -> bool:
-            nonlocal gone_since
+            nonlocal unavailable_since
             tried, now = state.attempt_number >= self.attempts, time.monotonic()
-            if _error_of(state).kind is Kind.FLAWED:
+            if _error_of(state).kind is Kind.FAILED_ATTEMPT:
                 return tried
-            gone_since, self._gone_since = min(gone_since, now), min(self._gone_since, now)
-            self._say_gone(_error_of(state), now)
-            return tried and now - min(gone_since, self._gone_since) >= self.patience
+            unavailable_since, self._unavailable_since = min(unavailable_since, now), min(self._unavailable_since, now)
+            self._warn_unavailable(_error_of(state), now)
+            return tried and now - min(unavailable_since, self._unavailable_since) >= self.patience
 
         retry = retry_if_exception(self._may_pass)
         retrying = AsyncRetrying(retry=retry, stop=stop, wait=self._wait, sleep=batch.rest, reraise=True)
@@ -164,18 +165,18 @@ class EndpointChat:
         except NoAnswer as error:
             return await self._give_up(batch, request, error, retrying.statistics["attempt_number"])
         self._answers.add(request.image is not None)
-        self._failed, self._gone_since, self._said = 0, math.inf, False
+        self._failed, self._unavailable_since, self._warned = 0, math.inf, False
         return reply
 
-    def _say_gone(self, error: NoAnswer, now: float) -> None:
-        """Say once an outage that its end is waited for, and how long."""
-        left = self.patience - (now - self._gone_since)
-        if not self._said and now - self._gone_since >= QUIET and left > 0:
-            self._said = True
-            log.warning("%s does not answer (%s). It is tried for %.0f s more.", self.place, self._shown(error), left)
+    def _warn_unavailable(self, error: NoAnswer, now: float) -> None:
+        """Warn once per outage, with the seconds left to wait."""
+        left = self.patience - (now - self._unavailable_since)
+        if not self._warned and now - self._unavailable_since >= QUIET and left > 0:
+            self._warned = True
+            log.warning("%s does not answer (%s). It is tried for %.0f s more.", self.place, self._message(error), left)
 
     async def _attempt(self, batch: _Batch, messages: list[Any], schema: dict[str, Any] | None) -> ChatReply:
-        """One answer, the parameters in forms that the endpoint takes; says once which it does not take at all."""
+        """Return one answer, with parameters in forms that the endpoint accepts; warn once about those left out."""
 
         async def send(fields: dict[str, Any], probe: bool = False) -> ChatReply:
             reply = await self._send(batch, PROBE if probe else messages, fields)
@@ -196,12 +197,12 @@ class EndpointChat:
             async with asyncio.timeout(self.timeout):
                 return await batch.send({"model": self.name, "messages": messages, **fields})
         except TimeoutError:
-            raise NoAnswer(Kind.FLAWED, f"nothing came within {self.timeout:g} s") from None
+            raise NoAnswer(Kind.FAILED_ATTEMPT, f"nothing came within {self.timeout:g} s") from None
 
     def _may_pass(self, error: BaseException) -> bool:
         known = bool(self._answers)
         return isinstance(error, NoAnswer) and (
-            error.kind in (Kind.GONE, Kind.FLAWED) or (error.kind is Kind.UNREACHABLE and known)
+            error.kind in (Kind.UNAVAILABLE, Kind.FAILED_ATTEMPT) or (error.kind is Kind.UNREACHABLE and known)
         )
 
     def _wait(self, state: RetryCallState) -> float:
@@ -211,41 +212,41 @@ class EndpointChat:
         return max(drawn, _error_of(state).retry_after)
 
     async def _give_up(self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int) -> ChatReply:
-        """What a request without an answer comes to: a failure of its own, or the end of the batch (InputError)."""
-        said, who = self._shown(error), f"{self.place}, asked for the model {self.name!r},"
+        """Return the failure of one request, or raise InputError where the whole batch must end."""
+        said, who = self._message(error), f"{self.place}, asked for the model {self.name!r},"
         kept = " What was answered is kept: run the same command with --resume." if self._answers else ""
-        if error.kind is Kind.HOPELESS:
+        if error.kind is Kind.FATAL:
             raise InputError(f"{who} refuses: {said}. {self._advice(error.status)}.{kept}") from None
         if error.kind is Kind.UNREACHABLE and not self._answers:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
-        looked = request.image is not None
-        if error.kind in (Kind.FLAWED, Kind.REFUSED) and not await self._proven(batch, looked):
+        with_image = request.image is not None
+        if error.kind in (Kind.FAILED_ATTEMPT, Kind.BAD_REQUEST) and not await self._answers_any(batch, with_image):
             blind = ". If the model cannot look at images, name one that can, or show it none"
-            advice = CHECK + blind * looked
+            advice = CHECK + blind * with_image
             raise InputError(f"{who} answers no question, not even a trivial one: {said}. {advice}.") from None
-        if error.kind is Kind.REFUSED:
-            return ChatReply(failure=f"refused: {self._placeless(said)}")
+        if error.kind is Kind.BAD_REQUEST:
+            return ChatReply(failure=f"refused: {self._without_address(said)}")
         self._failed += 1
         if self._failed >= OUTAGE:
             raise InputError(
                 f"{who} does not answer any more: {self._failed} requests in a row failed ({said}). See to it.{kept}"
             ) from None
-        return ChatReply(failure=f"no answer after {attempts} attempts: {self._placeless(said)}")
+        return ChatReply(failure=f"no answer after {attempts} attempts: {self._without_address(said)}")
 
-    async def _proven(self, batch: _Batch, looked: bool) -> bool:
-        """Whether the endpoint is known to answer requests with (without) an image; if not, it is asked one."""
+    async def _answers_any(self, batch: _Batch, with_image: bool) -> bool:
+        """Return True where the endpoint answers requests with (without) an image; sends a trivial one if unknown."""
         async with batch.probing:
-            if looked not in self._answers:
-                messages = as_messages(ChatRequest("probe", {}, TRIVIAL, _grey())) if looked else PROBE
+            if with_image not in self._answers:
+                messages = as_messages(ChatRequest("probe", {}, TRIVIAL, _grey())) if with_image else PROBE
                 try:
                     await self._send(batch, messages, self.parameters.fields(self.settings))
                 except NoAnswer as error:
-                    return error.kind in (Kind.GONE, Kind.UNREACHABLE)  # that says nothing
-                self._answers.add(looked)
+                    return error.kind in (Kind.UNAVAILABLE, Kind.UNREACHABLE)  # an outage proves nothing
+                self._answers.add(with_image)
         return True
 
     def _advice(self, status: int) -> str:
-        """What to do about an endpoint that refuses everything."""
+        """Return a way to fix an endpoint that refuses every request."""
         if status == 401 and self.base_url:
             names = [variable(self.base_url)]
             if not is_only_in_recipe(self.base_url):
@@ -255,8 +256,8 @@ class EndpointChat:
             return f"Set {' or '.join(filter(None, names))} to a key that is valid there"
         return _ADVICE.get(status, CHECK)
 
-    def _shown(self, error: NoAnswer) -> str:
-        """What was said, on one line, without keys: some servers quote them back."""
+    def _message(self, error: NoAnswer) -> str:
+        """Return an error's text on one line, without keys, which some servers quote."""
         if self.discreet:
             return f"HTTP {error.status}" if error.status else error.kind.value
         text = " ".join(str(error).split())
@@ -265,19 +266,19 @@ class EndpointChat:
             text = text.replace(secret, "***")
         return text[:SHOWN_CHARACTERS].rstrip(" .")
 
-    def _placeless(self, said: str) -> str:
-        """For a dataset's rows: what was said without the addresses of servers."""
+    def _without_address(self, said: str) -> str:
+        """Remove server addresses from a text that is stored in a dataset's rows."""
         host = urlsplit(self.base_url or "").hostname
         text = re.sub(r"\bhttps?://\S+", "(a URL)", said)
         return text.replace(host, "(the endpoint)") if host else text
 
 
-class _Ended(Exception):
-    """Nothing new is begun in this batch any more."""
+class _BatchEnded(Exception):
+    """Raised in requests of a batch that has ended."""
 
 
 class _Batch:
-    """What the requests of one call of `complete` share; made in the loop that runs them."""
+    """State shared by the requests of one `complete` call; created in the event loop that runs them."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -285,12 +286,12 @@ class _Batch:
         self.probing, self.searching = asyncio.Lock(), asyncio.Lock()
 
     async def rest(self, seconds: float) -> None:
-        """Wait, or raise _Ended if the batch ends before."""
+        """Wait; raise _BatchEnded if the batch ends before."""
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), seconds)
         if self.ending.is_set():
-            raise _Ended
+            raise _BatchEnded
 
 
 def _error_of(state: RetryCallState) -> NoAnswer:
@@ -300,7 +301,7 @@ def _error_of(state: RetryCallState) -> NoAnswer:
 
 
 def _place(base_url: str | None, provider: str | None) -> str:
-    """Where requests go, without credentials, for messages."""
+    """Return the endpoint for messages, without credentials."""
     import httpx2
 
     if base_url is None:
@@ -314,7 +315,7 @@ def _place(base_url: str | None, provider: str | None) -> str:
 
 
 def _key(given: str | None, base_url: str | None, keys: Keys) -> str | None:
-    """The key to send; a token of the Hub goes to the Hub and its endpoints only."""
+    """Return the key to send; the Hub's token goes to the Hub and its endpoints only."""
     from huggingface_hub import get_token
 
     found = keys.of(base_url, given) if base_url is not None else given or get_token()

@@ -1,6 +1,6 @@
-"""Keys of endpoints: each belongs to one host, and none crosses a network unencrypted.
+"""Keys of endpoints: one per host, never sent unencrypted to another machine.
 
-Recipes and records name endpoints; keys are in variables of the environment alone.
+Recipes and records name endpoints; keys are read from environment variables only.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ if TYPE_CHECKING:
     import httpx2
 
 VARIABLE = "MMEDPO_API_KEY"
-_SENT: dict[str, str] = {}  # by value of `VARIABLE`, the one host that this process sends it to
-HOST = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*")  # in which no two hosts share a variable
+_SENT: dict[str, str] = {}  # value of `VARIABLE`: the one host that this process sends it to
+HOST = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*")  # hosts with distinct variables
 
 
 class Keys:
-    """The keys of the endpoints that one run asks; shared by its clients."""
+    """Keys of the endpoints of one run; shared by its clients."""
 
     def __init__(self) -> None:
-        self._plain: dict[str, bool] = {}  # by host and port, whether it is sent the key that names no host
+        self._plain: dict[str, bool] = {}  # host and port: True if it gets `MMEDPO_API_KEY`
 
     def of(self, url: str, given: str | None = None) -> str | None:
-        """The key to send to `url`: `given`, or that of its `variable`, or of `MMEDPO_API_KEY` where the run asks this
-        host alone, or the Hub's token for an endpoint of the Hub. None where the URL has a login of its own. A host
-        that only a recipe names is sent the key of its own `variable` alone.
+        """Return the key to send to `url`; None where the URL has a login.
+
+        In order: `given`, the host's own `variable`, `MMEDPO_API_KEY` if the run has one host only, the Hub's token for
+        the Hub's endpoints. A host that only a recipe names gets the key of its own `variable` only.
 
         Raises:
-            InputError: the run asks several hosts and one would be sent `MMEDPO_API_KEY`, or this process has sent its
-                value to another host; a key or login would be sent over http to another machine.
+            InputError: `MMEDPO_API_KEY` would go to several hosts, of this run or this process; or a key or login would
+                cross a network over http.
         """
         from huggingface_hub import get_token
 
@@ -66,10 +67,10 @@ class Keys:
 
 
 def variable(url: str) -> str | None:
-    """The variable that holds the key of a URL's host and port, such as `MMEDPO_API_KEY__MY__CLINIC_ORG___8443`.
+    """Return the variable for the key of a URL's host and port, such as `MMEDPO_API_KEY__MY__CLINIC_ORG___8443`.
 
-    `.` is written `_`, `-` is `__`, and `:` before a port that is not the scheme's own is `___`. None for a host that
-    this could not tell from another one, such as `my_host` or `[::1]`.
+    `.` becomes `_`, `-` becomes `__`, and `:` before a port other than the scheme's becomes `___`. None for hosts that
+    would be ambiguous, such as `my_host` or `[::1]`.
     """
     host, _, port = place(url).partition(":")
     if not HOST.fullmatch(host):
@@ -79,12 +80,12 @@ def variable(url: str) -> str | None:
 
 
 def on_hub(url: str) -> bool:
-    """Whether a URL is an endpoint of the Hugging Face Hub, which is sent its token."""
+    """Return True where a URL is an endpoint of the Hugging Face Hub, which gets the Hub's token."""
     return _url(url).scheme == "https" and _url(url).host.endswith((".huggingface.co", ".huggingface.cloud"))
 
 
 def _url(url: str) -> httpx2.URL:
-    """Read as the client reads it, and no other way."""
+    """Parse a URL exactly as the client does."""
     import httpx2
 
     return httpx2.URL(url)

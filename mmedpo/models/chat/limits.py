@@ -1,4 +1,4 @@
-"""How much, how fast and how many at once: what a run may ask of chat models, and what it has asked."""
+"""Limits of a run's chat calls: concurrency, pace and budget."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may ask of its chat models together; None: no limit.
+    """Limits of all chat models of one run together; None is no limit.
 
     Args:
         concurrency: Requests in flight at once.
-        requests_per_minute: Attempts sent, retries among them, evenly spaced.
-        max_calls: Requests that no cache could answer, however often each is tried and whatever comes of it.
-        max_tokens: Tokens of prompts and answers, as endpoints report them. Requests that are in flight when they are
-            spent are finished, so that the answers to `concurrency` - 1 may come on top.
+        requests_per_minute: Attempts sent, retries included, evenly spaced.
+        max_calls: Requests that the cache cannot answer; retries and failures count once.
+        max_tokens: Tokens of prompts and answers, as reported by endpoints. Requests in flight are finished, so that up
+            to `concurrency` - 1 answers may exceed it.
 
     Raises:
         InputError: a limit under 1.
@@ -42,14 +42,14 @@ class Limits:
                 raise InputError(f"The limit {limit.name} is {value}; it must be at least 1.")
 
     def share(self, processes: int) -> Limits:
-        """The limits of one of `processes`: an equal part, rounded down, but at least 1."""
+        """Return the limits of one of `processes`: an equal part, rounded down, at least 1."""
         whole = {limit.name: getattr(self, limit.name) for limit in fields(self)}
         return Limits(**{name: value and max(1, value // processes) for name, value in whole.items()})
 
 
 @dataclass(kw_only=True)
 class Calling:
-    """The options of a command that calls chat endpoints: how it does; nothing of it decides what is answered.
+    """Options of commands that call chat endpoints; none of them changes an answer.
 
     Raises:
         InputError: an option of another type.
@@ -59,7 +59,7 @@ class Calling:
     requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
     max_calls: int | None = option(None, "Budget: stop after so many new calls.")
     max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
-    third_parties: bool = field(default=False, init=False)  # the consent, which is typed (`recipes.parse`)
+    third_parties: bool = field(default=False, init=False)  # consent, set by `recipes.parse` from the command line
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -70,14 +70,14 @@ class Calling:
 
 
 class Pace:
-    """Points in time, evenly spaced, `per_minute` a minute (None: any), for all clients that share it."""
+    """Evenly spaced points in time, `per_minute` a minute (None: no spacing), shared by clients."""
 
     def __init__(self, per_minute: int | None = None) -> None:
         self._gap = 60 / per_minute if per_minute else 0.0
         self._next = 0.0
 
     def wait(self) -> float:
-        """Seconds until the next free point, which this call takes."""
+        """Reserve the next free point in time and return the seconds until then."""
         now = time.monotonic()
         turn = max(now, self._next)
         self._next = turn + self._gap
@@ -85,7 +85,7 @@ class Pace:
 
 
 class Budget:
-    """One for all chat models of a run: its `limits`, `pace` and `keys`, the new `calls` and `tokens` spent so far."""
+    """Budget of a run: `limits`, `pace` and `keys` of all its chat models, and the `calls` and `tokens` used."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.pace = limits, Pace(limits.requests_per_minute)
@@ -93,7 +93,7 @@ class Budget:
         self.calls = self.tokens = 0
 
     def charge(self, replies: Iterable[ChatReply], model: str) -> None:
-        """Count new calls; raises InputError if `max_tokens` is set and no tokens are reported."""
+        """Count new calls. Raises InputError if `max_tokens` is set and no tokens are reported."""
         for reply in replies:
             self.calls += 1
             self.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
@@ -104,7 +104,7 @@ class Budget:
                 )
 
     def left(self) -> int | None:
-        """New calls still allowed, None for any number; raises Stopped if there are none."""
+        """Return the new calls still allowed, None without a limit. Raises Stopped if none are left."""
         most = {"calls": self.limits.max_calls, "tokens": self.limits.max_tokens}
         spent = {"calls": self.calls, "tokens": self.tokens}
         if any(limit is not None and spent[what] >= limit for what, limit in most.items()):

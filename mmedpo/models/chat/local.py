@@ -1,4 +1,4 @@
-"""The client of a local model: a language or vision-language model that transformers runs in this process."""
+"""Chat models that transformers runs in this process, with or without vision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.fingerprint import model_contents
-from mmedpo.models.generation import AnswerReader, unspoken
+from mmedpo.models.generation import AnswerReader, suppressed_tokens
 from mmedpo.models.vision_language import best_device, can_see, encode, load_model, load_processor, load_tokenizer
 
 if TYPE_CHECKING:
@@ -27,21 +27,20 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A request that can be answered: its place in the order given, what the model is shown, its own chance."""
+    """Answerable request: position in the given order, model input, and seed of its sampling."""
 
     place: int
     image: Image | None
     text: str
-    chance: int
+    seed: int
 
 
 class LocalChat:
-    """A chat model of the Hub, or of a folder, on this process's device (`models.best_device`).
+    """Chat model of the Hub or a folder, on this process's device (`best_device`).
 
-    Requests are answered in batches. At temperature 0 answers are greedy; above it the chance of a request comes from
-    `seed`, its text and its image alone. So an answer depends on no other request, up to the rounding of the batch
-    it is computed in, and the batches are cut from the answerable requests in the order given: a resumed run that
-    leaves out finished batches makes the same ones.
+    Requests are answered in batches. Temperature 0 is greedy; above it the seed of a request comes from `seed`, its
+    text and its image. An answer thus depends on no other request, up to rounding in its batch. Batches are cut from
+    the answerable requests in order, so that a resumed run without the finished batches forms the same ones.
 
     Args:
         model: Hub id or folder. A vision-language model answers requests without an image too.
@@ -51,11 +50,11 @@ class LocalChat:
         dtype: Of the weights: one of `DTYPES`; "auto" is the checkpoint's own.
 
     Attributes:
-        revision: The commit on the Hub; for a folder, what was given.
-        settings: What an answer depends on beside model and request: sampling, dtype, and a folder's contents.
+        revision: The commit on the Hub; for a folder, the given value.
+        settings: All that an answer depends on beside model and request: sampling, dtype, and a folder's contents.
 
     Raises:
-        InputError: a setting out of its range, a model that cannot be loaded, or one without a chat template.
+        InputError: a setting is out of its range, or the model cannot be loaded or has no chat template.
     """
 
     def __init__(
@@ -77,9 +76,9 @@ class LocalChat:
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
         self.name, self.batch_size = model, batch_size
-        self._sees = can_see(model, revision)
-        self.processor = load_processor(model, revision) if self._sees else load_tokenizer(model, revision)
-        self._tokenizer = self.processor.tokenizer if self._sees else self.processor
+        self._has_vision = can_see(model, revision)
+        self.processor = load_processor(model, revision) if self._has_vision else load_tokenizer(model, revision)
+        self._tokenizer = self.processor.tokenizer if self._has_vision else self.processor
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self.model = load_model(model, revision, dtype).to(best_device()).eval()
@@ -89,26 +88,27 @@ class LocalChat:
         self.settings: Mapping[str, Any] = {
             "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            **({} if commit else {"contents": model_contents(model)}),  # a folder may hold another one later
+            **({} if commit else {"contents": model_contents(model)}),  # a folder's contents may change
         }  # fmt: skip
         self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
         self._reader = AnswerReader(self.model, self._tokenizer)
-        # The model's own defaults (top_p, repetition_penalty, ...) would be unrecorded; sampling is `_Chance`'s.
+        # The model's defaults (top_p, repetition_penalty, ...) would go unrecorded; `_Sampler` samples.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_tokens,
             eos_token_id=sorted(self._reader.ends),
             pad_token_id=self._tokenizer.pad_token_id,
-            suppress_tokens=unspoken(self._tokenizer, self._reader.ends) or None,
+            suppress_tokens=suppressed_tokens(self._tokenizer, self._reader.ends) or None,
         )
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
-        """One reply a request, in order; a request that cannot be answered has its reason in `failure`. Replies go to
-        `on_replies` as well, those of a batch together, before the next batch is begun.
+        """Return one reply per request, in order; an unanswerable request has its reason in `failure`.
+
+        Replies of a batch are passed to `on_replies` before the next batch starts.
 
         Raises:
             InputError: a request has an image and the model has no vision.
         """
-        if not self._sees and any(request.image is not None for request in requests):
+        if not self._has_vision and any(request.image is not None for request in requests):
             raise InputError(
                 f"{self.name!r} is a {self.model.config.model_type!r} model and cannot look at images. Leave out "
                 "--show-images, or name a vision-language model."
@@ -121,7 +121,7 @@ class LocalChat:
         return [replies[place] for place in range(len(requests))]
 
     def _batches(self, requests: Sequence[ChatRequest]) -> Iterator[dict[int, ChatReply]]:
-        """Replies by place, a whole batch at a time; prompts with an image and prompts without share none."""
+        """Yield replies by position, batch by batch; prompts with and without images are batched separately."""
         waiting: dict[bool, list[_Prompt]] = {True: [], False: []}
         for place, request in enumerate(requests):
             prompt = self._prompt(place, request)
@@ -138,7 +138,7 @@ class LocalChat:
                 yield self._answer(batch)
 
     def _prompt(self, place: int, request: ChatRequest) -> _Prompt | ChatReply:
-        """The request as the model takes it, or why it cannot be answered."""
+        """Return the request as model input, or the reply that says why it is unanswerable."""
         try:
             image = None if request.image is None else open_rgb(request.image)
         except InputError as error:
@@ -149,7 +149,7 @@ class LocalChat:
             tokens = int(encode(self.processor, [(image, request.text)])["attention_mask"].sum())
         except InputError:
             raise
-        except Exception as error:  # whatever a processor makes of an odd text or image
+        except Exception as error:  # processors raise errors of any type
             return ChatReply(failure=f"the model's processor refuses it ({type(error).__name__}: {error})")
         longest = self.settings["max_tokens"]
         if tokens + longest > self._context:
@@ -158,8 +158,8 @@ class LocalChat:
                 f"exceeds the model's context of {self._context}"
             )
         digest = hashlib.sha256(request.image or b"").hexdigest()
-        chance = int(unit_interval(self.settings["seed"], request.text, digest) * 2**53)
-        return _Prompt(place, image, request.text, chance)
+        seed = int(unit_interval(self.settings["seed"], request.text, digest) * 2**53)
+        return _Prompt(place, image, request.text, seed)
 
     def _answer(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -170,7 +170,7 @@ class LocalChat:
             if not should_reduce_batch_size(error):
                 raise
             said = str(error).splitlines()[0]
-        clear_device_cache()  # not while the error holds on to the tensors
+        clear_device_cache()  # after the except block, whose error holds the tensors
         if len(batch) == 1:
             return {batch[0].place: ChatReply(failure=f"out of memory with a batch of one: {said}")}
         warnings.warn(
@@ -186,9 +186,9 @@ class LocalChat:
 
         inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch]).to(self.model.device)
         temperature = self.settings["temperature"]
-        chance = [_Chance([prompt.chance for prompt in batch], temperature, self.model.device)] if temperature else []
+        sampler = [_Sampler([prompt.seed for prompt in batch], temperature, self.model.device)] if temperature else []
         with torch.inference_mode():
-            output = self.model.generate(**inputs, do_sample=False, logits_processor=chance)
+            output = self.model.generate(**inputs, do_sample=False, logits_processor=sampler)
         width = inputs["input_ids"].shape[1]
         return {
             prompt.place: self._reply(ids[:width][mask.bool()].tolist(), ids[width:].tolist())
@@ -196,15 +196,17 @@ class LocalChat:
         }
 
     def _reply(self, asked: list[int], generated: list[int]) -> ChatReply:
-        """From the prompt's tokens and those of the answer, which padding may follow."""
+        """Return the reply for the tokens of prompt and answer, maybe with padding behind."""
         answer = self._reader.read(asked, generated, self.settings["max_tokens"])
         said = len(self._reader.until_end(generated))
         return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=min(said + 1, len(generated)))
 
 
-class _Chance:
-    """Sampling as a logits processor: greedy search after it draws from softmax(logits / temperature), each row of the
-    batch with a generator of its own (the Gumbel-max trick)."""
+class _Sampler:
+    """Logits processor that samples from softmax(logits / temperature) by the Gumbel-max trick.
+
+    Greedy search follows it. Each row of the batch has a random generator of its own.
+    """
 
     def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
         import torch
@@ -213,7 +215,7 @@ class _Chance:
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores` [batch, vocabulary] over the temperature, with Gumbel noise added."""
+        """Return `scores` [batch, vocabulary] divided by the temperature, plus Gumbel noise."""
         import torch
 
         drawn = [torch.rand(scores.shape[1], generator=own, device=scores.device) for own in self.generators]

@@ -1,4 +1,4 @@
-"""Endpoints by name, as the command line and recipes spell them."""
+"""Names of endpoints, as in options and recipes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FORMS = (
 
 
 def names_endpoint(spec: str) -> bool:
-    """Whether `spec` is meant as an endpoint's name, well-formed or not."""
+    """Return True where `spec` is meant as an endpoint's name, well-formed or not."""
     return spec.startswith(("http://", "https://", "hub:"))
 
 
 def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
-    """The client of the endpoint that `spec` names in one of the `FORMS`, at the budget's concurrency and pace.
+    """Return the client of the endpoint `spec` (see `FORMS`), with the budget's concurrency, pace and keys.
 
     Args:
-        sampling: `max_tokens`, `temperature` and `seed`; `discreet`, too.
+        sampling: `max_tokens`, `temperature`, `seed` and `discreet` of `EndpointChat`.
 
     Raises:
         InputError: `spec` has none of the forms.

@@ -1,4 +1,4 @@
-"""The parameters of a chat completion request in the forms that an endpoint takes."""
+"""Request parameters in the forms that an endpoint accepts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmedpo.models.chat.transport import Kind, NoAnswer
 
 Fields = dict[str, Any]
 Form = Callable[[Any], Fields]
-Forms = dict[str, int]  # by parameter, a place in `FORMS`
+Forms = dict[str, int]  # parameter: index in its `FORMS`
 
-# By parameter, in the order they are tried. What is left out is left to the endpoint; the longest length never is.
+# Forms of each parameter in the order of trial; "none" leaves it to the endpoint, which max_tokens never is.
 FORMS: dict[str, tuple[tuple[str, Form], ...]] = {
     "max_tokens": (
         ("max_tokens", lambda value: {"max_tokens": value}),
         ("max_completion_tokens", lambda value: {"max_completion_tokens": value}),  # OpenAI's o-series and later
     ),
-    # As OpenAI and vLLM ask for structured output, then as TGI does; the answer's form is in the prompt too.
+    # Structured output of OpenAI and vLLM, then of TGI; the prompt describes the format too.
     "response_format": (
         ("json_schema", lambda schema: {"response_format": {
             "type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True},
@@ -32,7 +32,7 @@ FORMS: dict[str, tuple[tuple[str, Form], ...]] = {
     "temperature": (("temperature", lambda value: {"temperature": value}), ("none", lambda value: {})),
     "seed": (("seed", lambda value: {"seed": value}), ("none", lambda value: {})),
 }  # fmt: skip
-# What is wrong with the name of `max_tokens`, and not with the number.
+# Errors about the name `max_tokens`, not about its value.
 _UNSUPPORTED = re.compile(
     r"unsupported|not? (?:be )?support|un(?:known|recogni[sz]ed|expected)|extra|permitted|use 'max_completion_tokens'",
     re.IGNORECASE,
@@ -40,21 +40,21 @@ _UNSUPPORTED = re.compile(
 
 
 class Send(Protocol):
-    """Sends a request with these fields, or a trivial one (`probe`); raises NoAnswer."""
+    """Send a request with these fields, or a trivial one (`probe`). Raises NoAnswer."""
 
     async def __call__(self, fields: Fields, probe: bool = False) -> ChatReply: ...
 
 
 class Parameters:
-    """The forms in use with one endpoint: found once, and shared by all clients that ask it.
+    """Forms of parameters that one endpoint accepts, found once and shared by its clients.
 
-    A refusal changes them only where the same request, or a trivial one, is then taken. So a request that is refused
-    for itself (too long, say) changes nothing.
+    Forms change only where the same request, or a trivial one, is then accepted. A request that is refused for another
+    reason, such as its length, changes nothing.
 
     Attributes:
-        forms: in use.
-        taken: parameters that the endpoint is known to take in these forms.
-        left_out: those that it is known to refuse in every form.
+        forms: forms in use.
+        taken: parameters that the endpoint has accepted in these forms.
+        left_out: parameters that it refuses in every form.
     """
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class Parameters:
         self._told: set[str] = set()
 
     async def ask(self, values: Mapping[str, Any], send: Send, searching: Lock) -> ChatReply:
-        """The reply to a request with the `values` of parameters, in the first forms that the endpoint takes.
+        """Return the reply to a request with parameter `values`, in the first forms that the endpoint accepts.
 
         Args:
-            searching: held while forms are looked for; other requests wait for what is found.
+            searching: lock held during a search; other requests wait for its result.
 
         Raises:
-            NoAnswer: there is none, in whatever form.
+            NoAnswer: no form is accepted.
         """
         forms = dict(self.forms)
         answer = await self._tried(forms, values, send)
@@ -84,15 +84,15 @@ class Parameters:
         return answer
 
     def news(self) -> list[str]:
-        """Those of `left_out` that this has not returned before."""
+        """Return the parameters in `left_out` that were not returned before."""
         new = [name for name in self.left_out if name not in self._told]
         self._told |= set(new)
         return new
 
     async def _search(self, forms: Forms, values: Mapping[str, Any], send: Send, refusal: NoAnswer) -> ChatReply:
-        """First what errors name, then the forms of structured output, then by trivial requests."""
+        """Try other forms: of parameters that errors name, then of structured output, then by trivial requests."""
         first, first_refusal = forms, refusal
-        excused = set(self.taken)  # what was taken before is not what is wrong now
+        excused = set(self.taken)  # a parameter accepted before is not the cause
         while name := _blamed(str(refusal), forms, values, excused):
             trial = {**forms, name: forms[name] + 1}
             answer = await self._tried(trial, values, send)
@@ -119,7 +119,7 @@ class Parameters:
         return answer
 
     async def _tried(self, forms: Forms, values: Mapping[str, Any], send: Send) -> ChatReply | NoAnswer:
-        """The reply to a request in these forms, or its refusal; raises NoAnswer of any other kind."""
+        """Return the reply in these forms, or the refusal. Raises NoAnswer of any other kind."""
         try:
             reply = await send(_fields(forms, values))
         except NoAnswer as error:
@@ -130,7 +130,7 @@ class Parameters:
         return replace(reply, sent=_sent(forms, values))
 
     async def _probed(self, forms: Forms, values: Mapping[str, Any], send: Send) -> Forms | None:
-        """The forms in which a trivial request is taken, with as few parameters left out as can be; None if in none."""
+        """Return accepted forms of a trivial request with the fewest parameters left out; None if there are none."""
 
         async def takes(trial: Forms) -> bool:
             try:
@@ -138,7 +138,7 @@ class Parameters:
             except NoAnswer as error:
                 if _refused(error):
                     return False
-                if error.kind is not Kind.REFUSED:
+                if error.kind is not Kind.BAD_REQUEST:
                     raise
             return True
 
@@ -159,34 +159,34 @@ class Parameters:
         return found
 
     def fields(self, values: Mapping[str, Any]) -> Fields:
-        """The fields of a request for the `values` of parameters, in the forms in use."""
+        """Return the fields of a request with parameter `values`, in the forms in use."""
         return _fields(self.forms, values)
 
     def _remember(self, forms: Forms, values: Mapping[str, Any]) -> None:
-        self.forms |= {name: max(forms[name], self.forms[name]) for name in values}  # never back, whatever comes late
+        self.forms |= {name: max(forms[name], self.forms[name]) for name in values}  # late replies change nothing back
         self.taken |= values.keys()
         self.left_out = [name for name, place in self.forms.items() if FORMS[name][place][0] == "none"]
 
 
 def _refused(error: NoAnswer) -> bool:
-    return error.kind is Kind.REFUSED and bool(error.status)
+    return error.kind is Kind.BAD_REQUEST and bool(error.status)
 
 
 def _fields(forms: Forms, values: Mapping[str, Any]) -> Fields:
-    """The fields of a request for the `values` of parameters."""
+    """Return the fields of a request with parameter `values`."""
     made = [FORMS[name][forms[name]][1](value) for name, value in values.items()]
     return {name: value for part in made for name, value in part.items()}
 
 
 def _sent(forms: Forms, values: Mapping[str, Any]) -> Fields:
-    """For records: the fields as they were sent, of structured output the kind alone ("none": not asked for)."""
+    """Return the fields for records; structured output is reduced to its kind ("none": not requested)."""
     short = {name: value for name, value in values.items() if name != "response_format"}
     kind = FORMS["response_format"][forms["response_format"]][0]
     return _fields(forms, short) | ({"response_format": kind} if "response_format" in values else {})
 
 
 def _blamed(said: str, forms: Forms, values: Mapping[str, Any], excused: Set[str]) -> str | None:
-    """The parameter that an error's words name and that has another form."""
+    """Return the parameter that an error message names, if it has another form."""
     for name in (name for name in values if name not in excused):
         named = re.search(rf"\b{name}\b", said) is not None
         if name == "max_tokens":

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible URL or to the Hugging Face Hub, and what can become of it."""
+"""One request to an OpenAI-compatible URL or the Hugging Face Hub: sending, reading the answer, kinds of failure."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from mmedpo.runs.hosts import is_loopback
 if TYPE_CHECKING:
     import ssl
 
-SERVED = ("model", "system_fingerprint")  # fields that say which model answered
+SERVED = ("model", "system_fingerprint")  # response fields that identify the model
 LONGEST_BODY = 1_000_000  # bytes; an answer of some hundred tokens has a few thousand
-LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is asked again after this
-SHOWN_CHARACTERS = 300  # of what a server says
-MOST_TOKENS = 2**53  # that any reader of JSON tells apart
+LONGEST_RETRY_AFTER = 600.0  # seconds; longer waits are cut to this
+SHOWN_CHARACTERS = 300  # of a server's message
+MOST_TOKENS = 2**53  # largest integer that is exact in every JSON reader
 TOO_LONG = f"the answer is longer than {LONGEST_BODY:,} bytes"
 RENAMED = "max_completion_tokens"
 WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # finish reasons, as servers spell them
@@ -37,25 +37,24 @@ UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, 
 
 
 class Kind(Enum):
-    """What the lack of an answer means for this request and for those after it."""
+    """Kinds of failure, by their meaning for this request and later ones."""
 
     UNREACHABLE = "nobody listens there"
-    GONE = "the server is away for now, or asks for patience"
-    FLAWED = "this attempt failed, another may not"
-    REFUSED = "this request will never do, others may"
-    HOPELESS = "no request will do"
+    UNAVAILABLE = "the server is away for now, or asks for patience"
+    FAILED_ATTEMPT = "this attempt failed, another may not"
+    BAD_REQUEST = "this request will never do, others may"
+    FATAL = "no request will do"
 
 
 _BY_STATUS = {
-    **dict.fromkeys((429, 502, 503, 504), Kind.GONE),
-    **dict.fromkeys((408, 425), Kind.FLAWED),
-    **dict.fromkeys((400, 413, 422), Kind.REFUSED),  # bad content, too long, a wrong field
+    **dict.fromkeys((429, 502, 503, 504), Kind.UNAVAILABLE),
+    **dict.fromkeys((408, 425), Kind.FAILED_ATTEMPT),
+    **dict.fromkeys((400, 413, 422), Kind.BAD_REQUEST),  # bad content, too long, wrong field
 }
 
 
 class NoAnswer(Exception):
-    """Why no answer came: `status` is the HTTP status (0: there was none), `retry_after` the seconds to wait that the
-    server asked for."""
+    """Failure of an attempt: its kind, HTTP `status` (0: none) and `retry_after`, the server's wait in seconds."""
 
     def __init__(self, kind: Kind, said: str, status: int = 0, retry_after: float = 0.0) -> None:
         super().__init__(said)
@@ -67,7 +66,7 @@ Send = Callable[[Mapping[str, Any]], Awaitable[ChatReply]]
 
 
 def as_messages(request: ChatRequest) -> list[Any]:
-    """The messages of a chat completion request; raises InputError as `data_url` does."""
+    """Return the messages of a chat completion request. Raises InputError as `data_url`."""
     content: Any = request.text
     if request.image is not None:
         picture = {"type": "image_url", "image_url": {"url": data_url(request.image)}}
@@ -76,8 +75,9 @@ def as_messages(request: ChatRequest) -> list[Any]:
 
 
 def data_url(image: bytes) -> str:
-    """An encoded image as `data:image/...;base64,...`, its pixels alone: any server decodes it to those of
-    `images.open_rgb`, and notes of the file go nowhere.
+    """Return an encoded image as `data:image/...;base64,...`, without metadata.
+
+    Servers decode it to the same pixels as `images.open_rgb`.
 
     Raises:
         InputError: the image cannot be used.
@@ -90,17 +90,17 @@ def data_url(image: bytes) -> str:
 
 @asynccontextmanager
 async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[Send]:
-    """POST to `url`/chat/completions. Redirects are not followed, and no proxy carries what is for this machine:
-    patients' images go only where they were sent.
+    """Open a client that posts to `url`/chat/completions.
 
-    huggingface_hub's client would not do: it refuses local servers too when HF_HUB_OFFLINE is set, and sends a JSON
-    schema to a URL in a form that TGI alone reads.
+    Redirects are not followed, and loopback requests use no proxy, so that patients' images reach the named host only.
+    huggingface_hub's client is not used: it refuses local servers under HF_HUB_OFFLINE, and sends JSON schemas in a
+    form that only TGI reads.
     """
     import httpx2
 
     place = httpx2.URL(url)
     login = (place.username, place.password) if place.userinfo else None
-    # Without the login, since httpx2 logs URLs.
+    # httpx2 logs URLs, so the login is removed.
     place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
     headers = {"authorization": f"Bearer {key}"} if key and not login else {}
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
@@ -111,15 +111,15 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
 
         async def send(fields: Mapping[str, Any]) -> ChatReply:
             body = bytearray()
-            with _network_faults():
+            with _network_failures():
                 async with client.stream("POST", place, json=fields) as response:
                     async for part in response.aiter_bytes():
                         body += part
                         if len(body) > LONGEST_BODY:
                             break
             if not response.is_success:
-                said = f"redirected to {response.headers.get('location')}" if response.is_redirect else _said(body)
-                raise _refusal(response.status_code, said, response.headers)
+                said = f"redirected to {response.headers.get('location')}" if response.is_redirect else _message(body)
+                raise _http_failure(response.status_code, said, response.headers)
             return _read(body, fields)
 
         yield send
@@ -127,7 +127,7 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
 
 @asynccontextmanager
 async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
-    """Through the Hub's inference providers; None lets the Hub choose one."""
+    """Open a client of the Hub's inference providers; None lets the Hub choose one."""
     from huggingface_hub import AsyncInferenceClient
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -135,9 +135,9 @@ async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
 
         async def send(fields: Mapping[str, Any]) -> ChatReply:
             try:
-                with _network_faults():
+                with _network_failures():
                     own = {name: value for name, value in fields.items() if name != RENAMED}
-                    more = {RENAMED: fields[RENAMED]} if RENAMED in fields else None  # which the client does not know
+                    more = {RENAMED: fields[RENAMED]} if RENAMED in fields else None  # unknown to the client
                     return _reply(asdict(await client.chat_completion(**own, extra_body=more)), fields)
             except OfflineModeIsEnabled:
                 raise InputError(
@@ -145,44 +145,44 @@ async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
                     "TRANSFORMERS_OFFLINE is set. Unset it for this command, or name an endpoint of your own."
                 ) from None
             except HfHubHTTPError as error:
-                raise _refusal(error.response.status_code, error.server_message, error.response.headers) from None
+                raise _http_failure(error.response.status_code, error.server_message, error.response.headers) from None
             except UNREADABLE as error:
-                raise NoAnswer(Kind.FLAWED, f"the answer is no chat completion ({error})") from None
+                raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is no chat completion ({error})") from None
             except ValueError as error:  # the provider is unknown, there is no token, ...
-                raise NoAnswer(Kind.HOPELESS, str(error)) from None
+                raise NoAnswer(Kind.FATAL, str(error)) from None
 
         yield send
 
 
 @cache
 def _trusted() -> ssl.SSLContext:
-    """The certificates of the system or of SSL_CERT_FILE, which take as long to read as ten requests."""
+    """Return the certificates of the system or SSL_CERT_FILE, cached since reading them is slow."""
     import httpx2
 
     return httpx2.create_ssl_context()
 
 
 @contextmanager
-def _network_faults() -> Iterator[None]:
+def _network_failures() -> Iterator[None]:
     import httpx2
 
     try:
         yield
     except httpx2.RequestError as error:
-        kind = Kind.GONE if isinstance(error, httpx2.TransportError) else Kind.FLAWED
+        kind = Kind.UNAVAILABLE if isinstance(error, httpx2.TransportError) else Kind.FAILED_ATTEMPT
         if isinstance(error, httpx2.ConnectError):
             kind = Kind.UNREACHABLE
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         raise NoAnswer(kind, f"the connection failed ({said})") from None
 
 
-def _refusal(status: int, said: str | None, headers: Mapping[str, str]) -> NoAnswer:
-    kind = _BY_STATUS.get(status, Kind.FLAWED if status >= 500 else Kind.HOPELESS)
+def _http_failure(status: int, said: str | None, headers: Mapping[str, str]) -> NoAnswer:
+    kind = _BY_STATUS.get(status, Kind.FAILED_ATTEMPT if status >= 500 else Kind.FATAL)
     return NoAnswer(kind, f"HTTP {status}: {said or 'no explanation'}", status, _retry_after(headers))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds the server asked to wait (a number or an HTTP date), in [0, LONGEST_RETRY_AFTER]."""
+    """Return the wait in seconds that the server asked for (number or HTTP date), in [0, LONGEST_RETRY_AFTER]."""
     value = headers.get("retry-after", "")
     seconds = 0.0
     with suppress(ValueError, TypeError):
@@ -192,8 +192,8 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER)  # in this order NaN becomes 0
 
 
-def _said(body: bytes | bytearray) -> str:
-    """What an error's body says: its message in the forms of OpenAI, vLLM, TGI and FastAPI, or its text."""
+def _message(body: bytes | bytearray) -> str:
+    """Return the message of an error body, in the forms of OpenAI, vLLM, TGI and FastAPI, or its text."""
     text = body.decode("utf-8", "replace").strip()
     with suppress(ValueError, RecursionError):
         found: Any = json.loads(text)
@@ -209,54 +209,54 @@ def _said(body: bytes | bytearray) -> str:
 
 def _read(body: bytes | bytearray, asked: Mapping[str, Any]) -> ChatReply:
     if len(body) > LONGEST_BODY:
-        raise NoAnswer(Kind.REFUSED, TOO_LONG)
+        raise NoAnswer(Kind.BAD_REQUEST, TOO_LONG)
     try:
         return _reply(bounded_json.loads(body), asked)
     except (ValueError, *UNREADABLE):
-        shown = _said(body)[:SHOWN_CHARACTERS]
-        raise NoAnswer(Kind.FLAWED, f"the answer is no chat completion but {shown or 'empty'}") from None
+        shown = _message(body)[:SHOWN_CHARACTERS]
+        raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is no chat completion but {shown or 'empty'}") from None
 
 
 def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
-    """From the fields of a chat completion to a request's fields; without usable ones it raises one of `UNREADABLE`.
+    """Return the reply in a chat completion's fields; unusable fields raise one of `UNREADABLE`.
 
-    A thought that the server split off stands in `raw` alone. A message without either is no answer at all.
+    A thought in a field of its own goes into `raw` only. A message with neither thought nor text is no answer.
     """
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     message, ended = choice["message"], str(choice.get("finish_reason") or "stop")
-    text, thought = _text(message.get("content")), message.get("reasoning_content") or message.get("reasoning") or ""
+    text, thought = _content(message.get("content")), message.get("reasoning_content") or message.get("reasoning") or ""
     if len(text) > LONGEST_BODY:
-        raise NoAnswer(Kind.REFUSED, TOO_LONG)
+        raise NoAnswer(Kind.BAD_REQUEST, TOO_LONG)
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else None for count in counts)
     served = {
-        name: _whole(said)[:SHOWN_CHARACTERS]
+        name: _without_surrogates(said)[:SHOWN_CHARACTERS]
         for name in SERVED
         if isinstance(said := answer.get(name), str) and said.strip()
     }
     tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion, "served": served}
     cut_at = None
     if text.strip() and (refusal := message.get("refusal")):
-        raise NoAnswer(Kind.REFUSED, f"the model refused ({refusal})")
+        raise NoAnswer(Kind.BAD_REQUEST, f"the model refused ({refusal})")
     if ended.lower() in CUT:
         cut_at = asked.get("max_tokens") or asked.get(RENAMED) or 0
     elif ended.lower() not in WHOLE:
         return ChatReply(failure=f"it ended by finish_reason {ended!r}", **tokens)
     elif not text.strip() and not thought:
         why = message.get("refusal") or f"finish_reason {choice.get('finish_reason')!r}"
-        raise NoAnswer(Kind.REFUSED, f"the answer has no content ({why})")
+        raise NoAnswer(Kind.BAD_REQUEST, f"the answer has no content ({why})")
     if not text.strip() and isinstance(thought, str) and thought:
         text = f"<think>{thought}" + ("</think>" if cut_at is None else "")
-    return ChatReply(**vars(thoughts.read(_whole(text), cut_at)), **tokens)
+    return ChatReply(**vars(thoughts.read(_without_surrogates(text), cut_at)), **tokens)
 
 
-def _whole(text: str) -> str:
-    """A text without half a surrogate pair, which JSON can spell, and no file can hold."""
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON allows and files cannot store."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _text(content: Any) -> str:
-    """A message's content: a text, or a list of parts as Mistral's own endpoint sends it, thoughts apart."""
+def _content(content: Any) -> str:
+    """Return a message's content, a text or a list of parts (Mistral's endpoint), without thoughts."""
     if isinstance(content, list):
         content = "".join(part["text"] for part in content if part.get("type") == "text")
     if not isinstance(content, str | None):

@@ -1,17 +1,18 @@
-"""Dataset builders: a dataset as its authors publish it becomes preference pairs, by one runner for all of them.
+"""Run dataset builders: turn a dataset as its authors publish it into preference pairs.
 
-A builder is a module of `dataset_builders/`, which is no package: facts and a reader.
+A builder is a module of `dataset_builders/` (no package) with facts and a reader:
 
 - its docstring: what the data is (the first line), its terms, its flaws, an example;
-- `SOURCE`: the default of --source (`hub:user/name`), or None; `LAYOUTS`: the files that a local source is known by,
-  one tuple of patterns a layout (none: any will do);
-- `LICENSE`: of the rows, or None where the user has to say it; `CREDENTIALED`: whether its terms forbid passing it on;
-- `UPSTREAM_SPLIT`: what its authors' split keeps together ("by question", "by image", "by patient"), None
-  where there is none, or a function of the source that says so;
-- `OPTIONS`: options of `mmedpo curate` that suit it; a recipe overrides them, and the command line both;
-- `HAS_PAIRS`: whether its rows bring their wrong answers along;
+- `SOURCE`: the default of --source (`hub:user/name`), or None;
+- `LAYOUTS`: file patterns that identify a local source, one tuple per layout; empty accepts any source;
+- `LICENSE`: of the rows; None if the user has to give it;
+- `CREDENTIALED`: its terms forbid redistribution;
+- `UPSTREAM_SPLIT`: what the authors' split keeps together ("by question", "by image", "by patient"), None if there is
+  no split, or a function of the source that returns one of these;
+- `OPTIONS`: suitable options of `mmedpo curate`; recipes and the command line override them;
+- `HAS_PAIRS`: its rows bring rejected responses;
 - `Options`: a dataclass of its own options;
-- `read(source, options)`: yields `upstream.Item`s, or returns None where the source is a source folder already.
+- `read(source, options)`: yields `upstream.Item`s, or returns None if the source is a source folder already.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, write_json
 
 HUB = "hub:"
-# Options that say who makes and who judges wrong answers: of no use where both come with the data.
+# Options of rejected responses and judges; unused if both come with the data.
 MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
 
 
 @dataclass
 class Build(Run):
-    """A builder's run: that of a curation, and what becomes of the source and of the dataset."""
+    """Options of a builder's run: those of a curation, and where source and dataset go."""
 
     keep_source: Path | None = field(
         default=None, metadata={"help": "Folder to keep the source in (its table and images), for mmedpo evaluate."}
@@ -65,25 +66,29 @@ class Build(Run):
 
 @dataclass
 class Options:
-    """Of a builder without options of its own."""
+    """Options of a builder without its own."""
 
 
 def names() -> dict[str, str]:
-    """The builders that exist, each with the first line of its docstring; raises as `share.folder`."""
+    """Return the builders with the first line of their docstrings; raise as `packaged.folder`."""
     files = sorted(packaged.folder("dataset_builders").glob("[!_]*.py"))
     docs = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
     return {name: (doc or "").split("\n")[0] for name, doc in docs.items()}
 
 
 def load(name: str) -> ModuleType:
-    """The builder's module. Raises InputError, with those that exist, where there is none of that name."""
+    """Return the builder's module.
+
+    Raises:
+        InputError: there is no such builder; the message lists all.
+    """
     known = names()
     if name not in known:
         raise InputError(f"There is no builder {name!r}; there are {', '.join(known)}.")
     file = packaged.folder("dataset_builders") / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"dataset_builders.{name}", file)
     assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look up their types
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look up their types here
     spec.loader.exec_module(module)
     return module
 
@@ -93,12 +98,12 @@ def name_of(builder: ModuleType) -> str:
 
 
 def options_of(builder: ModuleType) -> Any:
-    """The dataclass of a builder's own options."""
+    """Return the dataclass of a builder's own options."""
     return getattr(builder, "Options", Options)
 
 
 def defaults(builder: ModuleType) -> dict[str, Any]:
-    """The options that a builder sets where neither a recipe nor the command line does."""
+    """Return a builder's options; recipes and the command line override them."""
     given = {"source": builder.SOURCE, "license": builder.LICENSE, "credentialed": builder.CREDENTIALED or None}
     known = {option.name for option in fields(Settings)}
     return {**{name: value for name, value in given.items() if value is not None and name in known}, **builder.OPTIONS}
@@ -109,11 +114,11 @@ def make_dataset(
     models: contents.Contents | None = None, given: Given | None = None,
     about_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Curate into a working folder, audit what was made and write its card.
+    """Curate into a working folder, audit the rows and write the card.
 
     Args:
-        models, given: as `curate_folder` takes them.
-        about_source: more to record in the manifest's "source".
+        models, given: as for `curate_folder`.
+        about_source: facts to add to the manifest's "source".
 
     Returns:
         The manifest; None in all processes but the first.
@@ -142,13 +147,14 @@ def build(
     """Read, split, curate, audit and write a dataset.
 
     Args:
-        prepare: called when the source is there, before anything is read.
+        prepare: called once the source is open, before it is read.
 
     Returns:
-        The manifest; None in all processes but the first, and where a finished dataset is only to be published.
+        The manifest; None in all processes but the first, and if a finished dataset is only to be published.
 
     Raises:
-        InputError: the source is not as the builder knows it, rows are faulty (all are listed), or as `curate_folder`.
+        InputError: the source does not have the builder's layout, rows are faulty (all are listed), or as
+            `curate_folder`.
     """
     name, processes = name_of(builder), Processes.here()
     cards.check_template("dataset")
@@ -180,7 +186,7 @@ def build(
 
 
 def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, run: Build) -> None:
-    """Read the source anew, and raise InputError if the finished dataset was made of another one."""
+    """Read the source again; raise InputError if the finished dataset was made of another one."""
     with TemporaryDirectory(dir=run.output.resolve().parent, prefix=".mmedpo-") as folder:
         read_upstream(builder, upstream, settings, options, Path(folder), ALONE)
         contents.check_finished(settings, run.output)
@@ -189,13 +195,17 @@ def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Setting
 def read_upstream(
     builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, folder: Path, processes: Processes
 ) -> tuple[Given, dict[str, Any]]:
-    """Have a builder read what `open_upstream` opened, into a source in a working folder that `settings` then name.
+    """Let a builder read an opened source into a source folder, which `settings` name from then on.
+
+    Args:
+        upstream: as returned by `open_upstream`.
+        folder: a working folder.
 
     Returns:
-        What came with the source, and what the manifest says of it.
+        Precomputed results that came with the source, and facts for the manifest.
 
     Raises:
-        InputError: the source is not as the builder knows it, or rows are faulty.
+        InputError: the source does not have the builder's layout, or rows are faulty.
     """
     source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
     named = _named(upstream, settings, options)
@@ -218,7 +228,7 @@ def read_upstream(
 
 
 def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
-    """The source that was named, after all that can be known to be wrong before anything is read."""
+    """Return the named source after all checks that need no reading."""
     if builder.CREDENTIALED and not getattr(settings, "credentialed", True):
         raise InputError(
             f"{name_of(builder)} is credentialed data, which no option changes: leave --credentialed alone."
@@ -232,7 +242,11 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
 
 
 def open_upstream(builder: ModuleType, source: Path) -> Path | Hub:
-    """A builder's source as --source names it. Raises InputError: it is not there, or laid out otherwise."""
+    """Return a builder's source as --source names it.
+
+    Raises:
+        InputError: it does not exist, or has another layout.
+    """
     text = str(source)
     if text.startswith(HUB) and builder.SOURCE:
         repository, _, revision = text.removeprefix(HUB).partition("@")
@@ -255,7 +269,7 @@ def _refuse_makers(builder: ModuleType, settings: Settings) -> None:
 
 
 def _check_layout(builder: ModuleType, path: Path) -> None:
-    """Raise InputError where `path` is in no layout of the builder's, naming the builder whose it is."""
+    """Raise InputError if `path` has none of the builder's layouts; suggest the builder that fits."""
     if not builder.LAYOUTS or _is_laid_out(path, builder):
         return
     name = name_of(builder)
@@ -273,13 +287,13 @@ def _is_laid_out(path: Path, builder: ModuleType) -> bool:
 
 
 def _portable(options: Any) -> dict[str, Any]:
-    """For the manifest: a builder's options that mean the same on other machines."""
+    """Return the options of a builder that mean the same on other machines, for the manifest."""
     chosen = {name: value for name, value in asdict(options).items() if isinstance(value, str | int | float)}
     return {"options": chosen} if chosen else {}
 
 
 def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
-    """What the manifest says of the source."""
+    """Return facts about the source for the manifest."""
     split = builder.UPSTREAM_SPLIT
     facts = {"builder": name_of(builder), "upstream_split": split(upstream) if callable(split) else split}
     if isinstance(upstream, Hub):
@@ -288,8 +302,10 @@ def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
 
 
 def _is_marked(upstream: Path | Hub, options: Any) -> bool:
-    """Whether a file beside what is read, or the name of it, says that it may not be passed on: what a builder writes
-    has another name, and holds no such file."""
+    """Return whether a marker file beside the source, or the source's name, marks restricted data.
+
+    Checked here because the folder that a builder writes has another name and no marker.
+    """
     if isinstance(upstream, Hub):
         return credentialed.telling([upstream.name]) is not None
     paths = [path for path in (upstream, *asdict(options).values()) if isinstance(path, Path)]
@@ -297,7 +313,7 @@ def _is_marked(upstream: Path | Hub, options: Any) -> bool:
 
 
 def _named(upstream: Path | Hub, settings: Settings, options: Any) -> list[Path]:
-    """The folders that the user named, from which a builder may take files."""
+    """Return the folders that the user named; a builder may take files from them."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     own = [value for value in asdict(options).values() if isinstance(value, Path)]
@@ -306,7 +322,7 @@ def _named(upstream: Path | Hub, settings: Settings, options: Any) -> list[Path]
 
 
 def _check_keeping(run: Build) -> None:
-    """Raise InputError where the source could not be kept at the end."""
+    """Raise InputError if the source cannot be kept at the end."""
     keep, output = run.keep_source, run.output
     if keep is None:
         return
@@ -316,7 +332,7 @@ def _check_keeping(run: Build) -> None:
 
 
 def _keep(run: Build) -> None:
-    """Move the source out of the finished dataset to where it is kept, unless a run before has."""
+    """Move the source out of the finished dataset into --keep-source, unless already done."""
     source = run.output / SOURCE_FOLDER
     if run.keep_source and source.exists() and Processes.here().first:
         run.keep_source.parent.mkdir(parents=True, exist_ok=True)

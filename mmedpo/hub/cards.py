@@ -1,6 +1,6 @@
 """Dataset and adapter cards for the Hub, filled from recorded files alone.
 
-What only a person can say stays visibly open in the card as "[More information needed: ...]".
+Facts that only a person knows stay visibly open in the card as "[More information needed: ...]".
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ if TYPE_CHECKING:
 
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-GENERATED = ".mmedpo/card.md"  # the card as the program wrote it, so that what a person changed in it is known
-SAID_OF_DATA = ("source", "counts")  # without which a manifest says nothing
+GENERATED = ".mmedpo/card.md"  # the card without later edits, to find what a person changed
+SAID_OF_DATA = ("source", "counts")  # keys that every manifest has
 COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a dataset's card says only on the Hub: its id there, its picture, and the header's `configs` and
-    `dataset_info`, which describe the files beside it."""
+    """Facts of a published dataset that its card needs.
+
+    Attributes:
+        picture: file name of the picture.
+        configs, dataset_info: of the card's header; they describe the Parquet files.
+    """
 
     repo_id: str
     picture: str
@@ -45,14 +49,14 @@ class Published:
 
 
 def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published: Published | None = None) -> str:
-    """The README.md of a dataset folder, from its `manifest.json` and, where there is one, `audit.json`.
+    """Return the README.md of a dataset folder, from its `manifest.json` and, if present, `audit.json`.
 
     Args:
-        audit: instead of the one recorded.
+        audit: replaces the recorded one.
         published: for the card on the Hub; None for the folder's own.
 
     Raises:
-        InputError: no manifest, or one of another format; a template is missing.
+        InputError: the manifest is missing or has another format, or a template is missing.
     """
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     if audit is None and (folder / "audit.json").exists():
@@ -72,7 +76,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
 
 
 def stripped_card(folder: Path, published: Published) -> str:
-    """The README.md of a credentialed dataset's published form, from its `manifest.json`; raises as `dataset_card`."""
+    """Return the README.md of a restricted dataset's published form, from `manifest.json`; raise as `dataset_card`."""
     manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
     rows = sum(manifest["counts"].values())
     metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
@@ -88,7 +92,7 @@ def _dataset_metadata(
     from huggingface_hub import DatasetCardData
 
     source = manifest["source"]
-    # A folder has no `configs`: with them `datasets` caches it by its name alone and loads an older dataset's rows.
+    # Cards of folders have no `configs`; with them `datasets` caches by name and loads rows of an older dataset.
     files: Any = {"configs": published.configs, "dataset_info": published.dataset_info} if published else {}
     return DatasetCardData(
         pretty_name=f"{what} from {source['name']}",
@@ -105,8 +109,11 @@ def write_dataset_card(folder: Path) -> None:
 
 
 def write_adapter_card(folder: Path) -> None:
-    """Write README.md (and `GENERATED`) and, where steps were logged, curves.png into a training folder; raises as
-    `adapter_card`."""
+    """Write README.md, `GENERATED` and, if steps were logged, curves.png into a training folder.
+
+    Raises:
+        InputError: as `adapter_card`.
+    """
     curves.draw(read_json(folder / "trainer_state.json").get("log_history", []), folder / curves.PICTURE)
     _write(folder, adapter_card(folder))
 
@@ -118,13 +125,13 @@ def _write(folder: Path, card: str) -> None:
 
 
 def results_files(folder: Path, comparison: Mapping[str, Any]) -> dict[str, str]:
-    """What a comparison changes in the training folder of its last run: path in it -> text. Nothing is written.
+    """Return the files that a comparison changes in the training folder of its last run: path -> text.
 
-    The card with its results and `model-index`, the comparison without the texts of test questions, and where those
-    are a dataset on the Hub its `.eval_results/*.yaml`.
+    They are the card with results and `model-index`, the comparison without texts of test questions, and, if those are
+    a dataset on the Hub, `.eval_results/*.yaml`. Nothing is written.
 
     Raises:
-        InputError: as `adapter_card`, or the last run did not evaluate what is in `folder`.
+        InputError: as `adapter_card`, or the last run did not evaluate the model in `folder`.
     """
     results.require_results_of(folder, comparison)
     card = adapter_card(folder, comparison)
@@ -132,8 +139,10 @@ def results_files(folder: Path, comparison: Mapping[str, Any]) -> dict[str, str]
 
 
 def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> str:
-    """The README.md of a training folder, from its `training.json` and `trainer_state.json`, and the results of
-    `comparison`, by default those of its `comparison.json`, where there is one.
+    """Return the README.md of a training folder, from its `training.json` and `trainer_state.json`.
+
+    Args:
+        comparison: its results; by default those of the folder's `comparison.json`, if present.
 
     Raises:
         InputError: a file is missing or of another format; a template is missing.
@@ -199,16 +208,16 @@ def _objective(training: Mapping[str, Any]) -> str:
 
 
 def _manifests(training: Mapping[str, Any]) -> list[Any]:
-    # A folder's name does not say that phantoms are inside, its manifest does.
+    # The manifest of a local dataset shows whether it holds phantoms.
     manifest = Path(_name(training["dataset"])) / "manifest.json"
     return [read_json(manifest)] if training.get("dataset_is_local", True) and manifest.exists() else []
 
 
 def hub_id(name: Any, is_local: bool | None = None) -> str | None:
-    """`name` if it can be a Hub id (owner/name), else None.
+    """Return `name` if it can be a Hub id (owner/name), else None.
 
     Args:
-        is_local: whether it was a folder when it was used; where that is not recorded, whether it is one here and now.
+        is_local: `name` was a folder when used; None checks whether it is one now.
     """
     text = _name(name)
     local = Path(text).exists() if is_local is None else is_local
@@ -220,7 +229,7 @@ def _name(value: Any) -> str:
 
 
 def _recorded(path: Path, kind: str, *keys: str) -> Any:
-    """A recorded JSON object of that format that has these keys; raises InputError if it is something else."""
+    """Return a recorded JSON object of the format `kind` with these keys; raise InputError otherwise."""
     record = read_json(path)
     found = record.get("format") if isinstance(record, dict) else None
     if found != kind:
@@ -231,17 +240,17 @@ def _recorded(path: Path, kind: str, *keys: str) -> Any:
 
 
 def cell(value: Any) -> str:
-    """A recorded value as text of one Markdown table cell or line."""
+    """Return a recorded value as text for a Markdown table cell or line."""
     return inline(shown(value))
 
 
 def _code(value: Any) -> str:
-    """A recorded value inside a code span."""
+    """Return a recorded value as text for a code span."""
     return code(shown(value))
 
 
 def _command(text: Any) -> str:
-    """A recorded command as a line of a code block, the machine's own folders left out."""
+    """Return a recorded command as a line of a code block, without folders of this machine."""
     line = closed(" ".join(str(text).replace("```", "'''").split()))
     return MACHINE_FOLDERS.sub("…/", line)
 
@@ -255,7 +264,7 @@ def _share(value: Any) -> str:
 
 
 def check_template(name: str) -> None:
-    """Raise InputError where the template "dataset" or "adapter" cannot be read: before the work, not at its end."""
+    """Raise InputError if the template "dataset" or "adapter" cannot be read; called before long work."""
     _template(f"{name}.md.jinja")
 
 

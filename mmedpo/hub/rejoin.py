@@ -1,7 +1,7 @@
-"""From the published form of credentialed data back to its pairs, on a machine that has the data.
+"""Rebuild the pairs of a restricted dataset from its published form, on a machine that has the data.
 
-The recorded settings are run again and the rows joined by id with the published weights and scores, which win. What a
-machine does not have is not guessed: `rejoin.jsonl` says of each published row what became of it.
+The recorded settings run again. Rows are joined by id with the published weights and scores, which take precedence.
+Missing rows are not guessed: `rejoin.jsonl` records the state of each published row.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ MISSING = "missing"
 NOT_MADE = "the recipe makes no such pair of this source"
 FILE = "rejoin.jsonl"
 SHOWN_IDS = 3
-EVERY_PIXEL = 2**31 - 1  # before images had a size at which models see them, noise was each pixel's own
-MAKERS = ("target_model", "chat_model", "judges", "panel", "localizer", "calls", "versions")  # in a manifest
+EVERY_PIXEL = 2**31 - 1  # older versions drew noise for each pixel
+MAKERS = ("target_model", "chat_model", "judges", "panel", "localizer", "calls", "versions")  # keys of a manifest
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Published:
         return name and builders.load(name)
 
     def defaults(self) -> dict[str, Any]:
-        """The recorded settings as options: models that would have to be asked are not, unless somebody names them."""
+        """Return the recorded settings as options, without models that would have to be called."""
         recipe = dict(self.manifest["settings"])
         if unknown := recipe.keys() - {option.name for option in fields(Settings)}:
             raise InputError(
@@ -76,7 +76,7 @@ class Published:
             "weights": "none",  # scores and weights are published
         }  # fmt: skip
         localizer = "boxes" if recipe["localizer"].startswith(stripped.TOOLS) else recipe["localizer"]
-        # Whoever wrote the manifest may have written anything: no option of a run, and no path, is taken from it.
+        # The manifest is untrusted: take no run option and no path from it.
         own = {option.name for option in fields(self.options) if "Path" not in str(option.type)}
         chosen = {name: value for name, value in self.manifest["source"].get("options", {}).items() if name in own}
         return {**chosen, **recipe, **asked, "localizer": localizer}
@@ -88,10 +88,10 @@ class Published:
 
 
 def read(repo: str, revision: str | None = None) -> Published:
-    """The published form in a dataset repository, or in a folder.
+    """Return the published form in a dataset repository or folder.
 
     Raises:
-        InputError: it cannot be read, or is something else.
+        InputError: it cannot be read, or is no published form.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -110,7 +110,7 @@ def read(repo: str, revision: str | None = None) -> Published:
 
 
 def _kept(chat: str) -> str:
-    """The chat model's name, as what a cache holds of its answers; offline rules stay as they are."""
+    """Return the chat model's name in the form `cache:...`; stand-ins are unchanged."""
     scheme, _, rest = chat.strip().partition(":")
     if scheme.lower() in ("http", "https") or chat.startswith("endpoint#"):
         return f"cache:{chat.partition('#')[2]}"
@@ -121,17 +121,17 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     """Rebuild the pairs of `published` from `settings.source` into `run.output`, a dataset folder with `rejoin.jsonl`.
 
     Args:
-        settings: `Published.defaults`, and what was named on this machine.
+        settings: `Published.defaults`, overridden by this machine's options.
         options: of the builder.
 
     Returns:
-        The manifest; its "rejoined" counts the rows by what became of them.
+        The manifest; its "rejoined" counts the rows by state.
 
     Raises:
-        InputError: the source is not as its builder knows it, or no row could be rebuilt.
+        InputError: the source does not have its builder's layout, or no row could be rebuilt.
     """
     cards.check_template("dataset")
-    settings.credentialed = True  # as all that is published in this form is
+    settings.credentialed = True  # the published form exists for restricted data only
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     if (settings.chat or "").startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():
         raise InputError(
@@ -140,7 +140,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
         )
     record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    models = contents.of_models(settings) if run.resume else None  # else after the source was read
+    models = contents.of_models(settings) if run.resume else None  # else computed after the source is read
     with output_folder(run.output, record, run.resume, contents=models) as folder:
         given, about = _read_source(published, settings, options, folder)
         given = _with_published(given, published, settings)
@@ -149,7 +149,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
                 settings, folder, command, run.limits, cache, given=given,
                 third_parties=run.third_parties, models=models, redo_changed=run.redo_changed,
             )  # fmt: skip
-            assert made is not None  # there is one process
+            assert made is not None  # None only in other processes
             counts, states = _join(published, folder, settings.shard_size)
         except NothingMade:
             shutil.rmtree(folder)
@@ -165,8 +165,11 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
 
 
 def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> dict[str, Any]:
-    """The manifest of this machine's run, but for what was `given` to it: judges and weights, who found the lesions,
-    and wrong answers that came with the source. Who made the published rows is said beside it."""
+    """Return the manifest of this machine's run with the published facts in place of precomputed ones.
+
+    These are judges, weights and, if precomputed, localizer and chat model. "rejoined" names the makers of the
+    published rows.
+    """
     before = published.manifest
     kept = ["judges", "panel", "weights"]
     kept += ["localizer", "query"] if given.regions else []
@@ -183,7 +186,7 @@ def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> di
 
 
 def _read_source(published: Published, settings: Settings, options: Any, folder: Path) -> tuple[Given, dict[str, Any]]:
-    """Have the builder read the source as `builders.build` does; returns what came with it, and what is said of it."""
+    """Let the builder read the source; return precomputed results and facts for the manifest."""
     if published.builder is None:
         return Given(), {}
     upstream = builders.open_upstream(published.builder, settings.source)
@@ -191,8 +194,10 @@ def _read_source(published: Published, settings: Settings, options: Any, folder:
 
 
 def _with_published(given: Given, published: Published, settings: Settings) -> Given:
-    """What the published rows say, known before: which questions, scores, and where a model found lesions that is not
-    asked again."""
+    """Add the published rows' sample ids and scores to `given`.
+
+    Regions are added too, if a model found them that is not called again.
+    """
     recorded = published.manifest["settings"]["localizer"]
     scores, regions, questions = {}, {}, set()
     for row in published.rows.values():
@@ -210,7 +215,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _region(row: Mapping[str, Any], localizer: str) -> Region:
-    """A published row's boxes as its region; where a mask was, they are not enough."""
+    """Return a published row's boxes as its region; if a mask was used, they do not suffice."""
     made = row["provenance"]
     if made["mask_rule"] is not None:
         return Region(reason=f"its mask is not published: name {localizer.partition(':')[0]}:... with --localizer")
@@ -219,11 +224,13 @@ def _region(row: Mapping[str, Any], localizer: str) -> Region:
 
 
 def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[str], Counter[str]]:
-    """Put the published weights and scores into the rows that the recipe made, drop those that are not published, and
-    write `rejoin.jsonl`. Returns the rows by kind, and the published rows by what became of them.
+    """Put published weights and scores into the rebuilt rows, drop unpublished rows and write `rejoin.jsonl`.
+
+    Returns:
+        Rows by kind, and published rows by state.
 
     Raises:
-        NothingMade: none of them is published.
+        NothingMade: no rebuilt row is published.
     """
     waiting, found = dict(published.rows), dict[str, str]()
     counts: Counter[str] = Counter()
@@ -269,7 +276,7 @@ def _some(ids: Collection[str]) -> str:
 
 
 def _joined(row: Mapping[str, Any], known: Mapping[str, Any], state: str) -> dict[str, Any]:
-    """A rebuilt row with the published weight and scores; who made an identical one is known from there as well."""
+    """Return a rebuilt row with the published weight and score; an identical one gets the provenance too."""
     made = dict(row["provenance"])
     if state == IDENTICAL:
         judgements = known["provenance"]["judgements"]
@@ -280,7 +287,7 @@ def _joined(row: Mapping[str, Any], known: Mapping[str, Any], state: str) -> dic
 
 
 def _reasons(rejects: Path) -> dict[tuple[str, str], str]:
-    """Why the recipe made no pair, by sample and kind; no text of the data is quoted."""
+    """Return the reasons for missing pairs, by sample and kind; texts of the data are not quoted."""
     found = {}
     for reject in map(json.loads, rejects.read_text(encoding="utf-8").splitlines()):
         detail = f": {reject['detail']}" if reject["reason"] == NO_ANSWER else ""

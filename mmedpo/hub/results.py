@@ -1,4 +1,4 @@
-"""A comparison's results as the Hub reads them: `model-index` of a card, and `.eval_results/*.yaml` of a repository."""
+"""Results of a comparison for the Hub: `model-index` of a card and `.eval_results/*.yaml` of a repository."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
-    """Raise InputError unless the comparison's last run is the one of the model or adapter in `folder`: by the digest
-    of the adapter's weights where the run recorded one, else by its name."""
+    """Raise InputError unless the comparison's last run evaluated the model or adapter in `folder`.
+
+    The digest of the adapter's weights decides if it was recorded, else the name.
+    """
     evaluated = evaluation(comparison)
     digest = evaluated.get("adapter_sha256")
     names = [Path(str(evaluated[key])).name for key in ("adapter", "model") if evaluated.get(key)]
@@ -50,7 +52,7 @@ def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
 
 
 def adapter_sha256(folder: Path) -> str | None:
-    """The digest of the weights that PEFT loads from an adapter's folder, as a run records it; None without any."""
+    """Return the SHA-256 of the adapter weights that PEFT loads from a folder; None if there are none."""
     from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
     files = (folder / name for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME))
@@ -58,18 +60,18 @@ def adapter_sha256(folder: Path) -> str | None:
 
 
 def record(comparison: Mapping[str, Any]) -> str:
-    """The comparison.json to keep beside a model: `without_texts`."""
+    """Return the comparison as JSON without texts of test questions, to keep beside a model."""
     return json.dumps(without_texts(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def evaluation(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is recorded of the evaluation of the comparison's last run."""
+    """Return the record of the evaluation of the comparison's last run."""
     found: Mapping[str, Any] = comparison["evaluations"][main_run(comparison)]
     return found
 
 
 def model_index(comparison: Mapping[str, Any]) -> list[EvalResult]:
-    """The last run's values for the front matter of a model card (`ModelCardData(eval_results=...)`)."""
+    """Return the last run's values for a model card's header (`ModelCardData(eval_results=...)`)."""
     from huggingface_hub import EvalResult
 
     tested, run = evaluation(comparison), main_run(comparison)
@@ -91,15 +93,15 @@ def model_index(comparison: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def hub_entries(comparison: Mapping[str, Any]) -> list[EvalResultEntry]:
-    """The last run's values for `.eval_results/*.yaml`; empty where the test questions are no dataset on the Hub.
+    """Return the last run's values for `.eval_results/*.yaml`; empty if the test questions are not on the Hub.
 
-    The Hub shows them on the leaderboard of datasets that are registered as benchmarks; the metric's name is the task.
+    The Hub shows them on leaderboards of datasets registered as benchmarks; the metric's name is the task.
     """
     from huggingface_hub import EvalResultEntry
 
     tested, run = evaluation(comparison), main_run(comparison)
     dataset, revision = _dataset(tested)
-    is_folder = tested.get("dataset") and not revision  # of a dataset on the Hub the commit is recorded
+    is_folder = tested.get("dataset") and not revision  # datasets on the Hub have a recorded commit
     if is_folder or not HUB_ID.fullmatch(dataset):
         return []
     split = f"split {tested.get('split')}, " if tested.get("split") else ""
@@ -122,14 +124,14 @@ def hub_entries(comparison: Mapping[str, Any]) -> list[EvalResultEntry]:
 
 
 def _dataset(tested: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The preference dataset that was asked with its commit on the Hub, else the source."""
+    """Return the evaluated preference dataset and its commit on the Hub, or else the source."""
     if tested.get("dataset"):
         return str(tested["dataset"]), tested.get("dataset_revision")
     return str(tested["source"]), None
 
 
 def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
-    """Path in the model's repository -> text of its `.eval_results` file; empty as `hub_entries`."""
+    """Return path -> text of the `.eval_results` file; empty as `hub_entries`."""
     import yaml
     from huggingface_hub import eval_result_entries_to_yaml
 
@@ -141,7 +143,7 @@ def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
 
 
 def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card's template shows of a comparison: the test set, a table of strings, and the note below it."""
+    """Return a comparison's part of a card: the test set, a table of strings, and the note below it."""
     base = comparison["baseline"]
     table = [["measure", "measured on", *comparison["runs"]]]
     for metric in ordered(comparison["metrics"]):

@@ -1,4 +1,4 @@
-"""From a published dataset to a source folder: what its reader yields, what readers share, and the folder written."""
+"""Write a source folder from a published dataset: the rows that readers yield, helpers for readers, the writer."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ from mmedpo.runs.ledger import Ledger
 REPORT_QUESTION = "Describe the findings in this chest X-ray."
 TABLE = "samples.jsonl"
 TRIPLE = ("image", "question", "answer")
-Tree = Path | zipfile.Path  # a folder, or one inside a ZIP file
-# A report's headings: capitals at the start of a line, then a colon.
+Tree = Path | zipfile.Path  # a folder on disk or in a ZIP file
+# Heading of a report: capitals at the start of a line, then a colon.
 HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /&,()-]*?)[ \t]*:", re.MULTILINE)
 
 
 class Picture(NamedTuple):
-    """A row's image: its path in the source folder that is made (the image's id), and the file or its bytes."""
+    """A row's image: its path in the new source folder (the image's id), and its file or bytes."""
 
     name: str
     content: Tree | bytes
 
 
 class Hub(NamedTuple):
-    """A dataset on the Hub, and its commit where the Hub could be asked."""
+    """A dataset on the Hub, and its commit if the Hub answered."""
 
     name: str
     revision: str | None
 
 
-# What a reader yields: a row of the source's table (`samples.COLUMNS`, with "id", and a Picture as "image"), a row that
-# is left out, or one that is faulty. A row whose pair exists already has "rejected", the wrong answer, "rejected_by",
-# "clinical_relevance" in [0, 1], "task" by the schema's name, and maybe "rejected_fault", why it is no wrong answer.
+# A reader yields rows of the source's table (`samples.COLUMNS` with "id" and a Picture as "image"), rejects and faults.
+# A row that brings its pair has "rejected" (the response), "rejected_by", "clinical_relevance" in [0, 1], "task" by the
+# schema's name, and "rejected_fault" if the response is unusable.
 Item = dict[str, Any] | Reject | Fault
 
 
 def left_out(row: str, reason: str, detail: str = "") -> Reject:
-    """A row that gives no question; `reason` is for counting."""
+    """Return a reject for a row that gives no question; `reason` is for counting."""
     return Reject(row, "", reason, detail)
 
 
 def hub_triples(source: Hub | Path) -> Iterator[Item]:
-    """Rows of a dataset of images, questions and answers, on the Hub or as a folder with its Parquet files.
+    """Yield rows of a dataset of images, questions and answers, on the Hub or as a folder of Parquet files.
 
-    Images have no names there: an image is known by the digest of its file, a row by its split and place.
+    Such images have no names: an image's id is the digest of its file, a row's its split and position.
 
     Raises:
-        InputError: it cannot be loaded, or has other columns.
+        InputError: the dataset cannot be loaded, or has other columns.
     """
     name = source.name if isinstance(source, Hub) else str(source)
     folder = hub_folder(source, ["data/*.parquet"]) if isinstance(source, Hub) else source
@@ -84,13 +84,17 @@ def _triple(name: str, split: str, row: Mapping[str, Any]) -> Item:
         return Fault(name, "image", "is empty; every row needs an image")
     path = Path(row["image"]["path"] or "")
     data = row["image"]["bytes"] or path.read_bytes()
-    suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".png"  # Pillow goes by the content
+    suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".png"  # Pillow goes by content
     picture = Picture(f"images/{hashlib.sha256(data).hexdigest()[:24]}{suffix}", data)
     return {"id": name, "image": picture, "question": row["question"], "answer": row["answer"], "split": split}
 
 
 def hub_folder(source: Hub, patterns: list[str]) -> Path:
-    """The files of a Hub dataset that match, downloaded. Raises InputError where that cannot be done."""
+    """Download the matching files of a Hub dataset and return their folder.
+
+    Raises:
+        InputError: the download failed, or nothing matches.
+    """
     from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -110,7 +114,11 @@ def hub_folder(source: Hub, patterns: list[str]) -> Path:
 
 
 def listed(option: str, text: str, known: Sequence[str] = ()) -> list[str]:
-    """The words of an option that takes several with commas. Raises InputError for none, or one that is not `known`."""
+    """Return the words of a comma-separated option.
+
+    Raises:
+        InputError: there is none, or one is not in `known`.
+    """
     chosen = [word for part in text.split(",") if (word := part.strip())]
     if not chosen or (known and not set(chosen) <= set(known)):
         raise InputError(f"{option} is {text!r}; use {' or '.join(known) or 'one or more words'}, several with commas.")
@@ -118,7 +126,11 @@ def listed(option: str, text: str, known: Sequence[str] = ()) -> list[str]:
 
 
 def unzipped(tree: Tree) -> Tree:
-    """The inside of a ZIP file; a folder as it is. Raises InputError where the file is no whole ZIP file."""
+    """Return the inside of a ZIP file; folders are returned unchanged.
+
+    Raises:
+        InputError: the ZIP file is damaged.
+    """
     if not tree.is_file():
         return tree
     with whole_archives(tree.name):
@@ -127,17 +139,21 @@ def unzipped(tree: Tree) -> Tree:
 
 @contextmanager
 def whole_archives(name: str) -> Iterator[None]:
-    """Turn what broken and locked ZIP files raise inside the block into InputError."""
+    """Raise InputError for damaged and encrypted ZIP files that are read inside the block."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{name} is no whole ZIP file ({error}); download it again.") from error
-    except RuntimeError as error:  # how zipfile asks for a password
+    except RuntimeError as error:  # zipfile's error for a missing password
         raise InputError(f"{name} cannot be read ({error}); unpack it, and name the folder.") from error
 
 
 def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
-    """Rows of `stem`.csv or `stem`.csv.gz. Raises InputError where neither is there or readable."""
+    """Yield rows of `stem`.csv or `stem`.csv.gz.
+
+    Raises:
+        InputError: neither file exists or can be read.
+    """
     plain, packed = folder / f"{stem}.csv", folder / f"{stem}.csv.gz"
     if not plain.exists() and not packed.exists():
         raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
@@ -154,7 +170,7 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
 
 
 def sections(report: str) -> dict[str, str]:
-    """A radiology report's sections by heading in capitals, white space as one space; the last of a heading counts."""
+    """Return a radiology report's sections by heading, white space normalised; of equal headings the last counts."""
     places = list(HEADING.finditer(report))
     ends = [*(place.start() for place in places[1:]), len(report)]
     return {
@@ -168,16 +184,18 @@ def write_source(
     items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any],
     source_name: str | None = None, folders: Sequence[Path] = (), as_of: str = "",
 ) -> None:  # fmt: skip
-    """Write a builder's rows as a source folder, unless an interrupted run has; beside it what `read_given` reads.
+    """Write a builder's rows as a source folder, with a ledger beside it for `read_given`.
+
+    An interrupted run's finished source is reused.
 
     Args:
-        as_of: the `stamp` of what is read; an interrupted run's source of another one is written anew.
-        about: to be recorded of the source, with the number of its rows.
-        source_name: of the rows; by default what they say, or the builder's.
-        folders: those that the user named, from which files are taken, after links.
+        as_of: `stamp` of the builder's source; a source folder written from another one is replaced.
+        about: facts to record about the source; the number of its rows is added.
+        source_name: of the rows; by default their own, or the builder's.
+        folders: named by the user; files that links lead to must lie in them.
 
     Raises:
-        InputError: faulty rows (all of them), unless `skip_faulty`; files that are broken or of another layout.
+        InputError: rows are faulty (all are listed) and `skip_faulty` is false; files are damaged or of another layout.
     """
     ledger = Ledger(folder.with_suffix(".ledger"))
     if items is not None and not (ledger.get("as_of") == as_of and folder.exists()):
@@ -201,7 +219,7 @@ def write_source(
 
 
 def stamp(source: Hub | Path, also: Iterable[Path] = ()) -> str:
-    """What tells, without reading, that files may have changed: their names, sizes and times, or the Hub's revision."""
+    """Return a digest of file names, sizes and times, or of the Hub's revision, that changes if files change."""
     told = [f"{source.name}@{source.revision}"] if isinstance(source, Hub) else []
     for place in (*([source] if isinstance(source, Path) else []), *also):
         for file in sorted([place, *place.rglob("*")]):
@@ -212,7 +230,7 @@ def stamp(source: Hub | Path, also: Iterable[Path] = ()) -> str:
 
 
 def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, Any]]:
-    """What came with a written source, and what is to be recorded of it (`about` where none was written)."""
+    """Return the precomputed results of a written source and its facts; `about` if none was written."""
     ledger = Ledger(folder.with_suffix(".ledger"))
     given, recorded = ledger.get("given"), ledger.get("about")
     ledger.close()
@@ -222,7 +240,7 @@ def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, An
 
 
 def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
-    """The items; what their reader stumbles over becomes InputError."""
+    """Yield the items; turn errors of their reader into InputError."""
     number = 0
     try:
         for item in items:
@@ -236,7 +254,7 @@ def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
 
 
 class Placed:
-    """The images of a source that is written: `names`, and `homes`, the folders that their files really lie in."""
+    """Images placed in a new source: `names`, and `homes`, the real folders of their files."""
 
     def __init__(self, folder: Path, folders: Sequence[Path]) -> None:
         self.folder, self.folders = folder, folders
@@ -244,7 +262,7 @@ class Placed:
         self.homes: set[Path] = set()
 
     def place(self, picture: Picture, row: str) -> Fault | None:
-        """Put an image where the table says it is, once: the file itself (a hard link), a link, or the bytes."""
+        """Put an image into the source, once: as hard link, symbolic link or bytes."""
         content = picture.content
         if picture.name in self.names:
             return None
@@ -272,15 +290,15 @@ class Placed:
 
 def _link(target: Path, file: Path) -> None:
     try:
-        target.hardlink_to(file)  # is no link that leads out of the source wherever that is kept
-    except OSError:  # another disk, or somebody else's file
+        target.hardlink_to(file)  # a hard link stays valid wherever the source is moved
+    except OSError:  # another disk, or a file of another owner
         target.symlink_to(file)
 
 
 def _write(
     items: Iterable[Item], name: str, files: Placed, source_name: str | None = None
 ) -> tuple[int, Given, list[Fault]]:
-    """The table and its images; returns how many rows were read, what comes with them, and the faulty ones."""
+    """Write table and images; return the number of rows read, precomputed results, and faults."""
     given, faults, rows = Given(), [], 0
     ids: set[str] = set()
     with (files.folder / TABLE).open("w", encoding="utf-8") as lines:
@@ -290,7 +308,7 @@ def _write(
                 given.rejects.append(item)
             elif isinstance(item, Fault):
                 faults.append(item)
-            elif item["id"] in ids:  # whose wrong answer would be another question's
+            elif item["id"] in ids:  # its rejected response would go to another question
                 faults.append(Fault(item["id"], "id", "was used by a row before; make ids unique"))
             elif fault := files.place(item["image"], item["id"]):
                 faults.append(fault)
@@ -298,7 +316,7 @@ def _write(
                 ids.add(item["id"])
                 row = {"source": name, **item, "image": item["image"].name}
                 row["source"] = source_name or row["source"]
-                if row.get("answer") == "None":  # SLAKE's word; in a source it would be a missing value
+                if row.get("answer") == "None":  # an answer of SLAKE; a source reads it as a missing value
                     row["answer"] = "none"
                 _bring(row, given)
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -306,7 +324,7 @@ def _write(
 
 
 def _bring(row: dict[str, Any], given: Given) -> None:
-    """Move the wrong answer that a row came with from the row to `given`, or why it is none."""
+    """Move a row's own rejected response, or the reason why it is unusable, to `given`."""
     if "rejected" not in row:
         return
     rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
@@ -320,7 +338,7 @@ def _bring(row: dict[str, Any], given: Given) -> None:
 
 
 def _as_spelt(file: Tree) -> Tree:
-    """The file under the form of its name that is there, composed or decomposed; as it is where none is."""
+    """Return the file under the Unicode form of its name that exists; unchanged if none does."""
     folder: Any = file.parent
     forms: list[Tree] = [file, *(folder / unicodedata.normalize(form, file.name) for form in ("NFC", "NFD"))]
     return next((found for found in forms if found.is_file()), file)

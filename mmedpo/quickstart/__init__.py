@@ -1,1 +1,1 @@
-"""Phantom corpus, tiny model and the demonstration on them."""
+"""Quickstart: phantom corpus, tiny model and a demonstration of all commands on them."""

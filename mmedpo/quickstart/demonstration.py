@@ -1,4 +1,4 @@
-"""The main job on phantoms: every command of a real run, from source to report, with no network, GPU or account."""
+"""Run the whole job on phantoms, from source to report, without network, GPU or account."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmedpo.runs.run_folder import output_folder, portable, settle_settings, wri
 
 IMAGES = {"supervised": 1500, "preference": 600, "validation": 300, "test": 400}
 PREFERENCE_QUESTIONS = 1500
-SUPERVISED_STEPS = 400  # stopped early, so that the start is fluent but careless about the image
+SUPERVISED_STEPS = 400  # stopped early: the starting model is fluent but ignores the image
 ARMS = {
     "mmedpo": [],
     "dpo": ["--weighted", "false"],
@@ -44,21 +44,21 @@ def run(
     split: str = "test",
     resume: bool = False,
 ) -> list[list[str]]:
-    """Make corpus and starting model, then curate, audit, train, evaluate and compare by the project's own commands.
+    """Make corpus and starting model, then curate, audit, train, evaluate and compare by mmedpo's own commands.
 
     Args:
         invoke: runs one `mmedpo` command line.
-        scale: shrinks corpus and training for a quick look.
+        scale: shrinks corpus and training for a quick look, in (0, 1].
         all_arms: also train on each kind of pair alone.
-        split: part that is evaluated; settings were chosen on "validation", results belong to "test".
-        resume: go on with an interrupted quickstart; what is finished is not done again.
+        split: evaluated split; settings were chosen on "validation", results belong to "test".
+        resume: continue an interrupted quickstart.
 
     Returns:
         The comparison as rows of a table, headings first.
 
     Raises:
         InputError: `output` exists and `resume` is false, or `scale` is not in (0, 1].
-        AlreadyFinished: `resume`, and the report is there.
+        AlreadyFinished: `resume` is given and the report exists.
     """
     if not 0 < scale <= 1:
         raise InputError(f"scale is {scale}; it must be in (0, 1].")
@@ -96,7 +96,7 @@ def run(
         command("evaluate", "--model", start, *adapter, "--source", corpus, "--split", split, "--name", name,
                 "--max-new-tokens", "24", "--max-new-tokens-report", "24", "--batch-size", "64",
                 "--output", output / "results" / name)  # fmt: skip
-    # The last run is the one whose changed answers the page shows.
+    # The report page shows the changed answers of the last run.
     order = ["start", *(name for name in arms if name != "mmedpo"), "mmedpo"]
     comparison = comparing.compare(
         [output / "results" / name for name in order],

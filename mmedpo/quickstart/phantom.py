@@ -1,8 +1,7 @@
-"""A phantom corpus: chest-like images drawn by code, with lesions at known places and questions about them.
+"""Phantom corpus: chest-like images drawn by code, with lesions at known places and questions about them.
 
-These are NOT medical images. They let the whole pipeline run, be tested and be looked at with no data, no network
-and no GPU. A corpus is written in the format of any other source folder (see `mmedpo.data.sources`), so that nothing
-downstream knows it is a phantom except by its name and licence.
+These are NOT medical images. The whole pipeline can run on them without data, network or GPU. A corpus is an ordinary
+source folder (see `mmedpo.data.sources`); only its name and licence show that it is a phantom.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ class Lesion:
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float, edge: float = 1.0) -> np.ndarray:
-    """Float H x W in [0, 1]: 1 inside the ellipse, falling to 0 over `edge` pixels."""
+    """Return float H x W in [0, 1]: 1 inside the ellipse, falling to 0 over `edge` pixels."""
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     distance = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
     return np.clip((1 - distance) * min(rx, ry) / edge + 0.5, 0, 1)
 
 
 def _chest(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, tuple[float, float, float, float]]]:
-    """A lesion-free chest (float H x W in [0, 1]) and each lung's ellipse (cx, cy, rx, ry) by the patient's side."""
+    """Return a chest without lesions (float H x W in [0, 1]) and each lung's ellipse (cx, cy, rx, ry) by side."""
     image = np.full((SIZE, SIZE), 0.08) + 0.42 * _ellipse(32, 36, 31, 34, edge=3)
     lungs = {}
     for side, cx in (("right", 19.0), ("left", 45.0)):
@@ -64,7 +63,7 @@ def _chest(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, tuple[float,
 def _draw(
     image: np.ndarray, finding: str, lung: tuple[float, float, float, float], zone: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """Add one lesion to a lung; returns the image and the lesion's box in pixels."""
+    """Add one lesion to a lung; return the image and the lesion's box in pixels."""
     cx, cy, rx, ry = lung
     inside = _ellipse(*lung, edge=1)
     centre_y = cy + {"upper": -0.55, "middle": 0.0, "lower": 0.55}[zone] * ry + rng.uniform(-1.5, 1.5)
@@ -95,7 +94,7 @@ def _around(cx: float, cy: float, rx: float, ry: float) -> tuple[float, float, f
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, list[Lesion]]:
-    """One phantom with none, one or two lesions, never two in one lung.
+    """Draw one phantom with up to two lesions, at most one in a lung.
 
     Returns:
         uint8 64 x 64 image, and its lesions.
@@ -112,7 +111,7 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, list[Lesion]]:
 
 
 def questions(lesions: list[Lesion], rng: np.random.Generator) -> list[dict[str, object]]:
-    """Questions about one phantom: three closed ones with balanced answers, up to two open ones, one report."""
+    """Return questions about one phantom: three closed ones with balanced answers, up to four open, one report."""
     present = {lesion.finding for lesion in lesions}
     rows: list[dict[str, object]] = []
 
@@ -137,7 +136,7 @@ def questions(lesions: list[Lesion], rng: np.random.Generator) -> list[dict[str,
 
 
 def report(lesions: list[Lesion]) -> str:
-    """The phantom's report: one sentence a lung, right lung first."""
+    """Return the phantom's report: one sentence per lung, right lung first."""
     sentences = []
     for side in SIDES:
         shown = [lesion for lesion in lesions if lesion.side == side]

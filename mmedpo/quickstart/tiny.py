@@ -1,7 +1,7 @@
-"""A tiny LLaVA-type vision-language model with random weights, and its supervised training.
+"""Tiny LLaVA-type vision-language model with random weights, and its supervised training.
 
-This is an offline stand-in for a Med-LVLM from the Hub: a real `LlavaForConditionalGeneration` with a real
-`LlavaProcessor`, small enough to train on a laptop's processor in minutes. It knows only the words it is built with.
+Offline stand-in for a Med-LVLM from the Hub: a real `LlavaForConditionalGeneration` with a real `LlavaProcessor`, small
+enough to train on a laptop's CPU in minutes. It knows only the words it is built with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 IMAGE_SIZE, PATCH = 64, 8  # pixels
-INITIALIZER_RANGE = 0.08  # the usual 0.02 starves a model this narrow: it learns half as fast
+INITIALIZER_RANGE = 0.08  # with the usual 0.02 so narrow a model learns half as fast
 LEARNING_RATE = 2e-3
 BATCH = 64
 CHAT_TEMPLATE = (
@@ -41,12 +41,12 @@ CHAT_TEMPLATE = (
 
 
 def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A random-weight LLaVA of half a million parameters whose vocabulary is the words of `texts`.
+    """Return a random-weight LLaVA of half a million parameters, and its processor.
 
-    It sees images as `IMAGE_SIZE` x `IMAGE_SIZE` pixels, the shorter side scaled and the rest cropped.
+    It sees images at `IMAGE_SIZE` x `IMAGE_SIZE` pixels: the shorter side is scaled, the rest cropped.
 
     Args:
-        texts: every text the model shall read or write; other words become `<unk>`.
+        texts: their words are the vocabulary; other words become `<unk>`.
         seed: of the weights.
     """
     import torch
@@ -104,7 +104,7 @@ def _tokenizer(texts: Iterable[str]) -> Any:
 
 
 def supervise(model: Any, processor: Any, samples: Sequence[Sample], steps: int, seed: int = 0) -> list[float]:
-    """Train all weights on the gold answers (token-mean NLL, AdamW, one-cycle rate); returns the loss of each step."""
+    """Train all weights on the gold answers (token-mean NLL, AdamW, one-cycle rate); return each step's loss."""
     import torch
 
     rows = _encode(processor, samples)
@@ -127,7 +127,7 @@ def supervise(model: Any, processor: Any, samples: Sequence[Sample], steps: int,
 
 
 def _encode(processor: Any, samples: Sequence[Sample]) -> list[tuple[list[int], list[int], Any]]:
-    """(prompt ids, answer ids, pixel values) of each sample; an image is read once."""
+    """Return (prompt ids, answer ids, pixel values) of each sample; each image is read once."""
     pixels: dict[Path, Any] = {}
     rows = []
     for sample in samples:
@@ -171,7 +171,7 @@ def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resu
     texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
     model, processor = build(texts, seed)
     setattr(model.config, formats.STANDIN_KEY, f"{formats.STANDIN}tiny")
-    if everything.credentialed:  # whose words the tokenizer holds
+    if everything.credentialed:  # the tokenizer holds its words
         setattr(model.config, credentialed.KEY, everything.name)
     settings = {"source": str(source), "split": split, "steps": steps, "seed": seed}
     contents = {"source": changes.digest_of(changes.of_samples(everything.samples))}

@@ -1,8 +1,7 @@
-"""Publishing datasets, adapters and metrics on the Hub: one commit that holds everything or nothing, then its tag.
+"""Publish datasets, adapters and metrics on the Hub: one commit with everything or nothing, then its tag.
 
-What is sent is what a folder's kind names (`content.py`), never what else lies in it. Cards are merged with what people
-wrote into them (`card.py`). Whatever fails, running the same publication again finishes it: what is on the Hub already
-is recognised by its hash.
+Only files named by the folder's kind are sent (`content.py`). Cards are merged with people's edits (`card.py`). After
+a failure, running the same publication again finishes it: files already on the Hub are recognised by hash.
 """
 
 from __future__ import annotations
@@ -31,19 +30,18 @@ __all__ = ["Publication", "prepare", "publish"]
 
 @dataclass(frozen=True)
 class Publication:
-    """What a publication did, or with `dry_run` would do.
+    """Result of a publication, or of a dry run.
 
     Attributes:
-        repo_id: owner/name; `url` is its page.
+        repo_id, url: owner/name, and its page.
         visibility: "private" or "public".
-        commit: that holds the content now; None for a dry run on a repository that is not there.
-        tag: the version's, None where nothing is new.
-        plan: names of files that were new, differed, were the same, and went; empty in all but "same" where the
-            content was there already.
+        commit: holds the content now; None for a dry run on a repository that does not exist.
+        tag: of this version; None if nothing is new.
+        plan: file names that are new, changed, the same or deleted.
         sizes: bytes of each file.
-        open_fields: questions that the card still leaves open.
-        conflicts: places of the card that a person and the program changed in different ways; the person's are kept.
-        notices: what who publishes it should know.
+        open_fields: questions that the card leaves open.
+        conflicts: places of the card changed differently by a person and the program; the person's text is kept.
+        notices: for the person who publishes.
     """
 
     repo_id: str
@@ -77,20 +75,18 @@ def publish(
     Args:
         folder: of `mmedpo curate` ("dataset"), of `mmedpo train` ("adapter"), or a metric's ("metric").
         repo: owner/name, or a name of the token's owner.
-        public: of a repository that is not there yet; one that is keeps its visibility.
-        tag: of this version; the next of v1, v2, ... by default.
+        public: visibility of a new repository; an existing one keeps its own.
+        tag: of this version; by default the next of v1, v2, ...
         fill: answers to open fields of the card by key ("license", "privacy").
         dry_run: read and compare, send nothing.
-        third_parties: whoever may read the repository may see credentialed data, whole, and what was trained on it;
-            else only the published form of such a dataset is sent (`stripped.py`), and no such adapter.
-        confirm: is asked, in a sentence, before something is public, goes out with fields open that only a person can
-            fill, changes files that are not as a publication left them, or replaces what was made of something else;
-            None refuses all four.
-        token, endpoint: those that huggingface_hub finds by default.
+        third_parties: send restricted data whole, and models trained on it, to all readers of the repository. Otherwise
+            only a dataset's published form is sent (`stripped.py`), and no such adapter.
+        confirm: is asked before anything becomes public, goes out with required fields open, changes files that were
+            edited since a publication, or replaces content of another origin. None refuses all four.
+        token, endpoint: by default those of huggingface_hub.
 
     Raises:
-        InputError: nothing that can be published, or the Hub does not take it; what to do is said, and running it
-            again goes on.
+        InputError: the folder cannot be published, or the Hub refuses it; the message says how to continue.
         Stopped: the answer was no, or Ctrl-C.
     """
     from huggingface_hub import HfApi, constants, get_token
@@ -134,7 +130,7 @@ def publish(
 
 
 def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
-    """What a folder publishes; of credentialed data only what tells nobody what is in it, unless `third_parties`."""
+    """Return the content of a folder; for restricted data only its published form, unless `third_parties`."""
     source = None
     if kind == "dataset":
         finished_shards(folder)
@@ -152,11 +148,13 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
 
 
 def _commit(api: HfApi, repo_id: str, content: Content, visibility: str, asked: Draft) -> str | None:
-    """Commit the content, drafted anew each time that the Hub was away or somebody else committed. Returns the commit,
-    None where the repository holds the content already.
+    """Commit the content; draft anew after every outage and every commit of others.
 
     Args:
         asked: the draft that a person agreed to.
+
+    Returns:
+        The commit; None if the repository holds the content already.
     """
 
     def once() -> tuple[str, Draft] | None:
@@ -190,7 +188,7 @@ def _commit(api: HfApi, repo_id: str, content: Content, visibility: str, asked: 
 
 
 def _refuse_moving(there: Remote, tag: str | None, commit: str | None) -> None:
-    """Raise InputError if this tag names something else than this commit."""
+    """Raise InputError if this tag names another commit."""
     if tag and there.tags.get(tag, commit) != commit:
         raise InputError(f"{there.repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
 
@@ -202,14 +200,14 @@ def _sdk(content: Content) -> str:
 
 
 def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str | None) -> str | None:
-    """Tag what was committed, or what an interrupted publication left without a tag; returns the tag, if any."""
+    """Tag the commit, or the untagged one of an interrupted publication; return the tag, if any."""
 
     def once() -> str | None:
         there = remote.read(api, repo_id, repo_type)
         target = commit or (there.head if tag else remote.untagged(api, there))
         if target is None:
             return None
-        if tag is None and target in there.tags.values():  # made, but the answer was lost
+        if tag is None and target in there.tags.values():  # the tag was made but the reply was lost
             return next(name for name, commit in there.tags.items() if commit == target)
         name = tag or there.next_tag
         _refuse_moving(there, name, target)

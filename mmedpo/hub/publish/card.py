@@ -1,4 +1,4 @@
-"""Cards that programs and people write together: merging them, and what is open in them."""
+"""Cards written by programs and people together: merge edits, list and fill open fields."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmedpo.hub.cards import GENERATED, adapter_card, results_files
 CARD = "README.md"
 HEADER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n?^---[ \t]*(?:\n|\Z)", re.S | re.M)
 OPEN = re.compile(r"\[More information needed(?: before publishing \((?P<key>\w+)\))?: (?P<question>[^\]]*)\]")
-COMPUTED = ("configs", "dataset_info", "size_categories")  # of the header; they describe the files beside the card
+COMPUTED = ("configs", "dataset_info", "size_categories")  # keys of the header that describe the files beside the card
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A place of a card that has been changed since it was generated, and in another way by what comes now."""
+    """A place of a card that a person and the program changed differently."""
 
     card: str
     place: str
@@ -36,14 +36,14 @@ class Conflict:
 
 
 def merge(base: str | None, edited: str, new: str, place: str) -> tuple[str, list[Conflict]]:
-    """Bring what changed from `base` to `new` into a card that a person may have edited since `base`.
+    """Bring the changes from `base` to `new` into a card that a person may have edited since `base`.
 
-    The person's text wins where both changed: those places are returned too. Lists in the header (tags) are merged
-    entry by entry, and its `COMPUTED` keys are always the new ones.
+    The person's text wins where both changed; those places are returned too. Lists in the header (tags) are merged
+    entry by entry. The header's `COMPUTED` keys always come from `new`.
 
     Args:
-        base: the generated card that `edited` began as; None where a person wrote all of `edited`, which `new` follows.
-        place: what `edited` is called in messages.
+        base: the generated card that `edited` began as; None appends `new` to a card that a person wrote.
+        place: name of `edited` in messages.
 
     Raises:
         InputError: a header is no YAML mapping.
@@ -64,10 +64,10 @@ def merge(base: str | None, edited: str, new: str, place: str) -> tuple[str, lis
 
 
 def with_local_edits(folder: Path, plain: str, generated: str) -> tuple[str, list[Conflict]]:
-    """The card generated anew for a folder, with what a person wrote into its README.md; raises as `merge`.
+    """Return a folder's newly generated card merged with its edited README.md; raise as `merge`.
 
     Args:
-        plain: the card as it was generated before, where the folder has not kept it.
+        plain: the card as generated before, if the folder has not kept it.
     """
     path, base = folder / CARD, folder / GENERATED
     if not path.exists():
@@ -77,7 +77,7 @@ def with_local_edits(folder: Path, plain: str, generated: str) -> tuple[str, lis
 
 
 def read_text(path: Path) -> str:
-    """A text file; raises InputError where it is none, or not in UTF-8."""
+    """Return a UTF-8 text file; raise InputError if it is none."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -85,24 +85,24 @@ def read_text(path: Path) -> str:
 
 
 def with_results(folder: Path, comparison: Mapping[str, Any]) -> tuple[dict[str, str], list[Conflict]]:
-    """`cards.results_files`, with what a person wrote into the folder's card. Nothing is written; raises as both."""
+    """Return `cards.results_files` with the edits of the folder's card; write nothing, raise as both."""
     files = results_files(folder, comparison)
     text, conflicts = with_local_edits(folder, adapter_card(folder), files[CARD])
     return {**files, CARD: text, GENERATED: files[CARD]}, conflicts
 
 
 def open_fields(card: str) -> list[tuple[str | None, str]]:
-    """What only a person knows and nobody has said yet: (key, question); the key is None for what may stay open."""
+    """Return the open fields as (key, question); the key is None for those that may stay open."""
     return [(found["key"], " ".join(found["question"].split())) for found in OPEN.finditer(card)]
 
 
 def needed_fields(card: str) -> list[str]:
-    """The open fields that must be answered before publishing, "key: question" each."""
+    """Return the open fields that must be answered before publishing, as "key: question"."""
     return [f"{key}: {question}" for key, question in open_fields(card) if key]
 
 
 def fill(card: str, answers: Mapping[str, str]) -> str:
-    """The card with its open fields of these keys answered; a licence is set in the header too.
+    """Return the card with open fields answered by key; a licence is set in the header too.
 
     Raises:
         InputError: a key has no open field.
@@ -122,7 +122,7 @@ def fill(card: str, answers: Mapping[str, str]) -> str:
 
 
 def validated(card: str, repo_type: str, place: str) -> str:
-    """The card, if huggingface_hub's own class for the kind of repository reads it; raises InputError if not."""
+    """Return the card if huggingface_hub's card class of this repository type reads it; else raise InputError."""
     import yaml
     from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 
@@ -134,7 +134,7 @@ def validated(card: str, repo_type: str, place: str) -> str:
 
 
 def _parts(card: str) -> tuple[str, str]:
-    """Header and body, with line ends of one kind."""
+    """Return header and body with uniform line ends."""
     text = card.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     found = HEADER.match(text)
     return (found[1], text[found.end() :]) if found else ("", text)
@@ -186,7 +186,7 @@ def _merge_lists(base: Sequence[Any], edited: Sequence[Any], new: Sequence[Any])
 def _merge_lines(
     conflicts: list[Conflict], card: str, base: Sequence[str], edited: Sequence[str], new: Sequence[str]
 ) -> Iterator[str]:
-    """Lines of a three-way merge, cut where a line is the same in all three."""
+    """Yield the lines of a three-way merge, cut at lines that are equal in all three."""
     theirs, ours = _places(base, edited), _places(base, new)
     i = e = n = 0
     for place, line in [*enumerate(base), (len(base), "")]:
@@ -211,7 +211,7 @@ def _resolve(
         return new
     if new == base:
         return edited
-    if len(base) == len(edited) == len(new) > 1:  # neighbours in a table
+    if len(base) == len(edited) == len(new) > 1:  # merge neighbouring table rows one by one
         return [
             line for three in zip(base, edited, new, strict=True)
             for line in _resolve(conflicts, card, *([part] for part in three))

@@ -1,4 +1,4 @@
-"""What is published of a folder: named kinds of files, never whatever else lies in it, and its card."""
+"""Content of a publication: the files of a folder that its kind names, and its card."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ ADAPTER_FILES = (
 )
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 METRIC_FILES = ("*.py", "requirements.txt", "*.json")
-# What a repository of a kind holds of us: an earlier version's of these go where this version has them not.
+# Files that a publication owns: those of an earlier version are deleted if this version lacks them.
 OWN_FILES = {
     "dataset": ("data/*.parquet", "manifest.json", "audit.json", PICTURE), "model": ADAPTER_FILES, "space": METRIC_FILES
 }  # fmt: skip
 BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
 IMAGES = ("images", "rejected_images")
 NOTES = "is no PNG or JPEG file of pixels alone (EXIF, notes, alpha, ...); write it by `mmedpo.data.images.embedded`"
-SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")  # what such variables begin with
-SECRET_LENGTH = 8  # characters; servers of one's own are given "EMPTY" and the like, which is no secret
+SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")  # prefixes of environment variables
+SECRET_LENGTH = 8  # least characters; keys such as "EMPTY" of local servers are no secrets
 USERINFO = re.compile(r"://[^\s/:@\"]+:[^\s/@\"]+@")
 TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".jinja", ".py")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What one folder publishes.
+    """Content that one folder publishes.
 
     Attributes:
-        files: by their names in the repository, the card apart.
-        card: with what a person wrote into the folder's README.md.
-        generated: the card as nobody has edited it.
-        records: what is recorded of the data that an adapter was trained on.
-        notices: what who publishes it should know.
-        question: what a person has to agree to before it is sent.
-        said: of credentialed data that goes out as it is: its source, and what of it goes.
-        barred: names of files that no version of the repository may hold.
+        files: by name in the repository, without the card.
+        card: with the edits of the folder's README.md.
+        generated: the card without edits.
+        records: of the data that an adapter was trained on.
+        notices: for the person who publishes.
+        question: a person must agree to it first.
+        said: for restricted data sent whole, its source and the parts sent.
+        barred: file names that no version of the repository may hold.
     """
 
     repo_type: str
@@ -82,10 +82,10 @@ class Content:
 
 
 def dataset(folder: Path, repo_id: str) -> Content:
-    """A dataset folder of `mmedpo curate`: its shards, manifest, audit (made anew from the rows) and picture.
+    """Return the content of a dataset folder: shards, manifest, audit (recomputed from the rows) and picture.
 
     Raises:
-        InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
+        InputError: the dataset is unfinished, its rows break the schema, or images are not inside.
     """
     plain = cards.dataset_card(folder)
     shards, found = checked(folder)
@@ -105,10 +105,10 @@ def _mixed(folder: Path) -> list[str]:
 
 
 def checked(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
-    """A dataset folder's Parquet files by split, and its audit made anew.
+    """Return a dataset folder's Parquet files by split, and its recomputed audit.
 
     Raises:
-        InputError: no finished dataset, or one whose rows break the schema or whose images are not inside.
+        InputError: the dataset is unfinished, its rows break the schema, or images are not inside.
     """
     shards = finished_shards(folder)
     found, faults = _audited(folder, shards)
@@ -119,16 +119,16 @@ def checked(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
 
 
 def adapter(folder: Path, repo_id: str) -> Content:
-    """An adapter (or whole model) of `mmedpo train` with its processor and what is recorded of its training.
+    """Return the content of a training folder: adapter or whole model, processor and training records.
 
     Raises:
-        InputError: no finished training, or no weights.
+        InputError: the training is unfinished, or there are no weights.
     """
-    # Not made anew where it was kept: it also says what was known of a dataset that lies elsewhere by now.
+    # Keep the generated card: its dataset may have moved, and a new card would lack its facts.
     kept = folder / cards.GENERATED
     generated = read_text(kept) if kept.exists() else cards.adapter_card(folder)
     files = _allowed(folder, ADAPTER_FILES)
-    if cards.COMPARISON in files:  # one that compare wrote for itself has texts of test questions
+    if cards.COMPARISON in files:  # compare's own file has texts of test questions
         files[cards.COMPARISON] = File(results.record(read_object(folder / cards.COMPARISON)).encode())
     if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
         raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
@@ -137,10 +137,11 @@ def adapter(folder: Path, repo_id: str) -> Content:
 
 
 def metric(folder: Path, repo_id: str) -> Content:
-    """A metric folder for `evaluate.load`, as a Space.
+    """Return the content of a metric folder for `evaluate.load`, published as a Space.
 
     Raises:
-        InputError: no metric folder, or the repository is not called as its script, which `evaluate` looks for.
+        InputError: it is no metric folder, or its script and the repository differ in name, which `evaluate` needs
+            equal.
     """
     name = repo_id.split("/")[-1]
     if not (folder / f"{name}.py").is_file() or not (folder / CARD).is_file():
@@ -158,8 +159,10 @@ REPO_TYPES = {"dataset": "dataset", "adapter": "model", "metric": "space"}
 
 
 def refuse_private_words(content: Content, token: str | None) -> None:
-    """Raise InputError if a text to be published, or one in a row, names the home or current folder here, or holds the
-    token or the key of an endpoint."""
+    """Raise InputError if a text or a row contains private words.
+
+    These are paths of the home or current folder, the token, keys of endpoints, and passwords in URLs.
+    """
     words = {f"{path}/": f"{path}/" for path in (Path.home(), Path.cwd()) if len(path.parts) > 1}
     secrets = {key.strip(): f"the value of {name}" for name, key in os.environ.items() if name.startswith(SECRETS)}
     secrets |= {token or "": "the token"}
@@ -173,7 +176,7 @@ def refuse_private_words(content: Content, token: str | None) -> None:
 
 
 def _texts(name: str, file: File) -> Iterator[tuple[str, str, str]]:
-    """Of a file the place, the text and what to do about it; of Parquet those of each row, without its images."""
+    """Yield place, text and remedy for each text of a file; Parquet gives one text per row, without images."""
     if Path(name).suffix in TEXTS:
         yield name, file.read().decode("utf-8", "replace"), "Remove it"
     elif Path(name).suffix == ".parquet":
@@ -187,7 +190,7 @@ def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:
 
 
 def finished_shards(folder: Path) -> dict[str, list[Path]]:
-    """The Parquet files by split; raises InputError if there are none or not all."""
+    """Return the Parquet files by split; raise InputError if there are none or some are missing."""
     shards: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("data/*.parquet")):
         found = SHARD.fullmatch(file.name)
@@ -207,7 +210,7 @@ def _count(file: Path) -> int:
 
 
 def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """The audit of the first split (train if there is one), and the faults of all."""
+    """Return the audit of the first split (train if present), and the faults of all."""
     recorded = folder / "audit.json"
     name = (read_object(recorded).get("dataset") if recorded.exists() else None) or folder.resolve().name
     first, *others = sorted(shards, key=lambda split: (split != "train", split))
@@ -217,7 +220,7 @@ def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], l
 
 
 def _image_faults(file: Path) -> list[Fault]:
-    """Images that are not inside the file, that hold more than pixels, or whose name is a path."""
+    """Return faults of images that are not embedded, hold more than pixels, or are named by a path."""
     faults = []
     for row in rows(File(file)):
         for column in IMAGES:
@@ -232,8 +235,11 @@ def _image_faults(file: Path) -> list[Fault]:
 
 
 def rows(file: File, but: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file without some columns, images undecoded, classes as numbers; raises InputError as
-    `whole_parquet`."""
+    """Yield rows of a Parquet file without the columns in `but`; images undecoded, classes as numbers.
+
+    Raises:
+        InputError: as `whole_parquet`.
+    """
     with whole_parquet("what is published" if isinstance(file.source, bytes) else str(file.source)):
         table = _parquet(file)
         columns = [column for column in table.schema_arrow.names if column not in but]
@@ -249,7 +255,7 @@ def _parquet(file: File) -> ParquetFile:
 
 @contextmanager
 def whole_parquet(place: str) -> Iterator[None]:
-    """Turn what reading a broken Parquet file of `place` raises inside the block into InputError."""
+    """Raise InputError for a damaged Parquet file of `place` that is read inside the block."""
     import pyarrow as pa
 
     try:
@@ -265,7 +271,7 @@ def configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def info(shards: Mapping[str, Sequence[File]]) -> dict[str, Any]:
-    """The `dataset_info` of the card: columns, rows and bytes of each split, and bytes to download and in memory."""
+    """Return the card's `dataset_info`: columns, rows and bytes of each split, download and memory size."""
     from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 
     splits = SplitDict()

@@ -1,4 +1,4 @@
-"""What a repository should hold, what would have to change for that, and what of it a person is asked about first."""
+"""Draft a publication: wanted content, required changes, and questions to a person."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Confirm = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Draft:
-    """What should be in a repository, and what would have to change for that.
+    """Wanted content of a repository, and the changes it requires.
 
     Attributes:
         text: of the card.
-        overwritten: files that would be changed or deleted and are not as a publication left them.
-        replaced: what the repository holds and what comes, in words, where that was made of something else; then
-            nothing of its card is kept, for what people answered there was not said of this.
+        overwritten: files to change or delete that differ from the last publication.
+        replaced: description of old and new content if their origins differ, else empty. Then no edits of the old card
+            are kept, since they describe other content.
     """
 
     remote: Remote
@@ -40,12 +40,12 @@ class Draft:
 
     @property
     def needed(self) -> list[str]:
-        """What only a person can say and must before publishing."""
+        """Open fields of the card that must be answered before publishing."""
         return card.needed_fields(self.text)
 
 
 def draft(api: HfApi, repo_id: str, content: Content) -> Draft:
-    """What the repository should hold, its card merged with the one there. Raises what the Hub's client does."""
+    """Return the draft, with the card merged with the repository's; raise errors of the Hub's client."""
     there, own = remote.read(api, repo_id, content.repo_type), OWN_FILES[content.repo_type]
     generated = File(content.generated.encode())
     changes = remote.plan({**content.files, GENERATED: generated}, own, there)  # the card apart
@@ -63,7 +63,7 @@ def draft(api: HfApi, repo_id: str, content: Content) -> Draft:
 
 
 def ask(draft: Draft, repo_id: str, visibility: str, question: str, confirm: Confirm | None) -> None:
-    """Ask for what only a person can decide; raise InputError if nobody is there, Stopped if the answer is no."""
+    """Ask a person the open questions; raise InputError if nobody can be asked, Stopped if the answer is no."""
     if not draft.plan:
         return
     questions = []
@@ -93,7 +93,7 @@ def ask(draft: Draft, repo_id: str, visibility: str, question: str, confirm: Con
 
 
 def refuse_unasked(asked: Draft, now: Draft) -> None:
-    """Raise InputError if somebody has changed the repository so that a person would have to be asked again."""
+    """Raise InputError if the repository changed so that a person would have to be asked again."""
     others = now.replaced not in ("", asked.replaced)
     if others or not set(now.overwritten) <= set(asked.overwritten):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The picture at the top of a published dataset's card: what is in it, from its recorded audit alone."""
+"""Picture at the top of a published dataset's card, drawn from its recorded audit."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LONGEST_LABEL = 30  # characters
 
 
 def draw(audit: Mapping[str, Any]) -> bytes:
-    """Kinds of pairs, their weights, the lengths of both sides and the reasons of rejects, as PNG (960 x 480 pixels).
+    """Draw kinds of pairs, weights, answer lengths and reject reasons as PNG (960 x 480 pixels).
 
-    Equal audits give equal bytes with one version of matplotlib.
+    Equal audits give equal bytes within one version of matplotlib.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

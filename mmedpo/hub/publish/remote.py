@@ -1,4 +1,4 @@
-"""A repository on the Hub as it is now, what differs from what should be there, and the one commit that mends it."""
+"""State of a repository on the Hub, its difference from the wanted files, and the commit that applies it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-TITLE = "Published with mmedpo"  # how a publication's commit message begins
+TITLE = "Published with mmedpo"  # start of a publication's commit message
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to publish, on disk or in memory; what it is known by on the Hub is computed once."""
+    """A file to publish, on disk or in memory; its hashes are computed once."""
 
     source: Path | bytes
 
@@ -37,7 +37,7 @@ class File:
         return sha256(self.source)
 
     def equals(self, there: RepoFile) -> bool:
-        """Whether a file on the Hub has the same content, by its hash."""
+        """Return whether a file on the Hub has the same content, by hash."""
         if self.size != there.size:
             return False
         if there.lfs is not None:
@@ -50,7 +50,7 @@ class File:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at one commit. `head` is None where it has none, `visibility` where there is no repository."""
+    """A repository at one commit; `head` is None if it has none, `visibility` if it does not exist."""
 
     repo_id: str
     repo_type: str
@@ -67,7 +67,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a commit would change: names of files that are new there, that differ, that are the same, that go."""
+    """Changes of a commit: names of new, changed, unchanged and deleted files."""
 
     new: Sequence[str]
     changed: Sequence[str]
@@ -83,7 +83,7 @@ class Plan:
 
 
 def read(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) -> Remote:
-    """The repository as it is, or was at a commit; one that is not there has no visibility."""
+    """Return the repository at a commit, by default the newest; a missing one has no visibility."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
@@ -103,7 +103,7 @@ def read(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) 
 
 
 def text(api: HfApi, remote: Remote, path: str) -> str | None:
-    """A text file of the repository at that commit, None where it has none; no disk is needed."""
+    """Return a text file of the repository at that commit, without writing to disk; None if it has none."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -116,7 +116,7 @@ def text(api: HfApi, remote: Remote, path: str) -> str | None:
 
 
 def plan(files: Mapping[str, File], own: Sequence[str], remote: Remote) -> Plan:
-    """Compare `files` with the repository, by hash; `own`: patterns of files that go if not among them."""
+    """Compare `files` with the repository by hash; files matching `own` but not in `files` are deleted."""
     there = remote.files
     return Plan(
         new=[name for name in files if name not in there],
@@ -127,13 +127,15 @@ def plan(files: Mapping[str, File], own: Sequence[str], remote: Remote) -> Plan:
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file's name has one of these patterns, whose * takes in no folder."""
+    """Return whether a file name matches a pattern; `*` does not cross folders."""
     return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def commit(api: HfApi, remote: Remote, files: Mapping[str, File], plan: Plan, message: str) -> str:
-    """Make one commit of a plan on top of the commit it was made for; returns its name. Raises what the client does,
-    so where somebody else has committed since."""
+    """Commit a plan on top of the commit that it was made for; return the new commit.
+
+    Errors of the Hub's client pass through, also if somebody else committed since.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     operations: list[Any] = [CommitOperationDelete(name, is_folder=False) for name in plan.deleted]
@@ -148,7 +150,7 @@ def commit(api: HfApi, remote: Remote, files: Mapping[str, File], plan: Plan, me
 
 
 def refuse_history(api: HfApi, remote: Remote, barred: Sequence[str]) -> None:
-    """Raise InputError if a publication or a tag holds one of these files at its top; else what the client does."""
+    """Raise InputError if a publication or a tag holds one of these files at its top level."""
     if not barred or remote.head is None:
         return
     history = api.list_repo_commits(remote.repo_id, repo_type=remote.repo_type, revision=remote.head)
@@ -165,7 +167,7 @@ def refuse_history(api: HfApi, remote: Remote, barred: Sequence[str]) -> None:
 
 
 def last_publication(api: HfApi, remote: Remote) -> Remote | None:
-    """The repository as the last publication left it; None where none has written it."""
+    """Return the repository at its last publication; None if there was none."""
     if remote.head is None:
         return None
     for made in api.list_repo_commits(remote.repo_id, repo_type=remote.repo_type, revision=remote.head):
@@ -186,13 +188,13 @@ def _files(api: HfApi, repo_id: str, repo_type: str, commit: str) -> dict[str, R
 
 
 def written_since(remote: Remote, left: Remote | None, names: Iterable[str]) -> list[str]:
-    """Those of `names` in the repository that are not as a publication left them (None: there was none)."""
+    """Return those of `names` that differ from the last publication `left` (None: there was none)."""
     before = left.files if left else {}
     return [name for name in names if name not in before or before[name].blob_id != remote.files[name].blob_id]
 
 
 def untagged(api: HfApi, remote: Remote) -> str | None:
-    """The commit of the last publication if neither it nor one after it has a tag: a tag that is owed."""
+    """Return the commit of the last publication if neither it nor a later one has a tag."""
     tagged = set(remote.tags.values())
     for made in api.list_repo_commits(remote.repo_id, repo_type=remote.repo_type, revision=remote.head):
         if made.commit_id in tagged:

@@ -1,4 +1,4 @@
-"""Whether a repository is one that may be published to, asked before there is anything to publish."""
+"""Check that a repository may be published to, before there is content to publish."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmedpo.hub.publish.remote import File, Remote
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-RECORDS = {"dataset": "manifest.json", "model": "training.json"}  # what says of what a repository's content was made
+RECORDS = {"dataset": "manifest.json", "model": "training.json"}  # records of a content's origin
 
 
 def made_of(repo_type: str, record: Any) -> str:
-    """Of what a dataset or an adapter was made, in words, by its record; empty where that does not say it."""
+    """Return the origin of a dataset or adapter in words, by its record; empty if not recorded."""
     record = record if isinstance(record, Mapping) else {}
     if repo_type == "model":
         source = _source(record.get("dataset_manifest")).get("name")
@@ -37,7 +37,7 @@ def _source(manifest: Any) -> Mapping[str, Any]:
 
 
 def replaced(api: HfApi, there: Remote, files: Mapping[str, File]) -> str:
-    """What the repository holds and what comes, in words, if that was made of something else; empty if not."""
+    """Return a description of old and new content if their origins differ, else an empty text."""
     record = RECORDS.get(there.repo_type, "")
     if record not in files or record not in there.files or files[record].equals(there.files[record]):
         return ""
@@ -54,12 +54,12 @@ def _difference(api: HfApi, there: Remote, record: Mapping[str, Any]) -> str:
 
 
 def checked_name(api: HfApi, repo: str) -> str:
-    """The whole id of a repository. Raises InputError where it is no name, or nobody may write who is known."""
+    """Return the whole id of a repository; raise InputError if it is invalid, or the token may not write."""
     return _named(api, repo)[0]
 
 
 def _named(api: HfApi, repo: str) -> tuple[str, dict[str, Any]]:
-    """The whole id of a repository, and who asks; raises as `checked_name`."""
+    """Return the whole id of a repository and the account; raise as `checked_name`."""
     from huggingface_hub.utils import validate_repo_id
 
     with hub.in_words(f"{repo!r} cannot be published to"):
@@ -76,15 +76,14 @@ def prepare(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> None:
-    """See to it that a folder which is still to be made can be published to a repository without asking a person;
-    nothing is made or changed there.
+    """Check that a future folder can be published to a repository without asking; change nothing there.
 
     Args:
-        record: what the folder's record will say of what it was made of, as far as that is known.
+        record: the folder's future record, as far as it is known.
 
     Raises:
-        InputError: it may not be written, or holds files that are not as a publication left them or were made of
-            something else, or is public while its card leaves open what only a person can say.
+        InputError: the account may not write; the repository has edited files or content of another origin; or it is
+            public and its card lacks required answers.
     """
     from huggingface_hub import HfApi
 

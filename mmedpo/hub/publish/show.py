@@ -1,4 +1,4 @@
-"""A publication in words, for a terminal."""
+"""Describe a publication on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN_NAMES = 12
 
 
 def lines(done: Publication, dry_run: bool = False) -> Iterator[str]:
-    """What was (or with `dry_run` would be) uploaded, deleted and left, and what a person should know."""
+    """Yield lines on uploaded, deleted and unchanged files (planned ones with `dry_run`) and on open points."""
     plan, will = done.plan, "would be " if dry_run else ""
     for what, names in (("new", plan.new), ("changed", plan.changed)):
         if names:

@@ -1,7 +1,7 @@
-"""What is published of credentialed data: ids, weights, scores and settings; no text and no pixel.
+"""Published form of restricted data: ids, weights, scores and settings, without texts and images.
 
-`mmedpo rejoin` rebuilds the pairs from it where the data is. Each row's digest says there whether it is the same pair.
-It is taken over texts and pixels together: pixels hold too much chance for a short answer to be found by trying.
+`mmedpo rejoin` rebuilds the pairs where the data is, and compares each row's digest. A digest covers texts and pixels
+together: pixels are random enough that nobody finds a short answer by trying.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Features
 
 COLUMNS = ("id", "weight", "clinical_relevance", "dispreference", "task", "source", "license")
-# Of the provenance: neither the target's answers nor what a tool was asked for (it may be the question).
+# Columns of the provenance, without candidates and without the query, which may be the question.
 PROVENANCE = (
     *(
         "sample_id",
@@ -42,7 +42,7 @@ PROVENANCE = (
     ),
     *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "noise_pixels", "mask_coverage"),
 )
-TOOLS = ("detector:", "medklip:")  # localizers that are models: boxes of others come with the data
+TOOLS = ("detector:", "medklip:")  # localizers that are models; boxes of others belong to the data
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
 NOTICE = (
     "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
@@ -60,7 +60,7 @@ QUESTION = (
 
 
 def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
-    """Credentialed data that goes out as it is: what is asked and said before, and recorded in what is sent."""
+    """Return restricted content to send whole, with question and notices, and with consent recorded in it."""
     notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {options.FLAG} allows."
     name = RECORDS[kind]
     known = json.loads(content.files[name].read())
@@ -77,7 +77,7 @@ def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
 
 
 def features() -> Features:
-    """The columns of the published form."""
+    """Return the columns of the published form."""
     from datasets import Features, List, Value
 
     full = schema.FEATURES
@@ -88,7 +88,7 @@ def features() -> Features:
 
 
 def row(full: Mapping[str, Any]) -> dict[str, Any]:
-    """The published form of a row whose images are undecoded; names of models lose the folders of this machine."""
+    """Return the published form of a row with undecoded images; model names lose folders of this machine."""
     made = {name: full["provenance"][name] for name in PROVENANCE}
     if not (made["localizer"] or "").startswith(TOOLS):
         made["boxes"] = None
@@ -102,7 +102,7 @@ def row(full: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(full: Mapping[str, Any]) -> str:
-    """SHA-256 over a row's question, both answers and the pixels that both sides see."""
+    """Return a SHA-256 over a row's question, both answers and the pixels of both sides."""
     seen = {
         side: full[side] and [images.digest(images.open_rgb(image["bytes"])) for image in full[side]]
         for side in ("images", "rejected_images")
@@ -112,9 +112,9 @@ def digest(full: Mapping[str, Any]) -> str:
 
 
 def dataset(folder: Path, repo_id: str, source: str) -> Content:
-    """The published form of a dataset folder of `mmedpo curate` whose source is credentialed.
+    """Return the published form of a restricted dataset folder of `mmedpo curate`.
 
-    README.md of the folder has no say in the card, since people may quote the data there.
+    The card ignores edits of the folder's README.md, which may quote the data.
 
     Raises:
         InputError: as `content.checked`; no cell is quoted.
@@ -126,7 +126,7 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     sent = {f"data/{split}-00000-of-00001.parquet": file for split, (file,) in data.items()}
     card = cards.stripped_card(folder, about)
     manifest = read_json(folder / "manifest.json")
-    for key in ("notices", "split_rows"):  # they name columns of the table, and the parts of its split
+    for key in ("notices", "split_rows"):  # they quote the table's columns and splits
         manifest["source"].pop(key, None)
     manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
     sent["manifest.json"] = File(json_text(manifest).encode())
@@ -135,7 +135,7 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
 
 
 def _table(files: Sequence[Path]) -> File:
-    """The published form of the rows of some Parquet files, as one in memory."""
+    """Return the published form of the rows of some Parquet files as one file in memory."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

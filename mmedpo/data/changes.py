@@ -1,4 +1,4 @@
-"""Rows of a source that changed between the start of a run and its resumption, by digests of their parts."""
+"""Rows of a source that changed between the start of a run and its resumption, found by digests of their parts."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.run_folder import sha256
 
-BLOCK = 1000  # rows that are recorded at once
-SIZE = 8  # bytes of a part's digest: a part is compared with itself alone
+BLOCK = 1000  # rows recorded at once
+SIZE = 8  # bytes of a part's digest; short, since a part is compared with its own earlier value only
 
-Parts = Mapping[str, str]  # digest by the name of a part; a part without a value is left out
+Parts = Mapping[str, str]  # digest by name of a part; parts without a value are left out
 
 
 @dataclass
 class Changes:
-    """Ids of rows that differ from what is recorded of them; of the changed ones with the parts that differ.
+    """Ids of rows that differ from their record; changed rows with the names of their changed parts.
 
-    `digest` is of all rows as they are now, in any order.
+    `digest` covers all current rows, whatever their order.
     """
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
     digest: str = ""
-    kept: int = 0  # rows that are as they were
+    kept: int = 0  # unchanged rows
 
     def refuse(self, source: str, remedy: str) -> None:
-        """Raise InputError where rows of `source` changed; `remedy`: a sentence, what else can be done."""
+        """Raise InputError if rows of `source` changed; `remedy` is a further sentence for the message."""
         if self.changed:
             faults = [Fault(id, ", ".join(names), "has changed since") for id, names in self.changed.items()]
             raise InputError(
@@ -46,7 +46,7 @@ class Changes:
 
 
 def parts(**values: Any) -> Parts:
-    """The parts of a row, whose values are JSON-able."""
+    """Return the digests of a row's parts; their values are JSON-able."""
     return {name: digest(value) for name, value in values.items() if value not in (None, "", (), [], {})}
 
 
@@ -56,12 +56,12 @@ def digest(value: Any) -> str:
 
 
 def of_samples(samples: Iterable[Sample]) -> Iterator[tuple[str, Parts]]:
-    """Id and parts of questions that `read_source` has read: all that an answer or a lesion's region depends on.
+    """Yield id and parts of samples: everything that an answer or a lesion's region depends on.
 
-    An image is known by its pixels, masks and heat map by the bytes of their files. Split, patient and licence are
-    left out: they are read anew, and no answer depends on them.
+    An image is compared by pixels, masks and heat map by the bytes of their files. Split, patient and licence are left
+    out: they are read anew, and no answer depends on them.
     """
-    contents = lru_cache(BLOCK)(sha256)  # a mask has many questions
+    contents = lru_cache(BLOCK)(sha256)  # questions share masks
     for one in samples:
         yield one.id, parts(
             question=one.question, answer=one.answer, task=one.task, image=one.image_digest,
@@ -72,16 +72,13 @@ def of_samples(samples: Iterable[Sample]) -> Iterator[tuple[str, Parts]]:
 
 
 def compare(rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> Changes:
-    """Compare rows with what is recorded of them, and record those of which nothing is.
-
-    Of changed and removed rows the record stays as it is, until `accept`.
-    """
+    """Compare rows with their records, and record new rows. Records of changed and removed rows wait for `accept`."""
     first = not recorded.path.exists()
     found, ids, digests = Changes(), set(), []
     new: dict[str, Parts] = {}
     for id, now in rows:
         ids.add(id)
-        digests.append(_of_row(id, now))
+        digests.append(_row_digest(id, now))
         before = None if first else recorded.get(id)
         if before is None:
             found.added.append(id)
@@ -94,25 +91,25 @@ def compare(rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> Changes:
     recorded.update(new)
     found.removed = [id for id in recorded if id not in ids]
     found.kept = len(ids) - len(found.added) - len(found.changed)
-    found.digest = _joined(digests)
+    found.digest = _joint_digest(digests)
     return found
 
 
 def accept(changes: Changes, rows: Iterable[tuple[str, Parts]], recorded: Ledger) -> None:
-    """Record changed rows as they are now, and forget removed ones; to be called when their work was dropped."""
+    """Record changed rows and forget removed ones. Call it after their work was dropped."""
     if changes.changed:
         recorded.update({id: now for id, now in rows if id in changes.changed})
     recorded.drop(changes.removed)
 
 
 def digest_of(rows: Iterable[tuple[str, Parts]]) -> str:
-    """The `Changes.digest` of rows, where nothing is recorded to compare them with."""
-    return _joined(_of_row(*row) for row in rows)
+    """Return the `Changes.digest` of rows without comparing them."""
+    return _joint_digest(_row_digest(*row) for row in rows)
 
 
-def _of_row(id: str, parts: Parts) -> bytes:
+def _row_digest(id: str, parts: Parts) -> bytes:
     return hashlib.blake2b(json.dumps([id, parts], sort_keys=True).encode(), digest_size=2 * SIZE).digest()
 
 
-def _joined(digests: Iterable[bytes]) -> str:
+def _joint_digest(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

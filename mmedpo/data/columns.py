@@ -1,4 +1,4 @@
-"""The columns of a source's table: the names they may have, what a row then holds, and which columns are not read."""
+"""Columns of a source's table: their accepted names, rows by those names, and notices about unread columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmedpo.data.tables import as_text, form_fault, is_missing
 from mmedpo.data.text import plain
 from mmedpo.errors import InputError
 
-COLUMNS = {  # the names of a column, the one that counts first where a row has several; docs/curation.md lists them
+COLUMNS = {  # accepted names of each column, in order of precedence; docs/curation.md lists them
     "id": ("id", "qid", "question_id"),
     "image": ("image", "image_name", "img_name", "image_path", "file_name"),
     "question": ("question", "prompt"),
@@ -38,27 +38,27 @@ COLUMNS = {  # the names of a column, the one that counts first where a row has 
     "license": ("license",),
     "credentialed": ("credentialed",),
 }
-OTHER_FORMS = ("boxes", "masks", "confidence", "labels", "width", "credentialed")  # columns that hold no text
+OTHER_FORMS = ("boxes", "masks", "confidence", "labels", "width", "credentialed")  # columns of other types than text
 SECTIONS = ("findings", "impression")  # of a report, in this order
 REPORT_QUESTION = "Describe the findings in this image."
-SPELT = "_answer"  # key of what stands for a missing answer
-# Of an identifier that would keep rows together; ages, dates and the like of a patient are none.
+SPELT = "_answer"  # key of the cell that was read as a missing answer
+# Columns that may identify a patient; attributes of a patient (age, date, ...) do not.
 PATIENT = re.compile(
     r"(patient|subject|participant|person|mrn|study|exam|accession|visit|admission|encounter|empi"
     r"|^(p|pt|pat|case|hadm|mpi)(u?id|no|nr|num|number|key|code|name|identifier)$|^(pat|hadm|case|mpi)$)"
     r"(?!.*(age|sex|gender|race|ethnicity|date|time|year|position|orientation|weight|height|size|type|description)$)"
 )
-NAMELESS = frozenset((  # what stands in a patient's or study's column where nobody is named, as well as marks alone
+NAMELESS = frozenset((  # cells of a patient's or study's column that identify nobody, besides punctuation
     "unknown", "unk", "anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified", "de-identified",
     "missing", "unnamed", "not available", "not known", "redacted", "removed",
 ))  # fmt: skip
-LIKENESS = 0.76  # of two names (difflib), above that of "age" and "image"
-INDEX = re.compile(r"(unnamed\d+)?")  # what pandas calls the column of row numbers
+LIKENESS = 0.76  # least similarity of two names (difflib), above that of "age" and "image"
+INDEX = re.compile(r"(unnamed\d+)?")  # pandas' name of the column of row numbers
 
 
 @lru_cache(maxsize=4096)
 def key(name: str) -> str:
-    """The letters and digits of a column's name in lower case: "PatientID" and "patient_id" are one name."""
+    """Return the letters and digits of a column's name in lower case: "PatientID" and "patient_id" are equal."""
     return re.sub(r"[\W_]+", "", plain(name).casefold())
 
 
@@ -66,34 +66,34 @@ KNOWN = {key(name): column for column, names in COLUMNS.items() for name in name
 
 
 def row_of(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's row by `COLUMNS`; None where a value is missing (`tables.is_missing`)."""
+    """Return a table's row by `COLUMNS`, None where a value is missing (`tables.is_missing`)."""
     cells = {key(name): cell for name, cell in reversed(list(raw.items())) if not _is_missing(name, cell)}
     row = {
         column: next((cells[key(name)] for name in names if key(name) in cells), None)
         for column, names in COLUMNS.items()
     }
     if row["answer"] is None:
-        _take_report(row)
-        spelt = [str(cell) for name, cell in raw.items() if KNOWN.get(key(name)) == "answer" and cell is not None]
-        row[SPELT] = next((text for text in spelt if text.strip()), None)
+        _fill_from_report(row)
+        texts = [str(cell) for name, cell in raw.items() if KNOWN.get(key(name)) == "answer" and cell is not None]
+        row[SPELT] = next((text for text in texts if text.strip()), None)
     return row
 
 
 def group_name(cell: Any) -> str:
-    """The one spelling of a patient or study, of which 1, 1.0, "1.0" and a full-width 1 are the same; "" for nobody."""
+    """Return one spelling of a patient or study (1, 1.0, "1.0" and a full-width 1 are equal), "" for nobody."""
     name = " ".join(plain(as_text(cell)).split())
     nobody = name.casefold() in NAMELESS or not re.search(r"[^\W_]", name)
     return "" if nobody else re.sub(r"^(\d+)\.0+$", r"\1", name)
 
 
 def _is_missing(name: str, cell: Any) -> bool:
-    # In small letters it is an answer like any other ("Which abnormality is seen?"); a program writes None.
+    # "none" in lower case is an answer ("Which abnormality is seen?"); programs write a missing value as None.
     is_answer = KNOWN.get(key(name)) == "answer" and isinstance(cell, str) and cell.strip() == "none"
     return is_missing(cell) and not is_answer
 
 
-def _take_report(row: dict[str, Any]) -> None:
-    """Make the row the question of a report, where it has one: the whole report, or its findings and impression."""
+def _fill_from_report(row: dict[str, Any]) -> None:
+    """Fill answer, task and question of a row that has a report, or its findings and impression."""
     sections = [row["report"]] if row["report"] is not None else [row[name] for name in SECTIONS]
     texts = [str(text).strip() for text in sections if text is not None]
     if texts:
@@ -102,20 +102,20 @@ def _take_report(row: dict[str, Any]) -> None:
 
 
 def form_faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (column, sentence) for each cell that holds something else than the text it should."""
+    """Yield (column, sentence) for each cell that should be text and is not."""
     for column in COLUMNS:
         if column not in OTHER_FORMS and (sentence := form_fault(row[column])):
             yield column, sentence
 
 
 def check_columns(table: Path, columns: Iterable[str]) -> None:
-    """Raise InputError if what every question needs is in no column."""
+    """Raise InputError if a column that every question needs is missing."""
     columns = sorted(columns)
     found = {KNOWN.get(key(name)) for name in columns}
     needs = ["image"]
     if not found & {"labels", "report", *SECTIONS}:
         needs += ["question", "answer"]
-    missing = [f"{column} ({', '.join(_others(column))})" for column in needs if column not in found]
+    missing = [f"{column} ({', '.join(_other_names(column))})" for column in needs if column not in found]
     if columns and missing:
         raise InputError(
             f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(columns)}. Rename "
@@ -123,13 +123,13 @@ def check_columns(table: Path, columns: Iterable[str]) -> None:
         )
 
 
-def _others(column: str) -> list[str]:
+def _other_names(column: str) -> list[str]:
     names = [*COLUMNS[column][1:], *(("report", *SECTIONS) if column == "answer" else ())]
     return [f"or {', '.join(names)}"] if names else []
 
 
 def notices(name: str, columns: Iterable[str]) -> list[str]:
-    """What a person should know of a table's columns: those that are not read, and those that mean the same.
+    """Return notices about columns that are not read, that mean the same, or that may identify patients.
 
     Args:
         name: of the source.

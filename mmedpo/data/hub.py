@@ -1,4 +1,4 @@
-"""What the Hub, or the way to it, may answer instead of what was asked for: in words that say what to do."""
+"""Errors of the Hub and the network: retries, and messages with a remedy."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 ATTEMPTS = 5
-CONFLICTS = (409, 412)  # somebody else was there in between
+CONFLICTS = (409, 412)  # a concurrent commit
 PASSING = (408, 429, 500, 502, 503, 504)
-LONGEST_WAIT = 300.0  # seconds; who is asked for more patience is told so instead
+LONGEST_WAIT = 300.0  # seconds; a longer wait is reported as an error
 LOGIN = "Run `hf auth login`, or set HF_TOKEN, with a token that may write (https://huggingface.co/settings/tokens)."
 ADVICE = {
     400: "The Hub does not take this request; change what it names.",
@@ -45,10 +45,14 @@ T = TypeVar("T")
 
 
 def patiently(doing: str, action: Callable[[], T]) -> T:
-    """What `action` returns, called again where it fails in a way that may pass; it must bear being repeated.
+    """Return the result of `action`, retried up to `ATTEMPTS` times after temporary errors; it must be repeatable.
+
+    Args:
+        doing: start of the error message, such as "The dataset was uploaded".
+        action: call without arguments.
 
     Raises:
-        InputError: it failed for good, or too often, as `in_words` says it.
+        InputError: a permanent error, or too many temporary ones (`in_words`).
     """
     attempt = 0
     while True:
@@ -65,7 +69,7 @@ def patiently(doing: str, action: Callable[[], T]) -> T:
 
 @contextmanager
 def in_words(doing: str, reading: bool = False) -> Iterator[None]:
-    """Turn what the Hub's client raises inside the block into InputError: `doing`, what happened, what to do."""
+    """Raise errors of the Hub's client as InputError: `doing`, the reason, the remedy."""
     try:
         yield
     except InputError:
@@ -77,9 +81,10 @@ def in_words(doing: str, reading: bool = False) -> Iterator[None]:
 
 
 def why_unread(error: BaseException, name: str = "") -> str:
-    """Why something of a folder or the Hub, called `name`, was not read: that the folder is missing; what the Hub's
-    client, the network or the disk said beneath the error that a library made of it, and what to do; the library's own
-    first line where nothing lies beneath."""
+    """Return why `name`, a folder or a Hub id, could not be read, and the remedy.
+
+    The reason is a missing folder, else the error of Hub, network or disk that caused `error`, else its first line.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
@@ -87,21 +92,21 @@ def why_unread(error: BaseException, name: str = "") -> str:
     if not missing and (refused := trust.refused(error)):
         return refused
     beneath: BaseException | None = error
-    while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # which file, its reader knows
-        if _says_more(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
+    while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # the reader names the file
+        if _has_reason(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
             return reason(beneath, reading=True)
         beneath = beneath.__cause__ or beneath.__context__
     if missing:
         return "there is no such folder; check the path"
     said = _first_line(error).partition(" Checkout 'https")[0]
-    if constants.HF_HUB_OFFLINE and said.startswith("We couldn't connect to"):  # as Transformers says it
+    if constants.HF_HUB_OFFLINE and said.startswith("We couldn't connect to"):  # message of Transformers
         here = "there is no such folder here, " * bool(name)
         return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
     return said
 
 
 def _is_missing_folder(name: str) -> bool:
-    """Whether a name looks like a path, of which nothing or only the first part exists, and not like the Hub's."""
+    """Return True if a name looks like a path that does not exist, and not like a Hub id."""
     if not name or Path(name).exists():
         return False
     path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
@@ -109,7 +114,7 @@ def _is_missing_folder(name: str) -> bool:
 
 
 def reason(error: BaseException, reading: bool = False) -> str:
-    """What happened and what to do, of an error of the Hub's client or of the network."""
+    """Return reason and remedy of an error of the Hub's client, the network or the disk."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -129,21 +134,21 @@ def reason(error: BaseException, reading: bool = False) -> str:
     if isinstance(cause, HFValidationError):
         return f"the name is not allowed: {_first_line(cause)}"
     if isinstance(cause, GatedRepoError):
-        return f"the repository is gated ({_said(cause)}). Open its page, ask for access, then run the command again."
+        return f"the repository is gated ({_reply(cause)}). Open its page, ask for access, then run the command again."
     named = response is not None and "authorization" in response.request.headers
     if status == 401 and not where and not named and not reading:
         return f"there is no token. {LOGIN}"
     if status == 429:
         wait = patience(cause)
-        return f"{where}HTTP 429: {_said(cause)}. {ADVICE[429]} {f'It asks for {wait:.0f} s. ' if wait else ''}{later}"
+        return f"{where}HTTP 429: {_reply(cause)}. {ADVICE[429]} {f'It asks for {wait:.0f} s. ' if wait else ''}{later}"
     if status:
-        return f"{where}HTTP {status}: {_said(cause)}. {(READING if reading else ADVICE).get(status, later)}"
+        return f"{where}HTTP {status}: {_reply(cause)}. {(READING if reading else ADVICE).get(status, later)}"
     if isinstance(cause, OSError) and cause.errno in DISK_FULL:
         return f"no space is left on this machine's disk ({cause.filename or 'HF_HOME'}). Free some, then run it again."
     if isinstance(cause, OSError) and cause.errno is not None and not _is_of_the_network(cause):
         return f"{cause.strerror or cause}: {cause.filename or 'unknown file'}."
     if isinstance(cause, PermissionError):
-        return f"{where}the token may not do this ({_first_line(cause)}). {LOGIN}"  # as hf_xet says it
+        return f"{where}the token may not do this ({_first_line(cause)}). {LOGIN}"  # raised by hf_xet
     if isinstance(cause, JSONDecodeError):
         return (
             f"{where}what answered is no Hub, but perhaps a proxy on the way to it or another HF_ENDPOINT. Look there."
@@ -154,11 +159,11 @@ def reason(error: BaseException, reading: bool = False) -> str:
 
 
 def wait_for(error: BaseException, attempt: int) -> float | None:
-    """Seconds after which trying again (as attempt 1, 2, ...) may help; None if it never will, or not that soon."""
+    """Return the seconds to wait after attempt 1, 2, ...; None for a permanent error or a wait that is too long."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     cause = _cause(error)
-    if cause is not error or isinstance(cause, OfflineModeIsEnabled):  # of a large file the client has tried enough
+    if cause is not error or isinstance(cause, OfflineModeIsEnabled):  # the client has retried large files itself
         return None
     status = status_of(cause)
     if status in CONFLICTS:
@@ -170,7 +175,7 @@ def wait_for(error: BaseException, attempt: int) -> float | None:
 
 
 def patience(error: BaseException) -> float:
-    """Seconds that the Hub asked to wait by Retry-After or its rate limit's reset; 0 where it did not."""
+    """Return the seconds to wait by Retry-After or the reset of the Hub's rate limit, else 0."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     headers = getattr(getattr(error, "response", None), "headers", {})
@@ -181,15 +186,15 @@ def patience(error: BaseException) -> float:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status behind an error; 0 where there was none."""
+    """Return the HTTP status of an error, 0 without one."""
     return int(getattr(getattr(_cause(error), "response", None), "status_code", 0))
 
 
 def writer(api: HfApi) -> dict[str, Any]:
-    """Who asks, as the Hub knows them ("name", "orgs", ...).
+    """Return the user by the Hub's `whoami` ("name", "orgs", ...).
 
     Raises:
-        InputError: nobody the Hub knows, or with a token that may only read; or no URL or token that could be asked by.
+        InputError: the token is unknown, invalid or read-only, or HF_ENDPOINT is no URL.
     """
     check_endpoint(api.endpoint)
     _check_token(api)
@@ -201,7 +206,7 @@ def writer(api: HfApi) -> dict[str, Any]:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raise InputError where HF_ENDPOINT is no URL, before huggingface_hub does so in its own words when imported."""
+    """Raise InputError if HF_ENDPOINT is no URL, before the import of huggingface_hub fails on it."""
     try:
         url = urlsplit(endpoint)
         known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -220,7 +225,7 @@ def _check_token(api: HfApi) -> None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the client met; for large files it wraps that in a RuntimeError that names the file."""
+    """Return the original error; for large files the client wraps it in a RuntimeError that names the file."""
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -230,12 +235,12 @@ def _is_of_the_hub(error: BaseException) -> bool:
     from huggingface_hub.errors import HFValidationError
 
     cause = _cause(error)
-    uploaded = type(cause) is RuntimeError or type(cause) is ValueError  # hf_xet's, and those of the LFS protocol
+    uploaded = type(cause) is RuntimeError or type(cause) is ValueError  # raised by hf_xet and the LFS protocol
     return isinstance(cause, (OSError, HFValidationError, JSONDecodeError)) or _is_of_the_network(cause) or uploaded
 
 
-def _says_more(error: BaseException) -> bool:
-    """Whether `reason` has words for an error; those without a number are a library's about what lies beneath."""
+def _has_reason(error: BaseException) -> bool:
+    """Return True if `reason` knows an error; an OSError without a number is a library's wrapper of another error."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled) or status_of(error):
@@ -251,7 +256,7 @@ def _is_of_the_network(error: BaseException) -> bool:
     return isinstance(error, (HTTPError, ConnectionError, TimeoutError)) and not status_of(error)
 
 
-def _said(error: BaseException) -> str:
+def _reply(error: BaseException) -> str:
     said = getattr(error, "server_message", None) or _first_line(error)
     return " ".join(str(said).split()).rstrip(".")
 
@@ -261,8 +266,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any] | None:
-    """A JSON file of a folder or of a repository of this kind ("dataset", "model"): empty where there is none, None
-    where the Hub could not be asked and the cache does not hold it."""
+    """Return a JSON file of a folder or of a repository ("dataset" or "model").
+
+    Empty where there is none; None where the Hub is out of reach and the cache does not hold the file.
+    """
     from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (

@@ -1,4 +1,4 @@
-"""What image files carry beside their pixels (EXIF, XMP, comments, a scanner's notes), and leaving it out."""
+"""Removal of metadata from PNG and JPEG files: EXIF, XMP, comments, a scanner's notes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 PNG = b"\x89PNG\r\n\x1a\n"
-PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}  # chunks of a PNG file
+PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}  # PNG chunks that stay
 JPEG = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9
-# Frame headers and Huffman or arithmetic tables, the end, scans, quantisation tables, restart intervals.
+# JPEG segments that stay: frame headers, Huffman or arithmetic tables, end, scans, quantisation, restart intervals.
 STORED = {*range(0xC0, 0xD0), END, SCAN, 0xDB, 0xDD}
-# Application segments that say how colours are stored, with their length without a thumbnail; all others are notes.
+# Application segments about colours, with their length without a thumbnail; all others are metadata.
 COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
-# First column and row of each pass of an interlaced PNG, and the steps to the next ones.
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
+# Passes of an interlaced PNG: first column and row, and the steps to the next ones.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def without(data: bytes) -> bytes | None:
-    """A PNG or JPEG file without what is no part of its picture, what follows its end included; None where that cannot
-    be told apart: another format, or a broken file. What stays is byte by byte as it was, and so are the pixels.
+    """Return a PNG or JPEG file without metadata and without data after its end; None for other or broken files.
 
-    An EXIF orientation goes too: give files that are stored upright.
+    The remaining bytes, and so the pixels, are unchanged. EXIF orientation is removed too: pass upright images only.
     """
     try:
         if data.startswith(PNG):
@@ -38,7 +37,7 @@ def without(data: bytes) -> bytes | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and whole of each chunk of a PNG file, to the first IEND."""
+    """Yield (name, bytes) of each chunk of a PNG file, up to the first IEND."""
     at, name = len(PNG), b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
@@ -49,7 +48,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _check_rows(chunks: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise ValueError unless a PNG file's compressed data are its rows, and nothing is in or behind them."""
+    """Raise ValueError unless a PNG file's compressed data are exactly its rows."""
     width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1][8:21])
     size = 0
     for x, y, right, down in PASSES if interlaced else ((0, 0, 1, 1),):
@@ -62,23 +61,23 @@ def _check_rows(chunks: Sequence[tuple[bytes, bytes]]) -> None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and whole of each segment of a JPEG file, each scan with its data, to the first end of an image."""
+    """Yield (marker, bytes) of each segment of a JPEG file, scans with their data, up to the first end of an image."""
     at, marker = len(JPEG), 0
     while marker != END:
         fill, marker = struct.unpack_from(">BB", data, at)
         if fill != 0xFF:
             raise ValueError("no marker")
-        if marker == 0xFF:  # a byte that fills up
+        if marker == 0xFF:  # padding
             at += 1
             continue
         end = at + 2 if marker == END else at + 2 + struct.unpack_from(">H", data, at + 2)[0]
-        end = _scanned(data, end) if marker == SCAN else end
+        end = _scan_end(data, end) if marker == SCAN else end
         yield marker, data[at:end]
         at = end
 
 
 def _plain(marker: int, segment: bytes) -> bytes:
-    """A segment of a JPEG file, or what is left of it without notes."""
+    """Return a JPEG segment without metadata, empty where nothing is left."""
     if marker in STORED:
         return segment
     name, length = COLOURS.get(marker, (b"", 0))
@@ -90,8 +89,8 @@ def _plain(marker: int, segment: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, length + 2) + kept
 
 
-def _scanned(data: bytes, at: int) -> int:
-    """Where a scan's data end: at the first marker that is neither a stuffed byte nor a restart."""
+def _scan_end(data: bytes, at: int) -> int:
+    """Return the end of a scan's data: the first marker that is neither a stuffed byte nor a restart."""
     while (at := data.index(b"\xff", at)) + 1 < len(data):
         if data[at + 1] != 0 and not 0xD0 <= data[at + 1] <= 0xD7:
             return at

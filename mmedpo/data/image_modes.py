@@ -1,4 +1,4 @@
-"""From an image as Pillow opens it, in any mode, to 8-bit grey or RGB: the one table of modes for every step."""
+"""Conversion of an image in any of Pillow's modes to 8-bit grey or RGB, the same for every step."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LIMIT_VARIABLE = "MMEDPO_MAX_IMAGE_PIXELS"
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # tags of a TIFF file
-# Of what Pillow opens (MPO as JPEG). Others run programs (EPS: Ghostscript) or decode by another size than they say.
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+SUBFILE_TYPE, OLD_SUBFILE_TYPE, PHOTOMETRIC, DESCRIPTION, COLOUR_MAP = 254, 255, 262, 270, 320  # TIFF tags
+# MPO opens as JPEG. Other formats of Pillow run programs (EPS: Ghostscript) or decode to another size than declared.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-PAGES = 1000  # of a TIFF, each of which is compared with all before
-COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes in memory: Pillow's of colour, of more than 8 bits, float64's of grey
+PAGES = 1000  # most pages of a TIFF; Pillow compares each with all before
+COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes of a pixel in memory: colour in Pillow; more than 8 bits, or float64 grey
 DECODED = "decoded"
-GREY_ALPHA = "LA;16B"  # as Pillow packs PNG's grey with alpha of 16 bits, which it opens as RGBA
-OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's "RGB;16B"
+GREY_ALPHA = "LA;16B"  # Pillow's packing of PNG grey with alpha of 16 bits, which it opens as RGBA
+OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # last letter of "RGB;16B"
 IMAGEJ_STACK = re.compile(r"\AImageJ=.*?^images=(\d+)", re.DOTALL | re.MULTILINE)
 
 
 class UnusableError(Exception):
-    """An image that cannot be used; the message is a fault's whole sentence."""
+    """Unusable image; the message is the sentence of a fault."""
 
 
 def open_image(data: bytes) -> Image:
-    """The file as Pillow opens it, not yet decoded. Pillow refuses twice `Image.MAX_IMAGE_PIXELS`, for which
-    `LIMIT_VARIABLE` is set in the environment, and is silent below that; `refuse_bombs` counts bytes.
+    """Open an image file without decoding it, within a limit of bytes in memory (`most_bytes`).
+
+    The environment variable `LIMIT_VARIABLE` sets Pillow's `Image.MAX_IMAGE_PIXELS`, whose warnings are silenced.
 
     Raises:
         InputError: the variable is no positive number.
-        DecompressionBombError: decoded, the image would be too large.
+        DecompressionBombError: the decoded image would exceed the limit.
     """
     from PIL import Image as pillow
 
@@ -55,7 +56,7 @@ def open_image(data: bytes) -> Image:
 
 
 def refuse_bombs(count: int, each: int) -> None:
-    """Raise DecompressionBombError where `count` pixels of `each` bytes in memory are more than `most_bytes`."""
+    """Raise DecompressionBombError if `count` pixels of `each` bytes exceed `most_bytes`."""
     from PIL import Image as pillow
 
     if count * each > (most := most_bytes()):
@@ -63,7 +64,7 @@ def refuse_bombs(count: int, each: int) -> None:
 
 
 def most_bytes() -> float:
-    """As many bytes as an image may take in memory: Pillow's limit of twice `Image.MAX_IMAGE_PIXELS`, in colour."""
+    """Return the most bytes of an image in memory: Pillow's limit, twice `Image.MAX_IMAGE_PIXELS`, in colour."""
     from PIL import Image as pillow
 
     _set_limit()
@@ -80,22 +81,22 @@ def _set_limit() -> None:
 
 
 def upright_size(opened: Image) -> tuple[int, int]:
-    """Width and height of `plain`, from the header alone.
+    """Return width and height in pixels of `plain`, from the header alone.
 
     Raises:
         UnusableError: several frames or pages.
     """
     _select_page(opened)
-    if opened.format == "TIFF":  # Pillow has turned its size
+    if opened.format == "TIFF":  # Pillow gives the upright size
         return opened.size
-    # Asked for EXIF that is not there, Pillow would decode a PNG to its end.
+    # Pillow decodes a whole PNG to look for missing EXIF.
     known = not {"exif", "xmp"}.isdisjoint(opened.info)
     turned = known and opened.getexif().get(ORIENTATION, 1) >= 5
     return (opened.height, opened.width) if turned else (opened.width, opened.height)
 
 
 def plain(opened: Image) -> Image:
-    """An opened image in mode L or RGB, turned upright as its EXIF orientation says, without its notes (`info`).
+    """Return an opened image in mode L or RGB, upright by its EXIF orientation, without `info`.
 
     | opened as | becomes |
     |---|---|
@@ -103,11 +104,11 @@ def plain(opened: Image) -> Image:
     | P, RGB, CMYK (Adobe's inverted JPEG too), YCbCr, ... | RGB; a TIFF's palette of 8-bit entries is read as 8-bit |
     | with transparency (LA, PA, RGBA, premultiplied La, RGBa, or a colour key: PNG's tRNS, GIF) | laid on black: each \
 channel times alpha, rounded to whole numbers; medical images have dark backgrounds |
-    | more than 8 bits of grey (I;16, I, F) | L, scaled by its own range; a colour key is black and left out of it |
+    | more than 8 bits of grey (I;16, I, F) | L, scaled by its own range; a colour key is black and not in the range |
     | WhiteIsZero TIFF of any depth | inverted first |
     | 16 bits of grey with alpha | grey scaled by its own range, then laid on black |
-    | 16 bits a channel of RGB | RGB, the upper 8 of the bits that the values use (12 of 16 are common), and alpha \
-alike; of an image that was decoded before, the upper 8 |
+    | 16 bits a channel of RGB | RGB and alpha, the upper 8 of the bits in use (often 12 of 16); the upper 8 of 16 for \
+an image that was decoded before |
 
     Raises:
         UnusableError: several frames or pages, transparent everywhere, or pixels that are no numbers.
@@ -122,11 +123,11 @@ alike; of an image that was decoded before, the upper 8 |
 
 
 def _loaded(opened: Any) -> Image:
-    """The decoded image, one of 16 bits a channel by the bits that it uses."""
+    """Return the decoded image; 16 bits a channel are reduced to the upper 8 of the bits in use."""
     from PIL import Image as pillow
 
     is_grey, deep = _packing(opened) == GREY_ALPHA, _lower_bytes(opened)
-    if opened.format == "TIFF" and getattr(opened, "filename", ""):  # mapped from its file, a turned one is scrambled
+    if opened.format == "TIFF" and getattr(opened, "filename", ""):  # Pillow scrambles a rotated memory map
         name, opened.filename = opened.filename, ""
         opened.load()
         opened.filename = name
@@ -148,8 +149,10 @@ def _loaded(opened: Any) -> Image:
 
 
 def _lower_bytes(opened: Any) -> Image | None:
-    """The lower bytes of an image of 16 bits a channel, of which Pillow decodes the upper ones; of grey with alpha all
-    four bytes. None for other images, and for those that are decoded already."""
+    """Return the lower bytes of an image of 16 bits a channel, of which Pillow decodes only the upper ones.
+
+    Grey with alpha gives all four bytes. None for other images, and for decoded ones.
+    """
     tiles = getattr(opened, "tile", None) or []
     packings = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
     if not packings or not re.fullmatch(r"(LA|RGBA?|RGBX);16[BLN]", str(packings[0])):
@@ -159,7 +162,7 @@ def _lower_bytes(opened: Any) -> Image | None:
     twin: Any = open_image(opened.fp.read())
     opened.fp.seek(place)
     twin.seek(opened.tell())
-    # Grey and alpha, of two bytes each, are four bytes as RGBA are; of the others a packing takes the lower bytes.
+    # Two-byte grey and alpha are read as RGBA's four bytes; for RGB the other byte order gives the lower bytes.
     other = "RGBA" if packings[0] == GREY_ALPHA else packings[0][:-1] + OTHER_BYTE[packings[0][-1]]
     twin.tile = [
         tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in twin.tile
@@ -169,7 +172,7 @@ def _lower_bytes(opened: Any) -> Image | None:
 
 
 def upper_bits(values: np.ndarray) -> np.ndarray:
-    """uint8: the upper 8 of the bits that unsigned values use, which may be fewer than they are stored in."""
+    """Return the upper 8 of the bits in use of unsigned values, uint8; files may use fewer bits than they store."""
     return (values >> max(int(values.max(initial=0)).bit_length() - 8, 0)).astype(np.uint8)
 
 
@@ -189,7 +192,7 @@ def _picture(image: Image, tags: Any, packing: str) -> Image:
 
 
 def is_plain(opened: Image) -> bool:
-    """True where any reader decodes the file to the pixels of `plain`.
+    """Return True if any reader decodes the file to the pixels of `plain`.
 
     Raises:
         UnusableError: several frames or pages.
@@ -197,22 +200,25 @@ def is_plain(opened: Image) -> bool:
     _select_page(opened)
     if opened.mode not in ("L", "RGB") or opened.has_transparency_data or "16" in _packing(opened):
         return False
-    upright: bool = opened.getexif().get(ORIENTATION, 1) == 1  # last, since Pillow decodes a PNG file for it
+    upright: bool = opened.getexif().get(ORIENTATION, 1) == 1  # last: it makes Pillow decode a PNG
     return upright
 
 
 def is_deep(image: Image) -> bool:
-    """True for more than 8 bits of grey (16-bit, 32-bit integers, floats)."""
+    """Return True for more than 8 bits of grey (16-bit and 32-bit integers, floats)."""
     return image.mode[0] in "IF"
 
 
 def eight_bits(
     values: np.ndarray, low: float | None = None, high: float | None = None, padding: np.ndarray | None = None
 ) -> np.ndarray:
-    """Scale [low, high], by default the values' own range, to 0 .. 255, cut to whole numbers.
+    """Scale [low, high], by default the range of the values, to 0 .. 255; return uint8, truncated.
 
     Args:
-        padding: bool, of the shape of `values`: what is no part of the picture; black, and no part of the range.
+        padding: bool, of the shape of `values`; these pixels become black and are not in the range.
+
+    Raises:
+        UnusableError: NaN or infinite values outside the padding.
     """
     shown = values if padding is None else values[~padding]
     if not np.isfinite(shown).all():
@@ -227,10 +233,13 @@ def eight_bits(
 
 
 def _select_page(opened: Image) -> None:
-    """Refuse several frames or pages. A TIFF's smaller copies of a page (thumbnails, pyramids) are no pages if they are
-    marked as such, and what follows the main picture of an MPO file (a phone's depth map or preview) is no frame."""
+    """Select the only page, or raise UnusableError for several frames or pages.
+
+    A TIFF's reduced copies of a page (thumbnails, pyramids) do not count, nor pictures after the first of an MPO file
+    (a phone's depth map or preview).
+    """
     if opened.format == "TIFF":
-        with suppress(EOFError):  # one by one, as Pillow counts them
+        with suppress(EOFError):  # `n_frames` would read all pages without a limit
             for number in range(PAGES + 1):
                 opened.seek(number)
             raise UnusableError(f"the image holds more than {PAGES} pages; export the one that the row is about")
@@ -242,7 +251,7 @@ def _select_page(opened: Image) -> None:
         count, page = len(pages), pages[0]
         opened.seek(page)
         stack = IMAGEJ_STACK.match(str(_tags(opened).get(DESCRIPTION, "")))
-        count = max(count, int(stack[1]) if stack else 1)  # ImageJ writes one page for all
+        count = max(count, int(stack[1]) if stack else 1)  # ImageJ stores a stack as one page
     if count > 1:
         raise UnusableError(f"the image holds {count} frames or pages; export the one that the row is about")
 
@@ -258,7 +267,7 @@ def _tags(opened: Image) -> Any:
 
 
 def _packing(opened: Image) -> str:
-    """How a PNG file packs its pixels, as Pillow calls it: "L;4", "RGB;16B", ...; not known once it is decoded."""
+    """Return the packing of a PNG file's pixels in Pillow's terms ("L;4", "RGB;16B", ...), `DECODED` after decoding."""
     if opened.format != "PNG":
         return ""
     tiles = getattr(opened, "tile", None)
@@ -269,12 +278,12 @@ def _on_black(image: Image, packing: str) -> Image:
     from PIL import Image as pillow
 
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if image.mode in ("La", "RGBa"):  # multiplied already
+    if image.mode in ("La", "RGBa"):  # premultiplied
         return pillow.merge(mode, [image.getchannel(band) for band in mode])
     if "transparency" in image.info and packing in ("L;2", "L;4"):  # Pillow scales the pixels, not the key
         image.info["transparency"] *= 255 // (2 ** int(packing[-1]) - 1)
     elif packing == DECODED and image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
-        # A key that is no pixel's value, of pixels that 2 or 4 bits can hold, is not yet scaled.
+        # Pixels of 2 or 4 bits were scaled on decoding; a key that fits their bits was not.
         values = np.unique(np.asarray(image))
         step = next((step for step in (85, 17) if not (values % step).any() and key <= 255 // step), 1)
         image.info["transparency"] = key * step
@@ -283,7 +292,7 @@ def _on_black(image: Image, packing: str) -> Image:
     layered = image.convert("LA" if mode == "L" else "RGBA")
     alpha = layered.getchannel("A")
     colours = layered.convert(mode)
-    if alpha.getextrema()[1] == 0 and colours.getcolors(1) is None:  # a picture is hidden, unlike in an empty mask
+    if alpha.getextrema()[1] == 0 and colours.getcolors(1) is None:  # unlike an empty mask, it hides a picture
         raise UnusableError("the image is transparent everywhere; save it without its alpha channel")
     picture = pillow.new(mode, image.size)
     picture.paste(colours, mask=alpha)

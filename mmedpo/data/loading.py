@@ -1,4 +1,4 @@
-"""Datasets as they are loaded, from a folder or the Hub, in whatever layout; and whose data they hold."""
+"""Loading of datasets from a folder or the Hub in any layout, and detection of restricted ones."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from mmedpo.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
-PATTERN = frozenset("*?[]{}")  # characters of a path that `datasets` reads as a pattern
-MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which would be read as rows
-SAID = ["source", "license"]  # columns that tell whose data a row is
+PATTERN = frozenset("*?[]{}")  # characters that `datasets` reads as a pattern
+MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which `datasets` would read as rows
+SAID = ["source", "license"]  # columns that identify restricted rows
 
 
 def load_splits(path: str, streaming: bool = False, revision: str | None = None) -> Any:
-    """All splits of a dataset folder or Hub id, no rule checked: a DatasetDict, or where `streaming` an
-    IterableDatasetDict, which copies nothing into the cache. `revision` is of a dataset on the Hub.
+    """Load all splits of a dataset folder or Hub id, without checking rows.
+
+    Args:
+        path: a folder or a Hub id.
+        streaming: return an IterableDatasetDict, which copies nothing into the cache, instead of a DatasetDict.
+        revision: of a dataset on the Hub.
 
     Raises:
-        InputError: nothing there, or nothing that `datasets` can read.
+        InputError: nothing there, nothing that `datasets` can read, or images outside of the dataset.
     """
     from datasets import config, load_dataset
     from datasets.data_files import DataFilesList
     from datasets.exceptions import DatasetsError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
-    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nobody is told what is loaded, least of all a folder of this machine
-    # Named files: where a folder's card lists `configs`, `datasets` would cache it by the folder's name alone.
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # send no telemetry about folders of this machine
+    # Pass files by name: if a card lists `configs`, `datasets` caches by the folder's name alone.
     files = _shards_by_split(path)
     if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):
         raise InputError(
@@ -48,16 +52,16 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
         )
     try:
         if files:
-            # Lists of this kind are taken as they are; names of other lists would be read as patterns.
+            # Names in a plain list would be read as patterns.
             listed = {name: DataFilesList(list(map(str, own)), _states(own)) for name, own in files.items()}
-            # Arrow would read a whole file ahead, of however many gigabytes.
+            # Without this, Arrow reads a whole file ahead into memory.
             scan = ParquetFragmentScanOptions(pre_buffer=False)
             found = load_dataset("parquet", data_files=listed, streaming=streaming, fragment_scan_options=scan)
         else:
             found = load_dataset(path, streaming=streaming, revision=revision)
-            if not streaming and _is_older(found, Path(path)):  # `datasets` asks for times of files alone
+            if not streaming and _is_older(found, Path(path)):  # `datasets` compares times of files only
                 found = load_dataset(path, download_mode="force_redownload")
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it has a script
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a dataset script
         raise _unread(path, error) from error
     if streaming:
         return type(found)({name: _guarded(path, split) for name, split in found.items()})
@@ -74,7 +78,7 @@ def _unread(path: str, error: Exception) -> InputError:
 
 
 def _guarded(path: str, split: IterableDataset) -> IterableDataset:
-    """A streamed split, whose rows are checked as they come and before an image is read."""
+    """Return a streamed split that checks rows before it reads their images."""
     features = split.features
 
     def check(rows: Any) -> Any:
@@ -86,11 +90,7 @@ def _guarded(path: str, split: IterableDataset) -> IterableDataset:
 
 
 def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> None:
-    """Raise InputError where images are named, not held, and lie outside of the dataset: rows may be anybody's.
-
-    Args:
-        rows: an Arrow table.
-    """
+    """Raise InputError if rows of an Arrow table name image files outside of the dataset; rows may be from anybody."""
     from datasets import config
 
     homes = [Path(path)] if Path(path).exists() else [Path(config.HF_CACHE_HOME)]
@@ -103,7 +103,7 @@ def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> 
 
 
 def _named_files(features: Mapping[str, Any], rows: Any) -> Iterator[str]:
-    """Paths of images of which an Arrow table does not hold the bytes."""
+    """Yield the paths of images whose bytes are not in an Arrow table."""
     from datasets import Image, List
 
     for name, feature in features.items():
@@ -116,20 +116,20 @@ def _named_files(features: Mapping[str, Any], rows: Any) -> Iterator[str]:
 
 
 def _states(files: list[Path]) -> list[tuple[str, ...]]:
-    """By which `datasets` knows files that changed. No copy or unpacking can set the time of change (`st_ctime`)."""
+    """Return times and sizes, by which `datasets` notices changed files. No copy or unpacking can set `st_ctime`."""
     stats = [file.stat() for file in files]
     return [tuple(map(str, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size))) for stat in stats]
 
 
 def _is_older(cached: Any, folder: Path) -> bool:
-    """Whether a copy in the cache is older than a file of the folder that it was made of."""
+    """Return True if the cached copy of a folder is older than one of its files."""
     made = [Path(copy["filename"]).stat().st_mtime for split in cached.values() for copy in split.cache_files]
     changed = (file.stat().st_ctime for file in folder.rglob("*") if file.is_file())
     return bool(made) and min(made) <= max(changed, default=0.0)
 
 
 def shards(path: str) -> list[Path]:
-    """The Parquet files of a dataset folder; none where it has another layout, or is on the Hub."""
+    """Return the Parquet files of a dataset folder; empty for another layout or a Hub id."""
     return sorted(Path(path).glob("data/*.parquet"))
 
 
@@ -146,11 +146,11 @@ def _shards_by_split(path: str) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class Undecoded:
-    """Rows of a folder's Parquet files, images as {"bytes", "path"}; iterating reads them anew, a few at a time."""
+    """Rows of a folder's Parquet files, images as {"bytes", "path"}; each iteration streams them from disk."""
 
     path: str
     files: list[Path]
-    features: Features  # of the first file, which the others keep to
+    features: Features  # of the first file; the others are cast to them
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         from datasets.table import table_cast
@@ -159,7 +159,7 @@ class Undecoded:
 
         expected = self.features.arrow_schema
         for file in self.files:
-            # Not through `datasets`: to keep memory flat it would read the whole footer anew for each row group.
+            # With flat memory `datasets` would read the whole footer again for each row group.
             with ParquetFile(file) as opened:
                 for batch in opened.iter_batches(schema.ROWS_AT_ONCE):
                     table = table_cast(Table.from_batches([batch]), expected)
@@ -168,10 +168,10 @@ class Undecoded:
 
 
 def undecoded_splits(path: str) -> dict[str, Any]:
-    """Splits as `load_splits` finds them, streamed, no image decoded: each has `features` and can be iterated again.
+    """Stream the splits of `load_splits` with undecoded images; each has `features` and can be iterated again.
 
     Raises:
-        InputError: as `load_splits`; while iterating, where images are named, not held, and lie outside of the dataset.
+        InputError: as `load_splits`; while iterating, for image files outside of the dataset.
     """
     from datasets import Features
     from pyarrow.parquet import read_schema
@@ -183,18 +183,17 @@ def undecoded_splits(path: str) -> dict[str, Any]:
         }
     except (OSError, ValueError) as error:
         raise _unread(path, error) from error
-    # By row groups: a whole Parquet file at a time would be read ahead into memory.
+    # `reshard` reads by row groups instead of whole Parquet files.
     return found or {
         name: schema.undecoded(dataset).reshard() for name, dataset in load_splits(path, streaming=True).items()
     }
 
 
 def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:
-    """The credentialed source of a dataset (a folder or Hub id), by its manifest or by any of its rows; None: it has
-    none. The one answer to whether a dataset is credentialed.
+    """Return the restricted source of a dataset (a folder or Hub id), by its manifest or any row; None for others.
 
-    Of a dataset that is streamed from the Hub no row is asked: where its manifest names no source either, it counts as
-    credentialed by its own name.
+    Rows of a dataset streamed from the Hub are not read. Without a source in its manifest it counts as restricted,
+    under its own name.
 
     Raises:
         InputError: as `load_splits`.
@@ -211,10 +210,10 @@ def credentialed_source(name: str | Path, revision: str | None = None, streaming
 
 
 def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
-    """What the rows of all splits say: source and licence."""
+    """Return the distinct (source, licence) of the rows of all splits."""
     import pyarrow.parquet as parquet
 
-    # Shards are not loaded: that would copy their images into the cache.
+    # Loading shards would copy their images into the cache.
     tables = [parquet.read_table(file, columns=SAID) for file in shards(name)]
     if not tables:
         tables = [split.data.table for split in load_splits(name, revision=revision).values()]
@@ -226,12 +225,12 @@ def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
 
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
-    """The manifest.json of a dataset folder or Hub dataset, empty where it has none."""
+    """Return the manifest.json of a dataset folder or Hub dataset, empty without one."""
     return hub.recorded(name, "manifest.json", "dataset", revision) or {}
 
 
 def load_pairs(path: str) -> Dataset:
-    """The training split (else the first one) of a folder or Hub id, images undecoded; no row rule is checked.
+    """Load the training split, else the first, of a folder or Hub id, with undecoded images and without row checks.
 
     Raises:
         InputError: no such dataset, or one without the schema's columns.
@@ -245,20 +244,24 @@ def load_pairs(path: str) -> Dataset:
 
 
 def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a Hub dataset's revision is now; None for a folder, `revision` where the Hub is out of reach."""
+    """Return the commit of a Hub dataset's revision; None for a folder, `revision` if the Hub is out of reach."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if Path(name).exists():
         return None
-    with suppress(HfHubHTTPError, HTTPError, OSError, HFValidationError):  # whoever reads it, says what is missing
+    with suppress(HfHubHTTPError, HTTPError, OSError, HFValidationError):  # reported by the reader of the dataset
         return HfApi().dataset_info(name, revision=revision).sha
     return revision
 
 
 def load_split(path: str, split: str, streaming: bool = False, revision: str | None = None) -> Any:
-    """One of `load_splits`. Raises InputError where there is no such split."""
+    """Load one split, as `load_splits`.
+
+    Raises:
+        InputError: as `load_splits`, or no such split.
+    """
     splits = load_splits(path, streaming, revision)
     if split not in splits:
         raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
@@ -266,10 +269,10 @@ def load_split(path: str, split: str, streaming: bool = False, revision: str | N
 
 
 def load(path: str, split: str = "train") -> Dataset:
-    """Load one split of a preference dataset from a folder or a Hub id, and check it.
+    """Load one split of a preference dataset from a folder or a Hub id, and validate it.
 
     Raises:
-        InputError: no such dataset or split, or rows that break the schema; all faults are reported together.
+        InputError: no such dataset or split, or rows that break the schema, with all faults.
     """
     dataset = load_split(path, split)
     faults = schema.validate(dataset)

@@ -1,10 +1,10 @@
-"""Tokens that stand for an image in a model's prompt, and that a user's text must not hold."""
+"""Tokens that stand for an image in a model's prompt. Texts of a dataset must not contain them."""
 
 from __future__ import annotations
 
 import re
 
-# Those of the processors in transformers 5.23 and of the original code of LLaVA, InternVL, DeepSeek-VL, Phi-3 and Qwen:
+# From the processors in transformers 5.23 and the original code of LLaVA, InternVL, DeepSeek-VL, Phi-3 and Qwen:
 # <image>, </img>, <IMG_CONTEXT>, <image_soft_token>, <start_of_image>, <|image_pad|>, <|vision_start|>, [IMG_END], ...
 PLACEHOLDER = re.compile(
     r"""
@@ -20,7 +20,7 @@ PLACEHOLDER = re.compile(
 
 
 def fault(text: str, own: str | None = None) -> str | None:
-    """What a fault says of a text that holds a placeholder of any family, or the `own` one of a processor."""
+    """Return the fault of a text with a placeholder of any model family, or a processor's `own` one; else None."""
     found = PLACEHOLDER.search(text)
     held = own if own and own in text else found and found[0]
     return f"holds {held!r}, which stands for an image; remove it" if held else None

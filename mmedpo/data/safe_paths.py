@@ -1,7 +1,7 @@
-"""Where a path that comes from data may lead: into the folders that the user named, after all links.
+"""Path checks for paths that come from data: after links, they must lie in folders that the user named.
 
-A table, an archive or a dataset may be anybody's. Its paths are read for the user, with the user's rights: an absolute
-one, one with `..`, or a link that is part of it could name any file of the machine.
+Tables, archives and datasets may be written by anybody, but are read with the user's rights. An absolute path, one with
+`..` or a link could otherwise name any file of the machine.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ LINKED = f"is a link that leads out of the source folder; copy the file into it,
 
 
 def leads_out(name: str) -> bool:
-    """Whether a path in data names a place outside of the folder that it is in, whatever the disk holds."""
+    """Return True if a path from data leaves its folder by its name alone: absolute, or with `..`."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts
 
 
 def inside(root: Path | zipfile.Path, name: str, also: Sequence[Path] = ()) -> Path | zipfile.Path | None:
-    """Return the file or folder of `root` that `name` means; None where it is outside of `root` and `also`.
+    """Return `root / name`, or None if it lies outside of `root` and `also`.
 
     Args:
         root: a folder, or one in a ZIP file, which has no links.
-        name: a path that comes from data.
-        also: folders that links may lead to.
+        name: a path from data.
+        also: further folders that links may lead to.
     """
     if leads_out(name):
         return None
@@ -38,12 +38,12 @@ def inside(root: Path | zipfile.Path, name: str, also: Sequence[Path] = ()) -> P
 
 
 def is_inside(file: Path, folders: Iterable[Path | zipfile.Path]) -> bool:
-    """Whether a file is in one of these folders, after links."""
+    """Return True if a file is in one of these folders, after resolving links."""
     return is_below(file.resolve(), folders)
 
 
 def is_below(real: Path, folders: Iterable[Path | zipfile.Path]) -> bool:
-    """As `is_inside`, of a file as it is after links."""
+    """Return True if a resolved path is in one of these folders."""
     return any(
         real.is_relative_to(home) for folder in folders if isinstance(folder, Path) for home in homes(folder.absolute())
     )
@@ -51,14 +51,14 @@ def is_below(real: Path, folders: Iterable[Path | zipfile.Path]) -> bool:
 
 @lru_cache(maxsize=64)
 def homes(folder: Path) -> tuple[Path, ...]:
-    """An absolute folder itself, and of a snapshot in the Hub's cache, whose files are links, where they lead to."""
+    """Return a resolved folder; for a snapshot in the Hub's cache also the folder that its links lead to."""
     real = folder.resolve()
     snapshot = next((part for part in (real, *real.parents) if part.parent.name == "snapshots"), None)
     return (real, snapshot.parent.parent / "blobs") if snapshot else (real,)
 
 
 def parents(files: Iterable[Path]) -> set[Path]:
-    """The folders that files lie in after links; those of links alone are looked up one by one."""
+    """Return the resolved folders of files. Folders are resolved once, links one by one."""
     plain = set[Path]()
     linked = set[Path]()
     for file in files:

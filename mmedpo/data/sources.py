@@ -1,12 +1,11 @@
-"""Images with answers or reports: any folder with a table, read as `Sample`s.
+"""Source folders: one table (`*.jsonl`, `*.json` or `*.csv`) with images below the folder, read as `Sample`s.
 
-A source folder holds one table (`*.jsonl`, `*.json` or `*.csv`) and its images, anywhere below the folder. Columns are
-found by their usual names (`samples.COLUMNS`). Rows that have lesion boxes and labels but no question (NIH
-ChestX-ray14's box list, for one) become questions about those findings.
+Columns are found by their usual names (`columns.COLUMNS`). Rows with lesion boxes and labels but no question, as in
+NIH ChestX-ray14's list of boxes, become questions about those findings.
 
-A source may not be passed on (docs/credentialed.md) if its name, its licence, its table's name or a folder of its path
-says so, if a file `CREDENTIALED` lies in its folder, if a row of its table has `credentialed: true`, or if the caller
-says so. Then the licence of each of its samples says so too.
+A source is restricted (docs/credentialed.md) by its name, licence, table's name or a folder of its path; by a file
+`CREDENTIALED` in its folder; by a row with `credentialed: true`; or by the caller. The licence of each sample then
+names it as restricted.
 """
 
 from __future__ import annotations
@@ -28,15 +27,20 @@ from mmedpo.errors import Fault, InputError
 
 @dataclass
 class Source:
-    """What was read: the good samples, the faulty rows, how the split was made, and what says that its terms forbid
-    passing it on (`marked_by`; None: nothing does). Faults then quote no cell.
+    """A source as read: good samples, faults of rows, and the facts that manifests and messages need.
 
-    `license` is the strictest of `licenses`. `split_by` is "source", "patient", "study" or "image"; `note` says that
-    the table's own split was not used, and why; `told` how the source was split in any case. `images_in_other_splits`
-    counts pictures of the split (of all, where none was chosen) that another one holds too, `patients_in_other_splits`
-    its patients (or studies, where these stand for them): 0 but for a split that was taken as it stands. `notices` say
-    what else a person should know: columns that are not read, gold answers that may be none (`doubtful_answers`),
-    several licences.
+    Attributes:
+        license: strictest of `licenses`.
+        split_by: "source" for the table's own split, else "patient", "study" or "image".
+        images_in_other_splits: images of the chosen split (or of all) that another split has too; 0 except for an
+            official split taken unchanged.
+        patients_in_other_splits: likewise patients, or studies where no patient is named.
+        note: why the table's own split was not used; None where it was.
+        marked_by: evidence that the source is restricted, or None. Faults of a restricted source quote no cell.
+        told: sentence about how the source was split.
+        split_rows: rows of the whole source by split.
+        moved: counts of "rows" and "images" that changed their split.
+        notices: sentences for the user, about unread columns, doubtful gold answers, several licences and the like.
     """
 
     name: str
@@ -49,8 +53,8 @@ class Source:
     note: str | None = None
     marked_by: str | None = None
     told: str = ""
-    split_rows: dict[str, int] = field(default_factory=dict)  # of the whole source, by split
-    moved: dict[str, int] = field(default_factory=dict)  # "rows" and "images" that changed side
+    split_rows: dict[str, int] = field(default_factory=dict)
+    moved: dict[str, int] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -59,22 +63,22 @@ class Source:
 
     @property
     def licenses(self) -> dict[str, int]:
-        """How many samples are under each licence, the strictest first."""
+        """Return the count of samples by licence, the strictest first."""
         return licenses.strictest_first(sample.license for sample in self.samples)
 
     @property
     def doubtful_answers(self) -> dict[str, int]:
-        """How many gold answers may be none, by reason."""
+        """Return the count of doubtful gold answers by reason."""
         return gold.doubts((sample.question, sample.answer) for sample in self.samples)
 
     @property
     def in_other_splits(self) -> dict[str, int]:
-        """What a split that was taken as it stands shares with others, as manifests and results record it."""
+        """Return the counts of images and patients shared with other splits, as manifests and results record them."""
         names = ("images_in_other_splits", "patients_in_other_splits")
         return {name: getattr(self, name) for name in names}
 
     def record(self, split: str | None) -> dict[str, Any]:
-        """The "source" of a manifest; `split` is the one that was kept."""
+        """Return the "source" of a manifest; `split` is the chosen one."""
         return {
             "name": self.name, "license": self.license, "licenses": self.licenses,
             "split": split, "split_by": self.split_by, "split_rows": self.split_rows,
@@ -92,28 +96,27 @@ def read_source(
 ) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
-    The table's own split is used where no image or patient is in two of its splits. Where one is (as in VQA-RAD's
-    official split), or where there is none, the split is made by patient or image (`mmedpo.data.splits`), the same for
-    every seed, so that no command trains on what another tests on. An image is known by its pixels, whatever its file
-    is called.
+    The table's own split is used if no image or patient is in two of its parts. Otherwise (as for VQA-RAD's official
+    split), or without one, a split is made by patient or image (`mmedpo.data.splits`). It is the same for every seed,
+    so that no command trains on another's test images. Images are compared by their pixels, not by name.
 
     Args:
-        split: the split to keep; all where None.
+        split: the split to keep; None keeps all.
         limit: keep this many questions, the first of a shuffle.
         seed: of that shuffle.
-        license: of the rows that do not say.
-        official_split: use the table's own split as it stands, with images and patients in several parts or not.
-        name: of the source where its rows do not say; the folder's by default.
-        marked: the source is credentialed, whatever it says itself.
-        also: ids of questions to keep whatever `split` and `limit` are.
-        image_folders: folders outside of the source that links in it may lead to.
+        license: of rows without one.
+        official_split: use the table's own split unchanged, even if images or patients are in several parts.
+        name: of the source where its rows have none; the folder's by default.
+        marked: treat the source as restricted.
+        also: ids of questions to keep regardless of `split` and `limit`.
+        image_folders: folders outside of the source that its links may lead to.
 
     Returns:
-        The samples and the faults of all rows (good rows are kept beside faulty ones).
+        The good samples, and the faults of all rows.
 
     Raises:
-        InputError: the folder or its table is missing, ambiguous, empty or unreadable, no column is known, the split
-            has no question, or an official split is asked for and rows have none.
+        InputError: the folder or its table is missing, ambiguous, empty or unreadable; no column is known; the split
+            has no question; or rows have no official split.
     """
     table = find_table(path)
     root = table.parent
@@ -144,12 +147,12 @@ def read_source(
     if not source.samples:
         check_columns(table, columns)
     _read_files(source)
-    _settle_patients(source)
-    _settle_mark(source)
+    _unify_patients(source)
+    _apply_mark(source)
     if source.samples:
         source.name = source.samples[0].source
-        _settle_split(source, _unit(source, studies), split, official_split)
-        _keep(source, split, limit, seed, also)
+        _apply_split(source, _resolve_studies(source, studies), split, official_split)
+        _select(source, split, limit, seed, also)
     if nameless:
         source.notices.append(
             f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -): it is "
@@ -163,7 +166,7 @@ def read_source(
 
 
 def refuse_faults(source: Source, skip_faulty: bool) -> None:
-    """Raise InputError with the table of all faults, unless `skip_faulty` and good rows are left."""
+    """Raise InputError with all faults, unless `skip_faulty` and good rows are left."""
     if source.faults and not (skip_faulty and source.samples):
         rows = len({fault.row for fault in source.faults})
         remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
@@ -172,8 +175,7 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
 
 
 def _read_files(source: Source) -> None:
-    """Read each image, mask and heat map once, to the end: a broken file is found now and not after hours. A sample
-    gets its image's digest and size."""
+    """Decode each image, mask and heat map once, to find broken files before any work; set digests and sizes."""
     read = {pair: _read(*pair) for pair in {pair for sample in source.samples for pair in _files(sample)}}
     broken = {pair: sentence for pair, (*_, sentence) in read.items() if sentence}
     for sample in source.samples:
@@ -186,13 +188,13 @@ def _read_files(source: Source) -> None:
 
 
 def _files(sample: Sample) -> list[tuple[str, Path]]:
-    """The sample's files, each with its column."""
+    """Return the sample's files with their columns."""
     heat = [] if sample.heatmap is None else [("heatmap", sample.heatmap)]
     return [("image", sample.image), *(("masks", file) for file in sample.masks), *heat]
 
 
 def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
-    """The digest ("" of a mask or heat map) and size of an image, and what is wrong with the file ("": nothing)."""
+    """Return digest ("" of a mask or heat map), size, and the fault's sentence or ""."""
     try:
         if column == "heatmap":
             read_heat(file)
@@ -205,11 +207,10 @@ def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
         raise
 
 
-def _settle_mark(source: Source) -> None:
-    """Look for a mark in names, licences and the folders that files lie in, too; faults of a marked source quote no
-    cell, and its samples' licences say what they are of."""
-    said = [source.name, source.license, *(text for one in source.samples for text in (one.source, one.license))]
-    known = credentialed.telling(dict.fromkeys(said))
+def _apply_mark(source: Source) -> None:
+    """Mark the source by names, licences and folders of files too; then redact its faults and mark its licences."""
+    texts = [source.name, source.license, *(text for one in source.samples for text in (one.source, one.license))]
+    known = credentialed.telling(dict.fromkeys(texts))
     files = (file for sample in source.samples for _, file in _files(sample))
     source.marked_by = source.marked_by or (known and f"the name or licence {known!r}")
     source.marked_by = source.marked_by or credentialed.of_folders(safe_paths.parents(files))
@@ -218,8 +219,8 @@ def _settle_mark(source: Source) -> None:
         source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]
 
 
-def _settle_patients(source: Source) -> None:
-    """Give every row of a picture the picture's patient; a picture of two patients is a fault of its rows."""
+def _unify_patients(source: Source) -> None:
+    """Give all rows of a picture its one patient; rows of a picture with several patients are faulty."""
     patients: dict[str, set[str]] = {}
     names: dict[str, set[str]] = {}
     for sample in source.samples:
@@ -239,11 +240,10 @@ def _settle_patients(source: Source) -> None:
     ]
 
 
-def _unit(source: Source, studies: Mapping[str, str]) -> str:
-    """What `patient_id` names: "patient", or "study" where the table names no patient but studies.
+def _resolve_studies(source: Source, studies: Mapping[str, str]) -> str:
+    """Return the meaning of `patient_id`: "study" if the table names studies and no patients, else "patient".
 
-    A study stands for the patient of rows without one, and is the patient of the rows of that study that name one; what
-    that means is said.
+    Rows without a patient get that of their study, or the study itself. Notices say what this means for the split.
     """
     alone = [sample for sample in source.samples if not sample.patient_id]
     mixed = len(alone) < len(source.samples)
@@ -255,7 +255,7 @@ def _unit(source: Source, studies: Mapping[str, str]) -> str:
             of_study.setdefault(study, set()).update([sample.patient_id] if sample.patient_id else [])
     one = {picture: next(iter(found)) for picture, found in of_picture.items() if len(found) == 1}
     stands = {study: next(iter(found)) for study, found in of_study.items() if len(found) == 1}
-    name = "study {}" if mixed else "{}"  # a study may be called as some other patient
+    name = "study {}" if mixed else "{}"  # a study may have the name of another patient
     groups = {picture: stands.get(study, name.format(study)) for picture, study in one.items()}
     source.samples = [
         sample if sample.patient_id else replace(sample, patient_id=groups.get(sample.image_digest))
@@ -277,7 +277,7 @@ def _unit(source: Source, studies: Mapping[str, str]) -> str:
     return "study"
 
 
-def _settle_split(source: Source, unit: str, chosen: str | None, official: bool) -> None:
+def _apply_split(source: Source, unit: str, chosen: str | None, official: bool) -> None:
     try:
         made = splits.split(source.samples, unit, official)
     except InputError as error:
@@ -289,7 +289,7 @@ def _settle_split(source: Source, unit: str, chosen: str | None, official: bool)
     source.patients_in_other_splits = made.shared(chosen, "patient_id")
 
 
-def _keep(source: Source, split: str | None, limit: int | None, seed: int, also: Collection[str]) -> None:
+def _select(source: Source, split: str | None, limit: int | None, seed: int, also: Collection[str]) -> None:
     chosen = [sample.id for sample in source.samples if split in (None, sample.split)]
     kept = chosen_ids(chosen, limit, seed) | set(also)
     splits = sorted({sample.split for sample in source.samples})
@@ -300,11 +300,11 @@ def _keep(source: Source, split: str | None, limit: int | None, seed: int, also:
 
 
 def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
-    """The first `limit` samples of a shuffle, in the order given; all where None."""
+    """Return the first `limit` samples of a shuffle, in the given order; all if None."""
     kept = chosen_ids([sample.id for sample in samples], limit, seed)
     return [sample for sample in samples if sample.id in kept]
 
 
 def chosen_ids(ids: Sequence[str], limit: int | None, seed: int) -> set[str]:
-    """The first `limit` ids of a shuffle, all where None; the same ones whatever else is asked of them."""
+    """Return the first `limit` ids of a shuffle, all if None; the order depends on the ids and the seed only."""
     return set(sorted(ids, key=lambda id_: unit_interval("limit", seed, id_))[:limit])

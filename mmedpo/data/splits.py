@@ -1,4 +1,4 @@
-"""The split of a source: its table's own where that keeps images and patients whole, else one that is made anew."""
+"""Split of a source: the table's own if no image or patient is in two of its parts, else a new one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import InputError
 
 SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
-MANY = 200  # images or patients: shares then come out near enough by chance, and no image's side depends on others
+MANY = 200  # groups from which random places give close enough shares, so that no group's part depends on others
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples with the split that counts, and how it came about.
+    """Samples with their final split, and how it was made.
 
     Attributes:
-        by: "source" (the table's own), or "patient", "study" or "image", which lie in one part each.
-        rows: of each part.
-        why: it was made anew; None where it was not.
-        moved: rows, and images with such rows, that lie in another part than the table says.
-        unit: what `patient_id` names: "patient", or "study".
+        by: "source" for the table's own, else the group kept in one part: "patient", "study" or "image".
+        rows: counts by part.
+        why: reason for a new split; None for the table's own.
+        moved: counts of "rows" and "images" that changed their part.
+        unit: meaning of `patient_id`: "patient" or "study".
     """
 
     samples: list[Sample]
@@ -38,7 +38,7 @@ class Split:
         return {name: found[name] for name in (*SHARES, *sorted(found.keys() - SHARES.keys())) if found[name]}
 
     def shared(self, split: str | None, column: str = "image_digest") -> int:
-        """How many images (or patients: `column` is "patient_id") of a part, of all where None, lie in another too."""
+        """Count images (or patients, by the column "patient_id") of a part, or of all, that another part has too."""
         homes: dict[str, set[str]] = {}
         for sample in self.samples:
             if group := getattr(sample, column):
@@ -46,7 +46,7 @@ class Split:
         return sum(len(splits) > 1 and (split is None or split in splits) for splits in homes.values())
 
     def note(self, name: str) -> str | None:
-        """How and why the split of the source `name` was made anew; None where it is the table's own."""
+        """Return how and why the split of the source `name` was made, or None for the table's own."""
         if self.why is None:
             return None
         shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
@@ -55,12 +55,14 @@ class Split:
             rows, images = (number_of(self.moved[what], what) for what in ("rows", "images"))
             moved = f" {rows}, of {images}, changed side."
         own = " --official-split takes its own as it stands." if self.moved else ""
-        return f"The split of {name} is made by {self.by} ({shares} %), since {self.why}: {self._said()}.{moved}{own}"
+        return f"The split of {name} is made by {self.by} ({shares} %), since {self.why}: {self._counts()}.{moved}{own}"
 
     def told(self, name: str, chosen: str | None, official: bool, quoted: bool = True) -> str:
-        """How the source `name` was split, in any case, and which part was `chosen`; `quoted`: the table's own names of
-        parts may be said."""
-        own = f": {self._said()}" if quoted else ""
+        """Return how the source `name` was split, and which part was `chosen`.
+
+        `quoted` includes the table's own names of parts, which restricted sources do not show.
+        """
+        own = f": {self._counts()}" if quoted else ""
         said = self.note(name) or f"The split of {name} is its table's own{own}."
         counts = {"images": self.shared(chosen), _plural(self.unit): self.shared(chosen, "patient_id")}
         if official and (both := " and ".join(f"{count:,} {units}" for units, count in counts.items() if count)):
@@ -69,19 +71,19 @@ class Split:
             said += " No --split was given: the rows of all parts are taken."
         return said
 
-    def _said(self) -> str:
+    def _counts(self) -> str:
         return ", ".join(f"{part} {rows:,} rows" for part, rows in self.rows.items())
 
 
 def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split:
-    """Keep the table's own split where it keeps all groups whole, or make one.
+    """Keep the table's own split if each group is in one part, else make a new one.
 
-    A group is a patient, or an image by its pixels where no patient is named. The split that is made depends on the
-    groups alone, never on a seed (`places`).
+    A group is a patient, or an image by its pixels if no patient is named. A new split depends on the groups only,
+    never on a seed (`places`).
 
     Args:
-        unit: what `patient_id` names: "patient", or "study".
-        official: keep the table's own as it stands.
+        unit: meaning of `patient_id`: "patient" or "study".
+        official: keep the table's own unchanged.
 
     Raises:
         InputError: `official`, and rows have no split.
@@ -94,18 +96,18 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
                 "take; leave out --official-split."
             )
         return Split(list(samples), unit=unit)
-    names: dict[str, str] = {}  # a picture is called by its first name, since decoders may differ in the last bit
+    names: dict[str, str] = {}  # first name of each picture; digests may differ between decoders
     for sample in samples:
         names[sample.image_digest] = min(sample.image_id, names.get(sample.image_digest, sample.image_id))
     groups = [sample.patient_id or names[sample.image_digest] for sample in samples]
     homes: dict[str, set[str]] = {}
     for group, sample in zip(groups, samples, strict=True):
         homes.setdefault(group, set()).add(sample.split)
-    parted = sum(len(splits) > 1 for splits in homes.values())
-    if not without and not parted:
+    divided = sum(len(splits) > 1 for splits in homes.values())
+    if not without and not divided:
         return Split(list(samples))
     by = unit if any(sample.patient_id for sample in samples) else "image"
-    why = f"its own has {parted:,} of {len(homes):,} {_plural(by)} in several parts"
+    why = f"its own has {divided:,} of {len(homes):,} {_plural(by)} in several parts"
     if without:
         why = f"{len(without):,} rows of its table have none" if len(without) < len(samples) else "its table has none"
     place = places(Counter(groups))
@@ -117,10 +119,10 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
 
 
 def places(sizes: Mapping[str, int]) -> dict[str, float]:
-    """Place each group in [0, 1), by its name alone; `sizes` are rows.
+    """Return a place in [0, 1) for each group, by its name alone; `sizes` are counts of rows.
 
-    Where there are fewer than `MANY` groups, they are ranked by that place and laid end to end, as long as they have
-    rows, so that shares of rows come out as near as whole groups allow. A new group may then move neighbours of a cut.
+    Fewer than `MANY` groups are sorted by that place and laid end to end, each as long as its rows. Shares of rows
+    are then as close as whole groups allow, but a new group may move others to another part.
     """
     place = {group: unit_interval("split", group) for group in sizes}
     if len(sizes) >= MANY:
@@ -133,7 +135,7 @@ def places(sizes: Mapping[str, int]) -> dict[str, float]:
 
 
 def part(place: float) -> str:
-    """The part of a place in [0, 1)."""
+    """Return the part of a place in [0, 1)."""
     for name, share in SHARES.items():
         if place < share:
             return name

@@ -1,4 +1,4 @@
-"""Loading data and no code: models of others are configurations, tokenizers and tensors, and nothing of them is run."""
+"""Safe loading of models: configurations, tokenizers and tensors only; a repository's code is never run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SCRIPT = "it comes with a script that loads it, which is not run. Give a dataset
 
 
 def only_data() -> dict[str, bool]:
-    """Options of every `from_pretrained`: a repository's own code is not run, and nobody is asked whether it may be."""
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # transformers would ask a Space of the Hub for other files
+    """Return the options of every `from_pretrained`, so that a repository's own code is never run nor prompted for."""
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks a Space of the Hub to convert weights
     return {"trust_remote_code": False}
 
 
 def refused(error: BaseException) -> str | None:
-    """Why something that could run code was not read, of what a library says of it; None for other errors."""
+    """Return why something that could run code was not read, by a library's error; None for other errors."""
     said = " ".join(str(error).split())
     if "Dataset scripts are no longer supported" in said:
         return SCRIPT

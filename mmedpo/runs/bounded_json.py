@@ -1,4 +1,4 @@
-"""JSON of others, read within bounds: what nests or counts without end is no JSON, and is refused in time."""
+"""Reader of untrusted JSON, with limits on depth, digits and time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 import re
 from typing import Any
 
-DEPTH = 100  # lists and objects within each other
-BROKEN = 100  # objects begun in a text that end nowhere; what holds more is no answer
+DEPTH = 100  # most nested lists and objects
+BROKEN = 100  # most unfinished objects in a text
 BEGINNING = re.compile(r'\{\s*["}]')
 
 
 def loads(text: str | bytes | bytearray) -> Any:
-    """As `json.loads`.
+    """Parse JSON, as `json.loads`.
 
     Raises:
-        ValueError: no JSON; it nests deeper than `DEPTH`, or holds a whole number of more digits than Python reads.
+        ValueError: not JSON, deeper than `DEPTH`, or with an integer of more digits than Python reads.
     """
     try:
         value = json.loads(text)
@@ -31,20 +31,20 @@ def loads(text: str | bytes | bytearray) -> Any:
 
 
 def last_object(text: str) -> dict[str, Any] | None:
-    """The last whole JSON object in a text, or None; None too where the text is made to be read for ever."""
+    """Return the last complete JSON object in a text; None without one, or if the search would take too long."""
     decoder, found, broken, start = json.JSONDecoder(), None, 0, 0
-    while broken <= BROKEN and (begun := BEGINNING.search(text, start)):
+    while broken <= BROKEN and (opening := BEGINNING.search(text, start)):
         try:
-            found, start = decoder.raw_decode(text, begun.start())
-        except RecursionError:  # each further try would take as long
+            found, start = decoder.raw_decode(text, opening.start())
+        except RecursionError:  # further attempts would take as long
             return None
         except ValueError:
-            start, broken = begun.start() + 1, broken + 1
+            start, broken = opening.start() + 1, broken + 1
     return None if broken > BROKEN or is_deep(found) else found
 
 
 def is_deep(value: Any) -> bool:
-    """Whether lists and objects nest deeper than `DEPTH`."""
+    """Return True if lists and objects nest deeper than `DEPTH`."""
     level = [value]
     for _ in range(DEPTH + 1):
         level = [

@@ -1,27 +1,27 @@
-"""Where endpoints are: their host, and whether it is this machine."""
+"""Hosts of endpoints, and checks whether they are this machine."""
 
 from __future__ import annotations
 
 import ipaddress
 
 HUB = "the Hugging Face Hub"
-ONLY_IN_RECIPES: set[str] = set()  # places that a recipe of this process names and nobody typed
+ONLY_IN_RECIPES: set[str] = set()  # `place`s that are in a recipe and were not typed on the command line
 
 
 def place(url: str) -> str:
-    """Host and port as the client reads them, the port only if it is not the scheme's own."""
+    """Return host and port as the HTTP client parses them, without the default port of the scheme."""
     import httpx2
 
     return httpx2.URL(url.strip().partition("#")[0]).netloc.decode("ascii").rpartition("@")[2]
 
 
 def is_only_in_recipe(url: str) -> bool:
-    """Whether a recipe, which may be anybody's, chose the host and port of a URL."""
+    """Return True if host and port of a URL come from a recipe, which is untrusted, and were not typed."""
     return place(url) in ONLY_IN_RECIPES
 
 
 def is_remote(model: str) -> bool:
-    """Whether a model's name stands for an endpoint that is not on this machine (http://..., hub:...)."""
+    """Return True if a model's name is an endpoint on another machine (http://..., hub:...)."""
     scheme, _, _ = model.strip().partition(":")
     if scheme.lower() in ("http", "https"):
         return not is_loopback(model.strip().partition("#")[0])
@@ -29,8 +29,10 @@ def is_remote(model: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL is literally of this machine: localhost, 127.0.0.0/8 or ::1, read as the client reads it. A name
-    that resolves to them is not: what it resolves to may change."""
+    """Return True if a URL's host is localhost, 127.0.0.0/8 or ::1, parsed as the HTTP client does.
+
+    Other names do not count, since their addresses may change.
+    """
     import httpx2
 
     try:
@@ -44,7 +46,7 @@ def is_loopback(url: str) -> bool:
 
 
 def host(model: str) -> str:
-    """Where an endpoint is, of its name: the host alone, since user, path and query may be secrets."""
+    """Return the host of an endpoint, without user, path and query, which may be secrets."""
     import httpx2
 
     scheme, _, rest = model.strip().partition(":")

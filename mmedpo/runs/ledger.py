@@ -1,4 +1,4 @@
-"""Finished work on disk, keyed, safe against a kill: what is in a ledger is never done or paid for again."""
+"""Ledger of finished work: JSON values by key on disk, safe against a kill, so that no work is done or paid twice."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
 COLUMNS = ["key", "value", "kept"]
-PATIENCE = 60.0  # seconds to wait for another process that is writing
+PATIENCE = 60.0  # seconds to wait for another process's write
 
 
 class Ledger:
-    """A SQLite file of JSON values by key, of which nothing is held in memory.
+    """SQLite file of JSON values by key, without a copy in memory.
 
-    A value that was put has reached the operating system when `put` returns. Several processes of one machine may
-    share a ledger. The file is made by the first value.
+    A value has reached the operating system when `put` returns. Several processes of one machine may share a ledger.
+    The first value creates the file.
 
     Raises:
-        InputError: `path` is no ledger, is of another layout, or was damaged; whichever is asked first says so.
+        InputError: by any method, if `path` is no ledger, has another layout, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,33 +41,33 @@ class Ledger:
         return self._value(row[0])
 
     def get(self, key: str) -> Any:
-        """The value, or None."""
+        """Return the value, or None."""
         row = self._found(key)
         return None if row is None else self._value(row[0])
 
     def values(self) -> Iterator[Any]:
-        """All values, in the order of their keys."""
+        """Yield all values in the order of their keys."""
         for (value,) in self._read("SELECT value FROM entries ORDER BY key"):
             yield self._value(value)
 
     def __iter__(self) -> Iterator[str]:
-        """All keys, in order."""
+        """Yield all keys in order."""
         for (key,) in self._read("SELECT key FROM entries ORDER BY key"):
             yield key
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget what is recorded of these keys, of all or, killed half-way, of none."""
+        """Delete these keys in one transaction."""
         if self._database is not None or self.path.exists():
             database = self._opened()
             with self._faults(), database:
                 database.executemany("DELETE FROM entries WHERE key = ?", ((key,) for key in keys))
 
     def put(self, key: str, value: Any, keep: bool = True) -> None:
-        """Record `value`; one that is not kept is for this run only (`forget`)."""
+        """Record `value`; with `keep` false it is deleted when the run is resumed (`forget`)."""
         self.update({key: value}, keep)
 
     def update(self, values: Mapping[str, Any], keep: bool = True) -> None:
-        """Record all `values` or, killed half-way, none."""
+        """Record all `values` in one transaction."""
         rows = [(key, json.dumps(value, ensure_ascii=False), keep) for key, value in values.items()]
         if not rows:
             return
@@ -76,7 +76,7 @@ class Ledger:
             database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
 
     def forget(self) -> None:
-        """Drop what was not to be kept, so that a resumed run tries again."""
+        """Delete values recorded with `keep` false, so that a resumed run tries them again."""
         if self.path.exists():
             database = self._opened()
             with self._faults(), database:
@@ -97,7 +97,7 @@ class Ledger:
                 yield from database.execute(query, values)
 
     def open(self) -> None:
-        """Make sure that values can be put, before anything is done or paid for that should be."""
+        """Open the file for writing, to find faults before any work is done or paid for."""
         self._opened()
 
     def _opened(self) -> sqlite3.Connection:
@@ -128,11 +128,11 @@ class Ledger:
         )
 
     def _connected(self) -> sqlite3.Connection:
-        # A notebook's loop makes chat clients work in a thread of their own.
+        # In notebooks, chat clients run in another thread.
         database = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
         try:
-            database.execute("PRAGMA journal_mode = WAL")  # one append a commit
-            database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine loses the last ones at most
+            database.execute("PRAGMA journal_mode = WAL")  # one append per commit
+            database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine may lose the last commits
             with database:
                 database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
             found = [name for _, name, *_ in database.execute("PRAGMA table_info(entries)")]

@@ -1,4 +1,4 @@
-"""The options of a command as the fields of a dataclass: their help, and the checks of their types and numbers."""
+"""Options of a command as fields of a dataclass: help texts, and checks of types and ranges."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ FLAG_HELP = (
     "them into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms "
     "too: you answer for it."
 )
-INT32 = 2**31 - 1  # largest whole number of a dataset's column such as `noise_edge`
-SEEDS = (0, 2**32 - 1)  # what NumPy takes as a seed; PyTorch and a dataset's column take more
-MOST = 2**53  # whole numbers above are no exact floats
-LENGTHS = (1, 2**20)  # tokens of one answer: more than any model's context has
-COUNTS = (1, 10_000)  # of samples, rounds and batches, each of which costs a step of a model
-TEMPERATURES = (0, 100)  # at 100 all tokens are as likely
+INT32 = 2**31 - 1  # largest value of an int32 column such as `noise_edge`
+SEEDS = (0, 2**32 - 1)  # NumPy's range, the smallest of those that use the seed
+MOST = 2**53  # larger integers are no exact floats
+LENGTHS = (1, 2**20)  # tokens of an answer; above the context of any model
+COUNTS = (1, 10_000)  # of samples, rounds and batches; each costs a step of a model
+TEMPERATURES = (0, 100)  # at 100 all tokens are about equally likely
 
 
 def option(default: Any, help: str) -> Any:
-    """A field with a default and the sentence that --help shows."""
+    """Return a dataclass field with a default and a help text."""
     return field(default=default, metadata={"help": help})
 
 
 def check_types(options: Any) -> None:
-    """Raise InputError if a field has not its type, or a number without end: TRL takes what a recipe says as it
-    is."""
-    wrong = _endless(options)
+    """Raise InputError if a field has another type or a number too large, since TRL does not check a recipe's values.
+
+    A text in a field of type list[str] becomes a list of one.
+    """
+    wrong = _not_finite(options)
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)
         if kind == list[str]:
@@ -49,9 +51,8 @@ def check_types(options: Any) -> None:
 
 
 def unfit(options: Any) -> list[str]:
-    """A sentence for each number that no option means: as `_endless`, or negative where the default is not (-1 of
-    `max_steps` is)."""
-    wrong = _endless(options)
+    """Return a sentence for each number that is not finite, too large, or less than both 0 and its default."""
+    wrong = _not_finite(options)
     for one, number in _numbers(options):
         low = min(0, one.default) if _is_number(one.default) else 0
         if number < low and math.isfinite(number):
@@ -59,8 +60,8 @@ def unfit(options: Any) -> list[str]:
     return wrong
 
 
-def _endless(options: Any) -> list[str]:
-    """A sentence for each number that is NaN, infinite or larger than `MOST`."""
+def _not_finite(options: Any) -> list[str]:
+    """Return a sentence for each number that is NaN, infinite or larger than `MOST`."""
     return [
         f"{one.name} is {number}; it must be " + (f"at most {MOST}" if math.isfinite(number) else "a finite number")
         for one, number in _numbers(options)
@@ -69,10 +70,10 @@ def _endless(options: Any) -> list[str]:
 
 
 def _numbers(options: Any) -> Iterator[tuple[Any, float]]:
-    """Each number of the fields, and of lists in them, with its field."""
+    """Yield (field, number) for each number in the fields and in their lists."""
     for one in fields(options):
-        given = getattr(options, one.name, None)
-        for number in filter(_is_number, given if isinstance(given, list) else [given]):
+        value = getattr(options, one.name, None)
+        for number in filter(_is_number, value if isinstance(value, list) else [value]):
             yield one, number
 
 
@@ -81,24 +82,24 @@ def _is_number(value: Any) -> bool:
 
 
 def unknown(options: Any, names: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence for each field whose value is not among those that `names` has for it."""
+    """Return a sentence for each field whose value is not among its names in `names`."""
     return [
-        f"{name} is {given!r}; use one of {', '.join(known)}"
+        f"{name} is {value!r}; use one of {', '.join(known)}"
         for name, known in names.items()
-        if (given := getattr(options, name)) not in known
+        if (value := getattr(options, name)) not in known
     ]
 
 
 def outside(options: Any, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """A sentence for each field whose number is outside its range, both ends included; None is in any."""
+    """Return a sentence for each field whose number is outside its range, ends included; None is always inside."""
     return [
-        f"{name} is {given}; it must be at least {low}" + (f" and at most {high}" if high < float("inf") else "")
+        f"{name} is {value}; it must be at least {low}" + (f" and at most {high}" if high < float("inf") else "")
         for name, (low, high) in ranges.items()
-        if (given := getattr(options, name)) is not None and not low <= given <= high
+        if (value := getattr(options, name)) is not None and not low <= value <= high
     ]
 
 
 def refuse(wrong: Sequence[str]) -> None:
-    """Raise InputError with all the sentences, if there are any."""
+    """Raise InputError with these sentences, if any."""
     if wrong:
         raise InputError("These settings cannot work: " + "; ".join(wrong) + ".")

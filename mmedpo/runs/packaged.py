@@ -1,4 +1,4 @@
-"""The folders that come with the package: dataset builders, cards' templates, metrics, recipes."""
+"""Folders shipped with the package: dataset builders, templates of cards, metrics, recipes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def folder(name: str) -> Path:
-    """Return `dataset_builders`, `eval`, `model_cards` or `recipes`: inside an installed package, beside a checkout's.
+    """Return the folder `dataset_builders`, `eval`, `model_cards` or `recipes`, of a wheel or a checkout.
 
     pyproject.toml maps these folders into the wheel as `mmedpo/_share/NAME`.
 
     Raises:
-        InputError: it is in neither place.
+        InputError: the folder is missing.
     """
     places = (PACKAGE / "_share" / name, PACKAGE.resolve().parent / name)
     found = next((place for place in places if place.is_dir()), None)
@@ -25,10 +25,10 @@ def folder(name: str) -> Path:
 
 
 def metric(name: str) -> str:
-    """Return the folder of a metric, for `evaluate.load(mmedpo.metric("med_vqa"))` from anywhere and offline.
+    """Return the path of a metric's folder, for `evaluate.load(mmedpo.metric("med_vqa"))`, also offline.
 
     Raises:
-        InputError: there is no such metric.
+        InputError: no such metric.
     """
     known = sorted(path.name for path in folder("eval").iterdir() if (path / f"{path.name}.py").exists())
     if name not in known:

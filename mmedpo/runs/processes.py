@@ -1,7 +1,7 @@
-"""The processes of one `accelerate launch`: who does which share of the work, and how they wait for each other.
+"""Coordination of the processes of one `accelerate launch` through ledgers in the working folder.
 
-They need no process group: each writes what it finished to ledgers in the working folder, so that nothing times out
-while one of them works for hours, and any number of processes can resume what another number began.
+No process group is needed. Nothing times out while one process works for hours, and a run can be resumed by another
+number of processes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mmedpo.runs.ledger import Ledger
 
 COORDINATION = "processes.ledger"
 POLL = 0.2  # seconds
-LONGEST_START = 600.0  # seconds that the others wait for the first process to prepare the folder
+LONGEST_START = 600.0  # most seconds to wait for the first process to prepare the folder
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place (`rank`, from 0) among `count`; `launch` tells one launch from another."""
+    """Rank of this process (from 0) among `count`; `launch` identifies the launch."""
 
     rank: int = 0
     count: int = 1
@@ -29,10 +29,10 @@ class Processes:
 
     @classmethod
     def here(cls) -> Processes:
-        """As the launcher set it in the environment; the accelerator of this process becomes the current one.
+        """Return this process's place by the launcher's environment variables, and select its GPU.
 
         Raises:
-            InputError: launched on several machines, which do not see each other's ledgers.
+            InputError: launched on several machines, which cannot share ledgers.
         """
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
@@ -53,34 +53,38 @@ class Processes:
         return self.rank == 0
 
     def open(self, folder: Path, what: str = "ready", patience: float | None = None) -> None:
-        """The first process says that `what` of `folder` is there; the others wait, `patience` seconds at most."""
+        """Announce, as the first process, that `what` in `folder` is ready; otherwise wait at most `patience` seconds.
+
+        Raises:
+            InputError: the first process took longer.
+        """
         if self.count == 1:
             return
         if self.first:
-            self._say(folder, what)
+            self._announce(folder, what)
             return
         waited, patience = 0.0, LONGEST_START if patience is None else patience
-        while not self._said(folder, what):
+        while not self._is_announced(folder, what):
             time.sleep(POLL)
             waited += POLL
             if waited > patience:
                 raise InputError(f"The first process did not prepare {folder} within {patience:g} s; see its error.")
 
     def finish(self, folder: Path) -> None:
-        """The first process waits until all the others have finished their share."""
+        """Wait, as the first process, until all others have finished; otherwise announce the end of this one."""
         if not self.first:
-            self._say(folder, f"finished {self.rank}")
+            self._announce(folder, f"finished {self.rank}")
             return
         for rank in range(1, self.count):
-            while not self._said(folder, f"finished {rank}"):
+            while not self._is_announced(folder, f"finished {rank}"):
                 time.sleep(POLL)
 
-    def _say(self, folder: Path, what: str) -> None:
+    def _announce(self, folder: Path, what: str) -> None:
         ledger = Ledger(folder / COORDINATION)
         ledger.put(what, self.launch)
         ledger.close()
 
-    def _said(self, folder: Path, what: str) -> bool:
+    def _is_announced(self, folder: Path, what: str) -> bool:
         ledger = Ledger(folder / COORDINATION)
         try:
             return ledger.get(what) == self.launch

@@ -1,7 +1,7 @@
-"""A command's options, from its words and from a recipe: a YAML file that sets options and nothing else.
+"""Parser of a command's options from the command line and a recipe, a YAML file of options.
 
-A recipe may come from anybody. It holds keys that are options of its command, sets no variable of the environment, and
-cannot say what a person has to type: consent, and the answer to a question.
+Recipes are untrusted. Their keys are options of the command only; they set no environment variables, and cannot give
+consent or answer questions, which a person must type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmedpo.runs.options import FLAG, FLAG_HELP, refuse, unfit
 from mmedpo.runs.terminal import plain
 
 LONGEST = 100_000  # bytes
-DEEPEST = 8  # lists and mappings inside each other
+DEEPEST = 8  # most nested lists and mappings
 CONSENT = FLAG.lstrip("-").replace("-", "_")
 SECRET = "A recipe holds no secret: leave it out."
 FORM = "Write lines of `option: value`."
@@ -44,12 +44,12 @@ REFUSED = {
 }
 LOGIN = re.compile(r"https?://[^/?#\s]*@", re.IGNORECASE)
 PUSHING = {"push_to_hub", "hub_model_id", "hub_private_repo"}
-HERE = ("none", "tensorboard")  # trackers of a training that send nothing
+HERE = ("none", "tensorboard")  # trackers that send nothing
 KEPT = "private where it is new; one that exists keeps its visibility"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, a few of which stand for gigabytes, without endless depth, and with each key once."""
+    """YAML loader that refuses aliases (a few can expand to gigabytes), deep nesting and repeated keys."""
 
     depth = 0
 
@@ -88,7 +88,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option once, as it is typed; what must be given is said, and no default where there is none."""
+    """Help that lists each option once, marks required ones, and leaves out missing defaults."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy.copy(action)
@@ -96,7 +96,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._format_action_invocation(shown)
 
     def format_help(self) -> str:
-        return plain(super().format_help())  # which shows a recipe's values as defaults
+        return plain(super().format_help())  # defaults may come from a recipe
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required:
@@ -107,18 +107,24 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def parse(
     words: Sequence[str], kinds: Sequence[Any], command: str, defaults: Mapping[str, Any] | None = None
 ) -> list[Any]:
-    """Instances of the dataclasses `kinds`: the words of a command line win over its recipe, that one over `defaults`.
+    """Return instances of the dataclasses `kinds`; the command line overrides the recipe, which overrides `defaults`.
 
-    A dataclass with a field `third_parties` learns from the words alone whether the consent was typed.
+    A field `third_parties` (consent) is set by the command line only.
+
+    Args:
+        words: arguments of the command line, with an optional `--config RECIPE.yaml`.
+        kinds: dataclasses whose fields are the options.
+        command: name in messages.
+        defaults: values by option.
 
     Raises:
-        InputError: the recipe cannot be read, or an option is unknown or cannot work.
+        InputError: the recipe is unreadable, or an option is unknown or invalid.
     """
     from transformers.hf_argparser import string_to_bool
     from trl import TrlParser
 
     words, recipe = _without_recipe(words)
-    # Its own usage has a line for each option and comes with every fault; an abbreviated consent is none.
+    # argparse's usage would print all options with every error; consent must be typed in full.
     usage = f"{command} [--config RECIPE.yaml] [options], see --help"
     parser = TrlParser(list(kinds), prog=command, usage=usage, formatter_class=_Help, allow_abbrev=False)
     consenting = any("third_parties" in kind.__dataclass_fields__ for kind in kinds)
@@ -133,13 +139,13 @@ def parse(
         if recipe is not None:
             found = read(recipe, kinds)
             parser.set_defaults_with_config(**found)
-        # Transformers also reads options from a file PROGRAM.args.
+        # Otherwise Transformers reads options from a file PROGRAM.args too.
         *parsed, unknown = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
     except InputError:
         raise
-    except (ValueError, TypeError, OSError) as error:  # TRL's and Transformers' own checks
+    except (ValueError, TypeError, OSError) as error:  # checks of TRL and Transformers
         raise InputError(f"The settings of {command} cannot work: {error}") from error
     if unknown:
         raise InputError(
@@ -152,53 +158,53 @@ def parse(
             if hasattr(options, "third_parties"):
                 options.third_parties = typed
     refuse([sentence for options in parsed for sentence in unfit(options)])
-    given = {one.name: getattr(options, one.name) for options in parsed for one in fields(options)}
+    values = {one.name: getattr(options, one.name) for options in parsed for one in fields(options)}
     typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
-    ONLY_IN_RECIPES.update(_places(given, found.keys() - typed))
-    ONLY_IN_RECIPES.difference_update(_places(given, typed))
-    if os.environ.get("RANK", "0") == "0":  # of several launched processes the first
-        for way in _ways_out(found.keys() - typed, given):
-            print(plain(f"Recipe {recipe}: {way}."), file=sys.stderr, flush=True)
+    ONLY_IN_RECIPES.update(_places(values, found.keys() - typed))
+    ONLY_IN_RECIPES.difference_update(_places(values, typed))
+    if os.environ.get("RANK", "0") == "0":  # print once per launch
+        for effect in _external_effects(found.keys() - typed, values):
+            print(plain(f"Recipe {recipe}: {effect}."), file=sys.stderr, flush=True)
     return parsed
 
 
-def _models(given: Mapping[str, Any], options: Set[str]) -> list[str]:
-    """The names of models that may stand for endpoints, of these options alone."""
-    asked = [given.get(name) for name in ("chat", "judges", "model") if name in options]
+def _models(values: Mapping[str, Any], options: Set[str]) -> list[str]:
+    """Return the models in these options, which may be endpoints."""
+    asked = [values.get(name) for name in ("chat", "judges", "model") if name in options]
     return [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
 
 
-def _places(given: Mapping[str, Any], options: Set[str]) -> set[str]:
-    """Hosts and ports of the endpoints that these options name."""
+def _places(values: Mapping[str, Any], options: Set[str]) -> set[str]:
+    """Return hosts and ports of the endpoints in these options."""
     import httpx2
 
     found = set()
-    for model in _models(given, options):
+    for model in _models(values, options):
         if model.startswith(("http://", "https://")):
-            with suppress(httpx2.InvalidURL):  # which the client refuses
+            with suppress(httpx2.InvalidURL):  # refused by the client
                 found.add(place(model))
     return found
 
 
-def _ways_out(found: Set[str], given: Mapping[str, Any]) -> Iterator[str]:
-    """What leaves this machine since a recipe asks for it, which set the options `found`."""
-    if given.get("push_to_hub") and PUSHING & found:
-        yield f"pushes to {given['hub_model_id'] or Path(given['output']).name} on the Hub ({KEPT})"
-    if "publish" in found and given["publish"]:
-        yield f"publishes to {given['publish']} on the Hub ({KEPT})"
-    trackers = [name for name in given.get("report_to") or () if name not in HERE]
+def _external_effects(found: Set[str], values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what leaves this machine by the options `found` of a recipe: uploads, trackers, endpoints."""
+    if values.get("push_to_hub") and PUSHING & found:
+        yield f"pushes to {values['hub_model_id'] or Path(values['output']).name} on the Hub ({KEPT})"
+    if "publish" in found and values["publish"]:
+        yield f"publishes to {values['publish']} on the Hub ({KEPT})"
+    trackers = [name for name in values.get("report_to") or () if name not in HERE]
     if trackers and {"report_to", "trackio_space_id"} & found:
-        space = f" (Space {given['trackio_space_id']})" if given["trackio_space_id"] else ""
+        space = f" (Space {values['trackio_space_id']})" if values["trackio_space_id"] else ""
         yield f"reports to {', '.join(trackers)}{space}"
-    if places := sorted({host(model) for model in _models(given, found) if is_remote(model)}):
+    if places := sorted({host(model) for model in _models(values, found) if is_remote(model)}):
         yield f"names models at {', '.join(places)}, which are sent what they are asked, but no key of MMEDPO_API_KEY"
 
 
 def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
-    """The options that a recipe sets, each a field of one of the dataclasses.
+    """Return the options of a recipe, each a field of one of the dataclasses.
 
     Raises:
-        InputError: the file is missing, too long, no YAML of keys and values, or holds other keys; all are named.
+        InputError: the file is missing, too long, no YAML mapping, or has other keys, which are all named.
     """
     try:
         with recipe.open("rb") as file:
@@ -212,7 +218,7 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
         raise InputError(f"Recipe {recipe}: has more than {LONGEST:,} bytes. {FORM}")
     try:
         found = yaml.load(data.decode("utf-8-sig"), _Loader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # numbers of thousands of digits, keys that are lists
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # huge numbers, lists as keys
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
         raise InputError(f"Recipe {recipe}: is no YAML{where}. {FORM}") from None
@@ -227,7 +233,7 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
 
 
 def _refused(key: str, known: Sequence[str]) -> str | None:
-    """Why a recipe may not have the key; None: it may."""
+    """Return why a recipe must not have the key, or None."""
     spelt = key.strip().lower().replace("-", "_")
     if spelt in REFUSED:
         return f"{key}: {REFUSED[spelt]}"
@@ -238,8 +244,8 @@ def _refused(key: str, known: Sequence[str]) -> str | None:
 
 
 def _without_recipe(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The words without --config and what follows it, and that."""
-    kept: list[str] = []
+    """Return the arguments without --config, and the recipe's path or None."""
+    others: list[str] = []
     found: list[str] = []
     left = iter(words)
     for word in left:
@@ -248,9 +254,9 @@ def _without_recipe(words: Sequence[str]) -> tuple[list[str], Path | None]:
         elif word.startswith("--config="):
             found.append(word.removeprefix("--config="))
         else:
-            kept.append(word)
+            others.append(word)
     if not all(found):
         raise InputError("--config needs a recipe after it, the path of a YAML file.")
     if len(found) > 1:
         raise InputError(f"--config is there {len(found)} times ({', '.join(found)}). Give one recipe.")
-    return kept, Path(found[0]) if found else None
+    return others, Path(found[0]) if found else None

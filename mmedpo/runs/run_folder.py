@@ -1,7 +1,7 @@
-"""Output folders that are whole or absent, and what is recorded in them.
+"""Output folders that are complete or absent, with records of settings and contents.
 
-A long command works in `OUTPUT.partial` and renames it to `OUTPUT` when all is done, so that a folder named
-`OUTPUT` is always finished. `--resume` continues what `OUTPUT.partial` holds.
+A long command works in `OUTPUT.partial` and renames it to `OUTPUT` at its end, so a folder named `OUTPUT` is always
+finished. `--resume` continues `OUTPUT.partial`.
 """
 
 from __future__ import annotations
@@ -39,33 +39,37 @@ REPORTED_PACKAGES = (
     "pillow",
 )
 
-SOURCE_FOLDER = "source"  # in a working folder: a source written out to be curated
-SETTINGS = "settings.json"  # of a run, while it works
-CONTENTS = "contents.json"  # of what it was given (models, datasets), by role, while it works
-ROWS = "rows.ledger"  # of its source, by id (`changes.compare`), while it works
-DIGESTS = ".settings.sha256"  # of both, when it is finished; JSON
-CONTENTS_OF = "contents of "  # before the role of a content's digest in it
-LOCK = ".lock"  # in a working folder: held by the process that works there
-# What a run writes before its first result.
+SOURCE_FOLDER = "source"  # in a working folder: a source written for curation
+SETTINGS = "settings.json"  # in a working folder: settings of the run
+CONTENTS = "contents.json"  # in a working folder: digests of models and datasets by role
+ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
+DIGESTS = ".settings.sha256"  # in a finished folder: JSON of digests of settings and contents
+CONTENTS_OF = "contents of "  # in DIGESTS: prefix of the role of a content
+LOCK = ".lock"  # in a working folder: held by its process
+# Files that a run writes before its first result.
 NO_WORK = (SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 OPTION = re.compile(r"--?[\w-]+=")
 SCHEME = re.compile(r"(?!https?:|file:)\w+:", re.IGNORECASE)  # detector:, local:, ...
-MODELS = re.compile(r",\s*(?=[a-z]+:)")  # between the models of a list
+MODELS = re.compile(r",\s*(?=[a-z]+:)")  # separator of a list of models
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, through a temporary file so that a reader never sees half of it."""
+    """Write `value` as indented UTF-8 JSON, complete or not at all (`writable.write_whole`)."""
     writable.write_whole(path, json_text(value).encode())
 
 
 def json_text(value: Any) -> str:
-    """`value` as `write_json` writes it."""
+    """Return `value` as `write_json` writes it."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises InputError naming the file where it is missing, broken or none."""
+    """Return the value of a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
     try:
         return bounded_json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -77,7 +81,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """As `read_json`, for a file that holds a JSON object; raises InputError if it holds something else."""
+    """Return the object of a JSON file.
+
+    Raises:
+        InputError: as `read_json`, or another JSON value.
+    """
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object; the run that wrote it did not finish.")
@@ -85,16 +93,16 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 (hexadecimal) of a file, read in blocks."""
+    """Return the SHA-256 (hexadecimal) of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on, and the project's commit where it runs from a checkout."""
+    """Return the versions of the packages a result depends on, and the project's commit if run from a checkout."""
     found = {}
     for name in REPORTED_PACKAGES:
-        with suppress(PackageNotFoundError):  # DeepSpeed is for Linux alone
+        with suppress(PackageNotFoundError):  # DeepSpeed is for Linux only
             found[name] = version(name)
     if commit := checkout.commit(Path(__file__).resolve().parents[2]):
         found["commit"] = commit
@@ -102,10 +110,12 @@ def versions() -> dict[str, str]:
 
 
 def portable(name: str) -> str:
-    """A name fit for a record that others read: of an endpoint's URL its model alone stays ("endpoint#model"), of any
-    other neither user nor query; a path below the current folder becomes relative, any other that leaves it its last
-    part, also inside an option ("--source=/a/b"), a model ("detector:/a/b"), a list of models, or JSON; all else
-    stays."""
+    """Return a name for public records, without secrets and places of this machine.
+
+    - An endpoint's URL becomes "endpoint#model"; other URLs lose user and query.
+    - A path below the current folder becomes relative; one outside of it becomes its last part.
+    - Likewise inside an option ("--source=/a/b"), a model ("detector:/a/b"), a list of models, or JSON.
+    """
     if option := OPTION.match(name):
         return option[0] + portable(name[option.end() :])
     if name[:1] in ("[", "{"):
@@ -116,7 +126,7 @@ def portable(name: str) -> str:
 
 
 def portable_values(value: Any) -> Any:
-    """JSON whose texts are `portable`."""
+    """Return a JSON value with all texts `portable`."""
     if isinstance(value, dict):
         return {key: portable_values(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -151,16 +161,21 @@ def output_folder(
 ) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
 
-    `settings` (JSON-able) is kept in the working folder, and digests of it in the finished one; a resumed run must have
-    the same. So it is with `contents`: by role, such as "model" or another name of a setting, the digest of what was
-    given (`fingerprint.model_contents`), or None where there is none, as of an endpoint. Bad input found before any
-    work was recorded removes the working folder; later errors and interruptions leave it for `--resume`. Of several
-    processes only the first makes and renames folders; the others are given the same one.
+    An InputError before any work was recorded removes the working folder; later errors leave it for `--resume`.
+
+    Args:
+        output: the finished folder.
+        settings: JSON-able, recorded in the working folder, and as digests in the finished one. A resumed run must
+            have the same.
+        resume: continue an interrupted run.
+        processes: only the first creates and renames folders; the others get the same folder.
+        contents: digests of inputs by role, such as "model" (`fingerprint.model_contents`); None for an endpoint. A
+            resumed run must have the same.
 
     Raises:
         InputError: `output` or an interrupted run exists and `resume` is false; settings or contents differ; `output`
-            cannot be written; another process is at work there; the disk is full.
-        AlreadyFinished: `resume` and `output` is complete.
+            is not writable; another process uses it; the disk is full.
+        AlreadyFinished: `resume`, and `output` is complete.
     """
     output = output.resolve()
     partial = output.with_name(output.name + ".partial")
@@ -168,12 +183,12 @@ def output_folder(
         _compare_digests(output, settings)
         _compare_contents(output, settings, contents or {})
         if processes.first:
-            _drop_ledgers(output)  # of a run that was killed right after it had its name
+            _drop_ledgers(output)  # a kill after the rename leaves them
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
     if not processes.first:
         writable.refuse_existing(output)
         processes.open(partial)
-        _compare_contents(partial, settings, contents or {})  # something may be replaced while processes start
+        _compare_contents(partial, settings, contents or {})  # an input may be replaced while processes start
         yield partial
         return
     writable.check(output)
@@ -190,16 +205,16 @@ def output_folder(
                 Ledger(ledger).forget()
             processes.open(partial)
             yield partial
-            given = read_object(partial / CONTENTS)  # `settle_contents` may have been called since
-            digests = _digests(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in given.items()}
+            recorded = read_object(partial / CONTENTS)  # the block may have called `settle_contents`
+            digests = _digests(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in recorded.items()}
             write_json(partial / DIGESTS, digests)
-            (partial / SETTINGS).unlink()  # a source folder has one table, and this could be one
+            (partial / SETTINGS).unlink()  # in a source folder it would count as a second table
             (partial / CONTENTS).unlink()
             (partial / LOCK).unlink(missing_ok=True)
             partial.replace(output)
-            _drop_ledgers(output)  # not before: a kill in between would lose what they hold
+            _drop_ledgers(output)  # after the rename, so that a kill in between loses no work
         except InputError:
-            # A judge may refuse its key after hours of sampling: work that was recorded is kept.
+            # Keep recorded work: a judge may refuse its key after hours of sampling.
             if fresh and not _holds_work(partial):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -207,8 +222,8 @@ def output_folder(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Make the working folder and hold it alone: two runs that resume there would write the same files."""
-    from filelock import FileLock, Timeout  # loads asyncio, which `mmedpo --help` does without
+    """Create the working folder and lock it, since two runs resumed there would write the same files."""
+    from filelock import FileLock, Timeout  # imports asyncio, which would slow `mmedpo --help`
 
     writable.make(folder)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -225,11 +240,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def short_folder(output: Path) -> Iterator[Path]:
-    """As `output_folder`, for work of seconds that cannot be resumed: nothing is left of what did not end.
+    """Yield the working folder of a short run, which becomes `output`; an error leaves nothing, to resume or otherwise.
 
     Raises:
-        InputError: `output` or an interrupted run of its name exists; another process writes it; it cannot be written;
-            the disk is full.
+        InputError: `output` or an interrupted run of its name exists; another process uses it; it is not writable; the
+            disk is full.
     """
     output = output.resolve()
     writable.check(output)
@@ -239,11 +254,11 @@ def short_folder(output: Path) -> Iterator[Path]:
     working = writable.beside(output)
     with _plain_faults(output, "Free some space and run the same command again."), _locked(working):
         try:
-            writable.refuse_existing(output)  # the process that was at work a moment ago may have ended
-            _empty(working)  # of a run that was killed
+            writable.refuse_existing(output)  # another process may just have finished it
+            _empty(working)  # a killed run may have left files
             yield working
             working.replace(output)
-            (output / LOCK).unlink(missing_ok=True)  # not before: another process would lock a new one
+            (output / LOCK).unlink(missing_ok=True)  # after the rename, else another process could lock a new file
         finally:
             shutil.rmtree(working, ignore_errors=True)
 
@@ -258,7 +273,7 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
-    """What the operating system refuses, as InputError; `remedy`: what to do about a full disk."""
+    """Raise errors of the operating system as InputError; `remedy` is that for a full disk."""
     try:
         yield
     except InputError:
@@ -273,7 +288,7 @@ def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
 
 
 def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise InputError if a finished run had other settings."""
+    """Raise InputError if the finished run had other settings."""
     if not (folder / DIGESTS).exists():
         return
     before, now = read_json(folder / DIGESTS), _digests(settings)
@@ -287,20 +302,22 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def settle_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str | None]) -> None:
-    """Record the contents of what the run of this working folder was given, or raise InputError if something else is
-    recorded of them. What is not recorded yet may be added: a model is best looked for after all that costs less."""
-    kept = _compare_contents(folder, settings, contents)
-    write_json(folder / CONTENTS, kept | {role: digest for role, digest in contents.items() if digest})
+    """Record the digests of a run's inputs in its working folder, or raise InputError if others are recorded.
+
+    May be called again with further roles, since a model's digest is expensive and other checks come first.
+    """
+    recorded = _compare_contents(folder, settings, contents)
+    write_json(folder / CONTENTS, recorded | {role: digest for role, digest in contents.items() if digest})
 
 
 def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return what is recorded, or raise InputError if some of it was replaced since, under its name."""
+    """Return the recorded digests, or raise InputError if an input was replaced under the same name."""
     before = read_object(folder / CONTENTS) if (folder / CONTENTS).exists() else {}
     if (folder / DIGESTS).exists():
         recorded = read_object(folder / DIGESTS)
         before |= {key.removeprefix(CONTENTS_OF): recorded[key] for key in recorded if key.startswith(CONTENTS_OF)}
     given, replaced = _leaves(settings), []
-    for role in sorted(before.keys() & contents.keys()):  # what one of them lacks is a setting that differs
+    for role in sorted(before.keys() & contents.keys()):  # a missing role shows as a differing setting
         if (new := contents[role]) and (old := before[role]) != new:
             name = f"{role} {given[role]}" if given.get(role) else role
             replaced.append(f"{name}: {old[:8]} -> {new[:8]}")
@@ -312,7 +329,7 @@ def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[
 
 
 def _digests(settings: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of each setting that is on. Not the settings themselves, which name folders and servers."""
+    """Return the SHA-256 of each setting that is on; the settings themselves name folders and servers."""
     return {
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         for key, value in sorted(_leaves(settings).items())
@@ -321,7 +338,7 @@ def _digests(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _leaves(settings: dict[str, Any], group: str = "") -> dict[str, Any]:
-    """Settings of groups too, by the names "group.setting"."""
+    """Return settings with those of groups, under "group.setting"."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= _leaves(value, f"{group}{key}.") if isinstance(value, dict) else {f"{group}{key}": value}
@@ -347,7 +364,7 @@ def _holds_work(folder: Path) -> bool:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind `error`; libraries wrap it in their own, or name its number as Rust does."""
+    """Return the operating system's error that caused `error`; Rust libraries name its number in the text."""
     while error is not None and not isinstance(error, OSError):
         if found := OS_ERROR.search(str(error)):
             return OSError(int(found[1]), os.strerror(int(found[1])))
@@ -355,13 +372,13 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def settle_settings(kept: Path, settings: dict[str, Any]) -> None:
-    """Write a run's settings to `kept`, or raise InputError if others are written there already."""
-    now = json.loads(json.dumps(settings))  # tuples become lists, as they come back from the file
-    before, after = (_leaves(each) for each in (read_json(kept) if kept.exists() else now, now))
+def settle_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Write a run's settings to `file`, or raise InputError if it holds others."""
+    now = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    before, after = (_leaves(each) for each in (read_json(file) if file.exists() else now, now))
     if differing := _differing(before, after):
         changes = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in differing]
         raise InputError(
-            _listed(f"{kept.parent} was begun with other settings. Repeat them, or remove the folder:", changes)
+            _listed(f"{file.parent} was begun with other settings. Repeat them, or remove the folder:", changes)
         )
-    write_json(kept, now)
+    write_json(file, now)

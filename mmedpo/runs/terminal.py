@@ -1,4 +1,4 @@
-"""Text of data on the terminal: it stays text, whatever a reply, an id, a file name or an error of a server holds."""
+"""Terminal output without escapes: replies, ids, file names and server errors cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
-MOVES = re.compile(r"\r(?!\n)|(\x1b\[A)+\Z")  # how tqdm begins a bar again, and goes up to it
+MOVES = re.compile(r"\r(?!\n)|(\x1b\[A)+\Z")  # tqdm's moves to the start of a bar, and up to it
 _formatwarning = warnings.formatwarning
 
 
 def plain(text: str) -> str:
-    """Return text without escapes, other control characters and marks of direction; ends of lines and tabs stay."""
+    """Return text without escapes, other control characters and direction marks; line ends and tabs stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -26,12 +26,12 @@ def plain(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print text at once, also from a process whose output is a pipe."""
+    """Print text and flush, since output may be a pipe."""
     print(plain(text), flush=True)
 
 
 class Screen(Console):
-    """A console that prints text as it is: no [markup], no :emoji: and no escapes are read in it."""
+    """Console that prints text literally: [markup], :emoji: and escapes have no effect."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
@@ -41,18 +41,18 @@ class Screen(Console):
 
 
 class Plain:
-    """A stream that takes text as `plain` leaves it, whoever writes: print, loggers and bars of libraries, tracebacks.
+    """Stream that makes all text `plain`: print, loggers and bars of libraries, tracebacks.
 
-    Rich writes past it, for it colours lines and moves the cursor of its bars; what it is given is plain (`Screen`).
+    Rich bypasses it to colour lines and move its bars; its input is plain already (`Screen`).
     """
 
     def __init__(self, stream: Any) -> None:
-        self.rich_proxied_file = stream  # the name by which rich finds it
+        self.rich_proxied_file = stream  # rich looks for this name
 
     def write(self, text: str) -> int:
-        begun = MOVES.match(text)
-        kept = begun[0] if begun else ""
-        self.rich_proxied_file.write(kept + plain(text[len(kept) :]))
+        match = MOVES.match(text)
+        move = match[0] if match else ""
+        self.rich_proxied_file.write(move + plain(text[len(move) :]))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -68,15 +68,15 @@ class _Record(logging.LogRecord):
         return plain(super().getMessage())
 
 
-def _warning(*given: Any, **named: Any) -> str:
-    return plain(_formatwarning(*given, **named))
+def _warning(*args: Any, **kwargs: Any) -> str:
+    return plain(_formatwarning(*args, **kwargs))
 
 
 def guard() -> None:
-    """Make all that this process prints plain text, whichever library prints it.
+    """Make all output of this process plain text, whichever library prints it.
 
-    Logged messages and warnings are made plain by themselves: their handlers may have taken the stream before, and
-    while rich shows a bar it takes the stream's place.
+    Log messages and warnings are made plain separately: their handlers may hold the original stream, and rich replaces
+    the stream while it shows a bar.
     """
     sys.stdout, sys.stderr = (
         one if one is None or isinstance(one, Plain) else Plain(one) for one in (sys.stdout, sys.stderr)

@@ -1,4 +1,4 @@
-"""Whether a place can be written, asked before the work whose result goes there."""
+"""Checks before work starts that its output can be written, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from tempfile import TemporaryDirectory
 
 from mmedpo.errors import DISK_FULL, InputError
 
-LEAST = 64 * 2**20  # bytes on a disk below which no run is begun
+LEAST = 64 * 2**20  # free bytes that a run needs to start
 
 
 def check(output: Path, resume: bool = False, option: str = "--output") -> None:
-    """Check that `output`, a file or folder, is absent (unless `resume`) and can be made, with its parents.
+    """Check that `output`, a file or folder, is absent (unless `resume`) and can be created with its parents.
 
     Args:
-        option: what names it on the command line.
+        option: its name on the command line.
 
     Raises:
-        InputError: it exists; nothing can be written where it is to be; the disk is full.
+        InputError: it exists, its place is not writable, or the disk is full.
     """
     output = output.resolve()
-    if "::" in str(output):  # which writers of Parquet take for a chain of file systems
+    if "::" in str(output):  # fsspec reads it as a chain of file systems
         raise InputError(f"{output}: '::' in a path is read otherwise by libraries. Choose another {option}.")
     if not resume:
         refuse_existing(output, option)
@@ -37,10 +37,10 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Check that files can be written in `folder`, be it there or not.
+    """Check that files can be written in `folder`, which need not exist.
 
     Raises:
-        InputError: it is a file; nothing can be written there; the disk is full.
+        InputError: it is a file, it is not writable, or the disk is full.
     """
     if exists(folder, option) and not folder.is_dir():
         raise InputError(f"{folder} is no folder; choose another {option}.")
@@ -48,12 +48,12 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def beside(output: Path) -> Path:
-    """Where `output` is written until it is whole: of all such names the longest."""
+    """Return the temporary path of `output` while it is written, the longest of all its working names."""
     return output.with_name(f".{output.name}.writing")
 
 
 def write_whole(output: Path, data: bytes) -> None:
-    """Write a file through a temporary one, so that it is whole or absent, and nothing else is left."""
+    """Write a file through a temporary one, so that it is complete or absent."""
     working = beside(output)
     try:
         working.write_bytes(data)
@@ -65,7 +65,7 @@ def write_whole(output: Path, data: bytes) -> None:
 def exists(output: Path, option: str = "--output") -> bool:
     try:
         return output.exists()
-    except OSError as error:  # such as a name that is too long
+    except OSError as error:  # e.g. the name is too long
         raise _refused(output, error, option) from error
 
 

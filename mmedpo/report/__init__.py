@@ -1,7 +1,7 @@
-"""The before/after report: one HTML file that explains itself, opens without a network and fits a phone.
+"""Report page of a comparison: one self-contained HTML file that opens offline and fits a phone.
 
-It is made from recorded files alone: a comparison, and where given a dataset, training folders, the test images and
-attention pictures.
+It is made of recorded files only: a comparison and optionally a dataset, training folders, test images and attention
+pictures.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def write_report(
     """Write the report of a comparison as one self-contained HTML file.
 
     Args:
-        output: the file to write.
-        comparison: what `comparison.json` holds.
-        dataset: the preference dataset, a folder or Hub id; its rows and, in a folder, its `manifest.json` are read.
+        output: file to write.
+        comparison: content of `comparison.json`.
+        dataset: preference dataset, a folder or Hub id; its rows and, in a folder, its `manifest.json` are read.
         trainings: name of a run -> its training folder; `trainer_state.json` and `training.json` are read.
-        commands: commands to list; those that the files record where none are given.
-        notes: sentences the reader should know, shown at the top.
-        images: question id -> image file, to be put beside the first examples.
-        attention: folder with an `attention.json` and its pictures, to be shown.
-        quotes: show texts and images of credentialed data too.
+        commands: commands to list; by default those that the files record.
+        notes: sentences shown at the top.
+        images: question id -> image file, shown beside the first examples.
+        attention: folder with `attention.json` and its pictures.
+        quotes: show texts and images of restricted data too.
 
     Returns:
-        What to record of credentialed data that the page shows; empty where it shows none.
+        Record of the restricted data that the page shows; empty where it shows none.
 
     Raises:
         InputError: a training folder without its two files, a dataset that cannot be loaded, images of other
@@ -131,18 +131,18 @@ def write_report(
 
 
 def _credentialed(steps: Sequence[Mapping[str, Any]], dataset: str | None, attention: Path | None) -> str | None:
-    """The first credentialed source of what the page is made of; None: there is none."""
+    """Return the first restricted source of the page's content, or None."""
     recorded = [*steps, *([read_json(attention / "attention.json")] if attention else [])]
     return credentialed.first(recorded) or (loading.credentialed_source(dataset) if dataset else None)
 
 
 def named(value: str) -> str:
-    """How a recorded value is called on the page."""
+    """Return the page's name of a recorded value."""
     return NAMES.get(value, value)
 
 
 def _seen(comparison: Mapping[str, Any]) -> list[str]:
-    """A warning where the training data holds test images or patients."""
+    """Return a warning where the training data holds test images or patients."""
     found = comparison.get("seen_in_training") or {}
     if not found.get("images") and not found.get("patients"):
         return []
@@ -150,7 +150,7 @@ def _seen(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One block a grouping: its title and note, and for each metric a row a group."""
+    """Return one block for each grouping: title, note, and rows by metric and group."""
     blocks = []
     for column, groups in comparison.get("groups", {}).items():
         names = wording.ordered({name: None for found in groups.values() for name in found["metrics"]})
@@ -166,7 +166,7 @@ def _groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _filters(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[tuple[str, int]]]]:
-    """Column, label and (value, count) of each way in which the examples differ."""
+    """Return (column, label, [(value, count)]) of each column in which the examples differ."""
     found = []
     for column, title in FILTERS.items():
         counts: dict[str, int] = {}
@@ -179,7 +179,7 @@ def _filters(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list
 
 
 def _versions(steps: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Each package's version; several where the recorded steps ran with different ones."""
+    """Return each package's version; several where the recorded steps differ."""
     found: dict[str, dict[str, None]] = {}
     for step in steps:
         for package, version in step.get("versions", {}).items():

@@ -1,4 +1,4 @@
-"""Charts of the report page: SVG inside data URIs, with text that stays text."""
+"""Charts of the report page: SVG data URIs, with text as text elements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#9a5b86", "#8a6d00", "#333333")
 MARKERS = "osD^vP"
 DASHES = ("-", "--", "-.", ":")
-NAME_LENGTH = 28  # of a run in a legend; the page's text has the whole name
+NAME_LENGTH = 28  # characters of a run's name in a legend; the page's text has the whole name
 CURVES = {
     "loss": "Training loss",
     "rewards/margins": "Reward margin",
@@ -28,7 +28,7 @@ STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mmedpo", "text
 
 
 def forests(comparison: Mapping[str, Any]) -> list[str]:
-    """Differences to the baseline with their intervals: one chart of shares, in points, and one of other metrics."""
+    """Draw differences to the baseline with intervals: one chart of shares (points), one of other metrics."""
     runs = [name for name in comparison["runs"] if name != comparison["baseline"]]
     tested = [
         (name, {run: entries[run] for run in runs if outcome(entries.get(run, {}))})
@@ -46,7 +46,7 @@ def forests(comparison: Mapping[str, Any]) -> list[str]:
 def _forest(
     rows: Sequence[tuple[str, Mapping[str, Any]]], titles: Sequence[str], runs: Sequence[str], scale: int, unit: str
 ) -> str:
-    """One row a metric, one mark a run, filled where the corrected p is below 0.05."""
+    """Draw a row for each metric and a mark for each run, filled where the corrected p is below 0.05."""
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
@@ -75,7 +75,7 @@ def _forest(
 
 
 def distributions(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One chart a metric: how many images have which value, a bar for each run."""
+    """Draw one histogram over images for each metric, a bar for each run."""
     charts = []
     for name in ordered(comparison.get("distributions", {})):
         found = comparison["distributions"][name]
@@ -97,8 +97,10 @@ def distributions(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """One chart for each logged value that any training has, one line a training; margins by kind where there are
-    several kinds of pairs."""
+    """Draw one chart for each logged value, a line for each training.
+
+    Margins are drawn by kind where there are several kinds of pairs.
+    """
     charts, several = [], kinds(*histories.values())
     for key, title in CURVES.items():
         if key in KINDS and key not in several:
@@ -133,12 +135,12 @@ def _short(run: str) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], height: float) -> str:
-    """A chart as a data URI; its text stays text, so that the reader's own fonts are used."""
+    """Return a chart as a data URI; its text uses the reader's fonts."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts draw the text, not matplotlib's
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's fonts are not used
         figure = Figure(figsize=(4.8, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)

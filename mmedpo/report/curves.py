@@ -1,4 +1,4 @@
-"""Curves of a training from its `log_history`: what is drawn, the picture of the card, how each began and ended."""
+"""Curves of a training from its `log_history`: panels, the card's picture, first and last values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from mmedpo import schema
 
 MARGINS = "rewards/margins"
-KINDS = {f"{MARGINS}_{kind}": kind.replace("_", " ") for kind in schema.DISPREFERENCES}  # the margin of each kind alone
+KINDS = {f"{MARGINS}_{kind}": kind.replace("_", " ") for kind in schema.DISPREFERENCES}  # margins by kind of pair
 PANELS = ("loss", MARGINS, "rewards/accuracies")
 PICTURE = "curves.png"
 
@@ -18,21 +18,23 @@ History = Sequence[Mapping[str, Any]]
 
 
 def logged(history: History, key: str) -> list[Mapping[str, Any]]:
-    """Return the entries that logged a finite `key` at a step (others have null there); the last one sums up the whole
-    run instead."""
+    """Return the entries that logged a finite `key` at a step, without the last entry, which sums up the run.
+
+    Values that are not finite are recorded as null.
+    """
     return [entry for entry in history if entry.get(key) is not None and "train_runtime" not in entry]
 
 
 def kinds(*histories: History) -> list[str]:
-    """Return the margins by kind of pair that were logged; none where all pairs are of one kind."""
+    """Return the logged margins by kind of pair; empty where all pairs are of one kind."""
     found = [key for key in KINDS if any(logged(history, key) for history in histories)]
     return found if len(found) > 1 else []
 
 
 def summaries(history: History) -> list[dict[str, Any]]:
-    """Return how each curve began and ended: means over the first and last tenth of its logged steps.
+    """Return the means of each curve over the first and the last tenth of its logged steps.
 
-    "lost" counts the steps at which a curve was no finite number; of one without any other, no mean is returned.
+    "lost" counts the steps without a finite value; a curve without any finite value has the means None.
     """
     found: list[dict[str, Any]] = []
     for key in (*PANELS[:2], *kinds(history), *PANELS[2:]):
@@ -48,9 +50,9 @@ def summaries(history: History) -> list[dict[str, Any]]:
 
 
 def draw(history: History, output: Path) -> None:
-    """Draw a panel for each of `PANELS` that was logged, of training and of evaluation where there was one, as PNG.
+    """Draw a PNG with a panel for each logged one of `PANELS`, with lines of training and evaluation.
 
-    The panel of margins has a line for each kind of pair too.
+    The panel of margins also has a line for each kind of pair.
     """
     from matplotlib.figure import Figure
 
@@ -62,10 +64,10 @@ def draw(history: History, output: Path) -> None:
         lines = [panel, *(kinds(history) if panel == MARGINS else [])]
         for number, key in enumerate(lines):
             name = KINDS.get(key, "all pairs") if len(lines) > 1 else "training"
-            evaluated = "_" if number else "evaluation"  # dashed in every colour, named once
+            evaluated = "_" if number else "evaluation"  # the legend names dashed lines once
             for column, label, look in ((key, name, "-"), (f"eval_{key}", evaluated, "o--")):
                 entries = logged(history, column)
-                seen = look if len(entries) > 1 else "o"  # one point makes no line
+                seen = look if len(entries) > 1 else "o"  # a line needs two points
                 if entries:
                     steps, values = zip(*((entry["step"], entry[column]) for entry in entries), strict=True)
                     axes.plot(steps, values, seen, color=f"C{number}", label=label)

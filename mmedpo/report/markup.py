@@ -1,28 +1,28 @@
-"""Text of data inside Markdown: it stays text, whatever a table, a model or a record of others holds."""
+"""Escape untrusted text (of tables, models and records) for Markdown."""
 
 from __future__ import annotations
 
 import re
 
-# Of Markdown and HTML, the start of a link's target, of a block, and of a URL that would become a link by itself.
+# Characters of Markdown and HTML; starts of link targets, blocks and bare URLs, which would become links.
 SPECIAL = re.compile(
     r"([\\`*|<~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|&(?=#?\w+;)|^[#>+-](?=[\s#>]|$)|(?<=^\d)[.)](?=\s)|(?<=\w):(?=//))"
 )
-OPEN = "[More information needed"  # how a card's open field begins (`publish.card`)
+OPEN = "[More information needed"  # start of a card's open field (`publish.card`)
 
 
 def inline(text: str) -> str:
-    """Return text for one line or table cell of Markdown, with nothing in it that is read as markup."""
+    """Return text escaped for one line or table cell of Markdown."""
     return SPECIAL.sub(r"\\\1", closed(_line(text)))
 
 
 def code(text: str) -> str:
-    """Return text for a code span, which it does not end; in a table cell, too."""
+    """Return text escaped for a code span, also inside a table cell."""
     return closed(_line(text)).replace("`", "'").replace("|", "\\|")
 
 
 def closed(text: str) -> str:
-    """Return text that asks for nothing, as a card's open fields do."""
+    """Return text without the mark of a card's open field."""
     return text.replace(OPEN, OPEN.replace("M", "m"))
 
 

@@ -1,4 +1,4 @@
-"""What a reader of a card, an audit or a page must know first: stand-ins, phantoms and toy models."""
+"""Notices for the top of cards, audits and pages: stand-ins, phantoms and toy models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ NAMING_KEYS = ("source", "target_model", "chat_model", "judges", "localizer", "m
 
 
 def standins(*records: Mapping[str, Any]) -> list[str]:
-    """The offline rules that made or scored rows, by manifests; where one does not say, all that it names."""
+    """Return the stand-ins that made or scored rows; for manifests without that record, all stand-ins they name."""
     found = [record["standins"] if "standins" in record else _named(record) for record in records]
     return list(dict.fromkeys(name for names in found for name in names or () if name.startswith(STANDIN)))
 
 
 def notices(*records: Mapping[str, Any]) -> list[str]:
-    """What a reader must know first: stand-ins, phantoms and toy models named in manifests or training records."""
+    """Return sentences on stand-ins, phantoms and toy models named in manifests or training records."""
     named = list(dict.fromkeys(name for record in records for name in _named(record)))
     toys = [Path(name).name for name in named if re.search(r"(^|[/_-])tiny([/_.-]|$)", name)]
     sentences = []

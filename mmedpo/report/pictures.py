@@ -1,4 +1,4 @@
-"""What the page shows of images: pairs of the dataset, test images, attention pictures; each as a data URI."""
+"""Images of the report page as data URIs: pairs of the dataset, test images, attention pictures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from mmedpo.runs import formats
 from mmedpo.runs.run_folder import read_json
 from mmedpo.schema import message_text
 
-PAIRS_SHOWN = 3  # of each kind
+PAIRS_SHOWN = 3  # pairs of each kind
 PICTURE_SIDE = 512  # pixels; larger images are scaled down
 THUMBNAIL_SIDE = 224
 SMALL_SIDE = 128  # pixels; smaller images are enlarged without smoothing
-THUMBNAILS = 200  # examples with a picture
+THUMBNAILS = 200  # most examples with a picture
 ATTENTION_SIDE = 1024
 ATTENTION_SHOWN = 40
 
 
 def dataset_parts(path: str | None, pairs: bool = True) -> dict[str, Any]:
-    """A few pairs of each kind, unless `pairs` is false, and the weights by kind; empty without a dataset (a folder or
-    Hub id)."""
+    """Return a few pairs of each kind (if `pairs`) and the weights by kind; empty without a dataset.
+
+    Args:
+        path: folder or Hub id of a preference dataset.
+        pairs: show pairs.
+    """
     if path is None:
         return {"pairs": {}, "weights": None}
     dataset = loading.load_pairs(path)
@@ -42,7 +46,7 @@ def dataset_parts(path: str | None, pairs: bool = True) -> dict[str, Any]:
 
 
 def _spread(places: Sequence[int]) -> list[int]:
-    """Up to PAIRS_SHOWN of `places`, evenly spaced, so that nobody chose them."""
+    """Return up to PAIRS_SHOWN of `places`, evenly spaced, so that none is hand-picked."""
     step = max(1, len(places) // PAIRS_SHOWN)
     return list(places[step // 2 :: step][:PAIRS_SHOWN])
 
@@ -62,7 +66,7 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
 def picture(
     file: Path | bytes, boxes: Sequence[Mapping[str, Any]] = (), side: int = PICTURE_SIDE
 ) -> dict[str, Any] | None:
-    """An image as a data URI of at most `side` pixels a side, with its boxes; None if it cannot be decoded."""
+    """Return an image as a data URI of at most `side` pixels a side, with its boxes; None if it cannot be decoded."""
     try:
         picture = images.open_rgb(file)
     except InputError:
@@ -81,9 +85,10 @@ def _file(image: Mapping[str, Any]) -> bytes | Path:
 
 
 def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path]) -> dict[str, Any]:
-    """Question id -> `picture` of its image, of the first THUMBNAILS examples.
+    """Return question id -> `picture` of its image, of the first THUMBNAILS examples.
 
     Args:
+        examples: examples of a comparison.
         files: question id -> image file; empty for a page without images.
 
     Raises:
@@ -100,15 +105,16 @@ def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path])
 
 
 def attention(folder: Path | None, evaluations: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
-    """What the page shows of an attention folder.
+    """Return the content of the page's attention section.
 
     Args:
-        evaluations: of the compared runs, with "adapter" and "adapter_sha256"; the pictures must be of one of these, by
-            the name of its folder and, where both are recorded, by its weights.
+        folder: folder with `attention.json` and its pictures.
+        evaluations: records of the compared runs, with "adapter" and "adapter_sha256". The pictures must be of one of
+            these adapters, by the name of its folder and, where both are recorded, by its weights.
 
     Returns:
-        "samples": the first ATTENTION_SHOWN, their pictures as data URIs under "src"; "count": of all samples;
-        "measures": (name, {run: cell}) of each measure; "runs": those of the measures. None without a folder.
+        "samples": the first ATTENTION_SHOWN, with pictures as data URIs under "src"; "count": number of all samples;
+        "measures": (name, {run: cell}) of each measure; "runs": runs of the measures. None without a folder.
 
     Raises:
         InputError: no such record, or one of another format or adapter; pictures that are missing, broken or outside

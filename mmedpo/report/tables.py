@@ -1,4 +1,4 @@
-"""A comparison as tables: rows for a terminal, Markdown, and LaTeX (booktabs)."""
+"""Tables of a comparison: rows for a terminal, Markdown, and LaTeX (booktabs)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LATEX_HEAD = (
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table: its rows, headings first, and the note below it."""
+    """Table with its rows, headings first, and the note below it."""
 
     title: str
     rows: list[list[str]]
@@ -35,13 +35,15 @@ class Sheet:
 
 
 def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """The metrics as a table of strings, headings first: a row for each metric and run, with 95 % intervals and
-    corrected p-values."""
+    """Return the metrics as a table of strings, headings first.
+
+    A row for each metric and run has values with 95 % intervals and corrected p-values.
+    """
     return [_headings(comparison), *_once(_by_metric(comparison, comparison["metrics"]), 1)]
 
 
 def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
-    """The main table, and one by each grouping."""
+    """Return the main table and one for each grouping."""
     base = run_name(comparison["baseline"])
     sizes = ", ".join(
         f"{titled(name, comparison)} ({counted(size)})" for name, size in comparison.get("sizes", {}).items()
@@ -54,17 +56,17 @@ def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
 
 
 def group_note(comparison: Mapping[str, Any], column: str) -> str:
-    """The note of a table of groups."""
+    """Return the note of a table of groups."""
     return f"{method(comparison, column)} What was measured on few images is not tested."
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """All tables as a Markdown document."""
+    """Return all tables as a Markdown document."""
     return "\n".join(_markdown(sheet) for sheet in sheets(comparison))
 
 
 def latex(comparison: Mapping[str, Any]) -> str:
-    """All tables as LaTeX, every name escaped."""
+    """Return all tables as LaTeX with names escaped."""
     main, *by_group = sheets(comparison)
     return LATEX_HEAD + "\n".join([_latex(main, floats=True), *(_latex(sheet, floats=False) for sheet in by_group)])
 
@@ -93,7 +95,7 @@ def _by_metric(comparison: Mapping[str, Any], metrics: Mapping[str, Any]) -> lis
 
 
 def _once(table: Sequence[list[str]], columns: int) -> list[list[str]]:
-    """The table with the first cells of a row, up to `columns`, blank where they repeat the row above."""
+    """Return the table with the first `columns` cells of a row blank where they repeat the row above."""
     shown = []
     for above, row in pairwise([[], *table]):
         same = next((place for place in range(columns) if above[: place + 1] != row[: place + 1]), columns)
@@ -140,11 +142,10 @@ def _latex(sheet: Sheet, floats: bool) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX prints it: special characters escaped, control characters and line ends off; a number's minus
-    sign in mathematics."""
+    """Return text escaped for LaTeX, without control characters and line ends; minus signs of numbers in math mode."""
     words = " ".join("".join(letter for letter in text if letter.isprintable() or letter.isspace()).split())
     escaped = "".join(LATEX.get(letter, letter) for letter in words)
     escaped = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
     return (
         f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
-    )  # after a row's end they would be its options
+    )  # a bracket after the end of a row would be its option

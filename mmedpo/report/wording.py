@@ -1,4 +1,4 @@
-"""A comparison's numbers in words: the same ones in the terminal, in tables, on the page and in cards."""
+"""Words for the numbers of a comparison, shared by terminal, tables, page and cards."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 from mmedpo.data.text import number_of
 
-TEXTS = ("examples",)  # of comparison.json: test questions and answers, which are not published with a model
-SIGNIFICANT = 0.05  # of a corrected p
+TEXTS = ("examples",)  # keys of comparison.json with test questions, which are not published with a model
+SIGNIFICANT = 0.05  # threshold of corrected p-values
 RUN_NAMES = {"start": "the starting model", "adapter": "the adapter", "sft": "SFT", "dpo": "DPO", "mmedpo": "MMedPO"}
 GROUPINGS = {"task": "task", "question_type": "kind of question", "organ": "organ", "modality": "modality"}
 
 
 @dataclass(frozen=True)
 class Label:
-    """How a metric is shown: its name, whether it is a share (shown in percent), whether more of it is better."""
+    """Display of a metric: its name, `share` (shown in percent), and the direction that is better."""
 
     text: str
     share: bool = True
     higher_is_better: bool = True
 
 
-KINDS = {  # endings of the metrics of preference pairs
+KINDS = {  # suffixes of the metrics of preference pairs
     "": "",
     "_hallucinated_response": " (wrong answer)",
     "_lesion_noise": " (hidden lesion)",
@@ -49,7 +49,7 @@ METRICS = {
     "chexbert_f1": Label("Reports: CheXbert F1"),
     **{f"preference_accuracy{end}": Label(f"Pairs: ranked right{kind}") for end, kind in KINDS.items()},
     **{f"preference_margin{end}": Label(f"Pairs: mean margin{kind}", share=False) for end, kind in KINDS.items()},
-    # A fall says how much a model looks, and not how good it is.
+    # A fall measures reliance on the image, not quality.
     **{f"accuracy_drop_{key}": Label(f"Accuracy lost: {view}", True, False) for key, view in CHANGED.items()},
     **{f"logps_drop_{key}": Label(f"{LOGPS}, lost: {view}", False, False) for key, view in CHANGED.items()},
     "accuracy_original": Label("Accuracy: original image"),
@@ -63,70 +63,70 @@ METRICS = {
 
 
 def label(name: str) -> Label:
-    """A metric's label; one that is not known here is shown by its name as a plain number, neither good nor bad."""
+    """Return a metric's label; an unknown metric is a plain number without a better direction."""
     words = name.replace("_", " ")
     return METRICS.get(name, Label(words[:1].upper() + words[1:], share=False, higher_is_better=False))
 
 
 def variant(name: str, comparison: Mapping[str, Any]) -> str:
-    """What tells a metric from others of its name: " (nltk_wordnet)" of METEOR; "" of most."""
+    """Return a metric's variant, such as " (nltk_wordnet)" of METEOR; "" for most metrics."""
     found = comparison.get("definitions", {}).get(f"{name}_variant")
     return f" ({found})" if found else ""
 
 
 def titled(name: str, comparison: Mapping[str, Any]) -> str:
-    """A metric's label in a comparison, with its variant."""
+    """Return a metric's label with its variant."""
     return label(name).text + variant(name, comparison)
 
 
 def definitions(comparison: Mapping[str, Any]) -> str:
-    """What the numbers mean, by name: "med_vqa strict@3, report_generation coco@1, meteor nltk_wordnet"."""
+    """Return the metric definitions: "med_vqa strict@3, report_generation coco@1, meteor nltk_wordnet"."""
     known = comparison.get("definitions", {})
     return ", ".join(
         f"{name.removesuffix('_definition').removesuffix('_variant')} {value}"
         for name, value in known.items()
-        if f"{name}_definition" not in known  # which says the protocol too
+        if f"{name}_definition" not in known  # the definition includes the protocol
     )
 
 
 def ordered(metrics: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics, those of METRICS first."""
+    """Return the names of the metrics, those of METRICS first."""
     order = [*METRICS, *metrics]
     return sorted(metrics, key=order.index)
 
 
 def percent(value: float | None) -> str:
-    """0.7412 -> "74.1 %"."""
+    """Return a share in percent: 0.7412 -> "74.1 %"."""
     return "not measured" if value is None else f"{_number(100 * value, 1)} %"
 
 
 def points(value: float) -> str:
-    """A difference of shares in points with its sign: 0.051 -> "+5.1"."""
+    """Return a difference of shares in points with its sign: 0.051 -> "+5.1"."""
     return _number(100 * value, 1, "+")
 
 
 def amount(name: str, value: float | None) -> str:
-    """A metric's value: "74.1 %" of a share, else three decimals."""
+    """Return a metric's value: "74.1 %" for a share, else three decimals."""
     if label(name).share or value is None:
         return percent(value)
     return _number(value, 3)
 
 
 def change(name: str, value: float) -> str:
-    """A difference with its sign: "+5.1" points of a share, else three decimals."""
+    """Return a difference with its sign: "+5.1" points for a share, else three decimals."""
     if label(name).share:
         return points(value)
     return _number(value, 3, "+")
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
-    """A number with a true minus sign; what rounds to zero has no sign."""
+    """Return a number with a typographic minus sign; zero after rounding has no sign."""
     rounded = round(value, digits) or 0.0
     return f"{rounded:{sign if rounded else ''}.{digits}f}".replace("-", "−")
 
 
 def span(name: str, cell: Mapping[str, Any]) -> str:
-    """The interval of a cell's value: "71.1 to 77.1"; "" without one."""
+    """Return the interval of a cell's value: "71.1 to 77.1"; "" without one."""
     low, high = cell.get("low"), cell.get("high")
     return (
         "" if low is None or high is None else " to ".join(amount(name, end).removesuffix(" %") for end in (low, high))
@@ -134,17 +134,17 @@ def span(name: str, cell: Mapping[str, Any]) -> str:
 
 
 def interval(name: str, cell: Mapping[str, Any]) -> str:
-    """The interval of a cell's difference: "[+3.0, +7.2]"."""
+    """Return the interval of a cell's difference: "[+3.0, +7.2]"."""
     return f"[{change(name, cell['difference_low'])}, {change(name, cell['difference_high'])}]"
 
 
 def p_text(p: float) -> str:
-    """0.0004 -> "p < 0.001", 0.0312 -> "p = 0.031"."""
+    """Return a p-value as text: 0.0004 -> "p < 0.001", 0.0312 -> "p = 0.031"."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def outcome(cell: Mapping[str, Any]) -> str | None:
-    """ "higher" or "lower" where the corrected p is below 0.05, else "open"; None where nothing was tested."""
+    """Return "higher" or "lower" for a corrected p below 0.05, else "open"; None without a test."""
     if cell.get("difference") is None or cell.get("p_adjusted") is None:
         return None
     if cell["p_adjusted"] >= SIGNIFICANT:
@@ -153,7 +153,7 @@ def outcome(cell: Mapping[str, Any]) -> str | None:
 
 
 def verdict(name: str, cell: Mapping[str, Any]) -> str:
-    """What a test found, in words: "▲ better (p = 0.001)"; "" where nothing was tested."""
+    """Return the result of a test in words: "▲ better (p = 0.001)"; "" without a test."""
     found = outcome(cell)
     if found is None:
         return ""
@@ -167,28 +167,28 @@ def verdict(name: str, cell: Mapping[str, Any]) -> str:
 
 
 def counted(size: Mapping[str, int]) -> str:
-    """{"questions": 1204, "images": 1} -> "1,204 questions, 1 image"."""
+    """Return counts in words: {"questions": 1204, "images": 1} -> "1,204 questions, 1 image"."""
     return ", ".join(number_of(n, what) for what, n in size.items())
 
 
 def run_name(name: str) -> str:
-    """How a run is called inside a sentence."""
+    """Return a run's name for the middle of a sentence."""
     return RUN_NAMES.get(name, name)
 
 
 def heading(name: str) -> str:
-    """How a run is called where a sentence or a column begins; a name that a user gave stays as it is."""
+    """Return a run's name for the start of a sentence or column; names that users gave are unchanged."""
     return RUN_NAMES[name][:1].upper() + RUN_NAMES[name][1:] if name in RUN_NAMES else name
 
 
 def main_run(comparison: Mapping[str, Any]) -> str | None:
-    """The last run, the one that a comparison is about; None where there is only the baseline."""
+    """Return the last run, the subject of a comparison; None where there is only the baseline."""
     others = [name for name in comparison["runs"] if name != comparison["baseline"]]
     return others[-1] if others else None
 
 
 def seen(comparison: Mapping[str, Any]) -> str:
-    """How much of the test set the training data has shown, in a sentence."""
+    """Return a sentence on the test images and patients in the training data."""
     found = comparison.get("seen_in_training")
     if not found:
         return (
@@ -214,7 +214,7 @@ def seen(comparison: Mapping[str, Any]) -> str:
 
 
 def method(comparison: Mapping[str, Any], table: str = "table") -> str:
-    """How intervals and p-values were made, for a table's note; `table` is a grouping, or "table" for the main one."""
+    """Return the method of intervals and p-values for a table's note; `table` is a grouping, or "table" (main)."""
     base, unit = run_name(comparison["baseline"]), comparison["unit"]
     tests = comparison.get("tests", {}).get(table, 0)
     return (
@@ -227,15 +227,14 @@ def method(comparison: Mapping[str, Any], table: str = "table") -> str:
 
 
 def note(comparison: Mapping[str, Any], table: str = "table") -> str:
-    """What a reader of a table must know: definitions, method and number of tests, what differs, what was seen in
-    training."""
+    """Return the note of a table: definitions, method, number of tests, differences of the runs, seen test images."""
     named = definitions(comparison)
     notes = [f"{said}." for said in comparison.get("notes", ())]
     return " ".join([*([f"Scored by {named}."] if named else []), method(comparison, table), *notes, seen(comparison)])
 
 
 def summary(comparison: Mapping[str, Any]) -> list[str]:
-    """The result in one sentence, and how far it can be trusted in another."""
+    """Return the result in one sentence, and its uncertainty in another."""
     main, base = main_run(comparison), comparison["baseline"]
     for name in ordered(comparison["metrics"]) if main else ():
         cell = comparison["metrics"][name].get(main, {})
@@ -267,7 +266,7 @@ def _trust(found: str, who: str, other: str, judged: bool, cell: Mapping[str, An
 
 
 def shown(value: Any) -> str:
-    """A recorded value in words: no machine's folders, no more digits than a reader needs."""
+    """Return a recorded value in words, without local folders and with few digits."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
@@ -281,12 +280,12 @@ def shown(value: Any) -> str:
 
 
 def without_texts(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """A comparison without the texts of test questions: those of examples, and the question that shows the prompt."""
+    """Return a comparison without texts of test questions: without examples and example prompts."""
     evaluations = {run: _without_example(found) for run, found in comparison.get("evaluations", {}).items()}
     return {key: value for key, value in comparison.items() if key not in TEXTS} | {"evaluations": evaluations}
 
 
 def _without_example(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The digest of the prompt's template stays."""
+    """Return an evaluation's record without its example prompt; the digest of the template stays."""
     prompt = evaluation.get("prompt")
     return {**evaluation, "prompt": {**prompt, "example": None}} if prompt else dict(evaluation)

@@ -1,6 +1,6 @@
-"""What a preference dataset holds and what is wrong with it, as numbers, as a table and as a page.
+"""Audit of a preference dataset: content and faults as numbers, table and page.
 
-Only the dataset's own rows are read, once and as a stream; an image file is decoded once, however many rows show it.
+Rows are read once, as a stream; each image file is decoded once.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ __all__ = ["audit", "distributions", "page", "render", "rows"]
 
 
 def audit(path: str, split: str = "train", name: str | None = None) -> dict[str, Any]:
-    """Count, measure and check the rows of a preference dataset; the answer is JSON-able.
+    """Count, measure and check the rows of a preference dataset.
 
-    A dataset that breaks the schema, or has another layout, is audited too: its faults are listed, and every number
-    is taken over the rows that have what it needs (a block with nothing to measure is None).
+    Datasets that break the schema or have another layout are audited too. Their faults are listed, and each number is
+    over the rows with the columns it needs; a block without such rows is None.
 
     Args:
         path: a folder written by `mmedpo curate`, a Hub dataset id, or a .json or .jsonl file of rows, for example
-            in LLaVA's layout (its images need not be there: they are known by their names).
-        split: the split whose rows are measured; images and patients are compared between all splits.
-        name: what the audit calls the dataset; its Hub id or path within this folder by default.
+            in LLaVA's layout. The images of a file may be absent; they are identified by their names.
+        split: split to measure; images and patients are compared between all splits.
+        name: name of the dataset in the audit; by default its Hub id or relative path.
+
+    Returns:
+        The content of audit.json.
 
     Raises:
         InputError: nothing to read at `path`, no text in a file's rows, or no such split.
@@ -79,7 +82,7 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
 
 
 def _measure(split: Split) -> tuple[list[Row], list[Fault]]:
-    """Rows and faults of a split, in one pass."""
+    """Return rows and faults of a split, in one pass."""
     found: list[Row] = []
     faults = list(split.faults)
     for given, row in split:
@@ -98,7 +101,7 @@ def _homes(splits: Mapping[str, Split], measured: str, found: list[Row]) -> meas
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What `mmedpo curate` recorded beside the data; empty where it did not."""
+    """Return the manifest of `mmedpo curate` beside the data; empty without one."""
     manifest = folder / "manifest.json"
     recorded = read_json(manifest) if manifest.is_file() else None
     return recorded if isinstance(recorded, dict) and isinstance(recorded.get("rejects"), dict) else {}

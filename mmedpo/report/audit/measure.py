@@ -1,4 +1,4 @@
-"""What is counted and measured over the rows of a preference dataset."""
+"""Counts, flaws, leakage between splits, distributions and agreement of judges over rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mmedpo.report.audit.read import Row
 from mmedpo.runs.formats import STANDIN
 
 BINS = 20
-RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # released scores are multiples of 0.1: one bin each
+RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # a bin for each multiple of 0.1, as released scores
 SHARE_EDGES = [i / BINS for i in range(BINS + 1)]
 
 
 def counts(labels: Sequence[str], order: Sequence[str]) -> dict[str, int]:
-    """How often each label occurs, those of `order` first."""
+    """Return the count of each label, those of `order` first."""
     found = Counter(labels)
     return {label: found[label] for label in [*order, *sorted(found.keys() - set(order))] if found[label]}
 
 
 def flaws(found: Sequence[Row]) -> dict[str, Any]:
-    """Rows with each flaw; show.FLAWS defines them. Under "checked": how many could have one."""
-    equal = [row for row in found if row.same_images and row.gold and row.wrong]  # on equal images
+    """Return the rows with each flaw of `show.FLAWS`, and under "checked" the number of rows checked for it."""
+    equal = [row for row in found if row.same_images and row.gold and row.wrong]
     differing = [row for row in equal if folded(row.gold) != folded(row.wrong)]
     answers = [(polarity(row.gold), row) for row in differing if not row.is_report]
     free = [row for said, row in answers if said is None]
@@ -55,8 +55,10 @@ def flaws(found: Sequence[Row]) -> dict[str, Any]:
 
 
 def _by_letters(equal: Sequence[Row]) -> dict[str, int]:
-    """The two contradictions as comparing strings finds them: identical pairs are included, and
-    closed rows are those whose preferred text is "yes" or "no" alone."""
+    """Return the two contradictions by comparing strings.
+
+    Identical pairs are included; closed rows are those whose chosen text is exactly "yes" or "no".
+    """
     texts = [row for row in equal if row.task != "report"]
     sides = [(row.gold.strip().casefold(), row.wrong.strip().casefold()) for row in texts]
     closed = [(gold, wrong) for gold, wrong in sides if gold.rstrip(".") in ("yes", "no")]
@@ -71,26 +73,26 @@ def _by_letters(equal: Sequence[Row]) -> dict[str, int]:
 
 @dataclass
 class Homes:
-    """Images and patients by the splits that they occur in."""
+    """Images and patients by split."""
 
-    faults: list[Fault] = field(default_factory=list)  # of what is in several (a split separates no image or patient)
-    names: dict[str, str] = field(default_factory=dict)  # of pictures, by digest
-    splits: dict[str, set[str]] = field(default_factory=dict)  # of pictures, by digest
+    faults: list[Fault] = field(default_factory=list)  # images and patients in several splits
+    names: dict[str, str] = field(default_factory=dict)  # digest of an image -> name
+    splits: dict[str, set[str]] = field(default_factory=dict)  # digest of an image -> splits
 
 
 def homes(splits: Mapping[str, Iterable[Row]]) -> Homes:
-    """Where images and patients occur. An image is known by its pixels, and by its id in the provenance."""
+    """Return images and patients by split; images are equal by pixels or by id in the provenance."""
     first: dict[tuple[str, str], str] = {}
     found = Homes()
     for split, rows in splits.items():
-        here: dict[tuple[str, str], str] = {}  # what is shared -> how a reader finds it
+        here: dict[tuple[str, str], str] = {}  # (kind, identity) -> name for the reader
         for row in rows:
             name = row.name if row.image_id is None else row.image_id
             if row.image_id is not None:
                 here.setdefault(("image_id", row.image_id), name)
             if row.patient_id is not None:
                 here.setdefault(("patient_id", row.patient_id), row.patient_id)
-            for digest in () if row.kind in schema.REVERSED else row.images:  # whose images are noised
+            for digest in () if row.kind in schema.REVERSED else row.images:  # images of reversed pairs are noised
                 here.setdefault(("images", digest), name)
                 found.names.setdefault(digest, name)
                 found.splits.setdefault(digest, set()).add(split)
@@ -106,10 +108,10 @@ def homes(splits: Mapping[str, Iterable[Row]]) -> Homes:
 def distributions(
     by_kind: Mapping[str, Sequence[float | None]], edges: Sequence[float] | None = None
 ) -> dict[str, Any] | None:
-    """Mean, population sd, min, max and histogram of all numbers, and the same by kind under "by_dispreference".
+    """Return mean, population sd, min, max and histogram of all numbers, and by kind under "by_dispreference".
 
-    Histograms share their edges (by default 20 bins from the least to the greatest number); numbers beyond the outer
-    edges count in the outer bins. None values are left out; None is returned when no number is left.
+    Histograms share their edges, by default 20 bins from minimum to maximum; numbers beyond the outer edges count in
+    the outer bins. None values are ignored; the result is None without any number.
     """
     numbers = {kind: [value for value in values if value is not None] for kind, values in by_kind.items()}
     everything = [value for values in numbers.values() for value in values]
@@ -124,7 +126,7 @@ def distributions(
 
 
 def distribution(values: Sequence[float], edges: Sequence[float]) -> dict[str, Any]:
-    """Mean, population sd, min, max and histogram of at least one number."""
+    """Return mean, population sd, min, max and histogram of at least one number."""
     bars = [0] * (len(edges) - 1)
     for value in values:
         bars[min(max(bisect_right(edges, value) - 1, 0), len(bars) - 1)] += 1
@@ -138,14 +140,14 @@ def distribution(values: Sequence[float], edges: Sequence[float]) -> dict[str, A
 
 
 def standins(found: Sequence[Row]) -> dict[str, int]:
-    """Rows that each offline stand-in made or scored, by its name."""
+    """Return the number of rows that each stand-in made or scored, by its name."""
     named = [{*row.makers, *(judge for _, judge, _ in row.judgements)} for row in found]
     counted = Counter(name for names in named for name in names if name.startswith(STANDIN))
     return dict(sorted(counted.items()))
 
 
 def judges(found: Sequence[Row]) -> dict[str, Any]:
-    """How many rows were judged, how many answers could not be read, and how far the judges agree."""
+    """Return numbers of judged rows and unreadable judgements, and the agreement of the judges."""
     judged = [row for row in found if row.judgements]
     verdicts = [row.agreed for row in judged if row.agreed is not None]
     scores = [score for row in judged for *_, score in row.judgements]
@@ -161,9 +163,9 @@ def judges(found: Sequence[Row]) -> dict[str, Any]:
 
 
 def _alpha(judged: Sequence[Row], rounds: Sequence[int]) -> dict[str, Any]:
-    """Krippendorff's alpha (interval level) over each row's given round; scores are rounded to hundredths.
+    """Return Krippendorff's alpha (interval level) over each row's given round, scores rounded to hundredths.
 
-    "units" are the rows with at least two scores; "alpha" is None, with the "reason", where it is not defined.
+    "units" counts rows with at least two scores; "alpha" is None, with a "reason", where it is undefined.
     """
     import krippendorff
     import numpy as np

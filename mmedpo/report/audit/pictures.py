@@ -1,4 +1,4 @@
-"""A dataset's image files, each decoded once however many rows show it: faults, digests, and near-duplicates."""
+"""Image files of a dataset, each decoded once: faults, digests and near-duplicates."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from mmedpo.data import images
 
-SIDE = 16  # of the grid whose neighbours are compared: 256 bits
+SIDE = 16  # rows and columns of the hash's grid: 256 bits
 NEAR = 16  # bits by which near-duplicates may differ
-EXAMPLES, NAMED = 5, 6  # groups that are shown, and names of each
+EXAMPLES, NAMED = 5, 6  # groups shown, and names of each
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Result of reading a file: why it cannot be used, or its picture's digest and hash (`difference_hash`)."""
+    """Result of reading an image file: its fault, or digest and `difference_hash` of its pixels."""
 
     fault: str | None
     digest: str
@@ -26,14 +26,14 @@ class Seen:
 
 
 class Pictures:
-    """The files of a dataset, remembered by their bytes; a few hundred bytes each are held."""
+    """Image files of a dataset, cached by their bytes; each takes a few hundred bytes."""
 
     def __init__(self) -> None:
         self._files: dict[str, Seen] = {}
         self._hashes: dict[str, bytes] = {}
 
     def look(self, image: Mapping[str, Any]) -> Seen:
-        """Read an undecoded image ({"bytes", "path"}), the first time that it is shown."""
+        """Return the result of reading an undecoded image ({"bytes", "path"}), read once."""
         data = image.get("bytes")
         file = hashlib.sha256(data if isinstance(data, bytes) else str(image).encode(errors="replace"))
         if (key := file.hexdigest()) not in self._files:
@@ -42,19 +42,19 @@ class Pictures:
         return self._files[key]
 
     def fault(self, image: Mapping[str, Any]) -> str | None:
-        """As `images.fault`."""
+        """Return the fault of an image, as `images.fault`."""
         return self.look(image).fault
 
     def near_duplicates(self, names: Mapping[str, str], splits: Mapping[str, Iterable[str]]) -> dict[str, Any] | None:
-        """Groups of distinct pictures that look alike; nothing is merged. None where no picture could be decoded.
+        """Return groups of distinct images that look alike; None where no image could be decoded.
 
         Args:
-            names: of pictures, by digest.
-            splits: in which each of them is.
+            names: digest -> name of an image.
+            splits: digest -> splits of an image.
 
         Returns:
-            {"images": compared ones, "groups", "in_several_splits": of the groups, "bits", "within": most bits by which
-            neighbours in a group differ, "examples": names of the first groups}.
+            {"images": number compared, "groups", "in_several_splits": number of groups, "bits", "within": most bits by
+            which neighbours in a group differ, "examples": names of the first groups}.
         """
         known = [digest for digest in names if self._hashes.get(digest)]
         if not known:
@@ -78,7 +78,7 @@ def _seen(image: Mapping[str, Any], key: str) -> Seen:
 
 
 def difference_hash(pixels: np.ndarray) -> bytes:
-    """256 bits: on a grid of 16 x 17 means of brightness, whether each is brighter than its left neighbour."""
+    """Return 256 bits: on a grid of 16 x 17 mean brightnesses, 1 where a cell is brighter than its left neighbour."""
     from PIL import Image
 
     grid = np.asarray(Image.fromarray(pixels).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX))
@@ -86,15 +86,15 @@ def difference_hash(pixels: np.ndarray) -> bytes:
 
 
 def _alike(hashes: Sequence[bytes]) -> list[list[int]]:
-    """Places of hashes that neighbours within NEAR bits link together, groups of two or more."""
+    """Return groups (two or more indices) of hashes linked by neighbours within NEAR bits."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     distinct, of = np.unique(np.array(hashes, dtype=f"V{len(hashes[0])}"), return_inverse=True)
     bits = np.unpackbits(distinct.view(np.uint8).reshape(len(distinct), -1), axis=1)
     numbers = distinct.view(np.uint64).reshape(len(distinct), -1)
-    home = np.arange(len(distinct))  # of each hash, the group that is known so far
-    # Of NEAR + 1 bands of bits, hashes within NEAR bits agree in one: only such hashes are compared.
+    home = np.arange(len(distinct))  # group of each hash so far
+    # Hashes within NEAR bits agree in one of NEAR + 1 bands: only such hashes are compared.
     for band in range(NEAR + 1):
         keys = np.packbits(bits[:, band :: NEAR + 1], axis=1)
         _, key = np.unique(keys, axis=0, return_inverse=True)
@@ -118,5 +118,5 @@ def _alike(hashes: Sequence[bytes]) -> list[list[int]]:
 
 
 def _near(numbers: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Whether the hashes at these places differ by at most NEAR bits."""
+    """Return True where the hashes at these indices differ by at most NEAR bits."""
     return np.bitwise_count(numbers[one] ^ numbers[other]).sum(axis=1) <= NEAR

@@ -1,6 +1,6 @@
-"""Preference rows of any layout, one at a time and as far as their columns allow: ours, TRL's, LLaVA's, plain texts.
+"""Read preference rows of any layout, one at a time: the schema's, TRL's, LLaVA's, plain texts.
 
-Images are decoded once each and kept as digests of their pixels, so that memory does not grow with them.
+Images are decoded once and kept as digests of their pixels, which bounds the memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mmedpo.data.text import words
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit.pictures import Pictures
 
-NAMES = {  # what we read: what datasets call it, the schema's name first
+NAMES = {  # field -> column names of datasets, the schema's first
     "id": ("id",),
     "prompt": ("prompt", "question"),
-    "chosen": ("chosen", "conversations"),  # the second is LLaVA's layout
+    "chosen": ("chosen", "conversations"),  # conversations: LLaVA's layout
     "rejected": ("rejected", "rejected_conversations"),
     "images": ("images", "image"),
     "rejected_images": ("rejected_images",),
@@ -30,7 +30,7 @@ NAMES = {  # what we read: what datasets call it, the schema's name first
     "clinical_relevance": ("clinical_relevance",),
 }
 PLACEHOLDER = "<image>"  # in LLaVA's questions
-REPORT_WORDS = 20  # a longer preferred text of a row that names no task is a report
+REPORT_WORDS = 20  # without a task column, a longer chosen text is a report
 HOW = (
     "Give a folder written by `mmedpo curate`, a Hub dataset id, or a .json or .jsonl file of rows, for example "
     '{"id", "image", "conversations", "rejected_conversations", "weighted_score"} (LLaVA\'s layout).'
@@ -39,15 +39,15 @@ HOW = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as far as its columns allow: what is absent or of another type is None or empty."""
+    """One row; fields whose columns are absent or of another type are None or empty."""
 
-    name: str  # its id, or its place
+    name: str  # id, or row number
     kind: str
     task: str
     question: str
     chosen: str
     rejected: str
-    images: tuple[str, ...]  # digests of pixels; of files that cannot be decoded, and names, of those
+    images: tuple[str, ...]  # digests of pixels, or of the bytes or name where there are no pixels
     rejected_images: tuple[str, ...]
     weight: float | None
     relevance: float | None
@@ -56,7 +56,7 @@ class Row:
     mask_coverage: float | None
     agreed: bool | None
     judgements: tuple[tuple[int, str, float | None], ...]  # round, judge, score
-    makers: tuple[str, ...]  # who wrote the rejected text or found the lesion, by name
+    makers: tuple[str, ...]  # names of the models that wrote the rejected text or found the lesion
 
     @property
     def same_images(self) -> bool:
@@ -64,12 +64,12 @@ class Row:
 
     @property
     def gold(self) -> str:
-        """The right text: the preferred one, but for a reversed pair."""
+        """Correct text: the chosen one, except in a reversed pair."""
         return self.rejected if self.kind in schema.REVERSED else self.chosen
 
     @property
     def wrong(self) -> str:
-        """The text that is not `gold`."""
+        """Text that is not `gold`."""
         return self.chosen if self.kind in schema.REVERSED else self.rejected
 
     @property
@@ -79,20 +79,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset; iterating reads it anew and gives every row as it stands and as we read it."""
+    """One split of a dataset; each iteration reads it again and yields (raw row, `Row`)."""
 
     source: Iterable[Mapping[str, Any]]
-    columns: Mapping[str, Any]  # name -> feature, or None where the file does not say
-    faults: list[Fault]  # of columns, and of rows that are none
-    pictures: Pictures  # of all splits
-    is_ours: bool = False  # its columns are the schema's
+    columns: Mapping[str, Any]  # name -> feature; None for a JSON file
+    faults: list[Fault]  # of columns, and of lines that are not rows
+    pictures: Pictures  # shared by all splits
+    is_ours: bool = False  # the columns are the schema's
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, Any], Row]]:
         for place, given in enumerate(_to_the_end(self.source), start=1):
             yield given, _read(given, self.columns, place, self.pictures)
 
     def row_faults(self, given: Mapping[str, Any], row: Row) -> list[Fault]:
-        """By the schema's rules; where its columns are missing, by those of its rules that the columns allow."""
+        """Return the faults of a row by the schema's rules, as far as its columns allow."""
         if self.is_ours:
             return schema.row_faults(given, self.pictures.fault)
         return _loose_faults(given, row, self.columns, self.pictures)
@@ -108,10 +108,10 @@ def _to_the_end(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]
 
 
 def open_splits(path: str) -> dict[str, Split]:
-    """The splits of a folder or Hub id, or the rows of a .json or .jsonl file as the split "train".
+    """Return the splits of a folder or Hub id, or the rows of a .json or .jsonl file as the split "train".
 
     Raises:
-        InputError: nothing there that can be read, or a file in which no row has a text.
+        InputError: nothing readable at `path`, or a file in which no row has a text.
     """
     if Path(path).is_file():
         return {"train": _open_file(Path(path))}
@@ -171,7 +171,7 @@ def _get(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _turns(messages: Any) -> list[str]:
-    """The texts of a conversation of {"role", "content"} or LLaVA's {"from", "value"}; a plain text is one turn."""
+    """Return the texts of a conversation of {"role", "content"} or LLaVA's {"from", "value"}; a text is one turn."""
 
     def text(turn: Any) -> str:
         content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
@@ -185,7 +185,7 @@ def _turns(messages: Any) -> list[str]:
 
 
 def _name(value: Any) -> str | None:
-    return None if value is None else str(value).encode(errors="replace").decode()  # half a surrogate pair is no text
+    return None if value is None else str(value).encode(errors="replace").decode()  # lone surrogates cannot be written
 
 
 def _known(value: Any) -> str | None:
@@ -219,7 +219,7 @@ def _digests(value: Any, pictures: Pictures) -> tuple[str, ...]:
 
 
 def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any], pictures: Pictures) -> list[Fault]:
-    """What is wrong with a row whose columns are not the schema's, by those rules of the schema that they allow."""
+    """Return the faults of a row with other columns than the schema's, by the schema's rules that apply to them."""
 
     def has(column: str) -> bool:
         return any(name in columns for name in NAMES[column])

@@ -1,4 +1,4 @@
-"""An audit as a table for a terminal and as a self-contained HTML page."""
+"""Audit as a table for a terminal and as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ AGREEMENT = (
     "every judge but the first saw the score before its own: alpha then measures adoption as well as agreement, most "
     "of all in the last round."
 )
-VERDICTS = (  # AUC below: what it means
+VERDICTS = (  # (upper limit of AUC, meaning)
     (0.55, "Length and form hardly tell the two sides apart."),
     (0.65, "Length and form tell the two sides apart a little better than a coin."),
     (0.8, "Length and form often tell the two sides apart: a model can learn style instead of medicine."),
@@ -68,12 +68,12 @@ VERDICTS = (  # AUC below: what it means
 
 
 def verdict(auc: float) -> str:
-    """What a style-shortcut AUC means, in a sentence."""
+    """Return the meaning of a style-shortcut AUC in a sentence."""
     return next(sentence for limit, sentence in VERDICTS if auc < limit)
 
 
 def rows(audit: Mapping[str, Any]) -> list[list[str]]:
-    """The audit as a table of two columns, what and how much, for a terminal."""
+    """Return the audit as a table of two columns, name and value, for a terminal."""
     table = [["rows", f"{audit['rows']:,}"]]
     table += [["made or scored by a stand-in", said] for said in stood_in(audit)]
     table += [[f"  {what}: {label}", f"{n:,}"] for what, by in audit["counts"].items() for label, n in by.items()]
@@ -101,7 +101,7 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
 
 
 def stood_in(audit: Mapping[str, Any]) -> list[str]:
-    """Each offline stand-in and the rows that name it; one that chose among answers is in the manifest alone."""
+    """Return each stand-in with its number of rows, which is unknown where only the manifest names it."""
     return [
         f"{name} ({'as the manifest says' if rows is None else f'{rows:,} rows'}): no medical knowledge"
         for name, rows in audit["standins"].items()
@@ -109,14 +109,14 @@ def stood_in(audit: Mapping[str, Any]) -> list[str]:
 
 
 def near_duplicates(found: Mapping[str, Any]) -> str:
-    """How many groups of images look alike, and what that means, in a sentence."""
+    """Return a sentence on groups of images that look alike."""
     apart = f", {found['in_several_splits']:,} in several splits" if found["in_several_splits"] else ""
     return f"{found['groups']:,} among {found['images']:,} images{apart}"
 
 
 def flaws(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Label, count and definition of each flaw, and of the two that are also counted by letters."""
-    words = {"gold_in_rejected": "open", "same_polarity": "closed"}  # of which rows
+    """Return label, count and definition of each flaw; two flaws are also counted by comparing strings."""
+    words = {"gold_in_rejected": "open", "same_polarity": "closed"}
     found = []
     for key, (label, definition) in FLAWS.items():
         of = f" of {audit['checked'][words[key]]:,} {words[key]} rows" if key in words else ""
@@ -144,7 +144,7 @@ def _style_rows(audit: Mapping[str, Any]) -> list[list[str]]:
 
 
 def strength(one: Mapping[str, Any]) -> str:
-    """One feature of the style score in words: how much of it either side has."""
+    """Return one feature of the style score in words, with its amount on both sides."""
     sides = f"{one['chosen_mean']:.2f} preferred, {one['rejected_mean']:.2f} rejected"
     return f"{sides}; alone AUC {max(one['auc'], 1 - one['auc']):.3f}"
 
@@ -164,14 +164,14 @@ def _judge_rows(judges: Mapping[str, Any]) -> list[list[str]]:
 
 
 def alpha(found: Mapping[str, Any]) -> str:
-    """Krippendorff's alpha of one round with what it was measured on, or why it was not."""
+    """Return Krippendorff's alpha of one round with its number of rows, or the reason for its absence."""
     if found["alpha"] is None:
         return f"not measured: {found['reason']}"
     return f"{found['alpha']:.3f} ({found['units']:,} rows, {found['judges']} judges)"
 
 
 def grouped(faults: Sequence[Mapping[str, str]]) -> list[tuple[str, str, list[str]]]:
-    """Faults by what is wrong, the most frequent first: column, sentence, rows."""
+    """Return faults as (column, sentence, rows), the most frequent first."""
     found: dict[tuple[str, str], list[str]] = {}
     for fault in faults:
         found.setdefault((fault["column"], fault["sentence"]), []).append(fault["row"])
@@ -183,7 +183,7 @@ def _spread(part: Mapping[str, Any]) -> str:
 
 
 def render(audit: Mapping[str, Any]) -> str:
-    """The audit as one self-contained HTML page."""
+    """Return the audit as one self-contained HTML page."""
     return page(
         "audit.html.jinja",
         **{tool.__name__: tool for tool in (alpha, flaws, near_duplicates, grouped, stood_in, strength, verdict)},
@@ -193,7 +193,7 @@ def render(audit: Mapping[str, Any]) -> str:
 
 
 def page(template: str, **context: Any) -> str:
-    """Fill a template of `mmedpo/report/templates`; everything put in is escaped."""
+    """Fill a template of `mmedpo/report/templates`; all values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parents[1] / "templates")

@@ -1,8 +1,8 @@
-"""The style shortcut: how far length and form alone tell the preferred text from the rejected one.
+"""Style-shortcut score: how well length and form alone separate chosen from rejected texts.
 
-A pair that can be told apart without reading it teaches a model to be short, or to end with a full stop, instead of
-being right. The score is the cross-validated AUC of a logistic regression that sees the form of ONE text. In a reversed
-pair (on the noised image, the wrong text over the right one) the sides count the other way round.
+Pairs that differ in form teach a model to be short, or to end with a full stop, instead of being correct. The score is
+the cross-validated AUC of a logistic regression on the form of ONE text. Reversed pairs (the wrong text chosen on the
+noised image) have their sides swapped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARK = re.compile(r"[^\w\s]")
 
 
 def form(text: str) -> dict[str, float]:
-    """Length and form of a text as non-negative numbers; the names are words for a reader."""
+    """Return length and form of a text as non-negative numbers, by names for a reader."""
     inner, letters = text.strip(), [letter for letter in text if letter.isalpha()]
     parts = inner.split()
     return {
@@ -44,7 +44,7 @@ def form(text: str) -> dict[str, float]:
 
 
 def lengths(found: Sequence[Row]) -> dict[str, float] | None:
-    """Mean words of both sides, the share of pairs whose rejected text is longer, and of those within two words."""
+    """Return mean words of both sides and the shares of pairs with a longer rejected text and within two words."""
     pairs = [(len(words(row.gold)), len(words(row.wrong))) for row in _text_pairs(found)]
     if not pairs:
         return None
@@ -57,11 +57,11 @@ def lengths(found: Sequence[Row]) -> dict[str, float] | None:
 
 
 def shortcut(found: Sequence[Row]) -> dict[str, Any]:
-    """The AUC (0.5: form tells nothing; 1: it tells everything) with its mean and sd over the folds.
+    """Return the AUC (0.5: form is uninformative; 1: it separates all pairs) with mean and sd over folds.
 
-    All pairs of one image stay in one fold ("groups" of the unit "group"; without images each pair is its own).
-    "auc" is None, with the "reason", where there are too few pairs or images. "strongest" lists what differs most,
-    each with its AUC alone: above 0.5 the rejected texts have more of it.
+    All pairs of one image are in one fold ("groups" of the unit "group"; without images each pair is a group). "auc" is
+    None, with a "reason", for too few pairs or images. "strongest" lists the most different features with their own
+    AUC; above 0.5 the rejected texts have more of it.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -107,5 +107,5 @@ def shortcut(found: Sequence[Row]) -> dict[str, Any]:
 
 
 def _text_pairs(found: Sequence[Row]) -> list[Row]:
-    """The rows that are not about their images alone."""
+    """Return the rows with both texts, except pairs that differ in their images only."""
     return [row for row in found if row.gold and row.wrong and (row.same_images or row.gold != row.wrong)]

@@ -1,4 +1,4 @@
-"""The command line. Each command only wires: it opens what its options name and calls one function.
+"""Command line. A command only opens the objects of its options and calls one function.
 
 Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything else.
 """
@@ -27,7 +27,7 @@ from mmedpo.training import zero
 
 __all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
 
-ORDER = (  # of the work, as --help shows the commands
+ORDER = (  # of the commands in --help, by the course of the work
     "curate", "build", "preview", "audit", "convert", "train", "evaluate", "questions", "score", "compare", "attention",
     "publish", "rejoin", "quickstart",
 )  # fmt: skip
@@ -60,11 +60,11 @@ app.registered_commands.sort(key=lambda command: ORDER.index(command.callback.__
 
 
 def _invoke(arguments: Sequence[str]) -> None:
-    """Run one command line inside this process, as if it had been typed; a finished one is passed over."""
+    """Run one command line in this process; a finished one is skipped."""
     typed, sys.argv[1:] = sys.argv[1:], list(arguments)
     console.rule(plain(command_line()), align="left")
     try:
-        if app(list(arguments), standalone_mode=False) == 130:  # typer's own word for Ctrl-C
+        if app(list(arguments), standalone_mode=False) == 130:  # typer's code for Ctrl-C
             raise KeyboardInterrupt
     except AlreadyFinished as finished:
         console.print(str(finished))
@@ -73,7 +73,7 @@ def _invoke(arguments: Sequence[str]) -> None:
 
 
 def _keep_faults(faults: Sequence[Fault]) -> None:
-    """Write all faults of an input, of which its message shows the first ones, to a file in the current folder."""
+    """Write all faults of an input to a file in the current folder; its message shows the first ones only."""
     try:
         FAULTS.write_text("".join(f"{json.dumps(asdict(fault), ensure_ascii=False)}\n" for fault in faults), "utf-8")
     except OSError as error:
@@ -83,11 +83,11 @@ def _keep_faults(faults: Sequence[Fault]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; turns exceptions into messages and exit codes."""
+    """Run the command line; translate exceptions into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the commands show their own
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for whoever develops with them
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it misses kernels for processors
+    warnings.filterwarnings("ignore", category=FutureWarning)  # users cannot act on those of libraries
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing CPU kernels
     guard()
     if argv is not None:
         sys.argv[1:] = argv
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         zero.leave_out(sys.argv[1:])
         if endpoint := os.environ.get("HF_ENDPOINT"):
             hub.check_endpoint(endpoint)
-        app(prog_name="mmedpo")  # also where a script of dataset_builders/ is run
+        app(prog_name="mmedpo")  # the same name in scripts of dataset_builders/
     except AlreadyFinished as finished:
         console.print(str(finished))
     except Stopped as stopped:

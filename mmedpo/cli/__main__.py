@@ -1,4 +1,4 @@
-"""`python -m mmedpo.cli`, which `accelerate launch -m mmedpo.cli` runs in each process."""
+"""Entry point of `python -m mmedpo.cli`, for `accelerate launch -m mmedpo.cli`."""
 
 from mmedpo.cli import main
 

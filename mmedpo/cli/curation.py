@@ -1,4 +1,4 @@
-"""The commands that make and check preference datasets."""
+"""Commands that build and check preference datasets."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def audit(
 
 
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
-    """What a curation made, and what it left out."""
+    """Print the numbers of rows and rejects of a curation."""
     if manifest["source"].get("credentialed"):
         console.print(f"{manifest['source']['name']} is credentialed data: docs/credentialed.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]

@@ -1,4 +1,4 @@
-"""The commands that measure models and compare what was measured."""
+"""Commands that evaluate models and compare evaluations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from mmedpo.runs.options import LENGTHS
 
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
-Asked = dict[str, Any]  # the options of `_asked`, as `questions.read` takes them
+Asked = dict[str, Any]  # options of `_asked`, arguments of `questions.read`
 
 
 def _asked(
@@ -51,7 +51,7 @@ def _asked(
 
 
 def _asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `_asked`; it takes their values as its argument `asked`."""
+    """Add the options of `_asked` to a command, which receives their values as its argument `asked`."""
     own, shared = (inspect.signature(one, eval_str=True).parameters for one in (command, _asked))
 
     @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""The commands that publish, and that rebuild what was published without its texts and images."""
+"""Commands that publish, and that rebuild pairs from their published form."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def publish(
 
 
 def answers(fill: Sequence[str]) -> dict[str, str]:
-    """What --fill says, by the fields' keys. Raises InputError for one that says nothing."""
+    """Return the values of --fill by field; raise InputError for one without a value."""
     said = dict(answer.partition("=")[::2] for answer in fill)
     if empty := [key for key, answer in said.items() if not answer.strip()]:
         raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
@@ -65,7 +65,7 @@ def answers(fill: Sequence[str]) -> dict[str, str]:
 
 
 def asker(yes: bool) -> Callable[[str], bool] | None:
-    """What asks the person at the terminal; None where nobody is there. With `yes` the answer is known."""
+    """Return the function that asks at the terminal; None without a terminal. With `yes` it agrees unasked."""
 
     def ask(question: str) -> bool:
         try:
@@ -79,7 +79,7 @@ def asker(yes: bool) -> Callable[[str], bool] | None:
 
 
 def prepare_built(built: Build) -> None:
-    """What build does with --publish before it works."""
+    """Prepare --publish of build, before the work."""
     from mmedpo.hub.publish import prepare as run
 
     answers(built.fill)
@@ -92,7 +92,7 @@ def prepare_built(built: Build) -> None:
 
 
 def publish_built(built: Build) -> None:
-    """What build does with --publish; a dataset that is not published is whole all the same, which the fault says."""
+    """Publish the dataset of build; the error of a failure says that the dataset itself is complete."""
     from mmedpo.hub.publish import publish as run
 
     folder, repo, third_parties = built.output, str(built.publish), built.third_parties
@@ -108,14 +108,14 @@ def publish_built(built: Build) -> None:
 
 
 def prepare(repo: str, training: dict[str, Any], token: str | None) -> None:
-    """What train does first with push_to_hub."""
+    """Prepare push_to_hub of train, before the training."""
     from mmedpo.hub.publish import prepare as run
 
     run(repo, "adapter", training, token=token)
 
 
 def push(folder: Path, repo: str, token: str | None, third_parties: bool) -> None:
-    """What train does last with push_to_hub: after hours of work nobody is asked; open fields are listed."""
+    """Publish the result of train. It asks nothing after hours of work; open fields of the card are listed."""
     from mmedpo.hub.publish import publish as run
 
     print_publication(run(folder, repo, "adapter", confirm=lambda _: True, token=token, third_parties=third_parties))

@@ -1,4 +1,4 @@
-"""What all commands share: the application, its options, how a recipe is read, and what is printed."""
+"""Shared code of the commands: the application, options, parsing of recipes, printed results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Screen()
-SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose value is never recorded
+SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose values are not recorded
 
 # Commands with recipes: their options are the fields of dataclasses, parsed by TRL's parser.
 PARSED: dict[str, Any] = {
@@ -49,7 +49,7 @@ SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty ro
 
 
 def command_line() -> str:
-    """The command line as it is recorded: without --resume, folders of this machine, and tokens."""
+    """Return the command line for records: without --resume, local folders and tokens."""
     from mmedpo.runs.run_folder import portable
 
     words: list[str] = []
@@ -67,9 +67,9 @@ def parsed(
     context: typer.Context, *options: Any, name: str = "", defaults: Mapping[str, Any] | None = None,
     about: str | None = None,
 ) -> Any:  # fmt: skip
-    """Instances of the dataclasses `options`, from the command line, the recipe that --config names, and `defaults`.
+    """Return instances of the dataclasses `options`, from the command line, the recipe of --config, and `defaults`.
 
-    `about` is what --help says before it lists them; by default what the command says of itself.
+    `about` is the text of --help above the options; by default the command's help.
     """
     from mmedpo.runs import recipes
 
@@ -86,7 +86,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_notices(manifest: Mapping[str, Any]) -> None:
-    """The last lines of a run: what its weights leave out, and that stand-ins, phantoms or a toy model went into it."""
+    """Print notes on the weights, and notices of stand-ins, phantoms and toy models."""
     from mmedpo.report.notices import notices
 
     for note in (manifest.get("weights") or {}).get("notes", []):
@@ -96,7 +96,7 @@ def print_notices(manifest: Mapping[str, Any]) -> None:
 
 
 def print_written(output: Path) -> None:
-    """What a command left in its output folder, as its last line."""
+    """Print the output folder and its content, as the last line of a command."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in output.iterdir() if entry.name[0] != ".")
     console.print(f"{output}: {', '.join(names)}", soft_wrap=True)
 

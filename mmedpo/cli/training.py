@@ -1,4 +1,4 @@
-"""The commands that make models: of original checkpoints, and by training."""
+"""Commands that make models: conversion and training."""
 
 from __future__ import annotations
 

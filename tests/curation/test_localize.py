@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -382,7 +382,7 @@ def test_heat_map_without_a_lesion_has_its_reason(
 def wide(sample: Sample, tmp_path: Path) -> Sample:
     """The sample with its image stretched to 96 x 48 pixels."""
     Image.open(sample.image).resize((96, 48)).save(tmp_path / "wide.png")
-    return Sample(**{**vars(sample), "image": tmp_path / "wide.png"})
+    return replace(sample, image=tmp_path / "wide.png")
 
 
 def check_boxes(boxes: tuple[Box, ...], labels: set[str], width: int, height: int) -> None:
@@ -408,7 +408,7 @@ def test_zero_shot_detector_is_asked_the_query(zero_shot_detector: Path, reports
     localizer = open_localizer(f"detector:{zero_shot_detector}", query="xray=opacity,ct=lesion", threshold=0.0)
     sample = wide(reports[0], tmp_path)
     for said, query in (("CT", "lesion"), ("X-Ray", "opacity"), (None, "disease")):
-        region = only(localizer, Sample(**{**vars(sample), "modality": said}))
+        region = only(localizer, replace(sample, modality=said))
         assert region.query == query
         check_boxes(region.boxes, {query}, 96, 48)
 
@@ -505,7 +505,7 @@ def medklip(medklip_folder: Path) -> MedKLIPLocalizer:
 def test_medklip_gives_its_attention_as_mask_and_its_probability_as_confidence(
     medklip: MedKLIPLocalizer, reports: list[Sample]
 ) -> None:
-    sample = Sample(**{**vars(reports[0]), "question": "Is there a mass?"})
+    sample = replace(reports[0], question="Is there a mass?")
     region = only(medklip, sample)
     [(heat, confidence)] = medklip.model.observe([Image.open(sample.image)], "mass")
     assert region.confidence == pytest.approx(confidence, abs=1e-6) and region.query == "mass"
@@ -606,7 +606,7 @@ def test_centre_of_a_turned_photograph_is_that_of_the_upright_one(reports: list[
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (96, 48)).save(tmp_path / "turned.png", exif=exif)
-    sample = Sample(**{**vars(reports[0]), "image": tmp_path / "turned.png"})
+    sample = replace(reports[0], image=tmp_path / "turned.png")
     assert only(CentreStandIn(), sample).boxes == (Box("centre", 12, 24, 24, 48, 0.5),)
 
 

@@ -112,7 +112,8 @@ def dataset_contents(
         return revision
     elif not files:
         loaded = loading.load_splits(name, revision=revision)
-        files = [Path(copy["filename"]) for split in sorted(splits) for copy in loaded[split].cache_files]
+        there = [loaded[split] for split in sorted(splits) if split in loaded]
+        files = [Path(copy["filename"]) for split in there for copy in split.cache_files]
     found = hashlib.sha256()
     for file in files:
         place = file.relative_to(folder) if file.is_relative_to(folder) else file.name

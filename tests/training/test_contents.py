@@ -130,6 +130,25 @@ def test_what_was_replaced_is_refused_before_a_model_is_loaded(
     assert not loaded and (killed.partial / "checkpoint-2").is_dir()
 
 
+def test_what_is_replaced_while_the_model_is_loaded_is_refused(
+    killed: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = killed.model / "chat_template.jinja"
+    before, open_model = template.read_bytes(), run.open_model
+
+    def replacing(*given: object) -> object:
+        other_template(template)
+        return open_model(*given)
+
+    monkeypatch.setattr(run, "open_model", replacing)
+    try:
+        with pytest.raises(InputError, match=r"model \S+/base: \w{8} -> \w{8}"):
+            run.main(killed.command(tmp_path / "raced"))
+    finally:
+        template.write_bytes(before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_bytes_written_anew_are_gone_on_with(killed: Given, tmp_path: Path) -> None:
     run.main(killed.command(tmp_path / "whole"))
     for file in (killed.shard, killed.model / "model.safetensors", killed.adapter / "adapter_model.safetensors"):

@@ -140,25 +140,25 @@ def notices(name: str, columns: Iterable[str]) -> list[str]:
         if not INDEX.fullmatch(key(column)):
             by_column.setdefault(KNOWN.get(key(column)), []).append(column)
     unread = sorted(by_column.pop(None, []))
-    said = []
+    sentences = []
     if unread:
-        said.append(
+        sentences.append(
             f"Not read of {name}'s table: {', '.join(map(_with_nearest, unread))}. docs/curation.md lists the columns "
             "that are."
         )
     for known, names in sorted(by_column.items(), key=lambda one: min(one[1])):
         if len(names) > 1:
             first = min(names, key=lambda one: [key(other) for other in COLUMNS[str(known)]].index(key(one)))
-            said.append(
+            sentences.append(
                 f"{', '.join(sorted(names))} of {name}'s table mean the same; {first} counts where it has a value."
             )
     alike = [column for column in unread if PATIENT.search(key(column))]
     if alike and "patient_id" not in by_column:
-        said.append(
+        sentences.append(
             f"{', '.join(alike)} of {name}'s table may tell patients apart, and is not read: one patient's images may "
             "lie in several splits. Rename the column to patient_id if it does."
         )
-    return said
+    return sentences
 
 
 def _with_nearest(column: str) -> str:

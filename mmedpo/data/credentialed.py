@@ -146,8 +146,8 @@ def quoting_nothing(marked: bool) -> Iterator[None]:
 
 
 def _unquoted(sentence: str) -> str:
-    kept = re.sub(r",? got .*", "", sentence, flags=re.S)
-    return re.sub(r"['\"].*['\"]", "(not shown: credentialed data)", kept, flags=re.S)
+    text = re.sub(r",? got .*", "", sentence, flags=re.S)
+    return re.sub(r"['\"].*['\"]", "(not shown: credentialed data)", text, flags=re.S)
 
 
 def _letters(text: Any) -> str:

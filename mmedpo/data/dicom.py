@@ -186,8 +186,8 @@ def _codestream_size(frame: bytes) -> tuple[int, int, int] | None:
 def _numbers(header: Any, keyword: str) -> list[float]:
     """Return the numbers of an element, NaN for null values; empty where it is absent or invalid."""
     try:
-        given = header.get(keyword)
-        values = given if isinstance(given, (list, tuple)) or hasattr(given, "__iter__") else [given]
+        element = header.get(keyword)
+        values = element if isinstance(element, (list, tuple)) or hasattr(element, "__iter__") else [element]
         return [math.nan if value is None else float(value) for value in values]
     except (ValueError, TypeError, OverflowError):
         return []

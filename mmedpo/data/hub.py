@@ -98,11 +98,11 @@ def why_unread(error: BaseException, name: str = "") -> str:
         beneath = beneath.__cause__ or beneath.__context__
     if missing:
         return "there is no such folder; check the path"
-    said = _first_line(error).partition(" Checkout 'https")[0]
-    if constants.HF_HUB_OFFLINE and said.startswith("We couldn't connect to"):  # message of Transformers
+    message = _first_line(error).partition(" Checkout 'https")[0]
+    if constants.HF_HUB_OFFLINE and message.startswith("We couldn't connect to"):  # message of Transformers
         here = "there is no such folder here, " * bool(name)
         return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
-    return said
+    return message
 
 
 def _is_missing_folder(name: str) -> bool:
@@ -181,8 +181,8 @@ def patience(error: BaseException) -> float:
     headers = getattr(getattr(error, "response", None), "headers", {})
     if status_of(error) == 429 and (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
         return float(limit.reset_in_seconds)
-    said = headers.get("retry-after", "").strip()
-    return float(said) if said.isdigit() else 0.0
+    seconds = headers.get("retry-after", "").strip()
+    return float(seconds) if seconds.isdigit() else 0.0
 
 
 def status_of(error: BaseException) -> int:
@@ -257,8 +257,8 @@ def _is_of_the_network(error: BaseException) -> bool:
 
 
 def _reply(error: BaseException) -> str:
-    said = getattr(error, "server_message", None) or _first_line(error)
-    return " ".join(str(said).split()).rstrip(".")
+    message = getattr(error, "server_message", None) or _first_line(error)
+    return " ".join(str(message).split()).rstrip(".")
 
 
 def _first_line(error: BaseException) -> str:

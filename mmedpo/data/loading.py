@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PATTERN = frozenset("*?[]{}")  # characters that `datasets` reads as a pattern
 MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which `datasets` would read as rows
-SAID = ["source", "license"]  # columns that identify restricted rows
+ORIGIN = ["source", "license"]  # columns that identify restricted rows
 
 
 def load_splits(path: str, streaming: bool = False, revision: str | None = None) -> Any:
@@ -206,20 +206,22 @@ def credentialed_source(name: str | Path, revision: str | None = None, streaming
         return found
     if streaming and not Path(name).exists():
         return None if manifest.get("source") else name
-    return credentialed.first({"source": {"name": source, "license": terms}} for source, terms in _said(name, revision))
+    return credentialed.first(
+        {"source": {"name": source, "license": terms}} for source, terms in _origins(name, revision)
+    )
 
 
-def _said(name: str, revision: str | None) -> set[tuple[Any, Any]]:
+def _origins(name: str, revision: str | None) -> set[tuple[Any, Any]]:
     """Return the distinct (source, licence) of the rows of all splits."""
     import pyarrow.parquet as parquet
 
     # Loading shards would copy their images into the cache.
-    tables = [parquet.read_table(file, columns=SAID) for file in shards(name)]
+    tables = [parquet.read_table(file, columns=ORIGIN) for file in shards(name)]
     if not tables:
         tables = [split.data.table for split in load_splits(name, revision=revision).values()]
     found: set[tuple[Any, Any]] = set()
     for table in tables:
-        columns = [table[column].to_pylist() if column in table.column_names else [None] for column in SAID]
+        columns = [table[column].to_pylist() if column in table.column_names else [None] for column in ORIGIN]
         found.update(zip_longest(*columns))
     return found
 

@@ -79,8 +79,8 @@ def read_heat(file: Path) -> np.ndarray:
     except Exception as error:  # NumPy raises many kinds on damaged files
         raise InputError(f"{file.name}: the array cannot be read ({error}); save it anew with numpy.save.") from None
     if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
-        given = f"this is {heat.dtype} of shape {heat.shape}"
-        raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {given}.")
+        actual = f"this is {heat.dtype} of shape {heat.shape}"
+        raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {actual}.")
     if not 0 <= heat.min() <= heat.max() < math.inf:
         raise InputError(f"{file.name}: a heat map holds no NaN, no infinity and nothing below 0; scale it so.")
     return heat.astype(np.float64)

@@ -161,7 +161,7 @@ def read_source(
     source.license = next(iter(source.licenses), license)
     source.notices += licenses.notices(source.record(split))
     source.notices += column_notices(source.name, columns)
-    source.notices += [said] if (said := gold.notice(source.name, source.doubtful_answers)) else []
+    source.notices += [sentence] if (sentence := gold.notice(source.name, source.doubtful_answers)) else []
     return source
 
 
@@ -230,9 +230,9 @@ def _unify_patients(source: Source) -> None:
     for sample in source.samples:
         if (picture := sample.image_digest) in doubtful:
             others = [f"{name} has the same pixels" for name in doubtful[picture] if name != sample.image_id]
-            said = f"{sample.image_id} belongs to {len(patients[picture])} patients"
-            said += f" ({others[0]})" if others else ""
-            source.faults.append(Fault(sample.id, "patient_id", f"{said}; give it one"))
+            sentence = f"{sample.image_id} belongs to {len(patients[picture])} patients"
+            sentence += f" ({others[0]})" if others else ""
+            source.faults.append(Fault(sample.id, "patient_id", f"{sentence}; give it one"))
     source.samples = [
         replace(sample, patient_id=next(iter(patients[sample.image_digest]), None))
         for sample in source.samples
@@ -263,11 +263,11 @@ def _resolve_studies(source: Source, studies: Mapping[str, str]) -> str:
     ]
     left = sum(not sample.patient_id for sample in source.samples)
     if mixed and alone:
-        said = f"{len(alone)} of {len(source.samples)} rows of {source.name} name no patient"
+        sentence = f"{len(alone)} of {len(source.samples)} rows of {source.name} name no patient"
         by_study = f"the study stands for the patient of {len(alone) - left}, which may be one named elsewhere"
         one_by_one = f"{'their images' if left == len(alone) else f'the images of {left}'} are split one by one"
         parts = [*([by_study] if left < len(alone) else []), *([one_by_one] if left else [])]
-        source.notices.append(f"{said}: {'; '.join(parts)}.")
+        source.notices.append(f"{sentence}: {'; '.join(parts)}.")
     if mixed or left == len(source.samples):
         return "patient"
     source.notices.append(
@@ -291,9 +291,9 @@ def _apply_split(source: Source, unit: str, chosen: str | None, official: bool) 
 
 def _select(source: Source, split: str | None, limit: int | None, seed: int, also: Collection[str]) -> None:
     chosen = [sample.id for sample in source.samples if split in (None, sample.split)]
-    kept = chosen_ids(chosen, limit, seed) | set(also)
+    selected = chosen_ids(chosen, limit, seed) | set(also)
     splits = sorted({sample.split for sample in source.samples})
-    source.samples = [sample for sample in source.samples if sample.id in kept]
+    source.samples = [sample for sample in source.samples if sample.id in selected]
     if not chosen and not source.samples:
         held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
         raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
@@ -301,8 +301,8 @@ def _select(source: Source, split: str | None, limit: int | None, seed: int, als
 
 def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
     """Return the first `limit` samples of a shuffle, in the given order; all if None."""
-    kept = chosen_ids([sample.id for sample in samples], limit, seed)
-    return [sample for sample in samples if sample.id in kept]
+    selected = chosen_ids([sample.id for sample in samples], limit, seed)
+    return [sample for sample in samples if sample.id in selected]
 
 
 def chosen_ids(ids: Sequence[str], limit: int | None, seed: int) -> set[str]:

@@ -63,13 +63,13 @@ class Split:
         `quoted` includes the table's own names of parts, which restricted sources do not show.
         """
         own = f": {self._counts()}" if quoted else ""
-        said = self.note(name) or f"The split of {name} is its table's own{own}."
+        text = self.note(name) or f"The split of {name} is its table's own{own}."
         counts = {"images": self.shared(chosen), _plural(self.unit): self.shared(chosen, "patient_id")}
         if official and (both := " and ".join(f"{count:,} {units}" for units, count in counts.items() if count)):
-            said += f" It is taken as it stands: {both} of {chosen or 'it'} lie in other parts too."
+            text += f" It is taken as it stands: {both} of {chosen or 'it'} lie in other parts too."
         if chosen is None and len(self.rows) > 1:
-            said += " No --split was given: the rows of all parts are taken."
-        return said
+            text += " No --split was given: the rows of all parts are taken."
+        return text
 
     def _counts(self) -> str:
         return ", ".join(f"{part} {rows:,} rows" for part, rows in self.rows.items())

@@ -26,13 +26,13 @@ def only_data() -> dict[str, bool]:
 
 def refused(error: BaseException) -> str | None:
     """Return why something that could run code was not read, by a library's error; None for other errors."""
-    said = " ".join(str(error).split())
-    if "Dataset scripts are no longer supported" in said:
+    text = " ".join(str(error).split())
+    if "Dataset scripts are no longer supported" in text:
         return SCRIPT
-    if "trust_remote_code" in said or "custom code" in said:
+    if "trust_remote_code" in text or "custom code" in text:
         return OWN_CODE
-    if "Weights only load failed" in said or "Unsupported global" in said:
+    if "Weights only load failed" in text or "Unsupported global" in text:
         return OBJECTS
-    if re.search(r"(no file named|have a file named) (pytorch_model\.bin or )?model\.safetensors", said):
+    if re.search(r"(no file named|have a file named) (pytorch_model\.bin or )?model\.safetensors", text):
         return PICKLED
     return None

@@ -294,8 +294,8 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
     before, now = read_json(folder / DIGESTS), _digests(settings)
     before = {key: digest for key, digest in before.items() if not key.startswith(CONTENTS_OF)}
     if differing := _differing(before, now):
-        given = _leaves(settings)
-        changes = [f"{key}: now {given.get(key)!r}" for key in differing]
+        current = _leaves(settings)
+        changes = [f"{key}: now {current.get(key)!r}" for key in differing]
         raise InputError(
             _listed(f"{folder} was finished with other settings. Repeat them, or choose another --output:", changes)
         )
@@ -316,15 +316,17 @@ def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[
     if (folder / DIGESTS).exists():
         recorded = read_object(folder / DIGESTS)
         before |= {key.removeprefix(CONTENTS_OF): recorded[key] for key in recorded if key.startswith(CONTENTS_OF)}
-    given, replaced = _leaves(settings), []
+    current, replaced = _leaves(settings), []
     for role in sorted(before.keys() & contents.keys()):  # a missing role shows as a differing setting
         if (new := contents[role]) and (old := before[role]) != new:
-            name = f"{role} {given[role]}" if given.get(role) else role
+            name = f"{role} {current[role]}" if current.get(role) else role
             replaced.append(f"{name}: {old[:8]} -> {new[:8]}")
     if replaced:
-        said = f"{folder}: of what this run was begun with, something was replaced since, under the same name. Results "
-        said += "of the old and of the new would be mixed. Restore the old, or start a new --output:"
-        raise InputError(_listed(said, replaced))
+        sentence = (
+            f"{folder}: of what this run was begun with, something was replaced since, under the same name. Results "
+            "of the old and of the new would be mixed. Restore the old, or start a new --output:"
+        )
+        raise InputError(_listed(sentence, replaced))
     return before
 
 

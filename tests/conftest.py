@@ -21,10 +21,11 @@ from standins import STANDINS
 # A shell in the background ignores Ctrl-C, and the processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Both are read when their library is imported, which is after this file.
+# These are read when their library is imported, which is after this file.
 _datasets_cache = tempfile.TemporaryDirectory(prefix="mmedpo-tests-")
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as commands do, whichever test imports datasets first
 
 IMAGES = {"supervised": 12, "preference": 10, "validation": 6, "test": 8}
 MakeSource = Callable[..., Path]

@@ -1,8 +1,8 @@
-"""What can be known before a training starts, so that nothing known surfaces hours later: every fault in one message.
+"""Checks before training: every known fault in one message, before weights are loaded.
 
-No weight is loaded: the model is built without memory (PyTorch's meta device). Each distinct image is read once: its
-header, and a few to the end. Lengths are those of training, since the collator's texts and the model's own processor
-make them; image tokens depend on nothing but sizes, so that blank images are processed.
+The model is built on PyTorch's meta device, without memory. Each distinct image is read once: all headers, and a sample
+in full. Lengths are exact: the collator makes the texts, and the model's processor is given blank images, since image
+tokens depend on sizes only.
 """
 
 from __future__ import annotations
@@ -39,22 +39,20 @@ def check(
     output: Path,
     adapter: Callable[[PreTrainedModel], Any],
 ) -> Findings:
-    """Look for everything that would stop or spoil a training; returns what is odd but may be meant, and what is
-    trained in each part of the model.
+    """Check everything that would stop or spoil a training; return warnings and the trained parts.
 
-    Checked are columns and their types; weights; images (all by their header, a seeded sample to the end); answers;
-    whether the two sides are a preference at all; prompt, image tokens and answer against `max_length`, row by row;
-    what there is to train; quantisation; disk space. Where columns are wrong, the checks that need them are left out,
-    and the others are done.
+    Checked are columns and types; weights; images (all headers, a seeded sample in full); answers; whether chosen and
+    rejected differ as a preference; each row's tokens against `max_length`; trained parameters; quantisation; disk
+    space. Checks that need a faulty column are skipped.
 
     Args:
-        datasets: the pairs to train on, and maybe those to evaluate on; of a streamed dataset some.
-        output: the folder that will be written; it need not exist.
-        adapter: gives the run's PEFT configuration, or None and freezes what is not trained, of a model that has no
-            weights here.
+        datasets: pairs to train on, and maybe to evaluate on; a streamed dataset is checked in part.
+        output: the output folder; it need not exist.
+        adapter: returns the run's PEFT configuration for a model without weights, or freezes what is not trained and
+            returns None.
 
     Raises:
-        InputError: with all faults; rows that have the same fault are one fault.
+        InputError: with all faults; rows with the same fault are one fault.
     """
     found = Findings()
     architecture: Any = AutoConfig.from_pretrained(
@@ -82,7 +80,7 @@ def _quantisation(config: MMedPOConfig, model_args: ModelConfig, found: Findings
 
 
 def _precision(architecture: Any, config: MMedPOConfig, model_args: ModelConfig, found: Findings) -> None:
-    """With DeepSpeed mixed precision decides the weights' dtype, and with it to what LoRA's start is rounded."""
+    """Check the weights' dtype, which mixed precision decides under DeepSpeed."""
     if config.deepspeed_plugin is None:
         return
     asked = str(architecture.dtype if model_args.dtype == "auto" else model_args.dtype).removeprefix("torch.")
@@ -97,10 +95,10 @@ def _model(
     rows: int, architecture: Any, config: MMedPOConfig, model_args: ModelConfig, output: Path,
     adapter: Callable[[PreTrainedModel], Any], found: Findings,
 ) -> None:  # fmt: skip
-    """What there is to train, and whether the disk holds what it becomes."""
+    """Check the trained parameters, and the disk space that they take."""
     dtype = architecture.dtype if model_args.dtype == "auto" else model_args.dtype
     try:
-        # Else ZeRO-3 would split the model, for which all processes would have to be here.
+        # Without it, ZeRO-3 would split the model, which needs all processes.
         with torch.device("meta"), set_zero3_state():
             model = AutoModelForImageTextToText.from_config(architecture, dtype=dtype or torch.float32)
             peft_config = adapter(model)
@@ -114,7 +112,7 @@ def _model(
         found.setting(named, str(error).partition("\n")[0])
         return
     found.trained = trained_parts(model)
-    if tower := found.trained["vision_tower"]["modules"]:  # the adapter's own settings: others are scoped
+    if tower := found.trained["vision_tower"]["modules"]:  # only a given adapter's settings can; others are scoped
         name = next(name for name, value in vision_parameters(model).items() if value.requires_grad)
         found.setting(
             "adapter_name_or_path",
@@ -130,7 +128,7 @@ def _model(
 
 
 def _checkpoints(rows: int, config: MMedPOConfig) -> int:
-    """Checkpoints that lie on the disk at once: those to be kept, and the one that is written before one is dropped."""
+    """Return the most checkpoints on disk at once: those kept, and one being written."""
     epoch = math.ceil(rows / (config.train_batch_size * config.gradient_accumulation_steps * config.world_size)) or 1
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
     every = config.save_steps if config.save_steps >= 1 else max(1, math.ceil(config.save_steps * steps))

@@ -1,4 +1,4 @@
-"""Tokens that images add to a prompt, by their sizes, with few of them processed."""
+"""Number of tokens that images of different sizes add to a prompt, with few images processed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from mmedpo.errors import InputError
 from mmedpo.models.refusals import Sizes, extremes, prompt_tokens
 
-SAMPLED = 24  # combinations of sizes that are processed beside the extreme ones
+SAMPLED = 24  # combinations of sizes processed beside the extremes
 
 
 def image_tokens(
     processor: Any, shown: Collection[Sizes], prompts: Mapping[int, str]
 ) -> tuple[dict[Sizes, int], dict[Sizes, str]]:
-    """Return the tokens that images of these sizes add to a prompt as the chat template writes it, the tokenizer's
-    first token included, and why the processor refuses some.
+    """Return the tokens that images of these sizes add to a prompt, and the reasons of the processor's refusals.
 
-    Blank images are processed, since tokens depend on nothing but sizes. Of many sizes that are the extreme ones and a
-    sample; the processor's own count gives the others, where it agrees with all that were processed.
+    The tokens include the tokenizer's first token. Blank images are processed, since tokens depend on sizes only. Of
+    many sizes, the extremes and a sample are processed; the processor's own count gives the others, where it agrees
+    with all that were processed.
 
     Args:
-        prompts: one for each number of images.
+        prompts: a rendered prompt for each number of images.
     """
     added: dict[Sizes, int] = {}
     refused: dict[Sizes, str] = {}
@@ -46,7 +46,7 @@ def image_tokens(
 
 
 def _processed(processor: Any, prompt: str, shown: Iterable[Sizes]) -> tuple[dict[Sizes, int], dict[Sizes, str]]:
-    """As `image_tokens`, by processing blank images of each of the sizes."""
+    """Return as `image_tokens`, by processing blank images of each size."""
     added: dict[Sizes, int] = {}
     refused: dict[Sizes, str] = {}
     text_tokens = len(processor.tokenizer([prompt], add_special_tokens=False)["input_ids"][0])
@@ -59,10 +59,10 @@ def _processed(processor: Any, prompt: str, shown: Iterable[Sizes]) -> tuple[dic
 
 
 def _counted(processor: Any, shown: Sequence[Sizes]) -> dict[Sizes, int]:
-    """Tokens by the processor's own count, which has no public name; empty where it has none, or refuses a size."""
+    """Return tokens by the processor's own count, which has no public name; empty where it fails."""
     try:
         sizes = [(height, width) for images in shown for width, height in images]
         tokens = iter(processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens)
-    except Exception:  # processors raise what they like
+    except Exception:  # processors raise errors of any type
         return {}
     return {images: sum(itertools.islice(tokens, len(images))) for images in shown}

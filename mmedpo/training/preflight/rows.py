@@ -1,4 +1,4 @@
-"""What can be wrong with the pairs of a training: columns, weights, images, texts and their lengths."""
+"""Checks of a training's pairs: columns, weights, images, texts and their lengths."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.preflight.image_tokens import image_tokens
 from mmedpo.training.reference import image_digest
 
-DECODED = 100  # rows whose images are read to the end; of all others the header is
-STREAMED = 1000  # rows of a streamed dataset that are looked at
-ROWS_AT_ONCE = 32  # held in memory
-WORDS = 10_000  # whose tokens are remembered
-NAMED = 3  # rows that a fault names
+DECODED = 100  # rows whose images are read in full; of all others only the header
+STREAMED = 1000  # rows checked of a streamed dataset
+ROWS_AT_ONCE = 32  # rows in memory
+WORDS = 10_000  # words in the cache of `_token_finder`
+NAMED = 3  # rows named in a fault
 IMAGES, TEXTS, KINDS = ("images", "rejected_images"), ("prompt", "chosen", "rejected"), ("task", "dispreference")
 
 
 @dataclass
 class Findings:
+    """Results of the checks: faults, warnings, trained parts."""
+
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     trained: dict[str, dict[str, int]] = field(default_factory=dict)  # `parts.trained_parts`
@@ -42,7 +44,7 @@ class Findings:
         self.faults.append(Fault("(settings)", name, sentence))
 
     def rows(self, pairs: Dataset, faulty: Iterable[tuple[int, str, str]]) -> None:
-        """Add (row number, column, sentence): one fault for all rows that have it, so that none crowds out another."""
+        """Add faults (row number, column, sentence), merging rows with the same fault into one."""
         groups: dict[tuple[str, str], list[int]] = defaultdict(list)
         for number, column, sentence in faulty:
             if number not in groups[column, sentence][-1:]:
@@ -53,7 +55,7 @@ class Findings:
 def check_pairs(
     dataset: Dataset | IterableDataset, processor: Any, config: MMedPOConfig, architecture: Any, found: Findings
 ) -> int:
-    """Look at a dataset; returns its number of rows, 0 where it is streamed."""
+    """Check a dataset and return its number of rows, 0 where it is streamed."""
     streamed = isinstance(dataset, IterableDataset)
     if isinstance(dataset, IterableDataset):
         found.warnings.append(f"The dataset is streamed: only its first {STREAMED} rows were checked.")
@@ -83,7 +85,7 @@ def _names(pairs: Dataset, numbers: list[int]) -> str:
 
 
 def _rows(pairs: Dataset, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows, their images undecoded."""
+    """Yield the rows with undecoded images."""
     for table in pairs.select_columns(list(columns)).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
         yield from table.to_pylist()
 
@@ -103,20 +105,20 @@ def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
 
 @dataclass
 class _Images:
-    """The distinct images of a dataset by number, and which of them the two sides of each row see."""
+    """Distinct images of a dataset by number, and the numbers that each side of a row shows."""
 
     sides: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = field(default_factory=list)
     size: list[Size | None] = field(default_factory=list)
     unusable: set[int] = field(default_factory=set)  # rows
 
     def sizes(self, row: int) -> tuple[Sizes, Sizes]:
-        """Sizes of the images that the chosen and the rejected side of a usable row see."""
+        """Return the sizes of the images on the chosen and the rejected side of a usable row."""
         first, second = (tuple(filter(None, (self.size[n] for n in side or ()))) for side in self.sides[row])
         return first, second or first
 
 
 def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
-    """Read each distinct image once: its header, and to the end where the header is wrong or a row is in the sample."""
+    """Read each distinct image once: its header, and in full where the header is faulty or the row is sampled."""
     sample = set(random.Random(seed).sample(range(len(pairs)), min(DECODED, len(pairs))))
     images = _Images()
     numbers: dict[str, int] = {}
@@ -148,7 +150,7 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
 
 
 def _name(image: Any) -> str:
-    """By which an undecoded image is known: the digest of its bytes, or the path of a file that is read when needed."""
+    """Return the identity of an undecoded image: the digest of its bytes, or its path."""
     return image_digest(image) if image and image["bytes"] else repr(image)
 
 
@@ -158,12 +160,12 @@ def _preferences(pairs: Dataset, images: _Images, found: Findings) -> None:
         (i, *schema.pair_fault({**row, "images": first, "rejected_images": second}))
         for i, (row, (first, second)) in enumerate(rows)
     )
-    # What an empty side is, `_texts` says.
+    # `_texts` reports empty sides.
     found.rows(pairs, [(i, column, said) for i, column, said in faulty if said and "is empty" not in said])
 
 
 def _texts(pairs: Dataset, processor: Any, images: _Images | None, found: Findings) -> _Written:
-    """Count the tokens of each pair that has images and nothing wrong with its texts."""
+    """Count the tokens of each pair with usable images and faultless texts."""
     collator, own = PreferenceCollator(processor), getattr(processor, "image_token", None)
     leaves_token = _token_finder(processor.tokenizer)
     found_tokens, faulty = _Written(), []
@@ -177,7 +179,7 @@ def _texts(pairs: Dataset, processor: Any, images: _Images | None, found: Findin
                 try:
                     texts[i] = collator.texts({**pair, "images": [None] * count})
                     found_tokens.prompts.setdefault(count, texts[i][0])
-                except Exception as error:  # a chat template raises what it likes
+                except Exception as error:  # chat templates raise errors of any type
                     wrong = [("prompt", f"cannot be written by the model's chat template: {error}")]
             faulty += [(i, *fault) for fault in wrong]
         counts = map(len, _tokens(processor.tokenizer, [text for three in texts.values() for text in three]))
@@ -189,7 +191,7 @@ def _texts(pairs: Dataset, processor: Any, images: _Images | None, found: Findin
 
 @dataclass
 class _Written:
-    """Pairs as the chat template writes them."""
+    """Pairs as rendered by the chat template."""
 
     tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # of prompt and each answer, without images
     prompts: dict[int, str] = field(default_factory=dict)  # an example for each number of images
@@ -207,7 +209,7 @@ def _text_faults(
 
 
 def _token_finder(tokenizer: Any) -> Callable[[str], bool]:
-    """Whether a word leaves a token that stands for text. Words recur, so that few are asked for."""
+    """Return a cached test of whether a word yields a text token."""
     silent = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     return functools.lru_cache(WORDS)(lambda word: not silent.issuperset(_tokens(tokenizer, [word])[0]))
 
@@ -216,7 +218,7 @@ def _lengths(
     pairs: Dataset, processor: Any, images: _Images, written: _Written, longest: int | None, context: int | None,
     found: Findings,
 ) -> None:  # fmt: skip
-    """Set the longer side of each pair against `max_length`, and against the positions that the model knows."""
+    """Compare the longer side of each pair with `max_length` and with the model's context."""
     shown = {sizes for i in written.tokens for sizes in images.sizes(i)}
     added, refused = image_tokens(processor, shown, written.prompts)
     faulty = [(i, {*images.sizes(i)} & refused.keys()) for i in written.tokens] if refused else []

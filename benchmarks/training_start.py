@@ -48,7 +48,7 @@ PHASES = {  # what is timed: the function's module and name
     "model": "mmedpo.training.run.open_model",
     "trainer": "mmedpo.training.trainer.MMedPOTrainer.__init__",
     "grouping": "mmedpo.training.trainer.lengths_and_kinds",
-    "startup check": "mmedpo.training.trainer.settle",
+    "startup check": "mmedpo.training.trainer.verify_optimisations",
     "caches": "mmedpo.training.trainer.MMedPOTrainer.open_caches",
 }
 

@@ -1,4 +1,4 @@
-"""What a model says of the answers in a batch, from one forward pass whose language-model head sees answers only."""
+"""Log-probabilities of a batch's answers, from one forward pass with the language-model head at answer tokens only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmedpo.training.sharing import PACKING, base_model, shared_prefixes
 
 @dataclass
 class Answers:
-    """Next-token distributions at the places of K tokens, which predict the N tokens of S answers.
+    """Next-token distributions at K places, which predict the N tokens of S answers.
 
     Attributes:
-        logits: float32, K x V; two answers behind one prompt share the prediction of their first tokens, so K <= N.
-        places: int64, N: which of the K predicts each answer token, in the order of `there`.
+        logits: float32, K x V. Two answers behind one prompt share the prediction of their first tokens, so K <= N.
+        places: int64, N: index in K that predicts each answer token, in the order of `there`.
         tokens: int64, N: ids of the answer tokens.
-        there: bool, S x T: whether answer s has a token t.
+        there: bool, S x T: True where answer s has a token t.
     """
 
     logits: torch.Tensor
@@ -31,11 +31,11 @@ class Answers:
     there: torch.Tensor
 
     def logps(self) -> torch.Tensor:
-        """Log-probability of each answer token (float32, S x T; 0 where there is none)."""
+        """Return the log-probability of each answer token (float32, S x T; 0 where there is none)."""
         return self._spread(self.logits[self.places, self.tokens] - self.logits.logsumexp(dim=-1)[self.places])
 
     def divergence(self, reference: Answers) -> torch.Tensor:
-        """KL(reference || this) in nats at each answer token (float32, S x T; 0 where there is none)."""
+        """Return KL(reference || this) in nats at each answer token (float32, S x T; 0 where there is none)."""
         own, target = self.logits.log_softmax(dim=-1), reference.logits.log_softmax(dim=-1)
         return self._spread(F.kl_div(own, target, reduction="none", log_target=True).sum(dim=-1)[self.places])
 
@@ -44,16 +44,16 @@ class Answers:
 
 
 def read_answers(model: Any, inputs: dict[str, torch.Tensor], images: BatchImages | None = None) -> Answers:
-    """Run a model over a batch.
+    """Run a model over a batch and return its answers' distributions.
 
     Args:
         model: a vision-language model of transformers, maybe inside PEFT, DeepSpeed or DDP.
-        inputs: what `sharing.pack` returns, and what the model takes besides (`pixel_values`, ...).
-        images: the batch's images, where they are to be encoded once for several rows or passes.
+        inputs: the output of `sharing.pack`, and further model inputs (`pixel_values`, ...).
+        images: the batch's images, to be encoded once for several rows or passes.
 
     Raises:
-        InputError: the model does not let its head be limited to chosen places.
-        NotApartError: rows hold two answers and the model did not ask for the mask that keeps them apart.
+        InputError: the model's head cannot be limited to chosen places.
+        NotApartError: rows hold two answers and the model ignored the mask that keeps them apart.
     """
     there = inputs["completion_mask"].bool()
     predictors = inputs["predictors"][there]

@@ -18,26 +18,25 @@ from mmedpo.models.vision_language import lacks_first_token
 from mmedpo.training.reference import digest_key, image_digest, row_key
 from mmedpo.training.sharing import pack, padded
 
-# An answer token's `token_type_ids`, 0 in other families: PaliGemma's 0 is the prefix, seen in both directions.
+# `token_type_ids` of answer tokens, 0 in other families: PaliGemma's 0 is the prefix with bidirectional attention.
 ANSWER_TYPES = {"PaliGemmaProcessor": 1}
-TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # the latter mark image tokens for Gemma and Qwen-VL
+TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # types mark image tokens for Gemma and Qwen-VL
 
 SIDES = ("images", "rejected_images")
 
-Tokens = dict[str, list[int]]  # of `TOKENS` those that the model takes, a number for each token of a prompt
+Tokens = dict[str, list[int]]  # the model's keys of `TOKENS`, with a number per token of a prompt
 
 
 @dataclass
 class PreferenceCollator:
-    """Turns pairs of the preference dataset into model inputs. Their images are read by `images.open_rgb`, undecoded
-    ({"bytes", "path"}) or opened by Pillow.
+    """Collator that turns preference pairs into model inputs; `images.open_rgb` reads their images.
 
-    The chosen side of each pair has a row of its own, in the pairs' order; rows of rejected sides follow. With `share`,
-    a rejected side that sees the same images gets no row: its answer follows the chosen one's (`sharing.pack`), and
-    prompt and images are processed once.
+    The chosen side of each pair has a row, in the pairs' order; rows of rejected sides follow. With `share`, a rejected
+    side with the same images has no row: its answer follows the chosen one (`sharing.pack`), and prompt and images are
+    processed once.
 
     Args:
-        processor: the model's own processor; its chat template writes prompt and answers.
+        processor: the model's own processor; its chat template renders prompt and answers.
         max_length: longest allowed prompt with one answer in tokens, or None.
         share: put both answers of a pair with equal images into one row.
         once: process each distinct list of images once, for `images.BatchImages`.
@@ -45,10 +44,10 @@ class PreferenceCollator:
         pictured: name each list of images for the cache of features; needs `once`.
 
     Returns (for B pairs, in R rows, with U lists of images):
-        what `sharing.pack` returns for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
-        place in `schema.DISPREFERENCES`, -1 where the dataset does not say); where `keyed`, `row_key` (int64, B x 2:
-        `reference.row_key`); whatever the processor makes of the images (`pixel_values`, ...), and what
-        `images.BatchImages` takes. Images are in the order of the rows, or as its `pictures` says.
+        the output of `sharing.pack` for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
+            index in `schema.DISPREFERENCES`, -1 if unknown); if `keyed`, `row_key` (int64, B x 2: `reference.row_key`);
+            the processor's image inputs (`pixel_values`, ...), in the order of the rows or as `pictures` says; and the
+            inputs of `images.BatchImages`.
 
     Raises:
         InputError: a pair has no usable weight or image, or is longer than `max_length`.
@@ -83,9 +82,9 @@ class PreferenceCollator:
         }
 
     def texts(self, pair: dict[str, Any]) -> tuple[str, str, str]:
-        """Prompt, chosen and rejected answer as the model's template writes them; answers keep their end-of-turn token.
+        """Return prompt, chosen and rejected answer as the chat template renders them, answers with end-of-turn token.
 
-        Of `images` only their number counts.
+        Only the number of `images` is used.
         """
         conversation = prepare_multimodal_messages(pair["prompt"], images=pair["images"])
         template = self.processor.apply_chat_template
@@ -102,7 +101,7 @@ class PreferenceCollator:
         return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
     def _read(self, texts: list[str], images: list[list[Any]]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
-        """Token ids and types of each row's prompt, and the model inputs that its images become."""
+        """Return token ids and types of each row's prompt, and the model inputs of its images."""
         digests = [tuple(map(image_digest, shown)) for shown in images] if self.once else list(range(len(images)))
         numbers: dict[Any, int] = {}
         pictures = [numbers.setdefault(digest, len(numbers)) for digest in digests]
@@ -111,12 +110,12 @@ class PreferenceCollator:
         known = {(texts[row], pictures[row]): read for row, read in zip(first, tokens, strict=True)}
         others = {(texts[row], pictures[row]): row for row in range(len(texts))}
         others = {view: row for view, row in others.items() if view not in known}
-        if others:  # another question about an image of the batch: only its text is new
+        if others:  # other questions about an image of the batch
             more, _ = self._processed([texts[row] for row in others.values()], [images[row] for row in others.values()])
             known.update(zip(others, more, strict=True))
         if len(numbers) < len(texts):
             pixels["pictures"] = torch.tensor(pictures)
-            if "image_grid_thw" in pixels:  # Qwen-VL's positions are made from it, row by row
+            if "image_grid_thw" in pixels:  # Qwen-VL computes positions from it, row by row
                 grids = pixels["image_grid_thw"].split([len(images[row]) for row in first])
                 pixels["picture_grid_thw"] = pixels["image_grid_thw"]
                 pixels["image_grid_thw"] = torch.cat([grids[number] for number in pictures])
@@ -128,7 +127,7 @@ class PreferenceCollator:
         made = self.processor(
             text=texts,
             images=images,
-            padding=True,  # and taken off again: PaliGemma's processor fails on rows of different length
+            padding=True,  # removed below; PaliGemma's processor fails on rows of different length
             add_special_tokens=lacks_first_token(self.processor.tokenizer, texts[0]),
         )
         masks = made["attention_mask"]
@@ -139,7 +138,7 @@ class PreferenceCollator:
         pixels = {
             key: value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
             for key, value in made.items()
-            if key not in (*TOKENS, "attention_mask", "labels")  # labels are PaliGemma's
+            if key not in (*TOKENS, "attention_mask", "labels")  # PaliGemma adds labels
         }
         return tokens, pixels
 
@@ -188,7 +187,7 @@ def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
 
 
 def _pictured(pair: dict[str, Any]) -> dict[str, Any]:
-    """The pair with its images as RGB pictures, the pixels that an evaluation sees."""
+    """Return the pair with RGB images, the same pixels as in evaluation."""
     try:
         shown = {side: [open_rgb(image) for image in pair[side]] for side in SIDES if pair.get(side)}
     except UnusableImage as error:
@@ -197,7 +196,7 @@ def _pictured(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_number(dispreference: str | int | None) -> int:
-    """A dataset's kind of pair, by name or number, as a place in `schema.DISPREFERENCES`; -1 for others."""
+    """Return a kind of pair (name or number) as an index in `schema.DISPREFERENCES`; -1 for others."""
     if isinstance(dispreference, str):
         return schema.DISPREFERENCES.index(dispreference) if dispreference in schema.DISPREFERENCES else -1
     return -1 if dispreference is None else dispreference

@@ -1,4 +1,4 @@
-"""Batches of pairs of one kind and of about the same length, so that little of them is padding."""
+"""Batches of pairs of one kind and about one length, so that little of them is padding."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ ROWS_AT_ONCE = 1000
 
 
 def lengths_and_kinds(pairs: Dataset, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens of each pair's texts, and its kind as a number (`collator.kind_number`).
+    """Return the tokens of each pair's texts, and its kind as a number (`collator.kind_number`).
 
-    Image tokens are left out: they are the same for all images in many families, and known only once an image is
-    processed in the others.
+    Image tokens are left out: many families have the same number for all images, others know it only after processing.
     """
     columns = [*TEXTS, *({"dispreference"} & set(pairs.column_names))]
     lengths: list[int] = []
@@ -36,11 +35,11 @@ def lengths_and_kinds(pairs: Dataset, tokenizer: Any) -> tuple[list[int], list[i
 
 
 class GroupedSampler(Sampler[int]):
-    """Indices whose consecutive `batch_size` are of one kind and about the same length, in an order anew each epoch.
+    """Sampler of batches of one kind and about one length, in a new order each epoch.
 
-    transformers' own grouping draws from the global state of chance, which a resumed run has lost: here the order
-    depends on seed and epoch alone. Its batches go from long to short; here they are shuffled, but the one with the
-    longest row comes first, so that what does not fit into memory fails at once.
+    The order depends on seed and epoch only; transformers' grouping uses the global random state, which a resumed run
+    has lost. Batches are shuffled, but the one with the longest row comes first, so that a lack of memory shows at
+    once.
 
     Args:
         lengths, kinds: of each row.
@@ -54,17 +53,17 @@ class GroupedSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of each epoch."""
+        """Set the epoch; called by accelerate's data loader."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        chance = torch.Generator().manual_seed(self.seed + self.epoch)
-        apart = max(self.lengths) + 1  # sorted by these numbers, kinds lie together
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        apart = max(self.lengths) + 1  # keeps kinds together in the order of lengths
         numbers = [length + apart * kind for length, kind in zip(self.lengths, self.kinds, strict=True)]
-        grouped = get_length_grouped_indices(numbers, self.batch_size, generator=chance)
+        grouped = get_length_grouped_indices(numbers, self.batch_size, generator=generator)
         batches = [grouped[i : i + self.batch_size] for i in range(0, len(grouped), self.batch_size)]
-        last = batches.pop() if len(batches[-1]) < self.batch_size else []  # one that is not full stays at the end
-        order = torch.randperm(len(batches), generator=chance).tolist()
+        last = batches.pop() if len(batches[-1]) < self.batch_size else []  # a partial batch stays at the end
+        order = torch.randperm(len(batches), generator=generator).tolist()
         longest = max(order, key=lambda i: max(self.lengths[row] for row in batches[i]), default=None)
         for i in sorted(order, key=lambda i: i != longest):
             yield from batches[i]

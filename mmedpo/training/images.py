@@ -1,8 +1,8 @@
-"""Each distinct image of a batch passes through the vision encoder once, whatever rows and passes look at it.
+"""Encode images once: each distinct image of a batch passes through the vision tower once, for all rows and passes.
 
-The collator hands over each distinct list of images once and says which of them each row shows. Inside the model's own
-forward pass the encoder's output is handed to the rows; nothing else in the model changes. What an encoder that is not
-trained has said is kept for the reference's pass, and, where wanted, on disk.
+The collator passes each distinct list of images once, and the list that each row shows. Inside the model's forward pass
+the features are distributed to the rows; nothing else changes. Features of a frozen vision tower are reused in the
+reference's pass, and optionally stored on disk.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from safetensors.torch import load_file, save_file
 from mmedpo.errors import InputError
 from mmedpo.training.sharing import base_model, text_model
 
-BATCH_IMAGES = ("pictures", "picture_grid_thw", "picture_key")  # what the collator says of images beside the inputs
+BATCH_IMAGES = ("pictures", "picture_grid_thw", "picture_key")  # the collator's keys on images beside the inputs
 
 
 @dataclass
 class Features:
-    """What an encoder says of one list of images.
+    """Features of one list of images.
 
     Attributes:
-        levels: float, tokens x width each: what takes the place of the image tokens, then what some models (Qwen3-VL)
-            add to deeper layers.
-        listed: whether the model keeps a list of tensors, one an image, and not one tensor.
+        levels: float, tokens x width each: the replacement of the image tokens, then inputs of deeper layers in some
+            models (Qwen3-VL).
+        listed: True where the model keeps one tensor per image in a list, not one tensor for all.
     """
 
     levels: list[torch.Tensor]
@@ -41,13 +41,13 @@ class Features:
 
 
 class BatchImages:
-    """The images of one batch.
+    """Images of one batch.
 
     Args:
-        inputs: the batch. `pictures` (int64, R: which list of images each row shows) is there where lists are fewer
-            than rows or in another order; `picture_grid_thw` is the lists' own `image_grid_thw` then;
-            `picture_key` (int64, U x 2) names the lists for `cache`.
-        frozen: the encoder is not trained (`is_frozen`): it needs no gradient, and one pass serves all.
+        inputs: the batch. `pictures` (int64, R: list of images that each row shows) is present where lists are fewer
+            than rows or reordered; `picture_grid_thw` is then the lists' `image_grid_thw`. `picture_key` (int64, U x 2)
+            names the lists for `cache`.
+        frozen: the vision tower is not trained (`is_frozen`), so that one pass without gradient serves all.
         cache: features of earlier steps and runs.
     """
 
@@ -57,13 +57,13 @@ class BatchImages:
 
     @contextlib.contextmanager
     def encoded_once(self, model: Any) -> Iterator[None]:
-        """While open, the model's rows are given their images' features, computed once for each list of images."""
+        """Give the model's rows the features of their images, computed once per list of images."""
         base = base_model(model)
         inner, own = base.model, base.model.get_image_features
         placeholders = self._inputs["input_ids"] == base.config.image_token_id
 
         def for_rows(*args: Any, **kwargs: Any) -> SimpleNamespace:
-            if "picture_grid_thw" in self._inputs:  # the model has the rows' own, for its positions
+            if "picture_grid_thw" in self._inputs:  # `image_grid_thw` is per row, for the model's positions
                 args, kwargs = args[:1], {**kwargs, "image_grid_thw": self._inputs["picture_grid_thw"]}
             features = self._kept or self._encode(lambda: own(*args, **kwargs), placeholders)
             self._kept = features if self._frozen else None
@@ -84,7 +84,7 @@ class BatchImages:
             levels = [pooled, *(getattr(output, "deepstack_features", None) or [])]
             flat = [torch.cat(list(level)) if isinstance(level, (list, tuple)) else level for level in levels]
             flat = [level.reshape(-1, level.shape[-1]) for level in flat]
-            if not {"pictures", "picture_key"} & self._inputs.keys():  # the rows' own, one after another
+            if not {"pictures", "picture_key"} & self._inputs.keys():  # in the order of the rows
                 return [Features(flat, listed)]
             split = [level.split(self._lengths(placeholders)) for level in flat]
             return [Features(list(parts), listed) for parts in zip(*split, strict=True)]
@@ -94,7 +94,7 @@ class BatchImages:
         return self._cache.get(self._inputs["picture_key"], encode)
 
     def _lengths(self, placeholders: torch.Tensor) -> list[int]:
-        """Tokens of each list of images, as its rows have placeholders for them."""
+        """Return the tokens of each list of images, counted by its rows' placeholders."""
         counts = placeholders.sum(dim=1).tolist()
         shown = self._inputs["pictures"].tolist() if "pictures" in self._inputs else range(len(counts))
         lengths = dict(zip(shown, counts, strict=True))
@@ -108,10 +108,10 @@ class BatchImages:
 
 
 class FeatureCache:
-    """An encoder's features on disk: one file for each list of images, in a folder named after what decides them.
+    """Image features on disk: one file per list of images, in a folder named after `reference.fingerprint`.
 
     Args:
-        folder: holds one folder for each `fingerprint` (`reference.fingerprint`).
+        folder: parent of the folders of all fingerprints.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -119,9 +119,9 @@ class FeatureCache:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, keys: torch.Tensor, compute: Callable[[], list[Features]]) -> list[Features]:
-        """Features of the lists of images that `keys` (int64, U x 2) name, computed if any is unknown.
+        """Return features of the lists of images named by `keys` (int64, U x 2), computed if any is unknown.
 
-        All processes call this together, and `compute` is called in all or in none: ZeRO-3's model is run by all.
+        All processes call this together. If one misses features, all call `compute`, since all must run ZeRO-3's model.
         """
         files = [self._folder / f"{first:x}_{second:x}.safetensors" for first, second in keys.tolist()]
         known = [features for file in files if (features := _read(file, keys.device)) is not None]
@@ -150,13 +150,13 @@ def _read(file: Path, device: torch.device) -> Features | None:
 def _write(file: Path, features: Features) -> None:
     first = "listed" if features.listed else "tensor"
     names = [first, *(f"deeper{n}" for n in range(len(features.levels) - 1))]
-    partial = file.with_suffix(f".{uuid.uuid4().hex}")  # each process has its own
+    partial = file.with_suffix(f".{uuid.uuid4().hex}")  # processes may write at once
     save_file({name: level.contiguous() for name, level in zip(names, features.levels, strict=True)}, partial)
     partial.replace(file)
 
 
 def refusal(model: Any) -> str | None:
-    """Why a model cannot be given features in place of its images, or None."""
+    """Return the reason why a model cannot take features in place of images, or None."""
     base = base_model(model)
     if hasattr(base.config, "image_token_id") and hasattr(getattr(base, "model", None), "get_image_features"):
         return None
@@ -164,12 +164,12 @@ def refusal(model: Any) -> str | None:
 
 
 def is_frozen(model: Any) -> bool:
-    """Whether nothing outside the language model and its head is trained: vision tower, projector, adapters on them."""
+    """Return True where only the language model and its head are trained, without vision tower and projector."""
     return not any(parameter.requires_grad for parameter in vision_parameters(model).values())
 
 
 def same_encoder(model: Any, other: Any) -> bool:
-    """Whether two models make the same image features; False where ZeRO-3 has split one, so that nobody can tell."""
+    """Return True where two models make the same image features; False if ZeRO-3 has split one, which hides it."""
     ours, theirs = (vision_parameters(base_model(each)) for each in (model, other))
     split = any(hasattr(parameter, "ds_id") for parameter in (*ours.values(), *theirs.values()))
     return (
@@ -182,7 +182,7 @@ def same_encoder(model: Any, other: Any) -> bool:
 
 
 def vision_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters, by name, of all that makes image features: vision tower, projector and what is beside them."""
+    """Return the parameters, by name, of all that makes image features: vision tower, projector and the rest."""
     parts = [text_model(model), base_model(model).get_output_embeddings()]
     language = {id(parameter) for part in parts for parameter in part.parameters()}
     return {name: value for name, value in model.named_parameters() if id(value) not in language}

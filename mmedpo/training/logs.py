@@ -1,4 +1,4 @@
-"""What a training logs, and when, so that a resumed one logs what an uninterrupted one would have."""
+"""Logging that makes a resumed training log the same as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNLOGGED = "unlogged"  # in the state that each checkpoint keeps
 
 
 class Unlogged(dict[str, list[float]]):
-    """Metrics of the batches since the last log, by name. Not a defaultdict, which the Trainer's state cannot copy."""
+    """Metrics of the batches since the last log, by name; not a defaultdict, which the Trainer's state cannot copy."""
 
     def __missing__(self, name: str) -> list[float]:
         self[name] = []
@@ -19,10 +19,10 @@ class Unlogged(dict[str, list[float]]):
 
 
 class Logs(TrainerCallback):
-    """Keeps `unlogged` in every checkpoint, and logs and evaluates no later than a checkpoint of the same step.
+    """Callback that stores `unlogged` in every checkpoint, and logs and evaluates before the checkpoint of a step.
 
-    transformers would log and evaluate at the end of an epoch, when the checkpoint of its last step may be written
-    already, and where a training is told to stop in its middle. The last step is always logged.
+    transformers logs and evaluates at the end of an epoch, when the checkpoint of its last step may already be written.
+    It also does so where a training stops in the middle of an epoch. The last step is always logged.
     """
 
     def __init__(self, unlogged: Unlogged) -> None:

@@ -1,10 +1,10 @@
-"""Prefix sharing: the two answers of a pair behind one copy of their prompt and images, with unchanged results.
+"""Prefix sharing: both answers of a pair behind one copy of their prompt and images, with unchanged results.
 
-A row of model input is [prompt with image tokens][first answer][second answer]. Tokens of the second answer attend to
-the prompt and to themselves, at the positions that they would have right behind the prompt. Nothing in the model
-changes: its own mask function (causal, sliding window, image blocks) is asked about these positions instead of the
-places in the row. The last token of an answer predicts nothing and is left out; the last token of the prompt is there
-once and predicts the first token of both answers. A row with one answer is the plain computation.
+A row is [prompt with image tokens][first answer][second answer]. Tokens of the second answer attend to the prompt and
+to themselves, at the positions right behind the prompt. The model's own mask function (causal, sliding window, image
+blocks) is called with these positions instead of places in the row. The last token of an answer predicts nothing and is
+left out; the prompt's last token predicts the first token of both answers. A row with one answer is the plain
+computation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from accelerate.utils import extract_model_from_parallel, is_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionMaskInterface
 
-PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # what `pack` says beside the inputs
+PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # keys of `pack` beside the inputs
 MASKABLE = ("sdpa", "eager")  # attention implementations that take a mask of any shape
 
 
 class NotApartError(RuntimeError):
-    """A language model did not ask for the mask, or the positions, that keep two answers of a row apart."""
+    """Raised where a language model ignored the mask or positions that keep two answers of a row apart."""
 
 
 def pack(
@@ -69,13 +69,13 @@ def pack(
 
 
 def padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
-    """Rows of different length as one int64 tensor, filled up on the right."""
+    """Return rows of different length as one int64 tensor, padded on the right."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
 def refusal(model: Any) -> str | None:
-    """Why rows with two answers are out of the question for a model, or None."""
+    """Return the reason why a model cannot take rows with two answers, or None."""
     attention = text_model(model).config._attn_implementation
     if attention not in MASKABLE:
         return f"attention {attention!r} takes no mask of its own shape (use {' or '.join(MASKABLE)})"
@@ -83,24 +83,24 @@ def refusal(model: Any) -> str | None:
 
 
 def text_model(model: Any) -> Any:
-    """The language model, without its head, inside a vision-language model and what wraps it."""
+    """Return the language model, without its head, inside a vision-language model and its wrappers."""
     return base_model(model).get_decoder()
 
 
 def base_model(model: Any) -> Any:
-    """The model of transformers inside what wraps it: PEFT, DeepSpeed, DDP."""
+    """Return the transformers model inside its wrappers: PEFT, DeepSpeed, DDP."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextlib.contextmanager
 def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """While open, the language model keeps the segments of each row apart and counts positions as `pack` gives them.
+    """Keep the segments of each row apart in the language model, at positions as `pack` gives them.
 
-    Masks are built before the decoder layers, once a forward pass: what gradient checkpointing repeats holds them.
+    Masks are built before the decoder layers, once per forward pass, so that gradient checkpointing reuses them.
 
     Raises:
-        NotApartError: at the end, where the model neither asked for a mask nor took the positions.
+        NotApartError: on exit, where the model asked for no mask or took no positions.
     """
     decoder = text_model(model)
     attention = decoder.config._attn_implementation
@@ -116,7 +116,7 @@ def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor)
 
     def reposition(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         asked.add("positions")
-        own = kwargs.get("position_ids")  # (..., R or 1, L): the family's own, with its axes and its first number
+        own = kwargs.get("position_ids")  # (..., R or 1, L): the family's axes and first position
         if own is None:
             return args, {**kwargs, "position_ids": positions}
         own = own.expand(*own.shape[:-2], *positions.shape)
@@ -137,7 +137,7 @@ def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor)
 
 
 def _apart(own: Callable[..., Any], segments: torch.Tensor, positions: torch.Tensor) -> Callable[..., Any]:
-    """A mask function that asks the model's own about positions, and hides each answer from everything but itself."""
+    """Return a mask function that hides each answer from all but itself, else the model's own at these positions."""
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> Any:
         to, by = segments[row, key], segments[row, query]

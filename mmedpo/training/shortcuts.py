@@ -1,4 +1,4 @@
-"""Which shortcuts a training takes: those that change nothing, as a batch computed both ways shows at its start."""
+"""Verify optimisations: compute a batch both ways at the start of training, and use those that agree."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mmedpo.training.reference import image_digest
 if TYPE_CHECKING:
     from mmedpo.training.trainer import MMedPOTrainer
 
-TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; anything coarser
+TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; lower precision
 
-NEAR = 32  # rows that are looked through
+NEAR = 32  # rows searched for other images
 
 logger = get_logger(__name__)
 
 
-def settle(trainer: MMedPOTrainer) -> None:
-    """Switch on, in the trainer's collator, the shortcuts that its settings ask for and its model computes right.
+def verify_optimisations(trainer: MMedPOTrainer) -> None:
+    """Switch on the requested optimisations that the model computes correctly, in the trainer's collator.
 
-    They are `prefix_sharing` (a row for both answers of a pair) and `encode_images_once`; without them every side has
-    a row, with its own images. Says which it is. All processes call this together, and decide alike.
+    These are `prefix_sharing` (one row for both answers of a pair) and `encode_images_once`; without them each side is
+    a row with its own images. The choice is logged. All processes call this together and decide alike.
     """
     collator = trainer.data_collator
     if not isinstance(collator, PreferenceCollator):
@@ -52,7 +52,7 @@ def settle(trainer: MMedPOTrainer) -> None:
 
 
 def _disagreement(trainer: MMedPOTrainer, collator: PreferenceCollator) -> str | None:
-    """Why a collator's batches cannot be used: log-probabilities too far from those of a row for every side."""
+    """Return why a collator's batches cannot be used, None where log-probabilities agree with one row per side."""
     models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
     parts = [part for part, used in ((sharing, collator.share), (images, collator.once)) if used]
     refusals = (part.refusal(model) for part in parts for model in models)
@@ -83,7 +83,7 @@ def _disagreement(trainer: MMedPOTrainer, collator: PreferenceCollator) -> str |
 
 
 def _probe(dataset: Any) -> list[dict[str, Any]]:
-    """Three pairs of which the first and last show the same images, and the second others if there are any near."""
+    """Return three pairs: the first and last show the same images, the second others if there are any near."""
     first, *others = itertools.islice(iter(dataset), NEAR)
     shown = [image_digest(image) for image in first["images"]]
     others = [pair for pair in others if [image_digest(image) for image in pair["images"]] != shown] or others

@@ -1,4 +1,4 @@
-"""The clinically weighted multimodal preference trainer: TRL's DPOTrainer with a weight and a second image."""
+"""Clinically weighted multimodal preference trainer: TRL's DPOTrainer with weights and rejected images."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_f
 from mmedpo.training.logs import Logs, Unlogged
 from mmedpo.training.parts import refuse_trained_tower
 from mmedpo.training.reference import ReferenceCache, fingerprint
-from mmedpo.training.shortcuts import settle
+from mmedpo.training.shortcuts import verify_optimisations
 
 logger = get_logger(__name__)
 
 NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
 
 
-class _Opening(TrainerCallback):
-    """What is settled once the model is where it will be trained, and before the first batch is made."""
+class _BeforeTraining(TrainerCallback):
+    """Callback that verifies optimisations and opens caches, once the model is on its device."""
 
     def __init__(self, trainer: MMedPOTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        settle(self.trainer)
+        verify_optimisations(self.trainer)
         self.trainer.open_caches()
 
 
 class MMedPOTrainer(DPOTrainer):
-    """Minimises the mean over pairs of `weight * loss(beta * margin)` (the paper's equation 5), where
+    """Trainer that minimises the mean over pairs of `weight * loss(beta * margin)` (the paper's equation 5), where
 
         margin = [log pi(y_w|x) - log ref(y_w|x)] - [log pi(y_l|x*) - log ref(y_l|x*)],
 
-    x* is the rejected side's own images where it has some, and log-probabilities are summed over answer tokens. Takes
-    what `trl.DPOTrainer` takes, with a `MMedPOConfig`. The mean is over pairs and not over weights, so that batch size
-    and gradient accumulation do not change the loss. Only answer tokens pass through the language-model head, and a
-    pair whose sides see the same images is one row, read once (`mmedpo.training.sharing`), and an image that several
-    rows see is encoded once (`mmedpo.training.images`), where the check that opens the training finds that this changes
-    nothing.
+    x* holds the rejected side's images if it has some, and log-probabilities are sums over answer tokens.
 
-    Metrics beside TRL's: `rewards/margins_<kind>` for each kind of dispreference; `weights/mean`, `weights/sd`, and
-    `weights/mass`, the effective share of the pairs (0, 1]: Kish's effective sample size (sum w)^2 / sum w^2 over their
-    number; `kl`, the divergence of `tdpo_kl`.
+    Arguments are those of `trl.DPOTrainer`, with a `MMedPOConfig`. The mean is over pairs, not over weights, so that
+    batch size and gradient accumulation do not change the loss. Only answer tokens pass through the language-model
+    head. Prefix sharing (`mmedpo.training.sharing`) and encoding images once (`mmedpo.training.images`) are used where
+    the check at the start finds equal results.
+
+    Metrics beside TRL's: `rewards/margins_<kind>` for each kind of pair; `weights/mean`, `weights/sd`, and
+    `weights/mass`, Kish's effective sample size (sum w)^2 / sum w^2 over the number of pairs, in (0, 1]; `kl`, the
+    divergence of `tdpo_kl`.
 
     Raises:
-        InputError: the training or evaluation dataset has no `weight` column; anything of the vision tower is trained,
-            or with `projector_learning_rate` nothing of the projector.
+        InputError: a dataset has no `weight` column; the vision tower is trained; or `projector_learning_rate` is set
+            and nothing of the projector is trained.
     """
 
     args: MMedPOConfig
@@ -86,25 +86,25 @@ class MMedPOTrainer(DPOTrainer):
                     "or add a column of ones if plain DPO is what you want."
                 )
             if columns is not None:
-                kwargs[name] = schema.undecoded(kwargs[name])  # images are opened by the collator, as everywhere
+                kwargs[name] = schema.undecoded(kwargs[name])  # the collator opens images
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = load_processor(model if isinstance(model, str) else model.config._name_or_path)
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
         refuse_trained_tower(self.model, args.projector_learning_rate is not None)
-        if is_peft_model(self.model) and not self.is_deepspeed_enabled:  # which keeps weights in float32 itself
-            # In bfloat16, as TRL makes adapters on quantised weights, the steps of a low rate would be rounded away.
+        if is_peft_model(self.model) and not self.is_deepspeed_enabled:  # DeepSpeed keeps float32 weights itself
+            # TRL makes adapters on quantised weights in bfloat16, which would round away steps of a low rate.
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad and (".lora_" in name or self.accelerator.mixed_precision != "no"):
                     parameter.data = parameter.data.float()
-        # Features serve policy and reference alike only where one encoder, which stays as it is, makes them.
+        # Policy and reference share features only if both have the same frozen vision tower.
         self._frozen = is_frozen(self.model) and (self.ref_model is None or same_encoder(self.model, self.ref_model))
         self._reference_cache: ReferenceCache | None = None
         self._feature_cache: FeatureCache | None = None
         unlogged = Unlogged()
         self._metrics["train"] = unlogged
-        self.add_callback(_Opening(self))
+        self.add_callback(_BeforeTraining(self))
         self.add_callback(Logs(unlogged))
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -125,14 +125,14 @@ class MMedPOTrainer(DPOTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(eval_dataset)  # transformers' own would look for lengths in the dataset
+        return SequentialSampler(eval_dataset)  # transformers would look for lengths in the dataset
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers would take one step more where a run goes on from its last checkpoint.
+        # transformers would take one more step when resuming from the last checkpoint.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        # And where batches are skipped on several processes, nobody tells the sampler which epoch it is.
+        # When several processes skip batches, nothing else sets the sampler's epoch.
         batches = kwargs["train_dataloader"].batch_sampler
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
@@ -153,8 +153,7 @@ class MMedPOTrainer(DPOTrainer):
         return optimizer
 
     def open_caches(self) -> None:
-        """From now on take from disk what is known of the reference (`reference_cache`) and of images
-        (`image_feature_cache`)."""
+        """Open the caches of the settings `reference_cache` and `image_feature_cache`."""
         collator, settings = self.data_collator, self.args
         for_reference = settings.reference_cache is not None and self.loss_types != ["sft"]
         if settings.image_feature_cache and not getattr(collator, "once", True):
@@ -165,7 +164,7 @@ class MMedPOTrainer(DPOTrainer):
         if not isinstance(collator, PreferenceCollator):
             raise InputError("reference_cache and image_feature_cache need mmedpo's own collator.")
         model = self.accelerator.unwrap_model(self.ref_model or self.model)
-        # The reference is the model without what this run trains; an adapter "ref" is the one it began with.
+        # The reference is the model without the trained adapters; "ref" is the adapter at the start.
         trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"] if not self.ref_model else []
         decisive = {
             "max_length": settings.max_length, "precision": self.accelerator.mixed_precision, "tf32": settings.tf32,
@@ -184,12 +183,12 @@ class MMedPOTrainer(DPOTrainer):
             collator.pictured = True
 
     def answers(self, model: Any, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
-        """What a model says of the answers of a batch (2B of them, chosen first)."""
+        """Return a model's distributions at the answers of a batch (2B of them, chosen first)."""
         plain = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
         return read_answers(model, plain, seen or self._images(inputs))
 
     def answer_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probability of each answer token (float32, 2B x T, chosen first; 0 where a side has no such token)."""
+        """Return the log-probability of each answer token (float32, 2B x T, chosen first; 0 where there is none)."""
         return self.answers(model, inputs).logps()
 
     def _images(self, inputs: dict[str, torch.Tensor]) -> BatchImages | None:
@@ -197,7 +196,7 @@ class MMedPOTrainer(DPOTrainer):
         return BatchImages(inputs, self._frozen, self._feature_cache) if once else None
 
     def reference_answers(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
-        """What the reference says: the model without its new adapter, or the separate reference model."""
+        """Return `answers` of the reference: the model without its new adapter, or the separate reference model."""
         model: Any = self.ref_model or self.model
         adapter: Any = contextlib.nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
@@ -212,11 +211,11 @@ class MMedPOTrainer(DPOTrainer):
             return self.answers(model, inputs, seen)
 
     def reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> torch.Tensor:
-        """Log-probability of each side (float32, 2B, chosen first) under the reference."""
+        """Return the log-probability of each side (float32, 2B, chosen first) under the reference."""
         return self.reference_answers(inputs, seen).logps().sum(dim=1)
 
     def _known_reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None) -> torch.Tensor:
-        """`reference_logps`, from the cache where it is open."""
+        """Return `reference_logps`, from the cache where it is open."""
         if self._reference_cache is None or "row_key" not in inputs:
             return self.reference_logps(inputs, seen)
 
@@ -247,7 +246,7 @@ class MMedPOTrainer(DPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        if squares := metrics.pop("weights/square", None):  # of all batches since the last log
+        if squares := metrics.pop("weights/square", None):  # all batches since the last log
             mean, square = fmean(metrics["weights/mean"]), fmean(squares)
             metrics["weights/sd"] = [math.sqrt(max(square - mean**2, 0.0))]
             metrics["weights/mass"] = [mean**2 / square if square else 0.0]
@@ -261,7 +260,7 @@ class MMedPOTrainer(DPOTrainer):
         weight: torch.Tensor,
         divergence: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss of each pair (float, B): the weighted preference loss, plus what `loss_type` adds on the chosen side.
+        """Return the loss of each pair (float, B): the weighted preference loss, plus added losses of the chosen side.
 
         Args:
             ratios: log pi / ref of each side (float, 2B, chosen first).
@@ -279,7 +278,7 @@ class MMedPOTrainer(DPOTrainer):
                 total = total + share * weight * -F.logsigmoid(self.beta * (chosen - rejected))
             elif name == "hinge":
                 total = total + share * weight * torch.relu(1 - self.beta * (chosen - rejected))
-            elif name == "ipo":  # per token, as TRL has it from IPO's authors
+            elif name == "ipo":  # per token, as in TRL, on advice of IPO's authors
                 margin = torch.sub(*(ratios / lengths.clamp(min=1)).chunk(2))
                 total = total + share * weight * (margin - 1 / (2 * self.beta)) ** 2
             elif name == "mdpo_anchor":  # mDPO (Wang et al., 2024), equation of L_AncPO with its delta of 0
@@ -310,10 +309,10 @@ class MMedPOTrainer(DPOTrainer):
             "logps/rejected": logp_rejected,
             "weights/mean": weight,
             "weights/square": weight.square(),
-            # Logged in place of the Trainer's own sum, which a resumed run would begin at zero.
+            # Replaces the Trainer's own sum, which a resumed run would start at zero.
             **({"loss": loss} if self.model.training else {}),
         }
         for name, value in values.items():
-            # Supervised training asks no reference, so that it has no rewards.
+            # Supervised training has no reference and thus no rewards.
             if value.numel() and not (self.loss_types == ["sft"] and name.startswith("rewards/")):
                 metrics[name].append(value.mean().item())

@@ -1,1 +1,1 @@
-"""Clinically weighted multimodal preference optimization (the paper's section 3.3)."""
+"""Clinically weighted multimodal preference optimisation (the paper's section 3.3)."""

@@ -1,9 +1,9 @@
-"""Going on from a checkpoint on other processes than wrote it: with Adam's moments, or not at all.
+"""Resuming from checkpoints, also on other numbers of processes, with or without DeepSpeed.
 
-A checkpoint written without DeepSpeed goes on without it on any number of processes, since Transformers keeps it whole.
-DeepSpeed keeps a shard for each process; its own `ds_to_universal` joins them, for another number of processes or to go
-on without it. The order of the pairs and the schedule depend on seed and step alone; dropout is drawn anew, and without
-DeepSpeed the loss scale of fp16 starts anew.
+A checkpoint written without DeepSpeed resumes without it on any number of processes, since Transformers stores it
+whole. DeepSpeed stores a shard per process; its `ds_to_universal` joins them for another number of processes, or to
+resume without DeepSpeed. The order of pairs and the schedule depend on seed and step only. Dropout is drawn anew, and
+without DeepSpeed the loss scale of fp16 starts anew.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ from mmedpo.runs.run_folder import read_object
 from mmedpo.training import zero
 from mmedpo.training.config import MMedPOConfig
 
-# What DeepSpeed's own pickles hold beside tensors: classes of numbers and names.
+# Harmless classes in DeepSpeed's pickles beside tensors.
 OWN = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler", "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address",
 }  # fmt: skip
-STAMP = "training"  # in the state of a checkpoint: whose it is
+STAMP = "training"  # key in a checkpoint's state
 START_AGAIN = "Remove the folder of the run, and start again."
 SPREAD = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
 
 
 def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]:
-    """What of a run's settings a resumed run must repeat: how many pairs a step has, not how processes share them, and
-    no revisions, whose contents are compared."""
+    """Return the settings that a resumed run must repeat.
+
+    They include the number of pairs per step, not its distribution over processes. Revisions are left out, since
+    contents are compared.
+    """
     kept = {name: value for name, value in settings["config"].items() if name not in SPREAD}
     pairs = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     run, lora = {**settings["run"], "dataset_revision": None}, {**settings["lora"], "model_revision": None}
@@ -49,7 +52,7 @@ def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]
 
 
 class Stamp(TrainerCallback):
-    """Mark each checkpoint as this training's, by settings and contents; the output folder is no part of them."""
+    """Callback that marks each checkpoint as this training's, by settings and contents, without the output folder."""
 
     def __init__(self, settings: dict[str, Any], contents: dict[str, str | None]) -> None:
         own = {**settings, "run": {**settings["run"], "output": None}, "contents": contents}
@@ -59,7 +62,7 @@ class Stamp(TrainerCallback):
         state.stateful_callbacks[STAMP] = self._value  # what `TrainerState` keeps of callbacks, in each checkpoint
 
     def refuse_others(self, checkpoint: str | None) -> None:
-        """Raise InputError where another training wrote the checkpoint that this one would go on from."""
+        """Raise InputError where another training wrote the checkpoint."""
         if checkpoint is None:
             return
         state = read_object(Path(checkpoint) / TRAINER_STATE_NAME)
@@ -71,10 +74,10 @@ class Stamp(TrainerCallback):
 
 
 def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
-    """The folder from which this launch goes on: `checkpoint`, or one inside it. All processes must call this.
+    """Return the folder to resume from: `checkpoint`, or one inside it. All processes must call this.
 
     Raises:
-        InputError: the optimizer's state in it is not for this launch, or there is none.
+        InputError: the optimizer's state is missing, or does not fit this launch.
     """
     if checkpoint is None:
         return None
@@ -90,9 +93,9 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
             if main and not (folder / "latest_universal").exists():  # written last
                 _join(shards[0].parent, joined)
             plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
-            trainer.add_callback(_Mended(joined))
+            trainer.add_callback(_RepairJoined(joined))
     elif shards:
-        zero.require()  # to read what it wrote
+        zero.require()  # needed to read its shards
         if main and not whole.exists():
             _make_whole(folder, shards[0].parent, whole, trainer)
         checkpoint = str(whole)
@@ -101,9 +104,9 @@ def prepare(checkpoint: str | None, trainer: Trainer) -> str | None:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Raise InputError if what DeepSpeed would unpickle names more than tensors and `OWN`; nothing is unpickled here.
+    """Raise InputError if DeepSpeed would unpickle more than tensors and `OWN`; nothing is unpickled here.
 
-    What the Trainer itself reads of a checkpoint is read as tensors and numbers alone.
+    The Trainer itself reads tensors and numbers only.
     """
     read = [*folder.glob("global_step*")]
     for pointer in ("latest", "latest_universal"):
@@ -119,14 +122,14 @@ def _refuse_code(folder: Path) -> None:
             continue
         try:
             foreign = sorted({*get_unsafe_globals_in_checkpoint(str(file))} - OWN)
-        except Exception as error:  # whatever is no pickle of torch's
+        except Exception as error:  # not a pickle of torch
             raise InputError(f"{file}: it is torn, or no checkpoint of torch ({error}). {START_AGAIN}") from None
         if foreign:
             raise InputError(f"{file}: it is pickled with {', '.join(foreign)}, which could run code. {START_AGAIN}")
 
 
 def _foreign(folder: Path, shards: list[Path], plugin: DeepSpeedPlugin, processes: int) -> bool:
-    """Whether another number of processes wrote the shards. Raises InputError where this DeepSpeed cannot read them."""
+    """Return True where another number of processes wrote the shards. Raises InputError for unreadable ones."""
     from deepspeed.checkpoint import BASE_OPTIMIZER_STATE, OPTIMIZER_STATE_DICT, ZERO_STAGE
 
     if not shards:
@@ -147,10 +150,10 @@ def _foreign(folder: Path, shards: list[Path], plugin: DeepSpeedPlugin, processe
 
 
 def _join(sharded: Path, joined: Path) -> None:
-    """Write what `sharded` holds, piece by piece, as whole tensors: `zero/NAME/{fp32,exp_avg,exp_avg_sq}.pt`."""
+    """Write the shards in `sharded` as whole tensors, `zero/NAME/{fp32,exp_avg,exp_avg_sq}.pt`."""
     from deepspeed.checkpoint import ds_to_universal
 
-    shutil.rmtree(joined, ignore_errors=True)  # of an attempt that was interrupted
+    shutil.rmtree(joined, ignore_errors=True)  # of an interrupted attempt
     arguments = Namespace(
         input_folder=str(sharded), output_folder=str(joined), num_extract_workers=1, num_merge_workers=1,
         keep_temp_folder=False, strict=True, inject_missing_state=True,
@@ -159,9 +162,11 @@ def _join(sharded: Path, joined: Path) -> None:
         ds_to_universal.main(arguments)
 
 
-class _Mended(TrainerCallback):
-    """Of a joined checkpoint DeepSpeed gives all of ZeRO-3's groups of parameters the first one's weight decay, and one
-    tensor for the number of steps, to which each of them adds."""
+class _RepairJoined(TrainerCallback):
+    """Callback that corrects a joined checkpoint of ZeRO-3.
+
+    DeepSpeed gives all groups the first one's weight decay, and one shared step tensor that each parameter increments.
+    """
 
     def __init__(self, joined: Path) -> None:
         self.joined = joined
@@ -175,7 +180,7 @@ class _Mended(TrainerCallback):
 
 
 def _make_whole(folder: Path, sharded: Path, whole: Path, trainer: Trainer) -> None:
-    """Write `whole`, the checkpoint that the Trainer would have written in `folder` without DeepSpeed."""
+    """Write `whole`, the checkpoint that the Trainer would have written without DeepSpeed."""
     with TemporaryDirectory(dir=folder) as scratch:
         joined, partial = Path(scratch) / "joined", Path(scratch) / "whole"
         _join(sharded, joined)
@@ -199,7 +204,7 @@ def _make_whole(folder: Path, sharded: Path, whole: Path, trainer: Trainer) -> N
 
 
 def _joined_state(joined: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put joined weights (those of Adam, in float32) into `model`; the state of its `optimizer` with joined moments."""
+    """Load joined float32 weights into `model`; return the state of its `optimizer` with joined moments."""
     from deepspeed.checkpoint import OPTIMIZER_STATE_DICT, PARAM
 
     def load(file: Path) -> Any:

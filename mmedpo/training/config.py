@@ -10,8 +10,8 @@ from mmedpo.errors import InputError
 from mmedpo.runs.options import COUNTS, INT32, LENGTHS, SEEDS, outside, refuse, unfit
 from mmedpo.training import zero
 
-PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # a mean over pairs, so that a weight of a pair means something
-ADDED_LOSSES = {  # never weighted: what they add does not depend on how wrong the rejected side is
+PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # means over pairs, which a weight per pair can scale
+ADDED_LOSSES = {  # never weighted, since they do not depend on the rejected response's relevance
     "sft": "the NLL of the chosen side",
     "mdpo_anchor": "keeps the chosen side's reward above 0",
     "tdpo_kl": "the token-wise KL divergence to the reference",
@@ -35,12 +35,12 @@ UNSUPPORTED = {
 
 @dataclass
 class MMedPOConfig(DPOConfig):
-    """`trl.DPOConfig` with what MMedPO adds, and without what its loss does not have.
+    """`trl.DPOConfig` with MMedPO's settings, and without those its loss does not have.
 
-    Differs from its parent: `loss_type` holds only `LOSS_TYPES`, and "sft" is the mean over pairs of each chosen side's
-    mean token NLL (TRL's is over the batch's tokens, which batch size changes); `max_length` is None, because cutting a
-    row may cut its image tokens; `train_sampling_strategy` "group_by_length" groups by kind of pair, too. New are the
-    fields below, and the loss types "mdpo_anchor" and "tdpo_kl".
+    Differences from the parent: `loss_type` takes `LOSS_TYPES` only, new among them "mdpo_anchor" and "tdpo_kl". "sft"
+    is the mean over pairs of each chosen side's mean token NLL; TRL's mean over the batch's tokens depends on the batch
+    size. `max_length` is None, since cutting a row may cut its image tokens. `train_sampling_strategy`
+    "group_by_length" also groups by kind of pair. The fields below are new.
     """
 
     weighted: bool = field(
@@ -92,7 +92,7 @@ class MMedPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         if self.deepspeed:
             zero.require()
-        refuse(outside(self, RANGES) or unfit(self))  # before anything is computed with them
+        refuse(outside(self, RANGES) or unfit(self))  # before the parent computes with them
         super().__post_init__()
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:

@@ -1,4 +1,4 @@
-"""The duration of a training over all its starts, and a last line of its log that holds for them all."""
+"""Duration of a training over all its starts, also in the last line of its log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers import TrainerCallback
 from mmedpo.runs.run_folder import read_object, write_json
 
 FILE = "duration.json"  # in the working folder
-OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong of a resumed training
+OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong in a resumed training
 
 
 class Duration(TrainerCallback):
-    """Seconds of training of all starts, kept in the working folder at each log and checkpoint.
+    """Callback that stores the seconds of all starts in the working folder, at each log and checkpoint.
 
-    The last line that the Trainer logs is mended in a resumed training: its runtime becomes that of all starts, and
-    what it has of the last start alone is left out. Where nothing more was trained, a loss of 0.0 would stand there.
+    In a resumed training it corrects the Trainer's last log line: the runtime becomes that of all starts, and values of
+    the last start alone are removed, such as a loss of 0.0 where no step was left.
     """
 
     def __init__(self, folder: Path) -> None:

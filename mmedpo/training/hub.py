@@ -1,4 +1,4 @@
-"""Whether what a training makes can be pushed to the Hub, asked before hours of work; pushing is publishing."""
+"""Pushing a finished training to the Hub, checked before the training starts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmedpo.training.config import MMedPOConfig
 
 @dataclass(frozen=True)
 class Push:
-    """How a finished folder gets to the Hub.
+    """Functions that publish a finished folder.
 
     Attributes:
-        prepare: given the repository, what training.json will say of model and dataset, and the token, raises
-            InputError where the folder could not be published without asking a person; makes nothing.
-        send: given folder, repository, token, and whether what was trained on credentialed data may be sent.
+        prepare: takes repository, training.json's entries on model and dataset, and token; raises InputError where
+            publishing would fail or need a person. It creates nothing.
+        send: takes folder, repository, token, and consent to send what was trained on restricted data.
     """
 
     prepare: Callable[[str, dict[str, Any], str | None], None]
@@ -28,11 +28,10 @@ class Push:
 
 
 def prepare(output: Path, config: MMedPOConfig, push: Push | None, training: dict[str, Any]) -> None:
-    """Raise InputError where `push_to_hub`, which is asked for, cannot work, or would make something public that no
-    person has looked at.
+    """Raise InputError where `push_to_hub` cannot work, or would publish what no person has seen.
 
     Args:
-        training: what training.json will say of model and dataset.
+        training: training.json's entries on model and dataset.
     """
     try:
         if push is None:
@@ -46,7 +45,7 @@ def prepare(output: Path, config: MMedPOConfig, push: Push | None, training: dic
 
 
 def push(output: Path, config: MMedPOConfig, push: Push, third_parties: bool = False) -> None:
-    """Publish a finished folder as `hub_model_id`, or by its own name. Raises InputError if that fails."""
+    """Publish a finished folder as `hub_model_id`, or under its own name. Raises InputError if that fails."""
     name = _name(output, config)
     try:
         push.send(output, name, config.hub_token, third_parties)

@@ -1,4 +1,4 @@
-"""A training that is told to stop: it saves a checkpoint and ends, as a scheduler's SIGTERM or a Ctrl-C asks."""
+"""Interruption of a training by SIGTERM (schedulers) or Ctrl-C: save a checkpoint, then stop."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from transformers import Trainer, TrainerCallback
 from mmedpo.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO = 2.0  # seconds in which a second SIGINT is a launcher's, which passes the terminal's Ctrl-C on
+ECHO = 2.0  # seconds; launchers forward Ctrl-C, so a second SIGINT within these is the same one
 AGAIN = f"Ctrl-C again, {ECHO:.0f} seconds from now or later, ends at once."
 
 
 class StopOnSignal(TrainerCallback):
-    """At the end of the step in which any process got a SIGTERM or a SIGINT, all save a checkpoint together and stop.
-    A second Ctrl-C, `ECHO` seconds later or more, ends at once, without one.
+    """Save a checkpoint in all processes, and stop, at the end of the step in which any process got a signal.
 
-    transformers' own `enable_jit_checkpoint` lets each process decide by its own clock, so that two of them may save at
-    different steps and wait for each other for ever.
+    A second Ctrl-C after `ECHO` seconds ends at once, without a checkpoint. transformers' `enable_jit_checkpoint` is
+    not used: each process decides by its own clock, so that processes may save at different steps and deadlock.
     """
 
     def __init__(self) -> None:
-        self._told: float | None = None  # when
+        self._told: float | None = None  # time of the first signal
         self._before: dict[int, Any] = {}
         self._speaks = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._speaks = state.is_world_process_zero
-        if threading.current_thread() is threading.main_thread():  # the only one that may handle signals
+        if threading.current_thread() is threading.main_thread():  # others may not handle signals
             self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
 
     def _hear(self, number: int, _: Any) -> None:
@@ -49,7 +48,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         told = torch.tensor(float(self._told is not None), device=args.device)
         if reduce(told, "max") > 0:
-            args.save_only_model = False  # what cannot be gone on from would be no use
+            args.save_only_model = False  # a checkpoint without optimizer state cannot be resumed
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""The model of a training: loaded, quantised where asked, and with what is trained in it chosen."""
+"""Model of a training: load, quantise, and choose the trained parameters."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mmedpo.training.parts import PROJECTORS
 
 
 def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | None = None) -> dict[str, Any]:
-    """What a trainer is given of models: `model`, `peft_config` for a new adapter, `ref_model` where there is none.
+    """Return the trainer's arguments for models: `model`, and `peft_config` or `ref_model`.
 
-    Trained are the linear layers of the language model through an adapter (`use_peft`), or the whole language model;
-    with `projector_learning_rate` the projector too. The vision tower never is.
+    Trained are the language model's linear layers through an adapter (`use_peft`), or the whole language model;
+    `projector_learning_rate` adds the projector. The vision tower is never trained.
 
     Args:
-        adapter: Hub id or folder of an adapter to go on from. It is trained further, and the reference is the model
-            with it as it is now.
+        adapter: Hub id or folder of an adapter to continue from. It is trained further; the reference is the model with
+            it at the start.
 
     Raises:
-        InputError: nothing loadable under the names, settings that exclude each other, or no projector found.
+        InputError: a model or adapter cannot be loaded, settings exclude each other, or there is no projector.
     """
     name = str(model_args.model_name_or_path)
 
@@ -52,17 +52,17 @@ def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | Non
     peft_config = choose_trained(model, model_args, config)
     if peft_config is not None:
         return {"model": model, "peft_config": peft_config}
-    return {"model": model, "ref_model": load()}  # TRL's own would be of the Hub's main revision
+    return {"model": model, "ref_model": load()}  # TRL would load the Hub's main revision
 
 
 def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMedPOConfig) -> PeftConfig | None:
-    """The new adapter of a model; or, where none is wanted, None, and what is not trained is frozen.
+    """Return the PEFT configuration of a new adapter; without LoRA, freeze what is not trained and return None.
 
-    TRL's LoRA settings hold, on the linear layers of the language model (the paper's choice) unless others of its
-    modules are named. Names that the vision tower shares mean the language model's alone (`parts.scoped`).
+    TRL's LoRA settings apply to the linear layers of the language model (the paper's choice) or to named modules in it.
+    Names that the vision tower shares mean the language model's only (`parts.scoped`).
 
     Raises:
-        InputError: what is named lies outside the language model, or is no module.
+        InputError: a name lies outside the language model, or matches no module.
     """
     if not model_args.use_peft:
         kept = projector_modules(model) if config.projector_learning_rate is not None else []
@@ -74,22 +74,22 @@ def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMed
         found["lora_modules_to_save"] += projector_modules(model)
     named: dict[str, Any] = {setting: list(dict.fromkeys(names)) or None for setting, names in found.items()}
     settings = dataclasses.replace(model_args, **named)
-    if config.disable_dropout:  # TRL's default, which holds for LoRA's dropout too
+    if config.disable_dropout:  # TRL's default; it includes LoRA's dropout
         settings.lora_dropout = 0.0
     return get_peft_config(settings)
 
 
 def language_model_linears(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers inside the language model of a vision-language model, the LM head left out."""
+    """Return the names of the language model's linear layers, without the LM head."""
     inside = set(model.get_decoder().modules())
     return [name for name, module in model.named_modules() if module in inside and isinstance(module, torch.nn.Linear)]
 
 
 def projector_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the modules between vision tower and language model.
+    """Return the names of the modules between vision tower and language model.
 
     Raises:
-        InputError: the model calls none of its modules by a name of `PROJECTORS`.
+        InputError: no module has a name of `PROJECTORS`.
     """
     found = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTORS]
     if not found:
@@ -105,16 +105,16 @@ def projector_modules(model: PreTrainedModel) -> list[str]:
 
 
 def _quantisation(model_args: ModelConfig, config: MMedPOConfig) -> Any:
-    """TRL's, computing in bfloat16 where the checkpoint is to decide, and sparing a projector to be trained."""
+    """Return TRL's settings, with bfloat16 compute for dtype "auto", and without a trained projector."""
     auto = model_args.dtype == "auto"
     settings = get_quantization_config(dataclasses.replace(model_args, dtype="bfloat16") if auto else model_args)
     if settings is not None and config.projector_learning_rate is not None:
-        # For 4 bits too. Patterns of whole names; the head is spared by default, which a list replaces.
+        # Also used for 4 bits. Patterns match whole names; a list replaces the default, which skips the head.
         settings.llm_int8_skip_modules = [rf".*\.({'|'.join(PROJECTORS)})", "lm_head"]
     return settings
 
 
 def _device_map(model_args: ModelConfig) -> Any:
-    """Quantised weights are made on the device of their process, and cannot move later."""
+    """Put quantised weights on the device of their process, since they cannot move later."""
     quantised = model_args.load_in_4bit or model_args.load_in_8bit
     return {"": PartialState().local_process_index} if quantised and torch.cuda.is_available() else None

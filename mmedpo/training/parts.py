@@ -1,4 +1,4 @@
-"""The parts of a vision-language model, and what is trained in each: never anything of the vision tower."""
+"""Parts of a vision-language model, and the trained parameters in each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trl import ModelConfig
 from mmedpo.errors import Fault, InputError
 from mmedpo.training.images import vision_parameters
 
-PARTS = ("language_model", "projector", "vision_tower")  # the last is all that is in neither of the others
-# What the families call the layers between vision tower and language model.
+PARTS = ("language_model", "projector", "vision_tower")  # vision_tower is all that is in neither of the others
+# Names of the projector in the model families.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
-ALL_LINEAR = "all-linear"  # PEFT's word
+ALL_LINEAR = "all-linear"  # PEFT's name
 TARGETS = "lora_target_modules"
-ADAPTABLE = (  # what PEFT has LoRA layers for
+ADAPTABLE = (  # modules with LoRA layers in PEFT
     *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention),
     Conv1D,
 )
@@ -27,7 +27,7 @@ Trained = dict[str, dict[str, int]]
 
 
 def trained_parts(model: Any) -> Trained:
-    """Count what is trained of a model, with an adapter or without, by `PARTS`.
+    """Return the number of trained parameters and modules in each of `PARTS`.
 
     Returns:
         {"language_model": {"parameters": .., "modules": ..}, ...}; modules are those of the model without an adapter.
@@ -46,7 +46,7 @@ def trained_parts(model: Any) -> Trained:
 
 
 def summary(trained: Trained) -> str:
-    """One line for a person who starts a training."""
+    """Return one line on the trained parts for the terminal."""
     counts = (
         f"{part.replace('_', ' ')} {held['parameters']:,} parameters in {held['modules']} modules"
         if held["parameters"]
@@ -57,19 +57,19 @@ def summary(trained: Trained) -> str:
 
 
 def in_projector(name: str) -> bool:
-    """Whether a module's or parameter's name lies in a projector."""
+    """Return True where a module's or parameter's name lies in a projector."""
     return not set(PROJECTORS).isdisjoint(name.split("."))
 
 
 def scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[str, list[str]]:
-    """Whole names of what `lora_target_modules`, `lora_target_parameters` and `lora_modules_to_save` mean, by setting.
+    """Return whole names for `lora_target_modules`, `lora_target_parameters` and `lora_modules_to_save`, by setting.
 
-    LoRA is for the language model (its head included), for which None is `linears`; modules may also be saved of a
-    projector. A name is that of a module or how it ends, as in PEFT; a single target may also be a regular expression
-    of whole names, or "all-linear". What a name means elsewhere is left out.
+    LoRA applies to the language model with its head, by default to `linears`; projector modules may also be saved. As
+    in PEFT, a name is a module's name or its end; a single target may be a regular expression or "all-linear". Matches
+    in other parts are dropped.
 
     Raises:
-        InputError: a name means nothing, or nothing in these parts; all are listed.
+        InputError: a name matches nothing, or nothing in these parts; all are listed.
     """
     modules = [name for name, _ in model.named_modules() if name]
     parameters, outside = [name for name, _ in model.named_parameters()], vision_parameters(model)
@@ -114,7 +114,7 @@ def _meant(
             continue
         meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
         found |= dict.fromkeys(name for name in meant if name in allowed)
-        # A module that holds others, as `model` and `mlp` do, or a norm: PEFT has no LoRA for it.
+        # PEFT has no LoRA for containers, such as `model` and `mlp`, and for norms.
         odd = next((name for name in meant if name in allowed and setting == TARGETS and not adaptable(name)), None)
         if odd:
             faults.append(
@@ -131,7 +131,7 @@ def _meant(
 
 
 def refuse_trained_tower(model: Any, projector: bool) -> None:
-    """Raise InputError if anything of the vision tower is trained, or nothing of a `projector` that is to be."""
+    """Raise InputError if the vision tower is trained, or if `projector` is set and nothing of it is trained."""
     trained = [name for name, value in vision_parameters(model).items() if value.requires_grad]
     others = [name for name in trained if not in_projector(name)]
     if others or (projector and not trained):

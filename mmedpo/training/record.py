@@ -1,4 +1,4 @@
-"""What is recorded of a training run, for cards and for whoever repeats it; nothing of one machine is."""
+"""Records of a training run, for cards and for repeating it, without anything specific to one machine."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ MACHINE_SETTINGS = {
     "reference_cache",
     "image_feature_cache",
 }
-PUSHING = ("push_", "hub_")  # how settings begin that say where it goes; who repeats it would write there
-MAKERS = ("source", "target_model", "chat_model", "judges", "localizer", "standins")  # of a dataset, by its manifest
-OF_THE_RUN = ("output", "resume", "third_parties")  # in no recipe
+PUSHING = ("push_", "hub_")  # prefixes of settings left out, or a repeated run would write to the same repository
+MAKERS = ("source", "target_model", "chat_model", "judges", "localizer", "standins")  # recorded keys of a manifest
+OF_THE_RUN = ("output", "resume", "third_parties")  # left out of recipes
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
@@ -53,8 +53,10 @@ logger = get_logger(__name__)
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """What a reader needs to repeat the run: the fields of `ALWAYS_RECORDED`, and those that differ from their
-    defaults, as JSON-able values, without what belongs to one machine."""
+    """Return the settings that repeat a run, as JSON-able values.
+
+    These are `ALWAYS_RECORDED` and all that differ from their defaults, without settings of one machine.
+    """
     found = {}
     for f in fields(settings):
         value = getattr(settings, f.name)
@@ -72,13 +74,13 @@ def write(
     folder: Path, run: RunArguments, settings: dict[str, Any], trainer: MMedPOTrainer, dataset: Any,
     source: str | None, sent: dict[str, Any], commit: str | None, command: str, seconds: float,
 ) -> None:  # fmt: skip
-    """Write training.json, what is known of a finished run, and recipe.yaml, which repeats it.
+    """Write training.json, the facts of a finished run, and recipe.yaml, which repeats it.
 
     Args:
-        settings: `plain` ones of the trainer ("config") and the model ("lora"), the "model"'s name, `base_facts`
-            ("base"), `contents`.
-        source: `credentialed_source`.
-        sent: what is recorded of where it went (`consent.record`).
+        settings: `plain` settings of the trainer ("config") and the model ("lora"), the name of the "model",
+            `base_facts` ("base"), `contents`.
+        source: as of `credentialed_source`.
+        sent: record of where it was sent (`consent.record`).
         commit: of a dataset on the Hub.
     """
     streamed = isinstance(dataset, IterableDataset)
@@ -124,13 +126,13 @@ def tidy_state(folder: Path) -> None:
 
 
 def about(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
-    """What training.json calls the model and the dataset, and the dataset's whole manifest."""
+    """Return training.json's entries on model and dataset, with the dataset's whole manifest."""
     manifest = loading.dataset_manifest(run.dataset_name, commit)
     return {"model": portable(model), "dataset": portable(run.dataset_name), "dataset_manifest": manifest}
 
 
 def _write_recipe(path: Path, run: RunArguments, settings: dict[str, Any]) -> None:
-    """All settings, to be run again with `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
+    """Write all settings, for `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
     own = {name: value for name, value in vars(run).items() if name not in OF_THE_RUN and value is not None}
     names = {key: portable(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
     model = {"model_name_or_path": portable(str(settings["model"]))}
@@ -139,7 +141,7 @@ def _write_recipe(path: Path, run: RunArguments, settings: dict[str, Any]) -> No
 
 
 def _adapter_settings(model: Any) -> dict[str, Any]:
-    """What the trained adapter really has, which one that was gone on from brought with it."""
+    """Return the trained adapter's LoRA settings, which a continued adapter brings with it."""
     if not is_peft_model(model):
         return {}
     config = model.peft_config["default"]
@@ -159,8 +161,10 @@ def _weights(dataset: Any) -> dict[str, float]:
 
 
 def credentialed_source(run: RunArguments, model: str, revision: str | None, commit: str | None) -> str | None:
-    """What makes a training one on credentialed data: its dataset's source (`loading.credentialed_source`), or that of
-    the model or adapter that is gone on from. An adapter whose record cannot be asked for counts by its own name."""
+    """Return the restricted source of a training's dataset, model or adapter; None if there is none.
+
+    An adapter whose record cannot be read counts as restricted, under its own name.
+    """
     return (
         loading.credentialed_source(run.dataset_name, commit, run.streaming)
         or vision_language.credentialed_source(model, revision)
@@ -169,7 +173,7 @@ def credentialed_source(run: RunArguments, model: str, revision: str | None, com
 
 
 def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dict[str, str | None]:
-    """The base model's fingerprint, and how `check_base` compared it with the base of an adapter to go on from."""
+    """Return the base model's fingerprint, and how `check_base` compared it with a continued adapter's base."""
     name, revision, adapter = str(model_args.model_name_or_path), model_args.model_revision, run.adapter_name_or_path
     compared = None
     if adapter:
@@ -179,8 +183,7 @@ def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dic
 
 
 def contents(run: RunArguments, model_args: Any, commit: str | None) -> dict[str, str | None]:
-    """Digests of what a run is given under names, by setting: model, adapter to go on from, dataset. The reference is
-    that model with that adapter."""
+    """Return digests of model, adapter and dataset, by setting; the reference is that model with that adapter."""
     splits = {run.dataset_split, *([run.eval_split] if run.eval_split else [])}
     adapter = run.adapter_name_or_path
     return {
@@ -191,7 +194,7 @@ def contents(run: RunArguments, model_args: Any, commit: str | None) -> dict[str
 
 
 def written(folder: Path) -> str:
-    """A line for each thing in a finished folder that a person may look for."""
+    """Return a line for each file of a finished folder that a user may look for."""
     whole = not (folder / "adapter_config.json").exists()
     known = {
         "config.json" if whole else "adapter_config.json": f"{'Model' if whole else 'Adapter'}: {folder}",
@@ -204,11 +207,11 @@ def written(folder: Path) -> str:
 
 
 def begin(folder: Path, source: str | None, base: dict[str, str | None], commit: str | None) -> None:
-    """Write into a working folder what its checkpoints are trained on; `write` replaces it."""
+    """Write the facts of a run's checkpoints into its working folder; `write` replaces them."""
     write_json(folder / RECORD, {credentialed.KEY: source, **base, "dataset_revision": commit})
 
 
 def _of_adapter(name: str) -> str | None:
-    """The credentialed source of an adapter, by its training.json."""
+    """Return the restricted source of an adapter, by its training.json."""
     known = adapters.record(name)
     return name if known is None else credentialed.first([known])

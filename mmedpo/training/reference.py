@@ -1,12 +1,11 @@
-"""Reference log-probabilities, computed once and kept on disk across epochs, seeds and sweeps.
+"""Disk cache of the reference model's log-probabilities, across epochs, seeds and sweeps.
 
-The reference never changes, so that what it says of an answer is a fact about the pair. A fact is found again by two
-names: the file's (`fingerprint`: the model as it answers, its processor, the settings) and the entry's (`row_key`: the
-pair's texts and images). Each name digests what it stands for, not where that came from, so that a stale value is not
-found: it has another name.
+The reference never changes, so its log-probabilities depend on the pair only. A value is found by the name of its file
+(`fingerprint`: model, processor, settings) and of its entry (`row_key`: texts and images of the pair). Both are digests
+of contents, not of places, so that a stale value is never found.
 
-A value is the one of its first computation. The same pair computed again, in a batch padded otherwise or on another
-device, differs from it by rounding, which is coarse in bfloat16.
+A cached value is that of the first computation. Other padding or another device gives a value that differs by rounding,
+which is coarse in bfloat16.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from mmedpo.runs.ledger import Ledger
 HERE = Path(__file__).parent
 READERS = [
     HERE.parent / name for name in ("models/vision_language.py", "data/images.py", "data/image_modes.py")
-]  # of what the model is shown
+]  # code that prepares the model's input
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "pillow")
 NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
-LEFT_BY_LAST_CALL = {  # or by the way of loading, in a processor's files
+LEFT_BY_LAST_CALL = {  # entries of processor files that the last call or the way of loading leaves behind
     "tokenizer.json": {"truncation", "padding"},
     "tokenizer_config.json": {"is_local", "local_files_only", "name_or_path"},
 }
@@ -46,18 +45,16 @@ LEFT_BY_LAST_CALL = {  # or by the way of loading, in a processor's files
 def fingerprint(
     model: Any, processor: Any, settings: Mapping[str, Any] | None = None, trained: Collection[str] = ()
 ) -> str:
-    """A digest of all that decides the reference's log-probabilities, but for the pairs: 32 hexadecimal digits.
+    """Return a digest (32 hexadecimal digits) of all that decides the reference's log-probabilities, except the pairs.
 
-    It covers every byte of every tensor as it is in memory (merged, cast or quantised), the configurations of model and
-    adapters, attention implementations, the processor's serialised files with the chat template, the versions of the
-    libraries that compute, and this package's training code. Names and folders are no part of it; nor are LoRA's
-    settings, so that runs which differ in them share their reference.
+    It covers every tensor in memory (merged, cast or quantised), configurations of model and adapters, attention
+    implementations, the processor's files with the chat template, library versions, and this package's training code.
+    Names, folders and LoRA settings of the trained adapter are left out, so that such runs share their reference.
 
     Args:
-        model: the reference, maybe with PEFT's adapters; the tensors of ZeRO-3 are gathered, so that all processes must
-            call this together.
-        settings: JSON-able; what else decides the numbers, such as `max_length` and mixed precision.
-        trained: names of adapters that the reference is without.
+        model: the reference, maybe with PEFT adapters. ZeRO-3 gathers its tensors, so all processes must call together.
+        settings: JSON-able settings that change the numbers, such as `max_length` and mixed precision.
+        trained: names of adapters that are not part of the reference.
 
     Raises:
         InputError: tensors are not in memory (offloaded, or on the meta device).
@@ -88,9 +85,9 @@ def fingerprint(
 
 
 def row_key(row: Mapping[str, Any]) -> torch.Tensor:
-    """A pair's digest (int64, 2), as numbers so that a batch carries it: its texts and the images of both sides.
+    """Return a pair's digest as numbers (int64, 2), which a batch can carry: its texts and the images of both sides.
 
-    Images are pictures or {"bytes", "path"}; of a picture its pixels count, of the latter the undecoded bytes.
+    Images are pictures, whose pixels count, or {"bytes", "path"}, whose undecoded bytes count.
     """
     images = [image_digest(image) for image in row["images"]]
     rejected = [image_digest(image) for image in row.get("rejected_images") or []] or images
@@ -98,16 +95,16 @@ def row_key(row: Mapping[str, Any]) -> torch.Tensor:
 
 
 def digest_key(value: Any) -> torch.Tensor:
-    """The digest of a JSON-able value as numbers (int64, 2)."""
+    """Return the digest of a JSON-able value as numbers (int64, 2)."""
     said = json.dumps(value, sort_keys=True)
     return torch.frombuffer(bytearray(xxhash.xxh3_128(said.encode()).digest()), dtype=torch.int64)
 
 
 class ReferenceCache:
-    """Summed log-probabilities of both sides of pairs, kept in `folder`, in a ledger named after `fingerprint`.
+    """Summed log-probabilities of both sides of pairs, in a ledger in `folder` named after `fingerprint`.
 
-    All processes of a launch hold all values and take each step together; only the main one touches the disk, so that
-    machines need no folder in common. Several runs of one machine may use a folder at once.
+    All processes hold all values and call together; only the main process uses the disk, so that machines need no
+    shared folder. Several runs on one machine may share a folder.
 
     Raises:
         InputError: the ledger is damaged.
@@ -116,7 +113,7 @@ class ReferenceCache:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._ledger = Ledger(folder / f"{fingerprint}.ledger")
         self._known: dict[tuple[int, int], tuple[float, float]] = {}
-        # What stops the main process must stop all: a process left alone would wait for the others for ever.
+        # An error of the main process must stop all, or the others would wait for ever.
         loaded: list[Any] = [None]
         if PartialState().is_main_process:
             try:
@@ -140,14 +137,14 @@ class ReferenceCache:
         return len(self._known)
 
     def get(self, keys: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities of the chosen and the rejected side of each pair (float32, B x 2), computed where unknown.
+        """Return log-probabilities of both sides of each pair (float32, B x 2, chosen first); compute missing ones.
 
-        All processes call this together, and `compute` is called in all or in none, since ZeRO-3's model can only be
-        run by all: if any of them misses a pair, all compute, and each tells the others what it found.
+        All processes call this together. If one process misses a pair, all call `compute`, since all must run ZeRO-3's
+        model, and exchange the new values.
 
         Args:
             keys: `row_key`s of the batch (int64, B x 2).
-            compute: makes the batch's log-probabilities (float, B x 2).
+            compute: returns the batch's log-probabilities (float, B x 2).
         """
         found = self.lookup(keys)
         if reduce(found.isnan().any().float(), "max"):
@@ -156,13 +153,13 @@ class ReferenceCache:
         return found
 
     def lookup(self, keys: torch.Tensor) -> torch.Tensor:
-        """What is known of each pair (float32, B x 2, on the device of `keys`), NaN where nothing is."""
+        """Return the known values of each pair (float32, B x 2, on the device of `keys`), NaN where unknown."""
         missing = (torch.nan, torch.nan)
         values = [self._known.get((first, second), missing) for first, second in keys.tolist()]
         return torch.tensor(values, dtype=torch.float32, device=keys.device)
 
     def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep `values` (float32, B x 2) but those of known pairs and NaN; all processes call this together."""
+        """Store `values` (float32, B x 2), except known pairs and NaN; all processes call this together."""
         entries = [(*key, *value) for key, value in zip(keys.tolist(), values.tolist(), strict=True)]
         new = {}
         for first, second, chosen, rejected in gather_object(entries):
@@ -173,18 +170,17 @@ class ReferenceCache:
             self._ledger.update(new)
 
     def close(self) -> None:
-        """Leave one whole file; without it, as after a kill, the last values are in SQLite's log beside the file."""
+        """Merge SQLite's log into the ledger, so that one whole file is left."""
         self._ledger.close()
 
 
 def _digest(data: Any) -> str:
-    """XXH3 of 128 bits: no secret is kept by it, and it reads ten gigabytes a second."""
+    """Return the 128-bit XXH3 of bytes, which is fast (10 GB/s) and not meant for secrets."""
     return xxhash.xxh3_128(data).hexdigest()
 
 
 def _tensors(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, list[int], str]]:
-    """Name, dtype, shape and digest of each tensor of the state, quantisation constants included; names are those of
-    the model before it got adapters."""
+    """Yield name, dtype, shape and digest of each tensor of the state, by the names without adapters."""
     new = re.compile(rf"\.(lora_\w+|modules_to_save)\.({'|'.join(map(re.escape, trained))})(\.|$)")
     for name, tensor in model.state_dict(keep_vars=True).items():
         if trained and new.search(name):
@@ -202,7 +198,7 @@ def _tensors(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, l
 
 @contextmanager
 def _gathered(tensor: torch.Tensor) -> Iterator[None]:
-    """ZeRO-3 leaves an empty tensor of each parameter in place; inside the block it is whole."""
+    """Gather a parameter that ZeRO-3 has split, inside the block."""
     if not hasattr(tensor, "ds_id"):
         yield
         return
@@ -213,7 +209,7 @@ def _gathered(tensor: torch.Tensor) -> Iterator[None]:
 
 
 def _processor(processor: Any) -> dict[str, Any]:
-    """The files that the processor would be loaded from, and its parts' classes, which the files may leave open."""
+    """Return digests of the processor's files, and the classes of its parts, which files may leave open."""
     parts: dict[str, Any] = {name: type(getattr(processor, name)).__name__ for name in processor.get_attributes()}
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
@@ -237,19 +233,19 @@ def _versions() -> dict[str, str]:
 
 
 def _without(value: Any, keys: Collection[str]) -> Any:
-    """A JSON value without the entries of these names, at any depth."""
+    """Return a JSON value without the entries of these names, at any depth."""
     if isinstance(value, dict):
         return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
     return [_without(inner, keys) for inner in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
-    """A JSON-able value for one that JSON does not know."""
+    """Return a JSON-able value for a set or any other object."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def image_digest(image: Any) -> str:
-    """A digest of a picture's pixels and mode, or of an undecoded image's bytes."""
+    """Return a digest of a picture's pixels and mode, or of an undecoded image's bytes."""
     if isinstance(image, Mapping):
         return _digest(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
     shown = f"{image.mode} {image.size} {image.getpalette()} {image.info.get('transparency')}"

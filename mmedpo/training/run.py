@@ -1,4 +1,4 @@
-"""One training run: parse, check, build, train, save, push. `train.py` and `mmedpo train` are this module."""
+"""One training run: parse, check, build, train, save, push. `train.py` and `mmedpo train` call it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mmedpo.training.model import choose_trained, open_model
 from mmedpo.training.parts import summary
 from mmedpo.training.trainer import MMedPOTrainer
 
-SHUFFLED = 500  # rows of a streamed dataset that are in memory, undecoded, to be drawn from
+SHUFFLED = 500  # rows in the shuffle buffer of a streamed dataset, undecoded
 
 Card = Callable[[Path], None]
 T = TypeVar("T")
@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class RunArguments:
-    """What a run trains on and where it goes; the rest is in `MMedPOConfig` and TRL's `ModelConfig`."""
+    """Data and output of a run; other settings are in `MMedPOConfig` and TRL's `ModelConfig`."""
 
     dataset_name: str = field(metadata={"help": "Preference dataset: a folder of `mmedpo curate` or a Hub id."})
     output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
@@ -74,7 +74,7 @@ class RunArguments:
         },
     )
     resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
-    third_parties: bool = field(default=False, init=False)  # the consent, which is typed (`recipes.parse`)
+    third_parties: bool = field(default=False, init=False)  # consent, set by `recipes.parse` from the command line
 
     def __post_init__(self) -> None:
         if self.dispreference not in ("all", *schema.DISPREFERENCES):
@@ -84,7 +84,7 @@ class RunArguments:
 
 
 def main(argv: Sequence[str], command: str = "", card: Card | None = None, push: hub.Push | None = None) -> None:
-    """Run the training that `argv` (and the recipe it names with --config) describes; the rest as in `train`."""
+    """Run the training described by `argv` and its recipe (--config); other arguments as in `train`."""
     run, config, model_args = recipes.parse(argv, [RunArguments, MMedPOConfig, ModelConfig], "mmedpo train")
     train(run, config, model_args, command, card, push)
 
@@ -96,13 +96,13 @@ def train(
     """Train an adapter (or, without LoRA, the whole language model) and write it to `run.output`.
 
     Args:
-        command: recorded as it is.
-        card: writes README.md from the recorded files of the folder it is given.
-        push: the finished folder, where `push_to_hub` asks for it; also one that `run.resume` finds finished.
+        command: the command, recorded unchanged.
+        card: writes README.md into a folder from its recorded files.
+        push: publishes the finished folder if `push_to_hub` is set, also one that `run.resume` finds finished.
 
     Raises:
-        InputError: dataset, model or output folder cannot work; checkpoints that exist by then are kept.
-        Stopped: a SIGTERM came; a checkpoint is kept.
+        InputError: dataset, model or output folder are unusable; existing checkpoints are kept.
+        Stopped: a SIGTERM or Ctrl-C came; a checkpoint is kept.
     """
     writable.check(Path(run.output), run.resume)
     for cache in ("reference_cache", "image_feature_cache"):
@@ -116,10 +116,10 @@ def train(
     sent = _ways_out(run, config, source) if source else {}
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
-    trackers.refuse_absent(config.report_to or [])  # not before: what is forbidden need not be installed
+    trackers.refuse_absent(config.report_to or [])  # after consent: a forbidden tracker need not be installed
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, commit, push)
     if isinstance(dataset, IterableDataset):
-        # One endless pass, so that a resumed run skips what was used; neighbours are pairs of one image.
+        # One endless pass, so that a resumed run skips used rows; shuffled, since neighbours share an image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
     settings = {
         "run": {**vars(run), "resume": None, "third_parties": None}, "model": model_args.model_name_or_path,
@@ -166,7 +166,7 @@ def train(
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:
-    """Settings that exclude each other, or that have no effect here."""
+    """Raise InputError for settings that exclude each other or have no effect."""
     if not model_args.model_name_or_path:
         raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
     refuse(outside(model_args, {"lora_r": COUNTS, "lora_alpha": COUNTS, "lora_dropout": (0, 1)}))
@@ -197,10 +197,10 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
 
 
 def _ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, Any]:
-    """What to record of trackers and the Hub, which get what is trained on the credentialed source `name`.
+    """Return the record of trackers and the Hub, which get what is trained on the restricted source `name`.
 
     Raises:
-        InputError: it would be pushed, or given to a tracker elsewhere, and there is no consent.
+        InputError: there is no consent to push, or to use a tracker elsewhere.
     """
     away = sorted({*(config.report_to or ())} - {*trackers.LOCAL})
     if run.third_parties:
@@ -224,7 +224,7 @@ def _ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, A
 
 
 def _refuse_strangers() -> None:
-    """On machines without an accelerator, launched processes find each other only if told to use the CPU."""
+    """Raise InputError where launched processes do not form one group, as without an accelerator and --use_cpu."""
     launched, known = int(os.environ.get("WORLD_SIZE", "1")), PartialState().num_processes
     if launched != known:
         raise InputError(
@@ -233,7 +233,7 @@ def _refuse_strangers() -> None:
 
 
 def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool = False) -> Dataset | IterableDataset:
-    """The pairs of one split, their rows not yet checked."""
+    """Return the pairs of one split, before their rows are checked."""
     dataset = loading.load_split(run.dataset_name, split, streaming, revision)
     if run.dispreference != "all" and "dispreference" in dataset.column_names:
         kind = schema.DISPREFERENCES.index(run.dispreference)
@@ -247,7 +247,7 @@ def _check(
     datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any,
     commit: str | None, push: hub.Push | None,
 ) -> None:  # fmt: skip
-    """Everything that can be known before weights are loaded; what the main process refuses, all refuse."""
+    """Run the checks before training in the main process; its error is raised in all processes."""
 
     def adapter(model: PreTrainedModel) -> PeftConfig | None:
         if run.adapter_name_or_path is None:
@@ -269,8 +269,7 @@ def _check(
 
 
 def _first(do: Callable[[], T]) -> T:
-    """Let the main process do something, and return its result in all processes; what it refuses, all refuse: a process
-    left alone would wait for the others for ever."""
+    """Run `do` in the main process; return its result, or raise its error, in all processes, so that none waits."""
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
@@ -286,7 +285,7 @@ def _first(do: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> Iterator[None]:
-    """Push, once, what the block finishes, or finds finished: a run may have been stopped before it was pushed."""
+    """Push, once, what the block finishes or finds finished; a run may have been stopped before its push."""
     asked, config.push_to_hub = config.push_to_hub, False
     finished: AlreadyFinished | None = None
     try:
@@ -303,7 +302,7 @@ def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> I
 def _working_folder(
     output: Path, settings: dict[str, Any], contents: dict[str, str | None], resume: bool
 ) -> Iterator[Path]:
-    """`output_folder` for several processes: the main one makes the folder and, when all are done, names it."""
+    """Open `output_folder` for several processes: the main one creates it, and renames it when all are done."""
     state = PartialState()
     with contextlib.ExitStack() as stack:
         folder = output.resolve().with_name(output.resolve().name + ".partial")
@@ -320,17 +319,17 @@ def _working_folder(
 
 
 def _drop_torn_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill left half-written: the Trainer writes `trainer_state.json` last."""
+    """Remove half-written checkpoints; the Trainer writes `trainer_state.json` last."""
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").exists():
             shutil.rmtree(checkpoint)
 
 
 def _tidy(folder: Path) -> None:
-    """Leave what others need: no checkpoints, no pickled arguments, no folder of this machine."""
+    """Remove checkpoints, pickled arguments, and paths of this machine from a finished folder."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    shutil.rmtree(folder / "ref", ignore_errors=True)  # the adapter that a continued one began as
+    shutil.rmtree(folder / "ref", ignore_errors=True)  # the starting adapter of a continued one
     for name in ("training_args.bin", DURATION):
         (folder / name).unlink(missing_ok=True)
     adapter = folder / "adapter_config.json"

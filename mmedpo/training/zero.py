@@ -1,4 +1,4 @@
-"""DeepSpeed only where a run asks for ZeRO: accelerate imports it into every process that could."""
+"""DeepSpeed, imported only where a run uses ZeRO; accelerate imports it wherever it is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MISSING = (
 
 
 def leave_out(words: Sequence[str]) -> None:
-    """Keep DeepSpeed from being imported in this process, unless its command line or launcher asks for ZeRO.
+    """Block the import of DeepSpeed in this process, unless command line or launcher ask for ZeRO.
 
     Raises:
         InputError: they ask for it, and it is not installed.
@@ -28,11 +28,11 @@ def leave_out(words: Sequence[str]) -> None:
     if _asked(words):
         require()
     else:
-        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]  # Python's own way to say: not here
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]  # None makes imports fail
 
 
 def require() -> None:
-    """Let DeepSpeed be imported from now on. Raises InputError where it is not installed."""
+    """Allow the import of DeepSpeed from now on. Raises InputError where it is not installed."""
     if sys.modules.get("deepspeed", False) is None:
         del sys.modules["deepspeed"]
     if find_spec("deepspeed") is None:
@@ -40,11 +40,11 @@ def require() -> None:
 
 
 def _asked(words: Sequence[str]) -> bool:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":  # as accelerate launch says it
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":  # set by accelerate launch
         return True
     text, parts = "", [part for word in words for part in word.split("=", 1)]
     for option, value in pairwise(parts):
         if option == "--config":
-            with suppress(OSError):  # said where the recipe is read
+            with suppress(OSError):  # reported where the recipe is read
                 text = Path(value).read_text(encoding="utf-8", errors="ignore")
     return "--deepspeed" in parts or bool(re.search(r"^deepspeed\s*:", text, re.M))

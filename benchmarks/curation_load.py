@@ -102,7 +102,7 @@ def curate(source: Path) -> dict[str, Any]:
         setattr(module, name, run)
 
     measured(pipeline, "open_source", "read")
-    for name in ("_dispute", "_locate", "_judge", "_assemble"):
+    for name in ("_choose_rejected", "_locate", "_judge", "_assemble"):
         measured(pipeline, name, name[1:])
     measured(builders.audit, "audit", "audit")
     measured(builders.cards, "write_dataset_card", "card")

@@ -42,7 +42,7 @@ class Pool:
         """Return at most `SHOWN` other answers, nearest length first and ties in seeded order."""
         length, gold = len(words(sample.answer)), folded(sample.answer)
 
-        def turn(answer: str) -> float:
+        def rank(answer: str) -> float:
             return unit_interval("alternative", self.seed, sample.id, answer)
 
         distances: dict[int, list[int]] = {}
@@ -51,7 +51,7 @@ class Pool:
         found: list[str] = []
         for distance in sorted(distances):
             others = (answer for other in distances[distance] for answer in self._of(other, sample, gold))
-            found += nsmallest(SHOWN, others, key=turn)
+            found += nsmallest(SHOWN, others, key=rank)
             if len(found) >= SHOWN:
                 break
         return found[:SHOWN]

@@ -26,7 +26,7 @@ FORMS = (
     "boxes, masks or heatmap (from the data), detector:HUB-ID, medklip:FOLDER, standin:centre, none (no visual pairs)"
 )
 NOT_FOUND = "no lesion was found"
-SEEN = 256  # images whose regions are cached, since one image has many questions
+CACHED = 256  # images whose regions are cached, since one image has many questions
 # Observations of MedKLIP that are lesions, unlike "normal", "heart" or "line".
 LESIONS = frozenset(
     {"effusion", "opacity", "pneumothorax", "edema", "atelectasis", "consolidation", "pneumonia", "cardiomegaly"}
@@ -95,7 +95,7 @@ def open_localizer(spec: str, query: str = "disease", rule: str = "quantile:0.8"
     if not 0 <= threshold <= 1:
         raise InputError(f"The detection threshold is {threshold}; it must be in [0, 1].")
     kind, _, name = spec.partition(":")
-    simple: list[Localizer] = [GivenBoxes(), GivenMasks(), GivenHeatMaps(rule), CentreStandIn(), Nowhere()]
+    simple: list[Localizer] = [GivenBoxes(), GivenMasks(), GivenHeatMaps(rule), CentreStandIn(), NoLocalizer()]
     for localizer in simple:
         if localizer.name == spec:
             return localizer
@@ -131,7 +131,7 @@ class GivenBoxes:
     name = "boxes"
 
     def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [_boxed(sample.boxes) for sample in samples]
+        return [_boxes(sample.boxes) for sample in samples]
 
 
 class GivenMasks:
@@ -149,7 +149,7 @@ class GivenMasks:
         if len({mask.shape for mask in masks}) > 1:
             return Region(reason="the masks of the image differ in size")
         confidence = 1.0 if sample.confidence is None else sample.confidence
-        return _masked(np.logical_or.reduce(masks), "mask", confidence)
+        return _from_mask(np.logical_or.reduce(masks), "mask", confidence)
 
 
 class GivenHeatMaps:
@@ -175,10 +175,10 @@ class GivenHeatMaps:
             confidence = float(heat.max())
         if confidence is None:
             return Region(reason="the heat map has no confidence and is not scaled to [0, 1]")
-        return _heated(heat, open_rgb(sample.image), self.rule, "heat", confidence)
+        return _from_heat(heat, open_rgb(sample.image), self.rule, "heat", confidence)
 
 
-class Nowhere:
+class NoLocalizer:
     """No localizer. Noise on the whole image needs none."""
 
     name = "none"
@@ -220,10 +220,10 @@ class Detector:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"The detector {model!r} cannot be loaded: {hub.why_unread(error, model)}") from error
 
-        self._seen = lru_cache(SEEN)(self._detect)
+        self._cached = lru_cache(CACHED)(self._detect)
 
     def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._seen(sample.image, self.query and self._fitting(self.query(sample))) for sample in samples]
+        return [self._cached(sample.image, self.query and self._fitting(self.query(sample))) for sample in samples]
 
     def _fitting(self, query: str) -> str:
         """Return the first words of the query that fit the detector's text encoder (16 tokens in OWL-ViT)."""
@@ -240,7 +240,7 @@ class Detector:
             raise
         except ValueError:  # image processors raise it if a side would scale to 0 pixels
             return Region(query=query, reason="the detector refused the image")
-        return replace(_boxed([_box(entry["label"], entry["box"], entry["score"]) for entry in found]), query=query)
+        return replace(_boxes([_box(entry["label"], entry["box"], entry["score"]) for entry in found]), query=query)
 
 
 class MedKLIPLocalizer:
@@ -264,22 +264,22 @@ class MedKLIPLocalizer:
         if unknown:
             known = ", ".join(self.model.observations)
             raise InputError(f"MedKLIP has no observation {', '.join(map(repr, unknown))}; it has {known}.")
-        self._seen = lru_cache(SEEN)(self._observe)
+        self._cached = lru_cache(CACHED)(self._observe)
 
     def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._look(sample) for sample in samples]
+        return [self._find(sample) for sample in samples]
 
-    def _look(self, sample: Sample) -> Region:
+    def _find(self, sample: Sample) -> Region:
         if sample.modality and modality(sample) != "xray":
             return Region(reason=f"a chest X-ray tool does not read {sample.modality}")
         if sample.organ and not CHEST.intersection(letters(sample.organ)):
             return Region(reason=f"a chest X-ray tool does not read images of: {sample.organ}")
-        return self._seen(sample.image, self._observation(sample))
+        return self._cached(sample.image, self._observation(sample))
 
     def _observe(self, file: Path, observation: str) -> Region:
         image = open_rgb(file)
         [(heat, confidence)] = self.model.observe([image], observation)
-        return replace(_heated(heat, image, self.rule, observation, confidence), query=observation)
+        return replace(_from_heat(heat, image, self.rule, observation, confidence), query=observation)
 
     def _observation(self, sample: Sample) -> str:
         asked = self.query(sample)
@@ -295,10 +295,10 @@ class CentreStandIn:
 
     def locate(self, samples: Sequence[Sample]) -> list[Region]:
         sizes = [open_rgb(sample.image).size for sample in samples]
-        return [_boxed([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)]) for width, height in sizes]
+        return [_boxes([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)]) for width, height in sizes]
 
 
-def _boxed(boxes: Sequence[Box]) -> Region:
+def _boxes(boxes: Sequence[Box]) -> Region:
     if not boxes:
         return Region(reason=NOT_FOUND)
     return Region(tuple(boxes), confidence=max(box.confidence for box in boxes))
@@ -309,11 +309,11 @@ def _box(label: str, corners: Mapping[str, float], score: float) -> Box:
     return Box(label, x, y, corners["xmax"] - x, corners["ymax"] - y, float(score))
 
 
-def _heated(heat: np.ndarray, image: Image, rule: str, label: str, confidence: float) -> Region:
-    return _masked(heat_mask(heat, image.height, image.width, rule), label, confidence)
+def _from_heat(heat: np.ndarray, image: Image, rule: str, label: str, confidence: float) -> Region:
+    return _from_mask(heat_mask(heat, image.height, image.width, rule), label, confidence)
 
 
-def _masked(mask: np.ndarray, label: str, confidence: float) -> Region:
+def _from_mask(mask: np.ndarray, label: str, confidence: float) -> Region:
     if not mask.any():
         return Region(reason=NOT_FOUND)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

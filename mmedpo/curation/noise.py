@@ -89,13 +89,13 @@ def corrupt(
     if method == "crop":
         return _crop(image, rng)
     spoiled = image.copy()
-    around = _around(mask)
+    around = _bounds(mask)
     part, inside = spoiled[around], mask[around]
     signal = part[inside]
     if method == "black":
         made = np.zeros(signal.shape)
     else:
-        made = _normal(image, mask, pixels, rng)
+        made = _normal_numbers(image, mask, pixels, rng)
         if method == "diffusion":
             abar = schedule()[step - 1]
             made = (np.sqrt(abar) * (signal / 127.5 - 1) + np.sqrt(1 - abar) * made + 1) * 127.5
@@ -209,7 +209,7 @@ def _check(image: np.ndarray, mask: np.ndarray, method: str, step: int, edge: in
         raise InputError(f"The feathered edge is {edge} pixels wide; it must be 0 (a hard edge) or more.")
 
 
-def _normal(image: np.ndarray, mask: np.ndarray, pixels: int | None, rng: np.random.Generator) -> np.ndarray:
+def _normal_numbers(image: np.ndarray, mask: np.ndarray, pixels: int | None, rng: np.random.Generator) -> np.ndarray:
     """Return standard normal numbers for the masked pixels, n or n x C, equal within a cell.
 
     Only cells that the mask touches draw numbers, in reading order.
@@ -225,7 +225,7 @@ def _normal(image: np.ndarray, mask: np.ndarray, pixels: int | None, rng: np.ran
     return np.broadcast_to(drawn[np.cumsum(touched)[cells] - 1], (len(cells), *shape))
 
 
-def _around(mask: np.ndarray) -> Any:
+def _bounds(mask: np.ndarray) -> Any:
     """Return the index of the mask's bounding rectangle, one pixel wider on each side."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:

@@ -121,7 +121,7 @@ def curate_folder(
         ledgers["locate"].update(given.regions)
     revision = _sample(settings, share, ledgers["sample"], processes)
     if tools.chat is not None:
-        _dispute(settings, share, source.samples, tools.chat, ledgers, processes)
+        _choose_rejected(settings, share, source.samples, tools.chat, ledgers, processes)
     if settings.makes_visual_pairs:
         _locate(settings, share, tools.localizer, ledgers["locate"], processes)
     if tools.panel is not None:
@@ -163,7 +163,7 @@ def _sample(settings: Settings, share: Sequence[Sequence[Sample]], done: Ledger,
     return sampler.revision
 
 
-def _dispute(
+def _choose_rejected(
     settings: Settings,
     share: Sequence[Sequence[Sample]],
     samples: Sequence[Sample],
@@ -245,7 +245,7 @@ def _assemble(
     made = chain(((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(source.samples, ledgers, noise))
     pairs = list(_accepted(made, folder / "rejects.jsonl", rejects, details))
     if not pairs:
-        raise NothingMade(_all_rejected(source, rejects, details, folder / "rejects.jsonl"))
+        raise NothingMade(_all_rejected_message(source, rejects, details, folder / "rejects.jsonl"))
     scores, kinds = [pair.relevance for pair in pairs], [pair.dispreference for pair in pairs]
     found, normalization = weights.normalize(scores, settings.weights, kinds, settings.weights_over)
     target = portable(settings.model) if settings.model and tools.chat else None  # else nothing was sampled
@@ -267,7 +267,7 @@ def _assemble(
         "noise": noise and noise.record(), "style": settings.style,
         "prompt_versions": PROMPTS, "calls": {portable(name): spent for name, spent in tally(ledgers["used"]).items()},
         "counts": dict(counts), "rejects": dict(rejects.most_common()),
-        "standins": tools.standins(counts, _wrong_by(pairs, ledgers["dispute"]), settings.model),
+        "standins": tools.standins(counts, _rejected_by(pairs, ledgers["dispute"]), settings.model),
         "weights": normalization.record(), "mask_coverage": _coverage(pairs, ledgers["locate"], settings),
         "settings": {**settings.recipe(), "source_name": source.name},
         "contents": {role: digest for role, digest in made_of.items() if digest}, **sent,
@@ -276,7 +276,7 @@ def _assemble(
     return manifest
 
 
-def _all_rejected(source: Source, reasons: Counter[str], details: Counter[str], file: Path) -> str:
+def _all_rejected_message(source: Source, reasons: Counter[str], details: Counter[str], file: Path) -> str:
     """Return the message of a run without a pair; details of restricted data are left out."""
     why = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     shown = [] if source.credentialed else [f"{detail[:120]} ({n})" for detail, n in details.most_common(3) if n]
@@ -284,7 +284,7 @@ def _all_rejected(source: Source, reasons: Counter[str], details: Counter[str], 
     return f"Every pair of {source.name} was rejected: {why}.{most} All are in {file}; mend what they name."
 
 
-def _wrong_by(pairs: Sequence[rows.Pair], disputed: Ledger) -> set[str]:
+def _rejected_by(pairs: Sequence[rows.Pair], disputed: Ledger) -> set[str]:
     """Return the makers of the rejected responses in rows."""
     worded = (rows.TEXT_PAIR, schema.REVERSED[0])
     return {disputed[pair.sample.id]["made_by"] for pair in pairs if pair.dispreference in worded}

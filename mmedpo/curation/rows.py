@@ -175,9 +175,9 @@ def dataset_rows(
             "sample_id": sample.id, "image_id": sample.image_id, "patient_id": sample.patient_id, "seed": makers.seed,
         }  # fmt: skip
         if pair.dispreference == TEXT_PAIR or makers.noise.reversed:
-            provenance |= _wrong_answer(row, sample, steps, makers)
+            provenance |= _set_rejected(row, sample, steps, makers)
         if pair.dispreference != TEXT_PAIR:
-            provenance |= _noised_image(row, sample, steps, makers)
+            provenance |= _set_noised(row, sample, steps, makers)
         yield {**row, "provenance": {name: provenance.get(name) for name in fields}}
 
 
@@ -186,7 +186,7 @@ def row_id(sample: Sample, dispreference: str) -> str:
     return f"{sample.source}/{sample.id}/{dispreference}"
 
 
-def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
+def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
     """Set the rejected response of a row; return its provenance."""
     found, judged = steps["dispute"][sample.id], steps["judge"].get(sample.id) or {}
     sampled = found["made_by"] == TARGET_MODEL
@@ -201,7 +201,7 @@ def _wrong_answer(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
     }
 
 
-def _noised_image(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
+def _set_noised(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
     """Set the noised image of a row, on both sides if reversed; return its provenance."""
     noise, region = makers.noise, Region.read(steps["locate"][sample.id])
     picture, coverage = noised(sample, region, noise, makers.seed, row["id"])

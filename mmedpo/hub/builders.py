@@ -161,7 +161,7 @@ def build(
     upstream = _open(builder, settings, run)
     if prepare is not None:
         prepare()
-    settings.credentialed |= _is_marked(upstream, options)
+    settings.credentialed |= _is_restricted(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     manifest, models = None, contents.of_models(settings) if run.resume else None
@@ -208,7 +208,7 @@ def read_upstream(
         InputError: the source does not have the builder's layout, or rows are faulty.
     """
     source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
-    named = _named(upstream, settings, options)
+    named = _named_folders(upstream, settings, options)
     as_of = stamp(upstream, [value for value in asdict(options).values() if isinstance(value, Path)])
     if processes.first:
         with credentialed.quoting_nothing(settings.credentialed):
@@ -301,7 +301,7 @@ def _about(builder: ModuleType, upstream: Path | Hub) -> dict[str, Any]:
     return {**facts, "credentialed": True} if builder.CREDENTIALED else facts
 
 
-def _is_marked(upstream: Path | Hub, options: Any) -> bool:
+def _is_restricted(upstream: Path | Hub, options: Any) -> bool:
     """Return whether a marker file beside the source, or the source's name, marks restricted data.
 
     Checked here because the folder that a builder writes has another name and no marker.
@@ -312,7 +312,7 @@ def _is_marked(upstream: Path | Hub, options: Any) -> bool:
     return any(map(credentialed.of_path, paths))
 
 
-def _named(upstream: Path | Hub, settings: Settings, options: Any) -> list[Path]:
+def _named_folders(upstream: Path | Hub, settings: Settings, options: Any) -> list[Path]:
     """Return the folders that the user named; a builder may take files from them."""
     from huggingface_hub.constants import HF_HUB_CACHE
 

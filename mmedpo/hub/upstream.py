@@ -268,7 +268,7 @@ class Placed:
             return None
         if safe_paths.leads_out(picture.name):
             return Fault(row, "image", f"{picture.name!r} {safe_paths.OUTSIDE}")
-        content = content if isinstance(content, bytes) else _as_spelt(content)
+        content = content if isinstance(content, bytes) else _existing_spelling(content)
         if not isinstance(content, bytes) and not content.is_file():
             return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
         if isinstance(content, zipfile.Path) and (size := tables.size_in(content)) > image_modes.most_bytes():
@@ -337,7 +337,7 @@ def _bring(row: dict[str, Any], given: Given) -> None:
         given.scores[row["id"]] = score
 
 
-def _as_spelt(file: Tree) -> Tree:
+def _existing_spelling(file: Tree) -> Tree:
     """Return the file under the Unicode form of its name that exists; unchanged if none does."""
     folder: Any = file.parent
     forms: list[Tree] = [file, *(folder / unicodedata.normalize(form, file.name) for form in ("NFC", "NFD"))]

@@ -108,13 +108,13 @@ def supervise(model: Any, processor: Any, samples: Sequence[Sample], steps: int,
     import torch
 
     rows = _encode(processor, samples)
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     model.train()
     losses = []
     for _ in track(range(steps), description="Supervised training of the tiny stand-in model"):
-        drawn = torch.randint(len(rows), (BATCH,), generator=chance)
+        drawn = torch.randint(len(rows), (BATCH,), generator=generator)
         loss = model(**_batch([rows[i] for i in drawn.tolist()])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

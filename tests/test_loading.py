@@ -12,6 +12,9 @@ import pytest
 from datasets import Dataset
 
 from mmedpo.data import loading
+from mmedpo.errors import InputError
+
+ROW = '{"chosen": "a private note", "rejected": "b", "prompt": "q"}\n'
 
 
 def test_load_splits_reads_no_file_ahead(preferences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +51,37 @@ def test_load_splits_sees_a_file_replaced_by_one_of_the_same_size_and_time(
         for _ in range(2):
             assert loading.load_splits(str(tmp_path))["train"]["a"][:] == [value]
     assert states[0] == states[1]
+
+
+def card(folder: Path, **config: str) -> None:
+    named = "".join(f"  {name}: {value}\n" for name, value in config.items())
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n{named}---\n")
+
+
+@pytest.mark.parametrize("door", ["absolute", "upwards", "link", "shard"])
+def test_a_dataset_holds_its_rows_itself(tmp_path: Path, preferences: Path, door: str) -> None:
+    folder, private = tmp_path / "theirs", tmp_path / "private"
+    for made in (folder / "data", private):
+        made.mkdir(parents=True)
+    (private / "notes.jsonl").write_text(ROW)
+    if door == "shard":
+        (shard,) = (preferences / "data").glob("train-*.parquet")
+        (folder / "data" / "train-00000-of-00001.parquet").symlink_to(shard)
+    elif door == "link":
+        (folder / "train.jsonl").symlink_to(private / "notes.jsonl")
+    else:
+        card(folder, data_files=f"{private}/*.jsonl" if door == "absolute" else "../private/notes.jsonl")
+    for read in (loading.load_splits, loading.undecoded_splits, loading.credentialed_source):
+        with pytest.raises(InputError, match="no part of the dataset but in files elsewhere") as caught:
+            read(str(folder))
+        assert "a private note" not in str(caught.value)
+
+
+def test_a_card_may_name_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.jsonl").write_text(ROW)
+    card(tmp_path, data_files="notes.jsonl")
+    assert loading.load_splits(str(tmp_path))["train"].num_rows == 1
+    monkeypatch.chdir(tmp_path)  # where a URL read as a path would be inside
+    card(tmp_path, data_files="zip://notes.jsonl::notes.zip")
+    with pytest.raises(InputError):
+        loading.load_splits(".")

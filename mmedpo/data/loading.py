@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -32,7 +32,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     Raises:
         InputError: nothing there, nothing that `datasets` can read, or images outside of the dataset.
     """
-    from datasets import config, load_dataset
+    from datasets import config, load_dataset, load_dataset_builder
     from datasets.data_files import DataFilesList
     from datasets.exceptions import DatasetsError
     from pyarrow.dataset import ParquetFragmentScanOptions
@@ -58,6 +58,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             scan = ParquetFragmentScanOptions(pre_buffer=False)
             found = load_dataset("parquet", data_files=listed, streaming=streaming, fragment_scan_options=scan)
         else:
+            card = load_dataset_builder(path, revision=revision).config.data_files or {}
+            _refuse_rows_outside(path, [file for own in card.values() for file in own])
             found = load_dataset(path, streaming=streaming, revision=revision)
             if not streaming and _is_older(found, Path(path)):  # `datasets` compares times of files only
                 found = load_dataset(path, download_mode="force_redownload")
@@ -87,6 +89,21 @@ def _guarded(path: str, split: IterableDataset) -> IterableDataset:
 
     read = split.with_format("arrow").map(check, batched=True, batch_size=schema.ROWS_AT_ONCE, features=features)
     return read.with_format(None)
+
+
+def _refuse_rows_outside(path: str, files: Iterable[str | Path]) -> None:
+    """Raise InputError where files of rows, which a card or a link of the dataset names, are no part of it."""
+    here = Path(path).exists()
+
+    def is_own(file: str) -> bool:
+        remote = "://" in file
+        return file.startswith("hf://") if not here else not remote and safe_paths.is_inside(Path(file), [Path(path)])
+
+    if outside := sorted(file for file in map(str, files) if not is_own(file)):
+        raise InputError(
+            f"{path}: its rows are no part of the dataset but in files elsewhere, such as {outside[0]!r}, which its "
+            "card or a link names. Copy them into it, or load them from where they are."
+        )
 
 
 def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> None:
@@ -129,8 +146,14 @@ def _is_older(cached: Any, folder: Path) -> bool:
 
 
 def shards(path: str) -> list[Path]:
-    """Return the Parquet files of a dataset folder; empty for another layout or a Hub id."""
-    return sorted(Path(path).glob("data/*.parquet"))
+    """Return the Parquet files of a dataset folder; empty for another layout or a Hub id.
+
+    Raises:
+        InputError: one is a link that leads out of the folder.
+    """
+    files = sorted(Path(path).glob("data/*.parquet"))
+    _refuse_rows_outside(path, files)
+    return files
 
 
 def split_of(shard: Path) -> str:

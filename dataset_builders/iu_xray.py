@@ -28,6 +28,7 @@ from mmedpo.hub.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_o
 
 
 def split_of(source: Path) -> str | None:
+    """Return what the layout's split keeps together; None if it has no split."""
     return "by study" if (source / "annotation.json").exists() else None
 
 
@@ -55,6 +56,7 @@ class Options:
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
+    """Yield a row per study of R2Gen, or per frontal image of Kaggle."""
     if not (source / "annotation.json").exists():
         return _of_kaggle(source, listed("--sections", options.sections or SECTIONS[0]))
     if options.sections is not None:

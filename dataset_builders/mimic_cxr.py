@@ -51,9 +51,10 @@ class Options:
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
+    """Yield a row per image in upstream's split, with the wanted sections of its report."""
     views = {row["dicom_id"]: row["ViewPosition"] for row in csv_rows(source, "mimic-cxr-2.0.0-metadata")}
     wanted, asked = listed("--sections", options.sections), listed("--views", options.views)
-    report = lru_cache(maxsize=256)(_report)  # a study's images follow each other
+    report = lru_cache(maxsize=256)(_report)  # images of one study are neighbours
     for row in csv_rows(source, "mimic-cxr-2.0.0-split"):
         name, patient = row["dicom_id"], f"p{row['subject_id']}"
         study = f"files/{patient[:3]}/{patient}/s{row['study_id']}"
@@ -79,6 +80,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def _report(file: Path) -> dict[str, str] | None:
+    """Return the report's sections; None if the file is missing or not UTF-8."""
     try:
         return sections(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

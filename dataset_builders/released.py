@@ -34,12 +34,12 @@ from mmedpo.hub.upstream import Item, Picture, left_out
 
 
 class Known(NamedTuple):
-    """One of the authors' files."""
+    """Facts about one of the authors' files."""
 
     source: str
     license: str | None = None
     upstream_split: str | None = None
-    reports: bool | None = None  # None: texts of more than REPORT_WORDS are
+    reports: bool | None = None  # None: texts longer than REPORT_WORDS are reports
 
 
 KNOWN = {
@@ -50,6 +50,7 @@ KNOWN = {
 
 
 def known(source: Path) -> Known:
+    """Return the facts about a file; a file of another name gives only its source's name."""
     return KNOWN.get(source.name, Known(source.stem))
 
 
@@ -70,7 +71,7 @@ REPORT_WORDS = 20
 OF_ITS_PROMPT = re.compile(
     r"\b(original|candidate|dispreferred)\W+(answer|statement)|\bdispreferred\b|\bcontradict", re.IGNORECASE
 )
-LOST = "\ufffd"  # what a decoder puts where it could not read
+LOST = "\ufffd"  # replacement character of a failed decoding
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Options:
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
+    """Yield rows with their published pair, and a reject for each unusable row."""
     if not source.is_file():
         raise InputError(f"{source} is a folder; give one of the released JSON files.")
     assert options.images
@@ -108,13 +110,16 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def _root(images: Path) -> Path:
-    """The folder that images are named from: where a table of the data set's own lies beside them, that one, so that an
-    image has the id, and by that the split, that it has for `mmedpo evaluate --source`."""
+    """Return the folder that image ids are relative to.
+
+    It is the parent folder if that holds the data set's table. Ids and split then equal those of `mmedpo evaluate
+    --source`.
+    """
     return images.parent if not has_table(images) and has_table(images.parent) else images
 
 
 def _pair(row: dict[str, Any], is_report: bool | None) -> dict[str, Any] | str:
-    """Question, texts, task and score of a row in LLaVA's layout, or why it has none."""
+    """Return question, texts, task and score of a row in LLaVA's layout, or the reason for a reject."""
     try:
         (asked, gold), (_, wrong) = (
             [turn["value"].replace("<image>", "").strip() for turn in row[side]]

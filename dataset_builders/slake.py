@@ -52,6 +52,7 @@ class Options:
 
 
 def read(source: Path | Hub, options: Options) -> Iterator[Item]:
+    """Yield the questions in the wanted language, with the boxes of their image's lesions."""
     tree = _inside(hub_folder(source, ["*.json", "imgs.zip"]) if isinstance(source, Hub) else source)
     imgs = _images(tree)
     lesions = lru_cache(maxsize=None)(_lesions)
@@ -77,7 +78,7 @@ def read(source: Path | Hub, options: Options) -> Iterator[Item]:
 
 
 def _inside(source: Path) -> Tree:
-    """The folder with the tables: the source, or the one folder in its archive, which may lie in a folder."""
+    """Return the folder with the tables: the source, or the one in its archive or in the archive's folder."""
     archives = [file for file in source.glob("*.zip") if "slake" in file.name.lower()]
     tree = unzipped(archives[0] if len(archives) == 1 and not (source / "train.json").exists() else source)
     return next((inner for inner in (tree, *tree.iterdir()) if (inner / "train.json").exists()), tree)
@@ -102,7 +103,7 @@ def _rows(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lesions(file: Tree) -> list[dict[str, Any]] | None:
-    """The boxes of `file` ([{label: [x, y, width, height]}, ...] in pixels) that are lesions; None if it is broken."""
+    """Return the boxes of lesions in `file` ([{label: [x, y, width, height]}, ...], pixels); None if damaged."""
     if not file.exists():
         return []
     try:

@@ -259,7 +259,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     """Stream rows to `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
     A file ends soon after `shard_size` of images or `SHARD_ROWS` rows. Equal rows give equal bytes. An image is stored
-    once per `ROWS_AT_ONCE` rows.
+    once per `ROWS_AT_ONCE` rows. Files that an interrupted `save` left of this split are removed.
 
     Args:
         rows: with images as {"bytes", "path"} and class labels by name.
@@ -300,6 +300,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
         faults += repeated_ids(counts)
         if faults:
             raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
+        for left in {*data.glob(f"{split}-*")} - {*shards}:
+            left.unlink()
         for number, shard in enumerate(shards):
             shard.rename(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
     finally:

@@ -245,6 +245,16 @@ def shards(rows: list[dict[str, Any]], folder: Path, size: str = "8KB") -> dict[
     return {file.name: file.read_bytes() for file in sorted(folder.glob("data/*"))}
 
 
+def test_what_an_interrupted_save_left_is_not_mixed_with_what_is_saved(tmp_path: Path) -> None:
+    assert len(shards(numbered(8), tmp_path / "again", "1KB")) > 1
+    left = tmp_path / "again" / "data" / "train-00009.partial"
+    left.write_bytes(b"half")
+    left.with_name("test-00000-of-00001.parquet").write_bytes(b"of another split")
+    found = shards(numbered(2), tmp_path / "again")
+    assert found.pop("test-00000-of-00001.parquet") == b"of another split"
+    assert found == shards(numbered(2), tmp_path / "fresh")
+
+
 def test_an_image_of_several_rows_is_stored_once(tmp_path: Path) -> None:
     """32 rows at a time; each of them reads it back, plain and streamed."""
     large, noised = picture(np.random.default_rng(1).integers(0, 256, (400, 400), dtype=np.uint8)), picture()

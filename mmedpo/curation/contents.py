@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from mmedpo.curation import prompts
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.source import open_source
 from mmedpo.data import changes
@@ -71,7 +72,7 @@ def settle(
     """
     digest = _settle_questions(source, folder, ledgers, redo, settings.chat or "")
     models = of_models(settings) if models is None else models
-    settle_contents(folder, settings.record(), models)
+    settle_contents(folder, settings.record(), {**models, "prompts of mmedpo": prompts.contents()})
     return {"source": digest, **models}
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from standins import STANDINS, WORDS
 
 from mmedpo import cli, schema
-from mmedpo.curation import contents
+from mmedpo.curation import contents, prompts
 from mmedpo.curation.localize import GivenBoxes, GivenMasks
 from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.settings import Settings
@@ -226,6 +226,15 @@ def test_a_target_that_was_replaced_is_refused(
     other_weights(model)
     with pytest.raises(InputError, match=r"out: of what this run was begun with"):
         curate(tmp_path / "out", settings, resume=True)
+
+
+def test_prompts_of_another_version_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(source=source, **STANDINS)
+    interrupted(tmp_path / "out", settings, monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"\n  - prompts of mmedpo: \w+ -> 0123abcd$"):
+        patch.setattr(prompts, "contents", lambda: "0123abcd")
+        curate(tmp_path / "out", settings, resume=True)
+    curate(tmp_path / "out", settings, resume=True)
 
 
 def test_a_model_is_looked_for_when_the_source_was_read(source: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.models.chat import ChatRequest
+from mmedpo.runs.run_folder import sha256
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -19,6 +21,12 @@ def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def contents() -> str:
+    """Return the SHA-256 (hexadecimal) of all prompts and their names."""
+    files = sorted(Path(__file__).parent.glob("*.jinja"))
+    return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file in files).encode()).hexdigest()
 
 
 def render(prompt: str, schema: dict[str, Any], image: bytes | None = None, **variables: Any) -> ChatRequest:

@@ -104,10 +104,7 @@ class LocalModel:
     def record(self, question: str) -> dict[str, Any]:
         model, template = self.model, str(self.model.processor.chat_template)
         return {
-            "model": portable(model.name), "revision": model.revision,
-            "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
-            "adapter_sha256": model.adapter_sha256, "adapter_checked_by": model.adapter_checked_by,
-            "model_fingerprint": model.fingerprint, "generation": self._generation(),
+            **identity(model), "generation": self._generation(),
             "dtype": str(model.model.dtype).removeprefix("torch."), "hardware": hardware(),
             "prompt": {
                 "example": render(model.processor, question),
@@ -121,6 +118,16 @@ class LocalModel:
         return {name: value for name, value in config.items() if name != "transformers_version"} | {
             "top_p": Sampling.top_p, "top_k": 0,
         }  # fmt: skip
+
+
+def identity(model: VisionLanguageModel) -> dict[str, Any]:
+    """Return the recorded names, revisions and digests of a model and its adapter."""
+    return {
+        "model": portable(model.name), "revision": model.revision,
+        "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
+        "adapter_sha256": model.adapter_sha256, "adapter_checked_by": model.adapter_checked_by,
+        "model_fingerprint": model.fingerprint,
+    }  # fmt: skip
 
 
 class EndpointModel:

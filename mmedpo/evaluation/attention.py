@@ -21,6 +21,7 @@ from mmedpo.data.images import open_rgb
 from mmedpo.data.samples import Box, Sample
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
+from mmedpo.evaluation.answering import identity
 from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.contents import QUESTIONS, keep
@@ -28,11 +29,11 @@ from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
 from mmedpo.evaluation.metrics.base import Floats, mean
 from mmedpo.evaluation.questions import of_sample
 from mmedpo.evaluation.score import picture
-from mmedpo.evaluation.statistics import bootstrap, interval, tail
+from mmedpo.evaluation.statistics import bootstrap, entry, tail
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs import formats
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import portable, versions, write_json
+from mmedpo.runs.run_folder import versions, write_json
 
 ANSWERS = ("gold", "own")
 RUNS = ("start", "adapter")
@@ -124,10 +125,7 @@ def compare_attention(
     rows = [ledger[sample.id] for sample in samples]
     result = {
         "format": formats.ATTENTION, **record, "questions_sha256": digest, "versions": versions(), "seed": seed,
-        "model": portable(model.name), "revision": model.revision,
-        "adapter": model.adapter and portable(model.adapter), "adapter_revision": model.adapter_revision,
-        "adapter_sha256": model.adapter_sha256, "adapter_checked_by": model.adapter_checked_by,
-        "model_fingerprint": model.fingerprint, "settings": vars(settings), "samples": rows,
+        **identity(model), "settings": vars(settings), "samples": rows,
         "summary": summarise(rows, seed),
     }  # fmt: skip
     write_json(folder / "attention.json", result)
@@ -230,13 +228,7 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         images = [picture(row) for row in there]
         start, adapter = mean(bootstrap(values, images, seed))
         cut = tail(images)
-        difference = interval(adapter - start, cut)
-        result[name] = {
-            "start": vars(interval(start, cut)),
-            "adapter": vars(interval(adapter, cut)) | {
-                "difference": difference.value, "difference_low": difference.low, "difference_high": difference.high,
-            },
-        }  # fmt: skip
+        result[name] = {"start": entry(start, cut), "adapter": entry(adapter, cut, start)}
     return result
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from mmedpo.evaluation.metrics.base import Floats, Metric
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
-from mmedpo.evaluation.statistics import bootstrap, cluster_sums, exchanges, interval, p_value, tail
+from mmedpo.evaluation.statistics import bootstrap, cluster_sums, entry, exchanges, p_value, tail
 
 COLUMNS = 100  # most columns of statistics that share a bootstrap
 THREADS = 2  # threads of the bootstrap
@@ -117,14 +117,7 @@ def _entries(
     for (metric, draws), (_, ours), (_, theirs) in zip(*map(part.values, (drawn, own, other)), strict=True):
         entries = {}
         for number, run in enumerate(runs):
-            found = interval(draws[number], cut)
-            entries[run.name] = {"value": found.value, "low": found.low, "high": found.high}
+            entries[run.name] = entry(draws[number], cut, draws[0] if number else None)
             if number:
-                change = interval(draws[number] - draws[0], cut)
-                entries[run.name] |= {
-                    "difference": change.value,
-                    "difference_low": change.low,
-                    "difference_high": change.high,
-                    "p": p_value(ours[number - 1] - theirs[number - 1]),
-                }
+                entries[run.name]["p"] = p_value(ours[number - 1] - theirs[number - 1])
         yield metric.name, entries

@@ -149,6 +149,20 @@ def interval(draws: Floats, tail: float) -> Interval:
     return Interval(float(draws[0]), float(low), float(high))
 
 
+def entry(draws: Floats, tail: float, baseline: Floats | None = None) -> dict[str, float]:
+    """Return {"value", "low", "high"} of a run, and "difference", "difference_low", "difference_high" to a baseline.
+
+    Args:
+        draws, tail: as in `interval`.
+        baseline: [1 + resamples], the baseline's draws of the same resamples.
+    """
+    found = {**vars(interval(draws, tail))}
+    if baseline is not None:
+        change = interval(draws - baseline, tail)
+        found |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
+    return found
+
+
 def cluster_sums(statistics: ArrayLike, clusters: Sequence[Hashable]) -> Floats:
     """Return statistics [..., n, k] summed by cluster to [..., c, k], clusters in order of first appearance.
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
 from mmedpo.data import credentialed, hub, safe_paths
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
+REMEDY = "Give a folder written by `mmedpo curate` or a Hub dataset id."
 PATTERN = frozenset("*?[]{}")  # characters that `datasets` reads as a pattern
 MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which `datasets` would read as rows
 ORIGIN = ["source", "license"]  # columns that identify restricted rows
@@ -38,6 +40,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # send no telemetry about folders of this machine
+    if not path.strip() or not path.isprintable():
+        raise InputError(f"{path!r} is the name of no dataset. {REMEDY}")
     # Pass files by name: if a card lists `configs`, `datasets` caches by the folder's name alone.
     files = _shards_by_split(path)
     if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):
@@ -74,8 +78,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
 
 def _unread(path: str, error: Exception) -> InputError:
     return InputError(
-        f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. "
-        "Give a folder written by `mmedpo curate` or a Hub dataset id."
+        f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. {REMEDY}"
     )
 
 
@@ -114,8 +117,9 @@ def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> 
     named = set(_named_files(features, rows))
     if outside := sorted(name for name in named if "://" in name or not safe_paths.is_inside(Path(name), homes)):
         raise InputError(
-            f"{path}: {len(outside)} images are no part of the dataset but files elsewhere, such as {outside[0]!r}. "
-            "Write it anew with its images inside, as `mmedpo curate` does."
+            f"{path}: {number_of(len(outside), 'images')} of the dataset are files outside of it ({outside[0]!r}"
+            f"{', ...' * (len(outside) > 1)}), which are not read. Write it anew with its images inside, as "
+            "`mmedpo curate` does."
         )
 
 

@@ -311,7 +311,7 @@ def dataset(folder: Path, path: str, nested: bool) -> Path:
 @pytest.mark.parametrize("path", ["{secret}", "../secret/x.png", "http://127.0.0.1:9/x.png"])
 def test_a_dataset_names_no_file_outside_of_it(tmp_path: Path, path: str, nested: bool) -> None:
     secret = picture(tmp_path / "secret" / "x.png")
-    with pytest.raises(InputError, match="1 images are no part of the dataset"):
+    with pytest.raises(InputError, match="1 image of the dataset are files"):
         load_splits(str(dataset(tmp_path / "d", path.format(secret=secret), nested)))
 
 
@@ -320,7 +320,7 @@ def test_a_dataset_names_no_file_outside_of_it(tmp_path: Path, path: str, nested
 def test_a_streamed_dataset_names_no_file_outside_of_it(tmp_path: Path, path: str, nested: bool) -> None:
     secret = picture(tmp_path / "secret" / "x.png")
     rows = load_splits(str(dataset(tmp_path / "d", path.format(secret=secret), nested)), streaming=True)["train"]
-    with pytest.raises(InputError, match="1 images are no part of the dataset"):
+    with pytest.raises(InputError, match="1 image of the dataset are files"):
         next(iter(rows))
 
 

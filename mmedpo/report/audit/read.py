@@ -103,8 +103,12 @@ def _to_the_end(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]
 
     try:
         yield from rows
+    except InputError:
+        raise
     except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(f"The dataset cannot be read to its end: {error}. Write or download it again.") from error
+        raise InputError(
+            f"The dataset cannot be read to its end: {str(error).removesuffix('.')}. Write or download it again."
+        ) from error
 
 
 def open_splits(path: str) -> dict[str, Split]:

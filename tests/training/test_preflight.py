@@ -146,6 +146,11 @@ def test_wrong_columns_do_not_hide_other_faults(text_rows: Dataset, run_check: C
     assert "'projector' names nothing" in found["(settings)", "lora_modules_to_save"]
 
 
+def test_repeated_ids_are_refused_as_the_audit_does(text_rows: Dataset, run_check: Check) -> None:
+    dataset = changed(text_rows, {1: {"id": "row 0"}, 2: {"id": "row 0"}})
+    assert faults(run_check, dataset) == {("row 0", "id"): "occurs 3 times; ids must be unique"}
+
+
 def test_a_fault_of_lora_target_parameters_has_their_name(run_check: Check) -> None:
     found = faults(run_check, model={"lora_target_parameters": ["norm.weight"]})
     assert found.keys() == {("(settings)", "lora_target_parameters")}

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +63,8 @@ def check_pairs(
     wrong = schema.column_faults(dataset.features)
     found.faults += wrong
     columns = set(dataset.column_names) - {fault.column for fault in wrong}
+    if "id" in columns:
+        found.faults += schema.repeated_ids(Counter(dataset["id"]))
     if "weight" in columns:
         _weights(dataset, config, found)
     images = _images(dataset, config.seed, found) if columns >= set(IMAGES) else None

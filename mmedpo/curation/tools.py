@@ -67,9 +67,9 @@ def open_tools(settings: Settings, limits: Limits, calls: Ledger, used: Ledger, 
     localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     if settings.chat is None or not settings.writes_answers:
         return Tools(None, None, localizer)
-    if not all(spec.startswith(STANDIN) for spec in (settings.chat, *settings.scorers)):
-        calls.open()
-    judges = [chat(judge) for judge in settings.scorers]
+    judges, writer = [chat(judge) for judge in settings.scorers], chat(settings.chat)
+    if not all(one.name.startswith(STANDIN) for one in (writer, *judges)):
+        calls.open()  # once all names are known, so that a mistyped one leaves no file
     mode: Any = settings.panel
     panel = relevance.Panel(judges, settings.rounds, settings.tolerance, mode) if judges else None
-    return Tools(chat(settings.chat), panel, localizer)
+    return Tools(writer, panel, localizer)

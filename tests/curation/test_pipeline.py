@@ -655,3 +655,13 @@ def test_all_impossible_settings_are_listed_at_once(tmp_path: Path) -> None:
         Settings(source=tmp_path, samples=0, tolerance=2.0, noise="fog", panel="loud")
     for said in ("samples is 0", "tolerance is 2.0", "noise is 'fog'", "panel is 'loud'"):
         assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("mistyped", [{"chat": "gpt"}, {"judges": ["standin:strict", "gpt"]}])
+def test_a_mistyped_chat_model_leaves_no_cache(corpus: Path, tmp_path: Path, mistyped: dict[str, Any]) -> None:
+    named: dict[str, Any] = {"chat": "http://127.0.0.1:9/v1#writer", "judges": ["standin:strict"], **mistyped}
+    settings = Settings(corpus, limit=2, localizer="standin:centre", **named)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"'gpt' names no chat model|does not answer"):
+        curate_folder(settings, tmp_path / "out", cache=tmp_path / "calls.sqlite")
+    assert not (tmp_path / "calls.sqlite").exists()

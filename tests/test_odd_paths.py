@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from mmedpo import cli
 from mmedpo.data import loading
 from mmedpo.errors import InputError
 from mmedpo.runs import writable
+from mmedpo.runs.run_folder import output_folder, short_folder
 
 NAMES = ("a[x]", "b*", "c?", "d{1,2}", "e{", "f[", "$a%20 #b", "*?[a]{b,c}")
 
@@ -73,7 +76,9 @@ def test_commands_write_into_such_a_folder_and_read_from_it(
     assert comparison["seen_in_training"]["images"] == comparison["n"]["images"] > 0
 
 
-@pytest.mark.parametrize("name", ["runs/typo/dataset", "./typo", "no..such", "ty po", "a--b", "x" * 120])
+@pytest.mark.parametrize(
+    "name", ["runs/typo/dataset", "./typo", "no..such", "ty po", "a--b", "x" * 120, "x" * 300, "", "a\nb"]
+)
 def test_a_dataset_that_is_nowhere_is_one_sentence(
     tiny_model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,10 +104,38 @@ def test_a_dataset_that_is_nowhere_is_one_sentence(
         ["rejoin", name, "--source", "run", "--output", "out"],
     ):
         code, said = exit_code(words), capsys.readouterr().err
-        assert code == 2 and "Traceback" not in said and name.strip("./") in said.replace("\n", ""), words
+        assert code == 2 and "Traceback" not in said and name.strip("./").split("\n")[0] in said.replace("\n", ""), (
+            words
+        )
         assert not list(tmp_path.glob("out*"))
 
 
 def test_an_output_that_is_a_chain_of_files_to_a_writer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'::' in a path"):
         writable.check(tmp_path / "a::b" / "pairs")
+
+
+@pytest.mark.parametrize("output", ["/", "~/runs/x", "~", "~user/x"])
+def test_an_output_that_is_the_root_or_a_home_is_one_sentence(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for begin in (short_folder, lambda path: output_folder(path, {}), lambda path: output_folder(path, {}, True)):
+        with pytest.raises(InputError, match=r"exists already|Write the whole path"), begin(Path(output)):
+            pytest.fail("the block must not run")
+    with pytest.raises(InputError, match=r"exists already|Write the whole path"):
+        writable.check(Path(output))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENAMETOOLONG, errno.EISDIR])
+def test_a_path_that_cannot_be_used_is_one_sentence_wherever_it_is_met(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(path: Path) -> bool:
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr(Path, "is_file", fails)
+    assert exit_code(["audit", str(tmp_path / "locked" / "pairs")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("Error: ") and said.endswith("Check the path, and who may read and write there.")

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input, 130 interrupted or budget spent, 1 anything els
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -33,6 +34,9 @@ ORDER = (  # of the commands in --help, by the course of the work
 )  # fmt: skip
 errors = Screen(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
+UNUSABLE = (  # errors of a path, wherever it is met
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR,
+)  # fmt: skip
 SHORT = ("preview", "questions", "score", "compare", "publish")  # commands without --resume
 
 
@@ -82,6 +86,10 @@ def _keep_faults(faults: Sequence[Fault]) -> None:
         errors.print(f"All {len(faults)} are in {FAULTS}.")
 
 
+def _print_error(sentence: str) -> None:
+    errors.print(Text.assemble(("Error:", "bold red"), f" {plain(sentence)}"), soft_wrap=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; translate exceptions into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -102,9 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors.print(str(stopped), soft_wrap=True)
         raise SystemExit(130) from None
     except InputError as error:
-        errors.print(Text.assemble(("Error:", "bold red"), f" {plain(str(error))}"), soft_wrap=True)
+        _print_error(str(error))
         if len(error.faults) > SHOWN_FAULTS:
             _keep_faults(error.faults)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in UNUSABLE or error.filename is None:
+            raise
+        _print_error(f"{error.filename}: {error.strerror}. Check the path, and who may read and write there.")
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:

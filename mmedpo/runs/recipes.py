@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -127,6 +127,11 @@ def parse(
     # argparse's usage would print all options with every error; consent must be typed in full.
     usage = f"{command} [--config RECIPE.yaml] [options], see --help"
     parser = TrlParser(list(kinds), prog=command, usage=usage, formatter_class=_Help, allow_abbrev=False)
+
+    def refuse_usage(message: str) -> NoReturn:
+        raise InputError(f"{command}: {message}. {command} --help lists its options.")
+
+    parser.error = refuse_usage  # type: ignore[method-assign]  # argparse exits with a usage of its own
     consenting = any("third_parties" in kind.__dataclass_fields__ for kind in kinds)
     if consenting:
         parser.add_argument(

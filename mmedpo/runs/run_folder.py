@@ -177,7 +177,7 @@ def output_folder(
             is not writable; another process uses it; the disk is full.
         AlreadyFinished: `resume`, and `output` is complete.
     """
-    output = output.resolve()
+    output = writable.placed(output)
     partial = output.with_name(output.name + ".partial")
     if resume and writable.exists(output / DIGESTS):
         _compare_digests(output, settings)
@@ -246,7 +246,7 @@ def short_folder(output: Path) -> Iterator[Path]:
         InputError: `output` or an interrupted run of its name exists; another process uses it; it is not writable; the
             disk is full.
     """
-    output = output.resolve()
+    output = writable.placed(output)
     writable.check(output)
     interrupted = output.with_name(output.name + ".partial")
     if interrupted.exists():

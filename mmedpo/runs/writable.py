@@ -20,7 +20,7 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
     Raises:
         InputError: it exists, its place is not writable, or the disk is full.
     """
-    output = output.resolve()
+    output = placed(output, option)
     if "::" in str(output):  # fsspec reads it as a chain of file systems
         raise InputError(f"{output}: '::' in a path is read otherwise by libraries. Choose another {option}.")
     if not resume:
@@ -34,6 +34,19 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
         raise _refused(output, error, option) from error
     if free < LEAST:
         raise InputError(f"No space left on the disk of {place}: {free / 2**20:.0f} MiB are free. Free some space.")
+
+
+def placed(output: Path, option: str = "--output") -> Path:
+    """Return `output` as an absolute path. Raises InputError if it is the root or begins with "~"."""
+    if output.parts[:1] and output.parts[0].startswith("~"):
+        raise InputError(
+            f"{output}: '{output.parts[0]}' is not replaced by the home folder here (nor by a shell inside quotes or "
+            f"after '='). Write the whole path, or choose another {option}."
+        )
+    output = output.resolve()
+    if not output.name:
+        raise InputError(f"{output} exists already; choose another {option}.")
+    return output
 
 
 def check_folder(folder: Path, option: str) -> None:

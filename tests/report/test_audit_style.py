@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mmedpo.report import audit
+from mmedpo.report.audit import style
 from mmedpo.report.audit.show import verdict
 
 WORDS = ["mass", "node", "lung", "bone", "cyst", "skin", "cell", "vein", "duct", "lobe"]  # four letters each
@@ -107,3 +108,13 @@ def test_pairs_without_images_are_groups_of_their_own(tmp_path: Path) -> None:
 def test_verdicts_grow_with_the_score() -> None:
     assert len({verdict(auc) for auc in (0.3, 0.6, 0.7, 1.0)}) == 4
     assert verdict(0.3) == verdict(0.5)  # worse than chance is chance
+
+
+def test_of_very_many_pairs_a_seeded_sample_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "MOST_PAIRS", 60)
+    pairs = [(chosen, f"{rejected}.") for chosen, rejected in texts(200)]
+    found, again = (measure(tmp_path, pairs) for _ in range(2))
+    score = found["style_shortcut"]
+    assert (score["pairs"], score["of"], score["auc"]) == (60, 200, 1.0) and score == again["style_shortcut"]
+    assert "60 of 200 pairs" in str(audit.rows(found))
+    assert "of" not in measure(tmp_path, pairs[:60])["style_shortcut"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
@@ -33,8 +33,8 @@ def flaws(found: Sequence[Row]) -> dict[str, Any]:
     differing = [row for row in equal if folded(row.gold) != folded(row.wrong)]
     answers = [(polarity(row.gold), row) for row in differing if not row.is_report]
     free = [row for said, row in answers if said is None]
-    asked = Counter((row.images, tuple(words(row.question)), row.kind) for row in found if row.images and row.question)
-    whole = Counter(
+    asked = ((row.images, tuple(words(row.question)), row.kind) for row in found if row.images and row.question)
+    whole = (
         (row.images, row.rejected_images, *map(folded, (row.question, row.chosen, row.rejected)), row.kind)
         for row in found
         if row.chosen or row.rejected
@@ -47,11 +47,17 @@ def flaws(found: Sequence[Row]) -> dict[str, Any]:
         "zero_weights": sum(row.weight == 0 for row in found),
         "gold_repeats_question": doubtful.get(REPEATS, 0),
         "gold_declines": doubtful.get(DECLINES, 0),
-        "repeated_questions": sum(times - 1 for times in asked.values()),
-        "repeated_rows": sum(times - 1 for times in whole.values()),
+        "repeated_questions": _repeats(asked),
+        "repeated_rows": _repeats(whole),
         "checked": {"open": len(free), "closed": len(answers) - len(free)},
         "by_letters": _by_letters(equal),
     }
+
+
+def _repeats(keys: Iterable[Hashable]) -> int:
+    """Return how many keys equal an earlier one, by their 64-bit hashes, since texts would fill the memory."""
+    hashes = [hash(key) for key in keys]
+    return len(hashes) - len(set(hashes))
 
 
 def _by_letters(equal: Sequence[Row]) -> dict[str, int]:

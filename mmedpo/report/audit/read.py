@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +151,30 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictur
         name=_name(_get(row, "id")) or f"row {place}",
         kind=_label(row.get("dispreference"), columns.get("dispreference")),
         task=_label(row.get("task"), columns.get("task")),
-        question=asked[-1].replace(PLACEHOLDER, "").strip() if asked else "",
-        chosen=chosen[-1] if chosen else "",
-        rejected=(_turns(_get(row, "rejected")) or [""])[-1],
-        images=_digests(_get(row, "images"), pictures),
-        rejected_images=_digests(_get(row, "rejected_images"), pictures),
+        question=_shared(asked[-1].replace(PLACEHOLDER, "").strip() if asked else ""),
+        chosen=_shared(chosen[-1] if chosen else ""),
+        rejected=_shared((_turns(_get(row, "rejected")) or [""])[-1]),
+        images=_shared(_digests(_get(row, "images"), pictures)),
+        rejected_images=_shared(_digests(_get(row, "rejected_images"), pictures)),
         weight=_number(_get(row, "weight")),
         relevance=_number(_get(row, "clinical_relevance")),
-        image_id=_known(made.get("image_id")),
-        patient_id=_known(made.get("patient_id")),
+        image_id=_shared(_known(made.get("image_id"))),
+        patient_id=_shared(_known(made.get("patient_id"))),
         mask_coverage=_number(made.get("mask_coverage")),
         agreed=made["agreed"] if isinstance(made.get("agreed"), bool) else None,
         judgements=tuple(
-            (int(_number(entry.get("round")) or 1), str(entry.get("judge")), _number(entry.get("score")))
+            _shared((int(_number(entry.get("round")) or 1), str(entry.get("judge")), _number(entry.get("score"))))
             for entry in _listed(made.get("judgements"))
             if isinstance(entry, dict)
         ),
-        makers=tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name)),
+        makers=_shared(tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name))),
     )
+
+
+@lru_cache(1 << 14)
+def _shared(value: Any) -> Any:
+    """Return one object for equal values of near rows, such as the texts of both pairs of a question."""
+    return value
 
 
 def _get(row: Mapping[str, Any], column: str) -> Any:

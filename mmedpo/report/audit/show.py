@@ -137,7 +137,8 @@ def _style_rows(audit: Mapping[str, Any]) -> list[list[str]]:
     found = audit["style_shortcut"]
     if found["auc"] is None:
         return [*table, ["style shortcut", f"not measured: {found['reason']}"]]
-    auc = f"AUC {found['auc']:.3f} ± {found['sd']:.3f} over {len(found['folds'])} folds of {found['pairs']:,} pairs"
+    pairs = f"{found['pairs']:,}{' of {:,}'.format(found['of']) if 'of' in found else ''} pairs"
+    auc = f"AUC {found['auc']:.3f} ± {found['sd']:.3f} over {len(found['folds'])} folds of {pairs}"
     table += [["style shortcut (0.5 is clean)", auc], ["  meaning", verdict(found["auc"])]]
     table += [[f"  {one['feature']}", strength(one)] for one in found["strongest"]]
     return table

@@ -16,6 +16,7 @@ from mmedpo.data.text import folded, number_of, words
 from mmedpo.report.audit.read import Row
 
 FOLDS = 5
+MOST_PAIRS = 20_000  # a larger dataset is measured on so many, chosen by a fixed seed: the AUC's error is below 0.003
 FEWEST_PAIRS = 20
 STRONGEST = 3
 MARK = re.compile(r"[^\w\s]")
@@ -59,9 +60,10 @@ def lengths(found: Sequence[Row]) -> dict[str, float] | None:
 def shortcut(found: Sequence[Row]) -> dict[str, Any]:
     """Return the AUC (0.5: form is uninformative; 1: it separates all pairs) with mean and sd over folds.
 
-    All pairs of one image are in one fold ("groups" of the unit "group"; without images each pair is a group). "auc" is
-    None, with a "reason", for too few pairs or images. "strongest" lists the most different features with their own
-    AUC; above 0.5 the rejected texts have more of it.
+    All pairs of one image are in one fold ("groups" of the unit "group"; without images each pair is a group). Of more
+    than `MOST_PAIRS` pairs, a seeded sample is measured and "of" is their number. "auc" is None, with a "reason", for
+    too few pairs or images. "strongest" lists the most different features with their own AUC; above 0.5 the rejected
+    texts have more of it.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -71,10 +73,16 @@ def shortcut(found: Sequence[Row]) -> dict[str, Any]:
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     pairs = [row for row in _text_pairs(found) if folded(row.gold) != folded(row.wrong)]
+    sampled = {}
+    if len(pairs) > MOST_PAIRS:
+        sampled = {"of": len(pairs)}
+        chosen = np.random.default_rng(0).choice(len(pairs), MOST_PAIRS, replace=False)
+        pairs = [pairs[place] for place in sorted(chosen)]
     places: dict[Any, int] = {}
     groups = [places.setdefault(row.images or number, len(places)) for number, row in enumerate(pairs)]
     unit = "image" if all(row.images for row in pairs) else "pair"
     result: dict[str, Any] = {"auc": None, "reason": None, "pairs": len(pairs), "groups": len(places), "group": unit}
+    result |= sampled
     if len(pairs) < FEWEST_PAIRS:
         return {**result, "reason": f"{len(pairs)} pairs differ in their texts; at least {FEWEST_PAIRS} are needed"}
     if len(places) < FOLDS:

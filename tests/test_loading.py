@@ -11,6 +11,7 @@ import datasets
 import pytest
 from datasets import Dataset
 
+from mmedpo import schema
 from mmedpo.data import loading
 from mmedpo.errors import InputError
 
@@ -29,6 +30,7 @@ def test_load_splits_reads_no_file_ahead(preferences: Path, monkeypatch: pytest.
     monkeypatch.setattr(datasets, "load_dataset", spy)
     assert loading.load_splits(str(preferences))["train"].num_rows
     assert [kwargs["fragment_scan_options"].pre_buffer for kwargs in asked] == [False]
+    assert [kwargs["batch_size"] for kwargs in asked] == [schema.ROWS_AT_ONCE]  # however large a row group is
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,11 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
             listed = {name: DataFilesList(list(map(str, own)), _states(own)) for name, own in files.items()}
             # Without this, Arrow reads a whole file ahead into memory.
             scan = ParquetFragmentScanOptions(pre_buffer=False)
-            found = load_dataset("parquet", data_files=listed, streaming=streaming, fragment_scan_options=scan)
+            # By default a batch is a row group, whatever it unpacks to.
+            found = load_dataset(
+                "parquet", data_files=listed, streaming=streaming, fragment_scan_options=scan,
+                batch_size=schema.ROWS_AT_ONCE,
+            )  # fmt: skip
         else:
             card = load_dataset_builder(path, revision=revision).config.data_files or {}
             _refuse_rows_outside(path, [file for own in card.values() for file in own])

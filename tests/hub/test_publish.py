@@ -436,6 +436,17 @@ def test_an_adapter_is_published_with_what_belongs_to_it(hub: Hub, send: Publish
     assert not send(folder, "user/mine", "adapter").plan
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "README.md", "training.json", ".mmedpo/card.md"])
+def test_a_link_to_a_file_elsewhere_is_not_published(hub: Hub, send: Publish, tmp_path: Path, name: str) -> None:
+    folder, private = make_adapter(tmp_path / "adapter"), tmp_path / "private"
+    private.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"a private key")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(private)
+    with pytest.raises(InputError, match="leads to a file elsewhere"):
+        send(folder, "user/mine", "adapter")
+    assert not list(hub.store)
+
+
 def test_a_model_inherits_no_results_and_no_configuration_of_the_adapter_before_it(
     hub: Hub, send: Publish, tmp_path: Path
 ) -> None:

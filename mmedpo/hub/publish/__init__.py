@@ -16,7 +16,14 @@ from mmedpo.data import consent, credentialed, hub, loading
 from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.publish import card, remote, stripped
 from mmedpo.hub.publish.card import Conflict
-from mmedpo.hub.publish.content import KINDS, Content, finished_shards, refuse_private_words, whole_parquet
+from mmedpo.hub.publish.content import (
+    KINDS,
+    Content,
+    finished_shards,
+    refuse_links,
+    refuse_private_words,
+    whole_parquet,
+)
 from mmedpo.hub.publish.drafting import Confirm, Draft, ask, draft, refuse_unasked
 from mmedpo.hub.publish.remote import Plan, Remote
 from mmedpo.hub.publish.repository import checked_name, prepare
@@ -131,6 +138,7 @@ def publish(
 
 def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
     """Return the content of a folder; for restricted data only its published form, unless `third_parties`."""
+    refuse_links(folder, kind)
     source = None
     if kind == "dataset":
         finished_shards(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mmedpo.data import licenses
+from mmedpo.data import licenses, safe_paths
 from mmedpo.data.images import is_embedded
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub import cards, results
@@ -152,6 +152,17 @@ def metric(folder: Path, repo_id: str) -> Content:
         )
     text = read_text(folder / CARD)
     return Content("space", _allowed(folder, METRIC_FILES), text, text)
+
+
+def refuse_links(folder: Path, kind: str) -> None:
+    """Raise InputError if a file that is published, or read for it, is a link that leads out of the folder."""
+    named = (*OWN_FILES[REPO_TYPES[kind]], CARD, cards.GENERATED)
+    found = {path for pattern in named for path in folder.glob(pattern)}
+    if outside := sorted(path.name for path in found if not safe_paths.is_inside(path, [folder])):
+        raise InputError(
+            f"{folder} is not published: {', '.join(outside)} leads to a file elsewhere. Copy into it what is to be "
+            "published."
+        )
 
 
 KINDS = {"dataset": dataset, "adapter": adapter, "metric": metric}

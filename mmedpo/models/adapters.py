@@ -24,8 +24,13 @@ def adapter_config(adapter: str, revision: str | None = None) -> Any:
 
     try:
         return PeftConfig.from_pretrained(adapter, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unread(adapter, error) from error
+
+
+def _unread(adapter: str, error: Exception) -> InputError:
+    why = hub.why_unread(error, adapter).removesuffix(".")
+    return InputError(f"The adapter {adapter!r} cannot be read: {why}. Give the folder or Hub id of an adapter.")
 
 
 def base_of(name: str, revision: str | None = None) -> Any:
@@ -98,10 +103,16 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
         InputError: the adapter is missing or does not fit the model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     _refuse_unloadable(adapter, revision)
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
+    except SafetensorError as error:
+        raise InputError(
+            f"The weights of the adapter {adapter!r} cannot be read ({error}): the file is cut or damaged. Copy or "
+            "download it again."
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error, adapter)}") from error
 
@@ -162,5 +173,5 @@ def adapter_weights(adapter: str, revision: str | None = None) -> Path | None:
         )
         file = next(filter(None, files), None)
     except OSError as error:
-        raise InputError(f"The adapter {adapter!r} cannot be read: {hub.why_unread(error, adapter)}") from error
+        raise _unread(adapter, error) from error
     return None if file is None else Path(file)

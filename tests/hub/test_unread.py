@@ -57,7 +57,7 @@ def test_a_gate_is_said(hub: Hub) -> None:
 def test_what_a_repository_lacks_is_said_by_its_reader(hub: Hub) -> None:
     put(hub, "user/other")
     said = hub.ask(READ, "user/other")
-    assert said["adapter"].endswith("Can't find 'adapter_config.json' at 'user/other'")
+    assert "'adapter_config.json' at 'user/other'. Give the folder or Hub id of an adapter." in said["adapter"]
     assert "Unrecognized model" in said["model"] and "files" not in said
 
 

@@ -19,6 +19,7 @@ from mmedpo.models.adapters import (
     BY_FINGERPRINT,
     BY_NAME,
     FINGERPRINT,
+    adapter_config,
     adapter_contents,
     check_base,
     record,
@@ -195,3 +196,14 @@ def test_contents_of_an_adapter_are_its_weights_and_configuration(tmp_path: Path
     assert len({known, other, adapter_contents(name)}) == 3
     with pytest.raises(InputError, match="The adapter 'no/where' cannot be read"):
         adapter_contents("no/where")
+
+
+def test_a_torn_adapter_is_one_sentence(base: Path, tmp_path: Path) -> None:
+    name = adapter(tmp_path / "adapter", str(base), None)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"the file is cut or damaged\. Copy or download it again"):
+        with_adapter(model(), str(base), name)
+    (tmp_path / "adapter" / "adapter_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"cannot be read: .*\. Give the folder or Hub id of an adapter\.$"):
+        adapter_config(name)

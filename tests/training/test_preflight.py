@@ -151,6 +151,15 @@ def test_repeated_ids_are_refused_as_the_audit_does(text_rows: Dataset, run_chec
     assert faults(run_check, dataset) == {("row 0", "id"): "occurs 3 times; ids must be unique"}
 
 
+def test_a_dtype_that_torch_has_not_and_no_epoch_are_refused(run_check: Check) -> None:
+    for name in ("float99", "nn"):
+        with pytest.raises(InputError, match=f"dtype is '{name}'; use auto"):
+            run_check(model={"dtype": name})
+    assert run_check(model={"dtype": "float32"}) == []
+    with pytest.raises(InputError, match="num_train_epochs is 0: nothing would be trained"):
+        run_check(max_steps=-1, num_train_epochs=0)
+
+
 def test_a_fault_of_lora_target_parameters_has_their_name(run_check: Check) -> None:
     found = faults(run_check, model={"lora_target_parameters": ["norm.weight"]})
     assert found.keys() == {("(settings)", "lora_target_parameters")}

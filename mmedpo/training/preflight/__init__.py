@@ -54,6 +54,9 @@ def check(
     Raises:
         InputError: with all faults; rows with the same fault are one fault.
     """
+    named = str(model_args.dtype).removeprefix("torch.")
+    if named not in ("None", "auto") and not isinstance(getattr(torch, named, None), torch.dtype):
+        raise InputError(f"dtype is {named!r}; use auto, float32, bfloat16 or float16.")
     found = Findings()
     architecture: Any = AutoConfig.from_pretrained(
         model_args.model_name_or_path or "", revision=model_args.model_revision, **trust.only_data()

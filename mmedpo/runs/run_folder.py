@@ -375,12 +375,19 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def settle_settings(file: Path, settings: dict[str, Any]) -> None:
-    """Write a run's settings to `file`, or raise InputError if it holds others."""
+    """Write a run's settings to `file`, or raise InputError if it holds others; a path may be spelt otherwise."""
     now = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     before, after = (_leaves(each) for each in (read_json(file) if file.exists() else now, now))
-    if differing := _differing(before, after):
+    differing = [key for key in _differing(before, after) if not _same_place(before.get(key), after.get(key))]
+    if differing:
         changes = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in differing]
         raise InputError(
             _listed(f"{file.parent} was begun with other settings. Repeat them, or remove the folder:", changes)
         )
     write_json(file, now)
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    """Return whether two settings spell one path: relative or absolute, or through a link."""
+    named = isinstance(one, str) and isinstance(other, str) and one and other
+    return bool(named) and os.path.realpath(one) == os.path.realpath(other)

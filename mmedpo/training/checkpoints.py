@@ -52,10 +52,11 @@ def repeatable(settings: dict[str, Any], config: MMedPOConfig) -> dict[str, Any]
 
 
 class Stamp(TrainerCallback):
-    """Callback that marks each checkpoint as this training's, by settings and contents, without the output folder."""
+    """Callback that marks each checkpoint as this training's, by settings and contents, without names of folders."""
 
     def __init__(self, settings: dict[str, Any], contents: dict[str, str | None]) -> None:
-        own = {**settings, "run": {**settings["run"], "output": None}, "contents": contents}
+        run = {**settings["run"], **dict.fromkeys(("output", "dataset_name", "adapter_name_or_path"))}
+        own = {**settings, "model": None, "run": run, "contents": contents}
         self._value = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -59,6 +59,19 @@ def test_a_finished_run_has_nothing_to_resume_for_its_own_settings_only(tmp_path
     ]  # fmt: skip
 
 
+def test_a_path_may_be_spelt_otherwise_but_not_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "link").symlink_to("source")
+    monkeypatch.chdir(tmp_path)
+    interrupt(tmp_path / "out", {"source": "source", "name": "a"})
+    for spelt in ("source/", str(tmp_path / "source"), "link"):
+        with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", {"source": spelt, "name": "a"}, True):
+            raise KeyboardInterrupt
+    for other in ({"source": "elsewhere", "name": "a"}, {"source": "source", "name": ""}):
+        with pytest.raises(InputError, match="other settings"), output_folder(tmp_path / "out", other, True):
+            pytest.fail("the block must not run")
+
+
 def test_of_groups_of_settings_what_differs_is_named_alone(tmp_path: Path) -> None:
     output = tmp_path / "out"
     begun = {"model": "org/a", "config": {"learning_rate": 1e-5, "weighted": False, "names": ["a"]}, "lora": {}}

@@ -213,7 +213,7 @@ def output_folder(
             (partial / LOCK).unlink(missing_ok=True)
             partial.replace(output)
             _drop_ledgers(output)  # after the rename, so that a kill in between loses no work
-        except InputError:
+        except (InputError, PermissionError):
             # Keep recorded work: a judge may refuse its key after hours of sampling.
             if fresh and not _holds_work(partial):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -283,7 +283,8 @@ def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
         if cause is not None and cause.errno in DISK_FULL:
             raise InputError(f"No space left on the disk of {output.parent}. {remedy}") from error
         if cause is not None and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
-            raise InputError(f"Cannot write {cause.filename or output}: {cause.strerror}.") from error
+            where = cause.filename or output
+            raise InputError(f"Cannot read or write {where}: {cause.strerror}. Check its permissions.") from error
         raise
 
 

@@ -370,3 +370,12 @@ def test_a_run_killed_right_before_it_had_its_name_keeps_its_work_and_its_settin
         pytest.fail("the block must not run")
     with output_folder(output, {"a": 1}, resume=True) as folder:
         assert Ledger(folder / "step.ledger")["a"] == 1
+
+
+def test_an_input_that_may_not_be_read_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"Cannot read or write locked/x: Permission denied\. Check its permissions"),
+        output_folder(tmp_path / "out", {}),
+    ):
+        raise PermissionError(13, "Permission denied", "locked/x")
+    assert list(tmp_path.iterdir()) == []

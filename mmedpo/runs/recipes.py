@@ -44,6 +44,7 @@ REFUSED = {
 }
 LOGIN = re.compile(r"https?://[^/?#\s]*@", re.IGNORECASE)
 PUSHING = {"push_to_hub", "hub_model_id", "hub_private_repo"}
+SPACES = {"trackio_space_id": "Space", "trackio_bucket_id": "bucket", "trackio_static_space_id": "static Space"}
 HERE = ("none", "tensorboard")  # trackers that send nothing
 KEPT = "private where it is new; one that exists keeps its visibility"
 
@@ -198,8 +199,9 @@ def _external_effects(found: Set[str], values: Mapping[str, Any]) -> Iterator[st
     if "publish" in found and values["publish"]:
         yield f"publishes to {values['publish']} on the Hub ({KEPT})"
     trackers = [name for name in values.get("report_to") or () if name not in HERE]
-    if trackers and {"report_to", "trackio_space_id"} & found:
-        space = f" (Space {values['trackio_space_id']})" if values["trackio_space_id"] else ""
+    if trackers and {"report_to", *SPACES} & found:
+        named = [f"{kind} {values[name]}" for name, kind in SPACES.items() if values.get(name)]
+        space = f" ({', '.join(named)})" if named else ""
         yield f"reports to {', '.join(trackers)}{space}"
     if places := sorted({host(model) for model in _models(values, found) if is_remote(model)}):
         yield f"names models at {', '.join(places)}, which are sent what they are asked, but no key of MMEDPO_API_KEY"

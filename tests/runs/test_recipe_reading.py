@@ -175,6 +175,7 @@ def kinds_of(command: str) -> list[type]:
     (TRAIN, "", ["--push_to_hub", "true"], ""),
     (TRAIN, "report_to: [wandb, tensorboard]\n", [], "reports to wandb"),
     (TRAIN, "report_to: trackio\ntrackio_space_id: you/space\n", [], "reports to trackio (Space you/space)"),
+    (TRAIN, "trackio_bucket_id: you/b\n", ["--report_to", "trackio"], "reports to trackio (bucket you/b)"),
     (TRAIN, "report_to: tensorboard\n", [], ""),
     (CURATE, "publish: you/pairs\n", ["--output", "o"], PUSHED.format("you/pairs").replace("pushes", "publishes")),
     (CURATE, "chat: https://a.org/v1#m\njudges: hub:org/m,http://localhost:1/v1#m\n", ["--output", "o"],

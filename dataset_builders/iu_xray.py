@@ -24,7 +24,7 @@ from mmedpo.cli import main
 from mmedpo.data.samples import image_files, spelling
 from mmedpo.data.tables import is_missing, json_file
 from mmedpo.errors import Fault, InputError
-from mmedpo.hub.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
+from mmedpo.hub.readers import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
 
 
 def split_of(source: Path) -> str | None:

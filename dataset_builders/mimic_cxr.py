@@ -26,7 +26,7 @@ from pathlib import Path
 from mmedpo.cli import main
 from mmedpo.data import safe_paths
 from mmedpo.errors import Fault
-from mmedpo.hub.upstream import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed, sections
+from mmedpo.hub.readers import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed, sections
 
 SOURCE = None
 LAYOUTS = (("mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*", "files"),)

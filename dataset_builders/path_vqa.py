@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.cli import main
-from mmedpo.hub.upstream import Hub, Item, hub_triples
+from mmedpo.hub.readers import Hub, Item, hub_triples
 
 SOURCE = "hub:flaviagiammarino/path-vqa"
 LAYOUTS = (("data/*.parquet",),)

@@ -30,7 +30,7 @@ from mmedpo.data.samples import find_file, image_files
 from mmedpo.data.tables import FAULT, has_table, is_missing, read_table
 from mmedpo.data.text import plain, polarity, words
 from mmedpo.errors import Fault, InputError
-from mmedpo.hub.upstream import Item, Picture, left_out
+from mmedpo.hub.readers import Item, Picture, left_out
 
 
 class Known(NamedTuple):

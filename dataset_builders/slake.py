@@ -24,7 +24,7 @@ from mmedpo.data import safe_paths
 from mmedpo.data.tables import json_file
 from mmedpo.data.text import words
 from mmedpo.errors import Fault, InputError
-from mmedpo.hub.upstream import Hub, Item, Picture, Tree, hub_folder, left_out, unzipped
+from mmedpo.hub.readers import Hub, Item, Picture, Tree, hub_folder, left_out, unzipped
 
 SOURCE = "hub:BoKelvin/SLAKE"
 LAYOUTS = (("train.json", "imgs*"), ("*Slake*.zip",), ("*SLAKE*.zip",), ("*slake*.zip",))

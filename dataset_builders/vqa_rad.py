@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.cli import main
-from mmedpo.hub.upstream import Hub, Item, hub_triples
+from mmedpo.hub.readers import Hub, Item, hub_triples
 
 SOURCE = "hub:flaviagiammarino/vqa-rad"
 LAYOUTS = (("qa.jsonl",), ("VQA_RAD*.json",), ("data/*.parquet",))

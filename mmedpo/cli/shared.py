@@ -50,7 +50,7 @@ SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty ro
 
 def command_line() -> str:
     """Return the command line for records: without --resume, local folders and tokens."""
-    from mmedpo.runs.run_folder import portable
+    from mmedpo.runs.provenance import portable
 
     words: list[str] = []
     for word in sys.argv[1:]:

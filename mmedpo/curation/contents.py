@@ -19,7 +19,8 @@ from mmedpo.errors import InputError
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import ROWS, portable, read_object, settle_contents
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import ROWS, read_object, settle_contents
 
 Contents = Mapping[str, str | None]
 

@@ -17,7 +17,7 @@ from mmedpo.data import placeholders
 from mmedpo.data.text import folded, plain, words
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
-from mmedpo.runs.run_folder import portable
+from mmedpo.runs.provenance import portable
 from mmedpo.schema import text_fault
 
 SELECT, INJECT, FLIP = "select@2", "inject@2", "flip@1"

@@ -37,7 +37,8 @@ from mmedpo.models.chat.limits import Limits
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import ALONE, Processes
-from mmedpo.runs.run_folder import portable, versions, write_json
+from mmedpo.runs.provenance import portable, versions
+from mmedpo.runs.run_folder import write_json
 
 log = logging.getLogger(__name__)
 

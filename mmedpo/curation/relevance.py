@@ -15,7 +15,7 @@ from typing import Literal, TypedDict, get_args
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
-from mmedpo.runs.run_folder import portable
+from mmedpo.runs.provenance import portable
 
 JUDGE = "judge@1"
 NO_SCORE = "no judge gave a readable score"

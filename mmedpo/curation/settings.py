@@ -30,7 +30,7 @@ from mmedpo.runs.options import (
     refuse,
     unknown,
 )
-from mmedpo.runs.run_folder import portable
+from mmedpo.runs.provenance import portable
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from mmedpo.models.chat.parameters import Parameters
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
 from mmedpo.models.vision_language import VisionLanguageModel, hardware, render
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import portable
+from mmedpo.runs.provenance import portable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

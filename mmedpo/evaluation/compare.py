@@ -23,7 +23,7 @@ from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
 from mmedpo.evaluation.seen import seen_in_training, trained_on
 from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
 from mmedpo.runs import formats
-from mmedpo.runs.run_folder import versions
+from mmedpo.runs.provenance import versions
 
 GROUPINGS = ("task", "question_type", "organ", "modality")  # columns of questions.jsonl
 GROUPS = 20  # most groups of one grouping; smaller ones are merged

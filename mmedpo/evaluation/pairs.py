@@ -28,7 +28,8 @@ from mmedpo.models.generation import Sampling
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs import formats
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import sha256, versions
+from mmedpo.runs.provenance import versions
+from mmedpo.runs.run_folder import sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset

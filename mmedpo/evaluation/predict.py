@@ -21,7 +21,7 @@ from mmedpo.evaluation.score import Scoring, score_folder, write_lines, write_re
 from mmedpo.runs import formats
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import ALONE, Processes
-from mmedpo.runs.run_folder import versions
+from mmedpo.runs.provenance import versions
 from mmedpo.schema import TASKS
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.contents import keep
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.models import refusals
-from mmedpo.runs.run_folder import portable
+from mmedpo.runs.provenance import portable
 
 if TYPE_CHECKING:
     from datasets import Dataset

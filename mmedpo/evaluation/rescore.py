@@ -24,7 +24,8 @@ from mmedpo.evaluation.score import (
     write_results,
 )
 from mmedpo.runs import formats, writable
-from mmedpo.runs.run_folder import portable, read_json, sha256, short_folder, versions
+from mmedpo.runs.provenance import portable, versions
+from mmedpo.runs.run_folder import read_json, sha256, short_folder
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, vi
 from mmedpo.evaluation.predictions import Line, reread
 from mmedpo.evaluation.predictions import faults as wrong_types
 from mmedpo.runs import bounded_json
-from mmedpo.runs.run_folder import portable, sha256, write_json
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import sha256, write_json
 from mmedpo.schema import TASKS
 
 METRICS = {  # by folder of eval/

@@ -12,7 +12,7 @@ A builder is a module of `dataset_builders/` (no package) with facts and a reade
 - `OPTIONS`: suitable options of `mmedpo curate`; recipes and the command line override them;
 - `HAS_PAIRS`: its rows bring rejected responses;
 - `Options`: a dataclass of its own options;
-- `read(source, options)`: yields `upstream.Item`s, or returns None if the source is a source folder already.
+- `read(source, options)`: yields `readers.Item`s, or returns None if the source is a source folder already.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from mmedpo.data import credentialed
 from mmedpo.data.loading import dataset_commit
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.hub import cards
-from mmedpo.hub.upstream import Hub, read_given, stamp, write_source
+from mmedpo.hub.readers import Hub
+from mmedpo.hub.upstream import read_given, stamp, write_source
 from mmedpo.report import audit
 from mmedpo.runs import packaged, writable
 from mmedpo.runs.options import option

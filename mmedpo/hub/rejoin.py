@@ -32,7 +32,8 @@ from mmedpo.hub.publish.remote import File
 from mmedpo.report.audit import audit
 from mmedpo.report.notices import standins
 from mmedpo.runs.processes import ALONE
-from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, portable, read_json, write_json
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, read_json, write_json
 
 IDENTICAL = "identical"
 DIFFERS = "rebuilt by the recipe, differs from the published row"

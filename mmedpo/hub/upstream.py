@@ -1,183 +1,27 @@
-"""Write a source folder from a published dataset: the rows that readers yield, helpers for readers, the writer."""
+"""Write a source folder from the rows that the reader of a published dataset yields."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import json
-import re
 import shutil
 import unicodedata
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmedpo import schema
 from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Given, Reject
-from mmedpo.data import credentialed, hub, image_modes, loading, placeholders, safe_paths, tables
-from mmedpo.data.images import SUFFIXES
-from mmedpo.data.tables import LARGEST, is_missing
+from mmedpo.data import credentialed, image_modes, placeholders, safe_paths, tables
 from mmedpo.errors import Fault, InputError
+from mmedpo.hub.readers import Hub, Item, Picture, Tree, whole_archives
 from mmedpo.runs.ledger import Ledger
 
-REPORT_QUESTION = "Describe the findings in this chest X-ray."
 TABLE = "samples.jsonl"
-TRIPLE = ("image", "question", "answer")
-Tree = Path | zipfile.Path  # a folder on disk or in a ZIP file
-# Heading of a report: capitals at the start of a line, then a colon.
-HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /&,()-]*?)[ \t]*:", re.MULTILINE)
-
-
-class Picture(NamedTuple):
-    """A row's image: its path in the new source folder (the image's id), and its file or bytes."""
-
-    name: str
-    content: Tree | bytes
-
-
-class Hub(NamedTuple):
-    """A dataset on the Hub, and its commit if the Hub answered."""
-
-    name: str
-    revision: str | None
-
-
-# A reader yields rows of the source's table (`samples.COLUMNS` with "id" and a Picture as "image"), rejects and faults.
-# A row that brings its pair has "rejected" (the response), "rejected_by", "clinical_relevance" in [0, 1], "task" by the
-# schema's name, and "rejected_fault" if the response is unusable.
-Item = dict[str, Any] | Reject | Fault
-
-
-def left_out(row: str, reason: str, detail: str = "") -> Reject:
-    """Return a reject for a row that gives no question; `reason` is for counting."""
-    return Reject(row, "", reason, detail)
-
-
-def hub_triples(source: Hub | Path) -> Iterator[Item]:
-    """Yield rows of a dataset of images, questions and answers, on the Hub or as a folder of Parquet files.
-
-    Such images have no names: an image's id is the digest of its file, a row's its split and position.
-
-    Raises:
-        InputError: the dataset cannot be loaded, or has other columns.
-    """
-    name = source.name if isinstance(source, Hub) else str(source)
-    folder = hub_folder(source, ["data/*.parquet"]) if isinstance(source, Hub) else source
-    for split, dataset in loading.load_splits(str(folder)).items():
-        if missing := set(TRIPLE) - set(dataset.column_names):
-            held = ", ".join(dataset.column_names)
-            raise InputError(f"{name} has no column {', '.join(sorted(missing))}; its columns are {held}.")
-        for place, row in enumerate(schema.undecoded(dataset)):
-            yield _triple(f"{split}-{place}", split, row)
-
-
-def _triple(name: str, split: str, row: Mapping[str, Any]) -> Item:
-    if row["image"] is None:
-        return Fault(name, "image", "is empty; every row needs an image")
-    path = Path(row["image"]["path"] or "")
-    data = row["image"]["bytes"] or path.read_bytes()
-    suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".png"  # Pillow goes by content
-    picture = Picture(f"images/{hashlib.sha256(data).hexdigest()[:24]}{suffix}", data)
-    return {"id": name, "image": picture, "question": row["question"], "answer": row["answer"], "split": split}
-
-
-def hub_folder(source: Hub, patterns: list[str]) -> Path:
-    """Download the matching files of a Hub dataset and return their folder.
-
-    Raises:
-        InputError: the download failed, or nothing matches.
-    """
-    from httpx2 import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        folder = Path(
-            snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=patterns)
-        )
-    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        why = hub.why_unread(error).removesuffix(".")
-        raise InputError(f"{source.name} cannot be downloaded: {why}. Give a local copy as --source.") from error
-    if not folder.is_dir():
-        raise InputError(
-            f"{source.name} holds nothing like {' or '.join(patterns)}; give the data set's own repository."
-        )
-    return folder
-
-
-def listed(option: str, text: str, known: Sequence[str] = ()) -> list[str]:
-    """Return the words of a comma-separated option.
-
-    Raises:
-        InputError: there is none, or one is not in `known`.
-    """
-    chosen = [word for part in text.split(",") if (word := part.strip())]
-    if not chosen or (known and not set(chosen) <= set(known)):
-        raise InputError(f"{option} is {text!r}; use {' or '.join(known) or 'one or more words'}, several with commas.")
-    return chosen
-
-
-def unzipped(tree: Tree) -> Tree:
-    """Return the inside of a ZIP file; folders are returned unchanged.
-
-    Raises:
-        InputError: the ZIP file is damaged.
-    """
-    if not tree.is_file():
-        return tree
-    with whole_archives(tree.name):
-        return zipfile.Path(zipfile.ZipFile(tree if isinstance(tree, Path) else tree.open("rb")))
-
-
-@contextmanager
-def whole_archives(name: str) -> Iterator[None]:
-    """Raise InputError for damaged and encrypted ZIP files that are read inside the block."""
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{name} is no whole ZIP file ({error}); download it again.") from error
-    except RuntimeError as error:  # zipfile's error for a missing password
-        raise InputError(f"{name} cannot be read ({error}); unpack it, and name the folder.") from error
-
-
-def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
-    """Yield rows of `stem`.csv or `stem`.csv.gz.
-
-    Raises:
-        InputError: neither file exists or can be read.
-    """
-    plain, packed = folder / f"{stem}.csv", folder / f"{stem}.csv.gz"
-    if not plain.exists() and not packed.exists():
-        raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
-    try:
-        with plain.open("rb") if plain.exists() else gzip.open(packed) as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise InputError(f"{stem}.csv has more than {LARGEST:,} bytes, unpacked. Give the data set's own table.")
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        yield {name: "" if is_missing(cell) else cell for name, cell in row.items()}
-
-
-def sections(report: str) -> dict[str, str]:
-    """Return a radiology report's sections by heading, white space normalised; of equal headings the last counts."""
-    places = list(HEADING.finditer(report))
-    ends = [*(place.start() for place in places[1:]), len(report)]
-    return {
-        place[1]: text
-        for place, end in zip(places, ends, strict=False)
-        if (text := " ".join(report[place.end() : end].split()))
-    }
 
 
 def write_source(

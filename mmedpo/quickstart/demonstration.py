@@ -13,7 +13,8 @@ from mmedpo.hub import cards
 from mmedpo.quickstart import phantom, tiny
 from mmedpo.report import rows, write_report, write_tables
 from mmedpo.runs import packaged, writable
-from mmedpo.runs.run_folder import output_folder, portable, settle_settings, write_json
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import output_folder, settle_settings, write_json
 
 IMAGES = {"supervised": 1500, "preference": 600, "validation": 300, "test": 400}
 PREFERENCE_QUESTIONS = 1500

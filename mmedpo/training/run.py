@@ -26,7 +26,8 @@ from mmedpo.models.adapters import adapter_config
 from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import hosts, recipes, writable
 from mmedpo.runs.options import COUNTS, outside, refuse
-from mmedpo.runs.run_folder import output_folder, portable, read_json, settle_contents, write_json
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import output_folder, read_json, settle_contents, write_json
 from mmedpo.runs.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig

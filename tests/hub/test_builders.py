@@ -34,7 +34,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.hub import builders, upstream
 from mmedpo.hub.publish import Publication, stripped
 from mmedpo.hub.publish.remote import Plan
-from mmedpo.hub.upstream import Item, sections
+from mmedpo.hub.readers import Item, sections
 from mmedpo.runs import packaged
 from mmedpo.runs.run_folder import read_json
 

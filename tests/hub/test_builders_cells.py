@@ -11,7 +11,8 @@ import pytest
 
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
-from mmedpo.hub.upstream import Picture, csv_rows, write_source
+from mmedpo.hub.readers import Picture, csv_rows
+from mmedpo.hub.upstream import write_source
 
 
 def written(folder: Path, *items: dict[str, Any]) -> Any:

@@ -15,13 +15,13 @@ READ = """
     from mmedpo.models import adapters, vision_language as models
     from mmedpo.data import loading
     from mmedpo import schema
-    from mmedpo.hub import upstream
+    from mmedpo.hub.readers import Hub, hub_folder
     from mmedpo.errors import InputError
     readers = {
         "dataset": loading.load_splits,
         "adapter": adapters.adapter_config,
         "model": models.load_processor,
-        "files": lambda name: upstream.hub_folder(upstream.Hub(name, None), ["*"]),
+        "files": lambda name: hub_folder(Hub(name, None), ["*"]),
     }
     said = {}
     for kind, read in readers.items():

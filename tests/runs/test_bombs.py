@@ -27,7 +27,7 @@ from mmedpo.data.sources import read_source, refuse_faults
 from mmedpo.data.tables import read_table
 from mmedpo.errors import InputError
 from mmedpo.evaluation.score import read_by_id
-from mmedpo.hub import upstream
+from mmedpo.hub import readers, upstream
 from mmedpo.models.chat import parse_json
 from mmedpo.runs.run_folder import read_json
 from tests.pictures import check_refused, deep, dicom, saved, sixteen_bit_colour
@@ -197,17 +197,17 @@ def test_parse_json_still_finds_the_last_whole_object() -> None:
 
 
 def test_a_packed_table_is_unpacked_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "LARGEST", 2**20)
+    monkeypatch.setattr(readers, "LARGEST", 2**20)
     monkeypatch.setattr(tables, "LARGEST", 2**20)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"id\n" + b"1\n" * 10))
-    assert len([*upstream.csv_rows(tmp_path, "a")]) == 10
+    assert len([*readers.csv_rows(tmp_path, "a")]) == 10
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(bytes(2**26)))
     with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("c.json", " " * 2**26)
     tracemalloc.start()
     for read in (
-        lambda: [*upstream.csv_rows(tmp_path, "b")],
-        lambda: tables.json_file(upstream.unzipped(tmp_path / "c.zip") / "c.json"),
+        lambda: [*readers.csv_rows(tmp_path, "b")],
+        lambda: tables.json_file(readers.unzipped(tmp_path / "c.zip") / "c.json"),
     ):
         with pytest.raises(InputError, match=r"bytes, unpacked"):
             read()
@@ -222,8 +222,8 @@ def test_an_image_in_an_archive_counts_before_it_is_unpacked(tmp_path: Path, lim
         packed.writestr("bomb.png", bytes(10**6))
         packed.writestr("good.png", saved("RGB"))
     (tmp_path / "made").mkdir()
-    files, tree = upstream.Placed(tmp_path / "made", [tmp_path]), upstream.unzipped(tmp_path / "a.zip")
-    pictures = {name: upstream.Picture(name, tree / name) for name in ("bomb.png", "good.png")}
+    files, tree = upstream.Placed(tmp_path / "made", [tmp_path]), readers.unzipped(tmp_path / "a.zip")
+    pictures = {name: readers.Picture(name, tree / name) for name in ("bomb.png", "good.png")}
     faults = {name: files.place(picture, name) for name, picture in pictures.items()}
     assert "1,000,000 bytes, unpacked" in str(faults["bomb.png"]) and faults["good.png"] is None
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["good.png"]

@@ -247,7 +247,7 @@ def test_commit_of_a_linked_worktree(tmp_path: Path) -> None:
 
 
 def test_versions_runs_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmedpo.runs.run_folder import versions
+    from mmedpo.runs.provenance import versions
 
     fake = tmp_path / "git"
     fake.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")

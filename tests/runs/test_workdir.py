@@ -11,15 +11,8 @@ import pytest
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.runs import run_folder
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import (
-    REPORTED_PACKAGES,
-    output_folder,
-    portable,
-    read_json,
-    short_folder,
-    versions,
-    write_json,
-)
+from mmedpo.runs.provenance import REPORTED_PACKAGES, portable, versions
+from mmedpo.runs.run_folder import output_folder, read_json, short_folder, write_json
 
 
 def partial_of(output: Path) -> Path:

@@ -18,7 +18,8 @@ from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributi
 from mmedpo.report.audit.read import Row, Split, open_splits
 from mmedpo.report.audit.show import page, render, rows
 from mmedpo.report.notices import standins
-from mmedpo.runs.run_folder import portable, read_json
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import read_json
 
 __all__ = ["audit", "distributions", "page", "render", "rows"]
 

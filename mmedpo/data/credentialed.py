@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data.safe_paths import routes
 from mmedpo.errors import Fault, InputError
 from mmedpo.runs.hosts import is_remote
 from mmedpo.runs.options import FLAG
@@ -39,20 +40,18 @@ def telling(texts: Iterable[Any]) -> str | None:
 
 def of_path(path: Path) -> str | None:
     """Return the evidence that a folder, or a file by its name and folder, is restricted (`of_folders`), or None."""
-    known = telling([path.resolve().with_suffix("").name])
-    return f"the name {known!r}" if known else of_folders([path.resolve()])
+    known = telling(route.with_suffix("").name for route in routes(path) if route.name)
+    return f"the name {known!r}" if known else of_folders([path])
 
 
 def of_folders(folders: Iterable[Path]) -> str | None:
     """Return the evidence that data in one of these folders is restricted, or None.
 
-    Evidence is the file `MARKER` in a folder or any parent, or the name of one of them.
-
-    Args:
-        folders: resolved paths.
+    Evidence is the file `MARKER` in a folder or any parent, or the name of one of them. Folders are looked at as they
+    are spelled, as each link on their way leads on, and resolved.
     """
     checked: set[Path] = set()
-    for folder in folders:
+    for folder in (route for spelled in folders for route in routes(spelled)):
         for place in (folder, *folder.parents):
             if place in checked:
                 break
@@ -65,9 +64,8 @@ def of_folders(folders: Iterable[Path]) -> str | None:
 
 
 def has_marker(folder: Path) -> bool:
-    """Return True if the file `MARKER` is in a folder or any parent, after resolving links."""
-    real = folder.resolve()
-    return any((place / MARKER).exists() for place in (real, *real.parents))
+    """Return True if the file `MARKER` is in a folder or any parent, spelled or after links."""
+    return any((place / MARKER).exists() for route in routes(folder) for place in (route, *route.parents))
 
 
 def marked(license: str) -> str:

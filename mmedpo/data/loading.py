@@ -223,8 +223,8 @@ def undecoded_splits(path: str) -> dict[str, Any]:
 def credentialed_source(name: str | Path, revision: str | None = None, streaming: bool = False) -> str | None:
     """Return the restricted source of a dataset (a folder or Hub id), by its manifest or any row; None for others.
 
-    Rows of a dataset streamed from the Hub are not read. Without a source in its manifest it counts as restricted,
-    under its own name.
+    Where no manifest names the source, the dataset's own name and path are looked at. Rows of a dataset streamed from
+    the Hub are not read: without a source in its manifest it counts as restricted, under its own name.
 
     Raises:
         InputError: as `load_splits`.
@@ -235,7 +235,10 @@ def credentialed_source(name: str | Path, revision: str | None = None, streaming
     manifest = dataset_manifest(name, revision)
     if found := credentialed.first([manifest]):
         return found
-    if streaming and not Path(name).exists():
+    here = Path(name).exists()
+    if not manifest.get("source") and (credentialed.of_path(Path(name)) if here else credentialed.telling([name])):
+        return Path(name).resolve().name if here else name
+    if streaming and not here:
         return None if manifest.get("source") else name
     return credentialed.first(
         {"source": {"name": source, "license": terms}} for source, terms in _origins(name, revision)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 OPTION = "--image-folders"
+MOST_LINKS = 40  # on one path, as Linux follows them
 HELP = "Folders outside the source that links in it may lead to; no other link is followed."
 OUTSIDE = "leads out of the source; name a file inside it"
 LINKED = f"is a link that leads out of the source folder; copy the file into it, or name its folder with {OPTION}"
@@ -57,13 +58,17 @@ def homes(folder: Path) -> tuple[Path, ...]:
     return (real, snapshot.parent.parent / "blobs") if snapshot else (real,)
 
 
+def routes(path: Path) -> list[Path]:
+    """Return a path as spelled, as each link on its way leads on, and resolved."""
+    found = [path.absolute()]
+    for _ in range(MOST_LINKS):
+        link = next((part for part in (*reversed(found[-1].parents), found[-1]) if part.is_symlink()), None)
+        if link is None:
+            break
+        found.append(link.parent / link.readlink() / found[-1].relative_to(link))
+    return [*found, path.resolve()]
+
+
 def parents(files: Iterable[Path]) -> set[Path]:
-    """Return the resolved folders of files. Folders are resolved once, links one by one."""
-    plain = set[Path]()
-    linked = set[Path]()
-    for file in files:
-        if file.is_symlink():
-            linked.add(file)
-        else:
-            plain.add(file.parent)
-    return {folder.resolve() for folder in plain} | {file.resolve().parent for file in linked}
+    """Return the folders of files, also those of each file that a link leads to."""
+    return {route.parent for file in files for route in (routes(file) if file.is_symlink() else [file])}

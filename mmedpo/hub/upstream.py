@@ -98,7 +98,7 @@ def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
 
 
 class Placed:
-    """Images placed in a new source: `names`, and `homes`, the real folders of their files."""
+    """Images placed in a new source: `names`, and `homes`, the folders of their files."""
 
     def __init__(self, folder: Path, folders: Sequence[Path]) -> None:
         self.folder, self.folders = folder, folders
@@ -127,7 +127,7 @@ class Placed:
             return Fault(row, "image", f"{picture.name!r} {safe_paths.LINKED}")
         else:
             _link(target, real)
-            self.homes.add(real.parent)
+            self.homes |= safe_paths.parents([content])
         self.names.add(picture.name)
         return None
 

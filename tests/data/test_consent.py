@@ -187,6 +187,17 @@ def test_a_dataset_below_a_marked_folder_is_restricted(tmp_path: Path) -> None:
     assert credentialed_source(folder) == "pairs"
 
 
+@pytest.mark.parametrize("spelled", ["mimic-cxr-dpo", "runs/link"])
+def test_a_dataset_without_a_named_source_is_known_by_its_path(tmp_path: Path, spelled: str) -> None:
+    folder = make_dataset(tmp_path / ("mimic-cxr-dpo" if spelled == "mimic-cxr-dpo" else "PadChest/d7"), 3)
+    if spelled == "runs/link":
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "link").symlink_to(folder)
+    assert credentialed_source(tmp_path / spelled) is None  # its manifest names another source, and so do its rows
+    (folder / "manifest.json").unlink()
+    assert credentialed_source(tmp_path / spelled) == folder.name
+
+
 @pytest.mark.parametrize(("kind", "record"), [("dataset", "manifest.json"), ("adapter", "training.json")])
 def test_publication_says_and_records(
     hub: Hub,

@@ -137,6 +137,39 @@ def test_a_source_is_restricted_if_a_file_of_it_is(
     assert all("(credentialed)" in sample.license for sample in found.samples)
 
 
+@pytest.mark.parametrize(("spelled", "known"), [
+    ("mimic-cxr", "the name 'mimic-cxr'"), ("clinic/scans", "the file CREDENTIALED"), ("free/one", None),
+    ("free/two", "the name 'PadChest'"), ("free/x.png", "the name 'PadChest'"),
+])  # fmt: skip
+def test_a_link_marks_what_it_leads_to(
+    make_source: MakeSource, tmp_path: Path, spelled: str, known: str | None
+) -> None:
+    """By its own name and place, and those of each further link, though the last folder is called `d7`."""
+    disk = make_source([row()], name="disk/d7")
+    for folder in ("clinic", "free"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "clinic" / "CREDENTIALED").touch()
+    (tmp_path / "PadChest").symlink_to("disk/d7")
+    (tmp_path / "free" / "two").symlink_to("../PadChest")
+    for name in ("mimic-cxr", "clinic/scans", "free/one"):
+        (tmp_path / name).symlink_to(disk)
+    (tmp_path / "free" / "x.png").symlink_to("two/a.png")
+    if spelled == "free/x.png":
+        (tmp_path / "free" / "s.jsonl").write_text(json.dumps(row(image="x.png")))
+        found = read_source(tmp_path / "free" / "s.jsonl", image_folders=[disk])
+    else:
+        found = read_source(tmp_path / spelled)
+    assert found.marked_by == known and len(found.samples) == 1
+    assert safe_paths.routes(tmp_path / "free" / "two")[1:] == [tmp_path / "free" / "../PadChest",
+                                                                tmp_path / "free" / "../disk/d7", disk]  # fmt: skip
+
+
+def test_links_in_a_circle_have_an_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("a/b")
+    with pytest.raises(RuntimeError, match="Symlink loop"):
+        safe_paths.routes(tmp_path / "a")
+
+
 @pytest.mark.parametrize("folder", ["chexpert/train", "free/deep/er"])
 def test_a_source_is_restricted_by_a_folder_inside_it(make_source: MakeSource, folder: str) -> None:
     source = make_source([row(image=f"{folder}/x.png")])

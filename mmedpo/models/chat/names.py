@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.models.chat.endpoint import EndpointChat
 from mmedpo.models.chat.limits import Budget
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", re.ASCII)  # the Hub's client takes a URL too, and sends it the token
 FORMS = (
     "http://host:port/v1#model-name (an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the "
     "Hugging Face Hub)"
@@ -34,6 +36,6 @@ def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
         return EndpointChat(model, base_url=url, **calling)
     scheme, _, rest = spec.partition(":")
     model, at, provider = rest.partition("@")
-    if scheme == "hub" and all(model.partition("/")) and bool(provider) == bool(at):
+    if scheme == "hub" and HUB_ID.fullmatch(model) and bool(provider) == bool(at):
         return EndpointChat(model, provider=provider or None, **calling)
     raise InputError(f"{spec!r} names no endpoint. Give {FORMS}.")

@@ -57,7 +57,8 @@ def test_a_local_model_has_a_memory_too(tiny_model, run, ask):
 @pytest.mark.parametrize(
     "spec",
     ["", "gpt-4o", "standin:wise", "http://gpu:8000/v1", "http://#model", "http://gpu:port/v1#m", "hub:", "hub:model",
-     "hub:org/model@", "hub:/model@x", "gpu:8000/v1#model", "local:"],
+     "hub:org/model@", "hub:/model@x", "gpu:8000/v1#model", "local:", "hub:http://127.0.0.1:9/v1", "hub:org/a/b",
+     "hub:https://evil.example/v1@hf-inference", "hub:org/..%2fmodel", "hub:org/model?x=1", "hub:org/m\n"],
 )  # fmt: skip
 def test_other_forms_are_refused(spec, run):
     with pytest.raises(InputError, match="http://"):

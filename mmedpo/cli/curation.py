@@ -122,7 +122,7 @@ def preview(context: typer.Context) -> None:
         source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output,
         processor,
     )  # fmt: skip
-    for notice in (*source.notices, source.told):
+    for notice in (*source.notices, source.split_notice):
         console.print(notice, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")

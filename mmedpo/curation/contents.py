@@ -20,7 +20,7 @@ from mmedpo.models.fingerprint import model_contents
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import ROWS, read_object, settle_contents
+from mmedpo.runs.run_folder import ROWS, read_object, record_contents
 
 Contents = Mapping[str, str | None]
 
@@ -73,7 +73,7 @@ def settle(
     """
     digest = _settle_questions(source, folder, ledgers, redo, settings.chat or "")
     models = of_models(settings) if models is None else models
-    settle_contents(folder, settings.record(), {**models, "prompts of mmedpo": prompts.contents()})
+    record_contents(folder, settings.record(), {**models, "prompts of mmedpo": prompts.contents()})
     return {"source": digest, **models}
 
 

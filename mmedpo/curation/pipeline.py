@@ -64,7 +64,7 @@ def curate_folder(
     limits: Limits | None = None,
     cache: Path | None = None,
     processes: Processes = ALONE,
-    given: rows.Given | None = None,
+    precomputed: rows.Precomputed | None = None,
     third_parties: bool = False,
     models: Contents | None = None,
     redo_changed: bool = False,
@@ -77,7 +77,7 @@ def curate_folder(
         limits: on the calls of chat endpoints; they do not change the result.
         cache: file of answered calls, shared with other runs; by default this run's own.
         processes: of this launch.
-        given: precomputed answers, scores and regions. If it has answers, `settings` names no chat model.
+        precomputed: answers, scores and regions computed earlier. If it has answers, `settings` names no chat model.
         third_parties: chat models elsewhere may receive restricted data.
         models: `contents.of_models(settings)`, if already computed.
         redo_changed: repeat samples that changed since the run began; otherwise they raise.
@@ -90,12 +90,12 @@ def curate_folder(
             was rejected.
         Stopped: a budget of the limits is spent.
     """
-    given = given or rows.Given()
-    if not given.answers:
+    precomputed = precomputed or rows.Precomputed()
+    if not precomputed.answers:
         settings.refuse_unnamed()
     settings = settings.resolved(say=log.warning if processes.first else log.debug)
-    source = open_source(settings, given.questions)
-    for notice in (*source.notices, source.told) if processes.first else ():
+    source = open_source(settings, precomputed.questions)
+    for notice in (*source.notices, source.split_notice) if processes.first else ():
         log.warning(notice)
     sent = consent.to_endpoints(
         source.name if source.credentialed else None, (settings.chat or "none", *settings.judges), third_parties,
@@ -117,9 +117,9 @@ def curate_folder(
         if number % processes.count == processes.rank
     ]
     if processes.first:
-        ledgers["dispute"].update(given.answers)
-        ledgers["judge"].update({id: {"score": score} for id, score in given.scores.items()})
-        ledgers["locate"].update(given.regions)
+        ledgers["dispute"].update(precomputed.answers)
+        ledgers["judge"].update({id: {"score": score} for id, score in precomputed.scores.items()})
+        ledgers["locate"].update(precomputed.regions)
     revision = _sample(settings, share, ledgers["sample"], processes)
     if tools.chat is not None:
         _choose_rejected(settings, share, source.samples, tools.chat, ledgers, processes)
@@ -129,7 +129,9 @@ def curate_folder(
         _judge(share, tools.panel, ledgers, processes)
     processes.finish(folder)
     if processes.first:
-        manifest = _assemble(settings, source, tools, ledgers, revision, folder, command, given.rejects, sent, made_of)
+        manifest = _assemble(
+            settings, source, tools, ledgers, revision, folder, command, precomputed.rejects, sent, made_of
+        )
     else:
         manifest = None
     for ledger in (*ledgers.values(), calls):

@@ -31,7 +31,7 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Given:
+class Precomputed:
     """Precomputed results for a source, and rows of it that give no sample.
 
     Attributes:

@@ -41,7 +41,7 @@ COLUMNS = {  # accepted names of each column, in order of precedence; docs/curat
 OTHER_FORMS = ("boxes", "masks", "confidence", "labels", "width", "credentialed")  # columns of other types than text
 SECTIONS = ("findings", "impression")  # of a report, in this order
 REPORT_QUESTION = "Describe the findings in this image."
-SPELT = "_answer"  # key of the cell that was read as a missing answer
+MISSING_ANSWER = "_answer"  # key of the cell that was read as a missing answer
 # Columns that may identify a patient; attributes of a patient (age, date, ...) do not.
 PATIENT = re.compile(
     r"(patient|subject|participant|person|mrn|study|exam|accession|visit|admission|encounter|empi"
@@ -75,7 +75,7 @@ def row_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     if row["answer"] is None:
         _fill_from_report(row)
         texts = [str(cell) for name, cell in raw.items() if KNOWN.get(key(name)) == "answer" and cell is not None]
-        row[SPELT] = next((text for text in texts if text.strip()), None)
+        row[MISSING_ANSWER] = next((text for text in texts if text.strip()), None)
     return row
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo.data import credentialed, findings, placeholders, safe_paths
-from mmedpo.data.columns import SPELT, form_faults, group_name, row_of
+from mmedpo.data.columns import MISSING_ANSWER, form_faults, group_name, row_of
 from mmedpo.data.image_modes import WIDE_PIXEL, refuse_bombs
 from mmedpo.data.images import SUFFIXES, open_rgb
 from mmedpo.data.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
@@ -141,7 +141,7 @@ def read_sample(
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
-        faults.append(Fault(where, "answer", _missing_answer(row.get(SPELT))))
+        faults.append(Fault(where, "answer", _missing_answer(row.get(MISSING_ANSWER))))
     for column, text in (("question", question), ("answer", answer)):
         if held := placeholders.fault(text):
             faults.append(Fault(where, column, held))

@@ -37,7 +37,7 @@ class Source:
         patients_in_other_splits: likewise patients, or studies where no patient is named.
         note: why the table's own split was not used; None where it was.
         marked_by: evidence that the source is restricted, or None. Faults of a restricted source quote no cell.
-        told: sentence about how the source was split.
+        split_notice: sentence about how the source was split.
         split_rows: rows of the whole source by split.
         moved: counts of "rows" and "images" that changed their split.
         notices: sentences for the user, about unread columns, doubtful gold answers, several licences and the like.
@@ -52,7 +52,7 @@ class Source:
     patients_in_other_splits: int = 0
     note: str | None = None
     marked_by: str | None = None
-    told: str = ""
+    split_notice: str = ""
     split_rows: dict[str, int] = field(default_factory=dict)
     moved: dict[str, int] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -284,7 +284,7 @@ def _apply_split(source: Source, unit: str, chosen: str | None, official: bool) 
         raise InputError(f"{source.name} has {error}") from None
     source.samples, source.split_by, source.split_rows, source.moved = made.samples, made.by, made.rows, made.moved
     source.note = made.note(source.name)
-    source.told = made.told(source.name, chosen, official, quoted=not source.credentialed)
+    source.split_notice = made.notice(source.name, chosen, official, quoted=not source.credentialed)
     source.images_in_other_splits = made.shared(chosen)
     source.patients_in_other_splits = made.shared(chosen, "patient_id")
 

@@ -57,7 +57,7 @@ class Split:
         own = " --official-split takes its own as it stands." if self.moved else ""
         return f"The split of {name} is made by {self.by} ({shares} %), since {self.why}: {self._counts()}.{moved}{own}"
 
-    def told(self, name: str, chosen: str | None, official: bool, quoted: bool = True) -> str:
+    def notice(self, name: str, chosen: str | None, official: bool, quoted: bool = True) -> str:
         """Return how the source `name` was split, and which part was `chosen`.
 
         `quoted` includes the table's own names of parts, which restricted sources do not show.

@@ -62,7 +62,7 @@ def without_open_thoughts(lines: Mapping[str, Line]) -> dict[str, Line]:
     A chat template may open a thought, which an endpoint does not report. Where any text ends a thought that it did not
     begin, a cut answer without the end of a thought is an unfinished one.
     """
-    if not any(thoughts.ends_unbegun(said.get("raw", "")) for said in lines.values()):
+    if not any(thoughts.ends_opened_thought(said.get("raw", "")) for said in lines.values()):
         return dict(lines)
     unfinished = {
         id_: {"prediction": "", "raw": said["prediction"], "unanswered": thoughts.UNFINISHED}
@@ -94,7 +94,7 @@ def notes(lines: Sequence[Line]) -> Iterable[str]:
             f"{counted['cut_off']} of {total} answers were cut off at the longest length and are scored as far as "
             "they go: raise --max-new-tokens or --max-new-tokens-report."
         )
-    unbegun = sum(thoughts.ends_unbegun(said.get("raw", "")) for said in lines)
+    unbegun = sum(thoughts.ends_opened_thought(said.get("raw", "")) for said in lines)
     plain = sum("raw" not in said and bool(said["prediction"]) for said in lines)
     if unbegun and plain:
         yield (

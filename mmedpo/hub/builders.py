@@ -32,14 +32,14 @@ from typing import Any
 
 from mmedpo.curation import contents
 from mmedpo.curation.pipeline import curate_folder
-from mmedpo.curation.rows import Given
+from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import credentialed
 from mmedpo.data.loading import dataset_commit
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.hub import cards
 from mmedpo.hub.readers import Hub
-from mmedpo.hub.upstream import read_given, stamp, write_source
+from mmedpo.hub.upstream import read_precomputed, stamp, write_source
 from mmedpo.report import audit
 from mmedpo.runs import packaged, writable
 from mmedpo.runs.options import option
@@ -112,13 +112,13 @@ def defaults(builder: ModuleType) -> dict[str, Any]:
 
 def make_dataset(
     settings: Settings, run: Run, folder: Path, command: str, processes: Processes,
-    models: contents.Contents | None = None, given: Given | None = None,
+    models: contents.Contents | None = None, precomputed: Precomputed | None = None,
     about_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Curate into a working folder, audit the rows and write the card.
 
     Args:
-        models, given: as for `curate_folder`.
+        models, precomputed: as for `curate_folder`.
         about_source: facts to add to the manifest's "source".
 
     Returns:
@@ -127,13 +127,22 @@ def make_dataset(
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     cards.check_template("dataset")
     manifest = curate_folder(
-        settings, folder, command, run.limits, cache, processes, given, run.third_parties, models, run.redo_changed
+        settings,
+        folder,
+        command,
+        run.limits,
+        cache,
+        processes,
+        precomputed,
+        run.third_parties,
+        models,
+        run.redo_changed,
     )
     if manifest is None:
         return None
     manifest["source"].update(about_source or {})
-    if given and given.answers:
-        makers = sorted({answer["made_by"] for answer in given.answers.values() if "made_by" in answer})
+    if precomputed and precomputed.answers:
+        makers = sorted({answer["made_by"] for answer in precomputed.answers.values() if "made_by" in answer})
         manifest |= {"chat_model": ", ".join(makers), "judges": makers, "style": None, "prompt_versions": {}}
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
@@ -168,11 +177,11 @@ def build(
     manifest, models = None, contents.of_models(settings) if run.resume else None
     try:
         with output_folder(run.output, record, run.resume, processes, models) as folder:
-            given, about = read_upstream(builder, upstream, settings, options, folder, processes)
+            precomputed, about = read_upstream(builder, upstream, settings, options, folder, processes)
             source = folder / SOURCE_FOLDER
             if run.keep_source and not source.exists():
                 raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
-            manifest = make_dataset(settings, run, folder, command, processes, models, given, about)
+            manifest = make_dataset(settings, run, folder, command, processes, models, precomputed, about)
             if manifest and run.keep_source is None:
                 shutil.rmtree(source, ignore_errors=True)
     except AlreadyFinished:
@@ -195,7 +204,7 @@ def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Setting
 
 def read_upstream(
     builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, folder: Path, processes: Processes
-) -> tuple[Given, dict[str, Any]]:
+) -> tuple[Precomputed, dict[str, Any]]:
     """Let a builder read an opened source into a source folder, which `settings` name from then on.
 
     Args:
@@ -219,13 +228,13 @@ def read_upstream(
                 named, as_of,
             )  # fmt: skip
     processes.open(folder, "source", patience=math.inf)
-    given, about = read_given(source, about)
+    precomputed, about = read_precomputed(source, about)
     if source.exists():
         settings.source, settings.image_folders = source, [str(folder) for folder in named]
         settings.credentialed |= bool(about.get("credentialed"))
         if settings.credentialed:
             (source / credentialed.MARKER).touch()
-    return given, about
+    return precomputed, about
 
 
 def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:

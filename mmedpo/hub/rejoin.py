@@ -21,7 +21,7 @@ from mmedpo.curation import contents
 from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
 from mmedpo.curation.pipeline import NothingMade, curate_folder
-from mmedpo.curation.rows import TEXT_PAIR, Given
+from mmedpo.curation.rows import TEXT_PAIR, Precomputed
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import credentialed, hub, loading
 from mmedpo.data.samples import Box
@@ -143,11 +143,11 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
     models = contents.of_models(settings) if run.resume else None  # else computed after the source is read
     with output_folder(run.output, record, run.resume, contents=models) as folder:
-        given, about = _read_source(published, settings, options, folder)
-        given = _with_published(given, published, settings)
+        precomputed, about = _read_source(published, settings, options, folder)
+        precomputed = _with_published(precomputed, published, settings)
         try:
             made = curate_folder(
-                settings, folder, command, run.limits, cache, given=given,
+                settings, folder, command, run.limits, cache, precomputed=precomputed,
                 third_parties=run.third_parties, models=models, redo_changed=run.redo_changed,
             )  # fmt: skip
             assert made is not None  # None only in other processes
@@ -157,7 +157,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
             raise
         shutil.rmtree(folder / SOURCE_FOLDER, ignore_errors=True)
         made["source"] |= {**about, "credentialed": True}
-        manifest = _manifest(made, published, given) | {"counts": dict(counts)}
+        manifest = _manifest(made, published, precomputed) | {"counts": dict(counts)}
         manifest["rejoined"] |= states
         write_json(folder / "manifest.json", manifest)
         write_json(folder / "audit.json", audit(str(folder), name=run.output.name))
@@ -165,7 +165,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     return manifest
 
 
-def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> dict[str, Any]:
+def _manifest(made: Mapping[str, Any], published: Published, precomputed: Precomputed) -> dict[str, Any]:
     """Return the manifest of this machine's run with the published facts in place of precomputed ones.
 
     These are judges, weights and, if precomputed, localizer and chat model. "rejoined" names the makers of the
@@ -173,8 +173,8 @@ def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> di
     """
     before = published.manifest
     kept = ["judges", "panel", "weights"]
-    kept += ["localizer", "query"] if given.regions else []
-    kept += ["chat_model", "style", "prompt_versions"] if given.answers else []
+    kept += ["localizer", "query"] if precomputed.regions else []
+    kept += ["chat_model", "style", "prompt_versions"] if precomputed.answers else []
     settings = {name: before["settings"][name] for name in kept if name in before["settings"]}
     return {
         **made, **{name: before.get(name) for name in kept}, "settings": {**made["settings"], **settings},
@@ -186,16 +186,18 @@ def _manifest(made: Mapping[str, Any], published: Published, given: Given) -> di
     }  # fmt: skip
 
 
-def _read_source(published: Published, settings: Settings, options: Any, folder: Path) -> tuple[Given, dict[str, Any]]:
+def _read_source(
+    published: Published, settings: Settings, options: Any, folder: Path
+) -> tuple[Precomputed, dict[str, Any]]:
     """Let the builder read the source; return precomputed results and facts for the manifest."""
     if published.builder is None:
-        return Given(), {}
+        return Precomputed(), {}
     upstream = builders.open_upstream(published.builder, settings.source)
     return builders.read_upstream(published.builder, upstream, settings, options, folder, ALONE)
 
 
-def _with_published(given: Given, published: Published, settings: Settings) -> Given:
-    """Add the published rows' sample ids and scores to `given`.
+def _with_published(precomputed: Precomputed, published: Published, settings: Settings) -> Precomputed:
+    """Add the published rows' sample ids and scores to `precomputed`.
 
     Regions are added too, if a model found them that is not called again.
     """
@@ -208,7 +210,7 @@ def _with_published(given: Given, published: Published, settings: Settings) -> G
             scores[sample] = row["clinical_relevance"]
         if _kind(row) != TEXT_PAIR and recorded.startswith(stripped.TOOLS) and settings.localizer == "boxes":
             regions[sample] = _region(row, recorded).record()
-    return replace(given, scores={**scores, **given.scores}, regions=regions, questions=sorted(questions))
+    return replace(precomputed, scores={**scores, **precomputed.scores}, regions=regions, questions=sorted(questions))
 
 
 def _kind(row: Mapping[str, Any]) -> str:

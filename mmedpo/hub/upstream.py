@@ -15,7 +15,7 @@ from typing import Any
 
 from mmedpo import schema
 from mmedpo.curation.pipeline import FAULTY_ROW
-from mmedpo.curation.rows import Given, Reject
+from mmedpo.curation.rows import Precomputed, Reject
 from mmedpo.data import credentialed, image_modes, placeholders, safe_paths, tables
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub.readers import Hub, Item, Picture, Tree, whole_archives
@@ -28,7 +28,7 @@ def write_source(
     items: Iterable[Item] | None, name: str, folder: Path, skip_faulty: bool, about: Mapping[str, Any],
     source_name: str | None = None, folders: Sequence[Path] = (), as_of: str = "",
 ) -> None:  # fmt: skip
-    """Write a builder's rows as a source folder, with a ledger beside it for `read_given`.
+    """Write a builder's rows as a source folder, with a ledger beside it for `read_precomputed`.
 
     An interrupted run's finished source is reused.
 
@@ -47,18 +47,18 @@ def write_source(
         folder.mkdir()
         with whole_archives(name):
             files = Placed(folder, folders)
-            rows, given, faults = _write(_as_published(items, name), name.replace("_", "-"), files, source_name)
+            rows, precomputed, faults = _write(_as_published(items, name), name.replace("_", "-"), files, source_name)
         if faults and not skip_faulty:
             count = len({fault.row for fault in faults})
             raise InputError(
                 f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
             )
-        if rows == len(faults) + len(given.rejects):
-            counts = Counter(reject.reason for reject in given.rejects)
+        if rows == len(faults) + len(precomputed.rejects):
+            counts = Counter(reject.reason for reject in precomputed.rejects)
             raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
-        given.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
+        precomputed.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
         marked = {"credentialed": True} if credentialed.of_folders(files.homes) else {}
-        ledger.update({"given": asdict(given), "about": {**about, **marked, "rows": rows}, "as_of": as_of})
+        ledger.update({"given": asdict(precomputed), "about": {**about, **marked, "rows": rows}, "as_of": as_of})
     ledger.close()
 
 
@@ -73,14 +73,14 @@ def stamp(source: Hub | Path, also: Iterable[Path] = ()) -> str:
     return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_given(folder: Path, about: dict[str, Any]) -> tuple[Given, dict[str, Any]]:
+def read_precomputed(folder: Path, about: dict[str, Any]) -> tuple[Precomputed, dict[str, Any]]:
     """Return the precomputed results of a written source and its facts; `about` if none was written."""
     ledger = Ledger(folder.with_suffix(".ledger"))
-    given, recorded = ledger.get("given"), ledger.get("about")
+    precomputed, recorded = ledger.get("given"), ledger.get("about")
     ledger.close()
-    if given is None:
-        return Given(), about
-    return Given(**{**given, "rejects": [Reject(**reject) for reject in given["rejects"]]}), recorded
+    if precomputed is None:
+        return Precomputed(), about
+    return Precomputed(**{**precomputed, "rejects": [Reject(**reject) for reject in precomputed["rejects"]]}), recorded
 
 
 def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
@@ -141,15 +141,15 @@ def _link(target: Path, file: Path) -> None:
 
 def _write(
     items: Iterable[Item], name: str, files: Placed, source_name: str | None = None
-) -> tuple[int, Given, list[Fault]]:
+) -> tuple[int, Precomputed, list[Fault]]:
     """Write table and images; return the number of rows read, precomputed results, and faults."""
-    given, faults, rows = Given(), [], 0
+    precomputed, faults, rows = Precomputed(), [], 0
     ids: set[str] = set()
     with (files.folder / TABLE).open("w", encoding="utf-8") as lines:
         for item in items:
             rows += 1
             if isinstance(item, Reject):
-                given.rejects.append(item)
+                precomputed.rejects.append(item)
             elif isinstance(item, Fault):
                 faults.append(item)
             elif item["id"] in ids:  # its rejected response would go to another question
@@ -162,23 +162,23 @@ def _write(
                 row["source"] = source_name or row["source"]
                 if row.get("answer") == "None":  # an answer of SLAKE; a source reads it as a missing value
                     row["answer"] = "none"
-                _bring(row, given)
+                _bring(row, precomputed)
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return rows, given, faults
+    return rows, precomputed, faults
 
 
-def _bring(row: dict[str, Any], given: Given) -> None:
-    """Move a row's own rejected response, or the reason why it is unusable, to `given`."""
+def _bring(row: dict[str, Any], precomputed: Precomputed) -> None:
+    """Move a row's own rejected response, or the reason why it is unusable, to `precomputed`."""
     if "rejected" not in row:
         return
     rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
     known = row.pop("rejected_fault", None)
     sentence = placeholders.fault(rejected) or schema.text_fault(row["answer"], rejected, row["task"]) or known
     if sentence:
-        given.answers[row["id"]] = {"reason": sentence, "detail": rejected}
+        precomputed.answers[row["id"]] = {"reason": sentence, "detail": rejected}
     else:
-        given.answers[row["id"]] = {"text": rejected, "made_by": made_by}
-        given.scores[row["id"]] = score
+        precomputed.answers[row["id"]] = {"text": rejected, "made_by": made_by}
+        precomputed.scores[row["id"]] = score
 
 
 def _existing_spelling(file: Tree) -> Tree:

@@ -52,7 +52,7 @@ def suppressed_tokens(tokenizer: Any, ends: set[int]) -> list[int]:
     return sorted(set(tokenizer.all_special_ids) - ends - thoughts.token_ids(tokenizer))
 
 
-def own_generation(model: Any, tokenizer: Any) -> Any:
+def generation_config(model: Any, tokenizer: Any) -> Any:
     """Return a generation config with the model's token ids and none of its other defaults.
 
     Beams, penalties and minimum lengths of a checkpoint would change answers without a record. Special tokens are

@@ -130,7 +130,7 @@ def strip(text: str, opened: bool = False) -> str | None:
     return text if kept == text else kept.strip()
 
 
-def ends_unbegun(text: str) -> bool:
+def ends_opened_thought(text: str) -> bool:
     """Return True where a text ends a thought that the chat template had opened."""
     first = _MARKER.search(text)
     return first is not None and first["opening"] is None

@@ -14,7 +14,7 @@ from mmedpo.errors import InputError
 from mmedpo.models import chat_template
 from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
 from mmedpo.models.fingerprint import fingerprint
-from mmedpo.models.generation import AnswerReader, Sampling, own_generation
+from mmedpo.models.generation import AnswerReader, Sampling, generation_config
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs import formats
 
@@ -232,7 +232,7 @@ class VisionLanguageModel:
         self.device = best_device()
         model = load_model(name, revision, dtype)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
-        model.generation_config = own_generation(model, self.processor.tokenizer)
+        model.generation_config = generation_config(model, self.processor.tokenizer)
         self.reader = AnswerReader(model, self.processor.tokenizer)
         if adapter is not None:
             model = with_adapter(model, name, adapter, revision=adapter_revision)

@@ -14,7 +14,7 @@ from mmedpo.quickstart import phantom, tiny
 from mmedpo.report import rows, write_report, write_tables
 from mmedpo.runs import packaged, writable
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import output_folder, settle_settings, write_json
+from mmedpo.runs.run_folder import output_folder, record_settings, write_json
 
 IMAGES = {"supervised": 1500, "preference": 600, "validation": 300, "test": 400}
 PREFERENCE_QUESTIONS = 1500
@@ -72,7 +72,7 @@ def run(
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
     recipe = packaged.folder("recipes") / "quickstart.yaml"
     output.mkdir(parents=True, exist_ok=True)
-    settle_settings(output / "settings.json", {"seed": seed, "scale": scale, "all_arms": all_arms, "split": split})
+    record_settings(output / "settings.json", {"seed": seed, "scale": scale, "all_arms": all_arms, "split": split})
     commands: list[str] = []
 
     def command(*arguments: str | Path) -> None:

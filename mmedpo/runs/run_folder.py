@@ -126,13 +126,13 @@ def output_folder(
     with _plain_faults(output, remedy), _locked(partial):
         try:
             _compare_digests(partial, settings)
-            settle_settings(partial / SETTINGS, settings)
-            settle_contents(partial, settings, contents or {})
+            record_settings(partial / SETTINGS, settings)
+            record_contents(partial, settings, contents or {})
             for ledger in partial.glob("*.ledger"):
                 Ledger(ledger).forget()
             processes.open(partial)
             yield partial
-            recorded = read_object(partial / CONTENTS)  # the block may have called `settle_contents`
+            recorded = read_object(partial / CONTENTS)  # the block may have called `record_contents`
             digests = _digests(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in recorded.items()}
             write_json(partial / DIGESTS, digests)
             (partial / SETTINGS).unlink()  # in a source folder it would count as a second table
@@ -228,7 +228,7 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def settle_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str | None]) -> None:
+def record_contents(folder: Path, settings: dict[str, Any], contents: Mapping[str, str | None]) -> None:
     """Record the digests of a run's inputs in its working folder, or raise InputError if others are recorded.
 
     May be called again with further roles, since a model's digest is expensive and other checks come first.
@@ -301,7 +301,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def settle_settings(file: Path, settings: dict[str, Any]) -> None:
+def record_settings(file: Path, settings: dict[str, Any]) -> None:
     """Write a run's settings to `file`, or raise InputError if it holds others; a path may be spelt otherwise."""
     now = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     before, after = (_leaves(each) for each in (read_json(file) if file.exists() else now, now))

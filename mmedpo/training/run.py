@@ -27,7 +27,7 @@ from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import hosts, recipes, writable
 from mmedpo.runs.options import COUNTS, outside, refuse
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import output_folder, read_json, settle_contents, write_json
+from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
 from mmedpo.runs.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
@@ -141,7 +141,7 @@ def train(
                 consent.announce(str(source), sent[consent.KEY]["to"], "what is trained on it")
         opened = open_model(model_args, config, run.adapter_name_or_path)
         # Something may have been replaced while it was read.
-        _first(lambda: settle_contents(folder, repeatable, record.contents(run, model_args, commit)))
+        _first(lambda: record_contents(folder, repeatable, record.contents(run, model_args, commit)))
         if source:
             setattr(opened["model"].config, credentialed.KEY, source)
         duration = Duration(folder)

@@ -96,7 +96,7 @@ def test_what_changed_side_is_counted_and_said(make_source: MakeSource) -> None:
     own = {row["id"]: row["split"] for row in map(json.loads, (path / "samples.jsonl").read_text().splitlines())}
     changed = [sample for sample in source.samples if sample.split != own[sample.id]]
     assert source.moved == {"rows": len(changed), "images": len({sample.image_id for sample in changed})}
-    assert source.told == f"{source.note} No --split was given: the rows of all parts are taken."
+    assert source.split_notice == f"{source.note} No --split was given: the rows of all parts are taken."
     assert source.note == (
         "The split of clinic is made by image (60/10/30 %), since its own has 1 of 10 images in several parts: train "
         f"12 rows, validation 2 rows, test 6 rows. {len(changed)} rows, of {source.moved['images']} images, changed "
@@ -108,7 +108,7 @@ def test_what_changed_side_is_counted_and_said(make_source: MakeSource) -> None:
 def test_own_split_is_said_too(make_source: MakeSource) -> None:
     source = read_source(folder(make_source, 5, split=lambda number: "dev" if number else "train"), "dev")
     assert (source.note, source.moved) == (None, {})
-    assert source.told == "The split of clinic is its table's own: train 2 rows, dev 8 rows."
+    assert source.split_notice == "The split of clinic is its table's own: train 2 rows, dev 8 rows."
     assert "moved" not in source.record("dev") and source.record("dev")["split_rows"] == {"train": 2, "dev": 8}
 
 
@@ -123,7 +123,7 @@ def test_curate_takes_the_official_split_where_asked(make_source: MakeSource) ->
     anew, official = (open_source(Settings(**settings, official_split=asked)) for asked in (False, True))
     assert anew.split_by == "image" and len(anew.samples) == 2
     assert [sample.id for sample in official.samples] == [f"{number}-a cyst" for number in range(4)]
-    assert official.told.endswith("It is taken as it stands: 4 images of test lie in other parts too.")
+    assert official.split_notice.endswith("It is taken as it stands: 4 images of test lie in other parts too.")
     assert official.record("test") | {"notices": []} == {
         "name": "clinic", "license": "unknown", "licenses": {"unknown": 4}, "split": "test", "split_by": "source",
         "split_rows": {"train": 4, "test": 4}, "images_in_other_splits": 4, "questions": 4, "doubtful_answers": {},
@@ -180,7 +180,7 @@ def test_patients_that_an_official_split_shares_are_counted_and_said(
     path = folder(make_source, 6, split=parts.__getitem__, **{column: names.__getitem__})
     source = read_source(path, split, official_split=True)
     assert (source.patients_in_other_splits, source.images_in_other_splits) == (shared, 0)
-    assert said in source.told and ("as it stands" in source.told) == bool(shared)
+    assert said in source.split_notice and ("as it stands" in source.split_notice) == bool(shared)
     assert source.record(split).get("patients_in_other_splits", 0) == shared
     recorded = of_source(path, split=split, official_split=True).record
     assert (recorded["patients_in_other_splits"], recorded["images_in_other_splits"]) == (shared, 0)
@@ -225,4 +225,4 @@ def test_study_stands_for_the_patient_of_rows_without_one_beside_others(
 
 def test_parts_of_a_credentialed_split_are_not_quoted(make_source: MakeSource) -> None:
     source = read_source(folder(make_source, 4, split=lambda _: "secret ward", credentialed=lambda _: True))
-    assert source.told == "The split of clinic is its table's own."
+    assert source.split_notice == "The split of clinic is its table's own."

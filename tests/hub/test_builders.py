@@ -25,7 +25,7 @@ from standins import WORDS
 from typer.testing import CliRunner
 
 from mmedpo import cli, schema
-from mmedpo.curation.rows import Given, Reject
+from mmedpo.curation.rows import Precomputed, Reject
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 from mmedpo.data.samples import Sample
@@ -744,11 +744,11 @@ def test_rows_of_vqa_rads_authors_are_a_source_already(shared_data: Path) -> Non
 
 
 def test_given_pairs_need_no_model(tmp_path: Path) -> None:
-    assert Given() == Given([], {}, {})
-    given = Given()
+    assert Precomputed() == Precomputed([], {}, {})
+    given = Precomputed()
     row = {"id": "q", "answer": "Left", "task": "open_vqa", "rejected": "Right", "rejected_by": "x"}
     upstream._bring({**row, "clinical_relevance": 0.5}, given)
-    assert given == Given([], {"q": {"text": "Right", "made_by": "x"}}, {"q": 0.5})
+    assert given == Precomputed([], {"q": {"text": "Right", "made_by": "x"}}, {"q": 0.5})
 
 
 # What is not as it should be.

@@ -50,7 +50,7 @@ def test_strip_every_manner_of_thinking(start: str, end: str) -> None:
     assert thoughts.strip(f"{start}a{end}{start}b") is None
     assert thoughts.opens(f"<user> Is it normal? <assistant> {start}")
     assert not thoughts.opens(f"<user> Is it normal? <assistant> {start}\n\n{end}\n\n")  # thinking is off
-    assert thoughts.ends_unbegun(f"{DRAFT}{end}Yes.") and not thoughts.ends_unbegun(f"{start}a{end}Yes.")
+    assert thoughts.ends_opened_thought(f"{DRAFT}{end}Yes.") and not thoughts.ends_opened_thought(f"{start}a{end}Yes.")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mmedpo.models.convert.templates import IMAGE, STYLES, chat_template, usual_
 from mmedpo.models.convert.weights import check, expected_tensors, find_shards, save_weights
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import output_folder, read_json, settle_contents, write_json
+from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
 
 __all__ = ["STYLES", "Conversion", "convert"]
 
@@ -94,7 +94,7 @@ def convert(
         shards = find_shards(place, original, tower, chosen=vision_tower is not None)
         ignored = check(place, shards, expected, tied=config.tie_word_embeddings)
         tokenizer = _tokenizer(place)
-        settle_contents(folder, settings, contents or _contents(source, vision_tower))
+        record_contents(folder, settings, contents or _contents(source, vision_tower))
         style = template or usual_style(original["model_type"], tokenizer)
         pad = original.get("image_aspect_ratio") == "pad"
         _save_processor(folder, config, tower, pad, tokenizer, chat_template(style, tokenizer))

@@ -8,10 +8,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from mmedpo.errors import InputError
-from mmedpo.runs import bounded_json
+from mmedpo.runs import bounded_json, writable
 
 COLUMNS = ["key", "value", "kept"]
 PATIENCE = 60.0  # seconds to wait for another process's write
@@ -97,8 +98,16 @@ class Ledger:
                 yield from database.execute(query, values)
 
     def open(self) -> None:
-        """Open the file for writing, to find faults before any work is done or paid for."""
-        self._opened()
+        """Check that the file can be used, before any work is done or paid for."""
+        writable.exists(writable.beside(self.path), "--cache")  # raises for a name that is too long
+        if self.path.exists():
+            self._opened()
+            return
+        try:
+            with TemporaryFile(dir=self.path.parent):
+                pass
+        except OSError as error:
+            raise self._unusable(str(error.strerror)) from error
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:

@@ -28,6 +28,7 @@ CONTENTS = "contents.json"  # in a working folder: digests of models and dataset
 ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
 DIGESTS = ".settings.sha256"  # in a finished folder: JSON of digests of settings and contents
 CONTENTS_OF = "contents of "  # in DIGESTS: prefix of the role of a content
+PLACE_OF = "place of "  # in DIGESTS: prefix of a setting, for the digest of the path that it may spell
 LOCK = ".lock"  # in a working folder: held by its process
 # Files that a run writes before its first result.
 NO_WORK = (SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
@@ -88,7 +89,7 @@ def output_folder(
 ) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
 
-    An InputError before any work was recorded removes the working folder; later errors leave it for `--resume`.
+    An error before any work was recorded removes the working folder; later errors leave it for `--resume`.
 
     Args:
         output: the finished folder.
@@ -140,9 +141,9 @@ def output_folder(
             (partial / LOCK).unlink(missing_ok=True)
             partial.replace(output)
             _drop_ledgers(output)  # after the rename, so that a kill in between loses no work
-        except (InputError, PermissionError):
+        except Exception as error:
             # Keep recorded work: a judge may refuse its key after hours of sampling.
-            if fresh and not _holds_work(partial):
+            if fresh and not _is_full(error) and not _holds_work(partial):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -207,7 +208,7 @@ def _plain_faults(output: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = _system_error(error)
-        if cause is not None and cause.errno in DISK_FULL:
+        if _is_full(error):
             raise InputError(f"No space left on the disk of {output.parent}. {remedy}") from error
         if cause is not None and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
             where = cause.filename or output
@@ -220,8 +221,10 @@ def _compare_digests(folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / DIGESTS).exists():
         return
     before, now = read_json(folder / DIGESTS), _digests(settings)
-    before = {key: digest for key, digest in before.items() if not key.startswith(CONTENTS_OF)}
-    if differing := _differing(before, now):
+    kept = {key: digest for key, digest in before.items() if not key.startswith((CONTENTS_OF, PLACE_OF))}
+    places = {key.removeprefix(PLACE_OF) for key, digest in before.items() if now.get(key) == digest}
+    now = {key: digest for key, digest in now.items() if not key.startswith(PLACE_OF)}
+    if differing := [key for key in _differing(kept, now) if key not in places]:
         changes = [f"{key}: now {_leaves(settings).get(key)!r}" for key in differing]
         raise InputError(
             _listed(f"{folder} was finished with other settings. Repeat them, or choose another --output:", changes)
@@ -258,11 +261,16 @@ def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[
 
 
 def _digests(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of each setting that is on; the settings themselves name folders and servers."""
-    return {
-        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of each setting that is on, and of each text as a path; the texts name folders and servers."""
+    on = {
+        key: value
         for key, value in sorted(_leaves(settings).items())
         if value is not None and (value is not False or key not in settings)
+    }
+    places = {f"{PLACE_OF}{key}": os.path.realpath(value) for key, value in on.items() if isinstance(value, str)}
+    return {
+        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for key, value in {**on, **places}.items()
     }
 
 
@@ -290,6 +298,11 @@ def _drop_ledgers(folder: Path) -> None:
 def _holds_work(folder: Path) -> bool:
     files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
     return any(not file.parts[0].startswith(NO_WORK) for file in files)
+
+
+def _is_full(error: Exception) -> bool:
+    cause = _system_error(error)
+    return cause is not None and cause.errno in DISK_FULL
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 from mmedpo.errors import DISK_FULL, InputError
 
@@ -28,7 +28,7 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
     exists(beside(output), option)
     place = next(parent for parent in output.parents if exists(parent))
     try:
-        with TemporaryDirectory(dir=place, prefix=".mmedpo-"):
+        with TemporaryFile(dir=place):  # without a name, so that a kill leaves nothing
             free = shutil.disk_usage(place).free
     except OSError as error:
         raise _refused(output, error, option) from error

@@ -657,8 +657,10 @@ def test_all_impossible_settings_are_listed_at_once(tmp_path: Path) -> None:
         assert said in str(raised.value)
 
 
-@pytest.mark.parametrize("mistyped", [{"chat": "gpt"}, {"judges": ["standin:strict", "gpt"]}])
-def test_a_mistyped_chat_model_leaves_no_cache(corpus: Path, tmp_path: Path, mistyped: dict[str, Any]) -> None:
+@pytest.mark.parametrize("mistyped", [{"chat": "gpt"}, {"judges": ["standin:strict", "gpt"]}, {}])
+def test_a_chat_model_that_is_mistyped_or_does_not_answer_leaves_no_cache(
+    corpus: Path, tmp_path: Path, mistyped: dict[str, Any]
+) -> None:
     named: dict[str, Any] = {"chat": "http://127.0.0.1:9/v1#writer", "judges": ["standin:strict"], **mistyped}
     settings = Settings(corpus, limit=2, localizer="standin:centre", **named)
     (tmp_path / "out").mkdir()

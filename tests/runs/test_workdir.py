@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.runs import run_folder
+from mmedpo.runs import run_folder, writable
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import REPORTED_PACKAGES, portable, versions
 from mmedpo.runs.run_folder import output_folder, read_json, short_folder, write_json
@@ -60,8 +61,17 @@ def test_a_path_may_be_spelt_otherwise_but_not_lead_elsewhere(tmp_path: Path, mo
     for spelt in ("source/", str(tmp_path / "source"), "link"):
         with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", {"source": spelt, "name": "a"}, True):
             raise KeyboardInterrupt
-    for other in ({"source": "elsewhere", "name": "a"}, {"source": "source", "name": ""}):
+    others = ({"source": "elsewhere", "name": "a"}, {"source": "source", "name": ""})
+    for other in others:
         with pytest.raises(InputError, match="other settings"), output_folder(tmp_path / "out", other, True):
+            pytest.fail("the block must not run")
+    with output_folder(tmp_path / "out", {"source": "source", "name": "a"}, True):
+        pass
+    for spelt in ("source/", str(tmp_path / "source"), "link"):  # the same once it is finished
+        with pytest.raises(AlreadyFinished), output_folder(tmp_path / "out", {"source": spelt, "name": "a"}, True):
+            pytest.fail("the block must not run")
+    for other in others:
+        with pytest.raises(InputError, match="finished with other"), output_folder(tmp_path / "out", other, True):
             pytest.fail("the block must not run")
 
 
@@ -363,6 +373,27 @@ def test_a_run_killed_right_before_it_had_its_name_keeps_its_work_and_its_settin
         pytest.fail("the block must not run")
     with output_folder(output, {"a": 1}, resume=True) as folder:
         assert Ledger(folder / "step.ledger")["a"] == 1
+
+
+def test_a_check_killed_in_its_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Path]] = []
+
+    def usage(place: Path) -> Any:
+        seen.append(list(place.iterdir()))
+        return disk_usage(place)
+
+    disk_usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    writable.check(tmp_path / "out")
+    Ledger(tmp_path / "calls.sqlite").open()
+    assert seen == [[]] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(36, "File name too long", "x"), RuntimeError("a bug")])
+def test_an_error_before_any_work_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)), output_folder(tmp_path / "out", {}):
+        raise error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_input_that_may_not_be_read_leaves_nothing(tmp_path: Path) -> None:

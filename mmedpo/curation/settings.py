@@ -18,18 +18,7 @@ from mmedpo.models.chat.limits import Calling
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.models.model_input import longer_side
 from mmedpo.models.vision_language import load_processor
-from mmedpo.runs.options import (
-    COUNTS,
-    INT32,
-    LENGTHS,
-    SEEDS,
-    TEMPERATURES,
-    check_types,
-    option,
-    outside,
-    refuse,
-    unknown,
-)
+from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 from mmedpo.runs.provenance import portable
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 
@@ -110,15 +99,7 @@ class Settings:
             "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": weights.OVER,
         }  # fmt: skip
         shard_bytes(self.shard_size)
-        wrong = unknown(self, names)
-        ranges: dict[str, tuple[float, float]] = {
-            **dict.fromkeys(("samples", "batch_size", "rounds"), COUNTS), "limit": (1, INT32),
-            **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens"), LENGTHS),
-            "seed": SEEDS, "temperature": TEMPERATURES, "tolerance": (0, 1), "threshold": (0, 1),
-            "max_coverage": (0, 1), "noise_step": (1, noise.STEPS), "noise_edge": (0, INT32),
-            "noise_pixels": (noise.FEWEST, INT32),
-        }  # fmt: skip
-        wrong += outside(self, ranges)
+        wrong = unknown(self, names) + outside(self)
         if self.samples > 1 and self.temperature == 0:
             wrong.append(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature")
         if self.chat == "none" and (not self.makes_visual_pairs or self.reversed):

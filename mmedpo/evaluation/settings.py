@@ -13,18 +13,7 @@ from mmedpo.evaluation.score import Scoring
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.chat.names import names_endpoint
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
-from mmedpo.runs.options import (
-    COUNTS,
-    INT32,
-    LENGTHS,
-    SEEDS,
-    TEMPERATURES,
-    check_types,
-    option,
-    outside,
-    refuse,
-    unknown,
-)
+from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 
 STRICT = {
     "max_new_tokens": MAX_NEW_TOKENS, "max_new_tokens_report": MAX_NEW_TOKENS_REPORT, "temperature": 0.0,
@@ -97,9 +86,7 @@ class Settings:
         for name, value in PRESETS.get(self.preset, STRICT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        lengths = dict.fromkeys(("max_new_tokens", "max_new_tokens_report"), LENGTHS)
-        ranges = {**lengths, "limit": (1, INT32), "batch_size": COUNTS, "seed": SEEDS, "temperature": TEMPERATURES}
-        wrong += outside(self, ranges)
+        wrong += outside(self)
         if (self.source is None) == (self.dataset is None):
             wrong.append("give either source or dataset, which hold the questions")
         if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):

@@ -21,7 +21,16 @@ SEEDS = (0, 2**32 - 1)  # NumPy's range, the smallest of those that use the seed
 MOST = 2**53  # larger integers are no exact floats
 LENGTHS = (1, 2**20)  # tokens of an answer; above the context of any model
 COUNTS = (1, 10_000)  # of samples, rounds and batches; each costs a step of a model
-TEMPERATURES = (0, 100)  # at 100 all tokens are about equally likely
+RANGES: dict[str, tuple[float, float]] = {  # of options by name, ends included
+    **dict.fromkeys(("samples", "batch_size", "rounds", "gradient_accumulation_steps", "lora_r", "lora_alpha"), COUNTS),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNTS),
+    **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens", "max_length"), LENGTHS),
+    **dict.fromkeys(("seed", "data_seed"), SEEDS),
+    **dict.fromkeys(("tolerance", "threshold", "max_coverage", "lora_dropout"), (0, 1)),
+    "limit": (1, INT32), "temperature": (0, 100),  # at 100 all tokens are about equally likely
+    "noise_step": (1, 1000), "noise_edge": (0, INT32), "noise_pixels": (32, INT32),
+    "num_train_epochs": (0, COUNTS[1]), "max_steps": (-1, INT32), "learning_rate": (0, 100), "beta": (0, 1000),
+}  # fmt: skip
 
 
 def option(default: Any, help: str) -> Any:
@@ -90,12 +99,12 @@ def unknown(options: Any, names: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def outside(options: Any, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return a sentence for each field whose number is outside its range, ends included; None is always inside."""
+def outside(options: Any) -> list[str]:
+    """Return a sentence for each field whose number is outside its range in `RANGES`; None is always inside."""
     return [
-        f"{name} is {value}; it must be at least {low}" + (f" and at most {high}" if high < float("inf") else "")
-        for name, (low, high) in ranges.items()
-        if (value := getattr(options, name)) is not None and not low <= value <= high
+        f"{name} is {value}; it must be at least {low} and at most {high}"
+        for name, (low, high) in RANGES.items()
+        if (value := getattr(options, name, None)) is not None and not low <= value <= high
     ]
 
 

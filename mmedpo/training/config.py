@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from trl import DPOConfig
 
 from mmedpo.errors import InputError
-from mmedpo.runs.options import COUNTS, INT32, LENGTHS, SEEDS, outside, refuse, unfit
+from mmedpo.runs.options import outside, refuse, unfit
 from mmedpo.training import zero
 
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # means over pairs, which a weight per pair can scale
@@ -17,12 +17,6 @@ ADDED_LOSSES = {  # never weighted, since they do not depend on the rejected res
     "tdpo_kl": "the token-wise KL divergence to the reference",
 }
 LOSS_TYPES = (*PREFERENCE_LOSSES, *ADDED_LOSSES)
-RANGES = {
-    "seed": SEEDS, "data_seed": SEEDS, "max_length": LENGTHS, "num_train_epochs": (0, COUNTS[1]),
-    "max_steps": (-1, INT32),
-    "per_device_train_batch_size": COUNTS, "per_device_eval_batch_size": COUNTS, "gradient_accumulation_steps": COUNTS,
-    "learning_rate": (0, 100), "beta": (0, 1000),
-}  # fmt: skip
 UNSUPPORTED = {
     "label_smoothing": 0.0,
     "f_divergence_type": "reverse_kl",
@@ -92,7 +86,7 @@ class MMedPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         if self.deepspeed:
             zero.require()
-        refuse(outside(self, RANGES) or unfit(self))  # before the parent computes with them
+        refuse(outside(self) or unfit(self))  # before the parent computes with them
         if self.num_train_epochs == 0 and self.max_steps <= 0:
             raise InputError("num_train_epochs is 0: nothing would be trained. Give a larger number, or max_steps.")
         super().__post_init__()

@@ -25,7 +25,7 @@ from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
 from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import hosts, recipes, writable
-from mmedpo.runs.options import COUNTS, outside, refuse
+from mmedpo.runs.options import outside, refuse
 from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
 from mmedpo.runs.terminal import say
@@ -170,7 +170,7 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
     """Raise InputError for settings that exclude each other or have no effect."""
     if not model_args.model_name_or_path:
         raise InputError("No model: give --model_name_or_path with a Hub id or a folder.")
-    refuse(outside(model_args, {"lora_r": COUNTS, "lora_alpha": COUNTS, "lora_dropout": (0, 1)}))
+    refuse(outside(model_args))
     if config.trust_remote_code:
         raise InputError(
             "trust_remote_code: only models whose code ships with transformers are trained, since prefix sharing and "

@@ -18,6 +18,7 @@ A builder is a module of `dataset_builders/` (no package) with facts and a reade
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
 import math
 import shutil
@@ -44,7 +45,7 @@ from mmedpo.report import audit
 from mmedpo.runs import packaged, writable
 from mmedpo.runs.options import option
 from mmedpo.runs.processes import ALONE, Processes
-from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, write_json
+from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, short_folder, write_json
 
 HUB = "hub:"
 # Options of rejected responses and judges; unused if both come with the data.
@@ -342,8 +343,17 @@ def _check_keeping(run: Build) -> None:
 
 
 def _keep(run: Build) -> None:
-    """Move the source out of the finished dataset into --keep-source, unless already done."""
-    source = run.output / SOURCE_FOLDER
-    if run.keep_source and source.exists() and Processes.here().first:
-        run.keep_source.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, run.keep_source)
+    """Move the source out of the finished dataset into --keep-source, whole or not at all, unless already done."""
+    source, keep = run.output / SOURCE_FOLDER, run.keep_source
+    if keep is None or not source.exists() or not Processes.here().first:
+        return
+    writable.refuse_existing(keep, "--keep-source")
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.rename(keep)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with short_folder(keep) as working:  # on another file system
+            shutil.copytree(source, working, dirs_exist_ok=True)
+        shutil.rmtree(source)

@@ -28,7 +28,7 @@ CONTENTS = "contents.json"  # in a working folder: digests of models and dataset
 ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
 DIGESTS = ".settings.sha256"  # in a finished folder: JSON of digests of settings and contents
 CONTENTS_OF = "contents of "  # in DIGESTS: prefix of the role of a content
-PLACE_OF = "place of "  # in DIGESTS: prefix of a setting, for the digest of the path that it may spell
+PLACE_OF = "place of "  # in DIGESTS: prefix of a setting, for the digest of the path that it spells
 LOCK = ".lock"  # in a working folder: held by its process
 # Files that a run writes before its first result.
 NO_WORK = (SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
@@ -111,7 +111,7 @@ def output_folder(
         _compare_digests(output, settings)
         _compare_contents(output, settings, contents or {})
         if processes.first:
-            _drop_ledgers(output)  # a kill after the rename leaves them
+            _tidy(output)  # after a kill between the rename and its end
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
     if not processes.first:
         writable.refuse_existing(output)
@@ -126,6 +126,7 @@ def output_folder(
     remedy = f"What was finished is kept in {partial}: free some space and run the same command with --resume."
     with _plain_faults(output, remedy), _locked(partial):
         try:
+            writable.refuse_existing(output)  # another process may just have finished it
             _compare_digests(partial, settings)
             record_settings(partial / SETTINGS, settings)
             record_contents(partial, settings, contents or {})
@@ -138,12 +139,11 @@ def output_folder(
             write_json(partial / DIGESTS, digests)
             (partial / SETTINGS).unlink()  # in a source folder it would count as a second table
             (partial / CONTENTS).unlink()
-            (partial / LOCK).unlink(missing_ok=True)
             partial.replace(output)
-            _drop_ledgers(output)  # after the rename, so that a kill in between loses no work
+            _tidy(output)  # after the rename, so that a kill in between loses no work
         except Exception as error:
             # Keep recorded work: a judge may refuse its key after hours of sampling.
-            if fresh and not _is_full(error) and not _holds_work(partial):
+            if (fresh or output.exists()) and not _is_full(error) and not _holds_work(partial):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -261,17 +261,17 @@ def _compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[
 
 
 def _digests(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of each setting that is on, and of each text as a path; the texts name folders and servers."""
-    on = {
+    """Return the SHA-256 of each setting that is on, and of each path; the settings name folders and servers."""
+    found = {
         key: value
         for key, value in sorted(_leaves(settings).items())
         if value is not None and (value is not False or key not in settings)
     }
-    places = {f"{PLACE_OF}{key}": os.path.realpath(value) for key, value in on.items() if isinstance(value, str)}
-    return {
-        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        for key, value in {**on, **places}.items()
-    }
+    for key, value in list(found.items()):
+        if isinstance(value, str) and value:
+            with suppress(OSError, ValueError):
+                found[f"{PLACE_OF}{key}"] = os.path.realpath(value, strict=True)
+    return {key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for key, value in found.items()}
 
 
 def _leaves(settings: dict[str, Any], group: str = "") -> dict[str, Any]:
@@ -290,9 +290,10 @@ def _listed(sentence: str, changes: list[str]) -> str:
     return "\n".join([sentence, *(f"  - {change}" for change in changes)])
 
 
-def _drop_ledgers(folder: Path) -> None:
-    for ledger in folder.glob("*.ledger*"):
-        ledger.unlink(missing_ok=True)
+def _tidy(folder: Path) -> None:
+    """Remove ledgers and lock from a finished folder; before its rename, another process could lock a new file."""
+    for file in (*folder.glob("*.ledger*"), folder / LOCK):
+        file.unlink(missing_ok=True)
 
 
 def _holds_work(folder: Path) -> bool:

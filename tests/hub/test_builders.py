@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -854,6 +856,32 @@ def test_a_source_is_kept_also_after_a_kill_at_the_very_end(
     code, output = run(*words, "--resume")
     assert code == 0 and "nothing to resume" in output
     assert (tmp_path / "kept" / "samples.jsonl").exists() and not (tmp_path / "out" / "source").exists()
+
+
+def test_a_source_is_kept_whole_on_another_file_system_also_after_a_kill(
+    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rename = Path.rename
+
+    def other_file_system(self: Path, target: Path) -> Path:
+        if Path(target).name == "kept" and self.name == "source":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    def killed(source: Path, target: Path, **options: Any) -> None:
+        Path(target, "half").touch()
+        raise KeyboardInterrupt
+
+    words = ("path_vqa", "--source", path_vqa, "--output", "out", "--keep-source", "elsewhere/kept")
+    monkeypatch.setattr(Path, "rename", other_file_system)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", killed)
+        assert run(*words)[0] == 130
+    assert not (tmp_path / "elsewhere" / "kept").exists() and (tmp_path / "out" / "source").exists()
+    assert run(*words, "--resume")[0] == 0
+    assert (tmp_path / "elsewhere" / "kept" / "samples.jsonl").exists() and not (tmp_path / "out" / "source").exists()
+    assert [entry.name for entry in (tmp_path / "elsewhere").iterdir()] == ["kept"]
+    assert not (tmp_path / "elsewhere" / "kept" / "half").exists()
 
 
 def test_a_script_calls_itself_as_the_command(tmp_path: Path) -> None:

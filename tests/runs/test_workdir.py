@@ -107,11 +107,11 @@ def test_a_run_killed_right_after_it_had_its_name_is_finished_and_tidied(
 
     output = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(run_folder, "_drop_ledgers", killed)
+        patched.setattr(run_folder, "_tidy", killed)
         with pytest.raises(KeyboardInterrupt), output_folder(output, {"seed": 0}) as folder:
             Ledger(folder / "step.ledger").put("a", 1)
             (folder / "work.txt").write_text("whole")
-    assert (output / "step.ledger").exists() and not partial_of(output).exists()
+    assert (output / "step.ledger").exists() and (output / ".lock").exists() and not partial_of(output).exists()
     with pytest.raises(AlreadyFinished), output_folder(output, {"seed": 0}, resume=True):
         pytest.fail("the block must not run")
     assert sorted(file.name for file in output.iterdir()) == [".settings.sha256", "work.txt"]
@@ -173,6 +173,26 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
             pytest.fail("the block must not run")
         assert (folder / "file").exists()
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".settings.sha256", "file"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_another_process_just_finished_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    output, lock = tmp_path / "out", run_folder._locked
+    if begun:
+        interrupt(output, {"seed": 0})
+
+    def finish_first(folder: Path) -> Any:
+        monkeypatch.undo()
+        with output_folder(output, {"seed": 0}, resume=True) as working:
+            (working / "work.txt").write_text("whole")
+        return lock(folder)
+
+    monkeypatch.setattr(run_folder, "_locked", finish_first)
+    with pytest.raises(InputError, match="out exists already"), output_folder(output, {"seed": 0}, resume=True):
+        pytest.fail("the block must not run")
+    assert (output / "work.txt").read_text() == "whole" and list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

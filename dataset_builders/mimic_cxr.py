@@ -4,7 +4,7 @@ Source   PhysioNet's tree of MIMIC-CXR-JPG or MIMIC-CXR: `files/p10/p10000032/s5
          mimic-cxr-2.0.0-split.csv and mimic-cxr-2.0.0-metadata.csv (or .csv.gz), and the reports
          `files/p10/p10000032/s50414267.txt`, in the same tree or another (--reports).
 Terms    PhysioNet Credentialed Health Data License: neither texts nor images may be passed on. What that means here:
-         docs/credentialed.md.
+         docs/restricted.md.
 Flaws    names and dates are blacked out as ___; reports compare with earlier images. Reports without the section asked
          for (--sections) and views other than --views are left out, counted.
 Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows chest X-rays).

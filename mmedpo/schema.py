@@ -1,7 +1,7 @@
 """Preference dataset: columns, rules for rows, and the writer of its Parquet files.
 
 The columns are TRL's conversational vision-preference format plus MMedPO's own, so a plain `trl.DPOTrainer` can
-load the dataset too. See docs/architecture.md.
+load the dataset too. See docs/files.md.
 """
 
 from __future__ import annotations

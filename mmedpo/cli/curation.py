@@ -160,7 +160,7 @@ def audit(
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """Print the numbers of rows and rejects of a curation."""
     if manifest["source"].get("credentialed"):
-        console.print(f"{manifest['source']['name']} is credentialed data: docs/credentialed.md.", soft_wrap=True)
+        console.print(f"{manifest['source']['name']} is credentialed data: docs/restricted.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
     read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""

@@ -175,7 +175,7 @@ def compare(
 
     Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
     with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
-    data are left out of it (docs/credentialed.md).
+    data are left out of it (docs/restricted.md).
     """
     from mmedpo.data.sources import read_source
     from mmedpo.evaluation import compare as comparing

@@ -40,7 +40,7 @@ def publish(
     """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
 
     The same content is never sent twice. What people wrote into the card, here or on the Hub, stays. Of credentialed
-    data only ids, weights, scores and settings are published (docs/credentialed.md).
+    data only ids, weights, scores and settings are published (docs/restricted.md).
     """
     from mmedpo.hub.publish import publish as run
 

@@ -83,7 +83,7 @@ def curate_folder(
         redo_changed: repeat samples that changed since the run began; otherwise they raise.
 
     Returns:
-        The manifest (docs/architecture.md); None in all processes but the first.
+        The manifest (docs/files.md); None in all processes but the first.
 
     Raises:
         InputError: no chat model or judges are named; the source, a model, a judge or an option cannot work; every pair

@@ -2,7 +2,7 @@
 
 A mark travels with the data, so that no later step relies on a folder's name: source -> `manifest.json` ("source")
 and the licence of each row -> `training.json` and, for whole models, `config.json` (`KEY`) -> `results.json` ->
-`comparison.json`. See docs/credentialed.md.
+`comparison.json`. See docs/restricted.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the sour
 NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in names and licences, compared by letters and digits
 KEY = "credentialed_source"  # in training.json and config.json: the restricted source of the training data
 YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")  # pandas may write true as 1.0
-MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/credentialed.md."
+MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/restricted.md."
 UNLESS = f"If everybody who receives it has agreed to the same terms, say so with {FLAG}."
 
 

@@ -3,7 +3,7 @@
 Columns are found by their usual names (`columns.COLUMNS`). Rows with lesion boxes and labels but no question, as in
 NIH ChestX-ray14's list of boxes, become questions about those findings.
 
-A source is restricted (docs/credentialed.md) by its name, licence, table's name or a folder of its path; by a file
+A source is restricted (docs/restricted.md) by its name, licence, table's name or a folder of its path; by a file
 `CREDENTIALED` in its folder; by a row with `credentialed: true`; or by the caller. The licence of each sample then
 names it as restricted.
 """

@@ -110,7 +110,7 @@ def compare_attention(
         seed: seed of the bootstrap.
 
     Returns:
-        The content of attention.json (docs/architecture.md).
+        The content of attention.json (docs/files.md).
 
     Raises:
         InputError: a model of an unknown family, without eager attention or without the chosen layers.

@@ -61,7 +61,7 @@ def compare(
         trainings: training folders that may record that dataset.
 
     Returns:
-        The content of comparison.json (docs/architecture.md).
+        The content of comparison.json (docs/files.md).
 
     Raises:
         InputError: as `runs.load` and `seen.seen_in_training`.

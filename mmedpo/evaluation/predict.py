@@ -37,7 +37,7 @@ def evaluate(
     processes: Processes = ALONE,
     accept_unanswered: bool = False,
 ) -> dict[str, Any] | None:
-    """Answer every question, score the answers, and write an evaluation folder (docs/architecture.md).
+    """Answer every question, score the answers, and write an evaluation folder (docs/files.md).
 
     Args:
         answering: model in this process or behind an endpoint.

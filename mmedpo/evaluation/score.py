@@ -114,7 +114,7 @@ def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
     questions) or `report_generation.score` (reports), in the order of the questions.
 
     Returns:
-        The "metrics" of `results.json` (docs/architecture.md).
+        The "metrics" of `results.json` (docs/files.md).
 
     Raises:
         InputError: as `joined`.

@@ -84,11 +84,12 @@ def curate(source: Path) -> dict[str, Any]:
     """Run the command in this process, each phase measured."""
     from mmedpo import cli
     from mmedpo.curation import pipeline
+    from mmedpo.curation import run as whole
     from mmedpo.hub import builders
 
     phases: dict[str, Any] = {}
 
-    def measured(module: Any, name: str, phase: str) -> None:
+    def measured(module: Any, name: str, phase: str | None = None) -> None:
         work = getattr(module, name)
 
         def run(*given: Any, **named: Any) -> Any:
@@ -96,15 +97,16 @@ def curate(source: Path) -> dict[str, Any]:
             Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is forgotten
             began = time.process_time()
             done = work(*given, **named)
-            phases[phase] = {"cpu_s": round(time.process_time() - began, 2), "peak_mb": peak()}
-            print(phase, phases[phase], file=sys.stderr)
+            label = phase or given[0]  # the name of a step
+            phases[label] = {"cpu_s": round(time.process_time() - began, 2), "peak_mb": peak()}
+            print(label, phases[label], file=sys.stderr)
             return done
 
         setattr(module, name, run)
 
-    measured(pipeline, "open_source", "read")
-    for name in ("_choose_rejected", "_locate", "_judge", "_assemble"):
-        measured(pipeline, name, name[1:])
+    measured(whole, "open_source", "read")
+    measured(pipeline, "run_step")
+    measured(pipeline, "_write_rows", "write")
     measured(builders.audit, "audit", "audit")
     measured(builders.cards, "write_dataset_card", "card")
     output = source.with_name("pairs")

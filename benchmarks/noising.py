@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image, features
 
 from mmedpo.curation.localize import Region
-from mmedpo.curation.noise import corrupt, generator
-from mmedpo.curation.rows import Noise, noised
+from mmedpo.curation.noise import Noise, corrupt, generator
+from mmedpo.curation.rows import noised
 from mmedpo.data import images
 from mmedpo.data.samples import Box, Sample
 from mmedpo.data.sources import read_source

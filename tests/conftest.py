@@ -84,7 +84,8 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def preferences(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A curated dataset folder: the corpus's preference split with the tiny model as target, both kinds of pairs."""
-    from mmedpo.curation.pipeline import Settings, curate_folder
+    from mmedpo.curation.run import curate_folder
+    from mmedpo.curation.settings import Settings
     from mmedpo.runs.run_folder import output_folder
 
     folder = tmp_path_factory.mktemp("datasets") / "pairs"

@@ -29,7 +29,7 @@ from standins import JUDGES, WORDS
 from typer.testing import CliRunner
 
 from mmedpo import cli, report
-from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data.credentialed import FLAG, first, is_credentialed
 from mmedpo.data.loading import credentialed_source, load, load_splits

@@ -15,7 +15,9 @@ from PIL import Image
 from standins import STANDINS
 
 from mmedpo import schema
-from mmedpo.curation.pipeline import Settings, _shown, curate_folder
+from mmedpo.curation.pipeline import _shown
+from mmedpo.curation.run import curate_folder
+from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.data.sources import read_source

@@ -15,7 +15,8 @@ from standins import STANDINS
 
 from mmedpo import schema
 from mmedpo.curation.noise import box_mask
-from mmedpo.curation.pipeline import Settings, curate_folder
+from mmedpo.curation.run import curate_folder
+from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 from mmedpo.data.samples import Box
 from mmedpo.data.sources import Source, read_source

@@ -78,15 +78,15 @@ def test_a_file_on_a_full_disk_is_absent_or_what_it_was(tmp_path: Path, full: Ca
 
 
 def test_a_preview_on_a_full_disk_leaves_nothing(corpus: Path, tmp_path: Path, full: Callable[[], None]) -> None:
-    from mmedpo.curation.localize import CentreStandIn
+    from mmedpo.curation.localize import open_localizer
+    from mmedpo.curation.noise import Noise
     from mmedpo.curation.preview import sheet
-    from mmedpo.curation.rows import Noise
     from mmedpo.data.sources import read_source
 
     samples = read_source(corpus, "test").samples
     full()
     with pytest.raises(InputError, match=r"sheet.png cannot be written: No space left on device"):
-        sheet(samples, CentreStandIn(), Noise(), 0.6, 0, 1, tmp_path / "sheet.png")
+        sheet(samples, open_localizer("standin:centre"), Noise(), 0, 1, tmp_path / "sheet.png")
     assert list(tmp_path.iterdir()) == []
 
 

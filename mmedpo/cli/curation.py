@@ -34,7 +34,7 @@ def curate(context: typer.Context) -> None:
     Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
     work: accelerate launch -m mmedpo.cli curate ...
     """
-    from mmedpo.curation import contents
+    from mmedpo.curation.run import check_finished, of_models
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.hub.builders import make_dataset
     from mmedpo.runs.processes import Processes
@@ -43,12 +43,12 @@ def curate(context: typer.Context) -> None:
     settings, run = parsed(context, Settings, Run)
     settings.refuse_unnamed()
     processes = Processes.here()
-    models = contents.of_models(settings) if run.resume else None  # else after the source was read
+    models = of_models(settings) if run.resume else None  # else after the source was read
     try:
         with output_folder(run.output, settings.record(), run.resume, processes, models) as folder:
             manifest = make_dataset(settings, run, folder, command_line(), processes, models)
     except AlreadyFinished:
-        contents.check_finished(settings, run.output)
+        check_finished(settings, run.output)
         raise
     if manifest is not None:
         _print_made(run.output, manifest)
@@ -102,10 +102,9 @@ def preview(context: typer.Context) -> None:
 
     Takes the options of curate, of which those about the source, lesions and noise matter, and --model: its processor.
     """
-    from mmedpo.curation.localize import open_localizer
+    from mmedpo.curation.plan import localizer_of, noise_of, open_source, with_noise_pixels
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
-    from mmedpo.curation.source import open_source
     from mmedpo.models.vision_language import load_processor
 
     settings, run = parsed(context, Settings, Preview)
@@ -115,12 +114,10 @@ def preview(context: typer.Context) -> None:
             "--noise-region image."
         )
     processor = settings.model and load_processor(settings.model).image_processor
-    settings = settings.resolved(processor, console.print)
+    settings = with_noise_pixels(settings, processor, console.print)
     source = open_source(settings)
-    localizer = open_localizer(settings.localizer, settings.query, settings.mask_rule, settings.threshold)
     reasons = sheet(
-        source.samples, localizer, settings.corruption, settings.max_coverage, settings.seed, run.count, run.output,
-        processor,
+        source.samples, localizer_of(settings), noise_of(settings), settings.seed, run.count, run.output, processor
     )  # fmt: skip
     for notice in (*source.notices, source.split_notice):
         console.print(notice, soft_wrap=True)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from mmedpo.curation.prompts import render
 from mmedpo.data import placeholders
 from mmedpo.data.text import folded, plain, words
-from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.runs.provenance import portable
 from mmedpo.schema import text_fault
@@ -80,29 +79,36 @@ class Rejection:
 Choice = Hallucination | Rejection
 
 
-def choose(chat: ChatModel, items: Sequence[Item], style: Style = "match") -> list[Choice]:
-    """Choose or write a rejected response for every item, in order, with at most three batches to `chat`.
-
-    Unusable candidates (`answer_fault`) are never offered. An unusable written response is requested once more.
+@dataclass(frozen=True)
+class Writer:
+    """Chat model that picks or writes rejected responses, shown the images if `show_images`.
 
     Styles:
         match: as long as the gold answer (`length_range`), with as many lines and the same form (`in_form_of`). Plain
             yes or no is flipped without a request.
         minimal: as match, with at most `most_changes` words of the gold answer changed.
         free: a whole sentence of any length, as in the authors' released data.
-
-    Raises:
-        InputError: the style is unknown, or `chat.complete` raises it.
     """
-    if style not in get_args(Style):
-        raise InputError(f"style={style!r} is unknown; choose one of {', '.join(get_args(Style))}.")
-    chosen: dict[int, Choice] = {}
-    if style != "free":
-        flipped = {i: flip(item.gold) for i, item in enumerate(items) if item.task != "report"}
-        chosen |= {i: Hallucination(text, FLIPPED, FLIP) for i, text in flipped.items() if text is not None}
-    for step in (_select, _inject):
-        chosen |= step(chat, {i: item for i, item in enumerate(items) if i not in chosen}, style)
-    return [chosen[i] for i in range(len(items))]
+
+    chat: ChatModel
+    style: Style = "match"
+    show_images: bool = False
+
+    def choose(self, items: Sequence[Item]) -> list[Choice]:
+        """Choose or write a rejected response for every item, in order, with at most three batches of requests.
+
+        Unusable candidates (`answer_fault`) are never offered. An unusable written response is requested once more.
+
+        Raises:
+            InputError: `chat.complete` raises it.
+        """
+        chosen: dict[int, Choice] = {}
+        if self.style != "free":
+            flipped = {i: flip(item.gold) for i, item in enumerate(items) if item.task != "report"}
+            chosen |= {i: Hallucination(text, FLIPPED, FLIP) for i, text in flipped.items() if text is not None}
+        for step in (_select, _inject):
+            chosen |= step(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
+        return [chosen[i] for i in range(len(items))]
 
 
 def flip(gold: str) -> str | None:

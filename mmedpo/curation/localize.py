@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,39 +70,54 @@ class Region:
         return cls(**{**record, "boxes": tuple(Box(**box) for box in record["boxes"]), "mask": mask})
 
 
-class Localizer(Protocol):
-    """Tool that finds the lesion that a question is about. Every pair records its `name`."""
+@dataclass(frozen=True)
+class Localizer:
+    """Tool that finds the lesion that a question is about.
+
+    Attributes:
+        name: one of `FORMS`, recorded with every pair.
+        find: returns the region of one sample.
+        query, mask_rule: as given; None if the tool takes none.
+        max_coverage: largest share of the image that a lesion may cover, in [0, 1].
+    """
 
     name: str
+    find: Callable[[Sample], Region]
+    query: str | None = None
+    mask_rule: str | None = None
+    max_coverage: float = 1.0
 
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        """Return one region per sample, in order."""
+    def locate(self, sample: Sample) -> Region:
+        """Return the sample's region with its coverage, or with the reason why it cannot be used."""
+        return bounded(self.find(sample), sample, self.max_coverage)
 
 
-def open_localizer(spec: str, query: str = "disease", rule: str = "quantile:0.8", threshold: float = 0.1) -> Localizer:
+def open_localizer(
+    spec: str, query: str = "disease", rule: str = "quantile:0.8", threshold: float = 0.1, max_coverage: float = 1.0
+) -> Localizer:
     """Return the localizer that `spec` names (see `FORMS`).
 
     Args:
         query: text for tools that take one (`Query`).
         rule: turns a heat map into a mask (`noise.heat_mask`).
         threshold: drop detections below this confidence, in [0, 1].
+        max_coverage: as for `Localizer`.
 
     Raises:
-        InputError: the spec or an option is unknown or out of range, or a tool cannot be loaded.
+        InputError: the spec, query or rule is unknown, or a tool cannot be loaded.
     """
     asked = Query(query)
     check_rule(rule)
-    if not 0 <= threshold <= 1:
-        raise InputError(f"The detection threshold is {threshold}; it must be in [0, 1].")
     kind, _, name = spec.partition(":")
-    simple: list[Localizer] = [GivenBoxes(), GivenMasks(), GivenHeatMaps(rule), CentreStandIn(), NoLocalizer()]
-    for localizer in simple:
-        if localizer.name == spec:
-            return localizer
+    if spec in SIMPLE:
+        return Localizer(spec, SIMPLE[spec], max_coverage=max_coverage)
+    if spec == "heatmap":
+        return Localizer(spec, partial(_recorded_heat, rule=rule), None, rule, max_coverage)
     if kind == "detector" and name:
-        return Detector(name, asked, threshold)
+        return Localizer(spec, Detector(name, asked, threshold).find, query, None, max_coverage)
     if kind == "medklip" and name:
-        return MedKLIPLocalizer(Path(name), asked, rule)
+        found = MedKLIPLocalizer(Path(name), asked, rule)
+        return Localizer(f"medklip:{Path(name)}", found.find, query, rule, max_coverage)
     raise InputError(f"The localizer {spec!r} is unknown; use one of: {FORMS}.")
 
 
@@ -125,66 +140,50 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
     return replace(region, reason=reason)
 
 
-class GivenBoxes:
-    """Boxes recorded in the source; the confidence is the highest one."""
-
-    name = "boxes"
-
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [_boxes(sample.boxes) for sample in samples]
+def _recorded_boxes(sample: Sample) -> Region:
+    return _boxes(sample.boxes)
 
 
-class GivenMasks:
-    """Mask files recorded in the source, joined; every pixel that is not black belongs to the lesion."""
-
-    name = "masks"
-
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._read(sample) for sample in samples]
-
-    def _read(self, sample: Sample) -> Region:
-        masks = [np.asarray(open_rgb(file)).any(axis=2) for file in sample.masks]
-        if not masks:
-            return Region(reason=NOT_FOUND)
-        if len({mask.shape for mask in masks}) > 1:
-            return Region(reason="the masks of the image differ in size")
-        confidence = 1.0 if sample.confidence is None else sample.confidence
-        return _from_mask(np.logical_or.reduce(masks), "mask", confidence)
+def _recorded_masks(sample: Sample) -> Region:
+    """Return the sample's masks, joined; every pixel that is not black belongs to the lesion."""
+    masks = [np.asarray(open_rgb(file)).any(axis=2) for file in sample.masks]
+    if not masks:
+        return Region(reason=NOT_FOUND)
+    if len({mask.shape for mask in masks}) > 1:
+        return Region(reason="the masks of the image differ in size")
+    confidence = 1.0 if sample.confidence is None else sample.confidence
+    return _from_mask(np.logical_or.reduce(masks), "mask", confidence)
 
 
-class GivenHeatMaps:
-    """Heat maps recorded in the source: a picture (black is cold) or a `.npy` array of two dimensions.
+def _recorded_heat(sample: Sample, rule: str) -> Region:
+    """Return the hot part of the sample's heat map: a picture (black is cold) or a `.npy` array of two dimensions.
 
     The confidence is the table's, or else the hottest value if all values lie in [0, 1].
     """
-
-    name = "heatmap"
-
-    def __init__(self, rule: str) -> None:
-        self.rule = rule
-
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._read(sample) for sample in samples]
-
-    def _read(self, sample: Sample) -> Region:
-        if sample.heatmap is None:
-            return Region(reason=NOT_FOUND)
-        heat = read_heat(sample.heatmap)
-        confidence = sample.confidence
-        if confidence is None and heat.max() <= 1:
-            confidence = float(heat.max())
-        if confidence is None:
-            return Region(reason="the heat map has no confidence and is not scaled to [0, 1]")
-        return _from_heat(heat, open_rgb(sample.image), self.rule, "heat", confidence)
+    if sample.heatmap is None:
+        return Region(reason=NOT_FOUND)
+    heat = read_heat(sample.heatmap)
+    confidence = sample.confidence
+    if confidence is None and heat.max() <= 1:
+        confidence = float(heat.max())
+    if confidence is None:
+        return Region(reason="the heat map has no confidence and is not scaled to [0, 1]")
+    return _from_heat(heat, open_rgb(sample.image), rule, "heat", confidence)
 
 
-class NoLocalizer:
-    """No localizer. Noise on the whole image needs none."""
+def _centre(sample: Sample) -> Region:
+    """Return the middle half of width and height: an offline stand-in, not a medical tool."""
+    width, height = open_rgb(sample.image).size
+    return _boxes([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)])
 
-    name = "none"
 
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [Region(reason=NOT_FOUND, confidence=1.0) for _ in samples]
+def _nothing(sample: Sample) -> Region:
+    return Region(reason=NOT_FOUND, confidence=1.0)  # noise on the whole image needs no lesion
+
+
+SIMPLE: dict[str, Callable[[Sample], Region]] = {
+    "boxes": _recorded_boxes, "masks": _recorded_masks, "standin:centre": _centre, "none": _nothing,
+}  # fmt: skip
 
 
 class Detector:
@@ -203,7 +202,7 @@ class Detector:
             pipeline,
         )
 
-        self.name, self.threshold = f"detector:{model}", threshold
+        self.threshold = threshold
         try:
             config = AutoConfig.from_pretrained(model, **trust.only_data())
             zero_shot = type(config) in AutoModelForZeroShotObjectDetection._model_mapping
@@ -219,11 +218,10 @@ class Detector:
             raise
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"The detector {model!r} cannot be loaded: {hub.why_unread(error, model)}") from error
-
         self._cached = lru_cache(CACHED)(self._detect)
 
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._cached(sample.image, self.query and self._fitting(self.query(sample))) for sample in samples]
+    def find(self, sample: Sample) -> Region:
+        return self._cached(sample.image, self.query and self._fitting(self.query(sample)))
 
     def _fitting(self, query: str) -> str:
         """Return the first words of the query that fit the detector's text encoder (16 tokens in OWL-ViT)."""
@@ -257,7 +255,7 @@ class MedKLIPLocalizer:
     def __init__(self, folder: Path, query: Query, rule: str) -> None:
         from mmedpo.curation.medklip import MedKLIP, text_encoder
 
-        self.name, self.rule, self.query = f"medklip:{folder}", rule, query
+        self.rule, self.query = rule, query
         self.model = MedKLIP(folder, text_encoder(folder))
         self._known = {name.casefold() for name in self.model.observations}
         unknown = [text for text in query.texts() if text.casefold() not in self._known]
@@ -266,10 +264,7 @@ class MedKLIPLocalizer:
             raise InputError(f"MedKLIP has no observation {', '.join(map(repr, unknown))}; it has {known}.")
         self._cached = lru_cache(CACHED)(self._observe)
 
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        return [self._find(sample) for sample in samples]
-
-    def _find(self, sample: Sample) -> Region:
+    def find(self, sample: Sample) -> Region:
         if sample.modality and modality(sample) != "xray":
             return Region(reason=f"a chest X-ray tool does not read {sample.modality}")
         if sample.organ and not CHEST.intersection(letters(sample.organ)):
@@ -286,16 +281,6 @@ class MedKLIPLocalizer:
         if asked.casefold() in self._known:
             return asked
         return next((word for word in words(asked) if word in LESIONS & self._known), DISEASE)
-
-
-class CentreStandIn:
-    """Offline stand-in, not a medical tool: the middle half of width and height of every image."""
-
-    name = "standin:centre"
-
-    def locate(self, samples: Sequence[Sample]) -> list[Region]:
-        sizes = [open_rgb(sample.image).size for sample in samples]
-        return [_boxes([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)]) for width, height in sizes]
 
 
 def _boxes(boxes: Sequence[Box]) -> Region:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,38 @@ CELLS = 3 / 4  # cells per pixel of the view; cells of 4/3 pixels keep their str
 GREY = 16  # most levels between the channels of a grey pixel; JPEG channels differ a little
 COLOURED = 1 / 50  # share of a grey image's pixels that may have colour: arrows and labels
 RULES = "quantile:Q (pixels above that quantile), fixed:T (above that share of the maximum), otsu; Q and T in [0, 1]"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Corruption of the images of visual pairs.
+
+    Attributes:
+        method, step, edge, pixels: as for `corrupt`.
+        region: "lesion" (pairs only where one was found) or "image" (the whole image, with or without a lesion).
+        reversed: make (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
+    """
+
+    method: str = "diffusion"
+    step: int = 800
+    edge: int = 0
+    region: str = "lesion"
+    reversed: bool = False
+    pixels: int = PIXELS
+
+    @property
+    def whole(self) -> bool:
+        return self.region == "image" or self.method == "crop"
+
+    @property
+    def dispreference(self) -> str:
+        """Kind of pair that it makes (`schema.DISPREFERENCES`)."""
+        if self.reversed:
+            return "reversed_noise"
+        return "image_noise" if self.whole else "lesion_noise"
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "region": "image" if self.whole else "lesion"}
 
 
 def generator(seed: int, row_id: str) -> np.random.Generator:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedpo.curation.localize import Localizer, Region, bounded
-from mmedpo.curation.rows import Noise, noised, row_id
+from mmedpo.curation.localize import Localizer, Region
+from mmedpo.curation.noise import Noise
+from mmedpo.curation.rows import noised, row_id
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.errors import InputError
@@ -36,7 +37,6 @@ def sheet(
     samples: Sequence[Sample],
     localizer: Localizer,
     noise: Noise,
-    most: float,
     seed: int,
     count: int,
     output: Path,
@@ -45,7 +45,6 @@ def sheet(
     """Write `output` (PNG) with one row for each of the first `count` images that have a region.
 
     Args:
-        most: largest share of an image that a region may cover, in [0, 1].
         processor: the model's image processor, which gives the model's view; without one, images are shrunk to the
             noise's `pixels`.
 
@@ -64,7 +63,7 @@ def sheet(
             break
         if sample.image_digest in shown:
             continue
-        region = bounded(localizer.locate([sample])[0], sample, most)
+        region = localizer.locate(sample)
         if region.reason and not noise.whole:
             left_out[sample.image_digest] = region.reason
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
@@ -108,23 +108,21 @@ class Panel:
             result is the mean, and neither order nor `rounds` matters.
 
     Raises:
-        InputError: no judge, judges of the same name, an unknown mode, or a setting out of its range.
+        InputError: judges of the same name.
     """
 
     def __init__(
         self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0, mode: Mode = "sequential"
     ) -> None:
         names = [portable(judge.name) for judge in judges]
-        if not names:
-            raise InputError("A panel needs at least one judge; none was given.")
         if len(set(names)) < len(names):
             raise InputError(f"The judges are {', '.join(names)}; names must differ, for a score to have one author.")
-        if rounds < 1 or not 0 <= tolerance <= 1:
-            raise InputError(f"rounds={rounds} must be at least 1 and tolerance={tolerance} within [0, 1].")
-        if mode not in get_args(Mode):
-            raise InputError(f"mode={mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
-        self.judges, self.tolerance, self.mode = dict(zip(names, judges, strict=True)), tolerance, mode
-        self.rounds = rounds if mode == "sequential" else 1
+        self.judges, self.rounds, self.tolerance, self.mode = (
+            dict(zip(names, judges, strict=True)), rounds, tolerance, mode,
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        return {"mode": self.mode, "rounds": self.rounds, "tolerance": self.tolerance}
 
     def score(self, items: Sequence[Item]) -> list[Relevance]:
         """Return one result per item, in order; each judge gets all open items of a round in one batch.
@@ -133,7 +131,7 @@ class Panel:
             InputError: a judge's `complete` raises it.
         """
         discussions = [_Discussion(item) for item in items]
-        for number in range(1, self.rounds + 1):
+        for number in range(1, (self.rounds if self.mode == "sequential" else 1) + 1):
             still_open = [discussion for discussion in discussions if not discussion.agreed]
             if not still_open:
                 break

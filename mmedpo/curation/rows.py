@@ -11,7 +11,7 @@ import numpy as np
 from mmedpo import schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
-from mmedpo.curation.noise import DRAWN, PIXELS, corrupt, generator
+from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator
 from mmedpo.curation.sampling import texts
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
@@ -62,41 +62,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Corruption of the images of visual pairs.
-
-    Attributes:
-        method: one of `noise.METHODS`.
-        step: k of the diffusion, 1 .. 1000.
-        edge: width of the feathered edge inside the mask, in pixels; 0 is a hard edge.
-        region: "lesion" (pairs only where one was found) or "image" (the whole image, with or without a lesion).
-        reversed: make (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
-        pixels: longer side of the image as the model sees it; sets how coarse the noise is.
-    """
-
-    method: str = "diffusion"
-    step: int = 800
-    edge: int = 0
-    region: str = "lesion"
-    reversed: bool = False
-    pixels: int = PIXELS
-
-    @property
-    def whole(self) -> bool:
-        return self.region == "image" or self.method == "crop"
-
-    @property
-    def dispreference(self) -> str:
-        """Kind of pair that it makes (`schema.DISPREFERENCES`)."""
-        if self.reversed:
-            return "reversed_noise"
-        return "image_noise" if self.whole else "lesion_noise"
-
-    def record(self) -> dict[str, Any]:
-        return {**asdict(self), "region": "image" if self.whole else "lesion"}
-
-
-@dataclass(frozen=True)
 class Makers:
     """Makers of the rejected sides, recorded in every row's provenance."""
 
@@ -104,7 +69,7 @@ class Makers:
     revision: str | None
     localizer: str
     mask_rule: str | None
-    noise: Noise
+    noise: Noise | None
     seed: int
 
 
@@ -174,7 +139,7 @@ def dataset_rows(
         provenance = {
             "sample_id": sample.id, "image_id": sample.image_id, "patient_id": sample.patient_id, "seed": makers.seed,
         }  # fmt: skip
-        if pair.dispreference == TEXT_PAIR or makers.noise.reversed:
+        if pair.dispreference == TEXT_PAIR or (makers.noise and makers.noise.reversed):
             provenance |= _set_rejected(row, sample, steps, makers)
         if pair.dispreference != TEXT_PAIR:
             provenance |= _set_noised(row, sample, steps, makers)
@@ -204,6 +169,7 @@ def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
 def _set_noised(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
     """Set the noised image of a row, on both sides if reversed; return its provenance."""
     noise, region = makers.noise, Region.read(steps["locate"][sample.id])
+    assert noise is not None  # else there is no visual pair
     picture, coverage = noised(sample, region, noise, makers.seed, row["id"])
     if noise.reversed:
         row["images"], row["chosen"], row["rejected"] = [picture], row["rejected"], row["chosen"]

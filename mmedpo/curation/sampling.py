@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from mmedpo import schema
 from mmedpo.data import images
@@ -13,41 +14,42 @@ from mmedpo.data.text import unit_interval
 from mmedpo.models.generation import Sampling, longest
 from mmedpo.models.vision_language import VisionLanguageModel
 
-if TYPE_CHECKING:
-    from mmedpo.curation.settings import Settings
-
 Found = dict[str, Any]  # of one sample: {"texts": [..], "left_out": {reason: count}}
 
 
+@dataclass(frozen=True)
 class Sampler:
-    """Target model of the settings with their sampling options.
+    """Target model, a Hub id or folder, with the options of its samples (`curate --help`)."""
 
-    Raises:
-        InputError: the model cannot be loaded.
-    """
+    name: str
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    max_new_tokens_report: int
+    batch_size: int
+    seed: int
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.model = settings, VisionLanguageModel(str(settings.model))
-        self.revision = self.model.revision
+    def load(self) -> VisionLanguageModel:
+        """Return the model. Raises InputError if it cannot be loaded."""
+        return VisionLanguageModel(self.name)
 
-    def sample(self, batch: Sequence[Sample]) -> list[Found]:
+    def sample(self, model: VisionLanguageModel, batch: Sequence[Sample]) -> list[Found]:
         """Return the candidates of each sample of a batch, whose samples share a task.
 
         Answers that are empty, cut off or end inside a thought are counted and left out; as rejected responses they
         would teach where to stop.
         """
-        settings = self.settings
         # The seed depends on the whole batch; batches are recorded whole, so a resumed run draws the same.
-        seed = int(unit_interval("sample", settings.seed, *(sample.id for sample in batch)) * 2**32)
-        most = longest(batch[0].task, settings.max_new_tokens, settings.max_new_tokens_report)
-        sampling = Sampling(most, settings.temperature, samples=settings.samples, seed=seed)
-        inputs = self.model.encode([(images.open_rgb(sample.image), sample.question) for sample in batch])
+        seed = int(unit_interval("sample", self.seed, *(sample.id for sample in batch)) * 2**32)
+        most = longest(batch[0].task, self.max_new_tokens, self.max_new_tokens_report)
+        sampling = Sampling(most, self.temperature, samples=self.samples, seed=seed)
+        inputs = model.encode([(images.open_rgb(sample.image), sample.question) for sample in batch])
         return [
             {
                 "texts": [answer.text for answer in answers if answer.text is not None],
                 "left_out": Counter(answer.failure for answer in answers if answer.text is None),
             }
-            for answers in self.model.generate(inputs, sampling)
+            for answers in model.generate(inputs, sampling)
         ]
 
 

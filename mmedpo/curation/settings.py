@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
-from mmedpo.curation.rows import Noise
 from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
 from mmedpo.errors import InputError
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
-from mmedpo.models.model_input import longer_side
-from mmedpo.models.vision_language import load_processor
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 from mmedpo.runs.provenance import portable
 from mmedpo.schema import SHARD_SIZE, shard_bytes
 
-log = logging.getLogger(__name__)
 CHATS = (
     "http://host:port/v1#model, hub:org/model[@provider], local:org/model, cache:model (nobody: what the cache holds "
     "of its answers), standin:NAME (offline word rules, for trials)"
@@ -31,7 +26,6 @@ UNNAMED = (
     f"{{}}: not given, and there is no default. Name who {{}}: {CHATS}, or none; --chat standin:rules --judges "
     "standin:strict standin:lenient standin:lexical tries the path without any model."
 )
-OWN_SIZE = "If yours sees them at another size, give it as --noise-pixels."
 
 
 @dataclass
@@ -119,13 +113,8 @@ class Settings:
         refuse(wrong)
 
     @property
-    def corruption(self) -> Noise:
-        pixels = self.noise_pixels or noise.PIXELS
-        return Noise(self.noise, self.noise_step, self.noise_edge, self.noise_region, self.reversed, pixels)
-
-    @property
     def makes_visual_pairs(self) -> bool:
-        return self.localizer != "none" or self.corruption.whole
+        return self.localizer != "none" or self.noise_region == "image" or self.noise == "crop"
 
     @property
     def writes_answers(self) -> bool:
@@ -144,26 +133,6 @@ class Settings:
         }
         if options := [option for option, task in missing.items() if task]:
             raise InputError(UNNAMED.format(" and ".join(options), " and who ".join(filter(None, missing.values()))))
-
-    def resolved(self, processor: Any = None, say: Callable[[str], None] = log.warning) -> Settings:
-        """Return these settings with `noise_pixels` filled in where it matters.
-
-        Args:
-            processor: the target model's image processor; loaded by the model's name if needed.
-            say: gets a message if the size is not the target model's own.
-
-        Raises:
-            InputError: the target model's processor cannot be read.
-        """
-        if self.noise_pixels is not None or self.noise not in noise.DRAWN or not self.makes_visual_pairs:
-            return self
-        if processor is None and self.model is not None:
-            processor = load_processor(self.model).image_processor
-        seen = processor and longer_side(processor)
-        if not seen:
-            why = f"the processor of {self.model} gives no size" if self.model else "no --model is named"
-            say(f"Noise: drawn for a model that sees images at {noise.PIXELS} pixels, since {why}. {OWN_SIZE}")
-        return replace(self, noise_pixels=seen or noise.PIXELS)
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": str(self.source)}

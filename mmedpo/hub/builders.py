@@ -31,9 +31,8 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from mmedpo.curation import contents
-from mmedpo.curation.pipeline import curate_folder
 from mmedpo.curation.rows import Precomputed
+from mmedpo.curation.run import Contents, check_finished, curate_folder, of_models
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import credentialed
 from mmedpo.data.loading import dataset_commit
@@ -113,7 +112,7 @@ def defaults(builder: ModuleType) -> dict[str, Any]:
 
 def make_dataset(
     settings: Settings, run: Run, folder: Path, command: str, processes: Processes,
-    models: contents.Contents | None = None, precomputed: Precomputed | None = None,
+    models: Contents | None = None, precomputed: Precomputed | None = None,
     about_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Curate into a working folder, audit the rows and write the card.
@@ -175,7 +174,7 @@ def build(
     settings.credentialed |= _is_restricted(upstream, options)
     record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    manifest, models = None, contents.of_models(settings) if run.resume else None
+    manifest, models = None, of_models(settings) if run.resume else None
     try:
         with output_folder(run.output, record, run.resume, processes, models) as folder:
             precomputed, about = read_upstream(builder, upstream, settings, options, folder, processes)
@@ -200,7 +199,7 @@ def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Setting
     """Read the source again; raise InputError if the finished dataset was made of another one."""
     with TemporaryDirectory(dir=run.output.resolve().parent, prefix=".mmedpo-") as folder:
         read_upstream(builder, upstream, settings, options, Path(folder), ALONE)
-        contents.check_finished(settings, run.output)
+        check_finished(settings, run.output)
 
 
 def read_upstream(

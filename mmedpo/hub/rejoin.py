@@ -17,11 +17,11 @@ from types import ModuleType
 from typing import Any
 
 from mmedpo import schema
-from mmedpo.curation import contents
 from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
-from mmedpo.curation.pipeline import NothingMade, curate_folder
+from mmedpo.curation.pipeline import NothingMade
 from mmedpo.curation.rows import TEXT_PAIR, Precomputed
+from mmedpo.curation.run import curate_folder, of_models
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import credentialed, hub, loading
 from mmedpo.data.samples import Box
@@ -141,7 +141,7 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
         )
     record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
     record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
-    models = contents.of_models(settings) if run.resume else None  # else computed after the source is read
+    models = of_models(settings) if run.resume else None  # else computed after the source is read
     with output_folder(run.output, record, run.resume, contents=models) as folder:
         precomputed, about = _read_source(published, settings, options, folder)
         precomputed = _with_published(precomputed, published, settings)

@@ -9,7 +9,7 @@ import pytest
 
 from mmedpo.curation import alternatives
 from mmedpo.curation.alternatives import COMPARED, Alternatives, Pool
-from mmedpo.curation.hallucinate import Item, choose
+from mmedpo.curation.hallucinate import Item, Writer
 from mmedpo.curation.standins import StandInChat
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import folded, unit_interval, words
@@ -54,7 +54,7 @@ def test_nothing_is_compared_for_a_question_that_has_a_rule(compared: list[objec
     pool = Pool((f"wire {number}" for number in range(20)), 0)
     asked = [replace(ASKED, id=gold, answer=gold) for gold in ("yes", "left lung", "Two clips")]
     items = [Item(one.question, one.answer, one.task, alternatives=Alternatives(pool, one)) for one in asked]
-    made = choose(StandInChat(), items)
+    made = Writer(StandInChat()).choose(items)
     assert [choice.text for choice in made[:2]] == ["no", "right lung"] and made[2].text.startswith("Wire ")
     assert {id for _, _, id, _ in compared} == {"Two clips"}
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from chat_server import Answer, ChatServer, Received, o_series
 
-from mmedpo.curation.pipeline import NothingMade, curate_folder
+from mmedpo.curation.pipeline import NothingMade
+from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 

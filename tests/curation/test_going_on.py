@@ -17,10 +17,11 @@ from PIL import Image
 from standins import STANDINS, WORDS
 
 from mmedpo import cli, schema
-from mmedpo.curation import contents, prompts
-from mmedpo.curation.localize import GivenBoxes, GivenMasks
-from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation import prompts
+from mmedpo.curation.localize import Localizer
+from mmedpo.curation.run import curate_folder, of_models
 from mmedpo.curation.settings import Settings
+from mmedpo.data.samples import Sample
 from mmedpo.errors import InputError
 from mmedpo.models.chat.local import LocalChat
 from mmedpo.models.fingerprint import model_contents
@@ -68,7 +69,7 @@ def edit(folder: Path, change: Change) -> None:
 
 
 def curate(output: Path, settings: Settings, resume: bool = False, redo: bool = False) -> None:
-    models = contents.of_models(settings) if resume else None
+    models = of_models(settings) if resume else None
     with output_folder(output, settings.record(), resume, contents=models) as folder:
         curate_folder(settings, folder, models=models, redo_changed=redo)
 
@@ -136,7 +137,7 @@ def test_a_question_that_changed_is_refused_or_done_again_alone(
             curate(tmp_path / "out", settings, resume=True)
         assert [(fault.row, fault.column) for fault in refused.value.faults] == [("q3", named)]
     with monkeypatch.context() as patch:
-        located = noted(patch, localizer)
+        located = noted(patch)
         curate(tmp_path / "out", settings, resume=True, redo=True)
     assert located == ["q3"]
     curate(tmp_path / "fresh", settings)
@@ -144,16 +145,15 @@ def test_a_question_that_changed_is_refused_or_done_again_alone(
     assert made(tmp_path / "out") != made(tmp_path / "as it was")
 
 
-def noted(monkeypatch: pytest.MonkeyPatch, localizer: str) -> list[str]:
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The questions that the localizer is asked about from now on."""
-    kind: Any = {"boxes": GivenBoxes, "masks": GivenMasks}[localizer]
-    locate, seen = kind.locate, list[str]()
+    locate, seen = Localizer.locate, list[str]()
 
-    def noting(self: Any, samples: Any) -> Any:
-        seen.extend(sample.id for sample in samples)
-        return locate(self, samples)
+    def noting(self: Localizer, sample: Sample) -> Any:
+        seen.append(sample.id)
+        return locate(self, sample)
 
-    monkeypatch.setattr(kind, "locate", noting)
+    monkeypatch.setattr(Localizer, "locate", noting)
     return seen
 
 
@@ -256,16 +256,16 @@ def test_each_model_of_this_machine_is_known_by_its_contents(
     place = str(tmp_path / "a")
     options = {"model": place, "chat": f"local:{place}", "judge": f"local:{place}", "localizer": f"detector:{place}"}
     named |= {"judges": ["standin:strict", options[role]]} if role == "judge" else {role: options[role]}
-    before = contents.of_models(Settings(**named))
+    before = of_models(Settings(**named))
     assert {name for name, digest in before.items() if digest} == {"judge local:a" if role == "judge" else role}
     other_weights(tmp_path / "a")
-    after = contents.of_models(Settings(**named))
+    after = of_models(Settings(**named))
     assert [name for name in before if before[name] != after[name]] == ["judge local:a" if role == "judge" else role]
 
 
 def test_endpoints_and_stand_ins_have_no_contents(tmp_path: Path) -> None:
     settings = Settings(source=tmp_path, chat="http://127.0.0.1:1/v1#a", judges=["hub:org/a", "standin:strict"])
-    assert set(contents.of_models(settings).values()) == {None}
+    assert set(of_models(settings).values()) == {None}
 
 
 @pytest.mark.parametrize("file", ["*.pth", "*.json", "text_encoder/tokenizer.json"])
@@ -274,12 +274,12 @@ def test_medklip_is_known_by_each_of_its_files(tmp_path: Path, file: str) -> Non
     write_text_encoder(folder / "text_encoder")
     (found,) = folder.glob(file)
     settings = Settings(source=tmp_path, localizer=f"medklip:{folder}", **STANDINS)
-    before = contents.of_models(settings)
+    before = of_models(settings)
     (folder / "README").write_text("About.")
-    assert contents.of_models(settings) == before
+    assert of_models(settings) == before
     with found.open("ab") as opened:
         opened.write(b" ")
-    assert contents.of_models(settings)["localizer"] != before["localizer"]
+    assert of_models(settings)["localizer"] != before["localizer"]
     assert before["localizer"] is not None
 
 

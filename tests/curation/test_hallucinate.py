@@ -8,14 +8,13 @@ from mmedpo.curation.hallucinate import (
     Hallucination,
     Item,
     Rejection,
+    Writer,
     changes,
-    choose,
     flip,
     in_form_of,
     length_range,
     most_changes,
 )
-from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply
 from mmedpo.models.chat.endpoint import EndpointChat
 
@@ -39,7 +38,7 @@ class Scripted:
 
 
 def one(chat, item, **options):
-    (choice,) = choose(chat, [item], **options)
+    (choice,) = Writer(chat, **options).choose([item])
     return choice
 
 
@@ -130,10 +129,10 @@ def test_items_are_batched_and_keep_their_order():
         *('{"answer": "right lung"}', '{"answer": "MRI"}'),
         '{"answer": "left lung"}',
     )
-    choices = choose(chat, items)
+    choices = Writer(chat).choose(items)
     assert chat.batches == [["select@2"] * 3, ["inject@2"] * 2, ["inject@2"]]
     assert [getattr(choice, "text", "-") for choice in choices] == ["left lung", "MRI", "CT", "No", "-"]
-    assert choose(chat, []) == []
+    assert Writer(chat).choose([]) == []
 
 
 @pytest.mark.parametrize(("gold", "expected"), [("Yes", (1, 3)), ("a b", (1, 4)), ("w " * 10, (5, 20)), ("", (1, 2))])
@@ -226,7 +225,7 @@ def test_a_sentence_a_report_and_style_free_are_not_flipped_but_told_what_to_mea
     assert "whole sentences" in chat.requests[0].text and "1 to 3 words" not in chat.requests[0].text
     chat = Scripted('{"answer": "Yes, a mass"}', '{"answer": "Mass"}', '{"answer": "an effusion"}')
     items = [Item("?", "No, no mass", "closed_vqa"), Item("?", "No", "report"), Item("?", "a mass", "open_vqa")]
-    assert [choice.text for choice in choose(chat, items)] == ["Yes, a mass", "Mass", "an effusion"]
+    assert [choice.text for choice in Writer(chat).choose(items)] == ["Yes, a mass", "Mass", "an effusion"]
     assert ["must be a yes" in request.text for request in chat.requests] == [True, False, False]
 
 
@@ -305,11 +304,6 @@ def test_an_answer_of_any_size_leaves_a_short_reason():
         assert len(refused.detail) < 300
 
 
-def test_an_unknown_style_is_refused():
-    with pytest.raises(InputError, match="match, minimal, free"):
-        choose(Scripted(), [LUNG], style="short")
-
-
 def test_over_http(chat_server):
     def answer(received):
         if "Answers of the model:" in received.text:
@@ -318,5 +312,5 @@ def test_over_http(chat_server):
 
     chat_server.answer = answer
     chat = EndpointChat("med-7b", base_url=chat_server.url)
-    assert choose(chat, [LUNG] * 3) == [Hallucination("left lung", "med-7b", "inject@2", "place")] * 3
+    assert Writer(chat).choose([LUNG] * 3) == [Hallucination("left lung", "med-7b", "inject@2", "place")] * 3
     assert len(chat_server.received) == 6

@@ -14,7 +14,8 @@ import transformers as tf
 from PIL import Image
 
 from mmedpo.curation.noise import corrupt, generator, is_grey, schedule
-from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.plan import noise_of, with_noise_pixels
+from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 from mmedpo.errors import InputError
@@ -204,11 +205,13 @@ def test_noise_pixels_are_the_targets_own_unless_they_are_given(
 ) -> None:
     makers = {**PROCESSORS, "Gemma4": tf.Gemma4ImageProcessorPil}
     told: list[str] = []
-    settings = Settings(source=Path("data"), **options).resolved(processor and makers[processor](), told.append)
+    settings = with_noise_pixels(
+        Settings(source=Path("data"), **options), processor and makers[processor](), told.append
+    )
     assert [f"at 336 pixels, since {said}." in line for line in told] == [True] * (said is not None)
     assert settings.noise_pixels == expected
-    assert settings.corruption.pixels == (expected or 336)
-    assert settings.resolved() == settings
+    assert noise_of(settings).pixels == (expected or 336)
+    assert with_noise_pixels(settings) == settings
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 31])

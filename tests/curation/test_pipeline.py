@@ -19,10 +19,11 @@ from PIL import Image
 from standins import STANDINS
 
 from mmedpo import schema
-from mmedpo.curation import hallucinate, pipeline, relevance, rows
-from mmedpo.curation.localize import GivenBoxes
+from mmedpo.curation import hallucinate, pipeline, relevance, rows, run
+from mmedpo.curation.localize import Localizer
 from mmedpo.curation.noise import box_mask
-from mmedpo.curation.pipeline import Settings, curate_folder
+from mmedpo.curation.run import curate_folder
+from mmedpo.curation.settings import Settings
 from mmedpo.curation.weights import normalize
 from mmedpo.data import loading
 from mmedpo.data.samples import Box, Sample
@@ -32,7 +33,6 @@ from mmedpo.errors import InputError
 from mmedpo.models.thoughts import EMPTY, Answer
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.processes import ALONE
 from mmedpo.runs.run_folder import output_folder
 
 MakeSource = Callable[..., Path]
@@ -470,11 +470,11 @@ class CtrlC:
     [
         pytest.param(VisionLanguageModel, "generate", 1, 8, id="sample, at once"),
         pytest.param(VisionLanguageModel, "generate", 3, 6, id="sample"),
-        pytest.param(hallucinate, "choose", 2, 3, id="dispute"),
-        pytest.param(GivenBoxes, "locate", 2, 3, id="locate"),
+        pytest.param(hallucinate.Writer, "choose", 2, 3, id="dispute"),
+        pytest.param(Localizer, "locate", 20, None, id="locate"),
         pytest.param(relevance.Panel, "score", 2, 3, id="judge"),
         pytest.param(rows, "corrupt", 5, None, id="rows"),
-        pytest.param(pipeline, "write_json", 1, 1, id="manifest"),
+        pytest.param(run, "write_json", 1, 1, id="manifest"),
     ],
 )
 def test_resumed_run_ends_as_an_uninterrupted_one(
@@ -512,7 +512,7 @@ LOST = {"reason": hallucinate.NO_ANSWER, "detail": "refused"}
 def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(corpus: Path, tmp_path: Path) -> None:
     samples = read_source(corpus, "preference", 20).samples
     done = Ledger(tmp_path / "work.ledger")
-    pipeline._each([samples], done, "First", lambda batch: [LOST, *({"text": s.id} for s in batch[1:])], ALONE)
+    pipeline.run_step("First", done, [samples], lambda batch: [LOST, *({"text": s.id} for s in batch[1:])], False)
     assert done[samples[0].id] == LOST
     done.forget()  # as a resumed run begins
     asked: list[str] = []
@@ -521,7 +521,7 @@ def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(
         asked.extend(sample.id for sample in batch)
         return [{"text": "at last"} for _ in batch]
 
-    pipeline._each([samples], done, "Second", work, ALONE)
+    pipeline.run_step("Second", done, [samples], work, False)
     assert asked == [samples[0].id]
     assert (done[samples[0].id], done[samples[1].id]) == ({"text": "at last"}, {"text": samples[1].id})
 

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from mmedpo.curation.localize import open_localizer
+from mmedpo.curation.noise import Noise
 from mmedpo.curation.preview import COLUMNS, DOTS, WIDTH, sheet
 from mmedpo.curation.preview import _row as drawn_row
-from mmedpo.curation.rows import Noise
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
 
@@ -42,7 +42,9 @@ def show(make_source: MakeSource, tmp_path: Path) -> Show:
     ) -> dict[str, int]:  # fmt: skip
         (grey / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         samples = read_source(grey).samples
-        return sheet(samples, open_localizer(localizer), noise or Noise(), most, 0, count, tmp_path / output)
+        return sheet(
+            samples, open_localizer(localizer, max_coverage=most), noise or Noise(), 0, count, tmp_path / output
+        )
 
     return draw
 
@@ -136,7 +138,7 @@ def test_row_ends_with_what_the_model_sees_and_what_is_left_there(
     ramp = np.add.outer(np.arange(160), np.arange(200)) * 255 // 358
     Image.fromarray(ramp.astype(np.uint8)).save(source / "a.png")
     (sample,) = read_source(source).samples
-    region = open_localizer("boxes").locate([sample])[0]
+    region = open_localizer("boxes").find(sample)
     *_, before, after = drawn_row(sample, region, Noise(pixels=pixels), 0, processor)
     assert before[0] == title
     assert before[1].shape == after[1].shape == (seen[1], seen[0], 3)
@@ -169,5 +171,5 @@ def test_questions_of_any_length_script_and_sign_fit(show: Show) -> None:
 
 def test_sheet_of_real_x_rays_has_a_row_for_each(shared_data: Path, tmp_path: Path) -> None:
     samples = read_source(shared_data / "nih-bbox").samples
-    counts = sheet(samples, open_localizer("boxes"), Noise(), 0.6, 0, 3, tmp_path / "sheet.png")
+    counts = sheet(samples, open_localizer("boxes"), Noise(), 0, 3, tmp_path / "sheet.png")
     assert counts["shown"] == 3 and len(pixels(tmp_path)) == int(3 * WIDTH * 1.2 * DOTS)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mmedpo.curation.rows import Noise
+from mmedpo.curation.noise import Noise
+from mmedpo.curation.plan import noise_of
 from mmedpo.curation.settings import Preview, Run, Settings
 from mmedpo.errors import InputError
 from mmedpo.models.chat.limits import Limits
@@ -26,7 +27,7 @@ def test_defaults_are_the_documented_method() -> None:
     settings = Settings(SOURCE)
     assert (settings.style, settings.panel, settings.rounds) == ("match", "sequential", 5)
     assert (settings.weights, settings.weights_over) == ("rescale", "kind")
-    assert settings.corruption == Noise("diffusion", 800, 0, "lesion", reversed=False)
+    assert noise_of(settings) == Noise("diffusion", 800, 0, "lesion", reversed=False)
     assert (settings.chat, settings.judges, settings.model) == (None, [], None)  # nobody is asked unnamed
     assert (settings.localizer, settings.query, settings.max_coverage) == ("boxes", "disease", 0.6)
     assert settings.makes_visual_pairs

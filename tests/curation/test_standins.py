@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmedpo.curation.hallucinate import DECLINED, Hallucination, Item, changes, choose
+from mmedpo.curation.hallucinate import DECLINED, Hallucination, Item, Writer, changes
 from mmedpo.curation.prompts import render
 from mmedpo.curation.standins import StandInChat, difference
 from mmedpo.data.sources import read_source
@@ -10,7 +10,7 @@ from mmedpo.schema import text_fault
 
 
 def written(item, style="match"):
-    (choice,) = choose(StandInChat(), [item], style)
+    (choice,) = Writer(StandInChat(), style).choose([item])
     return choice
 
 
@@ -77,7 +77,7 @@ def test_rejected_answers_of_vqa_rad_have_the_form_of_the_chosen(shared_data, st
         Item(s.question, s.answer, s.task, alternatives=sorted(pools[s.task], key=lambda a: distance(a, s.answer))[:12])
         for s in samples
     ]
-    choices = choose(StandInChat(), items, style)
+    choices = Writer(StandInChat(), style).choose(items)
     pairs = [(i.gold, c.text) for i, c in zip(items, choices, strict=True) if isinstance(c, Hallucination)]
     assert len(pairs) >= least * len(items)
     for gold, text in pairs:
@@ -125,6 +125,6 @@ def test_the_stand_in_never_breaks_a_row_rule_on_answers_it_writes(style):
     golds = ["Yes", "no", "right upper lobe", "axial", "fat", "5 cm", "MR - Flair", "not seen here", "No mass is seen."]
     for task in ("open_vqa", "report"):
         items = [Item("?", gold, task, (), golds) for gold in golds]
-        for item, choice in zip(items, choose(StandInChat(), items, style), strict=True):
+        for item, choice in zip(items, Writer(StandInChat(), style).choose(items), strict=True):
             assert isinstance(choice, Hallucination)
             assert text_fault(item.gold, choice.text, task) is None

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from mmedpo.curation.plan import open_source
 from mmedpo.curation.settings import Settings
-from mmedpo.curation.source import open_source
 from mmedpo.data.columns import COLUMNS, REPORT_QUESTION
 from mmedpo.data.sources import read_source
 from mmedpo.evaluation import questions

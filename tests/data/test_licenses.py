@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmedpo.curation.pipeline import curate_folder
+from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import licenses
 from mmedpo.data.sources import read_source

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmedpo.curation.plan import open_source
 from mmedpo.curation.settings import Settings
-from mmedpo.curation.source import open_source
 from mmedpo.data.sources import Source, read_source
 from mmedpo.data.splits import MANY, SHARES, part, places
 from mmedpo.evaluation.questions import of_source

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mmedpo import schema
 from mmedpo.cli import main
+from mmedpo.curation.plan import open_source
 from mmedpo.curation.settings import Settings
-from mmedpo.curation.source import open_source
 from mmedpo.data import placeholders
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
@@ -107,7 +107,7 @@ class Choosy:
 def choosy(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Choosy:
     """The tiny model's processor, which all commands get; anything that it would generate is an error."""
     made = Choosy(load_processor(str(tiny_model)))
-    for place in ("mmedpo.models.vision_language", "mmedpo.evaluation.measures", "mmedpo.curation.source"):
+    for place in ("mmedpo.models.vision_language", "mmedpo.evaluation.measures", "mmedpo.curation.plan"):
         monkeypatch.setattr(f"{place}.load_processor", lambda *_: made)
     monkeypatch.setattr(VisionLanguageModel, "generate", lambda *_: pytest.fail("something was generated"))
     return made

@@ -2,7 +2,7 @@ from itertools import count
 
 import pytest
 
-from mmedpo.curation.chat import open_chat
+from mmedpo.curation.plan import open_chat
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError, Stopped
 from mmedpo.models.chat import Budget, Limits

@@ -1,0 +1,185 @@
+"""Plan of a curation: its source, models, localizer and noise, opened once from the settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedpo.curation import noise, weights
+from mmedpo.curation.hallucinate import Writer
+from mmedpo.curation.localize import Localizer, open_localizer
+from mmedpo.curation.noise import Noise
+from mmedpo.curation.relevance import Panel
+from mmedpo.curation.sampling import Sampler
+from mmedpo.curation.settings import Settings
+from mmedpo.curation.standins import STANDINS
+from mmedpo.data.sources import Source, read_source, refuse_faults
+from mmedpo.errors import InputError
+from mmedpo.models.chat import ChatClient, ChatModel
+from mmedpo.models.chat.cache import Absent, CachedChat
+from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.limits import Budget
+from mmedpo.models.chat.names import FORMS, names_endpoint, open_endpoint
+from mmedpo.models.model_input import longer_side
+from mmedpo.models.refusals import drop_refused
+from mmedpo.models.vision_language import load_processor
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.ledger import Ledger
+
+log = logging.getLogger(__name__)
+OWN_SIZE = "If yours sees them at another size, give it as --noise-pixels."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Objects of a curation, each with its own options; None for a step that is left out.
+
+    Attributes:
+        sampler: target model, whose samples are candidates for rejected responses.
+        weigh: `weights.normalize` with its method.
+    """
+
+    source: Source
+    sampler: Sampler | None
+    writer: Writer | None
+    localizer: Localizer
+    noise: Noise | None
+    panel: Panel | None
+    weigh: Callable[..., tuple[np.ndarray, weights.Normalization]]
+    seed: int
+    shard_size: str
+
+
+def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:
+    """Return the objects of a curation of `source`; the target model is loaded by the step that samples it.
+
+    Args:
+        budget, calls, used: budget, cache and counted calls, shared by all chat models.
+
+    Raises:
+        InputError: a model cannot be opened.
+    """
+    chat = partial(
+        open_chat, budget=budget, cache=calls, used=used, seed=settings.seed, batch_size=settings.batch_size,
+        discreet=source.credentialed, max_tokens=settings.max_reply_tokens,
+    )  # fmt: skip
+    localizer, sampler, writer, panel = localizer_of(settings), None, None, None
+    if settings.chat is not None and settings.writes_answers:
+        judges = [chat(judge) for judge in settings.scorers]
+        writer = Writer(chat(settings.chat), settings.style, settings.show_images)  # type: ignore[arg-type]
+        if not all(one.name.startswith(STANDIN) for one in (writer.chat, *judges)):
+            calls.open()  # once all names are known, so that a mistyped one leaves no file
+        mode: Any = settings.panel
+        panel = Panel(judges, settings.rounds, settings.tolerance, mode) if judges else None
+        if settings.model is not None:
+            sampler = Sampler(
+                settings.model, settings.samples, settings.temperature, settings.max_new_tokens,
+                settings.max_new_tokens_report, settings.batch_size, settings.seed,
+            )  # fmt: skip
+    weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
+    corruption = noise_of(settings) if settings.makes_visual_pairs else None
+    return Plan(source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size)
+
+
+def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
+    """Return the source that the settings name, always with the samples whose ids are in `also`.
+
+    Raises:
+        InputError: as `read_source`; rows are faulty; or lesions are in another column than the one named.
+    """
+    source = read_source(
+        settings.source, settings.split, settings.limit, settings.seed, settings.license,
+        settings.official_split, settings.source_name, settings.credentialed, also,
+        [*map(Path, settings.image_folders)],
+    )  # fmt: skip
+    refuse_faults(source, settings.skip_faulty)  # before the model's processor is loaded
+    if settings.model is not None and settings.writes_answers:
+        drop_refused(source, load_processor(settings.model))
+        refuse_faults(source, settings.skip_faulty)
+    if settings.localizer == "boxes" and not any(
+        sample.boxes for sample in source.samples
+    ):  # the default, maybe unasked
+        held = [name for name in ("masks", "heatmap") if any(getattr(sample, name) for sample in source.samples)]
+        if held:
+            raise InputError(f"{source.name} marks lesions by {held[0]}, not by boxes: give --localizer {held[0]}.")
+    return source
+
+
+def localizer_of(settings: Settings) -> Localizer:
+    return open_localizer(
+        settings.localizer, settings.query, settings.mask_rule, settings.threshold, settings.max_coverage
+    )
+
+
+def noise_of(settings: Settings) -> Noise:
+    pixels = settings.noise_pixels or noise.PIXELS
+    return Noise(
+        settings.noise, settings.noise_step, settings.noise_edge, settings.noise_region, settings.reversed, pixels
+    )
+
+
+def with_noise_pixels(settings: Settings, processor: Any = None, say: Callable[[str], None] = log.warning) -> Settings:
+    """Return the settings with `noise_pixels` filled in where it matters.
+
+    Args:
+        processor: the target model's image processor; loaded by the model's name if needed.
+        say: gets a message if the size is not the target model's own.
+
+    Raises:
+        InputError: the target model's processor cannot be read.
+    """
+    if settings.noise_pixels is not None or settings.noise not in noise.DRAWN or not settings.makes_visual_pairs:
+        return settings
+    if processor is None and settings.model is not None:
+        processor = load_processor(settings.model).image_processor
+    seen = processor and longer_side(processor)
+    if not seen:
+        why = f"the processor of {settings.model} gives no size" if settings.model else "no --model is named"
+        say(f"Noise: drawn for a model that sees images at {noise.PIXELS} pixels, since {why}. {OWN_SIZE}")
+    return replace(settings, noise_pixels=seen or noise.PIXELS)
+
+
+def open_chat(
+    spec: str, budget: Budget, cache: Ledger, used: Ledger, batch_size: int = 8, discreet: bool = False, **sampling: Any
+) -> ChatModel:
+    """Return the chat model that `spec` names; all but stand-ins are wrapped in a cache (`CachedChat`).
+
+    - `standin:rules`, `standin:strict`, `standin:lenient`, `standin:lexical`: offline rules, not models;
+    - `http://host:port/v1#model`: an OpenAI-compatible endpoint (vLLM, TGI);
+    - `hub:org/model` or `hub:org/model@provider`: an inference provider of the Hugging Face Hub;
+    - `local:org/model` or `local:folder`: a model in this process, with `batch_size` requests at once;
+    - `cache:model`: recorded answers only; nothing is sent.
+
+    Args:
+        budget, cache, used: shared by all chat models of a run.
+        discreet: keep replies of endpoints out of messages, since a reply may quote the request.
+        sampling: `max_tokens`, `temperature` and `seed`; stand-ins ignore them.
+
+    Raises:
+        InputError: `spec` has none of these forms (the message lists them), or its model cannot be opened.
+    """
+    if spec in STANDINS:
+        return STANDINS[spec]()
+    return CachedChat(_client(spec, budget, batch_size, discreet, sampling), budget, cache, used)
+
+
+def _client(spec: str, budget: Budget, batch_size: int, discreet: bool, sampling: dict[str, Any]) -> ChatClient:
+    scheme, _, rest = spec.partition(":")
+    if scheme == "local" and rest:
+        from mmedpo.models.chat.local import LocalChat
+
+        return LocalChat(rest, batch_size=batch_size, **sampling)
+    if scheme == "cache" and rest:
+        return Absent(EndpointChat(rest, **sampling))
+    if names_endpoint(spec):
+        return open_endpoint(spec, budget, discreet=discreet, **sampling)
+    raise InputError(
+        f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
+        "local:folder (in this process), or cache:model (only what was answered before)."
+    )

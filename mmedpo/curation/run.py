@@ -1,0 +1,196 @@
+"""One curation: consent asked, models opened, a resumed run compared with its start, steps run, manifest written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from mmedpo.curation import hallucinate, pipeline, prompts, relevance
+from mmedpo.curation.plan import Plan, open_plan, open_source, with_noise_pixels
+from mmedpo.curation.rows import Precomputed
+from mmedpo.curation.settings import Settings
+from mmedpo.data import changes, consent
+from mmedpo.data.sources import Source
+from mmedpo.errors import InputError
+from mmedpo.models.chat.cache import tally
+from mmedpo.models.chat.limits import Budget, Limits
+from mmedpo.models.fingerprint import model_contents
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.processes import ALONE, Processes
+from mmedpo.runs.provenance import portable, versions
+from mmedpo.runs.run_folder import ROWS, read_object, record_contents, write_json
+
+log = logging.getLogger(__name__)
+
+PROMPTS = {
+    "select": hallucinate.SELECT, "inject": hallucinate.INJECT, "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
+}  # fmt: skip
+REDO = "Or do these alone again, and keep the rest, with --redo-changed."
+
+Contents = Mapping[str, str | None]  # digests of models by role
+
+
+def curate_folder(
+    settings: Settings,
+    folder: Path,
+    command: str = "",
+    limits: Limits | None = None,
+    cache: Path | None = None,
+    processes: Processes = ALONE,
+    precomputed: Precomputed | None = None,
+    third_parties: bool = False,
+    models: Contents | None = None,
+    redo_changed: bool = False,
+) -> dict[str, Any] | None:
+    """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
+
+    Args:
+        folder: a working folder; finished work in its ledgers is not repeated.
+        command: recorded unchanged.
+        limits: on the calls of chat endpoints; they do not change the result.
+        cache: file of answered calls, shared with other runs; by default this run's own.
+        processes: of this launch.
+        precomputed: answers, scores and regions computed earlier. If it has answers, `settings` names no chat model.
+        third_parties: chat models elsewhere may receive restricted data.
+        models: `of_models(settings)`, if already computed.
+        redo_changed: repeat samples that changed since the run began; otherwise they raise.
+
+    Returns:
+        The manifest (docs/files.md); None in all processes but the first.
+
+    Raises:
+        InputError: no chat model or judges are named; the source, a model, a judge or an option cannot work; every pair
+            was rejected.
+        Stopped: a budget of the limits is spent.
+    """
+    precomputed = precomputed or Precomputed()
+    if not precomputed.answers:
+        settings.refuse_unnamed()
+    settings = with_noise_pixels(settings, say=log.warning if processes.first else log.debug)
+    source = open_source(settings, precomputed.questions)
+    for notice in (*source.notices, source.split_notice) if processes.first else ():
+        log.warning(notice)
+    sent = consent.to_endpoints(
+        source.name if source.credentialed else None, (settings.chat or "none", *settings.judges), third_parties,
+        len(source.samples), settings.show_images, source.marked_by, processes.first,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(closing(Ledger(folder / f"{name}.ledger"))) for name in pipeline.STEPS}
+        used = stack.enter_context(closing(Ledger(folder / "used.ledger")))
+        calls = stack.enter_context(closing(Ledger(cache or folder / "calls.ledger")))
+        contents: Contents = {}
+        if processes.first:
+            contents = compare_contents(settings, source, folder, steps, redo_changed, models)
+        processes.open(folder, "contents")
+        budget = Budget((limits or Limits()).share(processes.count))
+        plan = open_plan(settings, source, budget, calls, used)
+        made = pipeline.curate(plan, steps, folder, processes, precomputed)
+        if made is None:
+            return None
+        manifest = {
+            "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
+            "source": source.record(settings.split), **_facts(plan, made, settings.style, used),
+            "settings": {**settings.recipe(), "source_name": source.name},
+            "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
+        }  # fmt: skip
+        write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _facts(plan: Plan, made: pipeline.Made, style: str, used: Ledger) -> dict[str, Any]:
+    """Return the part of a manifest about who made and scored the rows, and how many."""
+    makers = made.makers
+    return {
+        "target_model": {"name": makers.target_model, "revision": makers.revision},
+        **({"candidates": made.candidates} if made.candidates else {}),
+        "chat_model": plan.writer and portable(plan.writer.chat.name),
+        "judges": list(plan.panel.judges) if plan.panel else [], "panel": plan.panel and plan.panel.record(),
+        "localizer": makers.localizer, "query": plan.localizer.query, "mask_rule": makers.mask_rule,
+        "noise": plan.noise and plan.noise.record(), "style": style, "prompt_versions": PROMPTS,
+        "calls": {portable(name): spent for name, spent in tally(used).items()},
+        "counts": dict(made.counts), "rejects": dict(made.rejects.most_common()), "standins": made.standins,
+        "weights": made.weights.record(), "mask_coverage": made.mask_coverage,
+    }  # fmt: skip
+
+
+def of_models(settings: Settings) -> Contents:
+    """Return the SHA-256 digest of each model by its role; None for endpoints and stand-ins, which have no files.
+
+    Raises:
+        InputError: a model cannot be found or read.
+    """
+    found = {"chat": _of_model(settings.chat or ""), "localizer": _of_model(settings.localizer)}
+    judges = {f"judge {portable(judge)}": _of_model(judge) for judge in settings.scorers}
+    return {"model": settings.model and model_contents(settings.model), **found, **judges}
+
+
+def _of_model(spec: str) -> str | None:
+    kind, _, name = spec.partition(":")
+    if kind == "medklip" and name:
+        from mmedpo.curation import medklip  # loads torch
+
+        return medklip.contents(Path(name))
+    return model_contents(name) if kind in ("local", "detector") and name else None
+
+
+def compare_contents(
+    settings: Settings, source: Source, folder: Path, steps: Mapping[str, Ledger], redo: bool, models: Contents | None
+) -> Contents:
+    """Compare samples and models with those recorded when the run in `folder` began; record them in a new run.
+
+    Args:
+        steps: ledgers with one value per sample. Values of removed samples are dropped.
+        redo: drop the values of changed samples too.
+        models: `of_models(settings)`, if already computed.
+
+    Returns:
+        The digest of all samples ("source") and of each model.
+
+    Raises:
+        InputError: samples changed and `redo` is false; no sample of the run's start is left; a model was replaced or
+            cannot be read.
+    """
+    digest = _compare_questions(source, folder, steps, redo, settings.chat or "")
+    models = of_models(settings) if models is None else models
+    record_contents(folder, settings.record(), {**models, "prompts of mmedpo": prompts.contents()})
+    return {"source": digest, **models}
+
+
+def _compare_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledger], redo: bool, chat: str) -> str:
+    with closing(Ledger(folder / ROWS)) as recorded:
+        found = changes.compare(changes.of_samples(source.samples), recorded)
+        gone = [*found.changed, *found.removed]
+        if not found.kept and not gone:  # a new run
+            return found.digest
+        if len(found.removed) == len(gone) and not found.kept:
+            raise InputError(
+                f"{source.name} has none of the {len(gone)} questions that this run began with, which are known by "
+                "their id, or else by table and line. Restore the table, or start a new --output."
+            )
+        if not redo:
+            found.refuse(source.name, REDO)
+        for ledger in ledgers.values():
+            ledger.drop(gone)
+        if (gone or found.added) and chat.startswith(STANDIN):  # a stand-in's choice depends on all gold answers
+            for step in ("dispute", "judge"):
+                ledgers[step].drop(sample.id for sample in source.samples)
+        changes.accept(found, changes.of_samples(source.samples), recorded)
+    counts = {"added": found.added, "removed": found.removed, "changed, and done again": found.changed}
+    if said := ", ".join(f"{len(ids)} {what}" for what, ids in counts.items() if ids):
+        log.warning(f"{source.name}: questions since this run began: {said}.")
+    return found.digest
+
+
+def check_finished(settings: Settings, output: Path) -> None:
+    """Raise InputError if the samples differ from those that the finished dataset in `output` was made of."""
+    made_of = read_object(output / "manifest.json").get("contents", {}).get("source")
+    source = open_source(settings)
+    if made_of not in (None, changes.digest_of(changes.of_samples(source.samples))):
+        raise InputError(
+            f"{output} is finished, but questions of {source.name} changed since, or some were added or removed. "
+            "Restore the source, or choose another --output."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json, writable
 
 COLUMNS = ["key", "value", "kept"]
+IO_ERROR = "disk I/O error"  # SQLite's words, also where a full disk has no room for its index
+LITTLE = 2**20  # free bytes of a disk that counts as full
 PATIENCE = 60.0  # seconds to wait for another process's write
 
 
@@ -126,7 +129,7 @@ class Ledger:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if "full" in str(error):
+            if "full" in str(error) or (str(error) == IO_ERROR and shutil.disk_usage(self.path.parent).free < LITTLE):
                 raise OSError(errno.ENOSPC, str(error), str(self.path)) from error
             raise self._unusable(str(error)) from error
 

@@ -30,6 +30,8 @@ DIGESTS = ".settings.sha256"  # in a finished folder: JSON of digests of setting
 CONTENTS_OF = "contents of "  # in DIGESTS: prefix of the role of a content
 PLACE_OF = "place of "  # in DIGESTS: prefix of a setting, for the digest of the path that it spells
 LOCK = ".lock"  # in a working folder: held by its process
+DURATION = "duration.json"  # in a training's working folder: its seconds so far
+OF_RESUMPTION = ("*.ledger*", "checkpoint-*", DURATION, LOCK)
 # Files that a run writes before its first result.
 NO_WORK = (SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -291,9 +293,12 @@ def _listed(sentence: str, changes: list[str]) -> str:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove ledgers and lock from a finished folder; before its rename, another process could lock a new file."""
-    for file in (*folder.glob("*.ledger*"), folder / LOCK):
-        file.unlink(missing_ok=True)
+    """Remove from a finished folder what only `--resume` needs; its lock too, which is free from the rename on."""
+    for left in (entry for pattern in OF_RESUMPTION for entry in folder.glob(pattern)):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _holds_work(folder: Path) -> bool:

@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from mmedpo.runs.run_folder import read_object, write_json
+from mmedpo.runs.run_folder import DURATION, read_object, write_json
 
-FILE = "duration.json"  # in the working folder
 OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong in a resumed training
 
 
@@ -22,7 +21,7 @@ class Duration(TrainerCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
+        self._file = folder / DURATION
         self._before: float = read_object(self._file)["seconds"] if self._file.exists() else 0.0
         self._began = time.monotonic()
         self._resumed = False

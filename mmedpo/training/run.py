@@ -31,7 +31,6 @@ from mmedpo.runs.run_folder import output_folder, read_json, record_contents, wr
 from mmedpo.runs.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.duration import FILE as DURATION
 from mmedpo.training.duration import Duration
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
@@ -327,12 +326,9 @@ def _drop_torn_checkpoints(folder: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove checkpoints, pickled arguments, and paths of this machine from a finished folder."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    """Remove pickled arguments and paths of this machine; `output_folder` removes checkpoints after its rename."""
     shutil.rmtree(folder / "ref", ignore_errors=True)  # the starting adapter of a continued one
-    for name in ("training_args.bin", DURATION):
-        (folder / name).unlink(missing_ok=True)
+    (folder / "training_args.bin").unlink(missing_ok=True)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         config = read_json(adapter)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +103,16 @@ def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pa
     for path in (tmp_path, tmp_path / "nowhere" / "calls.sqlite"):
         with pytest.raises(InputError, match="in a folder that exists"):
             Ledger(path).open()
+
+
+@pytest.mark.parametrize("free", [0, 2**30])
+def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # files cannot grow: SQLite says "disk I/O error"
+    try:
+        with pytest.raises(InputError if free else OSError) as raised:
+            Ledger(tmp_path / "calls.sqlite").put("a", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert free or raised.value.errno == errno.ENOSPC

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -14,10 +15,11 @@ import pytest
 import torch
 from launches import ROOT, arguments, history, largest_difference, launcher
 
-from mmedpo.errors import Stopped
+from mmedpo.errors import AlreadyFinished, Stopped
 from mmedpo.models.fingerprint import fingerprint
+from mmedpo.runs import run_folder
 from mmedpo.runs.run_folder import read_json
-from mmedpo.training import interruption, run
+from mmedpo.training import interruption, run, trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
          "lora_dropout": 0.1, "disable_dropout": "false"}  # fmt: skip
@@ -71,6 +73,31 @@ def test_a_killed_run_ends_in_the_adapter_of_an_uninterrupted_one(
     assert (last["train_runtime"] >= 1000, "train_loss" in last) == (resumed, not resumed)
     assert history(output) == pytest.approx(history(whole), abs=1e-6)
     assert largest_difference(output, whole) < 1e-6
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_training_killed_around_its_last_rename_is_not_trained_again(
+    renamed: bool, preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rename = tmp_path / "adapter", Path.replace
+    command = arguments(preferences, tiny_model, output, **STEPS)
+
+    def killed(path: Path, target: Path | None = None) -> Path:
+        if target in (None, output):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((run_folder, "_tidy") if renamed else (Path, "replace")), killed)
+        run.main(command)
+    assert output.exists() is renamed
+    found = {entry.name for entry in (output if renamed else tmp_path / "adapter.partial").iterdir()}
+    assert {"checkpoint-2", "checkpoint-4", "checkpoint-6", "duration.json"} <= found
+    monkeypatch.setattr(trainer.MMedPOTrainer, "training_step", lambda *_: pytest.fail("trained again"))
+    with pytest.raises(AlreadyFinished) if renamed else nullcontext():
+        run.main([*command, "--resume"])
+    left = {entry.name for entry in output.iterdir()}
+    assert "adapter_model.safetensors" in left and not {"checkpoint-6", "duration.json", ".lock"} & left
 
 
 def test_sigterm_saves_a_checkpoint_and_ends_with_130(

@@ -29,6 +29,9 @@ DISPREFERENCES = (
 )
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
 TASKS = ("closed_vqa", "open_vqa", "report")
+LABELS = {"task": TASKS, "dispreference": DISPREFERENCES}  # names of each class label
+ROLES = ("system", "user", "assistant")  # of messages
+MOST_WEIGHT = 1000.0  # normalised weights have the mean 1
 SHARD_SIZE = "500MB"  # bytes of images in one file
 SHARD_ROWS = 20_000  # rows in one file: writers and readers hold the metadata of all its row groups in memory
 SHARD_ENDS = 1 / 16  # share of the rows that may end a full shard
@@ -147,17 +150,19 @@ def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image
     for column in ("prompt", "chosen", "rejected"):
         text = message_text(row[column] or [])
         add(column, placeholders.fault(text) if folded(text) else "has no text")
+        add(column, role_fault(column, row[column] or []))
     add("images", None if row["images"] else "is empty; every row needs an image")
     for column in ("images", "rejected_images"):
         for image in row[column] or []:
             add(column, look(image))
-    add("weight", _number_fault(row["weight"], 0.0, math.inf))
+    add("weight", _number_fault(row["weight"], 0.0, MOST_WEIGHT))
     if row["clinical_relevance"] is not None:
         add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))
     elif row["weight"] != 1:
         add("clinical_relevance", "is missing; a row without it has the weight 1, which is plain DPO")
-    for column in ("task", "dispreference", "provenance"):
-        add(column, "is missing; every row needs one" if row[column] is None else None)
+    add("provenance", "is missing; every row needs one" if row["provenance"] is None else None)
+    for column, names in LABELS.items():
+        add(column, label_fault(row[column], names))
     add("rejected_images", "is an empty list; null means the same images" if row["rejected_images"] == [] else None)
     add(*pair_fault(row))
     return faults
@@ -168,11 +173,36 @@ def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
     chosen, rejected = message_text(row["chosen"] or []), message_text(row["rejected"] or [])
     if row["rejected_images"] and row["rejected_images"] == row["images"] and folded(chosen) == folded(rejected):
         return "rejected_images", "both sides are equal, images and texts; nothing can be learned from it"
-    if row["rejected_images"] is None and chosen and rejected and row["task"] is not None:
-        task = row["task"] if isinstance(row["task"], str) else TASKS[row["task"]]
+    task = label(row["task"], TASKS)
+    if row["rejected_images"] is None and chosen and rejected and task is not None:
         gold, wrong = (rejected, chosen) if row["dispreference"] in REVERSED else (chosen, rejected)
         return "rejected", text_fault(gold, wrong, task)
     return "rejected", None
+
+
+def label(value: str | int | None, names: tuple[str, ...]) -> str | None:
+    """Return the name of a class label given by name or number; None where it has none."""
+    if isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    return value if value in names else None
+
+
+def label_fault(value: str | int | None, names: tuple[str, ...]) -> str | None:
+    """Return the fault of a class label, or None."""
+    if value is None:
+        return "is missing; every row needs one"
+    return None if label(value, names) else f"is {value!r}; give one of {', '.join(names)} (numbers from 0)"
+
+
+def role_fault(column: str, messages: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the fault of a conversation whose roles a chat template would drop or misplace, or None."""
+    roles = [message["role"] for message in messages]
+    if wrong := [role for role in roles if role not in ROLES]:
+        return f"has the role {wrong[0]!r}; give one of {', '.join(ROLES)}"
+    last = "user" if column == "prompt" else "assistant"
+    if roles and roles[-1] != last:
+        return f"ends with a message of the role {roles[-1]!r}; it must be {last!r}"
+    return None
 
 
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:

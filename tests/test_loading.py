@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,23 @@ def test_a_card_may_name_files_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     card(tmp_path, data_files="zip://notes.jsonl::notes.zip")
     with pytest.raises(InputError):
         loading.load_splits(".")
+
+
+def test_a_split_with_a_missing_file_is_refused(tmp_path: Path, preferences: Path) -> None:
+    folder = shutil.copytree(preferences, tmp_path / "pairs")
+    (shard,) = folder.glob("data/*.parquet")
+    first = shard.rename(shard.with_name("train-00000-of-00002.parquet"))
+    for read in (loading.load_splits, loading.undecoded_splits):
+        with pytest.raises(InputError, match=r"train-00001-of-00002\.parquet .* is missing"):
+            read(str(folder))
+    shutil.copy(first, first.with_name("train-00001-of-00002.parquet"))
+    assert loading.load_splits(str(folder))["train"].num_rows % 2 == 0
+    shutil.copy(first, shard)  # of an older upload
+    with pytest.raises(InputError, match=r"train-00000-of-00001\.parquet .* is none of the split's 2 files"):
+        loading.load_splits(str(folder))
+
+
+def test_a_manifest_of_other_types_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"source": {}, "weights": 3}')
+    with pytest.raises(InputError, match=r"'weights' of its manifest\.json is no dict"):
+        loading.dataset_manifest(str(tmp_path), None)

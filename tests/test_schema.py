@@ -27,8 +27,8 @@ def picture(pixels: np.ndarray = PIXELS, kind: str = "PNG") -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": f"picture.{kind.lower()}"}
 
 
-def says(content: str | None) -> list[dict[str, str | None]]:
-    return [{"role": "assistant", "content": content}]
+def says(content: str | None, role: str | None = "assistant") -> list[dict[str, str | None]]:
+    return [{"role": role, "content": content}]
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def row(**changes: Any) -> dict[str, Any]:
     provenance = dict.fromkeys(schema.FEATURES["provenance"])
     return {
         "id": "r0", "images": [picture()], "rejected_images": None,
-        "prompt": says("What is seen?"), "chosen": says("a nodule"), "rejected": says("a mass"),
+        "prompt": says("What is seen?", "user"), "chosen": says("a nodule"), "rejected": says("a mass"),
         "weight": 1.0, "clinical_relevance": 0.5, "dispreference": "hallucinated_response", "task": "open_vqa",
         "source": "here", "license": "cc0-1.0", "provenance": provenance, **changes,
     }  # fmt: skip
@@ -80,20 +80,33 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         ({"id": ""}, "id", "is empty"),
         ({"prompt": []}, "prompt", "has no text"),
         ({"prompt": None}, "prompt", "has no text"),
-        ({"prompt": says(" \n")}, "prompt", "has no text"),
+        ({"prompt": says(" \n", "user")}, "prompt", "has no text"),
+        (
+            {"prompt": says("What?", "assistant")},
+            "prompt",
+            "ends with a message of the role 'assistant'; it must be 'user'",
+        ),
+        ({"chosen": says("yes", "wizard")}, "chosen", "has the role 'wizard'"),
+        ({"rejected": says("a mass", None)}, "rejected", "has the role None"),
+        (
+            {"rejected": says("a mass", "user")},
+            "rejected",
+            "ends with a message of the role 'user'; it must be 'assistant'",
+        ),
+        ({"images": [None]}, "images", "the image is missing"),
+        ({"weight": 1e30}, "weight", "outside [0, 1000]"),
         ({"chosen": says("")}, "chosen", "has no text"),
         ({"chosen": says(None)}, "chosen", "has no text"),
         ({"rejected": says(None)}, "rejected", "has no text"),
         ({"images": []}, "images", "is empty; every row needs an image"),
         ({"images": None}, "images", "is empty"),
-        ({"images": [None]}, "images", "cannot be decoded"),
         ({"images": [{"bytes": b"no image", "path": None}]}, "images", "is in no known format"),
         ({"images": [{"bytes": None, "path": "/no/such.png"}]}, "images", "cannot be decoded"),
         ({**VISUAL, "rejected_images": [{"bytes": b"", "path": None}]}, "rejected_images", "is in no known format"),
         ({"weight": None}, "weight", "is missing; every row needs one"),
         ({"weight": math.nan}, "weight", "is not a number"),
-        ({"weight": -0.5}, "weight", "is -0.5, outside [0, inf]"),
-        ({"weight": math.inf}, "weight", "is inf, outside [0, inf]"),
+        ({"weight": -0.5}, "weight", "is -0.5, outside [0, 1000]"),
+        ({"weight": math.inf}, "weight", "is inf, outside [0, 1000]"),
         ({"clinical_relevance": None, "weight": 1.1}, "clinical_relevance", "is missing; a row without it has"),
         ({"clinical_relevance": math.nan}, "clinical_relevance", "is not a number"),
         ({"clinical_relevance": 1.5}, "clinical_relevance", "is 1.5, outside [0, 1]"),
@@ -115,6 +128,13 @@ def test_broken_rule_is_one_fault_of_its_column(changes: dict[str, Any], column:
     ((found_column, found_sentence),) = faults(**changes)
     assert found_column == column
     assert sentence in found_sentence
+
+
+@pytest.mark.parametrize("value", [9, -1, "lesion"])  # Parquet files of others hold any number
+@pytest.mark.parametrize("column", ["task", "dispreference"])
+def test_a_label_without_a_name_is_a_fault(column: str, value: Any) -> None:
+    (found,) = schema.row_faults({**row(), column: value})
+    assert found.column == column and found.sentence.startswith(f"is {value!r}; give one of ")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

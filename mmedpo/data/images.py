@@ -70,12 +70,14 @@ def digest(image: Image) -> str:
     return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()
 
 
-def size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+def size(image: Mapping[str, Any] | None) -> tuple[int, int] | None:
     """Return width and height in pixels of a dataset's image, upright, from its header; None if it is unusable.
 
     Raises:
         InputError: the limit variable is no number.
     """
+    if image is None:
+        return None
     try:
         data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         with open_image(data) as opened:
@@ -184,6 +186,8 @@ def _decode(image: Source) -> Image:
         return image if is_ready else image_modes.plain(image)
     if isinstance(image, Mapping):
         image = image["path"] if image["bytes"] is None else image["bytes"]
+    if image is None:
+        raise UnusableError("the image is missing; give one or drop the row")
     image = image if isinstance(image, bytes) else Path(image)
     data = image if isinstance(image, bytes) else image.read_bytes()
     if not data:

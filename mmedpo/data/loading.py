@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 REMEDY = "Give a folder written by `mmedpo curate` or a Hub dataset id."
 PATTERN = frozenset("*?[]{}")  # characters that `datasets` reads as a pattern
 MODEL = ("config.json", "adapter_config.json")  # files of a model's folder, which `datasets` would read as rows
+MANIFEST = {"source": dict, "counts": dict, "rejects": dict, "weights": dict, "standins": list}  # types of entries
+COUNTED = re.compile(r"-of-(\d{1,9})$")  # end of a shard's name
 ORIGIN = ["source", "license"]  # columns that identify restricted rows
 
 
@@ -172,7 +175,24 @@ def _shards_by_split(path: str) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in shards(path):
         found.setdefault(split_of(file), []).append(file.absolute())
+    for split, files in found.items():
+        _refuse_incomplete(path, split, files)
     return found
+
+
+def _refuse_incomplete(path: str, split: str, files: list[Path]) -> None:
+    """Raise InputError where the names of a split's files, SPLIT-0000i-of-0000n, are not those of one whole set."""
+    counted = {int(number[1]) for file in files if (number := COUNTED.search(file.stem))}
+    if not counted:
+        return
+    names = {f"{split}-{i:05d}-of-{max(counted):05d}" for i in range(max(counted))}
+    if wrong := sorted(names ^ {file.stem for file in files}):
+        missing = wrong[0] in names
+        raise InputError(
+            f"{path}: the file {wrong[0]}.parquet of its split {split!r} "
+            + ("is missing. Copy or download the dataset again." if missing else
+               f"is none of the split's {number_of(max(counted), 'files')}. Remove it.")
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -261,8 +281,18 @@ def _origins(name: str, revision: str | None) -> set[tuple[Any, Any]]:
 
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
-    """Return the manifest.json of a dataset folder or Hub dataset, empty without one."""
-    return hub.recorded(name, "manifest.json", "dataset", revision) or {}
+    """Return the manifest.json of a dataset folder or Hub dataset, empty without one.
+
+    Raises:
+        InputError: an entry is of another type than `mmedpo curate` writes.
+    """
+    manifest = hub.recorded(name, "manifest.json", "dataset", revision) or {}
+    if wrong := [key for key, kind in MANIFEST.items() if not isinstance(manifest.get(key, kind()), kind)]:
+        raise InputError(
+            f"{name}: the entry {wrong[0]!r} of its manifest.json is no {MANIFEST[wrong[0]].__name__}, as "
+            "`mmedpo curate` writes it. Copy or download the dataset again."
+        )
+    return manifest
 
 
 def load_pairs(path: str) -> Dataset:

@@ -17,7 +17,7 @@ import torch
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metrics.base import Floats
-from mmedpo.models.generation import end_tokens, suppressed_tokens
+from mmedpo.models.generation import NumbersOnly, end_tokens, suppressed_tokens
 from mmedpo.models.thoughts import Answer
 from mmedpo.models.vision_language import VisionLanguageModel
 
@@ -95,6 +95,7 @@ def read(
         output = model.model.generate(
             **inputs, **choice, do_sample=False, num_beams=1, repetition_penalty=1.0, cache_implementation="dynamic",
             max_new_tokens=longest if forced is None else len(forced), pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[NumbersOnly(model.called)],
         )  # fmt: skip
     said = output[0, start:].tolist()
     if forced is not None and said != list(forced):

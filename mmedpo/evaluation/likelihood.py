@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
+from mmedpo.models.generation import require_numbers
 from mmedpo.models.vision_language import VisionLanguageModel, lacks_first_token
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[floa
     errors are left to the caller, who chose the batch.
 
     Raises:
-        InputError: a chat template that writes the prompt differently once an answer follows.
+        InputError: a chat template that writes the prompt differently once an answer follows, or a model that computes
+            no numbers.
     """
     import torch
 
@@ -55,8 +57,9 @@ def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[floa
     with torch.inference_mode():
         width = inputs["input_ids"].shape[1]
         logits = model.model(**inputs, use_cache=False, logits_to_keep=width - first).logits
-    tokens = inputs["input_ids"][rows, before + 1]
-    logps = logits[rows, before - first].float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+    tokens, scores = inputs["input_ids"][rows, before + 1], logits[rows, before - first].float()
+    require_numbers(scores, model.called)
+    logps = scores.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
     return [float(part.sum()) for part in logps.cpu().split([len(ids) for ids in answers])]
 
 

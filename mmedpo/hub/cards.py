@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.data import credentialed, licenses
+from mmedpo.data import credentialed, licenses, loading
 from mmedpo.errors import InputError
 from mmedpo.hub import results
 from mmedpo.report import curves
@@ -58,7 +58,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
     Raises:
         InputError: the manifest is missing or has another format, or a template is missing.
     """
-    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
+    manifest = _manifest(folder)
     if audit is None and (folder / "audit.json").exists():
         audit = _recorded(folder / "audit.json", "mmedpo.audit/1")
     rows = sum(manifest["counts"].values())
@@ -77,7 +77,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
 
 def stripped_card(folder: Path, published: Published) -> str:
     """Return the README.md of a restricted dataset's published form, from `manifest.json`; raise as `dataset_card`."""
-    manifest = _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
+    manifest = _manifest(folder)
     rows = sum(manifest["counts"].values())
     metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
     said, terms = notices(manifest), licenses.said(manifest["source"])
@@ -226,6 +226,11 @@ def hub_id(name: Any, is_local: bool | None = None) -> str | None:
 
 def _name(value: Any) -> str:
     return str(value["name"]) if isinstance(value, Mapping) else str(value)
+
+
+def _manifest(folder: Path) -> Any:
+    loading.dataset_manifest(str(folder), None)  # checks its types
+    return _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
 
 
 def _recorded(path: Path, kind: str, *keys: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mmedpo.models.fingerprint import file_contents, fingerprint
 RECORD = "training.json"  # in the folder of an adapter trained by mmedpo
 FINGERPRINT = "model_fingerprint"  # key of the base model's fingerprint in RECORD
 BY_FINGERPRINT, BY_NAME = "fingerprint", "name"  # ways to compare base models
+
+AGAIN = "Copy or download it again."
 
 log = logging.getLogger(__name__)
 
@@ -105,19 +108,58 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    _refuse_unloadable(adapter, revision)
+    weights = _refuse_unloadable(adapter, revision)
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
+        _refuse_damaged(adapter, weights)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would leave these modules untrained
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, revision=revision)
+        _refuse_unread(adapter, weights, adapted)
+        return adapted
+    except InputError:
+        raise
+    except UserWarning as error:
+        raise InputError(
+            f"The adapter {adapter!r} lacks weights of modules that its adapter_config.json adapts "
+            f"({str(error).partition('[')[2].partition(',')[0].rstrip('].')}, ...). {AGAIN}"
+        ) from error
     except SafetensorError as error:
         raise InputError(
-            f"The weights of the adapter {adapter!r} cannot be read ({error}): the file is cut or damaged. Copy or "
-            "download it again."
+            f"The weights of the adapter {adapter!r} cannot be read ({error}): the file is cut or damaged. {AGAIN}"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error, adapter)}") from error
 
 
-def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adapter") -> None:
+def _refuse_damaged(adapter: str, weights: Path) -> None:
+    """Raise InputError where a tensor of an adapter's file holds NaN or infinity."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            if not file.get_tensor(name).isfinite().all():
+                raise InputError(
+                    f"The adapter {adapter!r} holds NaN or infinite weights ({name}, ...): its training diverged, or "
+                    "the file is damaged. Train it again with a smaller learning rate, or copy it again."
+                )
+
+
+def _refuse_unread(adapter: str, weights: Path, adapted: Any) -> None:
+    """Raise InputError where PEFT left tensors of an adapter's file out, since no module takes them."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        names = set(file.keys())
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
+    if unread := sorted(names - own):
+        raise InputError(
+            f"The adapter {adapter!r} holds weights that no module of the model takes ({unread[0]}, ...): they belong "
+            f"to another model, or adapter_config.json was changed. {AGAIN}"
+        )
+
+
+def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adapter") -> Path:
     weights = adapter_weights(adapter, revision)
     if weights is None:
         raise InputError(
@@ -128,6 +170,7 @@ def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adap
             f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
             f"run code. Save it once with `save_pretrained` where you trust it, and give {option} that folder."
         )
+    return weights
 
 
 def adapter_commit(adapter: str, revision: str | None) -> str | None:

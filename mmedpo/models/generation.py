@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
 from mmedpo.models import thoughts
 from mmedpo.models.thoughts import Answer
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT = 64, 512  # longest answer, and longest report
 SEARCH = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # for greedy and sampling alike
@@ -69,6 +72,26 @@ def generation_config(model: Any, tokenizer: Any) -> Any:
         suppress_tokens=suppressed_tokens(tokenizer, ends) or None,
         **SEARCH,
     )
+
+
+def require_numbers(scores: torch.Tensor, model: str) -> None:
+    """Raise InputError if any position's scores [..., vocabulary] hold NaN or infinity; -inf suppresses a token."""
+    if not scores.amax(dim=-1).isfinite().all():
+        raise InputError(
+            f"The model {model!r} computes NaN or infinite values instead of scores. Its weights, or its adapter's, "
+            "are damaged, or its dtype is too narrow: copy or train them again, or load it in bfloat16 or float32."
+        )
+
+
+class NumbersOnly:
+    """Logits processor that changes nothing and raises as `require_numbers`: NaN would be the first token."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        require_numbers(scores, self.model)
+        return scores
 
 
 class AnswerReader:

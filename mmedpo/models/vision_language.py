@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo.data import credentialed, hub, placeholders, trust
 from mmedpo.data.images import open_rgb
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models import chat_template
 from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
 from mmedpo.models.fingerprint import fingerprint
-from mmedpo.models.generation import AnswerReader, Sampling, generation_config
+from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, generation_config
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs import formats
 
@@ -129,7 +130,7 @@ def load_model(
         options: further options of `from_pretrained`, such as `quantization_config`; None values are left out.
 
     Raises:
-        InputError: its weights are missing or torn, or it is neither kind of model.
+        InputError: its weights are missing, incomplete or torn, or it is neither kind of model.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -141,12 +142,29 @@ def load_model(
     kind = AutoModelForImageTextToText if can_see(name, revision) else AutoModelForCausalLM
     try:
         given = {key: value for key, value in options.items() if value is not None}
-        return kind.from_pretrained(
-            name, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-            **trust.only_data(), **given,
-        )  # fmt: skip
+        return whole(kind, name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
+
+
+def whole(kind: Any, name: str, **options: Any) -> Any:
+    """Return a model of the class `kind` with all its weights, which transformers would else draw at random.
+
+    Raises:
+        InputError: the checkpoint lacks weights of the model.
+        OSError, ValueError, RuntimeError, SafetensorError: as `from_pretrained`.
+    """
+    model, found = kind.from_pretrained(
+        name, use_safetensors=True, output_loading_info=True, **trust.only_data(), **options
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"The weights of {name!r} are incomplete: {number_of(len(missing), 'tensors')} of {type(model).__name__} "
+            f"missing ({missing[0]}{', ...' * (len(missing) > 1)}). Copy or download its files again."
+        )
+    return model
 
 
 def best_device() -> torch.device:
@@ -242,6 +260,11 @@ class VisionLanguageModel:
         self.model = model.to(self.device).eval()
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
+    @property
+    def called(self) -> str:
+        """Name of the model, and of its adapter, for messages."""
+        return self.name if self.adapter is None else f"{self.name} with {self.adapter}"
+
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
         """Return `sampling.samples` texts for each (image, question) pair; '' where there is no answer."""
         answers = self.generate(self.encode(questions), sampling)
@@ -281,6 +304,7 @@ class VisionLanguageModel:
                 do_sample=sampling.temperature > 0,
                 num_return_sequences=sampling.samples,
                 max_new_tokens=sampling.max_new_tokens,
+                logits_processor=[NumbersOnly(self.called)],
                 **sampled,
             )
         prompts, width = inputs["input_ids"].tolist(), inputs["input_ids"].shape[1]

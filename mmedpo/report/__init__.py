@@ -82,9 +82,7 @@ def write_report(
     """
     trained = {name: read_json(folder / "training.json") for name, folder in trainings.items()}
     states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
-    manifest = (
-        read_json(Path(dataset) / "manifest.json") if dataset and (Path(dataset) / "manifest.json").exists() else {}
-    )
+    manifest = loading.dataset_manifest(dataset, None) if dataset and Path(dataset).exists() else {}
     trained_on = [training.get("dataset_manifest") or {} for training in trained.values()]
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]

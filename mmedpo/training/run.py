@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedModel
@@ -148,7 +149,8 @@ def train(
             **opened, args=config, train_dataset=dataset,
             eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal(), duration, stamp],
         )  # fmt: skip
-        trainer.train(resume_from_checkpoint=checkpoints.prepare(checkpoint, trainer))
+        with _memory():
+            trainer.train(resume_from_checkpoint=checkpoints.prepare(checkpoint, trainer))
         refuse_unfinished(trainer)
         trainer.save_model()
         trainer.save_state()
@@ -163,6 +165,20 @@ def train(
                 card(folder)
     if PartialState().is_main_process:
         say(record.written(Path(run.output)))
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Raise an out-of-memory error of any device as InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise InputError(
+            f"The training ran out of memory: {str(error).splitlines()[0]} Lower per_device_train_batch_size (and "
+            "raise gradient_accumulation_steps), use gradient_checkpointing, or drop the longest rows."
+        ) from error
 
 
 def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelConfig) -> None:

@@ -239,10 +239,21 @@ class MMedPOTrainer(DPOTrainer):
             ratios = logps - self._known_reference_logps(inputs, seen)
         pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], divergence)
         self._record(inputs, ratios.detach(), logps.detach(), pair_loss.detach())
+        if self.model.training:
+            self._refuse_lost(self._metrics["train"]["loss"][-1])
         if divergence is not None:
             mean = self.accelerator.gather((divergence.detach() / lengths.clamp(min=1)).mean()).mean()
             self._metrics["train" if self.model.training else "eval"]["kl"].append(mean.item())
         return pair_loss.mean()
+
+    def _refuse_lost(self, loss: float) -> None:
+        """Raise InputError where the loss is no finite number; only float16's loss scaler recovers from that."""
+        if math.isfinite(loss) or self.args.fp16:
+            return
+        raise InputError(
+            f"The loss is {loss} at step {self.state.global_step + 1}, and every later weight would be NaN. Check the "
+            "model's weights and the dataset's `weight` column (`mmedpo audit`), or train with a lower learning_rate."
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]

@@ -207,3 +207,40 @@ def test_a_torn_adapter_is_one_sentence(base: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text("[]")
     with pytest.raises(InputError, match=r"cannot be read: .*\. Give the folder or Hub id of an adapter\.$"):
         adapter_config(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda tensors: tensors.popitem(),
+            "lacks weights of modules that",
+        ),
+        (
+            lambda tensors: tensors.update({"base_model.model.other.lora_A.weight": torch.zeros(2, 2)}),
+            "no module of",
+        ),
+        (
+            lambda tensors: tensors.update({name: value * torch.nan for name, value in tensors.items()}),
+            "holds NaN or",
+        ),
+    ],
+)
+def test_an_adapter_that_is_not_loaded_whole_is_refused(base: Path, tmp_path: Path, change: Any, sentence: str) -> None:
+    folder = Path(adapter(tmp_path / "adapter", str(base), None))
+    with_adapter(model(), str(base), str(folder))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=rf"^The adapter \S+ .*{sentence}"):
+        with_adapter(model(), str(base), str(folder))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}]
+)
+def test_adapters_of_every_kind_are_loaded_whole(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    made = get_peft_model(model(), LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **settings}))
+    made.save_pretrained(tmp_path / "adapter")
+    loaded = with_adapter(model(), str(base), str(tmp_path / "adapter")).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in made.state_dict().items() if "lora" in name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,12 +13,18 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmedpo.data import hub, loading
 from mmedpo.data.images import open_rgb
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
+from mmedpo.evaluation.attention_weights import attending
+from mmedpo.evaluation.attention_weights import read as read_attention
+from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.models.adapters import adapter_config, adapter_digest
+from mmedpo.models.chat import ChatRequest
+from mmedpo.models.chat.local import LocalChat
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.models.generation import Sampling
 from mmedpo.models.thoughts import Answer
@@ -159,6 +166,49 @@ def test_model_without_whole_weights_is_refused(
     with pytest.raises(InputError, match=r"The weights of .*spoiled' cannot be loaded: .") as raised:
         VisionLanguageModel(name)
     assert repr(name) in str(raised.value)
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_model_whose_weights_lack_a_tensor_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    def drop(tensors: dict[str, Any]) -> None:
+        del tensors[next(name for name in tensors if "language_model" in name)]
+
+    name = spoiled(tiny_model, tmp_path, lambda folder: rewrite_weights(folder, drop))
+    with pytest.raises(
+        InputError,
+        match=r"^The weights of .* are incomplete: 1 tensor of Llava\w+ missing \(lm_head",
+    ):
+        VisionLanguageModel(name)
+
+
+@pytest.mark.parametrize("door", ["greedy", "sampled", "likelihood", "attention", "own attention", "chat"])
+def test_a_model_that_computes_nan_is_refused(
+    tiny_model: Path, tmp_path: Path, questions: list[Question], door: str
+) -> None:
+    def spoil(tensors: dict[str, Any]) -> None:
+        next(value for name, value in tensors.items() if name.endswith("norm.weight"))[0] = math.nan
+
+    name = spoiled(tiny_model, tmp_path, lambda folder: rewrite_weights(folder, spoil))
+    with pytest.raises(InputError, match=r"The model '.*spoiled' computes NaN or infinite values"):
+        if door == "chat":
+            LocalChat(name).complete([ChatRequest("judge@1", {}, "Is it?")])
+        nan = VisionLanguageModel(name)
+        if door in ("greedy", "sampled"):
+            nan.answer(questions, SAMPLED if door == "sampled" else Sampling())
+        if door == "likelihood":
+            answer_logps(nan, [View([questions[0][0]], said("user", "What?"), said("assistant", "yes"))])
+        inputs = nan.encode(questions[:1])
+        forced = nan.processor.tokenizer("yes", add_special_tokens=False)["input_ids"]
+        read_attention(nan, inputs, forced if door == "attention" else None, attending(nan))
+
+
+def said(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
 
 
 def test_missing_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:

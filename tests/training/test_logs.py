@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch
 from datasets import Dataset
 from launches import KILLED, arguments, launch
 
-from mmedpo.errors import Stopped
+from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.cards import write_adapter_card
 from mmedpo.runs.run_folder import read_json
-from mmedpo.training import run
+from mmedpo.training import record, run
 
 TIMES = ("runtime", "_per_second", "train_loss")  # of a start, not of the training
 STEPS = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8}
@@ -90,7 +91,7 @@ def test_a_resumed_training_logs_what_an_uninterrupted_one_does(
         assert ours == pytest.approx(theirs, abs=1e-6), theirs["step"]
 
 
-def test_a_training_whose_loss_is_nan_ends_with_json_and_says_so(
+def test_a_training_whose_loss_is_nan_stops_at_that_step(
     pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair_loss = run.MMedPOTrainer.pair_loss
@@ -99,12 +100,17 @@ def test_a_training_whose_loss_is_nan_ends_with_json_and_says_so(
         lambda self, *given: pair_loss(self, *given) * (torch.nan if self.state.global_step == 1 else 1.0),
     )  # fmt: skip
     output = tmp_path / "spoilt"
-    run.main(arguments(pairs, tiny_model, output, max_steps=3, logging_steps=1), card=write_adapter_card)
-    text = (output / "trainer_state.json").read_text()
-    history = json.loads(text, parse_constant=pytest.fail)["log_history"]
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    assert losses[0] is not None and losses[1] is None
-    assert "`loss` was no finite number" in (output / "README.md").read_text()
+    with pytest.raises(InputError, match="loss is nan at step 2"):
+        run.main(arguments(pairs, tiny_model, output, max_steps=3, logging_steps=1), card=write_adapter_card)
+    assert not output.exists()
+
+
+def test_values_that_are_no_finite_numbers_become_null_in_the_trainer_state(tmp_path: Path) -> None:
+    state = {"log_history": [{"loss": 1.5, "step": 1}, {"loss": math.nan, "step": 2}]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    record.tidy_state(tmp_path)
+    text = (tmp_path / "trainer_state.json").read_text()
+    assert [entry["loss"] for entry in json.loads(text, parse_constant=pytest.fail)["log_history"]] == [1.5, None]
 
 
 @pytest.mark.slow

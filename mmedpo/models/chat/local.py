@@ -15,7 +15,7 @@ from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.fingerprint import model_contents
-from mmedpo.models.generation import AnswerReader, suppressed_tokens
+from mmedpo.models.generation import AnswerReader, NumbersOnly, suppressed_tokens
 from mmedpo.models.vision_language import best_device, can_see, encode, load_model, load_processor, load_tokenizer
 
 if TYPE_CHECKING:
@@ -186,9 +186,11 @@ class LocalChat:
 
         inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch]).to(self.model.device)
         temperature = self.settings["temperature"]
-        sampler = [_Sampler([prompt.seed for prompt in batch], temperature, self.model.device)] if temperature else []
+        sampler: list[Any] = (
+            [_Sampler([prompt.seed for prompt in batch], temperature, self.model.device)] if temperature else []
+        )
         with torch.inference_mode():
-            output = self.model.generate(**inputs, do_sample=False, logits_processor=sampler)
+            output = self.model.generate(**inputs, do_sample=False, logits_processor=[NumbersOnly(self.name), *sampler])
         width = inputs["input_ids"].shape[1]
         return {
             prompt.place: self._reply(ids[:width][mask.bool()].tolist(), ids[width:].tolist())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo import schema
+from mmedpo.data import loading
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import measure, style
 from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
@@ -19,7 +20,6 @@ from mmedpo.report.audit.read import Row, Split, open_splits
 from mmedpo.report.audit.show import page, render, rows
 from mmedpo.report.notices import standins
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import read_json
 
 __all__ = ["audit", "distributions", "page", "render", "rows"]
 
@@ -103,6 +103,5 @@ def _homes(splits: Mapping[str, Split], measured: str, found: list[Row]) -> meas
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of `mmedpo curate` beside the data; empty without one."""
-    manifest = folder / "manifest.json"
-    recorded = read_json(manifest) if manifest.is_file() else None
-    return recorded if isinstance(recorded, dict) and isinstance(recorded.get("rejects"), dict) else {}
+    recorded = loading.dataset_manifest(str(folder), None) if folder.is_dir() else {}
+    return recorded if "rejects" in recorded else {}

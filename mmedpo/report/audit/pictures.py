@@ -32,16 +32,16 @@ class Pictures:
         self._files: dict[str, Seen] = {}
         self._hashes: dict[str, bytes] = {}
 
-    def look(self, image: Mapping[str, Any]) -> Seen:
+    def look(self, image: Mapping[str, Any] | None) -> Seen:
         """Return the result of reading an undecoded image ({"bytes", "path"}), read once."""
-        data = image.get("bytes")
+        data = (image or {}).get("bytes")
         file = hashlib.sha256(data if isinstance(data, bytes) else str(image).encode(errors="replace"))
         if (key := file.hexdigest()) not in self._files:
             self._files[key] = seen = _seen(image, key)
             self._hashes[seen.digest] = seen.hash
         return self._files[key]
 
-    def fault(self, image: Mapping[str, Any]) -> str | None:
+    def fault(self, image: Mapping[str, Any] | None) -> str | None:
         """Return the fault of an image, as `images.fault`."""
         return self.look(image).fault
 
@@ -68,7 +68,7 @@ class Pictures:
         }  # fmt: skip
 
 
-def _seen(image: Mapping[str, Any], key: str) -> Seen:
+def _seen(image: Mapping[str, Any] | None, key: str) -> Seen:
     try:
         pixels = images.pixels(image)
     except images.UnusableImage as error:

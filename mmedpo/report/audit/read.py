@@ -206,7 +206,8 @@ def _known(value: Any) -> str | None:
 def _label(value: Any, feature: Any) -> str:
     if value is None:
         return "(none)"
-    return str(feature.int2str(value)) if isinstance(value, int) and hasattr(feature, "int2str") else str(value)
+    names = getattr(feature, "names", None)
+    return str((names and schema.label(value, tuple(names))) or value)
 
 
 def _number(value: Any) -> float | None:

@@ -98,6 +98,8 @@ def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
     faulty = [(i, "weight", negative) for i, weight in enumerate(weights) if weight < 0]
     unusable = "is missing or no finite number; every row needs one"
     faulty += [(i, "weight", unusable) for i, weight in enumerate(weights) if not math.isfinite(weight)]
+    large = f"is above {schema.MOST_WEIGHT:g}; normalise the weights to the mean 1"
+    faulty += [(i, "weight", large) for i, weight in enumerate(weights) if schema.MOST_WEIGHT < weight < math.inf]
     if not any(weights):
         faulty += [(i, "weight", "is 0, as everywhere: nothing would be learned") for i in range(len(weights))]
     elif config.weighted and not faulty and len(set(weights)) == 1:
@@ -158,10 +160,10 @@ def _name(image: Any) -> str:
 
 def _preferences(pairs: Dataset, images: _Images, found: Findings) -> None:
     rows = zip(_rows(pairs, (*TEXTS, *KINDS)), images.sides, strict=True)
-    faulty = (
-        (i, *schema.pair_fault({**row, "images": first, "rejected_images": second}))
-        for i, (row, (first, second)) in enumerate(rows)
-    )
+    faulty: list[tuple[int, str, str | None]] = []
+    for i, (row, (first, second)) in enumerate(rows):
+        faulty.append((i, *schema.pair_fault({**row, "images": first, "rejected_images": second})))
+        faulty += [(i, column, schema.label_fault(row[column], names)) for column, names in schema.LABELS.items()]
     # `_texts` reports empty sides.
     found.rows(pairs, [(i, column, said) for i, column, said in faulty if said and "is empty" not in said])
 
@@ -208,6 +210,8 @@ def _text_faults(
             yield column, held
         elif not any(map(leaves_token, text.split())):
             yield column, "has no text, or none that leaves a token; write one or drop the row"
+        elif wrong := schema.role_fault(column, pair[column]):
+            yield column, wrong
 
 
 def _token_finder(tokenizer: Any) -> Callable[[str], bool]:

@@ -215,7 +215,10 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         ),
         ("audit {pairs} --split test --output {here}/out", ["no split 'test'; it has 'train'"]),
         ("compare {here}/nowhere {here}/elsewhere --output {here}/out", ["nowhere/results.json does not exist"]),
-        ("compare {here}/bert --output {here}/out", ["1 runs were given; a comparison needs at least two"]),
+        (
+            "compare {here}/bert --output {here}/out",
+            ["A comparison needs at least two runs, the baseline first; given: 1."],
+        ),
     ],
 )
 def test_bad_input_exits_with_2_and_leaves_nothing(

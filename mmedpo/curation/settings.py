@@ -169,3 +169,5 @@ class Preview(Run):
         super().__post_init__()
         if not 1 <= self.count <= 50:
             raise InputError(f"--count is {self.count}; a sheet shows 1 to 50 images.")
+        if self.output.suffix.lower() != ".png":
+            raise InputError(f"--output {self.output}: the sheet is a PNG file. Give a name that ends with .png.")

@@ -86,23 +86,31 @@ def why_unread(error: BaseException, name: str = "") -> str:
     The reason is a missing folder, else the error of Hub, network or disk that caused `error`, else its first line.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
+    if name and Path(name).is_file():
+        return "it is a file; give the folder that holds it"
     missing = _is_missing_folder(name)
     if not missing and (refused := trust.refused(error)):
         return refused
     beneath: BaseException | None = error
     while beneath is not None and not isinstance(beneath, RemoteEntryNotFoundError):  # the reader names the file
         if _has_reason(beneath) and (not missing or isinstance(beneath, GatedRepoError)):
-            return reason(beneath, reading=True)
+            return (
+                _offline(name) if isinstance(_cause(beneath), OfflineModeIsEnabled) else reason(beneath, reading=True)
+            )
         beneath = beneath.__cause__ or beneath.__context__
     if missing:
         return "there is no such folder; check the path"
     message = _first_line(error).partition(" Checkout 'https")[0]
     if constants.HF_HUB_OFFLINE and message.startswith("We couldn't connect to"):  # message of Transformers
-        here = "there is no such folder here, " * bool(name)
-        return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
+        return _offline(name)
     return message
+
+
+def _offline(name: str) -> str:
+    here = "there is no such folder here, " * bool(name and not Path(name).exists())
+    return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
 
 
 def _is_missing_folder(name: str) -> bool:

@@ -124,9 +124,8 @@ def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> 
     named = set(_named_files(features, rows))
     if outside := sorted(name for name in named if "://" in name or not safe_paths.is_inside(Path(name), homes)):
         raise InputError(
-            f"{path}: {number_of(len(outside), 'images')} of the dataset are files outside of it ({outside[0]!r}"
-            f"{', ...' * (len(outside) > 1)}), which are not read. Write it anew with its images inside, as "
-            "`mmedpo curate` does."
+            f"{path}: names image files outside of the dataset ({outside[0]!r}{', ...' * (len(outside) > 1)}), which "
+            "are not read. Write it anew with its images inside, as `mmedpo curate` does."
         )
 
 

@@ -54,7 +54,7 @@ def load(folders: Sequence[Path]) -> list[Run]:
             gold answers, images, protocols or definitions (every difference is listed).
     """
     if len(folders) < 2:
-        raise InputError(f"{len(folders)} runs were given; a comparison needs at least two, the baseline first.")
+        raise InputError(f"A comparison needs at least two runs, the baseline first; given: {len(folders)}.")
     runs = [_load(folder) for folder in folders]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):

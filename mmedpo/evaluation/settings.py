@@ -93,7 +93,7 @@ class Settings:
             wrong.append(
                 "an endpoint chooses its own model: serve adapter and revision there, and do not give them here"
             )
-        if self.measure != "answers" and (self.dataset is None or self.is_endpoint):
+        if self.measure in UNUSED and (self.dataset is None or self.is_endpoint):
             wrong.append(f"{self.measure} needs a dataset's pairs and a model in this process")
         refuse(wrong)
 

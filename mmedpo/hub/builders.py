@@ -124,6 +124,8 @@ def make_dataset(
     Returns:
         The manifest; None in all processes but the first.
     """
+    if run.cache:  # stand-ins open none
+        writable.check(run.cache, resume=True, option="--cache")
     cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     cards.check_template("dataset")
     manifest = curate_folder(

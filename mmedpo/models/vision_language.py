@@ -100,6 +100,8 @@ def _load_config(name: str, revision: str | None) -> Any:
 
 
 def _load(kind: Any, name: str, revision: str | None) -> Any:
+    if not name.strip():
+        raise InputError("The name of the model is empty. Give a folder or a Hub id.")
     try:
         return kind.from_pretrained(name, revision=revision, **trust.only_data())
     except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: a processor needs another library

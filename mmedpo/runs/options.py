@@ -72,8 +72,9 @@ def unfit(options: Any) -> list[str]:
 def _not_finite(options: Any) -> list[str]:
     """Return a sentence for each number that is NaN, infinite or larger than `MOST`."""
     return [
-        f"{one.name} is {number}; it must be " + (f"at most {MOST}" if math.isfinite(number) else "a finite number")
+        f"{one.name} is {number}; it must be " + (f"at most {most}" if math.isfinite(number) else "a finite number")
         for one, number in _numbers(options)
+        for most in [SEEDS[1] if one.name == "seed" else MOST]
         if not number <= MOST or not math.isfinite(number)
     ]
 

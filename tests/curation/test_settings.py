@@ -225,8 +225,8 @@ def test_run_has_the_limits_of_its_calls() -> None:
 @pytest.mark.parametrize("count", [0, 51, -1])
 def test_sheet_shows_1_to_50_images(count: int) -> None:
     with pytest.raises(InputError, match=f"--count is {count}; a sheet shows 1 to 50 images"):
-        Preview(OUTPUT, count=count)
-    assert (Preview(OUTPUT, count=1).count, Preview(OUTPUT, count=50).count) == (1, 50)
+        Preview(Path("out.png"), count=count)
+    assert (Preview(Path("out.png"), count=1).count, Preview(Path("out.png"), count=50).count) == (1, 50)
 
 
 def parsed(words: Iterable[str]) -> Settings:
@@ -242,3 +242,9 @@ def test_recipe_and_command_line_give_the_same_settings_and_the_latter_wins(tmp_
     assert parsed(["--config", str(recipe), "--samples", "7", "--judges", "c"]) == parsed(
         [*words, "--samples", "7", "--judges", "c"]
     )
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out", "out.pdf"])
+def test_a_sheet_is_a_png_file(name: str) -> None:
+    with pytest.raises(InputError, match=r"Give a name that ends with \.png"):
+        Preview(Path(name))

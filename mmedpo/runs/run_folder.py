@@ -123,12 +123,12 @@ def output_folder(
         return
     writable.check(output)
     fresh = not partial.exists()
-    if not fresh and not resume:
-        raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
     remedy = f"What was finished is kept in {partial}: free some space and run the same command with --resume."
     with _plain_faults(output, remedy), _locked(partial):
         try:
             writable.refuse_existing(output)  # another process may just have finished it
+            if not fresh and not resume:
+                raise InputError(f"{partial} holds an interrupted run; continue it with --resume, or remove it first.")
             _compare_digests(partial, settings)
             record_settings(partial / SETTINGS, settings)
             record_contents(partial, settings, contents or {})

@@ -168,9 +168,10 @@ def test_resume_of_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
 def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out", {}) as folder:
         (folder / "file").write_text("work")
-        at_work = pytest.raises(InputError, match=r"Another process is at work in .*out\.partial; wait")
-        with at_work, output_folder(tmp_path / "out", {}, resume=True):
-            pytest.fail("the block must not run")
+        for resume in (True, False):
+            at_work = pytest.raises(InputError, match=r"Another process is at work in .*out\.partial; wait")
+            with at_work, output_folder(tmp_path / "out", {}, resume=resume):
+                pytest.fail("the block must not run")
         assert (folder / "file").exists()
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".settings.sha256", "file"]
 

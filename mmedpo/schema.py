@@ -7,11 +7,14 @@ load the dataset too. See docs/files.md.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmedpo.data import placeholders
 from mmedpo.data.images import fault as image_fault
@@ -247,6 +250,21 @@ def undecoded(dataset: Dataset) -> Dataset:
     return dataset
 
 
+class Hashes:
+    """64-bit hashes of values, eight bytes each, since texts would fill the memory."""
+
+    def __init__(self) -> None:
+        self._held = array("q")
+
+    def add(self, value: Hashable) -> None:
+        self._held.append(hash(value))
+
+    def repeated(self) -> dict[int, int]:
+        """Return the hashes that occur more than once, with their counts."""
+        found, counts = np.unique(self._held, return_counts=True)
+        return dict(zip(found[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True))
+
+
 def repeated_ids(counts: Mapping[str, int]) -> list[Fault]:
     """Return a fault for each id that occurs more than once."""
     return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
@@ -285,6 +303,13 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     return pyarrow.Table.from_pylist([features.encode_example(row) for row in rows], schema=features.arrow_schema)
 
 
+def _ids(shards: Iterable[Path]) -> Iterator[str]:
+    from pyarrow.parquet import read_table
+
+    for shard in shards:
+        yield from map(str, read_table(shard, columns=["id"])["id"].to_pylist())
+
+
 def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", shard_size: str = SHARD_SIZE) -> None:
     """Stream rows to `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
@@ -304,7 +329,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     columns = _features().arrow_schema
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    counts: Counter[str] = Counter()
+    ids = Hashes()
     faults: list[Fault] = []
     shards: list[Path] = []
     rows, more = iter(rows), True
@@ -315,7 +340,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
             waiting: list[dict[str, Any]] = []
             with ParquetWriter(shards[-1], columns, **LAYOUT) as writer:
                 for row in rows:
-                    counts[row["id"]] += 1
+                    ids.add(str(row["id"]))
                     faults += row_faults(row)
                     waiting.append(row)
                     if len(waiting) == ROWS_AT_ONCE:
@@ -327,7 +352,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
                         break
                 if waiting:  # readers refuse a file whose first row group is empty
                     writer.write_table(_table(waiting))
-        faults += repeated_ids(counts)
+        if repeated := ids.repeated():
+            faults += repeated_ids(Counter(id for id in _ids(shards) if hash(id) in repeated))
         if faults:
             raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
         for left in {*data.glob(f"{split}-*")} - {*shards}:

@@ -1,12 +1,12 @@
 """Audit of a preference dataset: content and faults as numbers, table and page.
 
-Rows are read once, as a stream; each image file is decoded once.
+Rows are read once, as a stream, and added up; each image file is decoded once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mmedpo.data import loading
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import measure, style
 from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
-from mmedpo.report.audit.read import Row, Split, open_splits
+from mmedpo.report.audit.read import Split, open_splits
 from mmedpo.report.audit.show import page, render, rows
 from mmedpo.report.notices import standins
 from mmedpo.runs.provenance import portable
@@ -45,60 +45,47 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
     splits = open_splits(path)
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
-    found, faults = _measure(splits[split])
-    homes = _homes(splits, split, found)
+    counts, flaws, judges, homes = measure.Counts(), measure.Flaws(), measure.Judges(), measure.Homes()
+    lengths, shortcut, ids = style.Lengths(), style.Shortcut(), schema.Hashes()
+    measured, faults = splits[split], list(splits[split].faults)
+    for other, rows_of in splits.items():
+        for given, row in rows_of:
+            homes.add(other, row)
+            if rows_of is measured:
+                faults += measured.row_faults(given, row)
+                ids.add(row.name)
+                for tally in (counts, flaws, judges, lengths, shortcut):
+                    tally.add(row)
+        homes.end(other)
+    if measured.is_ours:
+        faults += _repeated_ids(measured, ids.repeated())
     manifest = _manifest(Path(path))
-    counts = {
-        "dispreference": measure.counts([row.kind for row in found], schema.DISPREFERENCES),
-        "task": measure.counts([row.task for row in found], schema.TASKS),
-    }
-
-    def spread(field: str, edges: list[float] | None = None) -> dict[str, Any] | None:
-        kinds = counts["dispreference"]
-        return distributions(
-            {kind: [getattr(row, field) for row in found if row.kind == kind] for kind in kinds}, edges
-        )
-
     return {
         "format": "mmedpo.audit/1",
         "dataset": name or portable(path),
         "split": split,
-        "rows": len(found),
-        "standins": {**dict.fromkeys(standins(manifest)), **measure.standins(found)},
-        "counts": counts,
+        "rows": counts.rows,
+        "standins": {**dict.fromkeys(standins(manifest)), **counts.standins()},
+        "counts": counts.labels(),
         "faults": [asdict(fault) for fault in faults],
         "shared_groups": [asdict(fault) for fault in homes.faults],
-        "near_duplicates": splits[split].pictures.near_duplicates(homes.names, homes.splits),
+        "near_duplicates": measured.pictures.near_duplicates(homes.names, homes.splits),
         "rejects": manifest.get("rejects"),
-        **measure.flaws(found),
-        "weights": spread("weight"),
-        "unscored": sum(row.relevance is None for row in found) if splits[split].is_ours else 0,
+        **flaws.result(),
+        "weights": counts.spread("weight"),
+        "unscored": counts.unscored if measured.is_ours else 0,
         "weight_notes": (manifest.get("weights") or {}).get("notes", []),
-        "relevance": spread("relevance", RELEVANCE_EDGES),
-        "mask_coverage": spread("mask_coverage", SHARE_EDGES),
-        "style": style.lengths(found),
-        "style_shortcut": style.shortcut(found),
-        "judges": measure.judges(found),
+        "relevance": counts.spread("relevance", RELEVANCE_EDGES),
+        "mask_coverage": counts.spread("mask_coverage", SHARE_EDGES),
+        "style": lengths.result(),
+        "style_shortcut": shortcut.result(),
+        "judges": judges.result(),
     }
 
 
-def _measure(split: Split) -> tuple[list[Row], list[Fault]]:
-    """Return rows and faults of a split, in one pass."""
-    found: list[Row] = []
-    faults = list(split.faults)
-    for given, row in split:
-        found.append(row)
-        faults += split.row_faults(given, row)
-    if split.is_ours:
-        faults += schema.repeated_ids(Counter(row.name for row in found))
-    return found, faults
-
-
-def _homes(splits: Mapping[str, Split], measured: str, found: list[Row]) -> measure.Homes:
-    def stream(split: Split) -> Iterator[Row]:
-        return (row for _, row in split)
-
-    return measure.homes({name: found if name == measured else stream(split) for name, split in splits.items()})
+def _repeated_ids(split: Split, repeated: Collection[int]) -> list[Fault]:
+    """Return a fault for each id that occurs more than once; only then are the rows read again, for its name."""
+    return schema.repeated_ids(Counter(row.name for _, row in split if hash(row.name) in repeated) if repeated else {})
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

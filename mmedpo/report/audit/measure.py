@@ -1,16 +1,22 @@
-"""Counts, flaws, leakage between splits, distributions and agreement of judges over rows."""
+"""Counts, flaws, leakage between splits, distributions and agreement of judges, each added up row by row.
+
+No row is kept: a number a row at most, so that the memory of a large dataset stays small.
+"""
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
 from mmedpo import schema
-from mmedpo.data.gold import DECLINES, REPEATS, doubts
+from mmedpo.data.gold import DECLINES, REPEATS, doubt
 from mmedpo.data.text import carries, folded, polarity, words
 from mmedpo.errors import Fault
 from mmedpo.report.audit.read import Row
@@ -21,94 +27,146 @@ RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # a bin for ea
 SHARE_EDGES = [i / BINS for i in range(BINS + 1)]
 
 
-def counts(labels: Sequence[str], order: Sequence[str]) -> dict[str, int]:
-    """Return the count of each label, those of `order` first."""
-    found = Counter(labels)
-    return {label: found[label] for label in [*order, *sorted(found.keys() - set(order))] if found[label]}
+class Counts:
+    """Rows by kind, task and stand-in, and their numbers by kind."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.unscored = 0
+        self._kinds: Counter[str] = Counter()
+        self._tasks: Counter[str] = Counter()
+        self._standins: Counter[str] = Counter()
+        self._numbers: dict[str, dict[str, array[float]]] = {"weight": {}, "relevance": {}, "mask_coverage": {}}
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.unscored += row.relevance is None
+        self._kinds[row.kind] += 1
+        self._tasks[row.task] += 1
+        named = {*row.makers, *(judge for _, judge, _ in row.judgements)}
+        self._standins.update(name for name in named if name.startswith(STANDIN))
+        for field, by_kind in self._numbers.items():
+            if (value := getattr(row, field)) is not None:
+                by_kind.setdefault(row.kind, array("d")).append(value)
+
+    def labels(self) -> dict[str, dict[str, int]]:
+        """Return the count of each label, the schema's first."""
+        ordered = {
+            "dispreference": (self._kinds, schema.DISPREFERENCES),
+            "task": (self._tasks, schema.TASKS),
+        }
+        return {
+            name: {label: found[label] for label in [*first, *sorted(found.keys() - set(first))] if found[label]}
+            for name, (found, first) in ordered.items()
+        }
+
+    def standins(self) -> dict[str, int]:
+        """Return the number of rows that each stand-in made or scored, by its name."""
+        return dict(sorted(self._standins.items()))
+
+    def spread(self, field: str, edges: Sequence[float] | None = None) -> dict[str, Any] | None:
+        """Return the `distributions` of "weight", "relevance" or "mask_coverage"."""
+        held = self._numbers[field]
+        return distributions({kind: held[kind] for kind in self.labels()["dispreference"] if kind in held}, edges)
 
 
-def flaws(found: Sequence[Row]) -> dict[str, Any]:
-    """Return the rows with each flaw of `show.FLAWS`, and under "checked" the number of rows checked for it."""
-    equal = [row for row in found if row.same_images and row.gold and row.wrong]
-    differing = [row for row in equal if folded(row.gold) != folded(row.wrong)]
-    answers = [(polarity(row.gold), row) for row in differing if not row.is_report]
-    free = [row for said, row in answers if said is None]
-    asked = ((row.images, tuple(words(row.question)), row.kind) for row in found if row.images and row.question)
-    whole = (
-        (row.images, row.rejected_images, *map(folded, (row.question, row.chosen, row.rejected)), row.kind)
-        for row in found
-        if row.chosen or row.rejected
-    )
-    doubtful = doubts((row.question, row.gold) for row in found if row.gold)
-    return {
-        "identical_pairs": len(equal) - len(differing),
-        "gold_in_rejected": sum(carries(row.wrong, row.gold) for row in free),
-        "same_polarity": sum(said is not None and said == polarity(row.wrong) for said, row in answers),
-        "zero_weights": sum(row.weight == 0 for row in found),
-        "gold_repeats_question": doubtful.get(REPEATS, 0),
-        "gold_declines": doubtful.get(DECLINES, 0),
-        "repeated_questions": _repeats(asked),
-        "repeated_rows": _repeats(whole),
-        "checked": {"open": len(free), "closed": len(answers) - len(free)},
-        "by_letters": _by_letters(equal),
-    }
+class Flaws:
+    """Rows with each flaw of `show.FLAWS`."""
+
+    def __init__(self) -> None:
+        self._found: Counter[str] = Counter()
+        self._doubts: Counter[str | None] = Counter()
+        self._by_letters: Counter[str] = Counter()
+        self._asked, self._whole = schema.Hashes(), schema.Hashes()
+
+    def add(self, row: Row) -> None:
+        if row.same_images and row.gold and row.wrong:
+            self._compare(row)
+        self._found["zero_weights"] += row.weight == 0
+        if row.gold:
+            self._doubts[doubt(row.question, row.gold)] += 1
+        if row.images and row.question:
+            self._asked.add((row.images, tuple(words(row.question)), row.kind))
+        if row.chosen or row.rejected:
+            texts = map(folded, (row.question, row.chosen, row.rejected))
+            self._whole.add((row.images, row.rejected_images, *texts, row.kind))
+
+    def _compare(self, row: Row) -> None:
+        if row.task != "report":
+            self._compare_letters(row.gold.strip().casefold(), row.wrong.strip().casefold())
+        if folded(row.gold) == folded(row.wrong):
+            self._found["identical_pairs"] += 1
+        elif not row.is_report and (said := polarity(row.gold)) is None:
+            self._found["open"] += 1
+            self._found["gold_in_rejected"] += carries(row.wrong, row.gold)
+        elif not row.is_report:
+            self._found["closed"] += 1
+            self._found["same_polarity"] += said == polarity(row.wrong)
+
+    def _compare_letters(self, gold: str, wrong: str) -> None:
+        """Count the two contradictions by comparing strings, identical pairs included."""
+        if (answer := gold.rstrip(".")) in ("yes", "no"):
+            self._by_letters["closed"] += 1
+            self._by_letters["same_polarity"] += wrong.startswith(answer)
+        else:
+            self._by_letters["open"] += 1
+            self._by_letters["gold_in_rejected"] += bool(gold) and gold in wrong
+
+    def result(self) -> dict[str, Any]:
+        """Return the count of each flaw, and under "checked" the number of rows checked for it."""
+        names = ("identical_pairs", "gold_in_rejected", "same_polarity", "zero_weights")
+        return {
+            **{name: self._found[name] for name in names},
+            "gold_repeats_question": self._doubts[REPEATS],
+            "gold_declines": self._doubts[DECLINES],
+            "repeated_questions": _repeats(self._asked),
+            "repeated_rows": _repeats(self._whole),
+            "checked": {name: self._found[name] for name in ("open", "closed")},
+            "by_letters": {
+                name: self._by_letters[name] for name in ("open", "gold_in_rejected", "closed", "same_polarity")
+            },
+        }
 
 
-def _repeats(keys: Iterable[Hashable]) -> int:
-    """Return how many keys equal an earlier one, by their 64-bit hashes, since texts would fill the memory."""
-    hashes = [hash(key) for key in keys]
-    return len(hashes) - len(set(hashes))
+def _repeats(held: schema.Hashes) -> int:
+    """Return how many values equal an earlier one."""
+    return sum(count - 1 for count in held.repeated().values())
 
 
-def _by_letters(equal: Sequence[Row]) -> dict[str, int]:
-    """Return the two contradictions by comparing strings.
-
-    Identical pairs are included; closed rows are those whose chosen text is exactly "yes" or "no".
-    """
-    texts = [row for row in equal if row.task != "report"]
-    sides = [(row.gold.strip().casefold(), row.wrong.strip().casefold()) for row in texts]
-    closed = [(gold, wrong) for gold, wrong in sides if gold.rstrip(".") in ("yes", "no")]
-    inside = sum(bool(gold) and gold in wrong for gold, wrong in sides if gold.rstrip(".") not in ("yes", "no"))
-    return {
-        "open": len(sides) - len(closed),
-        "gold_in_rejected": inside,
-        "closed": len(closed),
-        "same_polarity": sum(wrong.startswith(gold.rstrip(".")) for gold, wrong in closed),
-    }
-
-
-@dataclass
 class Homes:
-    """Images and patients by split."""
+    """Images and patients by split; images are equal by pixels or by id in the provenance."""
 
-    faults: list[Fault] = field(default_factory=list)  # images and patients in several splits
-    names: dict[str, str] = field(default_factory=dict)  # digest of an image -> name
-    splits: dict[str, set[str]] = field(default_factory=dict)  # digest of an image -> splits
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []  # images and patients in several splits
+        self.names: dict[bytes, str] = {}  # digest of an image -> name
+        self.splits: dict[bytes, tuple[str, ...]] = {}  # digest of an image -> splits
+        self._first: dict[str, dict[str, str]] = {"image_id": {}, "patient_id": {}}  # column -> identity -> split
+        self._again: dict[tuple[str, str | bytes], tuple[str, str]] = {}  # seen in an earlier split: name, that split
 
+    def add(self, split: str, row: Row) -> None:
+        name = row.name if row.image_id is None else row.image_id
+        for column, identity, said in (
+            ("image_id", row.image_id, name),
+            ("patient_id", row.patient_id, row.patient_id),
+        ):
+            if identity is not None and (home := self._first[column].setdefault(identity, split)) != split:
+                self._again.setdefault((column, identity), (said or "", home))
+        for digest in () if row.kind in schema.REVERSED else row.images:  # images of reversed pairs are noised
+            self.names.setdefault(digest, name)
+            homes = self.splits.setdefault(digest, (split,))
+            if split not in homes:
+                self.splits[digest] = (*homes, split)
+            if homes[0] != split:
+                self._again.setdefault(("images", digest), (name, homes[0]))
 
-def homes(splits: Mapping[str, Iterable[Row]]) -> Homes:
-    """Return images and patients by split; images are equal by pixels or by id in the provenance."""
-    first: dict[tuple[str, str], str] = {}
-    found = Homes()
-    for split, rows in splits.items():
-        here: dict[tuple[str, str], str] = {}  # (kind, identity) -> name for the reader
-        for row in rows:
-            name = row.name if row.image_id is None else row.image_id
-            if row.image_id is not None:
-                here.setdefault(("image_id", row.image_id), name)
-            if row.patient_id is not None:
-                here.setdefault(("patient_id", row.patient_id), row.patient_id)
-            for digest in () if row.kind in schema.REVERSED else row.images:  # images of reversed pairs are noised
-                here.setdefault(("images", digest), name)
-                found.names.setdefault(digest, name)
-                found.splits.setdefault(digest, set()).add(split)
+    def end(self, split: str) -> None:
+        """Name what this split shares with earlier ones, images that go by one name once."""
         said = set()
-        for (column, key), name in here.items():
-            if first.setdefault((column, key), split) != split and ("image_id", name) not in said:
+        for (column, _), (name, home) in self._again.items():
+            if ("image_id", name) not in said:
                 said.add((column, name))
-                sentence = f"occurs in the splits {first[column, key]!r} and {split!r}"
-                found.faults.append(Fault(name, column, sentence))
-    return found
+                self.faults.append(Fault(name, column, f"occurs in the splits {home!r} and {split!r}"))
+        self._again = {}
 
 
 def distributions(
@@ -119,8 +177,8 @@ def distributions(
     Histograms share their edges, by default 20 bins from minimum to maximum; numbers beyond the outer edges count in
     the outer bins. None values are ignored; the result is None without any number.
     """
-    numbers = {kind: [value for value in values if value is not None] for kind, values in by_kind.items()}
-    everything = [value for values in numbers.values() for value in values]
+    numbers = {kind: array("d", (x for x in values if x is not None)) for kind, values in by_kind.items()}
+    everything = array("d", chain.from_iterable(numbers.values()))
     if not everything:
         return None
     if edges is None:
@@ -145,48 +203,72 @@ def distribution(values: Sequence[float], edges: Sequence[float]) -> dict[str, A
     }
 
 
-def standins(found: Sequence[Row]) -> dict[str, int]:
-    """Return the number of rows that each stand-in made or scored, by its name."""
-    named = [{*row.makers, *(judge for _, judge, _ in row.judgements)} for row in found]
-    counted = Counter(name for names in named for name in names if name.startswith(STANDIN))
-    return dict(sorted(counted.items()))
+class Agreement:
+    """Krippendorff's alpha (interval level) of scores in hundredths, by sums over units with at least two scores.
 
-
-def judges(found: Sequence[Row]) -> dict[str, Any]:
-    """Return numbers of judged rows and unreadable judgements, and the agreement of the judges."""
-    judged = [row for row in found if row.judgements]
-    verdicts = [row.agreed for row in judged if row.agreed is not None]
-    scores = [score for row in judged for *_, score in row.judgements]
-    last = [max(number for number, *_ in row.judgements) for row in judged]
-    return {
-        "rows": len(judged),
-        "agreed_share": round(fmean(verdicts), 4) if verdicts else None,
-        "judgements": len(scores),
-        "unreadable": sum(score is None for score in scores),
-        "first_round": _alpha(judged, [1] * len(judged)),
-        "last_round": _alpha(judged, last),
-    }
-
-
-def _alpha(judged: Sequence[Row], rounds: Sequence[int]) -> dict[str, Any]:
-    """Return Krippendorff's alpha (interval level) over each row's given round, scores rounded to hundredths.
-
-    "units" counts rows with at least two scores; "alpha" is None, with a "reason", where it is undefined.
+    Its two disagreements are mean squared differences, which follow from sums and sums of squares (Krippendorff 2011,
+    "Computing Krippendorff's alpha-reliability"). Whole numbers keep them exact.
     """
-    import krippendorff
-    import numpy as np
 
-    names = sorted({judge for row in judged for _, judge, _ in row.judgements})
-    table = np.full((len(names), len(judged)), np.nan)
-    for place, (row, wanted) in enumerate(zip(judged, rounds, strict=True)):
-        for number, judge, score in row.judgements:
-            if number == wanted and score is not None:
-                table[names.index(judge), place] = round(score, 2)
-    table = table[:, np.sum(~np.isnan(table), axis=0) >= 2]
-    found = {"units": table.shape[1], "judges": len(names)}
-    if not table.size:
-        return {**found, "alpha": None, "reason": "no row has the scores of two judges"}
-    if np.nanmin(table) == np.nanmax(table):
-        return {**found, "alpha": None, "reason": "all scores are equal; without variation alpha is not defined"}
-    alpha = krippendorff.alpha(table, level_of_measurement="interval")
-    return {**found, "alpha": round(float(alpha), 4), "reason": None}
+    def __init__(self) -> None:
+        self._units = self._scores = self._sum = self._squares = 0
+        self._observed: Counter[int] = Counter()  # scores of a unit, less one -> sum of its squared differences
+
+    def add(self, scores: Collection[int]) -> None:
+        """Add the scores of a unit."""
+        if len(scores) < 2:
+            return
+        total, squares = sum(scores), sum(score * score for score in scores)
+        self._units += 1
+        self._scores += len(scores)
+        self._sum += total
+        self._squares += squares
+        self._observed[len(scores) - 1] += len(scores) * squares - total * total
+
+    def result(self, judges: int) -> dict[str, Any]:
+        """Return the number of units; "alpha" is None, with a "reason", where it is undefined."""
+        found = {"units": self._units, "judges": judges}
+        if not self._units:
+            return {**found, "alpha": None, "reason": "no row has the scores of two judges"}
+        expected = Fraction(self._scores * self._squares - self._sum**2, self._scores - 1)
+        if not expected:
+            return {**found, "alpha": None, "reason": "all scores are equal; without variation alpha is not defined"}
+        observed = sum(Fraction(differences, others) for others, differences in self._observed.items())
+        return {**found, "alpha": round(float(1 - observed / expected), 4), "reason": None}
+
+
+class Judges:
+    """Judged rows, unreadable judgements, and agreement of the judges."""
+
+    def __init__(self) -> None:
+        self._rows = self._decided = self._agreed = self._judgements = self._unreadable = 0
+        self._names: set[str] = set()
+        self._first, self._last = Agreement(), Agreement()
+
+    def add(self, row: Row) -> None:
+        if not row.judgements:
+            return
+        self._rows += 1
+        self._decided += row.agreed is not None
+        self._agreed += bool(row.agreed)
+        self._judgements += len(row.judgements)
+        self._unreadable += sum(score is None for *_, score in row.judgements)
+        self._names.update(judge for _, judge, _ in row.judgements)
+        last = max(number for number, *_ in row.judgements)
+        for agreement, wanted in ((self._first, 1), (self._last, last)):
+            scores = {
+                judge: round(100 * Decimal(score))
+                for number, judge, score in row.judgements
+                if number == wanted and score is not None
+            }
+            agreement.add(scores.values())
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "rows": self._rows,
+            "agreed_share": round(self._agreed / self._decided, 4) if self._decided else None,
+            "judgements": self._judgements,
+            "unreadable": self._unreadable,
+            "first_round": self._first.result(len(self._names)),
+            "last_round": self._last.result(len(self._names)),
+        }

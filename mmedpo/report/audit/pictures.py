@@ -12,40 +12,53 @@ import numpy as np
 from mmedpo.data import images
 
 SIDE = 16  # rows and columns of the hash's grid: 256 bits
+DIGEST, HASH = 16, SIDE * SIDE // 8  # bytes
 NEAR = 16  # bits by which near-duplicates may differ
 EXAMPLES, NAMED = 5, 6  # groups shown, and names of each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """Result of reading an image file: its fault, or digest and `difference_hash` of its pixels."""
 
     fault: str | None
-    digest: str
+    digest: bytes
     hash: bytes = b""
 
 
 class Pictures:
-    """Image files of a dataset, cached by their bytes; each takes a few hundred bytes."""
+    """Image files of a dataset, known by the digests of their bytes; each takes a fifth of a kilobyte."""
 
     def __init__(self) -> None:
-        self._files: dict[str, Seen] = {}
-        self._hashes: dict[str, bytes] = {}
+        self._places: dict[bytes, int] = {}  # digest of a file -> its place below
+        self._seen = bytearray()  # digest and hash of each file
+        self._faults: dict[int, str] = {}  # place -> fault
 
     def look(self, image: Mapping[str, Any] | None) -> Seen:
         """Return the result of reading an undecoded image ({"bytes", "path"}), read once."""
         data = (image or {}).get("bytes")
-        file = hashlib.sha256(data if isinstance(data, bytes) else str(image).encode(errors="replace"))
-        if (key := file.hexdigest()) not in self._files:
-            self._files[key] = seen = _seen(image, key)
-            self._hashes[seen.digest] = seen.hash
-        return self._files[key]
+        key = _digest(data if isinstance(data, bytes) else str(image).encode(errors="replace"))
+        if (place := self._places.get(key)) is None:
+            seen = _seen(image, key)
+            place = self._places[key] = len(self._places)
+            self._seen += seen.digest + seen.hash.ljust(HASH, b"\0")
+            if seen.fault:
+                self._faults[place] = seen.fault
+            return seen
+        return Seen(self._faults.get(place), *self._at(place))
+
+    def _at(self, place: int) -> tuple[bytes, bytes]:
+        start = place * (DIGEST + HASH)
+        middle, end = start + DIGEST, start + DIGEST + HASH
+        return bytes(self._seen[start:middle]), bytes(self._seen[middle:end])
 
     def fault(self, image: Mapping[str, Any] | None) -> str | None:
         """Return the fault of an image, as `images.fault`."""
         return self.look(image).fault
 
-    def near_duplicates(self, names: Mapping[str, str], splits: Mapping[str, Iterable[str]]) -> dict[str, Any] | None:
+    def near_duplicates(
+        self, names: Mapping[bytes, str], splits: Mapping[bytes, Iterable[str]]
+    ) -> dict[str, Any] | None:
         """Return groups of distinct images that look alike; None where no image could be decoded.
 
         Args:
@@ -56,10 +69,16 @@ class Pictures:
             {"images": number compared, "groups", "in_several_splits": number of groups, "bits", "within": most bits by
             which neighbours in a group differ, "examples": names of the first groups}.
         """
-        known = [digest for digest in names if self._hashes.get(digest)]
+        hashes = {
+            digest: difference
+            for place in range(len(self._places))
+            for digest, difference in [self._at(place)]
+            if place not in self._faults and digest in names
+        }
+        known = [digest for digest in names if digest in hashes]
         if not known:
             return None
-        groups = [[known[place] for place in group] for group in _alike([self._hashes[digest] for digest in known])]
+        groups = [[known[place] for place in group] for group in _alike([hashes[digest] for digest in known])]
         apart = sum(len({split for digest in group for split in splits[digest]}) > 1 for group in groups)
         shown = [[names[digest] for digest in group[:NAMED]] for group in groups[:EXAMPLES]]
         return {
@@ -68,13 +87,16 @@ class Pictures:
         }  # fmt: skip
 
 
-def _seen(image: Mapping[str, Any] | None, key: str) -> Seen:
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(parts)).digest()[:DIGEST]
+
+
+def _seen(image: Mapping[str, Any] | None, key: bytes) -> Seen:
     try:
         pixels = images.pixels(image)
     except images.UnusableImage as error:
         return Seen(error.sentence, key)
-    digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    return Seen(None, digest, difference_hash(pixels))
+    return Seen(None, _digest(str(pixels.shape).encode(), pixels.tobytes()), difference_hash(pixels))
 
 
 def difference_hash(pixels: np.ndarray) -> bytes:

@@ -1,6 +1,6 @@
 """Read preference rows of any layout, one at a time: the schema's, TRL's, LLaVA's, plain texts.
 
-Images are decoded once and kept as digests of their pixels, which bounds the memory.
+Images are decoded once and kept as digests of their pixels. Rows are not kept: whoever reads them adds them up.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,8 @@ class Row:
     question: str
     chosen: str
     rejected: str
-    images: tuple[str, ...]  # digests of pixels, or of the bytes or name where there are no pixels
-    rejected_images: tuple[str, ...]
+    images: tuple[bytes, ...]  # digests of pixels, or of the bytes or name where there are no pixels
+    rejected_images: tuple[bytes, ...]
     weight: float | None
     relevance: float | None
     image_id: str | None
@@ -151,30 +150,24 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictur
         name=_name(_get(row, "id")) or f"row {place}",
         kind=_label(row.get("dispreference"), columns.get("dispreference")),
         task=_label(row.get("task"), columns.get("task")),
-        question=_shared(asked[-1].replace(PLACEHOLDER, "").strip() if asked else ""),
-        chosen=_shared(chosen[-1] if chosen else ""),
-        rejected=_shared((_turns(_get(row, "rejected")) or [""])[-1]),
-        images=_shared(_digests(_get(row, "images"), pictures)),
-        rejected_images=_shared(_digests(_get(row, "rejected_images"), pictures)),
+        question=asked[-1].replace(PLACEHOLDER, "").strip() if asked else "",
+        chosen=chosen[-1] if chosen else "",
+        rejected=(_turns(_get(row, "rejected")) or [""])[-1],
+        images=_digests(_get(row, "images"), pictures),
+        rejected_images=_digests(_get(row, "rejected_images"), pictures),
         weight=_number(_get(row, "weight")),
         relevance=_number(_get(row, "clinical_relevance")),
-        image_id=_shared(_known(made.get("image_id"))),
-        patient_id=_shared(_known(made.get("patient_id"))),
+        image_id=_known(made.get("image_id")),
+        patient_id=_known(made.get("patient_id")),
         mask_coverage=_number(made.get("mask_coverage")),
         agreed=made["agreed"] if isinstance(made.get("agreed"), bool) else None,
         judgements=tuple(
-            _shared((int(_number(entry.get("round")) or 1), str(entry.get("judge")), _number(entry.get("score"))))
+            (int(_number(entry.get("round")) or 1), str(entry.get("judge")), _number(entry.get("score")))
             for entry in _listed(made.get("judgements"))
             if isinstance(entry, dict)
         ),
-        makers=_shared(tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name))),
+        makers=tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name)),
     )
-
-
-@lru_cache(1 << 14)
-def _shared(value: Any) -> Any:
-    """Return one object for equal values of near rows, such as the texts of both pairs of a question."""
-    return value
 
 
 def _get(row: Mapping[str, Any], column: str) -> Any:
@@ -221,11 +214,11 @@ def _listed(value: Any) -> list[Any]:
     return [image for image in (value if isinstance(value, list) else [value]) if image is not None]
 
 
-def _digests(value: Any, pictures: Pictures) -> tuple[str, ...]:
-    def digest(image: Any) -> str:
+def _digests(value: Any, pictures: Pictures) -> tuple[bytes, ...]:
+    def digest(image: Any) -> bytes:
         if isinstance(image, dict) and image.get("bytes"):
             return pictures.look(image).digest
-        return hashlib.blake2b(str(image).encode(errors="replace"), digest_size=16).hexdigest()
+        return hashlib.blake2b(str(image).encode(errors="replace"), digest_size=16).digest()
 
     return tuple(digest(image) for image in _listed(value))
 

@@ -7,8 +7,12 @@ noised image) have their sides swapped.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import zlib
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -19,6 +23,7 @@ FOLDS = 5
 MOST_PAIRS = 20_000  # a larger dataset is measured on so many, chosen by a fixed seed: the AUC's error is below 0.003
 FEWEST_PAIRS = 20
 STRONGEST = 3
+TOGETHER = 1000  # pairs compressed at once
 MARK = re.compile(r"[^\w\s]")
 
 
@@ -44,76 +49,120 @@ def form(text: str) -> dict[str, float]:
     }
 
 
-def lengths(found: Sequence[Row]) -> dict[str, float] | None:
-    """Return mean words of both sides and the shares of pairs with a longer rejected text and within two words."""
-    pairs = [(len(words(row.gold)), len(words(row.wrong))) for row in _text_pairs(found)]
-    if not pairs:
-        return None
-    return {
-        "chosen_words_mean": round(fmean(chosen for chosen, _ in pairs), 4),
-        "rejected_words_mean": round(fmean(rejected for _, rejected in pairs), 4),
-        "rejected_longer_share": round(fmean(r > c for c, r in pairs), 4),
-        "within_two_words_share": round(fmean(abs(r - c) <= 2 for c, r in pairs), 4),
-    }
+def _differs(row: Row) -> bool:
+    """Return True for both texts, except where a pair differs in its images only."""
+    return bool(row.gold and row.wrong and (row.same_images or row.gold != row.wrong))
 
 
-def shortcut(found: Sequence[Row]) -> dict[str, Any]:
-    """Return the AUC (0.5: form is uninformative; 1: it separates all pairs) with mean and sd over folds.
+class Lengths:
+    """Words of both sides, and pairs with a longer rejected text or a length within two words."""
 
-    All pairs of one image are in one fold ("groups" of the unit "group"; without images each pair is a group). Of more
-    than `MOST_PAIRS` pairs, a seeded sample is measured and "of" is their number. "auc" is None, with a "reason", for
-    too few pairs or images. "strongest" lists the most different features with their own AUC; above 0.5 the rejected
-    texts have more of it.
-    """
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import GroupKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    def __init__(self) -> None:
+        self._pairs = self._chosen = self._rejected = self._longer = self._close = 0
 
-    pairs = [row for row in _text_pairs(found) if folded(row.gold) != folded(row.wrong)]
-    sampled = {}
-    if len(pairs) > MOST_PAIRS:
-        sampled = {"of": len(pairs)}
-        chosen = np.random.default_rng(0).choice(len(pairs), MOST_PAIRS, replace=False)
-        pairs = [pairs[place] for place in sorted(chosen)]
-    places: dict[Any, int] = {}
-    groups = [places.setdefault(row.images or number, len(places)) for number, row in enumerate(pairs)]
-    unit = "image" if all(row.images for row in pairs) else "pair"
-    result: dict[str, Any] = {"auc": None, "reason": None, "pairs": len(pairs), "groups": len(places), "group": unit}
-    result |= sampled
-    if len(pairs) < FEWEST_PAIRS:
-        return {**result, "reason": f"{len(pairs)} pairs differ in their texts; at least {FEWEST_PAIRS} are needed"}
-    if len(places) < FOLDS:
-        few = number_of(len(places), "images")
-        return {**result, "reason": f"all pairs are about {few}; at least {FOLDS} are needed"}
+    def add(self, row: Row) -> None:
+        if _differs(row):
+            chosen, rejected = len(words(row.gold)), len(words(row.wrong))
+            self._pairs += 1
+            self._chosen += chosen
+            self._rejected += rejected
+            self._longer += rejected > chosen
+            self._close += abs(rejected - chosen) <= 2
 
-    forms = [form(text) for row in pairs for text in (row.gold, row.wrong)]
-    seen = np.array([list(one.values()) for one in forms], dtype=np.float64)  # 2 x pairs rows
-    is_rejected = np.tile([0, 1], len(pairs))
-    model = make_pipeline(FunctionTransformer(np.log1p), StandardScaler(), LogisticRegression(max_iter=1000))
-    cut = GroupKFold(FOLDS, shuffle=True, random_state=0)
-    folds = cross_val_score(model, seen, is_rejected, groups=np.repeat(groups, 2), cv=cut, scoring="roc_auc")
-    alone: list[dict[str, Any]] = [
-        {
-            "feature": name,
-            "auc": round(float(roc_auc_score(is_rejected, column)), 4),
-            "chosen_mean": round(float(column[0::2].mean()), 4),
-            "rejected_mean": round(float(column[1::2].mean()), 4),
+    def result(self) -> dict[str, float] | None:
+        """Return means and shares over the pairs; None without any."""
+        totals = {
+            "chosen_words_mean": self._chosen,
+            "rejected_words_mean": self._rejected,
+            "rejected_longer_share": self._longer,
+            "within_two_words_share": self._close,
         }
-        for name, column in zip(forms[0], seen.T, strict=True)
-    ]
-    strongest = sorted(alone, key=lambda one: -abs(one["auc"] - 0.5))[:STRONGEST]
-    return {
-        **result,
-        "auc": round(fmean(folds), 4),
-        "sd": round(pstdev(folds), 4),
-        "folds": [round(float(auc), 4) for auc in folds],
-        "strongest": [one for one in strongest if one["auc"] != 0.5],
-    }
+        return {name: round(total / self._pairs, 4) for name, total in totals.items()} if self._pairs else None
 
 
-def _text_pairs(found: Sequence[Row]) -> list[Row]:
-    """Return the rows with both texts, except pairs that differ in their images only."""
-    return [row for row in found if row.gold and row.wrong and (row.same_images or row.gold != row.wrong)]
+class Shortcut:
+    """Pairs of differing texts, compressed until it is known which of them are measured."""
+
+    def __init__(self) -> None:
+        self._packed: list[bytes] = []  # JSON of TOGETHER pairs each
+        self._open: list[tuple[str, str]] = []
+        self._groups = array("q")  # hash of each pair's images; 0 without images
+
+    def add(self, row: Row) -> None:
+        if not _differs(row) or folded(row.gold) == folded(row.wrong):
+            return
+        self._groups.append(hash(row.images) if row.images else 0)
+        self._open.append((row.gold, row.wrong))
+        if len(self._open) == TOGETHER:
+            self._packed.append(zlib.compress(json.dumps(self._open).encode(), 1))
+            self._open = []
+
+    def _texts(self, places: Collection[int]) -> Iterator[str]:
+        """Yield the right and the wrong text of the pairs at these places, in order."""
+        packed = chain.from_iterable(json.loads(zlib.decompress(block)) for block in self._packed)
+        for place, pair in enumerate(chain(packed, self._open)):
+            if place in places:
+                yield from pair
+
+    def result(self) -> dict[str, Any]:
+        """Return the AUC (0.5: form is uninformative; 1: it separates all pairs) with mean and sd over folds.
+
+        All pairs of one image are in one fold ("groups" of the unit "group"; without images each pair is a group). Of
+        more than `MOST_PAIRS` pairs, a seeded sample is measured and "of" is their number. "auc" is None, with a
+        "reason", for too few pairs or images. "strongest" lists the most different features with their own AUC; above
+        0.5 the rejected texts have more of it.
+        """
+        import numpy as np
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.model_selection import GroupKFold, cross_val_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+        pairs: Sequence[int] = range(len(self._groups))
+        sampled = {}
+        if len(pairs) > MOST_PAIRS:
+            sampled = {"of": len(pairs)}
+            pairs = sorted(np.random.default_rng(0).choice(len(pairs), MOST_PAIRS, replace=False).tolist())
+        held = [self._groups[place] for place in pairs]
+        images: dict[Any, int] = {}
+        groups = [images.setdefault(group or ("pair", place), len(images)) for place, group in enumerate(held)]
+        unit = "image" if all(held) else "pair"
+        result: dict[str, Any] = {
+            "auc": None,
+            "reason": None,
+            "pairs": len(pairs),
+            "groups": len(images),
+            "group": unit,
+        }
+        result |= sampled
+        if len(pairs) < FEWEST_PAIRS:
+            return {**result, "reason": f"{len(pairs)} pairs differ in their texts; at least {FEWEST_PAIRS} are needed"}
+        if len(images) < FOLDS:
+            few = number_of(len(images), "images")
+            return {**result, "reason": f"all pairs are about {few}; at least {FOLDS} are needed"}
+
+        seen = np.empty((2 * len(pairs), len(form(""))))  # float64
+        for line, text in enumerate(self._texts(set(pairs))):
+            seen[line] = list(form(text).values())
+        is_rejected = np.tile([0, 1], len(pairs))
+        model = make_pipeline(FunctionTransformer(np.log1p), StandardScaler(), LogisticRegression(max_iter=1000))
+        cut = GroupKFold(FOLDS, shuffle=True, random_state=0)
+        folds = cross_val_score(model, seen, is_rejected, groups=np.repeat(groups, 2), cv=cut, scoring="roc_auc")
+        alone: list[dict[str, Any]] = [
+            {
+                "feature": name,
+                "auc": round(float(roc_auc_score(is_rejected, column)), 4),
+                "chosen_mean": round(float(column[0::2].mean()), 4),
+                "rejected_mean": round(float(column[1::2].mean()), 4),
+            }
+            for name, column in zip(form(""), seen.T, strict=True)
+        ]
+        strongest = sorted(alone, key=lambda one: -abs(one["auc"] - 0.5))[:STRONGEST]
+        return {
+            **result,
+            "auc": round(fmean(folds), 4),
+            "sd": round(pstdev(folds), 4),
+            "folds": [round(float(auc), 4) for auc in folds],
+            "strongest": [one for one in strongest if one["auc"] != 0.5],
+        }

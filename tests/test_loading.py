@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset
+from pyarrow import Table
+from pyarrow.parquet import write_table
 
 from mmedpo import schema
 from mmedpo.data import loading
@@ -108,3 +111,15 @@ def test_a_manifest_of_other_types_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"source": {}, "weights": 3}')
     with pytest.raises(InputError, match=r"'weights' of its manifest\.json is no dict"):
         loading.dataset_manifest(str(tmp_path), None)
+
+
+def test_origins_are_read_few_rows_at_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    packed = {"source": ["x" * 20_000] * 1999 + ["MIMIC-CXR"]}  # 40 MB of texts in a file of 50 kB; no licences
+    write_table(Table.from_pydict(packed), tmp_path / "data" / "train-00000-of-00001.parquet")
+    loading.credentialed_source(tmp_path)  # imports what it needs
+    tracemalloc.start()
+    assert loading.credentialed_source(tmp_path) == "MIMIC-CXR"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6

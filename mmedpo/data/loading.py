@@ -17,6 +17,7 @@ from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
+    from pyarrow import RecordBatch
 
 REMEDY = "Give a folder written by `mmedpo curate` or a Hub dataset id."
 PATTERN = frozenset("*?[]{}")  # characters that `datasets` reads as a pattern
@@ -266,17 +267,22 @@ def credentialed_source(name: str | Path, revision: str | None = None, streaming
 
 def _origins(name: str, revision: str | None) -> set[tuple[Any, Any]]:
     """Return the distinct (source, licence) of the rows of all splits."""
-    import pyarrow.parquet as parquet
-
-    # Loading shards would copy their images into the cache.
-    tables = [parquet.read_table(file, columns=ORIGIN) for file in shards(name)]
-    if not tables:
-        tables = [split.data.table for split in load_splits(name, revision=revision).values()]
     found: set[tuple[Any, Any]] = set()
-    for table in tables:
-        columns = [table[column].to_pylist() if column in table.column_names else [None] for column in ORIGIN]
+    for rows in _batches(name, revision):
+        columns = [rows.column(column).to_pylist() if column in rows.schema.names else [None] for column in ORIGIN]
         found.update(zip_longest(*columns))
     return found
+
+
+def _batches(name: str, revision: str | None) -> Iterator[RecordBatch]:
+    """Yield the columns ORIGIN of all rows, few at a time: a dictionary can pack one long text for all of them."""
+    from pyarrow.parquet import ParquetFile
+
+    for file in (files := shards(name)):  # loading them would copy their images into the cache
+        with ParquetFile(file) as opened:
+            yield from opened.iter_batches(schema.ROWS_AT_ONCE, columns=ORIGIN)
+    for split in () if files else load_splits(name, revision=revision).values():
+        yield from split.data.table.to_batches(schema.ROWS_AT_ONCE)
 
 
 def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:

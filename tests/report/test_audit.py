@@ -20,7 +20,7 @@ from mmedpo import schema
 from mmedpo.data import images
 from mmedpo.errors import InputError
 from mmedpo.report import audit
-from mmedpo.report.audit import pictures
+from mmedpo.report.audit import pictures, style
 
 
 def text(content: str) -> list[dict[str, str]]:
@@ -203,6 +203,29 @@ def test_images_are_not_kept(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20e6  # of 40 MB; `datasets` reads a row group at a time, 8 MB here
+
+
+def test_rows_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "MOST_PAIRS", 20)  # the fit takes as much for either dataset
+    normal = "the heart is normal in size and both lungs are clear " * 10
+
+    def peak(count: int) -> int:
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        made = (
+            row(n, id=f"invented/{n}", images=[picture(n % 10)], weight=1.0, clinical_relevance=0.5,
+                chosen=text(f"a nodule of {n} mm: {normal}"), rejected=text(f"a mass of {n} mm: {normal}"))
+            for n in range(count)
+        )  # fmt: skip
+        schema.save(made, folder)
+        audit.audit(str(folder))
+        tracemalloc.start()
+        assert audit.audit(str(folder))["style_shortcut"]["of"] == count
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert (peak(600) - peak(200)) / 400 < 400  # bytes a row; its two texts alone have 1,100
 
 
 def test_groups_shared_between_splits(tmp_path: Path) -> None:

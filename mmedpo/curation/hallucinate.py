@@ -8,9 +8,9 @@ sides apart. In the authors' released data rejected responses are about five tim
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mmedpo.curation.prompts import render
 from mmedpo.data import placeholders
@@ -29,8 +29,7 @@ UNUSABLE = "the chat model wrote no usable wrong answer"
 WRITING_ATTEMPTS = 2
 OPPOSITE = {"yes": "no", "no": "yes"}
 FULL_STOPS = ".。।۔"
-
-Style = Literal["match", "minimal", "free"]
+STYLES = ("match", "minimal", "free")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Item:
     Attributes:
         task: one of `schema.TASKS`.
         candidates: answers sampled from the target model.
-        alternatives: gold answers of other samples of the task; only offline stand-ins read them.
+        alternatives: returns gold answers of other samples of the task; only offline stand-ins ask for them.
         image: an encoded image file to show to the chat model, or None.
     """
 
@@ -48,7 +47,7 @@ class Item:
     gold: str
     task: str
     candidates: Sequence[str] = ()
-    alternatives: Iterable[str] = ()
+    alternatives: Callable[[], Iterable[str]] = tuple
     image: bytes | None = None
 
 
@@ -91,7 +90,7 @@ class Writer:
     """
 
     chat: ChatModel
-    style: Style = "match"
+    style: str = "match"
     show_images: bool = False
 
     def choose(self, items: Sequence[Item]) -> list[Choice]:
@@ -178,7 +177,7 @@ def changes(gold: str, text: str) -> int:
     return edit_distance(words(gold), words(text))
 
 
-def answer_fault(gold: str, text: str, task: str, style: Style) -> str | None:
+def answer_fault(gold: str, text: str, task: str, style: str) -> str | None:
     """Return why `text` cannot be the rejected response to `gold` in this style, or None if it can."""
     held = placeholders.fault(text)
     fault = f"the rejected answer {held}" if held else text_fault(gold, text, task)
@@ -194,11 +193,11 @@ def answer_fault(gold: str, text: str, task: str, style: Style) -> str | None:
     return None
 
 
-def _styled(item: Item, text: str, style: Style) -> str:
+def _styled(item: Item, text: str, style: str) -> str:
     return text.strip() if style == "free" else in_form_of(item.gold, text)
 
 
-def _select(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[int, Choice]:
+def _select(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int, Choice]:
     """Return decisions by item index; items without a usable or hallucinated candidate are absent."""
     offered: dict[int, list[str]] = {}
     for i, item in items.items():
@@ -220,7 +219,7 @@ def _select(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[in
     return decided
 
 
-def _inject(chat: ChatModel, items: Mapping[int, Item], style: Style) -> dict[int, Choice]:
+def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int, Choice]:
     """Return a written response or a rejection for every item."""
     choices: dict[int, Choice] = {}
     drafts = dict.fromkeys(items, ("", ""))  # previous response and its fault
@@ -270,21 +269,11 @@ def _selection(item: Item, candidates: list[str]) -> ChatRequest:
     return render(SELECT, schema, item.image, **shown)
 
 
-def _injection(item: Item, style: Style, previous: str, fault: str) -> ChatRequest:
+def _injection(item: Item, style: str, previous: str, fault: str) -> ChatRequest:
     opening = "" if item.task == "report" else next(iter(words(item.gold)), "")
     return render(
-        INJECT,
-        _answer_schema(answer={"type": "string"}),
-        item.image,
-        question=item.question,
-        gold=item.gold,
-        task=item.task,
-        alternatives=item.alternatives,
-        opposite=OPPOSITE.get(opening),
-        style=style,
-        lengths=length_range(item.gold),
-        lines=lines(item.gold),
-        most_changes=most_changes(item.gold),
-        previous=previous,
-        fault=fault,
-    )
+        INJECT, _answer_schema(answer={"type": "string"}), item.image, question=item.question, gold=item.gold,
+        task=item.task, alternatives=item.alternatives, opposite=OPPOSITE.get(opening), style=style,
+        lengths=length_range(item.gold), lines=lines(item.gold), most_changes=most_changes(item.gold),
+        previous=previous, fault=fault,
+    )  # fmt: skip

@@ -23,7 +23,6 @@ STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")
 DRAWN = METHODS[:2]  # methods that draw normal numbers
 PIXELS = 336  # longer side of the model's view, if no target model says: CLIP's in LLaVA
-FEWEST = 32  # least longer side; at 16, two cells cover a lesion of 5 % of the side and leave half of it
 CELLS = 3 / 4  # cells per pixel of the view; cells of 4/3 pixels keep their strength when the image is shrunk
 GREY = 16  # most levels between the channels of a grey pixel; JPEG channels differ a little
 COLOURED = 1 / 50  # share of a grey image's pixels that may have colour: arrows and labels

@@ -21,8 +21,8 @@ from rich.progress import track
 
 from mmedpo import schema
 from mmedpo.curation import hallucinate, relevance, rows, sampling
-from mmedpo.curation.alternatives import Alternatives, Pool
 from mmedpo.curation.plan import Plan
+from mmedpo.curation.standins import Pool
 from mmedpo.curation.weights import Normalization
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
@@ -149,7 +149,7 @@ def _choose(plan: Plan, sampled: Ledger, pools: Mapping[str, Pool], batch: Seque
     items = [
         hallucinate.Item(
             sample.question, sample.answer, sample.task, sampling.texts(sampled.get(sample.id)),
-            Alternatives(pools[sample.task], sample), _shown(sample) if plan.writer.show_images else None,
+            partial(pools[sample.task].nearest, sample), _shown(sample) if plan.writer.show_images else None,
         )
         for sample in batch
     ]  # fmt: skip

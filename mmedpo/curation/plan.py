@@ -72,11 +72,10 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
     localizer, sampler, writer, panel = localizer_of(settings), None, None, None
     if settings.chat is not None and settings.writes_answers:
         judges = [chat(judge) for judge in settings.scorers]
-        writer = Writer(chat(settings.chat), settings.style, settings.show_images)  # type: ignore[arg-type]
+        writer = Writer(chat(settings.chat), settings.style, settings.show_images)
         if not all(one.name.startswith(STANDIN) for one in (writer.chat, *judges)):
-            calls.open()  # once all names are known, so that a mistyped one leaves no file
-        mode: Any = settings.panel
-        panel = Panel(judges, settings.rounds, settings.tolerance, mode) if judges else None
+            calls.open()  # before any work is paid for
+        panel = Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
         if settings.model is not None:
             sampler = Sampler(
                 settings.model, settings.samples, settings.temperature, settings.max_new_tokens,

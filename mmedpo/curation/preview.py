@@ -83,6 +83,7 @@ def sheet(
 
 def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int, processor: Any) -> bytes:
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     figure = Figure(figsize=(COLUMNS * WIDTH, WIDTH * 1.2 * len(shown)), dpi=DOTS, layout="constrained")
     for axes, (sample, region) in zip(figure.subplots(len(shown), COLUMNS, squeeze=False), shown, strict=True):
@@ -90,7 +91,9 @@ def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int, proce
             place.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype == bool else 255)
             place.set_title(title, fontsize=7, parse_math=False)
             place.set(xticks=[], yticks=[])
-        _outline(axes[0], region)
+        for box in region.boxes:
+            corner = box.x, box.y
+            axes[0].add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor="#d55e00", linewidth=1))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the font may lack the script of a question
@@ -131,13 +134,6 @@ def _seen(image: Image, noise: Noise, processor: Any) -> np.ndarray:
     share = min(noise.pixels / max(image.size), 1)
     width, height = (max(round(side * share), 1) for side in image.size)
     return np.asarray(image.resize((width, height), Resampling.BICUBIC), dtype=float)
-
-
-def _outline(place: Any, region: Region) -> None:
-    from matplotlib.patches import Rectangle
-
-    for box in region.boxes:
-        place.add_patch(Rectangle((box.x, box.y), box.width, box.height, fill=False, edgecolor="#d55e00", linewidth=1))
 
 
 def _shortened(text: str) -> str:

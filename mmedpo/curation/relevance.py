@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from mmedpo.curation.prompts import render
 from mmedpo.errors import InputError
@@ -21,8 +21,7 @@ JUDGE = "judge@1"
 NO_SCORE = "no judge gave a readable score"
 ROUNDING = 1e-9  # tolerance for decimal fractions as binary floats
 LONGEST_RATIONALE = 1000  # characters; it is part of later requests and of the row
-
-Mode = Literal["sequential", "independent"]
+MODES = ("sequential", "independent")
 
 _SCHEMA = {
     "type": "object",
@@ -77,7 +76,7 @@ class _Discussion:
     judgements: list[Judgement] = field(default_factory=list)
     agreed: bool = False
 
-    def request(self, mode: Mode) -> ChatRequest:
+    def request(self, mode: str) -> ChatRequest:
         shown = self.judgements if mode == "sequential" else []
         last = next((entry for entry in reversed(shown) if entry["score"] is not None), None)
         previous = last and {"score": last["score"], "rationale": last["rationale"]}
@@ -112,14 +111,13 @@ class Panel:
     """
 
     def __init__(
-        self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0, mode: Mode = "sequential"
+        self, judges: Sequence[ChatModel], rounds: int = 5, tolerance: float = 0.0, mode: str = "sequential"
     ) -> None:
         names = [portable(judge.name) for judge in judges]
         if len(set(names)) < len(names):
             raise InputError(f"The judges are {', '.join(names)}; names must differ, for a score to have one author.")
-        self.judges, self.rounds, self.tolerance, self.mode = (
-            dict(zip(names, judges, strict=True)), rounds, tolerance, mode,
-        )  # fmt: skip
+        self.judges = dict(zip(names, judges, strict=True))
+        self.rounds, self.tolerance, self.mode = rounds, tolerance, mode
 
     def record(self) -> dict[str, Any]:
         return {"mode": self.mode, "rounds": self.rounds, "tolerance": self.tolerance}

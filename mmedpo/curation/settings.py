@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
@@ -89,7 +89,7 @@ class Settings:
         check_types(self)
         self.judges = [name.strip() for given in self.judges for name in given.split(",")]
         names: dict[str, Sequence[str]] = {
-            "style": get_args(hallucinate.Style), "panel": get_args(relevance.Mode), "noise": noise.METHODS,
+            "style": hallucinate.STYLES, "panel": relevance.MODES, "noise": noise.METHODS,
             "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": weights.OVER,
         }  # fmt: skip
         shard_bytes(self.shard_size)

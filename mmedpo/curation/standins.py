@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from heapq import nsmallest
 from typing import Any, Literal
 
 from mmedpo.curation.hallucinate import OPPOSITE, answer_fault, in_case_of, in_form_of
-from mmedpo.data.text import polarity, words
+from mmedpo.data.samples import Sample
+from mmedpo.data.text import folded, polarity, unit_interval, words
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
 
 Difference = Literal["polarity", "finding", "side", "other", "wording"]
+SHOWN = 12  # alternatives offered to a question
+COMPARED = 512  # most answers of one length; more would make the work quadratic in the size of the source
 
 # A word is replaced by the next of its row.
 FINDING_ROWS = (
@@ -70,6 +74,48 @@ def difference(gold: str, rejected: str) -> Difference:
     if (wrong & SIDES.keys()) - said:
         return "side"
     return "wording" if said & wrong else "other"
+
+
+class Pool:
+    """Gold answers of one task, alternatives for each other; indexed by their number of words.
+
+    Args:
+        answers: gold answers of all samples of the task; duplicates count once.
+        seed: orders answers whose lengths are equally near.
+    """
+
+    def __init__(self, answers: Iterable[str], seed: int) -> None:
+        self.seed = seed
+        self._by_length: dict[int, list[tuple[str, str]]] = {}
+        for answer in sorted(set(answers)):
+            self._by_length.setdefault(len(words(answer)), []).append((answer, folded(answer)))
+
+    def nearest(self, sample: Sample) -> list[str]:
+        """Return at most `SHOWN` other answers, nearest length first and ties in seeded order."""
+        length, gold = len(words(sample.answer)), folded(sample.answer)
+
+        def rank(answer: str) -> float:
+            return unit_interval("alternative", self.seed, sample.id, answer)
+
+        distances: dict[int, list[int]] = {}
+        for other in self._by_length:
+            distances.setdefault(abs(other - length), []).append(other)
+        found: list[str] = []
+        for distance in sorted(distances):
+            others = (answer for other in distances[distance] for answer in self._of(other, sample, gold))
+            found += nsmallest(SHOWN, others, key=rank)
+            if len(found) >= SHOWN:
+                break
+        return found[:SHOWN]
+
+    def _of(self, length: int, sample: Sample, gold: str) -> Iterator[str]:
+        """Yield answers of `length` words that differ from `gold`; start at a seeded place if there are many."""
+        known = self._by_length[length]
+        begin = int(unit_interval("place", self.seed, sample.id) * len(known)) if len(known) > COMPARED else 0
+        for number in range(begin, begin + min(len(known), COMPARED)):
+            answer, plain = known[number % len(known)]
+            if plain != gold:
+                yield answer
 
 
 class StandInChat:
@@ -177,7 +223,7 @@ def _edits(variables: Mapping[str, Any]) -> Iterator[str]:
     yield _deny(gold)
     # The checksum spreads equally long alternatives over the questions, the same way in every run.
     yield from sorted(
-        (text for text in variables["alternatives"] if bool(polarity(text)) == bool(polarity(gold))),
+        (text for text in variables["alternatives"]() if bool(polarity(text)) == bool(polarity(gold))),
         key=lambda text: (
             abs(len(words(text)) - len(words(gold))),
             zlib.crc32(f"{variables['question']}\n{gold}\n{text}".encode()),

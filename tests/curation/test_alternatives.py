@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mmedpo.curation import alternatives
-from mmedpo.curation.alternatives import COMPARED, Alternatives, Pool
+from mmedpo.curation import standins
 from mmedpo.curation.hallucinate import Item, Writer
-from mmedpo.curation.standins import StandInChat
+from mmedpo.curation.standins import COMPARED, Pool, StandInChat
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import folded, unit_interval, words
 
@@ -34,8 +34,8 @@ def test_alternatives_are_the_nearest_in_length_in_a_seeded_order() -> None:
     for id, gold in (("1", "Two clips"), ("2", "clip " * 6 + "6"), ("3", "wire"), ("4", "w " * 40), ("5", "")):
         asked = replace(ASKED, id=id, answer=gold)
         for seed in (0, 1):
-            assert list(Alternatives(Pool(answers, seed), asked)) == by_definition(answers, asked, seed)
-    assert list(Alternatives(Pool(["Two clips", "two  clips"], 0), ASKED)) == []
+            assert Pool(answers, seed).nearest(asked) == by_definition(answers, asked, seed)
+    assert Pool(["Two clips", "two  clips"], 0).nearest(ASKED) == []
 
 
 def test_the_answers_compared_for_a_question_do_not_grow_with_the_source(compared: list[object]) -> None:
@@ -53,7 +53,7 @@ def test_the_answers_compared_for_a_question_do_not_grow_with_the_source(compare
 def test_nothing_is_compared_for_a_question_that_has_a_rule(compared: list[object]) -> None:
     pool = Pool((f"wire {number}" for number in range(20)), 0)
     asked = [replace(ASKED, id=gold, answer=gold) for gold in ("yes", "left lung", "Two clips")]
-    items = [Item(one.question, one.answer, one.task, alternatives=Alternatives(pool, one)) for one in asked]
+    items = [Item(one.question, one.answer, one.task, alternatives=partial(pool.nearest, one)) for one in asked]
     made = Writer(StandInChat()).choose(items)
     assert [choice.text for choice in made[:2]] == ["no", "right lung"] and made[2].text.startswith("Wire ")
     assert {id for _, _, id, _ in compared} == {"Two clips"}
@@ -68,5 +68,5 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         drawn.append(key)
         return unit_interval(*key)
 
-    monkeypatch.setattr(alternatives, "unit_interval", draw)
+    monkeypatch.setattr(standins, "unit_interval", draw)
     return drawn

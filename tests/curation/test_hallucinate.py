@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from chat_server import Answer
 
 from mmedpo.curation import hallucinate
 from mmedpo.curation.hallucinate import (
@@ -16,7 +15,6 @@ from mmedpo.curation.hallucinate import (
     most_changes,
 )
 from mmedpo.models.chat import ChatReply
-from mmedpo.models.chat.endpoint import EndpointChat
 
 LUNG = Item("Which organ is abnormal?", "right lung", "open_vqa", ["the left kidney"])
 
@@ -45,7 +43,7 @@ def one(chat, item, **options):
 def test_a_writer_that_is_a_folder_is_recorded_without_its_place():
     chat = Scripted('{"answer": "left lung", "kind": "place"}')
     chat.name = "/home/Doe, Jane/tiny vlm"
-    assert one(chat, Item("Where?", "right lung", "open_vqa", [], [])).made_by == "tiny vlm"
+    assert one(chat, Item("Where?", "right lung", "open_vqa")).made_by == "tiny vlm"
 
 
 def test_the_chosen_candidate_is_the_target_models():
@@ -272,7 +270,7 @@ def test_the_form_of_the_gold_answer_is_given_to_the_wrong_one(gold, text, expec
 )
 def test_no_text_of_the_data_breaks_a_prompt(gold, style):
     wrong = gold[:-3] + "zxq\ud800"  # half a surrogate pair, as JSON can spell it
-    item = Item(gold, gold, "open_vqa", [gold[:-3] + "qxz"], [gold])
+    item = Item(gold, gold, "open_vqa", [gold[:-3] + "qxz"], lambda: [gold])
     chat = Scripted('{"choice": 0}', json.dumps({"answer": wrong}))
     choice = one(chat, item, style=style)
     select, inject = chat.requests
@@ -302,15 +300,3 @@ def test_an_answer_of_any_size_leaves_a_short_reason():
         refused = one(Scripted(*answers), LUNG)
         assert refused.reason == hallucinate.UNREADABLE
         assert len(refused.detail) < 300
-
-
-def test_over_http(chat_server):
-    def answer(received):
-        if "Answers of the model:" in received.text:
-            return Answer('{"choice": 0, "kind": "other"}')
-        return Answer('Here: {"answer": "left lung", "kind": "place"}')
-
-    chat_server.answer = answer
-    chat = EndpointChat("med-7b", base_url=chat_server.url)
-    assert Writer(chat).choose([LUNG] * 3) == [Hallucination("left lung", "med-7b", "inject@2", "place")] * 3
-    assert len(chat_server.received) == 6

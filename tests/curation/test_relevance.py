@@ -1,11 +1,9 @@
 import pytest
-from chat_server import Answer
 
 from mmedpo.curation.relevance import LONGEST_RATIONALE, NO_SCORE, Item, Panel
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply
-from mmedpo.models.chat.endpoint import EndpointChat
 
 ITEM = Item("Which side?", "right lung", "left lung")
 
@@ -180,19 +178,6 @@ def test_a_rationale_fits_into_a_request_and_a_file():
     result, _ = judged(Judge("a", half_a_pair), Judge("b", f'{{"score": "{"9" * 5000}"}}'), rounds=1)
     assert result.judgements[0]["rationale"] == "?" * LONGEST_RATIONALE
     assert len(result.judgements[1]["rationale"]) < 300
-
-
-def test_over_http(chat_server):
-    chat_server.answer = lambda r: Answer(
-        '{"score": 0.4, "rationale": "I agree."}'
-        if "Another clinician" in r.text
-        else 'Well: {"score": 0.4, "rationale": "wrong side"} - as said.'
-    )
-    judges = [EndpointChat(name, base_url=chat_server.url) for name in ("med-8b", "med-70b")]
-    (result,) = Panel(judges).score([ITEM])
-    assert (result.score, result.agreed) == (0.4, True)
-    assert [received.body["model"] for received in chat_server.received] == ["med-8b", "med-70b"]
-    assert "score" in chat_server.received[0].body["response_format"]["json_schema"]["schema"]["properties"]
 
 
 def stand_ins():

@@ -1,5 +1,7 @@
 """The offline stand-in chat model and how the stand-ins call differences; the judges are tested with the panel."""
 
+from functools import partial
+
 import pytest
 
 from mmedpo.curation.hallucinate import DECLINED, Hallucination, Item, Writer, changes
@@ -37,10 +39,12 @@ def test_the_stand_in_writes_the_smallest_wrong_answer(gold, task, expected):
 
 def test_the_stand_in_borrows_an_answer_of_like_length_or_declines():
     alternatives = ["gallstones and more of them in a row", "Yes", "sternotomy wires", "Gallstones"]
-    item = Item("What is seen?", "cardiomegaly", "open_vqa", alternatives=alternatives)
+    item = Item("What is seen?", "cardiomegaly", "open_vqa", alternatives=lambda: alternatives)
     assert written(item).text == "gallstones"
-    assert written(Item("?", "cardiomegaly", "open_vqa", alternatives=["Yes"])).reason == DECLINED
-    picks = {written(Item(f"{i}?", "gout", "open_vqa", (), ["cyst", "goitre", "rickets"])).text for i in range(20)}
+    assert written(Item("?", "cardiomegaly", "open_vqa", alternatives=lambda: ["Yes"])).reason == DECLINED
+    picks = {
+        written(Item(f"{i}?", "gout", "open_vqa", (), lambda: ["cyst", "goitre", "rickets"])).text for i in range(20)
+    }
     assert picks == {"cyst", "goitre", "rickets"}
 
 
@@ -49,7 +53,7 @@ def test_the_stand_in_changes_one_word_in_style_minimal_and_declines_more():
     assert written(Item("?", gold, "open_vqa"), "match").text == "Right basal pneumothorax beside the right heart"
     minimal = written(Item("?", gold, "open_vqa"), "minimal")
     assert (minimal.text, changes(gold, minimal.text)) == ("Right apical pneumothorax beside the left heart", 1)
-    three = Item("?", "fat around it", "open_vqa", alternatives=["air beneath skin"])
+    three = Item("?", "fat around it", "open_vqa", alternatives=lambda: ["air beneath skin"])
     assert written(three, "match").text == "air beneath skin"
     assert written(three, "minimal").reason == DECLINED
 
@@ -69,17 +73,15 @@ def test_the_stand_in_writes_sentences_in_style_free(gold, task, expected):
     assert written(Item("?", gold, task), "free").text == expected
 
 
-@pytest.mark.parametrize(("style", "least"), [("match", 1.0), ("minimal", 0.95)])
-def test_rejected_answers_of_vqa_rad_have_the_form_of_the_chosen(shared_data, style, least):
+def test_rejected_answers_of_vqa_rad_have_the_form_of_the_chosen(shared_data):
     samples = read_source(shared_data / "vqa-rad", "train").samples
     pools = {task: sorted({s.answer for s in samples if s.task == task}) for task in ("closed_vqa", "open_vqa")}
     items = [
-        Item(s.question, s.answer, s.task, alternatives=sorted(pools[s.task], key=lambda a: distance(a, s.answer))[:12])
-        for s in samples
+        Item(s.question, s.answer, s.task, alternatives=partial(nearest, pools[s.task], s.answer)) for s in samples
     ]
-    choices = Writer(StandInChat(), style).choose(items)
+    choices = Writer(StandInChat()).choose(items)
     pairs = [(i.gold, c.text) for i, c in zip(items, choices, strict=True) if isinstance(c, Hallucination)]
-    assert len(pairs) >= least * len(items)
+    assert len(pairs) == len(items)
     for gold, text in pairs:
         assert text.endswith(".") == gold.endswith(".") and "\n" not in text and text == text.strip()
         if text[0].isalpha() and gold[0].isalpha() and not text.split()[0].isupper():
@@ -90,8 +92,8 @@ def test_rejected_answers_of_vqa_rad_have_the_form_of_the_chosen(shared_data, st
     assert set(bare) == {("yes", "no"), ("no", "yes")}
 
 
-def distance(answer, gold):
-    return answer == gold, abs(len(answer.split()) - len(gold.split()))
+def nearest(pool, gold):
+    return sorted(pool, key=lambda answer: (answer == gold, abs(len(answer.split()) - len(gold.split()))))[:12]
 
 
 def test_the_stand_in_selects_only_clear_contradictions():
@@ -124,7 +126,7 @@ def test_difference(gold, rejected, expected):
 def test_the_stand_in_never_breaks_a_row_rule_on_answers_it_writes(style):
     golds = ["Yes", "no", "right upper lobe", "axial", "fat", "5 cm", "MR - Flair", "not seen here", "No mass is seen."]
     for task in ("open_vqa", "report"):
-        items = [Item("?", gold, task, (), golds) for gold in golds]
+        items = [Item("?", gold, task, (), lambda: golds) for gold in golds]
         for item, choice in zip(items, Writer(StandInChat(), style).choose(items), strict=True):
             assert isinstance(choice, Hallucination)
             assert text_fault(item.gold, choice.text, task) is None

@@ -13,14 +13,23 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standins import STANDINS
 
-from mmedpo.curation.pipeline import BLOCK
+from mmedpo import cli
+from mmedpo.curation import pipeline
+from mmedpo.curation.localize import Localizer, Region
+from mmedpo.curation.run import curate_folder
+from mmedpo.curation.settings import Settings
+from mmedpo.data.samples import Sample
+from mmedpo.runs.processes import Processes
 from tests.chat_server import Answer, ChatServer, Received
 from tests.conftest import MakeSource
 
@@ -139,7 +148,7 @@ def check_kills(make_source: MakeSource, tmp_path: Path, count: int, kills: int)
 def test_a_run_killed_again_and_again_gives_the_same_bytes_and_repeats_no_call(
     make_source: MakeSource, tmp_path: Path
 ) -> None:
-    check_kills(make_source, tmp_path, count=60, kills=4)
+    check_kills(make_source, tmp_path, count=60, kills=3)
 
 
 @pytest.mark.slow
@@ -147,28 +156,67 @@ def test_a_run_of_five_hundred_questions_killed_twenty_times(make_source: MakeSo
     check_kills(make_source, tmp_path, count=500, kills=20)
 
 
-def test_a_spent_budget_stops_the_run_and_the_rest_is_asked_later(make_source: MakeSource, tmp_path: Path) -> None:
-    source = make_source(questions(40))
-    with ChatServer() as server:
-        server.answer = answer
-        whole, later = tmp_path / "whole" / "pairs", tmp_path / "later" / "pairs"
-        run(command(source, whole, server, [sys.executable]), whole)
-        calls = len(server.received)
-        server.received.clear()
-        typed = command(source, later, server, [sys.executable])
-        assert start([*typed, "--max_calls", "25"], later).wait() == 130
-        assert len(server.received) == 25 and not later.exists()
-        said = (later.parent / "log").read_text()
-        assert "--max-calls 25" in said and "25 new calls" in said and "--resume" in said
-        run(typed, later)
-        assert len(server.received) == calls
-        assert recorded(later) == recorded(whole)
+def test_a_spent_budget_stops_the_run_and_the_rest_is_asked_later(
+    chat_server: ChatServer, make_source: MakeSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_server.answer = answer
+    source, (whole, later) = make_source(questions(40)), (tmp_path / name / "pairs" for name in ("whole", "later"))
+
+    def curate(output: Path, *words: str) -> int:
+        output.parent.mkdir(exist_ok=True)
+        chat_server.received.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["mmedpo"])
+            try:
+                cli.main([*command(source, output, chat_server, [])[2:], *words])
+            except SystemExit as end:
+                return int(end.code or 0)
+        return 0
+
+    assert curate(whole) == 0
+    calls = len(chat_server.received)
+    assert curate(later, "--max_calls", "25") == 130
+    assert len(chat_server.received) == 25 and not later.exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--max-calls 25" in said and "25 new calls" in said and "--resume" in said
+    assert curate(later) == 0
+    assert len(chat_server.received) == calls - 25
+    assert recorded(later) == recorded(whole)
 
 
+def test_processes_share_the_questions_and_make_the_dataset_of_one(
+    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BLOCK", 8)
+    settings = Settings(make_source(questions(40)), **STANDINS)
+    asked: dict[int, set[str]] = {}
+    locate = Localizer.locate
+
+    def noting(self: Localizer, sample: Sample) -> Region:
+        asked.setdefault(threading.get_ident(), set()).add(sample.id)
+        return locate(self, sample)
+
+    monkeypatch.setattr(Localizer, "locate", noting)
+    for name, count in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        asked.clear()
+        processes = [Processes(rank, count, "launch") for rank in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            made = list(pool.map(lambda one, at=tmp_path / name: curate_folder(settings, at, processes=one), processes))
+        assert [manifest is not None for manifest in made] == [True, False][:count]
+    assert sorted(map(len, asked.values())) == [16, 24]
+    one, two = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*") if ".ledger" not in file.name}
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+@pytest.mark.slow
 def test_two_processes_make_the_dataset_of_one(
     make_source: MakeSource, tiny_model: Path, detector: Path, tmp_path: Path
 ) -> None:
-    count = BLOCK + 40  # two shares
+    count = pipeline.BLOCK + 40  # two shares
     rows = [{**row, "answer": ("yes", "no", "no", row["answer"])[i % 4]} for i, row in enumerate(questions(count))]
     source = make_source(rows)
     launch = [

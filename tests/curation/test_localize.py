@@ -167,26 +167,17 @@ def test_region_that_cannot_be_used_has_its_reason(image: Path, region: Region, 
     ("said", "expected"),
     [
         ("X-Ray", "xray"),
-        ("x ray", "xray"),
         ("CXR", "xray"),
-        ("CR", "xray"),
-        ("DX", "xray"),
         ("Chest X-ray, PA view", "xray"),
         ("Computed Radiography", "xray"),
-        ("plain film", "xray"),
-        ("CT", "ct"),
-        ("CT scan", "ct"),
         ("CT(Computed Tomography)", "ct"),
         ("abdominal computed tomography", "ct"),
-        ("MRI", "mri"),
         ("MR (Magnetic Resonance Imaging)", "mri"),
         ("T2-weighted MRI", "mri"),
-        ("US", "ultrasound"),
         ("Ultrasound", "ultrasound"),
         ("PET/CT", "ct"),
         ("X-ray CT", None),  # two
         ("Fundus photography", None),
-        ("cartography", None),
         ("", None),
         (None, None),
     ],
@@ -297,11 +288,6 @@ def test_masks_without_a_lesion_have_their_reason(
 ) -> None:
     files = tuple(picture(tmp_path / f"{i}.png", np.zeros(shape, np.uint8)) for i, shape in enumerate(shapes))
     assert only(open_localizer("masks"), about(image, masks=files)).reason == reason
-
-
-def test_mask_of_another_size_than_the_image_is_left_out_with_its_reason(image: Path, tmp_path: Path) -> None:
-    sample = about(image, masks=(picture(tmp_path / "turned.png", np.eye(20, 10, dtype=bool)),))
-    assert bounded(only(open_localizer("masks"), sample), sample, 0.6).reason == "the mask is not of the image's size"
 
 
 RAMP = np.arange(200).reshape(10, 20) / 199
@@ -445,11 +431,6 @@ def test_detections_below_the_threshold_are_left_out(detector: Path, reports: li
     assert only(open_localizer(f"detector:{detector}", threshold=1.0), reports[0]) == Region(reason=NOT_FOUND)
 
 
-def test_detector_is_deterministic(detector: Path, reports: list[Sample]) -> None:
-    first, again = (only(open_localizer(f"detector:{detector}", threshold=0.0), reports[0]) for _ in range(2))
-    assert first == again
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
 def test_tiniest_and_thinnest_images_stop_no_detector(detector: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     """Scaled to a longest side of 64, an image of 1 x 500 has no width: the processor refuses it."""
@@ -465,11 +446,6 @@ def test_model_that_detects_nothing_is_refused(tmp_path: Path) -> None:
     BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match=r"bert' is a 'bert' model, not a detector"):
         open_localizer(f"detector:{tmp_path / 'bert'}")
-
-
-def test_vision_language_model_is_refused_as_a_detector(tiny_model: Path) -> None:
-    with pytest.raises(InputError, match=r"tiny' is a '.+' model, not a detector: it gives no boxes"):
-        open_localizer(f"detector:{tiny_model}")
 
 
 def test_missing_detector_is_refused(tmp_path: Path) -> None:
@@ -573,11 +549,6 @@ def test_questions_need_an_observation_for_those_that_name_no_lesion(tmp_path: P
     with pytest.raises(InputError, match="no observation 'disease'; it has mass"):
         open_localizer(f"medklip:{folder}", query="question")
     open_localizer(f"medklip:{folder}", query="Mass")
-
-
-def test_missing_medklip_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere is no folder"):
-        open_localizer(f"medklip:{tmp_path / 'nowhere'}")
 
 
 # The offline stand-in.

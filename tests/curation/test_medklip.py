@@ -66,19 +66,6 @@ def test_the_published_list_has_the_parameters_of_a_resnet_50_up_to_its_third_st
     assert len(trunk) == 6 + 13 * 18 + 3 * 6
 
 
-def test_a_checkpoint_with_the_published_names_loads(medklip: MedKLIP) -> None:
-    assert medklip.observations == ("normal", "pneumonia", "disease", "mass")
-
-
-def test_heat_maps_and_confidences_are_distributions(medklip: MedKLIP, images: list[Image.Image]) -> None:
-    found = medklip.observe(images, "disease")
-    assert len(found) == len(images)
-    for heat, confidence in found:
-        assert heat.shape == (14, 14) and heat.dtype == np.float32
-        assert heat.min() >= 0 and heat.sum() == pytest.approx(1, abs=1e-5)
-        assert isinstance(confidence, float) and 0 <= confidence <= 1
-
-
 @pytest.fixture(scope="module")
 def expected(tensors: Tensors, text_encoder: str, images: list[Image.Image]) -> list[tuple[np.ndarray, np.ndarray]]:
     """A second implementation's heat maps (Q x 14 x 14) and confidences (Q) of each image."""
@@ -92,15 +79,9 @@ def test_attention_and_confidence_agree_with_a_second_implementation(
 ) -> None:
     query = medklip.observations.index(name)
     for (heat, confidence), (heats, confidences) in zip(medklip.observe(images, name), expected, strict=True):
+        assert heat.shape == (14, 14) and heat.dtype == np.float32 and isinstance(confidence, float)
         np.testing.assert_allclose(heat, heats[query], rtol=1e-3)
         assert confidence == pytest.approx(confidences[query], abs=1e-4)
-
-
-def test_different_observations_and_images_give_different_maps(medklip: MedKLIP, images: list[Image.Image]) -> None:
-    heats = [heat for name in medklip.observations for heat, _ in medklip.observe(images, name)]
-    for index, heat in enumerate(heats):
-        for other in heats[:index]:
-            assert np.abs(heat - other).sum() > 0.05  # 2 would be two maps that share nothing
 
 
 def text_vectors(text_encoder: str) -> np.ndarray:
@@ -230,13 +211,16 @@ def test_a_planted_bright_square_is_where_the_map_is_hottest(text_encoder: str, 
         assert confidence == pytest.approx(3 / 4)
 
 
-def test_an_image_is_seen_alike_alone_in_batches_and_twice(medklip: MedKLIP, images: list[Image.Image]) -> None:
+def test_an_image_is_seen_alike_alone_in_batches_and_twice(
+    medklip: MedKLIP, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmedpo.curation.medklip.BATCH", 2)
     before = torch.get_rng_state()
     alone = [medklip.observe([image], "pneumonia")[0] for image in images]
     again = medklip.observe(images[:1], "Pneumonia")[0]
     assert again[0].tobytes() == alone[0][0].tobytes() and again[1] == alone[0][1]
-    many = medklip.observe([images[index % 2] for index in range(17)], "pneumonia")
-    assert len(many) == 17
+    many = medklip.observe([images[index % 2] for index in range(3)], "pneumonia")
+    assert len(many) == 3
     for index, (heat, confidence) in enumerate(many):
         np.testing.assert_allclose(heat, alone[index % 2][0], rtol=1e-4)
         assert confidence == pytest.approx(alone[index % 2][1], abs=1e-5)
@@ -305,15 +289,11 @@ DESCRIBED = "observation explanation.json"
         (lambda folder: folder.rename(folder.parent / "elsewhere"), "is no folder"),
         (lambda folder: (folder / "checkpoint_final.pth").unlink(), "exactly one checkpoint .* it holds 0"),
         (double, r"exactly one checkpoint .* it holds 2: checkpoint_41\.pt, checkpoint_final\.pth"),
-        (lambda folder: (folder / DESCRIBED).unlink(), "exactly one file of descriptions .* it holds 0"),
         (rewrite("other.json", "{}"), "exactly one file of descriptions .* it holds 2"),
         (rewrite(DESCRIBED, "{"), "cannot be read as JSON"),
-        (rewrite(DESCRIBED, '["mass"]'), "must be one JSON object"),
         (rewrite(DESCRIBED, "{}"), "must be one JSON object"),
         (rewrite(DESCRIBED, '{"mass": "a", "edema": null}'), "have no text: edema"),
         (tear, "is torn or was not written by torch.save"),
-        (rewrite("checkpoint_final.pth", "oops"), "is torn or was not written by torch.save"),
-        (rewrite("checkpoint_final.pth", ""), "is torn or was not written by torch.save"),
         (lambda folder: torch.save([1], folder / "checkpoint_final.pth"), "under the key 'model'"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,9 +185,17 @@ def test_the_record_says_over_what_was_normalised() -> None:
     assert [by_kind["by_kind"][kind]["count"] for kind in ("image", "text")] == [2, 3]
 
 
-def test_groups_are_one_a_score() -> None:
-    with pytest.raises(InputError, match="5 scores and 4 groups"):
-        normalize(SCORES, groups=KINDS[:4])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": KINDS[:4]}, "5 scores and 4 groups"),
+        ({"groups": KINDS, "over": "task"}, "range 'task' is unknown; use one of kind, merged"),
+        ({"method": "zscore"}, "'zscore' is unknown; use one of rescale, literal, raw, none"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        normalize(SCORES, **options)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -203,16 +212,6 @@ def test_groups_are_one_a_score() -> None:
 def test_scores_that_cannot_be_weights_are_refused(method: str, scores: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         normalize(scores, method)
-
-
-def test_unknown_range_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="range 'task' is unknown; use one of kind, merged"):
-        normalize(SCORES, groups=KINDS, over="task")
-
-
-def test_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'zscore' is unknown; use one of rescale, literal, raw, none"):
-        normalize(SCORES, "zscore")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How far the trainer's ways to compute are from the plain one, family by family, as a Markdown table.
+"""Agreement of loss and gradients: optimised and plain computation, family by family, as a Markdown table.
 
     python benchmarks/agreement.py
 

@@ -1,4 +1,4 @@
-"""How much of a server's speed the chat client passes on: 2,000 judge's calls, 32 in flight, to a server of 200 ms.
+"""Throughput of the chat client: 2,000 judge's calls, 32 in flight, to a server of 200 ms.
 
 Run     python benchmarks/endpoint.py [--images]
 Prints  JSON. `ideal` is concurrency / latency, in calls per second. `client` is what a curation runs (a cached endpoint

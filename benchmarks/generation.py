@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from curation import write_source
+from curation_load import write_source
 from PIL import Image
 
 from mmedpo.data.images import open_rgb
@@ -166,7 +166,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 def memory(rows: int, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
-        write_source(Path(scratch) / "source", rows, seed)
+        write_source(Path(scratch) / "source", rows, rows // 5, seed)
         model, processor = tiny.build(WORDS)
         model.save_pretrained(f"{scratch}/model")
         processor.save_pretrained(f"{scratch}/model")

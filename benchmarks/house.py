@@ -1,4 +1,4 @@
-"""How large the package and its tests are, and how its modules hang together.
+"""Sizes of the package and its tests, and the imports between its modules.
 
 Run     python benchmarks/house.py
 Prints  JSON. `code_lines` are lines that hold code: no blank ones, comments or docstrings. An `arrow` is an import of

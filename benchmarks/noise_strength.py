@@ -1,4 +1,4 @@
-"""How much of a noised lesion is left at a model's input, for one picture at several sizes.
+"""Strength of noise at a model's input, for one image at several sizes.
 
 Run     python benchmarks/noise_strength.py [--images FOLDER] [--sizes 512,1024,3000] [--aspect 1.0]
 Source  any source folder with boxes, the first box of each of --limit images; without one, enlarged phantoms

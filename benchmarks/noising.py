@@ -1,4 +1,4 @@
-"""What noising costs beside reading and writing the image: throughput against bare decode + encode with Pillow.
+"""Cost of noising beside reading and writing the image: throughput against bare decode + encode with Pillow.
 
 Run     python benchmarks/noising.py [--images FOLDER]
 Source  any source folder with boxes, each boxed image once; without one, phantoms enlarged to 1024 x 1024, with grain

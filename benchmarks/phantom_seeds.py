@@ -1,4 +1,4 @@
-"""The quickstart over several seeds and all arms: what preference training adds on phantoms, and what it does not.
+"""The quickstart over several seeds and all arms, as a table of differences to each seed's start.
 
 Run     python benchmarks/phantom_seeds.py --seeds 0 1 2 --output runs/seeds
 Writes  runs/seeds/SEED/ (a whole quickstart each; finished ones are not run again) and prints a Markdown table of the

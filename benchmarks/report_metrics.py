@@ -1,4 +1,4 @@
-"""What `report_generation` costs beside the packages that define its metrics, and METEOR 1.5's start beside its use.
+"""Time of `report_generation` against the packages that define its metrics, and of METEOR 1.5's start.
 
 Run     python benchmarks/report_metrics.py [--pairs 3000]
 Needs   `pip install 'mmedpo[reports]'`, and WordNet: NLTK's data or Debian's package wordnet-base

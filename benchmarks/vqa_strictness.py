@@ -1,4 +1,4 @@
-"""What three protocols make of answers whose worth is known, on the closed questions of VQA-RAD's official test split.
+"""Scores of three protocols for answers of known worth, on the closed questions of VQA-RAD's official test split.
 
 Run      python benchmarks/vqa_strictness.py path/to/vqa-rad
 Source   a folder with `qa.jsonl` (split, answer, answer_type); the sentences of eval/med_vqa/contradictions.json

@@ -11,7 +11,7 @@ from mmedpo.evaluation.metrics import preference
 from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
-Whether a model finds the preferred answer of each pair likelier than the dispreferred one, over all pairs, by kind of
+Preference accuracy: share of pairs whose chosen side a model finds likelier than the rejected one, over all, by kind of
 pair and by clinical weight.
 """
 

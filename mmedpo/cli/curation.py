@@ -29,7 +29,7 @@ from mmedpo.errors import AlreadyFinished, Fault, InputError
     epilog="Example: mmedpo curate --config recipes/curate/air_gapped.yaml --source data/clinic --output runs/pairs",
 )
 def curate(context: typer.Context) -> None:
-    """Build a preference dataset: wrong answers and noised lesions, weighted by clinical relevance.
+    """Build a preference dataset: rejected responses and noised lesions, weighted by clinical relevance.
 
     Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
     work: accelerate launch -m mmedpo.cli curate ...

@@ -46,15 +46,15 @@ class Settings:
     credentialed: bool = option(False, credentialed.MARK_HELP)
     skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
     seed: int = option(0, "Seed of everything left to chance.")
-    model: str | None = option(None, "Target Med-LVLM to sample wrong answers from: a Hub id or a folder.")
+    model: str | None = option(None, "Target Med-LVLM to sample rejected responses from: a Hub id or a folder.")
     samples: int = option(4, "Answers sampled from the target a question (N).")
     temperature: float = option(1.0, "Temperature of those samples.")
     max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest sample in tokens, except a report's.")
     max_new_tokens_report: int = option(MAX_NEW_TOKENS_REPORT, "Longest sampled report in tokens.")
     batch_size: int = option(8, "Questions that a model in this process answers at once.")
-    chat: str | None = option(None, f"Chat model that picks or writes wrong answers: {CHATS}, or none. Must be named.")
+    chat: str | None = option(None, f"Chat model that picks or writes rejected responses: {CHATS}, or none. Required.")
     max_reply_tokens: int = option(512, "Longest reply of a chat model or judge in tokens, its thoughts included.")
-    style: str = option("match", "Wrong answers: match (length and form of the gold one), minimal (few edits) or free.")
+    style: str = option("match", "Rejected: match (length and form of the gold one), minimal (few edits) or free.")
     show_images: bool = option(False, "Let that chat model look at the image too.")
     judges: list[str] = field(
         default_factory=list,
@@ -83,7 +83,7 @@ class Settings:
     )
     noise_region: str = option("lesion", "lesion, or image: all of it, found or not.")
     shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small ones make new versions cheap.")
-    reversed: bool = option(False, "On the noised image, prefer the wrong answer to the gold one.")
+    reversed: bool = option(False, "On the noised image, prefer the rejected response to the gold answer.")
 
     def __post_init__(self) -> None:
         check_types(self)

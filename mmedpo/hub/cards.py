@@ -197,7 +197,7 @@ def _objective(training: Mapping[str, Any]) -> str:
     losses = config.get("loss_type") or ["sigmoid"]
     losses = [losses] if isinstance(losses, str) else losses
     if losses == ["sft"]:
-        return "by supervised learning on the preferred sides alone, without a preference loss"
+        return "by supervised learning on the chosen sides alone, without a preference loss"
     if not config.get("weighted", True):
         said = "with plain DPO, its weights switched off (the control arm of an MMedPO run)"
     elif training.get("weights", {}).get("sd") == 0:

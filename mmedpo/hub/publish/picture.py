@@ -78,10 +78,10 @@ def _lengths(axes: Axes, style: Mapping[str, Any] | None) -> None:
     if style is None:
         _nothing(axes, "no pair differs in its texts")
         return
-    sides = {"preferred": style["chosen_words_mean"], "dispreferred": style["rejected_words_mean"]}
+    sides = {"chosen": style["chosen_words_mean"], "rejected": style["rejected_words_mean"]}
     _bars(axes, sides, ["#333333", "#b0b0b0"], "{:.1f}")
     shares = [100 * style[key] for key in ("rejected_longer_share", "within_two_words_share")]
-    axes.text(0, 0.25, "dispreferred longer: {:.0f} %\nwithin two words: {:.0f} %".format(*shares), va="top",
+    axes.text(0, 0.25, "rejected longer: {:.0f} %\nwithin two words: {:.0f} %".format(*shares), va="top",
               transform=axes.transAxes)  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -155,7 +156,24 @@ def _undecoded(rows: Dataset) -> Dataset:
         raise InputError("These are not the rows of a preference dataset:", faults)
     if not len(rows):
         raise InputError("The dataset has no rows; there is nothing to measure.")
-    return schema.undecoded(rows)
+    rows = schema.undecoded(rows)
+    if faults := list(_unmeasurable(rows)):
+        raise InputError("These rows cannot be measured:", faults)
+    return rows
+
+
+def _unmeasurable(rows: Dataset) -> Iterator[Fault]:
+    """Yield the faults of ids, labels and missing images, by which results would be mixed up or lost."""
+    yield from schema.repeated_ids(Counter(filter(None, rows["id"])))
+    for row in rows.select_columns(["id", "images", *schema.LABELS]):
+        name = row["id"] or "(no id)"
+        if not row["id"]:
+            yield Fault(name, "id", "is empty; every row needs a stable, unique id")
+        if None in (row["images"] or [None]):
+            yield Fault(name, "images", "is empty or has a missing image; every row needs an image")
+        for column, names in schema.LABELS.items():
+            if said := schema.label_fault(row[column], names):
+                yield Fault(name, column, said)
 
 
 def _question(row: Row) -> Row:

@@ -267,7 +267,8 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
         if said is not None:
             faults.append(Fault(row["id"] or f"row {place}", "images", said))
             continue
-        if image is None or not text or row["task"] is None:
+        task = schema.label(row["task"], schema.TASKS)
+        if image is None or not text or task is None:
             faults.append(Fault(row["id"] or f"row {place}", "(row)", "has no image, no prompt or no task; drop it"))
             continue
         asked = (image, plain(text))
@@ -278,7 +279,7 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
         made = row["provenance"] or {}
         yield Question(
             made.get("sample_id") or row["id"], places.setdefault(image, place), made.get("image_id") or image,
-            made.get("patient_id"), schema.TASKS[row["task"]], text, reference, image_digest=image,
+            made.get("patient_id"), task, text, reference, image_digest=image,
         )  # fmt: skip
 
 
@@ -294,7 +295,8 @@ def _read(pictures: Any) -> list[tuple[str | None, str | None]]:
 def _file(images: Sequence[Row]) -> str | None:
     """Return the identity of the first image's file, before it is decoded."""
     return next(
-        (hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images), None
+        (hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images if image),
+        None,
     )
 
 

@@ -104,7 +104,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
         raise InputError("The name of the model is empty. Give a folder or a Hub id.")
     try:
         return kind.from_pretrained(name, revision=revision, **trust.only_data())
-    except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: a processor needs another library
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:  # of wrong configurations
         if base := base_of(name, revision):
             raise InputError(
                 f"{name!r} is an adapter, not a model. Give its base model, {base!r}, as the model, and the adapter "
@@ -147,7 +147,7 @@ def load_model(
         return whole(kind, name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
 
 
@@ -167,6 +167,16 @@ def whole(kind: Any, name: str, **options: Any) -> Any:
             f"missing ({missing[0]}{', ...' * (len(missing) > 1)}). Copy or download its files again."
         )
     return model
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Raise InputError where a tokenizer writes tokens for which the model has no embedding."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows and len(tokenizer) > rows:  # 0 where ZeRO-3 splits the weights
+        raise InputError(
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its model embeds {rows}: they do not belong "
+            "together. Save the tokenizer that the model was trained with beside it."
+        )
 
 
 def best_device() -> torch.device:
@@ -251,6 +261,7 @@ class VisionLanguageModel:
         self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
         self.device = best_device()
         model = load_model(name, revision, dtype)
+        check_vocabulary(model, self.processor.tokenizer, name)
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         model.generation_config = generation_config(model, self.processor.tokenizer)
         self.reader = AnswerReader(model, self.processor.tokenizer)

@@ -24,7 +24,7 @@ from mmedpo import schema
 from mmedpo.data import consent, credentialed, loading
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
-from mmedpo.models.vision_language import load_processor
+from mmedpo.models.vision_language import check_vocabulary, load_processor
 from mmedpo.runs import hosts, recipes, writable
 from mmedpo.runs.options import outside, refuse
 from mmedpo.runs.provenance import portable
@@ -140,6 +140,7 @@ def train(
             if sent:
                 consent.announce(str(source), sent[consent.KEY]["to"], "what is trained on it")
         opened = open_model(model_args, config, run.adapter_name_or_path)
+        check_vocabulary(opened["model"], processor.tokenizer, str(model_args.model_name_or_path))
         # Something may have been replaced while it was read.
         _first(lambda: record_contents(folder, repeatable, record.contents(run, model_args, commit)))
         if source:

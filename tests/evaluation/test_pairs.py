@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -274,3 +275,21 @@ def test_rows_that_cannot_be_asked_are_listed(model: VisionLanguageModel, rows: 
         (first, "chosen"), (second, "prompt"), (second, "rejected_images"),
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [
+        ("task", 9, "is 9; give one of closed_vqa"),
+        ("dispreference", -1, "is -1; give one of hallucinated_response"),
+        ("id", "same", "occurs 2 times; ids must be unique"),
+        ("id", None, "is empty; every row needs"),
+    ],
+)
+def test_rows_that_would_be_mixed_up_are_refused(rows: Dataset, column: str, value: Any, sentence: str) -> None:
+    table = rows.select([0, 1]).flatten_indices().data.table
+    place = table.column_names.index(column)
+    spoilt = table.set_column(place, table.schema.field(place), [pa.array([value] * 2, table.schema.field(place).type)])
+    with pytest.raises(InputError) as raised:
+        pairs.lines(Dataset(spoilt, info=rows.info))
+    assert sentence in str(raised.value)

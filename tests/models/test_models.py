@@ -168,6 +168,25 @@ def test_model_without_whole_weights_is_refused(
     assert repr(name) in str(raised.value)
 
 
+def test_a_model_of_an_unknown_dtype_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "dtype": "wat"}))
+
+    with pytest.raises(InputError, match=r"spoiled' cannot be loaded: .*wat"):
+        VisionLanguageModel(spoiled(tiny_model, tmp_path, spoil))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    def spoil(folder: Path) -> None:
+        processor = load_processor(str(folder))
+        processor.tokenizer.add_tokens(["pneumonoultramicroscopic"])
+        processor.save_pretrained(folder)
+
+    with pytest.raises(InputError, match=r"The tokenizer of .* has \d+ tokens, its model embeds \d+"):
+        VisionLanguageModel(spoiled(tiny_model, tmp_path, spoil))
+
+
 def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

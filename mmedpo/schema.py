@@ -127,7 +127,8 @@ def text_fault(chosen: str, rejected: str, task: str) -> str | None:
     return None
 
 
-def _number_fault(value: Any, low: float, high: float) -> str | None:
+def number_fault(value: Any, low: float, high: float) -> str | None:
+    """Return the fault of a number that is missing, NaN or outside of its range, or None."""
     if value is None or math.isnan(value):
         return f"is {'missing' if value is None else 'not a number'}; every row needs one"
     if not low <= value <= high or math.isinf(value):
@@ -158,9 +159,9 @@ def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image
     for column in ("images", "rejected_images"):
         for image in row[column] or []:
             add(column, look(image))
-    add("weight", _number_fault(row["weight"], 0.0, MOST_WEIGHT))
+    add("weight", number_fault(row["weight"], 0.0, MOST_WEIGHT))
     if row["clinical_relevance"] is not None:
-        add("clinical_relevance", _number_fault(row["clinical_relevance"], 0.0, 1.0))
+        add("clinical_relevance", number_fault(row["clinical_relevance"], 0.0, 1.0))
     elif row["weight"] != 1:
         add("clinical_relevance", "is missing; a row without it has the weight 1, which is plain DPO")
     add("provenance", "is missing; every row needs one" if row["provenance"] is None else None)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+TEXTS = ("prompt", "chosen", "rejected")
+
+
 def measure_preferences(
     open_model: Callable[[], VisionLanguageModel],
     rows: Dataset,
@@ -163,14 +166,19 @@ def _undecoded(rows: Dataset) -> Dataset:
 
 
 def _unmeasurable(rows: Dataset) -> Iterator[Fault]:
-    """Yield the faults of ids, labels and missing images, by which results would be mixed up or lost."""
+    """Yield the faults by which results would be mixed up, lost or about nothing; images are read later."""
     yield from schema.repeated_ids(Counter(filter(None, rows["id"])))
-    for row in rows.select_columns(["id", "images", *schema.LABELS]):
+    for row in rows.select_columns(["id", "images", "weight", *TEXTS, *schema.LABELS]):
         name = row["id"] or "(no id)"
         if not row["id"]:
             yield Fault(name, "id", "is empty; every row needs a stable, unique id")
         if None in (row["images"] or [None]):
             yield Fault(name, "images", "is empty or has a missing image; every row needs an image")
+        if said := schema.number_fault(row["weight"], 0.0, schema.MOST_WEIGHT):
+            yield Fault(name, "weight", said)
+        for column in TEXTS:
+            if not schema.message_text(row[column] or []).strip():
+                yield Fault(name, column, "has no text")
         for column, names in schema.LABELS.items():
             if said := schema.label_fault(row[column], names):
                 yield Fault(name, column, said)

@@ -247,7 +247,7 @@ def test_measures_can_be_compared(folders: dict[Any, Path], measure: Any, tmp_pa
 def test_rows_that_cannot_be_measured_are_refused_before_a_model_is_opened(rows: Dataset, tmp_path: Path) -> None:
     text_rows = rows.filter(lambda kind: kind == 0, input_columns="dispreference")
     visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference")
-    one_patient = visual.select([0, 0])
+    one_patient = visual.select([0])
     for measure, given, named in (
         (measure_preferences, rows.select([]), "no rows"),
         (measure_preferences, rows.remove_columns("weight"), r"\[weight\]: is missing"),
@@ -284,6 +284,8 @@ def test_rows_that_cannot_be_asked_are_listed(model: VisionLanguageModel, rows: 
         ("dispreference", -1, "is -1; give one of hallucinated_response"),
         ("id", "same", "occurs 2 times; ids must be unique"),
         ("id", None, "is empty; every row needs"),
+        ("weight", float("nan"), "is not a number; every row needs one"),
+        ("chosen", None, "has no text"),
     ],
 )
 def test_rows_that_would_be_mixed_up_are_refused(rows: Dataset, column: str, value: Any, sentence: str) -> None:

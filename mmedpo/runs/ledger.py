@@ -147,6 +147,9 @@ class Ledger:
             database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine may lose the last commits
             with database:
                 database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
+            # A file copied while it was written may lack pages, and be misread without an error.
+            if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("database disk image is malformed")
             found = [name for _, name, *_ in database.execute("PRAGMA table_info(entries)")]
             if found != COLUMNS:
                 raise sqlite3.DatabaseError(f"another version wrote it: its columns are {', '.join(found)}")

@@ -99,6 +99,17 @@ def test_a_file_that_is_no_ledger_is_bad_input_that_names_it(tmp_path: Path) -> 
     assert (tmp_path / "calls.sqlite").read_text().startswith("these are my notes")
 
 
+@pytest.mark.parametrize("lost", [700, 4096, 9000])
+def test_a_ledger_that_lost_its_end_is_refused(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "rows.ledger"
+    ledger = Ledger(path)
+    ledger.update({f"row {number}": "digest" * 20 for number in range(100)})
+    ledger.close()
+    os.truncate(path, path.stat().st_size - lost)
+    with pytest.raises(InputError, match=r"rows\.ledger cannot be used as a record of finished work"):
+        list(Ledger(path))
+
+
 def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere" / "calls.sqlite"):
         with pytest.raises(InputError, match="in a folder that exists"):

@@ -71,7 +71,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             yield left_out(name, f"the report has no {' and no '.join(wanted)}", f"{study}.txt")
             continue
         files = [f"{study}/{name}{suffix}" for suffix in (".jpg", ".dcm")]
-        image = next((file for file in files if (source / file).exists()), files[0])
+        image = next((file for file in files if not safe_paths.leads_out(file) and (source / file).exists()), files[0])
         yield {
             "id": name, "image": Picture(image, source / image), "question": REPORT_QUESTION, "report": text,
             "task": "report", "split": {"validate": "validation"}.get(row["split"], row["split"]),

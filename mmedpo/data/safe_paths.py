@@ -6,6 +6,7 @@ Tables, archives and datasets may be written by anybody, but are read with the u
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -14,14 +15,18 @@ from pathlib import Path, PurePosixPath
 OPTION = "--image-folders"
 MOST_LINKS = 40  # on one path, as Linux follows them
 HELP = "Folders outside the source that links in it may lead to; no other link is followed."
-OUTSIDE = "leads out of the source; name a file inside it"
+OUTSIDE = "leads out of the source, or no file has such a name; name a file inside it"
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes
+SURROGATE = re.compile("[\ud800-\udfff]")  # in JSON, or of a name on disk that is not UTF-8
 LINKED = f"is a link that leads out of the source folder; copy the file into it, or name its folder with {OPTION}"
 
 
 def leads_out(name: str) -> bool:
-    """Return True if a path from data leaves its folder by its name alone: absolute, or with `..`."""
+    """Return True if a path from data is no file's in its folder: absolute, with `..`, or a name that no file has."""
     path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts
+    data = name.encode("utf-8", "surrogatepass")
+    possible = b"\0" not in data and len(data) <= LONGEST_PATH and max(map(len, data.split(b"/"))) <= LONGEST_NAME
+    return path.is_absolute() or ".." in path.parts or not possible or SURROGATE.search(name) is not None
 
 
 def inside(root: Path | zipfile.Path, name: str, also: Sequence[Path] = ()) -> Path | zipfile.Path | None:

@@ -17,7 +17,7 @@ from mmedpo.data.text import folded
 from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
-LARGEST = 2**31  # bytes of a table in an archive; the largest of MIMIC-CXR has 0.1 GB
+LARGEST = 2**29  # bytes of a table in an archive; the largest of MIMIC-CXR has 0.1 GB
 FAULT = "_fault"  # key of a row's fault: (column, sentence)
 WIDE = ("(row)", "has more cells than the table has columns; put texts with commas in quotes")
 # Missing values as pandas writes and reads them, in lower case.

@@ -6,13 +6,16 @@ import csv
 import gzip
 import hashlib
 import io
+import lzma
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from mmedpo import schema
 from mmedpo.curation.rows import Reject
@@ -23,6 +26,8 @@ from mmedpo.errors import Fault, InputError
 
 REPORT_QUESTION = "Describe the findings in this chest X-ray."
 TRIPLE = ("image", "question", "answer")
+DEEPEST = 64  # most folders of a path in an archive
+PACKED = 20  # most times that an archive is smaller inside another one
 Tree = Path | zipfile.Path  # a folder on disk or in a ZIP file
 # Heading of a report: capitals at the start of a line, then a colon.
 HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /&,()-]*?)[ \t]*:", re.MULTILINE)
@@ -121,12 +126,26 @@ def unzipped(tree: Tree) -> Tree:
     """Return the inside of a ZIP file; folders are returned unchanged.
 
     Raises:
-        InputError: the ZIP file is damaged.
+        InputError: the ZIP file is damaged, packed far smaller inside another one, or holds paths that are too deep.
     """
     if not tree.is_file():
         return tree
     with whole_archives(tree.name):
-        return zipfile.Path(zipfile.ZipFile(tree if isinstance(tree, Path) else tree.open("rb")))
+        archive = zipfile.ZipFile(tree if isinstance(tree, Path) else _copied(tree))
+        if any(name.count("/") > DEEPEST for name in archive.namelist()):  # `zipfile.Path` lists each parent
+            raise InputError(f"{tree.name} holds a path of more than {DEEPEST} folders; give the data set's own file.")
+        return zipfile.Path(archive)
+
+
+def _copied(inner: zipfile.Path) -> IO[bytes]:
+    """Return a temporary copy of an archive in an archive, in which each step back would unpack it anew."""
+    info = inner.root.getinfo(inner.at)
+    if info.file_size > PACKED * max(info.compress_size, 1):
+        raise InputError(f"{inner.name} unpacks to {info.file_size:,} bytes of anything but images; download it again.")
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the archive
+    with inner.open("rb") as packed:
+        shutil.copyfileobj(packed, copy)
+    return copy
 
 
 @contextmanager
@@ -134,7 +153,7 @@ def whole_archives(name: str) -> Iterator[None]:
     """Raise InputError for damaged and encrypted ZIP files that are read inside the block."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise InputError(f"{name} is no whole ZIP file ({error}); download it again.") from error
     except RuntimeError as error:  # zipfile's error for a missing password
         raise InputError(f"{name} cannot be read ({error}); unpack it, and name the folder.") from error
@@ -154,11 +173,11 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise InputError(f"{stem}.csv has more than {LARGEST:,} bytes, unpacked. Give the data set's own table.")
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")  # StringIO takes 4 bytes a letter
+        for row in csv.DictReader(text):
+            yield {name: "" if is_missing(cell) else cell for name, cell in row.items()}
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        yield {name: "" if is_missing(cell) else cell for name, cell in row.items()}
 
 
 def sections(report: str) -> dict[str, str]:

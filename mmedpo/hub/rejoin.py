@@ -79,7 +79,7 @@ class Published:
         localizer = "boxes" if recipe["localizer"].startswith(stripped.TOOLS) else recipe["localizer"]
         # The manifest is untrusted: take no run option and no path from it.
         own = {option.name for option in fields(self.options) if "Path" not in str(option.type)}
-        chosen = {name: value for name, value in self.manifest["source"].get("options", {}).items() if name in own}
+        chosen = {name: str(value) for name, value in self.manifest["source"].get("options", {}).items() if name in own}
         return {**chosen, **recipe, **asked, "localizer": localizer}
 
     @property
@@ -107,7 +107,19 @@ def read(repo: str, revision: str | None = None) -> Published:
             f"{repo} is not the published form of credentialed data: it has no column {schema.DIGEST}, or its "
             "manifest.json no settings. A dataset with texts and images is used as it is."
         )
-    return Published(repo, revision, manifest, {row["id"]: row for row in rows})
+    published = Published(repo, revision, manifest, {row["id"]: row for row in rows})
+    try:
+        published.defaults()
+        standins(manifest)
+        json.dumps(manifest, allow_nan=False)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # the manifest may be from anybody
+        raise InputError(
+            f"{repo}: its manifest.json is not as `mmedpo publish` writes it ({type(error).__name__}: {error}). Ask "
+            "its owner for a version that is."
+        ) from None
+    return published
 
 
 def _kept(chat: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -9,7 +10,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mmedpo.hub.readers import Hub, Item, Picture, Tree, whole_archives
 from mmedpo.runs.ledger import Ledger
 
 TABLE = "samples.jsonl"
+# Errors of a name from data: too long, a folder's, or below another file's.
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 def write_source(
@@ -119,14 +122,20 @@ class Placed:
             return Fault(
                 row, "image", f"{picture.name} has {size:,} bytes, unpacked, which no image needs; drop the row"
             )
-        target = self.folder / picture.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not isinstance(content, Path):
-            target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        elif not safe_paths.is_below(real := content.resolve(), self.folders):
+        if isinstance(content, Path) and not safe_paths.is_below(content.resolve(), self.folders):
             return Fault(row, "image", f"{picture.name!r} {safe_paths.LINKED}")
-        else:
-            _link(target, real)
+        target = self.folder / picture.name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                _link(target, content.resolve())
+            else:
+                target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        except OSError as error:
+            if error.errno not in IMPOSSIBLE:
+                raise
+            return Fault(row, "image", f"{picture.name!r} names no file that can be written ({error.strerror})")
+        if isinstance(content, Path):
             self.homes |= safe_paths.parents([content])
         self.names.add(picture.name)
         return None
@@ -146,7 +155,7 @@ def _write(
     precomputed, faults, rows = Precomputed(), [], 0
     ids: set[str] = set()
     with (files.folder / TABLE).open("w", encoding="utf-8") as lines:
-        for item in items:
+        for item in map(_storable, items):
             rows += 1
             if isinstance(item, Reject):
                 precomputed.rejects.append(item)
@@ -165,6 +174,14 @@ def _write(
                 _bring(row, precomputed)
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     return rows, precomputed, faults
+
+
+def _storable(item: Item) -> Item:
+    """Return an item whose texts UTF-8 can hold: lone surrogates, which JSON may escape, are replaced."""
+    if not isinstance(item, dict):
+        return replace(item, **{part.name: tables.as_text(getattr(item, part.name)) for part in fields(item)})
+    text = json.dumps({name: value for name, value in item.items() if name != "image"}, ensure_ascii=False)
+    return {**item, **json.loads(text.encode("utf-8", "replace"))}
 
 
 def _bring(row: dict[str, Any], precomputed: Precomputed) -> None:

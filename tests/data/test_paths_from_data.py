@@ -252,6 +252,55 @@ def test_slake_reads_no_file_outside_the_source(tmp_path: Path, packed: bool) ->
     assert good["image"].name == "imgs/xmlab0/source.jpg" and good["boxes"] == []
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 300 + ".png", ("a" * 200 + "/") * 21 + "a.png", ".", "xmlab0", "\ud800.png", "a\0b.png", "C:\\..\\a.png"],
+)
+def test_a_name_that_no_file_can_have_is_a_fault_of_its_row(tmp_path: Path, name: str, packed: bool) -> None:
+    source = slake(tmp_path / "s", "xmlab0/source.jpg", name)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "slake.zip", "w") as archive:
+            for file in source.rglob("*"):
+                archive.write(file, file.relative_to(source))
+            archive.writestr("imgs/" + name.replace("\ud800", "x"), b"x")
+    given = tmp_path / "slake.zip" if packed else source
+    write_source(read("slake", given), "slake", tmp_path / "made", True, {}, folders=[source])
+    rows = [json.loads(line) for line in (tmp_path / "made" / "samples.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == ["imgs/xmlab0/source.jpg"]
+
+
+@pytest.mark.parametrize("door", ["deep", "nested"])
+def test_a_small_archive_that_unpacks_to_much_is_refused(tmp_path: Path, door: str) -> None:
+    source = slake(tmp_path / "s", "xmlab0/source.jpg")
+    with zipfile.ZipFile(tmp_path / "slake.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in source.glob("*.json"):
+            archive.write(file, file.name)
+        archive.writestr("a/" * 30_000 if door == "deep" else "imgs.zip", b"0" * 1_000_000)
+    with pytest.raises(InputError, match="more than 64 folders" if door == "deep" else "unpacks to 1,000,000 bytes"):
+        read("slake", tmp_path / "slake.zip")
+
+
+def test_an_archive_in_an_archive_is_read(tmp_path: Path) -> None:
+    source = slake(tmp_path / "s", "xmlab0/source.jpg")
+    with zipfile.ZipFile(tmp_path / "imgs.zip", "w") as archive:
+        archive.write(source / "imgs" / "xmlab0" / "source.jpg", "imgs/xmlab0/source.jpg")
+    with zipfile.ZipFile(tmp_path / "slake.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in (*source.glob("*.json"), tmp_path / "imgs.zip"):
+            archive.write(file, file.name)
+    write_source(read("slake", tmp_path / "slake.zip"), "slake", tmp_path / "made", False, {})
+    assert (tmp_path / "made" / "imgs" / "xmlab0" / "source.jpg").is_file()
+
+
+def test_a_text_that_utf8_cannot_hold_is_written_with_a_mark(tmp_path: Path) -> None:
+    source = slake(tmp_path / "s", "xmlab0/source.jpg")
+    table = source / "train.json"
+    table.write_text(table.read_text().replace('"question": "', '"question": "\\ud800', 1))
+    write_source(read("slake", source), "slake", tmp_path / "made", False, {}, folders=[source])
+    (row,) = [json.loads(line) for line in (tmp_path / "made" / "samples.jsonl").read_text().splitlines()]
+    assert row["question"].startswith("?")
+
+
 def test_slake_follows_no_link_to_boxes_or_images(tmp_path: Path) -> None:
     secret = picture(tmp_path / "secret" / "x.png")
     (secret.parent / "d.json").write_text(json.dumps([{"Mass": [1, 1, 5, 5]}]))

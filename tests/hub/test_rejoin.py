@@ -107,6 +107,22 @@ def test_a_chat_model_is_asked_of_the_cache_by_its_recorded_name(recorded: str, 
     assert rejoining._kept(recorded) == kept
 
 
+@pytest.mark.parametrize("changes", [
+    {"settings": None}, {"settings": []}, {"settings": {}}, {"settings": "x"}, {"source": 5}, {"source": None},
+    {"source": {"builder": [1]}}, {"source": {"options": [1]}}, {"standins": 5}, {"standins": [1]},
+    {"seed": float("nan")},
+    {"settings": {"chat": 5, "localizer": "none"}}, {"settings": {"chat": "none", "localizer": 5}},
+    {"source": {"builder": "mimic_cxr", "options": {"sections": []}}}, {"source": {"builder": "../folder"}},
+])  # fmt: skip
+def test_a_manifest_of_another_shape_is_refused(bare: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(bare, tmp_path / "bare"))
+    manifest = read_json(folder / "manifest.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    with pytest.raises(InputError):
+        published = rejoining.read(str(folder))
+        published.options(sections=published.defaults()["sections"])
+
+
 def test_the_dataset_is_marked_and_holds_no_header(house: Path) -> None:
     manifest = read_json(house / "pairs" / "manifest.json")
     assert manifest["source"]["credentialed"] is True and manifest["counts"] == {TEXT: 4, LESION: 4}

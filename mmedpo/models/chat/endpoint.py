@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import logging
 import math
@@ -90,6 +91,7 @@ class EndpointChat:
         self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
         self._key = _key(api_key, base_url, keys or Keys())
+        self._secrets = _secrets(self._key, base_url)
         self.parameters = parameters or Parameters()
         self._answers: set[bool] = set()  # kinds of requests it has answered: False without, True with an image
         self._failed = 0  # failed requests in a row
@@ -261,8 +263,7 @@ class EndpointChat:
         if self.discreet:
             return f"HTTP {error.status}" if error.status else error.kind.value
         text = " ".join(str(error).split())
-        url = urlsplit(self.base_url or "")
-        for secret in filter(None, (self._key, url.password, *dict(parse_qsl(url.query)).values())):
+        for secret in self._secrets:
             text = text.replace(secret, "***")
         return text[:SHOWN_CHARACTERS].rstrip(" .")
 
@@ -323,6 +324,18 @@ def _key(given: str | None, base_url: str | None, keys: Keys) -> str | None:
     if not key.isascii() or not key.isprintable():
         raise InputError(f"The endpoint's key ({VARIABLE}) has characters that no HTTP header can; copy it again.")
     return key or None
+
+
+def _secrets(key: str | None, base_url: str | None) -> list[str]:
+    """Return key, password and query values in each form that a server may quote, the longest first."""
+    import httpx2
+
+    url = httpx2.URL(base_url or "")
+    login = base64.b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
+    query = url.query.decode("ascii")
+    values = [part.partition("=")[2] for part in query.split("&")] + [value for _, value in parse_qsl(query)]
+    encoded = url.userinfo.decode("ascii").partition(":")[2]
+    return sorted({key or "", login, url.password or "", encoded, *values} - {""}, key=len, reverse=True)
 
 
 def _grey() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from functools import cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.data import image_headers
@@ -32,6 +34,7 @@ MOST_TOKENS = 2**53  # largest integer that is exact in every JSON reader
 TOO_LONG = f"the answer is longer than {LONGEST_BODY:,} bytes"
 RENAMED = "max_completion_tokens"
 WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # finish reasons, as servers spell them
+REASON = re.compile(r"[\w.-]{1,40}")
 CUT = ("length", "max_tokens", "max_output_tokens")
 UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, RecursionError)
 
@@ -104,9 +107,12 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
     headers = {"authorization": f"Bearer {key}"} if key and not login else {}
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    # A server's cookies would grow with each reply and be sent back to it.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     client = httpx2.AsyncClient(
-        headers=headers, auth=login, verify=_trusted(), timeout=None, limits=pool, trust_env=not is_loopback(url)
-    )
+        headers=headers, auth=login, verify=_trusted(), timeout=None, limits=pool, trust_env=not is_loopback(url),
+        cookies=no_cookies,
+    )  # fmt: skip
     async with client:
 
         async def send(fields: Mapping[str, Any]) -> ChatReply:
@@ -228,7 +234,7 @@ def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
     if len(text) > LONGEST_BODY:
         raise NoAnswer(Kind.BAD_REQUEST, TOO_LONG)
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else None for count in counts)
+    prompt, completion = (count if type(count) is int and 0 <= count <= MOST_TOKENS else None for count in counts)
     served = {
         name: _without_surrogates(said)[:SHOWN_CHARACTERS]
         for name in SERVED
@@ -241,7 +247,8 @@ def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
     if ended.lower() in CUT:
         cut_at = asked.get("max_tokens") or asked.get(RENAMED) or 0
     elif ended.lower() not in WHOLE:
-        return ChatReply(failure=f"it ended by finish_reason {ended!r}", **tokens)
+        named = repr(ended) if REASON.fullmatch(ended) else "of no known form"  # another text may quote the question
+        return ChatReply(failure=f"it ended by finish_reason {named}", **tokens)
     elif not text.strip() and not thought:
         why = message.get("refusal") or f"finish_reason {choice.get('finish_reason')!r}"
         raise NoAnswer(Kind.BAD_REQUEST, f"the answer has no content ({why})")

@@ -217,6 +217,27 @@ def test_a_content_beside_a_refusal_is_no_answer(chat_server, endpoint, ask, end
     assert refused.failure == "refused: the model refused (It is not safe.)"
 
 
+def test_a_login_is_quoted_in_no_form(chat_server, ask):
+    """As the client sends it, as the URL spells it, and as the server decodes it."""
+
+    def quoting(received):
+        quoted = f"{received.headers['authorization']} s3cr:t+ s3cr%3At%2B {received.path} a b&c"
+        return Answer(quoted, 422) if received.text == "bad" else Answer("fine")
+
+    chat_server.answer = quoting
+    url = chat_server.url.replace("http://", "http://me:s3cr%3At%2B@") + "?token=a%20b%26c&token=second"
+    chat = EndpointChat("m", base_url=url, concurrency=1)
+    fine, bad = chat.complete([ask("good"), ask("bad")])
+    assert fine == ChatReply("fine")
+    assert bad.failure.startswith("refused: HTTP 422: Basic *** *** *** /v1/chat/completions?token=***&token=*** ***")
+
+
+def test_cookies_are_not_kept(chat_server, endpoint, ask):
+    chat_server.answer = lambda received: Answer("fine", headers={"Set-Cookie": "a=b; Path=/"})
+    endpoint(concurrency=1).complete([ask(), ask()])
+    assert [received.headers.get("cookie") for received in chat_server.received] == [None, None]
+
+
 def test_an_endpoint_that_never_says_anything_is_an_input_error(chat_server, endpoint, ask):
     chat_server.answer = lambda received: Answer(None)
     with pytest.raises(InputError, match=r"not even a trivial one: the answer has no content"):

@@ -52,6 +52,11 @@ FAILED = {
     "a split-off thought alone": (Answer("", reasoning=DRAFT), "the answer is empty", None),
     "filtered": (Answer(SCORE, finish="content_filter"), "it ended by finish_reason 'content_filter'", None),
     "a tool's turn": (Answer(None, finish="tool_calls"), "it ended by finish_reason 'tool_calls'", None),
+    "a reason that quotes": (
+        Answer("", finish="the patient " * 70_000),
+        "it ended by finish_reason of no known form",
+        None,
+    ),
     "the provider's error": (Answer("", finish="error"), "it ended by finish_reason 'error'", None),
 }
 

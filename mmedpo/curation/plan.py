@@ -19,7 +19,7 @@ from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import Sampler
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import STANDINS
-from mmedpo.data.sources import Source, read_source, refuse_faults
+from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatModel
 from mmedpo.models.chat.cache import Absent, CachedChat
@@ -28,7 +28,7 @@ from mmedpo.models.chat.limits import Budget
 from mmedpo.models.chat.names import FORMS, names_endpoint, open_endpoint
 from mmedpo.models.model_input import longer_side
 from mmedpo.models.refusals import drop_refused
-from mmedpo.models.vision_language import load_processor
+from mmedpo.models.vision_language import credentialed_source, load_processor
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 
@@ -98,6 +98,8 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
         [*map(Path, settings.image_folders)],
     )  # fmt: skip
     refuse_faults(source, settings.skip_faulty)  # before the model's processor is loaded
+    if trained := _trained_on_restricted(settings):
+        mark(source, trained)
     if settings.model is not None and settings.writes_answers:
         drop_refused(source, load_processor(settings.model))
         refuse_faults(source, settings.skip_faulty)
@@ -108,6 +110,15 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
         if held:
             raise InputError(f"{source.name} marks lesions by {held[0]}, not by boxes: give --localizer {held[0]}.")
     return source
+
+
+def _trained_on_restricted(settings: Settings) -> str | None:
+    """Return the first model in this process that was trained on restricted data, which its texts may repeat."""
+    asked = [settings.chat or "", *settings.judges] if settings.writes_answers else []
+    own = [settings.model] if settings.writes_answers and settings.model else []
+    own += [name.removeprefix("local:") for name in asked if name.startswith("local:")]
+    found = ((model, credentialed_source(model)) for model in dict.fromkeys(own))
+    return next((f"the model {model}, which was trained on {source}" for model, source in found if source), None)
 
 
 def localizer_of(settings: Settings) -> Localizer:

@@ -214,9 +214,16 @@ def _apply_mark(source: Source) -> None:
     files = (file for sample in source.samples for _, file in _files(sample))
     source.marked_by = source.marked_by or (known and f"the name or licence {known!r}")
     source.marked_by = source.marked_by or credentialed.of_folders(safe_paths.parents(files))
-    if source.credentialed:
-        source.faults = credentialed.unquoted(source.faults)
-        source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]
+    if source.marked_by:
+        mark(source, source.marked_by)
+
+
+def mark(source: Source, evidence: str) -> None:
+    """Treat a source as restricted from here on: its faults quote nothing, its licences say so."""
+    source.marked_by = source.marked_by or evidence
+    source.faults = credentialed.unquoted(source.faults)
+    source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]
+    source.license = credentialed.marked(source.license)
 
 
 def _unify_patients(source: Source) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,20 @@ def test_a_dataset_below_a_marked_folder_is_restricted(tmp_path: Path) -> None:
     assert credentialed_source(folder) is None
     (tmp_path / "clinic" / "CREDENTIALED").touch()
     assert credentialed_source(folder) == "pairs"
+
+
+@pytest.mark.parametrize("role", ["target", "writer"])
+def test_texts_of_a_model_that_was_trained_on_restricted_data_stay_here(
+    corpus: Path, tiny_model: Path, elsewhere: Elsewhere, tmp_path: Path, role: str
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    write_json(model / "config.json", read_json(model / "config.json") | {"credentialed_source": "clinic"})
+    models = ["--model", str(model), "--chat", elsewhere.model] if role == "target" else ["--chat", f"local:{model}"]
+    words = ["curate", "--source", str(corpus), "--split", "test", "--limit", "1", "--localizer", "none", *models,
+             "--judges", elsewhere.model, "--output", str(tmp_path / "out")]  # fmt: skip
+    ran = CliRunner().invoke(cli.app, words)
+    assert isinstance(ran.exception, InputError) and "which was trained on clinic" in str(ran.exception)
+    assert not elsewhere.server.received
 
 
 @pytest.mark.parametrize("spelled", ["mimic-cxr-dpo", "runs/link"])

@@ -179,7 +179,8 @@ def _write(
 def _storable(item: Item) -> Item:
     """Return an item whose texts UTF-8 can hold: lone surrogates, which JSON may escape, are replaced."""
     if not isinstance(item, dict):
-        return replace(item, **{part.name: tables.as_text(getattr(item, part.name)) for part in fields(item)})
+        texts: dict[str, Any] = {part.name: tables.as_text(getattr(item, part.name)) for part in fields(item)}
+        return replace(item, **texts)
     text = json.dumps({name: value for name, value in item.items() if name != "image"}, ensure_ascii=False)
     return {**item, **json.loads(text.encode("utf-8", "replace"))}
 

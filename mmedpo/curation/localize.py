@@ -140,10 +140,6 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
     return replace(region, reason=reason)
 
 
-def _recorded_boxes(sample: Sample) -> Region:
-    return _boxes(sample.boxes)
-
-
 def _recorded_masks(sample: Sample) -> Region:
     """Return the sample's masks, joined; every pixel that is not black belongs to the lesion."""
     masks = [np.asarray(open_rgb(file)).any(axis=2) for file in sample.masks]
@@ -177,13 +173,12 @@ def _centre(sample: Sample) -> Region:
     return _boxes([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)])
 
 
-def _nothing(sample: Sample) -> Region:
-    return Region(reason=NOT_FOUND, confidence=1.0)  # noise on the whole image needs no lesion
-
-
 SIMPLE: dict[str, Callable[[Sample], Region]] = {
-    "boxes": _recorded_boxes, "masks": _recorded_masks, "standin:centre": _centre, "none": _nothing,
-}  # fmt: skip
+    "boxes": lambda sample: _boxes(sample.boxes),
+    "masks": _recorded_masks,
+    "standin:centre": _centre,
+    "none": lambda sample: Region(reason=NOT_FOUND, confidence=1.0),  # noise on the whole image needs no lesion
+}
 
 
 class Detector:
@@ -195,12 +190,7 @@ class Detector:
 
     def __init__(self, model: str, query: Query, threshold: float) -> None:
         import torch
-        from transformers import (
-            AutoConfig,
-            AutoModelForObjectDetection,
-            AutoModelForZeroShotObjectDetection,
-            pipeline,
-        )
+        from transformers import AutoConfig, AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection, pipeline
 
         self.threshold = threshold
         try:

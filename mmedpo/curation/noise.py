@@ -90,12 +90,10 @@ def corrupt(
 
     - `diffusion`: x* = sqrt(abar_k) (x . h) + sqrt(1 - abar_k) (eps . h) + x . (1 - h) on values in [-1, 1] (equation
       2).
-    - `gaussian`: normal numbers of mean 0 and standard deviation 10, on values in 0 .. 255, clipped at 0. The result is
-      black with dark speckles (mean 4). The authors' code lets negative numbers wrap to bright ones instead.
+    - `gaussian`: N(0, 10) on values in 0 .. 255, clipped at 0; the authors' code lets negative numbers wrap around.
     - `black`: 0.
-    - `crop`: mDPO's rejected image (arXiv 2406.11839, table 3), independent of the mask. A random part of 1 to 20 % of
-      the area is resized to the image's size (bilinear). Its sides have a ratio of 3/4 to 4/3 if the image allows it,
-      as in torchvision's `RandomResizedCrop(scale=(0.01, 0.2))`.
+    - `crop`: mDPO's rejected image (arXiv 2406.11839, table 3), independent of the mask: a random part of 1 to 20 % of
+      the area at the image's size, as `RandomResizedCrop(scale=(0.01, 0.2))` of torchvision makes it.
 
     Noise is drawn for each channel, but once for all channels of a grey image (`is_grey`).
 
@@ -103,11 +101,9 @@ def corrupt(
         image: uint8 H x W or H x W x C.
         mask: bool H x W, true where the image is corrupted; all true corrupts the whole image.
         rng: the only random generator used.
-        step: k in 1 .. 1000, for `diffusion`. The image keeps 86 % of its amplitude at 500, 47 % at 800 and 29 % at
-            1000; noise has 50 %, 88 % and 96 %.
+        step: k in 1 .. 1000, for `diffusion`. The image keeps 86 % of its amplitude at 500, 47 % at 800, 29 % at 1000.
         edge: width of the feathered edge inside the mask, in pixels; 0 is a hard edge. h rises linearly from 0 outside
-            to 1 behind the edge, and mixes replacements too. The image's border is no border of the mask. Lesions
-            narrower than twice the edge keep some of their signal.
+            to 1 behind the edge. The image's border is no border of the mask.
         pixels: longer side of the image as the model sees it. Noise of a larger image is drawn in square cells of 4/3
             of those pixels, so that its strength does not depend on the image's size. None draws each pixel's.
 

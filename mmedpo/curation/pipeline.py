@@ -93,9 +93,11 @@ def curate(
     if plan.sampler is not None:
         target = plan.sampler.load()
         revision = target.revision
-        batches = _to_sample(share, plan)
-        step("Sampling the target model", ledgers["sample"], batches, partial(plan.sampler.sample, target))
-        del target  # its memory is needed by a local judge
+        flips = plan.writer is not None and plan.writer.style != "free"
+        asked = [[one for one in block if not flips or hallucinate.flip(one.answer) is None] for block in share]
+        work = partial(plan.sampler.sample, target)
+        step("Sampling the target model", ledgers["sample"], plan.sampler.batches(asked), work)
+        del target, work  # its memory is needed by a local judge
     if plan.writer is not None:
         step(
             "Choosing wrong answers", ledgers["dispute"], share, partial(_choose, plan, ledgers["sample"], _pools(plan))
@@ -125,15 +127,6 @@ def run_step(
         lost = {id for id, value in values.items() if isinstance(value, dict) and value.get("reason") in FAILURES}
         done.update({id: value for id, value in values.items() if id not in lost})
         done.update({id: values[id] for id in lost}, keep=False)
-
-
-def _to_sample(share: Batches, plan: Plan) -> Batches:
-    """Return batches of one task for the target model, without samples whose answer is flipped."""
-    assert plan.sampler and plan.writer
-    if plan.writer.style != "free":
-        share = [[sample for sample in block if hallucinate.flip(sample.answer) is None] for block in share]
-    size = plan.sampler.batch_size
-    return [block[start : start + size] for block in sampling.by_task(share) for start in range(0, len(block), size)]
 
 
 def _pools(plan: Plan) -> dict[str, Pool]:

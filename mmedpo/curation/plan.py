@@ -158,38 +158,32 @@ def with_noise_pixels(settings: Settings, processor: Any = None, say: Callable[[
 def open_chat(
     spec: str, budget: Budget, cache: Ledger, used: Ledger, batch_size: int = 8, discreet: bool = False, **sampling: Any
 ) -> ChatModel:
-    """Return the chat model that `spec` names; all but stand-ins are wrapped in a cache (`CachedChat`).
-
-    - `standin:rules`, `standin:strict`, `standin:lenient`, `standin:lexical`: offline rules, not models;
-    - `http://host:port/v1#model`: an OpenAI-compatible endpoint (vLLM, TGI);
-    - `hub:org/model` or `hub:org/model@provider`: an inference provider of the Hugging Face Hub;
-    - `local:org/model` or `local:folder`: a model in this process, with `batch_size` requests at once;
-    - `cache:model`: recorded answers only; nothing is sent.
+    """Return the chat model that `spec` names (docs/curation.md); all but stand-ins are wrapped in a cache.
 
     Args:
         budget, cache, used: shared by all chat models of a run.
+        batch_size: requests at once to a model in this process.
         discreet: keep replies of endpoints out of messages, since a reply may quote the request.
         sampling: `max_tokens`, `temperature` and `seed`; stand-ins ignore them.
 
     Raises:
-        InputError: `spec` has none of these forms (the message lists them), or its model cannot be opened.
+        InputError: `spec` has no known form (the message lists them), or its model cannot be opened.
     """
+    scheme, _, rest = spec.partition(":")
+    client: ChatClient
     if spec in STANDINS:
         return STANDINS[spec]()
-    return CachedChat(_client(spec, budget, batch_size, discreet, sampling), budget, cache, used)
-
-
-def _client(spec: str, budget: Budget, batch_size: int, discreet: bool, sampling: dict[str, Any]) -> ChatClient:
-    scheme, _, rest = spec.partition(":")
     if scheme == "local" and rest:
         from mmedpo.models.chat.local import LocalChat
 
-        return LocalChat(rest, batch_size=batch_size, **sampling)
-    if scheme == "cache" and rest:
-        return Absent(EndpointChat(rest, **sampling))
-    if names_endpoint(spec):
-        return open_endpoint(spec, budget, discreet=discreet, **sampling)
-    raise InputError(
-        f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
-        "local:folder (in this process), or cache:model (only what was answered before)."
-    )
+        client = LocalChat(rest, batch_size=batch_size, **sampling)
+    elif scheme == "cache" and rest:
+        client = Absent(EndpointChat(rest, **sampling))
+    elif names_endpoint(spec):
+        client = open_endpoint(spec, budget, discreet=discreet, **sampling)
+    else:
+        raise InputError(
+            f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
+            "local:folder (in this process), or cache:model (only what was answered before)."
+        )
+    return CachedChat(client, budget, cache, used)

@@ -51,10 +51,8 @@ def curate_folder(
     Args:
         folder: a working folder; finished work in its ledgers is not repeated.
         command: recorded unchanged.
-        limits: on the calls of chat endpoints; they do not change the result.
         cache: file of answered calls, shared with other runs; by default this run's own.
-        processes: of this launch.
-        precomputed: answers, scores and regions computed earlier. If it has answers, `settings` names no chat model.
+        precomputed: if it has answers, `settings` names no chat model.
         third_parties: chat models elsewhere may receive restricted data.
         models: `of_models(settings)`, if already computed.
         redo_changed: repeat samples that changed since the run began; otherwise they raise.
@@ -63,9 +61,8 @@ def curate_folder(
         The manifest (docs/files.md); None in all processes but the first.
 
     Raises:
-        InputError: no chat model or judges are named; the source, a model, a judge or an option cannot work; every pair
-            was rejected.
-        Stopped: a budget of the limits is spent.
+        InputError: the source, a model or an option cannot work; every pair was rejected.
+        Stopped: a budget of `limits` is spent.
     """
     precomputed = precomputed or Precomputed()
     if not precomputed.answers:
@@ -143,16 +140,14 @@ def compare_contents(
     """Compare samples and models with those recorded when the run in `folder` began; record them in a new run.
 
     Args:
-        steps: ledgers with one value per sample. Values of removed samples are dropped.
-        redo: drop the values of changed samples too.
+        steps: ledgers by sample. Values of removed samples are dropped, with `redo` those of changed ones too.
         models: `of_models(settings)`, if already computed.
 
     Returns:
         The digest of all samples ("source") and of each model.
 
     Raises:
-        InputError: samples changed and `redo` is false; no sample of the run's start is left; a model was replaced or
-            cannot be read.
+        InputError: samples changed and `redo` is false; no sample of the run's start is left; a model was replaced.
     """
     digest = _compare_questions(source, folder, steps, redo, settings.chat or "")
     models = of_models(settings) if models is None else models

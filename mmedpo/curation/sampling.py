@@ -33,6 +33,12 @@ class Sampler:
         """Return the model. Raises InputError if it cannot be loaded."""
         return VisionLanguageModel(self.name)
 
+    def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
+        """Return batches of one task, since a report may be longer than an answer."""
+        alike = ([sample for sample in block if sample.task == task] for block in blocks for task in schema.TASKS)
+        size = self.batch_size
+        return [block[start : start + size] for block in alike for start in range(0, len(block), size)]
+
     def sample(self, model: VisionLanguageModel, batch: Sequence[Sample]) -> list[Found]:
         """Return the candidates of each sample of a batch, whose samples share a task.
 
@@ -51,11 +57,6 @@ class Sampler:
             }
             for answers in model.generate(inputs, sampling)
         ]
-
-
-def by_task(blocks: Iterable[Sequence[Sample]]) -> list[list[Sample]]:
-    """Split each block by task, since a report may be longer than an answer."""
-    return [[sample for sample in block if sample.task == task] for block in blocks for task in schema.TASKS]
 
 
 def texts(found: Found | None) -> list[str]:

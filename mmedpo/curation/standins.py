@@ -51,6 +51,10 @@ SIDE_ROWS = (
     ("bilateral", "unilateral"),
 )
 NEGATIONS = frozenset({"no", "not", "without"})
+TENTHS = {  # scores of the judges by difference
+    "strict": {"polarity": 9, "finding": 8, "side": 7, "other": 4, "wording": 2},
+    "lenient": {"polarity": 8, "finding": 6, "side": 5, "other": 3, "wording": 1},
+}
 
 
 def _successors(rows: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -145,15 +149,15 @@ class StandInJudge:
     revision: str | None = "1"
 
     def __init__(self, rule: Literal["strict", "lenient", "lexical"]) -> None:
-        self.name = f"standin:{rule}"
-        self._tenths = {"strict": _strict, "lenient": _lenient, "lexical": _lexical}[rule]
+        self.name, self.rule = f"standin:{rule}", rule
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         return [_reply(request, {"judge": self._judge}) for request in requests]
 
     def _judge(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         kind = difference(variables["gold"], variables["rejected"])
-        own = self._tenths(kind, variables["gold"], variables["rejected"])
+        lexical = self.rule == "lexical"
+        own = _lexical(kind, variables["gold"], variables["rejected"]) if lexical else TENTHS[self.rule][kind]
         rationale = f"{self.name} gives {own / 10} for a difference in {kind}"
         if variables["previous"] is None:
             return {"score": own / 10, "rationale": rationale}
@@ -170,14 +174,6 @@ STANDINS: dict[str, Callable[[], ChatModel]] = {
     "standin:lenient": partial(StandInJudge, "lenient"),
     "standin:lexical": partial(StandInJudge, "lexical"),
 }
-
-
-def _strict(kind: Difference, gold: str, rejected: str) -> int:
-    return {"polarity": 9, "finding": 8, "side": 7, "other": 4, "wording": 2}[kind]
-
-
-def _lenient(kind: Difference, gold: str, rejected: str) -> int:
-    return {"polarity": 8, "finding": 6, "side": 5, "other": 3, "wording": 1}[kind]
 
 
 def _lexical(kind: Difference, gold: str, rejected: str) -> int:
@@ -214,10 +210,7 @@ def _inject(variables: Mapping[str, Any]) -> dict[str, Any]:
 def _edits(variables: Mapping[str, Any]) -> Iterator[str]:
     gold, task = variables["gold"], variables["task"]
     most = 1 if variables["style"] == "minimal" else 0  # 0: all
-    if task == "report":
-        yield _deny(gold)
-    else:
-        yield _flip(gold)
+    yield _deny(gold) if task == "report" else _flip(gold)
     yield _swap(gold, SIDES, most)
     yield _swap(gold, FINDINGS, most)
     yield _deny(gold)

@@ -92,8 +92,7 @@ def normalize(
     """Turn clinical relevance scores in [0, 1] into weights, over a whole dataset.
 
     Methods:
-        rescale: to mean 1 and variance 0.1, then clipped to [0.75, 1.25]; equal scores become 1. Of the two readings of
-            the paper only this one weights anything.
+        rescale: to mean 1 and variance 0.1, then clipped to [0.75, 1.25]; equal scores become 1.
         literal: (score - 1) / sqrt(0.1), then clipped, as the paper's text reads: every score up to 1 becomes 0.75.
         raw: the score itself, as in the authors' released code.
         none: 1, which is plain DPO; pairs need no score (None).
@@ -101,9 +100,8 @@ def normalize(
     Args:
         scores: clinical relevance of each pair, or None.
         groups: the kind of each pair; None if all are of one kind.
-        over: unit of "rescale": each "kind" alone, or all pairs at once ("merged"). Judges score text pairs, and a
-            localizer's confidence scores visual pairs. If merged, the kind with higher scores gets higher weights. A
-            kind with equal scores is always normalised apart.
+        over: unit of "rescale": each "kind" alone, or all pairs at once ("merged"), which gives the kind with higher
+            scores higher weights. A kind with equal scores is always normalised apart.
 
     Returns:
         Weights (float32, one per score, in order) and the statistics before and after (population sd).

@@ -22,10 +22,7 @@ def by_definition(answers: list[str], sample: Sample, seed: int) -> list[str]:
     others = (answer for answer in set(answers) if folded(answer) != folded(sample.answer))
     return sorted(
         others,
-        key=lambda answer: (
-            abs(len(words(answer)) - length),
-            unit_interval("alternative", seed, sample.id, answer),
-        ),
+        key=lambda answer: (abs(len(words(answer)) - length), unit_interval("alternative", seed, sample.id, answer)),
     )[:12]
 
 

@@ -13,15 +13,7 @@ import pytest
 from medklip_files import blank_tensors, random_tensors, write_folder, write_text_encoder
 from PIL import Image
 
-from mmedpo.curation.localize import (
-    FORMS,
-    NOT_FOUND,
-    Detector,
-    MedKLIPLocalizer,
-    Region,
-    bounded,
-    open_localizer,
-)
+from mmedpo.curation.localize import FORMS, NOT_FOUND, Detector, MedKLIPLocalizer, Region, bounded, open_localizer
 from mmedpo.curation.noise import box_mask, pack_mask
 from mmedpo.curation.query import Query, modality
 from mmedpo.curation.run import curate_folder

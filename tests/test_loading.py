@@ -123,3 +123,10 @@ def test_origins_are_read_few_rows_at_once(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4e6
+
+
+def test_the_current_folder_is_said_to_hold_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it is empty
+    with pytest.raises(InputError) as raised:
+        loading.load_splits(".", streaming=True)
+    assert "dataset_name" not in str(raised.value) and tmp_path.name in str(raised.value)

@@ -46,6 +46,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # send no telemetry about folders of this machine
     if not path.strip() or not path.isprintable():
         raise InputError(f"{path!r} is the name of no dataset. {REMEDY}")
+    if Path(path).is_dir() and Path(path).name in ("", ".."):  # `datasets` asks for a name
+        path = str(Path(path).resolve())
     # Pass files by name: if a card lists `configs`, `datasets` caches by the folder's name alone.
     files = _shards_by_split(path)
     if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):

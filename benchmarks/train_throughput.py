@@ -11,7 +11,6 @@ Arms    trl      DPOTrainer as it is
         compact  TRL's algorithm (a row a side, a live reference, an encoding a row and pass), its head on answers only
         first    ours with a live reference: what the first epoch has
         mmedpo   ours with the reference from its cache: what each later epoch has
-        pictured mmedpo, and the frozen encoder's features from their cache
 Reads   `seconds`: median of the steps after the first, of all rounds; `epochs3`: seconds of a step over three epochs,
         one with a live reference and two without; `peak_mb`: largest resident memory of the arm's own process, on a GPU
         largest allocation; `gflop`: matrix operations of one step, counted by torch without recomputation
@@ -38,7 +37,6 @@ ARMS = {
     "compact": {"prefix_sharing": False, "encode_images_once": False},
     "first": {},
     "mmedpo": {"reference_cache": "reference"},
-    "pictured": {"reference_cache": "reference", "image_feature_cache": "features"},
 }
 CASES = {"text8": (8, False), "text150": (150, False), "lesion60": (60, True)}  # tokens of an answer, a second image
 PAIRS, SIDE, WORDS, VOCABULARY = 4, 336, 200, 32_000
@@ -190,7 +188,7 @@ def main() -> None:
     for case in options.cases:
         with tempfile.TemporaryDirectory() as cache:
             results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
-            # The first run of the last arm fills both caches and is not counted.
+            # The first run of the last arm fills the cache and is not counted.
             for arm in [options.arms[-1], *options.arms * options.rounds]:
                 results[arm].append(_alone(arm, case, cache, options))
                 print(case, arm, json.dumps(results[arm][-1]), file=sys.stderr, flush=True)

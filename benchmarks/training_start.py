@@ -49,7 +49,7 @@ PHASES = {  # what is timed: the function's module and name
     "trainer": "mmedpo.training.trainer.MMedPOTrainer.__init__",
     "grouping": "mmedpo.training.trainer.lengths_and_kinds",
     "startup check": "mmedpo.training.trainer.verify_optimisations",
-    "caches": "mmedpo.training.trainer.MMedPOTrainer.open_caches",
+    "caches": "mmedpo.training.trainer.MMedPOTrainer.open_reference_cache",
 }
 
 

@@ -15,7 +15,7 @@ from mmedpo import schema
 from mmedpo.data.images import UnusableImage, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models.vision_language import lacks_first_token
-from mmedpo.training.reference import digest_key, image_digest, row_key
+from mmedpo.training.reference import image_digest, row_key
 from mmedpo.training.sharing import pack, padded
 
 # `token_type_ids` of answer tokens, 0 in other families: PaliGemma's 0 is the prefix with bidirectional attention.
@@ -41,7 +41,6 @@ class PreferenceCollator:
         share: put both answers of a pair with equal images into one row.
         once: process each distinct list of images once, for `images.BatchImages`.
         keyed: name each pair for the cache of reference log-probabilities.
-        pictured: name each list of images for the cache of features; needs `once`.
 
     Returns (for B pairs, in R rows, with U lists of images):
         the output of `sharing.pack` for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
@@ -58,11 +57,10 @@ class PreferenceCollator:
     share: bool = False
     once: bool = False
     keyed: bool = False
-    pictured: bool = False
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         _refuse_weights(pairs)
-        pairs = [_pictured(pair) for pair in pairs]
+        pairs = [_with_images(pair) for pair in pairs]
         count = len(pairs)
         apart = [i for i, pair in enumerate(pairs) if not self.share or pair.get("rejected_images")]
         owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
@@ -119,8 +117,6 @@ class PreferenceCollator:
                 grids = pixels["image_grid_thw"].split([len(images[row]) for row in first])
                 pixels["picture_grid_thw"] = pixels["image_grid_thw"]
                 pixels["image_grid_thw"] = torch.cat([grids[number] for number in pictures])
-        if self.pictured:
-            pixels["picture_key"] = torch.stack([digest_key([digests[row]]) for row in first])
         return [known[view] for view in zip(texts, pictures, strict=True)], pixels
 
     def _processed(self, texts: list[str], images: list[list[Any]]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
@@ -186,7 +182,7 @@ def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
             )
 
 
-def _pictured(pair: dict[str, Any]) -> dict[str, Any]:
+def _with_images(pair: dict[str, Any]) -> dict[str, Any]:
     """Return the pair with RGB images, the same pixels as in evaluation."""
     try:
         shown = {side: [open_rgb(image) for image in pair[side]] for side in SIDES if pair.get(side)}

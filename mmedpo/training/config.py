@@ -65,13 +65,6 @@ class MMedPOConfig(DPOConfig):
             "trained keep the result for the reference's pass. The loss stays the same; checked as prefix_sharing is."
         },
     )
-    image_feature_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that keeps what the vision encoder, if it is not trained, says of each image, for later "
-            "epochs and runs: 2 bytes x image tokens x width an image in bfloat16, 4.7 MB for LLaVA-1.5 7B."
-        },
-    )
     projector_learning_rate: float | None = field(
         default=None,
         metadata={
@@ -109,10 +102,6 @@ class MMedPOConfig(DPOConfig):
             raise InputError("reference_cache keeps what never changes; leave it out where sync_ref_model is on.")
         if self.reference_cache and "tdpo_kl" in self.loss_type:
             raise InputError("tdpo_kl needs the reference's distributions; reference_cache keeps sums of tokens only.")
-        if self.image_feature_cache and not self.encode_images_once:
-            raise InputError("image_feature_cache needs encode_images_once; leave one of the two out.")
-        if self.image_feature_cache and self.projector_learning_rate is not None:
-            raise InputError("image_feature_cache keeps what never changes; leave it or projector_learning_rate out.")
         if self.projector_learning_rate is not None and self.projector_learning_rate <= 0:
             raise InputError(f"projector_learning_rate is {self.projector_learning_rate}; it must be positive.")
         if self.train_sampling_strategy == "batch_rebalance":

@@ -39,7 +39,6 @@ MACHINE_SETTINGS = {
     "local_rank",
     "accelerator_config",
     "reference_cache",
-    "image_feature_cache",
 }
 PUSHING = ("push_", "hub_")  # prefixes of settings left out, or a repeated run would write to the same repository
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer", "standins")  # recorded keys of a manifest

@@ -91,12 +91,7 @@ def row_key(row: Mapping[str, Any]) -> torch.Tensor:
     """
     images = [image_digest(image) for image in row["images"]]
     rejected = [image_digest(image) for image in row.get("rejected_images") or []] or images
-    return digest_key([row["prompt"], row["chosen"], row["rejected"], images, rejected])
-
-
-def digest_key(value: Any) -> torch.Tensor:
-    """Return the digest of a JSON-able value as numbers (int64, 2)."""
-    said = json.dumps(value, sort_keys=True)
+    said = json.dumps([row["prompt"], row["chosen"], row["rejected"], images, rejected], sort_keys=True)
     return torch.frombuffer(bytearray(xxhash.xxh3_128(said.encode()).digest()), dtype=torch.int64)
 
 

@@ -106,9 +106,8 @@ def train(
         Stopped: a SIGTERM or Ctrl-C came; a checkpoint is kept.
     """
     writable.check(Path(run.output), run.resume)
-    for cache in ("reference_cache", "image_feature_cache"):
-        if given := getattr(config, cache):
-            writable.check_folder(Path(given), f"--{cache}")
+    if config.reference_cache:
+        writable.check_folder(Path(config.reference_cache), "--reference_cache")
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
     commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)
@@ -132,8 +131,9 @@ def train(
     with _pushed(run, config, push), _working_folder(Path(run.output), repeatable, contents, run.resume) as folder:
         config.output_dir = str(folder)
         checkpoint = get_last_checkpoint(str(folder)) if run.resume else None
-        stamp = checkpoints.Stamp(repeatable, contents)
-        stamp.refuse_others(checkpoint)
+        stamp = checkpoints.Stamp(repeatable, contents, config)
+        if checkpoint:
+            stamp.check(Path(checkpoint))
         base = _first(lambda: record.base_facts(run, model_args))
         if PartialState().is_main_process:
             record.begin(folder, source, base, commit)
@@ -151,7 +151,7 @@ def train(
             eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal(), duration, stamp],
         )  # fmt: skip
         with _memory():
-            trainer.train(resume_from_checkpoint=checkpoints.prepare(checkpoint, trainer))
+            trainer.train(resume_from_checkpoint=checkpoint)
         refuse_unfinished(trainer)
         trainer.save_model()
         trainer.save_state()

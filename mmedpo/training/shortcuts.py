@@ -35,7 +35,7 @@ def verify_optimisations(trainer: MMedPOTrainer) -> None:
     share, once = trainer.args.prefix_sharing, trainer.args.encode_images_once
     reasons: list[str] = []
     for tried in dict.fromkeys([(share, once), (share, False), (False, once), (False, False)]):
-        chosen = dataclasses.replace(collator, share=tried[0], once=tried[1], keyed=False, pictured=False)
+        chosen = dataclasses.replace(collator, share=tried[0], once=tried[1], keyed=False)
         reason = _disagreement(trainer, chosen) if any(tried) else None
         if reason is None:
             collator.share, collator.once = tried

@@ -26,7 +26,7 @@ from mmedpo.training.answers import Answers, read_answers
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
-from mmedpo.training.images import BATCH_IMAGES, BatchImages, FeatureCache, is_frozen, same_encoder, vision_parameters
+from mmedpo.training.images import BATCH_IMAGES, BatchImages, is_frozen, same_encoder, vision_parameters
 from mmedpo.training.logs import Logs, Unlogged
 from mmedpo.training.parts import refuse_trained_tower
 from mmedpo.training.reference import ReferenceCache, fingerprint
@@ -38,14 +38,14 @@ NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
 
 
 class _BeforeTraining(TrainerCallback):
-    """Callback that verifies optimisations and opens caches, once the model is on its device."""
+    """Callback that verifies optimisations and opens the reference cache, once the model is on its device."""
 
     def __init__(self, trainer: MMedPOTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         verify_optimisations(self.trainer)
-        self.trainer.open_caches()
+        self.trainer.open_reference_cache()
 
 
 class MMedPOTrainer(DPOTrainer):
@@ -101,7 +101,6 @@ class MMedPOTrainer(DPOTrainer):
         # Policy and reference share features only if both have the same frozen vision tower.
         self._frozen = is_frozen(self.model) and (self.ref_model is None or same_encoder(self.model, self.ref_model))
         self._reference_cache: ReferenceCache | None = None
-        self._feature_cache: FeatureCache | None = None
         unlogged = Unlogged()
         self._metrics["train"] = unlogged
         self.add_callback(_BeforeTraining(self))
@@ -152,17 +151,13 @@ class MMedPOTrainer(DPOTrainer):
                     optimizer.add_param_group({**group, "params": moved, "lr": self.args.projector_learning_rate})
         return optimizer
 
-    def open_caches(self) -> None:
-        """Open the caches of the settings `reference_cache` and `image_feature_cache`."""
+    def open_reference_cache(self) -> None:
+        """Open the cache of the setting `reference_cache`, once; supervised training needs none."""
         collator, settings = self.data_collator, self.args
-        for_reference = settings.reference_cache is not None and self.loss_types != ["sft"]
-        if settings.image_feature_cache and not getattr(collator, "once", True):
-            logger.warning("image_feature_cache is not used, since encode_images_once is not.")
-            settings.image_feature_cache = None
-        if self._reference_cache or self._feature_cache or not (for_reference or settings.image_feature_cache):
+        if self._reference_cache or settings.reference_cache is None or self.loss_types == ["sft"]:
             return
         if not isinstance(collator, PreferenceCollator):
-            raise InputError("reference_cache and image_feature_cache need mmedpo's own collator.")
+            raise InputError("reference_cache needs mmedpo's own collator.")
         model = self.accelerator.unwrap_model(self.ref_model or self.model)
         # The reference is the model without the trained adapters; "ref" is the adapter at the start.
         trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"] if not self.ref_model else []
@@ -170,17 +165,8 @@ class MMedPOTrainer(DPOTrainer):
             "max_length": settings.max_length, "precision": self.accelerator.mixed_precision, "tf32": settings.tf32,
         }  # fmt: skip
         name = fingerprint(model, self.processing_class, decisive, trained)
-        if for_reference:
-            self._reference_cache = ReferenceCache(Path(str(settings.reference_cache)), name)
-            collator.keyed = True
-        if settings.image_feature_cache:
-            if not self._frozen:
-                raise InputError(
-                    "image_feature_cache keeps what never changes, but the vision encoder is trained, or the reference "
-                    "has another one. Leave it out."
-                )
-            self._feature_cache = FeatureCache(Path(settings.image_feature_cache), name)
-            collator.pictured = True
+        self._reference_cache = ReferenceCache(Path(settings.reference_cache), name)
+        collator.keyed = True
 
     def answers(self, model: Any, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
         """Return a model's distributions at the answers of a batch (2B of them, chosen first)."""
@@ -193,7 +179,7 @@ class MMedPOTrainer(DPOTrainer):
 
     def _images(self, inputs: dict[str, torch.Tensor]) -> BatchImages | None:
         once = getattr(self.data_collator, "once", False) or "pictures" in inputs
-        return BatchImages(inputs, self._frozen, self._feature_cache) if once else None
+        return BatchImages(inputs, self._frozen) if once else None
 
     def reference_answers(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
         """Return `answers` of the reference: the model without its new adapter, or the separate reference model."""

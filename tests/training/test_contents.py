@@ -88,7 +88,7 @@ def other_template(file: Path) -> None:
 
 def other_training(file: Path) -> None:
     state = read_json(file)
-    state["stateful_callbacks"]["training"] = "of another"
+    state["stateful_callbacks"]["training"]["digest"] = "of another"
     write_json(file, state)
 
 

@@ -12,11 +12,8 @@ from datasets import Dataset, concatenate_datasets
 from families import FAMILIES, batch, build, differences, ours, pairs, prepare
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
-from mmedpo.errors import InputError
-from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.images import BatchImages, FeatureCache, refusal
-from mmedpo.training.parts import in_projector
+from mmedpo.training.images import BatchImages, refusal
 from mmedpo.training.trainer import MMedPOTrainer
 
 
@@ -108,68 +105,3 @@ def test_one_step_encodes_each_image_once_for_all_rows_and_the_reference(
     distinct = len(torch.unique(inputs["pixel_values"], dim=0))
     assert encoded == [distinct, 2 * len(inputs["input_ids"])]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
-
-
-# Features kept on disk.
-
-
-def steps(trainer: MMedPOTrainer) -> list[float]:
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def test_a_second_run_encodes_nothing_and_has_the_same_losses(
-    text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer], tmp_path: Path
-) -> None:
-    rows, cache = mixed(text_rows, visual_rows), str(tmp_path / "features")
-    plain = steps(make_trainer(rows))
-    first = steps(make_trainer(rows, image_feature_cache=cache))
-    trainer = make_trainer(rows, image_feature_cache=cache, prefix_sharing=False)
-    trainer.train()  # settles its shortcuts, which looks at images
-    count = Count(trainer.model.get_base_model())
-    inputs = trainer._prepare_inputs(trainer.data_collator(list(rows)))
-    trainer._compute_loss(trainer.model, inputs, False)
-    assert count.images == 0
-    second = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert first == pytest.approx(plain, abs=1e-6) and second == pytest.approx(plain, abs=1e-5)
-    distinct = {image.tobytes() for row in rows for image in [*row["images"], *(row["rejected_images"] or [])]}
-    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == len(distinct)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_familys_features_come_back_from_disk_as_they_were(name: str, tmp_path: Path) -> None:
-    family = build(name)
-    family.model.requires_grad_(False).eval()
-    inputs = batch(family, pairs(), shared=True, once=True)
-    inputs["picture_key"] = torch.arange(6).reshape(3, 2)
-    plain = {key: value for key, value in inputs.items() if not key.startswith("picture")}
-    said = [
-        read_answers(family.model, plain, BatchImages(inputs, True, FeatureCache(tmp_path, "name"))).logps()
-        for _ in range(2)
-    ]
-    assert torch.equal(*said) and len(list(tmp_path.rglob("*.safetensors"))) == 3
-    assert torch.allclose(said[0], ours(family, batch(family, pairs(), shared=True)).logps(), atol=1e-5)
-
-
-def test_a_changed_model_and_a_torn_file_are_not_taken_for_what_is_known(
-    text_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer], tmp_path: Path
-) -> None:
-    cache = tmp_path / "features"
-    make_trainer(text_rows, image_feature_cache=str(cache)).train()
-    changed = make_trainer(text_rows, image_feature_cache=str(cache))
-    with torch.no_grad():
-        next(p for name, p in changed.model.named_parameters() if "lora" not in name).view(-1)[0] += 1e-3
-    changed.train()
-    assert len(list(cache.iterdir())) == 2
-    for file in cache.rglob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(InputError, match="Remove it, and it will be computed again"):
-        make_trainer(text_rows, image_feature_cache=str(cache)).train()
-
-
-def test_features_of_a_trained_encoder_are_not_kept(
-    text_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer], tmp_path: Path
-) -> None:
-    cached = {"image_feature_cache": str(tmp_path / "features")}
-    with pytest.raises(InputError, match="the vision encoder is trained"):
-        make_trainer(text_rows, lora=False, frozen=lambda name: not in_projector(name), **cached).train()

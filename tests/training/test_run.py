@@ -53,7 +53,6 @@ def test_one_kind_of_pair_can_be_trained_alone(preferences: Path, tiny_model: Pa
         ({"dispreference": "all-of-them"}, "dispreference 'all-of-them' is unknown"),
         ({"loss_type": "sigmoid"}, "Got 2 weights for 1 loss types"),
         ({"reference_cache": __file__}, "test_run.py is no folder; choose another --reference_cache."),
-        ({"image_feature_cache": f"{__file__}/x"}, "Not a directory. Choose another --image_feature_cache."),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(

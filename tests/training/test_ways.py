@@ -61,7 +61,7 @@ def test_qlora_trains_an_adapter_on_quantised_weights(
     bits: str, preferences: Path, quantisable: Path, tmp_path: Path, trainers: list[MMedPOTrainer]
 ) -> None:
     output = tmp_path / "adapter"
-    cached = {"reference_cache": tmp_path / "reference", "image_feature_cache": tmp_path / "features"}
+    cached = {"reference_cache": tmp_path / "reference"}
     run.main(arguments(preferences, quantisable, output, **{bits: "true"}, dtype="bfloat16", **cached))
     (trainer,) = trainers
     kinds = [type(module) for module in trainer.model.modules()]
@@ -244,8 +244,6 @@ def test_the_written_recipe_repeats_the_run(
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; it must be at least 1"),
         ({"lora_r": 0}, "lora_r is 0; it must be at least 1"),
         ({"lora_dropout": 2.0}, "lora_dropout is 2.0; it must be at least 0 and at most 1"),
-        ({"image_feature_cache": "x", "encode_images_once": "false"}, "needs encode_images_once"),
-        ({"image_feature_cache": "x", "projector_learning_rate": 1e-3}, "leave it or projector_learning_rate out"),
         ({"train_sampling_strategy": "batch_rebalance"}, "use random or group_by_length"),
         (
             {"report_to": "comet_ml"},

@@ -1,4 +1,4 @@
-"""Settings of MMedPO training, as a TRL configuration."""
+"""Settings of a training: `RunArguments`, and MMedPO's as a TRL configuration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
+from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.runs.options import outside, refuse, unfit
 from mmedpo.training import zero
@@ -25,6 +26,44 @@ UNSUPPORTED = {
     "precompute_ref_log_probs": False,
     "truncation_mode": "keep_start",
 }
+
+
+@dataclass
+class RunArguments:
+    """Data and output of a run; other settings are in `MMedPOConfig` and TRL's `ModelConfig`."""
+
+    dataset_name: str = field(metadata={"help": "Preference dataset: a folder of `mmedpo curate` or a Hub id."})
+    output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
+    dispreference: str = field(
+        default="all",
+        metadata={"help": "Train on one kind of pair alone: hallucinated_response or lesion_noise; default all."},
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub; its commit is recorded."}
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on during training, as eval_strategy says."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the dataset as it is needed, without a copy in the cache; needs max_steps."},
+    )
+    adapter_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "An adapter to go on from, such as that of a supervised run (Hub id or folder). It is trained "
+            "further, and the reference is the model with it as it is."
+        },
+    )
+    resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
+    third_parties: bool = field(default=False, init=False)  # consent, set by `recipes.parse` from the command line
+
+    def __post_init__(self) -> None:
+        if self.dispreference not in ("all", *schema.DISPREFERENCES):
+            raise InputError(
+                f"dispreference {self.dispreference!r} is unknown; use all or {' or '.join(schema.DISPREFERENCES)}."
+            )
 
 
 @dataclass

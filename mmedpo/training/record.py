@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -25,11 +25,9 @@ from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_conte
 from mmedpo.models.vision_language import hardware
 from mmedpo.runs.provenance import portable, portable_values, versions
 from mmedpo.runs.run_folder import read_object, write_json
+from mmedpo.training.config import RunArguments
 from mmedpo.training.parts import trained_parts
-
-if TYPE_CHECKING:
-    from mmedpo.training.run import RunArguments
-    from mmedpo.training.trainer import MMedPOTrainer
+from mmedpo.training.trainer import MMedPOTrainer
 
 MACHINE_SETTINGS = {
     "model_name_or_path",

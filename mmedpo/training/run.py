@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
 from mmedpo.runs.terminal import say
 from mmedpo.training import checkpoints, hub, preflight, record, trackers
-from mmedpo.training.config import MMedPOConfig
+from mmedpo.training.config import MMedPOConfig, RunArguments
 from mmedpo.training.duration import Duration
 from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
@@ -44,44 +43,6 @@ Card = Callable[[Path], None]
 T = TypeVar("T")
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class RunArguments:
-    """Data and output of a run; other settings are in `MMedPOConfig` and TRL's `ModelConfig`."""
-
-    dataset_name: str = field(metadata={"help": "Preference dataset: a folder of `mmedpo curate` or a Hub id."})
-    output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
-    dispreference: str = field(
-        default="all",
-        metadata={"help": "Train on one kind of pair alone: hallucinated_response or lesion_noise; default all."},
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub; its commit is recorded."}
-    )
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on during training, as eval_strategy says."}
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the dataset as it is needed, without a copy in the cache; needs max_steps."},
-    )
-    adapter_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "An adapter to go on from, such as that of a supervised run (Hub id or folder). It is trained "
-            "further, and the reference is the model with it as it is."
-        },
-    )
-    resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
-    third_parties: bool = field(default=False, init=False)  # consent, set by `recipes.parse` from the command line
-
-    def __post_init__(self) -> None:
-        if self.dispreference not in ("all", *schema.DISPREFERENCES):
-            raise InputError(
-                f"dispreference {self.dispreference!r} is unknown; use all or {' or '.join(schema.DISPREFERENCES)}."
-            )
 
 
 def main(argv: Sequence[str], command: str = "", card: Card | None = None, push: hub.Push | None = None) -> None:

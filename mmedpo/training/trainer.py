@@ -28,9 +28,9 @@ from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
 from mmedpo.training.images import BATCH_IMAGES, BatchImages, is_frozen, same_encoder, vision_parameters
 from mmedpo.training.logs import Logs, Unlogged
+from mmedpo.training.optimisations import verify_optimisations
 from mmedpo.training.parts import refuse_trained_tower
 from mmedpo.training.reference import ReferenceCache, fingerprint
-from mmedpo.training.shortcuts import verify_optimisations
 
 logger = get_logger(__name__)
 
@@ -44,7 +44,7 @@ class _BeforeTraining(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        verify_optimisations(self.trainer)
+        self.trainer.verify_optimisations()
         self.trainer.open_reference_cache()
 
 
@@ -150,6 +150,25 @@ class MMedPOTrainer(DPOTrainer):
                 if moved:
                     optimizer.add_param_group({**group, "params": moved, "lr": self.args.projector_learning_rate})
         return optimizer
+
+    def verify_optimisations(self) -> None:
+        """Choose the optimisations of the collator by `optimisations.verify_optimisations`, if it is mmedpo's own."""
+        if not isinstance(self.data_collator, PreferenceCollator):
+            return
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        exact = self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        was_training = self.model.training
+        self.model_wrapped.eval()
+        try:
+            verify_optimisations(
+                self.data_collator, self.args, models, self.train_dataset, self._untrained_logps, exact
+            )
+        finally:
+            self.model_wrapped.train(was_training)
+
+    def _untrained_logps(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.answer_logps(self.model_wrapped, self._prepare_inputs(batch))
 
     def open_reference_cache(self) -> None:
         """Open the cache of the setting `reference_cache`, once; supervised training needs none."""

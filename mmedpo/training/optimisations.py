@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import gather
 
 from mmedpo.training import images, sharing
 from mmedpo.training.collator import PreferenceCollator
+from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.reference import image_digest
-
-if TYPE_CHECKING:
-    from mmedpo.training.trainer import MMedPOTrainer
 
 TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; lower precision
 
 NEAR = 32  # rows searched for other images
 
+Logps = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
 logger = get_logger(__name__)
 
 
-def verify_optimisations(trainer: MMedPOTrainer) -> None:
-    """Switch on the requested optimisations that the model computes correctly, in the trainer's collator.
+def verify_optimisations(
+    collator: PreferenceCollator, config: MMedPOConfig, models: Sequence[Any], dataset: Any, logps: Logps, exact: bool
+) -> None:
+    """Switch on in the collator the optimisations of `config` that the models compute correctly.
 
     These are `prefix_sharing` (one row for both answers of a pair) and `encode_images_once`; without them each side is
     a row with its own images. The choice is logged. All processes call this together and decide alike.
+
+    Args:
+        models: the trained model, and the separate reference if there is one.
+        dataset: pairs, of which some are tried.
+        logps: returns log-probabilities of a batch's answer tokens (float, 2B x T) without gradients.
+        exact: numbers are float32; lower precision has a larger tolerance.
     """
-    collator = trainer.data_collator
-    if not isinstance(collator, PreferenceCollator):
-        return
-    share, once = trainer.args.prefix_sharing, trainer.args.encode_images_once
+    share, once = config.prefix_sharing, config.encode_images_once
     reasons: list[str] = []
     for tried in dict.fromkeys([(share, once), (share, False), (False, once), (False, False)]):
         chosen = dataclasses.replace(collator, share=tried[0], once=tried[1], keyed=False)
-        reason = _disagreement(trainer, chosen) if any(tried) else None
+        parts = [part for part, used in ((sharing, chosen.share), (images, chosen.once)) if used]
+        refusals = (part.refusal(model) for part in parts for model in models)
+        reason = next(filter(None, refusals), None) or (_disagreement(chosen, dataset, logps, exact) if parts else None)
         if reason is None:
             collator.share, collator.once = tried
             break
@@ -51,35 +60,21 @@ def verify_optimisations(trainer: MMedPOTrainer) -> None:
             logger.warning(f"{name} is not used, which gives the same more slowly: {reasons[0]}.")
 
 
-def _disagreement(trainer: MMedPOTrainer, collator: PreferenceCollator) -> str | None:
+def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exact: bool) -> str | None:
     """Return why a collator's batches cannot be used, None where log-probabilities agree with one row per side."""
-    models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
-    parts = [part for part, used in ((sharing, collator.share), (images, collator.once)) if used]
-    refusals = (part.refusal(model) for part in parts for model in models)
-    if reason := next(filter(None, refusals), None):
-        return reason
-    pairs = _probe(trainer.train_dataset)
+    pairs = _probe(dataset)
     if collator.share:
         pairs = [{**pair, "rejected_images": None} for pair in pairs]
     plain = dataclasses.replace(collator, share=False, once=False)
-    model, was_training = trainer.model_wrapped, trainer.model.training
-    model.eval()
     try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            expected, found = (
-                trainer.answer_logps(model, trainer._prepare_inputs(way(pairs))) for way in (plain, collator)
-            )
+        expected, found = (logps(way(pairs)) for way in (plain, collator))
     except sharing.NotApartError as error:
         return str(error)
-    finally:
-        model.train(was_training)
-    difference = (expected - found).abs().max() / expected.abs().max().clamp(min=1)
-    difference = trainer.accelerator.gather(difference).max().item()  # every process decides alike
-    exact = trainer.model.dtype == torch.float32 and trainer.accelerator.mixed_precision == "no"
-    tolerance = TOLERANCE["exact" if exact else "rounded"]
-    if difference <= tolerance:
+    difference = gather((expected - found).abs().max() / expected.abs().max().clamp(min=1))
+    largest, tolerance = difference.max().item(), TOLERANCE["exact" if exact else "rounded"]
+    if largest <= tolerance:  # every process decides alike
         return None
-    return f"log-probabilities differ by {difference:.1e} relative, more than {tolerance:.0e}"
+    return f"log-probabilities differ by {largest:.1e} relative, more than {tolerance:.0e}"
 
 
 def _probe(dataset: Any) -> list[dict[str, Any]]:

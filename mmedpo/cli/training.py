@@ -49,7 +49,7 @@ def train(context: typer.Context) -> None:
     """
     from mmedpo.hub.cards import check_template, write_adapter_card
     from mmedpo.training import run
-    from mmedpo.training.hub import Push
+    from mmedpo.training.outgoing import Push
 
     if "--help" in context.args:
         console.print(context.get_help())

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftConfig
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from mmedpo.errors import InputError
+from mmedpo.errors import Fault, InputError
 from mmedpo.models.adapters import with_adapter
 from mmedpo.models.vision_language import load_model
-from mmedpo.training import parts
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.images import vision_parameters
-from mmedpo.training.parts import PROJECTORS
+from mmedpo.training.parts import PROJECTORS, in_projector, vision_parameters
+
+ALL_LINEAR = "all-linear"  # PEFT's name
+TARGETS = "lora_target_modules"
+ADAPTABLE = (  # modules with LoRA layers in PEFT
+    *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention),
+    Conv1D,
+)
 
 
 def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | None = None) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMed
     """Return the PEFT configuration of a new adapter; without LoRA, freeze what is not trained and return None.
 
     TRL's LoRA settings apply to the linear layers of the language model (the paper's choice) or to named modules in it.
-    Names that the vision tower shares mean the language model's only (`parts.scoped`).
+    Names that the vision tower shares mean the language model's only (`_scoped`).
 
     Raises:
         InputError: a name lies outside the language model, or matches no module.
@@ -69,7 +78,7 @@ def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMed
         for name, parameter in vision_parameters(model).items():
             parameter.requires_grad_(any(name.startswith(f"{module}.") for module in kept))
         return None
-    found = parts.scoped(model, model_args, language_model_linears(model))
+    found = _scoped(model, model_args, language_model_linears(model))
     if config.projector_learning_rate is not None:
         found["lora_modules_to_save"] += projector_modules(model)
     named: dict[str, Any] = {setting: list(dict.fromkeys(names)) or None for setting, names in found.items()}
@@ -77,6 +86,75 @@ def choose_trained(model: PreTrainedModel, model_args: ModelConfig, config: MMed
     if config.disable_dropout:  # TRL's default; it includes LoRA's dropout
         settings.lora_dropout = 0.0
     return get_peft_config(settings)
+
+
+def _scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[str, list[str]]:
+    """Return whole names for `lora_target_modules`, `lora_target_parameters` and `lora_modules_to_save`, by setting.
+
+    LoRA applies to the language model with its head, by default to `linears`; projector modules may also be saved. As
+    in PEFT, a name is a module's name or its end; a single target may be a regular expression or "all-linear". Matches
+    in other parts are dropped.
+
+    Raises:
+        InputError: a name matches nothing, or nothing in these parts; all are listed.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    parameters, outside = [name for name, _ in model.named_parameters()], vision_parameters(model)
+    language, projector = _language_names(model, modules), {name for name in modules if in_projector(name)}
+    targets = settings.lora_target_modules
+    if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+        targets = list(linears)
+    faults: list[Fault] = []
+
+    def adaptable(name: str) -> bool:
+        return isinstance(model.get_submodule(name), ADAPTABLE)
+
+    found = {
+        setting: _meant(setting, wanted or [], named, allowed, faults, adaptable)
+        for setting, wanted, named, allowed in (
+            (TARGETS, targets, modules, language),
+            ("lora_target_parameters", settings.lora_target_parameters, parameters, {*parameters} - outside.keys()),
+            ("lora_modules_to_save", settings.lora_modules_to_save, modules, language | projector),
+        )
+    }
+    if faults:
+        raise InputError("What is to be trained cannot be:", faults)
+    return found
+
+
+def _language_names(model: Any, named: Iterable[str]) -> set[str]:
+    parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
+    inside = {id(module) for part in parts for module in part.modules()}
+    return {name for name in named if id(model.get_submodule(name)) in inside}
+
+
+def _meant(
+    setting: str, wanted: str | Sequence[str], named: Sequence[str], allowed: set[str], faults: list[Fault],
+    adaptable: Callable[[str], bool],
+) -> list[str]:  # fmt: skip
+    found: dict[str, None] = {}
+    for target in [wanted] if isinstance(wanted, str) else wanted:
+        try:
+            whole = re.compile(target) if isinstance(wanted, str) else None
+        except re.error as error:
+            faults.append(Fault("(settings)", setting, f"{target!r} is no regular expression ({error}); mend it"))
+            continue
+        meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
+        found |= dict.fromkeys(name for name in meant if name in allowed)
+        # PEFT has no LoRA for containers, such as `model` and `mlp`, and for norms.
+        odd = next((name for name in meant if name in allowed and setting == TARGETS and not adaptable(name)), None)
+        if odd:
+            faults.append(
+                Fault("(settings)", setting, f"{target!r} is {odd}, no linear layer; name layers such as q_proj")
+            )
+        elif not meant:
+            faults.append(Fault("(settings)", setting, f"{target!r} names nothing in the model; nothing would train"))
+        elif allowed.isdisjoint(meant):
+            sentence = "the vision tower is never trained; name modules of the language model"
+            if all(map(in_projector, meant)):
+                sentence = "LoRA is for the language model; train the projector with projector_learning_rate"
+            faults.append(Fault("(settings)", setting, f"{target!r} is {meant[0]}: {sentence}"))
+    return list(found)
 
 
 def language_model_linears(model: PreTrainedModel) -> list[str]:

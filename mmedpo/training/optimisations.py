@@ -11,10 +11,10 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather
 
-from mmedpo.training import images, sharing
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.reference import image_digest
+from mmedpo.training.sharing import NotApartError, image_refusal, prefix_refusal
 
 TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; lower precision
 
@@ -43,9 +43,10 @@ def verify_optimisations(
     reasons: list[str] = []
     for tried in dict.fromkeys([(share, once), (share, False), (False, once), (False, False)]):
         chosen = dataclasses.replace(collator, share=tried[0], once=tried[1], keyed=False)
-        parts = [part for part, used in ((sharing, chosen.share), (images, chosen.once)) if used]
-        refusals = (part.refusal(model) for part in parts for model in models)
-        reason = next(filter(None, refusals), None) or (_disagreement(chosen, dataset, logps, exact) if parts else None)
+        checks = [check for check, used in ((prefix_refusal, chosen.share), (image_refusal, chosen.once)) if used]
+        reason = next(filter(None, (check(model) for check in checks for model in models)), None)
+        if reason is None and checks:
+            reason = _disagreement(chosen, dataset, logps, exact)
         if reason is None:
             collator.share, collator.once = tried
             break
@@ -68,7 +69,7 @@ def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exac
     plain = dataclasses.replace(collator, share=False, once=False)
     try:
         expected, found = (logps(way(pairs)) for way in (plain, collator))
-    except sharing.NotApartError as error:
+    except NotApartError as error:
         return str(error)
     difference = gather((expected - found).abs().max() / expected.abs().max().clamp(min=1))
     largest, tolerance = difference.max().item(), TOLERANCE["exact" if exact else "rounded"]

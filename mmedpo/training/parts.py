@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
-from trl import ModelConfig
+import torch
+from accelerate.utils import extract_model_from_parallel, is_peft_model
 
-from mmedpo.errors import Fault, InputError
-from mmedpo.training.images import vision_parameters
+from mmedpo.errors import InputError
 
 PARTS = ("language_model", "projector", "vision_tower")  # vision_tower is all that is in neither of the others
 # Names of the projector in the model families.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
-ALL_LINEAR = "all-linear"  # PEFT's name
-TARGETS = "lora_target_modules"
-ADAPTABLE = (  # modules with LoRA layers in PEFT
-    *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention),
-    Conv1D,
-)
 
 Trained = dict[str, dict[str, int]]
+
+
+def text_model(model: Any) -> Any:
+    """Return the language model, without its head, inside a vision-language model and its wrappers."""
+    return base_model(model).get_decoder()
+
+
+def base_model(model: Any) -> Any:
+    """Return the transformers model inside its wrappers: PEFT, DeepSpeed, DDP."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def is_frozen(model: Any) -> bool:
+    """Return True where only the language model and its head are trained, without vision tower and projector."""
+    return not any(parameter.requires_grad for parameter in vision_parameters(model).values())
+
+
+def same_encoder(model: Any, other: Any) -> bool:
+    """Return True where two models make the same image features; False if ZeRO-3 has split one, which hides it."""
+    ours, theirs = (vision_parameters(base_model(each)) for each in (model, other))
+    split = any(hasattr(parameter, "ds_id") for parameter in (*ours.values(), *theirs.values()))
+    return (
+        not split
+        and ours.keys() == theirs.keys()
+        and all(
+            own.dtype == theirs[name].dtype and torch.equal(own.cpu(), theirs[name].cpu()) for name, own in ours.items()
+        )
+    )
+
+
+def vision_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters, by name, of all that makes image features: vision tower, projector and the rest."""
+    parts = [text_model(model), base_model(model).get_output_embeddings()]
+    language = {id(parameter) for part in parts for parameter in part.parameters()}
+    return {name: value for name, value in model.named_parameters() if id(value) not in language}
 
 
 def trained_parts(model: Any) -> Trained:
@@ -59,75 +85,6 @@ def summary(trained: Trained) -> str:
 def in_projector(name: str) -> bool:
     """Return True where a module's or parameter's name lies in a projector."""
     return not set(PROJECTORS).isdisjoint(name.split("."))
-
-
-def scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[str, list[str]]:
-    """Return whole names for `lora_target_modules`, `lora_target_parameters` and `lora_modules_to_save`, by setting.
-
-    LoRA applies to the language model with its head, by default to `linears`; projector modules may also be saved. As
-    in PEFT, a name is a module's name or its end; a single target may be a regular expression or "all-linear". Matches
-    in other parts are dropped.
-
-    Raises:
-        InputError: a name matches nothing, or nothing in these parts; all are listed.
-    """
-    modules = [name for name, _ in model.named_modules() if name]
-    parameters, outside = [name for name, _ in model.named_parameters()], vision_parameters(model)
-    language, projector = _language_names(model, modules), {name for name in modules if in_projector(name)}
-    targets = settings.lora_target_modules
-    if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
-        targets = list(linears)
-    faults: list[Fault] = []
-
-    def adaptable(name: str) -> bool:
-        return isinstance(model.get_submodule(name), ADAPTABLE)
-
-    found = {
-        setting: _meant(setting, wanted or [], named, allowed, faults, adaptable)
-        for setting, wanted, named, allowed in (
-            (TARGETS, targets, modules, language),
-            ("lora_target_parameters", settings.lora_target_parameters, parameters, {*parameters} - outside.keys()),
-            ("lora_modules_to_save", settings.lora_modules_to_save, modules, language | projector),
-        )
-    }
-    if faults:
-        raise InputError("What is to be trained cannot be:", faults)
-    return found
-
-
-def _language_names(model: Any, named: Iterable[str]) -> set[str]:
-    parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
-    inside = {id(module) for part in parts for module in part.modules()}
-    return {name for name in named if id(model.get_submodule(name)) in inside}
-
-
-def _meant(
-    setting: str, wanted: str | Sequence[str], named: Sequence[str], allowed: set[str], faults: list[Fault],
-    adaptable: Callable[[str], bool],
-) -> list[str]:  # fmt: skip
-    found: dict[str, None] = {}
-    for target in [wanted] if isinstance(wanted, str) else wanted:
-        try:
-            whole = re.compile(target) if isinstance(wanted, str) else None
-        except re.error as error:
-            faults.append(Fault("(settings)", setting, f"{target!r} is no regular expression ({error}); mend it"))
-            continue
-        meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
-        found |= dict.fromkeys(name for name in meant if name in allowed)
-        # PEFT has no LoRA for containers, such as `model` and `mlp`, and for norms.
-        odd = next((name for name in meant if name in allowed and setting == TARGETS and not adaptable(name)), None)
-        if odd:
-            faults.append(
-                Fault("(settings)", setting, f"{target!r} is {odd}, no linear layer; name layers such as q_proj")
-            )
-        elif not meant:
-            faults.append(Fault("(settings)", setting, f"{target!r} names nothing in the model; nothing would train"))
-        elif allowed.isdisjoint(meant):
-            sentence = "the vision tower is never trained; name modules of the language model"
-            if all(map(in_projector, meant)):
-                sentence = "LoRA is for the language model; train the projector with projector_learning_rate"
-            faults.append(Fault("(settings)", setting, f"{target!r} is {meant[0]}: {sentence}"))
-    return list(found)
 
 
 def refuse_trained_tower(model: Any, projector: bool) -> None:

@@ -32,7 +32,8 @@ from mmedpo.runs.ledger import Ledger
 
 HERE = Path(__file__).parent
 READERS = [
-    HERE.parent / name for name in ("models/vision_language.py", "data/images.py", "data/image_modes.py")
+    HERE.parent / name
+    for name in ("models/answers.py", "models/vision_language.py", "data/images.py", "data/image_modes.py")
 ]  # code that prepares the model's input
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "pillow")
 NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}

@@ -24,15 +24,14 @@ from mmedpo.data import consent, credentialed, loading
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
 from mmedpo.models.vision_language import check_vocabulary, load_processor
-from mmedpo.runs import hosts, recipes, writable
+from mmedpo.runs import recipes, writable
 from mmedpo.runs.options import outside, refuse
 from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
 from mmedpo.runs.terminal import say
-from mmedpo.training import checkpoints, hub, preflight, record, trackers
+from mmedpo.training import checkpoints, outgoing, preflight, record
+from mmedpo.training.callbacks import Duration, StopOnSignal, refuse_unfinished
 from mmedpo.training.config import MMedPOConfig, RunArguments
-from mmedpo.training.duration import Duration
-from mmedpo.training.interruption import StopOnSignal, refuse_unfinished
 from mmedpo.training.model import choose_trained, open_model
 from mmedpo.training.parts import summary
 from mmedpo.training.trainer import MMedPOTrainer
@@ -45,7 +44,7 @@ T = TypeVar("T")
 logger = get_logger(__name__)
 
 
-def main(argv: Sequence[str], command: str = "", card: Card | None = None, push: hub.Push | None = None) -> None:
+def main(argv: Sequence[str], command: str = "", card: Card | None = None, push: outgoing.Push | None = None) -> None:
     """Run the training described by `argv` and its recipe (--config); other arguments as in `train`."""
     run, config, model_args = recipes.parse(argv, [RunArguments, MMedPOConfig, ModelConfig], "mmedpo train")
     train(run, config, model_args, command, card, push)
@@ -53,7 +52,7 @@ def main(argv: Sequence[str], command: str = "", card: Card | None = None, push:
 
 def train(
     run: RunArguments, config: MMedPOConfig, model_args: ModelConfig, command: str = "", card: Card | None = None,
-    push: hub.Push | None = None,
+    push: outgoing.Push | None = None,
 ) -> None:  # fmt: skip
     """Train an adapter (or, without LoRA, the whole language model) and write it to `run.output`.
 
@@ -74,10 +73,10 @@ def train(
     commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commit)
-    sent = _ways_out(run, config, source) if source else {}
+    sent = outgoing.consented(run, config, source) if source else {}
     evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
-    trackers.refuse_absent(config.report_to or [])  # after consent: a forbidden tracker need not be installed
+    outgoing.refuse_absent(config.report_to or [])  # after consent: a forbidden tracker need not be installed
     _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, commit, push)
     if isinstance(dataset, IterableDataset):
         # One endless pass, so that a resumed run skips used rows; shuffled, since neighbours share an image.
@@ -154,7 +153,7 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "the start-up check rely on it. Use the transformers form of the model (`mmedpo convert` for LLaVA's own)."
         )
     if config.deepspeed:
-        trackers.refuse_deepspeeds(config.hf_deepspeed_config.config)
+        outgoing.refuse_deepspeeds(config.hf_deepspeed_config.config)
     if config.deepspeed and not any(name.endswith("LOCAL_RANK") for name in os.environ):  # set by launchers, MPI's too
         raise InputError(
             "deepspeed: ZeRO needs a launcher, for one process too. Start the training with `accelerate launch "
@@ -172,33 +171,6 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "A streamed dataset has no known length and no epochs: give --max_steps, which ends the training, and "
             "--save_strategy steps (and eval_strategy, if any)."
         )
-
-
-def _ways_out(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, Any]:
-    """Return the record of trackers and the Hub, which get what is trained on the restricted source `name`.
-
-    Raises:
-        InputError: there is no consent to push, or to use a tracker elsewhere.
-    """
-    away = sorted({*(config.report_to or ())} - {*trackers.LOCAL})
-    if run.third_parties:
-        places = [*away, *([hosts.HUB] if config.push_to_hub else [])]
-        return consent.record(places, weights=config.push_to_hub) if places else {}
-    if away:
-        raise InputError(
-            f"report_to {', '.join(away)}: {name} is credentialed data, and trackers upload what is trained on it "
-            "where they are set up so (ClearML by default). Use --report_to tensorboard, which writes to this disk, or "
-            f"none. {credentialed.UNLESS}"
-        )
-    if config.push_to_hub:
-        if run.streaming and name == run.dataset_name:
-            raise InputError(
-                f"{run.output} would not be pushed: {name} is streamed from the Hub and has no manifest.json that "
-                "names its source, so that it may be credentialed data. Leave --streaming out, so that its rows are "
-                f"asked, or --push_to_hub. {credentialed.UNLESS}"
-            )
-        credentialed.refuse_publishing([{credentialed.KEY: name}], run.output)
-    return {}
 
 
 def _refuse_strangers() -> None:
@@ -223,7 +195,7 @@ def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool 
 
 def _check(
     datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any,
-    commit: str | None, push: hub.Push | None,
+    commit: str | None, push: outgoing.Push | None,
 ) -> None:  # fmt: skip
     """Run the checks before training in the main process; its error is raised in all processes."""
 
@@ -241,7 +213,8 @@ def _check(
             logger.warning(warning)
         say(summary(found.trained))
         if config.push_to_hub:
-            hub.prepare(Path(run.output), config, push, record.about(run, str(model_args.model_name_or_path), commit))
+            about = record.about(run, str(model_args.model_name_or_path), commit)
+            outgoing.prepare(Path(run.output), config, push, about)
 
     _first(check)
 
@@ -262,7 +235,7 @@ def _first(do: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> Iterator[None]:
+def _pushed(run: RunArguments, config: MMedPOConfig, push: outgoing.Push | None) -> Iterator[None]:
     """Push, once, what the block finishes or finds finished; a run may have been stopped before its push."""
     asked, config.push_to_hub = config.push_to_hub, False
     finished: AlreadyFinished | None = None
@@ -271,7 +244,7 @@ def _pushed(run: RunArguments, config: MMedPOConfig, push: hub.Push | None) -> I
     except AlreadyFinished as found:
         finished = found
     if asked and push and PartialState().is_main_process:
-        hub.push(Path(run.output), config, push, run.third_parties)
+        outgoing.push(Path(run.output), config, push, run.third_parties)
     if finished:
         raise finished
 

@@ -1,80 +1,106 @@
-"""Prefix sharing: both answers of a pair behind one copy of their prompt and images, with unchanged results.
+"""Work that the rows of a batch share: a prompt with its images behind two answers, an image in several rows.
 
-A row is [prompt with image tokens][first answer][second answer]. Tokens of the second answer attend to the prompt and
-to themselves, at the positions right behind the prompt. The model's own mask function (causal, sliding window, image
-blocks) is called with these positions instead of places in the row. The last token of an answer predicts nothing and is
-left out; the prompt's last token predicts the first token of both answers. A row with one answer is the plain
-computation.
+Prefix sharing: a row is [prompt with image tokens][first answer][second answer]. Tokens of the second answer attend to
+the prompt and to themselves, at the positions right behind the prompt. The model's own mask function (causal, sliding
+window, image blocks) is called with these positions instead of places in the row.
+
+Images encoded once: the collator passes each distinct list of images once, and the list that each row shows. Inside the
+model's forward pass the features are distributed to the rows. Features of a frozen vision tower are reused in the
+reference's pass. Nothing else changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel, is_peft_model
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionMaskInterface
 
-PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # keys of `pack` beside the inputs
+from mmedpo.models import answers
+from mmedpo.training.parts import base_model, text_model
+
 MASKABLE = ("sdpa", "eager")  # attention implementations that take a mask of any shape
+BATCH_IMAGES = ("pictures", "picture_grid_thw")  # the collator's keys on images beside the inputs
 
 
 class NotApartError(RuntimeError):
     """Raised where a language model ignored the mask or positions that keep two answers of a row apart."""
 
 
-def pack(
-    prompts: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int = 0
-) -> dict[str, torch.Tensor]:
-    """Rows of prompts with one or two answers each, right-padded.
+class BatchImages:
+    """Images of one batch.
 
     Args:
-        prompts: token ids of the prompt of each row (R of them).
-        owners: which answers follow each prompt, as indices into `answers`; every answer belongs to one row.
-        answers: token ids of the answers (S of them).
-        filler: token id of the padding.
-
-    Returns (int64; L tokens in the longest row, T in the longest answer):
-        `input_ids`, `attention_mask` (R x L); `segments` (R x L: 0 prompt and padding, 1 first answer, 2 second);
-        `positions` (R x L: place of each token in its own prompt and answer);
-        `answer_ids`, `completion_mask` (S x T: whether there is such a token);
-        `predictors` (S x T: the place, in the flattened R x L, whose logits predict the token).
+        inputs: the batch. `pictures` (int64, R: list of images that each row shows) is present where lists are fewer
+            than rows or reordered; `picture_grid_thw` is then the lists' `image_grid_thw`.
+        frozen: the vision tower is not trained (`is_frozen`), so that one pass without gradient serves all.
     """
-    ids, segments, positions = [], [], []
-    places: list[list[tuple[int, int]]] = [[] for _ in answers]
-    for row, (prompt, sides) in enumerate(zip(prompts, owners, strict=True)):
-        ids.append(list(prompt))
-        segments.append([0] * len(prompt))
-        positions.append(list(range(len(prompt))))
-        for number, side in enumerate(sides, start=1):
-            seen, start = answers[side][:-1], len(ids[row])
-            ids[row] += seen
-            segments[row] += [number] * len(seen)
-            positions[row] += range(len(prompt), len(prompt) + len(seen))
-            before = [len(prompt) - 1, *range(start, start + len(seen))]
-            places[side] = [(row, place) for place in before[: len(answers[side])]]
-    width = max(len(row) for row in ids)
-    return {
-        "input_ids": padded(ids, filler),
-        "attention_mask": padded([[1] * len(row) for row in ids]),
-        "segments": padded(segments),
-        "positions": padded(positions),
-        "answer_ids": padded(answers, filler),
-        "completion_mask": padded([[1] * len(answer) for answer in answers]),
-        "predictors": padded([[row * width + place for row, place in side] for side in places]),
-    }
+
+    def __init__(self, inputs: dict[str, torch.Tensor], frozen: bool) -> None:
+        self._inputs, self._frozen = inputs, frozen
+        self._kept: SimpleNamespace | None = None  # features of the rows
+
+    @contextlib.contextmanager
+    def encoded_once(self, model: Any) -> Iterator[None]:
+        """Give the model's rows the features of their images, computed once per list of images."""
+        base = base_model(model)
+        inner, own = base.model, base.model.get_image_features
+        tokens = (self._inputs["input_ids"] == base.config.image_token_id).sum(dim=1)
+
+        def for_rows(*args: Any, **kwargs: Any) -> SimpleNamespace:
+            if self._kept is not None:
+                return self._kept
+            if "picture_grid_thw" in self._inputs:  # `image_grid_thw` is per row, for the model's positions
+                args, kwargs = args[:1], {**kwargs, "image_grid_thw": self._inputs["picture_grid_thw"]}
+            with torch.no_grad() if self._frozen else contextlib.nullcontext():
+                features = self._by_row(own(*args, **kwargs), tokens.tolist())
+            self._kept = features if self._frozen else None
+            return features
+
+        inner.get_image_features = for_rows
+        try:
+            yield
+        finally:
+            del inner.get_image_features
+
+    def _by_row(self, output: Any, tokens: list[int]) -> SimpleNamespace:
+        """Return the model's features in the order of the rows, which have so many image tokens.
+
+        The first level replaces image tokens; others are inputs of deeper layers in some models (Qwen3-VL). Some models
+        keep a list with one tensor per image instead of one tensor for all.
+        """
+        levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        listed = isinstance(levels[0], (list, tuple))
+        flat = [torch.cat(list(level)) if isinstance(level, (list, tuple)) else level for level in levels]
+        flat = [level.reshape(-1, level.shape[-1]) for level in flat]
+        if "pictures" in self._inputs:
+            shown = self._inputs["pictures"].tolist()
+            lengths = dict(sorted(zip(shown, tokens, strict=True)))
+            parts = [level.split(list(lengths.values())) for level in flat]
+            flat = [torch.cat([level[i] for i in shown]) for level in parts]
+        return SimpleNamespace(
+            pooler_output=flat[:1] if listed else flat[0], deepstack_features=[[level] for level in flat[1:]]
+        )
 
 
-def padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
-    """Return rows of different length as one int64 tensor, padded on the right."""
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value)
+def read_answers(model: Any, inputs: dict[str, torch.Tensor], images: BatchImages | None = None) -> answers.Answers:
+    """Return `answers.read_answers` of a batch whose rows may hold two answers, or share images.
+
+    Raises:
+        NotApartError: rows hold two answers and the model ignored the mask that keeps them apart.
+    """
+    with contextlib.ExitStack() as stack:
+        if bool((inputs["segments"] > 1).any()):
+            stack.enter_context(shared_prefixes(model, inputs["segments"], inputs["positions"]))
+        if images is not None:
+            stack.enter_context(images.encoded_once(model))
+        return answers.read_answers(model, inputs)
 
 
-def refusal(model: Any) -> str | None:
+def prefix_refusal(model: Any) -> str | None:
     """Return the reason why a model cannot take rows with two answers, or None."""
     attention = text_model(model).config._attn_implementation
     if attention not in MASKABLE:
@@ -82,15 +108,12 @@ def refusal(model: Any) -> str | None:
     return None
 
 
-def text_model(model: Any) -> Any:
-    """Return the language model, without its head, inside a vision-language model and its wrappers."""
-    return base_model(model).get_decoder()
-
-
-def base_model(model: Any) -> Any:
-    """Return the transformers model inside its wrappers: PEFT, DeepSpeed, DDP."""
-    model = extract_model_from_parallel(model)
-    return model.get_base_model() if is_peft_model(model) else model
+def image_refusal(model: Any) -> str | None:
+    """Return the reason why a model cannot take features in place of images, or None."""
+    base = base_model(model)
+    if hasattr(base.config, "image_token_id") and hasattr(getattr(base, "model", None), "get_image_features"):
+        return None
+    return f"{type(base).__name__} has no get_image_features that its forward pass would ask"
 
 
 @contextlib.contextmanager

@@ -21,16 +21,16 @@ from trl.trainer.utils import use_adapter
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.models.answers import Answers
 from mmedpo.models.vision_language import load_processor
-from mmedpo.training.answers import Answers, read_answers
+from mmedpo.training.callbacks import Logs, Unlogged
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
-from mmedpo.training.images import BATCH_IMAGES, BatchImages, is_frozen, same_encoder, vision_parameters
-from mmedpo.training.logs import Logs, Unlogged
 from mmedpo.training.optimisations import verify_optimisations
-from mmedpo.training.parts import refuse_trained_tower
+from mmedpo.training.parts import is_frozen, refuse_trained_tower, same_encoder, vision_parameters
 from mmedpo.training.reference import ReferenceCache, fingerprint
+from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
 
 logger = get_logger(__name__)
 
@@ -57,8 +57,8 @@ class MMedPOTrainer(DPOTrainer):
 
     Arguments are those of `trl.DPOTrainer`, with a `MMedPOConfig`. The mean is over pairs, not over weights, so that
     batch size and gradient accumulation do not change the loss. Only answer tokens pass through the language-model
-    head. Prefix sharing (`mmedpo.training.sharing`) and encoding images once (`mmedpo.training.images`) are used where
-    the check at the start finds equal results.
+    head. Prefix sharing and encoding images once (`training.sharing`) are used where the check at the start finds equal
+    results.
 
     Metrics beside TRL's: `rewards/margins_<kind>` for each kind of pair; `weights/mean`, `weights/sd`, and
     `weights/mass`, Kish's effective sample size (sum w)^2 / sum w^2 over the number of pairs, in (0, 1]; `kl`, the

@@ -27,8 +27,8 @@ from mmedpo.errors import InputError
 from mmedpo.hub.publish import publish
 from mmedpo.runs import hosts
 from mmedpo.runs.run_folder import read_json, write_json
-from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.run import RunArguments, _ways_out
+from mmedpo.training.config import MMedPOConfig, RunArguments
+from mmedpo.training.outgoing import consented
 
 MakeSource = Callable[..., Path]
 ROWS = [
@@ -160,10 +160,10 @@ def test_announce_prints_no_control_characters(capsys: pytest.CaptureFixture[str
 def test_training_records_trackers_and_the_hub(tmp_path: Path, options: dict[str, Any], record: dict[str, Any]) -> None:
     config, run = MMedPOConfig(str(tmp_path), use_cpu=True, bf16=False, **options), RunArguments("pairs", "out")
     with pytest.raises(InputError):
-        _ways_out(run, config, "clinic")
+        consented(run, config, "clinic")
     run.third_parties = True
-    assert _ways_out(run, config, "clinic") == {"third_parties": record}
-    assert _ways_out(run, MMedPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"), "clinic") == {}
+    assert consented(run, config, "clinic") == {"third_parties": record}
+    assert consented(run, MMedPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"), "clinic") == {}
 
 
 @pytest.mark.parametrize("quotes", [True, False])

@@ -14,10 +14,11 @@ from PIL import Image
 
 from mmedpo.data import loading
 from mmedpo.errors import InputError
-from mmedpo.evaluation.likelihood import View, answer_logps, conversation
+from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.models.answers import rendered
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
+from mmedpo.training.sharing import read_answers
 
 TRAINING_TESTS = str(Path(__file__).parents[1] / "training")
 FAMILIES = (
@@ -91,7 +92,7 @@ def test_the_end_of_the_turn_belongs_to_the_answer_and_the_image_counts(
 ) -> None:
     row = rows[0]
     view = View(row["images"], row["prompt"], row["chosen"])
-    prompt, answer = conversation(model.processor, view)
+    prompt, (answer,) = rendered(model.processor, view.prompt, 1, [view.answer])
     assert prompt.endswith("<assistant> ") and answer.rstrip().endswith("</s>")
     black = View([Image.new("RGB", row["images"][0].size)], row["prompt"], row["chosen"])
     seen, unseen = answer_logps(model, [view, black])
@@ -124,7 +125,7 @@ def test_families_measure_as_training_does(families: Any, name: str) -> None:
     made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     if name == "LLaVA-NeXT":
         made.config.image_grid_pinpoints = families.PINPOINTS
-    model: Any = SimpleNamespace(processor=processor, model=made, device="cpu")
+    model: Any = SimpleNamespace(processor=processor, model=made, device="cpu", called=name)
 
     def said(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]

@@ -15,8 +15,8 @@ from trl import DPOConfig, DPOTrainer
 
 from mmedpo import MMedPOConfig, MMedPOTrainer
 from mmedpo.data import loading
-from mmedpo.training.images import vision_parameters
 from mmedpo.training.model import language_model_linears
+from mmedpo.training.parts import vision_parameters
 
 STEADY = {
     "per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3, "bf16": False,

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 import transformers as tf
 from peft import LoraConfig, get_peft_model
 
-from mmedpo.training.answers import Answers, read_answers
-from mmedpo.training.images import BATCH_IMAGES, BatchImages, is_frozen
+from mmedpo.models.answers import Answers, pack
 from mmedpo.training.model import language_model_linears
-from mmedpo.training.sharing import pack
+from mmedpo.training.parts import is_frozen
+from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
 
 SIDE = 16  # pixels
 WORDS = range(10, 60)  # ids of words; special tokens lie outside

@@ -17,8 +17,8 @@ from families import SIDE, WORDS, build
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
+from mmedpo.training.sharing import read_answers
 
 SPECIAL = ["<pad>", "<bos>", "</s>", "<unk>", "<assistant>", "<image>", "<start>", "<end>", "<tile>", "<global-img>"]
 TEMPLATE = (

@@ -13,7 +13,7 @@ from families import FAMILIES, batch, build, differences, ours, pairs, prepare
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.images import BatchImages, refusal
+from mmedpo.training.sharing import BatchImages, image_refusal
 from mmedpo.training.trainer import MMedPOTrainer
 
 
@@ -55,9 +55,9 @@ def test_nothing_stays_behind_in_the_model() -> None:
 
 
 def test_a_model_without_image_features_is_refused() -> None:
-    assert refusal(build("PaliGemma").model) is None
+    assert image_refusal(build("PaliGemma").model) is None
     config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
-    assert "LlamaForCausalLM has no get_image_features" in str(refusal(LlamaForCausalLM(config)))
+    assert "LlamaForCausalLM has no get_image_features" in str(image_refusal(LlamaForCausalLM(config)))
 
 
 def test_a_frozen_encoder_needs_no_gradient_even_where_checkpointing_asks_for_one() -> None:

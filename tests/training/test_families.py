@@ -29,8 +29,8 @@ from mmedpo.errors import InputError
 from mmedpo.models import refusals
 from mmedpo.models.vision_language import Sampling, VisionLanguageModel, load_model, load_processor, render
 from mmedpo.training import run
-from mmedpo.training.answers import read_answers
 from mmedpo.training.collator import PreferenceCollator
+from mmedpo.training.sharing import read_answers
 from mmedpo.training.trainer import MMedPOTrainer
 
 SIZES = [(24, 20), (40, 16), (16, 16), (18, 36)]  # width and height in pixels

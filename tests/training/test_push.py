@@ -19,7 +19,7 @@ from mmedpo.errors import InputError
 from mmedpo.hub.publish import prepare as prepare_repository
 from mmedpo.hub.publish.remote import TITLE
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.hub import Push, prepare
+from mmedpo.training.outgoing import Push, prepare
 
 
 def train(hub: Hub, token: str, command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,10 @@ from families import FAMILIES, SETTINGS, batch, build, differences, pairs, prepa
 from transformers import AttentionMaskInterface
 
 from mmedpo.errors import InputError
+from mmedpo.models.answers import pack
 from mmedpo.training import sharing
-from mmedpo.training.answers import read_answers
-from mmedpo.training.sharing import NotApartError, pack, refusal, shared_prefixes, text_model
+from mmedpo.training.parts import text_model
+from mmedpo.training.sharing import NotApartError, prefix_refusal, read_answers, shared_prefixes
 
 
 def test_rows_hold_each_prompt_once_and_answers_without_their_last_token() -> None:
@@ -112,7 +113,7 @@ def test_a_model_whose_head_cannot_be_limited_is_an_error() -> None:
 
 def test_flash_attention_is_refused() -> None:
     family = build("LLaVA (Llama)")
-    assert refusal(family.model) is None
+    assert prefix_refusal(family.model) is None
     text_model(family.model).config._attn_implementation = "flash_attention_2"
-    assert "attention 'flash_attention_2' takes no mask" in str(refusal(family.model))
+    assert "attention 'flash_attention_2' takes no mask" in str(prefix_refusal(family.model))
     assert sharing.MASKABLE == ("sdpa", "eager")

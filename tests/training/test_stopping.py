@@ -19,7 +19,7 @@ from mmedpo.errors import AlreadyFinished, Stopped
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.runs import run_folder
 from mmedpo.runs.run_folder import read_json
-from mmedpo.training import interruption, run, trainer
+from mmedpo.training import callbacks, run, trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
          "lora_dropout": 0.1, "disable_dropout": "false"}  # fmt: skip
@@ -168,10 +168,10 @@ def test_a_finished_training_told_to_stop_at_its_last_step_is_finished(
     number: signal.Signals, preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell_at_third_step(monkeypatch, number)
-    before = [signal.getsignal(known) for known in interruption.SIGNALS]
+    before = [signal.getsignal(known) for known in callbacks.SIGNALS]
     run.main(arguments(preferences, tiny_model, tmp_path / "done", max_steps=3))
     assert (tmp_path / "done" / "training.json").exists()
-    assert [signal.getsignal(known) for known in interruption.SIGNALS] == before
+    assert [signal.getsignal(known) for known in callbacks.SIGNALS] == before
     with pytest.raises(Stopped, match="step 3 of 5"):
         run.main(arguments(preferences, tiny_model, tmp_path / "stopped", max_steps=5, save_strategy="no"))
     assert [path.name for path in (tmp_path / "stopped.partial").glob("checkpoint-*")] == ["checkpoint-3"]
@@ -187,7 +187,7 @@ def test_a_second_ctrl_c_ends_at_once_and_a_launchers_echo_does_not(
     said = "A checkpoint is saved at the end of this step; Ctrl-C again, 2 seconds from now or later, ends at once.\n"
     assert capsys.readouterr().out.count(said) == 1
     shutil.rmtree(tmp_path / "out.partial")
-    monkeypatch.setattr(interruption, "ECHO", 0.0)
+    monkeypatch.setattr(callbacks, "ECHO", 0.0)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run.main(command)

@@ -24,8 +24,7 @@ from trl import ModelConfig
 from mmedpo.data import trust
 from mmedpo.errors import Fault, InputError
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.images import vision_parameters
-from mmedpo.training.parts import trained_parts
+from mmedpo.training.parts import trained_parts, vision_parameters
 from mmedpo.training.preflight.rows import Findings, check_pairs
 
 ADAM = 8  # bytes of optimizer state a trained parameter

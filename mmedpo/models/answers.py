@@ -1,0 +1,194 @@
+"""Log-probabilities of given answers, for training and evaluation: tokens of prompts and answers, one forward pass.
+
+A row is [prompt with image tokens][answer], or with two answers behind one prompt, which `training.sharing` keeps
+apart. Prompt and answer are tokenised separately; the answer includes the end of turn. Its last token predicts nothing
+and is left out; the prompt's last token predicts the first token of each answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+from trl.data_utils import prepare_multimodal_messages
+
+from mmedpo.errors import InputError
+from mmedpo.models.vision_language import lacks_first_token
+
+PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # keys of `pack` beside the inputs
+# `token_type_ids` of answer tokens, 0 in other families: PaliGemma's 0 is the prefix with bidirectional attention.
+ANSWER_TYPES = {"PaliGemmaProcessor": 1}
+TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # types mark image tokens for Gemma and Qwen-VL
+
+Messages = Sequence[dict[str, str]]
+Tokens = dict[str, list[int]]  # the model's keys of `TOKENS`, with a number per token of a prompt
+
+
+def rendered(processor: Any, prompt: Messages, images: int, answers: Sequence[Messages]) -> tuple[str, list[str]]:
+    """Return prompt and answers as the chat template writes them, answers with end-of-turn token.
+
+    Raises:
+        InputError: the template writes the prompt differently once an answer follows.
+    """
+    asked = prepare_multimodal_messages(list(prompt), images=[None] * images)
+    before: str = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    answered = [asked + prepare_multimodal_messages(list(answer)) for answer in answers]
+    whole = [processor.apply_chat_template(conversation, tokenize=False) for conversation in answered]
+    if not all(text.startswith(before) for text in whole):
+        raise InputError(
+            f"The chat template of {type(processor).__name__} writes the prompt differently once an answer follows, so "
+            "prompt and answer cannot be told apart. Use the template that the model was trained with."
+        )
+    return before, [text[len(before) :] for text in whole]
+
+
+def read_prompts(
+    processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]]
+) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
+    """Return token ids and types of each rendered prompt, and the model inputs of its images (RGB)."""
+    made = processor(
+        text=list(prompts),
+        images=[list(shown) for shown in images],
+        padding=True,  # removed below; PaliGemma's processor fails on rows of different length
+        add_special_tokens=lacks_first_token(processor.tokenizer, prompts[0]),
+    )
+    masks = made["attention_mask"]
+    tokens = [
+        {key: [v for v, there in zip(made[key][row], mask, strict=True) if there] for key in TOKENS if key in made}
+        for row, mask in enumerate(masks)
+    ]
+    pixels = {
+        key: value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+        for key, value in made.items()
+        if key not in (*TOKENS, "attention_mask", "labels")  # PaliGemma adds labels
+    }
+    return tokens, pixels
+
+
+def token_ids(processor: Any, answers: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of rendered answers."""
+    ids: list[list[int]] = processor.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def batch(
+    processor: Any, prompts: Sequence[Tokens], owners: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> dict[str, torch.Tensor]:
+    """Return `pack` of the prompts and answers, with the token types that the model takes."""
+    tokenizer = processor.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    made = pack([prompt["input_ids"] for prompt in prompts], owners, answers, filler)
+    answer_type = ANSWER_TYPES.get(type(processor).__name__, 0)
+    lengths = made["attention_mask"].sum(dim=1).tolist()
+    for key in TOKENS[1:]:
+        if key in prompts[0]:
+            rows = [(prompt[key], length) for prompt, length in zip(prompts, lengths, strict=True)]
+            made[key] = padded([[*types, *[answer_type] * (length - len(types))] for types, length in rows])
+    return made
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int = 0
+) -> dict[str, torch.Tensor]:
+    """Rows of prompts with one or two answers each, right-padded.
+
+    Args:
+        prompts: token ids of the prompt of each row (R of them).
+        owners: which answers follow each prompt, as indices into `answers`; every answer belongs to one row.
+        answers: token ids of the answers (S of them).
+        filler: token id of the padding.
+
+    Returns (int64; L tokens in the longest row, T in the longest answer):
+        `input_ids`, `attention_mask` (R x L); `segments` (R x L: 0 prompt and padding, 1 first answer, 2 second);
+        `positions` (R x L: place of each token in its own prompt and answer);
+        `answer_ids`, `completion_mask` (S x T: whether there is such a token);
+        `predictors` (S x T: the place, in the flattened R x L, whose logits predict the token).
+    """
+    ids, segments, positions = [], [], []
+    places: list[list[tuple[int, int]]] = [[] for _ in answers]
+    for row, (prompt, sides) in enumerate(zip(prompts, owners, strict=True)):
+        ids.append(list(prompt))
+        segments.append([0] * len(prompt))
+        positions.append(list(range(len(prompt))))
+        for number, side in enumerate(sides, start=1):
+            seen, start = answers[side][:-1], len(ids[row])
+            ids[row] += seen
+            segments[row] += [number] * len(seen)
+            positions[row] += range(len(prompt), len(prompt) + len(seen))
+            before = [len(prompt) - 1, *range(start, start + len(seen))]
+            places[side] = [(row, place) for place in before[: len(answers[side])]]
+    width = max(len(row) for row in ids)
+    return {
+        "input_ids": padded(ids, filler),
+        "attention_mask": padded([[1] * len(row) for row in ids]),
+        "segments": padded(segments),
+        "positions": padded(positions),
+        "answer_ids": padded(answers, filler),
+        "completion_mask": padded([[1] * len(answer) for answer in answers]),
+        "predictors": padded([[row * width + place for row, place in side] for side in places]),
+    }
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
+    """Return rows of different length as one int64 tensor, padded on the right."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+@dataclass
+class Answers:
+    """Next-token distributions at K places, which predict the N tokens of S answers.
+
+    Attributes:
+        logits: float32, K x V. Two answers behind one prompt share the prediction of their first tokens, so K <= N.
+        places: int64, N: index in K that predicts each answer token, in the order of `there`.
+        tokens: int64, N: ids of the answer tokens.
+        there: bool, S x T: True where answer s has a token t.
+    """
+
+    logits: torch.Tensor
+    places: torch.Tensor
+    tokens: torch.Tensor
+    there: torch.Tensor
+
+    def logps(self) -> torch.Tensor:
+        """Return the log-probability of each answer token (float32, S x T; 0 where there is none)."""
+        return self._spread(self.logits[self.places, self.tokens] - self.logits.logsumexp(dim=-1)[self.places])
+
+    def divergence(self, reference: Answers) -> torch.Tensor:
+        """Return KL(reference || this) in nats at each answer token (float32, S x T; 0 where there is none)."""
+        own, target = self.logits.log_softmax(dim=-1), reference.logits.log_softmax(dim=-1)
+        return self._spread(F.kl_div(own, target, reduction="none", log_target=True).sum(dim=-1)[self.places])
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(self.there.shape).masked_scatter(self.there, values)
+
+
+def read_answers(model: Any, inputs: dict[str, torch.Tensor]) -> Answers:
+    """Run a model over a batch and return its answers' distributions, with the language-model head at answers only.
+
+    Args:
+        model: a vision-language model of transformers, maybe inside PEFT, DeepSpeed or DDP.
+        inputs: the output of `pack`, and further model inputs (`pixel_values`, ...).
+
+    Raises:
+        InputError: the model's head cannot be limited to chosen places.
+    """
+    there = inputs["completion_mask"].bool()
+    predictors = inputs["predictors"][there]
+    keep = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+    keep.view(-1)[predictors] = True
+    plain = {name: value for name, value in inputs.items() if name not in PACKING}
+    logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
+    kept = keep.view(-1).cumsum(0)
+    if logits.shape[:-1] != (int(kept[-1]),):
+        raise InputError(
+            f"{type(model).__name__} does not take `logits_to_keep` as a mask, so its language-model head cannot be "
+            "limited to answers. Use a model class that ships with transformers."
+        )
+    return Answers(logits.float(), kept[predictors] - 1, inputs["answer_ids"][there], there)

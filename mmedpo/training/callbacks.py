@@ -1,0 +1,138 @@
+"""Callbacks of a training: its duration, logs that a resumed training has too, and interruption by signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from mmedpo.errors import Stopped
+from mmedpo.runs.run_folder import DURATION, read_object, write_json
+
+OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong in a resumed training
+UNLOGGED = "unlogged"  # in the state that each checkpoint keeps
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 2.0  # seconds; launchers forward Ctrl-C, so a second SIGINT within these is the same one
+AGAIN = f"Ctrl-C again, {ECHO:.0f} seconds from now or later, ends at once."
+
+
+class Duration(TrainerCallback):
+    """Callback that stores the seconds of all starts in the working folder, at each log and checkpoint.
+
+    In a resumed training it corrects the Trainer's last log line: the runtime becomes that of all starts, and values of
+    the last start alone are removed, such as a loss of 0.0 where no step was left.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / DURATION
+        self._before: float = read_object(self._file)["seconds"] if self._file.exists() else 0.0
+        self._began = time.monotonic()
+        self._resumed = False
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began, self._resumed = time.monotonic(), state.global_step > 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        for entry in (logs or {}, state.log_history[-1]) if self._resumed else ():
+            if "train_runtime" in entry:
+                entry["train_runtime"] = round(self.seconds, 4)
+                for name in OF_ONE_START:
+                    entry.pop(name, None)
+        self._keep(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._keep(state)
+
+    def _keep(self, state: Any) -> None:
+        if state.is_world_process_zero:
+            write_json(self._file, {"seconds": self.seconds})
+
+
+class Unlogged(dict[str, list[float]]):
+    """Metrics of the batches since the last log, by name; not a defaultdict, which the Trainer's state cannot copy."""
+
+    def __missing__(self, name: str) -> list[float]:
+        self[name] = []
+        return self[name]
+
+
+class Logs(TrainerCallback):
+    """Callback that stores `unlogged` in every checkpoint, and logs and evaluates before the checkpoint of a step.
+
+    transformers logs and evaluates at the end of an epoch, when the checkpoint of its last step may already be written.
+    It also does so where a training stops in the middle of an epoch. The last step is always logged.
+    """
+
+    def __init__(self, unlogged: Unlogged) -> None:
+        self._unlogged = unlogged
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._unlogged.update(state.stateful_callbacks.get(UNLOGGED, {}))
+        state.stateful_callbacks[UNLOGGED] = self._unlogged
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        last = state.global_step >= state.max_steps
+        ends = last or state.epoch == int(state.epoch)
+        control.should_log |= last and args.logging_strategy != IntervalStrategy.NO
+        control.should_log |= ends and args.logging_strategy == IntervalStrategy.EPOCH
+        late_enough = args.eval_delay <= state.epoch
+        control.should_evaluate |= ends and args.eval_strategy == IntervalStrategy.EPOCH and late_enough
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = control.should_evaluate = False
+
+
+class StopOnSignal(TrainerCallback):
+    """Save a checkpoint in all processes, and stop, at the end of the step in which any process got a signal.
+
+    A second Ctrl-C after `ECHO` seconds ends at once, without a checkpoint. transformers' `enable_jit_checkpoint` is
+    not used: each process decides by its own clock, so that processes may save at different steps and deadlock.
+    """
+
+    def __init__(self) -> None:
+        self._told: float | None = None  # time of the first signal
+        self._before: dict[int, Any] = {}
+        self._speaks = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._speaks = state.is_world_process_zero
+        if threading.current_thread() is threading.main_thread():  # others may not handle signals
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+
+    def _hear(self, number: int, _: Any) -> None:
+        now = time.monotonic()
+        if self._told is None:
+            self._told = now
+            if number == signal.SIGINT and self._speaks:
+                print(f"\nA checkpoint is saved at the end of this step; {AGAIN}", flush=True)
+        elif number == signal.SIGINT and now - self._told >= ECHO:
+            self.on_train_end()
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        told = torch.tensor(float(self._told is not None), device=args.device)
+        if reduce(told, "max") > 0:
+            args.save_only_model = False  # a checkpoint without optimizer state cannot be resumed
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def refuse_unfinished(trainer: Trainer) -> None:
+    """Raise Stopped where a training ended before its last step."""
+    done, planned = trainer.state.global_step, trainer.state.max_steps
+    if done < planned:
+        raise Stopped(f"Stopped after step {done} of {planned}; a checkpoint is kept. Go on with --resume.")

@@ -425,10 +425,10 @@ def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
     """Two finished evaluations of the tiny model: `start` (greedy) and `again` (warm)."""
     from mmedpo.evaluation.answering import Generation, LocalModel
     from mmedpo.evaluation.predict import evaluate
-    from mmedpo.evaluation.questions import of_source
+    from mmedpo.evaluation.questions import Asked, read
     from mmedpo.models.vision_language import VisionLanguageModel
 
-    folder, asked = tmp_path_factory.mktemp("evaluations"), of_source(corpus, "test", limit=12)
+    folder, asked = tmp_path_factory.mktemp("evaluations"), read(Asked(corpus, split="test", limit=12))
     model = LocalModel(VisionLanguageModel(str(tiny_model)))
     for name, temperature in (("start", 0.0), ("again", 1.0)):
         (folder / name).mkdir()

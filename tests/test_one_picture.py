@@ -126,7 +126,7 @@ def test_every_step_sees_the_same_pixels(
     for given in (visual, undecoded):
         check(trained_on(processor, given), expected + noised, names * 2)
     # Evaluated: of the source, of the dataset, of its pairs.
-    for asked in (questions.of_source(source), questions.of_dataset(str(curated))):
+    for asked in (questions.read(questions.Asked(source)), questions.read(questions.Asked(dataset=str(curated)))):
         about = [question.id for question in asked.questions]
         pictures = [np.asarray(asked.open_image(question.image)) for question in asked.questions]
         check(pictures, [right[name] for name in about], about)

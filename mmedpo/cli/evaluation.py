@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,9 +37,13 @@ from mmedpo.errors import InputError
 from mmedpo.runs import writable
 from mmedpo.runs.options import LENGTHS
 
+if TYPE_CHECKING:
+    from mmedpo.evaluation.questions import Asked
+else:
+    Asked = Any  # typer evaluates annotations when the command is made
+
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
 Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
-Asked = dict[str, Any]  # options of `_asked`, arguments of `questions.read`
 
 
 def _asked(
@@ -47,7 +51,11 @@ def _asked(
     official_split: OfficialSplit = False, skip_faulty: SkipFaulty = False, marked: Marked = False,
     image_folders: ImageFolders = None,
 ) -> Asked:  # fmt: skip
-    return {**locals(), "image_folders": image_folders or ()}
+    from mmedpo.evaluation import questions as asking
+
+    return asking.Asked(
+        source, dataset, split, limit, seed, official_split, skip_faulty, marked, tuple(image_folders or ())
+    )
 
 
 def _asking(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,17 +104,17 @@ def questions(
     Each line has id, question, image_id (the path of its image below the source) and the gold answer as reference.
     """
     from mmedpo.evaluation import questions as asking
-    from mmedpo.evaluation.score import read_by_id
+    from mmedpo.evaluation.contents import keep
 
     writable.check(output)
-    found = asking.read(**asked)
+    found = asking.read(asked)
     if found.note:
         console.print(found.note, soft_wrap=True)
     if found.marked:
         console.print(f"{found.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
     writable.make(output.parent)
-    asking.write(found, output)
-    images = len({row["image_digest"] for row in read_by_id(output)[0].values()})  # copies are one
+    keep(found.rows(), output)
+    images = len({question.image_digest for question in found.questions})  # copies are one
     console.print(f"{output}: {number_of(len(found.questions), 'questions')} about {number_of(images, 'images')}.")
 
 

@@ -23,14 +23,13 @@ from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.metrics import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.metrics.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.metrics.visual_reliance import VIEWS
-from mmedpo.evaluation.score import Row, picture, write_lines, write_results
+from mmedpo.evaluation.score import Row, about, picture, write_results
 from mmedpo.models import refusals
 from mmedpo.models.generation import Sampling
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs import formats
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import versions
-from mmedpo.runs.run_folder import sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,118 +39,150 @@ if TYPE_CHECKING:
 TEXTS = ("prompt", "chosen", "rejected")
 
 
-def measure_preferences(
-    open_model: Callable[[], VisionLanguageModel],
-    rows: Dataset,
-    folder: Path,
-    batch_size: int = 16,
-    record: Row | None = None,
-) -> Row:
-    """Measure both answers of every pair, each on the images of its side, and write an evaluation folder.
+class Preference:
+    """Preference accuracy: the log-probabilities of both answers of every pair, each on the images of its side.
 
     A line's `prediction` is the likelier side: "chosen", "rejected" or "tie".
 
     Args:
-        open_model: function that loads the model; called after the rows are validated.
         rows: a split of a preference dataset (`loading.load`).
-        folder: working folder; pairs in its ledger are not measured again.
         batch_size: answers per forward pass.
-        record: further fields of results.json (name, command, dataset, split, ...).
-
-    Returns:
-        The content of results.json.
 
     Raises:
         InputError: no rows, or columns other than a preference dataset's.
     """
-    rows = _undecoded(rows)
-    questions = [_question(row) for row in rows]
-    keep(questions, folder / QUESTIONS)
-    model = open_model()
-    _refuse_unencodable(model.processor, rows)
-    ledger = Ledger(folder / "logps.ledger")
-    for batch in _unmeasured(rows, ledger, batch_size):
+
+    ledger = "logps"
+
+    def __init__(self, rows: Dataset, batch_size: int = 16) -> None:
+        self.rows, self.batch_size = _undecoded(rows), batch_size
+        self.questions = [_question(row) for row in self.rows]
+
+    def found(self, model: VisionLanguageModel, batch: Sequence[Row]) -> dict[str, Any]:
+        """Return the log-probabilities [chosen, rejected] by row id."""
         sides = [
             answer_logps(model, [View(_seen(row, side), row["prompt"], row[side]) for row in batch])
             for side in ("chosen", "rejected")
         ]
-        ledger.update({row["id"]: logps for row, *logps in zip(batch, *sides, strict=True)})
-    predictions, scores = [], []
-    for question in questions:
-        logps = dict(zip(preference.LOGPS, ledger[question["id"]], strict=True))
+        return {row["id"]: logps for row, *logps in zip(batch, *sides, strict=True)}
+
+    def line(self, question: Row, found: Any) -> tuple[Row, Row]:
+        """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
+        logps = dict(zip(preference.LOGPS, found, strict=True))
         score = preference.score({**logps, "dispreference": question["dispreference"], "weight": question["weight"]})
         side = "tie" if score["tie"] else "chosen" if score["correct"] else "rejected"
-        predictions.append({"id": question["id"], "prediction": side, **logps})
-        scores.append(_about(question) | score)
-    results = {
-        **_about_run(model, record, questions), "seed": None, "settings": {"batch_size": batch_size},
-        "protocols": {"preference": "log_likelihood"}, "metrics": preference.aggregate(scores),
-    }  # fmt: skip
-    return _finish(folder, ledger, predictions, scores, results)
+        return {"prediction": side, **logps}, score
+
+    def results(self, predictions: Sequence[Row], scores: Sequence[Row]) -> Row:
+        """Return the measure's fields of results.json."""
+        return {
+            "seed": None, "settings": {"batch_size": self.batch_size},
+            "protocols": {"preference": "log_likelihood"}, "metrics": preference.aggregate(scores),
+        }  # fmt: skip
 
 
-def measure_visual_reliance(
-    open_model: Callable[[], VisionLanguageModel],
-    rows: Dataset,
-    folder: Path,
-    batch_size: int = 16,
-    record: Row | None = None,
-    seed: int = 0,
-    max_new_tokens: int = 64,
-) -> Row:
-    """Ask the questions of the `lesion_noise` rows on each of `visual_reliance.VIEWS`, and write an evaluation folder.
+class VisualReliance:
+    """Visual reliance: the questions of the `lesion_noise` rows, asked on each of `visual_reliance.VIEWS`.
 
     "lesion_noise" is the row's noised image, "blank" its mean colour, "swapped" the image of another patient's row (of
     another image, where no patient is recorded). Greedy answers are scored by `med_vqa` (strict). Reports are scored by
     the log-probability of the gold report only. A line's `prediction` is the answer on the original image.
 
     Args:
-        open_model, rows, folder, batch_size, record: as in `measure_preferences`; other kinds of rows are skipped.
+        rows, batch_size: as in `Preference`; other kinds of rows are skipped.
         seed: seed of the swaps.
         max_new_tokens: longest answer in tokens.
-
-    Returns:
-        The content of results.json.
 
     Raises:
         InputError: columns other than a preference dataset's; no `lesion_noise` row, or all of one patient; rows with
             several images or messages or a gold answer without words (all are listed).
     """
-    rows = _noised(rows)
-    questions = [_question(row) for row in rows]
-    _refuse_unaskable(rows, questions)
-    partners = dict(zip(rows["id"], _other_patients(questions, seed), strict=True))
-    keep(questions, folder / QUESTIONS)
+
+    ledger = "views"
+
+    def __init__(self, rows: Dataset, batch_size: int = 16, seed: int = 0, max_new_tokens: int = 64) -> None:
+        rows, kind = _undecoded(rows), schema.DISPREFERENCES.index("lesion_noise")
+        self.rows = rows.select([place for place, other in enumerate(rows["dispreference"]) if other == kind])
+        self.batch_size, self.seed, self.max_new_tokens = batch_size, seed, max_new_tokens
+        self.questions = [_question(row) for row in self.rows]
+        _refuse_unaskable(self.rows, self.questions)
+        self.partners = dict(zip(self.rows["id"], other_patients(self.questions, seed), strict=True))
+
+    def found(self, model: VisionLanguageModel, batch: Sequence[Row]) -> dict[str, Any]:
+        """Return the gold answer's log-probability and, except for reports, the model's answer, by row id and view."""
+        views = [_views(row, self.rows[self.partners[row["id"]]]) for row in batch]
+        found: dict[str, Row] = {row["id"]: {"answers": dict.fromkeys(VIEWS), "logps": {}} for row in batch}
+        asked = [i for i, row in enumerate(batch) if schema.TASKS[row["task"]] != "report"]
+        for view in VIEWS:
+            shown = [View([seen[view]], row["prompt"], row["chosen"]) for row, seen in zip(batch, views, strict=True)]
+            for row, logp in zip(batch, answer_logps(model, shown), strict=True):
+                found[row["id"]]["logps"][view] = logp
+            pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in asked]
+            answers = model.generate(model.encode(pairs), Sampling(self.max_new_tokens)) if pairs else []
+            for i, (answer,) in zip(asked, answers, strict=True):
+                line = found[batch[i]["id"]]
+                line["answers"][view] = answer.said or ""
+                if answer.said is None:
+                    line.setdefault("unanswered", {})[view] = answer.failure
+        return found
+
+    def line(self, question: Row, found: Any) -> tuple[Row, Row]:
+        """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
+        kind, answers, gold = ANSWER_TYPES.get(question["task"]), found["answers"], question["reference"]
+        correct = {
+            view: None if kind is None else med_vqa.score(answers[view], gold, kind)["correct"] for view in VIEWS
+        }
+        columns = {"correct": correct, "logps": found["logps"]}
+        score = visual_reliance.score({f"{name}_{view}": columns[name][view] for name in columns for view in VIEWS})
+        return {"prediction": answers["original"] or "", **found}, score
+
+    def results(self, predictions: Sequence[Row], scores: Sequence[Row]) -> Row:
+        """Return the measure's fields of results.json."""
+        return {
+            "seed": self.seed, "unanswered": sum("unanswered" in line for line in predictions),
+            "settings": {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens, "temperature": 0.0,
+                         "med_vqa_definition": med_vqa.DEFINITIONS["strict"]},
+            "protocols": {"visual_reliance": "strict"}, "metrics": visual_reliance.aggregate(scores),
+        }  # fmt: skip
+
+
+def measure(
+    measure: Preference | VisualReliance, open_model: Callable[[], VisionLanguageModel], folder: Path,
+    record: Row | None = None,
+) -> Row:  # fmt: skip
+    """Measure all rows and write an evaluation folder (docs/architecture.md).
+
+    Args:
+        measure: measure with its rows.
+        open_model: function that loads the model.
+        folder: working folder; rows in its ledger are not measured again.
+        record: further fields of results.json (name, command, dataset, split, ...).
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: rows that the model's processor refuses; all are listed.
+    """
+    questions = measure.questions
+    digest = keep(questions, folder / QUESTIONS)
     model = open_model()
-    _refuse_unencodable(model.processor, rows)
-    ledger = Ledger(folder / "views.ledger")
-    for batch in _unmeasured(rows, ledger, batch_size):
-        others = [rows[partners[row["id"]]] for row in batch]
-        views = [_views(row, other) for row, other in zip(batch, others, strict=True)]
-        ledger.update(_looked_at(model, batch, views, Sampling(max_new_tokens)))
+    _refuse_unencodable(model.processor, measure.rows)
+    ledger = Ledger(folder / f"{measure.ledger}.ledger")
+    for batch in _unmeasured(measure.rows, ledger, measure.batch_size):
+        ledger.update(measure.found(model, batch))
     predictions, scores = [], []
     for question in questions:
-        found = ledger[question["id"]]
-        predictions.append({"id": question["id"], "prediction": found["answers"]["original"] or "", **found})
-        scores.append(_about(question) | _reliance(question, found))
-    results = {
-        **_about_run(model, record, questions), "seed": seed,
-        "unanswered": sum("unanswered" in line for line in predictions),
-        "settings": {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": 0.0,
-                     "med_vqa_definition": med_vqa.DEFINITIONS["strict"]},
-        "protocols": {"visual_reliance": "strict"}, "metrics": visual_reliance.aggregate(scores),
-    }  # fmt: skip
-    return _finish(folder, ledger, predictions, scores, results)
-
-
-def lines(rows: Dataset, only_noised: bool = False) -> list[Row]:
-    """Return the lines of questions.jsonl about pairs; raise InputError for unusable rows or images."""
-    return [_question(row) for row in (_noised(rows) if only_noised else _undecoded(rows))]
-
-
-def _noised(rows: Dataset) -> Dataset:
-    rows, kind = _undecoded(rows), schema.DISPREFERENCES.index("lesion_noise")
-    return rows.select([place for place, other in enumerate(rows["dispreference"]) if other == kind])
+        prediction, score = measure.line(question, ledger[question["id"]])
+        predictions.append({"id": question["id"], **prediction})
+        scores.append(about(question) | score)
+    results = write_results(folder, predictions, scores, {
+        "format": formats.RESULTS, **(record or {}), "versions": versions(),
+        **LocalModel(model).record(questions[0]["question"]), **measure.results(predictions, scores),
+        "questions_sha256": digest,
+    })  # fmt: skip
+    ledger.close()
+    return results
 
 
 def _undecoded(rows: Dataset) -> Dataset:
@@ -244,7 +275,7 @@ def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
         raise InputError(f"The model's processor refuses {len({fault.row for fault in faults})} rows:", faults)
 
 
-def _other_patients(questions: Sequence[Row], seed: int) -> list[int]:
+def other_patients(questions: Sequence[Row], seed: int) -> list[int]:
     """Return for each question the index of one about another patient, drawn by (seed, its id)."""
     patients = [question["patient_id"] or picture(question) for question in questions]
     if len(set(patients)) < 2:
@@ -270,53 +301,3 @@ def blank(image: Image) -> Image:
 
     mean = np.asarray(image, dtype=np.float64).mean(axis=(0, 1)).round().astype(np.uint8)
     return pillow.fromarray(np.full((image.height, image.width, 3), mean))
-
-
-def _looked_at(
-    model: VisionLanguageModel, batch: Sequence[Row], views: Sequence[dict[str, Image]], sampling: Sampling
-) -> dict[str, Row]:
-    """Return the gold answer's log-probability and, except for reports, the model's answer, by row id and view."""
-    found: dict[str, Row] = {row["id"]: {"answers": dict.fromkeys(VIEWS), "logps": {}} for row in batch}
-    asked = [i for i, row in enumerate(batch) if schema.TASKS[row["task"]] != "report"]
-    for view in VIEWS:
-        shown = [View([seen[view]], row["prompt"], row["chosen"]) for row, seen in zip(batch, views, strict=True)]
-        for row, logp in zip(batch, answer_logps(model, shown), strict=True):
-            found[row["id"]]["logps"][view] = logp
-        pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in asked]
-        answers = model.generate(model.encode(pairs), sampling) if pairs else []
-        for i, (answer,) in zip(asked, answers, strict=True):
-            line = found[batch[i]["id"]]
-            line["answers"][view] = answer.said or ""
-            if answer.said is None:
-                line.setdefault("unanswered", {})[view] = answer.failure
-    return found
-
-
-def _reliance(question: Row, found: Row) -> dict[str, float]:
-    def correct(answer: str | None) -> Any:
-        kind = ANSWER_TYPES.get(question["task"])
-        return (
-            answer if answer is None or kind is None else med_vqa.score(answer, question["reference"], kind)["correct"]
-        )
-
-    return visual_reliance.score(
-        {f"correct_{view}": correct(found["answers"][view]) for view in VIEWS}
-        | {f"logps_{view}": found["logps"][view] for view in VIEWS}
-    )
-
-
-def _about(question: Row) -> Row:
-    return {column: question[column] for column in ("id", "image_id", "task")}
-
-
-def _about_run(model: VisionLanguageModel, record: Row | None, questions: Sequence[Row]) -> Row:
-    who = LocalModel(model).record(questions[0]["question"])
-    return {"format": formats.RESULTS, **(record or {}), "versions": versions(), **who}
-
-
-def _finish(folder: Path, ledger: Ledger, predictions: list[Row], scores: list[Row], results: Row) -> Row:
-    write_lines(folder / "predictions.jsonl", predictions)
-    write_lines(folder / "scores.jsonl", scores)
-    results = write_results(folder, {**results, "questions_sha256": sha256(folder / QUESTIONS)})
-    ledger.close()
-    return results

@@ -15,9 +15,10 @@ from rich.progress import Progress
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import Answering, Batch, Generation
-from mmedpo.evaluation.predictions import Line, counts, notes, unanswered, without_open_thoughts
-from mmedpo.evaluation.questions import Question, QuestionSet, write
-from mmedpo.evaluation.score import Scoring, score_folder, write_lines, write_results
+from mmedpo.evaluation.contents import QUESTIONS, keep
+from mmedpo.evaluation.predictions import Line, unanswered, without_open_thoughts
+from mmedpo.evaluation.questions import Question, QuestionSet
+from mmedpo.evaluation.score import Scoring, finish
 from mmedpo.runs import formats
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import ALONE, Processes
@@ -57,7 +58,8 @@ def evaluate(
         Stopped: the budget of an endpoint is spent.
     """
     generation, scoring = generation or Generation(), scoring or Scoring()
-    digest = write(asked, folder / "questions.jsonl") if processes.first else None
+    rows = asked.rows()
+    digest = keep(rows, folder / QUESTIONS) if processes.first else None
     ledgers = [Ledger(folder / f"{name}.ledger") for name in ("answers", "failures", "launches")]
     answers, failures, launches = ledgers
     share = batches(asked.questions, generation.batch_size)[processes.rank :: processes.count]
@@ -75,22 +77,17 @@ def evaluate(
             faults,
         )
     said |= {id_: unanswered(why) for id_, why in lost.items()}
-    lines = [{"id": question.id, **said[question.id]} for question in asked.questions]
+    lines = [said[question.id] for question in asked.questions]
     requests, served = _each(lines, "sent"), _each(lines, "served")
     if len(served) > 1:
         log.warning("The endpoint says that its model changed in between. All answers are scored as one's: %s", served)
-    write_lines(folder / "predictions.jsonl", lines)
-    counted = counts(lines)
-    for note in notes(lines):
-        log.warning(note)
     results = {
         "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,
         "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
-        **({"requests": requests} if requests else {}), **({"served": served} if served else {}), **counted,
-        "protocols": scoring.protocols, "metrics": score_folder(folder, scoring),
+        **({"requests": requests} if requests else {}), **({"served": served} if served else {}),
     }  # fmt: skip
-    results = write_results(folder, results)
+    results = finish(folder, list(zip(rows, lines, strict=True)), scoring, results)
     for ledger in ledgers:
         ledger.close()
     return results

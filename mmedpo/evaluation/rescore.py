@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from mmedpo.data import credentialed
 from mmedpo.errors import InputError
-from mmedpo.evaluation.predictions import Line, counts, notes
-from mmedpo.evaluation.questions import QuestionSet, read, write
-from mmedpo.evaluation.score import (
-    PARTS,
-    Row,
-    Scoring,
-    check_digests,
-    joined,
-    score_pairs,
-    write_lines,
-    write_results,
-)
+from mmedpo.evaluation.contents import QUESTIONS, keep
+from mmedpo.evaluation.questions import Asked, QuestionSet, read
+from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish, joined
 from mmedpo.runs import formats, writable
-from mmedpo.runs.provenance import portable, versions
+from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import read_json, sha256, short_folder
 
 log = logging.getLogger(__name__)
 
 
 def main(
-    run: Path | None, predictions: Path | None, asked: Mapping[str, Any], chosen: Mapping[str, str | None],
+    run: Path | None, predictions: Path | None, asked: Asked, chosen: Mapping[str, str | None],
     output: Path, record: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the evaluation folder `output` of `mmedpo score`.
@@ -39,7 +30,7 @@ def main(
     Args:
         run: finished evaluation; give either `run` or `predictions`.
         predictions: file of predictions.
-        asked: options of `questions.read`, with `predictions` only.
+        asked: choice of the questions, with `predictions` only.
         chosen: fields of `Scoring`; None takes the run's, or the default.
         output: folder to write.
         record: further fields of results.json (name, command).
@@ -55,13 +46,13 @@ def main(
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
-        if unused := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]:
+        if unused := [f"--{one.name.replace('_', '-')}" for one in fields(asked) if getattr(asked, one.name)]:
             raise InputError(f"{', '.join(unused)} say what --predictions answer; {run} holds its own questions.")
         scoring = _changed(scoring_of(run), given)
         with short_folder(output) as folder:
             return score_run(run, folder, scoring, record)
     scoring = Scoring(**given)
-    questions = read(**asked, scoring=scoring)
+    questions = read(asked, scoring)
     if questions.note:
         log.warning(questions.note)
     with short_folder(output) as folder:
@@ -100,15 +91,15 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
     Raises:
         InputError: files of `run` are missing, broken, or changed since it finished.
     """
-    if missing := [name for name in ("questions.jsonl", "predictions.jsonl") if not (run / name).exists()]:
+    if missing := [name for name in (QUESTIONS, "predictions.jsonl") if not (run / name).exists()]:
         raise InputError(f"{run} has no {missing[0]}; give a finished evaluation.")
     before = read_json(run / "results.json")
     check_digests(run, before, ("questions", "predictions"))
-    shutil.copyfile(run / "questions.jsonl", folder / "questions.jsonl")
+    shutil.copyfile(run / QUESTIONS, folder / QUESTIONS)
     kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
     with credentialed.quoting_nothing(credentialed.first([before]) is not None):
-        pairs = joined(folder / "questions.jsonl", run / "predictions.jsonl", scoring)
-    return _finish(folder, pairs, scoring, {**before, **record, "scored_before": kept})
+        answered = joined(folder / QUESTIONS, run / "predictions.jsonl", scoring)
+    return finish(folder, answered, scoring, {**before, **record, "scored_before": kept})
 
 
 def score_predictions(
@@ -122,26 +113,11 @@ def score_predictions(
     Raises:
         InputError: predictions that do not match the questions by id, or are not strings; all are listed.
     """
-    digest = write(asked, folder / "questions.jsonl")
+    digest = keep(asked.rows(), folder / QUESTIONS)
     with credentialed.quoting_nothing(asked.marked):
-        pairs = joined(folder / "questions.jsonl", predictions, scoring)
-    return _finish(folder, pairs, scoring, {
+        answered = joined(folder / QUESTIONS, predictions, scoring)
+    return finish(folder, answered, scoring, {
         "format": formats.RESULTS, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
         "predictions_sha256": sha256(predictions),
     })  # fmt: skip
-
-
-def _finish(
-    folder: Path, pairs: Sequence[tuple[Row, Line]], scoring: Scoring, results: dict[str, Any]
-) -> dict[str, Any]:
-    metrics = score_pairs(pairs, folder, scoring)
-    lines = [{"id": row["id"], **line} for row, line in pairs]
-    write_lines(folder / "predictions.jsonl", lines)
-    counted = counts(lines)
-    if results.get("model") is None:  # predictions made elsewhere may not record what was cut off
-        counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
-    for note in notes(lines):
-        log.warning(note)
-    results |= {"versions": versions(), **counted, "protocols": scoring.protocols, "metrics": metrics}
-    return write_results(folder, results)

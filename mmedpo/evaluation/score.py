@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from typing import Any
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, visual_reliance
-from mmedpo.evaluation.predictions import Line, reread
+from mmedpo.evaluation.predictions import Line, counts, notes, reread
 from mmedpo.evaluation.predictions import faults as wrong_types
 from mmedpo.runs import bounded_json
-from mmedpo.runs.provenance import portable
+from mmedpo.runs.provenance import portable, versions
 from mmedpo.runs.run_folder import sha256, write_json
 from mmedpo.schema import TASKS
 
@@ -32,6 +33,7 @@ SHOWN_IDS = 5
 MOST = 0.9  # share of missing predictions above which they seem to be of another split
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,6 @@ class Scoring:
     def protocols(self) -> dict[str, str]:
         """Protocols by folder of eval/, as in results.json."""
         return {part: getattr(self, name) for part, name in PARTS.items()}
-
-    def check(self, questions: Iterable[Row]) -> None:
-        """Raise InputError if answers to `questions` (lines of questions.jsonl) cannot be scored.
-
-        Faults are gold answers without words to these protocols (all are listed), or data missing on this machine.
-        """
-        rows = list(questions)
-        refuse_unscorable(rows, self)
-        for task in {row["task"] for row in rows}:
-            self.score(task, "yes", "yes")
 
     def reference_fault(self, task: str | None, reference: Any) -> str | None:
         """Return the fault of a gold answer, or None."""
@@ -107,31 +99,36 @@ class Scoring:
         )
 
 
-def score_folder(folder: Path, scoring: Scoring | None = None) -> Row:
-    """Score `predictions.jsonl` against `questions.jsonl` and write `scores.jsonl`, all in `folder`.
+def finish(folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring, results: Row) -> Row:
+    """Score answers, write the evaluation folder, and warn of answers that are missing or were cut off.
 
-    Each line of `scores.jsonl` is {"id", "image_id", "task", ...} with the result of `med_vqa.score` (closed and open
-    questions) or `report_generation.score` (reports), in the order of the questions.
+    Each line of scores.jsonl is {"id", "image_id", "task", ...} with the result of `med_vqa.score` (closed and open
+    questions) or `report_generation.score` (reports).
+
+    Args:
+        folder: folder that holds questions.jsonl.
+        answered: questions in order, each with its line of predictions.jsonl.
+        scoring: protocols of the scores.
+        results: further fields of results.json.
 
     Returns:
-        The "metrics" of `results.json` (docs/files.md).
-
-    Raises:
-        InputError: as `joined`.
+        The content of results.json (docs/files.md).
     """
-    scoring = scoring or Scoring()
-    return score_pairs(joined(folder / "questions.jsonl", folder / "predictions.jsonl", scoring), folder, scoring)
+    predictions = [{"id": row["id"], **line} for row, line in answered]
+    found = scoring.score_all([(row, line["prediction"]) for row, line in answered])
+    scores = [about(row) | score for (row, _), score in zip(answered, found, strict=True)]
+    counted = counts(predictions)
+    if results.get("model") is None:  # predictions made elsewhere may not record what was cut off
+        counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
+    for note in notes(predictions):
+        log.warning(note)
+    results = results | {"versions": versions(), **counted, "protocols": scoring.protocols}
+    return write_results(folder, predictions, scores, results | {"metrics": scoring.metrics(scores)})
 
 
-def score_pairs(pairs: Sequence[tuple[Row, Line]], folder: Path, scoring: Scoring) -> Row:
-    """Score `joined` questions and predictions, as `score_folder` does."""
-    answers = [(row, line["prediction"]) for row, line in pairs]
-    scores = [
-        {column: row[column] for column in ("id", "image_id", "task")} | found
-        for (row, _), found in zip(answers, scoring.score_all(answers), strict=True)
-    ]
-    write_lines(folder / "scores.jsonl", scores)
-    return scoring.metrics(scores)
+def about(question: Row) -> Row:
+    """Return the fields that a line of scores.jsonl begins with."""
+    return {column: question[column] for column in ("id", "image_id", "task")}
 
 
 def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None = None) -> list[tuple[Row, Line]]:
@@ -151,8 +148,10 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
     faults += [Fault(id_, "prediction", "is missing; every question needs one") for id_ in missing]
     faults += [Fault(id_, "prediction", "answers no question; remove it, or add the question") for id_ in surplus]
     if faults:
-        counts = _apart(len(questions), missing, len(predictions), surplus)
-        raise InputError(f"{portable(str(predictions_file))} cannot be scored: {len(faults)} faults.{counts}", faults)
+        unmatched = _apart(len(questions), missing, len(predictions), surplus)
+        raise InputError(
+            f"{portable(str(predictions_file))} cannot be scored: {len(faults)} faults.{unmatched}", faults
+        )
     return [(row, reread(predictions[id_])) for id_, row in questions.items()]
 
 
@@ -193,10 +192,12 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_results(folder: Path, results: Row) -> Row:
-    """Write results.json with the digests of predictions.jsonl and scores.jsonl; return its content."""
-    digests = {f"{name}.jsonl": sha256(folder / f"{name}.jsonl") for name in ("predictions", "scores")}
-    results = {**results, "files_sha256": digests}
+def write_results(folder: Path, predictions: Sequence[Row], scores: Sequence[Row], results: Row) -> Row:
+    """Write predictions.jsonl, scores.jsonl, and results.json with their digests; return its content."""
+    files = {"predictions.jsonl": predictions, "scores.jsonl": scores}
+    for name, rows in files.items():
+        write_lines(folder / name, rows)
+    results = {**results, "files_sha256": {name: sha256(folder / name) for name in files}}
     write_json(folder / "results.json", results)
     return results
 

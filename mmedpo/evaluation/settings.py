@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmedpo.data import credentialed, safe_paths
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.contents import ModelSpec
+from mmedpo.evaluation.questions import Asked
 from mmedpo.evaluation.score import Scoring
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.chat.names import names_endpoint
@@ -26,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_new_tokens_report": 1024, "temperature": 0.2, "vqa_protocol": "paper", "report_protocol": "paper",
     },
 }  # fmt: skip
+Part = TypeVar("Part")
 MEASURES = ("answers", "preference", "visual_reliance")
 UNUSED = {  # options without effect on a measure
     "preference": (*STRICT, "meteor_variant"),
@@ -123,12 +125,20 @@ class Settings:
         return ModelSpec(self.model, self.adapter, self.model_revision, self.adapter_revision)
 
     @property
+    def asked(self) -> Asked:
+        return self._part(Asked)
+
+    @property
     def generation(self) -> Generation:
-        return Generation(**{name: getattr(self, name) for name in Generation.__dataclass_fields__})
+        return self._part(Generation)
 
     @property
     def scoring(self) -> Scoring:
-        return Scoring(**{name: getattr(self, name) for name in Scoring.__dataclass_fields__})
+        return self._part(Scoring)
+
+    def _part(self, kind: type[Part]) -> Part:
+        """Return the options that are fields of the dataclass `kind`."""
+        return kind(**{one.name: getattr(self, one.name) for one in fields(kind)})  # type: ignore[arg-type]
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": self.source and str(self.source)}

@@ -175,7 +175,7 @@ def test_row_with_neither_answer_nor_report_is_a_fault(make_source: MakeSource) 
 def test_curate_and_evaluate_say_what_was_not_read(make_source: MakeSource) -> None:
     folder = make_source([{**WHOLE, "mrn": 7, "answer": "not sure"}])
     curated = open_source(Settings(source=folder, localizer="none"))
-    asked = questions.read(folder)
+    asked = questions.read(questions.Asked(folder))
     assert len(curated.notices) == 3 and asked.note == "\n".join(curated.notices)
-    assert "doubtful_answers" not in questions.read(make_source([WHOLE], name="sure")).record
+    assert "doubtful_answers" not in questions.read(questions.Asked(make_source([WHOLE], name="sure"))).record
     assert asked.record["doubtful_answers"] == curated.doubtful_answers == {"declines to answer": 1}

@@ -16,7 +16,7 @@ from mmedpo.curation.plan import open_source
 from mmedpo.curation.settings import Settings
 from mmedpo.data.sources import Source, read_source
 from mmedpo.data.splits import MANY, SHARES, part, places
-from mmedpo.evaluation.questions import of_source
+from mmedpo.evaluation.questions import Asked, read
 
 MakeSource = Callable[..., Path]
 
@@ -182,7 +182,7 @@ def test_patients_that_an_official_split_shares_are_counted_and_said(
     assert (source.patients_in_other_splits, source.images_in_other_splits) == (shared, 0)
     assert said in source.split_notice and ("as it stands" in source.split_notice) == bool(shared)
     assert source.record(split).get("patients_in_other_splits", 0) == shared
-    recorded = of_source(path, split=split, official_split=True).record
+    recorded = read(Asked(path, split=split, official_split=True)).record
     assert (recorded["patients_in_other_splits"], recorded["images_in_other_splits"]) == (shared, 0)
 
 

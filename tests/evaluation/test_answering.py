@@ -17,7 +17,7 @@ from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.answering import READERS, EndpointModel, Generation, LocalModel, ahead
 from mmedpo.evaluation.predict import batches, evaluate
-from mmedpo.evaluation.questions import QuestionSet, of_source
+from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.models.chat import Limits
 from mmedpo.models.chat import endpoint as endpoints
 from mmedpo.models.generation import Sampling
@@ -27,7 +27,7 @@ from mmedpo.runs.ledger import Ledger
 
 @pytest.fixture(scope="module")
 def asked(corpus: Path) -> QuestionSet:
-    return of_source(corpus, "test", limit=40)
+    return read(Asked(corpus, split="test", limit=40))
 
 
 def answers_of(answering: Any, asked: QuestionSet, generation: Generation, tmp_path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.compare import compare
-from mmedpo.evaluation.score import score_folder, write_results
+from mmedpo.evaluation.score import Scoring, finish, joined
 from mmedpo.runs.run_folder import sha256
 
 
@@ -26,10 +26,8 @@ def run(folder: Path, answers: dict[str, str]) -> Path:
         ("predictions", [{"id": f"q{i}", "prediction": answers.get(f"q{i}", text)} for i, text in enumerate(gold)]),
     ):  # fmt: skip
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_results(folder, {
-        "format": "mmedpo.results/1", "name": folder.name, "questions_sha256": sha256(folder / "questions.jsonl"),
-        "protocols": {"med_vqa": "strict", "report_generation": "coco"}, "metrics": score_folder(folder),
-    })  # fmt: skip
+    record = {"format": "mmedpo.results/1", "name": folder.name, "questions_sha256": sha256(folder / "questions.jsonl")}
+    finish(folder, joined(folder / "questions.jsonl", folder / "predictions.jsonl"), Scoring(), record)
     return folder
 
 

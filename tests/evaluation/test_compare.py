@@ -16,7 +16,7 @@ from mmedpo.evaluation import compare as comparing
 from mmedpo.evaluation import examples, parts
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.metrics.base import mean_of
-from mmedpo.evaluation.score import METRICS, PROTOCOLS, score_folder
+from mmedpo.evaluation.score import METRICS, PROTOCOLS, Scoring, finish, joined
 from mmedpo.evaluation.statistics import holm
 
 IMAGES = 20
@@ -50,12 +50,17 @@ def run(folder: Path, name: str, right_until: int, changes=None, results=None) -
     ]
     for file, lines in (("questions", asked), ("predictions", reversed(answers))):
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    record = {
-        "format": "mmedpo.results/1", "name": name, "source": "invented", "split": "test", "protocols": PROTOCOLS,
-        "metrics": score_folder(folder),
-    }  # fmt: skip
-    (folder / "results.json").write_text(json.dumps(record | (results or {})), encoding="utf-8")
+    record = {"format": "mmedpo.results/1", "name": name, "source": "invented", "split": "test"}
+    record = scored(folder, record) | (results or {})
+    (folder / "results.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
+
+
+def scored(folder, record):
+    answered = joined(folder / "questions.jsonl", folder / "predictions.jsonl")
+    found = finish(folder, answered, Scoring(), record)
+    del found["files_sha256"]  # a changed file is another test's
+    return found
 
 
 def test_values_are_those_of_the_results_and_differences_are_paired(tmp_path):
@@ -302,7 +307,8 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
     (folders[1] / "predictions.jsonl").write_text(
         "".join(json.dumps({"id": id_, "prediction": text}) + "\n" for id_, text in answers.items())
     )
-    score_folder(folders[1])
+    found = scored(folders[1], json.loads((folders[1] / "results.json").read_text(encoding="utf-8")))
+    (folders[1] / "results.json").write_text(json.dumps(found), encoding="utf-8")
     found = compare(folders, resamples=10)
     kept, counts = outcomes(found), found["outcomes"]
     assert (kept.count("gained"), kept.count("lost")) == expected and len(kept) == 9

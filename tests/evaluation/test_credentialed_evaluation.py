@@ -18,7 +18,7 @@ from mmedpo.data.credentialed import FLAG
 from mmedpo.errors import InputError
 from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.measures import measure
-from mmedpo.evaluation.questions import of_dataset, open_split
+from mmedpo.evaluation.questions import Asked, open_split, read
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.hub import results
 from mmedpo.report import write_report
@@ -145,12 +145,12 @@ def test_a_box_outside_its_image_is_not_quoted(make_source: MakeSource, tmp_path
 
 
 def test_a_dataset_is_marked_by_its_manifest_or_the_caller(preferences: Path, tmp_path: Path) -> None:
-    assert not of_dataset(str(preferences)).marked
-    assert open_split(str(preferences), marked=True)[1]["credentialed"] is True
+    assert not read(Asked(dataset=str(preferences))).marked
+    assert open_split(Asked(dataset=str(preferences), credentialed=True))[1]["credentialed"] is True
     marked = Path(shutil.copytree(preferences, tmp_path / "marked"))
     manifest = read_json(marked / "manifest.json")
     write_json(marked / "manifest.json", {**manifest, "source": {**manifest["source"], "credentialed": True}})
-    assert of_dataset(str(marked)).marked
+    assert read(Asked(dataset=str(marked))).marked
     away = "http://models.invalid:9/v1#target"
     with pytest.raises(InputError, match=f"Nothing was sent: phantom is credentialed data.*{FLAG}"):
         measure(Settings(away, dataset=str(marked)), Run(tmp_path / "out"))

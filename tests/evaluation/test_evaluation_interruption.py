@@ -20,7 +20,7 @@ import pytest
 
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import evaluate
-from mmedpo.evaluation.questions import of_source
+from mmedpo.evaluation.questions import Asked, read
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import Processes
@@ -44,7 +44,7 @@ def recorded(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
-    evaluate(LocalModel(VisionLanguageModel(str(tiny_model))), of_source(corpus, "test"), folder, GENERATION)
+    evaluate(LocalModel(VisionLanguageModel(str(tiny_model))), read(Asked(corpus, split="test")), folder, GENERATION)
     return recorded(folder)
 
 
@@ -102,7 +102,7 @@ def test_processes_share_the_batches_and_the_first_has_the_results(
 ) -> None:
     """Two threads in place of processes: what they share is the folder alone."""
     greedy = Generation(8, 12, batch_size=2)
-    asked, model = of_source(corpus, "test", limit=20), LocalModel(VisionLanguageModel(str(tiny_model)))
+    asked, model = read(Asked(corpus, split="test", limit=20)), LocalModel(VisionLanguageModel(str(tiny_model)))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     evaluate(model, asked, tmp_path / "one", greedy)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation import measures
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
-from mmedpo.evaluation.settings import MEASURES, Run, Settings
+from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.models.chat import Limits
 
 
@@ -19,13 +18,13 @@ def settings(**changes: Any) -> Settings:
     return Settings(**{"model": "org/model", "source": Path("data"), **changes})
 
 
-def test_defaults_are_those_of_the_parts() -> None:
+def test_defaults_are_those_of_the_parts():
     assert settings().generation == Generation()
     assert settings().scoring == Scoring()
     assert Run(Path("out")).limits == Limits()
 
 
-def test_the_papers_preset_is_its_protocol_and_options_win_over_it() -> None:
+def test_the_papers_preset_is_its_protocol_and_options_win_over_it():
     """PAPER: temperature 0.2, 64 new tokens for answers and 1024 for reports, seed 0."""
     paper = settings(preset="paper")
     assert paper.generation == Generation(64, 1024, 0.2, seed=0)
@@ -34,7 +33,7 @@ def test_the_papers_preset_is_its_protocol_and_options_win_over_it() -> None:
     assert (own.generation.temperature, own.vqa_protocol, own.report_protocol) == (0.0, "strict", "paper")
 
 
-def test_a_whole_number_from_a_recipe_is_a_temperature() -> None:
+def test_a_whole_number_from_a_recipe_is_a_temperature():
     assert settings(temperature=1).generation.temperature == 1
 
 
@@ -61,7 +60,7 @@ def test_a_whole_number_from_a_recipe_is_a_temperature() -> None:
         ({"model": "hub:org/m", "model_revision": "main"}, "serve adapter and revision there"),
     ],
 )
-def test_what_cannot_work_is_said(changes: dict[str, Any], said: str) -> None:
+def test_what_cannot_work_is_said(changes, said):
     with pytest.raises(InputError, match=said):
         settings(**changes)
 
@@ -74,21 +73,17 @@ def test_what_cannot_work_is_said(changes: dict[str, Any], said: str) -> None:
         ("visual_reliance", {"meteor_variant": "nltk_wordnet", "preset": "paper"}, "meteor_variant, preset"),
     ],
 )
-def test_an_option_that_the_measure_does_not_use_is_refused(measure: str, given: dict[str, Any], unused: str) -> None:
+def test_an_option_that_the_measure_does_not_use_is_refused(measure, given, unused):
     about = {"source": None, "dataset": "org/pairs", "measure": measure}
     with pytest.raises(InputError, match=f"measure {measure} has no use for {unused}"):
         settings(**about, **given)
     assert settings(**about).measure == measure
 
 
-def test_visual_reliance_takes_the_length_of_answers() -> None:
+def test_visual_reliance_takes_the_length_of_answers():
     assert settings(source=None, dataset="d", measure="visual_reliance", max_new_tokens=7).max_new_tokens == 7
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(InputError, match=r"preset is 'x'.*limit is 0.*either source or dataset"):
         settings(preset="x", limit=0, dataset="org/pairs")
-
-
-def test_every_measure_has_its_function() -> None:
-    assert tuple(measures.MEASURES) == MEASURES

@@ -36,12 +36,17 @@ def opened(model: VisionLanguageModel | None) -> VisionLanguageModel:
     return model
 
 
-def measure_preferences(model: VisionLanguageModel | None, *arguments: Any, **options: Any) -> Row:
-    return pairs.measure_preferences(lambda: opened(model), *arguments, **options)
+def measure_preferences(
+    model: VisionLanguageModel | None, rows: Dataset, folder: Path, batch_size: int = 16, record: Row | None = None
+) -> Row:
+    return pairs.measure(pairs.Preference(rows, batch_size), lambda: opened(model), folder, record)
 
 
-def measure_visual_reliance(model: VisionLanguageModel | None, *arguments: Any, **options: Any) -> Row:
-    return pairs.measure_visual_reliance(lambda: opened(model), *arguments, **options, max_new_tokens=TOKENS)
+def measure_visual_reliance(
+    model: VisionLanguageModel | None, rows: Dataset, folder: Path, batch_size: int = 16, record: Row | None = None
+) -> Row:
+    visual = pairs.VisualReliance(rows, batch_size, max_new_tokens=TOKENS)
+    return pairs.measure(visual, lambda: opened(model), folder, record)
 
 
 MEASURES = [
@@ -84,9 +89,9 @@ def folders(
 def test_another_name_of_a_picture_is_no_other_patient() -> None:
     rows = [{"id": n, "patient_id": None, "image_id": f"{n}.png", "image_digest": "same" if n < 2 else "other"}
             for n in range(3)]  # fmt: skip
-    assert all(pairs._other_patients(rows, seed)[:2] == [2, 2] for seed in range(20))
+    assert all(pairs.other_patients(rows, seed)[:2] == [2, 2] for seed in range(20))
     with pytest.raises(InputError, match="of one patient"):
-        pairs._other_patients(rows[:2], 0)
+        pairs.other_patients(rows[:2], 0)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -193,11 +198,11 @@ def test_blank_is_a_plane_of_the_mean_colour() -> None:
 
 def test_swaps_depend_on_the_seed_and_never_stay_with_the_patient() -> None:
     asked = [{"id": str(i), "patient_id": f"p{i // 4}", "image_id": f"i{i}"} for i in range(20)]
-    drawn = {seed: pairs._other_patients(asked, seed) for seed in (0, 1)}
-    assert drawn[0] == pairs._other_patients(asked, 0) != drawn[1]
+    drawn = {seed: pairs.other_patients(asked, seed) for seed in (0, 1)}
+    assert drawn[0] == pairs.other_patients(asked, 0) != drawn[1]
     assert all(i // 4 != place // 4 for places in drawn.values() for i, place in enumerate(places))
     no_patients = [{**question, "patient_id": None} for question in asked]
-    assert all(i != place for i, place in enumerate(pairs._other_patients(no_patients, 0)))
+    assert all(i != place for i, place in enumerate(pairs.other_patients(no_patients, 0)))
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -15,8 +15,7 @@ from mmedpo.data.images import digest, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import batches, evaluate
-from mmedpo.evaluation.questions import QuestionSet, of_source
-from mmedpo.evaluation.score import Scoring
+from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.ledger import Ledger
 
@@ -31,7 +30,7 @@ def model(tiny_model: Path) -> LocalModel:
 
 @pytest.fixture(scope="module")
 def asked(corpus: Path) -> QuestionSet:
-    return of_source(corpus, "test", limit=30)
+    return read(Asked(corpus, split="test", limit=30))
 
 
 def first(asked: QuestionSet, count: int) -> QuestionSet:
@@ -160,11 +159,11 @@ def test_changed_questions_are_not_gone_on_with(model: LocalModel, asked: Questi
 def test_answers_are_kept_until_they_are_scored(
     model: LocalModel, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(folder: Path, scoring: Scoring) -> None:
+    def interrupt(*given: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mmedpo.evaluation.predict.score_folder", interrupt)
+        patch.setattr("mmedpo.evaluation.predict.finish", interrupt)
         evaluate(model, first(asked, 8), tmp_path, GREEDY)
     evaluate(Interrupted(model, 0), first(asked, 8), tmp_path, GREEDY)
     assert (tmp_path / "results.json").exists()

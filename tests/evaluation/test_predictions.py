@@ -15,7 +15,7 @@ from mmedpo.evaluation import predictions
 from mmedpo.evaluation.answering import EndpointModel, Generation, LocalModel
 from mmedpo.evaluation.metrics import med_vqa, report_generation
 from mmedpo.evaluation.predict import evaluate
-from mmedpo.evaluation.questions import QuestionSet, of_source
+from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.evaluation.rescore import score_predictions
 from mmedpo.evaluation.score import Scoring
 from mmedpo.models import thoughts
@@ -26,7 +26,7 @@ LONGEST = Generation(max_new_tokens=9, max_new_tokens_report=9)
 @pytest.fixture(scope="module")
 def asked(corpus: Path) -> QuestionSet:
     """20 questions that are all different."""
-    found = of_source(corpus, "test", limit=20)
+    found = read(Asked(corpus, split="test", limit=20))
     return replace(found, questions=[replace(q, text=f"{q.text} {i}") for i, q in enumerate(found.questions)])
 
 

@@ -120,7 +120,6 @@ def test_without_a_report_nothing_is_measured_started_or_loaded(protocol, monkey
     assert rg.compute([], [], protocol, groups=[]) == {"n_report": 0, "by_group": {}}
     answer = ({"task": "closed_vqa", "reference": "yes"}, "Yes.")
     scoring = Scoring(report_protocol=protocol)
-    scoring.check([{"id": "a", "image_id": "b", **answer[0]}])
     found = scoring.metrics([{"task": "closed_vqa", **score} for score in scoring.score_all([answer])])
     assert found["n_report"] == 0 and not NAMES - {"n_report"} & found.keys()
 

@@ -13,7 +13,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.metrics import med_vqa
 from mmedpo.evaluation.predict import evaluate
-from mmedpo.evaluation.questions import QuestionSet, lines, of_source
+from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.evaluation.rescore import main, scoring_of
 from mmedpo.evaluation.score import Scoring
 from mmedpo.models.vision_language import VisionLanguageModel
@@ -23,7 +23,7 @@ NONE = {"vqa_protocol": None, "report_protocol": None, "meteor_variant": None}
 
 @pytest.fixture(scope="module")
 def asked(corpus: Path) -> QuestionSet:
-    return of_source(corpus, "test", limit=12)
+    return read(Asked(corpus, split="test", limit=12))
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,14 @@ def predictions(file: Path, asked: QuestionSet, **changes: Any) -> Path:
 
 
 def of_file(file: Path, corpus: Path, output: Path, split: str = "test") -> dict[str, Any]:
-    asked = {"source": corpus, "split": split, "limit": 12}
+    asked = Asked(corpus, split=split, limit=12)
     return main(None, file, asked, NONE, output, {"name": "theirs", "command": "mmedpo score"})
 
 
 def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(run: Path, tmp_path: Path) -> None:
-    results = main(run, None, {}, {**NONE, "vqa_protocol": "paper"}, tmp_path / "out", {"name": "o", "command": "c"})
+    results = main(
+        run, None, Asked(), {**NONE, "vqa_protocol": "paper"}, tmp_path / "out", {"name": "o", "command": "c"}
+    )
     before = content(run)
     assert results == content(tmp_path / "out")
     assert results["protocols"] == {"med_vqa": "paper", "report_generation": "coco"}
@@ -92,8 +94,8 @@ def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:
 def test_another_report_protocol_brings_its_own_meteor(
     run: Path, tmp_path: Path, chosen: dict[str, str], variant: str
 ) -> None:
-    main(run, None, {}, {**NONE, "meteor_variant": "nltk_exact_stem"}, tmp_path / "stem", {"name": "stem"})
-    results = main(tmp_path / "stem", None, {}, {**NONE, **chosen}, tmp_path / "out", {"name": "out"})
+    main(run, None, Asked(), {**NONE, "meteor_variant": "nltk_exact_stem"}, tmp_path / "stem", {"name": "stem"})
+    results = main(tmp_path / "stem", None, Asked(), {**NONE, **chosen}, tmp_path / "out", {"name": "out"})
     assert results["metrics"]["meteor_variant"] == variant
 
 
@@ -135,7 +137,7 @@ def test_predictions_that_keep_their_questions_are_compared_with_them(
     asked: QuestionSet, corpus: Path, tmp_path: Path
 ) -> None:
     same, other, image = (question.id for question in asked.questions[:3])
-    rows = {row["id"]: row | {"prediction": "yes"} for row in lines(asked)}
+    rows = {row["id"]: row | {"prediction": "yes"} for row in asked.rows()}
     rows[other]["question"] = "Is this another question?"
     rows[image]["image_digest"] = "0" * 64
     file = predictions(tmp_path / "theirs.jsonl", asked, **rows)
@@ -149,7 +151,7 @@ def test_predictions_that_keep_their_questions_are_compared_with_them(
 
 
 def test_predictions_for_another_split_are_recognised(corpus: Path, tmp_path: Path) -> None:
-    file = predictions(tmp_path / "theirs.jsonl", of_source(corpus, "validation", limit=12))
+    file = predictions(tmp_path / "theirs.jsonl", read(Asked(corpus, split="validation", limit=12)))
     with pytest.raises(InputError, match=r"12 of 12 questions have no prediction: .*another split or source"):
         of_file(file, corpus, tmp_path / "out")
 
@@ -157,7 +159,7 @@ def test_predictions_for_another_split_are_recognised(corpus: Path, tmp_path: Pa
 def test_a_protocol_that_does_not_exist_is_refused_with_those_that_do(run: Path, tmp_path: Path) -> None:
     for part, known in (("vqa_protocol", "strict"), ("report_protocol", "coco"), ("meteor_variant", "nltk_exact_stem")):
         with pytest.raises(InputError, match=f"{part} 'lenient' does not exist; choose one of: .*{known}"):
-            main(run, None, {}, {**NONE, part: "lenient"}, tmp_path / "out", {})
+            main(run, None, Asked(), {**NONE, part: "lenient"}, tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -167,25 +169,25 @@ def test_a_run_whose_files_changed_since_is_not_scored(run: Path, tmp_path: Path
     with (changed / name).open("a", encoding="utf-8") as lines:
         lines.write("\n")  # the same to whoever reads its lines
     with pytest.raises(InputError, match=f"changed: {name} changed after results.json was written"):
-        main(changed, None, {}, NONE, tmp_path / "out", {"name": "out"})
+        main(changed, None, Asked(), NONE, tmp_path / "out", {"name": "out"})
     assert not (tmp_path / "out").exists()
 
 
 def test_scores_are_made_anew_whatever_became_of_them(run: Path, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(run, tmp_path / "changed"))
     (changed / "scores.jsonl").unlink()
-    results = main(changed, None, {}, NONE, tmp_path / "out", {"name": "out"})
+    results = main(changed, None, Asked(), NONE, tmp_path / "out", {"name": "out"})
     assert results["metrics"] == content(run)["metrics"]
 
 
 def test_neither_or_both_are_refused(run: Path, tmp_path: Path) -> None:
     for given in ((None, None), (run, tmp_path / "predictions.jsonl")):
         with pytest.raises(InputError, match="either a finished evaluation or --predictions"):
-            main(*given, {}, NONE, tmp_path / "out", {})
+            main(*given, Asked(), NONE, tmp_path / "out", {})
 
 
 def test_a_finished_run_takes_no_option_about_questions(run: Path, tmp_path: Path) -> None:
-    asked = {"source": tmp_path, "split": "test", "limit": None, "seed": 0, "skip_faulty": True}
+    asked = Asked(tmp_path, split="test", skip_faulty=True)
     with pytest.raises(InputError, match=r"--source, --split, --skip-faulty say what --predictions answer"):
         main(run, None, asked, NONE, tmp_path / "out", {})
 
@@ -211,7 +213,7 @@ def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, resu
     if results is not None:
         (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match=r"does not exist|holds no scored answers"):
-        main(tmp_path, None, {}, NONE, tmp_path / "out", {})
+        main(tmp_path, None, Asked(), NONE, tmp_path / "out", {})
 
 
 def test_missing_predictions_are_named(corpus: Path, tmp_path: Path) -> None:

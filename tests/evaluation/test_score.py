@@ -6,7 +6,7 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metrics import med_vqa, report_generation
-from mmedpo.evaluation.score import score_folder
+from mmedpo.evaluation.score import Scoring, finish, joined
 
 QUESTIONS = [
     {"id": "q1", "image_id": "a", "task": "closed_vqa", "question": "Normal?", "reference": "no"},
@@ -22,6 +22,10 @@ def write(folder, questions=QUESTIONS, answers=ANSWERS):
     for name, lines in (("questions", questions), ("predictions", predictions)):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def score_folder(folder):
+    return finish(folder, joined(folder / "questions.jsonl", folder / "predictions.jsonl"), Scoring(), {})["metrics"]
 
 
 def read_scores(folder):

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from invented import comparison
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.questions import of_dataset
+from mmedpo.evaluation.questions import Asked, read
 from mmedpo.hub import results
 from mmedpo.models.adapters import adapter_digest
 
@@ -60,7 +60,7 @@ def test_a_local_source_or_dataset_has_no_eval_results() -> None:
 
 def test_the_record_of_an_asked_dataset_names_it_on_the_hub(preferences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(preferences.parents[1])
-    record = of_dataset(f"{preferences.parent.name}/{preferences.name}").record
+    record = read(Asked(dataset=f"{preferences.parent.name}/{preferences.name}")).record
     assert results.HUB_ID.fullmatch(record["dataset"]) and record["dataset_revision"] is None
     assert results.hub_files(with_source(**record)) == {}
     on_hub = with_source(**record | {"dataset_revision": "abc123"})

@@ -166,7 +166,7 @@ def test_evaluate_and_curate_name_rows_before_anything_is_generated(
 
 def test_skipped_rows_are_counted(choosy: Choosy, tiny_model: Path, tmp_path: Path) -> None:
     folder = source(tmp_path / "source")
-    asked = questions.of_source(folder, skip_faulty=True, processor=choosy)
+    asked = questions.read(questions.Asked(folder, skip_faulty=True), load_processor=lambda: choosy)
     assert [question.id for question in asked.questions] == ["plain", "tall"]
     assert asked.record["faulty_rows_skipped"] == 2
     settings = Settings(source=folder, model=str(tiny_model), chat="standin:rules", judges=["standin:strict"],
@@ -209,17 +209,17 @@ def test_preference_measures_and_dataset_questions_name_the_rows(
     schema.save([{**row, "task": schema.TASKS[row["task"]], "dispreference": kinds.int2str(row["dispreference"])}
                  for row in rows], tmp_path / "dataset")  # fmt: skip
     with pytest.raises(InputError) as raised:
-        questions.of_dataset(str(tmp_path / "dataset"), processor=choosy)
+        questions.read(questions.Asked(dataset=str(tmp_path / "dataset")), load_processor=lambda: choosy)
     assert [(fault.column, fault.sentence.startswith(WIDE)) for fault in raised.value.faults] == [("images", True)]
     with monkeypatch.context() as patched:
         patched.setattr(schema, "message_text", lambda messages: "Where is [IMG]?")
         with pytest.raises(InputError) as raised:  # whoever will answer
-            questions.of_dataset(str(tmp_path / "dataset"))
+            questions.read(questions.Asked(dataset=str(tmp_path / "dataset")))
     assert {(fault.column, "[IMG]" in fault.sentence) for fault in raised.value.faults} == {("prompt", True)}
     model = VisionLanguageModel(str(tiny_model))
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="The model's processor refuses 1 rows") as raised:
-        pairs.measure_preferences(lambda: model, loading.load(str(tmp_path / "dataset")), tmp_path / "out")
+        pairs.measure(pairs.Preference(loading.load(str(tmp_path / "dataset"))), lambda: model, tmp_path / "out")
     assert [(fault.row, fault.column) for fault in raised.value.faults] == [(rows[1]["id"], "images")]
 
 

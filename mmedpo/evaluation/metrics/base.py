@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,3 +55,29 @@ def values(metrics: Iterable[Metric], samples: Sequence[Scores]) -> dict[str, fl
 
 def _has(key: str, scores: Scores) -> bool:
     return key in scores
+
+
+class Text(NamedTuple):
+    """A raw report and its words by a protocol."""
+
+    raw: str
+    words: list[str]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A definition of the metrics of reports.
+
+    Attributes:
+        definition: name and version; the version rises whenever a value changes.
+        words: function that returns the words of a report, which METEOR compares.
+        score: function of (prediction, reference) that returns one report's summands, fit for JSON, without METEOR.
+        metrics: metrics made of the summands, without METEOR.
+        meteor_variant: default METEOR of the definition.
+    """
+
+    definition: str
+    words: Callable[[str], list[str]]
+    score: Callable[[Text, Text], dict[str, Any]]
+    metrics: Sequence[Metric]
+    meteor_variant: str

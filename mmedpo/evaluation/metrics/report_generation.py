@@ -12,9 +12,9 @@ from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_lists, require_texts
-from mmedpo.evaluation.metrics.base import Metric, Scores, values
-from mmedpo.evaluation.metrics.reports import Text, coco, huggingface, meteor, paper
+from mmedpo.evaluation.metrics.base import Metric, Scores, Text, values
 from mmedpo.evaluation.metrics.reports import clinical as clinical_scores
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, paper
 from mmedpo.evaluation.metrics.reports.coco import clean
 
 __all__ = [

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo.evaluation.metrics.base import Floats, Metric, Scores, mean_of
-from mmedpo.evaluation.metrics.reports import Protocol, Text
+from mmedpo.evaluation.metrics.base import Floats, Metric, Protocol, Scores, Text, mean_of
 
 ORDERS = (1, 2, 3, 4)
 ROUGE_BETA = 1.2

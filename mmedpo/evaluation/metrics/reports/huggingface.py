@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo.evaluation.metrics.base import Floats, Metric, mean_of
-from mmedpo.evaluation.metrics.reports import Protocol, Text
+from mmedpo.evaluation.metrics.base import Floats, Metric, Protocol, Text, mean_of
 from mmedpo.evaluation.metrics.reports.coco import ORDERS, bleu_statistics, has_bleu_statistics, longest_common
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from mmedpo.evaluation.metrics.base import mean_of
-from mmedpo.evaluation.metrics.reports import Protocol, Text
+from mmedpo.evaluation.metrics.base import Protocol, Text, mean_of
 from mmedpo.evaluation.metrics.vqa_v2 import normalize
 
 SINGLE_ORDERS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))

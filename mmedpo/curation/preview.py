@@ -5,8 +5,6 @@ Each row shows an image, its lesion mask, the corrupted image, and both images a
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from mmedpo.curation.localize import Localizer, Region
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.rows import noised, row_id
 from mmedpo.data import images
+from mmedpo.data.plots import PALETTE, outline, saved
 from mmedpo.data.samples import Sample
 from mmedpo.errors import InputError
 from mmedpo.models import model_input
@@ -83,7 +82,6 @@ def sheet(
 
 def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int, processor: Any) -> bytes:
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     figure = Figure(figsize=(COLUMNS * WIDTH, WIDTH * 1.2 * len(shown)), dpi=DOTS, layout="constrained")
     for axes, (sample, region) in zip(figure.subplots(len(shown), COLUMNS, squeeze=False), shown, strict=True):
@@ -91,14 +89,8 @@ def _draw(shown: Sequence[tuple[Sample, Region]], noise: Noise, seed: int, proce
             place.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype == bool else 255)
             place.set_title(title, fontsize=7, parse_math=False)
             place.set(xticks=[], yticks=[])
-        for box in region.boxes:
-            corner = box.x, box.y
-            axes[0].add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor="#d55e00", linewidth=1))
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the font may lack the script of a question
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+        outline(axes[0], region.boxes, PALETTE[1])
+    return saved(figure)
 
 
 def _row(sample: Sample, region: Region, noise: Noise, seed: int, processor: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmedpo.data.plots import ON_HEAT, outline, saved
 from mmedpo.data.samples import Sample
 from mmedpo.evaluation.metrics.base import Floats
 
@@ -23,7 +23,6 @@ LINES = 3
 BRIGHTEST = 99  # percentile of the pixels at the top of the scale; sinks would darken everything else
 NAMES = {"start": "before", "adapter": "after"}
 OPAQUE = 0.8  # opacity of the brightest colour
-OUTLINE = "#56b4e9"
 
 
 def draw(
@@ -70,12 +69,10 @@ def draw(
             caption = f"{_numbers(shares[run])}\nattending: {answers[run]}"
         place.set_title(title, fontsize=9)
         place.set_xlabel(_wrapped(caption, CAPTION), fontsize=8, parse_math=False)
-        _outline(place, sample)
+        outline(place, sample.boxes, ON_HEAT, 1.5)
     figure.colorbar(shown, ax=places, shrink=0.8, pad=0.01).set_label("attention, mean of the map = 1", fontsize=8)
     figure.suptitle(_wrapped(sample.question, TITLE), fontsize=10, parse_math=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # questions may use a script that the font lacks
-        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)
+    file.write_bytes(saved(figure, bbox_inches="tight", pad_inches=0.15))
 
 
 def _numbers(shares: Mapping[str, float | None]) -> str:
@@ -85,13 +82,6 @@ def _numbers(shares: Mapping[str, float | None]) -> str:
     if shares["in_box"] is None:
         return on_image
     return f"{on_image}\nin the box: {shares['in_box']:.1%} of that ({shares['lift']:.2f} x even)"
-
-
-def _outline(place: Any, sample: Sample) -> None:
-    from matplotlib.patches import Rectangle
-
-    for box in sample.boxes:
-        place.add_patch(Rectangle((box.x, box.y), box.width, box.height, fill=False, edgecolor=OUTLINE, linewidth=1.5))
 
 
 def _wrapped(text: str, width: int) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.data.plots import GREY, LIGHT, PALETTE, saved
 from mmedpo.report.curves import KINDS, kinds, logged
 from mmedpo.report.wording import heading, label, ordered, outcome, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#9a5b86", "#8a6d00", "#333333")
 MARKERS = "osD^vP"
 DASHES = ("-", "--", "-.", ":")
 NAME_LENGTH = 28  # characters of a run's name in a legend; the page's text has the whole name
@@ -49,9 +47,9 @@ def _forest(
     """Draw a row for each metric and a mark for each run, filled where the corrected p is below 0.05."""
 
     def draw(axes: Axes) -> None:
-        axes.axvline(0, color="#555555", linewidth=1)
+        axes.axvline(0, color=GREY, linewidth=1)
         for number, run in enumerate(runs):
-            colour, named = COLOURS[number % len(COLOURS)], False
+            colour, named = PALETTE[number % len(PALETTE)], False
             for y, (_, cells) in enumerate(rows):
                 if run not in cells:
                     continue
@@ -85,7 +83,7 @@ def distributions(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
             width = (edges[1] - edges[0]) * 0.86 / len(runs)
             for number, run in enumerate(runs):
                 left = [edge + (edges[1] - edges[0]) * 0.07 + width * number for edge in edges[:-1]]
-                colour = COLOURS[(number - 1) % len(COLOURS)] if number else "#9aa0a6"
+                colour = PALETTE[(number - 1) % len(PALETTE)] if number else LIGHT
                 axes.bar(left, found["counts"][run], width, align="edge", color=colour, label=_short(run))
             axes.set_ylabel("images")
             if share:
@@ -111,7 +109,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
         def draw(axes: Axes, key: str = key, lines: Mapping[str, Sequence[Mapping[str, Any]]] = lines) -> None:
             for number, (name, entries) in enumerate(lines.items()):
                 look: dict[str, Any] = {
-                    "color": COLOURS[number % len(COLOURS)],
+                    "color": PALETTE[number % len(PALETTE)],
                     "linestyle": DASHES[number % len(DASHES)],
                 }
                 steps = [entry.get("step", place) for place, entry in enumerate(entries)]
@@ -139,12 +137,9 @@ def _svg(draw: Callable[[Axes], None], height: float) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's fonts are not used
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.8, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+        return "data:image/svg+xml;base64," + base64.b64encode(saved(figure, "svg")).decode()

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from mmedpo import schema
+from mmedpo.data.plots import PALETTE, saved
 
 MARGINS = "rewards/margins"
 KINDS = {f"{MARGINS}_{kind}": kind.replace("_", " ") for kind in schema.DISPREFERENCES}  # margins by kind of pair
@@ -70,10 +71,10 @@ def draw(history: History, output: Path) -> None:
                 seen = look if len(entries) > 1 else "o"  # a line needs two points
                 if entries:
                     steps, values = zip(*((entry["step"], entry[column]) for entry in entries), strict=True)
-                    axes.plot(steps, values, seen, color=f"C{number}", label=label)
+                    axes.plot(steps, values, seen, color=PALETTE[number], label=label)
         axes.set_title(panel)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         if len(axes.lines) > 1:
             axes.legend(framealpha=0.7, edgecolor="none", fontsize="small")
-    figure.savefig(output, dpi=100, metadata={"Software": None})
+    output.write_bytes(saved(figure, dpi=100))

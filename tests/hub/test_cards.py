@@ -264,7 +264,7 @@ def test_margins_by_kind_have_a_line_each_and_a_row_each(tmp_path: Path) -> None
     curves.draw(history, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as drawn:
         colours = [colour for _, colour in drawn.convert("RGB").getcolors(100_000) or []]
-    for look in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # matplotlib's first three
+    for look in ((0, 114, 178), (213, 94, 0), (0, 158, 115)):  # the palette's first three
         assert look in colours
 
 

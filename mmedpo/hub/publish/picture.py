@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from mmedpo.data.plots import DARK, GREY, LIGHT, PALETTE, saved
+from mmedpo.schema import DISPREFERENCES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {
-    "hallucinated_response": "#0072b2",
-    "lesion_noise": "#d55e00",
-    "image_noise": "#009e73",
-    "reversed_noise": "#9a5b86",
-}
-GREY = "#7a7a7a"
+COLOURS = dict(zip(DISPREFERENCES, PALETTE, strict=False))
 SHOWN_REASONS = 6
 LONGEST_LABEL = 30  # characters
 
@@ -39,9 +35,7 @@ def draw(audit: Mapping[str, Any]) -> bytes:
         _weights(weights, audit["weights"])
         _lengths(lengths, audit["style"])
         _rejects(rejects, audit["rejects"] or {})
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
+        return saved(figure, dpi=100)
 
 
 def _bars(axes: Axes, numbers: Mapping[str, float], colours: list[str], form: str = "{:,.0f}") -> None:
@@ -79,7 +73,7 @@ def _lengths(axes: Axes, style: Mapping[str, Any] | None) -> None:
         _nothing(axes, "no pair differs in its texts")
         return
     sides = {"chosen": style["chosen_words_mean"], "rejected": style["rejected_words_mean"]}
-    _bars(axes, sides, ["#333333", "#b0b0b0"], "{:.1f}")
+    _bars(axes, sides, [DARK, LIGHT], "{:.1f}")
     shares = [100 * style[key] for key in ("rejected_longer_share", "within_two_words_share")]
     axes.text(0, 0.25, "rejected longer: {:.0f} %\nwithin two words: {:.0f} %".format(*shares), va="top",
               transform=axes.transAxes)  # fmt: skip
@@ -103,7 +97,7 @@ def _nothing(axes: Axes, sentence: str) -> None:
 
 
 def _colour(kind: str) -> str:
-    return COLOURS.get(kind, "#333333")
+    return COLOURS.get(kind, DARK)
 
 
 def _label(kind: str) -> str:

@@ -225,7 +225,48 @@ def lacks_first_token(tokenizer: Any, text: str) -> bool:
     return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
 
 
-class VisionLanguageModel:
+class LanguageModel:
+    """Model in this process that continues prompts, with or without vision, on the best device.
+
+    Args:
+        processor: processor of the model; of a model without vision its tokenizer.
+        name, revision, dtype: as in `load_model`.
+
+    Attributes:
+        revision: the commit on the Hub, or what was given.
+        reader: `AnswerReader` of the generated tokens.
+    """
+
+    def __init__(self, processor: Any, name: str, revision: str | None = None, dtype: str = "auto") -> None:
+        self.name, self.processor, self.device = name, processor, best_device()
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model = load_model(name, revision, dtype)
+        check_vocabulary(model, self.tokenizer, name)
+        self.revision: str | None = getattr(model.config, "_commit_hash", None) or revision
+        model.generation_config = generation_config(model, self.tokenizer)
+        self.reader = AnswerReader(model, self.tokenizer)
+        self.model = model.to(self.device).eval()
+
+    @property
+    def called(self) -> str:
+        """The model's name in messages."""
+        return self.name
+
+    def generated(self, inputs: Any, max_new_tokens: int, **choice: Any) -> list[list[int]]:
+        """Return the tokens after each prompt of a batch, maybe with padding behind; `choice` is of `generate`."""
+        import torch
+
+        finite = NumbersOnly(self.called)
+        choice["logits_processor"] = [finite, *choice.get("logits_processor", ())]
+        with torch.inference_mode():
+            output = self.model.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **choice)
+        found: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return found
+
+
+class VisionLanguageModel(LanguageModel):
     """Vision-language model that answers questions about images, with or without a LoRA adapter.
 
     Args:
@@ -235,42 +276,28 @@ class VisionLanguageModel:
         dtype: of the weights; "auto" is the checkpoint's.
 
     Attributes:
-        revision, adapter_revision: the commit on the Hub, or what was given.
+        adapter_revision: the commit on the Hub, or what was given.
         adapter_sha256: `adapter_digest` of the adapter, None without one.
         adapter_checked_by: result of `check_base`, None without an adapter.
         fingerprint: of the base model's weights, None without safetensors files.
-        reader: `AnswerReader` of the generated tokens.
 
     Raises:
         InputError: model or adapter cannot be loaded, or they do not belong together.
     """
 
     def __init__(
-        self,
-        name: str,
-        adapter: str | None = None,
-        revision: str | None = None,
-        dtype: str = "auto",
+        self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto",
         adapter_revision: str | None = None,
-    ) -> None:
-        self.name, self.adapter = name, adapter
-        self.processor = load_processor(name, revision)
-        if self.processor.tokenizer.pad_token is None:
-            self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
+    ) -> None:  # fmt: skip
+        self.adapter, processor = adapter, load_processor(name, revision)
         # Check before loading gigabytes.
         self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
-        self.device = best_device()
-        model = load_model(name, revision, dtype)
-        check_vocabulary(model, self.processor.tokenizer, name)
-        self.revision = getattr(model.config, "_commit_hash", None) or revision
-        model.generation_config = generation_config(model, self.processor.tokenizer)
-        self.reader = AnswerReader(model, self.processor.tokenizer)
+        super().__init__(processor, name, revision, dtype)
         if adapter is not None:
-            model = with_adapter(model, name, adapter, revision=adapter_revision)
+            self.model = with_adapter(self.model, name, adapter, revision=adapter_revision).to(self.device).eval()
         self.fingerprint = fingerprint(name, self.revision)
         self.adapter_revision = adapter and (adapter_commit(adapter, adapter_revision) or adapter_revision)
         self.adapter_sha256 = adapter and adapter_digest(adapter, self.adapter_revision)
-        self.model = model.to(self.device).eval()
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     @property
@@ -308,24 +335,15 @@ class VisionLanguageModel:
         import torch
 
         torch.manual_seed(sampling.seed)
-        with torch.inference_mode():
-            sampled: dict[str, Any] = {}
-            if sampling.temperature:
-                sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            output = self.model.generate(
-                **inputs.to(self.device),
-                do_sample=sampling.temperature > 0,
-                num_return_sequences=sampling.samples,
-                max_new_tokens=sampling.max_new_tokens,
-                logits_processor=[NumbersOnly(self.called)],
-                **sampled,
-            )
-        prompts, width = inputs["input_ids"].tolist(), inputs["input_ids"].shape[1]
-        answers = iter(output[:, width:].tolist())
+        most = sampling.max_new_tokens
+        choice: dict[str, Any] = {"do_sample": False, "num_return_sequences": sampling.samples}
+        if sampling.temperature:
+            choice |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        answers = iter(self.generated(inputs, most, **choice))
         with self._tokenizing:
             return [
-                [self.reader.read(prompt, next(answers), sampling.max_new_tokens) for _ in range(sampling.samples)]
-                for prompt in prompts
+                [self.reader.read(prompt, next(answers), most) for _ in range(sampling.samples)]
+                for prompt in inputs["input_ids"].tolist()
             ]
 
 

@@ -15,8 +15,7 @@ from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.fingerprint import model_contents
-from mmedpo.models.generation import AnswerReader, NumbersOnly, suppressed_tokens
-from mmedpo.models.vision_language import best_device, can_see, encode, load_model, load_processor, load_tokenizer
+from mmedpo.models.vision_language import LanguageModel, can_see, encode, load_processor, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ class _Prompt:
     seed: int
 
 
-class LocalChat:
+class LocalChat(LanguageModel):
     """Chat model of the Hub or a folder, on this process's device (`best_device`).
 
     Requests are answered in batches. Temperature 0 is greedy; above it the seed of a request comes from `seed`, its
@@ -58,47 +57,26 @@ class LocalChat:
     """
 
     def __init__(
-        self,
-        model: str,
-        revision: str | None = None,
-        batch_size: int = 8,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        seed: int = 0,
-        dtype: str = "auto",
-    ) -> None:
-        from transformers import GenerationConfig
-
+        self, model: str, revision: str | None = None, batch_size: int = 8, max_tokens: int = 512,
+        temperature: float = 0.0, seed: int = 0, dtype: str = "auto",
+    ) -> None:  # fmt: skip
         if batch_size < 1 or max_tokens < 1:
             raise InputError(f"batch_size ({batch_size}) and max_tokens ({max_tokens}) must be at least 1.")
         if not 0 <= temperature < math.inf:
             raise InputError(f"temperature {temperature} must be at least 0.")
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
-        self.name, self.batch_size = model, batch_size
-        self._has_vision = can_see(model, revision)
-        self.processor = load_processor(model, revision) if self._has_vision else load_tokenizer(model, revision)
-        self._tokenizer = self.processor.tokenizer if self._has_vision else self.processor
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self.model = load_model(model, revision, dtype).to(best_device()).eval()
+        self.batch_size, self._has_vision = batch_size, can_see(model, revision)
+        processor = load_processor(model, revision) if self._has_vision else load_tokenizer(model, revision)
+        super().__init__(processor, model, revision, dtype)
         config = self.model.config
-        commit = getattr(config, "_commit_hash", None)
-        self.revision: str | None = commit or revision
         self.settings: Mapping[str, Any] = {
             "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            **({} if commit else {"contents": model_contents(model)}),  # a folder's contents may change
+            # a folder's contents may change
+            **({} if getattr(config, "_commit_hash", None) else {"contents": model_contents(model)}),
         }  # fmt: skip
         self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
-        self._reader = AnswerReader(self.model, self._tokenizer)
-        # The model's defaults (top_p, repetition_penalty, ...) would go unrecorded; `_Sampler` samples.
-        self.model.generation_config = GenerationConfig(
-            max_new_tokens=max_tokens,
-            eos_token_id=sorted(self._reader.ends),
-            pad_token_id=self._tokenizer.pad_token_id,
-            suppress_tokens=suppressed_tokens(self._tokenizer, self._reader.ends) or None,
-        )
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """Return one reply per request, in order; an unanswerable request has its reason in `failure`.
@@ -182,25 +160,19 @@ class LocalChat:
         return self._answer(batch[:half]) | self._answer(batch[half:])
 
     def _generate(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
-        import torch
-
-        inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch]).to(self.model.device)
-        temperature = self.settings["temperature"]
-        sampler: list[Any] = (
-            [_Sampler([prompt.seed for prompt in batch], temperature, self.model.device)] if temperature else []
-        )
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, do_sample=False, logits_processor=[NumbersOnly(self.name), *sampler])
-        width = inputs["input_ids"].shape[1]
-        return {
-            prompt.place: self._reply(ids[:width][mask.bool()].tolist(), ids[width:].tolist())
-            for prompt, ids, mask in zip(batch, output, inputs["attention_mask"], strict=True)
-        }
+        inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch])
+        most, temperature = self.settings["max_tokens"], self.settings["temperature"]
+        sampler = [_Sampler([prompt.seed for prompt in batch], temperature, self.device)] if temperature else []
+        generated = self.generated(inputs, most, do_sample=False, logits_processor=sampler)
+        asked = [
+            ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        ]
+        return {prompt.place: self._reply(*tokens) for prompt, *tokens in zip(batch, asked, generated, strict=True)}
 
     def _reply(self, asked: list[int], generated: list[int]) -> ChatReply:
         """Return the reply for the tokens of prompt and answer, maybe with padding behind."""
-        answer = self._reader.read(asked, generated, self.settings["max_tokens"])
-        said = len(self._reader.until_end(generated))
+        answer = self.reader.read(asked, generated, self.settings["max_tokens"])
+        said = len(self.reader.until_end(generated))
         return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=min(said + 1, len(generated)))
 
 

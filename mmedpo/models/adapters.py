@@ -67,7 +67,7 @@ def check_base(
         InputError: the adapter is missing, has no loadable weights, or belongs to another model.
     """
     trained_on = adapter_config(adapter, revision).base_model_name_or_path
-    _refuse_unloadable(adapter, revision, option)
+    adapter_weights(adapter, revision, option)
     known = (record(adapter, revision) or {}).get(FINGERPRINT)
     own = fingerprint(name, base_revision, download) if known else None
     if known and own:
@@ -108,7 +108,7 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    weights = _refuse_unloadable(adapter, revision)
+    weights = adapter_weights(adapter, revision)
     try:
         _refuse_damaged(adapter, weights)
         with warnings.catch_warnings():
@@ -159,20 +159,6 @@ def _refuse_unread(adapter: str, weights: Path, adapted: Any) -> None:
         )
 
 
-def _refuse_unloadable(adapter: str, revision: str | None, option: str = "--adapter") -> Path:
-    weights = adapter_weights(adapter, revision)
-    if weights is None:
-        raise InputError(
-            f"The adapter {adapter!r} has no adapter_model.safetensors. Give {option} a finished training's folder."
-        )
-    if weights.suffix != ".safetensors":
-        raise InputError(
-            f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
-            f"run code. Save it once with `save_pretrained` where you trust it, and give {option} that folder."
-        )
-    return weights
-
-
 def adapter_commit(adapter: str, revision: str | None) -> str | None:
     """Return the commit of an adapter that was loaded from the Hub; None for a folder."""
     from transformers.utils.hub import cached_file, extract_commit_hash
@@ -181,10 +167,9 @@ def adapter_commit(adapter: str, revision: str | None) -> str | None:
     return extract_commit_hash(file, None)
 
 
-def adapter_digest(adapter: str, revision: str | None = None) -> str | None:
-    """Return the SHA-256 (hexadecimal) of an adapter's weights; None without weights. Raises as `adapter_weights`."""
-    file = adapter_weights(adapter, revision)
-    return None if file is None else file_contents(file)
+def adapter_digest(adapter: str, revision: str | None = None) -> str:
+    """Return the SHA-256 (hexadecimal) of an adapter's weights. Raises as `adapter_weights`."""
+    return file_contents(adapter_weights(adapter, revision))
 
 
 def adapter_contents(adapter: str, revision: str | None = None) -> str:
@@ -200,21 +185,30 @@ def adapter_contents(adapter: str, revision: str | None = None) -> str:
     return hashlib.sha256(f"{adapter_digest(adapter, revision)} {config}".encode()).hexdigest()
 
 
-def adapter_weights(adapter: str, revision: str | None = None) -> Path | None:
-    """Return the weights file of a PEFT adapter in a folder or on the Hub; None without one.
+def adapter_weights(adapter: str, revision: str | None = None, option: str = "--adapter") -> Path:
+    """Return the weights file of a PEFT adapter in a folder or on the Hub.
 
     Raises:
-        InputError: the Hub cannot be asked and the file is not in the cache.
+        InputError: there are no weights, or pickled ones; or the Hub cannot be asked and the file is not in the cache.
     """
     from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
     from transformers.utils.hub import cached_file
 
+    def there(name: str) -> str | None:
+        file: str | None = cached_file(adapter, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return file
+
     try:
-        files = (
-            cached_file(adapter, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-            for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
-        )
-        file = next(filter(None, files), None)
+        if file := there(ADAPTER_SAFE_WEIGHTS_NAME):
+            return Path(file)
+        pickled = there(ADAPTER_WEIGHTS_NAME)
     except OSError as error:
         raise _unread(adapter, error) from error
-    return None if file is None else Path(file)
+    if pickled:
+        raise InputError(
+            f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
+            f"run code. Save it once with `save_pretrained` where you trust it, and give {option} that folder."
+        )
+    raise InputError(
+        f"The adapter {adapter!r} has no adapter_model.safetensors. Give {option} a finished training's folder."
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -54,17 +53,15 @@ def patiently(doing: str, action: Callable[[], T]) -> T:
     Raises:
         InputError: a permanent error, or too many temporary ones (`in_words`).
     """
-    attempt = 0
-    while True:
-        attempt += 1
-        with in_words(doing):
-            try:
-                return action()
-            except Exception as error:
-                wait = wait_for(error, attempt) if attempt < ATTEMPTS else None
-                if wait is None:
-                    raise
-                time.sleep(wait)
+    from tenacity import Retrying, stop_after_attempt
+
+    def wait(state: Any) -> Any:
+        return wait_for(state.outcome.exception(), state.attempt_number) if state.outcome.failed else None
+
+    stop = stop_after_attempt(ATTEMPTS)
+    retrying = Retrying(retry=lambda state: wait(state) is not None, wait=wait, stop=stop, reraise=True)
+    with in_words(doing):
+        return retrying(action)
 
 
 @contextmanager

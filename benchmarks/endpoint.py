@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # where chat_se
 from chat_server import Answer, ChatServer
 
 from mmedpo.curation.relevance import JUDGE
-from mmedpo.models.chat import Budget, ChatRequest, Limits
+from mmedpo.models.chat import ChatRequest
 from mmedpo.models.chat.cache import CachedChat
 from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.chat.transport import as_messages
 from mmedpo.runs.ledger import Ledger
 

@@ -23,9 +23,8 @@ from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatModel
 from mmedpo.models.chat.cache import Absent, CachedChat
-from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.endpoint import FORMS, EndpointChat, names_endpoint, open_endpoint
 from mmedpo.models.chat.limits import Budget
-from mmedpo.models.chat.names import FORMS, names_endpoint, open_endpoint
 from mmedpo.models.model_input import longer_side
 from mmedpo.models.refusals import drop_refused
 from mmedpo.models.vision_language import credentialed_source, load_processor

@@ -14,11 +14,11 @@ import numpy as np
 
 from mmedpo.data.images import png
 from mmedpo.data.text import unit_interval
-from mmedpo.errors import Stopped
 from mmedpo.evaluation.predictions import Line, line
 from mmedpo.evaluation.questions import READERS, Question, QuestionSet
-from mmedpo.models.chat import Budget, ChatReply, ChatRequest, Limits
-from mmedpo.models.chat.names import open_endpoint
+from mmedpo.models.chat import ChatReply, ChatRequest
+from mmedpo.models.chat.endpoint import open_endpoint
+from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.chat.parameters import Parameters
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
 from mmedpo.models.vision_language import VisionLanguageModel, hardware, render
@@ -131,7 +131,7 @@ def identity(model: VisionLanguageModel) -> dict[str, Any]:
 
 
 class EndpointModel:
-    """Model behind an endpoint (`mmedpo.models.chat.names`); requests hold the question and its image's pixels.
+    """Model behind an endpoint (`mmedpo.models.chat.endpoint`); requests hold the question and its image's pixels.
 
     Args:
         name: name of the endpoint, as in `http://host:port/v1#model`.
@@ -161,27 +161,16 @@ class EndpointModel:
         keep: Keep, failures: dict[str, str],
     ) -> None:  # fmt: skip
         chat = open_endpoint(self.name, self.budget, **sampling)
-        answered = 0
 
         def note(replies: Mapping[int, ChatReply]) -> None:
-            nonlocal answered
             for i, reply in replies.items():
                 if reply.said is not None or reply.raw:
                     served = {name: portable(said) for name, said in reply.served.items()}
                     keep({questions[i].id: line(reply) | {"sent": reply.sent, "served": served}})
                 else:
                     failures[questions[i].id] = str(reply.failure)
-            answered += len(replies)
-            self.budget.charge(replies.values(), chat.name)
-            if answered < len(questions):
-                self.budget.left()
 
-        allowed = questions[: self.budget.left()]
-        try:
-            chat.complete(_Requests(allowed, open_image, 2 * chat.concurrency), note)
-        except Stopped:
-            if answered < len(questions):  # the last requests may have been in flight when the budget was spent
-                raise
+        self.budget.ask(chat, _Requests(questions, open_image, 2 * chat.concurrency), note)
 
     def record(self, question: str) -> dict[str, Any]:
         return {
@@ -202,6 +191,8 @@ class _Requests(Sequence[ChatRequest]):
         return len(self.questions)
 
     def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _Requests(self.questions[place], self.open_image, self.depth)
         return self._request(self.questions[place])
 
     def __iter__(self) -> Iterator[ChatRequest]:

@@ -18,8 +18,8 @@ from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.answering import READERS, EndpointModel, Generation, LocalModel, ahead
 from mmedpo.evaluation.predict import batches, evaluate
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
-from mmedpo.models.chat import Limits
 from mmedpo.models.chat import endpoint as endpoints
+from mmedpo.models.chat.limits import Limits
 from mmedpo.models.generation import Sampling
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.ledger import Ledger

@@ -11,7 +11,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.answering import Generation
 from mmedpo.evaluation.score import Scoring
 from mmedpo.evaluation.settings import Run, Settings
-from mmedpo.models.chat import Limits
+from mmedpo.models.chat.limits import Limits
 
 
 def settings(**changes: Any) -> Settings:

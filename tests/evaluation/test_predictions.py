@@ -97,7 +97,7 @@ def test_a_model_here_and_behind_an_endpoint_are_scored_alike(
             "its thought was not finished within 9 tokens": 3, "its thought was not finished": 3,
             "the answer is empty": 2,
         }  # fmt: skip
-        notes = [record.getMessage() for record in caplog.records if record.name == "mmedpo.evaluation.predict"]
+        notes = [record.getMessage() for record in caplog.records if record.name == "mmedpo.evaluation.score"]
         assert [note.split(" of 20")[0] for note in notes] == ["8", "6"]
         caplog.clear()
     assert results["here"]["metrics"] == results["there"]["metrics"]

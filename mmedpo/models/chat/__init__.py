@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mmedpo.models import thoughts
-from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs import bounded_json
-
-__all__ = ["Budget", "ChatClient", "ChatModel", "ChatReply", "ChatRequest", "Limits", "OnReplies", "parse_json"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmedpo.errors import InputError, Stopped
+from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.limits import Budget
 from mmedpo.runs.ledger import Ledger
@@ -60,9 +60,7 @@ class CachedChat:
         return reply
 
     def _ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, ChatReply]:
-        left = self._budget.left()
-        # Whole batches round as in a run without a limit.
-        keys = list(requests)[: left if self.chat.batch_size == 1 else None]
+        keys = list(requests)
         replies: dict[str, ChatReply] = {}
 
         def keep(new: Mapping[int, ChatReply]) -> None:
@@ -70,15 +68,8 @@ class CachedChat:
             replies.update(found)
             answered = {key: reply for key, reply in found.items() if reply.text is not None}
             self._cache.update({key: {"text": reply.text, **_spent(reply)} for key, reply in answered.items()})
-            self._budget.charge(found.values(), self.name)
-            if len(replies) < len(requests):
-                self._budget.left()
 
-        try:
-            self.chat.complete([requests[key] for key in keys], keep)
-        except Stopped:
-            if len(replies) < len(requests):  # otherwise all were in flight already
-                raise
+        self._budget.ask(self.chat, list(requests.values()), keep)
         return replies
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import logging
 import math
 import re
@@ -13,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
+import numpy as np
+
+from mmedpo.data.images import png
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
-from mmedpo.models.chat.keys import VARIABLE, Keys, on_hub, variable
-from mmedpo.models.chat.limits import Pace
+from mmedpo.models.chat.keys import Keys, advice, secrets
+from mmedpo.models.chat.limits import Budget, Pace
 from mmedpo.models.chat.parameters import Parameters
 from mmedpo.models.chat.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, to_hub, to_url
-from mmedpo.runs.hosts import is_only_in_recipe
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -29,14 +29,40 @@ if TYPE_CHECKING:
 QUIET = 5.0  # seconds of an outage before the warning
 OUTAGE = 8  # failed requests in a row that count as an outage of the endpoint
 log = logging.getLogger(__name__)
-TRIVIAL = "Please answer yes."
-PROBE = as_messages(ChatRequest("probe", {}, TRIVIAL))
+# The Hub's client would take a URL for a model too, and send it the token.
+HUB = re.compile(r"hub:([\w.-]+/[\w.-]+(?::[\w.-]+)?)(?:@(.+))?", re.ASCII)
+FORMS = (
+    "http://host:port/v1#model-name (an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the "
+    "Hugging Face Hub)"
+)
 CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
-_ADVICE = {
-    401: "Set HF_TOKEN to a token that is valid there, or log in with `hf auth login`",
+ADVICE = {
     402: "Its credits are used up; add some or choose another endpoint",
     403: "The key is known but may not use this model; ask for access or give another key",
 }
+
+
+def names_endpoint(spec: str) -> bool:
+    """Return True where `spec` is meant as an endpoint's name, well-formed or not."""
+    return spec.startswith(("http://", "https://", "hub:"))
+
+
+def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
+    """Return the client of the endpoint `spec` (see `FORMS`), with the budget's concurrency, pace and keys.
+
+    Args:
+        sampling: further arguments of `EndpointChat`, such as `max_tokens`.
+
+    Raises:
+        InputError: `spec` has none of the forms.
+    """
+    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, "keys": budget.keys, **sampling}
+    if on_hub := HUB.fullmatch(spec):
+        return EndpointChat(on_hub[1], provider=on_hub[2], **calling)
+    url, _, model = spec.partition("#")
+    if url.startswith(("http://", "https://")) and model:
+        return EndpointChat(model, base_url=url, **calling)
+    raise InputError(f"{spec!r} names no endpoint. Give {FORMS}.")
 
 
 class EndpointChat:
@@ -47,10 +73,8 @@ class EndpointChat:
         base_url: `http(s)://host:port/v1`; None uses the Hub's inference providers.
         api_key: Default: the key in `keys` for the host of `base_url`, or the Hub's token for the Hub.
         provider: A Hub inference provider; None lets the Hub choose.
-        max_tokens: Longest answer in tokens.
-        temperature, seed: Of sampling; temperature 0 is greedy.
-        concurrency: Requests in flight at once, at least 1.
-        pace: Spacing of attempts in time; clients may share it.
+        max_tokens, temperature, seed: Longest answer in tokens; sampling, greedy at temperature 0.
+        concurrency, pace: Requests in flight at once, and spacing of attempts in time, which clients may share.
         timeout: Seconds for one attempt, from sending to the end of its answer.
         attempts: Tries per request, the first one included.
         patience: Seconds to wait for an unavailable server (refused or reset connections, HTTP 429, 502, 503, 504).
@@ -64,24 +88,11 @@ class EndpointChat:
     batch_size = 1
 
     def __init__(
-        self,
-        model: str,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        provider: str | None = None,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        seed: int = 0,
-        concurrency: int = 8,
-        pace: Pace | None = None,
-        timeout: float = 120.0,
-        attempts: int = 5,
-        patience: float = 120.0,
-        discreet: bool = False,
-        parameters: Parameters | None = None,
-        keys: Keys | None = None,
-        waits: tuple[float, float] = (1.0, 30.0),
-    ) -> None:
+        self, model: str, base_url: str | None = None, api_key: str | None = None, provider: str | None = None,
+        max_tokens: int = 512, temperature: float = 0.0, seed: int = 0, concurrency: int = 8, pace: Pace | None = None,
+        timeout: float = 120.0, attempts: int = 5, patience: float = 120.0, discreet: bool = False,
+        parameters: Parameters | None = None, keys: Keys | None = None, waits: tuple[float, float] = (1.0, 30.0),
+    ) -> None:  # fmt: skip
         if concurrency < 1 or attempts < 1:
             raise InputError(f"concurrency ({concurrency}) and attempts ({attempts}) must be at least 1.")
         self.name = model
@@ -90,13 +101,12 @@ class EndpointChat:
         self.base_url, self.provider, self.place = base_url, provider, _place(base_url, provider)
         self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
-        self._key = _key(api_key, base_url, keys or Keys())
-        self._secrets = _secrets(self._key, base_url)
+        self._key = (keys or Keys()).of(base_url, api_key)
+        self._secrets = secrets(self._key, base_url)
         self.parameters = parameters or Parameters()
         self._answers: set[bool] = set()  # kinds of requests it has answered: False without, True with an image
         self._failed = 0  # failed requests in a row
-        self._unavailable_since = math.inf  # time.monotonic() at the start of an outage
-        self._warned = False  # True once the outage was warned of
+        self._unavailable_since, self._warned = math.inf, False  # time.monotonic() at the start of an outage
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """Return one reply per request, in order; a failed request has its reason in `failure`.
@@ -153,11 +163,11 @@ class EndpointChat:
 
         def stop(state: RetryCallState) -> bool:
             nonlocal unavailable_since
-            tried, now = state.attempt_number >= self.attempts, time.monotonic()
-            if _error_of(state).kind is Kind.FAILED_ATTEMPT:
+            tried, now, error = state.attempt_number >= self.attempts, time.monotonic(), _error_of(state)
+            if error.kind is Kind.FAILED_ATTEMPT:
                 return tried
             unavailable_since, self._unavailable_since = min(unavailable_since, now), min(self._unavailable_since, now)
-            self._warn_unavailable(_error_of(state), now)
+            self._warn_unavailable(error, now)
             return tried and now - min(unavailable_since, self._unavailable_since) >= self.patience
 
         retry = retry_if_exception(self._may_pass)
@@ -181,7 +191,7 @@ class EndpointChat:
         """Return one answer, with parameters in forms that the endpoint accepts; warn once about those left out."""
 
         async def send(fields: dict[str, Any], probe: bool = False) -> ChatReply:
-            reply = await self._send(batch, PROBE if probe else messages, fields)
+            reply = await self._send(batch, _probe() if probe else messages, fields)
             self._answers |= {False} if probe else set()
             return reply
 
@@ -202,30 +212,28 @@ class EndpointChat:
             raise NoAnswer(Kind.FAILED_ATTEMPT, f"nothing came within {self.timeout:g} s") from None
 
     def _may_pass(self, error: BaseException) -> bool:
-        known = bool(self._answers)
-        return isinstance(error, NoAnswer) and (
-            error.kind in (Kind.UNAVAILABLE, Kind.FAILED_ATTEMPT) or (error.kind is Kind.UNREACHABLE and known)
-        )
+        passing = (Kind.UNAVAILABLE, Kind.FAILED_ATTEMPT, *((Kind.UNREACHABLE,) if self._answers else ()))
+        return isinstance(error, NoAnswer) and error.kind in passing
 
     def _wait(self, state: RetryCallState) -> float:
         from tenacity import wait_random_exponential
 
         drawn = wait_random_exponential(multiplier=self.waits[0], max=self.waits[1])(state)
-        return max(drawn, _error_of(state).retry_after)
+        return max(drawn, float(_error_of(state).retry_after))
 
     async def _give_up(self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int) -> ChatReply:
         """Return the failure of one request, or raise InputError where the whole batch must end."""
         said, who = self._message(error), f"{self.place}, asked for the model {self.name!r},"
         kept = " What was answered is kept: run the same command with --resume." if self._answers else ""
         if error.kind is Kind.FATAL:
-            raise InputError(f"{who} refuses: {said}. {self._advice(error.status)}.{kept}") from None
+            remedy = advice(self.base_url) if error.status == 401 else ADVICE.get(error.status, CHECK)
+            raise InputError(f"{who} refuses: {said}. {remedy}.{kept}") from None
         if error.kind is Kind.UNREACHABLE and not self._answers:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
         with_image = request.image is not None
         if error.kind in (Kind.FAILED_ATTEMPT, Kind.BAD_REQUEST) and not await self._answers_any(batch, with_image):
-            blind = ". If the model cannot look at images, name one that can, or show it none"
-            advice = CHECK + blind * with_image
-            raise InputError(f"{who} answers no question, not even a trivial one: {said}. {advice}.") from None
+            blind = ". If the model cannot look at images, name one that can, or show it none" * with_image
+            raise InputError(f"{who} answers no question, not even a trivial one: {said}. {CHECK}{blind}.") from None
         if error.kind is Kind.BAD_REQUEST:
             return ChatReply(failure=f"refused: {self._without_address(said)}")
         self._failed += 1
@@ -239,24 +247,12 @@ class EndpointChat:
         """Return True where the endpoint answers requests with (without) an image; sends a trivial one if unknown."""
         async with batch.probing:
             if with_image not in self._answers:
-                messages = as_messages(ChatRequest("probe", {}, TRIVIAL, _grey())) if with_image else PROBE
                 try:
-                    await self._send(batch, messages, self.parameters.fields(self.settings))
+                    await self._send(batch, _probe(with_image), self.parameters.fields(self.settings))
                 except NoAnswer as error:
                     return error.kind in (Kind.UNAVAILABLE, Kind.UNREACHABLE)  # an outage proves nothing
                 self._answers.add(with_image)
         return True
-
-    def _advice(self, status: int) -> str:
-        """Return a way to fix an endpoint that refuses every request."""
-        if status == 401 and self.base_url:
-            names = [variable(self.base_url)]
-            if not is_only_in_recipe(self.base_url):
-                names += [VARIABLE, "HF_TOKEN" * on_hub(self.base_url)]
-            if not any(names):
-                return "Type the endpoint's option: no key is sent to a host of this form that only a recipe names"
-            return f"Set {' or '.join(filter(None, names))} to a key that is valid there"
-        return _ADVICE.get(status, CHECK)
 
     def _message(self, error: NoAnswer) -> str:
         """Return an error's text on one line, without keys, which some servers quote."""
@@ -295,10 +291,8 @@ class _Batch:
             raise _BatchEnded
 
 
-def _error_of(state: RetryCallState) -> NoAnswer:
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, NoAnswer)
-    return error
+def _error_of(state: RetryCallState) -> Any:
+    return state.outcome and state.outcome.exception()
 
 
 def _place(base_url: str | None, provider: str | None) -> str:
@@ -315,32 +309,7 @@ def _place(base_url: str | None, provider: str | None) -> str:
     raise InputError(f"{shown!r} is not the URL of an endpoint; give one like http://localhost:8000/v1.")
 
 
-def _key(given: str | None, base_url: str | None, keys: Keys) -> str | None:
-    """Return the key to send; the Hub's token goes to the Hub and its endpoints only."""
-    from huggingface_hub import get_token
-
-    found = keys.of(base_url, given) if base_url is not None else given or get_token()
-    key = (found or "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise InputError(f"The endpoint's key ({VARIABLE}) has characters that no HTTP header can; copy it again.")
-    return key or None
-
-
-def _secrets(key: str | None, base_url: str | None) -> list[str]:
-    """Return key, password and query values in each form that a server may quote, the longest first."""
-    import httpx2
-
-    url = httpx2.URL(base_url or "")
-    login = base64.b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
-    query = url.query.decode("ascii")
-    values = [part.partition("=")[2] for part in query.split("&")] + [value for _, value in parse_qsl(query)]
-    encoded = url.userinfo.decode("ascii").partition(":")[2]
-    return sorted({key or "", login, url.password or "", encoded, *values} - {""}, key=len, reverse=True)
-
-
-def _grey() -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (224, 224), "grey").save(file, "PNG")
-    return file.getvalue()
+def _probe(with_image: bool = False) -> list[Any]:
+    """Return the messages of a trivial request, maybe with a grey image."""
+    grey: bytes | None = png(np.full((224, 224, 3), 128, np.uint8), "grey")["bytes"] if with_image else None
+    return as_messages(ChatRequest("probe", {}, "Please answer yes.", grey))

@@ -5,9 +5,11 @@ Recipes and records name endpoints; keys are read from environment variables onl
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 from mmedpo.errors import InputError
 from mmedpo.runs.hosts import is_loopback, is_only_in_recipe, place
@@ -26,16 +28,24 @@ class Keys:
     def __init__(self) -> None:
         self._plain: dict[str, bool] = {}  # host and port: True if it gets `MMEDPO_API_KEY`
 
-    def of(self, url: str, given: str | None = None) -> str | None:
-        """Return the key to send to `url`; None where the URL has a login.
+    def of(self, url: str | None, given: str | None = None) -> str | None:
+        """Return the key to send to `url`, None for the Hub; no key where there is none or the URL has a login.
 
         In order: `given`, the host's own `variable`, `MMEDPO_API_KEY` if the run has one host only, the Hub's token for
         the Hub's endpoints. A host that only a recipe names gets the key of its own `variable` only.
 
         Raises:
-            InputError: `MMEDPO_API_KEY` would go to several hosts, of this run or this process; or a key or login would
-                cross a network over http.
+            InputError: `MMEDPO_API_KEY` would go to several hosts, of this run or this process; a key or login would
+                cross a network over http; or a key has characters that no header can have.
         """
+        from huggingface_hub import get_token
+
+        key = (self._of_url(url, given) if url is not None else given or get_token() or "") or ""
+        if not key.strip().isascii() or not key.strip().isprintable():
+            raise InputError(f"The endpoint's key ({VARIABLE}) has characters that no HTTP header can; copy it again.")
+        return key.strip() or None
+
+    def _of_url(self, url: str, given: str | None) -> str | None:
         from huggingface_hub import get_token
 
         host, own = place(url), variable(url)
@@ -82,6 +92,26 @@ def variable(url: str) -> str | None:
 def on_hub(url: str) -> bool:
     """Return True where a URL is an endpoint of the Hugging Face Hub, which gets the Hub's token."""
     return _url(url).scheme == "https" and _url(url).host.endswith((".huggingface.co", ".huggingface.cloud"))
+
+
+def advice(url: str | None) -> str:
+    """Return how to give the key of `url`, None for the Hub, where it was refused."""
+    if url is None:
+        return "Set HF_TOKEN to a token that is valid there, or log in with `hf auth login`"
+    names = [variable(url), *([] if is_only_in_recipe(url) else [VARIABLE, "HF_TOKEN" * on_hub(url)])]
+    if not any(names):
+        return "Type the endpoint's option: no key is sent to a host of this form that only a recipe names"
+    return f"Set {' or '.join(filter(None, names))} to a key that is valid there"
+
+
+def secrets(key: str | None, url: str | None) -> list[str]:
+    """Return key, password and query values in each form that a server may quote, the longest first."""
+    found = _url(url or "")
+    login = base64.b64encode(f"{found.username}:{found.password}".encode()).decode() if found.password else ""
+    query = found.query.decode("ascii")
+    values = [part.partition("=")[2] for part in query.split("&")] + [value for _, value in parse_qsl(query)]
+    encoded = found.userinfo.decode("ascii").partition(":")[2]
+    return sorted({key or "", login, found.password or "", encoded, *values} - {""}, key=len, reverse=True)
 
 
 def _url(url: str) -> httpx2.URL:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
 
 from mmedpo.errors import InputError, Stopped
+from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys
 from mmedpo.runs.options import check_types, option
-
-if TYPE_CHECKING:
-    from mmedpo.models.chat import ChatReply
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,30 @@ class Budget:
         self.limits, self.pace = limits, Pace(limits.requests_per_minute)
         self.keys = Keys()
         self.calls = self.tokens = 0
+
+    def ask(self, chat: ChatClient, requests: Sequence[ChatRequest], keep: OnReplies) -> None:
+        """Ask `chat` the requests that the budget allows, and pass replies to `keep` by position as they arrive.
+
+        Raises:
+            Stopped: the budget does not allow all requests; the allowed ones are answered.
+            InputError: raised by `chat` or `charge`.
+        """
+        left, answered = self.left(), 0
+
+        def note(replies: Mapping[int, ChatReply]) -> None:
+            nonlocal answered
+            keep(replies)
+            answered += len(replies)
+            self.charge(replies.values(), chat.name)
+            if answered < len(requests):
+                self.left()
+
+        try:
+            # Whole batches round as in a run without a limit.
+            chat.complete(requests[: left if chat.batch_size == 1 else None], note)
+        except Stopped:
+            if answered < len(requests):  # otherwise all were in flight already
+                raise
 
     def charge(self, replies: Iterable[ChatReply], model: str) -> None:
         """Count new calls. Raises InputError if `max_tokens` is set and no tokens are reported."""

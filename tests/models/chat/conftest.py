@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer
 
-from mmedpo.models.chat import Budget, ChatRequest, Limits
+from mmedpo.models.chat import ChatRequest
 from mmedpo.models.chat.cache import CachedChat
 from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.runs.ledger import Ledger
 
 

@@ -9,8 +9,9 @@ import pytest
 from chat_server import Answer
 
 from mmedpo.errors import InputError, Stopped
-from mmedpo.models.chat import Budget, ChatReply, Limits
+from mmedpo.models.chat import ChatReply
 from mmedpo.models.chat.cache import CachedChat, tally
+from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.runs.ledger import Ledger
 
 KEY = "sk-very-secret"
@@ -178,7 +179,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from mmedpo.runs.ledger import Ledger
-from mmedpo.models.chat import Budget, ChatRequest, Limits
+from mmedpo.models.chat import ChatRequest
+from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.chat.cache import CachedChat
 from mmedpo.models.chat.endpoint import EndpointChat
 

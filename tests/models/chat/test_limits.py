@@ -5,8 +5,7 @@ import pytest
 from chat_server import Answer
 
 from mmedpo.errors import InputError
-from mmedpo.models.chat import Limits
-from mmedpo.models.chat.limits import Pace
+from mmedpo.models.chat.limits import Limits, Pace
 
 
 def test_limits_are_shared_out_and_never_run_dry():

@@ -5,7 +5,7 @@ import pytest
 from mmedpo.curation.plan import open_chat
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError, Stopped
-from mmedpo.models.chat import Budget, Limits
+from mmedpo.models.chat.limits import Budget, Limits
 
 
 @pytest.fixture

@@ -1,29 +1,27 @@
-"""Read evaluation folders for a comparison, and refuse those that cannot be compared."""
+"""Read evaluation folders for a comparison, and refuse those that cannot be compared.
+
+The files of a folder are as they were written, by their digests in results.json; their content is not checked again.
+"""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mmedpo.data import credentialed
 from mmedpo.errors import Fault, InputError
-from mmedpo.evaluation.metrics import med_vqa
 from mmedpo.evaluation.metrics.base import Metric
-from mmedpo.evaluation.score import METRICS, Row, Scoring, check_digests, first_ids, read_by_id
+from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
 from mmedpo.runs import formats
 from mmedpo.runs.run_folder import read_json
-from mmedpo.schema import TASKS
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest", "pair_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is a note, not an error
 WEIGHTS = "model_fingerprint"  # where both runs have it, it replaces names of models
 VARIANT_OF = {"meteor_variant": "report_generation"}  # key of a variant -> part
-KIND = ("dispreference", "weight_band")  # with the task they decide which metrics are about a line of scores
 
 
 @dataclass(frozen=True)
@@ -161,79 +159,7 @@ def _load(folder: Path) -> Run:
     check_digests(folder, results, FILES)
     if not parts[0]:
         raise InputError(f"{folder} has no questions; there is nothing to compare.")
-    run = Run(results["name"], results, *parts)
-    damaged = list(_damaged(run)) or list(_scored_wrong(run))
-    if damaged:
-        with credentialed.quoting_nothing(credentialed.first([results]) is not None):
-            raise InputError(f"{folder} is damaged; run `mmedpo evaluate` anew:", damaged)
-    return run
-
-
-def _scored_wrong(run: Run) -> Iterator[Fault]:
-    """Yield a fault for each short answer whose recorded score differs from a new one; reports would take too long."""
-    protocol = run.results["protocols"].get("med_vqa")
-    if not protocol or run.results["metrics"].get("med_vqa_definition") != med_vqa.DEFINITIONS.get(protocol):
-        return
-    scoring = Scoring(vqa_protocol=protocol)
-    for id_, question in run.questions.items():
-        if question["task"] in med_vqa.ANSWER_TYPES:
-            said = run.predictions[id_]["prediction"]
-            found, line = scoring.score(question["task"], said, question["reference"]), run.scores[id_]
-            if wrong := [key for key, value in found.items() if line.get(key, value) != value]:
-                said = ", ".join(f"{key} is {line[key]!r}, not {found[key]!r}" for key in wrong)
-                yield Fault(id_, "scores", f"are not those of the prediction and the reference: {said}")
-
-
-def _damaged(run: Run) -> Iterator[Fault]:
-    widths: dict[Metric, int] = {}
-    for id_, question in run.questions.items():
-        for column in ("image_id", "question", "reference"):
-            if not isinstance(question.get(column), str):
-                yield Fault(id_, column, f"is {question.get(column)!r}, not a string")
-        if question.get("task") not in TASKS:
-            yield Fault(id_, "task", f"is {question.get('task')!r}; choose one of: {', '.join(TASKS)}")
-        if not isinstance(run.predictions[id_].get("prediction"), str):
-            yield Fault(id_, "prediction", f"is {run.predictions[id_].get('prediction')!r}, not a string")
-        yield from _damaged_scores(run, id_, widths)
-    yield from _lacking(run)
-
-
-def _damaged_scores(run: Run, id_: str, widths: dict[Metric, int]) -> Iterator[Fault]:
-    line = run.scores[id_]
-    wrong = [
-        key for key, value in line.items() if not all(map(_is_finite, value if isinstance(value, list) else [value]))
-    ]
-    yield from (Fault(id_, key, f"is {line[key]!r}, no finite number") for key in wrong)
-    for metric in run.metrics if not wrong else ():
-        try:
-            numbers = list(metric.statistics(line)) if metric.about(line) else []
-        except (KeyError, TypeError) as error:
-            yield Fault(id_, metric.name, f"cannot be made of this line of scores ({type(error).__name__}: {error})")
-        else:
-            if not all(isinstance(number, int | float) for number in numbers):
-                yield Fault(id_, metric.name, f"is made of {numbers!r}, which are no numbers")
-            elif numbers and widths.setdefault(metric, len(numbers)) != len(numbers):
-                yield Fault(id_, metric.name, f"is made of {len(numbers)} numbers, but of {widths[metric]} before")
-
-
-def _is_finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _lacking(run: Run) -> Iterator[Fault]:
-    """Yield a fault for each line without scores that others of its kind have; a metric would silently skip it."""
-    about = {id_: run.about(id_) for id_ in run.questions}
-    kinds = {
-        id_: str([row.get("task"), *(run.scores[id_].get(key) for key in KIND)]) for id_, row in run.questions.items()
-    }
-    needed: defaultdict[str, set[str]] = defaultdict(set)
-    for id_, kind in kinds.items():
-        needed[kind] |= about[id_]
-    for id_, kind in kinds.items():
-        if not about[id_]:
-            yield Fault(id_, "scores", "are about none of the metrics of the run's protocols")
-        elif lacking := sorted(needed[kind] - about[id_]):
-            yield Fault(id_, "scores", f"lack what {', '.join(lacking)} is made of, which other lines have")
+    return Run(results["name"], results, *parts)
 
 
 def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fault]:

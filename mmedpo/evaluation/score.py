@@ -203,15 +203,11 @@ def write_results(folder: Path, predictions: Sequence[Row], scores: Sequence[Row
 
 
 def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
-    """Raise InputError where a file of an evaluation folder does not match its digest in `results`.
-
-    Files without a recorded digest (older results) are not compared.
-    """
-    recorded = results.get("files_sha256", {})
-    recorded = recorded if isinstance(recorded, dict) else {f"{name}.jsonl": recorded for name in names}
-    expected = {"questions.jsonl": results.get("questions_sha256"), **recorded}
+    """Raise InputError where a file of an evaluation folder does not match its digest in `results`."""
+    recorded = results.get("files_sha256")
+    expected = {**(recorded if isinstance(recorded, dict) else {}), "questions.jsonl": results.get("questions_sha256")}
     files = [f"{name}.jsonl" for name in names]
-    if changed := [file for file in files if expected.get(file) and sha256(folder / file) != expected[file]]:
+    if changed := [file for file in files if sha256(folder / file) != expected.get(file)]:
         raise InputError(
             f"{folder}: {', '.join(changed)} changed after results.json was written, or belongs to another run. "
             "Run `mmedpo evaluate` anew."

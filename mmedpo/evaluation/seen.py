@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def seen_in_training(run: Run, dataset: str) -> Row:
         "of": len(images),
         "by_pixels": _count(by_pixels),
         "by_id": _count(by_id),
-        "patients": len(_common(patients, (made["patient_id"] for made in named))) if named and patients else None,
+        "patients": len(patients.intersection(made["patient_id"] for made in named)) if named and patients else None,
         "of_patients": len(patients),
     }
 
@@ -80,10 +80,6 @@ def _digests(pairs: Any) -> set[str]:
                 files.add(file)
                 found.add(digest(open_rgb(image)))
     return found
-
-
-def _common(test: set[str], training: Iterable[str | None]) -> set[str]:
-    return test.intersection(training)
 
 
 def _count(found: set[str] | None) -> int | None:

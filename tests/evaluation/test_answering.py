@@ -40,7 +40,7 @@ def answers_of(answering: Any, asked: QuestionSet, generation: Generation, tmp_p
 # In this process.
 
 
-def test_greedy_answers_are_those_of_a_plain_loop(tiny_model: Path, asked: QuestionSet, tmp_path: Path) -> None:
+def test_greedy_answers_are_those_of_a_plain_loop(tiny_model, asked, tmp_path):
     """Each question alone, in the order of the source, through `generate` with nothing of this module."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -64,7 +64,7 @@ def test_greedy_answers_are_those_of_a_plain_loop(tiny_model: Path, asked: Quest
     assert len({len(answer.split()) for answer in found.values()}) > 1
 
 
-def test_reports_may_be_longer_than_answers(tiny_model: Path, asked: QuestionSet, tmp_path: Path) -> None:
+def test_reports_may_be_longer_than_answers(tiny_model, asked, tmp_path):
     model = VisionLanguageModel(str(tiny_model))
     end = model.processor.tokenizer.eos_token_id
 
@@ -78,7 +78,7 @@ def test_reports_may_be_longer_than_answers(tiny_model: Path, asked: QuestionSet
         assert len(found[question.id].split()) == (11 if question.task == "report" else 5)
 
 
-def test_a_batch_has_a_chance_of_its_own(asked: QuestionSet) -> None:
+def test_a_batch_has_a_chance_of_its_own(asked):
     generation = Generation(temperature=0.2, seed=1)
     one, other = batches(asked.questions, 4)[:2]
     assert generation.sampling(one) == generation.sampling(one)
@@ -87,7 +87,7 @@ def test_a_batch_has_a_chance_of_its_own(asked: QuestionSet) -> None:
     assert isinstance(generation.sampling(one), Sampling) and generation.sampling(one).temperature == 0.2
 
 
-def test_what_is_read_ahead_comes_in_order_and_is_never_much() -> None:
+def test_what_is_read_ahead_comes_in_order_and_is_never_much():
     begun: list[int] = []
 
     def make(number: int) -> int:
@@ -102,7 +102,7 @@ def test_what_is_read_ahead_comes_in_order_and_is_never_much() -> None:
     assert READERS >= 1
 
 
-def test_an_image_that_breaks_while_it_is_read_ahead_is_an_error_of_its_own() -> None:
+def test_an_image_that_breaks_while_it_is_read_ahead_is_an_error_of_its_own():
     def make(number: int) -> int:
         if number == 2:
             raise InputError("broken")
@@ -121,9 +121,7 @@ def reply(received: Received) -> Answer:
     return Answer(f" {received.text} {received.body['max_tokens']}\n", usage=(10, 2))
 
 
-def test_an_endpoint_gets_questions_pixels_and_settings(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path
-) -> None:
+def test_an_endpoint_gets_questions_pixels_and_settings(chat_server, asked, tmp_path):
     chat_server.answer = reply
     model = EndpointModel(f"{chat_server.url}#med-7b", Limits(concurrency=4))
     found = answers_of(model, asked, Generation(8, 40, temperature=0.2, seed=5), tmp_path)
@@ -138,14 +136,14 @@ def test_an_endpoint_gets_questions_pixels_and_settings(
             assert kind == "data:image/png" and np.asarray(sent).tobytes() in pictures and not sent.info
 
 
-def test_an_endpoint_says_in_the_record_who_it_is_without_its_login() -> None:
+def test_an_endpoint_says_in_the_record_who_it_is_without_its_login():
     record = EndpointModel("http://me:secret@localhost:8000/v1#med-7b").record("Where?")
     assert record["model"] == "endpoint#med-7b"
     assert record["prompt"] == {"example": "Where?", "chat_template_sha256": None}
 
 
 @pytest.mark.parametrize("name", ["http://localhost:8000/v1", "hub:model", "https://#m"])
-def test_what_names_no_endpoint_is_refused(name: str) -> None:
+def test_what_names_no_endpoint_is_refused(name):
     with pytest.raises(InputError, match="http://"):
         EndpointModel(name)
 
@@ -172,9 +170,7 @@ def test_an_endpoint_that_stops_half_way_keeps_answers_and_a_resumed_run_asks_th
     assert results and results["unanswered"] == 0 and len(chat_server.received) == len(asked.questions) - 15
 
 
-def test_what_an_endpoint_says_of_its_model_is_recorded_and_a_change_is_said(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_an_endpoint_says_of_its_model_is_recorded_and_a_change_is_said(chat_server, asked, tmp_path, caplog):
     one = {"model": "org/med-7b", "system_fingerprint": "a"}
     other = {"model": "/home/me/models/med-7b", "system_fingerprint": 7}
 
@@ -193,9 +189,7 @@ def test_what_an_endpoint_says_of_its_model_is_recorded_and_a_change_is_said(
         assert "served" not in (tmp_path / serving / "predictions.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_spent_budget_stops_and_the_rest_is_asked_later(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path
-) -> None:
+def test_a_spent_budget_stops_and_the_rest_is_asked_later(chat_server, asked, tmp_path):
     chat_server.answer = reply
     spec = f"{chat_server.url}#m"
     for limits in (Limits(max_calls=7), Limits(max_tokens=60, concurrency=1)):
@@ -207,9 +201,7 @@ def test_a_spent_budget_stops_and_the_rest_is_asked_later(
     assert len(chat_server.received) == len(asked.questions)
 
 
-def test_refused_questions_are_named_and_scored_as_unanswered_only_if_asked_for(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path
-) -> None:
+def test_refused_questions_are_named_and_scored_as_unanswered_only_if_asked_for(chat_server, asked, tmp_path):
     refused = asked.questions[3]
     expected = [question.id for question in asked.questions if question.text == refused.text]
     chat_server.answer = lambda received: Answer("no", 400) if received.text == refused.text else reply(received)

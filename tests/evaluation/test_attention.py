@@ -112,7 +112,7 @@ def features(model: VisionLanguageModel, pictures: list[Image.Image]) -> torch.T
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_tokens_are_drawn_where_their_pixels_are(family: VisionLanguageModel, size: tuple[int, int]) -> None:
+def test_tokens_are_drawn_where_their_pixels_are(family, size):
     whole, pixels = picture(size), np.asarray(picture(size))
     changed, middles = [], []
     for row, column in np.ndindex(PARTS, PARTS):
@@ -137,7 +137,7 @@ def test_tokens_are_drawn_where_their_pixels_are(family: VisionLanguageModel, si
         assert (np.abs(off) < np.ptp(cell, axis=0) / 4).all()
 
 
-def test_grids_are_the_families_own(family: VisionLanguageModel) -> None:
+def test_grids_are_the_families_own(family):
     """By hand, for a picture of 160 x 64 pixels; tiles are of 16 pixels, tokens of 8."""
     shown = picture(SIZES[0])
     inputs = encode(family.processor, [(shown, QUESTION)])
@@ -175,7 +175,7 @@ def stepwise(family: VisionLanguageModel, forced: list[int]) -> np.ndarray:
     return torch.stack(read).mean(dim=(0, 1)).numpy()
 
 
-def test_weights_are_those_of_the_whole_text_read_anew_for_each_token(family: VisionLanguageModel) -> None:
+def test_weights_are_those_of_the_whole_text_read_anew_for_each_token(family):
     layers = attending(family)
     assert len(layers) == 2
     forced = answer_tokens(family.processor, QUESTION, ANSWER)[:6]
@@ -218,14 +218,12 @@ def shares(mass: list[float], grid: Grid, *boxes: Box) -> dict[str, float | None
         ([0.4, 0.1, 0.0, 0.0], WHOLE, [], None, None),
     ],
 )  # fmt: skip
-def test_share_in_the_box_is_that_worked_out_by_hand(
-    mass: list[float], grid: Grid, boxes: list[Box], in_box: float | None, lift: float | None
-) -> None:
+def test_share_in_the_box_is_that_worked_out_by_hand(mass, grid, boxes, in_box, lift):
     expected = {"on_image": sum(mass), "in_box": in_box, "lift": lift}
     assert shares(mass, grid, *boxes) == {name: value and pytest.approx(value) for name, value in expected.items()}
 
 
-def test_map_holds_the_mass_of_what_lies_in_the_image() -> None:
+def test_map_holds_the_mass_of_what_lies_in_the_image():
     mass, half = np.array([0.1, 0.2, 0.3, 0.4]), Grid(WHOLE.tokens, (0, 0, 7, 4.5))
     assert spread(mass, [WHOLE], 7, 5).sum() == pytest.approx(1)
     assert spread(mass, [half, WHOLE], 7, 5).sum() == pytest.approx(2), "of tiles and the whole"
@@ -240,7 +238,7 @@ def yellow(file: Path) -> np.ndarray:
     return np.array([there[third == number].mean(axis=0) for number in (1, 2)])
 
 
-def test_pictures_show_each_map_in_its_place_on_one_scale(tmp_path: Path) -> None:
+def test_pictures_show_each_map_in_its_place_on_one_scale(tmp_path):
     sample = Sample("a", Path("a.png"), "Is $x_1$ < 3? 肺炎 \\frac", "yes $", "closed_vqa", "a", None, "", (), "", "")
     seen, black = np.ones((40, 60), bool), Image.new("RGB", (60, 40))
     numbers = {run: {"on_image": 0.5, "in_box": None, "lift": None} for run in attention.RUNS}
@@ -273,9 +271,7 @@ def command(model: Path, adapter: Path, source: Path, output: Path, *more: str) 
     return ended.value.code
 
 
-def test_command_writes_pictures_and_their_numbers(
-    tiny_model: Path, random_adapter: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_command_writes_pictures_and_their_numbers(tiny_model, random_adapter, corpus, tmp_path):
     output = tmp_path / "attention"
     assert command(tiny_model, random_adapter, corpus, output, "--split", "test", "--limit", "3") == 0
     found = json.loads((output / "attention.json").read_text(encoding="utf-8"))
@@ -301,9 +297,7 @@ def test_command_writes_pictures_and_their_numbers(
         assert min(start) <= summary["start"]["low"] <= summary["start"]["value"] <= summary["start"]["high"]
 
 
-def test_interrupted_reading_goes_on(
-    tiny_model: Path, random_adapter: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_reading_goes_on(tiny_model, random_adapter, corpus, tmp_path, monkeypatch):
     more = ("--split", "test", "--limit", "2", "--answer", "own", "--layers", "1", "--max-new-tokens", "5")
     assert command(tiny_model, random_adapter, corpus, tmp_path / "whole", *more) == 0
     drawn: list[Path] = []
@@ -324,9 +318,7 @@ def test_interrupted_reading_goes_on(
     assert len(list((tmp_path / "torn" / "pictures").iterdir())) == 2
 
 
-def test_source_without_boxes_gets_pictures_and_is_told_so(
-    tiny_model: Path, random_adapter: Path, make_source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_source_without_boxes_gets_pictures_and_is_told_so(tiny_model, random_adapter, make_source, tmp_path, capsys):
     source = make_source([{"image": "a.png", "question": "Is there a nodule?", "answer": "no"}])
     assert command(tiny_model, random_adapter, source, tmp_path / "attention") == 0
     assert "No question of source has a lesion box" in " ".join(capsys.readouterr().out.split())
@@ -336,7 +328,7 @@ def test_source_without_boxes_gets_pictures_and_is_told_so(
     assert (tmp_path / "attention" / found["samples"][0]["picture"]).exists()
 
 
-def test_boxes_outside_of_their_image_are_all_named(make_source: Any) -> None:
+def test_boxes_outside_of_their_image_are_all_named(make_source):
     ask = {"question": "Is there a nodule?", "answer": "yes"}
     outside = {"label": "nodule", "x": 32, "y": 0, "width": 5, "height": 5}  # of 32 x 32 pixels
     rows = [{"id": name, "image": "a.png", **ask, "boxes": [{**outside, "x": x}]} for name, x in
@@ -346,9 +338,7 @@ def test_boxes_outside_of_their_image_are_all_named(make_source: Any) -> None:
     assert [fault.row for fault in raised.value.faults] == ["p", "q"]
 
 
-def test_adapter_of_another_model_is_refused(
-    tiny_model: Path, random_adapter: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_adapter_of_another_model_is_refused(tiny_model, random_adapter, corpus, tmp_path, capsys):
     other = shutil.copytree(tiny_model, tmp_path / "other")
     assert command(other, random_adapter, corpus, tmp_path / "attention") == 2
     assert "was trained on" in capsys.readouterr().err
@@ -356,12 +346,12 @@ def test_adapter_of_another_model_is_refused(
 
 
 @pytest.mark.parametrize("layers", ["", "1,", "-1", "3-2", "0.5", "first"])
-def test_layers_that_mean_nothing_are_refused(layers: str) -> None:
+def test_layers_that_mean_nothing_are_refused(layers):
     with pytest.raises(InputError, match="numbers and ranges"):
         attention.Settings(layers=layers)
 
 
-def test_layers_are_chosen_by_number(tiny_model: Path) -> None:
+def test_layers_are_chosen_by_number(tiny_model):
     model = VisionLanguageModel(str(tiny_model))
     first, second = attending(model)
     assert attending(model, "1") == [second] and attending(model, "1,0-1") == [first, second]
@@ -370,7 +360,7 @@ def test_layers_are_chosen_by_number(tiny_model: Path) -> None:
         attending(model, "1-2")
 
 
-def test_unknown_families_and_layouts_are_refused(tiny_model: Path, corpus: Path) -> None:
+def test_unknown_families_and_layouts_are_refused(tiny_model, corpus):
     model = VisionLanguageModel(str(tiny_model))
     sample = read_source(corpus, "test").samples[0]
     image, config = open_rgb(sample.image), model.model.config
@@ -385,7 +375,7 @@ def test_unknown_families_and_layouts_are_refused(tiny_model: Path, corpus: Path
         grids(config, model.processor, fewer, image)
 
 
-def test_model_without_attention_weights_is_refused(tiny_model: Path, corpus: Path) -> None:
+def test_model_without_attention_weights_is_refused(tiny_model, corpus):
     model = VisionLanguageModel(str(tiny_model))
     sample, layers = read_source(corpus, "test").samples[0], attending(model)
     model.model.set_attn_implementation("sdpa")
@@ -394,7 +384,7 @@ def test_model_without_attention_weights_is_refused(tiny_model: Path, corpus: Pa
         read(model, inputs, None, layers)
 
 
-def test_answer_that_cannot_be_said_is_refused(tiny_model: Path, corpus: Path) -> None:
+def test_answer_that_cannot_be_said_is_refused(tiny_model, corpus):
     model = VisionLanguageModel(str(tiny_model))
     sample, layers = read_source(corpus, "test").samples[0], attending(model)
     inputs = model.encode([(open_rgb(sample.image), sample.question)])
@@ -403,7 +393,7 @@ def test_answer_that_cannot_be_said_is_refused(tiny_model: Path, corpus: Path) -
         read(model, inputs, forced, layers)
 
 
-def test_own_answer_is_the_models_greedy_one(tiny_model: Path, corpus: Path) -> None:
+def test_own_answer_is_the_models_greedy_one(tiny_model, corpus):
     model = VisionLanguageModel(str(tiny_model))
     sample = read_source(corpus, "test").samples[0]
     shown = (open_rgb(sample.image), sample.question)
@@ -432,9 +422,7 @@ def thinker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Visio
 @pytest.mark.parametrize(
     ("said", "answer", "place"), [(THOUGHT, "yes normal", 3), (THOUGHT[3:], "yes normal", 0), (THOUGHT[:3], "", None)]
 )
-def test_own_answer_attends_without_its_thought(
-    thinker: VisionLanguageModel, corpus: Path, said: list[str], answer: str, place: int | None
-) -> None:
+def test_own_answer_attends_without_its_thought(thinker, corpus, said, answer, place):
     sample, layers = read_source(corpus, "test").samples[0], attending(thinker)
     inputs = thinker.encode([(open_rgb(sample.image), sample.question)])
     tokens = thinker.processor.tokenizer.convert_tokens_to_ids([*said, "</s>"])

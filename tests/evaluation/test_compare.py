@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.metrics.base import mean_of
 from mmedpo.evaluation.score import METRICS, PROTOCOLS, Scoring, finish, joined
 from mmedpo.evaluation.statistics import holm
+from mmedpo.runs.run_folder import sha256
 
 IMAGES = 20
-LACKING = "(not in the line)"
 
 
 def questions():
@@ -50,17 +51,30 @@ def run(folder: Path, name: str, right_until: int, changes=None, results=None) -
     ]
     for file, lines in (("questions", asked), ("predictions", reversed(answers))):
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    record = {"format": "mmedpo.results/1", "name": name, "source": "invented", "split": "test"}
-    record = scored(folder, record) | (results or {})
-    (folder / "results.json").write_text(json.dumps(record), encoding="utf-8")
+    record = {"format": "mmedpo.results/1", "name": name, "source": "invented", "split": "test",
+              "questions_sha256": sha256(folder / "questions.jsonl")}  # fmt: skip
+    scored(folder, record)
+    edit(folder, **(results or {}))
     return folder
 
 
 def scored(folder, record):
-    answered = joined(folder / "questions.jsonl", folder / "predictions.jsonl")
-    found = finish(folder, answered, Scoring(), record)
-    del found["files_sha256"]  # a changed file is another test's
-    return found
+    return finish(folder, joined(folder / "questions.jsonl", folder / "predictions.jsonl"), Scoring(), record)
+
+
+def edit(folder, **changes):
+    """Change fields of results.json."""
+    file = folder / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def rewrite(folder, name, change):
+    """Change the lines of a file, whose digest is then the new one."""
+    file = folder / f"{name}.jsonl"
+    rows = [change(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recorded = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    edit(folder, files_sha256={**recorded["files_sha256"], file.name: sha256(file)})
 
 
 def test_values_are_those_of_the_results_and_differences_are_paired(tmp_path):
@@ -213,14 +227,9 @@ def test_unanswered_questions_and_other_prompts_are_noted(tmp_path):
 
 def without_meteor(folder):
     """The run, as where METEOR could not be computed."""
-    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    for line in lines:
-        if line.pop("meteor_statistics", None):
-            line["meteor_absent"] = "there is no Java"
-    (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = json.loads((folder / "results.json").read_text())
-    results["metrics"] |= {"meteor_absent": "there is no Java"}
-    (folder / "results.json").write_text(json.dumps(results))
+    absent = {"meteor_absent": "there is no Java"}
+    rewrite(folder, "scores", lambda line: line | absent if line.pop("meteor_statistics", None) else line)
+    edit(folder, metrics=json.loads((folder / "results.json").read_text())["metrics"] | absent)
 
 
 def test_a_meteor_that_one_run_lacks_is_left_out_and_the_reason_noted(tmp_path):
@@ -236,9 +245,8 @@ def test_definitions_of_what_was_not_asked_neither_block_nor_are_claimed(tmp_pat
     changes = {row["id"]: {"dropped": True} for row in questions() if row["task"] == "report"}
     folders = [run(tmp_path, name, 5, changes) for name in ("start", "mmedpo")]
     results = json.loads((folders[1] / "results.json").read_text())
-    results["metrics"] |= {"meteor_variant": "nltk_wordnet", "report_generation_definition": "paper@1"}
-    results["protocols"] = {**PROTOCOLS, "report_generation": "paper"}
-    (folders[1] / "results.json").write_text(json.dumps(results))
+    metrics = results["metrics"] | {"meteor_variant": "nltk_wordnet", "report_generation_definition": "paper@1"}
+    edit(folders[1], metrics=metrics, protocols={**PROTOCOLS, "report_generation": "paper"})
     assert compare(folders, resamples=10)["definitions"] == {
         "med_vqa": "strict", "med_vqa_definition": results["metrics"]["med_vqa_definition"],
     }  # fmt: skip
@@ -246,10 +254,7 @@ def test_definitions_of_what_was_not_asked_neither_block_nor_are_claimed(tmp_pat
 
 def test_runs_whose_lines_hold_other_scores_are_refused(tmp_path):
     folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
-    lines = [json.loads(line) for line in (folders[1] / "scores.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("recall", None)
-    (folders[1] / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite(folders[1], "scores", lambda line: {name: value for name, value in line.items() if name != "recall"})
     with pytest.raises(InputError, match=r"open-0 \[scores\]: have open_recall in 'mmedpo' or 'start' only"):
         compare(folders, resamples=10)
 
@@ -268,9 +273,8 @@ def test_another_measure_is_compared_by_its_own_metrics(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "margin", lambda protocol: (mean_of("margin"),))
     folders = [run(tmp_path, name, 5, results={"protocols": {"margin": "nats"}}) for name in ("start", "mmedpo")]
     for folder, shift in zip(folders, (0.0, 2.0), strict=True):
-        lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-        lines = [{"id": line["id"], "margin": number % 7 - 3 + shift} for number, line in enumerate(lines)]
-        (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        margins = (number % 7 - 3 + shift for number in count())
+        rewrite(folder, "scores", lambda line, margins=margins: {"id": line["id"], "margin": next(margins)})
     found = compare(folders, resamples=200)
     assert list(found["metrics"]) == ["margin"] and found["metrics"]["margin"]["mmedpo"]["difference"] == pytest.approx(
         2
@@ -307,8 +311,7 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
     (folders[1] / "predictions.jsonl").write_text(
         "".join(json.dumps({"id": id_, "prediction": text}) + "\n" for id_, text in answers.items())
     )
-    found = scored(folders[1], json.loads((folders[1] / "results.json").read_text(encoding="utf-8")))
-    (folders[1] / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    scored(folders[1], json.loads((folders[1] / "results.json").read_text(encoding="utf-8")))
     found = compare(folders, resamples=10)
     kept, counts = outcomes(found), found["outcomes"]
     assert (kept.count("gained"), kept.count("lost")) == expected and len(kept) == 9
@@ -337,6 +340,7 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
         ({}, {"name": "start"}, "named start, start; give each run its own name, to tell them apart: `mmedpo score"),
         ({}, {"name": None}, "lacks name, protocols or metrics"),
         ({}, {"format": "mmedpo.results/9"}, "not in the format mmedpo.results/1"),
+        ({}, {"protocols": {"nonsense": "x"}}, "scored by nonsense; this version knows med_vqa"),
     ],
 )
 def test_runs_that_differ_are_refused(tmp_path, changes, results, named):
@@ -357,37 +361,23 @@ def test_one_run_and_damaged_runs_are_refused(tmp_path):
         compare([start, damaged])
 
 
-def test_an_unknown_measure_is_refused(tmp_path):
-    folders = [run(tmp_path, name, 5, results={"protocols": {"nonsense": "x"}}) for name in ("start", "mmedpo")]
-    with pytest.raises(InputError, match="scored by nonsense; this version knows med_vqa"):
-        compare(folders)
-
-
 @pytest.mark.parametrize(
-    ("file", "line", "named"),
+    ("change", "said"),
     [
-        ("scores", {"correct": float("nan")}, "open-3 [correct]: is nan, no finite number"),
-        ("scores", {"ngram_matches": [1, float("inf")]}, "open-3 [ngram_matches]: is [1, inf]"),
-        ("scores", {"correct": "yes"}, "open-3 [overall_accuracy]: is made of ['yes', 1.0], which are no numbers"),
-        ("scores", {"correct": LACKING}, "open-3 [scores]: lack what overall_accuracy is made of"),
-        ("scores", {"ngram_matches": [1, 2]}, "open-3 [bleu_1]: cannot be made of this line of scores (KeyError"),
-        ("scores", dict.fromkeys(("correct", "recall", "precision", "f1", "exact_match"), LACKING),
-         "open-3 [scores]: are about none of the metrics"),
-        ("questions", {"image_id": None}, "open-3 [image_id]: is None, not a string"),
-        ("questions", {"task": "riddle"}, "open-3 [task]: is 'riddle'"),
-        ("predictions", {"prediction": 5}, "open-3 [prediction]: is 5, not a string"),
+        (lambda run, other: shutil.copy(other / "predictions.jsonl", run), "predictions.jsonl changed after"),
+        (lambda run, other: shutil.copy(other / "scores.jsonl", run), "scores.jsonl changed after"),
+        (lambda run, other: edit(run, questions_sha256="0" * 64), "questions.jsonl changed after"),
+        (lambda run, other: edit(run, files_sha256="0" * 64), "predictions.jsonl, scores.jsonl changed after"),
+        (lambda run, other: edit(run, files_sha256={}), "predictions.jsonl, scores.jsonl changed after"),
     ],
-)  # fmt: skip
-def test_damaged_lines_are_named(tmp_path, file, line, named):
-    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 5)]
-    path = folders[1] / f"{file}.jsonl"
-    rows = [json.loads(text) for text in path.read_text().splitlines()]
-    rows = [row | line if row["id"] == "open-3" else row for row in rows]
-    rows = [{key: value for key, value in row.items() if value != LACKING} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids=["predictions", "scores", "questions", "no digests", "none"],
+)
+def test_a_file_that_is_not_what_was_recorded_is_refused(tmp_path, change, said):
+    folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)]
+    change(folders[1], folders[0])
     with pytest.raises(InputError) as refused:
         compare(folders)
-    assert "mmedpo is damaged" in str(refused.value) and named in str(refused.value)
+    assert f"mmedpo: {said}" in str(refused.value) and "Run `mmedpo evaluate` anew" in str(refused.value)
 
 
 # Test images that the training data holds.

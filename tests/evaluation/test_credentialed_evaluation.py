@@ -56,27 +56,27 @@ def scored(make_source: MakeSource, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_scores_keep_the_mark(scored: Path) -> None:
+def test_scores_keep_the_mark(scored):
     assert read_json(scored / "start" / "results.json")["credentialed"] is True
     assert run("score", scored / "start", "--vqa-protocol", "paper", "--output", scored / "anew").exit_code == 0
     assert read_json(scored / "anew" / "results.json")["credentialed"] is True
 
 
-def test_of_predictions_that_do_not_fit_nothing_is_quoted(make_source: MakeSource, tmp_path: Path) -> None:
+def test_of_predictions_that_do_not_fit_nothing_is_quoted(make_source, tmp_path):
     words = ("score", "--predictions", predictions(tmp_path, [SECRET], "no"), "--source", make_source(ROWS))
     assert SECRET in str(run(*words, "--output", tmp_path / "plain").exception)
     quiet = run(*words, "--credentialed", "--output", tmp_path / "quiet").exception
     assert isinstance(quiet, InputError) and SECRET not in str(quiet) and "q0 [prediction]" in str(quiet)
 
 
-def test_of_questions_that_cannot_be_scored_nothing_is_quoted(make_source: MakeSource, tmp_path: Path) -> None:
+def test_of_questions_that_cannot_be_scored_nothing_is_quoted(make_source, tmp_path):
     source = make_source([{**ROWS[0], "answer": "***"}])
     (source / "CREDENTIALED").touch()
     said = run("score", "--predictions", predictions(tmp_path, "x"), "--source", source, "--output", tmp_path / "o")
     assert "q0 [answer]: is (not shown: credentialed data)" in str(said.exception)
 
 
-def test_what_is_kept_beside_a_model_holds_numbers_alone(scored: Path) -> None:
+def test_what_is_kept_beside_a_model_holds_numbers_alone(scored):
     comparison = compare([scored / "start", scored / "after"], resamples=10)
     assert comparison["credentialed"] is True and SECRET in json.dumps(comparison["examples"])
     kept = json.loads(results.record(comparison))
@@ -86,7 +86,7 @@ def test_what_is_kept_beside_a_model_holds_numbers_alone(scored: Path) -> None:
     assert "Secret" not in json.dumps([vars(entry) for entry in results.model_index(comparison)])
 
 
-def test_a_comparison_shows_texts_and_images_only_with_the_flag(scored: Path) -> None:
+def test_a_comparison_shows_texts_and_images_only_with_the_flag(scored):
     words = ("compare", scored / "start", scored / "after", "--source", scored / "source")
     for name, more in {"quiet": (), "open": (FLAG,)}.items():
         assert run(*words, *more, "--output", scored / name).exit_code == 0
@@ -98,7 +98,7 @@ def test_a_comparison_shows_texts_and_images_only_with_the_flag(scored: Path) ->
         assert SECRET not in (scored / "quiet" / name).read_text()
 
 
-def test_the_source_of_the_images_marks_a_comparison_too(scored: Path) -> None:
+def test_the_source_of_the_images_marks_a_comparison_too(scored):
     for name in ("start", "after"):
         record = read_json(scored / name / "results.json")
         write_json(
@@ -113,7 +113,7 @@ def test_the_source_of_the_images_marks_a_comparison_too(scored: Path) -> None:
     assert read_json(scored / "quiet" / "comparison.json")["credentialed"] is True
 
 
-def test_attention_pictures_are_on_a_page_only_with_the_flag(scored: Path) -> None:
+def test_attention_pictures_are_on_a_page_only_with_the_flag(scored):
     folder = scored / "maps"
     folder.mkdir()
     Image.new("RGB", (64, 32)).save(folder / "x.png")
@@ -136,7 +136,7 @@ def test_attention_pictures_are_on_a_page_only_with_the_flag(scored: Path) -> No
         assert SECRET in shown and 'class="attention"' in shown
 
 
-def test_a_box_outside_its_image_is_not_quoted(make_source: MakeSource, tmp_path: Path) -> None:
+def test_a_box_outside_its_image_is_not_quoted(make_source, tmp_path):
     box = {"label": SECRET, "x": 900, "y": 900, "width": 5, "height": 5}
     words = ("attention", "--model", "m", "--adapter", "a", "--source", make_source([{**ROWS[0], "boxes": [box]}]))
     assert SECRET in str(run(*words, "--output", tmp_path / "maps").exception)
@@ -144,7 +144,7 @@ def test_a_box_outside_its_image_is_not_quoted(make_source: MakeSource, tmp_path
     assert SECRET not in quiet and "q0 [boxes]" in quiet
 
 
-def test_a_dataset_is_marked_by_its_manifest_or_the_caller(preferences: Path, tmp_path: Path) -> None:
+def test_a_dataset_is_marked_by_its_manifest_or_the_caller(preferences, tmp_path):
     assert not read(Asked(dataset=str(preferences))).marked
     assert open_split(Asked(dataset=str(preferences), credentialed=True))[1]["credentialed"] is True
     marked = Path(shutil.copytree(preferences, tmp_path / "marked"))
@@ -156,7 +156,7 @@ def test_a_dataset_is_marked_by_its_manifest_or_the_caller(preferences: Path, tm
         measure(Settings(away, dataset=str(marked)), Run(tmp_path / "out"))
 
 
-def test_what_an_endpoint_quotes_is_not_said(make_source: MakeSource, tmp_path: Path) -> None:
+def test_what_an_endpoint_quotes_is_not_said(make_source, tmp_path):
     source = make_source(ROWS)
     with ChatServer() as here:
         here.answer = lambda received: Answer(f"I cannot answer this: {received.text}", 422)

@@ -69,9 +69,7 @@ def plainly(model: VisionLanguageModel, view: View) -> float:
     return sum(float(logps[first + i - 1, token]) for i, token in enumerate(ids[0]))
 
 
-def test_a_padded_batch_gives_what_each_answer_gives_alone(
-    model: VisionLanguageModel, rows: list[dict[str, Any]]
-) -> None:
+def test_a_padded_batch_gives_what_each_answer_gives_alone(model, rows):
     asked = views(rows)
     assert len({len(view.answer[-1]["content"].split()) for view in asked}) > 1  # or nothing would be padded
     found = answer_logps(model, asked)
@@ -79,7 +77,7 @@ def test_a_padded_batch_gives_what_each_answer_gives_alone(
     assert found == pytest.approx([answer_logps(model, [view])[0] for view in asked], abs=1e-4)
 
 
-def test_training_measures_the_same(model: VisionLanguageModel, rows: list[dict[str, Any]]) -> None:
+def test_training_measures_the_same(model, rows):
     batch = PreferenceCollator(model.processor, share=True)(rows)
     del batch["weight"], batch["kind"]
     with torch.inference_mode():
@@ -87,9 +85,7 @@ def test_training_measures_the_same(model: VisionLanguageModel, rows: list[dict[
     assert answer_logps(model, views(rows)) == pytest.approx(theirs.tolist(), abs=1e-4)
 
 
-def test_the_end_of_the_turn_belongs_to_the_answer_and_the_image_counts(
-    model: VisionLanguageModel, rows: list[dict[str, Any]]
-) -> None:
+def test_the_end_of_the_turn_belongs_to_the_answer_and_the_image_counts(model, rows):
     row = rows[0]
     view = View(row["images"], row["prompt"], row["chosen"])
     prompt, (answer,) = rendered(model.processor, view.prompt, 1, [view.answer])
@@ -99,9 +95,7 @@ def test_the_end_of_the_turn_belongs_to_the_answer_and_the_image_counts(
     assert abs(seen - unseen) > 1e-3
 
 
-def test_a_template_that_rewrites_the_prompt_is_refused(
-    model: VisionLanguageModel, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_that_rewrites_the_prompt_is_refused(model, rows, monkeypatch):
     monkeypatch.setattr(model.processor, "chat_template", "{{ messages | length }}")
     with pytest.raises(InputError, match="writes the prompt differently"):
         answer_logps(model, views(rows[:1]))
@@ -120,7 +114,7 @@ def families() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_measure_as_training_does(families: Any, name: str) -> None:
+def test_families_measure_as_training_does(families, name):
     processor, made = families.PROCESSORS[name](), families.build(name).model.eval()
     made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     if name == "LLaVA-NeXT":

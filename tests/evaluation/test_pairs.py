@@ -86,7 +86,7 @@ def folders(
     return made
 
 
-def test_another_name_of_a_picture_is_no_other_patient() -> None:
+def test_another_name_of_a_picture_is_no_other_patient():
     rows = [{"id": n, "patient_id": None, "image_id": f"{n}.png", "image_digest": "same" if n < 2 else "other"}
             for n in range(3)]  # fmt: skip
     assert all(pairs.other_patients(rows, seed)[:2] == [2, 2] for seed in range(20))
@@ -95,9 +95,7 @@ def test_another_name_of_a_picture_is_no_other_patient() -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_folder_is_an_evaluation_folder(
-    folders: dict[Any, Path], measure: Any, rows: Dataset, tiny_model: Path
-) -> None:
+def test_folder_is_an_evaluation_folder(folders, measure, rows, tiny_model):
     folder = folders[measure]
     names = {file.name for file in folder.iterdir() if ".ledger" not in file.name}  # which `output_folder` removes
     assert names == {"questions.jsonl", "predictions.jsonl", "scores.jsonl", "results.json"}
@@ -113,7 +111,7 @@ def test_folder_is_an_evaluation_folder(
         assert [line["id"] for line in lines(folder, part)] == ids
 
 
-def test_questions_say_what_the_rows_say(folders: dict[Any, Path], rows: Dataset) -> None:
+def test_questions_say_what_the_rows_say(folders, rows):
     row, question = rows[0], lines(folders[measure_preferences], "questions")[0]
     shown, other = (
         [digest(image.convert("RGB")) for image in row[side] or []] for side in ("images", "rejected_images")
@@ -129,9 +127,7 @@ def test_questions_say_what_the_rows_say(folders: dict[Any, Path], rows: Dataset
     }  # fmt: skip
 
 
-def test_each_side_is_measured_on_its_own_images(
-    model: VisionLanguageModel, folders: dict[Any, Path], rows: Dataset
-) -> None:
+def test_each_side_is_measured_on_its_own_images(model, folders, rows):
     folder = folders[measure_preferences]
     for row, line, score in zip(rows, lines(folder, "predictions"), lines(folder, "scores"), strict=True):
         sides = [
@@ -144,9 +140,7 @@ def test_each_side_is_measured_on_its_own_images(
         assert score["margin"] == line["chosen_logps"] - line["rejected_logps"]
 
 
-def test_each_view_is_what_it_is_called(
-    model: VisionLanguageModel, folders: dict[Any, Path], rows: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_each_view_is_what_it_is_called(model, folders, rows, monkeypatch, tmp_path):
     shown: list[View] = []
 
     def remembered(model: VisionLanguageModel, views: list[View]) -> list[float]:
@@ -167,9 +161,7 @@ def test_each_view_is_what_it_is_called(
         assert any(swapped.shape == other.shape and (swapped == other).all() for other in others)
 
 
-def test_answers_at_every_view_are_scored_strictly(
-    model: VisionLanguageModel, folders: dict[Any, Path], rows: Dataset
-) -> None:
+def test_answers_at_every_view_are_scored_strictly(model, folders, rows):
     folder = folders[measure_visual_reliance]
     visual = {row["id"]: row for row in rows if row["dispreference"] == 1}
     tasks = set()
@@ -189,14 +181,14 @@ def test_answers_at_every_view_are_scored_strictly(
     assert tasks > {"report"}
 
 
-def test_blank_is_a_plane_of_the_mean_colour() -> None:
+def test_blank_is_a_plane_of_the_mean_colour():
     pixels = np.zeros((2, 4, 3), dtype=np.uint8)
     pixels[:, :1] = (200, 100, 40)  # a quarter of them
     found = blank(Image.fromarray(pixels))
     assert found.size == (4, 2) and found.getcolors() == [(8, (50, 25, 10))]
 
 
-def test_swaps_depend_on_the_seed_and_never_stay_with_the_patient() -> None:
+def test_swaps_depend_on_the_seed_and_never_stay_with_the_patient():
     asked = [{"id": str(i), "patient_id": f"p{i // 4}", "image_id": f"i{i}"} for i in range(20)]
     drawn = {seed: pairs.other_patients(asked, seed) for seed in (0, 1)}
     assert drawn[0] == pairs.other_patients(asked, 0) != drawn[1]
@@ -206,10 +198,7 @@ def test_swaps_depend_on_the_seed_and_never_stay_with_the_patient() -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_interrupted_measure_ends_as_an_uninterrupted_one(
-    model: VisionLanguageModel, rows: Dataset, folders: dict[Any, Path], measure: Any, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_interrupted_measure_ends_as_an_uninterrupted_one(model, rows, folders, measure, tmp_path, monkeypatch):
     calls = 0
 
     def counted(model: VisionLanguageModel, views: list[View]) -> list[float]:
@@ -233,7 +222,7 @@ def test_interrupted_measure_ends_as_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_measures_can_be_compared(folders: dict[Any, Path], measure: Any, tmp_path: Path) -> None:
+def test_measures_can_be_compared(folders, measure, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     for file in folders[measure].iterdir():
@@ -249,7 +238,7 @@ def test_measures_can_be_compared(folders: dict[Any, Path], measure: Any, tmp_pa
         assert entries["again"]["difference"] == 0.0
 
 
-def test_rows_that_cannot_be_measured_are_refused_before_a_model_is_opened(rows: Dataset, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_measured_are_refused_before_a_model_is_opened(rows, tmp_path):
     text_rows = rows.filter(lambda kind: kind == 0, input_columns="dispreference")
     visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference")
     one_patient = visual.select([0])
@@ -264,7 +253,7 @@ def test_rows_that_cannot_be_measured_are_refused_before_a_model_is_opened(rows:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_that_cannot_be_asked_are_listed(model: VisionLanguageModel, rows: Dataset, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_asked_are_listed(model, rows, tmp_path):
     visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference").select(range(2))
 
     def spoil(row: Row, place: int) -> Row:

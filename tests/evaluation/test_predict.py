@@ -67,19 +67,19 @@ def folder(model: LocalModel, asked: QuestionSet, tmp_path_factory: pytest.TempP
     return folder
 
 
-def test_every_question_has_one_line_in_the_sources_order(folder: Path, asked: QuestionSet) -> None:
+def test_every_question_has_one_line_in_the_sources_order(folder, asked):
     expected = [question.id for question in asked.questions]
     for name in ("questions", "predictions", "scores"):
         assert [row["id"] for row in lines(folder, name)] == expected
     assert all(isinstance(row["prediction"], str) for row in lines(folder, "predictions"))
 
 
-def test_folder_holds_the_recorded_files(folder: Path) -> None:
+def test_folder_holds_the_recorded_files(folder):
     names = {file.name for file in folder.iterdir() if file.suffix != ".ledger"}  # which `output_folder` removes
     assert names == {"questions.jsonl", "predictions.jsonl", "scores.jsonl", "results.json"}
 
 
-def test_questions_hold_what_scoring_and_comparing_need(folder: Path, corpus: Path, asked: QuestionSet) -> None:
+def test_questions_hold_what_scoring_and_comparing_need(folder, corpus, asked):
     question = asked.questions[0]
     assert lines(folder, "questions")[0] == {
         "id": question.id, "image_id": question.image_id, "patient_id": None, "task": question.task,
@@ -88,7 +88,7 @@ def test_questions_hold_what_scoring_and_comparing_need(folder: Path, corpus: Pa
     }  # fmt: skip
 
 
-def test_results_say_who_answered_what_and_how(folder: Path, asked: QuestionSet, tiny_model: Path) -> None:
+def test_results_say_who_answered_what_and_how(folder, asked, tiny_model):
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert (results["format"], results["name"], results["split"]) == ("mmedpo.results/1", "start", "test")
     assert (results["model"], results["adapter"], results["seed"]) == (tiny_model.name, None, 0)  # no machine path
@@ -109,9 +109,7 @@ def test_results_say_who_answered_what_and_how(folder: Path, asked: QuestionSet,
 
 @pytest.mark.parametrize("generation", [GREEDY, WARM], ids=["greedy", "temperature 0.7"])
 @pytest.mark.parametrize("calls", [0, 2])
-def test_interrupted_evaluation_ends_as_an_uninterrupted_one(
-    model: LocalModel, asked: QuestionSet, tmp_path: Path, generation: Generation, calls: int
-) -> None:
+def test_interrupted_evaluation_ends_as_an_uninterrupted_one(model, asked, tmp_path, generation, calls):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     whole.mkdir()
     torn.mkdir()
@@ -128,7 +126,7 @@ def test_interrupted_evaluation_ends_as_an_uninterrupted_one(
         assert (torn / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_sampled_answers_depend_on_the_seed(model: LocalModel, asked: QuestionSet, tmp_path: Path) -> None:
+def test_sampled_answers_depend_on_the_seed(model, asked, tmp_path):
     texts = []
     for seed in (3, 4):
         folder = tmp_path / str(seed)
@@ -138,7 +136,7 @@ def test_sampled_answers_depend_on_the_seed(model: LocalModel, asked: QuestionSe
     assert texts[0] != texts[1]
 
 
-def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked: QuestionSet) -> None:
+def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked):
     made = batches(asked.questions, 8)
     assert sorted(q.id for batch in made for q in batch) == sorted(q.id for q in asked.questions)
     assert all(len({question.task for question in batch}) == 1 and len(batch) <= 8 for batch in made)
@@ -147,7 +145,7 @@ def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked: Que
     assert batches(asked.questions[::-1], 8) == made
 
 
-def test_changed_questions_are_not_gone_on_with(model: LocalModel, asked: QuestionSet, tmp_path: Path) -> None:
+def test_changed_questions_are_not_gone_on_with(model, asked, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(Interrupted(model, 1), asked, tmp_path, GREEDY)
     other = replace(asked, questions=[replace(asked.questions[0], reference="another"), *asked.questions[1:]])
@@ -156,9 +154,7 @@ def test_changed_questions_are_not_gone_on_with(model: LocalModel, asked: Questi
     evaluate(model, asked, tmp_path, GREEDY)
 
 
-def test_answers_are_kept_until_they_are_scored(
-    model: LocalModel, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_kept_until_they_are_scored(model, asked, tmp_path, monkeypatch):
     def interrupt(*given: Any) -> None:
         raise KeyboardInterrupt
 

@@ -79,9 +79,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def test_a_model_here_and_behind_an_endpoint_are_scored_alike(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path, caplog: Any
-) -> None:
+def test_a_model_here_and_behind_an_endpoint_are_scored_alike(chat_server, asked, tmp_path, caplog):
     def answer(received: Received) -> Answer:
         raw, ended = said(received.text)
         return Answer(raw, finish=ended)
@@ -128,9 +126,7 @@ def test_what_an_endpoint_did_not_deliver_stops_the_run_unless_it_is_accepted(
 
 
 @pytest.mark.parametrize("opens", [True, False])
-def test_a_draft_in_a_thought_that_the_template_opened_is_no_answer_of_an_endpoint(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path, opens: bool
-) -> None:
+def test_a_draft_in_a_thought_that_the_template_opened_is_no_answer_of_an_endpoint(chat_server, asked, tmp_path, opens):
     """Nothing in a cut-off draft says that it is one, but the other answers do."""
 
     def answer(received: Received) -> Answer:
@@ -143,9 +139,7 @@ def test_a_draft_in_a_thought_that_the_template_opened_is_no_answer_of_an_endpoi
     assert lines(tmp_path)[3]["prediction"] == ("" if opens else "It may be yes or")
 
 
-def test_parameters_that_an_endpoint_took_are_in_the_results(
-    chat_server: ChatServer, asked: QuestionSet, tmp_path: Path, caplog: Any
-) -> None:
+def test_parameters_that_an_endpoint_took_are_in_the_results(chat_server, asked, tmp_path, caplog):
     chat_server.answer = lambda received: o_series(received) or Answer("Yes.")
     generation = Generation(max_new_tokens=9, max_new_tokens_report=11)
     results = evaluate(EndpointModel(f"{chat_server.url}#m"), asked, tmp_path, generation)
@@ -156,7 +150,7 @@ def test_parameters_that_an_endpoint_took_are_in_the_results(
     assert len(said_so) == 1 and "temperature and seed" in said_so[0]
 
 
-def test_predictions_made_elsewhere_are_scored_without_their_thoughts(asked: QuestionSet, tmp_path: Path) -> None:
+def test_predictions_made_elsewhere_are_scored_without_their_thoughts(asked, tmp_path):
     plain = [line["prediction"] for line in (LINES[i % 7] for i in range(20))]
     found = {}
     for name, texts in (("plain", plain), ("raw", [said(q.text)[0] for q in asked.questions])):
@@ -185,7 +179,7 @@ NOTHING = {"prediction": "", "unanswered": "the prediction is null or NaN"}
         ({"prediction": "Nancy"}, {"prediction": "Nancy"}),
     ],
 )
-def test_a_line_made_elsewhere_says_nothing_by_null_and_nan(row: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_a_line_made_elsewhere_says_nothing_by_null_and_nan(row, expected):
     assert predictions.faults("a", row) == []
     assert predictions.reread(row) == expected
     assert predictions.counts([expected])["unanswered"] == int(not expected["prediction"])
@@ -201,9 +195,7 @@ def test_a_line_made_elsewhere_says_nothing_by_null_and_nan(row: dict[str, Any],
         ({"prediction": "x", "unanswered": []}, "a [unanswered]: is [], not a string; correct or remove it"),
     ],
 )
-def test_a_wrong_type_is_the_fault_of_its_line(
-    row: dict[str, Any], said: str, asked: QuestionSet, tmp_path: Path
-) -> None:
+def test_a_wrong_type_is_the_fault_of_its_line(row, said, asked, tmp_path):
     assert list(map(str, predictions.faults("a", row))) == [said]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"id": q.id, **row}) + "\n" for q in asked.questions), encoding="utf-8")
@@ -211,7 +203,7 @@ def test_a_wrong_type_is_the_fault_of_its_line(
         score_predictions(asked, file, tmp_path, Scoring(), {"name": "a"})
 
 
-def test_plain_predictions_beside_thoughts_that_the_template_opened_are_pointed_at() -> None:
+def test_plain_predictions_beside_thoughts_that_the_template_opened_are_pointed_at():
     told = ["Hm.</think>Yes.", "It may be yes or", ""]
     lines = [predictions.reread({"prediction": text}) for text in told]
     assert [line["prediction"] for line in lines] == ["Yes.", "It may be yes or", ""]
@@ -221,7 +213,7 @@ def test_plain_predictions_beside_thoughts_that_the_template_opened_are_pointed_
 
 
 @pytest.mark.parametrize("protocol", med_vqa.PROTOCOLS)
-def test_metrics_of_answers_take_thoughts_off(protocol: str) -> None:
+def test_metrics_of_answers_take_thoughts_off(protocol):
     gold = {
         "references": ["yes", "no", "left lung"],
         "answer_types": ["closed", "closed", "open"],
@@ -233,7 +225,7 @@ def test_metrics_of_answers_take_thoughts_off(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", report_generation.PROTOCOLS)
-def test_metrics_of_reports_take_thoughts_off(protocol: str) -> None:
+def test_metrics_of_reports_take_thoughts_off(protocol):
     options: dict[str, Any] = {"protocol": protocol, "meteor_variant": "nltk_exact_stem"}
     gold = ["No pleural effusion.", "The heart is normal."]
     told = ["<think>effusion or no</think>No effusion.", "<think>The heart is normal."]

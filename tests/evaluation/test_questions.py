@@ -32,9 +32,7 @@ def saved(rows: list[dict[str, Any]], folder: Path, split: str = "train") -> str
     return str(folder)
 
 
-def test_the_questions_behind_pairs_are_those_of_the_source_they_were_made_from(
-    corpus: Path, preferences: Path, rows: list[dict[str, Any]]
-) -> None:
+def test_the_questions_behind_pairs_are_those_of_the_source_they_were_made_from(corpus, preferences, rows):
     """By id: what curation keeps of a sample is what an evaluation of the source itself asks."""
     asked = read(Asked(dataset=str(preferences)))
     source = {row["id"]: row for row in read(Asked(corpus, split="preference")).rows()}
@@ -49,9 +47,7 @@ def test_the_questions_behind_pairs_are_those_of_the_source_they_were_made_from(
     }  # fmt: skip
 
 
-def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(
-    rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(rows, tmp_path):
     text = next(row for row in rows if row["rejected_images"] is None)
     noised = next(row for row in rows if row["rejected_images"] and row["prompt"] != text["prompt"])
     reversed_ = {
@@ -65,16 +61,14 @@ def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(
     assert asked.record["rows_left_out"] == {"the chosen answer is not the gold one": 1}
 
 
-def test_a_dataset_without_a_question_is_refused_with_the_reason(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_dataset_without_a_question_is_refused_with_the_reason(rows, tmp_path):
     text = next(row for row in rows if row["rejected_images"] is None)
     sides = {"chosen": text["rejected"], "rejected": text["chosen"]}
     with pytest.raises(InputError, match=r"no question to ask: .*the chosen answer is not the gold one': 1"):
         read(Asked(dataset=saved([{**text, **sides, "dispreference": "reversed_noise"}], tmp_path / "pairs")))
 
 
-def test_a_question_repeated_with_another_answer_is_asked_once_and_counted(
-    rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_question_repeated_with_another_answer_is_asked_once_and_counted(rows, tmp_path):
     text = next(row for row in rows if row["rejected_images"] is None)
     again = {**text, "id": "again", "chosen": [{"role": "assistant", "content": "something else entirely"}]}
     asked = read(Asked(dataset=saved([text, again], tmp_path / "pairs")))
@@ -82,9 +76,7 @@ def test_a_question_repeated_with_another_answer_is_asked_once_and_counted(
     assert asked.record["rows_left_out"] == {"repeated with another answer": 1}
 
 
-def test_a_question_about_the_same_pixels_in_another_file_is_asked_once(
-    rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_question_about_the_same_pixels_in_another_file_is_asked_once(rows, tmp_path):
     text = next(row for row in rows if row["rejected_images"] is None)
     again = io.BytesIO()
     open_rgb(text["images"][0]).save(again, "PNG", compress_level=0)
@@ -96,7 +88,7 @@ def test_a_question_about_the_same_pixels_in_another_file_is_asked_once(
     assert asked.questions[0].image_digest == digest(open_rgb(text["images"][0]))
 
 
-def test_torn_image_of_a_dataset_is_a_fault_of_its_row(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_torn_image_of_a_dataset_is_a_fault_of_its_row(rows, tmp_path):
     name = saved(rows[:2], tmp_path / "pairs")
     (shard,) = (tmp_path / "pairs" / "data").glob("*.parquet")
     from datasets import Dataset, Features
@@ -108,9 +100,7 @@ def test_torn_image_of_a_dataset_is_a_fault_of_its_row(rows: list[dict[str, Any]
     assert [(fault.row, fault.column) for fault in raised.value.faults] == [(rows[1]["id"], "images")]
 
 
-def test_rows_without_provenance_are_named_by_their_id_and_their_image(
-    rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_rows_without_provenance_are_named_by_their_id_and_their_image(rows, tmp_path):
     bare = [{**row, "provenance": dict.fromkeys(row["provenance"])} for row in rows[:6]]
     asked = read(Asked(dataset=saved(bare, tmp_path / "pairs")))
     ids = {row["id"] for row in bare}
@@ -119,14 +109,14 @@ def test_rows_without_provenance_are_named_by_their_id_and_their_image(
     assert len({question.image_id for question in asked.questions}) == len(images)
 
 
-def test_ids_that_mean_two_questions_are_refused(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_ids_that_mean_two_questions_are_refused(rows, tmp_path):
     one, other = rows[0], next(row for row in rows if row["prompt"] != rows[0]["prompt"])
     same = {**other, "provenance": {**other["provenance"], "sample_id": one["provenance"]["sample_id"]}}
     with pytest.raises(InputError, match=r"cannot be asked:(?s:.*)2 questions have this sample_id"):
         read(Asked(dataset=saved([one, same], tmp_path / "pairs")))
 
 
-def test_a_split_is_needed_where_there_are_several(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_split_is_needed_where_there_are_several(rows, tmp_path):
     saved(rows[:2], tmp_path / "pairs", "train")
     name = saved(rows[2:4], tmp_path / "pairs", "test")
     with pytest.raises(InputError, match="choose one with --split"):
@@ -136,7 +126,7 @@ def test_a_split_is_needed_where_there_are_several(rows: list[dict[str, Any]], t
     assert read(Asked(dataset=name, split="test")).record["split"] == "test"
 
 
-def test_another_dataset_is_refused_by_its_columns(tmp_path: Path) -> None:
+def test_another_dataset_is_refused_by_its_columns(tmp_path):
     from datasets import Dataset
 
     (tmp_path / "data").mkdir()
@@ -145,7 +135,7 @@ def test_another_dataset_is_refused_by_its_columns(tmp_path: Path) -> None:
         read(Asked(dataset=str(tmp_path)))
 
 
-def test_the_choice_of_a_limit_is_made_as_a_sources(corpus: Path, preferences: Path) -> None:
+def test_the_choice_of_a_limit_is_made_as_a_sources(corpus, preferences):
     chosen = {question.id for question in read(Asked(dataset=str(preferences), limit=5, seed=1)).questions}
     everything = [question.id for question in read(Asked(dataset=str(preferences))).questions]
     assert len(chosen) == 5 and chosen == chosen_ids(everything, 5, seed=1)
@@ -155,7 +145,7 @@ def test_the_choice_of_a_limit_is_made_as_a_sources(corpus: Path, preferences: P
     assert ranked == chosen_ids(sorted(asked), 5, seed=1)
 
 
-def test_either_a_source_or_a_dataset(corpus: Path, preferences: Path) -> None:
+def test_either_a_source_or_a_dataset(corpus, preferences):
     for given in ({}, {"source": corpus, "dataset": str(preferences)}):
         with pytest.raises(InputError, match="either --source or --dataset"):
             read(Asked(**given))  # type: ignore[arg-type]
@@ -169,7 +159,7 @@ TOO_SHORT = {
 }  # for the paper's words, which drop it
 
 
-def test_a_reference_without_words_is_a_faulty_row_by_the_words_of_the_protocol(make_source: Any) -> None:
+def test_a_reference_without_words_is_a_faulty_row_by_the_words_of_the_protocol(make_source):
     rows = [{"id": "short", **TOO_SHORT}, {"id": "good", **TOO_SHORT, "answer": "No effusion."}]
     source, paper = make_source(rows), Scoring(report_protocol="paper")
     assert len(read(Asked(source)).questions) == 2
@@ -182,7 +172,7 @@ def test_a_reference_without_words_is_a_faulty_row_by_the_words_of_the_protocol(
     assert [question.id for question in asked.questions] == ["good"] and asked.record["faulty_rows_skipped"] == 1
 
 
-def test_an_official_split_is_recorded_with_what_it_shares(make_source: Any) -> None:
+def test_an_official_split_is_recorded_with_what_it_shares(make_source):
     row = {"image": "a.png", "question": "Where?", "answer": "left"}
     rows = [{"id": split, **row, "split": split} for split in ("train", "test")]
     source = make_source([*rows, {**row, "id": "b", "image": "b.png", "split": "test"}])
@@ -191,14 +181,14 @@ def test_an_official_split_is_recorded_with_what_it_shares(make_source: Any) -> 
     assert (asked.record["split_by"], asked.record["images_in_other_splits"]) == ("source", 1)
 
 
-def test_a_split_made_anew_is_noted(make_source: Any) -> None:
+def test_a_split_made_anew_is_noted(make_source):
     rows = [{"id": f"{n}", "image": "a.png", "question": f"{n}?", "answer": "left", "split": n} for n in ("x", "y")]
     (split,) = {sample.split for sample in read_source(make_source(rows)).samples}
     note = read(Asked(make_source(rows, name="again"), split=split)).note
     assert note and "its own has 1 of 1 images in several parts" in note
 
 
-def test_what_a_source_says_of_a_question_is_kept_without_stray_white_space(make_source: Any) -> None:
+def test_what_a_source_says_of_a_question_is_kept_without_stray_white_space(make_source):
     row = {"id": 1, "image": "a.png", "question": "Where?", "answer": "left lung", "qid": 1}
     source = make_source([{**row, "question_type": "PRES,  ABN ", "image_organ": " CHEST", "modality": "X-Ray"}])
     (found,) = read(Asked(source)).rows()

@@ -1,4 +1,4 @@
-"""Each protocol against the packages that define it, on 1,200 generated pairs of reports."""
+"""Each protocol against the packages that define it, on 400 generated pairs of reports."""
 
 import os
 import re
@@ -52,11 +52,11 @@ def meteor_oracle():
 
 def test_the_pairs_are_many_and_hard(reports):
     predictions, references = reports
-    assert len(predictions) >= 1000 and min(map(len, references)) > 0
-    assert sum(not text.strip() for text in predictions) > 20
-    assert sum(len(text.split()) == 1 for text in predictions) > 50
-    assert sum(not text.isascii() for text in predictions) > 100
-    assert sum(len(set(text.split())) == 1 < len(text.split()) for text in predictions) > 50
+    assert len(predictions) == 400 and min(map(len, references)) > 0
+    assert sum(not text.strip() for text in predictions) > 7
+    assert sum(len(text.split()) == 1 for text in predictions) > 17
+    assert sum(not text.isascii() for text in predictions) > 33
+    assert sum(len(set(text.split())) == 1 < len(text.split()) for text in predictions) > 17
     assert sum(len(text.split()) >= 400 for text in references) >= 4
 
 
@@ -84,7 +84,7 @@ def test_coco_meteor_is_that_of_pycocoevalcap(ours_coco, cleaned, meteor_oracle)
 def test_coco_values_of_a_resample_need_its_summed_statistics_only(ours_coco, cleaned, meteor_oracle):
     from pycocoevalcap.bleu.bleu import Bleu
 
-    drawn = np.random.default_rng(0).integers(0, len(ours_coco["scores"]), 300)
+    drawn = np.random.default_rng(0).integers(0, len(ours_coco["scores"]), 100)
     said, gold = ({place: texts[i] for place, i in enumerate(drawn)} for texts in cleaned)
     found = values(rg.metrics("coco"), [ours_coco["scores"][i] for i in drawn])
     assert found["meteor"] == pytest.approx(meteor_oracle.compute_score(gold, said)[0], abs=1e-6)

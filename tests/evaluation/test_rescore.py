@@ -52,7 +52,7 @@ def of_file(file: Path, corpus: Path, output: Path, split: str = "test") -> dict
     return main(None, file, asked, NONE, output, {"name": "theirs", "command": "mmedpo score"})
 
 
-def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(run, tmp_path):
     results = main(
         run, None, Asked(), {**NONE, "vqa_protocol": "paper"}, tmp_path / "out", {"name": "o", "command": "c"}
     )
@@ -78,7 +78,7 @@ def test_a_finished_run_is_scored_anew_and_says_how_it_was_scored_before(run: Pa
     assert found["med_vqa_definition"] != before["metrics"]["med_vqa_definition"]
 
 
-def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:
+def test_what_is_not_chosen_stays_as_the_run_has_it(run):
     assert scoring_of(run) == Scoring("strict", "coco", content(run)["metrics"]["meteor_variant"])
 
 
@@ -91,17 +91,13 @@ def test_what_is_not_chosen_stays_as_the_run_has_it(run: Path) -> None:
         ({"vqa_protocol": "paper"}, "nltk_exact_stem"),
     ],
 )
-def test_another_report_protocol_brings_its_own_meteor(
-    run: Path, tmp_path: Path, chosen: dict[str, str], variant: str
-) -> None:
+def test_another_report_protocol_brings_its_own_meteor(run, tmp_path, chosen, variant):
     main(run, None, Asked(), {**NONE, "meteor_variant": "nltk_exact_stem"}, tmp_path / "stem", {"name": "stem"})
     results = main(tmp_path / "stem", None, Asked(), {**NONE, **chosen}, tmp_path / "out", {"name": "out"})
     assert results["metrics"]["meteor_variant"] == variant
 
 
-def test_predictions_made_elsewhere_make_an_evaluation_folder(
-    asked: QuestionSet, corpus: Path, run: Path, tmp_path: Path
-) -> None:
+def test_predictions_made_elsewhere_make_an_evaluation_folder(asked, corpus, run, tmp_path):
     file = predictions(tmp_path / "theirs.jsonl", asked)
     results = of_file(file, corpus, tmp_path / "out")
     assert results["metrics"]["overall_accuracy"] == results["metrics"]["open_exact_match"] == 1
@@ -111,9 +107,7 @@ def test_predictions_made_elsewhere_make_an_evaluation_folder(
     assert json.loads(first) == {"id": asked.questions[0].id, "prediction": asked.questions[0].reference}
 
 
-def test_every_fault_of_predictions_is_listed_and_nothing_is_left(
-    asked: QuestionSet, corpus: Path, tmp_path: Path
-) -> None:
+def test_every_fault_of_predictions_is_listed_and_nothing_is_left(asked, corpus, tmp_path):
     object_, number, missing, twice = (question.id for question in asked.questions[:4])
     file = predictions(
         tmp_path / "theirs.jsonl", asked,
@@ -133,9 +127,7 @@ def test_every_fault_of_predictions_is_listed_and_nothing_is_left(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_predictions_that_keep_their_questions_are_compared_with_them(
-    asked: QuestionSet, corpus: Path, tmp_path: Path
-) -> None:
+def test_predictions_that_keep_their_questions_are_compared_with_them(asked, corpus, tmp_path):
     same, other, image = (question.id for question in asked.questions[:3])
     rows = {row["id"]: row | {"prediction": "yes"} for row in asked.rows()}
     rows[other]["question"] = "Is this another question?"
@@ -150,13 +142,13 @@ def test_predictions_that_keep_their_questions_are_compared_with_them(
     of_file(predictions(tmp_path / "theirs.jsonl", asked, **{same: rows[same]}), corpus, tmp_path / "out")
 
 
-def test_predictions_for_another_split_are_recognised(corpus: Path, tmp_path: Path) -> None:
+def test_predictions_for_another_split_are_recognised(corpus, tmp_path):
     file = predictions(tmp_path / "theirs.jsonl", read(Asked(corpus, split="validation", limit=12)))
     with pytest.raises(InputError, match=r"12 of 12 questions have no prediction: .*another split or source"):
         of_file(file, corpus, tmp_path / "out")
 
 
-def test_a_protocol_that_does_not_exist_is_refused_with_those_that_do(run: Path, tmp_path: Path) -> None:
+def test_a_protocol_that_does_not_exist_is_refused_with_those_that_do(run, tmp_path):
     for part, known in (("vqa_protocol", "strict"), ("report_protocol", "coco"), ("meteor_variant", "nltk_exact_stem")):
         with pytest.raises(InputError, match=f"{part} 'lenient' does not exist; choose one of: .*{known}"):
             main(run, None, Asked(), {**NONE, part: "lenient"}, tmp_path / "out", {})
@@ -164,7 +156,7 @@ def test_a_protocol_that_does_not_exist_is_refused_with_those_that_do(run: Path,
 
 
 @pytest.mark.parametrize("name", ["questions.jsonl", "predictions.jsonl"])
-def test_a_run_whose_files_changed_since_is_not_scored(run: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_whose_files_changed_since_is_not_scored(run, tmp_path, name):
     changed = Path(shutil.copytree(run, tmp_path / "changed"))
     with (changed / name).open("a", encoding="utf-8") as lines:
         lines.write("\n")  # the same to whoever reads its lines
@@ -173,32 +165,32 @@ def test_a_run_whose_files_changed_since_is_not_scored(run: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_scores_are_made_anew_whatever_became_of_them(run: Path, tmp_path: Path) -> None:
+def test_scores_are_made_anew_whatever_became_of_them(run, tmp_path):
     changed = Path(shutil.copytree(run, tmp_path / "changed"))
     (changed / "scores.jsonl").unlink()
     results = main(changed, None, Asked(), NONE, tmp_path / "out", {"name": "out"})
     assert results["metrics"] == content(run)["metrics"]
 
 
-def test_neither_or_both_are_refused(run: Path, tmp_path: Path) -> None:
+def test_neither_or_both_are_refused(run, tmp_path):
     for given in ((None, None), (run, tmp_path / "predictions.jsonl")):
         with pytest.raises(InputError, match="either a finished evaluation or --predictions"):
             main(*given, Asked(), NONE, tmp_path / "out", {})
 
 
-def test_a_finished_run_takes_no_option_about_questions(run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_takes_no_option_about_questions(run, tmp_path):
     asked = Asked(tmp_path, split="test", skip_faulty=True)
     with pytest.raises(InputError, match=r"--source, --split, --skip-faulty say what --predictions answer"):
         main(run, None, asked, NONE, tmp_path / "out", {})
 
 
-def test_predictions_may_begin_with_a_byte_order_mark(asked: QuestionSet, corpus: Path, tmp_path: Path) -> None:
+def test_predictions_may_begin_with_a_byte_order_mark(asked, corpus, tmp_path):
     file = predictions(tmp_path / "theirs.jsonl", asked)
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert of_file(file, corpus, tmp_path / "out")["metrics"]["overall_accuracy"] == 1
 
 
-def test_predictions_that_no_file_can_hold_are_refused(asked: QuestionSet, corpus: Path, tmp_path: Path) -> None:
+def test_predictions_that_no_file_can_hold_are_refused(asked, corpus, tmp_path):
     id_ = asked.questions[0].id
     file = predictions(tmp_path / "theirs.jsonl", asked, **{id_: {"id": id_, "prediction": "left \ud83d lung"}})
     with pytest.raises(InputError, match=r"theirs.jsonl, line 12 holds half a character"):
@@ -209,14 +201,14 @@ def test_predictions_that_no_file_can_hold_are_refused(asked: QuestionSet, corpu
 
 
 @pytest.mark.parametrize("results", [None, {"protocols": {"preference": "log_likelihood"}}, []])
-def test_what_holds_no_scored_answers_is_refused(run: Path, tmp_path: Path, results: Any) -> None:
+def test_what_holds_no_scored_answers_is_refused(run, tmp_path, results):
     if results is not None:
         (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match=r"does not exist|holds no scored answers"):
         main(tmp_path, None, Asked(), NONE, tmp_path / "out", {})
 
 
-def test_missing_predictions_are_named(corpus: Path, tmp_path: Path) -> None:
+def test_missing_predictions_are_named(corpus, tmp_path):
     with pytest.raises(InputError, match=r"nowhere.jsonl does not exist"):
         of_file(tmp_path / "nowhere.jsonl", corpus, tmp_path / "out")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\); give a finished evaluation"):

@@ -46,7 +46,7 @@ def broken_off(calls: Callable[..., Any]) -> Callable[..., Any]:
 
 BROKEN = {
     "answers": (VisionLanguageModel, "generate"), "preference": (pairs, "_seen"),
-    "visual_reliance": (pairs, "_looked_at"), "attention": (attention, "draw"),
+    "visual_reliance": (pairs.VisualReliance, "found"), "attention": (attention, "draw"),
 }  # fmt: skip
 
 
@@ -216,9 +216,7 @@ DOORS = {
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(("kind", "change"), [(kind, change) for kind in DOORS for change in DOORS[kind]])
-def test_changed_rows_are_named(
-    work: Work, kind: str, change: str, state: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_rows_are_named(work, kind, change, state, capsys):
     make, counted, named = DOORS[kind][change]
     make(work)
     said = work.refused(kind, state, capsys)
@@ -228,9 +226,7 @@ def test_changed_rows_are_named(
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("kind", MEASURES)
-def test_a_replaced_adapter_or_model_is_named(
-    work: Work, kind: str, state: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_replaced_adapter_or_model_is_named(work, kind, state, capsys):
     write_adapter(work, 1)
     said = work.refused(kind, state, capsys)
     assert f"adapter {work.adapter}: " in said and "model" not in said.partition("the same name.")[2]
@@ -240,7 +236,7 @@ def test_a_replaced_adapter_or_model_is_named(
 
 
 @pytest.mark.parametrize("kind", ["answers", "preference"])
-def test_what_is_replaced_while_it_is_loaded_is_refused(work: Work, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_replaced_while_it_is_loaded_is_refused(work, kind, monkeypatch):
     from mmedpo.models import vision_language
 
     def load(*given: Any, **options: Any) -> Any:
@@ -254,7 +250,7 @@ def test_what_is_replaced_while_it_is_loaded_is_refused(work: Work, kind: str, m
     assert not list(work.folder.glob("*fresh*"))
 
 
-def test_a_comparison_shows_no_other_images(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_shows_no_other_images(work, tmp_path, capsys):
     runs = [work.folder / "answers-done", tmp_path / "again"]
     shutil.copytree(*runs)
     results = json.loads((runs[1] / "results.json").read_text("utf-8"))
@@ -270,7 +266,7 @@ def test_a_comparison_shows_no_other_images(work: Work, tmp_path: Path, capsys: 
     assert not (tmp_path / "other").exists()
 
 
-def test_another_process_of_a_launch_has_the_same_contents(work: Work, tmp_path: Path) -> None:
+def test_another_process_of_a_launch_has_the_same_contents(work, tmp_path):
     from mmedpo.runs.processes import Processes
 
     spec = ModelSpec(str(work.model), str(work.adapter))
@@ -285,7 +281,7 @@ def test_another_process_of_a_launch_has_the_same_contents(work: Work, tmp_path:
             pass
 
 
-def test_what_is_as_it_was_goes_on_to_the_same_bytes(work: Work) -> None:
+def test_what_is_as_it_was_goes_on_to_the_same_bytes(work):
     """The last test: afterwards nothing is half done."""
     shutil.move(work.adapter, work.folder / "elsewhere")
     shutil.copytree(work.folder / "elsewhere", work.adapter)  # equal contents in other files

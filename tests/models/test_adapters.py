@@ -54,7 +54,7 @@ def adapter(folder: Path, base: str, training: dict[str, Any] | None) -> str:
     return str(folder)
 
 
-def test_a_fingerprint_is_of_the_weights_alone(base: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_the_weights_alone(base, tmp_path):
     known = fingerprint(str(base))
     assert known is not None and len(known) == 64
     model().save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
@@ -75,9 +75,7 @@ def test_a_fingerprint_is_of_the_weights_alone(base: Path, tmp_path: Path) -> No
     assert len({known, *others.values()}) == 5
 
 
-def test_a_fingerprint_tells_names_and_every_byte_of_small_tensors(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fingerprint_tells_names_and_every_byte_of_small_tensors(base, tmp_path, monkeypatch):
     tensors = load_file(base / "model.safetensors")
     first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
     between = tensors[first].clone()
@@ -114,7 +112,7 @@ def test_a_fingerprint_tells_names_and_every_byte_of_small_tensors(
             assert known({**tensors, first: last}) != known(tensors)
 
 
-def test_weights_that_are_missing_or_torn_have_none(base: Path, tmp_path: Path) -> None:
+def test_weights_that_are_missing_or_torn_have_none(base, tmp_path):
     weights = base / "model.safetensors"
     whole = weights.read_bytes()
     for torn in (whole[:4], whole[:100]):
@@ -125,9 +123,7 @@ def test_weights_that_are_missing_or_torn_have_none(base: Path, tmp_path: Path) 
     assert fingerprint(str(base)) is None
 
 
-def test_the_same_weights_are_taken_and_others_refused(
-    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_same_weights_are_taken_and_others_refused(base, tmp_path, caplog):
     known = {FINGERPRINT: fingerprint(str(base))}
     trained = adapter(tmp_path / "adapter", "org/another-name", known)
     assert check_base(trained, str(base)) == BY_FINGERPRINT
@@ -141,9 +137,7 @@ def test_the_same_weights_are_taken_and_others_refused(
 
 
 @pytest.mark.parametrize("training", [None, {}, {FINGERPRINT: None}])
-def test_without_a_fingerprint_names_are_compared_and_it_is_said(
-    training: dict[str, Any] | None, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_fingerprint_names_are_compared_and_it_is_said(training, base, tmp_path, caplog):
     for number, (named, said) in enumerate(
         [("org/base", "only the name 'base' was compared"), ("", "nothing was compared")]
     ):
@@ -156,23 +150,21 @@ def test_without_a_fingerprint_names_are_compared_and_it_is_said(
         check_base(adapter(tmp_path / "third", "org/another", training), str(base))
 
 
-def test_a_base_without_safetensors_is_compared_by_name(
-    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_base_without_safetensors_is_compared_by_name(base, tmp_path, caplog):
     trained = adapter(tmp_path / "adapter", "org/base", {FINGERPRINT: fingerprint(str(base))})
     (base / "model.safetensors").unlink()
     assert check_base(trained, str(base)) == BY_NAME
     assert "base' has no safetensors files: whether" in caplog.messages[0]
 
 
-def test_an_adapter_given_as_a_model_is_said(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_given_as_a_model_is_said(base, tmp_path):
     trained = adapter(tmp_path / "adapter", "org/base", None)
     with pytest.raises(InputError, match=r"adapter' is an adapter, not a model. Give its base model, 'org/base', as"):
         load_processor(trained)
 
 
 @pytest.mark.parametrize("option", ["--adapter", "--adapter_name_or_path"])
-def test_an_adapter_without_weights_is_said_before_a_model_is_loaded(base: Path, tmp_path: Path, option: str) -> None:
+def test_an_adapter_without_weights_is_said_before_a_model_is_loaded(base, tmp_path, option):
     trained = adapter(tmp_path / "adapter", str(base), None)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=rf"adapter' has no adapter_model.safetensors. Give {option} a finished"):
@@ -181,7 +173,7 @@ def test_an_adapter_without_weights_is_said_before_a_model_is_loaded(base: Path,
         with_adapter(model(), str(base), trained)
 
 
-def test_contents_of_an_adapter_are_its_weights_and_configuration(tmp_path: Path) -> None:
+def test_contents_of_an_adapter_are_its_weights_and_configuration(tmp_path):
     name = adapter(tmp_path / "adapter", "org/base", {})
     known = adapter_contents(name)
     shutil.copytree(name, tmp_path / "copy")
@@ -198,7 +190,7 @@ def test_contents_of_an_adapter_are_its_weights_and_configuration(tmp_path: Path
         adapter_contents("no/where")
 
 
-def test_a_torn_adapter_is_one_sentence(base: Path, tmp_path: Path) -> None:
+def test_a_torn_adapter_is_one_sentence(base, tmp_path):
     name = adapter(tmp_path / "adapter", str(base), None)
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])

@@ -237,9 +237,7 @@ def asked(question: str = QUESTION) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize("model_type", list(PROMPTS))
-def test_a_converted_model_computes_what_the_original_computes(
-    model_type: str, form: str, tower: Path, picture: Image.Image, tmp_path: Path
-) -> None:
+def test_a_converted_model_computes_what_the_original_computes(model_type, form, tower, picture, tmp_path):
     from transformers import LlavaForConditionalGeneration
 
     from mmedpo.models.vision_language import encode, load_processor
@@ -263,7 +261,7 @@ def test_a_converted_model_computes_what_the_original_computes(
 
 
 @pytest.mark.parametrize("model_type", list(PROMPTS))
-def test_every_tensor_is_written_once_and_bit_for_bit(model_type: str, tower: Path, tmp_path: Path) -> None:
+def test_every_tensor_is_written_once_and_bit_for_bit(model_type, tower, tmp_path):
     given = original(model_type)
     given.tensors = {name: tensor.half() for name, tensor in given.tensors.items()}
     convert(str(given.write(tmp_path / "original")), tmp_path / "converted", vision_tower=str(tower))
@@ -279,7 +277,7 @@ def test_every_tensor_is_written_once_and_bit_for_bit(model_type: str, tower: Pa
     assert kept == sorted(tensor.numpy().tobytes() for tensor in given.tensors.values())
 
 
-def test_a_new_row_of_the_vocabulary_takes_next_to_no_probability(tower: Path, tmp_path: Path) -> None:
+def test_a_new_row_of_the_vocabulary_takes_next_to_no_probability(tower, tmp_path):
     given = original("llava_mistral")
     done = convert(str(given.write(tmp_path / "original")), tmp_path / "converted", vision_tower=str(tower))
     assert (done.image_token_id, done.rows_added) == (358, 1)
@@ -293,14 +291,14 @@ def test_a_new_row_of_the_vocabulary_takes_next_to_no_probability(tower: Path, t
     assert logits.softmax(-1)[:, 358].max() <= 1 / 359 + 1e-6
 
 
-def test_a_vocabulary_with_rows_to_spare_does_not_grow(tower: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_with_rows_to_spare_does_not_grow(tower, tmp_path):
     source = original("llava_qwen2").write(tmp_path / "original")
     done = convert(str(source), tmp_path / "converted", vision_tower=str(tower))
     assert (done.image_token_id, done.rows_added) == (259, 0)  # 256 bytes, <|endoftext|>, <|im_start|>, <|im_end|>
     assert json.loads((tmp_path / "converted" / "config.json").read_text())["text_config"]["vocab_size"] == 300
 
 
-def test_the_published_huatuogpt_vision_7b_has_the_tensors_that_are_expected(tmp_path: Path) -> None:
+def test_the_published_huatuogpt_vision_7b_has_the_tensors_that_are_expected(tmp_path):
     """Its four files hold 734 tensors, 391 of them of the tower."""
     from transformers import CLIPVisionConfig
 
@@ -322,7 +320,7 @@ def test_the_published_huatuogpt_vision_7b_has_the_tensors_that_are_expected(tmp
     assert expected["lm_head.weight"][1] == (152064, 3584)
 
 
-def test_tied_embeddings_stay_tied(tower: Path, tmp_path: Path) -> None:
+def test_tied_embeddings_stay_tied(tower, tmp_path):
     from mmedpo.models.vision_language import load_model
 
     given = original("llava_qwen2", tie_word_embeddings=True)
@@ -377,7 +375,7 @@ def converted(tower: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.mark.parametrize("name", list(WRITTEN))
-def test_templates_write_what_the_published_code_writes(name: str, converted: dict[str, str]) -> None:
+def test_templates_write_what_the_published_code_writes(name, converted):
     from mmedpo.models.vision_language import load_processor
 
     write = load_processor(converted[name]).apply_chat_template
@@ -386,7 +384,7 @@ def test_templates_write_what_the_published_code_writes(name: str, converted: di
     assert write(ANSWERED, tokenize=False) == prompt + answer
 
 
-def test_a_system_message_is_refused_by_the_template(converted: dict[str, str]) -> None:
+def test_a_system_message_is_refused_by_the_template(converted):
     from jinja2 import TemplateError
 
     from mmedpo.models.vision_language import load_processor
@@ -396,7 +394,7 @@ def test_a_system_message_is_refused_by_the_template(converted: dict[str, str]) 
 
 
 @pytest.mark.parametrize("model_type", ["llava_mistral", "llava_llama", "llava"])
-def test_a_conversation_has_the_ids_it_had_in_training(model_type: str, tower: Path, tmp_path: Path) -> None:
+def test_a_conversation_has_the_ids_it_had_in_training(model_type, tower, tmp_path):
     """Also after `</s>`, where Mistral's tokenizer puts a blank and LLaVA-1.5's does not; also beside an adapter."""
     from transformers import AutoTokenizer
 
@@ -419,7 +417,7 @@ def test_a_conversation_has_the_ids_it_had_in_training(model_type: str, tower: P
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter")(text, add_special_tokens=False)["input_ids"] == ids
 
 
-def test_llama_3s_tokenizer_gets_llama_3s_template(tower: Path, tmp_path: Path) -> None:
+def test_llama_3s_tokenizer_gets_llama_3s_template(tower, tmp_path):
     from transformers import AutoTokenizer
 
     source = original("llava_llama").write(tmp_path / "original")
@@ -429,7 +427,7 @@ def test_llama_3s_tokenizer_gets_llama_3s_template(tower: Path, tmp_path: Path) 
     assert convert(str(source), tmp_path / "converted", vision_tower=str(tower)).template == "llama3"
 
 
-def test_special_tokens_stay_special_and_padding_is_no_placeholder(tower: Path, tmp_path: Path) -> None:
+def test_special_tokens_stay_special_and_padding_is_no_placeholder(tower, tmp_path):
     from mmedpo.models.vision_language import load_processor
 
     for model_type, special, pad in [
@@ -443,7 +441,7 @@ def test_special_tokens_stay_special_and_padding_is_no_placeholder(tower: Path, 
         assert tokenizer.pad_token == pad
 
 
-def test_a_converted_model_answers_questions(converted: dict[str, str], picture: Image.Image) -> None:
+def test_a_converted_model_answers_questions(converted, picture):
     from mmedpo.models.vision_language import Sampling, VisionLanguageModel
 
     model = VisionLanguageModel(converted["mistral_instruct"])
@@ -457,7 +455,7 @@ def test_a_converted_model_answers_questions(converted: dict[str, str], picture:
 # Images and towers.
 
 
-def test_images_are_cropped_where_the_original_did_not_pad(tower: Path, picture: Image.Image, tmp_path: Path) -> None:
+def test_images_are_cropped_where_the_original_did_not_pad(tower, picture, tmp_path):
     from mmedpo.models.vision_language import encode, load_processor
 
     source = original("llava_llama", image_aspect_ratio="square").write(tmp_path / "original")
@@ -466,7 +464,7 @@ def test_images_are_cropped_where_the_original_did_not_pad(tower: Path, picture:
     torch.testing.assert_close(inputs["pixel_values"], reference_pixels(picture, pad=False), atol=1e-5, rtol=0)
 
 
-def test_the_class_token_is_kept_where_the_original_kept_it(tower: Path, picture: Image.Image, tmp_path: Path) -> None:
+def test_the_class_token_is_kept_where_the_original_kept_it(tower, picture, tmp_path):
     from mmedpo.models.vision_language import encode, load_model, load_processor
 
     source = original("llava_llama", mm_vision_select_feature="cls_patch").write(tmp_path / "original")
@@ -476,7 +474,7 @@ def test_the_class_token_is_kept_where_the_original_kept_it(tower: Path, picture
     assert load_model(str(tmp_path / "converted"))(**inputs).logits.isfinite().all()
 
 
-def test_a_checkpoint_without_its_tower_takes_the_towers_weights(tower: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_tower_takes_the_towers_weights(tower, tmp_path):
     from mmedpo.models.vision_language import load_model
 
     given = original("llava_llama", False)
@@ -495,7 +493,7 @@ def test_a_checkpoint_without_its_tower_takes_the_towers_weights(tower: Path, tm
     assert all(torch.equal(tensor, of_tower[f"vision_model.{name}"]) for name, tensor in weights.items())
 
 
-def test_a_tower_inside_the_checkpoint_is_found_by_its_relative_path(tower: Path, tmp_path: Path) -> None:
+def test_a_tower_inside_the_checkpoint_is_found_by_its_relative_path(tower, tmp_path):
     from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
     given = original("llava_qwen2", False, mm_vision_tower="./vit/clip")
@@ -512,7 +510,7 @@ def test_a_tower_inside_the_checkpoint_is_found_by_its_relative_path(tower: Path
 # What is refused.
 
 
-def test_all_tensors_that_do_not_fit_are_named_in_one_error(tower: Path, tmp_path: Path) -> None:
+def test_all_tensors_that_do_not_fit_are_named_in_one_error(tower, tmp_path):
     given = original("llava_mistral")
     del given.tensors["model.layers.1.mlp.up_proj.weight"]
     del given.tensors[f"{TOWER}vision_model.pre_layrnorm.bias"]
@@ -548,15 +546,13 @@ def test_all_tensors_that_do_not_fit_are_named_in_one_error(tower: Path, tmp_pat
         ({"vocab_size": 300}, r"lm_head.weight \[misshaped\]: \(358, 32\)"),
     ],
 )  # fmt: skip
-def test_what_the_configuration_asks_for_in_vain_is_said(
-    config: dict[str, Any], said: str, tower: Path, tmp_path: Path
-) -> None:
+def test_what_the_configuration_asks_for_in_vain_is_said(config, said, tower, tmp_path):
     source = original("llava_mistral", **config).write(tmp_path / "original")
     with pytest.raises(InputError, match=said):
         convert(str(source), tmp_path / "converted", vision_tower=str(tower))
 
 
-def test_missing_parts_are_named(tower: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_named(tower, tmp_path):
     whole = original("llava_mistral").write(tmp_path / "original")
 
     def without(*files: str) -> str:
@@ -578,7 +574,7 @@ def test_missing_parts_are_named(tower: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "converted").exists()
 
 
-def test_a_torn_file_and_pickled_code_are_refused(tower: Path, tmp_path: Path) -> None:
+def test_a_torn_file_and_pickled_code_are_refused(tower, tmp_path):
     source = original("llava_mistral").write(tmp_path / "torn")
     shard = source / "model-00002-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -593,7 +589,7 @@ def test_a_torn_file_and_pickled_code_are_refused(tower: Path, tmp_path: Path) -
         convert(str(source), tmp_path / "converted", vision_tower=str(tower))
 
 
-def test_a_tower_that_cannot_serve_is_refused(tower: Path, tmp_path: Path) -> None:
+def test_a_tower_that_cannot_serve_is_refused(tower, tmp_path):
     from transformers import SiglipVisionConfig
 
     source = str(original("llava_mistral").write(tmp_path / "original"))
@@ -613,7 +609,7 @@ def test_a_tower_that_cannot_serve_is_refused(tower: Path, tmp_path: Path) -> No
         convert(source, tmp_path / "converted", vision_tower=str(other))
 
 
-def test_a_trained_tower_is_never_replaced_by_the_untrained_one(tower: Path, tmp_path: Path) -> None:
+def test_a_trained_tower_is_never_replaced_by_the_untrained_one(tower, tmp_path):
     given = original("llava_llama", False, mm_vision_tower=str(tower), unfreeze_mm_vision_tower=True)
     source = str(given.write(tmp_path / "original"))
     with pytest.raises(InputError, match=r"trained with its vision tower .* does not hold it"):
@@ -621,7 +617,7 @@ def test_a_trained_tower_is_never_replaced_by_the_untrained_one(tower: Path, tmp
     convert(source, tmp_path / "converted", vision_tower=str(tower))
 
 
-def test_a_sentencepiece_model_alone_needs_two_packages(tower: Path, tmp_path: Path) -> None:
+def test_a_sentencepiece_model_alone_needs_two_packages(tower, tmp_path):
     from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
     if is_sentencepiece_available() and is_protobuf_available():
@@ -633,7 +629,7 @@ def test_a_sentencepiece_model_alone_needs_two_packages(tower: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("model_type", ["llava_mistral", "llava_llama"])
-def test_a_sentencepiece_model_alone_gives_its_own_ids(model_type: str, tower: Path, tmp_path: Path) -> None:
+def test_a_sentencepiece_model_alone_gives_its_own_ids(model_type, tower, tmp_path):
     from mmedpo.models.vision_language import load_processor
 
     sentencepiece = pytest.importorskip("sentencepiece")
@@ -655,14 +651,14 @@ def test_a_sentencepiece_model_alone_gives_its_own_ids(model_type: str, tower: P
     assert ids == [1, *own.encode(before), done.image_token_id, *own.encode(after)]
 
 
-def test_an_unknown_template_and_one_that_begins_with_a_lacking_token_are_refused(tower: Path, tmp_path: Path) -> None:
+def test_an_unknown_template_and_one_that_begins_with_a_lacking_token_are_refused(tower, tmp_path):
     source = str(original("llava_qwen2").write(tmp_path / "original"))
     for name, said in [("alpaca", "choose one of mistral_instruct, vicuna_v1"), ("vicuna_v1", "tokenizer lacks")]:
         with pytest.raises(InputError, match=said):
             convert(source, tmp_path / "converted", template=name, vision_tower=str(tower))
 
 
-def test_end_tokens_are_kept_and_contradictory_sampling_settings_are_not(tower: Path, tmp_path: Path) -> None:
+def test_end_tokens_are_kept_and_contradictory_sampling_settings_are_not(tower, tmp_path):
     source = original("llava_llama").write(tmp_path / "original")
     settings = {"bos_token_id": 1, "eos_token_id": [2, 7], "temperature": 0.9, "top_p": 0.6, "do_sample": False}
     (source / "generation_config.json").write_text(json.dumps(settings))
@@ -671,7 +667,7 @@ def test_end_tokens_are_kept_and_contradictory_sampling_settings_are_not(tower: 
     assert (kept["eos_token_id"], kept["pad_token_id"], kept.get("temperature")) == ([2, 7], 0, None)
 
 
-def test_an_existing_output_is_refused_and_an_interrupted_one_resumed(tower: Path, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_and_an_interrupted_one_resumed(tower, tmp_path):
     source = str(original("llava_mistral").write(tmp_path / "original"))
     arguments = {"template": None, "vision_tower": str(tower), "revision": None}
     partial = tmp_path / "converted.partial"
@@ -716,7 +712,7 @@ for source in large:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux's /proc")
-def test_memory_stays_under_1_2_times_the_checkpoint(tower: Path, tmp_path: Path) -> None:
+def test_memory_stays_under_1_2_times_the_checkpoint(tower, tmp_path):
     small = original("llava_mistral").write(tmp_path / "small")
     wide = original("llava_mistral", intermediate_size=500_000)
     for name in wide.tensors:

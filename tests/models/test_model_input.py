@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[Callable[[], Any], int]] = {
 
 
 @pytest.mark.parametrize("family", SIZES)
-def test_the_longer_side_is_that_of_the_whole_image_at_the_model(family: str) -> None:
+def test_the_longer_side_is_that_of_the_whole_image_at_the_model(family):
     make, side = SIZES[family]
     processor = make()
     seen = max(model_input.overview(processor, Image.new("RGB", (1500, 1500))).shape)
@@ -46,7 +46,7 @@ def test_the_longer_side_is_that_of_the_whole_image_at_the_model(family: str) ->
     assert 0 <= side - seen < 28  # a budget's square root is met by whole patches only
 
 
-def test_a_processor_without_a_size_has_none() -> None:
+def test_a_processor_without_a_size_has_none():
     processor = tf.Gemma4ImageProcessorPil()
     assert model_input.longer_side(processor) is None
     with pytest.raises(InputError, match="Gemma4ImageProcessorPil: its pixel input of shape"):
@@ -54,7 +54,7 @@ def test_a_processor_without_a_size_has_none() -> None:
 
 
 @pytest.mark.parametrize("family", SIZES)
-def test_the_overview_is_the_picture_as_it_was_before_it_was_normalised(family: str) -> None:
+def test_the_overview_is_the_picture_as_it_was_before_it_was_normalised(family):
     """Left dark red, right light blue: places, channels and brightness come back."""
     array = np.full((600, 600, 3), (60, 10, 20), dtype=np.uint8)
     array[:, 300:] = (90, 160, 250)
@@ -67,13 +67,13 @@ def test_the_overview_is_the_picture_as_it_was_before_it_was_normalised(family: 
     assert np.allclose(seen[height // 30, width // 30], 255, atol=1)
 
 
-def test_qwens_patches_are_put_together_pixel_by_pixel() -> None:
+def test_qwens_patches_are_put_together_pixel_by_pixel():
     array = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
     (seen,) = model_input.views(tf.Qwen2VLImageProcessorPil(), Image.fromarray(array))
     assert np.abs(seen - array).max() < 1e-3
 
 
-def test_correlation_is_pearson_s_inside_the_mask_averaged_over_channels() -> None:
+def test_correlation_is_pearson_s_inside_the_mask_averaged_over_channels():
     rng = np.random.default_rng(0)
     before, after = rng.normal(size=(2, 20, 30, 3))
     mask = rng.random((20, 30)) > 0.5

@@ -50,26 +50,15 @@ def questions(corpus: Path) -> list[Question]:
 # What is refused.
 
 
-def test_a_text_encoder_is_refused_by_its_type(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(InputError, match=r"bert' is a 'bert' model, not a vision-language model"):
-        VisionLanguageModel(str(tmp_path / "bert"))
-
-
-def test_a_language_model_is_refused_by_its_type(tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    with pytest.raises(InputError, match=r"llama' is a 'llama' model, not a vision-language model"):
-        VisionLanguageModel(str(tmp_path / "llama"))
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_model_without_vision_is_refused_by_its_type(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(InputError, match=rf"is a '{kind}' model, not a vision-language model"):
+        VisionLanguageModel(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "org/no-such-model"])
-def test_missing_model_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_missing_model_is_refused_by_name(tmp_path, name):
     for spelled in (name, str(tmp_path / name)):
         with pytest.raises(InputError, match="cannot be loaded") as raised:
             load_processor(spelled)
@@ -79,7 +68,7 @@ def test_missing_model_is_refused_by_name(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["./models/tiny", "models/tiny", "../tiny", "models/old/tiny", "~/tiny", "/models/tiny"]
 )
-def test_a_missing_folder_is_said_to_be_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_is_said_to_be_one(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     reading = {
@@ -135,9 +124,7 @@ def spoiled(tiny_model: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> 
         (no_config, "cannot be loaded"),
     ],
 )
-def test_incomplete_model_is_refused(
-    tiny_model: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
-) -> None:
+def test_incomplete_model_is_refused(tiny_model, tmp_path, spoil, message):
     name = spoiled(tiny_model, tmp_path, spoil)
     with pytest.raises(InputError, match=message) as raised:
         VisionLanguageModel(name)
@@ -145,9 +132,7 @@ def test_incomplete_model_is_refused(
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_model_whose_processor_needs_a_missing_library_is_refused_with_its_name(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_model_whose_processor_needs_a_missing_library_is_refused_with_its_name(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "qwen")
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
@@ -159,9 +144,7 @@ def test_model_whose_processor_needs_a_missing_library_is_refused_with_its_name(
 
 
 @pytest.mark.parametrize("spoil", [no_weights, torn_weights])
-def test_model_without_whole_weights_is_refused(
-    tiny_model: Path, tmp_path: Path, spoil: Callable[[Path], None]
-) -> None:
+def test_model_without_whole_weights_is_refused(tiny_model, tmp_path, spoil):
     name = spoiled(tiny_model, tmp_path, spoil)
     with pytest.raises(InputError, match=r"The weights of .*spoiled' cannot be loaded: .") as raised:
         VisionLanguageModel(name)
@@ -246,9 +229,7 @@ def adapter(tiny_model: Path, folder: Path, base: str) -> str:
     return str(folder)
 
 
-def test_an_adapter_without_weights_is_said_before_the_model_is_loaded(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_without_weights_is_said_before_the_model_is_loaded(tiny_model, tmp_path, monkeypatch):
     trained = adapter(tiny_model, tmp_path / "adapter", base=str(tiny_model))
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     monkeypatch.delattr("mmedpo.models.vision_language.load_model")
@@ -256,15 +237,7 @@ def test_an_adapter_without_weights_is_said_before_the_model_is_loaded(
         VisionLanguageModel(str(tiny_model), trained)
 
 
-def test_adapter_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    trained = adapter(tiny_model, tmp_path / "adapter", base="org/another")
-    with pytest.raises(InputError, match="was trained on 'org/another', not on"):
-        VisionLanguageModel(str(tiny_model), adapter=trained)
-
-
-def test_fresh_adapter_changes_no_answer(
-    tiny_model: Path, tmp_path: Path, model: VisionLanguageModel, questions: list[Question]
-) -> None:
+def test_fresh_adapter_changes_no_answer(tiny_model, tmp_path, model, questions):
     adapted = VisionLanguageModel(str(tiny_model), adapter(tiny_model, tmp_path / "adapter", str(tiny_model)))
     greedy = Sampling(max_new_tokens=6)
     assert adapted.answer(questions, greedy) == model.answer(questions, greedy)  # LoRA starts as zero
@@ -284,7 +257,7 @@ def test_fresh_adapter_changes_no_answer(
         ({"samples": 2}, "2 samples at temperature 0 would all be equal"),
     ],
 )
-def test_impossible_sampling_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_impossible_sampling_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Sampling(**settings)
 
@@ -292,9 +265,7 @@ def test_impossible_sampling_is_refused(settings: dict[str, Any], message: str) 
 # Answers.
 
 
-def test_greedy_answers_are_the_same_every_time_and_alone(
-    model: VisionLanguageModel, questions: list[Question]
-) -> None:
+def test_greedy_answers_are_the_same_every_time_and_alone(model, questions):
     greedy = Sampling(max_new_tokens=6)
     answers = model.answer(questions, greedy)
     assert [len(texts) for texts in answers] == [1] * 4 and any(texts[0] for texts in answers)
@@ -303,7 +274,7 @@ def test_greedy_answers_are_the_same_every_time_and_alone(
     assert [model.answer([question], greedy)[0] for question in questions] == answers  # padding changes nothing
 
 
-def test_samples_come_from_the_seed(model: VisionLanguageModel, questions: list[Question]) -> None:
+def test_samples_come_from_the_seed(model, questions):
     answers = model.answer(questions, SAMPLED)
     assert [len(texts) for texts in answers] == [3] * 4
     assert any(len(set(texts)) > 1 for texts in answers)
@@ -311,7 +282,7 @@ def test_samples_come_from_the_seed(model: VisionLanguageModel, questions: list[
     assert model.answer(questions, Sampling(**{**vars(SAMPLED), "seed": 1})) != answers
 
 
-def test_image_token_is_never_sampled(tiny_model: Path, questions: list[Question]) -> None:
+def test_image_token_is_never_sampled(tiny_model, questions):
     """The head is bent so that the model would say nothing else: special tokens are not shown, so texts were empty."""
     bent = VisionLanguageModel(str(tiny_model))
     tokenizer = bent.processor.tokenizer
@@ -327,7 +298,7 @@ def test_image_token_is_never_sampled(tiny_model: Path, questions: list[Question
     assert not any("<" in text for text in texts)
 
 
-def test_answers_end_where_the_model_ends_them(tiny_model: Path, questions: list[Question]) -> None:
+def test_answers_end_where_the_model_ends_them(tiny_model, questions):
     bent = VisionLanguageModel(str(tiny_model))
     end = bent.processor.tokenizer.eos_token_id
 
@@ -349,9 +320,7 @@ def test_answers_end_where_the_model_ends_them(tiny_model: Path, questions: list
         ("</s>", Answer(failure="the answer is empty")),
     ],
 )
-def test_answers_are_whole_and_without_thoughts_or_say_why_not(
-    tiny_model: Path, tmp_path: Path, questions: list[Question], said: str, expected: Answer
-) -> None:
+def test_answers_are_whole_and_without_thoughts_or_say_why_not(tiny_model, tmp_path, questions, said, expected):
     """Also where the tokenizer calls the end of a thought special: it is neither suppressed nor left out unseen."""
     folder = shutil.copytree(tiny_model, tmp_path / "thinker")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -374,9 +343,7 @@ def test_answers_are_whole_and_without_thoughts_or_say_why_not(
     assert bent.generate(bent.encode(questions[:1]), Sampling(max_new_tokens=5)) == [[expected]]
 
 
-def test_prompts_are_padded_on_the_left_in_the_models_own_template(
-    model: VisionLanguageModel, questions: list[Question]
-) -> None:
+def test_prompts_are_padded_on_the_left_in_the_models_own_template(model, questions):
     inputs = model.encode(questions)
     mask = inputs["attention_mask"].numpy()
     assert mask[:, -1].all() and not mask[:, 0].all()
@@ -387,9 +354,7 @@ def test_prompts_are_padded_on_the_left_in_the_models_own_template(
         assert text.count("<image>") == 64  # (64 pixels / patches of 8)^2
 
 
-def test_template_that_only_the_tokenizer_has_is_used(
-    tiny_model: Path, tmp_path: Path, model: VisionLanguageModel, questions: list[Question]
-) -> None:
+def test_template_that_only_the_tokenizer_has_is_used(tiny_model, tmp_path, model, questions):
     folder = shutil.copytree(tiny_model, tmp_path / "older")
     settings = folder / "tokenizer_config.json"
     template = (folder / "chat_template.jinja").read_text()
@@ -399,9 +364,7 @@ def test_template_that_only_the_tokenizer_has_is_used(
     assert inputs["input_ids"].equal(model.encode(questions)["input_ids"])
 
 
-def test_what_a_checkpoint_brings_to_generation_changes_no_answer(
-    tiny_model: Path, tmp_path: Path, model: VisionLanguageModel, questions: list[Question]
-) -> None:
+def test_what_a_checkpoint_brings_to_generation_changes_no_answer(tiny_model, tmp_path, model, questions):
     folder = shutil.copytree(tiny_model, tmp_path / "brings")
     config = folder / "generation_config.json"
     brought = {"num_beams": 4, "no_repeat_ngram_size": 2, "min_new_tokens": 6, "repetition_penalty": 1.5, "top_k": 3}
@@ -414,7 +377,7 @@ def test_what_a_checkpoint_brings_to_generation_changes_no_answer(
     assert kept.eos_token_id == [own.processor.tokenizer.eos_token_id]
 
 
-def test_the_digest_of_an_adapter_is_that_of_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_digest_of_an_adapter_is_that_of_its_weights(tiny_model, tmp_path):
     name = adapter(tiny_model, tmp_path / "adapter", str(tiny_model))
     weights = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     assert adapter_digest(name) == hashlib.sha256(weights).hexdigest()

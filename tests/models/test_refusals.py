@@ -23,48 +23,14 @@ from mmedpo.models.vision_language import VisionLanguageModel, load_processor
 
 # What processors and chat templates write for images.
 TOKENS = [
-    "<image>",
-    "</image>",
-    "<img>",
-    "</img>",
-    "<imgpad>",
-    "<IMG_CONTEXT>",
-    "<video>",
-    "<|image|>",
-    "<|video|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|img_thumbnail|>",
-    "<|IMAGE_PAD|>",
-    "<|imgpad|>",
-    "<|START_OF_IMG|>",
-    "<|IMG_PATCH|>",
-    "<|IMG_LINE_BREAK|>",
-    "<|patch|>",
-    "<|tile_x_separator|>",
-    "<|media_pad|>",
-    "<|image_1|>",
-    "<im_patch>",
-    "<im_start>",
-    "<im_end>",
-    "<low_res_im_start>",
-    "<start_of_image>",
-    "<end_of_image>",
-    "<image_soft_token>",
-    "<image_placeholder>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<row_1_col_2>",
-    "[IMG]",
-    "[IMG_BREAK]",
-    "[IMG_END]",
-    "<Image>",
-]
+    "<image>", "</image>", "<img>", "</img>", "<imgpad>", "<IMG_CONTEXT>", "<video>", "<|image|>", "<|video|>",
+    "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_start|>",
+    "<|image_end|>", "<|img_thumbnail|>", "<|IMAGE_PAD|>", "<|imgpad|>", "<|START_OF_IMG|>", "<|IMG_PATCH|>",
+    "<|IMG_LINE_BREAK|>", "<|patch|>", "<|tile_x_separator|>", "<|media_pad|>", "<|image_1|>", "<im_patch>",
+    "<im_start>", "<im_end>", "<low_res_im_start>", "<start_of_image>", "<end_of_image>", "<image_soft_token>",
+    "<image_placeholder>", "<fake_token_around_image>", "<global-img>", "<row_1_col_2>", "[IMG]", "[IMG_BREAK]",
+    "[IMG_END]", "<Image>",
+]  # fmt: skip
 PLAIN = [
     "Is the nodule < 10 mm and > 5 mm?", "image: 3; <unk>", "[image 2]", "PaO2 <60 mmHg | pH>7.4", "What is <this>?",
     "<|im_start|>", "IMG_END",
@@ -72,12 +38,12 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_image_tokens_of_every_family_are_faults(token: str) -> None:
+def test_image_tokens_of_every_family_are_faults(token):
     assert placeholders.fault(f"Where is {token} it?") == f"holds {token!r}, which stands for an image; remove it"
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_plain_texts_are_none(text: str) -> None:
+def test_plain_texts_are_none(text):
     assert placeholders.fault(text) is None
     assert placeholders.fault(text, own="<this>") == (
         "holds '<this>', which stands for an image; remove it" if "<this>" in text else None
@@ -132,7 +98,7 @@ def source(folder: Path, **answers: str) -> Path:
     return folder
 
 
-def test_a_processor_is_asked_only_of_the_extremes_where_it_takes_them(choosy: Choosy) -> None:
+def test_a_processor_is_asked_only_of_the_extremes_where_it_takes_them(choosy):
     def asked(sizes: list[tuple[int, int]]) -> list[str]:
         choosy.asked = 0
         rows = [(str(n), {}, {"image": (size,)}) for n, size in enumerate(sizes)]
@@ -146,9 +112,7 @@ def test_a_processor_is_asked_only_of_the_extremes_where_it_takes_them(choosy: C
     assert asked([]) == []
 
 
-def test_evaluate_and_curate_name_rows_before_anything_is_generated(
-    choosy: Choosy, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_and_curate_name_rows_before_anything_is_generated(choosy, tiny_model, tmp_path, capsys):
     folder = source(tmp_path / "source")
     for words in (
         ["evaluate", "--model", str(tiny_model), "--source", str(folder)],
@@ -164,7 +128,7 @@ def test_evaluate_and_curate_name_rows_before_anything_is_generated(
         assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
-def test_skipped_rows_are_counted(choosy: Choosy, tiny_model: Path, tmp_path: Path) -> None:
+def test_skipped_rows_are_counted(choosy, tiny_model, tmp_path):
     folder = source(tmp_path / "source")
     asked = questions.read(questions.Asked(folder, skip_faulty=True), load_processor=lambda: choosy)
     assert [question.id for question in asked.questions] == ["plain", "tall"]
@@ -177,7 +141,7 @@ def test_skipped_rows_are_counted(choosy: Choosy, tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("column", ["question", "answer"])
-def test_an_image_token_is_a_fault_of_its_row_at_reading(column: str, tmp_path: Path) -> None:
+def test_an_image_token_is_a_fault_of_its_row_at_reading(column, tmp_path):
     read = read_source(source(tmp_path / "source", **{column: "the <|image_pad|> lobe"}))
     assert read.samples == []
     assert {(fault.column, fault.sentence) for fault in read.faults} == {
@@ -185,7 +149,7 @@ def test_an_image_token_is_a_fault_of_its_row_at_reading(column: str, tmp_path: 
     }
 
 
-def test_rows_of_a_dataset_with_image_tokens_are_faults(preferences: Path) -> None:
+def test_rows_of_a_dataset_with_image_tokens_are_faults(preferences):
     from mmedpo.data import loading
 
     row = next(iter(schema.undecoded(loading.load(str(preferences)))))
@@ -223,7 +187,7 @@ def test_preference_measures_and_dataset_questions_name_the_rows(
     assert [(fault.row, fault.column) for fault in raised.value.faults] == [(rows[1]["id"], "images")]
 
 
-def test_a_model_that_is_asked_directly_refuses_too(choosy: Choosy, tiny_model: Path) -> None:
+def test_a_model_that_is_asked_directly_refuses_too(choosy, tiny_model):
     model = VisionLanguageModel(str(tiny_model))
     with pytest.raises(InputError, match="A question cannot be asked: it holds '<image>'"):
         model.encode([(Image.new("RGB", (32, 32)), "Where is <image>?")])

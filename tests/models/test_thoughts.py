@@ -13,15 +13,7 @@ MANNERS = {
     "thinking": ("<thinking>", "</thinking>"),
     **{
         name: (f"<{name}>", f"</{name}>")
-        for name in (
-            "thought",
-            "thought_process",
-            "reason",
-            "rationale",
-            "analysis",
-            "scratchpad",
-            "longcat_think",
-        )
+        for name in ("thought", "thought_process", "reason", "rationale", "analysis", "scratchpad", "longcat_think")
     },
     "think between bars": ("<|think|>", "<|/think|>"),
     "reasoning": ("<reasoning>", "</reasoning>"),
@@ -37,7 +29,7 @@ DRAFT = 'maybe {"score": 0.1} or no'
 
 
 @pytest.mark.parametrize(("start", "end"), MANNERS.values(), ids=MANNERS)
-def test_strip_every_manner_of_thinking(start: str, end: str) -> None:
+def test_strip_every_manner_of_thinking(start, end):
     assert thoughts.strip(f"{start}{DRAFT}{end}\nYes.") == "Yes."
     assert thoughts.strip(f"{start}{end}Yes.") == "Yes."
     assert thoughts.strip(f"{DRAFT}{end}Yes.") == "Yes."  # the template opened it
@@ -74,7 +66,7 @@ def test_strip_every_manner_of_thinking(start: str, end: str) -> None:
         ("", ""),
     ],
 )
-def test_strip_reads_answer_tags_and_leaves_plain_text_alone(said: str, answer: str) -> None:
+def test_strip_reads_answer_tags_and_leaves_plain_text_alone(said, answer):
     assert thoughts.strip(said) == answer
     assert thoughts.strip(answer) == answer
 
@@ -93,14 +85,14 @@ def test_strip_reads_answer_tags_and_leaves_plain_text_alone(said: str, answer: 
         ("<think>a</think>", 64, False, Answer(failure="cut off at 64 tokens")),
     ],
 )
-def test_read_says_why_there_is_no_answer(said: str, cut_at: int | None, opened: bool, answer: Answer) -> None:
+def test_read_says_why_there_is_no_answer(said, cut_at, opened, answer):
     found = thoughts.read(said, cut_at, opened)
     assert found == answer
     assert found.raw == said.strip()
     assert found.said == (answer.text or answer.partial)
 
 
-def test_an_answer_is_a_text_or_a_failure() -> None:
+def test_an_answer_is_a_text_or_a_failure():
     for given in ({}, {"text": "a", "failure": "b"}):
         with pytest.raises(ValueError):
             Answer(**given)
@@ -114,7 +106,7 @@ class Vocabulary:
         return self.tokens
 
 
-def test_token_ids_are_the_marks_of_thoughts_and_answers_alone() -> None:
+def test_token_ids_are_the_marks_of_thoughts_and_answers_alone():
     marks = ["<think>", "</think>", "[THINK]", "[/THINK]", "<unused94>", "<unused95>", "<|begin_of_box|>", "<channel|>"]
     others = ["<image>", "<unused93>", "<|end|>", "<|im_start|>", "[INST]", "<|channel|>"]
     assert thoughts.token_ids(Vocabulary(*marks, *others)) == set(range(len(marks)))

@@ -28,9 +28,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_a_template_without_an_end_is_refused(
-    tiny_model: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_without_an_end_is_refused(tiny_model, tmp_path, kind, monkeypatch):
     template, why = TEMPLATES[kind]
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / "chat_template.jinja").write_text(template)
@@ -41,7 +39,7 @@ def test_a_template_without_an_end_is_refused(
     assert time.monotonic() - begun < 30 and sys.gettrace() is before
 
 
-def test_a_text_that_doubles_is_refused() -> None:
+def test_a_text_that_doubles_is_refused():
     def doubles() -> str:
         text = "x"
         for _ in range(60):
@@ -52,5 +50,5 @@ def test_a_text_that_doubles_is_refused() -> None:
         chat_template.check("model", doubles)
 
 
-def test_other_errors_are_left_to_the_caller() -> None:
+def test_other_errors_are_left_to_the_caller():
     chat_template.check("model", lambda: str(1 / 0))

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,7 @@ def own_attention(folder: Path, mark: Path) -> None:
         (own_attention, "asks for the Hub's code 'somebody/kernel', which is not run"),
     ],
 )
-def test_a_model_that_could_run_code_is_refused(
-    tiny_model: Path, tmp_path: Path, mark: Path, spoil: Callable[[Path, Path], None], said: str
-) -> None:
+def test_a_model_that_could_run_code_is_refused(tiny_model, tmp_path, mark, spoil, said):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     spoil(folder, mark)
     with pytest.raises(InputError) as caught:
@@ -92,12 +89,12 @@ def test_a_model_that_could_run_code_is_refused(
     assert not mark.exists()
 
 
-def test_the_hubs_code_for_attention_is_not_run(tiny_model: Path) -> None:
+def test_the_hubs_code_for_attention_is_not_run(tiny_model):
     with pytest.raises(InputError, match="attn_implementation 'somebody/kernel': it is the Hub's code, which is not"):
         vision_language.load_model(str(tiny_model), attention="somebody/kernel")
 
 
-def test_a_folders_own_way_to_generate_is_not_run(tiny_model: Path, tmp_path: Path, mark: Path) -> None:
+def test_a_folders_own_way_to_generate_is_not_run(tiny_model, tmp_path, mark):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     own_generation(folder, mark)
     assert vision_language.load_model(str(folder)).generate.__name__ == "generate" and not mark.exists()
@@ -128,7 +125,7 @@ def vision_tower(folder: Path) -> object:
 
 
 @pytest.mark.parametrize("read", [detector, tokenizer, text_encoder, vision_tower])
-def test_no_reader_runs_the_code_of_a_model(tmp_path: Path, mark: Path, read: Callable[[Path], object]) -> None:
+def test_no_reader_runs_the_code_of_a_model(tmp_path, mark, read):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -139,7 +136,7 @@ def test_no_reader_runs_the_code_of_a_model(tmp_path: Path, mark: Path, read: Ca
     assert not mark.exists()
 
 
-def test_a_pickled_text_encoder_holds_tensors_alone(tmp_path: Path, mark: Path) -> None:
+def test_a_pickled_text_encoder_holds_tensors_alone(tmp_path, mark):
     folder = tmp_path / "encoder"
     write_text_encoder(folder)
     (folder / "model.safetensors").unlink()
@@ -149,7 +146,7 @@ def test_a_pickled_text_encoder_holds_tensors_alone(tmp_path: Path, mark: Path) 
     assert not mark.exists()
 
 
-def test_a_pickled_adapter_is_refused(tmp_path: Path, mark: Path) -> None:
+def test_a_pickled_adapter_is_refused(tmp_path, mark):
     from peft import LoraConfig
 
     from mmedpo.models.adapters import with_adapter
@@ -162,7 +159,7 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path, mark: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["mmedpo", "mmedpo.cli", "mmedpo.quickstart.tiny"])
-def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, mark: Path, command: str) -> None:
+def test_no_module_of_the_current_folder_is_imported(tmp_path, mark, command):
     here = tmp_path / "data"
     here.mkdir()
     for name in ("typer", "rich", "yaml", "accelerate", "transformers", "argparse", "logging", "numpy", "typing"):
@@ -173,7 +170,7 @@ def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, mark: Path,
     assert not mark.exists()
 
 
-def test_no_variable_lets_code_run(tiny_model: Path, tmp_path: Path, mark: Path) -> None:
+def test_no_variable_lets_code_run(tiny_model, tmp_path, mark):
     pairs, model = tmp_path / "pairs", shutil.copytree(tiny_model, tmp_path / "model")
     pairs.mkdir()
     (pairs / "pairs.py").write_text(CODE.format(mark=str(mark)))

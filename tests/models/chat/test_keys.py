@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
@@ -50,13 +49,11 @@ def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://[::1]:8000/v1", None),
     ],
 )
-def test_variable_is_of_one_host(url: str, name: str | None) -> None:
+def test_variable_is_of_one_host(url, name):
     assert variable(url) == (name and f"MMEDPO_API_KEY__{name}")
 
 
-def test_each_host_is_sent_its_own_key(
-    chat_server: ChatServer, other_server: ChatServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_host_is_sent_its_own_key(chat_server, other_server, monkeypatch):
     servers, budget = [chat_server, other_server], Budget(Limits())
     for i, server in enumerate(servers):
         monkeypatch.setenv(str(variable(server.url)), f"sk-{i}")
@@ -68,9 +65,7 @@ def test_each_host_is_sent_its_own_key(
 
 
 @pytest.mark.parametrize("own", [(), (0,), (1,)], ids=["neither has its own", "the first has", "the second has"])
-def test_the_key_of_no_host_is_not_sent_to_two(
-    chat_server: ChatServer, other_server: ChatServer, monkeypatch: pytest.MonkeyPatch, own: tuple[int, ...]
-) -> None:
+def test_the_key_of_no_host_is_not_sent_to_two(chat_server, other_server, monkeypatch, own):
     urls, budget = [chat_server.url, other_server.url], Budget(Limits())
     monkeypatch.setenv("MMEDPO_API_KEY", "sk-plain")
     for i in own:
@@ -82,9 +77,7 @@ def test_the_key_of_no_host_is_not_sent_to_two(
     assert all(str(variable(url)) in str(caught.value) for url in urls) and "sk-" not in str(caught.value)
 
 
-def test_a_client_alone_binds_the_key_of_no_host_to_its_own(
-    chat_server: ChatServer, other_server: ChatServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_alone_binds_the_key_of_no_host_to_its_own(chat_server, other_server, monkeypatch):
     monkeypatch.setenv("MMEDPO_API_KEY", "sk-plain")
     for _ in range(2):
         EndpointChat("m", chat_server.url).complete([ASK])
@@ -110,9 +103,7 @@ def test_a_client_alone_binds_the_key_of_no_host_to_its_own(
         ("http://localhost@judges.org/v1", "sk-1", {}),
     ],
 )
-def test_no_key_crosses_a_network_over_http(
-    monkeypatch: pytest.MonkeyPatch, url: str, given: str | None, environment: dict[str, str]
-) -> None:
+def test_no_key_crosses_a_network_over_http(monkeypatch, url, given, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"judges\.org over http") as caught:
@@ -135,9 +126,7 @@ def test_no_key_crosses_a_network_over_http(
         (["https://x.endpoints.huggingface.cloud/v1"], {"MMEDPO_API_KEY": "sk"}, ["sk"]),
     ],
 )
-def test_key_of_a_host(
-    monkeypatch: pytest.MonkeyPatch, urls: list[str], environment: dict[str, str], found: list[str | None]
-) -> None:
+def test_key_of_a_host(monkeypatch, urls, environment, found):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     run = Keys()
@@ -145,9 +134,7 @@ def test_key_of_a_host(
 
 
 @pytest.mark.parametrize("typed", [False, True])
-def test_a_host_that_only_a_recipe_names_is_sent_its_own_key_alone(
-    chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: bool
-) -> None:
+def test_a_host_that_only_a_recipe_names_is_sent_its_own_key_alone(chat_server, monkeypatch, tmp_path, typed):
     monkeypatch.setenv("MMEDPO_API_KEY", "sk-plain")
     (tmp_path / "theirs.yaml").write_text(f"source: d\nmodel: {chat_server.url}#m\n")
     words = ["--model", f"{chat_server.url}#m"] if typed else []
@@ -159,7 +146,7 @@ def test_a_host_that_only_a_recipe_names_is_sent_its_own_key_alone(
     assert sent == ["Bearer sk-plain" if typed else None, "Bearer sk-own"]
 
 
-def test_an_endpoint_of_the_hub_that_only_a_recipe_names_is_sent_no_token() -> None:
+def test_an_endpoint_of_the_hub_that_only_a_recipe_names_is_sent_no_token():
     url = "https://theirs.endpoints.huggingface.cloud/v1"
     assert Keys().of(url) == "hf_token"
     ONLY_IN_RECIPES.add("theirs.endpoints.huggingface.cloud")

@@ -97,9 +97,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("first", [True, False], ids=["the first request", "a later one"])
 @pytest.mark.parametrize("said", REFUSALS.values(), ids=REFUSALS)
-def test_a_request_that_is_refused_for_itself_changes_no_parameter(
-    chat_server: Any, endpoint: Any, ask: Any, said: str, first: bool
-) -> None:
+def test_a_request_that_is_refused_for_itself_changes_no_parameter(chat_server, endpoint, ask, said, first):
     ids = count()  # many gateways number their errors
     chat_server.answer = lambda r: Answer(f"{said} [{next(ids)}]", 400) if r.text == "bad" else Answer("fine")
     chat = endpoint(concurrency=1)
@@ -111,13 +109,13 @@ def test_a_request_that_is_refused_for_itself_changes_no_parameter(
     assert chat.parameters.left_out == []
 
 
-def test_an_endpoint_that_refuses_everything_is_still_said_so(chat_server: Any, endpoint: Any, ask: Any) -> None:
+def test_an_endpoint_that_refuses_everything_is_still_said_so(chat_server, endpoint, ask):
     chat_server.answer = lambda received: Answer("no such model", 400)
     with pytest.raises(InputError, match="not even a trivial one: HTTP 400: no such model"):
         endpoint().complete([ask(schema=SCHEMA)])
 
 
-def test_a_passing_fault_while_forms_are_looked_for_loses_nothing(chat_server: Any, endpoint: Any, ask: Any) -> None:
+def test_a_passing_fault_while_forms_are_looked_for_loses_nothing(chat_server, endpoint, ask):
     chat_server.script = [Answer("Bad Request", 400), Answer("loading", 503)]
     chat_server.answer = refusing("seed")
     assert endpoint(patience=5.0).complete([ask()]) == [ChatReply("{}")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from chat_server import Answer
 
@@ -28,7 +26,7 @@ ANSWERED = {
 
 
 @pytest.mark.parametrize("answer", ANSWERED.values(), ids=ANSWERED)
-def test_an_answer_is_read_without_its_thought(chat_server: Any, endpoint: Any, ask: Any, answer: Answer) -> None:
+def test_an_answer_is_read_without_its_thought(chat_server, endpoint, ask, answer):
     chat_server.answer = lambda received: answer
     assert endpoint().complete([ask()]) == [ChatReply(SCORE)]
     assert Panel([endpoint()]).score([Item("Which side?", "right", "left")])[0].score == 0.8
@@ -62,9 +60,7 @@ FAILED = {
 
 
 @pytest.mark.parametrize(("answer", "failure", "partial"), FAILED.values(), ids=FAILED)
-def test_what_is_no_whole_answer_is_a_failure_that_is_not_kept(
-    chat_server: Any, cached: Any, ask: Any, answer: Answer, failure: str, partial: str | None
-) -> None:
+def test_what_is_no_whole_answer_is_a_failure_that_is_not_kept(chat_server, cached, ask, answer, failure, partial):
     chat_server.answer = lambda received: answer
     expected = ChatReply(failure=failure, partial=partial)
     assert cached().complete([ask()]) == [expected]
@@ -75,12 +71,12 @@ def test_what_is_no_whole_answer_is_a_failure_that_is_not_kept(
     assert cached().complete([ask()]) == [ChatReply(SCORE)]  # asked again
 
 
-def test_tokens_of_a_failure_count(chat_server: Any, endpoint: Any, ask: Any) -> None:
+def test_tokens_of_a_failure_count(chat_server, endpoint, ask):
     chat_server.answer = lambda received: Answer("The le", finish="length", usage=(10, 512))
     (reply,) = endpoint().complete([ask()])
     assert (reply.prompt_tokens, reply.completion_tokens) == (10, 512)
 
 
 @pytest.mark.parametrize("draft", [f"<think>{DRAFT}", f"<unused94>thought {DRAFT}", f"{SCORE} <thinking> {DRAFT}"])
-def test_parse_json_reads_no_draft(draft: str) -> None:
+def test_parse_json_reads_no_draft(draft):
     assert parse_json(draft) is None

@@ -101,8 +101,5 @@ def micro_f1(sums: Floats) -> Floats:
     return doubled / np.maximum(doubled + sums[..., 1] + sums[..., 2], 1)
 
 
-SCORES: dict[str, Callable[[Texts, Texts], list[dict[str, Any]]]] = {
-    "radgraph_f1": _radgraph,
-    "chexbert_f1": _chexbert,
-}
+SCORES: dict[str, Callable[[Texts, Texts], list[dict[str, Any]]]] = {"radgraph_f1": _radgraph, "chexbert_f1": _chexbert}
 METRICS = (mean_of("radgraph_f1"), Metric("chexbert_f1", _has_labels, _labels, micro_f1))

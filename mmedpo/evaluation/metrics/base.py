@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,11 @@ class Metric:
 def mean_of(key: str, name: str | None = None, about: Callable[[Scores], bool] | None = None) -> Metric:
     """Return the metric that is the mean of `key` over the samples that have it, or over those it is `about`."""
     return Metric(name or key, about or partial(_has, key), lambda scores: (scores[key], 1.0), mean)
+
+
+def sums_of(key: str, name: str, aggregate: Callable[[Floats], Floats]) -> Metric:
+    """Return the metric whose statistics are the list `key` of the samples that have it."""
+    return Metric(name, partial(_has, key), itemgetter(key), aggregate)
 
 
 def mean(sums: Floats) -> Floats:

@@ -196,7 +196,7 @@ def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
     """Return the metrics of `score` results: means in [0, 1], higher is better."""
     require_known("protocol", protocol, PROTOCOLS)
     return (
-        mean_of("correct", "overall_accuracy", _is_answer),
+        mean_of("correct", "overall_accuracy"),
         mean_of("correct", "closed_accuracy", _is_closed),
         *(mean_of(name, f"open_{name}") for name in OVERLAPS),
     )
@@ -222,10 +222,6 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
 
 def _is_closed(scores: Scores) -> bool:
     return "verdict" in scores
-
-
-def _is_answer(scores: Scores) -> bool:
-    return "correct" in scores
 
 
 def _score(prediction: str, reference: str, answer_type: str, protocol: str) -> dict[str, float | str]:

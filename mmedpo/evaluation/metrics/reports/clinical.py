@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.metrics.base import Floats, Metric, Scores, mean_of
+from mmedpo.evaluation.metrics.base import Floats, mean_of, sums_of
 
 Texts = Sequence[str]
 log = logging.getLogger(__name__)
@@ -87,14 +87,6 @@ def _encode_plus(tokenizer: Any, text: str | list[str], text_pair: str | None = 
     return {"input_ids": [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]}
 
 
-def _has_labels(sample: Scores) -> bool:
-    return "chexbert_counts" in sample
-
-
-def _labels(sample: Scores) -> Sequence[float]:
-    return sample["chexbert_counts"]
-
-
 def micro_f1(sums: Floats) -> Floats:
     """Return 2 tp / (2 tp + fp + fn) [...] of sums (tp, fp, fn) [..., 3]; 0 where there are no labels."""
     doubled = 2 * sums[..., 0]
@@ -102,4 +94,4 @@ def micro_f1(sums: Floats) -> Floats:
 
 
 SCORES: dict[str, Callable[[Texts, Texts], list[dict[str, Any]]]] = {"radgraph_f1": _radgraph, "chexbert_f1": _chexbert}
-METRICS = (mean_of("radgraph_f1"), Metric("chexbert_f1", _has_labels, _labels, micro_f1))
+METRICS = (mean_of("radgraph_f1"), sums_of("chexbert_counts", "chexbert_f1", micro_f1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,10 +49,6 @@ def score(prediction: Text, reference: Text) -> dict[str, Any]:
         "reference_length": len(gold),
         "rouge_l": rouge_l(said, gold),
     }
-
-
-def has_bleu_statistics(scores: Scores) -> bool:
-    return "ngram_matches" in scores
 
 
 def bleu_statistics(scores: Scores) -> list[float]:
@@ -113,17 +109,15 @@ def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
     return len(a) - row.bit_count()
 
 
-def _bleu_at(order: int, sums: Floats) -> Floats:
-    return bleu(sums)[..., order - 1]
+def bleu_metrics(value: Callable[[int, Floats], Floats]) -> list[Metric]:
+    """Return BLEU-1 to BLEU-4 as `value` (order, sums of `bleu_statistics`)."""
+    return [Metric(f"bleu_{n}", lambda one: "ngram_matches" in one, bleu_statistics, partial(value, n)) for n in ORDERS]
 
 
 PROTOCOL = Protocol(
     definition="coco@1",
     words=clean,
     score=score,
-    metrics=(
-        *(Metric(f"bleu_{n}", has_bleu_statistics, bleu_statistics, partial(_bleu_at, n)) for n in ORDERS),
-        mean_of("rouge_l"),
-    ),
+    metrics=(*bleu_metrics(lambda order, sums: bleu(sums)[..., order - 1]), mean_of("rouge_l")),
     meteor_variant="meteor_1.5",
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mmedpo.evaluation.metrics.base import Floats, Metric, Protocol, Text, mean_of
-from mmedpo.evaluation.metrics.reports.coco import ORDERS, bleu_statistics, has_bleu_statistics, longest_common
+from mmedpo.evaluation.metrics.base import Floats, Protocol, Text, mean_of
+from mmedpo.evaluation.metrics.reports.coco import bleu_metrics, longest_common
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -98,9 +98,6 @@ PROTOCOL = Protocol(
     definition="huggingface@1",
     words=words,
     score=score,
-    metrics=(
-        *(Metric(f"bleu_{n}", has_bleu_statistics, bleu_statistics, partial(bleu, n)) for n in ORDERS),
-        *(mean_of(name) for name in ("rouge_1", "rouge_2", "rouge_l")),
-    ),
+    metrics=(*bleu_metrics(bleu), *(mean_of(name) for name in ("rouge_1", "rouge_2", "rouge_l"))),
     meteor_variant="nltk_wordnet",
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of
+from mmedpo.evaluation.metrics.base import mean_of, sums_of
 from mmedpo.evaluation.metrics.reports import meteor15
 from mmedpo.evaluation.metrics.reports.meteor15 import MeteorAbsent
 
@@ -35,15 +35,7 @@ def scores(predictions: Sequence[Words], references: Sequence[Words], variant: s
     return [{"meteor": _nltk(*pair, synonyms)} for pair in zip(predictions, references, strict=True)]
 
 
-def _has_statistics(sample: Scores) -> bool:
-    return "meteor_statistics" in sample
-
-
-def _statistics(sample: Scores) -> Sequence[float]:
-    return sample["meteor_statistics"]
-
-
-METRICS = (Metric("meteor", _has_statistics, _statistics, meteor15.aggregate), mean_of("meteor"))
+METRICS = (sums_of("meteor_statistics", "meteor", meteor15.aggregate), mean_of("meteor"))
 
 
 def _nltk(prediction: Words, reference: Words, synonyms: Any) -> float:

@@ -235,7 +235,9 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is {line.strip()[:40]}, not an object with an id.")
         if "\\u" in line and HALF_CHARACTER.search(json.dumps(row, ensure_ascii=False)):
-            raise InputError(f"{path}, line {number} holds half a character, which no file can; write the file anew.")
+            raise InputError(
+                f"{path}, line {number} holds a lone surrogate, which UTF-8 cannot store. Write the file anew."
+            )
         yield number, row
 
 

@@ -351,8 +351,21 @@ def test_layers_that_mean_nothing_are_refused(layers):
         attention.Settings(layers=layers)
 
 
-def test_layers_are_chosen_by_number(tiny_model):
-    model = VisionLanguageModel(str(tiny_model))
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> VisionLanguageModel:
+    return VisionLanguageModel(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def sample(corpus: Path) -> Sample:
+    return read_source(corpus, "test").samples[0]
+
+
+def inputs_of(model: VisionLanguageModel, sample: Sample) -> Any:
+    return model.encode([(open_rgb(sample.image), sample.question)])
+
+
+def test_layers_are_chosen_by_number(model):
     first, second = attending(model)
     assert attending(model, "1") == [second] and attending(model, "1,0-1") == [first, second]
     assert layer_numbers("0,16-18") == [0, 16, 17, 18]
@@ -360,11 +373,8 @@ def test_layers_are_chosen_by_number(tiny_model):
         attending(model, "1-2")
 
 
-def test_unknown_families_and_layouts_are_refused(tiny_model, corpus):
-    model = VisionLanguageModel(str(tiny_model))
-    sample = read_source(corpus, "test").samples[0]
-    image, config = open_rgb(sample.image), model.model.config
-    inputs = model.encode([(image, sample.question)])
+def test_unknown_families_and_layouts_are_refused(model, sample):
+    image, config, inputs = open_rgb(sample.image), model.model.config, inputs_of(model, sample)
     unknown = SimpleNamespace(model_type="idefics2", image_token_id=config.image_token_id)
     with pytest.raises(InputError, match="'idefics2' model lie in the image is not known"):
         grids(unknown, model.processor, inputs, image)
@@ -375,29 +385,22 @@ def test_unknown_families_and_layouts_are_refused(tiny_model, corpus):
         grids(config, model.processor, fewer, image)
 
 
-def test_model_without_attention_weights_is_refused(tiny_model, corpus):
-    model = VisionLanguageModel(str(tiny_model))
-    sample, layers = read_source(corpus, "test").samples[0], attending(model)
+def test_model_without_attention_weights_is_refused(model, sample):
+    layers = attending(model)
     model.model.set_attn_implementation("sdpa")
-    inputs = model.encode([(open_rgb(sample.image), sample.question)])
     with pytest.raises(InputError, match="gives no attention weights"):
-        read(model, inputs, None, layers)
+        read(model, inputs_of(model, sample), None, layers)
 
 
-def test_answer_that_cannot_be_said_is_refused(tiny_model, corpus):
-    model = VisionLanguageModel(str(tiny_model))
-    sample, layers = read_source(corpus, "test").samples[0], attending(model)
-    inputs = model.encode([(open_rgb(sample.image), sample.question)])
+def test_answer_that_cannot_be_said_is_refused(model, sample):
     forced = answer_tokens(model.processor, sample.question, "yes </s> no")
     with pytest.raises(InputError, match="cannot be made to say"):
-        read(model, inputs, forced, layers)
+        read(model, inputs_of(model, sample), forced, attending(model))
 
 
-def test_own_answer_is_the_models_greedy_one(tiny_model, corpus):
-    model = VisionLanguageModel(str(tiny_model))
-    sample = read_source(corpus, "test").samples[0]
+def test_own_answer_is_the_models_greedy_one(model, sample):
+    reading = read(model, inputs_of(model, sample), None, attending(model), longest=8)
     shown = (open_rgb(sample.image), sample.question)
-    reading = read(model, model.encode([shown]), None, attending(model), longest=8)
     assert [[reading.answer]] == model.answer([shown], Sampling(max_new_tokens=8))
 
 
@@ -422,9 +425,8 @@ def thinker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Visio
 @pytest.mark.parametrize(
     ("said", "answer", "place"), [(THOUGHT, "yes normal", 3), (THOUGHT[3:], "yes normal", 0), (THOUGHT[:3], "", None)]
 )
-def test_own_answer_attends_without_its_thought(thinker, corpus, said, answer, place):
-    sample, layers = read_source(corpus, "test").samples[0], attending(thinker)
-    inputs = thinker.encode([(open_rgb(sample.image), sample.question)])
+def test_own_answer_attends_without_its_thought(thinker, sample, said, answer, place):
+    layers, inputs = attending(thinker), inputs_of(thinker, sample)
     tokens = thinker.processor.tokenizer.convert_tokens_to_ids([*said, "</s>"])
 
     def follow(module: Any, given: Any, logits: Any) -> Any:

@@ -193,7 +193,7 @@ def test_predictions_may_begin_with_a_byte_order_mark(asked, corpus, tmp_path):
 def test_predictions_that_no_file_can_hold_are_refused(asked, corpus, tmp_path):
     id_ = asked.questions[0].id
     file = predictions(tmp_path / "theirs.jsonl", asked, **{id_: {"id": id_, "prediction": "left \ud83d lung"}})
-    with pytest.raises(InputError, match=r"theirs.jsonl, line 12 holds half a character"):
+    with pytest.raises(InputError, match=r"theirs.jsonl, line 12 holds a lone surrogate"):
         of_file(file, corpus, tmp_path / "out")
     for whole in ("left \U0001f600 lung", "left \\ud83d lung"):
         predictions(file, asked, **{id_: {"id": id_, "prediction": whole}})

@@ -159,7 +159,7 @@ def logp_fault(value: Any) -> str | None:
     """Return the fault of a log-probability, or None."""
     if not is_number(value):
         return f"is {value!r}, not a finite number; leave the sample out, or compute it in float32"
-    return f"is {value:g}, but a log-probability is at most 0; is its sign turned?" if value > ROUNDING else None
+    return f"is {value:g}, but a log-probability is at most 0; check its sign" if value > ROUNDING else None
 
 
 def _weight_fault(value: Any) -> str | None:

@@ -239,7 +239,7 @@ class EndpointChat:
         self._failed += 1
         if self._failed >= OUTAGE:
             raise InputError(
-                f"{who} does not answer any more: {self._failed} requests in a row failed ({said}). See to it.{kept}"
+                f"{who} is unavailable: {self._failed} requests in a row failed ({said}). Restart it.{kept}"
             ) from None
         return ChatReply(failure=f"no answer after {attempts} attempts: {self._without_address(said)}")
 

@@ -42,11 +42,11 @@ UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, 
 class Kind(Enum):
     """Kinds of failure, by their meaning for this request and later ones."""
 
-    UNREACHABLE = "nobody listens there"
-    UNAVAILABLE = "the server is away for now, or asks for patience"
-    FAILED_ATTEMPT = "this attempt failed, another may not"
-    BAD_REQUEST = "this request will never do, others may"
-    FATAL = "no request will do"
+    UNREACHABLE = "the connection was refused"
+    UNAVAILABLE = "the endpoint is unavailable or rate limited"
+    FAILED_ATTEMPT = "the attempt failed"
+    BAD_REQUEST = "the request was refused"
+    FATAL = "every request is refused"
 
 
 _BY_STATUS = {

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -150,19 +151,8 @@ class EndpointModel:
     ) -> dict[str, str]:
         left = [question for batch in batches for question in batch if question.id not in done]
         failures: dict[str, str] = {}
-        for most, group in groupby(left, key=lambda question: generation.longest(question.task)):
-            sampling = {"temperature": generation.temperature, "seed": generation.seed, "max_tokens": most,
-                        "discreet": asked.marked, "parameters": self.parameters}  # fmt: skip
-            self._ask(list(group), asked.open_image, sampling, keep, failures)
-        return failures
 
-    def _ask(
-        self, questions: Sequence[Question], open_image: Callable[[Any], Image], sampling: Mapping[str, Any],
-        keep: Keep, failures: dict[str, str],
-    ) -> None:  # fmt: skip
-        chat = open_endpoint(self.name, self.budget, **sampling)
-
-        def note(replies: Mapping[int, ChatReply]) -> None:
+        def note(questions: Sequence[Question], replies: Mapping[int, ChatReply]) -> None:
             for i, reply in replies.items():
                 if reply.said is not None or reply.raw:
                     served = {name: portable(said) for name, said in reply.served.items()}
@@ -170,7 +160,15 @@ class EndpointModel:
                 else:
                     failures[questions[i].id] = str(reply.failure)
 
-        self.budget.ask(chat, _Requests(questions, open_image, 2 * chat.concurrency), note)
+        for most, group in groupby(left, key=lambda question: generation.longest(question.task)):
+            questions = list(group)
+            chat = open_endpoint(
+                self.name, self.budget, temperature=generation.temperature, seed=generation.seed, max_tokens=most,
+                discreet=asked.marked, parameters=self.parameters,
+            )  # fmt: skip
+            requests = _Requests(questions, asked.open_image, 2 * chat.concurrency)
+            self.budget.ask(chat, requests, partial(note, questions))
+        return failures
 
     def record(self, question: str) -> dict[str, Any]:
         return {

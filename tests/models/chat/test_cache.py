@@ -196,7 +196,7 @@ def test_a_kill_in_the_middle_of_a_batch_repeats_no_answered_call(chat_server, t
     command = [sys.executable, "-c", CHILD, chat_server.url, str(tmp_path)]
     environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
     kept: list[tuple[int, set[str]]] = []  # after each kill: requests so far, answers in the cache
-    for more in (30, 60, 40):
+    for more in (30, 60):
         enough, most = threading.Event(), len(chat_server.received) + more
 
         def answer(received, enough=enough, most=most):

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trl.data_utils import prepare_multimodal_messages
 
 from mmedpo.errors import InputError
-from mmedpo.models.vision_language import lacks_first_token
+from mmedpo.models.chat_template import lacks_first_token
 
 PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # keys of `pack` beside the inputs
 # `token_type_ids` of answer tokens, 0 in other families: PaliGemma's 0 is the prefix with bidirectional attention.

@@ -1,14 +1,18 @@
-"""Time and length limits for chat templates, which are code from other people's repositories."""
+"""Prompts in the chat template of a model, which is code of third parties: limits of its time and length."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SECONDS = 20.0  # a template takes milliseconds
 LONGEST = 2**20  # characters; a template adds a few hundred to the question
@@ -48,3 +52,40 @@ def check(name: str, write: Callable[[], str], seconds: float = SECONDS) -> None
         sys.settrace(before)
     if why:
         raise InputError(f"The chat template of {name!r} {why}. Use the template that the model was trained with.")
+
+
+def render(processor: Any, text: str, images: int = 1) -> str:
+    """Return a user message in the model's chat template, with `images` image tokens and the generation prompt.
+
+    `processor` may be a tokenizer, whose template takes plain text.
+    """
+    content: Any = [*([{"type": "image"}] * images), {"type": "text", "text": text}]
+    message = {"role": "user", "content": content if hasattr(processor, "image_processor") else text}
+    rendered: str = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return rendered
+
+
+def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
+    """Return model inputs of a batch of (image, text) pairs, left-padded, in the model's chat template.
+
+    Images are given for all pairs or for none; without images `processor` may be a tokenizer.
+    """
+    images = [[open_rgb(image)] for image, _ in questions if image is not None]
+    texts = [render(processor, text, 1 if images else 0) for _, text in questions]
+    sees = hasattr(processor, "image_processor")
+    return processor(
+        text=texts,
+        **({"images": images} if images else {}),
+        padding=True,
+        padding_side="left",
+        add_special_tokens=sees and lacks_first_token(processor.tokenizer, texts[0]),
+        return_tensors="pt",
+    )
+
+
+def lacks_first_token(tokenizer: Any, text: str) -> bool:
+    """Return True where a chat template leaves the first token to the tokenizer, as LLaVA's on the Hub do.
+
+    This is the rule of transformers' `ProcessorMixin.apply_chat_template`.
+    """
+    return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)

@@ -8,7 +8,7 @@ from typing import Any
 from mmedpo.data import credentialed, placeholders
 from mmedpo.data.sources import Source
 from mmedpo.errors import Fault, InputError
-from mmedpo.models.vision_language import lacks_first_token, render
+from mmedpo.models.chat_template import lacks_first_token, render
 
 Size = tuple[int, int]  # width and height in pixels
 Sizes = tuple[Size, ...]  # of all images in one prompt

@@ -9,11 +9,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.data import credentialed, hub, placeholders, trust
-from mmedpo.data.images import open_rgb
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
-from mmedpo.models import chat_template
 from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
+from mmedpo.models.chat_template import check as check_template
+from mmedpo.models.chat_template import encode, render
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, generation_config
 from mmedpo.models.thoughts import Answer
@@ -119,7 +119,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
 def _check_chat_template(name: str, owner: Any) -> None:
     if owner.chat_template is None:
         raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
-    chat_template.check(name, lambda: render(owner, "?"))
+    check_template(name, lambda: render(owner, "?"))
 
 
 def load_model(
@@ -186,43 +186,6 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def render(processor: Any, text: str, images: int = 1) -> str:
-    """Return a user message in the model's chat template, with `images` image tokens and the generation prompt.
-
-    `processor` may be a tokenizer, whose template takes plain text.
-    """
-    content: Any = [*([{"type": "image"}] * images), {"type": "text", "text": text}]
-    message = {"role": "user", "content": content if hasattr(processor, "image_processor") else text}
-    rendered: str = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-    return rendered
-
-
-def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
-    """Return model inputs of a batch of (image, text) pairs, left-padded, in the model's chat template.
-
-    Images are given for all pairs or for none; without images `processor` may be a tokenizer.
-    """
-    images = [[open_rgb(image)] for image, _ in questions if image is not None]
-    texts = [render(processor, text, 1 if images else 0) for _, text in questions]
-    sees = hasattr(processor, "image_processor")
-    return processor(
-        text=texts,
-        **({"images": images} if images else {}),
-        padding=True,
-        padding_side="left",
-        add_special_tokens=sees and lacks_first_token(processor.tokenizer, texts[0]),
-        return_tensors="pt",
-    )
-
-
-def lacks_first_token(tokenizer: Any, text: str) -> bool:
-    """Return True where a chat template leaves the first token to the tokenizer, as LLaVA's on the Hub do.
-
-    This is the rule of transformers' `ProcessorMixin.apply_chat_template`.
-    """
-    return tokenizer.bos_token is not None and not text.startswith(tokenizer.bos_token)
 
 
 class LanguageModel:

@@ -14,8 +14,9 @@ from mmedpo.data.images import open_rgb
 from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat_template import encode
 from mmedpo.models.fingerprint import model_contents
-from mmedpo.models.vision_language import LanguageModel, can_see, encode, load_processor, load_tokenizer
+from mmedpo.models.vision_language import LanguageModel, can_see, load_processor, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

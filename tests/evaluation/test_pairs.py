@@ -287,5 +287,5 @@ def test_rows_that_would_be_mixed_up_are_refused(rows: Dataset, column: str, val
     place = table.column_names.index(column)
     spoilt = table.set_column(place, table.schema.field(place), [pa.array([value] * 2, table.schema.field(place).type)])
     with pytest.raises(InputError) as raised:
-        pairs.lines(Dataset(spoilt, info=rows.info))
+        pairs.Preference(Dataset(spoilt, info=rows.info))
     assert sentence in str(raised.value)

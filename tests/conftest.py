@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as commands do, whichev
 
 IMAGES = {"supervised": 12, "preference": 10, "validation": 6, "test": 8}
 MakeSource = Callable[..., Path]
+Run = Callable[..., tuple[int, str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -124,6 +126,27 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A loopback Hub; its clients run in processes of their own, for they read where the Hub is when imported."""
     with Hub(tmp_path_factory.mktemp("clients")) as server:
         yield server
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command line in this process, in an empty folder; return its exit code and all it printed, errors first."""
+    from mmedpo import cli
+
+    monkeypatch.setattr(sys, "argv", ["mmedpo"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def invoke(*words: object) -> tuple[int, str]:
+        code = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        captured = capsys.readouterr()
+        return code, captured.err + captured.out
+
+    return invoke
 
 
 @pytest.fixture

@@ -45,25 +45,9 @@ NAMES = list(builders.names())
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `mmedpo build ...` in this process, in an empty folder; returns its exit code and all it printed.
-
-    Stand-ins are asked, but where rows bring their wrong answers along.
-    """
-    monkeypatch.setattr(sys, "argv", ["mmedpo"])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def invoke(*words: object) -> tuple[int, str]:
-        code = 0
-        try:
-            cli.main(["build", *map(str, words), *(WORDS if words[0] in NAMES and words[0] != "released" else ())])
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 0
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return invoke
+def build(run: Run) -> Run:
+    """Run `mmedpo build ...`; stand-ins are asked, but where rows bring their wrong answers along."""
+    return lambda *words: run("build", *words, *(WORDS if words[0] in NAMES and words[0] != "released" else ()))
 
 
 def picture(seed: int, size: int = 32) -> bytes:
@@ -132,19 +116,19 @@ def test_a_builder_is_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_says_what_the_data_is_and_lists_options(run: Run, name: str) -> None:
-    code, output = run(name, "--help")
+def test_help_says_what_the_data_is_and_lists_options(build: Run, name: str) -> None:
+    code, output = build(name, "--help")
     assert code == 0
     assert f"Example: mmedpo build {name} " in output and "Flaws" in output
     assert all(option in output for option in ("--localizer", "--publish", "--keep-source"))
 
 
-def test_builders_are_listed_by_help_and_where_the_name_is_unknown(run: Run) -> None:
-    code, output = run("--help")
+def test_builders_are_listed_by_help_and_where_the_name_is_unknown(build: Run) -> None:
+    code, output = build("--help")
     assert code == 0 and "SLAKE: questions in English" in output
-    code, output = run("nope", "--output", "out")
+    code, output = build("nope", "--output", "out")
     assert code == 2 and f"There is no builder 'nope'; there are {', '.join(NAMES)}." in output
-    assert run("--output", "out")[0] == 2
+    assert build("--output", "out")[0] == 2
 
 
 def test_the_script_is_the_command(tmp_path: Path) -> None:
@@ -157,26 +141,26 @@ def test_the_script_is_the_command(tmp_path: Path) -> None:
 
 
 def test_a_recipe_overrides_a_builder_and_the_command_line_both(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Settings] = []
     monkeypatch.setattr(builders, "build", lambda builder, settings, *rest: given.append(settings))
     (tmp_path / "recipe.yaml").write_text("localizer: standin:centre\nseed: 3\nlicense: mit\n")
-    assert run("vqa_rad", "--config", "recipe.yaml", "--license", "apache-2.0", "--output", "out") == (0, "")
+    assert build("vqa_rad", "--config", "recipe.yaml", "--license", "apache-2.0", "--output", "out") == (0, "")
     (settings,) = given
     assert (settings.localizer, settings.seed, settings.license) == ("standin:centre", 3, "apache-2.0")
     assert (str(settings.source), settings.split) == ("hub:flaviagiammarino/vqa-rad", "train")
 
 
-def test_a_source_of_another_data_set_is_recognised(run: Run, tmp_path: Path) -> None:
+def test_a_source_of_another_data_set_is_recognised(build: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "data", {"annotation.json": "{}", "images/a.png": picture(1)})
-    code, output = run("slake", "--source", source, "--output", "out")
+    code, output = build("slake", "--source", source, "--output", "out")
     assert code == 2
     assert (
         "not laid out as slake knows it (train.json with imgs* or *Slake*.zip or *SLAKE*.zip or *slake*.zip)" in output
     )
     assert "it holds annotation.json, images. It looks like the source of `mmedpo build iu_xray`." in output
-    code, output = run("mimic_cxr", "--source", tmp_path / "data" / "images", "--output", "out")
+    code, output = build("mimic_cxr", "--source", tmp_path / "data" / "images", "--output", "out")
     assert code == 2 and "it holds a.png." in output and "looks like" not in output
     assert not list(tmp_path.glob("out*"))
 
@@ -200,8 +184,8 @@ def path_vqa(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_build_is_whole(run: Run, path_vqa: Path, tmp_path: Path) -> None:
-    code, output = run("path_vqa", "--source", path_vqa, "--output", "out", "--keep-source", "kept/source")
+def test_a_build_is_whole(build: Run, path_vqa: Path, tmp_path: Path) -> None:
+    code, output = build("path_vqa", "--source", path_vqa, "--output", "out", "--keep-source", "kept/source")
     assert code == 0
     assert "out: 26 rows read, " in output
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == {
@@ -224,29 +208,29 @@ def test_a_build_is_whole(run: Run, path_vqa: Path, tmp_path: Path) -> None:
     assert len(list(Path("kept/source/images").iterdir())) == 12  # each written once
 
 
-def test_other_columns_are_named(run: Run, tmp_path: Path) -> None:
+def test_other_columns_are_named(build: Run, tmp_path: Path) -> None:
     (tmp_path / "copy" / "data").mkdir(parents=True)
     Dataset.from_dict({"image": ["a"], "text": ["b"]}).to_parquet(tmp_path / "copy" / "data" / "train-0.parquet")
-    code, output = run("vqa_rad", "--source", "copy", "--output", "out")
+    code, output = build("vqa_rad", "--source", "copy", "--output", "out")
     assert code == 2 and "has no column answer, question; its columns are image, text" in output
     assert not list(tmp_path.glob("out*"))
 
 
 def test_an_interrupted_build_goes_on_without_reading_again(
-    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    build: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ("path_vqa", "--source", path_vqa, "--output", "out")
     with monkeypatch.context() as patch:
         patch.setattr(builders, "make_dataset", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(*words)[0] == 130
+        assert build(*words)[0] == 130
     with monkeypatch.context() as patch:
         patch.setattr(upstream, "_write", lambda *_: pytest.fail("the rows were read again"))
-        assert run(*words, "--resume")[0] == 0
+        assert build(*words, "--resume")[0] == 0
     assert read_json(tmp_path / "out" / "manifest.json")["source"]["rows"] == 26
 
 
 def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
-    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    build: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def change(old: str, new: str) -> None:
         (file,) = (path_vqa / "data").glob("train*")
@@ -257,23 +241,23 @@ def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
     words = ("path_vqa", "--source", path_vqa, "--output", "out")
     with monkeypatch.context() as patch:
         patch.setattr(schema, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(*words)[0] == 130
+        assert build(*words)[0] == 130
     change("no", "No.")
-    code, output = run(*words, "--resume")
+    code, output = build(*words, "--resume")
     assert code == 2 and "rows changed" in output and "train-1 [answer]: has changed since" in output
-    code, output = run(*words, "--resume", "--redo-changed")
+    code, output = build(*words, "--resume", "--redo-changed")
     assert code == 0 and "questions since this run began: 5 changed, and done again." in caplog.text
     pairs = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in loading.load("out")}
     assert pairs == {("yes", "no"), ("no", "yes"), ("No.", "Yes.")}  # "no" of the files that did not change
-    code, output = run(*words, "--resume")
+    code, output = build(*words, "--resume")
     assert code == 0 and "nothing to resume" in output
     change("No.", "no")
-    code, output = run(*words, "--resume")
+    code, output = build(*words, "--resume")
     assert code == 2 and "is finished, but questions of path-vqa changed since" in output
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "invented-path-vqa"}
 
 
-def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_comes_last_and_can_be_repeated(build: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[tuple[Path, str]] = []
 
     def publish(folder: Path, repo: str, fill: dict[str, str], confirm: None, third_parties: bool) -> Publication:
@@ -286,8 +270,8 @@ def test_publishing_comes_last_and_can_be_repeated(run: Run, path_vqa: Path, mon
     monkeypatch.setattr("mmedpo.hub.publish.publish", publish)
     words = ("path_vqa", "--source", path_vqa, "--limit", 4, "--output", "out", "--publish", "me/pairs")
     words += ("--fill", "license=mit")
-    assert run(*words)[0] == 0
-    assert run(*words, "--resume")[0] == 0
+    assert build(*words)[0] == 0
+    assert build(*words, "--resume")[0] == 0
     assert published == [(Path("out"), "me/pairs")] * 2 and prepared == ["me/pairs"] * 2
 
 
@@ -317,10 +301,10 @@ def test_a_card_with_open_fields_is_published_when_somebody_answers(hub: Hub, pa
 
 
 @pytest.mark.parametrize("name", ["slake", "vqa_rad"])
-def test_a_hub_that_cannot_be_reached_is_said(run: Run, name: str, tmp_path: Path) -> None:
-    code, output = run(name, "--source", "hub:nobody/of-that-name", "--output", "out")  # HF_HUB_OFFLINE is set here
+def test_a_hub_that_cannot_be_reached_is_said(build: Run, name: str, tmp_path: Path) -> None:
+    code, output = build(name, "--source", "hub:nobody/of-that-name", "--output", "out")  # HF_HUB_OFFLINE is set here
     assert code == 2 and "nobody/of-that-name" in output and "Give a " in output
-    code, output = run(name, "--source", "nobody/of-that-name", "--output", "out")  # no folder, and not asked for
+    code, output = build(name, "--source", "nobody/of-that-name", "--output", "out")  # no folder, and not asked for
     assert code == 2 and "does not exist" in output and f"write {builders.load(name).SOURCE}" in output
     assert not list(tmp_path.glob("out*"))
 
@@ -414,8 +398,8 @@ def test_slake_counts_questions_in_the_other_language(tmp_path: Path) -> None:
         options_of("slake", language="de")
 
 
-def test_slake_left_out_rows_are_rejects_of_the_dataset(run: Run, tmp_path: Path) -> None:
-    assert run("slake", "--source", slake(tmp_path / "tree"), "--output", "out")[0] == 0
+def test_slake_left_out_rows_are_rejects_of_the_dataset(build: Run, tmp_path: Path) -> None:
+    assert build("slake", "--source", slake(tmp_path / "tree"), "--output", "out")[0] == 0
     manifest = read_json(tmp_path / "out" / "manifest.json")
     assert manifest["rejects"]["the question is not in the language en"] == 2
     assert manifest["counts"] == {"hallucinated_response": 2, "lesion_noise": 2}
@@ -443,7 +427,7 @@ def test_slake_names_all_that_is_missing_or_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [100, 0.5])
-def test_slake_broken_archives_are_said_to_be_broken(run: Run, tmp_path: Path, cut: float) -> None:
+def test_slake_broken_archives_are_said_to_be_broken(build: Run, tmp_path: Path, cut: float) -> None:
     file = in_one_archive(tmp_path)
     data = bytearray(file.read_bytes())
     if cut < 1:  # inside an image, so that the table of contents is whole
@@ -452,7 +436,7 @@ def test_slake_broken_archives_are_said_to_be_broken(run: Run, tmp_path: Path, c
     else:
         del data[-int(cut) :]
     file.write_bytes(data)
-    code, output = run("slake", "--source", file, "--output", "out")
+    code, output = build("slake", "--source", file, "--output", "out")
     assert code == 2 and "no whole ZIP file" in output and "download it again" in output
     assert not list(tmp_path.glob("out*"))
 
@@ -584,10 +568,10 @@ def test_mimic_cxr_says_which_files_are_missing(tmp_path: Path) -> None:
         read("mimic_cxr", tree)
 
 
-def test_mimic_cxr_is_marked_as_credentialed(run: Run, tmp_path: Path) -> None:
+def test_mimic_cxr_is_marked_as_credentialed(build: Run, tmp_path: Path) -> None:
     tree = mimic(tmp_path / "tree")
     (tree / "files/p11/p11000002/s50000003/ca.jpg").unlink()  # a part of the tree will do
-    assert run("mimic_cxr", "--source", tree, "--output", "out", "--skip-faulty", "--sections", "impression")[0] == 0
+    assert build("mimic_cxr", "--source", tree, "--output", "out", "--skip-faulty", "--sections", "impression")[0] == 0
     manifest = read_json(tmp_path / "out" / "manifest.json")
     assert manifest["source"]["credentialed"] is True and manifest["source"]["name"] == "mimic-cxr"
     assert manifest["rejects"] == {"the view was not asked for": 1, "faulty row of the source": 1}
@@ -636,9 +620,9 @@ def released(tmp_path: Path) -> Path:
     return write(tmp_path, {"pairs.json": json.dumps(table)}) / "pairs.json"
 
 
-def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: Path) -> None:
+def test_released_rows_are_kept_or_counted(build: Run, released: Path, tmp_path: Path) -> None:
     words = ("released", "--source", released, "--images", "images", "--localizer", "standin:centre", "--output", "out")
-    code, output = run(*words, "--weights", "raw", "--license", "cc0-1.0")
+    code, output = build(*words, "--weights", "raw", "--license", "cc0-1.0")
     assert code == 0 and "11 rows read, " in output
     manifest = read_json(tmp_path / "out" / "manifest.json")
     kept = 3  # rows 0, 1 and 2
@@ -668,9 +652,9 @@ def test_released_rows_are_kept_or_counted(run: Run, released: Path, tmp_path: P
     assert noised["chosen"] == noised["rejected"] and noised["rejected_images"]
 
 
-def test_released_answers_are_rejoined_from_their_own_file(run: Run, released: Path, tmp_path: Path) -> None:
+def test_released_answers_are_rejoined_from_their_own_file(build: Run, released: Path, tmp_path: Path) -> None:
     data = ("--source", str(released), "--images", "images")
-    assert run("released", *data, "--credentialed", "true", "--output", "out")[0] == 0
+    assert build("released", *data, "--credentialed", "true", "--output", "out")[0] == 0
     for name, file in stripped.dataset(tmp_path / "out", "user/weights", "it").files.items():
         write(tmp_path / "weights", {name: file.read()})
     ran = CliRunner().invoke(cli.app, ["rejoin", "weights", *data, "--output", "again"])
@@ -682,24 +666,24 @@ def test_released_answers_are_rejoined_from_their_own_file(run: Run, released: P
     }
 
 
-def test_released_scores_are_normalised_like_any(run: Run, released: Path, tmp_path: Path) -> None:
-    assert run("released", "--source", released, "--images", "images", "--output", "out")[0] == 0
+def test_released_scores_are_normalised_like_any(build: Run, released: Path, tmp_path: Path) -> None:
+    assert build("released", "--source", released, "--images", "images", "--output", "out")[0] == 0
     weights = {row["provenance"]["sample_id"]: row["weight"] for row in loading.load("out")}
     scores = np.array([1.0, 0.2, 0.8])
     expected = np.clip(1 + np.sqrt(0.1) * (scores - scores.mean()) / scores.std(), 0.75, 1.25)
     assert [weights[id] for id in "012"] == pytest.approx(expected)
 
 
-def test_released_options_that_cannot_work_are_refused(run: Run, released: Path, tmp_path: Path) -> None:
+def test_released_options_that_cannot_work_are_refused(build: Run, released: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     words = ("released", "--source", released, "--output", "out")
-    code, output = run(*words, "--images", "images", "--judges", "standin:strict", "--model", "org/m")
+    code, output = build(*words, "--images", "images", "--judges", "standin:strict", "--model", "org/m")
     assert code == 2 and "leave out --model, --judges" in output
-    code, output = run(*words)
+    code, output = build(*words)
     assert code == 2 and "--images is None; give the folder" in output
-    code, output = run(*words, "--images", tmp_path / "nothing")
+    code, output = build(*words, "--images", tmp_path / "nothing")
     assert code == 2 and "None of 11 rows of released gives a question: {'no single image of that name': 8," in output
-    code, output = run("released", "--source", "images", "--images", "images", "--output", "out")
+    code, output = build("released", "--source", "images", "--images", "images", "--output", "out")
     assert code == 2 and "give one of the released JSON files" in output
 
 
@@ -726,17 +710,17 @@ def test_every_row_of_the_real_file_is_kept_or_counted(shared_data: Path, tmp_pa
 # Source folders.
 
 
-def test_a_folder_is_built_as_it_is_curated(run: Run, tmp_path: Path) -> None:
+def test_a_folder_is_built_as_it_is_curated(build: Run, tmp_path: Path) -> None:
     boxes = '"[{""label"": ""x"", ""x"": 1, ""y"": 1, ""w"": 9, ""h"": 9}]"'
     lines = [f"{n}.png,Invented question {n}?,answer {n},{n // 2},{boxes}" for n in range(16)]
     table = "\n".join(["image,question,answer,patient_id,boxes", *lines])
     write(tmp_path / "clinic", {"table.csv": table, **{f"{n}.png": picture(n) for n in range(16)}})
-    code, output = run("folder", "--source", "clinic", "--license", "mit", "--output", "out")
+    code, output = build("folder", "--source", "clinic", "--license", "mit", "--output", "out")
     assert code == 0
     manifest = read_json(tmp_path / "out" / "manifest.json")
     assert (manifest["source"]["name"], manifest["source"]["split_by"]) == ("clinic", "patient")
     assert manifest["counts"]["lesion_noise"] == manifest["source"]["questions"] > 0
-    code, output = run("folder", "--source", "clinic", "--output", "again", "--keep-source", "kept")
+    code, output = build("folder", "--source", "clinic", "--output", "again", "--keep-source", "kept")
     assert code == 2 and "is a source folder already; leave out --keep-source" in output
     assert not list(tmp_path.glob("again*"))
 
@@ -769,10 +753,10 @@ def test_given_pairs_need_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_another_shape_are_refused_and_leave_nothing(
-    run: Run, tmp_path: Path, name: str, file: str, content: bytes | str, said: str
+    build: Run, tmp_path: Path, name: str, file: str, content: bytes | str, said: str
 ) -> None:
     tree = (r2gen if name == "iu_xray" else slake)(tmp_path / "tree")
-    code, output = run(name, "--source", write(tree, {file: content}), "--output", "out")
+    code, output = build(name, "--source", write(tree, {file: content}), "--output", "out")
     assert code == 2 and said in output
     assert not list(tmp_path.glob("out*"))
 
@@ -798,27 +782,27 @@ def test_an_image_of_two_places_is_a_fault(tmp_path: Path) -> None:
     assert str(fault) == "1_IM-0001-4001.dcm.png [filename]: is the name of 2 files; leave one of them"
 
 
-def test_a_repeated_id_brings_no_other_rows_answer(run: Run, tmp_path: Path) -> None:
+def test_a_repeated_id_brings_no_other_rows_answer(build: Run, tmp_path: Path) -> None:
     table = [pair(1, "Which organ?", "Liver", "The spleen."), pair(1, "Which side?", "Left", "It is blue.")]
     write(tmp_path, {"pairs.json": json.dumps(table), "images/a.png": picture(1)})
     words = ("released", "--source", "pairs.json", "--images", "images", "--output", "out")
-    code, _ = run(*words)
+    code, _ = build(*words)
     assert code == 0
     (row,) = loading.load("out")
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("Liver", "The spleen.")
     assert read_json(tmp_path / "out" / "manifest.json")["rejects"] == {"faulty row of the source": 1}
 
 
-def test_options_that_a_layout_does_not_use_are_refused(run: Run, tmp_path: Path) -> None:
+def test_options_that_a_layout_does_not_use_are_refused(build: Run, tmp_path: Path) -> None:
     tree = r2gen(tmp_path / "tree")
-    code, output = run("iu_xray", "--source", tree, "--sections", "impression", "--output", "out")
+    code, output = build("iu_xray", "--source", tree, "--sections", "impression", "--output", "out")
     assert code == 2 and "does not divide reports into sections: leave out --sections" in output
-    code, output = run("slake", "--source", "hub:", "--output", "out")
+    code, output = build("slake", "--source", "hub:", "--output", "out")
     assert code == 2 and "'hub:' names no repository; write hub:BoKelvin/SLAKE" in output
-    code, output = run("slake", "--source", slake(tmp_path / "s"), "--output", "out", "--keep-source", "out/source")
+    code, output = build("slake", "--source", slake(tmp_path / "s"), "--output", "out", "--keep-source", "out/source")
     assert code == 2 and "--keep-source out/source and --output out overlap" in output
     (tmp_path / "file").touch()
-    code, output = run("slake", "--source", tmp_path / "s", "--output", "out", "--keep-source", "file/source")
+    code, output = build("slake", "--source", tmp_path / "s", "--output", "out", "--keep-source", "file/source")
     assert code == 2 and "file/source: Not a directory. Choose another --keep-source." in output
     assert not list(tmp_path.glob("out*"))
     lateral = rows(read("mimic_cxr", mimic(tmp_path / "m"), sections=" findings , impression", views="LATERAL, PA"))
@@ -827,39 +811,39 @@ def test_options_that_a_layout_does_not_use_are_refused(run: Run, tmp_path: Path
         options_of("mimic_cxr", views=" , ")
 
 
-def test_rows_take_the_name_that_is_given(run: Run, tmp_path: Path) -> None:
+def test_rows_take_the_name_that_is_given(build: Run, tmp_path: Path) -> None:
     words = ("--source", slake(tmp_path / "tree"), "--source-name", "mine", "--output", "out")
-    assert run("slake", *words)[0] == 0
+    assert build("slake", *words)[0] == 0
     assert {row["source"] for row in loading.load("out")} == {"mine"}
     assert read_json(tmp_path / "out" / "manifest.json")["source"]["name"] == "mine"
 
 
-def test_a_column_that_marks_lesions_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_column_that_marks_lesions_is_named(build: Run, tmp_path: Path) -> None:
     mask = io.BytesIO()
     Image.new("L", (32, 32), 255).save(mask, "PNG")
     table = "image,question,answer,masks\na.png,Invented?,yes,m.png\n"
     write(tmp_path / "clinic", {"table.csv": table, "a.png": picture(1), "m.png": mask.getvalue()})
     words = ("folder", "--source", "clinic", "--split", "train", "--output", "out")
-    code, output = run(*words)
+    code, output = build(*words)
     assert code == 2 and "marks lesions by masks, not by boxes: give --localizer masks" in output
-    assert run(*words, "--localizer", "masks", "--max_coverage", "1")[0] == 0
+    assert build(*words, "--localizer", "masks", "--max_coverage", "1")[0] == 0
     assert read_json(tmp_path / "out" / "manifest.json")["counts"] == {"hallucinated_response": 1, "lesion_noise": 1}
 
 
 def test_a_source_is_kept_also_after_a_kill_at_the_very_end(
-    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    build: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ("path_vqa", "--source", path_vqa, "--output", "out", "--keep-source", "kept")
     with monkeypatch.context() as patch:
         patch.setattr(builders, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(*words)[0] == 130
-    code, output = run(*words, "--resume")
+        assert build(*words)[0] == 130
+    code, output = build(*words, "--resume")
     assert code == 0 and "nothing to resume" in output
     assert (tmp_path / "kept" / "samples.jsonl").exists() and not (tmp_path / "out" / "source").exists()
 
 
 def test_a_source_is_kept_whole_on_another_file_system_also_after_a_kill(
-    run: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    build: Run, path_vqa: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rename = Path.rename
 
@@ -876,9 +860,9 @@ def test_a_source_is_kept_whole_on_another_file_system_also_after_a_kill(
     monkeypatch.setattr(Path, "rename", other_file_system)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", killed)
-        assert run(*words)[0] == 130
+        assert build(*words)[0] == 130
     assert not (tmp_path / "elsewhere" / "kept").exists() and (tmp_path / "out" / "source").exists()
-    assert run(*words, "--resume")[0] == 0
+    assert build(*words, "--resume")[0] == 0
     assert (tmp_path / "elsewhere" / "kept" / "samples.jsonl").exists() and not (tmp_path / "out" / "source").exists()
     assert [entry.name for entry in (tmp_path / "elsewhere").iterdir()] == ["kept"]
     assert not (tmp_path / "elsewhere" / "kept" / "half").exists()

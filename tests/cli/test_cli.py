@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -27,25 +26,6 @@ Run = Callable[..., tuple[int, str]]
 COMMANDS = ("curate", "preview", "audit", "train", "evaluate", "score", "compare", "quickstart")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run a command line in this process, in an empty folder; returns its exit code and all it printed."""
-    monkeypatch.setattr(sys, "argv", ["mmedpo"])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def invoke(*words: object) -> tuple[int, str]:
-        code = 0
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return invoke
-
-
 def says(output: str, *phrases: object) -> bool:
     """Whether all phrases are in an output, wherever the terminal's width broke its lines."""
     return all("".join(str(phrase).split()) in "".join(output.split()) for phrase in phrases)
@@ -53,35 +33,6 @@ def says(output: str, *phrases: object) -> bool:
 
 def left_behind(tmp_path: Path) -> list[str]:
     return [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("out")]
-
-
-# Help.
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command_shows_an_example(run: Run, command: str) -> None:
-    code, output = run(command, "--help")
-    assert code == 0
-    assert says(output, f"Example: mmedpo {command} ")
-
-
-def test_help_names_each_option_once_and_what_must_be_given(run: Run) -> None:
-    code, output = run("evaluate", "--help")
-    assert code == 0 and "--max-new-tokens MAX_NEW_TOKENS" in output and "_new_tokens " not in output
-    assert output.count("(required)") == 2 and "(default: None)" not in output and "(default: 16)" in output
-
-
-@pytest.mark.parametrize(("seed", "range_"), [(-1, "or equal to 0"), (2**32, "or equal to 4294967295")])
-@pytest.mark.parametrize("command", ["score", "compare", "attention", "quickstart"])
-def test_a_seed_out_of_range_is_refused(run: Run, command: str, seed: int, range_: str) -> None:
-    code, output = run(command, "--seed", seed)
-    assert code == 2 and says(output, "'--seed'", range_)
-
-
-def test_help_lists_the_commands(run: Run) -> None:
-    code, output = run("--help")
-    assert code == 0
-    assert says(output, *COMMANDS)
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -97,61 +48,12 @@ def test_help_needs_no_heavy_library() -> None:
     assert found.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "words", [["no-such-command"], ["curate"], ["curate", "--no-such-option"], ["evaluate", "--limit", "some"]]
-)
-def test_wrong_usage_exits_with_2(run: Run, words: list[str]) -> None:
-    assert run(*words)[0] == 2
-
-
-# Bad sources, which two commands read.
+# Bad inputs beside those of tests/golden/refusals.py. {corpus}, {tiny}, {pairs}, {here} are folders.
 
 
 def row(**changes: Any) -> dict[str, Any]:
     return {"id": "q1", "image": "a.png", "question": "Is there a nodule?", "answer": "yes", **changes}
 
-
-TORN = b"\x89PNG\r\n\x1a\n torn"
-BAD_SOURCES = {
-    "no table": ({"table": "README.txt", "text": ""}, ["holds no table", ".jsonl, .json or .csv"]),
-    "empty": ({}, ["samples.jsonl holds no row", "at least one image"]),
-    "no image": ({"rows": [row(image="")]}, ["samples.jsonl:1 [image]", "every row needs the name of an image"]),
-    "missing image": ({"rows": [row(image="c.png")]}, ["samples.jsonl:1 [image]", "'c.png'", "add the file"]),
-    "torn image": ({"rows": [row()], "images": {"a.png": TORN}}, ["q1 [image]: a.png", "replace the file or drop"]),
-    "empty answer": ({"rows": [row(), row(id="q2", answer=" ")]}, ["samples.jsonl:2 [answer]", "--skip-faulty"]),
-    "unknown type": ({"rows": [row(answer_type="OPENED")]}, ["samples.jsonl:1 [task]", "use closed, open or report"]),
-    "repeated id": ({"rows": [row(), row()]}, ["samples.jsonl:2 [id]", "used by samples.jsonl:1", "make ids unique"]),
-    "broken line": ({"text": json.dumps(row()) + "\n{"}, ["samples.jsonl:2", "is not JSON", "one JSON object"]),
-    "latin-1": ({"text": b'{"answer": "\xe9"}'}, ["samples.jsonl is not UTF-8", "save it as UTF-8"]),
-    "broken box": ({"rows": [row(boxes=[{"x": 1}])]}, ["samples.jsonl:1 [boxes]", "in pixels"]),
-}
-
-
-@pytest.mark.parametrize(
-    "command", [["curate", *WORDS], ["evaluate", "--model", "never-loaded"]], ids=["curate", "evaluate"]
-)
-@pytest.mark.parametrize(("made", "phrases"), BAD_SOURCES.values(), ids=BAD_SOURCES)
-def test_bad_source_exits_with_2_and_leaves_nothing(
-    run: Run, make_source: MakeSource, tmp_path: Path, command: list[str], made: dict[str, Any], phrases: list[str]
-) -> None:
-    code, output = run(*command, "--source", make_source(**made), "--output", tmp_path / "out")
-    assert code == 2
-    assert says(output, "Error:", *phrases)
-    assert left_behind(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "command", [["curate", *WORDS], ["evaluate", "--model", "never-loaded"]], ids=["curate", "evaluate"]
-)
-def test_missing_source_and_split_exit_with_2(run: Run, corpus: Path, tmp_path: Path, command: list[str]) -> None:
-    code, output = run(*command, "--source", tmp_path / "nowhere", "--output", tmp_path / "out")
-    assert code == 2 and says(output, "nowhere does not exist", "give a folder with a table")
-    code, output = run(*command, "--source", corpus, "--split", "train", "--output", tmp_path / "out")
-    assert code == 2 and says(output, "no split 'train'; it has preference, supervised, test, validation")
-    assert left_behind(tmp_path) == []
-
-
-# Other bad inputs. {corpus}, {tiny}, {pairs}, {here} are folders.
 
 CURATE = f"curate {shlex.join(WORDS)} --source {{corpus}} --split preference --limit 4 --output {{here}}/out"
 EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/out --model"
@@ -160,78 +62,25 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
 @pytest.mark.parametrize(
     ("line", "phrases"),
     [
-        (f"{CURATE} --model {{here}}/nowhere", ["nowhere' cannot be loaded"]),
-        (f"{CURATE} --model {{here}}/bert", ["'bert' model, not a vision-language model", "image-text-to-text"]),
-        (f"{CURATE} --model {{tiny}} --temperature 0", ["4 samples at temperature 0", "raise the temperature"]),
-        (f"{CURATE} --chat gpt", ["'gpt' names no chat model", "standin:rules", "hub:org/model"]),
-        (f"{CURATE} --judges standin:strict,nobody", ["'nobody' names no chat model"]),
-        (f"{CURATE} --judges standin:strict,standin:strict", ["names must differ"]),
-        (f"{CURATE} --localizer medklip", ["'medklip' is unknown", "boxes, masks or heatmap (from the data)"]),
         (f"{CURATE} --localizer medklip:{{here}}/nowhere", ["nowhere is no folder", "checkpoint and descriptions"]),
-        (f"{CURATE} --localizer detector:{{here}}/bert", ["bert' is a 'bert' model, not a detector"]),
-        (f"{CURATE} --localizer masks --query pet=lesion", ["query 'pet=lesion' cannot be read", "xray, ct, mri"]),
-        (f"{CURATE} --localizer heatmap --mask-rule mean", ["mask rule 'mean' is unknown", "quantile:Q", "otsu"]),
-        (
-            f"{CURATE} --noise-step 1001 --style long",
-            ["noise_step is 1001", "at most 1000", "style is 'long'", "match"],
-        ),
-        (f"{CURATE} --weights zscore", ["weights is 'zscore'", "rescale, literal, raw, none"]),
-        (f"{CURATE} --limit 0", ["limit is 0; it must be at least 1"]),
-        (f"{CURATE} --samples 0", ["samples is 0; it must be at least 1"]),
-        (f"{CURATE} --samples many", ["--samples: invalid int value: 'many'"]),
         (f"{CURATE} --concurrency 0", ["concurrency is 0; it must be at least 1"]),
         (f"{CURATE} --sampels 3 stray", ["mmedpo curate does not know --sampels 3 stray", "mmedpo curate --help"]),
         (f"{CURATE} --config", ["--config needs a recipe after it"]),
-        (f"{CURATE} --config {{here}}/nowhere.yaml", ["nowhere.yaml: there is no such file", "mmedpo's own are in"]),
-        ("train --config={here}/nowhere.yaml", ["nowhere.yaml: there is no such file", "mmedpo's own are in"]),
         ("train --config {here}/torn", ["torn: cannot be read (Is a directory)"]),
-        ("questions --output {here}/out.jsonl", ["Give either --source or --dataset"]),
-        ("curate --split train", ["the following arguments are required: --source, --output"]),
-        ("preview --source {corpus} --output {here}/out.png --count 0", ["--count is 0; a sheet shows 1 to 50"]),
-        ("preview --source {corpus} --output {here}/out.png --limit 0", ["limit is 0; it must be at least 1"]),
-        ("preview --source {corpus} --output {here}/out.png --localizer masks", ["masks found a region in none of"]),
-        (
-            "preview --source {corpus} --output {here}/out.png --localizer none",
-            ["no lesion is looked for"],
-        ),
-        (f"{EVALUATE} {{here}}/nowhere", ["nowhere' cannot be loaded"]),
-        (f"{EVALUATE} {{here}}/bert", ["'bert' model, not a vision-language model"]),
+        ("train --max_steps 1.5", ["--max-steps", "invalid int value: '1.5'"]),
+        ("attention --seed -1", ["'--seed'", "or equal to 0"]),
+        (f"compare --seed {2**32}", ["'--seed'", "or equal to 4294967295"]),
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
         (f"{EVALUATE} {{tiny}} --temperature -1", ["temperature is -1.0; it must be at least 0"]),
-        (f"{EVALUATE} {{here}}/nowhere --vqa-protocol lenient", ["vqa_protocol 'lenient' does not exist", "strict"]),
-        (f"{EVALUATE} {{tiny}} --adapter {{here}}/foreign", ["foreign' was trained on 'org/another', not on"]),
-        (f"{EVALUATE} {{tiny}} --dataset {{pairs}}", ["either source or dataset"]),
         (f"{EVALUATE} http://localhost:9/v1#m --adapter {{here}}/a", ["serve adapter and revision there"]),
-        (f"{EVALUATE} http://localhost:9/v1", ["names no endpoint", "http://host:port/v1#model-name"]),
         (f"{EVALUATE} http://127.0.0.1:9/v1#m", ["127.0.0.1:9", "does not answer", "Start the server"]),
         ("evaluate --dataset {corpus} --split test --model {tiny} --output {here}/out", ["is no preference dataset"]),
-        ("score --output {here}/out", ["either a finished evaluation or --predictions"]),
-        ("score {here}/bert --output {here}/out", ["results.json does not exist"]),
-        ("audit {here}/nowhere --output {here}/out", ["nowhere' cannot be loaded as a dataset", "mmedpo curate"]),
         ("audit {here}/torn --output {here}/out", ["torn' cannot be loaded as a dataset"]),
-        (
-            "audit {here}/bert --output {here}/out",
-            ["is the folder of a model and holds no dataset of data/*"],
-        ),
-        ("audit {pairs} --split test --output {here}/out", ["no split 'test'; it has 'train'"]),
-        ("compare {here}/nowhere {here}/elsewhere --output {here}/out", ["nowhere/results.json does not exist"]),
-        (
-            "compare {here}/bert --output {here}/out",
-            ["A comparison needs at least two runs, the baseline first; given: 1."],
-        ),
     ],
 )
 def test_bad_input_exits_with_2_and_leaves_nothing(
     run: Run, corpus: Path, tiny_model: Path, preferences: Path, tmp_path: Path, line: str, phrases: list[str]
 ) -> None:
-    from safetensors.torch import save_file
-    from transformers import BertConfig
-
-    BertConfig().save_pretrained(tmp_path / "bert")
-    (tmp_path / "foreign").mkdir()
-    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/another", "target_modules": ["q_proj"]}
-    (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(adapter))
-    save_file({}, tmp_path / "foreign" / "adapter_model.safetensors")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
     words = line.format(corpus=corpus, tiny=tiny_model, pairs=preferences, here=tmp_path).split()
@@ -239,52 +88,6 @@ def test_bad_input_exits_with_2_and_leaves_nothing(
     assert code == 2
     assert says(output, *phrases)
     assert left_behind(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("recipe", "phrases"),
-    [
-        ("samplez: 3\n", ["recipe.yaml: samplez: no option of this command. Write samples."]),
-        ("noise-step: 3\n", ["recipe.yaml: noise-step: no option of this command. Write noise_step."]),
-        ("samples: [1, 2]\ntemperature:\n", ["samples is [1, 2]; it must be of type int", "temperature is None"]),
-        ("samples: two\n", ["--samples: invalid int value: 'two'"]),
-        ("judges: 3\n", ["judges is 3; it must be of type list"]),
-        ("max_calls: many\n", ["--max-calls: invalid int value: 'many'"]),
-        ("- samples\n", ["recipe.yaml: names no options"]),
-        ("3: samples\n", ["recipe.yaml: names no options"]),
-        ("samples: '3\n", ["recipe.yaml: is no YAML (line 2: found unexpected end of stream)"]),
-        ("\0", ["recipe.yaml: is no YAML"]),
-        ("", ["recipe.yaml: names no options"]),
-    ],
-)
-def test_bad_recipe_exits_with_2_and_leaves_nothing(
-    run: Run, corpus: Path, tmp_path: Path, recipe: str, phrases: list[str]
-) -> None:
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    words = ("--source", corpus, "--output", tmp_path / "out")
-    code, output = run("curate", *words, "--config", tmp_path / "recipe.yaml")
-    assert code == 2 and says(output, *phrases)
-    assert left_behind(tmp_path) == []
-
-
-def test_usage_in_an_error_is_one_line_and_help_names_every_option(run: Run) -> None:
-    from dataclasses import fields
-
-    from mmedpo.curation.settings import Preview, Run, Settings
-    from mmedpo.evaluation import settings as evaluation_settings
-
-    for words in (["curate"], ["curate", "--limit", "some"], ["curate", "--seed"], ["train", "--max_steps", "1.5"]):
-        code, output = run(*words)
-        said = f"Error: mmedpo {words[0]}: .* mmedpo {words[0]} --help lists its options\\."
-        assert code == 2 and re.fullmatch(said, output.strip()), output
-    evaluation = (evaluation_settings.Settings, evaluation_settings.Run)
-    for command, kinds in (
-        ("curate", (Settings, Run)), ("preview", (Settings, Preview)), ("evaluate", evaluation)
-    ):  # fmt: skip
-        code, output = run(command, "--help")
-        assert code == 0 and "--config" in output
-        options = [field.name.replace("_", "-") for kind in kinds for field in fields(kind) if field.init]
-        assert all(f"--{name}" in output for name in (*options, "send-credentialed-data-to-third-parties"))
 
 
 def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_names(
@@ -303,11 +106,6 @@ def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_
     assert code == 0 and says(output, "1 hallucinated_response", "201 rejected (see rejects.jsonl)")  # and no box
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert len({reject["id"] for reject in rejects if reject["reason"] == "faulty row of the source"}) == 100
-
-
-def test_few_faults_are_on_the_screen_and_in_no_file(run: Run, make_source: MakeSource, tmp_path: Path) -> None:
-    code, output = run("curate", *WORDS, "--source", make_source([row(answer="")]), "--output", tmp_path / "out")
-    assert code == 2 and not says(output, "mmedpo-faults") and not (tmp_path / "mmedpo-faults.jsonl").exists()
 
 
 def test_faults_stay_on_the_screen_where_no_file_can_be_written(
@@ -417,9 +215,6 @@ def test_existing_output_is_refused_and_untouched(
     assert left_behind(tmp_path) == ["out"]
 
 
-# Whole runs.
-
-
 @pytest.fixture(scope="module")
 def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished evaluations of the tiny model: `start` (greedy) and `again` (warm)."""
@@ -450,15 +245,17 @@ def test_curate_writes_a_dataset_with_its_card(run: Run, corpus: Path, tmp_path:
     assert code == 0 and says(output, "out is finished; nothing to resume")
 
 
-@pytest.mark.parametrize("words", [["curate"], ["build", "folder"], ["build", "vqa_rad"]], ids="-".join)
 @pytest.mark.parametrize(
-    ("named", "missing"), [([], "--chat and --judges: not given"), (["--chat", "standin:rules"], "--judges: not given")]
-)
+    ("line", "missing"),
+    [("build folder", "--chat and --judges"), ("build vqa_rad", "--chat and --judges"),
+     ("curate --chat standin:rules", "--judges")],
+)  # fmt: skip
 def test_models_that_are_not_named_are_asked_for_before_anything_is_read(
-    run: Run, tmp_path: Path, words: list[str], named: list[str], missing: str
+    run: Run, tmp_path: Path, line: str, missing: str
 ) -> None:
-    source = tmp_path / "never-read"
-    code, output = run(*words, *named, "--source", source, "--output", tmp_path / "out", "--license", "mit")
+    words = ("--source", tmp_path / "never-read", "--output", tmp_path / "out", "--license", "mit")
+    code, output = run(*line.split(), *words)
+    missing += ": not given"
     assert code == 2 and says(output, f"{missing}, and there is no default", "http://host:port/v1#model", "or none")
     assert left_behind(tmp_path) == []
 
@@ -525,30 +322,6 @@ def test_preview_writes_a_sheet_and_says_what_it_left_out(run: Run, corpus: Path
     assert code == 2 and says(output, "sheet.png exists already; choose another --output")
 
 
-def test_curate_records_no_folder_of_this_machine(run: Run, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
-    words = ("--source", corpus, "--limit", 2, "--model", tiny_model, "--output", tmp_path / "out")
-    assert run("curate", *WORDS, *words)[0] == 0
-    for name in ("manifest.json", "README.md", "rejects.jsonl"):
-        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
-        for folder in (corpus.parent, tiny_model.parent, tmp_path):
-            assert str(folder) not in text
-
-
-def test_faulty_rows_are_left_out_when_asked(run: Run, make_source: MakeSource, tmp_path: Path) -> None:
-    source = make_source([row(), row(id="q2", answer="")])
-    code, output = run("curate", *WORDS, "--source", source, "--skip-faulty", "--output", tmp_path / "out")
-    assert code == 0 and says(output, "1 hallucinated_response", "2 rejected")  # no box, and the faulty row
-    assert "samples.jsonl:2" in (tmp_path / "out" / "rejects.jsonl").read_text()
-
-
-def test_evaluate_prints_and_writes_its_metrics(run: Run, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
-    words = ("--source", corpus, "--split", "test", "--limit", 4, "--max-new-tokens", 4, "--name", "first")
-    code, output = run("evaluate", "--model", tiny_model, *words, "--output", tmp_path / "out")
-    assert code == 0 and says(output, "overall_accuracy", "first")
-    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    assert (results["name"], results["split"], results["settings"]["max_new_tokens"]) == ("first", "test", 4)
-
-
 def test_evaluate_asks_an_endpoint_within_its_budget_and_score_takes_its_answers(
     run: Run, corpus: Path, preferences: Path, chat_server: ChatServer, tmp_path: Path
 ) -> None:
@@ -602,52 +375,7 @@ def test_short_commands_read_no_file_in_a_folders_place_and_leave_nothing_half_d
     assert run(*given)[0] == 0 and left_behind(tmp_path) == ["out"]
 
 
-def test_compare_prints_and_writes_a_report(run: Run, evaluations: Path, tmp_path: Path) -> None:
-    code, output = run("compare", evaluations / "start", evaluations / "again", "--output", tmp_path / "out")
-    assert code == 0 and says(output, "again", "corrected by Holm for the 12 tests of this table")
-    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    assert says(table, "All questions: right", "difference to start", "p (Holm)")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "comparison.json", "report.html", "table.md", "table.tex",
-    }  # fmt: skip
-
-
-def test_compare_shows_images_and_writes_the_card(
-    run: Run, evaluations: Path, corpus: Path, preferences: Path, tmp_path: Path
-) -> None:
-    adapter = tmp_path / "adapter"
-    shutil.copytree(Path(__file__).parents[1] / "model_cards" / "examples" / "adapter", adapter)
-    (adapter / "comparison.json").unlink()
-    shutil.copytree(evaluations / "again", tmp_path / "again")
-    results = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
-    (tmp_path / "again" / "results.json").write_text(json.dumps(results | {"adapter": "adapter", "source": "phantom"}))
-    words = (evaluations / "start", tmp_path / "again", "--dataset", preferences, "--source", corpus, "--card", adapter)
-    code, output = run("compare", *words, "--output", tmp_path / "out")
-    assert code == 0 and says(output, "test images", "adapter: README.md, comparison.json", "No .eval_results")
-    assert 'class="thumbnail small"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "model-index" in (adapter / "README.md").read_text(encoding="utf-8")
-
-
-def test_compare_refuses_the_card_of_another_adapter(run: Run, evaluations: Path, tmp_path: Path) -> None:
-    words = (evaluations / "start", evaluations / "again", "--card", tmp_path / "mine")
-    code, output = run("compare", *words, "--output", tmp_path / "out")
-    assert code == 2 and says(output, "mine is not what the last run evaluated (tiny)")
-    assert left_behind(tmp_path) == []
-
-
-def test_compare_refuses_what_cannot_be_compared(run: Run, evaluations: Path, tmp_path: Path) -> None:
-    start = evaluations / "start"
-    code, output = run("compare", start, start, "--output", tmp_path / "out")
-    assert code == 2 and says(output, "give each run its own name")
-    shutil.copytree(start, tmp_path / "shorter")
-    lines = (start / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "shorter" / "predictions.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
-    code, output = run("compare", evaluations / "again", tmp_path / "shorter", "--output", tmp_path / "out")
-    assert code == 2 and says(output, "shorter", "do not hold the same ids once each; run `mmedpo evaluate` anew")
-    assert left_behind(tmp_path) == []
-
-
-@pytest.mark.parametrize("option", ["--dataset", "--training", "--source", "--attention"])
+@pytest.mark.parametrize("option", ["--training", "--source", "--attention"])
 def test_compare_refuses_missing_folders_to_show(run: Run, evaluations: Path, tmp_path: Path, option: str) -> None:
     words = (evaluations / "start", evaluations / "again", option, tmp_path / "nowhere")
     code, output = run("compare", *words, "--output", tmp_path / "out")
@@ -658,38 +386,25 @@ def test_compare_refuses_missing_folders_to_show(run: Run, evaluations: Path, tm
 # Ctrl-C.
 
 
-@pytest.fixture(scope="module")
-def interrupted(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
-    """Exit code, messages and folder of a `curate` process that got a SIGINT while it sampled answers."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    words = ["--source", corpus, "--split", "preference", "--model", tiny_model, "--output", folder / "out"]
+def test_interrupted_run_keeps_its_work_and_says_how_to_go_on(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """A SIGINT while a process of `curate` samples answers."""
+    words = ["--source", corpus, "--split", "preference", "--model", tiny_model, "--output", tmp_path / "out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mmedpo.cli", "curate", *WORDS, *map(str, words)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    ledger = folder / "out.partial" / "sample.ledger"
+    ledger = tmp_path / "out.partial" / "sample.ledger"
     while process.poll() is None and not (ledger.exists() and ledger.stat().st_size):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate()
-    return process.returncode, messages, folder
-
-
-def test_interrupted_run_exits_with_130_and_keeps_its_work(interrupted: tuple[int, str, Path]) -> None:
-    code, messages, folder = interrupted
-    assert code == 130
-    assert "Traceback" not in messages
-    assert left_behind(folder) == ["out.partial"]
-    assert (folder / "out.partial" / "sample.ledger").stat().st_size > 0
-
-
-def test_interrupted_run_says_how_to_go_on(interrupted: tuple[int, str, Path]) -> None:
-    assert says(interrupted[1], "run the same command with --resume")
+    assert process.returncode == 130 and "Traceback" not in messages
+    assert says(messages, "run the same command with --resume")
+    assert left_behind(tmp_path) == ["out.partial"] and ledger.stat().st_size > 0
 
 
 @pytest.mark.parametrize("words", [["--hub_token", "hf_x", "--seed", "1"], ["--hub_token=hf_x", "--seed", "1"]])
 def test_recorded_command_has_no_token(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmedpo import cli
 
     monkeypatch.setattr(sys, "argv", ["mmedpo", "train", *words, "--resume"])
     assert "hf_x" not in cli.command_line()

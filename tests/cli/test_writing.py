@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mmedpo import cli
 from mmedpo.errors import InputError
 from mmedpo.runs import packaged, writable
 from tests.pictures import saved
 
 Run = Callable[..., tuple[int, str]]
 EVALUATE = ["--max-new-tokens", "4", "--max-new-tokens-report", "4", "--report-protocol", "huggingface"]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.setattr(sys, "argv", ["mmedpo"])
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*words: object) -> tuple[int, str]:
-        try:
-            cli.main([str(word) for word in words])
-            code = 0
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.err + captured.out
-
-    return invoke
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ class Settings:
 
 @dataclass
 class Run(Calling):
-    """Where an evaluation writes, and how it calls an endpoint; nothing of it decides what is answered."""
+    """Output of an evaluation, and limits of its endpoint; none of them changes an answer."""
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")

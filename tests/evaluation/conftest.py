@@ -1,4 +1,4 @@
-"""What the tests of report metrics share: generated reports, and WordNet where the system has it."""
+"""Fixtures of report metrics: generated reports, and WordNet where the system has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers: a model in this process, equal to a plain loop; and one behind a real endpoint on the loopback."""
+"""Models that answer: in this process, equal to a plain loop, and behind a real endpoint on the loopback."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def family(
 
 
 def features(model: VisionLanguageModel, pictures: list[Image.Image]) -> torch.Tensor:
-    """What the language model gets for the image tokens of each picture, its vision tower's attention silenced."""
+    """Return the features of the image tokens of each picture, with the attention of the vision tower silenced."""
     caught: list[torch.Tensor] = []
 
     def silence(module: Any, arguments: Any, output: Any) -> Any:

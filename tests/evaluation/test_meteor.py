@@ -102,19 +102,21 @@ def test_a_silent_program_is_ended_and_meteor_absent(stand_in, monkeypatch):
     assert rg.compute(["a"], ["a"])["meteor_absent"] == found["meteor_absent"]
 
 
-def test_a_program_that_cannot_run_says_why(stand_in):
-    stand_in(sys.executable, "-c", "raise SystemExit('Could not reserve enough space')")
-    assert "Could not reserve enough space" in rg.compute(["a"], ["a"])["meteor_absent"]
-
-
-def test_a_java_that_cannot_be_started_is_no_traceback(stand_in, tmp_path):
-    stand_in(str(tmp_path / "java"))
-    assert "cannot start the Java" in rg.compute(["no heart"], ["no heart"])["meteor_absent"]
-
-
-def test_an_unknown_answer_is_no_score(stand_in):
-    stand_in("cat")
-    assert "answered 'SCORE ||| a ||| a'" in rg.compute(["a"], ["a"])["meteor_absent"]
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            (sys.executable, "-c", "raise SystemExit('Could not reserve enough space')"),
+            "Could not reserve enough space",
+        ),
+        (("/nowhere/java",), "cannot start the Java"),
+        (("cat",), "answered 'SCORE ||| a ||| a'"),
+    ],
+    ids=["cannot run", "no such Java", "unknown answer"],
+)
+def test_a_program_without_scores_is_absent_with_the_reason(stand_in, command, said):
+    stand_in(*command)
+    assert said in rg.compute(["a"], ["a"])["meteor_absent"]
 
 
 def test_a_forked_process_starts_its_own(stand_in):

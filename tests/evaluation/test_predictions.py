@@ -1,4 +1,4 @@
-"""What is scored of all that a model said: the same whether it runs here, behind an endpoint, or ran elsewhere."""
+"""Scored answers are the same for a model in this process, behind an endpoint, or one that ran elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def asked(corpus: Path) -> QuestionSet:
 
 
 def said(text: str) -> tuple[str, str]:
-    """What the model says to a question, by the number at its end, and the finish_reason."""
+    """Return the model's reply to a question, by the number at its end, and the finish_reason."""
     return [
         ("Yes.", "stop"),
         ("<think>no?</think> Yes.", "stop"),

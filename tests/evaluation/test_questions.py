@@ -1,4 +1,4 @@
-"""What is asked: the questions of a source, or those behind the pairs of a preference dataset, each once."""
+"""Questions of a source, and those behind the pairs of a preference dataset, each once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all protocols share: choices, bad input, groups, absence; and coco's parts by hand."""
+"""Choices, bad input, groups and absence in all protocols; the parts of coco by hand."""
 
 import doctest
 import math

@@ -76,7 +76,7 @@ class Work:
         measure(settings, Run(output=output, resume=True))
 
     def refused(self, kind: str, state: str, capsys: pytest.CaptureFixture[str]) -> str:
-        """What an evaluation is refused with, which leaves its folder as it was."""
+        """Return the message that an evaluation is refused with; its folder stays as it was."""
         capsys.readouterr()
         if kind == "attention":
             self.run(kind, state)

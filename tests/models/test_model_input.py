@@ -1,4 +1,4 @@
-"""What a model sees of an image: the size that its processor says, and its pixels read back."""
+"""Images at a model's input: the size that its processor says, and its pixels read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a processor refuses is a named fault of its row, before anything is generated, whoever asks."""
+"""Texts and images that a processor refuses are faults of their rows, before anything is generated."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Payload:
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the code would leave behind; whoever is asked on the terminal says yes."""
+    """File that the code would leave behind; questions on the terminal are answered with yes."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     return tmp_path / "ran"
 

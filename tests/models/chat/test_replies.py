@@ -1,4 +1,4 @@
-"""What a chat completion says is an answer, a failure with its reason, or a thought that nobody may read as either."""
+"""A chat completion holds an answer, a failure with its reason, or a thought, which is neither."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.metrics import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.metrics.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.metrics.visual_reliance import VIEWS
+from mmedpo.evaluation.questions import of_row
 from mmedpo.evaluation.score import Row, about, picture, write_results
 from mmedpo.models import refusals
 from mmedpo.models.generation import Sampling
@@ -217,14 +218,10 @@ def _unmeasurable(rows: Dataset) -> Iterator[Fault]:
 
 def _question(row: Row) -> Row:
     """Return the row's line of questions.jsonl."""
-    made = row["provenance"] or {}
     shown, other = ([*map(digest, _opened(row[column] or []))] for column in ("images", "rejected_images"))
-    image, pair = shown[0], [*(row[column] for column in ("prompt", "chosen", "rejected")), shown, other]
-    return {
-        "id": row["id"], "image_id": made.get("image_id") or image, "patient_id": made.get("patient_id"),
-        "task": schema.TASKS[row["task"]], "question": schema.message_text(row["prompt"]),
-        "reference": schema.message_text(row["chosen"]), "question_type": None, "organ": None, "modality": None,
-        "image_digest": image, "dispreference": schema.DISPREFERENCES[row["dispreference"]], "weight": row["weight"],
+    pair = [*(row[column] for column in TEXTS), shown, other]
+    return of_row(row, row["id"], 0, shown[0]).row() | {
+        "dispreference": schema.DISPREFERENCES[row["dispreference"]], "weight": row["weight"],
         "pair_digest": hashlib.sha256(json.dumps(pair).encode()).hexdigest(),
     }  # fmt: skip
 

@@ -147,6 +147,16 @@ def of_sample(sample: Sample) -> Question:
     )  # fmt: skip
 
 
+def of_row(row: Row, id_: str, place: int, image_digest: str) -> Question:
+    """Return the question of a preference dataset's row, whose gold answer is the chosen response."""
+    made, task = row["provenance"] or {}, str(schema.label(row["task"], schema.TASKS))
+    text, reference = (schema.message_text(row[column] or []) for column in ("prompt", "chosen"))
+    return Question(
+        id_, place, made.get("image_id") or image_digest, made.get("patient_id"), task, text, reference,
+        image_digest=image_digest,
+    )  # fmt: skip
+
+
 def _of_source(asked: Asked, scoring: Scoring, load_processor: Callable[[], Any]) -> QuestionSet:
     """Return the questions of a source folder; gold answers without words and refused images are faulty rows."""
     source = read_source(
@@ -237,8 +247,7 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
         if said is not None:
             faults.append(Fault(row["id"] or f"row {place}", "images", said))
             continue
-        task = schema.label(row["task"], schema.TASKS)
-        if image is None or not text or task is None:
+        if image is None or not text or schema.label(row["task"], schema.TASKS) is None:
             faults.append(Fault(row["id"] or f"row {place}", "(row)", "has no image, no prompt or no task; drop it"))
             continue
         asked = (image, plain(text))
@@ -246,11 +255,8 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
             left_out.update(["repeated with another answer"] * (first[asked] != plain(reference)))
             continue
         first[asked] = plain(reference)
-        made = row["provenance"] or {}
-        yield Question(
-            made.get("sample_id") or row["id"], places.setdefault(image, place), made.get("image_id") or image,
-            made.get("patient_id"), task, text, reference, image_digest=image,
-        )  # fmt: skip
+        id_ = (row["provenance"] or {}).get("sample_id") or row["id"]
+        yield of_row(row, id_, places.setdefault(image, place), image)
 
 
 def _read(pictures: Any) -> list[tuple[str | None, str | None]]:

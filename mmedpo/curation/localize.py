@@ -186,11 +186,17 @@ class Detector:
 
     Zero-shot detectors get the query, cut to as many words as they take; others report the labels they were trained on.
     Detections below `threshold` (confidence in [0, 1]) are dropped.
+
+    Raises:
+        InputError: the model is no detector, or its files are missing, incomplete or torn.
     """
 
     def __init__(self, model: str, query: Query, threshold: float) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection, pipeline
+
+        from mmedpo.models.generation import require_numbers
+        from mmedpo.models.vision_language import UNLOADABLE, whole
 
         self.threshold = threshold
         try:
@@ -200,14 +206,21 @@ class Detector:
                 raise InputError(f"{model!r} is a {config.model_type!r} model, not a detector: it gives no boxes.")
             self.query = query if zero_shot else None
             task: Any = "zero-shot-object-detection" if zero_shot else "object-detection"
+            weights = whole(AutoModelForZeroShotObjectDetection if zero_shot else AutoModelForObjectDetection, model)
             self.pipeline = pipeline(
-                task, model=model, device="cuda" if torch.cuda.is_available() else None,
-                model_kwargs={"use_safetensors": True}, trust_remote_code=False,
+                task, model=weights, tokenizer=model if zero_shot else None, image_processor=model,
+                device="cuda" if torch.cuda.is_available() else None, trust_remote_code=False,
             )  # fmt: skip
         except InputError:
             raise
-        except (OSError, ValueError, KeyError) as error:
+        except UNLOADABLE as error:
             raise InputError(f"The detector {model!r} cannot be loaded: {hub.why_unread(error, model)}") from error
+
+        def numbers(_: Any, __: Any, output: Any) -> None:  # NaN is above no threshold: it would be "no lesion"
+            for scores in (output.logits, output.pred_boxes):
+                require_numbers(scores, model)
+
+        weights.register_forward_hook(numbers)
         self._cached = lru_cache(CACHED)(self._detect)
 
     def find(self, sample: Sample) -> Region:

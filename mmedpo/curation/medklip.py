@@ -21,6 +21,8 @@ from mmedpo.data import hub, trust
 from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models.fingerprint import file_contents, model_contents
+from mmedpo.models.generation import require_numbers
+from mmedpo.models.vision_language import UNLOADABLE, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +61,7 @@ class MedKLIP:
 
     def __init__(self, folder: Path, text_encoder: str = TEXT_ENCODER, device: str | None = None) -> None:
         checkpoint, described = _files(folder)
+        self._name = str(checkpoint)
         descriptions = _read_descriptions(described)
         self.observations = tuple(MISSPELT.get(name, name) for name in descriptions)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -79,7 +82,7 @@ class MedKLIP:
             non-negative, with sum 1.
 
         Raises:
-            InputError: the observation is unknown.
+            InputError: the observation is unknown, or the network computes NaN or infinite values.
         """
         names = [name.casefold() for name in self.observations]
         if observation.casefold() not in names:
@@ -91,6 +94,8 @@ class MedKLIP:
         for start in range(0, len(images), BATCH):
             pixels = torch.stack([_pixels(image) for image in images[start : start + BATCH]])
             attention, logits = self._network(pixels.to(self._device), self._texts)
+            for numbers in (attention, logits):
+                require_numbers(numbers, self._name)
             heats = attention[:, query].reshape(-1, PATCHES, PATCHES).cpu().numpy()
             found += zip(heats, logits[:, query].softmax(-1)[:, 1].tolist(), strict=True)
         return found
@@ -242,14 +247,19 @@ def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tenso
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, **trust.only_data())
-        bert = AutoModel.from_pretrained(encoder, dtype=torch.float32, **trust.only_data()).to(device).eval()
-    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:  # the published one is a pickle
+        # The published one is a pickle. Its pooler is not used.
+        bert = whole(AutoModel, encoder, unused=("pooler.",), pickled=True, dtype=torch.float32).to(device).eval()
+    except InputError:
+        raise
+    except (*UNLOADABLE, pickle.UnpicklingError) as error:
         raise InputError(f"The text encoder {encoder!r} cannot be loaded: {hub.why_unread(error, encoder)}") from error
     if bert.config.hidden_size != TEXT_WIDTH or tokenizer.cls_token is None:
         raise InputError(f"The text encoder {encoder!r} is no BERT of width {TEXT_WIDTH}, as MedKLIP needs it.")
     marked = [f"{tokenizer.cls_token} {text}" for text in texts]
     options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
-    return bert(**tokenizer(marked, add_special_tokens=False, **options).to(device)).last_hidden_state[:, 0]
+    vectors = bert(**tokenizer(marked, add_special_tokens=False, **options).to(device)).last_hidden_state[:, 0]
+    require_numbers(vectors, encoder)
+    return vectors
 
 
 def _pixels(image: Image) -> Tensor:

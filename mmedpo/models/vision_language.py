@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from mmedpo.data import credentialed, hub, placeholders, trust
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
@@ -22,6 +24,10 @@ from mmedpo.runs import formats
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+UNLOADABLE = (  # raised by `from_pretrained`
+    OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, TypeError, SafetensorError,
+)  # fmt: skip
 
 
 def can_see(name: str, revision: str | None = None) -> bool:
@@ -134,7 +140,6 @@ def load_model(
     Raises:
         InputError: its weights are missing, incomplete or torn, or it is neither kind of model.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     if attention and "/" in attention:
@@ -147,21 +152,25 @@ def load_model(
         return whole(kind, name, revision=revision, dtype=dtype, attn_implementation=attention, **given)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise InputError(f"The weights of {name!r} cannot be loaded: {hub.why_unread(error, name)}") from error
 
 
-def whole(kind: Any, name: str, **options: Any) -> Any:
+def whole(kind: Any, name: str, unused: tuple[str, ...] = (), pickled: bool = False, **options: Any) -> Any:
     """Return a model of the class `kind` with all its weights, which transformers would else draw at random.
+
+    Args:
+        unused: first parts of names of weights that may be missing.
+        pickled: also take weights that are no safetensors.
 
     Raises:
         InputError: the checkpoint lacks weights of the model.
-        OSError, ValueError, RuntimeError, SafetensorError: as `from_pretrained`.
+        UNLOADABLE: as `from_pretrained`.
     """
     model, found = kind.from_pretrained(
-        name, use_safetensors=True, output_loading_info=True, **trust.only_data(), **options
+        name, use_safetensors=None if pickled else True, output_loading_info=True, **trust.only_data(), **options
     )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith(unused)):
         raise InputError(
             f"The weights of {name!r} are incomplete: {number_of(len(missing), 'tensors')} of {type(model).__name__} "
             f"missing ({missing[0]}{', ...' * (len(missing) > 1)}). Copy or download its files again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -443,6 +444,47 @@ def test_model_that_detects_nothing_is_refused(tmp_path: Path) -> None:
 def test_missing_detector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"The detector .*nowhere' cannot be loaded"):
         open_localizer(f"detector:{tmp_path / 'nowhere'}")
+
+
+def respoil(folder: Path, to: Path, spoil: Callable[[dict[str, Any]], object]) -> Path:
+    """Copy a model's folder, with other tensors."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, to)
+    tensors = load_file(to / "model.safetensors")
+    spoil(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("head", ["class_labels_classifier", "bbox_predictor"])
+def test_detector_that_computes_nan_is_refused(detector: Path, image: Path, tmp_path: Path, head: str) -> None:
+    """NaN is above no threshold, so that each image would have "no lesion"."""
+
+    def spoil(tensors: dict[str, Any]) -> None:
+        tensors[f"{head}.layers.0.weight"][:] = np.nan
+
+    spoilt = respoil(detector, tmp_path / "spoilt", spoil)
+    with pytest.raises(InputError, match="spoilt' computes NaN or infinite values"):
+        only(open_localizer(f"detector:{spoilt}"), about(image))
+
+
+def test_detector_without_some_weights_is_refused(detector: Path, zero_shot_detector: Path, tmp_path: Path) -> None:
+    def cut(tensors: dict[str, Any]) -> None:
+        del tensors[next(name for name in tensors if "class" in name and name.endswith("weight"))]
+
+    for folder in (detector, zero_shot_detector):
+        cut_off = respoil(folder, tmp_path / folder.name, cut)
+        with pytest.raises(InputError, match=r"incomplete: 1 tensor .* missing"):
+            open_localizer(f"detector:{cut_off}")
+
+
+def test_detector_with_torn_weights_is_refused(detector: Path, tmp_path: Path) -> None:
+    shutil.copytree(detector, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"The detector .*torn' cannot be loaded"):
+        open_localizer(f"detector:{tmp_path / 'torn'}")
 
 
 # MedKLIP.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from medklip_files import (
     write_text_encoder,
 )
 from PIL import Image
+from safetensors.torch import save_file
 
 from mmedpo.curation.medklip import MedKLIP
 from mmedpo.errors import InputError
@@ -319,3 +321,28 @@ def test_a_text_encoder_that_is_missing_or_too_narrow_is_refused(text_encoder: s
     BertTokenizer.from_pretrained(text_encoder).save_pretrained(narrow)
     with pytest.raises(InputError, match="is no BERT of width 768"):
         MedKLIP(folder, str(narrow), device="cpu")
+
+
+def test_text_encoder_without_some_weights_or_with_nan_is_refused(text_encoder: str, tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    folder = write_folder(tmp_path / "folder", blank_tensors())
+    for name, message in (("lacking", r"incomplete: 1 tensor .* missing"), ("spoilt", "computes NaN or infinite")):
+        encoder = tmp_path / name
+        shutil.copytree(text_encoder, encoder)
+        state = BertModel.from_pretrained(text_encoder).state_dict()
+        state["encoder.layer.0.attention.self.query.weight"][:] = torch.nan
+        if name == "lacking":
+            del state["encoder.layer.0.attention.self.query.weight"]
+        kept = {key: value for key, value in state.items() if "pooler" not in key}
+        save_file(kept, encoder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=message):
+            MedKLIP(folder, str(encoder), device="cpu")
+
+
+def test_checkpoint_that_computes_nan_is_refused(text_encoder: str, images: list[Image.Image], tmp_path: Path) -> None:
+    tensors = blank_tensors()
+    tensors["module.classifier.weight"] = torch.full((2, 256), torch.nan)
+    medklip = MedKLIP(write_folder(tmp_path / "nan", tensors), text_encoder, device="cpu")
+    with pytest.raises(InputError, match=r"checkpoint_final\.pth' computes NaN or infinite values"):
+        medklip.observe(images, "mass")

@@ -32,7 +32,6 @@ DISPREFERENCES = (
 )
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
 TASKS = ("closed_vqa", "open_vqa", "report")
-LABELS = {"task": TASKS, "dispreference": DISPREFERENCES}  # names of each class label
 ROLES = ("system", "user", "assistant")  # of messages
 MOST_WEIGHT = 1000.0  # normalised weights have the mean 1
 SHARD_SIZE = "500MB"  # bytes of images in one file
@@ -129,11 +128,71 @@ def text_fault(chosen: str, rejected: str, task: str) -> str | None:
 
 def number_fault(value: Any, low: float, high: float) -> str | None:
     """Return the fault of a number that is missing, NaN or outside of its range, or None."""
-    if value is None or math.isnan(value):
-        return f"is {'missing' if value is None else 'not a number'}; every row needs one"
-    if not low <= value <= high or math.isinf(value):
-        return f"is {value:g}, outside [{low:g}, {high:g}]"
+    if value is None:
+        return "is missing; every row needs one"
+    if not isinstance(value, (int, float)) or math.isnan(value):
+        given = "" if isinstance(value, float) else f"{repr(value)[:40]}, "
+        return f"is {given}not a number; every row needs one"
+    return None if low <= value <= high else f"is {value:g}, outside [{low:g}, {high:g}]"
+
+
+def _text_fault(messages: Any) -> str | None:
+    text = message_text(messages or [])
+    return placeholders.fault(text) if folded(text) else "has no text"
+
+
+def _relevance_fault(relevance: Any, weight: Any) -> str | None:
+    if relevance is not None:
+        return number_fault(relevance, 0.0, 1.0)
+    return None if weight == 1 else "is missing; a row without it has the weight 1, which is plain DPO"
+
+
+def _count_fault(rejected_images: Any, images: Any) -> str | None:
+    if rejected_images and len(rejected_images) != len(images or []):
+        return "has more or fewer images than `images`, but the prompt is the same"
     return None
+
+
+def _equality_fault(rejected_images: Any, images: Any, chosen: Any, rejected: Any) -> str | None:
+    same = rejected_images and rejected_images == images
+    if same and folded(message_text(chosen or [])) == folded(message_text(rejected or [])):
+        return "both sides are equal, images and texts; nothing can be learned from it"
+    return None
+
+
+def _preference_fault(rejected: Any, chosen: Any, rejected_images: Any, task: Any, dispreference: Any) -> str | None:
+    gold, wrong, named = message_text(chosen or []), message_text(rejected or []), label(task, TASKS)
+    if rejected_images is not None or not folded(gold) or not folded(wrong) or named is None:
+        return None
+    return text_fault(*((wrong, gold) if dispreference in REVERSED else (gold, wrong)), named)
+
+
+# Rules of a row: the columns that a rule reads, the one of its fault first, and the function from their values to it.
+# Images are compared only, so that digests or numbers can stand for them.
+RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
+    (("id",), lambda id: None if id else "is empty; every row needs a stable, unique id"),
+    *(((column,), _text_fault) for column in ("prompt", "chosen", "rejected")),
+    (("prompt",), lambda messages: role_fault(messages, "user")),
+    (("chosen",), lambda messages: role_fault(messages, "assistant")),
+    (("rejected",), lambda messages: role_fault(messages, "assistant")),
+    (("images",), lambda images: None if images else "is empty; every row needs an image"),
+    (("weight",), lambda weight: number_fault(weight, 0.0, MOST_WEIGHT)),
+    (("clinical_relevance", "weight"), _relevance_fault),
+    (("provenance",), lambda made: "is missing; every row needs one" if made is None else None),
+    (("task",), lambda value: label_fault(value, TASKS)),
+    (("dispreference",), lambda value: label_fault(value, DISPREFERENCES)),
+    (("rejected_images",), lambda images: "is an empty list; null means the same images" if images == [] else None),
+    (("rejected_images", "images"), _count_fault),
+    (("rejected_images", "images", "chosen", "rejected"), _equality_fault),
+    (("rejected", "chosen", "rejected_images", "task", "dispreference"), _preference_fault),
+)
+
+
+def broken_rules(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (column, sentence) of the rules that a row breaks, of those whose columns it has."""
+    for columns, rule in RULES:
+        if row.keys() >= {*columns} and (sentence := rule(*(row[column] for column in columns))):
+            yield columns[0], sentence
 
 
 def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image_fault) -> list[Fault]:
@@ -143,45 +202,9 @@ def row_faults(row: Mapping[str, Any], look: Callable[[Any], str | None] = image
         row: with undecoded images, {"bytes", "path"}.
         look: returns the fault of an image, or None.
     """
-    name = row["id"] or "(no id)"
-    faults = []
-
-    def add(column: str, sentence: str | None) -> None:
-        if sentence:
-            faults.append(Fault(name, column, sentence))
-
-    add("id", None if row["id"] else "is empty; every row needs a stable, unique id")
-    for column in ("prompt", "chosen", "rejected"):
-        text = message_text(row[column] or [])
-        add(column, placeholders.fault(text) if folded(text) else "has no text")
-        add(column, role_fault(column, row[column] or []))
-    add("images", None if row["images"] else "is empty; every row needs an image")
-    for column in ("images", "rejected_images"):
-        for image in row[column] or []:
-            add(column, look(image))
-    add("weight", number_fault(row["weight"], 0.0, MOST_WEIGHT))
-    if row["clinical_relevance"] is not None:
-        add("clinical_relevance", number_fault(row["clinical_relevance"], 0.0, 1.0))
-    elif row["weight"] != 1:
-        add("clinical_relevance", "is missing; a row without it has the weight 1, which is plain DPO")
-    add("provenance", "is missing; every row needs one" if row["provenance"] is None else None)
-    for column, names in LABELS.items():
-        add(column, label_fault(row[column], names))
-    add("rejected_images", "is an empty list; null means the same images" if row["rejected_images"] == [] else None)
-    add(*pair_fault(row))
-    return faults
-
-
-def pair_fault(row: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return (column, sentence) of a row whose two sides are no preference; the sentence is None without a fault."""
-    chosen, rejected = message_text(row["chosen"] or []), message_text(row["rejected"] or [])
-    if row["rejected_images"] and row["rejected_images"] == row["images"] and folded(chosen) == folded(rejected):
-        return "rejected_images", "both sides are equal, images and texts; nothing can be learned from it"
-    task = label(row["task"], TASKS)
-    if row["rejected_images"] is None and chosen and rejected and task is not None:
-        gold, wrong = (rejected, chosen) if row["dispreference"] in REVERSED else (chosen, rejected)
-        return "rejected", text_fault(gold, wrong, task)
-    return "rejected", None
+    shown = [(column, look(image)) for column in ("images", "rejected_images") for image in row[column] or []]
+    found = [*broken_rules(row), *((column, sentence) for column, sentence in shown if sentence)]
+    return [Fault(row["id"] or "(no id)", column, sentence) for column, sentence in found]
 
 
 def label(value: str | int | None, names: tuple[str, ...]) -> str | None:
@@ -198,12 +221,11 @@ def label_fault(value: str | int | None, names: tuple[str, ...]) -> str | None:
     return None if label(value, names) else f"is {value!r}; give one of {', '.join(names)} (numbers from 0)"
 
 
-def role_fault(column: str, messages: Iterable[Mapping[str, Any]]) -> str | None:
+def role_fault(messages: Iterable[Mapping[str, Any]] | None, last: str) -> str | None:
     """Return the fault of a conversation whose roles a chat template would drop or misplace, or None."""
-    roles = [message["role"] for message in messages]
+    roles = [message["role"] for message in messages or []]
     if wrong := [role for role in roles if role not in ROLES]:
         return f"has the role {wrong[0]!r}; give one of {', '.join(ROLES)}"
-    last = "user" if column == "prompt" else "assistant"
     if roles and roles[-1] != last:
         return f"ends with a message of the role {roles[-1]!r}; it must be {last!r}"
     return None

@@ -200,20 +200,10 @@ def _undecoded(rows: Dataset) -> Dataset:
 def _unmeasurable(rows: Dataset) -> Iterator[Fault]:
     """Yield the faults by which results would be mixed up, lost or about nothing; images are read later."""
     yield from schema.repeated_ids(Counter(filter(None, rows["id"])))
-    for row in rows.select_columns(["id", "images", "weight", *TEXTS, *schema.LABELS]):
-        name = row["id"] or "(no id)"
-        if not row["id"]:
-            yield Fault(name, "id", "is empty; every row needs a stable, unique id")
-        if None in (row["images"] or [None]):
-            yield Fault(name, "images", "is empty or has a missing image; every row needs an image")
-        if said := schema.number_fault(row["weight"], 0.0, schema.MOST_WEIGHT):
-            yield Fault(name, "weight", said)
-        for column in TEXTS:
-            if not schema.message_text(row[column] or []).strip():
-                yield Fault(name, column, "has no text")
-        for column, names in schema.LABELS.items():
-            if said := schema.label_fault(row[column], names):
-                yield Fault(name, column, said)
+    for row in rows.select_columns(["id", "images", "weight", "task", "dispreference", *TEXTS]):
+        missing = [("images", "has a missing image; every row needs one")] if None in (row["images"] or []) else []
+        for column, sentence in (*schema.broken_rules(row), *missing):
+            yield Fault(row["id"] or "(no id)", column, sentence)
 
 
 def _question(row: Row) -> Row:

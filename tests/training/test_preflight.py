@@ -109,8 +109,9 @@ def test_all_kinds_of_faults_are_told_in_one_message(text_rows: Dataset, run_che
         return f"{len(numbers)} of 12 rows ({', '.join(f'row {number}' for number in numbers)})"
 
     expected = {
-        (rows(0, 9), "weight"): "is missing or no finite number",
-        (rows(1), "weight"): "is negative",
+        (rows(0), "weight"): "is not a number",
+        (rows(1), "weight"): "is -1, outside [0, 1000]",
+        (rows(9), "weight"): "is missing; every row needs one",
         (rows(2), "images"): "the image cannot be decoded",
         (rows(3), "rejected_images"): "the image is in no known format",
         (rows(4), "images"): "is empty",

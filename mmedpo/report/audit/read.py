@@ -225,25 +225,17 @@ def _digests(value: Any, pictures: Pictures) -> tuple[bytes, ...]:
 
 def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any], pictures: Pictures) -> list[Fault]:
     """Return the faults of a row with other columns than the schema's, by the schema's rules that apply to them."""
-
-    def has(column: str) -> bool:
-        return any(name in columns for name in NAMES[column])
-
-    faults = [
-        Fault(row.name, column, "has no text")
-        for column, text in (("chosen", row.chosen), ("rejected", row.rejected))
-        if has(column) and not text.strip()
-    ]
-    if not faults and has("chosen") and has("rejected") and row.same_images:
-        sentence = schema.text_fault(row.gold, row.wrong, "report" if row.is_report else row.task)
-        faults += [Fault(row.name, "rejected", sentence)] if sentence else []
-    if has("images") and not row.images:
-        faults.append(Fault(row.name, "images", "is empty; every row needs an image"))
+    weight, kind = _get(given, "weight"), row.kind if row.kind in schema.DISPREFERENCES else schema.DISPREFERENCES[0]
+    read = {
+        **{side: [{"role": "assistant", "content": getattr(row, side)}] for side in ("chosen", "rejected")},
+        "images": list(row.images), "weight": str(weight) if row.weight is None and weight is not None else row.weight,
+    }  # fmt: skip
+    known = {column: value for column, value in read.items() if any(name in columns for name in NAMES[column])}
+    task = "report" if row.is_report else "open_vqa" if row.task not in schema.TASKS else row.task
+    rejected_images = None if row.same_images else list(row.rejected_images)
+    rules = schema.broken_rules({**known, "rejected_images": rejected_images, "task": task, "dispreference": kind})
+    faults = [Fault(row.name, column, sentence) for column, sentence in rules]
     for column in ("images", "rejected_images"):
         inside = [image for image in _listed(_get(given, column)) if isinstance(image, dict) and image.get("bytes")]
         faults += [Fault(row.name, column, sentence) for image in inside if (sentence := pictures.fault(image))]
-    if has("weight") and (row.weight is None or row.weight < 0):
-        weight = _get(given, "weight")
-        sentence = "is missing" if weight is None else f"is {str(weight)[:40]!r}, no finite number from 0 up"
-        faults.append(Fault(row.name, "weight", f"{sentence}; every row needs one"))
     return faults

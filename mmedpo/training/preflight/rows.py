@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,11 +67,10 @@ def check_pairs(
     if "weight" in columns:
         _weights(dataset, config, found)
     images = _images(dataset, config.seed, found) if columns >= set(IMAGES) else None
-    if images and columns >= {*TEXTS, *KINDS}:
-        _preferences(dataset, images, found)
+    broken = _rules(dataset, [*filter(columns.__contains__, (*TEXTS, *KINDS, "weight"))], images, found)
     if columns >= set(TEXTS):
         context = getattr(architecture.get_text_config(), "max_position_embeddings", None)
-        written = _texts(dataset, processor, images, found)
+        written = _texts(dataset, processor, images, broken, found)
         if images:
             _lengths(dataset, processor, images, written, config.max_length, context, found)
     return 0 if streamed else len(dataset)
@@ -86,25 +84,21 @@ def _names(pairs: Dataset, numbers: list[int]) -> str:
     return f"{len(numbers)} of {len(pairs)} rows ({', '.join(names)}{more})"
 
 
-def _rows(pairs: Dataset, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(pairs: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows with undecoded images."""
     for table in pairs.select_columns(list(columns)).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
         yield from table.to_pylist()
 
 
 def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
-    weights = [math.nan if weight is None else weight for weight in pairs["weight"]]
-    negative = "is negative: training would prefer the rejected side; give a weight of 0 or more"
-    faulty = [(i, "weight", negative) for i, weight in enumerate(weights) if weight < 0]
-    unusable = "is missing or no finite number; every row needs one"
-    faulty += [(i, "weight", unusable) for i, weight in enumerate(weights) if not math.isfinite(weight)]
-    large = f"is above {schema.MOST_WEIGHT:g}; normalise the weights to the mean 1"
-    faulty += [(i, "weight", large) for i, weight in enumerate(weights) if schema.MOST_WEIGHT < weight < math.inf]
-    if not any(weights):
-        faulty += [(i, "weight", "is 0, as everywhere: nothing would be learned") for i in range(len(weights))]
-    elif config.weighted and not faulty and len(set(weights)) == 1:
-        found.warnings.append(f"All weights are {weights[0]:g}: the clinical weighting changes nothing.")
-    found.rows(pairs, faulty)
+    """Check all weights together; `_rules` checks each."""
+    if len(set(pairs["weight"])) > 1:
+        return
+    weight = pairs["weight"][0]
+    if weight == 0:
+        found.rows(pairs, [(i, "weight", "is 0, as everywhere: nothing would be learned") for i in range(len(pairs))])
+    elif config.weighted and weight is not None and weight > 0:
+        found.warnings.append(f"All weights are {weight:g}: the clinical weighting changes nothing.")
 
 
 @dataclass
@@ -142,11 +136,7 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
     for i, (chosen, rejected) in enumerate(images.sides):
         seen = [("images", n) for n in chosen] + [("rejected_images", n) for n in rejected or ()]
         wrong = [(i, column, sentence) for column, n in seen if (sentence := faults.get(n))]
-        if not chosen:
-            wrong.append((i, "images", "is empty; every row needs an image"))
-        if rejected and len(rejected) != len(chosen):
-            wrong.append((i, "rejected_images", "has more or fewer images than `images`, but the prompt is the same"))
-        if wrong:
+        if wrong or not chosen or (rejected and len(rejected) != len(chosen)):
             images.unusable.add(i)
         faulty += wrong
     found.rows(pairs, faulty)
@@ -158,17 +148,23 @@ def _name(image: Any) -> str:
     return image_digest(image) if image and image["bytes"] else repr(image)
 
 
-def _preferences(pairs: Dataset, images: _Images, found: Findings) -> None:
-    rows = zip(_rows(pairs, (*TEXTS, *KINDS)), images.sides, strict=True)
-    faulty: list[tuple[int, str, str | None]] = []
-    for i, (row, (first, second)) in enumerate(rows):
-        faulty.append((i, *schema.pair_fault({**row, "images": first, "rejected_images": second})))
-        faulty += [(i, column, schema.label_fault(row[column], names)) for column, names in schema.LABELS.items()]
-    # `_texts` reports empty sides.
-    found.rows(pairs, [(i, column, said) for i, column, said in faulty if said and "is empty" not in said])
+def _rules(
+    pairs: Dataset, columns: Sequence[str], images: _Images | None, found: Findings
+) -> set[tuple[int, str]]:  # fmt: skip
+    """Check `schema.RULES`, with numbers in place of images; return row number and column of each fault."""
+    faulty: list[tuple[int, str, str]] = []
+    for i, row in enumerate(_rows(pairs, columns) if columns else ()):
+        if images:
+            first, second = images.sides[i]
+            row |= {"images": list(first), "rejected_images": None if second is None else list(second)}
+        faulty += [(i, *fault) for fault in schema.broken_rules(row)]
+    found.rows(pairs, faulty)
+    return {(i, column) for i, column, _ in faulty}
 
 
-def _texts(pairs: Dataset, processor: Any, images: _Images | None, found: Findings) -> _Written:
+def _texts(
+    pairs: Dataset, processor: Any, images: _Images | None, broken: Collection[tuple[int, str]], found: Findings
+) -> _Written:
     """Count the tokens of each pair with usable images and faultless texts."""
     collator, own = PreferenceCollator(processor), getattr(processor, "image_token", None)
     leaves_token = _token_finder(processor.tokenizer)
@@ -177,8 +173,9 @@ def _texts(pairs: Dataset, processor: Any, images: _Images | None, found: Findin
     while block := list(itertools.islice(rows, ROWS_AT_ONCE)):
         texts: dict[int, tuple[str, str, str]] = {}
         for i, pair in block:
-            wrong = list(_text_faults(pair, own, leaves_token))
-            if not wrong and images and i not in images.unusable:
+            sound = [column for column in TEXTS if (i, column) not in broken]
+            wrong = list(_text_faults({column: pair[column] for column in sound}, own, leaves_token))
+            if not wrong and len(sound) == len(TEXTS) and images and i not in images.unusable:
                 count = len(images.sides[i][0])
                 try:
                     texts[i] = collator.texts({**pair, "images": [None] * count})
@@ -202,16 +199,15 @@ class _Written:
 
 
 def _text_faults(
-    pair: dict[str, Any], own: str | None, leaves_token: Callable[[str], bool]
+    texts: dict[str, Any], own: str | None, leaves_token: Callable[[str], bool]
 ) -> Iterator[tuple[str, str]]:
-    for column in TEXTS:
-        text = schema.message_text(pair[column] or [])
+    """Yield the faults that a processor finds in texts beside `schema.RULES`."""
+    for column, messages in texts.items():
+        text = schema.message_text(messages)
         if held := placeholders.fault(text, own):
             yield column, held
         elif not any(map(leaves_token, text.split())):
             yield column, "has no text, or none that leaves a token; write one or drop the row"
-        elif wrong := schema.role_fault(column, pair[column]):
-            yield column, wrong
 
 
 def _token_finder(tokenizer: Any) -> Callable[[str], bool]:

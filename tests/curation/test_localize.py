@@ -15,7 +15,7 @@ from medklip_files import blank_tensors, random_tensors, write_folder, write_tex
 from PIL import Image
 
 from mmedpo.curation.localize import FORMS, NOT_FOUND, Detector, MedKLIPLocalizer, Region, bounded, open_localizer
-from mmedpo.curation.noise import box_mask, pack_mask
+from mmedpo.curation.noise import pack_mask
 from mmedpo.curation.query import Query, modality
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
@@ -118,12 +118,6 @@ def test_region_survives_its_record_as_json(region: Region) -> None:
     again = Region.read(json.loads(json.dumps(region.record())))
     assert again == region
     assert np.array_equal(again.pixels(3, 2), region.pixels(3, 2))
-
-
-def test_pixels_of_a_region_are_its_mask_or_else_its_boxes() -> None:
-    mask, box = np.eye(4, 6, dtype=bool), Box("", 1, 1, 2, 2)
-    assert np.array_equal(Region((box,), pack_mask(mask)).pixels(4, 6), mask)
-    assert np.array_equal(Region((box,)).pixels(4, 6), box_mask([box], 4, 6))
 
 
 def test_region_within_the_bound_gets_its_coverage(image: Path) -> None:
@@ -229,17 +223,6 @@ def test_bad_option_is_refused_whatever_the_localizer(options: dict[str, Any], m
 
 
 # Boxes, masks and heat maps of the data.
-
-
-def test_given_boxes_are_the_sources_own(reports: list[Sample]) -> None:
-    localizer = open_localizer("boxes")
-    assert localizer.name == "boxes"
-    found = [only(localizer, sample) for sample in reports]
-    assert [region.boxes for region in found] == [sample.boxes for sample in reports]
-    assert {region.reason for region in found} == {None, NOT_FOUND}
-    assert all(
-        (region.reason == NOT_FOUND) is (not sample.boxes) for region, sample in zip(found, reports, strict=True)
-    )
 
 
 def test_confidence_of_given_boxes_is_that_of_the_surest(image: Path) -> None:
@@ -597,14 +580,6 @@ def test_centre_is_the_middle_half_of_any_image(reports: list[Sample], tmp_path:
         (Box("centre", quarter, quarter, 2 * quarter, 2 * quarter, 0.5),),
         (Box("centre", 24, 12, 48, 24, 0.5),),
     ]
-
-
-def test_centre_of_a_turned_photograph_is_that_of_the_upright_one(reports: list[Sample], tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("L", (96, 48)).save(tmp_path / "turned.png", exif=exif)
-    sample = replace(reports[0], image=tmp_path / "turned.png")
-    assert only(open_localizer("standin:centre"), sample).boxes == (Box("centre", 12, 24, 24, 48, 0.5),)
 
 
 # Whole curations.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from mmedpo.curation.noise import corrupt, generator, is_grey, schedule
 from mmedpo.curation.plan import noise_of, with_noise_pixels
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
-from mmedpo.data import loading
 from mmedpo.models import model_input
 
 # A third of the families' published sizes, for pictures of a third of 512, 1024 and 3000 pixels.
@@ -214,15 +212,6 @@ def test_correlation_left_in_a_small_lesion_by_noise_pixels(pixels: int, least: 
         if noised[mask].std() > 0:
             found.append(np.corrcoef(image[mask], noised[mask])[0, 1])
     assert least <= np.median(found) <= most, np.median(found)
-
-
-def test_dataset_says_at_which_size_its_noise_was_drawn(preferences: Path) -> None:
-    """The tiny target sees 64 pixels, which phantoms have."""
-    manifest = json.loads((preferences / "manifest.json").read_text())
-    assert manifest["noise"]["pixels"] == manifest["settings"]["noise_pixels"] == 64
-    for row in loading.load(str(preferences)):
-        expected = 64 if row["dispreference"] == 1 else None
-        assert row["provenance"]["noise_pixels"] == expected
 
 
 def test_recorded_settings_make_the_same_dataset_without_the_target(

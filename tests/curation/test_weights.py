@@ -36,13 +36,6 @@ def test_raw_is_the_score_and_none_is_one() -> None:
     assert normalize(SCORES, "none")[0] == pytest.approx([1] * 5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_weights_are_float32_one_a_score(method: str) -> None:
-    weights, found = normalize(SCORES, method)
-    assert weights.dtype == np.float32 and weights.shape == (5,)
-    assert (found.method, found.count) == (method, 5)
-
-
 @pytest.mark.parametrize("scores", [[0.0] * 3, [0.7] * 1000, [1.0], [0.1 + 0.2, 0.3]])
 def test_scores_without_spread_become_1(scores: list[float]) -> None:
     assert list(normalize(scores)[0]) == [1.0] * len(scores)

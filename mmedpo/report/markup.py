@@ -6,14 +6,15 @@ import re
 
 # Characters of Markdown and HTML; starts of link targets, blocks and bare URLs, which would become links.
 SPECIAL = re.compile(
-    r"([\\`*|<~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|&(?=#?\w+;)|^[#>+-](?=[\s#>]|$)|(?<=^\d)[.)](?=\s)|(?<=\w):(?=//))"
+    r"([\\`*|<~]|(?<=\bwww)\.|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|&(?=#?\w+;)|^[#>+-](?=[\s#>]|$)|(?<=^\d)[.)](?=\s)|(?<=\w):(?=//))"
 )
+MATH = re.compile(r"\$|\\\\(?=[(\[])")  # starts of formulas on the Hub and GitHub, the backslash escaped
 OPEN = "[More information needed"  # start of a card's open field (`publish.card`)
 
 
 def inline(text: str) -> str:
     """Return text escaped for one line or table cell of Markdown."""
-    return SPECIAL.sub(r"\\\1", closed(_line(text)))
+    return MATH.sub(lambda sign: f"&#{ord(sign[0][0])};", SPECIAL.sub(r"\\\1", closed(_line(text))))
 
 
 def code(text: str) -> str:

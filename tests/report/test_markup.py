@@ -25,6 +25,8 @@ EXAMPLES = Path(__file__).parents[2] / "model_cards" / "examples"
     ("# big", r"\# big"), ("> said", r"\> said"), ("- one", r"\- one"), ("1. one", r"1\. one"), ("-0.5", "-0.5"),
     ("a\n\n# b\n---", "a # b ---"), ("&lt;b&gt; &amp; R&D", r"\&lt;b\&gt; \&amp; R&D"),
     ("a\x1b[2Jb\u202ec", "a[2Jbc"),
+    ("$x$ $$y$$", "&#36;x&#36; &#36;&#36;y&#36;&#36;"), (r"\(x\) \[y\]", r"&#92;(x\\) &#92;[y\\]"),
+    ("www.evil.example", r"www\.evil.example"),
     ("[More information needed: x]", "[more information needed: x]"),
 ])  # fmt: skip
 def test_inline(text: str, shown: str) -> None:

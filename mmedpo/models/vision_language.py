@@ -94,6 +94,7 @@ def standin(name: str) -> str | None:
 
 def _load_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     config = _load(AutoConfig, name, revision)
     parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
@@ -102,6 +103,13 @@ def _load_config(name: str, revision: str | None) -> Any:
             f"The model {name!r} cannot be loaded: its configuration asks for the Hub's code {named[0]!r}, which is "
             "not run. Remove attn_implementation from its config.json."
         )
+    for part in parts:  # transformers would leave an unknown method out
+        method = (getattr(part, "quantization_config", None) or {}).get("quant_method", "bitsandbytes")
+        if method not in {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}:
+            raise InputError(
+                f"The model {name!r} cannot be loaded: transformers does not know the quantisation {str(method)!r} of "
+                "its config.json. Update transformers, or use another form of the model."
+            )
     return config
 
 
@@ -175,7 +183,19 @@ def whole(kind: Any, name: str, unused: tuple[str, ...] = (), pickled: bool = Fa
             f"The weights of {name!r} are incomplete: {number_of(len(missing), 'tensors')} of {type(model).__name__} "
             f"missing ({missing[0]}{', ...' * (len(missing) > 1)}). Copy or download its files again."
         )
+    if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False) and any(map(_is_raw, model.modules())):
+        raise InputError(
+            f"{name!r} is called quantised by bitsandbytes in its config.json, but its weights are not. Remove "
+            "quantization_config from config.json, or copy the quantised weights again."
+        )
     return model
+
+
+def _is_raw(module: Any) -> bool:
+    """Return True for a layer of bitsandbytes whose weight was not quantised."""
+    import torch
+
+    return type(module).__module__.startswith("bitsandbytes") and type(module.weight) is torch.nn.Parameter
 
 
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:

@@ -385,3 +385,19 @@ def test_the_digest_of_an_adapter_is_that_of_its_weights(tiny_model, tmp_path):
     assert (adapted.adapter_sha256, adapted.adapter_checked_by) == (adapter_digest(name), "name")
     assert (plain.adapter_sha256, plain.adapter_checked_by) == (None, None)
     assert adapted.fingerprint == plain.fingerprint == fingerprint(str(tiny_model))
+
+
+@pytest.mark.parametrize(("method", "message"), [
+    ({"quant_method": "nibbles", "bits": 4}, "does not know the quantisation 'nibbles'"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "called quantised by bitsandbytes"),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "called quantised by bitsandbytes"),
+])  # fmt: skip
+def test_quantisation_that_would_be_left_out_is_refused(
+    tiny_model: Path, tmp_path: Path, method: dict[str, Any], message: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
+    with pytest.raises(InputError, match=message):
+        VisionLanguageModel(str(folder))

@@ -94,7 +94,7 @@ def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
         else:
             found = images.get(spelling(file), [])
             if not found:
-                yield Fault(file.split(".")[0], "image", f"{file!r} is missing in the source; add the file")
+                yield Fault(file.split(".")[0], "image", "is missing in the source; add the file", repr(file))
                 continue
             if len(found) > 1:
                 yield Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")

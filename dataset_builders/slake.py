@@ -64,7 +64,7 @@ def read(source: Path | Hub, options: Options) -> Iterator[Item]:
         image = safe_paths.inside(imgs, row["img_name"])
         beside = safe_paths.inside(imgs, str(PurePosixPath(row["img_name"]).parent / "detection.json"))
         if image is None or beside is None:
-            yield Fault(name, "image", f"{row['img_name']!r} {safe_paths.OUTSIDE}")
+            yield Fault(name, "image", safe_paths.OUTSIDE, repr(row["img_name"]))
             continue
         boxes = lesions(beside)
         if boxes is None:

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 SHOWN_FAULTS = 20
+SHOWN_VALUE = 200  # characters of a cell
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of one row: `row` is its id or file and line, `sentence` the problem and its remedy."""
+    """One fault of one row.
+
+    Attributes:
+        row: its id, or file and line.
+        sentence: the problem and its remedy. It quotes no cell, so that faults of restricted data can be shown.
+        value: the cell that was given, as text; None to show none.
+    """
 
     row: str
     column: str
     sentence: str
+    value: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.row} [{self.column}]: {self.sentence}"
+        return f"{self.row} [{self.column}]: {self.text}"
+
+    @property
+    def text(self) -> str:
+        """The sentence with the start of the cell."""
+        return self.sentence if self.value is None else f"{self.sentence}, got {self.value[:SHOWN_VALUE]}"
+
+    def record(self) -> dict[str, str]:
+        """Return the fault as JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class InputError(ValueError):

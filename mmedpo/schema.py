@@ -120,7 +120,7 @@ def text_fault(chosen: str, rejected: str, task: str) -> str | None:
     if folded(rejected) == folded(chosen):
         return "chosen and rejected are equal on equal images; nothing can be learned from it"
     if task != "report" and polarity(chosen) is not None and polarity(chosen) == polarity(rejected):
-        return f"both sides say {polarity(chosen)!r}; the rejected answer is not wrong"
+        return "both sides say the same, yes or no; the rejected answer is not wrong"
     if task != "report" and polarity(chosen) is None and carries(rejected, chosen):
         return "the rejected answer contains the gold answer; it is not wrong"
     return None
@@ -131,8 +131,7 @@ def number_fault(value: Any, low: float, high: float) -> str | None:
     if value is None:
         return "is missing; every row needs one"
     if not isinstance(value, (int, float)) or math.isnan(value):
-        given = "" if isinstance(value, float) else f"{repr(value)[:40]}, "
-        return f"is {given}not a number; every row needs one"
+        return "is not a number; every row needs one"
     return None if low <= value <= high else f"is {value:g}, outside [{low:g}, {high:g}]"
 
 
@@ -218,17 +217,15 @@ def label_fault(value: str | int | None, names: tuple[str, ...]) -> str | None:
     """Return the fault of a class label, or None."""
     if value is None:
         return "is missing; every row needs one"
-    return None if label(value, names) else f"is {value!r}; give one of {', '.join(names)} (numbers from 0)"
+    return None if label(value, names) else f"is none of {', '.join(names)} (numbers from 0)"
 
 
 def role_fault(messages: Iterable[Mapping[str, Any]] | None, last: str) -> str | None:
     """Return the fault of a conversation whose roles a chat template would drop or misplace, or None."""
     roles = [message["role"] for message in messages or []]
-    if wrong := [role for role in roles if role not in ROLES]:
-        return f"has the role {wrong[0]!r}; give one of {', '.join(ROLES)}"
-    if roles and roles[-1] != last:
-        return f"ends with a message of the role {roles[-1]!r}; it must be {last!r}"
-    return None
+    if not set(roles) <= {*ROLES}:
+        return f"has another role than {', '.join(ROLES)}"
+    return f"must end with a message of the role {last}" if roles and roles[-1] != last else None
 
 
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:

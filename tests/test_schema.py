@@ -84,14 +84,14 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         (
             {"prompt": says("What?", "assistant")},
             "prompt",
-            "ends with a message of the role 'assistant'; it must be 'user'",
+            "must end with a message of the role user",
         ),
-        ({"chosen": says("yes", "wizard")}, "chosen", "has the role 'wizard'"),
-        ({"rejected": says("a mass", None)}, "rejected", "has the role None"),
+        ({"chosen": says("yes", "wizard")}, "chosen", "has another role than system"),
+        ({"rejected": says("a mass", None)}, "rejected", "has another role than system"),
         (
             {"rejected": says("a mass", "user")},
             "rejected",
-            "ends with a message of the role 'user'; it must be 'assistant'",
+            "must end with a message of the role assistant",
         ),
         ({"images": [None]}, "images", "the image is missing"),
         ({"weight": 1e30}, "weight", "outside [0, 1000]"),
@@ -115,11 +115,11 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         ({"rejected": says("a\u00a0\u200bnodu\u00adle")}, "rejected", "are equal on equal images"),
         ({"chosen": says("T2-weighted"), "rejected": says("T₂‑weighted")}, "rejected", "are equal on equal images"),
         ({"rejected": says("ａ nodule, left")}, "rejected", "contains the gold answer"),
-        ({"chosen": says("No"), "rejected": says("Ｎｏ\u200b, none")}, "rejected", "both sides say 'no'"),
+        ({"chosen": says("No"), "rejected": says("Ｎｏ\u200b, none")}, "rejected", "both sides say the same"),
         ({"chosen": says("\u200b\u00a0")}, "chosen", "has no text"),
         ({**VISUAL, "rejected": says("a\u00a0nodule"), "rejected_images": [picture()]}, "rejected_images", "are equal"),
         ({"rejected": says("there is a nodule here")}, "rejected", "contains the gold answer"),
-        ({"chosen": says("No"), "rejected": says("no, none")}, "rejected", "both sides say 'no'"),
+        ({"chosen": says("No"), "rejected": says("no, none")}, "rejected", "both sides say the same"),
         ({"rejected_images": []}, "rejected_images", "is an empty list; null means the same images"),
         ({**VISUAL, "rejected_images": [picture()]}, "rejected_images", "both sides are equal, images and texts"),
     ],
@@ -134,7 +134,7 @@ def test_broken_rule_is_one_fault_of_its_column(changes: dict[str, Any], column:
 @pytest.mark.parametrize("column", ["task", "dispreference"])
 def test_a_label_without_a_name_is_a_fault(column: str, value: Any) -> None:
     (found,) = schema.row_faults({**row(), column: value})
-    assert found.column == column and found.sentence.startswith(f"is {value!r}; give one of ")
+    assert found.column == column and found.sentence.startswith("is none of ")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -193,7 +193,7 @@ def test_further_columns_are_allowed() -> None:
     [
         ("a nodule", " ", "open_vqa", "is empty"),
         ("a nodule", "A Nodule", "report", "are equal"),
-        ("yes", "Yes, indeed", "closed_vqa", "both sides say 'yes'"),
+        ("yes", "Yes, indeed", "closed_vqa", "both sides say the same"),
         ("yes", "no", "closed_vqa", None),
         ("yes", "perhaps", "closed_vqa", None),
         ("nodule", "two nodules", "open_vqa", None),

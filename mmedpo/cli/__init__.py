@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +78,7 @@ def _invoke(arguments: Sequence[str]) -> None:
 def _keep_faults(faults: Sequence[Fault]) -> None:
     """Write all faults of an input to a file in the current folder; its message shows the first ones only."""
     try:
-        FAULTS.write_text("".join(f"{json.dumps(asdict(fault), ensure_ascii=False)}\n" for fault in faults), "utf-8")
+        FAULTS.write_text("".join(f"{json.dumps(fault.record(), ensure_ascii=False)}\n" for fault in faults), "utf-8")
     except OSError as error:
         errors.print(f"They cannot all be written to {FAULTS}: {error.strerror}.")
     else:

@@ -279,7 +279,7 @@ def attention(
         source, split, seed=seed, official_split=official_split, marked=marked, image_folders=image_folders or ()
     )
     refuse_faults(asked, skip_faulty)
-    with credentialed.quoting_nothing(asked.credentialed):
+    with credentialed.hiding_cells(asked.credentialed):
         asked.samples = attending.boxed(asked.samples)
     drop_refused(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)

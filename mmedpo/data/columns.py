@@ -101,11 +101,11 @@ def _fill_from_report(row: dict[str, Any]) -> None:
         row["question"] = REPORT_QUESTION if row["question"] is None else row["question"]
 
 
-def form_faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (column, sentence) for each cell that should be text and is not."""
+def form_faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
+    """Yield column, sentence and value of a fault for each cell that should be text and is not."""
     for column in COLUMNS:
-        if column not in OTHER_FORMS and (sentence := form_fault(row[column])):
-            yield column, sentence
+        if column not in OTHER_FORMS and (found := form_fault(row[column])):
+            yield column, *found
 
 
 def check_columns(table: Path, columns: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.runs.hosts import is_remote
 from mmedpo.runs.options import FLAG
 
+NOT_SHOWN = "a cell (not shown: credentialed data)"
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
 NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in names and licences, compared by letters and digits
 KEY = "credentialed_source"  # in training.json and config.json: the restricted source of the training data
@@ -127,25 +128,20 @@ def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = N
         )
 
 
-def unquoted(faults: Sequence[Fault]) -> list[Fault]:
-    """Return faults that quote no cell: without the text after "got", and from the first quotation mark to the last."""
-    return [replace(fault, sentence=_unquoted(fault.sentence)) for fault in faults]
+def without_cells(faults: Sequence[Fault]) -> list[Fault]:
+    """Return faults without their cells."""
+    return [replace(fault, value=fault.value and NOT_SHOWN) for fault in faults]
 
 
 @contextmanager
-def quoting_nothing(marked: bool) -> Iterator[None]:
-    """Redact the faults of an InputError raised inside (`unquoted`), where the source is `marked`."""
+def hiding_cells(marked: bool) -> Iterator[None]:
+    """Redact the faults of an InputError raised inside (`without_cells`), where the source is `marked`."""
     try:
         yield
     except InputError as error:
         if not marked or not error.faults:
             raise
-        raise InputError(str(error).partition("\n")[0], unquoted(error.faults)) from None
-
-
-def _unquoted(sentence: str) -> str:
-    text = re.sub(r",? got .*", "", sentence, flags=re.S)
-    return re.sub(r"['\"].*['\"]", "(not shown: credentialed data)", text, flags=re.S)
+        raise InputError(str(error).partition("\n")[0], without_cells(error.faults)) from None
 
 
 def _letters(text: Any) -> str:

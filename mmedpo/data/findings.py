@@ -71,15 +71,16 @@ def named(labels: Iterable[str]) -> set[str]:
     return {_finding(one) for label in labels for one in re.split(r"[|/,;\n]", label) if not is_missing(one)}
 
 
-def fault(boxes: Sequence[object], labels: Sequence[str]) -> str | None:
-    """Return why no question can be made about an image, or None."""
+def fault(boxes: Sequence[object], labels: Sequence[str]) -> tuple[str, str | None] | None:
+    """Return why no question can be made about an image, as sentence and value of a fault, or None."""
     if boxes:
         return None
     if not (labelled := named(labels)):
-        return "name no finding; write No Finding where there is none"
+        return "name no finding; write No Finding where there is none", None
     if unknown := sorted(labelled - KNOWN):
         names = ", ".join(sorted(KNOWN))
-        return f"name {unknown[0]!r}, which may mean a finding of another name; use {names}, or add boxes or a question"
+        sentence = f"may mean a finding of another name; use {names}, or add boxes or a question"
+        return sentence, repr(unknown[0])
     return None
 
 

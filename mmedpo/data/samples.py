@@ -102,21 +102,21 @@ def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict
 
 def _finding_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the questions about an image's boxed findings, or its fault."""
-    boxes, sentence = _boxes(row["boxes"])
+    boxes, box_fault = _boxes(row["boxes"])
     labels = parsed(row["labels"])
     labels = [labels] if isinstance(labels, str) else labels
     width = None if row["width"] is None else _number(row["width"])
-    fault = ("boxes", sentence) if sentence else next(form_faults(row), None)
+    fault: Any = ("boxes", *box_fault) if box_fault else next(form_faults(row), None)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        fault = ("labels", f"are a list of findings, or one text with | between them, got {row['labels']!r}")
+        fault = ("labels", "are a list of findings, or one text with | between them", repr(row["labels"]))
     elif width is not None and not 0 < width < math.inf:
-        fault = ("width", f"is the image's in pixels, got {row['width']!r}")
+        fault = ("width", "is the image's in pixels", repr(row["width"]))
     elif any(not box.label.strip() for box in boxes):
         fault = ("boxes", "each needs a label, the finding in it")
     elif row["image"] is None:
         fault = ("image", "is empty; every row needs the name of an image file")
     elif nothing := findings.fault(boxes, labels):
-        fault = fault or ("labels", nothing)
+        fault = fault or ("labels", *nothing)
     if fault:
         yield where, {**row, FAULT: fault}
         return
@@ -141,18 +141,18 @@ def read_sample(
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
-        faults.append(Fault(where, "answer", _missing_answer(row.get(MISSING_ANSWER))))
+        faults.append(Fault(where, "answer", *_missing_answer(row.get(MISSING_ANSWER))))
     for column, text in (("question", question), ("answer", answer)):
         if held := placeholders.fault(text):
             faults.append(Fault(where, column, held))
     task = _task(row["task"], answer)
     if task is None:
-        faults.append(Fault(where, "task", f"{row['task']!r} is unknown; use closed, open or report"))
-    boxes, sentence = _boxes(row["boxes"])
-    if sentence:
-        faults.append(Fault(where, "boxes", sentence))
+        faults.append(Fault(where, "task", "is unknown; use closed, open or report", repr(row["task"])))
+    boxes, box_fault = _boxes(row["boxes"])
+    if box_fault:
+        faults.append(Fault(where, "boxes", *box_fault))
     if not credentialed.is_answer(row["credentialed"]):
-        faults.append(Fault(where, "credentialed", f"is neither true nor false, got {row['credentialed']!r}"))
+        faults.append(Fault(where, "credentialed", "is neither true nor false", repr(row["credentialed"])))
     masks, heatmap, confidence, region_faults = _regions(where, row, root, images)
     faults += region_faults
     if faults or isinstance(image, Fault) or task is None:
@@ -180,17 +180,17 @@ def _regions(
     masks = parsed(row["masks"])
     masks = masks if isinstance(masks, list) else [masks]
     for column, name in [*(("masks", name) for name in masks), ("heatmap", row["heatmap"])]:
-        sentence = form_fault(name)
+        wrong = form_fault(name)
         file = None if is_missing(name) else find_file(where, column, name, root, images)
-        if sentence:
-            file = Fault(where, column, sentence)
+        if wrong:
+            file = Fault(where, column, *wrong)
         if isinstance(file, Fault):
             faults.append(file)
         elif file:
             found[column].append(file)
     confidence = None if row["confidence"] is None else _number(row["confidence"])
     if confidence is not None and not 0 <= confidence <= 1:
-        faults.append(Fault(where, "confidence", f"{row['confidence']!r} is not a number in [0, 1]"))
+        faults.append(Fault(where, "confidence", "is not a number in [0, 1]", repr(row["confidence"])))
     return tuple(found["masks"]), next(iter(found["heatmap"]), None), confidence, faults
 
 
@@ -230,7 +230,7 @@ def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> 
     """Return the file of that path, else the one whose path ends in it; or the fault."""
     if (found := images.known.get(repr(name))) is None:
         found = images.known[repr(name)] = _look_up(name, root, images)
-    return found if isinstance(found, Path) else Fault(where, column, found)
+    return found if isinstance(found, Path) else Fault(where, column, found, repr(name))
 
 
 def _look_up(name: Any, root: Path, images: Files) -> Path | str:
@@ -242,11 +242,11 @@ def _look_up(name: Any, root: Path, images: Files) -> Path | str:
         found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
     if not found:
         kinds = "" if path.suffix.lower() in READ else f" as one of {', '.join(READ)}"
-        return f"{name!r} is not below the source folder{kinds}; add the file"
+        return f"is not below the source folder{kinds}; add the file"
     if len(found) > 1:
-        return f"{name!r} is the name of {len(found)} files; give its whole path"
+        return f"is the name of {len(found)} files; give its whole path"
     if found[0].is_symlink() and not safe_paths.is_inside(found[0], images.folders):
-        return f"{name!r} {safe_paths.LINKED}"
+        return safe_paths.LINKED
     return found[0]
 
 
@@ -256,10 +256,10 @@ def _task(cell: Any, answer: str) -> str | None:
     return ANSWER_TYPES.get(folded(str(cell)))
 
 
-def _missing_answer(spelt: Any) -> str:
+def _missing_answer(spelt: Any) -> tuple[str, str | None]:
     if spelt is None:
-        return "is empty; every row needs a gold answer or a report"
-    return f"is {spelt!r}, a missing value; write the answer (where it is that word: none, in small letters)"
+        return "is empty; every row needs a gold answer or a report", None
+    return "is a missing value; write the answer (where it is that word: none, in small letters)", repr(spelt)
 
 
 def _number(cell: Any) -> float:
@@ -270,8 +270,8 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def _boxes(cell: Any) -> tuple[tuple[Box, ...], str | None]:
-    """Return the boxes of a row (a list, or one in a CSV cell), and a fault's sentence or None."""
+def _boxes(cell: Any) -> tuple[tuple[Box, ...], tuple[str, str] | None]:
+    """Return the boxes of a row (a list, or one in a CSV cell), and a fault's sentence and value, or None."""
     entries = [] if cell is None else parsed(cell)
     boxes = []
     try:
@@ -286,9 +286,9 @@ def _boxes(cell: Any) -> tuple[tuple[Box, ...], str | None]:
             label = "" if is_missing(entry.get("label")) else intern(as_text(entry["label"]))
             boxes.append(Box(label, x, y, width, height, float(confidence)))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return (), f"boxes are a list of {{label, x, y, width (w), height (h)}} in pixels, got {cell!r}"
+        return (), ("boxes are a list of {label, x, y, width (w), height (h)} in pixels", repr(cell))
     for box in boxes:
         finite = all(map(math.isfinite, (box.x, box.y, box.width, box.height)))
         if not finite or box.width <= 0 or box.height <= 0 or not 0 <= box.confidence <= 1:
-            return (), f"a box needs a positive size in pixels and a confidence in [0, 1], got {box}"
+            return (), ("a box needs a positive size in pixels and a confidence in [0, 1]", repr(box))
     return tuple(boxes), None

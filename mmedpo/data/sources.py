@@ -135,7 +135,7 @@ def read_source(
             source.marked_by = source.marked_by or f"the row {where}"
         sample, faults = read_sample(where, row, root, images, name, license)
         if sample and taken.setdefault(sample.id, where) != where:
-            faults = [Fault(where, "id", f"{sample.id!r} was used by {taken[sample.id]}; make ids unique")]
+            faults = [Fault(where, "id", f"was used by {taken[sample.id]}; make ids unique", repr(sample.id))]
         source.faults += faults
         if sample and not faults:
             source.samples.append(sample)
@@ -170,7 +170,7 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
     if source.faults and not (skip_faulty and source.samples):
         rows = len({fault.row for fault in source.faults})
         remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
-        with credentialed.quoting_nothing(source.credentialed):
+        with credentialed.hiding_cells(source.credentialed):
             raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
 
 
@@ -221,7 +221,7 @@ def _apply_mark(source: Source) -> None:
 def mark(source: Source, evidence: str) -> None:
     """Treat a source as restricted from here on: its faults quote nothing, its licences say so."""
     source.marked_by = source.marked_by or evidence
-    source.faults = credentialed.unquoted(source.faults)
+    source.faults = credentialed.without_cells(source.faults)
     source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]
     source.license = credentialed.marked(source.license)
 

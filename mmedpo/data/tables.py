@@ -18,7 +18,7 @@ from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
 LARGEST = 2**29  # bytes of a table in an archive; the largest of MIMIC-CXR has 0.1 GB
-FAULT = "_fault"  # key of a row's fault: (column, sentence)
+FAULT = "_fault"  # key of a row's fault: (column, sentence) or (column, sentence, value)
 WIDE = ("(row)", "has more cells than the table has columns; put texts with commas in quotes")
 # Missing values as pandas writes and reads them, in lower case.
 MISSING = frozenset((
@@ -156,15 +156,15 @@ def _literal(text: str) -> Any:
     return value
 
 
-def form_fault(cell: Any) -> str | None:
-    """Return why a cell is no text (or number to be read as text), or None."""
+def form_fault(cell: Any) -> tuple[str, str | None] | None:
+    """Return why a cell is no text (or number to be read as text), as sentence and value of a fault, or None."""
     value = parsed(cell)
     if isinstance(value, bool):
         remedy = "write the word that is meant (yes or no; in JSON in quotes, true and false in CSV in small letters)"
-        return f"is the truth value {value}, not a text; {remedy}"
+        return f"is a truth value, not a text; {remedy}", str(value)
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
-        return f"is {kind}, not one text, got {cell!r}; write one text, or a row for each"
+        return f"is {kind}, not one text; write one text, or a row for each", repr(cell)
     if isinstance(value, float) and math.isinf(value):
-        return "is no finite number; write the text that is meant"
+        return "is no finite number; write the text that is meant", repr(cell)
     return None

@@ -32,7 +32,7 @@ def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
 def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
     """Return a fault for each entry of `groups` that is not a string."""
     return [
-        Fault(f"index {i}", "groups", f"is {group!r}, not a string; name the group of every question or report")
+        Fault(f"index {i}", "groups", "is no string; name the group of every question or report", repr(group))
         for i, group in enumerate(groups or ())
         if not isinstance(group, str)
     ]
@@ -73,13 +73,13 @@ def require_texts(
     columns = {"predictions": predictions, "references": references, **others}
     require_lists(columns)
     faults = [
-        Fault(f"index {i}", name, f"is {text!r}, not a string; an unanswered question has the prediction ''")
+        Fault(f"index {i}", name, "is no string; an unanswered question has the prediction ''", repr(text))
         for name in ("predictions", "references")
         for i, text in enumerate(columns[name])
         if not isinstance(text, str)
     ]
     faults += [
-        Fault(f"index {i}", "references", f"is {text!r}, which has no words to compare with; drop the question")
+        Fault(f"index {i}", "references", "has no words to compare with; drop the question", repr(text))
         for i, text in enumerate(references)
         if isinstance(text, str) and not tokens(text)
     ]

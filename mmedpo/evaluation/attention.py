@@ -72,7 +72,9 @@ def boxed(samples: Sequence[Sample]) -> list[Sample]:
     chosen = [sample for sample in samples if sample.boxes]
     sizes = {sample.image: open_rgb(sample.image).size for sample in chosen}
     faults = [
-        Fault(sample.id, "boxes", f"{box} lies outside of the image of {width} x {height} pixels; mend or drop it")
+        Fault(
+            sample.id, "boxes", f"lie outside of the image of {width} x {height} pixels; mend or drop them", repr(box)
+        )
         for sample in chosen
         for width, height in [sizes[sample.image]]
         for box in sample.boxes

@@ -47,12 +47,12 @@ def faults(id_: str, row: Mapping[str, Any]) -> list[Fault]:
     """Return faults for fields of wrong types in a line written elsewhere."""
     found = []
     if "prediction" not in row or not (isinstance(said := row["prediction"], str) or is_nothing(said)):
-        shown = repr(row["prediction"]) if "prediction" in row else "absent"
-        found.append(Fault(id_, "prediction", f"is {shown}, not a string; an unanswered question has ''"))
+        given = repr(row["prediction"]) if "prediction" in row else "nothing"
+        found.append(Fault(id_, "prediction", "is no string; an unanswered question has ''", given))
     for name, kind in KEPT.items():
         if not isinstance(row.get(name), kind | None):
             wanted = "a string" if kind is str else "true or false"
-            found.append(Fault(id_, name, f"is {row[name]!r:.40}, not {wanted}; correct or remove it"))
+            found.append(Fault(id_, name, f"is not {wanted}; correct or remove it", repr(row[name])))
     return found
 
 

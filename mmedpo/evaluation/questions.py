@@ -134,7 +134,7 @@ def read(asked: Asked, scoring: Scoring | None = None, load_processor: Callable[
     if (asked.source is None) == (asked.dataset is None):
         raise InputError("Give either --source or --dataset, which hold the questions.")
     found = _of_dataset(asked, load_processor) if asked.source is None else _of_source(asked, scoring, load_processor)
-    with credentialed.quoting_nothing(found.marked):
+    with credentialed.hiding_cells(found.marked):
         refuse_unscorable(found.rows(), scoring)
     return found
 
@@ -163,9 +163,9 @@ def _of_source(asked: Asked, scoring: Scoring, load_processor: Callable[[], Any]
         Path(str(asked.source)), asked.split, seed=asked.seed, official_split=asked.official_split,
         marked=asked.credentialed, image_folders=[*map(Path, asked.image_folders)],
     )  # fmt: skip
-    said = {sample.id: scoring.reference_fault(sample.task, sample.answer) for sample in source.samples}
-    source.faults += [Fault(id_, "answer", sentence) for id_, sentence in said.items() if sentence]
-    source.samples = [sample for sample in source.samples if not said[sample.id]]
+    faults = {one.id: scoring.reference_fault(one.id, "answer", one.task, one.answer) for one in source.samples}
+    source.faults += filter(None, faults.values())
+    source.samples = [sample for sample in source.samples if not faults[sample.id]]
     refuse_faults(source, asked.skip_faulty)  # before the model's processor is loaded
     if (processor := load_processor()) is not None:
         refusals.drop_refused(source, processor)

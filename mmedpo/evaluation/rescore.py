@@ -97,7 +97,7 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
     check_digests(run, before, ("questions", "predictions"))
     shutil.copyfile(run / QUESTIONS, folder / QUESTIONS)
     kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
-    with credentialed.quoting_nothing(credentialed.first([before]) is not None):
+    with credentialed.hiding_cells(credentialed.first([before]) is not None):
         answered = joined(folder / QUESTIONS, run / "predictions.jsonl", scoring)
     return finish(folder, answered, scoring, {**before, **record, "scored_before": kept})
 
@@ -114,7 +114,7 @@ def score_predictions(
         InputError: predictions that do not match the questions by id, or are not strings; all are listed.
     """
     digest = keep(asked.rows(), folder / QUESTIONS)
-    with credentialed.quoting_nothing(asked.marked):
+    with credentialed.hiding_cells(asked.marked):
         answered = joined(folder / QUESTIONS, predictions, scoring)
     return finish(folder, answered, scoring, {
         "format": formats.RESULTS, **record, **asked.record, "questions_sha256": digest, "model": None,

@@ -63,7 +63,7 @@ def load(folders: Sequence[Path]) -> list[Run]:
     left_out = absent(runs)
     faults = [fault for run in runs[1:] for fault in _differences(runs[0], run, left_out)]
     if faults:
-        with credentialed.quoting_nothing(credentialed.first(run.results for run in runs) is not None):
+        with credentialed.hiding_cells(credentialed.first(run.results for run in runs) is not None):
             raise InputError(
                 "The runs cannot be compared, since they did not answer and score the same questions:", faults
             )
@@ -178,7 +178,12 @@ def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fau
     for id_, question in baseline.questions.items():
         twin = run.questions.get(id_, question)
         faults += [
-            Fault(id_, column, f"is {twin[column]!r} in {run.name!r}, but {question[column]!r} in {baseline.name!r}")
+            Fault(
+                id_,
+                column,
+                f"differs between {run.name!r} and {baseline.name!r}",
+                f"{twin[column]!r} and {question[column]!r}",
+            )
             for column in SAME_COLUMNS
             if None not in (twin.get(column), question.get(column)) and twin[column] != question[column]
         ]

@@ -64,15 +64,15 @@ class Scoring:
         """Protocols by folder of eval/, as in results.json."""
         return {part: getattr(self, name) for part, name in PARTS.items()}
 
-    def reference_fault(self, task: str | None, reference: Any) -> str | None:
-        """Return the fault of a gold answer, or None."""
+    def reference_fault(self, row: str, column: str, task: str | None, reference: Any) -> Fault | None:
+        """Return the fault of a row's gold answer in `column`, or None."""
         if isinstance(reference, str) and (
             report_generation.reference_words(reference, self.report_protocol)
             if task == "report"
             else med_vqa.tokens(reference)
         ):
             return None
-        return f"is {reference!r}, which has no words to compare with; drop the question"
+        return Fault(row, column, "has no words to compare with; drop the question", repr(reference))
 
     def score(self, task: str, prediction: str, reference: str) -> Row:
         """Return the task's scores of one answer."""
@@ -178,9 +178,9 @@ def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
     for number, row in _read_lines(path):
         id_ = row.get("id")
         if not isinstance(id_, str) or not id_:
-            faults.append(Fault(f"{path.name}:{number}", "id", f"is {id_!r}; every line needs a string"))
+            faults.append(Fault(f"{path.name}:{number}", "id", "is no string; every line needs one", repr(id_)))
         elif id_ in rows:
-            faults.append(Fault(f"{path.name}:{number}", "id", f"{id_!r} occurs before; keep one line"))
+            faults.append(Fault(f"{path.name}:{number}", "id", "occurs before; keep one line", repr(id_)))
         else:
             rows[id_] = row
     return rows, faults
@@ -259,12 +259,12 @@ def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) ->
     for row in questions:
         task, image = row.get("task"), row.get("image_id")
         if task not in TASKS:
-            faults.append(Fault(row["id"], "task", f"is {task!r}; choose one of: {', '.join(TASKS)}"))
+            faults.append(Fault(row["id"], "task", f"is unknown; choose one of: {', '.join(TASKS)}", repr(task)))
         if not isinstance(image, str):
-            said = f"is {image!r}; name the image, since intervals resample images"
-            faults.append(Fault(row["id"], "image_id", said))
-        if lacking := scoring.reference_fault(task, row.get("reference")):
-            faults.append(Fault(row["id"], "reference", lacking))
+            said = "is no string; name the image, since intervals resample images"
+            faults.append(Fault(row["id"], "image_id", said, repr(image)))
+        if lacking := scoring.reference_fault(row["id"], "reference", task, row.get("reference")):
+            faults.append(lacking)
     return faults
 
 

@@ -223,7 +223,7 @@ def read_upstream(
     named = _named_folders(upstream, settings, options)
     as_of = stamp(upstream, [value for value in asdict(options).values() if isinstance(value, Path)])
     if processes.first:
-        with credentialed.quoting_nothing(settings.credentialed):
+        with credentialed.hiding_cells(settings.credentialed):
             rows = builder.read(upstream, options)
             write_source(
                 rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name,

@@ -114,16 +114,16 @@ class Placed:
         if picture.name in self.names:
             return None
         if safe_paths.leads_out(picture.name):
-            return Fault(row, "image", f"{picture.name!r} {safe_paths.OUTSIDE}")
+            return Fault(row, "image", safe_paths.OUTSIDE, repr(picture.name))
         content = content if isinstance(content, bytes) else _existing_spelling(content)
         if not isinstance(content, bytes) and not content.is_file():
-            return Fault(row, "image", f"{picture.name} is missing in the source; add the file")
+            return Fault(row, "image", "is missing in the source; add the file", repr(picture.name))
         if isinstance(content, zipfile.Path) and (size := tables.size_in(content)) > image_modes.most_bytes():
             return Fault(
-                row, "image", f"{picture.name} has {size:,} bytes, unpacked, which no image needs; drop the row"
+                row, "image", f"has {size:,} bytes, unpacked, which no image needs; drop the row", repr(picture.name)
             )
         if isinstance(content, Path) and not safe_paths.is_below(content.resolve(), self.folders):
-            return Fault(row, "image", f"{picture.name!r} {safe_paths.LINKED}")
+            return Fault(row, "image", safe_paths.LINKED, repr(picture.name))
         target = self.folder / picture.name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ class Placed:
         except OSError as error:
             if error.errno not in IMPOSSIBLE:
                 raise
-            return Fault(row, "image", f"{picture.name!r} names no file that can be written ({error.strerror})")
+            return Fault(row, "image", f"names no file that can be written ({error.strerror})", repr(picture.name))
         if isinstance(content, Path):
             self.homes |= safe_paths.parents([content])
         self.names.add(picture.name)

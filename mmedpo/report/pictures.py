@@ -141,7 +141,9 @@ def attention(folder: Path | None, evaluations: Sequence[Mapping[str, Any]] = ()
         file = folder / str(sample.get("picture"))
         found = picture(file, side=ATTENTION_SIDE) if file.resolve().is_relative_to(folder.resolve()) else None
         if found is None:
-            faults.append(Fault(str(sample.get("id", number)), "picture", f"{sample.get('picture')!r} cannot be shown"))
+            faults.append(
+                Fault(str(sample.get("id", number)), "picture", "cannot be shown", repr(sample.get("picture")))
+            )
         elif len(shown) < ATTENTION_SHOWN:
             shown.append({"question": "", "in_box": {}, **sample, "src": found["src"]})
     if faults or not shown:

@@ -198,8 +198,11 @@ def test_image_is_found_by_its_path_or_else_by_its_base_name(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("0.png", "'0.png' is the name of 2 files; give its whole path"),
-        ("elsewhere/0.png", "'elsewhere/0.png' is not below the source folder; add the file"),  # not another folder's
+        ("0.png", "is the name of 2 files; give its whole path, got '0.png'"),
+        (
+            "elsewhere/0.png",
+            "is not below the source folder; add the file, got 'elsewhere/0.png'",
+        ),  # not another folder's
     ],
 )
 def test_image_that_may_be_another_is_a_fault(make_source: MakeSource, png: bytes, name: str, sentence: str) -> None:
@@ -317,16 +320,20 @@ BOX = {"x": 1, "y": 2, "w": 3, "h": 4}
     [
         ({"image": CUT}, "image", "is empty; every row needs the name of an image file"),
         ({"image": ""}, "image", "is empty"),
-        ({"image": "c.png"}, "image", "'c.png' is not below the source folder; add the file"),
-        ({"image": 5}, "image", "5 is not below the source folder"),
-        ({"image": "scan.nii.gz"}, "image", "'scan.nii.gz' is not below the source folder as one of .png, .jpg, "),
-        ({"masks": "m.png"}, "masks", "'m.png' is not below the source folder; add the file"),
-        ({"masks": ["b.png", "m.png"]}, "masks", "'m.png' is not below the source folder; add the file"),
-        ({"masks": '["m.png"]'}, "masks", "'m.png' is not below the source folder; add the file"),
-        ({"heatmap": "h.npy"}, "heatmap", "'h.npy' is not below the source folder; add the file"),
-        ({"heatmap": ["a.png", "b.png"]}, "heatmap", "is a list, not one text, got ['a.png', 'b.png']"),
+        ({"image": "c.png"}, "image", "is not below the source folder; add the file, got 'c.png'"),
+        ({"image": 5}, "image", "add the file, got 5"),
+        ({"image": "scan.nii.gz"}, "image", "is not below the source folder as one of .png, .jpg, "),
+        ({"masks": "m.png"}, "masks", "is not below the source folder; add the file, got 'm.png'"),
+        ({"masks": ["b.png", "m.png"]}, "masks", "is not below the source folder; add the file, got 'm.png'"),
+        ({"masks": '["m.png"]'}, "masks", "is not below the source folder; add the file, got 'm.png'"),
+        ({"heatmap": "h.npy"}, "heatmap", "is not below the source folder; add the file, got 'h.npy'"),
+        (
+            {"heatmap": ["a.png", "b.png"]},
+            "heatmap",
+            "is a list, not one text; write one text, or a row for each, got ['a.png', 'b.png']",
+        ),
         *(
-            ({"confidence": confidence}, "confidence", f"{confidence!r} is not a number in [0, 1]")
+            ({"confidence": confidence}, "confidence", f"is not a number in [0, 1], got {confidence!r}")
             for confidence in (-0.1, 1.1, "high", math.inf, [0.5])
         ),
         ({"question": CUT}, "question", "is empty; every row needs a question"),
@@ -334,7 +341,7 @@ BOX = {"x": 1, "y": 2, "w": 3, "h": 4}
         ({"answer": CUT}, "answer", "is empty; every row needs a gold answer"),
         ({"answer": None}, "answer", "is empty"),
         ({"answer": "  \n"}, "answer", "is empty"),
-        ({"task": "closedish"}, "task", "'closedish' is unknown; use closed, open or report"),
+        ({"task": "closedish"}, "task", "is unknown; use closed, open or report, got 'closedish'"),
         *(
             ({"boxes": boxes}, "boxes", "boxes are a list of {label, x, y, width (w), height (h)} in pixels, got ")
             for boxes in (
@@ -370,7 +377,7 @@ def test_faulty_row_is_named_and_good_rows_are_kept(
     source = read_source(make_source([row(), row(id="q2", **changes)]))
     (fault,) = source.faults
     assert (fault.row, fault.column) == ("samples.jsonl:2", column)
-    assert sentence in fault.sentence
+    assert sentence in fault.text
     assert [sample.id for sample in source.samples] == ["q1"]
 
 
@@ -416,7 +423,7 @@ def test_every_fault_of_a_row_and_of_all_rows_is_listed(make_source: MakeSource)
 def test_second_row_of_an_id_names_the_first(make_source: MakeSource) -> None:
     source = read_source(make_source([row(), row(question="And what else?"), row(id="q2")]))
     (fault,) = source.faults
-    assert str(fault) == "samples.jsonl:2 [id]: 'q1' was used by samples.jsonl:1; make ids unique"
+    assert str(fault) == "samples.jsonl:2 [id]: was used by samples.jsonl:1; make ids unique, got 'q1'"
     assert [(sample.id, sample.question) for sample in source.samples] == [
         ("q1", "What is seen?"),
         ("q2", "What is seen?"),

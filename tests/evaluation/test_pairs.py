@@ -274,8 +274,8 @@ def test_rows_that_cannot_be_asked_are_listed(model, rows, tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
     [
-        ("task", 9, "is 9; give one of closed_vqa"),
-        ("dispreference", -1, "is -1; give one of hallucinated_response"),
+        ("task", 9, "is none of closed_vqa"),
+        ("dispreference", -1, "is none of hallucinated_response"),
         ("id", "same", "occurs 2 times; ids must be unique"),
         ("id", None, "is empty; every row needs"),
         ("weight", float("nan"), "is not a number; every row needs one"),

@@ -188,11 +188,11 @@ def test_a_line_made_elsewhere_says_nothing_by_null_and_nan(row, expected):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({}, "a [prediction]: is absent, not a string; an unanswered question has ''"),
-        ({"prediction": 5}, "a [prediction]: is 5, not a string; an unanswered question has ''"),
-        ({"prediction": "x", "raw": 5}, "a [raw]: is 5, not a string; correct or remove it"),
-        ({"prediction": "x", "cut": ".."}, "a [cut]: is '..', not true or false; correct or remove it"),
-        ({"prediction": "x", "unanswered": []}, "a [unanswered]: is [], not a string; correct or remove it"),
+        ({}, "a [prediction]: is no string; an unanswered question has '', got nothing"),
+        ({"prediction": 5}, "a [prediction]: is no string; an unanswered question has '', got 5"),
+        ({"prediction": "x", "raw": 5}, "a [raw]: is not a string; correct or remove it, got 5"),
+        ({"prediction": "x", "cut": ".."}, "a [cut]: is not true or false; correct or remove it, got '..'"),
+        ({"prediction": "x", "unanswered": []}, "a [unanswered]: is not a string; correct or remove it, got []"),
     ],
 )
 def test_a_wrong_type_is_the_fault_of_its_line(row, said, asked, tmp_path):

@@ -630,7 +630,7 @@ def test_released_rows_are_kept_or_counted(build: Run, released: Path, tmp_path:
     assert manifest["rejects"] == {
         "chosen and rejected are equal on equal images; nothing can be learned from it": 1,
         "the rejected answer contains the gold answer; it is not wrong": 1,
-        "both sides say 'no'; the rejected answer is not wrong": 1,
+        "both sides say the same, yes or no; the rejected answer is not wrong": 1,
         "the question was asked of the image before": 1,
         "a character of its texts was lost": 1,
         "no single image of that name": 1,

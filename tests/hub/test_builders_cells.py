@@ -44,7 +44,7 @@ def test_image_is_found_in_either_form_of_its_name(tmp_path: Path, png: bytes, d
 
 def test_image_that_is_not_there_in_any_form_is_a_fault(tmp_path: Path) -> None:
     row = {"id": "0", "image": Picture("é.png", tmp_path / "é.png"), "question": "Which?", "answer": "a mass"}
-    with pytest.raises(InputError, match=r"é\.png is missing in the source"):
+    with pytest.raises(InputError, match=r"is missing in the source; add the file, got .*é\.png"):
         written(tmp_path / "made", row)
 
 

@@ -208,7 +208,7 @@ def test_attention_pictures_are_shown_with_their_shares(tmp_path: Path) -> None:
     [
         ({"format": "other"}, "not in the format mmedpo.attention/1"),
         ({"samples": []}, "lists no samples"),
-        ({"sample": {"picture": "../secret.png"}}, r"q1 \[picture\]: '../secret.png' cannot be shown"),
+        ({"sample": {"picture": "../secret.png"}}, r"q1 \[picture\]: cannot be shown, got '../secret.png'"),
         ({"sample": {"picture": "pictures/none.png"}}, "has no usable pictures"),
     ],
 )

@@ -118,7 +118,7 @@ def test_all_kinds_of_faults_are_told_in_one_message(text_rows: Dataset, run_che
         (rows(5), "rejected_images"): "has more or fewer images",
         (rows(6), "rejected"): "has no text",
         (rows(7), "prompt"): "holds '<image>'",
-        (rows(8), "prompt"): "has the role 'doctor'",
+        (rows(8), "prompt"): "has another role than system",
         (rows(9), "chosen"): "has no text, or none that leaves a token",
         (rows(9), "prompt"): "has no text",
         (rows(10), "max_length 200"): "is less than the row's tokens",

@@ -252,7 +252,7 @@ def _require(
     require_texts(predictions, references, tokens, **others)
     kinds = [ANSWER_TYPES.get(TASKS.get(str(given).strip().casefold(), "")) for given in answer_types]
     faults = [
-        Fault(f"index {i}", "answer_types", f"is {given!r}; choose 'closed' or 'open'")
+        Fault(f"index {i}", "answer_types", "is unknown; choose 'closed' or 'open'", repr(given))
         for i, (given, kind) in enumerate(zip(answer_types, kinds, strict=True))
         if kind is None
     ]

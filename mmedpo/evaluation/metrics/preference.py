@@ -141,7 +141,7 @@ def _require(columns: Mapping[str, Sequence[Any]], protocol: str, beta: float) -
     require_lists(columns)
     checks = {"dispreference": _kind_fault, "weight": _weight_fault}
     faults = [
-        Fault(f"index {i}", name, sentence)
+        Fault(f"index {i}", name, sentence, repr(value))
         for name, column in columns.items()
         for i, value in enumerate(column)
         if (sentence := checks.get(name, logp_fault)(value))
@@ -158,13 +158,13 @@ def is_number(value: Any) -> bool:
 def logp_fault(value: Any) -> str | None:
     """Return the fault of a log-probability, or None."""
     if not is_number(value):
-        return f"is {value!r}, not a finite number; leave the sample out, or compute it in float32"
-    return f"is {value:g}, but a log-probability is at most 0; check its sign" if value > ROUNDING else None
+        return "is no finite number; leave the sample out, or compute it in float32"
+    return "is above 0, the most that a log-probability can be; check its sign" if value > ROUNDING else None
 
 
 def _weight_fault(value: Any) -> str | None:
-    return None if is_number(value) and value >= 0 else f"is {value!r}; a weight is a number of 0 or more"
+    return None if is_number(value) and value >= 0 else "is no number of 0 or more"
 
 
 def _kind_fault(value: Any) -> str | None:
-    return None if value in DISPREFERENCES else f"is {value!r}; choose one of: {', '.join(DISPREFERENCES)}"
+    return None if value in DISPREFERENCES else f"is unknown; choose one of: {', '.join(DISPREFERENCES)}"

@@ -107,7 +107,7 @@ def _require(columns: Mapping[str, Sequence[Any]]) -> None:
         raise InputError(f"The columns are {', '.join(COLUMNS)}; missing: {lacking}; unknown: {surplus}.")
     require_lists(columns)
     faults = [
-        Fault(f"index {i}", name, sentence)
+        Fault(f"index {i}", name, sentence, repr(value))
         for name in COLUMNS
         for i, value in enumerate(columns[name])
         if (sentence := logp_fault(value) if name in LOGPS else _correct_fault(value))
@@ -123,4 +123,4 @@ def _require(columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _correct_fault(value: Any) -> str | None:
-    return None if value is None or value in (0, 1) else f"is {value!r}; give 1 or 0, or for a report None"
+    return None if value is None or value in (0, 1) else "is neither 1 nor 0, nor None for a report"

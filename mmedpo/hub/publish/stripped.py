@@ -120,7 +120,7 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     Raises:
         InputError: as `content.checked`; no cell is quoted.
     """
-    with credentialed.quoting_nothing(True):
+    with credentialed.hiding_cells(True):
         shards, _ = content.checked(folder)
     data = {split: [_table(files)] for split, files in shards.items()}
     about = cards.Published(repo_id, "", content.configs(data), content.info(data))

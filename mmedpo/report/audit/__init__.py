@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,8 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
         "rows": counts.rows,
         "standins": {**dict.fromkeys(standins(manifest)), **counts.standins()},
         "counts": counts.labels(),
-        "faults": [asdict(fault) for fault in faults],
-        "shared_groups": [asdict(fault) for fault in homes.faults],
+        "faults": [fault.record() for fault in faults],
+        "shared_groups": [fault.record() for fault in homes.faults],
         "near_duplicates": measured.pictures.near_duplicates(homes.names, homes.splits),
         "rejects": manifest.get("rejects"),
         **flaws.result(),

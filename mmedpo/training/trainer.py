@@ -34,6 +34,7 @@ from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
 
 logger = get_logger(__name__)
 
+COLUMNS = ("prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")  # for the collator
 NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
 
 
@@ -108,9 +109,7 @@ class MMedPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = [
-                *("prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")
-            ]
+            self._signature_columns = [*COLUMNS]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -158,17 +157,16 @@ class MMedPOTrainer(DPOTrainer):
         models = [model for model in (self.model, self.ref_model) if model is not None]
         exact = self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
         was_training = self.model.training
+
+        def logps(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return self.answer_logps(self.model_wrapped, self._prepare_inputs(batch))
+
         self.model_wrapped.eval()
         try:
-            verify_optimisations(
-                self.data_collator, self.args, models, self.train_dataset, self._untrained_logps, exact
-            )
+            verify_optimisations(self.data_collator, self.args, models, self.train_dataset, logps, exact)
         finally:
             self.model_wrapped.train(was_training)
-
-    def _untrained_logps(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.answer_logps(self.model_wrapped, self._prepare_inputs(batch))
 
     def open_reference_cache(self) -> None:
         """Open the cache of the setting `reference_cache`, once; supervised training needs none."""
@@ -208,11 +206,7 @@ class MMedPOTrainer(DPOTrainer):
             unwrapped = self.accelerator.unwrap_model(self.model)
             adapter = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
         checkpointing: Any = self.args.gradient_checkpointing_kwargs
-        with (
-            torch.no_grad(),
-            adapter,
-            disable_gradient_checkpointing(self.model, checkpointing),
-        ):
+        with torch.no_grad(), adapter, disable_gradient_checkpointing(self.model, checkpointing):
             return self.answers(model, inputs, seen)
 
     def reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> torch.Tensor:

@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from mmedpo.training import run
 
 ROOT = Path(__file__).parents[2]
 KILLED = Path(__file__).with_name("killed.py")
@@ -23,6 +26,26 @@ def arguments(preferences: Path, model: Path, output: Path, **changes: object) -
     }  # fmt: skip
     recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml")]
     return recipe + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+class Killed(BaseException):
+    """Ends a training like a kill: nothing more is written."""
+
+
+def interrupt(patch: pytest.MonkeyPatch, done: int, *signals: int) -> None:
+    """Once, in the step after `done` steps, send this process signals, or end the training as a kill would."""
+    step = run.MMedPOTrainer.training_step
+
+    def training_step(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == done:
+            if not signals:
+                patch.setattr(run.MMedPOTrainer, "training_step", step)
+                raise Killed
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return step(self, *args, **kwargs)
+
+    patch.setattr(run.MMedPOTrainer, "training_step", training_step)
 
 
 def launcher(recipe: str) -> list[str]:

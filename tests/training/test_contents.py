@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from launches import arguments, history, largest_difference
+from launches import Killed, arguments, history, interrupt, largest_difference
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
@@ -22,10 +22,6 @@ from mmedpo.training import run
 from mmedpo.training.model import language_model_linears
 
 STEPS = {"use_peft": "false", "max_steps": 3, "save_strategy": "steps", "save_steps": 2, "learning_rate": 2e-3}
-
-
-class Killed(BaseException):
-    """Ends a training like a kill: nothing more is written."""
 
 
 @dataclass
@@ -60,15 +56,8 @@ def killed(preferences: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(given.model)
     get_peft_model(model, LoraConfig(r=4, target_modules=language_model_linears(model))).save_pretrained(given.adapter)
-    step = run.MMedPOTrainer.training_step
-
-    def training_step(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == 2:
-            raise Killed
-        return step(self, *args, **kwargs)
-
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run.MMedPOTrainer, "training_step", training_step)
+        interrupt(patch, 2)
         run.main(given.command())
     return given
 

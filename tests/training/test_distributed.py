@@ -47,15 +47,15 @@ def alone(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        ("ddp", {"prefix_sharing": "false"}),
-        ("zero1", {}),
-        ("zero2", {"prefix_sharing": "false"}),
-        ("zero3", {}),
+        ("zero2", {}),
         ("zero3", {"prefix_sharing": "false", "gradient_checkpointing": "true"}),
-        ("zero3_offload", {}),
+        pytest.param("ddp", {"prefix_sharing": "false"}, marks=slow),
+        pytest.param("zero1", {}, marks=slow),
+        pytest.param("zero2", {"prefix_sharing": "false"}, marks=slow),
+        pytest.param("zero3", {}, marks=slow),
+        pytest.param("zero3_offload", {}, marks=slow),
         pytest.param("ddp", {}, marks=slow),
         pytest.param("zero1", {"prefix_sharing": "false"}, marks=slow),
-        pytest.param("zero2", {}, marks=slow),
         pytest.param("zero3", {"prefix_sharing": "false"}, marks=slow),
         pytest.param("zero3", {"gradient_checkpointing": "true"}, marks=slow),
         pytest.param("zero3_offload", {"prefix_sharing": "false"}, marks=slow),
@@ -73,6 +73,7 @@ def test_two_processes_train_what_one_does(
     assert largest_difference(output, alone) < CLOSE
 
 
+@slow
 def test_lora_starts_under_zero3_as_it_does_in_one_process(command: Command, tmp_path: Path) -> None:
     """To the last bit, in bfloat16; in float32 the next test's checkpoint of step 1 shows it.
 
@@ -128,7 +129,7 @@ def test_lora_starts_from_the_same_bits_in_float32(
     ("recipe", "processes"),
     [
         ("ddp", 1),
-        ("zero3", 2),
+        pytest.param("zero3", 2, marks=slow),
         *(pytest.param(name, 2, marks=slow) for name in ("ddp", "zero1", "zero2", "zero3_offload")),
     ],
 )
@@ -194,7 +195,8 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
         run.main(command(tmp_path / "adapter", use_cpu="false"))
 
 
-@pytest.mark.parametrize("order", ["random", pytest.param("group_by_length", marks=slow)])
+@slow
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_two_processes_go_on_in_the_middle_of_a_later_epoch(
     order: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +231,7 @@ def test_a_trained_projector_goes_on_under_zero_at_its_own_rate(command: Command
     assert largest_difference(output, tmp_path / "alone") < CLOSE
 
 
+@slow
 def test_zero3_evaluates_and_goes_on_from_an_adapter_as_one_process_does(command: Command, tmp_path: Path) -> None:
     run.main(command(tmp_path / "sft", loss_type="sft", loss_weights="1.0", max_steps=2, learning_rate=2e-3))
     changes = {"use_peft": "false", "adapter_name_or_path": tmp_path / "sft", "eval_split": "train", "eval_steps": 4,

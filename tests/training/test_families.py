@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, build
+from families import FAMILIES, IMAGE, build
 from PIL import Image
 from processors import PINPOINTS, PROCESSORS, known_without_video
 from transformers import AutoConfig
@@ -180,6 +180,16 @@ def sides(model: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probabilities of answer tokens in a batch of the collator."""
     plain = {name: value for name, value in rows.items() if name not in ("weight", "kind")}
     return read_answers(model, plain).logps()
+
+
+def test_types_of_tokens_mark_images_for_gemma_and_answers_for_paligemma() -> None:
+    pair = {"images": [picture(0)], "prompt": said("user", QUESTIONS[0]), "chosen": said("assistant", "Yes."),
+            "rejected": said("assistant", "No."), "weight": 1.0}  # fmt: skip
+    gemma, paligemma = (PreferenceCollator(PROCESSORS[name](), share=True) for name in ("Gemma3", "PaliGemma"))
+    rows = gemma([pair])
+    assert rows["token_type_ids"].bool().equal(rows["input_ids"] == IMAGE)
+    rows = paligemma([pair])
+    assert rows["token_type_ids"].bool().equal(rows["segments"] > 0), "answers are outside of its prefix"
 
 
 def test_answers_do_not_depend_on_the_batch(base: Path) -> None:

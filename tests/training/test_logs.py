@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from launches import KILLED, arguments, launch
+from launches import KILLED, Killed, arguments, interrupt, launch
 
 from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.cards import write_adapter_card
 from mmedpo.runs.run_folder import read_json
 from mmedpo.training import record, run
 
+slow = pytest.mark.slow
 TIMES = ("runtime", "_per_second", "train_loss")  # of a start, not of the training
 STEPS = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8}
 EPOCHS = {"max_steps": 5, "eval_split": "train", "logging_strategy": "epoch", "eval_strategy": "epoch"}  # of 3 steps
-
-
-class Killed(BaseException):
-    """Ends a training like a kill: nothing more is written."""
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +39,19 @@ def log(output: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in entry.items() if not key.endswith(TIMES)} for entry in history]
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, done: int, how: str) -> None:
-    """Kill or tell to stop, once, the training that has `done` steps, in its next one."""
-    step = run.MMedPOTrainer.training_step
-
-    def training_step(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == done:
-            monkeypatch.setattr(run.MMedPOTrainer, "training_step", step)
-            if how == "kill":
-                raise Killed
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(run.MMedPOTrainer, "training_step", training_step)
-
-
 @pytest.mark.parametrize(
     ("settings", "done", "how", "logged"),
     [
-        ({**STEPS, "logging_steps": 5}, 4, "kill", [5, 8, 8]),
         (
             {**STEPS, "logging_steps": 5, "logging_first_step": "true", "gradient_accumulation_steps": 2}, 7, "kill",
             [1, 5, 8, 8],
         ),
-        ({**STEPS, "logging_steps": 4, "save_strategy": "no"}, 5, "stop", [4, 8, 8]),
+        pytest.param({**STEPS, "logging_steps": 4, "save_strategy": "no"}, 5, "stop", [4, 8, 8], marks=slow),
         # The checkpoint is that of an epoch's last step, before what transformers does at an epoch's end.
         ({**EPOCHS, "save_strategy": "steps", "save_steps": 3}, 4, "kill", [3, 3, 5, 5, 5]),
-        ({**EPOCHS, "save_strategy": "epoch"}, 3, "stop", [3, 3, 5, 5, 5]),
+        pytest.param({**EPOCHS, "save_strategy": "epoch"}, 3, "stop", [3, 3, 5, 5, 5], marks=slow),
     ],
-    ids=["between logs", "first step and accumulation", "told to stop", "end of an epoch", "told to stop in an epoch"],
+    ids=["first step and accumulation", "told to stop", "end of an epoch", "told to stop in an epoch"],
 )  # fmt: skip
 def test_a_resumed_training_logs_what_an_uninterrupted_one_does(
     settings: dict[str, Any], done: int, how: str, logged: list[int], pairs: Path, tiny_model: Path,
@@ -81,9 +61,10 @@ def test_a_resumed_training_logs_what_an_uninterrupted_one_does(
     whole = log(tmp_path / "whole")
     assert [entry["step"] for entry in whole] == logged
     command = arguments(pairs, tiny_model, tmp_path / "resumed", **settings)
-    interrupt(monkeypatch, done, how)
+    interrupt(monkeypatch, done, *([signal.SIGTERM] if how == "stop" else []))
     with pytest.raises(Killed if how == "kill" else Stopped):
         run.main(command)
+    monkeypatch.undo()
     run.main([*command, "--resume"])
     resumed = log(tmp_path / "resumed")
     assert [entry.keys() for entry in resumed] == [entry.keys() for entry in whole]
@@ -113,7 +94,7 @@ def test_values_that_are_no_finite_numbers_become_null_in_the_trainer_state(tmp_
     assert [entry["loss"] for entry in json.loads(text, parse_constant=pytest.fail)["log_history"]] == [1.5, None]
 
 
-@pytest.mark.slow
+@slow
 def test_two_processes_log_what_one_does_and_both_refuse_another_dataset(
     pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,19 +1,31 @@
-"""Prefix sharing and its fallback against every side computed alone, family by family."""
+"""Prefix sharing and images encoded once, family by family, against every side computed alone with its own images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, SETTINGS, batch, build, differences, pairs, prepare
-from transformers import AttentionMaskInterface
+from datasets import Dataset, concatenate_datasets
+from families import FAMILIES, SETTINGS, batch, build, differences, ours, pairs, prepare
+from transformers import AttentionMaskInterface, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from mmedpo.errors import InputError
 from mmedpo.models.answers import pack
-from mmedpo.training import sharing
+from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.parts import text_model
-from mmedpo.training.sharing import NotApartError, prefix_refusal, read_answers, shared_prefixes
+from mmedpo.training.sharing import (
+    BatchImages,
+    NotApartError,
+    image_refusal,
+    prefix_refusal,
+    read_answers,
+    shared_prefixes,
+)
+from mmedpo.training.trainer import MMedPOTrainer
 
 
 def test_rows_hold_each_prompt_once_and_answers_without_their_last_token() -> None:
@@ -28,31 +40,39 @@ def test_rows_hold_each_prompt_once_and_answers_without_their_last_token() -> No
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-@pytest.mark.parametrize("setting", ["plain", "LoRA, checkpointing", "LoRA, re-entrant checkpointing"])
-def test_loss_and_gradients_are_those_of_each_side_alone(name: str, shared: bool, setting: str) -> None:
-    loss, gradient = differences(name, setting, shared)
-    assert loss < 1e-5 and gradient < 1e-4
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_eager_attention_agrees_too(name: str) -> None:
-    loss, gradient = differences(name, "plain", shared=True, attention="eager")
+@pytest.mark.parametrize(
+    ("setting", "shared", "once", "attention"),
+    [
+        ("plain", True, True, "sdpa"),  # a trained encoder
+        ("plain", True, False, "eager"),
+        ("LoRA, checkpointing", True, True, "sdpa"),
+        ("LoRA, checkpointing", False, True, "sdpa"),
+        ("LoRA, re-entrant checkpointing", True, False, "sdpa"),
+        pytest.param("plain", False, True, "sdpa", marks=pytest.mark.slow),
+        pytest.param("plain", False, False, "sdpa", marks=pytest.mark.slow),
+        pytest.param("LoRA, re-entrant checkpointing", False, False, "sdpa", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_loss_and_gradients_are_those_of_each_side_alone(
+    name: str, setting: str, shared: bool, once: bool, attention: str
+) -> None:
+    loss, gradient = differences(name, setting, shared, attention, once)
     assert loss < 1e-5 and gradient < 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_families_would_show_an_error(name: str) -> None:
-    """Log-probabilities move by far more than the tolerance if answers see each other, or images change."""
-    family, drawn = build(name), pairs()
+    """Log-probabilities move by far more than the tolerance if answers see each other, or images change or swap."""
+    family, drawn = build(name), pairs(images=(1, 1, 1))
     family.model.eval()
-    right = batch(family, drawn, shared=True)
-    leaking = {**right, "segments": torch.zeros_like(right["segments"])}
-    other = {**right, "pixel_values": -right["pixel_values"]}
+    right, once = batch(family, drawn, shared=True), batch(family, drawn, shared=True, once=True)
+    wrong = (
+        {**right, "segments": torch.zeros_like(right["segments"])}, {**right, "pixel_values": -right["pixel_values"]},
+        {**once, "pictures": once["pictures"].flip(0)},
+    )  # fmt: skip
     with torch.no_grad():
-        expected = read_answers(family.model, right).logps()
-        assert (read_answers(family.model, leaking).logps() - expected).abs().max() > 1e-2
-        assert (read_answers(family.model, other).logps() - expected).abs().max() > 1e-2
+        expected = ours(family, right).logps()
+        assert all((ours(family, other).logps() - expected).abs().max() > 1e-2 for other in wrong)
 
 
 @pytest.mark.parametrize("setting", [setting for setting in SETTINGS if "checkpointing" in setting])
@@ -79,12 +99,13 @@ def test_one_batch_may_hold_shared_and_separate_rows() -> None:
 
 def test_nothing_stays_behind_in_transformers_or_the_model() -> None:
     family = build("LLaVA (Llama)")
-    before = AttentionMaskInterface()["sdpa"]
-    rows = batch(family, pairs(), shared=True)
-    with pytest.raises(IndexError), shared_prefixes(family.model, rows["segments"], rows["positions"]):
+    before, rows = AttentionMaskInterface()["sdpa"], batch(family, pairs(), shared=True)
+    sharing = shared_prefixes(family.model, rows["segments"], rows["positions"])
+    with pytest.raises(IndexError), sharing, BatchImages(rows, frozen=True).encoded_once(family.model):
+        assert "get_image_features" in vars(family.model.model)
         raise IndexError
-    assert AttentionMaskInterface()["sdpa"] is before
-    assert not text_model(family.model)._forward_pre_hooks
+    assert AttentionMaskInterface()["sdpa"] is before and not text_model(family.model)._forward_pre_hooks
+    assert "get_image_features" not in vars(family.model.model)
 
 
 def test_a_model_that_does_not_ask_for_the_mask_is_an_error() -> None:
@@ -111,9 +132,62 @@ def test_a_model_whose_head_cannot_be_limited_is_an_error() -> None:
         read_answers(family.model, batch(family, pairs(), shared=False))
 
 
-def test_flash_attention_is_refused() -> None:
-    family = build("LLaVA (Llama)")
-    assert prefix_refusal(family.model) is None
+def test_models_that_cannot_share_are_refused() -> None:
+    family = build("PaliGemma")
+    assert prefix_refusal(family.model) is None and image_refusal(family.model) is None
     text_model(family.model).config._attn_implementation = "flash_attention_2"
     assert "attention 'flash_attention_2' takes no mask" in str(prefix_refusal(family.model))
-    assert sharing.MASKABLE == ("sdpa", "eager")
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+    assert "LlamaForCausalLM has no get_image_features" in str(image_refusal(LlamaForCausalLM(config)))
+
+
+def test_a_frozen_encoder_needs_no_gradient_even_where_checkpointing_asks_for_one() -> None:
+    family = build("LLaVA (Llama)")
+    prepare(family, "LoRA, checkpointing")
+    seen: list[bool] = []
+    projector = family.model.get_base_model().model.multi_modal_projector
+    projector.register_forward_hook(lambda _, args, output: seen.append(output.requires_grad))
+    ours(family, batch(family, pairs(), shared=True, once=True)).logps().sum().backward()
+    ours(family, batch(family, pairs(), shared=True, once=False)).logps().sum().backward()
+    assert seen == [False, True]
+
+
+def mixed(text_rows: Dataset, visual_rows: Dataset) -> Dataset:
+    return concatenate_datasets([text_rows.select(range(6)), visual_rows.select(range(2))])
+
+
+def test_each_distinct_image_is_processed_once_and_rows_say_which_they_show(
+    text_rows: Dataset, visual_rows: Dataset, tiny_model: Path
+) -> None:
+    rows = list(mixed(text_rows, visual_rows))
+    rows[1] = {**rows[1], "images": rows[0]["images"]}  # another question about the same image
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    plain = PreferenceCollator(processor)(rows)
+    once = PreferenceCollator(processor, once=True)(rows)
+    sides = [row["images"] for row in rows] + [row["rejected_images"] or row["images"] for row in rows]
+    distinct = {side[0].tobytes() for side in sides}
+    assert len(once["pixel_values"]) == len(distinct) < len(sides) - 6
+    assert torch.equal(once["pixel_values"][once["pictures"]], plain["pixel_values"])
+    assert all(torch.equal(once[key], plain[key]) for key in plain if key != "pixel_values")
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+def test_one_step_encodes_each_image_once_for_all_rows_and_the_reference(
+    text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer], share: bool
+) -> None:
+    losses, encoded = [], []
+    for once in (True, False):
+        trainer = make_trainer(mixed(text_rows, visual_rows), prefix_sharing=share, encode_images_once=once)
+        trainer.data_collator.share, trainer.data_collator.once = share, once
+        inputs = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+        seen: list[int] = []  # images in each call of the vision tower
+
+        def count(_: Any, args: Any, kwargs: Any, seen: list[int] = seen) -> None:
+            seen.append(len(args[0] if args else kwargs["pixel_values"]))
+
+        trainer.model.get_base_model().model.vision_tower.register_forward_pre_hook(count, with_kwargs=True)
+        losses.append(trainer._compute_loss(trainer.model, inputs, False).item())
+        encoded.append(sum(seen))
+    distinct = len(torch.unique(inputs["pixel_values"], dim=0))
+    assert encoded == [distinct, 2 * len(inputs["input_ids"])]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from launches import ROOT, arguments, history, largest_difference, launcher
+from launches import ROOT, arguments, history, interrupt, largest_difference, launcher
 
 from mmedpo.errors import AlreadyFinished, Stopped
 from mmedpo.models.fingerprint import fingerprint
@@ -23,6 +22,8 @@ from mmedpo.training import callbacks, run, trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
          "lora_dropout": 0.1, "disable_dropout": "false"}  # fmt: skip
+
+slow = pytest.mark.slow
 
 # Each kills the process at a moment: in a step before any checkpoint, while a checkpoint is written, in a step after it
 # (a torn later one beside it), and when all steps are done but nothing is saved.
@@ -52,7 +53,9 @@ def whole(preferences: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
     return output
 
 
-@pytest.mark.parametrize("moment", ["first step", "checkpoint", "later step", "end"])
+@pytest.mark.parametrize(
+    "moment", ["later step", *(pytest.param(moment, marks=slow) for moment in ("first step", "checkpoint", "end"))]
+)
 def test_a_killed_run_ends_in_the_adapter_of_an_uninterrupted_one(
     moment: str, whole: Path, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +132,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_130(
     assert largest_difference(output, whole) < 1e-6
 
 
+@slow
 @pytest.mark.parametrize("told", ["SIGTERM to one of them", "Ctrl-C in their terminal"])
 def test_two_processes_of_which_one_is_told_stop_at_one_step(
     told: str, preferences: Path, tiny_model: Path, tmp_path: Path
@@ -167,7 +171,7 @@ def test_two_processes_of_which_one_is_told_stop_at_one_step(
 def test_a_finished_training_told_to_stop_at_its_last_step_is_finished(
     number: signal.Signals, preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell_at_third_step(monkeypatch, number)
+    interrupt(monkeypatch, 2, number)
     before = [signal.getsignal(known) for known in callbacks.SIGNALS]
     run.main(arguments(preferences, tiny_model, tmp_path / "done", max_steps=3))
     assert (tmp_path / "done" / "training.json").exists()
@@ -180,7 +184,7 @@ def test_a_finished_training_told_to_stop_at_its_last_step_is_finished(
 def test_a_second_ctrl_c_ends_at_once_and_a_launchers_echo_does_not(
     preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    tell_at_third_step(monkeypatch, signal.SIGINT, signal.SIGINT)
+    interrupt(monkeypatch, 2, signal.SIGINT, signal.SIGINT)
     command = arguments(preferences, tiny_model, tmp_path / "out", max_steps=5, save_strategy="no")
     with pytest.raises(Stopped, match="step 3 of 5"):
         run.main(command)
@@ -193,15 +197,3 @@ def test_a_second_ctrl_c_ends_at_once_and_a_launchers_echo_does_not(
         run.main(command)
     assert signal.getsignal(signal.SIGINT) is before
     assert not list((tmp_path / "out.partial").glob("checkpoint-*"))
-
-
-def tell_at_third_step(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals) -> None:
-    step = run.MMedPOTrainer.training_step
-
-    def told(self: run.MMedPOTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == 2:
-            for number in numbers:
-                os.kill(os.getpid(), number)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(run.MMedPOTrainer, "training_step", told)

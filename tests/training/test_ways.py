@@ -199,6 +199,7 @@ def test_evaluation_on_the_way_is_logged_and_drawn(
     assert "![Curves of training](curves.png)" in (tmp_path / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_streamed_dataset_trains_and_resumes(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
     steps = {"streaming": "true", "max_steps": 30, "save_strategy": "steps", "save_steps": 28, "learning_rate": 1e-4}
     run.main(arguments(preferences, tiny_model, tmp_path / "adapter", **steps))
@@ -235,6 +236,11 @@ def test_the_written_recipe_repeats_the_run(
         ({"streaming": "true", "max_steps": -1, "save_strategy": "no"}, "no known length and no epochs: give --max"),
         ({"streaming": "true", "save_strategy": "epoch"}, "no known length and no epochs: give --max"),
         ({"loss_type": "tdpo_kl", "loss_weights": "1.0"}, "has nothing that prefers one side: add sigmoid or ipo or"),
+        ({"loss_type": "robust", "loss_weights": 1.0}, r"loss_type \['robust'\] is not supported"),
+        ({"label_smoothing": 0.1}, "label_smoothing: not supported"),
+        ({"beta": 0.0}, "beta is 0.0; it must be positive"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
+        ({"data_seed": -1}, "data_seed is -1; it must be at least 0"),
         ({"projector_learning_rate": 0.0}, "must be positive"),
         ({"projector_learning_rate": -1.0}, "projector_learning_rate is -1.0; it must be at least 0"),
         ({"learning_rate": "nan"}, "learning_rate is nan; it must be at least 0 and at most 100"),

@@ -87,6 +87,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
 
 
 def _unread(path: str, error: Exception) -> InputError:
+    if "corresponds to no data" in str(error):
+        return InputError(f"{path!r} has no rows. Give another dataset.")
     return InputError(
         f"{path!r} cannot be loaded as a dataset: {hub.why_unread(error, path).removesuffix('.')}. {REMEDY}"
     )

@@ -130,3 +130,10 @@ def test_the_current_folder_is_said_to_hold_no_dataset(tmp_path: Path, monkeypat
     with pytest.raises(InputError) as raised:
         loading.load_splits(".", streaming=True)
     assert "dataset_name" not in str(raised.value) and tmp_path.name in str(raised.value)
+
+
+def test_a_dataset_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"a": [1]}).select([]).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"' has no rows\."):
+        loading.load_splits(str(tmp_path))

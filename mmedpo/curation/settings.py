@@ -157,6 +157,11 @@ class Run(Calling):
         default=None, metadata={"help": "Answered calls, never paid twice; calls.sqlite beside the output by default."}
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache and self.cache.is_dir():
+            raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
+
 
 @dataclass
 class Preview(Run):

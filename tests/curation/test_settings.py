@@ -235,3 +235,10 @@ def test_recipe_and_command_line_give_the_same_settings_and_the_latter_wins(tmp_
 def test_a_sheet_is_a_png_file(name: str) -> None:
     with pytest.raises(InputError, match=r"Give a name that ends with \.png"):
         Preview(Path(name))
+
+
+def test_a_cache_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    """Also of stand-ins, which are not cached."""
+    for kind in (Run, Preview):
+        with pytest.raises(InputError, match="is a folder"):
+            kind(tmp_path / "out.png", cache=tmp_path)

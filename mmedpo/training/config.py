@@ -118,6 +118,8 @@ class MMedPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         if self.deepspeed:
             zero.require()
+            if isinstance(self.deepspeed, str):
+                zero.check_file(self.deepspeed)
         refuse(outside(self) or unfit(self))  # before the parent computes with them
         if self.num_train_epochs == 0 and self.max_steps <= 0:
             raise InputError("num_train_epochs is 0: nothing would be trained. Give a larger number, or max_steps.")

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mmedpo.errors import InputError
+from mmedpo.runs import bounded_json
 
 MISSING = (
     "DeepSpeed: ZeRO needs it, and it is not installed; it is a dependency on Linux alone (marker sys_platform == "
@@ -37,6 +38,23 @@ def require() -> None:
         del sys.modules["deepspeed"]
     if find_spec("deepspeed") is None:
         raise InputError(MISSING)
+
+
+def check_file(settings: str) -> None:
+    """Raise InputError where the file `settings` is no JSON object, of which libraries make a traceback."""
+    file = Path(settings)
+    if not file.is_file():  # libraries also take JSON and base64
+        return
+    try:
+        held = bounded_json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"The DeepSpeed settings {settings} cannot be read as JSON: {error}. Mend the file.") from None
+    stage = held.get("zero_optimization", {}) if isinstance(held, dict) else None
+    if not isinstance(stage, dict) or stage.get("stage", 0) not in range(4):
+        raise InputError(
+            f"The DeepSpeed settings {settings} must be a JSON object, its zero_optimization one with the stage 0, 1, "
+            "2 or 3. Mend the file."
+        )
 
 
 def _asked(words: Sequence[str]) -> bool:

@@ -47,6 +47,23 @@ def test_zero_where_deepspeed_cannot_be_installed_names_the_marker(monkeypatch: 
             ask()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"), ("[1]", "must be a JSON object"),
+        ('{"zero_optimization": 2}', "one with the stage"),
+        ('{"zero_optimization": {"stage": 9}}', "one with the stage"),
+        ('{"zero_optimization": {"stage": "two"}}', "one with the stage"),
+    ],
+)  # fmt: skip
+def test_settings_of_deepspeed_that_cannot_be_read_are_refused_with_their_file(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(InputError, match=rf"ds\.json .*{message}"):
+        MMedPOConfig("out", deepspeed=str(tmp_path / "ds.json"))
+
+
 def test_a_training_without_zero_never_imports_deepspeed(preferences: Path, tiny_model: Path, tmp_path: Path) -> None:
     words = ["train", *arguments(preferences, tiny_model, tmp_path / "out", max_steps=1)]
     code = f"""

@@ -129,6 +129,23 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture
+def hub_here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The loopback Hub as libraries of this process find it too, logged in as `user`, with an empty cache."""
+    import datasets
+    from huggingface_hub import constants
+
+    files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": files, "HF_HUB_OFFLINE": False,
+                        "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(hub.home / "cache")}.items():  # fmt: skip
+        monkeypatch.setattr(constants, name, value)
+    for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_DATASETS_OFFLINE": False}.items():
+        monkeypatch.setattr(datasets.config, name, value)
+    for name, value in {"HF_TOKEN": "write", "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    return hub
+
+
+@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run a command line in this process, in an empty folder; return its exit code and all it printed, errors first."""
     from mmedpo import cli

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,20 +17,13 @@ from test_builders import kaggle, packed, picture, r2gen, slake, write
 from mmedpo.data import loading
 from mmedpo.runs.run_folder import read_json
 
-Build = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def build(hub: Hub, tmp_path: Path) -> Build:
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        standins = WORDS if words[0] != "released" else ()
-        command = [sys.executable, "-m", "mmedpo.cli", "build", str(words[0]), *standins, *map(str, words[1:])]
-        return subprocess.run(
-            command, cwd=tmp_path, env=hub.environment(), text=True, stdin=subprocess.DEVNULL, capture_output=True,
-            check=False,
-        )  # fmt: skip
-
-    return run
+def build(hub_here: Hub, run: Run) -> Run:
+    """Run `mmedpo build ...` with the loopback Hub; stand-ins are asked, but where rows bring their wrong answers."""
+    return lambda *words: run("build", words[0], *(WORDS if words[0] != "released" else ()), *words[1:])
 
 
 def triples(images: int) -> bytes:
@@ -46,7 +37,7 @@ def triples(images: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_vqa_rad_is_read_from_the_hub_at_a_revision(hub: Hub, build: Build, tmp_path: Path) -> None:
+def test_vqa_rad_is_read_from_the_hub_at_a_revision(hub: Hub, build: Run, tmp_path: Path) -> None:
     repo = hub.put(
         "user/vqa-rad", {"data/train-00000-of-00001-a1.parquet": triples(4), "README.md": b"# Copy\n"}, "dataset"
     )
@@ -56,27 +47,27 @@ def test_vqa_rad_is_read_from_the_hub_at_a_revision(hub: Hub, build: Build, tmp_
         api.upload_file(path_or_fileobj=b"", path_in_repo="other.txt", repo_id="user/vqa-rad", repo_type="dataset")
         say(None)
     """)
-    done = build("vqa_rad", "--source", "hub:user/vqa-rad@old", "--output", "out")
-    assert done.returncode == 0, done.stderr
+    code, said = build("vqa_rad", "--source", "hub:user/vqa-rad@old", "--output", "out")
+    assert code == 0, said
     source = read_json(tmp_path / "out" / "manifest.json")["source"]
     assert (source["hub"], source["revision"], source["rows"]) == ("user/vqa-rad", first, 4)
     assert len(loading.load(str(tmp_path / "out"))) == source["questions"] == 4
-    done = build("vqa_rad", "--source", "hub:user/vqa-rad@never", "--output", "other")
-    assert done.returncode == 2 and "user/vqa-rad cannot be downloaded: HTTP 404" in done.stderr
-    assert "Give a local copy as --source." in done.stderr and not list(tmp_path.glob("other*"))
+    code, said = build("vqa_rad", "--source", "hub:user/vqa-rad@never", "--output", "other")
+    assert code == 2 and "user/vqa-rad cannot be downloaded: HTTP 404" in said
+    assert "Give a local copy as --source." in said and not list(tmp_path.glob("other*"))
 
 
-def test_slake_is_read_from_the_hub_with_its_archive(hub: Hub, build: Build, tmp_path: Path) -> None:
+def test_slake_is_read_from_the_hub_with_its_archive(hub: Hub, build: Run, tmp_path: Path) -> None:
     tree = slake(tmp_path / "tree")
     archive = packed(tree / "imgs", tmp_path / "imgs.zip", "imgs/").read_bytes()
     tables = {file.name: file.read_bytes() for file in tree.glob("*.json")}
     hub.put("user/slake", {**tables, "imgs.zip": archive}, "dataset", large=("imgs.zip",))
-    done = build("slake", "--source", "hub:user/slake", "--output", "out")
-    assert done.returncode == 0, done.stderr
+    code, said = build("slake", "--source", "hub:user/slake", "--output", "out")
+    assert code == 0, said
     assert read_json(tmp_path / "out" / "manifest.json")["counts"] == {"hallucinated_response": 2, "lesion_noise": 2}
     hub.put("user/other", {"README.md": b"# No tables\n"}, "dataset")
-    done = build("slake", "--source", "hub:user/other", "--output", "other")
-    assert done.returncode == 2 and "user/other holds nothing like *.json or imgs.zip; give" in done.stderr
+    code, said = build("slake", "--source", "hub:user/other", "--output", "other")
+    assert code == 2 and "user/other holds nothing like *.json or imgs.zip; give" in said
 
 
 def llava(root: Path) -> Path:
@@ -104,67 +95,64 @@ NOISE = ("--localizer", "standin:centre")  # the stand-in writer declines to wri
     ids=["r2gen", "kaggle", "slake", "released"],
 )
 def test_a_mark_beside_what_a_builder_reads_holds(
-    hub: Hub, build: Build, tmp_path: Path, name: str, words: Callable[[Path], tuple[object, ...]]
+    hub: Hub, build: Run, tmp_path: Path, name: str, words: Callable[[Path], tuple[object, ...]]
 ) -> None:
     given = words(tmp_path / "clinic")
     (tmp_path / "clinic" / "CREDENTIALED").touch()
-    done = build(name, *given, "--output", "out", "--chat", "http://models.invalid/v1#writer")
-    assert done.returncode == 2 and ("Nothing was sent" in done.stderr or name == "released"), done.stderr
-    done = build(name, *given, "--output", "out2")
-    assert done.returncode == 0, done.stderr
+    code, said = build(name, *given, "--output", "out", "--chat", "http://models.invalid/v1#writer")
+    assert code == 2 and ("Nothing was sent" in said or name == "released"), said
+    code, said = build(name, *given, "--output", "out2")
+    assert code == 0, said
     assert read_json(tmp_path / "out2" / "manifest.json")["source"]["credentialed"] is True
 
 
-def test_a_name_on_the_hub_marks(hub: Hub, build: Build, tmp_path: Path) -> None:
+def test_a_name_on_the_hub_marks(hub: Hub, build: Run, tmp_path: Path) -> None:
     hub.put("user/mimic-cxr-vqa", {"data/train-00000-of-00001.parquet": triples(4)}, "dataset")
-    done = build("vqa_rad", "--source", "hub:user/mimic-cxr-vqa", "--output", "out")
-    assert done.returncode == 0, done.stderr
+    code, said = build("vqa_rad", "--source", "hub:user/mimic-cxr-vqa", "--output", "out")
+    assert code == 0, said
     assert read_json(tmp_path / "out" / "manifest.json")["source"]["credentialed"] is True
 
 
 def test_the_released_pairs_are_split_alike_from_both_roots_and_train(
-    build: Build, shared_data: Path, tiny_model: Path, tmp_path: Path
+    build: Run, run: Run, shared_data: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     file, data = shared_data / "released" / "vqa-rad_dpo_weighted.json", shared_data / "vqa-rad"
     words = ("released", "--source", file, "--limit", 8, "--split", "train", "--localizer", "standin:centre")
     for name, images in {"out": data, "other": data / "images"}.items():
-        done = build(*words, "--images", images, "--output", name)
-        assert done.returncode == 0, done.stderr
+        code, said = build(*words, "--images", images, "--output", name)
+        assert code == 0, said
     shards = [next((tmp_path / name / "data").glob("*.parquet")).read_bytes() for name in ("out", "other")]
     assert shards[0] == shards[1]
     manifest = read_json(tmp_path / "out" / "manifest.json")
     assert manifest["source"]["rows"] == 1327 and manifest["counts"] == {"hallucinated_response": 8, "lesion_noise": 8}
-    train = [sys.executable, "train.py", "--config", "recipes/quickstart.yaml", "--dataset_name", tmp_path / "out"]
-    train += ["--model_name_or_path", tiny_model, "--max_steps", "2", "--save_strategy", "no"]
-    done = subprocess.run(
-        [*map(str, train), "--output", str(tmp_path / "adapter")], cwd=ROOT, text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    train = ("train", "--config", ROOT / "recipes" / "quickstart.yaml", "--dataset_name", "out", "--max_steps", "2")
+    code, said = run(*train, "--model_name_or_path", tiny_model, "--save_strategy", "no", "--output", "adapter")
+    assert code == 0, said
     assert read_json(tmp_path / "adapter" / "training.json")["rows"] == {"hallucinated_response": 8, "lesion_noise": 8}
 
 
 def test_what_keeps_a_dataset_from_being_published_is_said_before_the_work(
-    hub: Hub, build: Build, tmp_path: Path
+    hub: Hub, build: Run, tmp_path: Path
 ) -> None:
     words = ("slake", "--source", slake(tmp_path / "tree"), "--output", "out", "--yes")
-    for repo, said in {
+    for repo, why in {
         "user/a name": "the name is not allowed", "other/pairs": "is not yours", "../x": "the name is not allowed",
     }.items():  # fmt: skip
-        done = build(*words, "--publish", repo)
-        assert done.returncode == 2 and said in done.stderr, done.stderr
-    done = build(*words, "--publish", "user/pairs", "--fill", "license=")
-    assert done.returncode == 2 and "--fill 'license' says nothing" in done.stderr
-    done = build("slake", "--source", "nowhere", "--output", "out", "--publish", "user/pairs")
-    assert done.returncode == 2 and "The source nowhere does not exist" in done.stderr
+        code, said = build(*words, "--publish", repo)
+        assert code == 2 and why in said, said
+    code, said = build(*words, "--publish", "user/pairs", "--fill", "license=")
+    assert code == 2 and "--fill 'license' says nothing" in said
+    code, said = build("slake", "--source", "nowhere", "--output", "out", "--publish", "user/pairs")
+    assert code == 2 and "The source nowhere does not exist" in said
     assert not list(tmp_path.glob("out*")) and not list(hub.store)
 
 
-def test_a_build_is_published_where_its_card_is_answered(hub: Hub, build: Build, tmp_path: Path) -> None:
+def test_a_build_is_published_where_its_card_is_answered(hub: Hub, build: Run, tmp_path: Path) -> None:
     words = ("slake", "--source", slake(tmp_path / "tree"), "--output", "out", "--publish", "user/pairs")
-    done = build(*words, "--fill", "license=cc-by-4.0", "privacy=Invented images.")
-    assert done.returncode == 0, done.stderr
+    code, said = build(*words, "--fill", "license=cc-by-4.0", "privacy=Invented images.")
+    assert code == 0, said
     card = hub.files("user/pairs", "dataset")["README.md"].decode()
     assert "\nlicense: cc-by-4.0\n" in card and "Invented images." in card
     assert hub.repo("user/pairs", "dataset").private and list(hub.repo("user/pairs", "dataset").tags) == ["v1"]
     commits = len(hub.repo("user/pairs", "dataset").commits)
-    assert build(*words, "--resume").returncode == 0 and len(hub.repo("user/pairs", "dataset").commits) == commits
+    assert build(*words, "--resume")[0] == 0 and len(hub.repo("user/pairs", "dataset").commits) == commits

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hub.server import ROOT, Hub
 
+from mmedpo.hub.publish import publish
+
 
 def test_a_dataset_is_pushed_loaded_and_streamed(hub: Hub) -> None:
     hub.ask("""
@@ -49,21 +51,17 @@ def test_models_processors_and_adapters_are_pushed_and_loaded(hub: Hub) -> None:
     assert hub.repo("user/model").head.files["model.safetensors"].lfs
 
 
-def test_a_metric_is_published_as_a_space_and_loaded_by_name(hub: Hub) -> None:
+def test_a_metric_is_published_as_a_space_and_loaded_by_name(hub_here: Hub) -> None:
     """`evaluate` asks `HF_ENDPOINT` for the script at the tag of its own version first, and then at main."""
-    publish = """
-        api.create_repo("med_vqa", repo_type="space", space_sdk="gradio")
-        api.upload_folder(repo_id="user/med_vqa", repo_type="space", folder_path=sys.argv[1])
-        say(None)
-    """
-    hub.ask(publish, ROOT / "eval" / "med_vqa")
+    publish(ROOT / "eval" / "med_vqa", "user/med_vqa", "metric")
+    hub = hub_here
     hub.calls()
     scores = hub.ask("""
         import evaluate
         metric = evaluate.load("user/med_vqa")
-        say(metric.compute(predictions=["yes"], references=["yes"], answer_types=["closed"]))
+        say(metric.compute(predictions=["yes", "no"], references=["yes", "yes"], answer_types=["closed", "closed"]))
     """)
-    assert scores["closed_accuracy"] == 1.0
+    assert scores["closed_accuracy"] == 0.5
     calls = hub.calls()
     tagged, *others = calls
     assert tagged.startswith("HEAD /spaces/user/med_vqa/resolve/v") and tagged.endswith("/med_vqa.py")

@@ -7,8 +7,7 @@ import io
 import json
 import shutil
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -16,6 +15,7 @@ import pytest
 from chat_server import Answer, ChatServer
 from hub.server import ROOT, Hub
 
+Run = Callable[..., tuple[int, str]]
 PERSON = "Müller, Alice"
 KEYS = {"MMEDPO_API_KEY": "sk-endpoint-key"}
 LOGIN, QUERY = "alice:a-password", "api_key=sk-in-the-query"
@@ -46,28 +46,29 @@ def texts(files: dict[str, bytes]) -> dict[str, str]:
 
 
 def test_nothing_of_the_machine_is_in_what_was_made_on_it(
-    hub: Hub, home: Path, chat_server: ChatServer, tmp_path: Path
+    hub_here: Hub, home: Path, run: Run, chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hub = hub_here
     hub.accounts["hf_secret_token"] = hub.accounts["write"]
+    for name, value in {**KEYS, "HF_TOKEN": "hf_secret_token"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path / "work")
     chat_server.answer = lambda received: Answer('{"score": 0.5, "rationale": "may matter"}')
     port = chat_server.url.rpartition(":")[2].partition("/")[0]
     judge = f"http://{LOGIN}@localhost:{port}/v1?{QUERY}#org/judge"
 
-    def run(*words: object) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "mmedpo", *map(str, words)], env=hub.environment("hf_secret_token", **KEYS),
-            capture_output=True, text=True, check=False, cwd=tmp_path / "work",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+    def done(*words: object) -> None:
+        code, said = run(*words)
+        assert code == 0, said[-3000:]
 
-    run("curate", "--source", f"../users/{PERSON}/corpus", "--split", "preference", "--limit", 8, "--rounds", 1,
+    done("curate", "--source", f"../users/{PERSON}/corpus", "--split", "preference", "--limit", 8, "--rounds", 1,
         "--chat", "standin:rules",
         "--model", home / "tiny vlm", "--judges", judge, f"local:{home.with_name('Müller Alice')}/tiny vlm", "--panel",
         "independent", "--localizer", f"detector:../users/{PERSON}/finder", "--output", home / "pairs")  # fmt: skip
-    run("train", "--config", ROOT / "recipes" / "quickstart.yaml", "--dataset_name", home / "pairs", "--max_steps", 1,
+    done("train", "--config", ROOT / "recipes" / "quickstart.yaml", "--dataset_name", home / "pairs", "--max_steps", 1,
         "--model_name_or_path", f"../users/{PERSON}/tiny vlm", "--output", home / "adapter",
         "--push_to_hub", "true", "--hub_model_id", "user/adapter")  # fmt: skip
-    run("publish", home / "pairs", "user/pairs", "--yes")
+    done("publish", home / "pairs", "user/pairs", "--yes")
 
     files = {f"{kind}/{name}": data for kind, repo in (("dataset", "user/pairs"), ("model", "user/adapter"))
              for name, data in hub.files(repo, kind).items()}  # fmt: skip

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 from chat_server import ChatServer
 from credentialed_tree import FINDINGS, WRONG
 from hub.server import Hub
-from huggingface_hub import DatasetCard, constants
+from huggingface_hub import DatasetCard
 from standins import STANDINS, WORDS
 
 from mmedpo.curation.settings import Run, Settings
@@ -134,10 +132,10 @@ def test_the_dataset_is_marked_and_holds_no_header(house: Path) -> None:
     assert "is credentialed data.**" in (house / "pairs" / "README.md").read_text()
 
 
-def test_from_one_house_over_the_hub_to_another(hub: Hub, house: Path, tmp_path: Path,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def test_from_one_house_over_the_hub_to_another(
+    hub_here: Hub, house: Path, run: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = hub_here
     shutil.copy(house / "calls.sqlite", house / "pairs" / "calls.sqlite")  # a cache copied into the dataset's folder
     (house / "pairs" / "README.md").write_text(f"---\nlicense: other\n---\n\nA person quotes: {FINDINGS[0]}\n")
     done = publish(house / "pairs", "user/weights", endpoint=hub.url, token="write", confirm=lambda _: True)
@@ -156,9 +154,10 @@ def test_from_one_house_over_the_hub_to_another(hub: Hub, house: Path, tmp_path:
     shutil.copytree(house / "tree", other / "somewhere else")
     shutil.copy(house / "calls.sqlite", other / "mine.sqlite")
     command = ["rejoin", "user/weights", "--source", "somewhere else", "--cache", "mine.sqlite", "--output", "pairs"]
-    ran = subprocess.run([sys.executable, "-m", "mmedpo.cli", *command], cwd=other, env=hub.environment("read"),
-                         capture_output=True, text=True, check=False)  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    monkeypatch.chdir(other)
+    monkeypatch.setenv("HF_TOKEN", "read")
+    code, said = run(*command)
+    assert code == 0, said
     assert set(states(other / "pairs").values()) == {IDENTICAL} and len(states(other / "pairs")) == 8
     before, after = rows(house / "pairs"), rows(other / "pairs")
     assert list(after) == list(before)
@@ -361,7 +360,9 @@ def test_nothing_rebuilt_leaves_nothing_and_says_what_was_expected(
     assert not list(tmp_path.glob("pairs*"))
 
 
-def test_a_source_on_the_hub_is_read_there_again(hub: Hub, png: bytes, tmp_path: Path) -> None:
+def test_a_source_on_the_hub_is_read_there_again(
+    hub_here: Hub, run: Callable[..., tuple[int, str]], png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datasets import Dataset, Features, Image, Value
 
     columns = {"image": [{"bytes": png, "path": None}] * 2, "question": ["Is it ill?", "What is it?"],
@@ -369,17 +370,12 @@ def test_a_source_on_the_hub_is_read_there_again(hub: Hub, png: bytes, tmp_path:
     kinds = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
     Dataset.from_dict(columns, kinds).to_parquet(tmp_path / "rows.parquet")
     file = {"data/train-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()}
-    hub.put("flaviagiammarino/vqa-rad", file, "dataset")
+    hub_here.put("flaviagiammarino/vqa-rad", file, "dataset")
 
-    def run(*words: str) -> None:
-        command = [sys.executable, "-m", "mmedpo.cli", *words]
-        ran = subprocess.run(command, cwd=tmp_path, env=hub.environment("read"), capture_output=True, text=True,
-                             check=False)  # fmt: skip
-        assert ran.returncode == 0, ran.stderr[-3000:]
-
-    run("build", "vqa_rad", *WORDS, "--credentialed", "true", "--output", "made")
+    monkeypatch.setenv("HF_TOKEN", "read")
+    assert run("build", "vqa_rad", *WORDS, "--credentialed", "true", "--output", "made")[0] == 0
     strip(tmp_path / "made", tmp_path / "weights")
-    run("rejoin", "weights", "--source", "hub:flaviagiammarino/vqa-rad", "--output", "pairs")
+    assert run("rejoin", "weights", "--source", "hub:flaviagiammarino/vqa-rad", "--output", "pairs")[0] == 0
     assert set(states(tmp_path / "pairs").values()) == {IDENTICAL}
     about = [read_json(tmp_path / name / "manifest.json")["source"] for name in ("made", "pairs")]
     assert about[0] == about[1] and about[0]["hub"] == "flaviagiammarino/vqa-rad"

@@ -41,6 +41,7 @@ def tiny(tmp_path: Path, shared_data: Path) -> Path:
     return tmp_path / "tiny"
 
 
+@pytest.mark.slow
 def test_from_a_source_to_results_on_the_hub(hub: Hub, tiny: Path, shared_data: Path, tmp_path: Path) -> None:
     hub.put("user/tiny", {file.name: file.read_bytes() for file in tiny.iterdir() if file.is_file()})
     output, source = tmp_path / "out", shared_data / "vqa-rad"

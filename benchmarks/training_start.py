@@ -40,7 +40,7 @@ PHASES = {  # what is timed: the function's module and name
     "processor": "mmedpo.training.run.load_processor",
     "preflight": "mmedpo.training.preflight.check",
     "preflight: weights": "mmedpo.training.preflight.rows._weights",
-    "preflight: preferences": "mmedpo.training.preflight.rows._preferences",
+    "preflight: rules": "mmedpo.training.preflight.rows._rules",
     "preflight: images": "mmedpo.training.preflight.rows._images",
     "preflight: texts": "mmedpo.training.preflight.rows._texts",
     "preflight: lengths": "mmedpo.training.preflight.rows._lengths",

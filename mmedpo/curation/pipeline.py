@@ -29,7 +29,7 @@ from mmedpo.data.samples import Sample
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
 from mmedpo.models import vision_language
-from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.formats import STANDIN, STANDIN_KEY
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import Processes
 from mmedpo.runs.provenance import portable
@@ -218,7 +218,7 @@ def _standins(plan: Plan, pairs: Sequence[rows.Pair], disputed: Ledger) -> list[
     makers = {disputed[pair.sample.id]["made_by"] for pair in pairs if pair.dispreference in worded}
     names: list[str] = []
     if plan.sampler and hallucinate.TARGET_MODEL in makers:
-        names.append(vision_language.standin(plan.sampler.name) or "")
+        names.append(vision_language.configured(plan.sampler.name, STANDIN_KEY) or "")
     if plan.writer and makers - {hallucinate.FLIPPED}:
         names.append(plan.writer.chat.name)
     if plan.panel and rows.TEXT_PAIR in kinds:

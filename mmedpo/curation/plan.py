@@ -19,6 +19,7 @@ from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import Sampler
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import STANDINS
+from mmedpo.data import credentialed
 from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatModel
@@ -27,7 +28,7 @@ from mmedpo.models.chat.endpoint import FORMS, EndpointChat, names_endpoint, ope
 from mmedpo.models.chat.limits import Budget
 from mmedpo.models.model_input import longer_side
 from mmedpo.models.refusals import drop_refused
-from mmedpo.models.vision_language import credentialed_source, load_processor
+from mmedpo.models.vision_language import configured, load_processor
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 
@@ -116,7 +117,7 @@ def _trained_on_restricted(settings: Settings) -> str | None:
     asked = [settings.chat or "", *settings.judges] if settings.writes_answers else []
     own = [settings.model] if settings.writes_answers and settings.model else []
     own += [name.removeprefix("local:") for name in asked if name.startswith("local:")]
-    found = ((model, credentialed_source(model)) for model in dict.fromkeys(own))
+    found = ((model, configured(model, credentialed.KEY)) for model in dict.fromkeys(own))
     return next((f"the model {model}, which was trained on {source}" for model, source in found if source), None)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from mmedpo.data import credentialed, hub, placeholders, trust
+from mmedpo.data import hub, placeholders, trust
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
@@ -19,7 +19,6 @@ from mmedpo.models.chat_template import encode, render
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, generation_config
 from mmedpo.models.thoughts import Answer
-from mmedpo.runs import formats
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +30,7 @@ UNLOADABLE = (  # raised by `from_pretrained`
 
 
 def can_see(name: str, revision: str | None = None) -> bool:
-    """Return True where the configuration is a vision-language model's. Raises InputError if nothing loadable has this
-    name.
-    """
+    """Return True where the configuration is a vision-language model's; raises as `configured`."""
     from transformers import AutoModelForImageTextToText
 
     return type(_load_config(name, revision)) in AutoModelForImageTextToText._model_mapping
@@ -74,22 +71,16 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def credentialed_source(name: str, revision: str | None = None) -> str | None:
-    """Return the restricted data that a whole model was trained on, by the key in its configuration; None without it.
+def configured(name: str, key: str, revision: str | None = None) -> Any:
+    """Return a value that this package keeps in a model's configuration; None where there is none.
+
+    Args:
+        key: `credentialed.KEY` or `formats.STANDIN_KEY`.
 
     Raises:
         InputError: no loadable configuration under `name`.
     """
-    return getattr(_load_config(name, revision), credentialed.KEY, None)
-
-
-def standin(name: str) -> str | None:
-    """Return the name of a stand-in ("standin:tiny") from a model's configuration; None for a real model.
-
-    Raises:
-        InputError: the configuration cannot be loaded.
-    """
-    return getattr(_load_config(name, None), formats.STANDIN_KEY, None)
+    return getattr(_load_config(name, revision), key, None)
 
 
 def _load_config(name: str, revision: str | None) -> Any:

@@ -165,7 +165,7 @@ def credentialed_source(run: RunArguments, model: str, revision: str | None, com
     """
     return (
         loading.credentialed_source(run.dataset_name, commit, run.streaming)
-        or vision_language.credentialed_source(model, revision)
+        or vision_language.configured(model, credentialed.KEY, revision)
         or (_of_adapter(run.adapter_name_or_path) if run.adapter_name_or_path else None)
     )
 

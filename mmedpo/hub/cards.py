@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from mmedpo.data import credentialed, licenses, loading
 from mmedpo.errors import InputError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CardData
     from jinja2 import Template
 
+P = ParamSpec("P")
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 GENERATED = ".mmedpo/card.md"  # the card without later edits, to find what a person changed
@@ -48,6 +50,27 @@ class Published:
     dataset_info: Mapping[str, Any]
 
 
+def _of_records(make: Callable[Concatenate[Path, P], str]) -> Callable[Concatenate[Path, P], str]:
+    """Raise an error of the card of `folder` as InputError: a recorded value has another type than mmedpo writes."""
+
+    @wraps(make)
+    def made(folder: Path, *args: P.args, **kwargs: P.kwargs) -> str:
+        from jinja2 import UndefinedError
+
+        try:
+            return make(folder, *args, **kwargs)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError, LookupError, UndefinedError) as error:
+            raise InputError(
+                f"The card of {folder} cannot be written, since a recorded value has another type than mmedpo writes "
+                f"({error}). Copy or download the folder again."
+            ) from error
+
+    return made
+
+
+@_of_records
 def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published: Published | None = None) -> str:
     """Return the README.md of a dataset folder, from its `manifest.json` and, if present, `audit.json`.
 
@@ -75,6 +98,7 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
     )
 
 
+@_of_records
 def stripped_card(folder: Path, published: Published) -> str:
     """Return the README.md of a restricted dataset's published form, from `manifest.json`; raise as `dataset_card`."""
     manifest = _manifest(folder)
@@ -138,6 +162,7 @@ def results_files(folder: Path, comparison: Mapping[str, Any]) -> dict[str, str]
     return {"README.md": card, COMPARISON: results.record(comparison), **results.hub_files(comparison)}
 
 
+@_of_records
 def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> str:
     """Return the README.md of a training folder, from its `training.json` and `trainer_state.json`.
 

@@ -237,7 +237,7 @@ def test_faulty_records_are_refused(tmp_path: Path) -> None:
     folder = changed("dataset", tmp_path, format="other/1")
     with pytest.raises(InputError, match=r"has the format 'other/1'; this version reads 'mmedpo\.manifest/1'"):
         cards.dataset_card(folder)
-    for text, said in (("[]", "has the format None"), ('{"format": "mmedpo.manifest/1"}', "nothing of source, counts")):
+    for text, said in (("[]", "holds no JSON object"), ('{"format": "mmedpo.manifest/1"}', "nothing of source, counts")):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(InputError, match=said):
             cards.dataset_card(folder)
@@ -295,3 +295,13 @@ def test_results_files_are_what_the_card_is_made_of(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
     (folder / "comparison.json").write_text(files["comparison.json"])
     assert cards.adapter_card(folder) == files["README.md"]
+
+
+@pytest.mark.parametrize(("kind", "changes"), [
+    ("dataset", {"calls": {"judge": {"calls": "many"}}}), ("dataset", {"counts": {"lesion_noise": "many"}}),
+    ("dataset", {"rejects": {"no lesion was found": None}}), ("dataset", {"versions": ["0.1.0"]}),
+    ("adapter", {"lora": 3}), ("adapter", {"config": []}),
+])  # fmt: skip
+def test_records_of_other_types_are_refused(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a recorded value has another type"):
+        MAKERS[kind](changed(kind, tmp_path, **changes))

@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -44,7 +43,7 @@ from mmedpo.report import audit
 from mmedpo.runs import packaged, writable
 from mmedpo.runs.options import option
 from mmedpo.runs.processes import ALONE, Processes
-from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, short_folder, write_json
+from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, scratch_folder, short_folder, write_json
 
 HUB = "hub:"
 # Options of rejected responses and judges; unused if both come with the data.
@@ -199,8 +198,8 @@ def build(
 
 def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, run: Build) -> None:
     """Read the source again; raise InputError if the finished dataset was made of another one."""
-    with TemporaryDirectory(dir=run.output.resolve().parent, prefix=".mmedpo-") as folder:
-        read_upstream(builder, upstream, settings, options, Path(folder), ALONE)
+    with scratch_folder(run.output.resolve()) as folder:
+        read_upstream(builder, upstream, settings, options, folder, ALONE)
         check_finished(settings, run.output)
 
 

@@ -181,14 +181,25 @@ def short_folder(output: Path) -> Iterator[Path]:
     interrupted = output.with_name(output.name + ".partial")
     if interrupted.exists():
         raise InputError(f"{interrupted} holds an interrupted run; choose another --output, or remove it first.")
+    with scratch_folder(output) as working:
+        writable.refuse_existing(output)  # another process may just have finished it
+        yield working
+        working.replace(output)
+        (output / LOCK).unlink(missing_ok=True)  # after the rename, else another process could lock a new file
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `output`, which is removed at the end; after a kill, by the next run of its name.
+
+    Raises:
+        InputError: another process uses it; it is not writable; the disk is full.
+    """
     working = writable.beside(output)
     with _plain_faults(output, "Free some space and run the same command again."), _locked(working):
         try:
-            writable.refuse_existing(output)  # another process may just have finished it
-            _empty(working)  # a killed run may have left files
+            _empty(working)
             yield working
-            working.replace(output)
-            (output / LOCK).unlink(missing_ok=True)  # after the rename, else another process could lock a new file
         finally:
             shutil.rmtree(working, ignore_errors=True)
 

@@ -264,6 +264,7 @@ def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
     assert code == 0 and "questions since this run began: 5 changed, and done again." in caplog.text
     pairs = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in loading.load("out")}
     assert pairs == {("yes", "no"), ("no", "yes"), ("No.", "Yes.")}  # "no" of the files that did not change
+    (tmp_path / ".out.writing" / "source").mkdir(parents=True)  # of a check that was killed
     code, output = build(*words, "--resume")
     assert code == 0 and "nothing to resume" in output
     change("No.", "no")
@@ -839,6 +840,7 @@ def test_a_source_is_kept_also_after_a_kill_at_the_very_end(
     with monkeypatch.context() as patch:
         patch.setattr(builders, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert build(*words)[0] == 130
+    (tmp_path / ".out.writing" / "source").mkdir(parents=True)  # of a check that was killed
     code, output = build(*words, "--resume")
     assert code == 0 and "nothing to resume" in output
     assert (tmp_path / "kept" / "samples.jsonl").exists() and not (tmp_path / "out" / "source").exists()

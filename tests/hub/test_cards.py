@@ -237,7 +237,10 @@ def test_faulty_records_are_refused(tmp_path: Path) -> None:
     folder = changed("dataset", tmp_path, format="other/1")
     with pytest.raises(InputError, match=r"has the format 'other/1'; this version reads 'mmedpo\.manifest/1'"):
         cards.dataset_card(folder)
-    for text, said in (("[]", "holds no JSON object"), ('{"format": "mmedpo.manifest/1"}', "nothing of source, counts")):
+    for text, said in (
+        ("[]", "holds no JSON object"),
+        ('{"format": "mmedpo.manifest/1"}', "nothing of source, counts"),
+    ):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(InputError, match=said):
             cards.dataset_card(folder)

@@ -391,18 +391,18 @@ def test_examples_of_a_whole_comparison_stay_here(hub: Hub, send: Callable[..., 
     )
 
 
-def test_rows_say_where_they_are_from_though_the_manifest_says_otherwise(house: Path, hub: Hub, tmp_path: Path) -> None:
+def test_rows_say_where_they_are_from_though_the_manifest_says_otherwise(
+    house: Path, hub_here: Hub, run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
     pairs = Path(shutil.copytree(house / "pairs", tmp_path / "pairs"))
     manifest = read_json(pairs / "manifest.json")
     write_json(
         pairs / "manifest.json",
         {**manifest, "source": {**manifest["source"], "name": "x", "license": "mit", "credentialed": False}},
     )
-    command = [sys.executable, "-m", "mmedpo.cli", "publish", str(pairs), "user/it", "--yes"]
-    ran = subprocess.run(command, env=hub.environment(), capture_output=True, text=True, check=False, cwd=hub.home)
-    assert ran.returncode == 0, ran.stderr
-    assert "no text and no image" in ran.stdout
-    assert not credentialed_tree.found(house / "tree", received(hub))
+    code, said = run("publish", pairs, "user/it", "--yes")
+    assert code == 0 and "no text and no image" in said
+    assert received(hub_here) and not credentialed_tree.found(house / "tree", received(hub_here))
 
 
 # Training.

@@ -20,7 +20,8 @@ class Answer:
     bytes, and then the connection ends; or nothing and a TCP reset.
 
     `usage` are tokens of prompt and answer, `finish` is the finish_reason, `reasoning` a thought that the server split
-    off, `content` what stands in place of the text, `served` further fields.
+    off, `content` what stands in place of the text, `served` further fields,
+    `early` bytes behind the answer, which nobody asked for.
     """
 
     text: str | None = ""
@@ -35,6 +36,7 @@ class Answer:
     reasoning: str | None = None
     content: Any = None
     served: Mapping[str, Any] = field(default_factory=dict)
+    early: bytes = b""
 
     def payload(self) -> bytes:
         if self.body is not None:
@@ -178,7 +180,7 @@ class ChatServer:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
-                self.wfile.write(payload[: answer.cut])
+                self.wfile.write(payload[: answer.cut] + answer.early)
 
             def log_message(self, *arguments: object) -> None:
                 pass

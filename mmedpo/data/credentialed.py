@@ -89,14 +89,14 @@ def first(records: Iterable[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def is_yes(cell: Any) -> bool:
-    """Return True if a cell of the column `credentialed` marks its source."""
-    return str(cell).strip().lower() in YES
+def is_no(cell: Any) -> bool:
+    """Return True if a cell of the column `credentialed` is empty or no; any other, even an unknown word, marks."""
+    return cell is None or str(cell).strip().lower() in NO
 
 
 def is_answer(cell: Any) -> bool:
     """Return True if a cell of the column `credentialed` is empty, yes or no."""
-    return cell is None or str(cell).strip().lower() in (*YES, *NO)
+    return is_no(cell) or str(cell).strip().lower() in YES
 
 
 def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:

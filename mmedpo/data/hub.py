@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ ATTEMPTS = 5
 CONFLICTS = (409, 412)  # a concurrent commit
 PASSING = (408, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 300.0  # seconds; a longer wait is reported as an error
+LONGEST_SAID = 1000  # characters of an error; a server's may have megabytes
 LOGIN = "Run `hf auth login`, or set HF_TOKEN, with a token that may write (https://huggingface.co/settings/tokens)."
 ADVICE = {
     400: "The Hub does not take this request; change what it names.",
@@ -184,10 +185,11 @@ def patience(error: BaseException) -> float:
     from huggingface_hub.utils import parse_ratelimit_headers
 
     headers = getattr(getattr(error, "response", None), "headers", {})
-    if status_of(error) == 429 and (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
+    with suppress(ValueError, OverflowError):  # thousands of digits
+        if status_of(error) == 429 and (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
     seconds = headers.get("retry-after", "").strip()
-    return float(seconds) if seconds.isdigit() else 0.0
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
 def status_of(error: BaseException) -> int:
@@ -263,11 +265,11 @@ def _is_of_the_network(error: BaseException) -> bool:
 
 def _reply(error: BaseException) -> str:
     message = getattr(error, "server_message", None) or _first_line(error)
-    return " ".join(str(message).split()).rstrip(".")
+    return " ".join(str(message).split())[:LONGEST_SAID].rstrip(".")
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_SAID]
 
 
 def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any] | None:

@@ -90,10 +90,10 @@ def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict
     """Yield (file and line, row by `COLUMNS`), and add the table's columns to `columns`, in its order."""
     for where, raw in read_table(table):
         columns.update(dict.fromkeys(name for name in raw if name not in (FAULT, None)))
-        if FAULT in raw:
-            yield where, raw
-            continue
         row = row_of(raw)
+        if FAULT in raw:
+            yield where, {**row, FAULT: raw[FAULT]}
+            continue
         if row["question"] is None and row["labels"] is not None:
             yield from _finding_questions(where, row)
         else:
@@ -128,12 +128,12 @@ def read_sample(
     where: str, row: dict[str, Any], root: Path, images: Files, name: str, license: str
 ) -> tuple[Sample | None, list[Fault]]:
     """Return the sample of one row, or None and all faults of the row."""
+    image = find_file(where, "image", row["image"], root, images)  # of faulty rows too: its folder may mark the source
     if FAULT in row:
         return None, [Fault(where, *row[FAULT])]
     if faults := [Fault(where, *found) for found in form_faults(row)]:
         return None, faults
     answer, question = (as_text(row[column]).strip() for column in ("answer", "question"))
-    image = find_file(where, "image", row["image"], root, images)
     if row["image"] is None:
         image = Fault(where, "image", "is empty; every row needs the name of an image file")
     if isinstance(image, Fault):

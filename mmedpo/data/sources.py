@@ -4,13 +4,13 @@ Columns are found by their usual names (`columns.COLUMNS`). Rows with lesion box
 NIH ChestX-ray14's list of boxes, become questions about those findings.
 
 A source is restricted (docs/restricted.md) by its name, licence, table's name or a folder of its path; by a file
-`CREDENTIALED` in its folder; by a row with `credentialed: true`; or by the caller. The licence of each sample then
-names it as restricted.
+`CREDENTIALED` in its folder; by a row whose `credentialed` says anything but no; or by the caller. The licence of each
+sample then names it as restricted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mmedpo.data import credentialed, gold, licenses, safe_paths, splits
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
 from mmedpo.data.images import UnusableImage, digest, open_rgb
-from mmedpo.data.samples import Sample, image_files, questions, read_heat, read_sample
+from mmedpo.data.samples import Files, Sample, image_files, questions, read_heat, read_sample
 from mmedpo.data.tables import find_table
 from mmedpo.data.text import unit_interval
 from mmedpo.errors import Fault, InputError
@@ -129,10 +129,12 @@ def read_source(
     taken: dict[str, str] = {}
     studies: dict[str, str] = {}
     columns: dict[str, None] = {}
+    origins = dict.fromkeys([name, license])  # sources and licences, of faulty rows too
     nameless = 0
     for where, row in questions(table, columns):
-        if credentialed.is_yes(row.get("credentialed")):
+        if not credentialed.is_no(row["credentialed"]):
             source.marked_by = source.marked_by or f"the row {where}"
+        origins.update(dict.fromkeys(map(str, (row["source"], row["license"]))))
         sample, faults = read_sample(where, row, root, images, name, license)
         if sample and taken.setdefault(sample.id, where) != where:
             faults = [Fault(where, "id", f"was used by {taken[sample.id]}; make ids unique", repr(sample.id))]
@@ -148,7 +150,7 @@ def read_source(
         check_columns(table, columns)
     _read_files(source)
     _unify_patients(source)
-    _apply_mark(source)
+    _apply_mark(source, origins, images)
     if source.samples:
         source.name = source.samples[0].source
         _apply_split(source, _resolve_studies(source, studies), split, official_split)
@@ -207,11 +209,13 @@ def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
         raise
 
 
-def _apply_mark(source: Source) -> None:
-    """Mark the source by names, licences and folders of files too; then redact its faults and mark its licences."""
-    texts = [source.name, source.license, *(text for one in source.samples for text in (one.source, one.license))]
-    known = credentialed.telling(dict.fromkeys(texts))
-    files = (file for sample in source.samples for _, file in _files(sample))
+def _apply_mark(source: Source, origins: Iterable[str], images: Files) -> None:
+    """Mark the source by names, licences and folders of files too; then redact its faults and mark its licences.
+
+    Faulty rows count: their cells would be quoted, and one damaged image more must not unmark the others.
+    """
+    known = credentialed.telling(origins)
+    files = (file for file in images.known.values() if isinstance(file, Path))
     source.marked_by = source.marked_by or (known and f"the name or licence {known!r}")
     source.marked_by = source.marked_by or credentialed.of_folders(safe_paths.parents(files))
     if source.marked_by:

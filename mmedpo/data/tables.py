@@ -93,7 +93,8 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = csv.DictReader(io.StringIO(text))
         _check_header(table, rows.fieldnames or [])
         for number, row in enumerate(rows, start=2):
-            yield f"{table.name}:{number}", {FAULT: WIDE} if None in row else _parse_truth_values(row)
+            wide = {FAULT: WIDE} if row.pop(None, None) else {}
+            yield f"{table.name}:{number}", _parse_truth_values(row) | wide
     elif table.suffix == ".json":
         rows = json_file(table)
         if not isinstance(rows, list):

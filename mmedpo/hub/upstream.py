@@ -51,16 +51,17 @@ def write_source(
         with whole_archives(name):
             files = Placed(folder, folders)
             rows, precomputed, faults = _write(_as_published(items, name), name.replace("_", "-"), files, source_name)
-        if faults and not skip_faulty:
-            count = len({fault.row for fault in faults})
-            raise InputError(
-                f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
-            )
-        if rows == len(faults) + len(precomputed.rejects):
-            counts = Counter(reject.reason for reject in precomputed.rejects)
-            raise InputError(f"None of {rows} rows of {name} gives a question: {dict(counts.most_common())}.", faults)
-        precomputed.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
         marked = {"credentialed": True} if credentialed.of_folders(files.homes) else {}
+        with credentialed.hiding_cells(bool(marked)):
+            if faults and not skip_faulty:
+                count = len({fault.row for fault in faults})
+                raise InputError(
+                    f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
+                )
+            if rows == len(faults) + len(precomputed.rejects):
+                counts = dict(Counter(reject.reason for reject in precomputed.rejects).most_common())
+                raise InputError(f"None of {rows} rows of {name} gives a question: {counts}.", faults)
+        precomputed.rejects.extend(Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in faults)
         ledger.update({"given": asdict(precomputed), "about": {**about, **marked, "rows": rows}, "as_of": as_of})
     ledger.close()
 

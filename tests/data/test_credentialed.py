@@ -117,6 +117,34 @@ def test_a_table_or_a_folder_marks_its_source(make_source: MakeSource, mark: dic
     assert read_source(make_source(**mark)).credentialed
 
 
+@pytest.mark.parametrize(("bad", "evidence"), [
+    (row(credentialed="restricted"), "the row samples.jsonl:2"),
+    (row(credentialed=[True]), "the row samples.jsonl:2"),
+    (row(credentialed=True, task=SECRET), "the row samples.jsonl:2"),
+    (row(source="PadChest", task=SECRET), "the name or licence 'PadChest'"),
+    (row(license="physionet-credentialed-1.5.0", question="", task=SECRET), "the name or licence 'physionet"),
+    (row(image="mimic/c.png", task=SECRET), "the name 'mimic'"),
+    (row(image="mimic/c.png", answer=[SECRET]), "the name 'mimic'"),
+    (row(image="mimic/broken.png", task="open"), "the name 'mimic'"),
+    ({"image": "mimic/c.png", "labels": {SECRET: 1}}, "the name 'mimic'"),
+])  # fmt: skip
+def test_a_faulty_row_marks_its_source_too(make_source: MakeSource, bad: dict[str, Any], evidence: str) -> None:
+    folder = make_source([row(id="1"), bad])
+    (folder / "mimic").mkdir()
+    shutil.copy(folder / "a.png", folder / "mimic" / "c.png")
+    (folder / "mimic" / "broken.png").write_bytes(b"no picture")
+    source = read_source(folder)
+    assert str(source.marked_by).startswith(evidence) and [one.id for one in source.samples] == ["1"]
+    assert [one.license for one in source.samples] == ["unknown (credentialed)"]
+    assert source.faults and "ecret" not in " ".join(map(str, source.faults)) and "restricted" not in str(source.faults)
+
+
+def test_a_row_with_too_many_cells_marks_its_source_too(make_source: MakeSource) -> None:
+    table = "image,question,answer,Credentialed\na.png,Is it ill?,yes,no\na.png,Is it ill?,yes,true,more\n"
+    source = read_source(make_source(text=table, table="t.csv"))
+    assert source.marked_by == "the row t.csv:3" and len(source.samples) == len(source.faults) == 1
+
+
 @pytest.mark.parametrize(("name", "table", "known"), [
     ("physionet.org/files/mimic-cxr-jpg/2.0.0", "samples.jsonl", "mimic-cxr-jpg"),
     ("data", "mimic_cxr_vqa.jsonl", "mimic_cxr_vqa"),

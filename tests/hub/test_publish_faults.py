@@ -4,6 +4,7 @@ publication finishes when it is gone."""
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -14,13 +15,14 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from httpx2 import ReadTimeout
 from hub.publishable import make_adapter
 from hub.server import Hub
 from hub.store import Blob
 from huggingface_hub import constants
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from mmedpo.data import hub as words
 from mmedpo.errors import InputError
@@ -186,6 +188,26 @@ def test_the_hubs_own_patience_is_kept(hub: Hub, send: Send, waits: list[float])
     waits.clear()
     hub.fail(STEPS["tag"], status=429, headers={"RateLimit": '"api";r=0;t=11'})
     assert send("user/other").tag == "v1" and waits == [11.0]
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [
+    ({"Retry-After": "7"}, 7.0), ({"Retry-After": "\u00b2"}, 0.0), ({"Retry-After": "-1"}, 0.0), ({}, 0.0),
+    ({"Retry-After": "9" * 5000}, math.inf), ({"Retry-After": "nan"}, 0.0), ({"Retry-After": "1e9"}, 0.0),
+    ({"RateLimit": '"api";r=0;t=11'}, 11.0), ({"RateLimit": f'"api";r=0;t={"9" * 400}'}, 0.0),
+    ({"RateLimit": f'"api";r=0;t={"9" * 5000}', "Retry-After": "3"}, 3.0),
+])  # fmt: skip
+def test_patience_of_absurd_headers(headers: dict[str, str], seconds: float) -> None:
+    response = httpx2.Response(
+        429, headers=httpx2.Headers(headers, encoding="utf-8"), request=httpx2.Request("GET", "http://hub")
+    )
+    assert words.patience(HfHubHTTPError("slow down", response=response)) == seconds
+
+
+def test_a_long_error_of_a_server_is_cut(hub: Hub, send: Send) -> None:
+    hub.fail(STEPS["commit"], status=400, message="x" * 100_000, times=9)
+    with pytest.raises(InputError, match="HTTP 400: xxx") as raised:
+        send()
+    assert len(str(raised.value)) < 2000
 
 
 def test_without_a_disk_to_write_to_it_is_published_all_the_same(

@@ -105,8 +105,9 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     login = (place.username, place.password) if place.userinfo else None
     # httpx2 logs URLs, so the login is removed.
     place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
-    headers = {"authorization": f"Bearer {key}"} if key and not login else {}
-    pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    # A second answer on a connection that is kept, sent ahead of time, would be taken for that to the next request.
+    headers = {"connection": "close"} | ({"authorization": f"Bearer {key}"} if key and not login else {})
+    pool = httpx2.Limits(max_connections=connections)
     # A server's cookies would grow with each reply and be sent back to it.
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     client = httpx2.AsyncClient(

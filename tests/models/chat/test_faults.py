@@ -192,3 +192,11 @@ def test_a_server_that_fails_on_everything_from_the_start_is_said_so(chat_server
     chat_server.answer = lambda received: Answer("CUDA error", 500)
     with pytest.raises(InputError, match="not even a trivial one: HTTP 500: CUDA error"):
         endpoint().complete([ask()])
+
+
+def test_an_answer_ahead_of_time_is_no_answer_to_the_next_question(chat_server, endpoint, ask):
+    body = Answer("early").payload()
+    early = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    chat_server.answer = lambda received: Answer(f"to {received.text}", early=early)
+    replies = endpoint(concurrency=1).complete([ask(f"question {number}") for number in range(3)])
+    assert [reply.text for reply in replies] == ["to question 0", "to question 1", "to question 2"]

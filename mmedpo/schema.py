@@ -18,7 +18,7 @@ import numpy as np
 
 from mmedpo.data import placeholders
 from mmedpo.data.images import fault as image_fault
-from mmedpo.data.text import carries, folded, polarity, unit_interval
+from mmedpo.data.text import carries, folded, number_of, polarity, unit_interval
 from mmedpo.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
         if repeated := ids.repeated():
             faults += repeated_ids(Counter(id for id in _ids(shards) if hash(id) in repeated))
         if faults:
-            raise InputError(f"{len(faults)} faults in the rows to be written:", faults)
+            raise InputError(f"{number_of(len(faults), 'faults')} in the rows to be written:", faults)
         for left in {*data.glob(f"{split}-*")} - {*shards}:
             left.unlink()
         for number, shard in enumerate(shards):

@@ -72,7 +72,7 @@ class Split:
         return text
 
     def _counts(self) -> str:
-        return ", ".join(f"{part} {rows:,} rows" for part, rows in self.rows.items())
+        return ", ".join(f"{part} {number_of(rows, 'rows')}" for part, rows in self.rows.items())
 
 
 def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split:

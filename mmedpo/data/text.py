@@ -27,8 +27,8 @@ _PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
 
 
 def number_of(number: int, nouns: str) -> str:
-    """Return a number with its noun: (1204, "images") -> "1,204 images", (1, "images") -> "1 image"."""
-    return f"{number:,} {nouns if number != 1 else nouns.removesuffix('s')}"
+    """Return a number with its noun: (1204, "images") -> "1,204 images", (1, "entries") -> "1 entry"."""
+    return f"{number:,} {nouns if number != 1 else re.sub('ies$', 'ys', nouns).removesuffix('s')}"
 
 
 def words(text: str) -> list[str]:

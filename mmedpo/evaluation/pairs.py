@@ -15,7 +15,7 @@ from rich.progress import track
 
 from mmedpo import schema
 from mmedpo.data.images import digest, open_rgb, size
-from mmedpo.data.text import unit_interval
+from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.answering import LocalModel
 from mmedpo.evaluation.contents import QUESTIONS, keep
@@ -245,7 +245,7 @@ def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
         if question["task"] != "report" and not med_vqa.tokens(question["reference"]):
             faults.append(Fault(row["id"], "chosen", "has no words to compare an answer with; drop the row"))
     if faults:
-        raise InputError(f"{len(faults)} faults in the `lesion_noise` rows:", faults)
+        raise InputError(f"{number_of(len(faults), 'faults')} in the `lesion_noise` rows:", faults)
 
 
 def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
@@ -259,7 +259,9 @@ def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
         for row in rows
     ))  # fmt: skip
     if faults:
-        raise InputError(f"The model's processor refuses {len({fault.row for fault in faults})} rows:", faults)
+        raise InputError(
+            f"The model's processor refuses {number_of(len({fault.row for fault in faults}), 'rows')}:", faults
+        )
 
 
 def other_patients(questions: Sequence[Row], seed: int) -> list[int]:

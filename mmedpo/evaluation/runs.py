@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmedpo.data import credentialed
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metrics.base import Metric
 from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
@@ -167,7 +168,7 @@ def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fau
     for one, other in ((baseline, run), (run, baseline)):
         lacking = sorted(one.questions.keys() - other.questions.keys())
         if lacking:
-            said = f"lacks {len(lacking)} questions of {one.name!r}: {first_ids(lacking)}"
+            said = f"lacks {number_of(len(lacking), 'questions')} of {one.name!r}: {first_ids(lacking)}"
             faults.append(Fault(other.name, "id", said))
     ours, theirs = definitions(run, left_out), definitions(baseline, left_out)
     faults += [

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, visual_reliance
@@ -150,7 +151,8 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
     if faults:
         unmatched = _apart(len(questions), missing, len(predictions), surplus)
         raise InputError(
-            f"{portable(str(predictions_file))} cannot be scored: {len(faults)} faults.{unmatched}", faults
+            f"{portable(str(predictions_file))} cannot be scored: {number_of(len(faults), 'faults')}.{unmatched}",
+            faults,
         )
     return [(row, reread(predictions[id_])) for id_, row in questions.items()]
 
@@ -245,7 +247,7 @@ def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) 
     """Raise InputError, which lists all `question_faults`, if there are any."""
     faults = question_faults(questions, scoring)
     if faults:
-        raise InputError(f"{len({fault.row for fault in faults})} questions cannot be scored:", faults)
+        raise InputError(f"{number_of(len({fault.row for fault in faults}), 'questions')} cannot be scored:", faults)
 
 
 def picture(question: Row) -> str:

@@ -279,10 +279,10 @@ def test_the_last_line_says_that_stand_ins_made_rows(
         return
     assert all(text.startswith("Not for real use." if text is last else "**Not for real use.**") for text in said[:2])
     assert all(says(text, "stand-in") for text in said) and says(last, named) and says(first, named)
-    assert says(said[2], "standin:rules", "standin:strict (1 rows)", "lesion_noise: its only score is 1, so each")
+    assert says(said[2], "standin:rules", "standin:strict (1 row)", "lesion_noise: its only score is 1, so each")
     assert run("audit", tmp_path / "out", "--output", tmp_path / "out-audit")[0] == 0
     page = (tmp_path / "out-audit" / "audit.html").read_text(encoding="utf-8")
-    assert says(page, "Not for real use.", "standin:strict (1 rows)", "its only score is 1")
+    assert says(page, "Not for real use.", "standin:strict (1 row)", "its only score is 1")
 
 
 def test_recipe_gives_what_the_same_options_give_and_the_command_line_wins(

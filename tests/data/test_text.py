@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from mmedpo.data.text import carries, clauses, folded, plain, polarity, unit_interval, words
+from mmedpo.data.text import carries, clauses, folded, number_of, plain, polarity, unit_interval, words
 
 
 @pytest.mark.parametrize(
@@ -144,3 +144,11 @@ def test_unit_interval_depends_on_its_key_alone() -> None:
     assert unit_interval("split", 0, "a") == pytest.approx(int("49d8f7b40bc1b803", 16) / 2**64)
     assert 0 <= unit_interval("x") < 1
     assert unit_interval("ab", "c") != unit_interval("a", "bc")
+
+
+def test_number_of() -> None:
+    said = [
+        number_of(*one)
+        for one in ((0, "rows"), (1, "rows"), (2, "rows"), (1204, "images"), (1, "entries"), (2, "entries"))
+    ]
+    assert said == ["0 rows", "1 row", "2 rows", "1,204 images", "1 entry", "2 entries"]

@@ -321,8 +321,8 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
 @pytest.mark.parametrize(
     ("changes", "results", "named"),
     [
-        ({"open-3": {"dropped": True}}, {}, "mmedpo [id]: lacks 1 questions of 'start': open-3"),
-        ({"open-3": {"id": "new"}}, {}, "start [id]: lacks 1 questions of 'mmedpo': new"),
+        ({"open-3": {"dropped": True}}, {}, "mmedpo [id]: lacks 1 question of 'start': open-3"),
+        ({"open-3": {"id": "new"}}, {}, "start [id]: lacks 1 question of 'mmedpo': new"),
         (
             {"open-3": {"reference": "right lung"}},
             {},

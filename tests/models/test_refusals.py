@@ -182,7 +182,7 @@ def test_preference_measures_and_dataset_questions_name_the_rows(
     assert {(fault.column, "[IMG]" in fault.sentence) for fault in raised.value.faults} == {("prompt", True)}
     model = VisionLanguageModel(str(tiny_model))
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="The model's processor refuses 1 rows") as raised:
+    with pytest.raises(InputError, match="The model's processor refuses 1 row") as raised:
         pairs.measure(pairs.Preference(loading.load(str(tmp_path / "dataset"))), lambda: model, tmp_path / "out")
     assert [(fault.row, fault.column) for fault in raised.value.faults] == [(rows[1]["id"], "images")]
 

@@ -90,7 +90,7 @@ ADDED = {"config.json": Blob(b"{}")}
 def published(hub: Hub, name: str, training: dict[str, object]) -> Repo:
     repo = hub.put(name, {}, private=True)
     record = {"training.json": Blob(json.dumps(training).encode())}
-    repo.commit("main", lambda files: files.update(record), f"{TITLE}: 1 files")
+    repo.commit("main", lambda files: files.update(record), f"{TITLE}: 1 file")
     return repo
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from mmedpo.data.samples import ANSWER_TYPES as TASKS
-from mmedpo.data.text import clauses, plain, words
+from mmedpo.data.text import clauses, number_of, plain, words
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_texts
 from mmedpo.evaluation.metrics import vqa_v2
@@ -258,5 +258,5 @@ def _require(
     ]
     faults += group_faults(groups)
     if faults:
-        raise InputError(f"{len(faults)} entries beside the texts are faulty:", faults)
+        raise InputError(f"{number_of(len(faults), 'entries')} beside the texts cannot be used:", faults)
     return [kind for kind in kinds if kind is not None]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known, require_lists
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
@@ -147,7 +148,7 @@ def _require(columns: Mapping[str, Sequence[Any]], protocol: str, beta: float) -
         if (sentence := checks.get(name, logp_fault)(value))
     ]
     if faults:
-        raise InputError(f"{len(faults)} entries cannot be used:", faults)
+        raise InputError(f"{number_of(len(faults), 'entries')} cannot be used:", faults)
 
 
 def is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known, require_lists
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
@@ -119,7 +120,7 @@ def _require(columns: Mapping[str, Sequence[Any]]) -> None:
         if len(set(views)) > 1
     ]
     if faults:
-        raise InputError(f"{len(faults)} entries cannot be used:", faults)
+        raise InputError(f"{number_of(len(faults), 'entries')} cannot be used:", faults)
 
 
 def _correct_fault(value: Any) -> str | None:

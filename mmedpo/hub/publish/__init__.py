@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedpo.data import consent, credentialed, hub, loading
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.publish import card, remote, stripped
 from mmedpo.hub.publish.card import Conflict
@@ -178,7 +179,7 @@ def _commit(api: HfApi, repo_id: str, content: Content, visibility: str, asked: 
         if not now.plan:
             return None
         refuse_unasked(asked, now)
-        message = f"{remote.TITLE}: {len(now.plan.sent)} files"
+        message = f"{remote.TITLE}: {number_of(len(now.plan.sent), 'files')}"
         return remote.commit(api, now.remote, now.files, now.plan, message), now
 
     made = hub.patiently(f"{repo_id} was not published", once)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.data.plots import DARK, GREY, LIGHT, PALETTE, saved
+from mmedpo.data.text import number_of
 from mmedpo.schema import DISPREFERENCES
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def draw(audit: Mapping[str, Any]) -> bytes:
         kinds, weights, lengths, rejects = (part.subplots() for part in parts)
         counts = audit["counts"]["dispreference"]
         _bars(kinds, {_label(kind): count for kind, count in counts.items()}, [_colour(kind) for kind in counts])
-        kinds.set_title(f"{audit['rows']:,} pairs by kind")
+        kinds.set_title(f"{number_of(audit['rows'], 'pairs')} by kind")
         _weights(weights, audit["weights"])
         _lengths(lengths, audit["style"])
         _rejects(rejects, audit["rejects"] or {})

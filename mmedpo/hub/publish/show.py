@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
+from mmedpo.data.text import number_of
+
 if TYPE_CHECKING:
     from mmedpo.hub.publish import Publication
 
@@ -23,7 +25,7 @@ def lines(done: Publication, dry_run: bool = False) -> Iterator[str]:
         yield f"{will}deleted: {_listed(plan.deleted)}"
     if plan.same:
         size = decimal(sum(done.sizes[name] for name in plan.same))
-        yield f"there already, known by hash: {len(plan.same)} files ({size})"
+        yield f"there already, known by hash: {number_of(len(plan.same), 'files')} ({size})"
     for conflict in done.conflicts:
         yield str(conflict)
     yield from done.notices

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
 from mmedpo.data import consent, credentialed, images
+from mmedpo.data.text import number_of
 from mmedpo.hub import cards
 from mmedpo.hub.publish import content
 from mmedpo.hub.publish.content import Content
@@ -71,7 +72,7 @@ def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
     passed_on = PASSED_ON.format(cards.cell(source))
     return replace(
         content, question=QUESTION.format(source, repo_id, WHOLE[kind]), notices=[*content.notices, notice],
-        said=(source, f"{WHOLE[kind]} ({rows} pairs)"),
+        said=(source, f"{WHOLE[kind]} ({number_of(rows, 'pairs')})"),
         files={**content.files, name: File(json_text(known).encode())},
         card=content.card + passed_on, generated=content.generated + passed_on,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data.text import number_of
 from mmedpo.report.audit.read import REPORT_WORDS
 
 FLAWS = {  # key of the audit: (label, definition)
@@ -103,7 +104,7 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
 def stood_in(audit: Mapping[str, Any]) -> list[str]:
     """Return each stand-in with its number of rows, which is unknown where only the manifest names it."""
     return [
-        f"{name} ({'as the manifest says' if rows is None else f'{rows:,} rows'}): no medical knowledge"
+        f"{name} ({'as the manifest says' if rows is None else number_of(rows, 'rows')}): no medical knowledge"
         for name, rows in audit["standins"].items()
     ]
 
@@ -111,7 +112,7 @@ def stood_in(audit: Mapping[str, Any]) -> list[str]:
 def near_duplicates(found: Mapping[str, Any]) -> str:
     """Return a sentence on groups of images that look alike."""
     apart = f", {found['in_several_splits']:,} in several splits" if found["in_several_splits"] else ""
-    return f"{found['groups']:,} among {found['images']:,} images{apart}"
+    return f"{found['groups']:,} among {number_of(found['images'], 'images')}{apart}"
 
 
 def flaws(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -168,7 +169,7 @@ def alpha(found: Mapping[str, Any]) -> str:
     """Return Krippendorff's alpha of one round with its number of rows, or the reason for its absence."""
     if found["alpha"] is None:
         return f"not measured: {found['reason']}"
-    return f"{found['alpha']:.3f} ({found['units']:,} rows, {found['judges']} judges)"
+    return f"{found['alpha']:.3f} ({number_of(found['units'], 'rows')}, {number_of(found['judges'], 'judges')})"
 
 
 def grouped(faults: Sequence[Mapping[str, str]]) -> list[tuple[str, str, list[str]]]:

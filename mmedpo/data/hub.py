@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from json import JSONDecodeError
@@ -39,6 +40,8 @@ NOT_SEEN = (
 )
 ENDPOINT = "https://huggingface.co"
 READING = {401: NOT_SEEN, 403: "The token may not read it: ask its owner.", 404: NOT_SEEN}
+NO_HUB = "what answered is no Hub, but perhaps a proxy on the way to it or another HF_ENDPOINT. Look there."
+COMMIT = re.compile("[0-9a-f]{40}")  # the client takes any text, `../..` too, into paths of its cache
 AGAIN = "Run the same command again later."
 
 T = TypeVar("T")
@@ -156,9 +159,7 @@ def reason(error: BaseException, reading: bool = False) -> str:
     if isinstance(cause, PermissionError):
         return f"{where}the token may not do this ({_first_line(cause)}). {LOGIN}"  # raised by hf_xet
     if isinstance(cause, JSONDecodeError):
-        return (
-            f"{where}what answered is no Hub, but perhaps a proxy on the way to it or another HF_ENDPOINT. Look there."
-        )
+        return f"{where}{NO_HUB}"
     if _is_of_the_network(cause):
         return f"{where}the connection failed ({type(cause).__name__}: {_first_line(cause)}). {later}"
     return where + " ".join(str(cause).split())
@@ -270,6 +271,24 @@ def _reply(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_SAID]
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """Return the commit of a Hub dataset's revision; errors of the Hub's client pass through.
+
+    Raises:
+        InputError: what answered is no Hub.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(name, revision=revision).sha
+        known = commit is None or bool(COMMIT.fullmatch(commit))
+    except (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError, RecursionError):
+        known = False
+    if not known:
+        raise InputError(f"{name} cannot be read: {NO_HUB}")
+    return commit
 
 
 def recorded(name: str, file: str, kind: str, revision: str | None = None) -> dict[str, Any] | None:

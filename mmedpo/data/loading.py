@@ -321,13 +321,12 @@ def load_pairs(path: str) -> Dataset:
 def dataset_commit(name: str, revision: str | None) -> str | None:
     """Return the commit of a Hub dataset's revision; None for a folder, `revision` if the Hub is out of reach."""
     from httpx2 import HTTPError
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if Path(name).exists():
         return None
     with suppress(HfHubHTTPError, HTTPError, OSError, HFValidationError):  # reported by the reader of the dataset
-        return HfApi().dataset_info(name, revision=revision).sha
+        return hub.commit_of(name, revision)
     return revision
 
 

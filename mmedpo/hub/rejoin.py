@@ -94,12 +94,12 @@ def read(repo: str, revision: str | None = None) -> Published:
     Raises:
         InputError: it cannot be read, or is no published form.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     file = Path(repo) / "manifest.json"
     if not Path(repo).exists():
         with hub.in_words(f"{repo} cannot be read", reading=True):
-            revision = HfApi().dataset_info(repo, revision=revision).sha
+            revision = hub.commit_of(repo, revision)
             file = Path(hf_hub_download(repo, "manifest.json", repo_type="dataset", revision=revision))
     manifest, rows = read_json(file), loading.load_split(repo, "train", revision=revision)
     if schema.DIGEST not in rows.column_names or "settings" not in manifest:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hub.publishable import make_dataset
 from hub.server import Hub
+from huggingface_hub import constants
+
+from mmedpo.data.hub import commit_of
+from mmedpo.errors import InputError
 
 READ = """
     from mmedpo.models import adapters, vision_language as models
@@ -102,3 +108,29 @@ def test_a_full_disk_hinders_no_publication_and_what_is_read_says_so(hub: Hub, d
     assert read.returncode == 2 and "no space is left on this machine's disk" in said and "Free some" in said
     written = on_a_full_disk(hub, disk, "audit", folder, "--output", disk / "audit")
     assert written.returncode == 2 and "No space left on the disk" in " ".join(written.stderr.split())
+
+
+@pytest.mark.parametrize("body", [
+    b"[1, 2]", b"{}", b"<html>", b"\xff", b"[" * 200_000, b'{"id": "user/it", "sha": "../../../elsewhere"}',
+    b'{"id": "user/it", "sha": 7}',
+])  # fmt: skip
+def test_what_is_no_hub_names_no_commit(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client would take `../../../elsewhere` into a path of its cache."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(InputError, match="what answered is no Hub"):
+            commit_of("user/it", None)
+        server.shutdown()

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from mmedpo import schema
+from mmedpo.data import shards
 from mmedpo.data.images import open_rgb
 from mmedpo.evaluation.questions import Question, QuestionSet
 from mmedpo.evaluation.rescore import score_predictions
@@ -179,7 +180,7 @@ def measure(rows: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch)
         if "audit" in options.commands:
-            schema.save(pairs(rows, options.seed), data / "pairs")
+            shards.save(pairs(rows, options.seed), data / "pairs")
         if "compare" in options.commands:
             evaluations(rows, options.seed, data)
         for command in options.commands:

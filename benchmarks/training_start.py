@@ -103,17 +103,18 @@ def pairs(rows: int, side: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def write_dataset(folder: Path, rows: int, side: int, seed: int) -> None:
-    """As `schema.save` writes it, without its look at each image."""
+    """As `shards.save` writes it, without its look at each image."""
     from pyarrow.parquet import ParquetWriter
 
     from mmedpo import schema
+    from mmedpo.data import shards
 
     (folder / "data").mkdir(parents=True)
     made = pairs(rows, side, seed)
     file = folder / "data" / "train-00000-of-00001.parquet"
-    with ParquetWriter(file, schema._features().arrow_schema, **schema.LAYOUT) as writer:
+    with ParquetWriter(file, schema._features().arrow_schema, **shards.LAYOUT) as writer:
         while some := list(itertools.islice(made, schema.ROWS_AT_ONCE)):
-            writer.write_table(schema._table(some))
+            writer.write_table(shards._table(some))
 
 
 def write_model(folder: Path) -> None:

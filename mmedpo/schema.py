@@ -1,4 +1,4 @@
-"""Preference dataset: columns, rules for rows, and the writer of its Parquet files.
+"""Preference dataset: columns and rules for rows.
 
 The columns are TRL's conversational vision-preference format plus MMedPO's own, so a plain `trl.DPOTrainer` can
 load the dataset too. See docs/files.md.
@@ -7,19 +7,14 @@ load the dataset too. See docs/files.md.
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from mmedpo.data import placeholders
 from mmedpo.data.images import fault as image_fault
-from mmedpo.data.text import carries, folded, number_of, polarity, unit_interval
-from mmedpo.errors import Fault, InputError
+from mmedpo.data.text import carries, folded, polarity
+from mmedpo.errors import Fault
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -34,17 +29,12 @@ REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name
 TASKS = ("closed_vqa", "open_vqa", "report")
 ROLES = ("system", "user", "assistant")  # of messages
 MOST_WEIGHT = 1000.0  # normalised weights have the mean 1
-SHARD_SIZE = "500MB"  # bytes of images in one file
-SHARD_ROWS = 20_000  # rows in one file: writers and readers hold the metadata of all its row groups in memory
-SHARD_ENDS = 1 / 16  # share of the rows that may end a full shard
 DIGEST = "row_digest"  # column of the published form of restricted data only
 STRIPPED = (
     "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
-ROWS_AT_ONCE = 32  # rows in memory while writing, and in a Parquet row group
-# A dictionary page of any size, so that pairs about one image store it once; an index to find pages.
-LAYOUT: dict[str, Any] = {"dictionary_pagesize_limit": 2**31 - 1, "compression": "none", "write_page_index": True}
+ROWS_AT_ONCE = 32  # rows in a Parquet row group, and in memory while one is written or read
 
 
 def _features() -> Features:
@@ -270,118 +260,6 @@ def undecoded(dataset: Dataset) -> Dataset:
     return dataset
 
 
-class Hashes:
-    """64-bit hashes of values, eight bytes each, since texts would fill the memory."""
-
-    def __init__(self) -> None:
-        self._held = array("q")
-
-    def add(self, value: Hashable) -> None:
-        self._held.append(hash(value))
-
-    def repeated(self) -> dict[int, int]:
-        """Return the hashes that occur more than once, with their counts."""
-        found, counts = np.unique(self._held, return_counts=True)
-        return dict(zip(found[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True))
-
-
 def repeated_ids(counts: Mapping[str, int]) -> list[Fault]:
     """Return a fault for each id that occurs more than once."""
     return [Fault(name, "id", f"occurs {n} times; ids must be unique") for name, n in counts.items() if n > 1]
-
-
-def shard_bytes(size: str) -> int:
-    """Return the bytes of a size such as "500MB" or "64KB", in the notation of `datasets`.
-
-    Raises:
-        InputError: not a size, or not positive.
-    """
-    from datasets.utils.py_utils import convert_file_size_to_int
-
-    try:
-        number = int(convert_file_size_to_int(size))
-    except ValueError:
-        number = 0
-    if number <= 0:
-        raise InputError(f"The shard size {size!r} is no size; give one such as 500MB or 64KB.")
-    return number
-
-
-def _is_full(filled: float, id: str) -> bool:
-    """Return True if a shard ends with this row, where `filled` is its size as a multiple of the limit.
-
-    The row's id decides where a full shard ends, so that later shards keep their boundaries when rows change. A new
-    version of a dataset then uploads few shards.
-    """
-    return filled > 1 and (filled > 2 or unit_interval("shard", id) < SHARD_ENDS)
-
-
-def _table(rows: list[dict[str, Any]]) -> Any:
-    import pyarrow
-
-    features = _features()
-    return pyarrow.Table.from_pylist([features.encode_example(row) for row in rows], schema=features.arrow_schema)
-
-
-def _ids(shards: Iterable[Path]) -> Iterator[str]:
-    from pyarrow.parquet import read_table
-
-    for shard in shards:
-        yield from map(str, read_table(shard, columns=["id"])["id"].to_pylist())
-
-
-def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", shard_size: str = SHARD_SIZE) -> None:
-    """Stream rows to `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
-
-    A file ends soon after `shard_size` of images or `SHARD_ROWS` rows. Equal rows give equal bytes. An image is stored
-    once per `ROWS_AT_ONCE` rows. Files that an interrupted `save` left of this split are removed.
-
-    Args:
-        rows: with images as {"bytes", "path"} and class labels by name.
-
-    Raises:
-        InputError: rows break a rule. It lists all faults, and no file is left.
-    """
-    from pyarrow.parquet import ParquetWriter
-
-    limit = shard_bytes(shard_size)
-
-    columns = _features().arrow_schema
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    ids = Hashes()
-    faults: list[Fault] = []
-    shards: list[Path] = []
-    rows, more = iter(rows), True
-    try:
-        while more:
-            more, size, held = False, 0, 0
-            shards.append(data / f"{split}-{len(shards):05d}.partial")
-            waiting: list[dict[str, Any]] = []
-            with ParquetWriter(shards[-1], columns, **LAYOUT) as writer:
-                for row in rows:
-                    ids.add(str(row["id"]))
-                    faults += row_faults(row)
-                    waiting.append(row)
-                    if len(waiting) == ROWS_AT_ONCE:
-                        writer.write_table(_table(waiting))
-                        waiting = []
-                    size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
-                    held += 1
-                    if more := _is_full(max(size / limit, held / SHARD_ROWS), row["id"]):
-                        break
-                if waiting:  # readers refuse a file whose first row group is empty
-                    writer.write_table(_table(waiting))
-        if repeated := ids.repeated():
-            faults += repeated_ids(Counter(id for id in _ids(shards) if hash(id) in repeated))
-        if faults:
-            raise InputError(f"{number_of(len(faults), 'faults')} in the rows to be written:", faults)
-        for left in {*data.glob(f"{split}-*")} - {*shards}:
-            left.unlink()
-        for number, shard in enumerate(shards):
-            shard.rename(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
-    finally:
-        for shard in shards:
-            shard.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: other splits
-            data.rmdir()

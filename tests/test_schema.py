@@ -15,7 +15,7 @@ from datasets import Dataset, Value, load_dataset
 from PIL import Image
 
 from mmedpo import schema
-from mmedpo.data import loading
+from mmedpo.data import loading, shards
 from mmedpo.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
@@ -214,7 +214,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
         row(id="œdème\u2028/1", images=[picture(colour, "JPEG"), picture(colour)], rejected=says("épanchement")),
     ]
     folder = tmp_path_factory.mktemp("written")
-    schema.save(iter(rows), folder)
+    shards.save(iter(rows), folder)
     return folder, rows
 
 
@@ -250,7 +250,7 @@ def test_plain_load_dataset_gives_the_features(written: tuple[Path, list[dict[st
 
 def test_saving_twice_gives_the_same_bytes(written: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     folder, rows = written
-    schema.save(iter(rows), tmp_path)
+    shards.save(iter(rows), tmp_path)
     (first,), (again,) = folder.glob("data/*"), tmp_path.glob("data/*")
     assert first.name == again.name == "train-00000-of-00001.parquet"
     assert first.read_bytes() == again.read_bytes()
@@ -260,19 +260,19 @@ def numbered(count: int) -> list[dict[str, Any]]:
     return [row(id=f"r{number}", images=[picture(PIXELS + np.uint8(number))]) for number in range(count)]
 
 
-def shards(rows: list[dict[str, Any]], folder: Path, size: str = "8KB") -> dict[str, bytes]:
-    schema.save(iter(rows), folder, shard_size=size)
+def shard_files(rows: list[dict[str, Any]], folder: Path, size: str = "8KB") -> dict[str, bytes]:
+    shards.save(iter(rows), folder, shard_size=size)
     return {file.name: file.read_bytes() for file in sorted(folder.glob("data/*"))}
 
 
 def test_what_an_interrupted_save_left_is_not_mixed_with_what_is_saved(tmp_path: Path) -> None:
-    assert len(shards(numbered(8), tmp_path / "again", "1KB")) > 1
+    assert len(shard_files(numbered(8), tmp_path / "again", "1KB")) > 1
     left = tmp_path / "again" / "data" / "train-00009.partial"
     left.write_bytes(b"half")
     left.with_name("test-00000-of-00001.parquet").write_bytes(b"of another split")
-    found = shards(numbered(2), tmp_path / "again")
+    found = shard_files(numbered(2), tmp_path / "again")
     assert found.pop("test-00000-of-00001.parquet") == b"of another split"
-    assert found == shards(numbered(2), tmp_path / "fresh")
+    assert found == shard_files(numbered(2), tmp_path / "fresh")
 
 
 def test_an_image_of_several_rows_is_stored_once(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_an_image_of_several_rows_is_stored_once(tmp_path: Path) -> None:
         row(**{**VISUAL, "id": "visual", "images": [large], "rejected_images": [noised]}),
     ]
     rows += [row(id=f"more {number}", images=[large]) for number in range(20)]
-    (file,) = shards(rows, tmp_path, "500MB").values()
+    (file,) = shard_files(rows, tmp_path, "500MB").values()
     assert len(large["bytes"]) < len(file) < 1.5 * len(large["bytes"])
     for streaming in (False, True):
         loaded = load_dataset(
@@ -298,7 +298,7 @@ def test_an_image_of_several_rows_is_stored_once(tmp_path: Path) -> None:
 def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
     rows = numbered(60)
     sizes = [len(one["images"][0]["bytes"]) for one in rows]
-    made = shards(rows, tmp_path)
+    made = shard_files(rows, tmp_path)
     assert list(made) == [f"train-{number:05d}-of-{len(made):05d}.parquet" for number in range(len(made))]
     # at least 8,000 bytes of images in all but the last, never more than twice that and a row
     assert sum(sizes) // (16_000 + max(sizes)) <= len(made) <= sum(sizes) // 8000 + 1
@@ -307,8 +307,8 @@ def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
 
 def test_a_shard_ends_soon_after_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a writer and its readers hold of a file grows with its rows, however small their images are."""
-    monkeypatch.setattr(schema, "SHARD_ROWS", 10)
-    made = shards(numbered(60), tmp_path, "500MB")
+    monkeypatch.setattr(shards, "SHARD_ROWS", 10)
+    made = shard_files(numbered(60), tmp_path, "500MB")
     held = [pq.read_metadata(tmp_path / "data" / name).num_rows for name in made]
     assert sum(held) == 60 and len(held) >= 3
     assert all(10 < rows <= 21 for rows in held[:-1])
@@ -316,23 +316,23 @@ def test_a_shard_ends_soon_after_its_rows(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_shards_behind_a_changed_or_added_row_stay_as_they_were(tmp_path: Path) -> None:
     rows = numbered(60)
-    before = set(shards(rows, tmp_path / "a").values())
+    before = set(shard_files(rows, tmp_path / "a").values())
     changed = [{**one, "images": [picture(PIXELS[:31])]} if one["id"] == "r20" else one for one in rows]
     added = [*rows[:20], {**rows[20], "id": "between"}, *rows[20:]]
     for name, others in {"changed": changed, "added": added}.items():
-        after = set(shards(others, tmp_path / name).values())
+        after = set(shard_files(others, tmp_path / name).values())
         assert len(after - before) <= 2 and len(after & before) >= 2, name
 
 
 @pytest.mark.parametrize("size", ["", "many", "0MB", "-3MB"])
 def test_a_shard_size_that_is_none_is_bad_input(size: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no size; give one such as 500MB"):
-        schema.save(iter([row()]), tmp_path, shard_size=size)
+        shards.save(iter([row()]), tmp_path, shard_size=size)
 
 
 def test_faulty_rows_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 faults in the rows to be written") as raised:
-        schema.save([row(), row(id="r1", weight=-1.0), row(id="r2", weight=None)], tmp_path)
+        shards.save([row(), row(id="r1", weight=-1.0), row(id="r2", weight=None)], tmp_path)
     assert [fault.row for fault in raised.value.faults] == ["r1", "r2"]
     assert list(tmp_path.iterdir()) == []
 

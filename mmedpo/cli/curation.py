@@ -36,7 +36,7 @@ def curate(context: typer.Context) -> None:
     """
     from mmedpo.curation.run import check_finished, of_models
     from mmedpo.curation.settings import Run, Settings
-    from mmedpo.hub.builders import make_dataset
+    from mmedpo.hub.build import make_dataset
     from mmedpo.runs.processes import Processes
     from mmedpo.runs.run_folder import output_folder
 
@@ -69,6 +69,8 @@ def build(
     """
     from mmedpo.curation.settings import Settings
     from mmedpo.hub import builders
+    from mmedpo.hub.build import Build
+    from mmedpo.hub.build import build as build_dataset
     from mmedpo.runs.processes import Processes
 
     if name is None or name.startswith("-"):
@@ -80,12 +82,10 @@ def build(
     builder = builders.load(name)
     options = builders.options_of(builder)
     standard = builders.defaults(builder)
-    settings, run, own = parsed(
-        context, Settings, builders.Build, options, name=name, defaults=standard, about=builder.__doc__
-    )
+    settings, run, own = parsed(context, Settings, Build, options, name=name, defaults=standard, about=builder.__doc__)
     publishes = run.publish and Processes.here().first
     prepare = partial(prepare_built, run) if publishes else None
-    manifest = builders.build(builder, settings, run, own, command_line(), prepare)
+    manifest = build_dataset(builder, settings, run, own, command_line(), prepare)
     if manifest is not None:
         _print_made(run.output, manifest)
     if publishes:

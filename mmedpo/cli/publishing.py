@@ -16,7 +16,7 @@ from mmedpo.runs import options
 from mmedpo.runs.terminal import plain
 
 if TYPE_CHECKING:
-    from mmedpo.hub.builders import Build
+    from mmedpo.hub.build import Build
     from mmedpo.hub.publish import Publication
 
 

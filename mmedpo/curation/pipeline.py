@@ -24,7 +24,7 @@ from mmedpo.curation import hallucinate, relevance, rows, sampling
 from mmedpo.curation.plan import Plan
 from mmedpo.curation.standins import Pool
 from mmedpo.curation.weights import Normalization
-from mmedpo.data import images
+from mmedpo.data import images, shards
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
@@ -183,7 +183,7 @@ def _write_rows(
         portable(plan.sampler.name) if plan.sampler else None, revision, portable(plan.localizer.name),
         plan.localizer.mask_rule, plan.noise, plan.seed,
     )  # fmt: skip
-    schema.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=plan.shard_size)
+    shards.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=plan.shard_size)
     return Made(
         makers, sampling.counted(ledgers["sample"].values()) if plan.sampler else None, Counter(kinds), rejects,
         _standins(plan, pairs, ledgers["dispute"]), normalization, _coverage(plan, pairs, ledgers["locate"]),

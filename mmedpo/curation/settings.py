@@ -11,12 +11,12 @@ from mmedpo.curation import hallucinate, noise, relevance, weights
 from mmedpo.curation.localize import FORMS
 from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
+from mmedpo.data.shards import SHARD_SIZE, shard_bytes
 from mmedpo.errors import InputError
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 from mmedpo.runs.provenance import portable
-from mmedpo.schema import SHARD_SIZE, shard_bytes
 
 CHATS = (
     "http://host:port/v1#model, hub:org/model[@provider], local:org/model, cache:model (nobody: what the cache holds "

@@ -23,7 +23,7 @@ from mmedpo.curation.pipeline import NothingMade
 from mmedpo.curation.rows import TEXT_PAIR, Precomputed
 from mmedpo.curation.run import curate_folder, of_models
 from mmedpo.curation.settings import Run, Settings
-from mmedpo.data import credentialed, hub, loading
+from mmedpo.data import credentialed, hub, loading, shards
 from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
 from mmedpo.hub import builders, cards
@@ -261,7 +261,7 @@ def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[
                     yield _joined(row, known, state)
 
     joined = folder / "joined"
-    schema.save(rows(), joined, shard_size=shard_size)
+    shards.save(rows(), joined, shard_size=shard_size)
     shutil.rmtree(folder / "data")
     (joined / "data").rename(folder / "data")
     joined.rmdir()

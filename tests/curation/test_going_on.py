@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 from standins import STANDINS, WORDS
 
-from mmedpo import cli, schema
+from mmedpo import cli
 from mmedpo.curation import prompts
 from mmedpo.curation.localize import Localizer
 from mmedpo.curation.run import curate_folder, of_models
 from mmedpo.curation.settings import Settings
+from mmedpo.data import shards
 from mmedpo.data.samples import Sample
 from mmedpo.errors import InputError
 from mmedpo.models.chat.local import LocalChat
@@ -81,7 +82,7 @@ def interrupted(output: Path, settings: Settings, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(schema, "save", kill)
+        patch.setattr(shards, "save", kill)
         curate(output, settings)
 
 

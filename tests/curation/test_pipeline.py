@@ -25,7 +25,7 @@ from mmedpo.curation.noise import box_mask
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.weights import normalize
-from mmedpo.data import loading
+from mmedpo.data import loading, shards
 from mmedpo.data.samples import Box, Sample
 from mmedpo.data.sources import read_source
 from mmedpo.data.text import words
@@ -344,7 +344,7 @@ def test_ledgers_that_lost_their_ends_are_completed(
 ) -> None:
     output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        CtrlC(schema.save, 1).install(patch, schema, "save")
+        CtrlC(shards.save, 1).install(patch, shards, "save")
         curate(output, replace(settings, limit=24))
     for ledger in ("dispute", "locate", "judge"):
         with sqlite3.connect(tmp_path / "out.partial" / f"{ledger}.ledger") as database:

@@ -10,7 +10,7 @@ import pytest
 from invented import row
 from PIL import Image
 
-from mmedpo import schema
+from mmedpo.data import shards
 from mmedpo.data.images import digest
 from mmedpo.errors import InputError
 from mmedpo.evaluation import compare as comparing
@@ -405,7 +405,7 @@ def pairs(folder, images):
         | {"provenance": {**row(number)["provenance"], "image_id": image, "patient_id": patient}}
         for number, (data, source, image, patient) in enumerate(images)
     ]
-    schema.save(made, folder)
+    shards.save(made, folder)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmedpo import schema
-from mmedpo.data import loading
+from mmedpo.data import loading, shards
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.data.sources import chosen_ids, read_source
 from mmedpo.errors import InputError
@@ -28,7 +28,7 @@ def saved(rows: list[dict[str, Any]], folder: Path, split: str = "train") -> str
     rows = [
         {**row, **{key: kinds[row[key]] for key, kinds in names.items() if isinstance(row[key], int)}} for row in rows
     ]
-    schema.save(rows, folder, split)
+    shards.save(rows, folder, split)
     return str(folder)
 
 

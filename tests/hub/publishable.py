@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmedpo import schema
+from mmedpo.data import shards
 from mmedpo.hub import cards
 from mmedpo.report.audit import audit
 from mmedpo.runs.run_folder import write_json
@@ -53,7 +54,7 @@ def make_dataset(
     rows = [row(number) for number in range(count)]
     for one in rows:
         change(one)
-    schema.save(iter(rows), folder, shard_size=shard_size)
+    shards.save(iter(rows), folder, shard_size=shard_size)
     manifest = json.loads((EXAMPLES / "dataset" / "manifest.json").read_text())
     kinds = [one["dispreference"] for one in rows]
     manifest["counts"] = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from mmedpo import cli, schema
 from mmedpo.curation.rows import Precomputed, Reject
 from mmedpo.curation.settings import Settings
-from mmedpo.data import loading
+from mmedpo.data import loading, shards
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import read_source
 from mmedpo.errors import Fault, InputError
@@ -159,7 +159,7 @@ def test_a_recipe_overrides_a_builder_and_the_command_line_both(
     build: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Settings] = []
-    monkeypatch.setattr(builders, "build", lambda builder, settings, *rest: given.append(settings))
+    monkeypatch.setattr("mmedpo.hub.build.build", lambda builder, settings, *rest: given.append(settings))
     (tmp_path / "recipe.yaml").write_text("localizer: standin:centre\nseed: 3\nlicense: mit\n")
     assert build("vqa_rad", "--config", "recipe.yaml", "--license", "apache-2.0", "--output", "out") == (0, "")
     (settings,) = given
@@ -236,7 +236,7 @@ def test_an_interrupted_build_goes_on_without_reading_again(
 ) -> None:
     words = ("path_vqa", "--source", path_vqa, "--output", "out")
     with monkeypatch.context() as patch:
-        patch.setattr(builders, "make_dataset", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mmedpo.hub.build.make_dataset", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert build(*words)[0] == 130
     with monkeypatch.context() as patch:
         patch.setattr(upstream, "_write", lambda *_: pytest.fail("the rows were read again"))
@@ -255,7 +255,7 @@ def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
 
     words = ("path_vqa", "--source", path_vqa, "--output", "out")
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shards, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert build(*words)[0] == 130
     change("no", "No.")
     code, output = build(*words, "--resume")
@@ -838,7 +838,7 @@ def test_a_source_is_kept_also_after_a_kill_at_the_very_end(
 ) -> None:
     words = ("path_vqa", "--source", path_vqa, "--output", "out", "--keep-source", "kept")
     with monkeypatch.context() as patch:
-        patch.setattr(builders, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mmedpo.hub.build._keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert build(*words)[0] == 130
     (tmp_path / ".out.writing" / "source").mkdir(parents=True)  # of a check that was killed
     code, output = build(*words, "--resume")

@@ -23,7 +23,7 @@ from standins import STANDINS, WORDS
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import loading
 from mmedpo.errors import InputError
-from mmedpo.hub import builders
+from mmedpo.hub import build
 from mmedpo.hub import rejoin as rejoining
 from mmedpo.hub.publish import content, publish, stripped
 from mmedpo.hub.publish.remote import File
@@ -250,7 +250,7 @@ def curated(source: Path, output: Path, **settings: Any) -> Path:
 
     chosen = Settings(source=source, credentialed=True, **{**STANDINS, **settings})
     with output_folder(output, chosen.record()) as folder:
-        builders.make_dataset(chosen, Run(output), folder, "mmedpo curate", ALONE)
+        build.make_dataset(chosen, Run(output), folder, "mmedpo curate", ALONE)
     return output
 
 

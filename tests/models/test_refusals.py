@@ -14,7 +14,7 @@ from mmedpo import schema
 from mmedpo.cli import main
 from mmedpo.curation.plan import open_source
 from mmedpo.curation.settings import Settings
-from mmedpo.data import placeholders
+from mmedpo.data import placeholders, shards
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
 from mmedpo.evaluation import questions
@@ -170,7 +170,7 @@ def test_preference_measures_and_dataset_questions_name_the_rows(
     wide = png(np.zeros((2, 64), dtype=np.uint8), "wide")
     rows[1]["images"] = [wide]
     kinds = schema.FEATURES["dispreference"]
-    schema.save([{**row, "task": schema.TASKS[row["task"]], "dispreference": kinds.int2str(row["dispreference"])}
+    shards.save([{**row, "task": schema.TASKS[row["task"]], "dispreference": kinds.int2str(row["dispreference"])}
                  for row in rows], tmp_path / "dataset")  # fmt: skip
     with pytest.raises(InputError) as raised:
         questions.read(questions.Asked(dataset=str(tmp_path / "dataset")), load_processor=lambda: choosy)

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from pyarrow.parquet import ParquetFile
 
 from mmedpo import schema
-from mmedpo.data import images
+from mmedpo.data import images, shards
 from mmedpo.errors import InputError
 from mmedpo.report import audit
 from mmedpo.report.audit import pictures, style
@@ -41,7 +41,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder.mkdir()
     rows = [row(0), row(1, rejected=text("a lung nodule seen")), row(2, visual=True), row(3, visual=True)]
     rows[1]["chosen"] = text("left lower lobe")
-    schema.save(rows, folder)
+    shards.save(rows, folder)
     return audit.audit(str(folder))
 
 
@@ -196,7 +196,7 @@ def test_images_are_not_kept(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.new("L", (500, 500)).save(file, format="BMP")  # 251 kB
     folder = tmp_path / "pairs"
-    schema.save((row(n % 10, id=str(n), images=[{"bytes": file.getvalue(), "path": None}]) for n in range(160)), folder)
+    shards.save((row(n % 10, id=str(n), images=[{"bytes": file.getvalue(), "path": None}]) for n in range(160)), folder)
     audit.audit(str(folder))  # imports what it needs
     tracemalloc.start()
     assert audit.audit(str(folder))["rows"] == 160
@@ -217,7 +217,7 @@ def test_rows_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 chosen=text(f"a nodule of {n} mm: {normal}"), rejected=text(f"a mass of {n} mm: {normal}"))
             for n in range(count)
         )  # fmt: skip
-        schema.save(made, folder)
+        shards.save(made, folder)
         audit.audit(str(folder))
         tracemalloc.start()
         assert audit.audit(str(folder))["style_shortcut"]["of"] == count
@@ -318,7 +318,7 @@ def test_near_duplicates_are_not_sought_among_all_pairs(monkeypatch: pytest.Monk
 def test_a_file_is_opened_once_however_many_row_groups_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "pairs"
     folder.mkdir()
-    schema.save([row(n, id=f"invented/{n}", weight=1.0, clinical_relevance=0.5) for n in range(100)], folder)
+    shards.save([row(n, id=f"invented/{n}", weight=1.0, clinical_relevance=0.5) for n in range(100)], folder)
     opened = []
 
     class Counted(ParquetFile):

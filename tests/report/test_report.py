@@ -15,7 +15,8 @@ import pytest
 from invented import QUESTION, cell, comparison, row
 from PIL import Image
 
-from mmedpo import report, schema
+from mmedpo import report
+from mmedpo.data import shards
 from mmedpo.errors import InputError
 from mmedpo.evaluation.score import METRICS
 from mmedpo.report import pictures, wording
@@ -51,7 +52,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("recorded")
     dataset = folder / "pairs"
     dataset.mkdir()
-    schema.save([row(n) for n in range(5)] + [row(n, visual=True) for n in range(5, 9)], dataset)
+    shards.save([row(n) for n in range(5)] + [row(n, visual=True) for n in range(5, 9)], dataset)
     (dataset / "manifest.json").write_text(json.dumps(MANIFEST))
     trainings = {}
     for name, keys in {"mmedpo": ("loss", "rewards/margins", "rewards/accuracies"), "sft": ("loss",)}.items():
@@ -272,7 +273,7 @@ def test_stand_ins_of_the_training_data_are_said_where_only_a_training_is_at_han
 def test_a_dataset_without_a_manifest_is_shown(recorded: dict[str, Any], tmp_path: Path) -> None:
     dataset = tmp_path / "pairs"
     dataset.mkdir()
-    schema.save([row(0)], dataset)
+    shards.save([row(0)], dataset)
     report.write_report(tmp_path / "r.html", comparison(), str(dataset), {})
     html = (tmp_path / "r.html").read_text()
     assert "Pairs with a wrong answer" in html and "Pairs with a hidden lesion" not in html

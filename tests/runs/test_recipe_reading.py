@@ -160,7 +160,7 @@ def kinds_of(command: str) -> list[type]:
 
     from mmedpo.curation.settings import Settings
     from mmedpo.evaluation.settings import Settings as Asked
-    from mmedpo.hub.builders import Build
+    from mmedpo.hub.build import Build
     from mmedpo.training.config import MMedPOConfig
     from mmedpo.training.run import RunArguments
 

@@ -23,7 +23,7 @@ from transformers import AutoConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from mmedpo import schema
-from mmedpo.data import loading, placeholders
+from mmedpo.data import loading, placeholders, shards
 from mmedpo.data.images import png
 from mmedpo.errors import InputError
 from mmedpo.models import refusals
@@ -77,7 +77,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row("text, two images", [2, 3], None, "The heart is enlarged."),
         row("image, two images", [4, 5], [8, 9], "Yes, on the left."),
     ]  # fmt: skip
-    schema.save(rows, folder)
+    shards.save(rows, folder)
     return folder
 
 

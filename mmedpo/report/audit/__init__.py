@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo import schema
-from mmedpo.data import loading
+from mmedpo.data import loading, shards
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import measure, style
 from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
@@ -45,7 +45,7 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
     counts, flaws, judges, homes = measure.Counts(), measure.Flaws(), measure.Judges(), measure.Homes()
-    lengths, shortcut, ids = style.Lengths(), style.Shortcut(), schema.Hashes()
+    lengths, shortcut, ids = style.Lengths(), style.Shortcut(), shards.Hashes()
     measured, faults = splits[split], list(splits[split].faults)
     for other, rows_of in splits.items():
         for given, row in rows_of:

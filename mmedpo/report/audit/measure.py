@@ -16,6 +16,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mmedpo import schema
+from mmedpo.data import shards
 from mmedpo.data.gold import DECLINES, REPEATS, doubt
 from mmedpo.data.text import carries, folded, polarity, words
 from mmedpo.errors import Fault
@@ -77,7 +78,7 @@ class Flaws:
         self._found: Counter[str] = Counter()
         self._doubts: Counter[str | None] = Counter()
         self._by_letters: Counter[str] = Counter()
-        self._asked, self._whole = schema.Hashes(), schema.Hashes()
+        self._asked, self._whole = shards.Hashes(), shards.Hashes()
 
     def add(self, row: Row) -> None:
         if row.same_images and row.gold and row.wrong:
@@ -128,7 +129,7 @@ class Flaws:
         }
 
 
-def _repeats(held: schema.Hashes) -> int:
+def _repeats(held: shards.Hashes) -> int:
     """Return how many values equal an earlier one."""
     return sum(count - 1 for count in held.repeated().values())
 

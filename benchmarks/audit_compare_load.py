@@ -35,8 +35,8 @@ from mmedpo.data.images import open_rgb
 from mmedpo.evaluation.questions import Question, QuestionSet
 from mmedpo.evaluation.rescore import score_predictions
 from mmedpo.evaluation.score import Scoring
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.provenance import versions
-from mmedpo.runs.run_folder import write_json
 
 HERE = Path(__file__).parents[1]
 SIDE, LESION = 128, 32

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.provenance import versions
-from mmedpo.runs.run_folder import write_json
 
 SIDE = 48
 FINDINGS = ("nodule", "mass", "cyst", "abscess", "fracture")

@@ -38,9 +38,9 @@ from mmedpo.evaluation.predict import batches
 from mmedpo.evaluation.questions import Question, QuestionSet
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.quickstart import tiny
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import versions
-from mmedpo.runs.run_folder import write_json
 
 TASKS = {"closed_vqa": (1, 3), "open_vqa": (2, 24), "report": (60, 240)}  # answers' lengths in tokens
 AN_IMAGE = ("closed_vqa",) * 3 + ("open_vqa",) * 2 + ("report",)

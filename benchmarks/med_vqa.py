@@ -19,8 +19,8 @@ from pathlib import Path
 import evaluate
 
 from mmedpo.evaluation.metrics import med_vqa
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.provenance import versions
-from mmedpo.runs.run_folder import write_json
 
 METRIC = Path(__file__).parents[1] / "eval" / "med_vqa"
 WORDS = ("left", "right", "lower", "lobe", "lung", "heart", "nodule", "of", "the", "in", "a", "not", "no", "enlarged")

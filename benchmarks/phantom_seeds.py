@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 METRICS = ("overall_accuracy", "closed_accuracy", "open_recall")
 

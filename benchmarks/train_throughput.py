@@ -196,8 +196,8 @@ def main() -> None:
         tables[case] = _table(case, results, options)
         _show(case, tables[case])
     if options.output:
+        from mmedpo.runs.json_files import write_json
         from mmedpo.runs.provenance import versions
-        from mmedpo.runs.run_folder import write_json
 
         options.output.parent.mkdir(parents=True, exist_ok=True)
         record = {"command": " ".join(["python", *sys.argv]), "seed": options.seed, "versions": versions()}

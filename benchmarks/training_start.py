@@ -249,8 +249,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         child(*options.child)
+    from mmedpo.runs.json_files import write_json
     from mmedpo.runs.provenance import versions
-    from mmedpo.runs.run_folder import write_json
 
     results = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -138,7 +138,8 @@ def audit(
     from mmedpo.models.fingerprint import dataset_contents
     from mmedpo.report import audit as audits
     from mmedpo.runs import writable
-    from mmedpo.runs.run_folder import output_folder, write_json
+    from mmedpo.runs.json_files import write_json
+    from mmedpo.runs.run_folder import output_folder
 
     if output is not None:
         writable.check(output, resume)

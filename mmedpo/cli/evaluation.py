@@ -191,7 +191,8 @@ def compare(
     from mmedpo.hub.publish.card import with_results
     from mmedpo.report import rows, write_report, write_tables
     from mmedpo.report.wording import note
-    from mmedpo.runs.run_folder import short_folder, write_json
+    from mmedpo.runs.json_files import write_json
+    from mmedpo.runs.run_folder import short_folder
 
     writable.check(output)
     if card:

@@ -19,10 +19,12 @@ from mmedpo.models.chat.cache import tally
 from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.provenance import portable, versions
-from mmedpo.runs.run_folder import ROWS, read_object, record_contents, write_json
+from mmedpo.runs.recorded import record_contents
+from mmedpo.runs.run_folder import ROWS
 
 log = logging.getLogger(__name__)
 

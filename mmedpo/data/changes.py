@@ -12,8 +12,8 @@ from typing import Any
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
+from mmedpo.runs.json_files import sha256
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import sha256
 
 BLOCK = 1000  # rows recorded at once
 SIZE = 8  # bytes of a part's digest; short, since a part is compared with its own earlier value only

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from mmedpo.data import trust
 from mmedpo.errors import DISK_FULL, InputError
-from mmedpo.runs.run_folder import read_object
+from mmedpo.runs.json_files import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

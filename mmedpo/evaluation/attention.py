@@ -32,9 +32,9 @@ from mmedpo.evaluation.score import picture
 from mmedpo.evaluation.statistics import bootstrap, entry, tail
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs import formats
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import versions
-from mmedpo.runs.run_folder import write_json
 
 ANSWERS = ("gold", "own")
 RUNS = ("start", "adapter")

@@ -13,7 +13,7 @@ from mmedpo.evaluation.score import Row, read_by_id, write_lines
 from mmedpo.models.adapters import adapter_contents
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 QUESTIONS = "questions.jsonl"
 CALLED = {  # names of its columns in a table or dataset

@@ -15,8 +15,9 @@ from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish, joined
 from mmedpo.runs import formats, writable
+from mmedpo.runs.json_files import read_json, sha256
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import read_json, sha256, short_folder
+from mmedpo.runs.run_folder import short_folder
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metrics.base import Metric
 from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
 from mmedpo.runs import formats
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "image_digest", "pair_digest")

@@ -17,8 +17,8 @@ from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, vi
 from mmedpo.evaluation.predictions import Line, counts, notes, reread
 from mmedpo.evaluation.predictions import faults as wrong_types
 from mmedpo.runs import bounded_json
+from mmedpo.runs.json_files import sha256, write_json
 from mmedpo.runs.provenance import portable, versions
-from mmedpo.runs.run_folder import sha256, write_json
 from mmedpo.schema import TASKS
 
 METRICS = {  # by folder of eval/

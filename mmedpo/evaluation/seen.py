@@ -11,8 +11,8 @@ from mmedpo.data import loading
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
+from mmedpo.runs.json_files import read_json
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import read_json
 
 
 def seen_in_training(run: Run, dataset: str) -> Row:

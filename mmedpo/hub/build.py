@@ -18,9 +18,10 @@ from mmedpo.hub import builders, cards
 from mmedpo.hub.readers import Hub
 from mmedpo.report import audit
 from mmedpo.runs import writable
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.options import option
 from mmedpo.runs.processes import ALONE, Processes
-from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, scratch_folder, short_folder, write_json
+from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, scratch_folder, short_folder
 
 # Options of rejected responses and judges; unused if both come with the data.
 MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")

@@ -21,7 +21,7 @@ from mmedpo.report.markup import closed, code, inline
 from mmedpo.report.notices import notices
 from mmedpo.report.wording import shown
 from mmedpo.runs import formats, packaged
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData

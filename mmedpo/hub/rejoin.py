@@ -31,9 +31,10 @@ from mmedpo.hub.publish import content, stripped
 from mmedpo.hub.publish.remote import File
 from mmedpo.report.audit import audit
 from mmedpo.report.notices import standins
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.runs.processes import ALONE
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, read_json, write_json
+from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder
 
 IDENTICAL = "identical"
 DIFFERS = "rebuilt by the recipe, differs from the published row"

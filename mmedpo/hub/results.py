@@ -23,7 +23,7 @@ from mmedpo.report.wording import (
     titled,
     without_texts,
 )
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mmedpo.data import hub, loading
 from mmedpo.errors import InputError
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 BLOCKS, SIZE = 64, 4096  # blocks read of a large tensor, and bytes of each
 WHOLE, TOTAL = 16 << 20, 2 << 30  # most bytes read whole, of one tensor and of all tensors

@@ -13,8 +13,10 @@ from mmedpo.hub import cards
 from mmedpo.quickstart import phantom, tiny
 from mmedpo.report import rows, write_report, write_tables
 from mmedpo.runs import packaged, writable
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import output_folder, record_settings, write_json
+from mmedpo.runs.recorded import record_settings
+from mmedpo.runs.run_folder import output_folder
 
 IMAGES = {"supervised": 1500, "preference": 600, "validation": 300, "test": 400}
 PREFERENCE_QUESTIONS = 1500

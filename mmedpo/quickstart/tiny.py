@@ -19,7 +19,8 @@ from mmedpo.data.samples import Sample
 from mmedpo.data.sources import read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.runs import formats
-from mmedpo.runs.run_folder import output_folder, write_json
+from mmedpo.runs.json_files import write_json
+from mmedpo.runs.run_folder import output_folder
 from mmedpo.runs.terminal import say
 
 if TYPE_CHECKING:

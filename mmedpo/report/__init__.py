@@ -18,7 +18,7 @@ from mmedpo.report.audit import page
 from mmedpo.report.notices import notices
 from mmedpo.report.tables import group_note, rows, write_tables
 from mmedpo.runs import options
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 __all__ = ["rows", "write_report", "write_tables"]
 

@@ -12,7 +12,7 @@ from mmedpo.data import images, loading
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import distributions
 from mmedpo.runs import formats
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 from mmedpo.schema import message_text
 
 PAIRS_SHOWN = 3  # pairs of each kind

@@ -14,7 +14,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from mmedpo.errors import Stopped
-from mmedpo.runs.run_folder import DURATION, read_object, write_json
+from mmedpo.runs.json_files import read_object, write_json
+from mmedpo.runs.run_folder import DURATION
 
 OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong in a resumed training
 UNLOGGED = "unlogged"  # in the state that each checkpoint keeps

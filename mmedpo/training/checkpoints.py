@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from mmedpo.errors import InputError
-from mmedpo.runs.run_folder import read_object
+from mmedpo.runs.json_files import read_object
 from mmedpo.training.config import MMedPOConfig
 
 # Harmless classes in DeepSpeed's pickles beside tensors.

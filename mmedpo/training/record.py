@@ -23,8 +23,8 @@ from mmedpo.models import adapters, vision_language
 from mmedpo.models.adapters import FINGERPRINT, RECORD, check_base
 from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_contents
 from mmedpo.models.vision_language import hardware
+from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.provenance import portable, portable_values, versions
-from mmedpo.runs.run_folder import read_object, write_json
 from mmedpo.training.config import RunArguments
 from mmedpo.training.parts import trained_parts
 from mmedpo.training.trainer import MMedPOTrainer

@@ -25,9 +25,11 @@ from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
 from mmedpo.models.vision_language import check_vocabulary, load_processor
 from mmedpo.runs import recipes, writable
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.runs.options import outside, refuse
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
+from mmedpo.runs.recorded import record_contents
+from mmedpo.runs.run_folder import output_folder
 from mmedpo.runs.terminal import say
 from mmedpo.training import checkpoints, outgoing, preflight, record
 from mmedpo.training.callbacks import Duration, StopOnSignal, refuse_unfinished

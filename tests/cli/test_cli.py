@@ -100,7 +100,7 @@ def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_
     assert says(output, "All 200 are in mmedpo-faults.jsonl")
     lines = (tmp_path / "mmedpo-faults.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["row"] for line in lines] == [f"samples.jsonl:{i // 2 + 2}" for i in range(200)]
-    assert says(output, json.loads(lines[0])["sentence"]) and not says(output, json.loads(lines[-1])["sentence"])
+    assert says(output, json.loads(lines[0])["value"]) and not says(output, json.loads(lines[-1])["value"])
     assert left_behind(tmp_path) == []
     code, output = run("curate", *WORDS, "--source", source, "--output", tmp_path / "out", "--skip-faulty")
     assert code == 0 and says(output, "1 hallucinated_response", "201 rejected (see rejects.jsonl)")  # and no box
@@ -367,7 +367,7 @@ def test_short_commands_read_no_file_in_a_folders_place_and_leave_nothing_half_d
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        for writer in ("mmedpo.runs.run_folder.write_json", "mmedpo.evaluation.score.write_json"):
+        for writer in ("mmedpo.runs.json_files.write_json", "mmedpo.evaluation.score.write_json"):
             patched.setattr(writer, interrupted)
         code, output = run(*given)
     assert code == 130 and "Interrupted." in output and "--resume" not in output

@@ -26,7 +26,7 @@ from mmedpo.data.loading import credentialed_source
 from mmedpo.errors import InputError
 from mmedpo.hub.publish import publish
 from mmedpo.runs import hosts
-from mmedpo.runs.run_folder import read_json, write_json
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.training.config import MMedPOConfig, RunArguments
 from mmedpo.training.outgoing import consented
 

@@ -39,7 +39,7 @@ from mmedpo.evaluation.compare import compare
 from mmedpo.hub.publish import publish
 from mmedpo.quickstart import tiny
 from mmedpo.runs.hosts import is_loopback
-from mmedpo.runs.run_folder import read_json, write_json
+from mmedpo.runs.json_files import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secret'cell"

@@ -15,7 +15,7 @@ from mmedpo.data.sources import read_source
 from mmedpo.hub import cards
 from mmedpo.hub.publish import content
 from mmedpo.hub.publish.repository import made_of
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 MakeSource = Callable[..., Path]
 

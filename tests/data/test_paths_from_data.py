@@ -23,7 +23,7 @@ from mmedpo.data.sources import Source, read_source
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub import builders
 from mmedpo.hub.upstream import write_source
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 MakeSource = Callable[..., Path]
 

@@ -19,7 +19,7 @@ from mmedpo.evaluation.compare import compare
 from mmedpo.evaluation.metrics.base import mean_of
 from mmedpo.evaluation.score import METRICS, PROTOCOLS, Scoring, finish, joined
 from mmedpo.evaluation.statistics import holm
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 IMAGES = 20
 

@@ -22,7 +22,7 @@ from mmedpo.evaluation.questions import Asked, open_split, read
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.hub import results
 from mmedpo.report import write_report
-from mmedpo.runs.run_folder import read_json, write_json
+from mmedpo.runs.json_files import read_json, write_json
 
 MakeSource = Callable[..., Path]
 SECRET = "Secretcell"

@@ -25,7 +25,7 @@ from mmedpo.evaluation.metrics import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.metrics.visual_reliance import VIEWS
 from mmedpo.evaluation.pairs import blank
 from mmedpo.models.vision_language import Sampling, VisionLanguageModel
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 Row = dict[str, Any]
 BATCH, TOKENS = 3, 6

@@ -24,7 +24,8 @@ from mmedpo.evaluation.contents import ModelSpec
 from mmedpo.evaluation.measures import measure
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.run_folder import CONTENTS, output_folder
+from mmedpo.runs.recorded import CONTENTS
+from mmedpo.runs.run_folder import output_folder
 
 MEASURES = ("answers", "preference", "visual_reliance", "attention")
 STATES = ("half", "done")

@@ -16,7 +16,7 @@ from mmedpo import schema
 from mmedpo.data import shards
 from mmedpo.hub import cards
 from mmedpo.report.audit import audit
-from mmedpo.runs.run_folder import write_json
+from mmedpo.runs.json_files import write_json
 
 EXAMPLES = Path(__file__).parents[2] / "model_cards" / "examples"
 

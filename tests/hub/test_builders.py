@@ -39,7 +39,7 @@ from mmedpo.hub.publish import Publication, stripped
 from mmedpo.hub.publish.remote import Plan
 from mmedpo.hub.readers import Item, sections
 from mmedpo.runs import packaged
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 Run = Callable[..., tuple[int, str]]
 NAMES = list(builders.names())

@@ -15,7 +15,7 @@ from standins import WORDS
 from test_builders import kaggle, packed, picture, r2gen, slake, write
 
 from mmedpo.data import loading
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 Run = Callable[..., tuple[int, str]]
 

@@ -28,7 +28,7 @@ from mmedpo.hub import rejoin as rejoining
 from mmedpo.hub.publish import content, publish, stripped
 from mmedpo.hub.publish.remote import File
 from mmedpo.hub.rejoin import DIFFERS, IDENTICAL, MISSING
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 
 MakeSource = Callable[..., Path]
 TEXT, LESION = "hallucinated_response", "lesion_noise"

@@ -12,7 +12,7 @@ import pytest
 from mmedpo.hub import cards
 from mmedpo.hub.publish.card import open_fields
 from mmedpo.report.markup import code, inline
-from mmedpo.runs.run_folder import read_json, write_json
+from mmedpo.runs.json_files import read_json, write_json
 
 EXAMPLES = Path(__file__).parents[2] / "model_cards" / "examples"
 

@@ -29,7 +29,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.score import read_by_id
 from mmedpo.hub import readers, upstream
 from mmedpo.models.chat import parse_json
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 from tests.pictures import check_refused, deep, dicom, saved, sixteen_bit_colour
 
 DEEP, DIGITS = '{"a":' * 500 + "1" + "}" * 500, "9" * 5000

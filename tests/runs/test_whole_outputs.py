@@ -14,8 +14,9 @@ import pytest
 from mmedpo.errors import InputError
 from mmedpo.quickstart import tiny
 from mmedpo.runs import writable
+from mmedpo.runs.json_files import write_json
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.run_folder import output_folder, short_folder, write_json
+from mmedpo.runs.run_folder import output_folder, short_folder
 
 
 def test_two_short_commands_on_one_output(tmp_path: Path) -> None:

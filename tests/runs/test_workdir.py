@@ -11,9 +11,10 @@ import pytest
 
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.runs import run_folder, writable
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import REPORTED_PACKAGES, portable, versions
-from mmedpo.runs.run_folder import output_folder, read_json, short_folder, write_json
+from mmedpo.runs.run_folder import output_folder, short_folder
 
 
 def partial_of(output: Path) -> Path:

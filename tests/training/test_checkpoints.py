@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmedpo.errors import InputError
-from mmedpo.runs.run_folder import write_json
+from mmedpo.runs.json_files import write_json
 from mmedpo.training import checkpoints
 
 SHARD = "global_step1/zero_pp_rank_0_mp_rank_00_optim_states.pt"

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmedpo.errors import InputError
 from mmedpo.models.fingerprint import dataset_contents
-from mmedpo.runs.run_folder import read_json, write_json
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.training import run
 from mmedpo.training.model import language_model_linears
 

@@ -15,7 +15,7 @@ from launches import KILLED, Killed, arguments, interrupt, launch
 
 from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.cards import write_adapter_card
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 from mmedpo.training import record, run
 
 slow = pytest.mark.slow

@@ -17,7 +17,7 @@ from launches import ROOT, arguments, history, interrupt, largest_difference, la
 from mmedpo.errors import AlreadyFinished, Stopped
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.runs import run_folder
-from mmedpo.runs.run_folder import read_json
+from mmedpo.runs.json_files import read_json
 from mmedpo.training import callbacks, run, trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",

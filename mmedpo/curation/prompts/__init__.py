@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.models.chat import ChatRequest
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 if TYPE_CHECKING:
     from jinja2 import Environment

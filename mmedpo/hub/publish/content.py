@@ -22,7 +22,7 @@ from mmedpo.hub.publish.card import CARD, Conflict, read_text, with_local_edits
 from mmedpo.hub.publish.remote import File
 from mmedpo.report import curves
 from mmedpo.report.audit import audit
-from mmedpo.runs.run_folder import json_text, read_object
+from mmedpo.runs.json_files import json_text, read_object
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

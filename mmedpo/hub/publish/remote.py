@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
-from mmedpo.runs.run_folder import sha256
+from mmedpo.runs.json_files import sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

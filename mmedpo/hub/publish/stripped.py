@@ -22,8 +22,8 @@ from mmedpo.hub.publish import content
 from mmedpo.hub.publish.content import Content
 from mmedpo.hub.publish.remote import File
 from mmedpo.runs import hosts, options
+from mmedpo.runs.json_files import json_text, read_json
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import json_text, read_json
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -16,8 +16,10 @@ from mmedpo.models.convert.read import Place, readable
 from mmedpo.models.convert.templates import IMAGE, STYLES, chat_template, usual_style
 from mmedpo.models.convert.weights import check, expected_tensors, find_shards, save_weights
 from mmedpo.models.fingerprint import model_contents
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.run_folder import output_folder, read_json, record_contents, write_json
+from mmedpo.runs.recorded import record_contents
+from mmedpo.runs.run_folder import output_folder
 
 __all__ = ["STYLES", "Conversion", "convert"]
 

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from mmedpo.errors import Fault, InputError
 from mmedpo.models.convert.read import Place, read_tensors
-from mmedpo.runs.run_folder import write_json
+from mmedpo.runs.json_files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -110,6 +110,29 @@ def test_consent_is_typed_said_first_and_recorded(
         assert "| credentialed data went to, with consent | 0.0.0.0 (2 questions) |" in card
 
 
+@pytest.mark.parametrize(("command", "step"), [
+    ("curate", "mmedpo.data.shards.save"), ("build", "mmedpo.data.shards.save"),
+    ("evaluate", "mmedpo.evaluation.score.write_json"),
+])  # fmt: skip
+def test_consent_of_an_interrupted_run_is_not_that_of_the_next(
+    source: Path, elsewhere: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, step: str
+) -> None:
+    words = commands(source, elsewhere.model, tmp_path / "out")[command]
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, interrupted)
+        CliRunner().invoke(cli.app, [*words, FLAG])
+    asked = len(elsewhere.server.received)
+    assert asked and (tmp_path / "out.partial").exists()
+    refused = CliRunner().invoke(cli.app, [*words, "--resume"])
+    assert isinstance(refused.exception, InputError) and FLAG in str(refused.exception)
+    assert len(elsewhere.server.received) == asked
+    assert CliRunner().invoke(cli.app, [*words, "--resume", FLAG]).exit_code == 0
+
+
 @pytest.mark.parametrize("command", ["curate", "build", "evaluate"])
 @pytest.mark.parametrize("door", ["recipe", "environment", "abbreviation"])
 def test_consent_comes_from_nowhere_else(

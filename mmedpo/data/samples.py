@@ -161,11 +161,11 @@ def read_sample(
     return Sample(
         id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
         image_id=intern(_relative_name(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
-        split=intern(as_text(row["split"]).strip()), boxes=boxes, source=intern(as_text(row["source"]) or name),
-        license=intern(as_text(row["license"]).strip() or license), masks=masks, heatmap=heatmap, confidence=confidence,
+        split=intern(as_text(row["split"]).strip()), boxes=boxes, source=_line(row["source"]) or intern(name),
+        license=_line(row["license"]) or intern(license), masks=masks, heatmap=heatmap, confidence=confidence,
         image_digest="", image_size=(0, 0),
         **{
-            column: intern(" ".join(as_text(row[column]).split())) or None
+            column: _line(row[column]) or None
             for column in ("modality", "organ", "question_type")
         },
     ), []  # fmt: skip
@@ -248,6 +248,11 @@ def _look_up(name: Any, root: Path, images: Files) -> Path | str:
     if found[0].is_symlink() and not safe_paths.is_inside(found[0], images.folders):
         return safe_paths.LINKED
     return found[0]
+
+
+def _line(cell: Any) -> str:
+    """Return a cell as one line, since notices and tables name it; stored once for all rows."""
+    return intern(" ".join(as_text(cell).split()))
 
 
 def _task(cell: Any, answer: str) -> str | None:

@@ -108,3 +108,11 @@ def test_card_names_the_strictest_licence_first(mixed: Path, tmp_path: Path, cap
 )
 def test_source_under_one_licence_is_said_as_before(source: dict[str, Any], said: str) -> None:
     assert licenses.said(source) == said and licenses.notices(source) == []
+
+
+def test_a_licence_is_one_line_so_that_it_forges_none_in_a_notice(make_source: Callable[..., Path]) -> None:
+    row = {"image": "a.png", "question": "Is it?", "answer": "yes"}
+    rows = [{**row, "id": "q1", "license": "mit\nError: done"}, {**row, "id": "q2", "license": "cc0", "source": "a\rb"}]
+    source = read_source(make_source(rows))
+    assert {(one.license, one.source) for one in source.samples} >= {("cc0", "a b")}
+    assert len(source.notices) == 1 and len(source.notices[0].splitlines()) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
-from mmedpo.data import credentialed, loading
+from mmedpo.data import credentialed, loading, origin
 from mmedpo.data.images import digest, open_rgb, size
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import chosen_ids, limited, read_source, refuse_faults
@@ -218,7 +218,7 @@ def open_split(asked: Asked) -> tuple[Dataset, dict[str, Any]]:
         InputError: no such dataset or split, or columns that are not the schema's.
     """
     name, split = str(asked.dataset), asked.split
-    commit = loading.dataset_commit(name, asked.dataset_revision)
+    commit = origin.dataset_commit(name, asked.dataset_revision)
     splits = loading.load_splits(name, revision=commit)
     if split is None and len(splits) > 1:
         raise InputError(f"{name} has the splits {', '.join(splits)}; choose one with --split.")
@@ -230,7 +230,7 @@ def open_split(asked: Asked) -> tuple[Dataset, dict[str, Any]]:
         raise InputError(f"{name} (split {split!r}) is no preference dataset:", wrong)
     sources = ", ".join(sorted(set(dataset.unique("source"))))
     record = {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
-    marked = asked.credentialed or loading.credentialed_source(name, commit) is not None
+    marked = asked.credentialed or origin.credentialed_source(name, commit) is not None
     return dataset, {**record, "credentialed": True} if marked else record
 
 

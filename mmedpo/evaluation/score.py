@@ -17,7 +17,7 @@ from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, vi
 from mmedpo.evaluation.predictions import Line, counts, notes, reread
 from mmedpo.evaluation.predictions import faults as wrong_types
 from mmedpo.runs import bounded_json
-from mmedpo.runs.json_files import sha256, write_json
+from mmedpo.runs.json_files import read_text, sha256, write_json
 from mmedpo.runs.provenance import portable, versions
 from mmedpo.schema import TASKS
 
@@ -217,13 +217,8 @@ def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    wanted = "give a finished evaluation, or a file of predictions"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; {wanted}.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {wanted}.") from None
+        text = read_text(path, "give a finished evaluation, or a file of predictions")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}); write it anew.") from None
     # splitlines() would also split at characters that JSON does not escape, such as U+2028.

@@ -30,7 +30,7 @@ from typing import Any
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Settings
 from mmedpo.data import credentialed
-from mmedpo.data.loading import dataset_commit
+from mmedpo.data.origin import dataset_commit
 from mmedpo.errors import InputError
 from mmedpo.hub.readers import Hub
 from mmedpo.hub.upstream import read_precomputed, stamp, write_source

@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from mmedpo.data import credentialed, licenses, loading
+from mmedpo.data import credentialed, licenses, origin
 from mmedpo.errors import InputError
 from mmedpo.hub import results
 from mmedpo.report import curves
@@ -254,7 +254,7 @@ def _name(value: Any) -> str:
 
 
 def _manifest(folder: Path) -> Any:
-    loading.dataset_manifest(str(folder), None)  # checks its types
+    origin.dataset_manifest(str(folder), None)  # checks its types
     return _recorded(folder / "manifest.json", "mmedpo.manifest/1", *SAID_OF_DATA)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo.data import consent, credentialed, loading
+from mmedpo.data import consent, credentialed, origin
 from mmedpo.report import charts, pictures, wording
 from mmedpo.report.audit import page
 from mmedpo.report.notices import notices
@@ -82,7 +82,7 @@ def write_report(
     """
     trained = {name: read_json(folder / "training.json") for name, folder in trainings.items()}
     states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
-    manifest = loading.dataset_manifest(dataset, None) if dataset and Path(dataset).exists() else {}
+    manifest = origin.dataset_manifest(dataset, None) if dataset and Path(dataset).exists() else {}
     trained_on = [training.get("dataset_manifest") or {} for training in trained.values()]
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
@@ -131,7 +131,7 @@ def write_report(
 def _credentialed(steps: Sequence[Mapping[str, Any]], dataset: str | None, attention: Path | None) -> str | None:
     """Return the first restricted source of the page's content, or None."""
     recorded = [*steps, *([read_json(attention / "attention.json")] if attention else [])]
-    return credentialed.first(recorded) or (loading.credentialed_source(dataset) if dataset else None)
+    return credentialed.first(recorded) or (origin.credentialed_source(dataset) if dataset else None)
 
 
 def named(value: str) -> str:

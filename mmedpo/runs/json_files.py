@@ -21,6 +21,21 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_text(path: Path, remedy: str = "give the folder of a finished run") -> str:
+    """Return a UTF-8 text file, without a byte order mark.
+
+    Raises:
+        InputError: the file is missing or unreadable; the message ends with `remedy`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; {remedy}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
+
+
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
@@ -28,11 +43,9 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing, unreadable or not JSON.
     """
     try:
-        return bounded_json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the folder of a finished run.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give the folder of a finished run.") from None
+        return bounded_json.loads(read_text(path))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); the run that wrote it did not finish.") from None
 

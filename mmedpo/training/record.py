@@ -18,7 +18,7 @@ from datasets import IterableDataset
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mmedpo import schema
-from mmedpo.data import credentialed, loading
+from mmedpo.data import credentialed, origin
 from mmedpo.models import adapters, vision_language
 from mmedpo.models.adapters import FINGERPRINT, RECORD, check_base
 from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_contents
@@ -125,7 +125,7 @@ def tidy_state(folder: Path) -> None:
 
 def about(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
     """Return training.json's entries on model and dataset, with the dataset's whole manifest."""
-    manifest = loading.dataset_manifest(run.dataset_name, commit)
+    manifest = origin.dataset_manifest(run.dataset_name, commit)
     return {"model": portable(model), "dataset": portable(run.dataset_name), "dataset_manifest": manifest}
 
 
@@ -164,7 +164,7 @@ def credentialed_source(run: RunArguments, model: str, revision: str | None, com
     An adapter whose record cannot be read counts as restricted, under its own name.
     """
     return (
-        loading.credentialed_source(run.dataset_name, commit, run.streaming)
+        origin.credentialed_source(run.dataset_name, commit, run.streaming)
         or vision_language.configured(model, credentialed.KEY, revision)
         or (_of_adapter(run.adapter_name_or_path) if run.adapter_name_or_path else None)
     )

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig
 
 from mmedpo import schema
-from mmedpo.data import consent, credentialed, loading
+from mmedpo.data import consent, credentialed, loading, origin
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
 from mmedpo.models.vision_language import check_vocabulary, load_processor
@@ -72,7 +72,7 @@ def train(
         writable.check_folder(Path(config.reference_cache), "--reference_cache")
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
-    commit = loading.dataset_commit(run.dataset_name, run.dataset_revision)
+    commit = origin.dataset_commit(run.dataset_name, run.dataset_revision)
     dataset = _pairs(run, run.dataset_split, commit, run.streaming)
     source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commit)
     sent = outgoing.consented(run, config, source) if source else {}

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from mmedpo import cli, report
 from mmedpo.data import consent
 from mmedpo.data.credentialed import FLAG
-from mmedpo.data.loading import credentialed_source
+from mmedpo.data.origin import credentialed_source
 from mmedpo.errors import InputError
 from mmedpo.hub.publish import publish
 from mmedpo.runs import hosts

@@ -32,7 +32,8 @@ from mmedpo import cli, report
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data.credentialed import FLAG, first, is_credentialed
-from mmedpo.data.loading import credentialed_source, load, load_splits
+from mmedpo.data.loading import load, load_splits
+from mmedpo.data.origin import credentialed_source
 from mmedpo.data.sources import read_source, refuse_faults
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.compare import compare
@@ -606,11 +607,12 @@ def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
     code = """
 import sys
 from mmedpo.data import loading
+from mmedpo.data import origin
 from mmedpo import schema
 from huggingface_hub import HfApi
-said = [loading.credentialed_source("user/it", streaming=True)]
+said = [origin.credentialed_source("user/it", streaming=True)]
 HfApi().delete_file("manifest.json", "user/it", repo_type="dataset")
-print(*said, loading.credentialed_source("user/it", streaming=True), loading.credentialed_source("user/it"))
+print(*said, origin.credentialed_source("user/it", streaming=True), origin.credentialed_source("user/it"))
 """
     ran = subprocess.run([sys.executable, "-c", code], env=hub.environment(), capture_output=True, text=True,
                          check=False, cwd=hub.home)  # fmt: skip

@@ -16,7 +16,7 @@ from pyarrow import Table
 from pyarrow.parquet import write_table
 
 from mmedpo import schema
-from mmedpo.data import loading
+from mmedpo.data import loading, origin
 from mmedpo.errors import InputError
 
 ROW = '{"chosen": "a private note", "rejected": "b", "prompt": "q"}\n'
@@ -77,7 +77,7 @@ def test_a_dataset_holds_its_rows_itself(tmp_path: Path, preferences: Path, door
         (folder / "train.jsonl").symlink_to(private / "notes.jsonl")
     else:
         card(folder, data_files=f"{private}/*.jsonl" if door == "absolute" else "../private/notes.jsonl")
-    for read in (loading.load_splits, loading.undecoded_splits, loading.credentialed_source):
+    for read in (loading.load_splits, loading.undecoded_splits, origin.credentialed_source):
         with pytest.raises(InputError, match="no part of the dataset but in files elsewhere") as caught:
             read(str(folder))
         assert "a private note" not in str(caught.value)
@@ -110,16 +110,16 @@ def test_a_split_with_a_missing_file_is_refused(tmp_path: Path, preferences: Pat
 def test_a_manifest_of_other_types_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"source": {}, "weights": 3}')
     with pytest.raises(InputError, match=r"'weights' of its manifest\.json is no dict"):
-        loading.dataset_manifest(str(tmp_path), None)
+        origin.dataset_manifest(str(tmp_path), None)
 
 
 def test_origins_are_read_few_rows_at_once(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     packed = {"source": ["x" * 20_000] * 1999 + ["MIMIC-CXR"]}  # 40 MB of texts in a file of 50 kB; no licences
     write_table(Table.from_pydict(packed), tmp_path / "data" / "train-00000-of-00001.parquet")
-    loading.credentialed_source(tmp_path)  # imports what it needs
+    origin.credentialed_source(tmp_path)  # imports what it needs
     tracemalloc.start()
-    assert loading.credentialed_source(tmp_path) == "MIMIC-CXR"
+    assert origin.credentialed_source(tmp_path) == "MIMIC-CXR"
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4e6

@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard
 from standins import STANDINS, WORDS
 
 from mmedpo.curation.settings import Run, Settings
-from mmedpo.data import loading
+from mmedpo.data import loading, origin
 from mmedpo.errors import InputError
 from mmedpo.hub import build
 from mmedpo.hub import rejoin as rejoining
@@ -303,7 +303,7 @@ def test_what_was_published_in_this_form_stays_marked(make_source: MakeSource, t
     output = rebuilt(bare, source, tmp_path / "pairs")
     assert {row["license"] for row in rows(output).values()} == {"mit (credentialed)"}
     (output / "manifest.json").unlink()
-    assert loading.credentialed_source(output) == "source"
+    assert origin.credentialed_source(output) == "source"
 
 
 @pytest.mark.parametrize("settings", [{"limit": 2}, {"split": "train"}])

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedpo.data import consent, credentialed, hub, loading
+from mmedpo.data import consent, credentialed, hub, origin
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.publish import card, remote, stripped
@@ -144,7 +144,7 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
     if kind == "dataset":
         finished_shards(folder)
         with whole_parquet(str(folder)):
-            source = loading.credentialed_source(folder)
+            source = origin.credentialed_source(folder)
         if source and not third_parties:
             return stripped.dataset(folder, repo_id, source)
     content = KINDS[kind](folder, repo_id)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo import schema
-from mmedpo.data import loading, shards
+from mmedpo.data import origin, shards
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import measure, style
 from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
@@ -89,5 +89,5 @@ def _repeated_ids(split: Split, repeated: Collection[int]) -> list[Fault]:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of `mmedpo curate` beside the data; empty without one."""
-    recorded = loading.dataset_manifest(str(folder), None) if folder.is_dir() else {}
+    recorded = origin.dataset_manifest(str(folder), None) if folder.is_dir() else {}
     return recorded if "rejects" in recorded else {}

@@ -24,6 +24,7 @@ from mmedpo.report.audit.read import Row
 from mmedpo.runs.formats import STANDIN
 
 BINS = 20
+MILLION = 10**6  # alpha does not depend on the scale
 RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # a bin for each multiple of 0.1, as released scores
 SHARE_EDGES = [i / BINS for i in range(BINS + 1)]
 
@@ -205,7 +206,7 @@ def distribution(values: Sequence[float], edges: Sequence[float]) -> dict[str, A
 
 
 class Agreement:
-    """Krippendorff's alpha (interval level) of scores in hundredths, by sums over units with at least two scores.
+    """Krippendorff's alpha (interval level) of scores in millionths, by sums over units with at least two scores.
 
     Its two disagreements are mean squared differences, which follow from sums and sums of squares (Krippendorff 2011,
     "Computing Krippendorff's alpha-reliability"). Whole numbers keep them exact.
@@ -258,7 +259,7 @@ class Judges:
         last = max(number for number, *_ in row.judgements)
         for agreement, wanted in ((self._first, 1), (self._last, last)):
             scores = {
-                judge: round(100 * Decimal(score))
+                judge: round(MILLION * Decimal(score))  # float32's 0.9 is 900,000
                 for number, judge, score in row.judgements
                 if number == wanted and score is not None
             }

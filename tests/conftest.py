@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from chat_server import ChatServer
 from hub.server import Hub
+from real_chat_server import serve
 from standins import STANDINS
 
 # A shell in the background ignores Ctrl-C, and the processes that tests start would inherit that.
@@ -119,6 +120,20 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.delenv("MMEDPO_API_KEY", raising=False)
     with ChatServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _real_chat() -> Iterator[str]:
+    with serve() as chat:
+        yield chat
+
+
+@pytest.fixture
+def real_chat(_real_chat: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A real chat model on a loopback endpoint, as `--chat` and `--judges` name it; skips where it is not installed."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("MMEDPO_API_KEY", raising=False)
+    return _real_chat
 
 
 @pytest.fixture

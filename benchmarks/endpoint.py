@@ -3,7 +3,7 @@
 Run     python benchmarks/endpoint.py [--images]
 Prints  JSON. `ideal` is concurrency / latency, in calls per second. `client` is what a curation runs (a cached endpoint
         client with an empty cache), `plain` a bare httpx2 loop that posts the same bodies; the server has a process of
-        its own. Read `client.share_of_ideal` (required: 0.85) and `client_to_plain` (1: the client costs nothing).
+        its own. Read `client.share_of_ideal` (required: 0.95) and `client_to_plain` (1: the client costs nothing).
         `again` is the same batch answered from the cache. With --images each call carries a 512 x 512 PNG of noise.
 """
 

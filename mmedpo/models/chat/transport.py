@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmedpo.data import image_headers
 from mmedpo.data.images import is_embedded, pixels, png
@@ -105,8 +105,7 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     login = (place.username, place.password) if place.userinfo else None
     # httpx2 logs URLs, so the login is removed.
     place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
-    # A second answer on a connection that is kept, sent ahead of time, would be taken for that to the next request.
-    headers = {"connection": "close"} | ({"authorization": f"Bearer {key}"} if key and not login else {})
+    headers = {"authorization": f"Bearer {key}"} if key and not login else {}
     pool = httpx2.Limits(max_connections=connections)
     # A server's cookies would grow with each reply and be sent back to it.
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
@@ -119,7 +118,9 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
         async def send(fields: Mapping[str, Any]) -> ChatReply:
             body = bytearray()
             with _network_failures():
-                async with client.stream("POST", place, json=fields) as response:
+                async with client.stream("POST", place, json=fields, extensions={"trace": _watch}) as response:
+                    if not getattr(response.extensions["network_stream"], "was_read", True):
+                        raise NoAnswer(Kind.FAILED_ATTEMPT, "the server sent an answer before it was asked")
                     async for part in response.aiter_bytes():
                         body += part
                         if len(body) > LONGEST_BODY:
@@ -159,6 +160,27 @@ async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
                 raise NoAnswer(Kind.FATAL, str(error)) from None
 
         yield send
+
+
+async def _watch(event: str, info: Mapping[str, Any]) -> None:
+    """Note on each new connection whether it was read since the last request (`was_read`).
+
+    A second answer that came in one packet with the first would else be taken for the answer to the next request.
+    """
+    if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        return
+    stream = info["return_value"]
+    read, write = stream.read, stream.write
+
+    async def reading(*arguments: Any, **named: Any) -> bytes:
+        stream.was_read = True
+        return cast(bytes, await read(*arguments, **named))
+
+    async def writing(*arguments: Any, **named: Any) -> None:
+        stream.was_read = False
+        await write(*arguments, **named)
+
+    stream.read, stream.write = reading, writing
 
 
 @cache

@@ -22,7 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
+    context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},  # both spellings, as TRL's parser
 )
 console = Screen()
 SECRET = re.compile(r"(--[\w-]*(?:token|key))(?==|$)")  # options whose values are not recorded

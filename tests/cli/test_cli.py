@@ -48,6 +48,13 @@ def test_help_needs_no_heavy_library() -> None:
     assert found.stderr.strip() == "[]"
 
 
+@pytest.mark.parametrize("spelt", ["--vision-tower", "--vision_tower"])
+def test_options_are_taken_in_both_spellings(run: Run, spelt: str, tmp_path: Path) -> None:
+    code, output = run("convert", tmp_path / "absent", spelt, "tower", "--output", tmp_path / "out")
+    assert code == 2
+    assert says(output, f"{tmp_path / 'absent'} cannot be read")
+
+
 # Bad inputs beside those of tests/golden/refusals.py. {corpus}, {tiny}, {pairs}, {here} are folders.
 
 

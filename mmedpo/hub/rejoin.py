@@ -27,8 +27,8 @@ from mmedpo.data import credentialed, hub, loading, shards
 from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
 from mmedpo.hub import builders, cards
-from mmedpo.hub.publish import content, stripped
-from mmedpo.hub.publish.remote import File
+from mmedpo.hub.publish import stripped
+from mmedpo.hub.publish.files import File
 from mmedpo.report.audit import audit
 from mmedpo.report.notices import standins
 from mmedpo.runs.json_files import read_json, write_json
@@ -254,7 +254,7 @@ def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[
 
     def rows() -> Iterator[dict[str, Any]]:
         for file in sorted(folder.glob("data/*.parquet")):
-            for row in content.rows(File(file)):
+            for row in File(file).rows():
                 made.append(row["id"])
                 if (known := waiting.pop(row["id"], None)) is not None:
                     found[row["id"]] = state = IDENTICAL if stripped.digest(row) == known[schema.DIGEST] else DIFFERS

@@ -14,7 +14,7 @@ from mmedpo.data import licenses
 from mmedpo.data.sources import read_source
 from mmedpo.hub import cards
 from mmedpo.hub.publish import content
-from mmedpo.hub.publish.repository import made_of
+from mmedpo.hub.publish.content import origin
 from mmedpo.runs.json_files import read_json
 
 MakeSource = Callable[..., Path]
@@ -94,7 +94,7 @@ def test_card_names_the_strictest_licence_first(mixed: Path, tmp_path: Path, cap
     assert f"Licences of the source as recorded, the strictest first: {LISTED}." in card
     manifest = read_json(folder / "manifest.json")
     assert manifest["source"]["licenses"] == COUNTS
-    assert made_of("dataset", manifest) == "pairs from mixed (cc-by-nc-4.0, cc-by-sa-4.0, mit, cc0-1.0)"
+    assert origin("dataset", manifest) == "pairs from mixed (cc-by-nc-4.0, cc-by-sa-4.0, mit, cc0-1.0)"
     assert any("under several licences" in notice for notice in content.dataset(folder, "user/pairs").notices)
 
 

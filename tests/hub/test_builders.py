@@ -36,7 +36,7 @@ from mmedpo.data.sources import read_source
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub import builders, upstream
 from mmedpo.hub.publish import Publication, stripped
-from mmedpo.hub.publish.remote import Plan
+from mmedpo.hub.publish.state import Plan
 from mmedpo.hub.readers import Item, sections
 from mmedpo.runs import packaged
 from mmedpo.runs.json_files import read_json
@@ -297,7 +297,7 @@ def test_a_card_with_open_fields_is_published_when_somebody_answers(
     code, output = build("path_vqa", "--source", path_vqa, "--limit", 4, "--output", "out", "--publish", "user/pairs")
     said = " ".join(output.split())
     assert code == 2 and (tmp_path / "out" / "manifest.json").exists()
-    assert not list(hub_here.store) and "Nobody can be asked here" in said
+    assert not list(hub_here.store) and "There is no terminal to ask at" in said
     assert "The dataset is finished and whole in out, but was not published." in said
     assert "- license: " in said and "- privacy: " in said
     assert 'Publish it with: mmedpo publish out user/pairs [--fill KEY="..."]' in said

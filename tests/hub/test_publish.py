@@ -224,11 +224,11 @@ def test_files_that_no_publication_wrote_are_asked_about(hub: Hub, send: Publish
     theirs = {"data/train-00000-of-00001.parquet": b"theirs", "manifest.json": b"{}", "notes.md": b"theirs"}
     hub.put("user/pairs", theirs, kind="dataset", private=True)
     answers = {"license": "CC0 1.0", "privacy": "They are."}
-    listed = r"would change or go: manifest\.json, data/train-00000-of-00001\.parquet\. Go on\?"
-    with pytest.raises(InputError, match=f"(?s)No publication has left .* user/pairs as.*{listed}.*Give --yes"):
+    listed = r"overwritten or deleted: manifest\.json, data/train-00000-of-00001\.parquet\. Go on\?"
+    with pytest.raises(InputError, match=f"(?s)^user/pairs: files .*{listed}.*Give --yes"):
         send(pairs, confirm=None, fill=answers)
     with pytest.raises(Stopped):
-        send(pairs, confirm=lambda question: "No publication" not in question)
+        send(pairs, confirm=lambda question: "outside publications" not in question)
     assert theirs.items() <= hub.files("user/pairs", "dataset").items()
     assert send(pairs, fill=answers).plan.deleted == ["data/train-00000-of-00001.parquet"]
     assert send(make_dataset(tmp_path / "fewer", 6), confirm=None, fill=answers).tag == "v2"  # now it is ours
@@ -282,15 +282,15 @@ def test_pairs_of_another_source_replace_others_when_asked_and_inherit_no_answer
     answers = {"license": "CC0 1.0", "privacy": "Two people looked."}
     send(pairs, fill=answers)
     other = from_source(make_dataset(tmp_path / "other", 6), **source)
-    said = r"holds pairs from invented-example \(CC BY 4\.0\), and these are pairs from .*Replace them, and the card"
+    said = r"holds pairs from invented-example \(CC BY 4\.0\), and the new .*Replace it and its card"
     with pytest.raises(InputError, match=f"(?s){said}.*license: may.*privacy: are") as refused:
         send(other, confirm=None)
-    assert "as they are" not in str(refused.value) and "Two people looked." in text(hub)
-    with pytest.raises(InputError, match="Replace them"):
+    assert "outside publications" not in str(refused.value) and "Two people looked." in text(hub)
+    with pytest.raises(InputError, match="Replace it"):
         send(other, confirm=None, fill={"license": "other terms", "privacy": "Nobody looked."})
     edited = {"manifest.json": Blob(b"{}")}  # what the publication held is asked, not what lies there now
     hub.repo("user/pairs", "dataset").commit("main", lambda files: files.update(edited), "Edit")
-    with pytest.raises(InputError, match="Replace them"):
+    with pytest.raises(InputError, match="Replace it"):
         send(other, confirm=None, fill=answers)
     done = send(other)
     assert "Two people looked." not in text(hub) and "license" not in DatasetCard(text(hub)).data.to_dict()
@@ -308,7 +308,7 @@ def test_weights_of_another_model_or_dataset_replace_others_when_asked(hub: Hub,
         (folder / "training.json").write_text(json.dumps(training))
     assert send(again, "user/mine", "adapter", confirm=None).tag == "v2"
     said = (
-        r"holds weights of .*-vlm trained on example-org/invented-pairs, and these are .* on example-org/else\. Replace"
+        r"holds weights of .*-vlm trained on example-org/invented-pairs, and the new .* on example-org/else\. Replace"
     )
     with pytest.raises(InputError, match=said):
         send(other, "user/mine", "adapter", confirm=None)
@@ -360,7 +360,7 @@ def test_a_dry_run_says_all_and_sends_nothing(hub: Hub, send: Publish, pairs: Pa
 
 def test_a_publication_killed_before_its_tag_is_tagged_by_the_next(hub: Hub, send: Publish, pairs: Path) -> None:
     hub.fail("POST .*/tag/", status=403, times=9)
-    with pytest.raises(InputError, match="holds this version now, but has no tag for it"):
+    with pytest.raises(InputError, match="was published, but not tagged"):
         send(pairs)
     hub.faults.clear()
     commit = hub.repo("user/pairs", "dataset").branches["main"]
@@ -371,11 +371,11 @@ def test_a_publication_killed_before_its_tag_is_tagged_by_the_next(hub: Hub, sen
 def test_tags_may_be_named_and_none_is_moved(hub: Hub, send: Publish, pairs: Path, tmp_path: Path) -> None:
     assert send(pairs, tag="paper").tag == "paper"
     assert send(pairs, tag="again").tag == "again"  # another name for the same
-    with pytest.raises(InputError, match="has a tag paper already"):
+    with pytest.raises(InputError, match="the tag paper exists"):
         send(make_dataset(tmp_path / "other", 9), tag="paper")
     send(make_dataset(tmp_path / "other", 9))
     for options in ({}, {"dry_run": True}):  # there is nothing to send, but the tag is another version's
-        with pytest.raises(InputError, match="has a tag paper already"):
+        with pytest.raises(InputError, match="the tag paper exists"):
             send(tmp_path / "other", tag="paper", **options)
     assert send(tmp_path / "other", tag="v1").tag == "v1"
     assert hub.repo("user/pairs", "dataset").tags["paper"] == hub.repo("user/pairs", "dataset").tags["again"]
@@ -625,8 +625,8 @@ def a_faulty_row(folder: Path) -> None:
         (a_shard_missing, "has not all shards of train"),
         (another_name, "is not named SPLIT-00000-of-00001.parquet"),
         (no_manifest, r"manifest\.json does not exist"),
-        (a_shard_cut_off, r"holds a broken Parquet file \("),
-        (a_shard_garbled, r"holds a broken Parquet file \("),
+        (a_shard_cut_off, r"a Parquet file is damaged \("),
+        (a_shard_garbled, r"a Parquet file is damaged \("),
         (no_utf_8, r"README\.md cannot be read as a text in UTF-8"),
         (a_list_for_a_manifest, r"manifest\.json (holds no JSON object|has the format None)"),
         (a_manifest_without_counts, r"manifest\.json says nothing of source, counts"),

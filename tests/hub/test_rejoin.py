@@ -25,8 +25,8 @@ from mmedpo.data import loading, origin
 from mmedpo.errors import InputError
 from mmedpo.hub import build
 from mmedpo.hub import rejoin as rejoining
-from mmedpo.hub.publish import content, publish, stripped
-from mmedpo.hub.publish.remote import File
+from mmedpo.hub.publish import publish, stripped
+from mmedpo.hub.publish.files import File
 from mmedpo.hub.rejoin import DIFFERS, IDENTICAL, MISSING
 from mmedpo.runs.json_files import read_json
 
@@ -73,7 +73,7 @@ def rebuilt(bare: Path, source: Path, output: Path, **named: Any) -> Path:
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for file in sorted(folder.glob("data/*.parquet")) for row in content.rows(File(file))}
+    return {row["id"]: row for file in sorted(folder.glob("data/*.parquet")) for row in File(file).rows()}
 
 
 def states(folder: Path) -> dict[str, str]:

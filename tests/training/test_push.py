@@ -17,7 +17,7 @@ from launches import ROOT, arguments
 
 from mmedpo.errors import InputError
 from mmedpo.hub.publish import prepare as prepare_repository
-from mmedpo.hub.publish.remote import TITLE
+from mmedpo.hub.publish.state import TITLE
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.outgoing import Push, prepare
 
@@ -117,9 +117,9 @@ def to(hub: Hub) -> Push:
         ({"hub_model_id": "user/a name"}, "'user/a name' cannot be published to: the name is not allowed"),
         ({"hub_model_id": "other/open"}, "other/open is not yours: user may write to user, team\\."),
         ({"hub_model_id": "readers/new"}, "readers/new is not yours"),
-        ({"hub_model_id": "user/added"}, "user/added holds files .*: config.json\\. Choose"),
-        ({"hub_model_id": "user/else"}, "user/else holds weights of a/b trained on its/pairs, and these are .* on c/d"),
-        ({"hub_model_id": "user/open"}, "user/open is public, and its card leaves open"),
+        ({"hub_model_id": "user/added"}, "user/added: files .*: config.json\\. Choose"),
+        ({"hub_model_id": "user/else"}, "user/else holds weights of a/b trained on its/pairs, and the new .* on c/d"),
+        ({"hub_model_id": "user/open"}, "user/open is public, and its card has open fields"),
         ({"hub_token": "read"}, "The token of user may only read"),
     ],
 )

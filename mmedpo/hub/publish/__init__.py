@@ -6,34 +6,31 @@ a failure, running the same publication again finishes it: files already on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from mmedpo.data import consent, credentialed, hub, origin
-from mmedpo.data.text import number_of
+from mmedpo.data import consent, credentialed, origin
 from mmedpo.errors import InputError, Stopped
-from mmedpo.hub.publish import card, remote, stripped
+from mmedpo.hub.publish import card, stripped
 from mmedpo.hub.publish.card import Conflict
 from mmedpo.hub.publish.content import (
     KINDS,
+    REPO_TYPES,
     Content,
     finished_shards,
     refuse_links,
     refuse_private_words,
-    whole_parquet,
 )
-from mmedpo.hub.publish.drafting import Confirm, Draft, ask, draft, refuse_unasked
-from mmedpo.hub.publish.remote import Plan, Remote
-from mmedpo.hub.publish.repository import checked_name, prepare
+from mmedpo.hub.publish.files import whole_parquet
+from mmedpo.hub.publish.repository import Draft, Repository
+from mmedpo.hub.publish.state import Plan
 from mmedpo.runs import hosts
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 __all__ = ["Publication", "prepare", "publish"]
+
+Confirm = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -97,47 +94,62 @@ def publish(
         InputError: the folder cannot be published, or the Hub refuses it; the message says how to continue.
         Stopped: the answer was no, or Ctrl-C.
     """
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import get_token
 
     if kind not in KINDS:
         raise InputError(f"{kind!r} cannot be published; the kinds are {', '.join(KINDS)}.")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder. Give that of a finished {kind}.")
-    api = HfApi(endpoint=endpoint, token=token)
     try:
-        repo_id = checked_name(api, repo)
-        content = _content(kind, folder, repo_id, third_parties)
+        repository = Repository.open(repo, REPO_TYPES[kind], token, endpoint)
+        content = _content(folder, kind, repository.id, third_parties)
         content = replace(content, card=card.fill(content.card, fill or {}))
-        refuse_private_words(content, api.token if isinstance(api.token, str) else get_token())
-        planned = hub.patiently(f"{repo_id} cannot be read", lambda: draft(api, repo_id, content))
-        barred = partial(remote.refuse_history, api, planned.remote, content.barred)
-        hub.patiently(f"{repo_id} cannot be read", barred)
-        visibility = planned.remote.visibility or ("public" if public else "private")
-        _refuse_moving(planned.remote, tag, None if planned.plan else planned.remote.head)
+        refuse_private_words(content, token or get_token())
+        draft = repository.draft(content, tag)
+        visibility = draft.state.visibility or ("public" if public else "private")
         if dry_run:
-            commit, named = planned.remote.head, (tag or planned.remote.next_tag) if planned.plan else None
+            commit, version = None, (tag or draft.state.next_tag) if draft.plan else None
         else:
             if content.said:
-                source, what = content.said
-                consent.announce(source, [f"{hosts.host(api.endpoint)} ({repo_id})"], what)
-            ask(planned, repo_id, visibility, content.question, confirm)
-            commit = _commit(api, repo_id, content, visibility, planned)
-            named = _tag(api, repo_id, content.repo_type, commit, tag)
+                source, parts = content.said
+                consent.announce(source, [f"{hosts.host(repository.api.endpoint)} ({repository.id})"], parts)
+            _ask(draft, visibility, content.question, confirm)
+            commit = repository.commit(content, draft, visibility)
+            version = repository.tag(commit, tag)
     except KeyboardInterrupt:
         raise Stopped(
             f"Interrupted. {repo} holds all of this version or nothing of it. Run the same command again to finish; "
-            "what has arrived is not sent again."
+            "files that have arrived are not sent again."
         ) from None
-    prefix = constants.REPO_TYPES_URL_PREFIXES.get(content.repo_type, "")
     return Publication(
-        repo_id, f"{api.endpoint}/{prefix}{repo_id}", visibility, commit or planned.remote.head, named, planned.plan,
-        {name: file.size for name, file in planned.files.items()},
-        [question for _, question in card.open_fields(planned.text)], [*content.conflicts, *planned.conflicts],
+        repository.id, repository.url, visibility, commit or draft.state.head, version, draft.plan,
+        {name: file.size for name, file in draft.files.items()},
+        [question for _, question in card.open_fields(draft.card)], [*content.conflicts, *draft.conflicts],
         content.notices,
     )  # fmt: skip
 
 
-def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Content:
+def prepare(
+    repo: str,
+    kind: str = "dataset",
+    record: Mapping[str, Any] | None = None,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> None:
+    """Check that a future folder can be published to a repository without asking; change nothing there.
+
+    Args:
+        record: the folder's future record, as far as it is known.
+
+    Raises:
+        InputError: the account may not write; the repository has edited files or content of another origin; or it is
+            public and its card lacks required answers.
+    """
+    Repository.open(repo, REPO_TYPES[kind], token, endpoint).check(record)
+
+
+def _content(folder: Path, kind: str, repo_id: str, third_parties: bool) -> Content:
     """Return the content of a folder; for restricted data only its published form, unless `third_parties`."""
     refuse_links(folder, kind)
     source = None
@@ -152,77 +164,34 @@ def _content(kind: str, folder: Path, repo_id: str, third_parties: bool) -> Cont
         credentialed.refuse_publishing(content.records, str(folder))
         return content
     if source := source or credentialed.first(content.records):
-        return stripped.whole(content, source, repo_id, kind)
+        return stripped.whole(content, source, repo_id)
     return content
 
 
-def _commit(api: HfApi, repo_id: str, content: Content, visibility: str, asked: Draft) -> str | None:
-    """Commit the content; draft anew after every outage and every commit of others.
-
-    Args:
-        asked: the draft that a person agreed to.
-
-    Returns:
-        The commit; None if the repository holds the content already.
-    """
-
-    def once() -> tuple[str, Draft] | None:
-        now = draft(api, repo_id, content)
-        if now.remote.visibility is None:
-            api.create_repo(
-                repo_id, repo_type=content.repo_type, private=visibility == "private", exist_ok=True,
-                space_sdk=_sdk(content) if content.repo_type == "space" else None,
-            )  # fmt: skip
-            now = draft(api, repo_id, content)
-        if now.remote.visibility != visibility:
-            raise InputError(f"{repo_id} is {now.remote.visibility} all at once, not {visibility}. Look at it first.")
-        if not now.plan:
-            return None
-        refuse_unasked(asked, now)
-        message = f"{remote.TITLE}: {number_of(len(now.plan.sent), 'files')}"
-        return remote.commit(api, now.remote, now.files, now.plan, message), now
-
-    made = hub.patiently(f"{repo_id} was not published", once)
-    if made is None:
-        return None
-    commit, done = made
-    with hub.in_words(f"{repo_id} was published, but could not be looked at"):
-        there = remote.read(api, repo_id, content.repo_type, commit)
-    if ignored := [name for name in done.plan.sent if name not in there.files]:
-        raise InputError(
-            f"{repo_id} did not take {', '.join(ignored)}: its .gitignore names them. Change that file on the Hub, "
-            "then run the same command again."
+def _ask(draft: Draft, visibility: str, question: str, confirm: Confirm | None) -> None:
+    """Ask a person the open questions; raise InputError if nobody can be asked, Stopped if the answer is no."""
+    if not draft.plan:
+        return
+    repo_id, needed, questions = draft.state.id, card.needed_fields(draft.card), []
+    if visibility == "public":
+        questions.append(f"{repo_id} is public: everybody can read and copy what is uploaded. Publish it?")
+    if draft.replaced:
+        questions.append(f"{repo_id} {draft.replaced}. Replace it and its card, edits included?")
+    if draft.edited:
+        questions.append(
+            f"{repo_id}: files added or edited outside publications would be overwritten or deleted: "
+            f"{', '.join(draft.edited)}. Go on?"
         )
-    return commit
-
-
-def _refuse_moving(there: Remote, tag: str | None, commit: str | None) -> None:
-    """Raise InputError if this tag names another commit."""
-    if tag and there.tags.get(tag, commit) != commit:
-        raise InputError(f"{there.repo_id} has a tag {tag} already, and what it names stays. Choose another --tag.")
-
-
-def _sdk(content: Content) -> str:
-    from huggingface_hub import SpaceCard
-
-    return str(SpaceCard(content.card).data.get("sdk") or "gradio")
-
-
-def _tag(api: HfApi, repo_id: str, repo_type: str, commit: str | None, tag: str | None) -> str | None:
-    """Tag the commit, or the untagged one of an interrupted publication; return the tag, if any."""
-
-    def once() -> str | None:
-        there = remote.read(api, repo_id, repo_type)
-        target = commit or (there.head if tag else remote.untagged(api, there))
-        if target is None:
-            return None
-        if tag is None and target in there.tags.values():  # the tag was made but the reply was lost
-            return next(name for name, commit in there.tags.items() if commit == target)
-        name = tag or there.next_tag
-        _refuse_moving(there, name, target)
-        if name in there.tags:
-            return name
-        api.create_tag(repo_id, tag=name, revision=target, repo_type=repo_type)
-        return name
-
-    return hub.patiently(f"{repo_id} holds this version now, but has no tag for it", once)
+    advice = "Give --yes to go on."
+    if needed:
+        also = "and" if questions else "or"
+        advice = f'Answer fields in README.md of the folder or by --fill KEY="...", {also} give --yes to go on.'
+        listed = "".join(f"\n  - {field}" for field in needed)
+        questions.append(f"The card has open fields that only a person can fill:{listed}\nPublish it with them open?")
+    if question:
+        questions.append(question)
+    if questions and confirm is None:
+        raise InputError("\n".join([*questions, f"There is no terminal to ask at. {advice}"]))
+    for question in questions:
+        if confirm is not None and not confirm(question):
+            raise Stopped("Nothing was sent.")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from mmedpo.data import licenses, safe_paths
@@ -19,13 +17,10 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.hub import cards, results
 from mmedpo.hub.publish import picture
 from mmedpo.hub.publish.card import CARD, Conflict, read_text, with_local_edits
-from mmedpo.hub.publish.remote import File
+from mmedpo.hub.publish.files import File
 from mmedpo.report import curves
 from mmedpo.report.audit import audit
 from mmedpo.runs.json_files import json_text, read_object
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
 
 PICTURE = "audit.png"
 SHARD = re.compile(r"(?P<split>\w[\w.]*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -45,6 +40,7 @@ METRIC_FILES = ("*.py", "requirements.txt", "*.json")
 OWN_FILES = {
     "dataset": ("data/*.parquet", "manifest.json", "audit.json", PICTURE), "model": ADAPTER_FILES, "space": METRIC_FILES
 }  # fmt: skip
+RECORDS = {"dataset": "manifest.json", "model": "training.json"}  # records of a content's origin
 BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
 IMAGES = ("images", "rejected_images")
 NOTES = "is no PNG or JPEG file of pixels alone (EXIF, notes, alpha, ...); write it by `mmedpo.data.images.embedded`"
@@ -69,7 +65,7 @@ class Content:
         barred: file names that no version of the repository may hold.
     """
 
-    repo_type: str
+    type: str
     files: Mapping[str, File]
     card: str
     generated: str
@@ -79,6 +75,12 @@ class Content:
     question: str = ""
     said: tuple[str, str] | None = None
     barred: Sequence[str] = ()
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The record of the content's origin; None for a metric."""
+        file = self.files.get(RECORDS.get(self.type, ""))
+        return json.loads(file.read()) if file else None
 
 
 def dataset(folder: Path, repo_id: str) -> Content:
@@ -154,6 +156,22 @@ def metric(folder: Path, repo_id: str) -> Content:
     return Content("space", _allowed(folder, METRIC_FILES), text, text)
 
 
+def origin(type: str, record: Any) -> str:
+    """Return the origin of a dataset or a model in words, by its record; empty if not recorded."""
+    record = record if isinstance(record, Mapping) else {}
+    if type == "model":
+        source = _source(record.get("dataset_manifest")).get("name")
+        data = f"{record.get('dataset')} ({source})" if source else record.get("dataset")
+        return f"weights of {record['model']} trained on {data}" if record.get("model") else ""
+    source = _source(record)
+    return f"pairs from {source['name']} ({licenses.names(source)})" if source.get("name") else ""
+
+
+def _source(manifest: Any) -> Mapping[str, Any]:
+    found = manifest.get("source") if isinstance(manifest, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def refuse_links(folder: Path, kind: str) -> None:
     """Raise InputError if a file that is published, or read for it, is a link that leads out of the folder."""
     named = (*OWN_FILES[REPO_TYPES[kind]], CARD, cards.GENERATED)
@@ -191,7 +209,7 @@ def _texts(name: str, file: File) -> Iterator[tuple[str, str, str]]:
     if Path(name).suffix in TEXTS:
         yield name, file.read().decode("utf-8", "replace"), "Remove it"
     elif Path(name).suffix == ".parquet":
-        for row in rows(file, but=IMAGES):
+        for row in file.rows(but=IMAGES):
             yield f"{name}, row {row['id']},", json.dumps(row, ensure_ascii=False), "Mend the source, curate it again"
 
 
@@ -233,7 +251,7 @@ def _audited(folder: Path, shards: Mapping[str, Any]) -> tuple[dict[str, Any], l
 def _image_faults(file: Path) -> list[Fault]:
     """Return faults of images that are not embedded, hold more than pixels, or are named by a path."""
     faults = []
-    for row in rows(File(file)):
+    for row in File(file).rows():
         for column in IMAGES:
             for image in row.get(column) or []:
                 if image["bytes"] is None:
@@ -243,37 +261,6 @@ def _image_faults(file: Path) -> list[Fault]:
                 if image["path"] and re.search(r"[/\\]", image["path"]):
                     faults.append(Fault(row["id"], column, "is named by a path; keep its last part alone"))
     return faults
-
-
-def rows(file: File, but: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield rows of a Parquet file without the columns in `but`; images undecoded, classes as numbers.
-
-    Raises:
-        InputError: as `whole_parquet`.
-    """
-    with whole_parquet("what is published" if isinstance(file.source, bytes) else str(file.source)):
-        table = _parquet(file)
-        columns = [column for column in table.schema_arrow.names if column not in but]
-        for batch in table.iter_batches(batch_size=32, columns=columns):
-            yield from batch.to_pylist()
-
-
-def _parquet(file: File) -> ParquetFile:
-    from pyarrow.parquet import ParquetFile
-
-    return ParquetFile(io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source)
-
-
-@contextmanager
-def whole_parquet(place: str) -> Iterator[None]:
-    """Raise InputError for a damaged Parquet file of `place` that is read inside the block."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0].removesuffix(".")
-        raise InputError(f"{place} holds a broken Parquet file ({said}). Write the dataset anew.") from error
 
 
 def configs(shards: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -286,7 +273,7 @@ def info(shards: Mapping[str, Sequence[File]]) -> dict[str, Any]:
     from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 
     splits = SplitDict()
-    opened = {split: [_parquet(file) for file in files] for split, files in shards.items()}
+    opened = {split: [file.parquet() for file in files] for split, files in shards.items()}
     for split, tables in opened.items():
         read = [table.metadata for table in tables]
         size = sum(part.row_group(group).total_byte_size for part in read for group in range(part.num_row_groups))

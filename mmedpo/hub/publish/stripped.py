@@ -19,8 +19,8 @@ from mmedpo.data import consent, credentialed, images
 from mmedpo.data.text import number_of
 from mmedpo.hub import cards
 from mmedpo.hub.publish import content
-from mmedpo.hub.publish.content import Content
-from mmedpo.hub.publish.remote import File
+from mmedpo.hub.publish.content import RECORDS, Content
+from mmedpo.hub.publish.files import File
 from mmedpo.runs import hosts, options
 from mmedpo.runs.json_files import json_text, read_json
 from mmedpo.runs.provenance import portable
@@ -50,8 +50,7 @@ NOTICE = (
     "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
     "`mmedpo rejoin {}` rebuilds the pairs where the data is."
 )
-WHOLE = {"dataset": "its texts and images, whole", "adapter": "a model that was trained on its texts and images"}
-RECORDS = {"dataset": "manifest.json", "adapter": "training.json"}
+WHOLE = {"dataset": "its texts and images, whole", "model": "a model that was trained on its texts and images"}
 PASSED_ON = f"""
 **Passed on with consent.** {{}} is credentialed data. Who published this gave `{options.FLAG}`.
 """
@@ -61,18 +60,17 @@ QUESTION = (
 )
 
 
-def whole(content: Content, source: str, repo_id: str, kind: str) -> Content:
+def whole(content: Content, source: str, repo_id: str) -> Content:
     """Return restricted content to send whole, with question and notices, and with consent recorded in it."""
-    notice = f"{source} is credentialed data: {repo_id} gets {WHOLE[kind]}, as {options.FLAG} allows."
-    name = RECORDS[kind]
-    known = json.loads(content.files[name].read())
+    parts, name, known = WHOLE[content.type], RECORDS[content.type], content.record or {}
+    notice = f"{source} is credentialed data: {repo_id} gets {parts}, as {options.FLAG} allows."
     before = known.get(consent.KEY) or {}
     known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), hosts.HUB})}}
     rows = sum((known.get("counts") or known.get("rows") or {}).values())
     passed_on = PASSED_ON.format(cards.cell(source))
     return replace(
-        content, question=QUESTION.format(source, repo_id, WHOLE[kind]), notices=[*content.notices, notice],
-        said=(source, f"{WHOLE[kind]} ({number_of(rows, 'pairs')})"),
+        content, question=QUESTION.format(source, repo_id, parts), notices=[*content.notices, notice],
+        said=(source, f"{parts} ({number_of(rows, 'pairs')})"),
         files={**content.files, name: File(json_text(known).encode())},
         card=content.card + passed_on, generated=content.generated + passed_on,
     )  # fmt: skip
@@ -141,7 +139,7 @@ def _table(files: Sequence[Path]) -> File:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    made = [row(full) for file in files for full in content.rows(File(file))]
+    made = [row(full) for file in files for full in File(file).rows()]
     written = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(made, schema=features().arrow_schema), written)
     return File(written.getvalue())

@@ -162,6 +162,11 @@ class Run(Calling):
         if self.cache and self.cache.is_dir():
             raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
 
+    @property
+    def calls(self) -> Path:
+        """File of answered calls."""
+        return self.cache or self.output.resolve().parent / "calls.sqlite"
+
 
 @dataclass
 class Preview(Run):

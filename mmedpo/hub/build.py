@@ -42,45 +42,44 @@ class Build(Run):
 
 
 def make_dataset(
-    settings: Settings, run: Run, folder: Path, command: str, processes: Processes,
+    settings: Settings, run: Run, folder: Path, command: str, processes: Processes = ALONE,
     models: Contents | None = None, precomputed: Precomputed | None = None,
-    about_source: Mapping[str, Any] | None = None,
+    about_source: Mapping[str, Any] | None = None, complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Curate into a working folder, audit the rows and write the card.
 
     Args:
         models, precomputed: as for `curate_folder`.
         about_source: facts to add to the manifest's "source".
+        complete: returns the final manifest; it may change the rows, which are audited after it.
 
     Returns:
         The manifest; None in all processes but the first.
     """
     if run.cache:  # stand-ins open none
         writable.check(run.cache, resume=True, option="--cache")
-    cache = run.cache or run.output.resolve().parent / "calls.sqlite"
     cards.check_template("dataset")
     manifest = curate_folder(
-        settings,
-        folder,
-        command,
-        run.limits,
-        cache,
-        processes,
-        precomputed,
-        run.third_parties,
-        models,
+        settings, folder, command, run.limits, run.calls, processes, precomputed, run.third_parties, models,
         run.redo_changed,
-    )
+    )  # fmt: skip
     if manifest is None:
         return None
     manifest["source"].update(about_source or {})
     if precomputed and precomputed.answers:
         makers = sorted({answer["made_by"] for answer in precomputed.answers.values() if "made_by" in answer})
         manifest |= {"chat_model": ", ".join(makers), "judges": makers, "style": None, "prompt_versions": {}}
+    manifest = complete(manifest) if complete else manifest
     write_json(folder / "manifest.json", manifest)
     write_json(folder / "audit.json", audit.audit(str(folder), name=run.output.name))
     cards.write_dataset_card(folder)
     return manifest
+
+
+def recorded_options(settings: Settings, options: Any, **more: Any) -> dict[str, Any]:
+    """Return the options that a resumed run must share: those of the curation, of its builder, and `more`."""
+    record = {**settings.record(), **asdict(options), **more}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
 
 
 def build(
@@ -99,14 +98,13 @@ def build(
         InputError: the source does not have the builder's layout, rows are faulty (all are listed), or as
             `curate_folder`.
     """
-    name, processes = builders.name_of(builder), Processes.here()
+    processes = Processes.here()
     cards.check_template("dataset")
     upstream = _open(builder, settings, run)
     if prepare is not None:
         prepare()
     settings.credentialed |= builders.is_restricted(upstream, options)
-    record = {**settings.record(), **asdict(options), "builder": name, "keep_source": run.keep_source}
-    record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+    record = recorded_options(settings, options, builder=builders.name_of(builder), keep_source=run.keep_source)
     manifest, models = None, of_models(settings) if run.resume else None
     try:
         with output_folder(run.output, record, run.resume, processes, models) as folder:

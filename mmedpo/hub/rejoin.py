@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -21,17 +21,17 @@ from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
 from mmedpo.curation.pipeline import NothingMade
 from mmedpo.curation.rows import TEXT_PAIR, Precomputed
-from mmedpo.curation.run import curate_folder, of_models
+from mmedpo.curation.run import of_models
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import credentialed, hub, loading, shards
 from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
 from mmedpo.hub import builders, cards
+from mmedpo.hub.build import make_dataset, recorded_options
 from mmedpo.hub.publish import stripped
 from mmedpo.hub.publish.files import File
-from mmedpo.report.audit import audit
 from mmedpo.report.notices import standins
-from mmedpo.runs.json_files import read_json, write_json
+from mmedpo.runs.json_files import read_json
 from mmedpo.runs.processes import ALONE
 from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder
@@ -146,39 +146,37 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
     """
     cards.check_template("dataset")
     settings.credentialed = True  # the published form exists for restricted data only
-    cache = run.cache or run.output.resolve().parent / "calls.sqlite"
-    if (settings.chat or "").startswith("cache:") and not settings.makes_visual_pairs and not cache.exists():
+    if (settings.chat or "").startswith("cache:") and not settings.makes_visual_pairs and not run.calls.exists():
         raise InputError(
-            f"There is no cache of calls at {cache}, from which wrong answers could come. Name one with --cache, or "
-            f"the models to ask again with --chat (it was {published.manifest['chat_model']}) and --model."
+            f"{run.calls}: there is no cache of calls to take rejected responses from. Name one with --cache, or the "
+            f"models to call again with --chat (it was {published.manifest['chat_model']}) and --model."
         )
-    record = {**settings.record(), **asdict(options), "repo": published.repo, "revision": published.revision}
-    record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+    record = recorded_options(settings, options, repo=published.repo, revision=published.revision)
     models = of_models(settings) if run.resume else None  # else computed after the source is read
     with output_folder(run.output, record, run.resume, contents=models) as folder:
         precomputed, about = _read_source(published, settings, options, folder)
         precomputed = _with_published(precomputed, published, settings)
-        try:
-            made = curate_folder(
-                settings, folder, command, run.limits, cache, precomputed=precomputed,
-                third_parties=run.third_parties, models=models, redo_changed=run.redo_changed,
-            )  # fmt: skip
-            assert made is not None  # None only in other processes
+
+        def join(made: dict[str, Any]) -> dict[str, Any]:
             counts, states = _join(published, folder, settings.shard_size)
+            shutil.rmtree(folder / SOURCE_FOLDER, ignore_errors=True)
+            return _manifest(made, published, precomputed, counts, states)
+
+        try:
+            manifest = make_dataset(
+                settings, run, folder, command, models=models, precomputed=precomputed,
+                about_source={**about, "credentialed": True}, complete=join,
+            )  # fmt: skip
         except NothingMade:
             shutil.rmtree(folder)
             raise
-        shutil.rmtree(folder / SOURCE_FOLDER, ignore_errors=True)
-        made["source"] |= {**about, "credentialed": True}
-        manifest = _manifest(made, published, precomputed) | {"counts": dict(counts)}
-        manifest["rejoined"] |= states
-        write_json(folder / "manifest.json", manifest)
-        write_json(folder / "audit.json", audit(str(folder), name=run.output.name))
-        cards.write_dataset_card(folder)
+    assert manifest is not None  # None only in other processes
     return manifest
 
 
-def _manifest(made: Mapping[str, Any], published: Published, precomputed: Precomputed) -> dict[str, Any]:
+def _manifest(
+    made: Mapping[str, Any], published: Published, precomputed: Precomputed, counts: Counter[str], states: Counter[str]
+) -> dict[str, Any]:
     """Return the manifest of this machine's run with the published facts in place of precomputed ones.
 
     These are judges, weights and, if precomputed, localizer and chat model. "rejoined" names the makers of the
@@ -191,10 +189,10 @@ def _manifest(made: Mapping[str, Any], published: Published, precomputed: Precom
     settings = {name: before["settings"][name] for name in kept if name in before["settings"]}
     return {
         **made, **{name: before.get(name) for name in kept}, "settings": {**made["settings"], **settings},
-        "standins": standins(before, made),
+        "standins": standins(before, made), "counts": dict(counts),
         "rejoined": {
             "from": portable(published.repo), "revision": published.revision,
-            "made_by": {name: before.get(name) for name in MAKERS},
+            "made_by": {name: before.get(name) for name in MAKERS}, **states,
         },
     }  # fmt: skip
 

@@ -29,6 +29,7 @@ REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name
 TASKS = ("closed_vqa", "open_vqa", "report")
 ROLES = ("system", "user", "assistant")  # of messages
 MOST_WEIGHT = 1000.0  # normalised weights have the mean 1
+NOT_WRONG = "not wrong: "  # begins the rationale of a judge who found the rejected response right
 DIGEST = "row_digest"  # column of the published form of restricted data only
 STRIPPED = (
     "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
@@ -49,8 +50,8 @@ def _features() -> Features:
     judgement = {
         "round": Value("int32"),
         "judge": Value("string"),
-        "score": Value("float32"),  # null: the judge's reply had no score
-        "rationale": Value("string"),
+        "score": Value("float32"),  # null: unreadable, or the response was found not wrong
+        "rationale": Value("string"),  # begins with `NOT_WRONG` where the response was found not wrong
     }
     return Features(
         {

@@ -3,6 +3,9 @@
 Paper, section 3.2: the first judge scores the rejected response without the image. Each next judge sees the last score
 and adopts it or gives its own, until all agree. Without agreement the mean of the score history counts. Later judges
 tend to adopt the first score, so the result depends on their order; independent judges avoid that.
+
+A judge may also find the response not wrong at all. A pair is kept only if more than half of the readable judgements
+find it wrong.
 """
 
 from __future__ import annotations
@@ -12,21 +15,28 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any, TypedDict
 
-from mmedpo.curation.prompts import render
+from mmedpo import schema
+from mmedpo.curation.prompts import echoes, render
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.runs.provenance import portable
 
-JUDGE = "judge@1"
+JUDGE = "judge@2"
 NO_SCORE = "no judge gave a readable score"
+NOT_WRONG = "judged not wrong"
 ROUNDING = 1e-9  # tolerance for decimal fractions as binary floats
-LONGEST_RATIONALE = 1000  # characters; it is part of later requests and of the row
+LONGEST_RATIONALE = 500  # characters; it is part of later requests and of the row
 MODES = ("sequential", "independent")
 
-_SCHEMA = {
+STEPS = [tenth / 10 for tenth in range(11)]
+_SCHEMA = {  # the rationale first, so that the score follows from it; servers ignore `minimum` and `maximum`
     "type": "object",
-    "properties": {"score": {"type": "number", "minimum": 0, "maximum": 1}, "rationale": {"type": "string"}},
-    "required": ["score", "rationale"],
+    "properties": {
+        "rationale": {"type": "string", "maxLength": LONGEST_RATIONALE},
+        "wrong": {"type": "boolean"},
+        "score": {"type": "number", "enum": STEPS},
+    },
+    "required": ["rationale", "wrong", "score"],
     "additionalProperties": False,
 }
 
@@ -34,7 +44,8 @@ _SCHEMA = {
 class Judgement(TypedDict):
     """One judge's turn in a round, counted from 1.
 
-    `score` is in [0, 1]; None puts the reason into `rationale`, of at most `LONGEST_RATIONALE` characters.
+    `score` is in [0, 1]. Where it is None, `rationale` begins with `schema.NOT_WRONG`, or has the reason why the reply
+    could not be read.
     """
 
     round: int
@@ -57,10 +68,10 @@ class Relevance:
     """A panel's result.
 
     Attributes:
-        score: in [0, 1]; None if no judge gave a readable one.
+        score: in [0, 1]; None if no judge gave a readable one, or the response is judged not wrong.
         judgements: in the order they were made.
-        agreed: all judges of one round gave scores within the tolerance. `score` is then that round's mean, and else
-            the mean of all scores.
+        agreed: all judges of one round gave scores within the tolerance, or all said "not wrong". That round alone
+            then counts, and else all rounds; `score` is the mean.
         reason: why there is no score, or None.
     """
 
@@ -76,21 +87,35 @@ class _Discussion:
     judgements: list[Judgement] = field(default_factory=list)
     agreed: bool = False
 
+    def opening(self) -> ChatRequest:
+        """Return the request of a judge who sees no other judgement."""
+        return self._request(None)
+
     def request(self, mode: str) -> ChatRequest:
         shown = self.judgements if mode == "sequential" else []
-        last = next((entry for entry in reversed(shown) if entry["score"] is not None), None)
-        previous = last and {"score": last["score"], "rationale": last["rationale"]}
+        last = next((entry for entry in reversed(shown) if entry["score"] is not None or says_right(entry)), None)
+        if last is None:
+            return self.opening()
+        return self._request({
+            "score": last["score"], "rationale": last["rationale"].removeprefix(schema.NOT_WRONG),
+        })  # fmt: skip
+
+    def _request(self, previous: dict[str, Any] | None) -> ChatRequest:
         item = self.item
         return render(JUDGE, _SCHEMA, question=item.question, gold=item.gold, rejected=item.rejected, previous=previous)
 
     def close_round(self, judges: int, tolerance: float) -> None:
-        scores = [entry["score"] for entry in self.judgements[-judges:]]
-        given = [score for score in scores if score is not None]
-        self.agreed = len(given) == judges and max(given) - min(given) <= tolerance + ROUNDING
+        last = self.judgements[-judges:]
+        given = [entry["score"] for entry in last if entry["score"] is not None]
+        alike = len(given) == judges and max(given) - min(given) <= tolerance + ROUNDING
+        self.agreed = alike or all(map(says_right, last))
 
     def result(self, judges: int) -> Relevance:
         counted = self.judgements[-judges:] if self.agreed else self.judgements
         scores = [entry["score"] for entry in counted if entry["score"] is not None]
+        right = sum(map(says_right, counted))
+        if right and right >= len(scores):
+            return Relevance(None, self.judgements, self.agreed, NOT_WRONG)
         if not scores:
             return Relevance(None, self.judgements, agreed=False, reason=NO_SCORE)
         return Relevance(mean(scores), self.judgements, self.agreed)
@@ -136,28 +161,43 @@ class Panel:
             for name, judge in self.judges.items():
                 replies = judge.complete([discussion.request(self.mode) for discussion in still_open])
                 for discussion, reply in zip(still_open, replies, strict=True):
-                    discussion.judgements.append(_read(reply, number, name))
+                    discussion.judgements.append(_read(reply, number, name, discussion.opening().text))
             for discussion in still_open:
                 discussion.close_round(len(self.judges), self.tolerance)
         return [discussion.result(len(self.judges)) for discussion in discussions]
 
 
-def _read(reply: ChatReply, number: int, judge: str) -> Judgement:
+def says_right(judgement: Judgement) -> bool:
+    """Return True where the judge found the response not wrong at all."""
+    return judgement["score"] is None and judgement["rationale"].startswith(schema.NOT_WRONG)
+
+
+def _read(reply: ChatReply, number: int, judge: str, prompt: str) -> Judgement:
+    """Return the judgement in a reply; a rationale that is part of `prompt` is no score."""
+
+    def judged(score: float | None, rationale: str) -> Judgement:
+        return {"round": number, "judge": judge, "score": score, "rationale": rationale[:LONGEST_RATIONALE]}
+
     def no_score(why: str) -> Judgement:
-        return {"round": number, "judge": judge, "score": None, "rationale": f"no score: {why}"}
+        shown = "" if reply.text is None else f" in {reply.text[:200]!r}"
+        return judged(None, f"no score: {why}{shown}")
 
     if reply.text is None:
         return no_score(f"the judge did not answer ({reply.failure})")
     answer = parse_json(reply.text)
     if answer is None:
-        return no_score(f"no JSON object in {reply.text[:200]!r}")
+        return no_score("no JSON object")
+    # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
+    rationale = str(answer.get("rationale") or "").encode("utf-8", "replace").decode()
+    if echoes(rationale, prompt):
+        return no_score("the rationale is a placeholder or repeats the prompt")
+    if str(answer.get("wrong")).casefold() in ("false", "no"):
+        return judged(None, schema.NOT_WRONG + rationale)
     given = answer.get("score")
     try:
         score = float("nan" if isinstance(given, bool) else given)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        return no_score(f"score {given!r:.200} is not a number")
+        return no_score(f"score {given!r:.40} is not a number")
     if not 0 <= score <= 1:
-        return no_score(f"score {given!r:.200} is outside [0, 1]")
-    # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
-    rationale = str(answer.get("rationale") or "")[:LONGEST_RATIONALE].encode("utf-8", "replace").decode()
-    return {"round": number, "judge": judge, "score": score, "rationale": rationale}
+        return no_score(f"score {given!r:.40} is outside [0, 1]")
+    return judged(score, rationale)

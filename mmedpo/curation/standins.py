@@ -139,7 +139,7 @@ class StandInChat:
 
 
 class StandInJudge:
-    """Stand-in that scores by the kind of difference, in steps of 0.1.
+    """Stand-in that scores by the kind of difference, in steps of 0.1, and finds every response wrong.
 
     It adopts a previous score within 0.1 of its own, and else meets it half way. "strict" and "lenient" have a fixed
     score for each kind. "lexical" gives 0.1 for mere wording and 0.2 to 0.9 for others, by the share of words that are
@@ -159,13 +159,13 @@ class StandInJudge:
         lexical = self.rule == "lexical"
         own = _lexical(kind, variables["gold"], variables["rejected"]) if lexical else TENTHS[self.rule][kind]
         rationale = f"{self.name} gives {own / 10} for a difference in {kind}"
-        if variables["previous"] is None:
-            return {"score": own / 10, "rationale": rationale}
+        if variables["previous"] is None or variables["previous"]["score"] is None:
+            return _scored(own, rationale)
         last = round(variables["previous"]["score"] * 10)
         if abs(own - last) <= 1:
-            return {"score": last / 10, "rationale": f"{rationale}; {last / 10} is close enough"}
+            return _scored(last, f"{rationale}; {last / 10} is close enough")
         meeting = (own + last + (own > last)) // 2  # rounds towards its own score
-        return {"score": meeting / 10, "rationale": f"{rationale}; half way to it from {last / 10}"}
+        return _scored(meeting, f"{rationale}; half way to it from {last / 10}")
 
 
 STANDINS: dict[str, Callable[[], ChatModel]] = {
@@ -174,6 +174,10 @@ STANDINS: dict[str, Callable[[], ChatModel]] = {
     "standin:lenient": partial(StandInJudge, "lenient"),
     "standin:lexical": partial(StandInJudge, "lexical"),
 }
+
+
+def _scored(tenths: int, rationale: str) -> dict[str, Any]:
+    return {"rationale": rationale, "wrong": True, "score": tenths / 10}
 
 
 def _lexical(kind: Difference, gold: str, rejected: str) -> int:

@@ -21,7 +21,7 @@ CUT = "no score: the judge did not answer (cut off at 700 tokens)"
 def thinking(received: Received) -> Answer:
     """Drafts in a thought that the template opened; the score of one question is cut off."""
     draft = '{"score": 0.1, "answer": "the draft", "kind": "other"}'
-    judging = "Score the clinical" in received.text
+    judging = "Now judge this case" in received.text
     answer = '{"score": 0.7, "rationale": "wrong side"}' if judging else '{"answer": "left lung", "kind": "place"}'
     cut = judging and "Where is the second?" in received.text
     return Answer(f"{draft}\n</think>\n{answer}", finish="length" if cut else "stop", usage=(100, 50))

@@ -44,7 +44,7 @@ def digest(received: Received) -> str:
 def answer(received: Received) -> Answer:
     """Wrong answers and scores that depend on nothing but the request; each names the request it answers."""
     name = digest(received)
-    if "Wrong answer:" in received.text:
+    if "Now judge this case" in received.text:
         text = json.dumps({"score": int(name[:4], 16) % 11 / 10, "rationale": name})
     elif "Answers of the model:" in received.text:
         text = json.dumps({"choice": int(name[:4], 16) % 2, "kind": name})

@@ -1,10 +1,14 @@
+import json
+
 import pytest
 
-from mmedpo.curation.relevance import LONGEST_RATIONALE, NO_SCORE, Item, Panel
+from mmedpo.curation.prompts import render
+from mmedpo.curation.relevance import JUDGE, LONGEST_RATIONALE, NO_SCORE, NOT_WRONG, Item, Panel
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply
 
+RIGHT = "not wrong"
 ITEM = Item("Which side?", "right lung", "left lung")
 
 
@@ -22,6 +26,8 @@ class Judge:
 
     def _reply(self, request):
         answer = self.answers.pop(0) if self.answers else request.variables["previous"]["score"]
+        if answer == RIGHT:
+            return ChatReply(text=f'{{"rationale": "{self.name} says so", "wrong": false, "score": 0.0}}')
         if answer is None:
             return ChatReply(failure="HTTP 503")
         if isinstance(answer, str):
@@ -55,7 +61,7 @@ def test_a_revision_is_seen_and_adopted_in_the_next_round():
     assert (result.score, result.agreed) == (0.4, True)
     assert [entry["round"] for entry in result.judgements] == [1, 1, 1, 2, 2, 2]
     opening, later = first.requests[0][0], second.requests[0][0]
-    assert opening.prompt == "judge@1"
+    assert opening.prompt == "judge@2"
     assert all(text in opening.text for text in ("Which side?", "right lung", "left lung"))
     assert "Another clinician" not in opening.text
     assert "gave the score 0.8 and said: a says so" in later.text
@@ -85,7 +91,8 @@ def test_tolerance_and_the_mean_of_the_agreed_round():
         ("", "no JSON object"),
         ("As an AI model I cannot judge this.", "no JSON object in 'As an AI"),
         ('{"score": 0.9, "rationale": "the wro', "no JSON object"),
-        ('{"score": 1.7, "rationale": ""}', "1.7 is outside"),
+        ('{"score": 1.7, "rationale": ""}', '1.7 is outside [0, 1] in \'{"score": 1.7'),
+        ('{"score": 1000000000000000.0, "rationale": "llama.cpp, given a maximum"}', "outside"),
         ('{"score": -0.1}', "outside"),
         ('{"score": NaN}', "outside"),
         ('{"score": true}', "outside"),
@@ -101,6 +108,71 @@ def test_an_unreadable_answer_is_no_score(answer, why):
     assert why in result.judgements[1]["rationale"]
     assert result.score == pytest.approx(0.6)
     assert not result.agreed
+
+
+@pytest.mark.parametrize(
+    "rationale",
+    [
+        "...",
+        "Question: Which side?",
+        "Correct answer: right lung",
+        "a clinical error with limited consequences",
+        "An old fracture is placed one level too low, which seldom changes the treatment.",
+    ],
+)
+def test_a_placeholder_or_a_part_of_the_prompt_is_no_score_whatever_stands_beside_it(rationale):
+    judge = Judge("a", json.dumps({"rationale": rationale, "wrong": False, "score": 0.5}))
+    result, history = judged(judge, rounds=1)
+    assert (result.score, result.reason, history) == (None, NO_SCORE, [None])
+    assert "is a placeholder or repeats the prompt" in result.judgements[0]["rationale"]
+
+
+def test_a_rationale_of_its_own_may_quote_the_case_and_adopt_another_judges_words():
+    own = {"rationale": "left lung, not right lung, is named: the wrong side", "wrong": True, "score": 0.9}
+    result, history = judged(Judge("a", json.dumps(own)), Judge("b", json.dumps(own)))
+    assert (result.score, result.agreed, history) == (0.9, True, [0.9, 0.9])
+
+
+def test_the_prompt_asks_for_the_reason_first_and_holds_no_reply_that_would_be_read():
+    judge = Judge("a", 0.5)
+    judged(judge)
+    (request,) = judge.requests[0]
+    assert list(request.schema["properties"]) == request.schema["required"] == ["rationale", "wrong", "score"]
+    assert request.schema["properties"]["score"]["enum"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    examples = [line for line in request.text.splitlines() if line.startswith("{")]
+    assert [json.loads(line)["score"] for line in examples] == [1.0, 0.5, 0.1, 0.0, 0.0]
+    for line in examples:
+        assert judged(Judge("a", line), rounds=1)[0].reason == NO_SCORE
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "score", "agreed", "reason"),
+    [
+        (([RIGHT], [RIGHT]), {}, None, True, NOT_WRONG),
+        (([0.8, RIGHT], [RIGHT, RIGHT]), {}, None, True, NOT_WRONG),  # convinced in the second round
+        (([RIGHT, 0.8], [0.8, 0.8]), {}, 0.8, True, None),
+        (([RIGHT], [0.8]), {"rounds": 1}, None, False, NOT_WRONG),  # half are not enough to keep a pair
+        (([RIGHT], [0.8], [0.4]), {"mode": "independent"}, 0.6, False, None),
+        (([RIGHT], [RIGHT], [0.4]), {"mode": "independent"}, None, False, NOT_WRONG),
+        (([RIGHT], [None], [None]), {"mode": "independent"}, None, False, NOT_WRONG),
+    ],
+)
+def test_a_pair_is_kept_only_if_more_than_half_of_the_judgements_find_it_wrong(answers, options, score, agreed, reason):
+    judges = [Judge(name, *given) for name, given in zip("abc", answers, strict=False)]
+    result, _ = judged(*judges, **options)
+    assert (result.score, result.agreed, result.reason) == (pytest.approx(score), agreed, reason)
+
+
+def test_not_wrong_is_recorded_and_shown_to_the_next_judge():
+    second = Judge("b", RIGHT)
+    result, history = judged(Judge("a", RIGHT), second)
+    assert history == [None, None]
+    assert result.judgements[0]["rationale"] == "not wrong: a says so"
+    assert "called this response not wrong at all and said: a says so" in second.requests[0][0].text
+    stand_in = StandInJudge("strict").complete([
+        render(JUDGE, {}, question="?", gold="yes", rejected="no", previous={"score": None, "rationale": ""})
+    ])  # fmt: skip
+    assert json.loads(stand_in[0].text)["score"] == 0.9
 
 
 def test_the_next_judge_sees_the_last_readable_score():
@@ -174,9 +246,9 @@ def test_the_order_of_speaking_decides_a_sequential_score_and_no_independent_one
 
 
 def test_a_rationale_fits_into_a_request_and_a_file():
-    half_a_pair = '{"score": 0.5, "rationale": "' + "\\ud800" * 5000 + '"}'
+    half_a_pair = '{"score": 0.5, "rationale": "a' + "\\ud800" * 5000 + '"}'
     result, _ = judged(Judge("a", half_a_pair), Judge("b", f'{{"score": "{"9" * 5000}"}}'), rounds=1)
-    assert result.judgements[0]["rationale"] == "?" * LONGEST_RATIONALE
+    assert result.judgements[0]["rationale"] == "a" + "?" * (LONGEST_RATIONALE - 1)
     assert len(result.judgements[1]["rationale"]) < 300
 
 

@@ -102,7 +102,7 @@ def test_the_stand_in_selects_only_clear_contradictions():
     clear = Item("?", "right lung", "open_vqa", ["zxq", "in the left lung"])
     assert written(clear) == Hallucination("in the left lung", "target model", "select@2", "place")
     assert (
-        StandInChat().complete([render("judge@1", {}, question="?", gold="a", rejected="b", previous=None)])[0].failure
+        StandInChat().complete([render("judge@2", {}, question="?", gold="a", rejected="b", previous=None)])[0].failure
     )
 
 

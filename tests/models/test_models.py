@@ -198,7 +198,7 @@ def test_a_model_that_computes_nan_is_refused(
     name = spoiled(tiny_model, tmp_path, lambda folder: rewrite_weights(folder, spoil))
     with pytest.raises(InputError, match=r"The model '.*spoiled' computes NaN or infinite values"):
         if door == "chat":
-            LocalChat(name).complete([ChatRequest("judge@1", {}, "Is it?")])
+            LocalChat(name).complete([ChatRequest("judge@2", {}, "Is it?")])
         nan = VisionLanguageModel(name)
         if door in ("greedy", "sampled"):
             nan.answer(questions, SAMPLED if door == "sampled" else Sampling())

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.data.text import carries, words
 from mmedpo.models.chat import ChatRequest
 from mmedpo.runs.json_files import sha256
 
@@ -30,9 +31,15 @@ def contents() -> str:
 
 
 def render(prompt: str, schema: dict[str, Any], image: bytes | None = None, **variables: Any) -> ChatRequest:
-    """Fill the template `prompt` ("judge@1") with `variables`; a missing variable raises.
+    """Fill the template `prompt` ("judge@2") with `variables`; a missing variable raises.
 
     `image`, an encoded image file, goes with the request; the template sees only whether there is one.
     """
     text = _environment().get_template(f"{prompt}.jinja").render(variables, image=image is not None)
     return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema)
+
+
+def echoes(text: str, prompt: str) -> bool:
+    """Return True where `text` is a placeholder without a word ("..."), or three or more words in a row of `prompt`."""
+    said = words(text)
+    return bool(text.strip()) and (not said or (len(said) >= 3 and carries(prompt, text)))

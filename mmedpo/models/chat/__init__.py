@@ -16,7 +16,7 @@ class ChatRequest:
     """One question to a chat model.
 
     Attributes:
-        prompt: name and version of the prompt template ("judge@1").
+        prompt: name and version of the prompt template ("judge@2").
         variables: values that fill the template; offline stand-ins read these instead of `text`.
         text: the user message.
         image: encoded image file, in any format that Pillow reads.

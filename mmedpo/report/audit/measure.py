@@ -45,7 +45,7 @@ class Counts:
         self.unscored += row.relevance is None
         self._kinds[row.kind] += 1
         self._tasks[row.task] += 1
-        named = {*row.makers, *(judge for _, judge, _ in row.judgements)}
+        named = {*row.makers, *(judge for _, judge, *_ in row.judgements)}
         self._standins.update(name for name in named if name.startswith(STANDIN))
         for field, by_kind in self._numbers.items():
             if (value := getattr(row, field)) is not None:
@@ -240,10 +240,10 @@ class Agreement:
 
 
 class Judges:
-    """Judged rows, unreadable judgements, and agreement of the judges."""
+    """Judged rows, judgements without a score, and agreement of the judges."""
 
     def __init__(self) -> None:
-        self._rows = self._decided = self._agreed = self._judgements = self._unreadable = 0
+        self._rows = self._decided = self._agreed = self._judgements = self._unreadable = self._not_wrong = 0
         self._names: set[str] = set()
         self._first, self._last = Agreement(), Agreement()
 
@@ -254,13 +254,14 @@ class Judges:
         self._decided += row.agreed is not None
         self._agreed += bool(row.agreed)
         self._judgements += len(row.judgements)
-        self._unreadable += sum(score is None for *_, score in row.judgements)
-        self._names.update(judge for _, judge, _ in row.judgements)
+        self._not_wrong += sum(right and score is None for *_, score, right in row.judgements)
+        self._unreadable += sum(not right and score is None for *_, score, right in row.judgements)
+        self._names.update(judge for _, judge, *_ in row.judgements)
         last = max(number for number, *_ in row.judgements)
         for agreement, wanted in ((self._first, 1), (self._last, last)):
             scores = {
                 judge: round(MILLION * Decimal(score))  # float32's 0.9 is 900,000
-                for number, judge, score in row.judgements
+                for number, judge, score, _ in row.judgements
                 if number == wanted and score is not None
             }
             agreement.add(scores.values())
@@ -271,6 +272,7 @@ class Judges:
             "agreed_share": round(self._agreed / self._decided, 4) if self._decided else None,
             "judgements": self._judgements,
             "unreadable": self._unreadable,
+            "not_wrong": self._not_wrong,
             "first_round": self._first.result(len(self._names)),
             "last_round": self._last.result(len(self._names)),
         }

@@ -55,7 +55,7 @@ class Row:
     patient_id: str | None
     mask_coverage: float | None
     agreed: bool | None
-    judgements: tuple[tuple[int, str, float | None], ...]  # round, judge, score
+    judgements: tuple[tuple[int, str, float | None, bool], ...]  # round, judge, score, found not wrong
     makers: tuple[str, ...]  # names of the models that wrote the rejected text or found the lesion
 
     @property
@@ -162,7 +162,12 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictur
         mask_coverage=_number(made.get("mask_coverage")),
         agreed=made["agreed"] if isinstance(made.get("agreed"), bool) else None,
         judgements=tuple(
-            (int(_number(entry.get("round")) or 1), str(entry.get("judge")), _number(entry.get("score")))
+            (
+                int(_number(entry.get("round")) or 1),
+                str(entry.get("judge")),
+                _number(entry.get("score")),
+                str(entry.get("rationale")).startswith(schema.NOT_WRONG),
+            )
             for entry in _listed(made.get("judgements"))
             if isinstance(entry, dict)
         ),

@@ -159,6 +159,7 @@ def _judge_rows(judges: Mapping[str, Any]) -> list[list[str]]:
         ["rows scored by judges", f"{judges['rows']:,}"],
         ["  judges agreed", "unknown" if agreed is None else f"{100 * agreed:.1f} %"],
         ["  answers that could not be read", f"{judges['unreadable']:,} of {judges['judgements']:,}"],
+        ["  answers that said not wrong", f"{judges['not_wrong']:,}"],
         ["  alpha of the first round", alpha(judges["first_round"])],
         ["  alpha of the last round", alpha(judges["last_round"])],
         ["  note", "in a sequential panel, judges saw the score before theirs"],

@@ -43,7 +43,7 @@ def test_whatever_decides_the_answer_is_in_the_key(chat_server, cached, ask, png
     request, chat = ask("a", image=png, schema={"type": "object"}), cached()
     chat.complete([request])
     changed = [
-        replace(request, prompt="judge@2"), replace(request, text="b"), replace(request, image=None),
+        replace(request, prompt="judge@3"), replace(request, text="b"), replace(request, image=None),
         replace(request, image=png + b" "), replace(request, schema=None),
     ]  # fmt: skip
     chat.complete(changed)

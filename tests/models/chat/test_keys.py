@@ -16,7 +16,7 @@ from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.runs import recipes
 from mmedpo.runs.hosts import ONLY_IN_RECIPES
 
-ASK = ChatRequest(prompt="judge@1", variables={}, text="question")
+ASK = ChatRequest(prompt="judge@2", variables={}, text="question")
 A, B = "https://a.org/v1", "https://b.org/v1"
 
 

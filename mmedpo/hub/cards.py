@@ -84,10 +84,23 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
     manifest = _manifest(folder)
     if audit is None and (folder / "audit.json").exists():
         audit = _recorded(folder / "audit.json", "mmedpo.audit/1")
+    return _of_dataset("dataset.md.jinja", "MMedPO preference pairs", manifest, published, audit)
+
+
+@_of_records
+def stripped_card(folder: Path, published: Published) -> str:
+    """Return the README.md of a restricted dataset's published form, from `manifest.json`; raise as `dataset_card`."""
+    return _of_dataset("stripped.md.jinja", "MMedPO weights for preference pairs", _manifest(folder), published)
+
+
+def _of_dataset(
+    template: str, title: str, manifest: Mapping[str, Any], published: Published | None,
+    audit: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
     rows = sum(manifest["counts"].values())
     return _fill(
-        "dataset.md.jinja",
-        _dataset_metadata(manifest, rows, published),
+        template,
+        _dataset_metadata(f"{title} from {manifest['source']['name']}", rows, published),
         manifest=manifest,
         audit=audit,
         rows=rows,
@@ -98,28 +111,13 @@ def dataset_card(folder: Path, audit: Mapping[str, Any] | None = None, published
     )
 
 
-@_of_records
-def stripped_card(folder: Path, published: Published) -> str:
-    """Return the README.md of a restricted dataset's published form, from `manifest.json`; raise as `dataset_card`."""
-    manifest = _manifest(folder)
-    rows = sum(manifest["counts"].values())
-    metadata = _dataset_metadata(manifest, rows, published, "MMedPO weights for preference pairs")
-    said, terms = notices(manifest), licenses.said(manifest["source"])
-    return _fill(
-        "stripped.md.jinja", metadata, manifest=manifest, rows=rows, published=published, notices=said, licences=terms
-    )
-
-
-def _dataset_metadata(
-    manifest: Mapping[str, Any], rows: int, published: Published | None, what: str = "MMedPO preference pairs"
-) -> CardData:
+def _dataset_metadata(name: str, rows: int, published: Published | None) -> CardData:
     from huggingface_hub import DatasetCardData
 
-    source = manifest["source"]
     # Cards of folders have no `configs`; with them `datasets` caches by name and loads rows of an older dataset.
     files: Any = {"configs": published.configs, "dataset_info": published.dataset_info} if published else {}
     return DatasetCardData(
-        pretty_name=f"{what} from {source['name']}",
+        pretty_name=name,
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["mmedpo", "preference", "dpo", "medical", "trl"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1M")],
@@ -191,7 +189,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         curves=curves.summaries(history),
         picture=curves.PICTURE if (folder / curves.PICTURE).exists() else None,
         credentialed=credentialed.first([training]),
-        notices=notices(training, training.get("dataset_manifest") or {}, *_manifests(training)),
+        notices=notices(training, training.get("dataset_manifest") or {}),
     )
 
 
@@ -230,12 +228,6 @@ def _objective(training: Mapping[str, Any]) -> str:
     else:
         said = "with the clinically weighted objective of MMedPO"
     return said + (", plus the likelihood of the preferred answers" if "sft" in losses else "")
-
-
-def _manifests(training: Mapping[str, Any]) -> list[Any]:
-    # The manifest of a local dataset shows whether it holds phantoms.
-    manifest = Path(_name(training["dataset"])) / "manifest.json"
-    return [read_json(manifest)] if training.get("dataset_is_local", True) and manifest.exists() else []
 
 
 def hub_id(name: Any, is_local: bool | None = None) -> str | None:

@@ -148,8 +148,10 @@ def test_standins_phantoms_and_toys_stand_at_the_top(tmp_path: Path) -> None:
     top = card[: card.index("## How a row looks")]
     assert "standin:chat, standin:judge-a" in top and "phantoms" in top and "tiny-llava" in top
     assert "/home/someone" not in card
-    adapter = cards.adapter_card(changed("adapter", tmp_path / "a", dataset=str(folder)))
-    assert "phantoms" in adapter and "standin:chat" in adapter  # from the dataset's own manifest
+    manifest = json.loads((folder / "manifest.json").read_text())
+    trained = changed("adapter", tmp_path / "a", dataset=str(folder), dataset_manifest=manifest)
+    adapter = cards.adapter_card(trained)
+    assert "phantoms" in adapter and "standin:chat" in adapter
     assert str(tmp_path) not in adapter
 
 

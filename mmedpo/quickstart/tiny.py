@@ -1,7 +1,8 @@
 """Tiny LLaVA-type vision-language model with random weights, and its supervised training.
 
 Offline stand-in for a Med-LVLM from the Hub: a real `LlavaForConditionalGeneration` with a real `LlavaProcessor`, small
-enough to train on a laptop's CPU in minutes. It knows only the words it is built with.
+enough to train on a laptop's CPU in minutes. It knows only the words it is built with. A model of the same type may be
+trained in its place (`--backbone`), such as the one around a real language model of benchmarks/real_language_model.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ IMAGE_SIZE, PATCH = 64, 8  # pixels
 INITIALIZER_RANGE = 0.08  # with the usual 0.02 so narrow a model learns half as fast
 LEARNING_RATE = 2e-3
 BATCH = 64
+BACKBONE = (4, 5e-4)  # batch and learning rate
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> "
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -90,6 +92,30 @@ def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGener
     return LlavaForConditionalGeneration(config), processor
 
 
+def open_backbone(folder: Path, seed: int = 0) -> tuple[Any, Any]:
+    """Return a LLaVA-type model with LoRA on its language model, vision tower and projector trainable; its processor.
+
+    Raises:
+        InputError: the folder holds no such model.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlavaForConditionalGeneration
+
+    from mmedpo.models.vision_language import load_model, load_processor
+
+    model, processor = load_model(str(folder), dtype="float32"), load_processor(str(folder))
+    if not isinstance(model, LlavaForConditionalGeneration):
+        raise InputError(f"{folder}: a {type(model).__name__}. Give a folder of a LlavaForConditionalGeneration.")
+    torch.manual_seed(seed)
+    linear = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=linear))
+    for name, parameter in adapted.named_parameters():
+        if "vision_tower" in name or "multi_modal_projector" in name:
+            parameter.requires_grad = True
+    return adapted, processor
+
+
 def _tokenizer(texts: Iterable[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -104,21 +130,28 @@ def _tokenizer(texts: Iterable[str]) -> Any:
     )  # fmt: skip
 
 
-def supervise(model: Any, processor: Any, samples: Sequence[Sample], steps: int, seed: int = 0) -> list[float]:
-    """Train all weights on the gold answers (token-mean NLL, AdamW, one-cycle rate); return each step's loss."""
+def supervise(
+    model: Any, processor: Any, samples: Sequence[Sample], steps: int, seed: int = 0, batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
+) -> list[float]:  # fmt: skip
+    """Train the weights that require gradients on the gold answers; return each step's loss.
+
+    The loss is the token-mean NLL, the optimiser AdamW with a one-cycle rate.
+    """
     import torch
 
     rows = _encode(processor, samples)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     model.train()
     losses = []
-    for _ in track(range(steps), description="Supervised training of the tiny stand-in model"):
-        drawn = torch.randint(len(rows), (BATCH,), generator=generator)
+    for _ in track(range(steps), description="Supervised training of the stand-in model"):
+        drawn = torch.randint(len(rows), (batch,), generator=generator)
         loss = model(**_batch([rows[i] for i in drawn.tolist()])).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -137,11 +170,15 @@ def _encode(processor: Any, samples: Sequence[Sample]) -> list[tuple[list[int], 
             pixels[sample.image] = processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}
         prompt = processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-        prompt = prompt.replace("<image>", "<image>" * (IMAGE_SIZE // PATCH) ** 2)
-        answer = f"{sample.answer}</s>"
+        prompt = prompt.replace("<image>", "<image>" * _image_tokens(processor, pixels[sample.image]))
+        answer = f"{sample.answer}{processor.tokenizer.eos_token}"
         rows.append((processor.tokenizer(prompt)["input_ids"], processor.tokenizer(answer)["input_ids"],
                      pixels[sample.image]))  # fmt: skip
     return rows
+
+
+def _image_tokens(processor: Any, pixels: Any) -> int:
+    return int((pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size))
 
 
 def _batch(rows: Sequence[tuple[list[int], list[int], Any]]) -> dict[str, Any]:
@@ -158,8 +195,14 @@ def _batch(rows: Sequence[tuple[list[int], list[int], Any]]) -> dict[str, Any]:
     }
 
 
-def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resume: bool = False) -> None:
-    """Build a tiny model for a source's words, train it on one split, and save it with its processor."""
+def make(
+    source: Path, split: str, steps: int, output: Path, seed: int = 0, resume: bool = False,
+    backbone: Path | None = None,
+) -> None:  # fmt: skip
+    """Build a tiny model for a source's words, train it on one split, and save it with its processor.
+
+    A `backbone`, a LLaVA-type model's folder, is trained instead: its language model by LoRA, the rest in full.
+    """
     everything = read_source(source, seed=seed)
     refuse_faults(everything, skip_faulty=False)
     if everything.note:
@@ -169,15 +212,20 @@ def make(source: Path, split: str, steps: int, output: Path, seed: int = 0, resu
         raise InputError(
             f"{everything.name} has no split {split!r}; it has {sorted({s.split for s in everything.samples})}."
         )
-    texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
-    model, processor = build(texts, seed)
-    setattr(model.config, formats.STANDIN_KEY, f"{formats.STANDIN}tiny")
-    if everything.credentialed:  # the tokenizer holds its words
-        setattr(model.config, credentialed.KEY, everything.name)
+    if backbone:
+        model, processor, batch, learning_rate = *open_backbone(backbone, seed), *BACKBONE
+    else:
+        texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
+        model, processor, batch, learning_rate = *build(texts, seed), BATCH, LEARNING_RATE
     settings = {"source": str(source), "split": split, "steps": steps, "seed": seed}
+    settings |= {"backbone": str(backbone)} if backbone else {}
     contents = {"source": changes.digest_of(changes.of_samples(everything.samples))}
     with output_folder(output, settings, resume, contents=contents) as folder:
-        losses = supervise(model, processor, taught, steps, seed)
+        losses = supervise(model, processor, taught, steps, seed, batch, learning_rate)
+        model = model.merge_and_unload() if backbone else model
+        setattr(model.config, formats.STANDIN_KEY, f"{formats.STANDIN}{'backbone' if backbone else 'tiny'}")
+        if everything.credentialed:  # weights and tokenizer hold its words
+            setattr(model.config, credentialed.KEY, everything.name)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_json(folder / "supervised.json", {"questions": len(taught), "steps": steps, "seed": seed, "loss": losses})
@@ -188,7 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mmedpo.quickstart.tiny", description=make.__doc__)
     parser.add_argument("--source", type=Path, required=True, help="source folder (see mmedpo curate)")
     parser.add_argument("--split", default="train", help="split to train on")
-    parser.add_argument("--steps", type=int, default=600, help=f"steps of {BATCH} questions")
+    parser.add_argument("--backbone", type=Path, help="folder of a LLaVA-type model to train instead of a tiny one")
+    parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} questions, {BACKBONE[0]} for a backbone")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="begin again where a run was interrupted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.models import thoughts
 
@@ -32,7 +33,7 @@ def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
 def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
     """Return a fault for each entry of `groups` that is not a string."""
     return [
-        Fault(f"index {i}", "groups", "is no string; name the group of every question or report", repr(group))
+        Fault(f"index {i}", "groups", "is not a string; name the group of every question or report", repr(group))
         for i, group in enumerate(groups or ())
         if not isinstance(group, str)
     ]
@@ -73,7 +74,7 @@ def require_texts(
     columns = {"predictions": predictions, "references": references, **others}
     require_lists(columns)
     faults = [
-        Fault(f"index {i}", name, "is no string; an unanswered question has the prediction ''", repr(text))
+        Fault(f"index {i}", name, "is not a string; an unanswered question has the prediction ''", repr(text))
         for name in ("predictions", "references")
         for i, text in enumerate(columns[name])
         if not isinstance(text, str)
@@ -84,4 +85,4 @@ def require_texts(
         if isinstance(text, str) and not tokens(text)
     ]
     if faults:
-        raise InputError(f"{len(faults)} of the texts cannot be scored:", faults)
+        raise InputError(f"{number_of(len(faults), 'texts')} cannot be scored:", faults)

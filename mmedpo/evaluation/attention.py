@@ -19,6 +19,7 @@ from rich.progress import track
 
 from mmedpo.data.images import open_rgb
 from mmedpo.data.samples import Box, Sample
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.answering import identity
@@ -72,16 +73,14 @@ def boxed(samples: Sequence[Sample]) -> list[Sample]:
     chosen = [sample for sample in samples if sample.boxes]
     sizes = {sample.image: open_rgb(sample.image).size for sample in chosen}
     faults = [
-        Fault(
-            sample.id, "boxes", f"lie outside of the image of {width} x {height} pixels; mend or drop them", repr(box)
-        )
+        Fault(sample.id, "boxes", f"outside the image of {width} x {height} pixels; correct or remove it", repr(box))
         for sample in chosen
         for width, height in [sizes[sample.image]]
         for box in sample.boxes
         if box.x >= width or box.y >= height or box.x + box.width <= 0 or box.y + box.height <= 0
     ]
     if faults:
-        raise InputError(f"{len(faults)} lesion boxes lie outside of their image:", faults)
+        raise InputError(f"{number_of(len(faults), 'faults')} in the lesion boxes:", faults)
     return chosen or list(samples)
 
 

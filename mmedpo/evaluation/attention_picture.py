@@ -81,7 +81,7 @@ def _numbers(shares: Mapping[str, float | None]) -> str:
     on_image = f"on the image: {shares['on_image']:.1%} of all attention"
     if shares["in_box"] is None:
         return on_image
-    return f"{on_image}\nin the box: {shares['in_box']:.1%} of that ({shares['lift']:.2f} x even)"
+    return f"{on_image}\nin the box: {shares['in_box']:.1%} of that ({shares['lift']:.2f} x uniform)"
 
 
 def _wrapped(text: str, width: int) -> str:

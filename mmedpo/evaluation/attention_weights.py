@@ -48,10 +48,10 @@ def attending(model: VisionLanguageModel, layers: str = "all") -> list[Any]:
         raise InputError(f"{model.name!r} has no eager attention: {str(error).splitlines()[0]}") from error
     there = [module for name, module in decoder.named_modules() if name.endswith(".self_attn")]
     if decoder.config._attn_implementation != "eager" or not there:
-        raise InputError(f"{type(decoder).__name__} of {model.name!r} has no eager attention, whose weights are read.")
+        raise InputError(f"{model.name!r}: {type(decoder).__name__} has no eager attention, which returns weights.")
     chosen = layer_numbers(layers)
     if chosen and max(chosen) >= len(there):
-        raise InputError(f"layers is {layers!r}, but {model.name!r} has {len(there)} with attention, from 0 on.")
+        raise InputError(f"layers is {layers!r}; {model.name!r} has layers 0 to {len(there) - 1}.")
     return [there[number] for number in chosen] if chosen else there
 
 
@@ -66,7 +66,7 @@ def layer_numbers(given: str) -> list[int]:
     parts = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part) for part in given.split(",")]
     ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
     if len(ranges) < len(parts) or not all(ranges):
-        raise InputError(f"layers is {given!r}; give 'all', or numbers and ranges from 0 on, as in '0,16-31'.")
+        raise InputError(f"layers is {given!r}; give 'all', or numbers and ranges, counted from 0, as in '0,16-31'.")
     return sorted({number for part in ranges for number in part})
 
 
@@ -100,7 +100,9 @@ def read(
     said = output[0, start:].tolist()
     if forced is not None and said != list(forced):
         wanted = tokenizer.decode(forced)
-        raise InputError(f"{model.name!r} cannot be made to say {wanted!r}, which holds a token that ends answers.")
+        raise InputError(
+            f"{model.name!r} cannot generate {wanted!r}: it contains a token that ends answers. Use --answer own."
+        )
     if forced is not None:
         answer, places = Answer(tokenizer.decode(said, skip_special_tokens=True).strip()), range(len(said))
     else:
@@ -141,7 +143,7 @@ def _recorded(layers: Sequence[Any], columns: torch.Tensor, start: int) -> Itera
         def hook(module: Any, arguments: Any, output: Any) -> None:
             weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
             if weights is None:
-                raise InputError(f"{type(module).__name__} gives no attention weights, so there is nothing to show.")
+                raise InputError(f"{type(module).__name__} returns no attention weights. Use another model.")
             there = columns - (start + len(steps[number]) - weights.shape[-1])  # sliding windows drop the first keys
             row = weights[0, :, -1].float().mean(dim=0)
             steps[number].append(torch.where(there >= 0, row[there.clamp(min=0)], 0.0))

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmedpo.data import credentialed
 from mmedpo.data.samples import Sample
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
@@ -114,7 +115,7 @@ def refuse_other_images(run: Path, samples: Iterable[Sample], source: str) -> No
     known = {id_: row["image_digest"] for id_, row in asked.items() if row.get("image_digest")}
     if other := [one.id for one in samples if known.get(one.id, one.image_digest) != one.image_digest]:
         raise InputError(
-            f"{source} has other images than the runs were asked about, of {len(other)} questions: {first_ids(other)}. "
+            f"{source}: {number_of(len(other), 'questions')} had another image in the runs: {first_ids(other)}. "
             "Restore them, or leave --source out."
         )
 
@@ -148,7 +149,7 @@ def _too_many(tests: dict[str, int], permutations: int) -> list[str]:
 def _few(parts: Sequence[Part]) -> list[str]:
     """Return a note that names the metrics about fewer than `GROUP_IMAGES` images."""
     few = [metric.name for part in parts for metric in part.metrics if part.count < GROUP_IMAGES]
-    said = f"on fewer than {GROUP_IMAGES} images an interval or a test says little"
+    said = f"fewer than {GROUP_IMAGES} images, too few for a reliable interval or test"
     return [f"{', '.join(few)}: {said}"] if few else []
 
 

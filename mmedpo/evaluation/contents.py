@@ -20,8 +20,8 @@ CALLED = {  # names of its columns in a table or dataset
     "reference": "gold answer", "image_digest": "image", "pair_digest": "the rejected side or another part of the pair",
 }  # fmt: skip
 REMEDY = (
-    "Answers depend on the batch that they are given in, so that single ones cannot be made anew. Restore the rows, or "
-    "start anew with another --output."
+    "Answers depend on their batch, so single questions cannot be answered again. Restore the rows, or start a new run "
+    "with another --output."
 )
 
 
@@ -55,8 +55,8 @@ class ModelSpec:
         if replaced := [role for role, digest in self.contents().items() if digest != contents[role]]:
             names = ", ".join(f"{role} {getattr(self, role)!r}" for role in replaced)
             raise InputError(
-                f"The {names} was replaced while it was loaded, by a training that still runs, perhaps. Wait for its "
-                "end, or name a copy; then run the same command again."
+                f"{names} changed while it was loaded, perhaps by a running training. Wait for its end or use a copy, "
+                "then run the same command again."
             )
         return opened
 
@@ -93,16 +93,18 @@ def refuse_changed(rows: Sequence[Row], path: Path) -> None:
         return
     before, now = read_by_id(path)[0], {row["id"]: row for row in rows}
     changed = {id_: _changed(row, before[id_]) for id_, row in now.items() if id_ in before}
-    faults = [Fault(id_, ", ".join(names), "changed since") for id_, names in changed.items() if names]
+    faults = [
+        Fault(id_, ", ".join(names), "changed since the start of the run") for id_, names in changed.items() if names
+    ]
     counted = {"changed": len(faults)}
-    for what, ids in (("new", now.keys() - before), ("gone", before.keys() - now)):
+    for what, ids in (("new", now.keys() - before), ("missing", before.keys() - now)):
         faults += [Fault(id_, "(row)", f"is {what}") for id_ in sorted(ids)]
         counted[what] = len(ids)
     if not faults and list(before) == list(now):
         return
-    said = ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "their order changed"
+    said = ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "another order"
     raise InputError(
-        f"The questions are not those that {path.parent} was begun with: {said}, of {len(before)}. {REMEDY}", faults
+        f"{path.parent}: the questions differ from those at the start: {said}, of {len(before)}. {REMEDY}", faults
     )
 
 

@@ -63,16 +63,15 @@ def grids(config: Any, processor: Any, inputs: Mapping[str, Any], image: Image) 
     tokens = count(config, inputs)
     if find is None or not tokens:
         raise InputError(
-            f"Where the image tokens of a {config.model_type!r} model lie in the image is not known here; known are "
+            f"Model type {config.model_type!r}: the layout of its image tokens is unknown. Supported types are "
             f"{', '.join(FAMILIES)}."
         )
     try:
         return find(config, processor.image_processor, inputs, image, tokens)
     except _UnknownError as why:
         raise InputError(
-            f"The {tokens} image tokens that {type(processor).__name__} makes of an image of {image.width} x "
-            f"{image.height} pixels are not laid out as those of {config.model_type!r} models are known to be: {why}. "
-            "Use the processor's published settings."
+            f"{type(processor).__name__}: {tokens} image tokens of an image of {image.width} x {image.height} pixels "
+            f"do not have the layout of {config.model_type!r} models: {why}. Use the processor's published settings."
         ) from None
 
 
@@ -108,14 +107,14 @@ def _square(first: int, tokens: int, edges: Edges) -> Grid:
     """Return a square grid of `tokens` tokens that starts at index `first`."""
     side = isqrt(tokens)
     if side * side != tokens:
-        raise _UnknownError(f"{tokens} tokens are no square")
+        raise _UnknownError(f"{tokens} tokens do not form a square")
     return Grid(first + np.arange(tokens).reshape(side, side), edges)
 
 
 def _whole(config: Any, processor: Any, inputs: Any, image: Image, tokens: int) -> list[Grid]:
     """Gemma3, PaliGemma: the image resized to one square."""
     if (tiles := len(inputs["pixel_values"])) != 1:
-        raise _UnknownError(f"it became {tiles} pictures (pan and scan?)")
+        raise _UnknownError(f"the image became {tiles} crops (pan and scan?)")
     return [_square(0, tokens, (0, 0, *image.size))]
 
 
@@ -137,7 +136,7 @@ def _clip_edges(processor: Any, width: int, height: int) -> Edges:
     elif size.height and size.width:
         scaled = (size.width, size.height)
     else:
-        raise _UnknownError(f"it was scaled to {size}")
+        raise _UnknownError(f"the image was scaled to {size}")
     crop = (processor.crop_size.width, processor.crop_size.height) if processor.do_center_crop else scaled
     first_x, first_y = ((whole - part) // 2 for whole, part in zip(scaled, crop, strict=True))
     by_x, by_y = width / scaled[0], height / scaled[1]
@@ -183,7 +182,7 @@ def _merged(config: Any, processor: Any, inputs: Any, image: Image, tokens: int)
 def _tiles_then_whole(rows: int, columns: int, tiles: int, image: Image, tokens: int) -> list[Grid]:
     """Return the grids of rows x columns tiles followed by the whole image; only the latter without tiles."""
     if tiles != rows * columns + 1 or tokens % tiles:
-        raise _UnknownError(f"there are {tiles} pictures, where {rows} x {columns} tiles and the whole were expected")
+        raise _UnknownError(f"{tiles} crops; {rows} x {columns} tiles and the whole image were expected")
     each = tokens // tiles
     wide, high = image.width / (columns or 1), image.height / (rows or 1)
     places = [(column * wide, row * high) for row in range(rows) for column in range(columns)]

@@ -239,7 +239,7 @@ def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
     faults = []
     for row, question in zip(rows, questions, strict=True):
         if len(row["images"]) != 1 or len(row["prompt"]) != 1:
-            faults.append(Fault(row["id"], "prompt", "has several images or messages, but one of each can be asked"))
+            faults.append(Fault(row["id"], "prompt", "has several images or messages; this measure needs one of each"))
         if not row["rejected_images"]:
             faults.append(Fault(row["id"], "rejected_images", "is missing; curate the row's noised image again"))
         if question["task"] != "report" and not med_vqa.tokens(question["reference"]):

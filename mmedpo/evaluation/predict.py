@@ -80,7 +80,9 @@ def evaluate(
     lines = [said[question.id] for question in asked.questions]
     requests, served = _each(lines, "sent"), _each(lines, "served")
     if len(served) > 1:
-        log.warning("The endpoint says that its model changed in between. All answers are scored as one's: %s", served)
+        log.warning(
+            "The endpoint's model changed during the run. All answers are scored as those of one model: %s", served
+        )
     results = {
         "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,
         "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),

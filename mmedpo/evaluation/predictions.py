@@ -48,7 +48,7 @@ def faults(id_: str, row: Mapping[str, Any]) -> list[Fault]:
     found = []
     if "prediction" not in row or not (isinstance(said := row["prediction"], str) or is_nothing(said)):
         given = repr(row["prediction"]) if "prediction" in row else "nothing"
-        found.append(Fault(id_, "prediction", "is no string; an unanswered question has ''", given))
+        found.append(Fault(id_, "prediction", "is not a string; an unanswered question has ''", given))
     for name, kind in KEPT.items():
         if not isinstance(row.get(name), kind | None):
             wanted = "a string" if kind is str else "true or false"
@@ -87,17 +87,17 @@ def notes(lines: Sequence[Line]) -> Iterable[str]:
     counted, total = counts(lines), len(lines)
     if counted["unanswered"]:
         why = ", ".join(f"{reason} ({count})" for reason, count in counted["unanswered_reasons"].items())
-        advice = " A thought needs a larger --max-new-tokens." if thoughts.UNFINISHED in why else ""
+        advice = " Raise --max-new-tokens for unfinished thoughts." if thoughts.UNFINISHED in why else ""
         yield f"{counted['unanswered']} of {total} questions got no answer and count as '': {why}.{advice}"
     if counted["cut_off"]:
         yield (
-            f"{counted['cut_off']} of {total} answers were cut off at the longest length and are scored as far as "
-            "they go: raise --max-new-tokens or --max-new-tokens-report."
+            f"{counted['cut_off']} of {total} answers were cut off at the longest length and are scored as they are: "
+            "raise --max-new-tokens or --max-new-tokens-report."
         )
     unbegun = sum(thoughts.ends_opened_thought(said.get("raw", "")) for said in lines)
     plain = sum("raw" not in said and bool(said["prediction"]) for said in lines)
     if unbegun and plain:
         yield (
-            f"{unbegun} of {total} predictions end a thought that the chat template began. {plain} hold no end of one "
-            "and are scored as they are: give '' for those that were not finished."
+            f"{unbegun} of {total} predictions contain the end of a thought that the chat template began. {plain} "
+            "contain none and are scored as they are: give '' for unfinished thoughts."
         )

@@ -107,7 +107,7 @@ class QuestionSet:
 
     def __post_init__(self) -> None:
         if not self.questions:
-            raise InputError(f"There is no question to ask: {self.record}.")
+            raise InputError(f"No questions to ask in {self.record}.")
 
     def rows(self) -> list[Row]:
         """Return the lines of questions.jsonl."""
@@ -227,7 +227,7 @@ def open_split(asked: Asked) -> tuple[Dataset, dict[str, Any]]:
         raise InputError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
     dataset = splits[split]
     if wrong := schema.column_faults(dataset.features):
-        raise InputError(f"{name} (split {split!r}) is no preference dataset:", wrong)
+        raise InputError(f"{name} (split {split!r}) is not a preference dataset:", wrong)
     sources = ", ".join(sorted(set(dataset.unique("source"))))
     record = {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
     marked = asked.credentialed or origin.credentialed_source(name, commit) is not None

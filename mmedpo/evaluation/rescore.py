@@ -48,7 +48,7 @@ def main(
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
         if unused := [f"--{one.name.replace('_', '-')}" for one in fields(asked) if getattr(asked, one.name)]:
-            raise InputError(f"{', '.join(unused)} say what --predictions answer; {run} holds its own questions.")
+            raise InputError(f"{run} has its own questions; leave out {', '.join(unused)}.")
         scoring = _changed(scoring_of(run), given)
         with short_folder(output) as folder:
             return score_run(run, folder, scoring, record)
@@ -77,7 +77,7 @@ def scoring_of(run: Path) -> Scoring:
     protocols = results.get("protocols") if isinstance(results, dict) else None
     metrics = results.get("metrics") if isinstance(results, dict) else None
     if not isinstance(protocols, dict) or protocols.keys() != set(PARTS) or not isinstance(metrics, dict):
-        raise InputError(f"{run} holds no scored answers (its protocols are {protocols}); give one that does.")
+        raise InputError(f"{run} has no scored answers (protocols: {protocols}); give an evaluation of answers.")
     named = {PARTS[part]: name for part, name in protocols.items()}
     variant = metrics.get("meteor_variant")
     return Scoring(**named, **({"meteor_variant": variant} if variant else {}))

@@ -59,7 +59,7 @@ def load(folders: Sequence[Path]) -> list[Run]:
     if len(set(names)) < len(names):
         raise InputError(
             f"The runs are named {', '.join(names)}; give each run its own name, to tell them apart: "
-            "`mmedpo score RUN --name NAME --output OTHER` makes a copy with another one."
+            "`mmedpo score RUN --name NAME --output OTHER` makes a copy with another name."
         )
     left_out = absent(runs)
     faults = [fault for run in runs[1:] for fault in _differences(runs[0], run, left_out)]
@@ -172,7 +172,11 @@ def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fau
             faults.append(Fault(other.name, "id", said))
     ours, theirs = definitions(run, left_out), definitions(baseline, left_out)
     faults += [
-        Fault(run.name, key, f"is {ours.get(key)!r}, but {theirs.get(key)!r} in {baseline.name!r}; score both alike")
+        Fault(
+            run.name,
+            key,
+            f"is {ours.get(key)!r}, but {theirs.get(key)!r} in {baseline.name!r}; score both with one protocol",
+        )
         for key in {**theirs, **ours}
         if ours.get(key) != theirs.get(key)
     ]
@@ -195,7 +199,11 @@ def _scored_otherwise(baseline: Run, run: Run, left_out: Collection[str]) -> lis
     """Return a fault for each question with other metrics than in the baseline; a comparison would silently skip it."""
     differing = ((id_, sorted((run.about(id_) ^ baseline.about(id_)) - {*left_out})) for id_ in baseline.questions)
     return [
-        Fault(id_, "scores", f"have {', '.join(names)} in {run.name!r} or {baseline.name!r} only; score both alike")
+        Fault(
+            id_,
+            "scores",
+            f"have {', '.join(names)} in {run.name!r} or {baseline.name!r} only; score both with one protocol",
+        )
         for id_, names in differing
         if names
     ]

@@ -163,7 +163,7 @@ def _answers_another(prediction: Row, question: Row) -> list[Fault]:
         return []
     columns = [name for name in ("question", "image_digest") if name in prediction and name in question]
     return [
-        Fault(prediction["id"], name, "is not what is asked now; answer it anew, or restore the source")
+        Fault(prediction["id"], name, "differs from the current question; answer it again, or restore the source")
         for name in columns
         if prediction[name] != question[name]
     ]
@@ -180,7 +180,7 @@ def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
     for number, row in _read_lines(path):
         id_ = row.get("id")
         if not isinstance(id_, str) or not id_:
-            faults.append(Fault(f"{path.name}:{number}", "id", "is no string; every line needs one", repr(id_)))
+            faults.append(Fault(f"{path.name}:{number}", "id", "is not a string; every line needs one", repr(id_)))
         elif id_ in rows:
             faults.append(Fault(f"{path.name}:{number}", "id", "occurs before; keep one line", repr(id_)))
         else:
@@ -258,7 +258,7 @@ def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) ->
         if task not in TASKS:
             faults.append(Fault(row["id"], "task", f"is unknown; choose one of: {', '.join(TASKS)}", repr(task)))
         if not isinstance(image, str):
-            said = "is no string; name the image, since intervals resample images"
+            said = "is not a string; name the image, since intervals resample images"
             faults.append(Fault(row["id"], "image_id", said, repr(image)))
         if lacking := scoring.reference_fault(row["id"], "reference", task, row.get("reference")):
             faults.append(lacking)

@@ -54,8 +54,8 @@ class Settings:
     })  # fmt: skip
     source: Path | None = field(default=None, metadata={"help": "Folder with a table of questions and its images."})
     image_folders: list[str] = field(default_factory=list, metadata={"help": safe_paths.HELP})
-    dataset: str | None = option(None, "Or a preference dataset, folder or Hub id: its questions and chosen answers.")
-    split: str | None = option(None, "Split to ask; all of a source, the only one of a dataset where not given.")
+    dataset: str | None = option(None, "Or a preference dataset, folder or Hub id: its questions and chosen responses.")
+    split: str | None = option(None, "Split to ask. Default: all of a source, the only split of a dataset.")
     adapter: str | None = option(None, "Hub id or folder of an adapter on the model.")
     model_revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     adapter_revision: str | None = option(None, "Branch, tag or commit of the adapter on the Hub.")
@@ -64,14 +64,14 @@ class Settings:
         False, "Take the source's own split as it stands, even where it has images or patients in several parts."
     )
     limit: int | None = option(None, "Ask this many questions only (seeded choice).")
-    skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
+    skip_faulty: bool = option(False, "Leave out and count faulty rows of the source.")
     credentialed: bool = option(False, credentialed.MARK_HELP)
-    seed: int = option(0, "Seed of everything left to chance.")
+    seed: int = option(0, "Seed of all random choices.")
     name: str | None = option(None, "Name in comparisons; the output folder's by default.")
     measure: str = option(
         "answers",
-        "What is measured: answers, against the gold ones; or of a dataset's pairs preference (which side the model "
-        "finds likelier) or visual_reliance (what it loses when the lesion is noised, the image blanked or swapped).",
+        "answers: compared with the gold answers. Of a dataset's pairs: preference (the side with the higher "
+        "likelihood), or visual_reliance (loss when the lesion is noised, the image blanked or swapped).",
     )
     preset: str = option("strict", "Defaults of the options below: strict, or paper (the authors' protocol).")
     max_new_tokens: int | None = _preset("max_new_tokens", "Longest answer in tokens, except a report's.")
@@ -79,7 +79,7 @@ class Settings:
     temperature: float | None = _preset("temperature", "0 is greedy.")
     vqa_protocol: str | None = _preset("vqa_protocol", "Definitions of the scores of answers.")
     report_protocol: str | None = _preset("report_protocol", "Definitions of the scores of reports.")
-    meteor_variant: str | None = option(None, "METEOR of reports; by default the report protocol's own.")
+    meteor_variant: str | None = option(None, "METEOR variant of reports; by default the report protocol's own.")
     batch_size: int = option(16, "Questions that a model in this process answers at once.")
 
     def __post_init__(self) -> None:
@@ -92,9 +92,7 @@ class Settings:
         if (self.source is None) == (self.dataset is None):
             wrong.append("give either source or dataset, which hold the questions")
         if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):
-            wrong.append(
-                "an endpoint chooses its own model: serve adapter and revision there, and do not give them here"
-            )
+            wrong.append("an endpoint takes no adapter and no revisions; set them where it is served")
         if self.measure in UNUSED and (self.dataset is None or self.is_endpoint):
             wrong.append(f"{self.measure} needs a dataset's pairs and a model in this process")
         refuse(wrong)
@@ -104,15 +102,15 @@ class Settings:
         given = [name for name in UNUSED.get(self.measure, ()) if getattr(self, name) is not None]
         if self.measure in UNUSED and self.preset != "strict":
             given.append("preset")
-        said = [f"measure {self.measure} has no use for {', '.join(given)}"] if given else []
+        said = [f"measure {self.measure} does not use {', '.join(given)}"] if given else []
         if self.source is None:
-            said += [f"{name} is about a source" for name in ("skip_faulty", "official_split") if getattr(self, name)]
+            said += [f"{name} needs source" for name in ("skip_faulty", "official_split") if getattr(self, name)]
         elif self.dataset_revision:
-            said.append("dataset_revision is about a dataset")
+            said.append("dataset_revision needs dataset")
         if self.official_split and self.split is None:
-            said.append("official_split needs the split that it is about")
+            said.append("official_split needs split")
         if self.adapter_revision and not self.adapter:
-            said.append("adapter_revision needs an adapter")
+            said.append("adapter_revision needs adapter")
         return said
 
     @property
@@ -150,4 +148,4 @@ class Run(Calling):
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
-    accept_unanswered: bool = option(False, "Score questions that an endpoint does not answer as '', counted.")
+    accept_unanswered: bool = option(False, "Score and count questions that an endpoint does not answer as ''.")

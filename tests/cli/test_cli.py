@@ -79,9 +79,12 @@ EVALUATE = "evaluate --source {corpus} --split test --limit 4 --output {here}/ou
         (f"compare --seed {2**32}", ["'--seed'", "or equal to 4294967295"]),
         (f"{EVALUATE} {{tiny}} --adapter {{here}}/nowhere", ["The adapter", "nowhere' cannot be read"]),
         (f"{EVALUATE} {{tiny}} --temperature -1", ["temperature is -1.0; it must be at least 0"]),
-        (f"{EVALUATE} http://localhost:9/v1#m --adapter {{here}}/a", ["serve adapter and revision there"]),
+        (f"{EVALUATE} http://localhost:9/v1#m --adapter {{here}}/a", ["an endpoint takes no adapter"]),
         (f"{EVALUATE} http://127.0.0.1:9/v1#m", ["127.0.0.1:9", "does not answer", "Start the server"]),
-        ("evaluate --dataset {corpus} --split test --model {tiny} --output {here}/out", ["is no preference dataset"]),
+        (
+            "evaluate --dataset {corpus} --split test --model {tiny} --output {here}/out",
+            ["is not a preference dataset"],
+        ),
         ("audit {here}/torn --output {here}/out", ["torn' cannot be loaded as a dataset"]),
     ],
 )

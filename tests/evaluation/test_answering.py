@@ -185,7 +185,7 @@ def test_what_an_endpoint_says_of_its_model_is_recorded_and_a_change_is_said(cha
         results = evaluate(EndpointModel(f"{chat_server.url}#m"), asked, tmp_path / serving)
         assert results is not None
         assert sorted(results.get("served", []), key=len, reverse=True) == (expected or [])
-        assert any("its model changed in between" in said for said in caplog.messages) == (serving == "changed")
+        assert any("model changed during the run" in said for said in caplog.messages) == (serving == "changed")
         assert "served" not in (tmp_path / serving / "predictions.jsonl").read_text(encoding="utf-8")
 
 

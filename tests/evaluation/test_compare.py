@@ -265,7 +265,7 @@ def test_an_interval_of_few_images_is_said_to_say_little(tmp_path):
     found = compare([run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 9, changes)], resamples=400)
     assert [note for note in found["notes"] if "fewer" in note] == [
         "overall_accuracy, closed_accuracy, open_recall, open_precision, open_f1, open_exact_match: "
-        "on fewer than 10 images an interval or a test says little"
+        "fewer than 10 images, too few for a reliable interval or test"
     ]
 
 

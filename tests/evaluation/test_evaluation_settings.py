@@ -50,14 +50,14 @@ def test_a_whole_number_from_a_recipe_is_a_temperature():
         ({"max_new_tokens": 2**21}, "max_new_tokens is 2097152; it must be at least 1 and at most 1048576"),
         ({"batch_size": 10_001}, "batch_size is 10001; it must be at least 1 and at most 10000"),
         ({"batch_size": "many"}, "batch_size is 'many'; it must be of type int"),
-        ({"model": "http://localhost:8000/v1#m", "adapter": "runs/adapter"}, "serve adapter and revision there"),
+        ({"model": "http://localhost:8000/v1#m", "adapter": "runs/adapter"}, "an endpoint takes no adapter"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
-        ({"official_split": True}, "official_split needs the split that it is about"),
-        ({"dataset_revision": "main"}, "dataset_revision is about a dataset"),
-        ({"adapter_revision": "main"}, "adapter_revision needs an adapter"),
-        ({"source": None, "dataset": "org/pairs", "skip_faulty": True}, "skip_faulty is about a source"),
-        ({"model": "hub:org/m", "model_revision": "main"}, "serve adapter and revision there"),
+        ({"official_split": True}, "official_split needs split"),
+        ({"dataset_revision": "main"}, "dataset_revision needs dataset"),
+        ({"adapter_revision": "main"}, "adapter_revision needs adapter"),
+        ({"source": None, "dataset": "org/pairs", "skip_faulty": True}, "skip_faulty needs source"),
+        ({"model": "hub:org/m", "model_revision": "main"}, "an endpoint takes no adapter"),
     ],
 )
 def test_what_cannot_work_is_said(changes, said):
@@ -75,7 +75,7 @@ def test_what_cannot_work_is_said(changes, said):
 )
 def test_an_option_that_the_measure_does_not_use_is_refused(measure, given, unused):
     about = {"source": None, "dataset": "org/pairs", "measure": measure}
-    with pytest.raises(InputError, match=f"measure {measure} has no use for {unused}"):
+    with pytest.raises(InputError, match=f"measure {measure} does not use {unused}"):
         settings(**about, **given)
     assert settings(**about).measure == measure
 

@@ -242,15 +242,15 @@ def test_lenient_protocols_know_no_unreadable_answer():
         ((["a"], ["a"], ["open"], "paper", ["chest", "head"]), "1 answer_types, 2 groups"),
         (
             (["a"], ["a"], ["open"], "strict", [None]),
-            "index 0 [groups]: is no string; name the group of every question or report, got None",
+            "index 0 [groups]: is not a string; name the group of every question or report, got None",
         ),
         ((["a"], ["a", "b"], ["open"]), "1 predictions, 2 references, 1 answer_types"),
         (
             (["a", "b"], ["a", "b"], ["open", "yes/no"]),
             "index 1 [answer_types]: is unknown; choose 'closed' or 'open', got 'yes/no'",
         ),
-        ((["a", None], ["a", "b"], ["open", "open"]), "index 1 [predictions]: is no string"),
-        ((["a"], [3], ["open"]), "index 0 [references]: is no string"),
+        ((["a", None], ["a", "b"], ["open", "open"]), "index 1 [predictions]: is not a string"),
+        ((["a"], [3], ["open"]), "index 0 [references]: is not a string"),
         ((["a", "a"], ["", " . "], ["open", "closed"]), "index 1 [references]: has no words"),
         (("yes", "yes", ["closed"] * 3), "predictions is one string"),
     ],

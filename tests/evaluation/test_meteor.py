@@ -97,7 +97,7 @@ def test_a_silent_program_is_ended_and_meteor_absent(stand_in, monkeypatch):
     monkeypatch.setattr(meteor15, "TIMEOUT", 0.2)
     found = rg.compute(["no effusion"], ["no effusion"], return_scores=True)
     assert "meteor" not in found and found["rouge_l"] == 1.0 and found["meteor_variant"] == "meteor_1.5"
-    assert "silent for 0 s, twice in a row" in found["meteor_absent"]
+    assert "gave no answer for 0 s, twice in a row" in found["meteor_absent"]
     assert found["scores"][0]["meteor_absent"] == found["meteor_absent"]
     monkeypatch.setattr(meteor15, "_command", lambda: pytest.fail("what failed twice was tried again"))
     assert rg.compute(["a"], ["a"])["meteor_absent"] == found["meteor_absent"]
@@ -110,7 +110,7 @@ def test_a_silent_program_is_ended_and_meteor_absent(stand_in, monkeypatch):
             (sys.executable, "-c", "raise SystemExit('Could not reserve enough space')"),
             "Could not reserve enough space",
         ),
-        (("/nowhere/java",), "cannot start the Java"),
+        (("/nowhere/java",), "Java does not start"),
         (("cat",), "answered 'SCORE ||| a ||| a'"),
     ],
     ids=["cannot run", "no such Java", "unknown answer"],

@@ -188,8 +188,8 @@ def test_a_line_made_elsewhere_says_nothing_by_null_and_nan(row, expected):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({}, "a [prediction]: is no string; an unanswered question has '', got nothing"),
-        ({"prediction": 5}, "a [prediction]: is no string; an unanswered question has '', got 5"),
+        ({}, "a [prediction]: is not a string; an unanswered question has '', got nothing"),
+        ({"prediction": 5}, "a [prediction]: is not a string; an unanswered question has '', got 5"),
         ({"prediction": "x", "raw": 5}, "a [raw]: is not a string; correct or remove it, got 5"),
         ({"prediction": "x", "cut": ".."}, "a [cut]: is not true or false; correct or remove it, got '..'"),
         ({"prediction": "x", "unanswered": []}, "a [unanswered]: is not a string; correct or remove it, got []"),
@@ -208,7 +208,9 @@ def test_plain_predictions_beside_thoughts_that_the_template_opened_are_pointed_
     lines = [predictions.reread({"prediction": text}) for text in told]
     assert [line["prediction"] for line in lines] == ["Yes.", "It may be yes or", ""]
     (note,) = predictions.notes(lines[:2])
-    assert note.startswith("1 of 2 predictions end a thought that the chat template began. 1 hold no end of one")
+    assert note.startswith(
+        "1 of 2 predictions contain the end of a thought that the chat template began. 1 contain none"
+    )
     assert list(predictions.notes(lines[:1])) == list(predictions.notes(lines[1:2])) == []
 
 

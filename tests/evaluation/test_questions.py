@@ -64,7 +64,7 @@ def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(rows, tmp
 def test_a_dataset_without_a_question_is_refused_with_the_reason(rows, tmp_path):
     text = next(row for row in rows if row["rejected_images"] is None)
     sides = {"chosen": text["rejected"], "rejected": text["chosen"]}
-    with pytest.raises(InputError, match=r"no question to ask: .*the chosen answer is not the gold one': 1"):
+    with pytest.raises(InputError, match=r"No questions to ask in .*the chosen answer is not the gold one': 1"):
         read(Asked(dataset=saved([{**text, **sides, "dispreference": "reversed_noise"}], tmp_path / "pairs")))
 
 
@@ -131,7 +131,7 @@ def test_another_dataset_is_refused_by_its_columns(tmp_path):
 
     (tmp_path / "data").mkdir()
     Dataset.from_list([{"question": "Where?", "answer": "left"}]).to_parquet(tmp_path / "data" / "train-0.parquet")
-    with pytest.raises(InputError, match=r"is no preference dataset:(?s:.*)\[images\]: is missing"):
+    with pytest.raises(InputError, match=r"is not a preference dataset:(?s:.*)\[images\]: is missing"):
         read(Asked(dataset=str(tmp_path)))
 
 

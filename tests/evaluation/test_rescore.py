@@ -180,7 +180,7 @@ def test_neither_or_both_are_refused(run, tmp_path):
 
 def test_a_finished_run_takes_no_option_about_questions(run, tmp_path):
     asked = Asked(tmp_path, split="test", skip_faulty=True)
-    with pytest.raises(InputError, match=r"--source, --split, --skip-faulty say what --predictions answer"):
+    with pytest.raises(InputError, match=r"leave out --source, --split, --skip-faulty"):
         main(run, None, asked, NONE, tmp_path / "out", {})
 
 
@@ -204,7 +204,7 @@ def test_predictions_that_no_file_can_hold_are_refused(asked, corpus, tmp_path):
 def test_what_holds_no_scored_answers_is_refused(run, tmp_path, results):
     if results is not None:
         (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(InputError, match=r"does not exist|holds no scored answers"):
+    with pytest.raises(InputError, match=r"does not exist|has no scored answers"):
         main(tmp_path, None, Asked(), NONE, tmp_path / "out", {})
 
 

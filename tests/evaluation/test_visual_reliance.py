@@ -34,12 +34,12 @@ def test_every_metric_is_about_what_it_names():
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"correct_blank": 0.5}, "index 0 [correct_blank]: is neither 1 nor 0, nor None for a report, got 0.5"),
-        ({"correct_blank": "yes"}, "index 0 [correct_blank]: is neither 1 nor 0"),
-        ({"correct_blank": math.nan}, "index 0 [correct_blank]: is neither 1 nor 0"),
+        ({"correct_blank": 0.5}, "index 0 [correct_blank]: must be 1 or 0, or None for a report, got 0.5"),
+        ({"correct_blank": "yes"}, "index 0 [correct_blank]: must be 1 or 0"),
+        ({"correct_blank": math.nan}, "index 0 [correct_blank]: must be 1 or 0"),
         ({"correct_blank": None}, "index 0 [correct_*]: is known for some views only"),
-        ({"logps_swapped": math.nan}, "index 0 [logps_swapped]: is no finite number"),
-        ({"logps_swapped": None}, "index 0 [logps_swapped]: is no finite number"),
+        ({"logps_swapped": math.nan}, "index 0 [logps_swapped]: is not a finite number"),
+        ({"logps_swapped": None}, "index 0 [logps_swapped]: is not a finite number"),
         ({"logps_swapped": 0.7}, "above 0"),
         ({"logps_grey": -1.0}, "unknown: logps_grey"),
     ],

@@ -258,5 +258,5 @@ def _require(
     ]
     faults += group_faults(groups)
     if faults:
-        raise InputError(f"{number_of(len(faults), 'entries')} beside the texts cannot be used:", faults)
+        raise InputError(f"{number_of(len(faults), 'entries')} cannot be used:", faults)
     return [kind for kind in kinds if kind is not None]

@@ -134,8 +134,8 @@ def _require(columns: Mapping[str, Sequence[Any]], protocol: str, beta: float) -
     surplus = [name for name in columns if name not in (*needed, "dispreference", "weight")]
     if missing or surplus:
         raise InputError(
-            f"Protocol {protocol!r} takes the columns {', '.join(needed)}, and maybe dispreference and weight; "
-            f"missing: {', '.join(missing) or 'none'}; not for it: {', '.join(surplus) or 'none'}."
+            f"Protocol {protocol!r} takes the columns {', '.join(needed)}, optionally dispreference and weight; "
+            f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(surplus) or 'none'}."
         )
     if not 0 < beta < math.inf:
         raise InputError(f"beta is {beta}; it scales rewards and must be above 0.")
@@ -159,12 +159,12 @@ def is_number(value: Any) -> bool:
 def logp_fault(value: Any) -> str | None:
     """Return the fault of a log-probability, or None."""
     if not is_number(value):
-        return "is no finite number; leave the sample out, or compute it in float32"
+        return "is not a finite number; leave the sample out, or compute it in float32"
     return "is above 0, the most that a log-probability can be; check its sign" if value > ROUNDING else None
 
 
 def _weight_fault(value: Any) -> str | None:
-    return None if is_number(value) and value >= 0 else "is no number of 0 or more"
+    return None if is_number(value) and value >= 0 else "must be a number of at least 0"
 
 
 def _kind_fault(value: Any) -> str | None:

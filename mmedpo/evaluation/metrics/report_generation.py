@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_lists, require_texts
 from mmedpo.evaluation.metrics.base import Metric, Scores, Text, values
@@ -168,4 +169,4 @@ def _require_names(protocol: str, meteor_variant: str | None, clinical: Sequence
 def _require_groups(groups: Sequence[str], predictions: Sequence[str]) -> None:
     require_lists({"predictions": predictions, "groups": groups})
     if faults := group_faults(groups):
-        raise InputError(f"{len(faults)} of the groups have no name:", faults)
+        raise InputError(f"{number_of(len(faults), 'groups')} without a name:", faults)

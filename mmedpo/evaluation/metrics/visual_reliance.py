@@ -124,4 +124,4 @@ def _require(columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _correct_fault(value: Any) -> str | None:
-    return None if value is None or value in (0, 1) else "is neither 1 nor 0, nor None for a report"
+    return None if value is None or value in (0, 1) else "must be 1 or 0, or None for a report"

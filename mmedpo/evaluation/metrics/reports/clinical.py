@@ -19,8 +19,8 @@ from mmedpo.evaluation.metrics.base import Floats, mean_of, sums_of
 Texts = Sequence[str]
 log = logging.getLogger(__name__)
 PICKLES = (
-    "{package} loads weights by its own code, which unpickles files of StanfordAIMI/RRG_scorers on the Hub. Who can "
-    "write there, or in the cache, can run code here: use it where you trust them, on a machine without other data."
+    "{package} unpickles files of StanfordAIMI/RRG_scorers from the Hub, which can run any code on this machine. Use "
+    "it only if you trust that repository and the local cache, on a machine without other data."
 )
 
 

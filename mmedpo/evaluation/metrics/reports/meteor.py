@@ -80,7 +80,7 @@ def _synonyms(variant: str) -> Any:
         wordnet.ensure_loaded()
     except (LookupError, OSError, ValueError):  # absent, incomplete, or a link that NLTK does not follow
         raise MeteorAbsent(
-            "METEOR 'nltk_wordnet' needs NLTK's WordNet data, which it does not find here, or not whole. "
-            "Run `python -m nltk.downloader wordnet`, or choose meteor_variant 'nltk_exact_stem', which needs none."
+            "METEOR 'nltk_wordnet': NLTK's WordNet data is missing or incomplete. "
+            "Run `python -m nltk.downloader wordnet`, or choose meteor_variant 'nltk_exact_stem', which needs no data."
         ) from None
     return _WordNet(wordnet)

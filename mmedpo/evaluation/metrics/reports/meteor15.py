@@ -88,7 +88,7 @@ class _Program:
         try:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.complaints)
         except OSError as error:
-            raise MeteorAbsent(f"METEOR 1.5 cannot start the Java it found ({error}). {INSTALL}.") from None
+            raise MeteorAbsent(f"METEOR 1.5: Java does not start ({error}). {INSTALL}.") from None
 
     def usable(self) -> bool:
         return self.owner == os.getpid() and self.process.poll() is None
@@ -134,8 +134,8 @@ def _ask(lines: Sequence[str]) -> list[str]:
             return answers
         complaints, _program = _program.close(), None
     _given_up = (
-        f"METEOR 1.5's Java program ended, or was silent for {TIMEOUT:.0f} s, twice in a row "
-        f"({complaints or 'without a word'}). It needs 1 GB of memory; score again, or choose another meteor_variant."
+        f"METEOR 1.5: its Java program ended, or gave no answer for {TIMEOUT:.0f} s, twice in a row "
+        f"({complaints or 'no error output'}). It needs 1 GB of memory; score again, or choose another meteor_variant."
     )
     raise MeteorAbsent(_given_up)
 
@@ -155,7 +155,7 @@ def _java() -> str:
         away = [str(folder) for folder in folders if folder.is_absolute() and folder.resolve() != Path.cwd()]
         found = shutil.which("java", path=os.pathsep.join(away))
         if found is None:
-            raise MeteorAbsent(f"METEOR 1.5 needs Java, which is not installed here. {INSTALL}.") from None
+            raise MeteorAbsent(f"METEOR 1.5 needs Java, which is not installed. {INSTALL}.") from None
         return found
     return str(JAVA)
 
@@ -166,7 +166,7 @@ def _jar() -> Path:
         jar = Path(folder) / "meteor" / "meteor-1.5.jar"
         if jar.is_file():
             return jar
-    raise MeteorAbsent(f"METEOR 1.5 needs the program in the package pycocoevalcap, which is not here. {INSTALL}.")
+    raise MeteorAbsent(f"METEOR 1.5 needs the program in the package pycocoevalcap, which is not installed. {INSTALL}.")
 
 
 def _one_line(text: str) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +20,7 @@ from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.data import hub
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
-from mmedpo.runs.terminal import Screen, guard, plain
+from mmedpo.runs.terminal import Screen, guard, plain, silence_libraries
 from mmedpo.training import zero
 
 __all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
@@ -93,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; translate exceptions into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the commands show their own
-    warnings.filterwarnings("ignore", category=FutureWarning)  # users cannot act on those of libraries
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing CPU kernels
+    silence_libraries()
     guard()
     if argv is not None:
         sys.argv[1:] = argv

@@ -22,7 +22,7 @@ from mmedpo.errors import InputError
 from mmedpo.runs import formats
 from mmedpo.runs.json_files import write_json
 from mmedpo.runs.run_folder import output_folder
-from mmedpo.runs.terminal import say
+from mmedpo.runs.terminal import say, silence_libraries
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="begin again where a run was interrupted")
+    silence_libraries()
     try:
         make(**vars(parser.parse_args()))
     except InputError as error:

@@ -72,6 +72,12 @@ def _warning(*args: Any, **kwargs: Any) -> str:
     return plain(_formatwarning(*args, **kwargs))
 
 
+def silence_libraries() -> None:
+    """Hide warnings of libraries that users cannot act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing CPU kernels
+
+
 def guard() -> None:
     """Make all output of this process plain text, whichever library prints it.
 

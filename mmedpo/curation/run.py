@@ -29,7 +29,8 @@ from mmedpo.runs.run_folder import ROWS
 log = logging.getLogger(__name__)
 
 PROMPTS = {
-    "select": hallucinate.SELECT, "inject": hallucinate.INJECT, "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
+    "select": hallucinate.SELECT, "opposed": hallucinate.OPPOSED, "inject": hallucinate.INJECT,
+    "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
 }  # fmt: skip
 REDO = "Or do these alone again, and keep the rest, with --redo-changed."
 

@@ -14,9 +14,10 @@ from functools import partial
 from heapq import nsmallest
 from typing import Any, Literal
 
-from mmedpo.curation.hallucinate import OPPOSITE, answer_fault, in_case_of, in_form_of
+from mmedpo.curation.answer_checks import answer_fault, in_case_of, in_form_of
+from mmedpo.curation.hallucinate import OPPOSITE
 from mmedpo.data.samples import Sample
-from mmedpo.data.text import folded, polarity, unit_interval, words
+from mmedpo.data.text import CLAUSE_STARTS, folded, polarity, unit_interval, words
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
 
 Difference = Literal["polarity", "finding", "side", "other", "wording"]
@@ -126,7 +127,7 @@ class StandInChat:
     """Stand-in that chooses and writes rejected responses.
 
     `select` takes the first candidate wrong in polarity, finding or side. `inject` makes the smallest edit that the
-    style allows (`hallucinate.answer_fault`): it swaps yes/no, side and finding words (one word in the style
+    style allows (`answer_checks.answer_fault`): it swaps yes/no, side and finding words (one word in the style
     "minimal"), adds or removes a denial, or takes the other gold answer closest in length. In the style "free" a short
     answer becomes a sentence. It declines ("answer": "") if no rule fits.
     """
@@ -206,7 +207,7 @@ def _inject(variables: Mapping[str, Any]) -> dict[str, Any]:
     gold, task, style = variables["gold"], variables["task"], variables["style"]
     for edit in _edits(variables):
         text = _sentence(edit) if style == "free" and task != "report" and edit != gold else edit
-        if text != variables["previous"] and answer_fault(gold, text, task, style) is None:
+        if text != variables["previous"] and answer_fault(variables["question"], gold, text, task, style) is None:
             return {"answer": text, "kind": "place" if difference(gold, text) == "side" else "finding"}
     return {"answer": "", "kind": "other"}
 
@@ -272,6 +273,8 @@ _DENIALS = (
 
 def _deny(text: str) -> str:
     """Negate the first statement that a pattern fits, or affirm it if it was a denial; else return `text`."""
+    if (opening := re.match(r"(No )(\w+)", text)) and opening[2].lower() not in CLAUSE_STARTS:  # "No mass is seen."
+        return text[3].upper() + text[4:]
     for pattern, replacement in _DENIALS:
         if pattern.search(text):
             return pattern.sub(replacement, text, count=1)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 Polarity = Literal["yes", "no"]
+Said = Literal["yes", "no", "both", "neither"]
 
 # Applied before NFKC, which would turn "№" into "No" and "nº" into "no", and leaves most of the others as they are.
 _PLAIN = str.maketrans({**dict.fromkeys("‐‑‒–−", "-"), **dict.fromkeys("‘’ʼ", "'"), "№": "#", "º": "°", "\u2044": "/"})
@@ -24,6 +25,17 @@ _WORD_PATTERN = r"[^\W_]+(?:(?:['’_-]|(?<=\d)\.(?=\d))[^\W_]+)*"
 _WORD = re.compile(_WORD_PATTERN)
 # A word or a separator of clauses: a new line, or punctuation other than quotation marks and emphasis.
 _PIECE = re.compile(rf"{_WORD_PATTERN}|[^\w\s'‘’\"“”*]|\n")
+
+NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
+# After "no" these words begin a new clause ("no it is not"); before others "no" is a determiner ("no fracture").
+CLAUSE_STARTS = frozenset((
+    "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
+    "i", "my", "our", "your", "his", "her", "their", "both", "all", "each", "every", "some", "only", "neither", "none",
+    "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
+    "not", "no", "yes",
+))  # fmt: skip
+# Headings after a verdict ("No Explanation: ...") begin a clause too.
+_HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
 
 
 def number_of(number: int, nouns: str) -> str:
@@ -93,6 +105,39 @@ def polarity(text: str) -> Polarity | None:
     if first in ("yes", "no") or len(set(found)) == 1:
         return "yes" if found[0] == "yes" else "no"
     return None
+
+
+def said(text: str) -> Said:
+    """Return the plain "yes" or "no" of an answer, "both" or "neither".
+
+    Only whole words count. A "no" before a noun does not: "there is no abnormality" is a yes to "Is this normal?".
+    Words after a negation in the same clause do not count either: "not yes".
+
+    Example:
+        >>> said("Yes, there is no fracture."), said("No, this is not abnormal"), said("There is no fracture.")
+        ('yes', 'no', 'neither')
+        >>> said("There is no reason to doubt it: yes"), said("yes or no"), said("I do not know")
+        ('yes', 'both', 'neither')
+    """
+    found = {word for word, stated in stated_words(text) if stated and word in ("yes", "no")}
+    if len(found) == 1:
+        return "yes" if "yes" in found else "no"
+    return "both" if found else "neither"
+
+
+def stated_words(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
+    """Return (word, stated) for each word; a stated word has no negation before it in its clause.
+
+    A determiner "no" ("no fracture") negates the words after it, and is stated only with `determiners`.
+    """
+    found = []
+    for clause in clauses(_HEADING.sub("\n", plain(text))):
+        negated = False
+        for word, following in zip(clause, [*clause[1:], None], strict=True):
+            determiner = word == "no" and following is not None and following not in CLAUSE_STARTS
+            found.append((word, not negated and (determiners or not determiner)))
+            negated = negated or determiner or word in NEGATIONS or word.endswith("n't")
+    return found
 
 
 def carries(text: str, answer: str) -> bool:

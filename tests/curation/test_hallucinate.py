@@ -3,17 +3,8 @@ import json
 import pytest
 
 from mmedpo.curation import hallucinate
-from mmedpo.curation.hallucinate import (
-    Hallucination,
-    Item,
-    Rejection,
-    Writer,
-    changes,
-    flip,
-    in_form_of,
-    length_range,
-    most_changes,
-)
+from mmedpo.curation.answer_checks import changes, in_form_of, length_range, longest, most_changes
+from mmedpo.curation.hallucinate import Hallucination, Item, Rejection, Writer, flip
 from mmedpo.models.chat import ChatReply
 
 LUNG = Item("Which organ is abnormal?", "right lung", "open_vqa", ["the left kidney"])
@@ -48,10 +39,10 @@ def test_a_writer_that_is_a_folder_is_recorded_without_its_place():
 
 def test_the_chosen_candidate_is_the_target_models():
     chat = Scripted('The second. {"choice": 2, "kind": "place"}')
-    item = Item("Where?", "right lung", "open_vqa", ["on the right", " left lung\n"])
+    item = Item("Where?", "right lung", "open_vqa", ["in the heart", " left lung\n"])
     assert one(chat, item, style="free") == Hallucination("left lung", "target model", "select@2", "place")
     (request,) = chat.requests
-    assert "1. on the right\n2. left lung\n" in request.text
+    assert "1. in the heart\n2. left lung\n" in request.text
     assert request.schema["properties"]["choice"]["enum"] == [0, 1, 2]
 
 
@@ -63,20 +54,20 @@ def test_candidates_that_are_not_wrong_are_never_offered():
     chat = Scripted('{"choice": 1}')
     same_polarity = ["Yes, a large one.", "No.", "yes it is"]
     choice = one(chat, Item("?", "Yes", "closed_vqa", same_polarity), style="free")
-    assert choice == Hallucination("No.", "target model", "select@2")
+    assert choice == Hallucination("No.", "target model", "opposed@1") and not chat.requests[1:]
 
 
 @pytest.mark.parametrize("candidates", [[], ["right lung"]], ids=["none sampled", "none left"])
 def test_without_candidates_one_is_written_at_once(candidates):
     chat = Scripted('{"answer": " left lung ", "kind": "place"}')
     item = Item("Where?", "right lung", "open_vqa", candidates)
-    assert one(chat, item) == Hallucination("left lung", "scripted", "inject@2", "place")
-    assert chat.batches == [["inject@2"]]
+    assert one(chat, item) == Hallucination("left lung", "scripted", "inject@3", "place")
+    assert chat.batches == [["inject@3"]]
 
 
 def test_none_hallucinated_means_one_is_written():
     chat = Scripted('{"choice": 0}', '{"answer": "left lung", "kind": "no such kind"}')
-    assert one(chat, LUNG) == Hallucination("left lung", "scripted", "inject@2", None)
+    assert one(chat, LUNG) == Hallucination("left lung", "scripted", "inject@3", None)
 
 
 def test_a_useless_written_answer_is_told_why_and_asked_for_once_more():
@@ -99,10 +90,10 @@ def test_a_useless_written_answer_is_told_why_and_asked_for_once_more():
         (["I cannot help with that."], hallucinate.UNREADABLE, "I cannot help"),
         ([""], hallucinate.UNREADABLE, "''"),
         (['{"choice": 2}'], hallucinate.UNREADABLE, "0 to 1"),
-        (['{"choice": true}'], hallucinate.UNREADABLE, "True"),
-        (['{"kind": "other"}'], hallucinate.UNREADABLE, "None"),
+        (['{"choice": true}'], hallucinate.UNREADABLE, "in '{\"choice\": true}'"),
+        (['{"kind": "other"}'], hallucinate.UNREADABLE, "no choice from 0 to 1 in '{\"kind"),
         (['{"choice": 0}', '{"answer": "left lu'], hallucinate.UNREADABLE, "left lu"),
-        (['{"choice": 0}', '{"answer": ["left lung"]}'], hallucinate.UNREADABLE, "not a text"),
+        (['{"choice": 0}', '{"answer": ["left lung"]}'], hallucinate.UNREADABLE, "no text as answer in '{"),
         (['{"choice": 0}', '{"answer": " "}'], hallucinate.DECLINED, "right lung"),
         (['{"choice": "0"}', '{"answer": "right lung"}', ChatReply(failure="gone")], hallucinate.NO_ANSWER, "gone"),
     ],
@@ -128,7 +119,7 @@ def test_items_are_batched_and_keep_their_order():
         '{"answer": "left lung"}',
     )
     choices = Writer(chat).choose(items)
-    assert chat.batches == [["select@2"] * 3, ["inject@2"] * 2, ["inject@2"]]
+    assert chat.batches == [["select@2"] * 3, ["inject@3"] * 2, ["inject@3"]]
     assert [getattr(choice, "text", "-") for choice in choices] == ["left lung", "MRI", "CT", "No", "-"]
     assert Writer(chat).choose([]) == []
 
@@ -164,7 +155,7 @@ def test_style_minimal_asks_again_for_fewer_changes():
     near = "nodule in the lower lobe of the left lung."
     chat = Scripted('{"answer": "Mass in the lower part of the right lung"}', json.dumps({"answer": near}))
     assert one(chat, far, style="minimal").text == "Nodule in the lower lobe of the left lung"
-    assert chat.batches == [["inject@2"], ["inject@2"]]
+    assert chat.batches == [["inject@3"], ["inject@3"]]
     assert "at most 2 replaced, put in or left out" in chat.requests[0].text
     assert "it changes 3 words of the gold answer, and at most 2 may change" in chat.requests[1].text
     assert one(Scripted('{"choice": 1}'), far).text == "Mass in the lower lobe of the left lung"
@@ -219,12 +210,35 @@ def test_a_sentence_a_report_and_style_free_are_not_flipped_but_told_what_to_mea
     sentence = "No, the image does not show one."
     chat = Scripted(json.dumps({"answer": sentence}))
     assert one(chat, Item("A mass?", "Yes", "closed_vqa"), style="free").text == sentence
-    assert "the wrong one must be a no." in chat.requests[0].text
+    assert "Say no, as a clinician would" in chat.requests[0].text
     assert "whole sentences" in chat.requests[0].text and "1 to 3 words" not in chat.requests[0].text
     chat = Scripted('{"answer": "Yes, a mass"}', '{"answer": "Mass"}', '{"answer": "an effusion"}')
     items = [Item("?", "No, no mass", "closed_vqa"), Item("?", "No", "report"), Item("?", "a mass", "open_vqa")]
     assert [choice.text for choice in Writer(chat).choose(items)] == ["Yes, a mass", "Mass", "an effusion"]
-    assert ["must be a yes" in request.text for request in chat.requests] == [True, False, False]
+    assert ["Say yes, as" in request.text for request in chat.requests] == [True, False, False]
+
+
+def test_a_candidate_that_says_the_opposite_is_taken_without_a_request():
+    candidates = ["Is there a mass?", "Yes, a mass", "There is no sign of a mass.", "No."]
+    items = [Item("Is there a mass?", "Yes, there is one", "closed_vqa", candidates)]
+    (choice,) = Writer(Scripted(), "free").choose(items)
+    assert choice == Hallucination("There is no sign of a mass.", "target model", "opposed@1")
+
+
+def test_a_selector_that_finds_none_wrong_is_recorded():
+    chat = Scripted('{"choice": 0}', '{"choice": 1}', '{"answer": "left lung"}')
+    choices = Writer(chat).choose([LUNG, LUNG, Item("Is it?", "Yes", "closed_vqa", ["no"])])
+    assert [choice.none_chosen for choice in choices] == [True, False, False]
+
+
+@pytest.mark.parametrize("style", ["match", "free"])
+def test_a_written_answer_has_room_in_the_schema_and_is_refused_where_it_filled_it(style):
+    gold = "the lower lobe of the right lung"
+    most = longest(gold, style)
+    chat = Scripted('{"choice": 0}', json.dumps({"answer": ("x" * 15 + " ") * 40}), '{"answer": "the left lung"}')
+    one(chat, Item("Where?", gold, "open_vqa", ["the left kidney and liver"]), style=style)
+    assert chat.requests[1].schema["properties"]["answer"] == {"type": "string", "maxLength": most}
+    assert "breaks off at the most characters" in chat.requests[2].text
 
 
 def test_report_prompts_ask_for_altered_invented_and_dropped_findings():

@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 
-from mmedpo.curation.hallucinate import DECLINED, Hallucination, Item, Writer, changes
+from mmedpo.curation.answer_checks import changes
+from mmedpo.curation.hallucinate import DECLINED, Hallucination, Item, Writer
 from mmedpo.curation.prompts import render
 from mmedpo.curation.standins import StandInChat, difference
 from mmedpo.data.sources import read_source
@@ -34,7 +35,7 @@ def written(item, style="match"):
 )
 def test_the_stand_in_writes_the_smallest_wrong_answer(gold, task, expected):
     choice = written(Item("?", gold, task))
-    assert (choice.text, choice.made_by, choice.prompt_version) == (expected, "standin:rules", "inject@2")
+    assert (choice.text, choice.made_by, choice.prompt_version) == (expected, "standin:rules", "inject@3")
 
 
 def test_the_stand_in_borrows_an_answer_of_like_length_or_declines():
@@ -98,7 +99,7 @@ def nearest(pool, gold):
 
 def test_the_stand_in_selects_only_clear_contradictions():
     vague = Item("?", "right lung", "open_vqa", ["zxq", "lung on the image"])
-    assert written(vague) == Hallucination("left lung", "standin:rules", "inject@2", "place")
+    assert written(vague) == Hallucination("left lung", "standin:rules", "inject@3", "place")
     clear = Item("?", "right lung", "open_vqa", ["zxq", "in the left lung"])
     assert written(clear) == Hallucination("in the left lung", "target model", "select@2", "place")
     assert (

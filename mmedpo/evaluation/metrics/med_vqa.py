@@ -7,60 +7,29 @@ counts, for comparison with published numbers.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal
 
 from mmedpo.data.samples import ANSWER_TYPES as TASKS
-from mmedpo.data.text import clauses, number_of, plain, words
+from mmedpo.data.text import Said, number_of, said, stated_words, words
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_texts
 from mmedpo.evaluation.metrics import vqa_v2
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
 
 Verdict = Literal["correct", "wrong", "both", "neither"]
-Said = Literal["yes", "no", "both", "neither"]
 
 DEFINITIONS = {"strict": "strict@3", "paper": "paper@1", "llava_med": "llava_med@1"}  # the number rises with a change
 PROTOCOLS = tuple(DEFINITIONS)
 ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}  # by task
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
 
-NEGATIONS = frozenset(("not", "cannot", "never", "without", "neither", "nor", "nothing"))  # besides words in -n't
-# After "no" these words begin a new clause ("no it is not"); before others "no" is a determiner ("no fracture").
-CLAUSE_STARTS = frozenset((
-    "a", "an", "the", "this", "that", "these", "those", "there", "here", "it", "its", "he", "she", "they", "we", "you",
-    "i", "my", "our", "your", "his", "her", "their", "both", "all", "each", "every", "some", "only", "neither", "none",
-    "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
-    "not", "no", "yes",
-))  # fmt: skip
-# Headings after a verdict ("No Explanation: ...") begin a clause too.
-_HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
-
 
 def tokens(text: str) -> list[str]:
     """Return the lower-case words of a text without punctuation; articles and numbers are kept."""
     return words(text)
-
-
-def said(text: str) -> Said:
-    """Return the "yes", "no", "both" or "neither" of an answer (`strict`).
-
-    Only whole words count. A "no" before a noun does not: "there is no abnormality" is a yes to "Is this normal?".
-    Words after a negation in the same clause do not count either: "not yes".
-
-    Example:
-        >>> said("Yes, there is no fracture."), said("No, this is not abnormal"), said("There is no fracture.")
-        ('yes', 'no', 'neither')
-        >>> said("There is no reason to doubt it: yes"), said("yes or no"), said("I do not know")
-        ('yes', 'both', 'neither')
-    """
-    found = {word for word, plain in _read(text) if plain and word in ("yes", "no")}
-    if len(found) == 1:
-        return "yes" if "yes" in found else "no"
-    return "both" if found else "neither"
 
 
 def verdict(prediction: str, reference: str) -> Verdict:
@@ -81,7 +50,7 @@ def verdict(prediction: str, reference: str) -> Verdict:
     if gold in ("yes", "no"):
         answer = said(prediction)
         return answer if answer in ("both", "neither") else "correct" if answer == gold else "wrong"
-    hay = _read(prediction, determiners=True)
+    hay = stated_words(prediction, determiners=True)
     starts = [i for i, (word, plain) in enumerate(hay) if plain and word == needle[0]]
     matches = ([word for word, _ in hay[i : i + len(needle)]] == needle for i in starts)
     return "correct" if any(matches) else "wrong"
@@ -90,21 +59,6 @@ def verdict(prediction: str, reference: str) -> Verdict:
 @lru_cache(maxsize=4096)
 def _read_reference(reference: str) -> tuple[Said, list[str]]:
     return said(reference), tokens(reference)
-
-
-def _read(text: str, determiners: bool = False) -> list[tuple[str, bool]]:
-    """Return (word, plain) for each word; a plain word has no negation before it in its clause.
-
-    A determiner "no" ("no fracture") negates the words after it, and is plain only with `determiners`.
-    """
-    found = []
-    for clause in clauses(_HEADING.sub("\n", plain(text))):
-        negated = False
-        for word, following in zip(clause, [*clause[1:], None], strict=True):
-            determiner = word == "no" and following is not None and following not in CLAUSE_STARTS
-            found.append((word, not negated and (determiners or not determiner)))
-            negated = negated or determiner or word in NEGATIONS or word.endswith("n't")
-    return found
 
 
 def overlap(prediction: str, reference: str) -> dict[str, float]:

@@ -1,0 +1,287 @@
+"""Yes or no that an answer says, read against its question; rules only, in English, conservative where in doubt.
+
+A plain yes or no counts first ("Yes, ..."). Without one the statements are read: words of the question that are stated
+mean yes, negated ones no, and what excludes them (normal and abnormal, left and right) no.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+
+from mmedpo.data.text import CLAUSE_STARTS, NEGATIONS, Polarity, clauses, plain, said, words
+
+# Replies that decline to say either.
+_DECLINES = re.compile(
+    r"\b(?:unable|impossible|insufficient|not (?:possible|enough|sure|certain|clear whether|specified|mentioned)"
+    r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to) (?:\w+ )?"
+    r"(?:say|tell|determine|answer|assess|confirm|know|provide|be (?:determined|assessed|excluded|ruled out))"
+    r"|(?:do not|don't) know|unsure|uncertain|unknown|depends|yes or no|yes/no|no or yes)\b"
+)
+_HEDGES = frozenset((
+    "may", "might", "maybe", "perhaps", "possible", "possibly", "probable", "probably", "likely", "unlikely", "if",
+    "whether", "suspected", "suspicious", "unclear", "would", "should", "must",
+))  # fmt: skip
+_ASKS = frozenset((
+    "is", "are", "was", "were", "do", "does", "did", "can", "could", "has", "have", "had", "will", "any", "anything",
+))  # fmt: skip
+_FORWARD = NEGATIONS | frozenset((
+    "no", "none", "non", "lack", "lacks", "lacking", "absence", "fails", "devoid", "excludes", "rather", "instead",
+    "incapable",
+))  # fmt: skip
+_BACKWARD = frozenset((
+    "absent", "excluded", "spared", "resolved", "undetected", "unaffected", "uninvolved", "negative", "missing",
+))  # fmt: skip
+_PRESENCE = frozenset((
+    "seen", "visible", "present", "identified", "noted", "evident", "observed", "detected", "demonstrated", "shown",
+    "appreciated", "found", "visualized", "visualised", "apparent", "recognized", "there", "depicted", "exist",
+    "exists", "obvious",
+))  # fmt: skip
+_SCAN = r"(?:x-?rays?|ct|cts|mri|mris|mr|cxr|ultrasound|radiograph|scan|image|picture|film|study|slice|section|view)"
+_COMPARED = re.compile(r"\b(?:than|from) (?:its |their |the )?normal\b")  # nothing is called normal there
+_CLEAR = re.compile(r"\bclear (?=evidence|sign|that|indication)")  # of other things it means normal ("clear lungs")
+_IN_SCAN = re.compile(rf"\b(?:in|on|from|by|within) (?:this|the|these|that|above)(?: [\w-]+){{0,2}}? {_SCAN}s?\b")
+_A_SCAN = re.compile(rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial )*{_SCAN}(?: {_SCAN})*\b")
+# Words without content of their own: they neither name what is asked for nor make an answer be about something else.
+_EMPTY = _ASKS | _PRESENCE | frozenset((
+    "a", "an", "the", "this", "that", "these", "those", "it", "its", "they", "their", "he", "she", "his", "her", "i",
+    "of", "in", "on", "at", "to", "for", "with", "within", "from", "by", "as", "and", "or", "than", "be", "been",
+    "being", "some", "all", "both", "also", "image", "images", "picture", "patient", "patients", "patient's",
+    "evidence", "sign", "signs", "indication", "indications", "appear", "appears", "appearing", "look", "looks", "seem",
+    "seems", "show", "shows", "showing", "contain", "contains", "reveal", "reveals", "see", "observe", "detect",
+    "identify", "visualize", "demonstrate", "demonstrates", "exhibit", "exhibits", "located", "indicate", "indicates",
+    "according", "based", "considered", "described", "suggest", "suggests", "significant", "clearly", "definite",
+    "obvious", "completely", "entirely", "perfectly", "very", "such", "which", "what", "here", "my", "answer",
+    "correct", "true", "yes", "no", "finding", "findings", "structure", "structures", "region", "area",
+))  # fmt: skip
+_SILENT = _EMPTY | _FORWARD | _BACKWARD
+# Denied with one of these, a thing may still be there ("no other fracture"); "only one" is not what was asked for.
+_OTHERS = frozenset(("other", "additional", "further", "another", "new", "large", "small", "more", "longer"))
+_PART = frozenset(("only", "one", "single"))
+_BREAKS = frozenset((
+    "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
+))  # fmt: skip
+_RESTARTS = frozenset(("the", "there", "it", "they", "this", "a", "an", "is", "are", "shows", "appears", "with"))
+_VERBS = frozenset(("is", "are", "was", "were", "has", "have", "shows", "show", "appears", "appear", "with", "there"))
+_PLACES = frozenset(("in", "on", "at", "within", "near", "around", "under", "above", "below", "between", "along"))
+_STATES = frozenset((
+    "enlarged", "dilated", "thickened", "widened", "displaced", "deviated", "shifted", "blunted", "elevated",
+    "collapsed", "compressed", "swollen", "fractured", "obstructed", "cardiomegaly", "obscured", "flattened",
+))  # fmt: skip
+_LESIONS = frozenset((
+    "mass", "masses", "lesion", "lesions", "nodule", "nodules", "tumor", "tumors", "effusion", "effusions", "fracture",
+    "fractures", "hemorrhage", "pneumothorax", "pneumonia", "infarct", "infarction", "opacity", "opacities", "edema",
+    "consolidation", "cyst", "cysts", "cardiomegaly", "atelectasis", "abscess", "aneurysm", "infiltrate", "infiltrates",
+))  # fmt: skip
+_MEANINGS = {
+    **dict.fromkeys(("unremarkable", "healthy", "normally", "clear"), "normal"),
+    **dict.fromkeys(
+        ("abnormality", "abnormalities", "abnormally", "pathology", "pathologies", "pathologic", "pathological",
+         "disease", "diseased", "unhealthy", "irregular", "irregularity", "wrong", "anomaly", "anomalies"), "abnormal",
+    ),
+    **dict.fromkeys(("x-ray", "xray", "radiograph", "cxr"), "x-ray"),
+    **dict.fromkeys(("mr", "mris"), "mri"),
+}  # fmt: skip
+_GROUPS = (
+    ("left", "right"), ("upper", "lower"), ("anterior", "posterior"), ("superior", "inferior"), ("medial", "lateral"),
+    ("axial", "coronal", "sagittal"), ("ct", "mri", "x-ray", "ultrasound"), ("pa", "ap"), ("male", "female"),
+    ("benign", "malignant"), ("hyperintense", "hypointense"), ("hyperdense", "hypodense"), ("increased", "decreased"),
+    ("acute", "chronic"), ("solid", "cystic"), ("unilateral", "bilateral"), ("inside", "outside"), ("t1", "t2"),
+)  # fmt: skip
+_SCANS = frozenset(("x-ray", "ct", "mri", "ultrasound", "scan", "view", "section", "weighted"))
+_EXCLUDES = {word: frozenset(group) - {word} for group in _GROUPS for word in group}
+
+
+def says(answer: str, question: str) -> Polarity | None:
+    """Return the yes or no that an answer says to its question; None if it says neither, both, or declines to say.
+
+    Example:
+        >>> says("There is no sign of a fracture.", "Is there a fracture?")
+        'no'
+        >>> says("It appears normal.", "Does the brain look abnormal?"), says("Is it?", "Is there a fracture?")
+        ('no', None)
+    """
+    opening = re.match(r"\W*(?:yes|no)\b[^.\n]*", plain(answer).casefold())  # what follows may well be undecided
+    if _DECLINES.search(opening.group() if opening else plain(answer).casefold()):
+        return None
+    word, statement = said(answer), _statement(answer, question)
+    if word == "neither":
+        return statement
+    if word == "both" or (statement is not None and statement != word):
+        return None  # "Yes, there is no fracture."
+    return "yes" if word == "yes" else "no"
+
+
+def asks_yes_no(question: str) -> bool:
+    """Return True for a question that yes or no answers, by the first word of one of its clauses."""
+    return any(clause[0] in _ASKS for clause in clauses(question))
+
+
+def is_echo(answer: str, question: str) -> bool:
+    """Return True if an answer of several words is a piece of the question, word for word."""
+    said_words, asked = words(answer), words(question)
+    size = len(said_words)
+    return size > 1 and any(asked[i : i + size] == said_words for i in range(len(asked) - size + 1))
+
+
+def is_choice(question: str) -> bool:
+    """Return True for a question that names its answers ("left or right?")."""
+    return "or" in words(question)
+
+
+def content(text: str) -> list[str]:
+    """Return the stems of a text's words that have content of their own, in order; negations have none."""
+    return [_stem(part) for word in words(text) for part in _parts(word) if part not in _SILENT]
+
+
+def denies(text: str) -> bool:
+    """Return True where a text holds a negation."""
+    return any(word in _FORWARD | _BACKWARD or word.endswith("n't") for word in words(text))
+
+
+def _statement(answer: str, question: str) -> Polarity | None:
+    """Return the yes or no of an answer's statements without its plain yes and no."""
+    asked, core, health, choice = _asked(question)
+    if not asked or is_echo(answer, question) or plain(answer).rstrip().endswith("?"):
+        return None
+    votes: set[str] = set()
+    stated: set[str] = set()
+    denied: set[str] = set()
+    empty = True
+    for segment in _segments(answer, asked):
+        if _HEDGES & {word for word, _ in segment}:
+            empty = False
+            continue
+        content = {_stem(word): negated for word, negated in segment if word not in _SILENT}
+        empty = empty and not content
+        vote = _by_meaning(content, asked, health)
+        if vote:
+            votes.add(vote)
+        elif not _holds(segment, _PART, asked):
+            stated |= {word for word, negated in content.items() if not negated} & asked
+            if not _holds(segment, _OTHERS, asked):
+                denied |= {word for word, negated in content.items() if negated} & asked
+    if empty:
+        return _brief(answer)
+    if choice:
+        return "no" if asked <= denied - stated and "yes" not in votes else None
+    if denied & core:
+        votes.add("no")
+    if asked <= stated:
+        votes.add("yes")
+    if len(votes) != 1:
+        return None
+    return "yes" if "yes" in votes else "no"
+
+
+def _holds(segment: list[tuple[str, bool]], known: frozenset[str], asked: frozenset[str]) -> bool:
+    return any(word in known and _stem(word) not in asked for word, _ in segment)
+
+
+def _by_meaning(content: dict[str, bool], asked: frozenset[str], health: str | None) -> str | None:
+    """Return the vote of words that stand for or exclude what is asked: normal and abnormal, left and right."""
+    about, subject = content.keys() - {"normal", "abnormal"}, asked - {"normal", "abnormal"}
+    shared = not about or not subject or bool(about & subject)  # the same thing is spoken of
+    for word in content.keys() & {"normal", "abnormal"}:
+        found = word if not content[word] else ("abnormal" if word == "normal" else "normal")
+        if health and shared:
+            return "yes" if found == health else "no"
+        if found == "normal" and shared and asked & _stems(_STATES):
+            return "no"
+    if health and not subject and any(word in _stems(_LESIONS) and not negated for word, negated in content.items()):
+        return "yes" if health == "abnormal" else "no"
+    for word, negated in content.items():
+        rivals = {_stem(rival) for rival in _EXCLUDES.get(word, ())} & asked
+        if rivals and not negated and not rivals & content.keys() and (about & asked or about == {word}):
+            return "no"
+    return None
+
+
+def _brief(answer: str) -> Polarity | None:
+    """Return the yes or no of an answer without content words: "It is not.", "None seen", "There is."."""
+    found = set(words(answer))
+    if found & (_FORWARD | _BACKWARD) or any(word.endswith("n't") for word in found):
+        return "no" if found & (_PRESENCE | _ASKS | _BACKWARD | {"none", "true", "correct"}) else None
+    pairs = {" ".join(pair) for pair in zip(words(answer), words(answer)[1:], strict=False)}
+    subjects = ("it is", "they are", "there is", "there are", "it does", "they do", "it was")
+    return "yes" if pairs & set(subjects) or words(answer) in (["present"], ["correct"], ["true"], ["seen"]) else None
+
+
+@lru_cache(maxsize=4096)
+def _asked(question: str) -> tuple[frozenset[str], frozenset[str], str | None, bool]:
+    """Return the stems of what a yes/no question asks for, those before a place, "normal" or "abnormal" where it asks
+    whether something is, and True for a choice ("A or B").
+
+    There are no stems where statements cannot be read: no yes/no question, or a negated one.
+    """
+    text = _CLEAR.sub("", _COMPARED.sub(" ", _IN_SCAN.sub(" ", plain(question).casefold())))
+    found = [part for clause in clauses(text) for word in clause for part in _parts(word)]
+    if not asks_yes_no(question) or any(word in _FORWARD or word.endswith("n't") for word in found):
+        return frozenset(), frozenset(), None, False
+    place = next((i for i, word in enumerate(found) if word in _PLACES), len(found))
+    asked, core = ([_stem(word) for word in part if word not in _EMPTY] for part in (found, found[:place]))
+    health = core[-1] if core and core[-1] in ("normal", "abnormal") else None
+    return frozenset(asked), frozenset(core or asked), health, "or" in found
+
+
+def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]]:
+    """Return the words of each statement with True for negated ones; a list after "no" is one statement."""
+    text = _CLEAR.sub("", _COMPARED.sub(" ", plain(answer).casefold()))
+    if not asked & _stems(_SCANS):
+        text = _A_SCAN.sub("image", text)
+    tokens = re.findall(r"[^\W_]+(?:['’.-][^\W_]+)*|[,.;:!?()\n—]", text)
+    segments: list[list[str]] = [[]]
+    for i, token in enumerate(tokens):
+        following = tokens[i + 1] if i + 1 < len(tokens) else ""
+        if token in ("yes", "no") and i == 0 and not (token == "no" and following not in CLAUSE_STARTS | {",", "."}):
+            continue
+        if token == ",":
+            ahead = re.split(r" [,.;:!?()\n—] ", f" {' '.join(tokens[i + 1 :])} ")[0].split()
+            if _VERBS & set(ahead):
+                segments.append([])
+        elif (
+            not token[0].isalnum()
+            or token in _BREAKS
+            or (token == "and" and following in _RESTARTS)
+            or (token == "that" and following in ("is", "are", "was", "were"))
+        ):
+            segments.append([token] if token == "which" else [])
+        else:
+            segments[-1] += _parts(token)
+    return [_negated(segment) for segment in segments if segment and segment[0] != "which"]
+
+
+def _negated(segment: list[str]) -> list[tuple[str, bool]]:
+    found, negated, last = [], False, -9
+    whole = bool(_BACKWARD & set(segment)) or "ruled out" in " ".join(segment)
+    for i, word in enumerate(segment):
+        found.append((word, negated))
+        if word == "nor":
+            negated = True
+        elif (
+            word in _FORWARD or word.endswith("n't") or (word == "free" and segment[i + 1 : i + 2] == ["of"])
+        ) and segment[i + 1 : i + 2] not in (["only"], ["doubt"]):
+            negated, last = not (negated and i - last < 3), i  # "not without"
+            ahead = segment[i + 1 : i + 4]
+            whole = whole or (word != "no" and bool(_PRESENCE & set(ahead)))
+            whole = whole or (ahead[:1] in (["appear"], ["appears"]) and ahead[1:2] in ([], ["in"], ["on"], ["at"]))
+    return [(word, negated or whole) for word, negated in found]
+
+
+def _parts(word: str) -> list[str]:
+    return [word] if word in _MEANINGS or word in _EXCLUDES or word.endswith("n't") else word.split("-")
+
+
+@cache
+def _stems(known: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(_stem, known))
+
+
+@lru_cache(maxsize=65536)
+def _stem(word: str) -> str:
+    """Return the form that a word's inflections share ("enlarged", "enlargement"), or its one meaning."""
+    if word in _MEANINGS or word in _EXCLUDES or word in ("normal", "abnormal"):
+        return _MEANINGS.get(word, word)
+    from nltk.stem.porter import PorterStemmer
+
+    return str(PorterStemmer().stem(word)).rstrip("ei")

@@ -57,6 +57,7 @@ class Made:
         counts, rejects: of rows by kind of pair, and of pairs that were not made by reason.
         standins: names of those that made or scored rows, in the order of the steps.
         mask_coverage: of the visual pairs, or None.
+        burnt_text: text found in the images of the rows, and masked; None where it was not looked for.
     """
 
     makers: rows.Makers
@@ -66,6 +67,7 @@ class Made:
     standins: list[str]
     weights: Normalization
     mask_coverage: dict[str, float] | None
+    burnt_text: dict[str, Any] | None
 
 
 def curate(
@@ -84,6 +86,9 @@ def curate(
     samples = plan.source.samples
     blocks = [samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK)]
     share = blocks[processes.rank :: processes.count]
+    if plan.masker is not None:
+        name = "Masking burnt-in text"
+        share = [[*map(plan.masker, block)] for block in track(share, name, disable=not processes.first)]
     step = partial(run_step, show=processes.first)
     if processes.first:
         ledgers["dispute"].update(precomputed.answers)
@@ -171,9 +176,8 @@ def _write_rows(
     rejects: Counter[str] = Counter()
     details: Counter[str] = Counter()
     faulty = [rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in plan.source.faults]
-    made = chain(
-        ((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(plan.source.samples, ledgers, plan.noise)
-    )
+    samples = plan.source.samples if plan.masker is None else [*map(plan.masker, plan.source.samples)]
+    made = chain(((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(samples, ledgers, plan.noise))
     pairs = list(_accepted(made, folder / "rejects.jsonl", rejects, details))
     if not pairs:
         raise NothingMade(_all_rejected_message(plan.source, rejects, details, folder / "rejects.jsonl"))
@@ -186,7 +190,7 @@ def _write_rows(
     shards.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=plan.shard_size)
     return Made(
         makers, sampling.counted(ledgers["sample"].values()) if plan.sampler else None, Counter(kinds), rejects,
-        _standins(plan, pairs, ledgers["dispute"]), normalization, _coverage(plan, pairs, ledgers["locate"]),
+        _standins(plan, pairs, ledgers["dispute"]), normalization, _coverage(plan, pairs, ledgers["locate"]), _burnt_text(plan, pairs),
     )  # fmt: skip
 
 
@@ -226,6 +230,13 @@ def _standins(plan: Plan, pairs: Sequence[rows.Pair], disputed: Ledger) -> list[
     if kinds - {rows.TEXT_PAIR}:
         names.append(plan.localizer.name)
     return [name for name in names if name.startswith(STANDIN)]
+
+
+def _burnt_text(plan: Plan, pairs: Sequence[rows.Pair]) -> dict[str, Any] | None:
+    if plan.masker is None:
+        return None
+    used = {pair.sample.id for pair in pairs}
+    return plan.masker.record(sample for sample in plan.source.samples if sample.id in used)
 
 
 def _coverage(plan: Plan, pairs: Sequence[rows.Pair], located: Ledger) -> dict[str, float] | None:

@@ -14,6 +14,7 @@ import numpy as np
 from mmedpo.curation import noise, weights
 from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.localize import Localizer, open_localizer
+from mmedpo.curation.masking import Masker
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import Sampler
@@ -43,6 +44,7 @@ class Plan:
     Attributes:
         sampler: target model, whose samples are candidates for rejected responses.
         weigh: `weights.normalize` with its method.
+        masker: of text burnt into the images; None leaves it.
     """
 
     source: Source
@@ -54,6 +56,7 @@ class Plan:
     weigh: Callable[..., tuple[np.ndarray, weights.Normalization]]
     seed: int
     shard_size: str
+    masker: Masker | None = None
 
 
 def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:

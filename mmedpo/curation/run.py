@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo.curation import hallucinate, pipeline, prompts, relevance
+from mmedpo.curation import hallucinate, masking, pipeline, prompts, relevance
+from mmedpo.curation.masking import Masker
 from mmedpo.curation.plan import Plan, open_plan, open_source, with_noise_pixels
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Settings
 from mmedpo.data import changes, consent
+from mmedpo.data.burnt_text import Finder
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
 from mmedpo.models.chat.cache import tally
@@ -70,6 +74,8 @@ def curate_folder(
     precomputed = precomputed or Precomputed()
     if not precomputed.answers:
         settings.refuse_unnamed()
+    texts = Ledger(folder / "text.ledger")
+    masker = Masker(folder / masking.FOLDER / str(processes.rank), Finder(texts)) if settings.mask_text else None
     settings = with_noise_pixels(settings, say=log.warning if processes.first else log.debug)
     source = open_source(settings, precomputed.questions)
     for notice in (*source.notices, source.split_notice) if processes.first else ():
@@ -79,6 +85,7 @@ def curate_folder(
         len(source.samples), settings.show_images, source.marked_by, processes.first,
     )  # fmt: skip
     with ExitStack() as stack:
+        stack.enter_context(closing(texts))
         steps = {name: stack.enter_context(closing(Ledger(folder / f"{name}.ledger"))) for name in pipeline.STEPS}
         used = stack.enter_context(closing(Ledger(folder / "used.ledger")))
         calls = stack.enter_context(closing(Ledger(cache or folder / "calls.ledger")))
@@ -87,7 +94,7 @@ def curate_folder(
             contents = compare_contents(settings, source, folder, steps, redo_changed, models)
         processes.open(folder, "contents")
         budget = Budget((limits or Limits()).share(processes.count))
-        plan = open_plan(settings, source, budget, calls, used)
+        plan = replace(open_plan(settings, source, budget, calls, used), masker=masker)
         made = pipeline.curate(plan, steps, folder, processes, precomputed)
         if made is None:
             return None
@@ -98,6 +105,7 @@ def curate_folder(
             "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
+        shutil.rmtree(folder / masking.FOLDER, ignore_errors=True)
     return manifest
 
 
@@ -114,6 +122,7 @@ def _facts(plan: Plan, made: pipeline.Made, style: str, used: Ledger) -> dict[st
         "calls": {portable(name): spent for name, spent in tally(used).items()},
         "counts": dict(made.counts), "rejects": dict(made.rejects.most_common()), "standins": made.standins,
         "weights": made.weights.record(), "mask_coverage": made.mask_coverage,
+        **({"burnt_text": made.burnt_text} if made.burnt_text else {}),
     }  # fmt: skip
 
 

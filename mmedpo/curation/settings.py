@@ -45,6 +45,9 @@ class Settings:
     source_name: str | None = option(None, "The source's name in ids and records, where its rows do not say.")
     credentialed: bool = option(False, credentialed.MARK_HELP)
     skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
+    mask_text: bool = option(
+        False, "Black out text burnt into images, for both sides and all models; needs mmedpo[text]."
+    )
     seed: int = option(0, "Seed of everything left to chance.")
     model: str | None = option(None, "Target Med-LVLM to sample rejected responses from: a Hub id or a folder.")
     samples: int = option(4, "Answers sampled from the target a question (N).")

@@ -190,7 +190,8 @@ def _write_rows(
     shards.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=plan.shard_size)
     return Made(
         makers, sampling.counted(ledgers["sample"].values()) if plan.sampler else None, Counter(kinds), rejects,
-        _standins(plan, pairs, ledgers["dispute"]), normalization, _coverage(plan, pairs, ledgers["locate"]), _burnt_text(plan, pairs),
+        _standins(plan, pairs, ledgers["dispute"]), normalization, _coverage(plan, pairs, ledgers["locate"]),
+        _burnt_text(plan, pairs),
     )  # fmt: skip
 
 

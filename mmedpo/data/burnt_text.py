@@ -46,12 +46,13 @@ NAMING = re.compile(r"\b(name|patient|pat|dr|doctor|physician|referring|operator
 SURNAME = re.compile(r"\b[A-Z][A-Za-z'-]{2,}(\^[A-Za-z]|, ?[A-Z](?![a-z]?\d))")
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # OCR loses spaces: JaneDoe is two words
 SIDES = re.compile(r"[RLAPHFSI]{1,2}")  # right, left, anterior, posterior, head, foot, superior, inferior
-MARKERS = frozenset("""
+MARKER_WORDS = """
 ap decub decubitus erect expiration inspiration lat lateral left lt pa port portable prone right rt semi semierect
 semiupright sitting standing supine upright
-""".split())
+"""
+MARKERS = frozenset(MARKER_WORDS.split())
 # Words of viewers and reports: two of them in capitals are no name.
-KNOWN = MARKERS | frozenset("""
+VIEWER_WORDS = """
 abdomen abdominal acq angle ankle aorta axial bladder body bone brain breast cardiac cervical chest clip cm compressed
 contrast coronal cor delayed depth distance doppler dose dynamic echo elbow exam exposure eye fat field flair flip foot
 frame freq gain gallbladder general hand head heart hip image images kidney knee length lens liver long loss lossless
@@ -59,7 +60,8 @@ lossy lumbar lung mag map material med mode mri neck non order page pancreas pel
 protocol pulse recon ref report sag sagittal sat scale scan scout screen sequence series shoulder size skull slice soft
 spine spleen stomach study system thickness thoracic tilt time tissue trans transverse ultrasound uterus vein venous
 view width window wrist wl ww with without zoom
-""".split())
+"""
+KNOWN = MARKERS.union(VIEWER_WORDS.split())
 
 
 class Finder:
@@ -85,11 +87,10 @@ class Finder:
         Raises:
             UnusableImage, InputError: as `images.open_rgb`.
         """
-        picture = None if known_digest else open_rgb(image)
-        key = known_digest or digest(picture)
+        key = known_digest or digest(open_rgb(image))
         found = self._known.get(key) if self._ledger is None else self._ledger.get(key)
         if found is None:
-            found = _read(self._engine, np.asarray(picture or open_rgb(image)))
+            found = _read(self._engine, np.asarray(open_rgb(image)))
             if self._ledger is None:
                 self._known[key] = found
             else:

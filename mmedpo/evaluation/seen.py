@@ -40,7 +40,9 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     names = {made["image_id"] for made in named}
     by_id = {picture(row) for row in questions if row["image_id"] in names} if named else None
     patients = {row["patient_id"] for row in questions if row.get("patient_id") is not None}
-    masked = origin.dataset_manifest(dataset, None).get("burnt_text", {}).get("masked")  # its pixels are not the source's
+    masked = (
+        origin.dataset_manifest(dataset, None).get("burnt_text", {}).get("masked")
+    )  # its pixels are not the source's
     known = not masked and all(row.get("image_digest") for row in questions)
     by_pixels = images & _digests(pairs) if known else None
     seen = None if by_id is None and by_pixels is None else (by_id or set()) | (by_pixels or set())

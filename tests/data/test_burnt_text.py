@@ -19,7 +19,9 @@ WIDTH, HEIGHT = 420, 320
 def drawn(text: str, at: tuple[int, int], size: int, ink: int, ground: int, noise: int = 0) -> Image.Image:
     """Draw a text on a grey ground with noise of that many levels."""
     rng = np.random.default_rng(0)
-    pixels = np.clip(ground + rng.normal(0, noise, (HEIGHT, WIDTH)), 0, 255) if noise else np.full((HEIGHT, WIDTH), ground)
+    pixels = (
+        np.clip(ground + rng.normal(0, noise, (HEIGHT, WIDTH)), 0, 255) if noise else np.full((HEIGHT, WIDTH), ground)
+    )
     picture = Image.fromarray(pixels.astype(np.uint8))
     ImageDraw.Draw(picture).text(at, text, fill=ink, font=ImageFont.load_default(size))
     return picture
@@ -93,7 +95,12 @@ def test_markers_stay_and_all_else_is_masked() -> None:
 
 
 def test_narrow_gaps_inside_a_line_are_masked_too() -> None:
-    line, next_word, column, far = Box("a", 0, 0, 10, 4), Box("b", 30, 1, 10, 4), Box("c", 0, 20, 10, 4), Box("d", 70, 0, 9, 4)
+    line, next_word, column, far = (
+        Box("a", 0, 0, 10, 4),
+        Box("b", 30, 1, 10, 4),
+        Box("c", 0, 20, 10, 4),
+        Box("d", 70, 0, 9, 4),
+    )
     left = burnt_text.blacked_out(np.ones((30, 80), np.uint8), [line, next_word, column, far])
     assert not left[0:5, 10:30].any()  # 20 wide, 4 high
     assert left[0:4, 40:70].all() and left[6:20, 0:10].all()

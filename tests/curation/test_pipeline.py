@@ -477,7 +477,9 @@ def test_weights_over_all_pairs_are_recorded(corpus: Path, tmp_path: Path) -> No
 
 def test_blackened_region_that_was_black_is_a_counted_reject(make_source: MakeSource, tmp_path: Path) -> None:
     black = io.BytesIO()
-    Image.new("L", (32, 32)).save(black, "PNG")
+    image = Image.new("L", (32, 32))
+    image.putpixel((31, 31), 1)
+    image.save(black, "PNG")
     source = make_source([question()], images={"a.png": black.getvalue()})
     folder = curate(tmp_path / "out", Settings(source=source, noise="black"))
     assert manifest(folder)["rejects"] == {"the region is black already": 1}

@@ -587,7 +587,9 @@ def test_faultless_source_is_not_refused(make_source: MakeSource) -> None:
 
 def picture(number: int, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (4, 4), number).save(buffer, format)
+    image = Image.new("L", (4, 4), number)
+    image.putpixel((0, 0), 255 - number)
+    image.save(buffer, format)
     return buffer.getvalue()
 
 

@@ -176,5 +176,20 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
         console.print(f"{sum(dropped.values())} of {of} samples are no candidates: {why}.", soft_wrap=True)
     if found := manifest.get("burnt_text"):
         console.print(said(found), soft_wrap=True)
+    if selected := manifest.get("selected"):
+        none, answered = selected["none"], selected["answered"]
+        share = f" ({none / answered:.0%})" if answered else ""
+        console.print(
+            f"The chat model found none of the samples wrong for {none} of {answered} questions{share}; for "
+            f"{selected['not_asked']} more it was not asked, since a sample says the opposite.",
+            soft_wrap=True,
+        )
     if rejects:
-        print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])
+        tasks = manifest.get("rejects_by_task", {})
+        print_table([
+            ["left out because", *tasks, "count"],
+            *(
+                [reason, *(str(found.get(reason, 0)) for found in tasks.values()), str(count)]
+                for reason, count in rejects.items()
+            ),
+        ])  # fmt: skip

@@ -57,6 +57,7 @@ class Plan:
     seed: int
     shard_size: str
     masker: Masker | None = None
+    min_relevance: float = 0.0
 
 
 def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:
@@ -86,7 +87,10 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
             )  # fmt: skip
     weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
     corruption = noise_of(settings) if settings.makes_visual_pairs else None
-    return Plan(source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size)
+    return Plan(
+        source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size,
+        min_relevance=settings.min_relevance,
+    )  # fmt: skip
 
 
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:

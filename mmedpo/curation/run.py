@@ -29,6 +29,7 @@ from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.provenance import portable, versions
 from mmedpo.runs.recorded import record_contents
 from mmedpo.runs.run_folder import ROWS
+from mmedpo.schema import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -114,13 +115,17 @@ def _facts(plan: Plan, made: pipeline.Made, style: str, used: Ledger) -> dict[st
     makers = made.makers
     return {
         "target_model": {"name": makers.target_model, "revision": makers.revision},
-        **({"candidates": made.candidates} if made.candidates else {}),
+        **({"candidates": made.candidates, "selected": made.selected} if made.candidates else {}),
         "chat_model": plan.writer and portable(plan.writer.chat.name),
         "judges": list(plan.panel.judges) if plan.panel else [], "panel": plan.panel and plan.panel.record(),
         "localizer": makers.localizer, "query": plan.localizer.query, "mask_rule": makers.mask_rule,
         "noise": plan.noise and plan.noise.record(), "style": style, "prompt_versions": PROMPTS,
         "calls": {portable(name): spent for name, spent in tally(used).items()},
-        "counts": dict(made.counts), "rejects": dict(made.rejects.most_common()), "standins": made.standins,
+        "counts": dict(made.counts), "rejects": dict(made.rejects.by_reason.most_common()),
+        "rejects_by_task": {
+            task: dict(made.rejects.by_task[task].most_common()) for task in TASKS if task in made.rejects.by_task
+        },
+        "standins": made.standins,
         "weights": made.weights.record(), "mask_coverage": made.mask_coverage,
         **({"burnt_text": made.burnt_text} if made.burnt_text else {}),
     }  # fmt: skip

@@ -28,14 +28,17 @@ from mmedpo.data import images, shards
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
-from mmedpo.models import vision_language
+from mmedpo.models import thoughts, vision_language
 from mmedpo.runs.formats import STANDIN, STANDIN_KEY
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import Processes
 from mmedpo.runs.provenance import portable
 
 BLOCK = 256  # samples that a step records at once and a process takes at a time
-FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # not recorded, so that a resumed run asks again
+# Beginnings of reasons that are not recorded, so that a resumed run asks again.
+FAILURES = (
+    hallucinate.NO_ANSWER, hallucinate.UNREADABLE, relevance.NO_SCORE, thoughts.CUT_OFF, thoughts.UNFINISHED,
+)  # fmt: skip
 FAULTY_ROW = "faulty row of the source"
 STEPS = ("sample", "dispute", "locate", "judge")
 # What a step does, for messages; rejects without a step are rows of the source.
@@ -163,7 +166,11 @@ def run_step(
         if not missing:
             continue
         values = {sample.id: value for sample, value in zip(missing, work(missing), strict=True)}
-        lost = {id for id, value in values.items() if isinstance(value, dict) and value.get("reason") in FAILURES}
+        lost = {
+            id
+            for id, value in values.items()
+            if isinstance(value, dict) and str(value.get("reason")).startswith(FAILURES)
+        }
         done.update({id: value for id, value in values.items() if id not in lost})
         done.update({id: values[id] for id in lost}, keep=False)
 

@@ -15,7 +15,7 @@ from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 
-CUT = "no score: the judge did not answer (cut off at 700 tokens)"
+CUT = "no score: the judge did not answer (cut off at 2800 tokens)"
 
 
 def thinking(received: Received) -> Answer:

@@ -394,14 +394,15 @@ def test_ledgers_that_lost_their_ends_are_completed(
     assert recorded(output) == recorded(small_blocks)
 
 
-LOST = {"reason": hallucinate.NO_ANSWER, "detail": "refused"}
-
-
-def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reason", [hallucinate.NO_ANSWER, hallucinate.UNREADABLE, "cut off at 9 tokens"])
+def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(
+    corpus: Path, tmp_path: Path, reason: str
+) -> None:
+    lost = {"reason": reason, "detail": "refused"}
     samples = read_source(corpus, "preference", 20).samples
     done = Ledger(tmp_path / "work.ledger")
-    pipeline.run_step("First", done, [samples], lambda batch: [LOST, *({"text": s.id} for s in batch[1:])], False)
-    assert done[samples[0].id] == LOST
+    pipeline.run_step("First", done, [samples], lambda batch: [lost, *({"text": s.id} for s in batch[1:])], False)
+    assert done[samples[0].id] == lost
     done.forget()  # as a resumed run begins
     asked: list[str] = []
 

@@ -27,12 +27,13 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Answerable request: position in the given order, model input, and seed of its sampling."""
+    """Answerable request: position in the given order, model input, seed of its sampling, and longest reply."""
 
     place: int
     image: Image | None
     text: str
     seed: int
+    longest: int
 
 
 class LocalChat(LanguageModel):
@@ -100,19 +101,19 @@ class LocalChat(LanguageModel):
         return [replies[place] for place in range(len(requests))]
 
     def _batches(self, requests: Sequence[ChatRequest]) -> Iterator[dict[int, ChatReply]]:
-        """Yield replies by position, batch by batch; prompts with and without images are batched separately."""
-        waiting: dict[bool, list[_Prompt]] = {True: [], False: []}
+        """Yield replies by position, batch by batch; those of a batch all have an image or none, and one length."""
+        waiting: dict[tuple[bool, int], list[_Prompt]] = {}
         for place, request in enumerate(requests):
             prompt = self._prompt(place, request)
             if isinstance(prompt, ChatReply):
                 yield {place: prompt}
                 continue
-            batch = waiting[prompt.image is not None]
+            batch = waiting.setdefault((prompt.image is None, prompt.longest), [])
             batch.append(prompt)
             if len(batch) == self.batch_size:
                 yield self._answer(batch)
                 batch.clear()
-        for batch in waiting.values():
+        for _, batch in sorted(waiting.items()):
             if batch:
                 yield self._answer(batch)
 
@@ -130,7 +131,7 @@ class LocalChat(LanguageModel):
             raise
         except Exception as error:  # processors raise errors of any type
             return ChatReply(failure=f"the model's processor refuses it ({type(error).__name__}: {error})")
-        longest = self.settings["max_tokens"]
+        longest = request.max_tokens or self.settings["max_tokens"]
         if tokens + longest > self._context:
             return ChatReply(
                 failure=f"the prompt has {tokens} tokens, and with an answer of up to {longest} (max_tokens) it "
@@ -138,7 +139,7 @@ class LocalChat(LanguageModel):
             )
         digest = hashlib.sha256(request.image or b"").hexdigest()
         seed = int(unit_interval(self.settings["seed"], request.text, digest) * 2**53)
-        return _Prompt(place, image, request.text, seed)
+        return _Prompt(place, image, request.text, seed, longest)
 
     def _answer(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -162,17 +163,18 @@ class LocalChat(LanguageModel):
 
     def _generate(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch])
-        most, temperature = self.settings["max_tokens"], self.settings["temperature"]
+        most, temperature = batch[0].longest, self.settings["temperature"]
         sampler = [_Sampler([prompt.seed for prompt in batch], temperature, self.device)] if temperature else []
         generated = self.generated(inputs, most, do_sample=False, logits_processor=sampler)
         asked = [
             ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]
-        return {prompt.place: self._reply(*tokens) for prompt, *tokens in zip(batch, asked, generated, strict=True)}
+        replies = zip(batch, asked, generated, strict=True)
+        return {prompt.place: self._reply(ids, answer, most) for prompt, ids, answer in replies}
 
-    def _reply(self, asked: list[int], generated: list[int]) -> ChatReply:
+    def _reply(self, asked: list[int], generated: list[int], most: int) -> ChatReply:
         """Return the reply for the tokens of prompt and answer, maybe with padding behind."""
-        answer = self.reader.read(asked, generated, self.settings["max_tokens"])
+        answer = self.reader.read(asked, generated, most)
         said = len(self.reader.until_end(generated))
         return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=min(said + 1, len(generated)))
 

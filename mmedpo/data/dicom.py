@@ -42,7 +42,7 @@ NO_PICTURES = ("SEG", "RTDOSE")  # modalities that store values as pixels
 # install with its licence. Pillow decodes JPEG of 8 bits and most of JPEG 2000.
 DECODERS = {
     "JPEGExtended": ({"pylibjpeg"}, "pylibjpeg and pylibjpeg-libjpeg (GPL-3.0)"),
-    "JPEGLossless": ({"gdcm", "pylibjpeg"}, "python-gdcm (Apache-2.0) or pylibjpeg and pylibjpeg-libjpeg (GPL-3.0)"),
+    "JPEGLossless": ({"gdcm", "pylibjpeg"}, "pylibjpeg and pylibjpeg-libjpeg (GPL-3.0), or python-gdcm (Apache-2.0)"),
     "JPEGLS": ({"pyjpegls", "gdcm", "pylibjpeg"}, "pyjpegls (MIT)"),
     "JPEG2000": ({"pylibjpeg", "gdcm"}, "pylibjpeg and pylibjpeg-openjpeg (MIT)"),
     "HTJ2K": ({"pylibjpeg"}, "pylibjpeg and pylibjpeg-openjpeg (MIT)"),
@@ -180,16 +180,23 @@ def _decoded(header: Any) -> np.ndarray:
         raise UnusableError(f"{lacking}, or export it uncompressed")
     if syntax.is_encapsulated:
         _refuse_other_size(header)
-    try:
-        values: np.ndarray = header.pixel_array
-        if values.shape not in ((header.Rows, header.Columns), (header.Rows, header.Columns, 3)):
-            raise ValueError(values.shape)
-    except Exception as error:
-        if plugins and not plugins.intersection(decoder.available_plugins):
-            raise UnusableError(f"{lacking}, or replace the file if it is damaged") from None
-        sentence = f"the DICOM file's pixels do not fit its header or are damaged ({type(error).__name__})"
-        raise UnusableError(f"{sentence}; export it anew or drop the row") from None
-    return values
+    # GDCM ends the process on some damaged JPEG files: it is asked only where nothing else is installed.
+    available = set(decoder.available_plugins)
+    failed = ""
+    for plugin in sorted(available - {"gdcm"} or available, reverse=True) or [""]:
+        header.pixel_array_options(decoding_plugin=plugin)
+        try:
+            values: np.ndarray = header.pixel_array
+        except Exception as error:
+            failed = type(error).__name__
+            continue
+        if values.shape in ((header.Rows, header.Columns), (header.Rows, header.Columns, 3)):
+            return values
+    if plugins and not plugins & available:
+        raise UnusableError(f"{lacking}, or replace the file if it is damaged")
+    why = f" ({failed})" if failed else ""
+    sentence = f"the DICOM file's pixels do not fit its header or are damaged{why}"
+    raise UnusableError(f"{sentence}; export it anew or drop the row")
 
 
 def _name(syntax: Any) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +288,14 @@ def test_an_error_and_its_causes_do_not_name_the_patient() -> None:
     with pytest.raises(UnusableImage) as caught:
         pixels(misplaced_name())
     assert NAME not in "".join(traceback.format_exception(caught.value))
+
+
+def test_files_read_in_threads_leave_warnings_and_loggers_as_they_were() -> None:
+    logger = logging.getLogger("pydicom")
+    before = [*warnings.filters], logger.disabled, logger.propagate
+    with ThreadPoolExecutor(8) as pool:
+        found = {*pool.map(fault, [misplaced_name(), saved("L")] * 50)}
+    assert len(found) == 2 and ([*warnings.filters], logger.disabled, logger.propagate) == before
 
 
 @pytest.mark.parametrize(

@@ -75,15 +75,18 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
     )  # fmt: skip
     localizer, sampler, writer, panel = localizer_of(settings), None, None, None
     if settings.chat is not None and settings.writes_answers:
-        judges = [chat(judge) for judge in settings.scorers]
-        writer = Writer(chat(settings.chat), settings.style, settings.show_images)
+        # A model that is named several times is opened once.
+        opened = {name: chat(name) for name in dict.fromkeys([*settings.scorers, settings.chat])}
+        judges = [opened[judge] for judge in settings.scorers]
+        writer = Writer(opened[settings.chat], settings.style, settings.show_images)
         if not all(one.name.startswith(STANDIN) for one in (writer.chat, *judges)):
             calls.open()  # before any work is paid for
         panel = Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
         if settings.model is not None:
+            same = getattr(opened.get(f"local:{settings.model}"), "chat", None)
             sampler = Sampler(
                 settings.model, settings.samples, settings.temperature, settings.max_new_tokens,
-                settings.max_new_tokens_report, settings.batch_size, settings.seed,
+                settings.max_new_tokens_report, settings.batch_size, settings.seed, same and same.model,
             )  # fmt: skip
     weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
     corruption = noise_of(settings) if settings.makes_visual_pairs else None

@@ -65,7 +65,7 @@ def build(folder: Path) -> Path:
         cli.app([
             "build", "mimic_cxr", "--source", str(folder / "tree"), "--localizer", "standin:centre", "--chat",
             f"{server.url}#penman", "--judges", f"{server.url}#judge", "--output", str(folder / "pairs"),
-            "--keep-source", str(folder / "kept"),
+            "--keep-source", str(folder / "kept"), "--judges-below-bar", "go",
         ], standalone_mode=False)  # fmt: skip
         assert {received.body["model"] for received in server.received} == {"penman", "judge"}
     return folder

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +22,11 @@ from mmedpo.cli.shared import (
     print_written,
 )
 from mmedpo.errors import AlreadyFinished, Fault, InputError
+
+if TYPE_CHECKING:
+    from mmedpo.curation.settings import Run, Settings
+
+NOWHERE = Path()  # source and output of --check-judges
 
 
 @app.command(
@@ -41,7 +45,10 @@ def curate(context: typer.Context) -> None:
     from mmedpo.runs.processes import Processes
     from mmedpo.runs.run_folder import output_folder
 
-    settings, run = parsed(context, Settings, Run)
+    settings, run = parsed(context, Settings, Run, defaults=_checking(context))
+    if run.check_judges:
+        _check_judges(settings, run)
+        return
     settings.refuse_unnamed()
     processes = Processes.here()
     models = of_models(settings) if run.resume else None  # else after the source was read
@@ -82,8 +89,11 @@ def build(
         return
     builder = builders.load(name)
     options = builders.options_of(builder)
-    standard = builders.defaults(builder)
+    standard = {**builders.defaults(builder), **_checking(context)}
     settings, run, own = parsed(context, Settings, Build, options, name=name, defaults=standard, about=builder.__doc__)
+    if run.check_judges:
+        _check_judges(settings, run)
+        return
     publishes = run.publish and Processes.here().first
     prepare = partial(prepare_built, run) if publishes else None
     manifest = build_dataset(builder, settings, run, own, command_line(), prepare)
@@ -103,11 +113,9 @@ def preview(context: typer.Context) -> None:
 
     Takes the options of curate, of which those about the source, lesions and noise matter, and --model: its processor.
     """
-    from mmedpo.curation.masking import Masker
     from mmedpo.curation.plan import localizer_of, noise_of, open_source, with_noise_pixels
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
-    from mmedpo.data.burnt_text import Finder
     from mmedpo.models.vision_language import load_processor
 
     settings, run = parsed(context, Settings, Preview)
@@ -119,11 +127,9 @@ def preview(context: typer.Context) -> None:
     processor = settings.model and load_processor(settings.model).image_processor
     settings = with_noise_pixels(settings, processor, console.print)
     source = open_source(settings)
-    with tempfile.TemporaryDirectory() as masked:
-        samples = map(Masker(Path(masked), Finder()), source.samples) if settings.mask_text else source.samples
-        reasons = sheet(
-            samples, localizer_of(settings), noise_of(settings), settings.seed, run.count, run.output, processor
-        )
+    reasons = sheet(
+        source.samples, localizer_of(settings), noise_of(settings), settings.seed, run.count, run.output, processor
+    )  # fmt: skip
     for notice in (*source.notices, source.split_notice):
         console.print(notice, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
@@ -160,10 +166,25 @@ def audit(
         raise InputError(f"{dataset} breaks the preference schema:", [Fault(**fault) for fault in found["faults"]])
 
 
+def _checking(context: typer.Context) -> dict[str, Path]:
+    """Return defaults of what --check-judges does not need, where it is typed."""
+    typed = any(word.partition("=")[0].replace("_", "-") == "--check-judges" for word in context.args)
+    return {"source": NOWHERE, "output": NOWHERE} if typed else {}
+
+
+def _check_judges(settings: Settings, run: Run) -> None:
+    """Check the judges, with the cache of a run that writes to --output; raise InputError if they are below the bar."""
+    from mmedpo.curation import judge_check
+    from mmedpo.curation.run import check_judges
+
+    checked = check_judges(settings, run.limits, run.cache if run.output == NOWHERE else run.calls)
+    print_table(judge_check.table(checked))
+    judge_check.refuse_below_bar(checked, run.judges_below_bar)
+    console.print(f"Judges, on {judge_check.said(checked)}.", soft_wrap=True)
+
+
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """Print the numbers of rows and rejects of a curation."""
-    from mmedpo.data.burnt_text import said
-
     if manifest["source"].get("credentialed"):
         console.print(f"{manifest['source']['name']} is credentialed data: docs/restricted.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]
@@ -174,22 +195,5 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
         why = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
         of = manifest["candidates"]["sampled"]
         console.print(f"{sum(dropped.values())} of {of} samples are no candidates: {why}.", soft_wrap=True)
-    if found := manifest.get("burnt_text"):
-        console.print(said(found), soft_wrap=True)
-    if selected := manifest.get("selected"):
-        none, answered = selected["none"], selected["answered"]
-        share = f" ({none / answered:.0%})" if answered else ""
-        console.print(
-            f"The chat model found none of the samples wrong for {none} of {answered} questions{share}; for "
-            f"{selected['not_asked']} more it was not asked, since a sample says the opposite.",
-            soft_wrap=True,
-        )
     if rejects:
-        tasks = manifest.get("rejects_by_task", {})
-        print_table([
-            ["left out because", *tasks, "count"],
-            *(
-                [reason, *(str(found.get(reason, 0)) for found in tasks.values()), str(count)]
-                for reason, count in rejects.items()
-            ),
-        ])  # fmt: skip
+        print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])

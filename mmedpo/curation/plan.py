@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy as np
 from mmedpo.curation import noise, weights
 from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.localize import Localizer, open_localizer
-from mmedpo.curation.masking import Masker
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import Sampler
@@ -44,7 +43,6 @@ class Plan:
     Attributes:
         sampler: target model, whose samples are candidates for rejected responses.
         weigh: `weights.normalize` with its method.
-        masker: of text burnt into the images; None leaves it.
     """
 
     source: Source
@@ -56,8 +54,6 @@ class Plan:
     weigh: Callable[..., tuple[np.ndarray, weights.Normalization]]
     seed: int
     shard_size: str
-    masker: Masker | None = None
-    min_relevance: float = 0.0
 
 
 def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:
@@ -75,25 +71,24 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
     )  # fmt: skip
     localizer, sampler, writer, panel = localizer_of(settings), None, None, None
     if settings.chat is not None and settings.writes_answers:
-        # A model that is named several times is opened once.
-        opened = {name: chat(name) for name in dict.fromkeys([*settings.scorers, settings.chat])}
-        judges = [opened[judge] for judge in settings.scorers]
-        writer = Writer(opened[settings.chat], settings.style, settings.show_images)
-        if not all(one.name.startswith(STANDIN) for one in (writer.chat, *judges)):
+        panel = open_panel(settings, settings.scorers, chat)
+        writer = Writer(chat(settings.chat), settings.style, settings.show_images)
+        if not all(name.startswith(STANDIN) for name in (writer.chat.name, *(panel.judges if panel else ()))):
             calls.open()  # before any work is paid for
-        panel = Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
         if settings.model is not None:
-            same = getattr(opened.get(f"local:{settings.model}"), "chat", None)
             sampler = Sampler(
                 settings.model, settings.samples, settings.temperature, settings.max_new_tokens,
-                settings.max_new_tokens_report, settings.batch_size, settings.seed, same and same.model,
+                settings.max_new_tokens_report, settings.batch_size, settings.seed,
             )  # fmt: skip
     weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
     corruption = noise_of(settings) if settings.makes_visual_pairs else None
-    return Plan(
-        source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size,
-        min_relevance=settings.min_relevance,
-    )  # fmt: skip
+    return Plan(source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size)
+
+
+def open_panel(settings: Settings, names: Sequence[str], chat: Callable[[str], ChatModel]) -> Panel | None:
+    """Return the panel of these judges, each opened by `chat`; None without judges."""
+    judges = [chat(name) for name in names]
+    return Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
 
 
 def open_source(settings: Settings, also: Collection[str] = ()) -> Source:

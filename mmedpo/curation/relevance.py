@@ -10,7 +10,8 @@ find it wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any, TypedDict
@@ -26,6 +27,7 @@ NO_SCORE = "no judge gave a readable score"
 NOT_WRONG = "judged not wrong"
 ROUNDING = 1e-9  # tolerance for decimal fractions as binary floats
 LONGEST_RATIONALE = 500  # characters; it is part of later requests and of the row
+MANY = 30  # rows after which a judge that knows one score, or a panel that always agrees, is noted
 MODES = ("sequential", "independent")
 
 STEPS = [tenth / 10 for tenth in range(11)]
@@ -102,14 +104,7 @@ class _Discussion:
 
     def _request(self, previous: dict[str, Any] | None) -> ChatRequest:
         item = self.item
-        return render(
-            JUDGE, _SCHEMA, readable=self._readable, question=item.question, gold=item.gold, rejected=item.rejected,
-            previous=previous,
-        )  # fmt: skip
-
-    def _readable(self, text: str) -> bool:
-        found = _read(ChatReply(text), 1, "", self.opening().text)
-        return found["score"] is not None or says_right(found)
+        return render(JUDGE, _SCHEMA, question=item.question, gold=item.gold, rejected=item.rejected, previous=previous)
 
     def close_round(self, judges: int, tolerance: float) -> None:
         last = self.judgements[-judges:]
@@ -172,6 +167,32 @@ class Panel:
             for discussion in still_open:
                 discussion.close_round(len(self.judges), self.tolerance)
         return [discussion.result(len(self.judges)) for discussion in discussions]
+
+
+def notes(results: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """Return notes on judges that gave one score to all of `MANY` rows or more, and on a panel that agreed on all.
+
+    Args:
+        results: `Relevance` of each row as a mapping; None and results without judgements are not counted.
+    """
+    verdicts: dict[str, set[Any]] = {}
+    rows, discussed, agreed = Counter[str](), 0, 0
+    for result in results:
+        judgements = (result or {}).get("judgements") or []
+        for one in judgements:
+            verdicts.setdefault(one["judge"], set()).add(NOT_WRONG if says_right(one) else one["score"])
+        names = {one["judge"] for one in judgements}
+        rows.update(names)
+        discussed += len(names) > 1
+        agreed += len(names) > 1 and result["agreed"] and judgements[-1]["round"] == 1  # type: ignore[index]
+    found = []
+    for name, given in verdicts.items():
+        if rows[name] >= MANY and len(given - {None}) < 2:
+            verdict = next(iter(given - {None}), "no readable score")
+            found.append(f"The judge {name} gave all {rows[name]:,} rows the same ({verdict}): it tells no pair apart.")
+    if discussed >= MANY and agreed == discussed:
+        found.append(f"The judges agreed at once on all {discussed:,} rows: more than one of them added nothing.")
+    return found
 
 
 def says_right(judgement: Judgement) -> bool:

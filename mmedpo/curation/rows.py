@@ -12,29 +12,23 @@ from mmedpo import schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator
-from mmedpo.curation.relevance import ROUNDING
+from mmedpo.curation.relevance import NOT_WRONG
 from mmedpo.curation.sampling import texts
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.runs.ledger import Ledger
 
 TEXT_PAIR = "hallucinated_response"
-BELOW = "its relevance is below --min-relevance"
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A pair that was not made: `reason` is for counting, `detail` the case, `step` one of the pipeline's.
-
-    `task` and `step` are empty for a row of the source that became no question.
-    """
+    """A pair that was not made: `reason` is for counting, `detail` the case."""
 
     id: str
     dispreference: str
     reason: str
     detail: str
-    task: str = ""
-    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,57 +75,55 @@ class Makers:
 
 
 def pair_up(
-    samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None, least: float = 0.0
+    samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None
 ) -> Iterator[tuple[Pair | None, Reject | None]]:
     """Yield each sample's pairs, and a reject for each pair that cannot be made.
 
-    An empty ledger means that the step was not run. Without `noise` there are no visual pairs. Pairs whose relevance is
-    below `least` are rejects.
+    An empty ledger means that the step was not run. Without `noise` there are no visual pairs.
     """
     for sample in samples:
         disputed = steps["dispute"].get(sample.id)
         if disputed is not None:
-            yield _least(least, *_text_pair(sample, disputed, steps["judge"]))
+            yield _text_pair(sample, disputed, steps["judge"])
         if noise is not None:
-            yield _least(least, *_visual_pair(sample, Region.read(steps["locate"][sample.id]), disputed, noise))
-
-
-def _least(least: float, pair: Pair | None, reject: Reject | None) -> tuple[Pair | None, Reject | None]:
-    if pair is None or pair.relevance is None or pair.relevance >= least - ROUNDING:
-        return pair, reject
-    step = "judge" if pair.dispreference == TEXT_PAIR else "locate"
-    detail = f"relevance {pair.relevance:.3g}, at least {least:g} asked for"
-    return None, _reject(pair.sample, pair.dispreference, BELOW, detail, step)
-
-
-def _reject(sample: Sample, dispreference: str, reason: str, detail: str, step: str) -> Reject:
-    return Reject(sample.id, dispreference, reason, detail, sample.task, step)
+            judged = steps["judge"].get(sample.id) if noise.reversed else None
+            yield _visual_pair(sample, Region.read(steps["locate"][sample.id]), disputed, judged, noise)
 
 
 def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> tuple[Pair | None, Reject | None]:
     if "reason" in disputed:
-        return None, _reject(sample, TEXT_PAIR, disputed["reason"], disputed["detail"], "dispute")
+        return None, Reject(sample.id, TEXT_PAIR, disputed["reason"], disputed["detail"])
     relevance = judged.get(sample.id)
     if relevance is None:  # no judges: a panel records every sample, scored or not
         return Pair(sample, TEXT_PAIR, None), None
     if relevance["score"] is None:
-        judged_last = (relevance.get("judgements") or [{}])[-1]
-        return None, _reject(sample, TEXT_PAIR, relevance["reason"], judged_last.get("rationale", ""), "judge")
+        return None, Reject(sample.id, TEXT_PAIR, relevance["reason"], _last_rationale(relevance))
     return Pair(sample, TEXT_PAIR, relevance["score"]), None
 
 
+def _last_rationale(judged: Mapping[str, Any]) -> str:
+    last = (judged.get("judgements") or [{}])[-1]
+    return str(last.get("rationale", ""))
+
+
 def _visual_pair(
-    sample: Sample, region: Region, disputed: Mapping[str, Any] | None, noise: Noise
+    sample: Sample,
+    region: Region,
+    disputed: Mapping[str, Any] | None,
+    judged: Mapping[str, Any] | None,
+    noise: Noise,
 ) -> tuple[Pair | None, Reject | None]:
     kind = noise.dispreference
     if region.reason and not noise.whole:
-        return None, _reject(sample, kind, region.reason, region.query or "", "locate")
+        return None, Reject(sample.id, kind, region.reason, region.query or "")
     if noise.reversed and (disputed is None or "reason" in disputed):
-        return None, _reject(sample, kind, "no wrong answer to prefer on the noised image", "", "dispute")
+        return None, Reject(sample.id, kind, "no wrong answer to prefer on the noised image", "")
+    if judged and judged.get("reason") == NOT_WRONG:  # neither side would be worse than the other
+        return None, Reject(sample.id, kind, NOT_WRONG, _last_rationale(judged))
     if noise.method == "black":
         pixels = images.pixels(sample.image)
         if not pixels[_mask(pixels, region, noise)].any():
-            return None, _reject(sample, kind, "the region is black already", "", "locate")
+            return None, Reject(sample.id, kind, "the region is black already", "")
     return Pair(sample, kind, region.confidence), None
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmedpo.curation import hallucinate, masking, pipeline, prompts, relevance
-from mmedpo.curation.masking import Masker
-from mmedpo.curation.plan import Plan, open_plan, open_source, with_noise_pixels
+from mmedpo.curation import hallucinate, judge_check, pipeline, prompts, relevance
+from mmedpo.curation.plan import Plan, open_chat, open_panel, open_plan, open_source, with_noise_pixels
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Settings
 from mmedpo.data import changes, consent
-from mmedpo.data.burnt_text import Finder
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
 from mmedpo.models.chat.cache import tally
@@ -29,7 +28,6 @@ from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.provenance import portable, versions
 from mmedpo.runs.recorded import record_contents
 from mmedpo.runs.run_folder import ROWS
-from mmedpo.schema import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +51,7 @@ def curate_folder(
     third_parties: bool = False,
     models: Contents | None = None,
     redo_changed: bool = False,
+    judges_below_bar: str = "stop",
 ) -> dict[str, Any] | None:
     """Curate `settings.source` into `folder`: Parquet, `manifest.json`, `rejects.jsonl`.
 
@@ -64,19 +63,18 @@ def curate_folder(
         third_parties: chat models elsewhere may receive restricted data.
         models: `of_models(settings)`, if already computed.
         redo_changed: repeat samples that changed since the run began; otherwise they raise.
+        judges_below_bar: "stop" raises where the judges fail their check (`judge_check`), "go" notes it.
 
     Returns:
         The manifest (docs/files.md); None in all processes but the first.
 
     Raises:
-        InputError: the source, a model or an option cannot work; every pair was rejected.
+        InputError: the source, a model or an option cannot work; the judges are below the bar; every pair was rejected.
         Stopped: a budget of `limits` is spent.
     """
     precomputed = precomputed or Precomputed()
     if not precomputed.answers:
         settings.refuse_unnamed()
-    texts = Ledger(folder / "text.ledger")
-    masker = Masker(folder / masking.FOLDER / str(processes.rank), Finder(texts)) if settings.mask_text else None
     settings = with_noise_pixels(settings, say=log.warning if processes.first else log.debug)
     source = open_source(settings, precomputed.questions)
     for notice in (*source.notices, source.split_notice) if processes.first else ():
@@ -86,7 +84,6 @@ def curate_folder(
         len(source.samples), settings.show_images, source.marked_by, processes.first,
     )  # fmt: skip
     with ExitStack() as stack:
-        stack.enter_context(closing(texts))
         steps = {name: stack.enter_context(closing(Ledger(folder / f"{name}.ledger"))) for name in pipeline.STEPS}
         used = stack.enter_context(closing(Ledger(folder / "used.ledger")))
         calls = stack.enter_context(closing(Ledger(cache or folder / "calls.ledger")))
@@ -95,39 +92,67 @@ def curate_folder(
             contents = compare_contents(settings, source, folder, steps, redo_changed, models)
         processes.open(folder, "contents")
         budget = Budget((limits or Limits()).share(processes.count))
-        plan = replace(open_plan(settings, source, budget, calls, used), masker=masker)
+        plan = open_plan(settings, source, budget, calls, used)
+        checked = None
+        if processes.first and plan.panel is not None:  # before anything is paid for
+            checked = judge_check.before_run(plan.panel, judges_below_bar)
+        processes.open(folder, "judges", math.inf)
         made = pipeline.curate(plan, steps, folder, processes, precomputed)
         if made is None:
             return None
         manifest = {
             "format": "mmedpo.manifest/1", "command": command, "versions": versions(), "seed": settings.seed,
-            "source": source.record(settings.split), **_facts(plan, made, settings.style, used),
+            "source": source.record(settings.split),
+            **_facts(plan, made, settings.style, used, steps["judge"], checked),
             "settings": {**settings.recipe(), "source_name": source.name},
             "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
-        shutil.rmtree(folder / masking.FOLDER, ignore_errors=True)
     return manifest
 
 
-def _facts(plan: Plan, made: pipeline.Made, style: str, used: Ledger) -> dict[str, Any]:
+def check_judges(settings: Settings, limits: Limits | None = None, cache: Path | None = None) -> dict[str, Any]:
+    """Let the judges of the settings, stand-ins too, score the pairs of known severity; return `judge_check.check`.
+
+    Args:
+        cache: file of answered calls, with which a curation by the same judges costs no second check.
+
+    Raises:
+        InputError: no judges are named, or one cannot work.
+        Stopped: a budget of `limits` is spent.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        used = stack.enter_context(closing(Ledger(folder / "used.ledger")))
+        calls = stack.enter_context(closing(Ledger(cache or folder / "calls.ledger")))
+        chat = partial(
+            open_chat, budget=Budget(limits or Limits()), cache=calls, used=used, seed=settings.seed,
+            batch_size=settings.batch_size, max_tokens=settings.max_reply_tokens,
+        )  # fmt: skip
+        panel = open_panel(settings, [name for name in settings.judges if name != "none"], chat)
+        if panel is None:
+            raise InputError("--check-judges: no judge is named. Name those to check with --judges.")
+        return judge_check.check(panel)
+
+
+def _facts(
+    plan: Plan, made: pipeline.Made, style: str, used: Ledger, judged: Ledger, checked: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Return the part of a manifest about who made and scored the rows, and how many."""
     makers = made.makers
+    weights = made.weights.record()
+    weights["notes"] += [*judge_check.notes(checked), *(relevance.notes(judged.values()) if plan.panel else [])]
     return {
         "target_model": {"name": makers.target_model, "revision": makers.revision},
-        **({"candidates": made.candidates, "selected": made.selected} if made.candidates else {}),
+        **({"candidates": made.candidates} if made.candidates else {}),
         "chat_model": plan.writer and portable(plan.writer.chat.name),
         "judges": list(plan.panel.judges) if plan.panel else [], "panel": plan.panel and plan.panel.record(),
+        **({"judge_check": checked} if checked else {}),
         "localizer": makers.localizer, "query": plan.localizer.query, "mask_rule": makers.mask_rule,
         "noise": plan.noise and plan.noise.record(), "style": style, "prompt_versions": PROMPTS,
         "calls": {portable(name): spent for name, spent in tally(used).items()},
-        "counts": dict(made.counts), "rejects": dict(made.rejects.by_reason.most_common()),
-        "rejects_by_task": {
-            task: dict(made.rejects.by_task[task].most_common()) for task in TASKS if task in made.rejects.by_task
-        },
-        "standins": made.standins,
-        "weights": made.weights.record(), "mask_coverage": made.mask_coverage,
-        **({"burnt_text": made.burnt_text} if made.burnt_text else {}),
+        "counts": dict(made.counts), "rejects": dict(made.rejects.most_common()), "standins": made.standins,
+        "weights": weights, "mask_coverage": made.mask_coverage,
     }  # fmt: skip
 
 

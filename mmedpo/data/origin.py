@@ -15,9 +15,7 @@ from mmedpo.errors import InputError
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
-MANIFEST = {  # types of entries
-    "source": dict, "counts": dict, "rejects": dict, "weights": dict, "standins": list, "burnt_text": dict,
-}  # fmt: skip
+MANIFEST = {"source": dict, "counts": dict, "rejects": dict, "weights": dict, "standins": list}  # types of entries
 ORIGIN = ["source", "license"]  # columns that identify restricted rows
 
 

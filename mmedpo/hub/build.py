@@ -61,7 +61,7 @@ def make_dataset(
     cards.check_template("dataset")
     manifest = curate_folder(
         settings, folder, command, run.limits, run.calls, processes, precomputed, run.third_parties, models,
-        run.redo_changed,
+        run.redo_changed, run.judges_below_bar,
     )  # fmt: skip
     if manifest is None:
         return None

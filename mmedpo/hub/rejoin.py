@@ -183,7 +183,7 @@ def _manifest(
     published rows.
     """
     before = published.manifest
-    kept = ["judges", "panel", "weights"]
+    kept = ["judges", "panel", "weights", *(["judge_check"] if "judge_check" in before else [])]
     kept += ["localizer", "query"] if precomputed.regions else []
     kept += ["chat_model", "style", "prompt_versions"] if precomputed.answers else []
     settings = {name: before["settings"][name] for name in kept if name in before["settings"]}

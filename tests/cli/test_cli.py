@@ -142,8 +142,7 @@ def test_endpoint_that_is_no_chat_endpoint_exits_with_2_and_its_name(
     words = ("--source", corpus, "--split", "preference", "--limit", 4, "--output", tmp_path / "out")
     code, output = run("curate", *WORDS, *words, option, f"{chat_server.url}#m")
     assert code == 2 and says(output, chat_server.url, *phrases)
-    kept = ["out.partial"] if option == "--judges" else []  # wrong answers of the stand-in were made before
-    assert left_behind(tmp_path) == kept
+    assert left_behind(tmp_path) == []
 
 
 def test_one_key_for_two_hosts_is_refused_before_anything_is_sent(
@@ -162,13 +161,13 @@ def test_spent_budget_exits_with_130_and_a_resumed_run_goes_on(
 ) -> None:
     chat_server.answer = lambda received: Answer('{"score": 0.5, "rationale": ""}', usage=(9, 1))
     words = ("--source", corpus, "--split", "preference", "--limit", 6, "--output", tmp_path / "out")
-    judged = ("--judges", f"{chat_server.url}#m", "standin:strict", "--rounds", 1)
-    code, output = run("curate", *WORDS, *words, *judged, "--max-calls", 2)
-    assert code == 130 and says(output, "--max-calls 2", "run the same command with --resume")
-    assert left_behind(tmp_path) == ["out.partial"] and len(chat_server.received) == 2
+    judged = ("--judges", f"{chat_server.url}#m", "standin:strict", "--rounds", 1, "--judges-below-bar", "go")
+    code, output = run("curate", *WORDS, *words, *judged, "--max-calls", 42)
+    assert code == 130 and says(output, "--max-calls 42", "run the same command with --resume")
+    assert left_behind(tmp_path) == ["out.partial"] and len(chat_server.received) == 42
     code, output = run("curate", *WORDS, *words, *judged, "--max-calls", 99, "--resume")
     assert code == 0 and left_behind(tmp_path) == ["out"]
-    assert len(chat_server.received) == 6  # each question was judged once
+    assert len(chat_server.received) == 40 + 6  # each pair of the check and each question was judged once
 
 
 def test_faulty_dataset_is_audited_listed_and_refused(run: Run, preferences: Path, tmp_path: Path) -> None:

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 from chat_server import Answer, ChatServer, Received, o_series
+from knowing_judge import known
 
 from mmedpo.curation.pipeline import NothingMade
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 
-CUT = "no score: the judge did not answer (cut off at 2800 tokens)"
+CUT = "no score: the judge did not answer (cut off at 700 tokens)"
 
 
 def thinking(received: Received) -> Answer:
     """Drafts in a thought that the template opened; the score of one question is cut off."""
     draft = '{"score": 0.1, "answer": "the draft", "kind": "other"}'
     judging = "Now judge this case" in received.text
+    if judging and "Where is the" not in received.text:
+        return Answer(known(received.text), usage=(100, 50))
     answer = '{"score": 0.7, "rationale": "wrong side"}' if judging else '{"answer": "left lung", "kind": "place"}'
     cut = judging and "Where is the second?" in received.text
     return Answer(f"{draft}\n</think>\n{answer}", finish="length" if cut else "stop", usage=(100, 50))
@@ -49,7 +52,7 @@ def test_curation_by_thinking_models_behind_a_gateway(
     sent: dict[str, Any] = {"max_completion_tokens": 700, "response_format": "json_schema"}
     tokens = {"prompt_tokens": 100, "completion_tokens": 50}
     assert manifest["calls"] == {
-        "judge": {"calls": 1, **tokens, "sent": [sent]},
+        "judge": {"calls": 41, **{name: 41 * count for name, count in tokens.items()}, "sent": [sent]},
         "writer": {"calls": 2, **{name: 2 * count for name, count in tokens.items()}, "sent": [sent]},
     }
     assert manifest["settings"]["max_reply_tokens"] == 700
@@ -68,6 +71,6 @@ def test_judges_that_never_score_are_named_with_what_went_wrong(
     with pytest.raises(NothingMade) as raised:
         curate_folder(settings, tmp_path)
     assert str(raised.value) == (
-        "Every pair of source was rejected: judging relevance lost 2 (no judge gave a readable score: 2). "
-        f"Examples: lung: {CUT}; lobe: {CUT}. All are in {tmp_path / 'rejects.jsonl'}; mend what they name."
+        f"Every pair of source was rejected: no judge gave a readable score (2). The commonest details: {CUT} (2). "
+        f"All are in {tmp_path / 'rejects.jsonl'}; mend what they name."
     )

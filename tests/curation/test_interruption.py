@@ -68,7 +68,7 @@ def command(source: Path, output: Path, server: ChatServer, launch: list[str]) -
     return [
         *launch, "-m", "mmedpo.cli", "curate", "--source", str(source), "--output", str(output),
         "--chat", f"{server.url}#writer", "--judges", *judges, "--rounds", "2", "--tolerance", "0.2",
-        "--concurrency", "16", "--resume",
+        "--judges-below-bar", "go", "--concurrency", "16", "--resume",
     ]  # fmt: skip
 
 

@@ -59,6 +59,7 @@ def test_curate_with_a_real_model(real_chat: str, make_source: MakeSource, tmp_p
     command = [
         *(sys.executable, "-m", "mmedpo.cli", "curate", "--source", str(source), "--output", str(output), "--resume"),
         *("--chat", real_chat, "--judges", real_chat, "--concurrency", "4", "--max-reply-tokens", "200"),
+        *("--judges-below-bar", "go"),
     ]
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as killed:
         while killed.poll() is None and len(answered(cache)) < 2:
@@ -68,6 +69,7 @@ def test_curate_with_a_real_model(real_chat: str, make_source: MakeSource, tmp_p
     before = answered(cache)
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
+    assert "Judge check on 40 pairs of known severity, panel: Spearman " in resumed.stderr
     after = answered(cache)
     assert before.items() <= after.items()
     assert all(isinstance(json.loads(call["text"]), dict) for call in after.values())
@@ -78,6 +80,7 @@ def test_curate_with_a_real_model(real_chat: str, make_source: MakeSource, tmp_p
     name = real_chat.partition("#")[2]
     assert [manifest["chat_model"], *manifest["judges"]] == [name, name]
     assert manifest["calls"][name]["calls"] == len(after)
+    assert manifest["judge_check"]["judges"].keys() == {name}
     assert sum(manifest["counts"].values()) == len(rows) and sum(manifest["rejects"].values()) == len(rejects)
     assert all(reject["reason"] for reject in rejects)
     made = [row["id"].split("/")[-2:] for row in rows]

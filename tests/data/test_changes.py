@@ -25,9 +25,7 @@ IDS = ["q0", "q1", "q2"]
 
 
 def picture(path: Path, shade: int, size: tuple[int, int] = (8, 8), **options: Any) -> None:
-    image = Image.new("L", size, shade)
-    image.putpixel((0, 0), 255 - shade)
-    image.save(path, **options)
+    Image.new("L", size, shade).save(path, **options)
 
 
 def rows(**changed: Any) -> list[dict[str, Any]]:

@@ -76,6 +76,8 @@ def commands(source: Path, model: str, output: Path) -> dict[str, list[str]]:
         model,
         "--judges",
         model,
+        "--judges-below-bar",
+        "go",
         "--localizer",
         "none",
         "--output",

@@ -290,7 +290,9 @@ def test_what_an_endpoint_quotes_is_not_said(house: Path, tmp_path: Path) -> Non
         return Answer(f"I cannot answer this: {received.text}", 401 if received.body["model"] == "judge" else 422)
 
     with ChatServer() as here:
-        here.answer = quoting
+        here.answer = lambda received: (
+            credentialed_tree.answer(received) if received.body["model"] == "judge" else quoting(received)
+        )
         with pytest.raises(InputError, match="HTTP 422") as raised:
             curated(house, tmp_path / "a", here)
         assert not any(text in str(raised.value) for text in FINDINGS)
@@ -305,7 +307,7 @@ def test_what_an_endpoint_quotes_is_not_said(house: Path, tmp_path: Path) -> Non
 def curated(house: Path, folder: Path, server: ChatServer, **settings: Any) -> dict[str, Any] | None:
     folder.mkdir()
     chosen = {"chat": f"{server.url}#penman", "judges": [f"{server.url}#judge"], "localizer": "none", **settings}
-    return curate_folder(Settings(source=house / "kept", split="train", **chosen), folder)
+    return curate_folder(Settings(source=house / "kept", split="train", **chosen), folder, judges_below_bar="go")
 
 
 def test_a_cache_tells_another_endpoint_nothing(house: Path, make_source: MakeSource, tmp_path: Path) -> None:
@@ -321,7 +323,7 @@ def test_a_cache_tells_another_endpoint_nothing(house: Path, make_source: MakeSo
         away.answer = lambda received: Answer(json.dumps(written if received.body["model"] == "penman" else score))
         settings = Settings(source=source, chat=f"{away.url}#penman", judges=[f"{away.url}#judge"], localizer="none")
         (tmp_path / "working").mkdir()
-        curate_folder(settings, tmp_path / "working", cache=tmp_path / "calls.sqlite")
+        curate_folder(settings, tmp_path / "working", cache=tmp_path / "calls.sqlite", judges_below_bar="go")
         bodies = {str(n): json.dumps(received.body).encode() for n, received in enumerate(away.received)}
     assert len(bodies) >= 2 and any(OTHER.encode() in body for body in bodies.values())
     assert not credentialed_tree.found(house / "tree", bodies)

@@ -62,7 +62,7 @@ def test_nothing_of_the_machine_is_in_what_was_made_on_it(
         assert code == 0, said[-3000:]
 
     done("curate", "--source", f"../users/{PERSON}/corpus", "--split", "preference", "--limit", 8, "--rounds", 1,
-        "--chat", "standin:rules",
+        "--chat", "standin:rules", "--judges-below-bar", "go",
         "--model", home / "tiny vlm", "--judges", judge, f"local:{home.with_name('Müller Alice')}/tiny vlm", "--panel",
         "independent", "--localizer", f"detector:../users/{PERSON}/finder", "--output", home / "pairs")  # fmt: skip
     done("train", "--config", ROOT / "recipes" / "quickstart.yaml", "--dataset_name", home / "pairs", "--max_steps", 1,

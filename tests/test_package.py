@@ -96,7 +96,9 @@ def test_installed_package_builds_a_dataset_with_its_card(python: str, tmp_path:
     assert all(path.stem in listed for path in (ROOT / "dataset_builders").glob("*.py"))
     (tmp_path / "source").mkdir()
     for number in range(4):
-        Image.new("RGB", (32, 32), (40 * number, 90, 90)).save(tmp_path / "source" / f"{number}.png")
+        picture = Image.new("RGB", (32, 32), (40 * number, 90, 90))
+        picture.putpixel((0, 0), (0, 0, 0))
+        picture.save(tmp_path / "source" / f"{number}.png")
     rows = [
         {"image": f"{number}.png", "question": "Where is the mass?", "answer": "left upper lobe",
          "boxes": [{"x": 4, "y": 4, "width": 9, "height": 9}]}

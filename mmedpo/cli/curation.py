@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -113,9 +114,11 @@ def preview(context: typer.Context) -> None:
 
     Takes the options of curate, of which those about the source, lesions and noise matter, and --model: its processor.
     """
+    from mmedpo.curation.masking import Masker
     from mmedpo.curation.plan import localizer_of, noise_of, open_source, with_noise_pixels
     from mmedpo.curation.preview import sheet
     from mmedpo.curation.settings import Preview, Settings
+    from mmedpo.data.burnt_text import Finder
     from mmedpo.models.vision_language import load_processor
 
     settings, run = parsed(context, Settings, Preview)
@@ -127,9 +130,11 @@ def preview(context: typer.Context) -> None:
     processor = settings.model and load_processor(settings.model).image_processor
     settings = with_noise_pixels(settings, processor, console.print)
     source = open_source(settings)
-    reasons = sheet(
-        source.samples, localizer_of(settings), noise_of(settings), settings.seed, run.count, run.output, processor
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as masked:
+        samples = map(Masker(Path(masked), Finder()), source.samples) if settings.mask_text else source.samples
+        reasons = sheet(
+            samples, localizer_of(settings), noise_of(settings), settings.seed, run.count, run.output, processor
+        )
     for notice in (*source.notices, source.split_notice):
         console.print(notice, soft_wrap=True)
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
@@ -185,6 +190,8 @@ def _check_judges(settings: Settings, run: Run) -> None:
 
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """Print the numbers of rows and rejects of a curation."""
+    from mmedpo.data.burnt_text import said
+
     if manifest["source"].get("credentialed"):
         console.print(f"{manifest['source']['name']} is credentialed data: docs/restricted.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]
@@ -195,5 +202,22 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
         why = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
         of = manifest["candidates"]["sampled"]
         console.print(f"{sum(dropped.values())} of {of} samples are no candidates: {why}.", soft_wrap=True)
+    if found := manifest.get("burnt_text"):
+        console.print(said(found), soft_wrap=True)
+    if selected := manifest.get("selected"):
+        none, answered = selected["none"], selected["answered"]
+        share = f" ({none / answered:.0%})" if answered else ""
+        console.print(
+            f"The chat model found none of the samples wrong for {none} of {answered} questions{share}; for "
+            f"{selected['not_asked']} more it was not asked, since a sample says the opposite.",
+            soft_wrap=True,
+        )
     if rejects:
-        print_table([["left out because", "count"], *([reason, str(count)] for reason, count in rejects.items())])
+        tasks = manifest.get("rejects_by_task", {})
+        print_table([
+            ["left out because", *tasks, "count"],
+            *(
+                [reason, *(str(found.get(reason, 0)) for found in tasks.values()), str(count)]
+                for reason, count in rejects.items()
+            ),
+        ])  # fmt: skip

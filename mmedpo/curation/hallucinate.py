@@ -82,7 +82,7 @@ class Hallucination:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A missing rejected response: `reason` is one of this module's constants, `detail` the case."""
+    """A missing rejected response: `detail` is the case, `reason` a constant of this module or where it was cut off."""
 
     reason: str
     detail: str
@@ -210,6 +210,8 @@ def _ask(chat: ChatModel, requests: Mapping[int, ChatRequest]) -> dict[int, tupl
 
 
 def _read(reply: ChatReply) -> dict[str, Any] | Rejection:
+    if reply.text is None and reply.cut:
+        return Rejection(str(reply.failure), f"it begins {_start(reply.said or reply.raw or '')}")
     if reply.text is None:
         return Rejection(NO_ANSWER, reply.failure or "")
     answer = parse_json(reply.text)
@@ -232,13 +234,21 @@ def _answer_schema(**first: dict[str, Any]) -> dict[str, Any]:
 def _selection(item: Item, candidates: list[str]) -> ChatRequest:
     schema = _answer_schema(choice={"type": "integer", "enum": list(range(len(candidates) + 1))})
     shown = {"question": item.question, "gold": item.gold, "task": item.task, "candidates": candidates}
-    return render(SELECT, schema, item.image, **shown)
+
+    def readable(text: str) -> bool:
+        return _number(parse_json(text) or {}, len(candidates)) is not None
+
+    return render(SELECT, schema, item.image, readable, **shown)
 
 
 def _injection(item: Item, style: str, previous: str, fault: str) -> ChatRequest:
     schema = _answer_schema(answer={"type": "string", "maxLength": longest(item.gold, style)})
+
+    def readable(text: str) -> bool:
+        return isinstance((parse_json(text) or {}).get("answer"), str)
+
     return render(
-        INJECT, schema, item.image, **_told(item, style), question=item.question, gold=item.gold,
+        INJECT, schema, item.image, readable, **_told(item, style), question=item.question, gold=item.gold,
         alternatives=item.alternatives, previous=previous, fault=fault,
     )  # fmt: skip
 

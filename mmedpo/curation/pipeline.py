@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,25 @@ from mmedpo.data import images, shards
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
-from mmedpo.models import vision_language
+from mmedpo.models import thoughts, vision_language
 from mmedpo.runs.formats import STANDIN, STANDIN_KEY
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import Processes
 from mmedpo.runs.provenance import portable
 
 BLOCK = 256  # samples that a step records at once and a process takes at a time
-FAILURES = (hallucinate.NO_ANSWER, relevance.NO_SCORE)  # not recorded, so that a resumed run asks again
+# Beginnings of reasons that are not recorded, so that a resumed run asks again.
+FAILURES = (
+    hallucinate.NO_ANSWER, hallucinate.UNREADABLE, relevance.NO_SCORE, thoughts.CUT_OFF, thoughts.UNFINISHED,
+)  # fmt: skip
 FAULTY_ROW = "faulty row of the source"
 STEPS = ("sample", "dispute", "locate", "judge")
+# What a step does, for messages; rejects without a step are rows of the source.
+DOING = {
+    "dispute": "choosing rejected responses", "judge": "judging relevance", "locate": "locating lesions",
+    "": "reading the source",
+}  # fmt: skip
+EXAMPLES = 3
 
 Batches = Sequence[Sequence[Sample]]
 Ledgers = Mapping[str, Ledger]  # by step
@@ -47,6 +56,31 @@ class NothingMade(InputError):
     """Raised by a finished run that made no row."""
 
 
+@dataclass
+class Rejects:
+    """Counts of rejects by reason, by task and reason, and by step and reason; the first one of each reason."""
+
+    by_reason: Counter[str] = field(default_factory=Counter)
+    by_task: dict[str, Counter[str]] = field(default_factory=dict)
+    by_step: dict[str, Counter[str]] = field(default_factory=dict)
+    first: dict[str, list[rows.Reject]] = field(default_factory=dict)
+
+    def add(self, reject: rows.Reject) -> None:
+        self.by_reason[reject.reason] += 1
+        self.by_step.setdefault(reject.step, Counter())[reject.reason] += 1
+        if reject.task:
+            self.by_task.setdefault(reject.task, Counter())[reject.reason] += 1
+        known = self.first.setdefault(reject.reason, [])
+        if len(known) < EXAMPLES:
+            known.append(reject)
+
+    def examples(self) -> list[rows.Reject]:
+        """Return `EXAMPLES` rejects, of different reasons as far as there are, the commonest first."""
+        found = [self.first[reason] for reason, _ in self.by_reason.most_common()]
+        turns = (known[turn] for turn in range(EXAMPLES) for known in found if turn < len(known))
+        return list(islice(turns, EXAMPLES))
+
+
 @dataclass(frozen=True)
 class Made:
     """Facts about the rows of a curation, for its manifest.
@@ -54,18 +88,23 @@ class Made:
     Attributes:
         makers: of the rejected sides.
         candidates: counts of the target model's samples; None if none were sampled.
-        counts, rejects: of rows by kind of pair, and of pairs that were not made by reason.
+        counts: of rows by kind of pair.
+        rejects: of pairs that were not made.
+        selected: how often the chat model chose among candidates.
         standins: names of those that made or scored rows, in the order of the steps.
         mask_coverage: of the visual pairs, or None.
+        burnt_text: text found in the images of the rows, and masked; None where it was not looked for.
     """
 
     makers: rows.Makers
     candidates: dict[str, Any] | None
     counts: Counter[str]
-    rejects: Counter[str]
+    rejects: Rejects
+    selected: dict[str, int]
     standins: list[str]
     weights: Normalization
     mask_coverage: dict[str, float] | None
+    burnt_text: dict[str, Any] | None
 
 
 def curate(
@@ -84,6 +123,9 @@ def curate(
     samples = plan.source.samples
     blocks = [samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK)]
     share = blocks[processes.rank :: processes.count]
+    if plan.masker is not None:
+        name = "Masking burnt-in text"
+        share = [[*map(plan.masker, block)] for block in track(share, name, disable=not processes.first)]
     step = partial(run_step, show=processes.first)
     if processes.first:
         ledgers["dispute"].update(precomputed.answers)
@@ -124,7 +166,11 @@ def run_step(
         if not missing:
             continue
         values = {sample.id: value for sample, value in zip(missing, work(missing), strict=True)}
-        lost = {id for id, value in values.items() if isinstance(value, dict) and value.get("reason") in FAILURES}
+        lost = {
+            id
+            for id, value in values.items()
+            if isinstance(value, dict) and str(value.get("reason")).startswith(FAILURES)
+        }
         done.update({id: value for id, value in values.items() if id not in lost})
         done.update({id: values[id] for id in lost}, keep=False)
 
@@ -168,15 +214,16 @@ def _write_rows(
     plan: Plan, ledgers: Ledgers, revision: str | None, folder: Path, left_out: Sequence[rows.Reject]
 ) -> Made:
     """Pair up the results of the steps, weigh them, and write rows and rejects."""
-    rejects: Counter[str] = Counter()
-    details: Counter[str] = Counter()
+    rejects = Rejects()
     faulty = [rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in plan.source.faults]
+    samples = plan.source.samples if plan.masker is None else [*map(plan.masker, plan.source.samples)]
     made = chain(
-        ((None, reject) for reject in (*left_out, *faulty)), rows.pair_up(plan.source.samples, ledgers, plan.noise)
+        ((None, reject) for reject in (*left_out, *faulty)),
+        rows.pair_up(samples, ledgers, plan.noise, plan.min_relevance),
     )
-    pairs = list(_accepted(made, folder / "rejects.jsonl", rejects, details))
+    pairs = list(_accepted(made, folder / "rejects.jsonl", rejects))
     if not pairs:
-        raise NothingMade(_all_rejected_message(plan.source, rejects, details, folder / "rejects.jsonl"))
+        raise NothingMade(_all_rejected_message(plan.source, rejects, folder / "rejects.jsonl"))
     kinds = [pair.dispreference for pair in pairs]
     found, normalization = plan.weigh([pair.relevance for pair in pairs], groups=kinds)
     makers = rows.Makers(
@@ -184,32 +231,51 @@ def _write_rows(
         plan.localizer.mask_rule, plan.noise, plan.seed,
     )  # fmt: skip
     shards.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=plan.shard_size)
+    candidates = sampling.counted(ledgers["sample"].values()) if plan.sampler else None
     return Made(
-        makers, sampling.counted(ledgers["sample"].values()) if plan.sampler else None, Counter(kinds), rejects,
+        makers, candidates, Counter(kinds), rejects, _selected(ledgers["dispute"].values()),
         _standins(plan, pairs, ledgers["dispute"]), normalization, _coverage(plan, pairs, ledgers["locate"]),
+        _burnt_text(plan, pairs),
     )  # fmt: skip
 
 
 def _accepted(
-    made: Iterable[tuple[rows.Pair | None, rows.Reject | None]], file: Path, counts: Counter[str], details: Counter[str]
+    made: Iterable[tuple[rows.Pair | None, rows.Reject | None]], file: Path, rejects: Rejects
 ) -> Iterator[rows.Pair]:
-    """Yield the pairs, write the rejects, and count them by reason and by detail."""
+    """Yield the pairs, write the rejects and count them."""
     with file.open("w", encoding="utf-8") as lines:
         for pair, reject in made:
             if pair is not None:
                 yield pair
             if reject is not None:
-                counts[reject.reason] += 1
-                details[reject.detail] += bool(reject.detail)
+                rejects.add(reject)
                 lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 
-def _all_rejected_message(source: Source, reasons: Counter[str], details: Counter[str], file: Path) -> str:
-    """Return the message of a run without a pair; details of restricted data are left out."""
-    why = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-    shown = [] if source.credentialed else [f"{detail[:120]} ({n})" for detail, n in details.most_common(3) if n]
-    most = f" The commonest details: {'; '.join(shown)}." if shown else ""
-    return f"Every pair of {source.name} was rejected: {why}.{most} All are in {file}; mend what they name."
+def _all_rejected_message(source: Source, rejects: Rejects, file: Path) -> str:
+    """Return the message of a run without a pair, by step; examples of restricted data are left out."""
+    steps = [
+        f"{DOING[step]} lost {found.total()} ({', '.join(f'{reason}: {n}' for reason, n in found.most_common())})"
+        for step, found in rejects.by_step.items()
+    ]
+    shown = [] if source.credentialed else rejects.examples()
+    said = "; ".join(f"{one.id}: {one.detail[:160] or one.reason}" for one in shown)
+    examples = f" Examples: {said}." if said else ""
+    return (
+        f"Every pair of {source.name} was rejected: {'; '.join(steps)}.{examples} All are in {file}; mend what they "
+        "name."
+    )
+
+
+def _selected(disputed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how often the chat model answered which candidate is wrong, found none, or needed not be asked."""
+    found = Counter[str]()
+    for value in disputed:
+        none, version = bool(value.get("none_chosen")), value.get("prompt_version")
+        found["none"] += none
+        found["answered"] += none or version == hallucinate.SELECT
+        found["not_asked"] += version == hallucinate.OPPOSED
+    return {name: found[name] for name in ("answered", "none", "not_asked")}
 
 
 def _standins(plan: Plan, pairs: Sequence[rows.Pair], disputed: Ledger) -> list[str]:
@@ -226,6 +292,13 @@ def _standins(plan: Plan, pairs: Sequence[rows.Pair], disputed: Ledger) -> list[
     if kinds - {rows.TEXT_PAIR}:
         names.append(plan.localizer.name)
     return [name for name in names if name.startswith(STANDIN)]
+
+
+def _burnt_text(plan: Plan, pairs: Sequence[rows.Pair]) -> dict[str, Any] | None:
+    if plan.masker is None:
+        return None
+    used = {pair.sample.id for pair in pairs}
+    return plan.masker.record(sample for sample in plan.source.samples if sample.id in used)
 
 
 def _coverage(plan: Plan, pairs: Sequence[rows.Pair], located: Ledger) -> dict[str, float] | None:

@@ -14,6 +14,7 @@ import numpy as np
 from mmedpo.curation import noise, weights
 from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.localize import Localizer, open_localizer
+from mmedpo.curation.masking import Masker
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import Sampler
@@ -43,6 +44,7 @@ class Plan:
     Attributes:
         sampler: target model, whose samples are candidates for rejected responses.
         weigh: `weights.normalize` with its method.
+        masker: of text burnt into the images; None leaves it.
     """
 
     source: Source
@@ -54,6 +56,8 @@ class Plan:
     weigh: Callable[..., tuple[np.ndarray, weights.Normalization]]
     seed: int
     shard_size: str
+    masker: Masker | None = None
+    min_relevance: float = 0.0
 
 
 def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:
@@ -71,18 +75,24 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
     )  # fmt: skip
     localizer, sampler, writer, panel = localizer_of(settings), None, None, None
     if settings.chat is not None and settings.writes_answers:
-        panel = open_panel(settings, settings.scorers, chat)
-        writer = Writer(chat(settings.chat), settings.style, settings.show_images)
-        if not all(name.startswith(STANDIN) for name in (writer.chat.name, *(panel.judges if panel else ()))):
+        # A model that is named several times is opened once.
+        opened = {name: chat(name) for name in dict.fromkeys([*settings.scorers, settings.chat])}
+        panel = open_panel(settings, settings.scorers, opened.__getitem__)
+        writer = Writer(opened[settings.chat], settings.style, settings.show_images)
+        if not all(one.name.startswith(STANDIN) for one in opened.values()):
             calls.open()  # before any work is paid for
         if settings.model is not None:
+            same = getattr(opened.get(f"local:{settings.model}"), "chat", None)
             sampler = Sampler(
                 settings.model, settings.samples, settings.temperature, settings.max_new_tokens,
-                settings.max_new_tokens_report, settings.batch_size, settings.seed,
+                settings.max_new_tokens_report, settings.batch_size, settings.seed, same and same.model,
             )  # fmt: skip
     weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
     corruption = noise_of(settings) if settings.makes_visual_pairs else None
-    return Plan(source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size)
+    return Plan(
+        source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size,
+        min_relevance=settings.min_relevance,
+    )  # fmt: skip
 
 
 def open_panel(settings: Settings, names: Sequence[str], chat: Callable[[str], ChatModel]) -> Panel | None:

@@ -6,7 +6,7 @@ Each row shows an image, its lesion mask, the corrupted image, and both images a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ TITLE = 46  # characters that fit above a picture
 
 
 def sheet(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     localizer: Localizer,
     noise: Noise,
     seed: int,

@@ -104,7 +104,14 @@ class _Discussion:
 
     def _request(self, previous: dict[str, Any] | None) -> ChatRequest:
         item = self.item
-        return render(JUDGE, _SCHEMA, question=item.question, gold=item.gold, rejected=item.rejected, previous=previous)
+        return render(
+            JUDGE, _SCHEMA, readable=self._readable, question=item.question, gold=item.gold, rejected=item.rejected,
+            previous=previous,
+        )  # fmt: skip
+
+    def _readable(self, text: str) -> bool:
+        found = _read(ChatReply(text), 1, "", self.opening().text)
+        return found["score"] is not None or says_right(found)
 
     def close_round(self, judges: int, tolerance: float) -> None:
         last = self.judgements[-judges:]

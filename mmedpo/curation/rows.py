@@ -12,23 +12,29 @@ from mmedpo import schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator
-from mmedpo.curation.relevance import NOT_WRONG
+from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.runs.ledger import Ledger
 
 TEXT_PAIR = "hallucinated_response"
+BELOW = "its relevance is below --min-relevance"
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A pair that was not made: `reason` is for counting, `detail` the case."""
+    """A pair that was not made: `reason` is for counting, `detail` the case, `step` one of the pipeline's.
+
+    `task` and `step` are empty for a row of the source that became no question.
+    """
 
     id: str
     dispreference: str
     reason: str
     detail: str
+    task: str = ""
+    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,29 +81,43 @@ class Makers:
 
 
 def pair_up(
-    samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None
+    samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None, least: float = 0.0
 ) -> Iterator[tuple[Pair | None, Reject | None]]:
     """Yield each sample's pairs, and a reject for each pair that cannot be made.
 
-    An empty ledger means that the step was not run. Without `noise` there are no visual pairs.
+    An empty ledger means that the step was not run. Without `noise` there are no visual pairs. Pairs whose relevance is
+    below `least` are rejects.
     """
     for sample in samples:
         disputed = steps["dispute"].get(sample.id)
         if disputed is not None:
-            yield _text_pair(sample, disputed, steps["judge"])
+            yield _least(least, *_text_pair(sample, disputed, steps["judge"]))
         if noise is not None:
             judged = steps["judge"].get(sample.id) if noise.reversed else None
-            yield _visual_pair(sample, Region.read(steps["locate"][sample.id]), disputed, judged, noise)
+            region = Region.read(steps["locate"][sample.id])
+            yield _least(least, *_visual_pair(sample, region, disputed, judged, noise))
+
+
+def _least(least: float, pair: Pair | None, reject: Reject | None) -> tuple[Pair | None, Reject | None]:
+    if pair is None or pair.relevance is None or pair.relevance >= least - ROUNDING:
+        return pair, reject
+    step = "judge" if pair.dispreference == TEXT_PAIR else "locate"
+    detail = f"relevance {pair.relevance:.3g}, at least {least:g} asked for"
+    return None, _reject(pair.sample, pair.dispreference, BELOW, detail, step)
+
+
+def _reject(sample: Sample, dispreference: str, reason: str, detail: str, step: str) -> Reject:
+    return Reject(sample.id, dispreference, reason, detail, sample.task, step)
 
 
 def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> tuple[Pair | None, Reject | None]:
     if "reason" in disputed:
-        return None, Reject(sample.id, TEXT_PAIR, disputed["reason"], disputed["detail"])
+        return None, _reject(sample, TEXT_PAIR, disputed["reason"], disputed["detail"], "dispute")
     relevance = judged.get(sample.id)
     if relevance is None:  # no judges: a panel records every sample, scored or not
         return Pair(sample, TEXT_PAIR, None), None
     if relevance["score"] is None:
-        return None, Reject(sample.id, TEXT_PAIR, relevance["reason"], _last_rationale(relevance))
+        return None, _reject(sample, TEXT_PAIR, relevance["reason"], _last_rationale(relevance), "judge")
     return Pair(sample, TEXT_PAIR, relevance["score"]), None
 
 
@@ -115,15 +135,15 @@ def _visual_pair(
 ) -> tuple[Pair | None, Reject | None]:
     kind = noise.dispreference
     if region.reason and not noise.whole:
-        return None, Reject(sample.id, kind, region.reason, region.query or "")
+        return None, _reject(sample, kind, region.reason, region.query or "", "locate")
     if noise.reversed and (disputed is None or "reason" in disputed):
-        return None, Reject(sample.id, kind, "no wrong answer to prefer on the noised image", "")
+        return None, _reject(sample, kind, "no wrong answer to prefer on the noised image", "", "dispute")
     if judged and judged.get("reason") == NOT_WRONG:  # neither side would be worse than the other
-        return None, Reject(sample.id, kind, NOT_WRONG, _last_rationale(judged))
+        return None, _reject(sample, kind, NOT_WRONG, _last_rationale(judged), "judge")
     if noise.method == "black":
         pixels = images.pixels(sample.image)
         if not pixels[_mask(pixels, region, noise)].any():
-            return None, Reject(sample.id, kind, "the region is black already", "")
+            return None, _reject(sample, kind, "the region is black already", "", "locate")
     return Pair(sample, kind, region.confidence), None
 
 

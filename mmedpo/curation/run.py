@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmedpo.curation import hallucinate, judge_check, pipeline, prompts, relevance
+from mmedpo.curation import hallucinate, judge_check, masking, pipeline, prompts, relevance
+from mmedpo.curation.masking import Masker
 from mmedpo.curation.plan import Plan, open_chat, open_panel, open_plan, open_source, with_noise_pixels
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Settings
 from mmedpo.data import changes, consent
+from mmedpo.data.burnt_text import Finder
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
 from mmedpo.models.chat.cache import tally
@@ -28,6 +32,7 @@ from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.provenance import portable, versions
 from mmedpo.runs.recorded import record_contents
 from mmedpo.runs.run_folder import ROWS
+from mmedpo.schema import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +80,8 @@ def curate_folder(
     precomputed = precomputed or Precomputed()
     if not precomputed.answers:
         settings.refuse_unnamed()
+    texts = Ledger(folder / "text.ledger")
+    masker = Masker(folder / masking.FOLDER / str(processes.rank), Finder(texts)) if settings.mask_text else None
     settings = with_noise_pixels(settings, say=log.warning if processes.first else log.debug)
     source = open_source(settings, precomputed.questions)
     for notice in (*source.notices, source.split_notice) if processes.first else ():
@@ -84,6 +91,7 @@ def curate_folder(
         len(source.samples), settings.show_images, source.marked_by, processes.first,
     )  # fmt: skip
     with ExitStack() as stack:
+        stack.enter_context(closing(texts))
         steps = {name: stack.enter_context(closing(Ledger(folder / f"{name}.ledger"))) for name in pipeline.STEPS}
         used = stack.enter_context(closing(Ledger(folder / "used.ledger")))
         calls = stack.enter_context(closing(Ledger(cache or folder / "calls.ledger")))
@@ -92,7 +100,7 @@ def curate_folder(
             contents = compare_contents(settings, source, folder, steps, redo_changed, models)
         processes.open(folder, "contents")
         budget = Budget((limits or Limits()).share(processes.count))
-        plan = open_plan(settings, source, budget, calls, used)
+        plan = replace(open_plan(settings, source, budget, calls, used), masker=masker)
         checked = None
         if processes.first and plan.panel is not None:  # before anything is paid for
             checked = judge_check.before_run(plan.panel, judges_below_bar)
@@ -108,6 +116,7 @@ def curate_folder(
             "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
+        shutil.rmtree(folder / masking.FOLDER, ignore_errors=True)
     return manifest
 
 
@@ -144,15 +153,20 @@ def _facts(
     weights["notes"] += [*judge_check.notes(checked), *(relevance.notes(judged.values()) if plan.panel else [])]
     return {
         "target_model": {"name": makers.target_model, "revision": makers.revision},
-        **({"candidates": made.candidates} if made.candidates else {}),
+        **({"candidates": made.candidates, "selected": made.selected} if made.candidates else {}),
         "chat_model": plan.writer and portable(plan.writer.chat.name),
         "judges": list(plan.panel.judges) if plan.panel else [], "panel": plan.panel and plan.panel.record(),
         **({"judge_check": checked} if checked else {}),
         "localizer": makers.localizer, "query": plan.localizer.query, "mask_rule": makers.mask_rule,
         "noise": plan.noise and plan.noise.record(), "style": style, "prompt_versions": PROMPTS,
         "calls": {portable(name): spent for name, spent in tally(used).items()},
-        "counts": dict(made.counts), "rejects": dict(made.rejects.most_common()), "standins": made.standins,
+        "counts": dict(made.counts), "rejects": dict(made.rejects.by_reason.most_common()),
+        "rejects_by_task": {
+            task: dict(made.rejects.by_task[task].most_common()) for task in TASKS if task in made.rejects.by_task
+        },
+        "standins": made.standins,
         "weights": weights, "mask_coverage": made.mask_coverage,
+        **({"burnt_text": made.burnt_text} if made.burnt_text else {}),
     }  # fmt: skip
 
 

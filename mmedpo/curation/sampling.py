@@ -19,7 +19,10 @@ Found = dict[str, Any]  # of one sample: {"texts": [..], "left_out": {reason: co
 
 @dataclass(frozen=True)
 class Sampler:
-    """Target model, a Hub id or folder, with the options of its samples (`curate --help`)."""
+    """Target model, a Hub id or folder, with the options of its samples (`curate --help`).
+
+    `weights` are given where a chat model of this run has loaded them.
+    """
 
     name: str
     samples: int
@@ -28,10 +31,11 @@ class Sampler:
     max_new_tokens_report: int
     batch_size: int
     seed: int
+    weights: Any = None
 
     def load(self) -> VisionLanguageModel:
         """Return the model. Raises InputError if it cannot be loaded."""
-        return VisionLanguageModel(self.name)
+        return VisionLanguageModel(self.name, weights=self.weights)
 
     def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
         """Return batches of one task, since a report may be longer than an answer."""

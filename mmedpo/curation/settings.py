@@ -45,6 +45,9 @@ class Settings:
     source_name: str | None = option(None, "The source's name in ids and records, where its rows do not say.")
     credentialed: bool = option(False, credentialed.MARK_HELP)
     skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
+    mask_text: bool = option(
+        False, "Black out text burnt into images, for both sides and all models; needs mmedpo[text]."
+    )
     seed: int = option(0, "Seed of everything left to chance.")
     model: str | None = option(None, "Target Med-LVLM to sample rejected responses from: a Hub id or a folder.")
     samples: int = option(4, "Answers sampled from the target a question (N).")
@@ -66,6 +69,7 @@ class Settings:
     panel: str = option("sequential", "sequential: each judge sees the last score; or independent.")
     rounds: int = option(5, "Most rounds that judges may take to agree.")
     tolerance: float = option(0.0, "Largest difference of scores that agree.")
+    min_relevance: float = option(0.0, "Least clinical relevance of a pair; those below it are rejects.")
     weights: str = option("rescale", "From scores to weights: rescale, literal, raw or none.")
     weights_over: str = option("kind", "Rescale each kind of pair for itself (kind), or all pairs at once (merged).")
     localizer: str = option("boxes", f"Where lesions come from: {FORMS}.")
@@ -110,6 +114,8 @@ class Settings:
                 "without judges wrong answers have no clinical relevance to weigh them by; name judges, or give "
                 "--weights none (every weight is 1: plain DPO)"
             )
+        if self.min_relevance and self.judges == ["none"]:
+            wrong.append("without judges pairs have no relevance to hold against --min-relevance; name judges")
         refuse(wrong)
 
     @property

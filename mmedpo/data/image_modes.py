@@ -7,8 +7,10 @@ import math
 import os
 import re
 import sys
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,7 @@ COLOUR_PIXEL, WIDE_PIXEL = 4, 8  # bytes of a pixel in memory: colour in Pillow;
 DECODED = "decoded"
 GREY_ALPHA = "LA;16B"  # Pillow's packing of PNG grey with alpha of 16 bits, which it opens as RGBA
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # last letter of "RGB;16B"
+_filters = threading.Lock()
 IMAGEJ_STACK = re.compile(r"\AImageJ=.*?^images=(\d+)", re.DOTALL | re.MULTILINE)
 
 
@@ -47,12 +50,19 @@ def open_image(data: bytes) -> Image:
     from PIL import Image as pillow
 
     _set_limit()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+    with ignoring_warnings(pillow.DecompressionBombWarning):
         opened = pillow.open(io.BytesIO(data), formats=FORMATS)
     wide = is_deep(opened) or any(";16" in str(tile) for tile in getattr(opened, "tile", None) or [])
     refuse_bombs(opened.width * opened.height, WIDE_PIXEL if wide else COLOUR_PIXEL)
     return opened
+
+
+@contextmanager
+def ignoring_warnings(category: type[Warning] = Warning) -> Iterator[None]:
+    """Ignore warnings, in one thread at a time: their filters belong to the whole process."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield
 
 
 def refuse_bombs(count: int, each: int) -> None:

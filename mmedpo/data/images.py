@@ -80,8 +80,12 @@ def size(image: Mapping[str, Any] | None) -> tuple[int, int] | None:
         return None
     try:
         data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        if dicom.is_dicom(data):
+            return _open(data).size
         with open_image(data) as opened:
             return image_modes.upright_size(opened)
+    except UnusableImage:
+        return None
     except InputError:
         raise
     except Exception:  # decoders raise many kinds on damaged files
@@ -101,6 +105,12 @@ def fault(image: Source) -> str | None:
     return None
 
 
+def flat_fault(image: Image) -> str:
+    """Return the sentence of a fault for an RGB image of one colour, which holds no information, else ""."""
+    is_flat = all(low == high for low, high in image.getextrema())  # type: ignore[misc]
+    return "the image has one colour everywhere; replace the file or drop the row" if is_flat else ""
+
+
 def embedded(path: Path) -> dict[str, Any]:
     """Return an image file as a dataset stores it, {"bytes", "path"}; any reader decodes the pixels of `open_rgb`.
 
@@ -110,13 +120,13 @@ def embedded(path: Path) -> dict[str, Any]:
     Raises:
         UnusableImage, InputError: as `open_rgb`.
     """
-    if not _is_dicom(path):
-        with _decoder_errors(path):
-            data = path.read_bytes()
+    with _decoder_errors(path):
+        data = path.read_bytes()
+        if not _is_dicom(path, data):
             with open_image(data) as opened:
                 is_plain = image_modes.is_plain(opened)
-        if is_plain and (stripped := image_headers.without(data)):
-            return {"bytes": stripped, "path": path.name}
+            if is_plain and (stripped := image_headers.without(data)):
+                return {"bytes": stripped, "path": path.name}
     return png(pixels(path), path.stem)
 
 
@@ -126,6 +136,8 @@ def is_embedded(data: bytes) -> bool:
     Raises:
         UnusableImage, InputError: as `open_rgb`.
     """
+    if dicom.is_dicom(data):
+        return False
     with _decoder_errors(data), open_image(data) as opened:
         return image_modes.is_plain(opened) and image_headers.without(data) == data
 
@@ -159,8 +171,8 @@ def _decoder_errors(image: Source) -> Iterator[None]:
         raise UnusableImage(image.name if isinstance(image, Path) else "", _sentence(error)) from error
 
 
-def _is_dicom(path: Path) -> bool:
-    return path.suffix.lower() in dicom.SUFFIXES
+def _is_dicom(image: bytes | Path, data: bytes) -> bool:
+    return dicom.is_dicom(data) or (isinstance(image, Path) and image.suffix.lower() in dicom.SUFFIXES)
 
 
 def _sentence(error: Exception) -> str:
@@ -192,10 +204,7 @@ def _decode(image: Source) -> Image:
     data = image if isinstance(image, bytes) else image.read_bytes()
     if not data:
         raise UnusableError("the image is in no known format: it has 0 bytes; replace the file or drop the row")
-    is_marked = data[128:132] == dicom.MARK
-    if _is_dicom(image) if isinstance(image, Path) else is_marked:
+    if _is_dicom(image, data):
         return pillow.fromarray(dicom.read(data))
-    if is_marked:
-        raise UnusableError("the image is a DICOM file under another name; name it .dcm")
     with open_image(data) as opened:
         return image_modes.plain(opened)

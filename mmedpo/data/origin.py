@@ -15,7 +15,9 @@ from mmedpo.errors import InputError
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
-MANIFEST = {"source": dict, "counts": dict, "rejects": dict, "weights": dict, "standins": list}  # types of entries
+MANIFEST = {  # types of entries
+    "source": dict, "counts": dict, "rejects": dict, "weights": dict, "standins": list, "burnt_text": dict,
+}  # fmt: skip
 ORIGIN = ["source", "license"]  # columns that identify restricted rows
 
 

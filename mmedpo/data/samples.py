@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo.data import credentialed, findings, placeholders, safe_paths
+from mmedpo.data import credentialed, dicom, findings, placeholders, safe_paths
 from mmedpo.data.columns import MISSING_ANSWER, form_faults, group_name, row_of
 from mmedpo.data.image_modes import WIDE_PIXEL, refuse_bombs
 from mmedpo.data.images import SUFFIXES, open_rgb
@@ -204,7 +205,7 @@ def _relative_name(root: Path, file: Path) -> str:
 
 
 class Files(dict[str, list[Path]]):
-    """Image files and arrays by the `spelling` of each end of their path ("c.png", "b/c.png"), shortest paths first.
+    """Files by the `spelling` of each end of their path ("c.png", "b/c.png"), shortest paths first.
 
     `folders` are those that links may lead to.
     """
@@ -216,13 +217,12 @@ class Files(dict[str, list[Path]]):
 
 
 def image_files(root: Path, also: Sequence[Path] = ()) -> Files:
-    """Return all image files and arrays below `root`, whose links may also lead to the folders `also`."""
+    """Return all files below `root`, whose links may also lead to the folders `also`; `find_file` reads their kind."""
     images = Files((root, *also))
     for file in sorted(root.rglob("*"), key=lambda file: (len(file.parts), file)):
-        if file.suffix.lower() in READ:
-            parts = _relative_name(root, file).split("/")
-            for begin in range(len(parts)):
-                images.setdefault("/".join(parts[begin:]), []).append(file)
+        parts = _relative_name(root, file).split("/")
+        for begin in range(len(parts)):
+            images.setdefault("/".join(parts[begin:]), []).append(file)
     return images
 
 
@@ -235,19 +235,30 @@ def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> 
 
 def _look_up(name: Any, root: Path, images: Files) -> Path | str:
     path = PurePosixPath(spelling(str(name)))
-    ending = images.get(path.as_posix(), [])
+    ending = [file for file in images.get(path.as_posix(), []) if _is_read(file, images.folders)]
     depth = len(root.parts) + len(path.parts)
     found = list(takewhile(lambda file: len(file.parts) == depth, ending)) or ending
     if len(found) > 1:  # the disk has both Unicode forms
         found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
     if not found:
-        kinds = "" if path.suffix.lower() in READ else f" as one of {', '.join(READ)}"
+        kinds = "" if path.suffix.lower() in READ else f" as one of {', '.join(READ)} or a DICOM file"
         return f"is not below the source folder{kinds}; add the file"
     if len(found) > 1:
         return f"is the name of {len(found)} files; give its whole path"
     if found[0].is_symlink() and not safe_paths.is_inside(found[0], images.folders):
         return safe_paths.LINKED
     return found[0]
+
+
+def _is_read(file: Path, folders: Sequence[Path]) -> bool:
+    """Return True for a known suffix, and for DICOM under any name; links that lead out are not opened."""
+    if file.suffix.lower() in READ or (file.is_symlink() and not safe_paths.is_inside(file, folders)):
+        return True
+    with suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as opened:
+                return dicom.is_dicom(opened.read(132))
+    return False
 
 
 def _line(cell: Any) -> str:

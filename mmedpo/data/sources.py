@@ -18,7 +18,7 @@ from typing import Any
 from mmedpo.data import credentialed, gold, licenses, safe_paths, splits
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
-from mmedpo.data.images import UnusableImage, digest, open_rgb
+from mmedpo.data.images import UnusableImage, digest, flat_fault, open_rgb
 from mmedpo.data.samples import Files, Sample, image_files, questions, read_heat, read_sample
 from mmedpo.data.tables import find_table
 from mmedpo.data.text import unit_interval
@@ -202,7 +202,7 @@ def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
             read_heat(file)
             return "", (0, 0), ""
         picture = open_rgb(file)
-        return digest(picture) if column == "image" else "", picture.size, ""
+        return (digest(picture), picture.size, flat_fault(picture)) if column == "image" else ("", picture.size, "")
     except InputError as error:
         if column == "heatmap" or isinstance(error, UnusableImage):
             return "", (0, 0), str(error).rstrip(".")

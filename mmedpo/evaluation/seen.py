@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo.data import loading
+from mmedpo.data import loading, origin
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
@@ -19,7 +19,7 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     """Count a run's test images and patients that are in a preference dataset.
 
     Images are equal if their pixels are equal (`image_digest` of the questions), or if their ids and the names of their
-    sources are. Numbers that the records do not determine are None, not 0.
+    sources are. Numbers that the records do not determine are None, not 0; so is "by_pixels" of masked images.
 
     Args:
         run: run with the test questions.
@@ -40,7 +40,11 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     names = {made["image_id"] for made in named}
     by_id = {picture(row) for row in questions if row["image_id"] in names} if named else None
     patients = {row["patient_id"] for row in questions if row.get("patient_id") is not None}
-    by_pixels = images & _digests(pairs) if all(row.get("image_digest") for row in questions) else None
+    masked = (
+        origin.dataset_manifest(dataset, None).get("burnt_text", {}).get("masked")
+    )  # its pixels are not the source's
+    known = not masked and all(row.get("image_digest") for row in questions)
+    by_pixels = images & _digests(pairs) if known else None
     seen = None if by_id is None and by_pixels is None else (by_id or set()) | (by_pixels or set())
     return {
         "dataset": portable(dataset),

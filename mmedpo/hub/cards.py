@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from mmedpo.data import credentialed, licenses, origin
+from mmedpo.data import burnt_text, credentialed, licenses, origin
 from mmedpo.errors import InputError
 from mmedpo.hub import results
 from mmedpo.report import curves
@@ -107,6 +107,7 @@ def _of_dataset(
         published=published,
         credentialed=credentialed.first([manifest]),
         licences=licenses.said(manifest["source"]),
+        burnt_text=burnt_text.said(manifest.get("burnt_text")),
         notices=notices(manifest),
     )
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+CUT_OFF = "cut off at"  # followed by the length limit
 UNFINISHED = "its thought was not finished"
 EMPTY = "the answer is empty"
 
@@ -55,13 +56,14 @@ class Answer:
     """Answer to a question: either `text`, the answer without thoughts, or `failure`, the reason for none.
 
     `partial` is the beginning of an answer that was cut off at the length limit, which is a failure. `raw` is the full
-    output.
+    output, `cut` True where it was cut off, in the answer or in a thought.
     """
 
     text: str | None = None
     failure: str | None = None
     partial: str | None = None
     raw: str | None = field(default=None, compare=False)
+    cut: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.failure is None):
@@ -91,9 +93,9 @@ def read(raw: str, cut_at: int | None = None, opened: bool = False) -> Answer:
     text = strip(raw, opened)
     if text is None:
         within = "" if cut_at is None else f" within {cut_at} tokens"
-        return Answer(failure=f"{UNFINISHED}{within}", raw=raw)
+        return Answer(failure=f"{UNFINISHED}{within}", raw=raw, cut=cut_at is not None)
     if cut_at is not None:
-        return Answer(failure=f"cut off at {cut_at} tokens", partial=text or None, raw=raw)
+        return Answer(failure=f"{CUT_OFF} {cut_at} tokens", partial=text or None, raw=raw, cut=True)
     if not text:
         return Answer(failure=EMPTY, raw=raw)
     return Answer(text, raw=raw)

@@ -214,18 +214,21 @@ class LanguageModel:
     Args:
         processor: processor of the model; of a model without vision its tokenizer.
         name, revision, dtype: as in `load_model`.
+        weights: result of `load_model`, if another `LanguageModel` has it; shared, not copied.
 
     Attributes:
         revision: the commit on the Hub, or what was given.
         reader: `AnswerReader` of the generated tokens.
     """
 
-    def __init__(self, processor: Any, name: str, revision: str | None = None, dtype: str = "auto") -> None:
+    def __init__(
+        self, processor: Any, name: str, revision: str | None = None, dtype: str = "auto", weights: Any = None
+    ) -> None:
         self.name, self.processor, self.device = name, processor, best_device()
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        model = load_model(name, revision, dtype)
+        model = load_model(name, revision, dtype) if weights is None else weights
         check_vocabulary(model, self.tokenizer, name)
         self.revision: str | None = getattr(model.config, "_commit_hash", None) or revision
         model.generation_config = generation_config(model, self.tokenizer)
@@ -257,6 +260,7 @@ class VisionLanguageModel(LanguageModel):
         adapter: Hub id or folder of a PEFT adapter trained on it.
         revision, adapter_revision: branch, tag or commit on the Hub.
         dtype: of the weights; "auto" is the checkpoint's.
+        weights: as in `LanguageModel`; an adapter would change them for both.
 
     Attributes:
         adapter_revision: the commit on the Hub, or what was given.
@@ -270,12 +274,12 @@ class VisionLanguageModel(LanguageModel):
 
     def __init__(
         self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto",
-        adapter_revision: str | None = None,
+        adapter_revision: str | None = None, weights: Any = None,
     ) -> None:  # fmt: skip
         self.adapter, processor = adapter, load_processor(name, revision)
         # Check before loading gigabytes.
         self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
-        super().__init__(processor, name, revision, dtype)
+        super().__init__(processor, name, revision, dtype, weights)
         if adapter is not None:
             self.model = with_adapter(self.model, name, adapter, revision=adapter_revision).to(self.device).eval()
         self.fingerprint = fingerprint(name, self.revision)

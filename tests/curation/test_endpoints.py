@@ -16,7 +16,7 @@ from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 
-CUT = "no score: the judge did not answer (cut off at 700 tokens)"
+CUT = "no score: the judge did not answer (cut off at 2800 tokens)"
 
 
 def thinking(received: Received) -> Answer:
@@ -71,6 +71,6 @@ def test_judges_that_never_score_are_named_with_what_went_wrong(
     with pytest.raises(NothingMade) as raised:
         curate_folder(settings, tmp_path)
     assert str(raised.value) == (
-        f"Every pair of source was rejected: no judge gave a readable score (2). The commonest details: {CUT} (2). "
-        f"All are in {tmp_path / 'rejects.jsonl'}; mend what they name."
+        "Every pair of source was rejected: judging relevance lost 2 (no judge gave a readable score: 2). "
+        f"Examples: lung: {CUT}; lobe: {CUT}. All are in {tmp_path / 'rejects.jsonl'}; mend what they name."
     )

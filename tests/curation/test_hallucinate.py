@@ -87,6 +87,7 @@ def test_a_useless_written_answer_is_told_why_and_asked_for_once_more():
     ("answers", "reason", "detail"),
     [
         ([ChatReply(failure="HTTP 503")], hallucinate.NO_ANSWER, "HTTP 503"),
+        ([ChatReply(failure="cut off at 9 tokens", partial='{"cho', cut=True)], "cut off at 9 tokens", "it begins '{"),
         (["I cannot help with that."], hallucinate.UNREADABLE, "I cannot help"),
         ([""], hallucinate.UNREADABLE, "''"),
         (['{"choice": 2}'], hallucinate.UNREADABLE, "0 to 1"),

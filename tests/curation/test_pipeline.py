@@ -233,15 +233,56 @@ def test_box_that_cannot_be_noised_is_a_counted_reject(make_source: MakeSource, 
     folder = curate(tmp_path / "out", Settings(source=source))
     assert manifest(folder)["counts"] == {"hallucinated_response": 2, "lesion_noise": 1}
     assert manifest(folder)["rejects"] == {reason: 1}
-    assert rejects(folder) == [{"id": "r", "dispreference": "lesion_noise", "reason": reason, "detail": ""}]
+    assert rejects(folder) == [
+        {"id": "r", "dispreference": "lesion_noise", "reason": reason, "detail": "", "task": "closed_vqa",
+         "step": "locate"},
+    ]  # fmt: skip
+    assert manifest(folder)["rejects_by_task"] == {"closed_vqa": {reason: 1}}
 
 
-def test_source_that_gives_no_pair_is_bad_input(make_source: MakeSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize("restricted", [False, True])
+def test_source_that_gives_no_pair_is_bad_input(make_source: MakeSource, tmp_path: Path, restricted: bool) -> None:
     source = make_source([question(answer="unheard-of", boxes=[])])
-    with pytest.raises(InputError, match=r"Every pair of source was rejected: .*no lesion was found \(1\)") as raised:
-        curate(tmp_path / "out", Settings(source=source))
+    with pytest.raises(InputError, match="Every pair of source was rejected") as raised:
+        curate(tmp_path / "out", Settings(source=source, credentialed=restricted))
+    said = str(raised.value)
+    assert f"choosing rejected responses lost 1 ({hallucinate.DECLINED}: 1)" in said
+    assert "locating lesions lost 1 (no lesion was found: 1)." in said
+    assert ("Examples: q: to the gold answer 'unheard-of'; q: no lesion was found." in said) is not restricted
+    assert ("unheard-of" in said) is not restricted
     file = Path(re.search(r"All are in (.*rejects.jsonl); mend what they name\.", str(raised.value))[1])
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2 and "{" not in str(raised.value)
+
+
+def test_pairs_below_the_least_relevance_are_rejects(make_source: MakeSource, tmp_path: Path) -> None:
+    boxes = [{"label": "nodule", "x": 4, "y": 4, "w": 8, "h": 8, "confidence": 0.6}]
+    source = make_source([question(boxes=boxes), question(id="r", question="What is it?", answer="left lung")])
+    folder = curate(tmp_path / "out", Settings(source=source, min_relevance=0.75, judges=["standin:strict"]))
+    scores = {row["id"].split("/", 1)[1]: row["clinical_relevance"] for row in loading.load(str(folder))}
+    assert scores == pytest.approx({"q/hallucinated_response": 0.9, "r/lesion_noise": 1.0})
+    assert [(line["id"], line["step"], line["reason"], line["detail"]) for line in rejects(folder)] == [
+        ("q", "locate", rows.BELOW, "relevance 0.6, at least 0.75 asked for"),
+        ("r", "judge", rows.BELOW, "relevance 0.6, at least 0.75 asked for"),
+    ]
+    assert manifest(folder)["rejects_by_task"] == {"closed_vqa": {rows.BELOW: 1}, "open_vqa": {rows.BELOW: 1}}
+    with pytest.raises(InputError, match="min-relevance"):
+        Settings(source=source, chat="standin:rules", judges=["none"], weights="none", min_relevance=0.1)
+
+
+def test_how_often_no_candidate_was_wrong_is_recorded(
+    make_source: MakeSource, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(self: VisionLanguageModel, inputs: Any, sampling: Any) -> list[list[Answer]]:
+        return [[Answer("Yes, it is"), Answer("No, it is not"), Answer("in the heart")]] * len(inputs["input_ids"])
+
+    monkeypatch.setattr(VisionLanguageModel, "generate", generate)
+    source = make_source([
+        question(answer="Yes, a nodule"), question(id="r", question="Where is it?", answer="left atrium"),
+        question(id="s", question="Where is it?", answer="right ear"),
+    ])  # fmt: skip
+    settings = Settings(source=source, model=str(tiny_model), localizer="none", style="free")
+    found = manifest(curate(tmp_path / "out", settings))
+    assert found["selected"] == {"answered": 2, "none": 0, "not_asked": 1}
 
 
 def test_faulty_rows_are_refused_or_counted(make_source: MakeSource, tmp_path: Path) -> None:
@@ -353,14 +394,15 @@ def test_ledgers_that_lost_their_ends_are_completed(
     assert recorded(output) == recorded(small_blocks)
 
 
-LOST = {"reason": hallucinate.NO_ANSWER, "detail": "refused"}
-
-
-def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reason", [hallucinate.NO_ANSWER, hallucinate.UNREADABLE, "cut off at 9 tokens"])
+def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(
+    corpus: Path, tmp_path: Path, reason: str
+) -> None:
+    lost = {"reason": reason, "detail": "refused"}
     samples = read_source(corpus, "preference", 20).samples
     done = Ledger(tmp_path / "work.ledger")
-    pipeline.run_step("First", done, [samples], lambda batch: [LOST, *({"text": s.id} for s in batch[1:])], False)
-    assert done[samples[0].id] == LOST
+    pipeline.run_step("First", done, [samples], lambda batch: [lost, *({"text": s.id} for s in batch[1:])], False)
+    assert done[samples[0].id] == lost
     done.forget()  # as a resumed run begins
     asked: list[str] = []
 
@@ -477,7 +519,9 @@ def test_weights_over_all_pairs_are_recorded(corpus: Path, tmp_path: Path) -> No
 
 def test_blackened_region_that_was_black_is_a_counted_reject(make_source: MakeSource, tmp_path: Path) -> None:
     black = io.BytesIO()
-    Image.new("L", (32, 32)).save(black, "PNG")
+    image = Image.new("L", (32, 32))
+    image.putpixel((31, 31), 1)
+    image.save(black, "PNG")
     source = make_source([question()], images={"a.png": black.getvalue()})
     folder = curate(tmp_path / "out", Settings(source=source, noise="black"))
     assert manifest(folder)["rejects"] == {"the region is black already": 1}

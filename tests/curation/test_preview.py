@@ -34,7 +34,9 @@ def show(make_source: MakeSource, tmp_path: Path) -> Show:
     """Draw the sheet of a source of `rows` about the grey pictures a.png, b.png and c.png of 32 x 32 pixels."""
     grey = make_source()
     for number, name in enumerate(("a.png", "b.png", "c.png")):
-        Image.new("L", (32, 32), 90 + number).save(grey / name)
+        picture = Image.new("L", (32, 32), 90 + number)
+        picture.putpixel((31, 31), 0)
+        picture.save(grey / name)
 
     def draw(
         rows: list[dict[str, Any]], localizer: str = "boxes", noise: Noise | None = None, most: float = 0.6,

@@ -25,7 +25,9 @@ IDS = ["q0", "q1", "q2"]
 
 
 def picture(path: Path, shade: int, size: tuple[int, int] = (8, 8), **options: Any) -> None:
-    Image.new("L", size, shade).save(path, **options)
+    image = Image.new("L", size, shade)
+    image.putpixel((0, 0), 255 - shade)
+    image.save(path, **options)
 
 
 def rows(**changed: Any) -> list[dict[str, Any]]:

@@ -582,12 +582,31 @@ def test_faultless_source_is_not_refused(make_source: MakeSource) -> None:
     refuse_faults(read_source(make_source([row()])), skip_faulty=False)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "RGBA"])
+def test_image_of_one_colour_is_a_fault_and_such_a_mask_is_none(make_source: MakeSource, mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (32, 32), 200 if mode in "LI;16" else (9, 80, 7)).save(buffer, "PNG")
+    images = {"a.png": picture(1), "flat.png": buffer.getvalue(), "black.png": mask_of_nothing()}
+    source = read_source(make_source([row(image="flat.png"), row(id="q2", masks="black.png")], images=images))
+    assert [(fault.row, fault.column) for fault in source.faults] == [("q1", "image")]
+    assert "has one colour everywhere; replace the file or drop the row" in source.faults[0].sentence
+    assert [sample.id for sample in source.samples] == ["q2"]
+
+
+def mask_of_nothing() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 # Splits and limits.
 
 
 def picture(number: int, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (4, 4), number).save(buffer, format)
+    image = Image.new("L", (4, 4), number)
+    image.putpixel((0, 0), 255 - number)
+    image.save(buffer, format)
     return buffer.getvalue()
 
 

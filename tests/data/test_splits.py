@@ -23,7 +23,9 @@ MakeSource = Callable[..., Path]
 
 def picture(number: int) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (number % 256, number // 256, 7)).save(buffer, "PNG")
+    image = Image.new("RGB", (4, 4), (number % 256, number // 256, 7))
+    image.putpixel((0, 0), (0, 0, 0))
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -165,7 +165,7 @@ def change_row(**values: Any) -> Callable[[Work], None]:
 
 def paint(work: Work) -> None:
     (file,) = work.source.rglob(table(work)[2]["image"])
-    Image.new("RGB", Image.open(file).size, "red").save(file)
+    Image.radial_gradient("L").resize(Image.open(file).size).save(file)
 
 
 def move_box(row: dict[str, Any]) -> list[dict[str, Any]]:

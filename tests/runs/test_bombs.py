@@ -245,7 +245,7 @@ READERS: list[tuple[Callable[[Path], Any], str]] = [
 @pytest.mark.parametrize("kind", LINES)
 def test_a_line_without_bounds_is_the_fault_of_its_row(tmp_path: Path, kind: str) -> None:
     line, why = LINES[kind]
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    Image.linear_gradient("L").save(tmp_path / "a.png")
     good = {"image": "a.png", "question": "Is it clear?", "answer": "yes"}
     lines = [json.dumps(good), line, json.dumps({**good, "question": "Where?"})]
     (tmp_path / "table.jsonl").write_text("\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,17 @@ def contents() -> str:
     return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file in files).encode()).hexdigest()
 
 
-def render(prompt: str, schema: dict[str, Any], image: bytes | None = None, **variables: Any) -> ChatRequest:
+def render(
+    prompt: str, schema: dict[str, Any], image: bytes | None = None, readable: Callable[[str], bool] = bool,
+    **variables: Any,
+) -> ChatRequest:  # fmt: skip
     """Fill the template `prompt` ("judge@2") with `variables`; a missing variable raises.
 
-    `image`, an encoded image file, goes with the request; the template sees only whether there is one.
+    `image`, an encoded image file, goes with the request; the template sees only whether there is one. `readable` is
+    the request's.
     """
     text = _environment().get_template(f"{prompt}.jinja").render(variables, image=image is not None)
-    return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema)
+    return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema, readable=readable)
 
 
 def echoes(text: str, prompt: str) -> bool:

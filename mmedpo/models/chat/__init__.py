@@ -21,6 +21,8 @@ class ChatRequest:
         text: the user message.
         image: encoded image file, in any format that Pillow reads.
         schema: JSON schema of the answer.
+        readable: returns True for a reply that its reader can use. `CachedChat` asks others anew in a later run.
+        max_tokens: longest reply in tokens; None is the client's own.
     """
 
     prompt: str
@@ -28,6 +30,8 @@ class ChatRequest:
     text: str
     image: bytes | None = None
     schema: dict[str, Any] | None = None
+    readable: Callable[[str], bool] = field(default=bool, compare=False)
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

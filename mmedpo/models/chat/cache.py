@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmedpo.errors import InputError
@@ -13,10 +14,14 @@ from mmedpo.models.chat.limits import Budget
 from mmedpo.runs.ledger import Ledger
 
 TOKENS = ("prompt_tokens", "completion_tokens")
+ROOM = 4  # times the longest reply, for a request whose reply was cut off
 
 
 class CachedChat:
     """Chat client with a cache and a budget; equal requests are asked once.
+
+    A request whose reply was cut off is asked again with `ROOM` times the length. A cached reply that its reader cannot
+    use is asked anew by the next run that needs it, and kept if that fails.
 
     Args:
         chat: Client for answers that the cache does not hold.
@@ -28,6 +33,7 @@ class CachedChat:
     def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger, used: Ledger) -> None:
         self.name, self.revision = chat.name, chat.revision
         self.chat, self._budget, self._cache, self._used = chat, budget, cache, used
+        self._asked: set[str] = set()  # keys of this start's own requests
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         """Return one reply per request, in order.
@@ -39,9 +45,18 @@ class CachedChat:
         keys = [_key(self.chat, request) for request in requests]
         kept = {key: self._cache.get(key) for key in dict.fromkeys(keys)}
         replies = {key: self._kept(value) for key, value in kept.items() if value is not None}
-        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
+        missing = {
+            key: request
+            for key, request in zip(keys, requests, strict=True)
+            if key not in replies or (key not in self._asked and not request.readable(replies[key].text or ""))
+        }
         if missing:
-            replies |= self._ask(missing)
+            found = self._ask(missing)
+            cut = {key: self._with_room(missing[key]) for key, reply in found.items() if reply.cut}
+            longer = self._ask(cut) if cut else {}
+            found |= {key: reply for key, reply in longer.items() if reply.cut or reply.text is not None}
+            replies |= {key: reply for key, reply in found.items() if reply.text is not None or key not in replies}
+            self._asked |= missing.keys()
         answered = {key: reply for key, reply in replies.items() if reply.text is not None}
         self._used.update({key: {"model": self.name, **_spent(reply)} for key, reply in answered.items()})
         return [replies[key] for key in keys]
@@ -58,6 +73,9 @@ class CachedChat:
                 "in it is needed, or name another --cache."
             ) from None
         return reply
+
+    def _with_room(self, request: ChatRequest) -> ChatRequest:
+        return replace(request, max_tokens=ROOM * (request.max_tokens or self.chat.settings["max_tokens"]))
 
     def _ask(self, requests: Mapping[str, ChatRequest]) -> dict[str, ChatReply]:
         keys = list(requests)

@@ -173,7 +173,7 @@ class EndpointChat:
         retry = retry_if_exception(self._may_pass)
         retrying = AsyncRetrying(retry=retry, stop=stop, wait=self._wait, sleep=batch.rest, reraise=True)
         try:
-            reply: ChatReply = await retrying(self._attempt, batch, messages, request.schema)
+            reply: ChatReply = await retrying(self._attempt, batch, messages, request)
         except NoAnswer as error:
             return await self._give_up(batch, request, error, retrying.statistics["attempt_number"])
         self._answers.add(request.image is not None)
@@ -187,7 +187,7 @@ class EndpointChat:
             self._warned = True
             log.warning("%s does not answer (%s). It is tried for %.0f s more.", self.place, self._message(error), left)
 
-    async def _attempt(self, batch: _Batch, messages: list[Any], schema: dict[str, Any] | None) -> ChatReply:
+    async def _attempt(self, batch: _Batch, messages: list[Any], request: ChatRequest) -> ChatReply:
         """Return one answer, with parameters in forms that the endpoint accepts; warn once about those left out."""
 
         async def send(fields: dict[str, Any], probe: bool = False) -> ChatReply:
@@ -195,7 +195,8 @@ class EndpointChat:
             self._answers |= {False} if probe else set()
             return reply
 
-        values = {**self.settings, **({} if schema is None else {"response_format": schema})}
+        own = {"max_tokens": request.max_tokens, "response_format": request.schema}
+        values = {**self.settings, **{name: value for name, value in own.items() if value is not None}}
         reply = await self.parameters.ask(values, send, batch.searching)
         if new := self.parameters.news():
             said = "%s, asked for the model %r, refuses %s: left out from here on, and recorded so.%s"

@@ -14,6 +14,7 @@ from mmedpo.data.images import open_rgb
 from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat.constrained import Constraint, Schema
 from mmedpo.models.chat_template import encode
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.models.vision_language import LanguageModel, can_see, load_processor, load_tokenizer
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+HELD = {"response_format": "json_schema"}  # as endpoints call it
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Answerable request: position in the given order, model input, and seed of its sampling."""
+    """Answerable request: position in the given order, model input, seed of its sampling, longest reply, and schema."""
 
     place: int
     image: Image | None
     text: str
     seed: int
+    longest: int
+    schema: Schema | None
 
 
 class LocalChat(LanguageModel):
@@ -41,6 +45,9 @@ class LocalChat(LanguageModel):
     Requests are answered in batches. Temperature 0 is greedy; above it the seed of a request comes from `seed`, its
     text and its image. An answer thus depends on no other request, up to rounding in its batch. Batches are cut from
     the answerable requests in order, so that a resumed run without the finished batches forms the same ones.
+
+    A reply keeps to the JSON schema of its request (`Constraint`), behind its thought if it has one. Where that cannot
+    be done with the model's tokenizer, a warning says so.
 
     Args:
         model: Hub id or folder. A vision-language model answers requests without an image too.
@@ -77,6 +84,12 @@ class LocalChat(LanguageModel):
             # a folder's contents may change
             **({} if getattr(config, "_commit_hash", None) else {"contents": model_contents(model)}),
         }  # fmt: skip
+        self._constraint: Constraint | None = None
+        try:
+            self._constraint = Constraint(self.reader)
+            self.settings = {**self.settings, **HELD}
+        except ValueError as error:
+            self._unheld = str(error)
         self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
@@ -92,6 +105,12 @@ class LocalChat(LanguageModel):
                 f"{self.name!r} is a {self.model.config.model_type!r} model and cannot look at images. Leave out "
                 "--show-images, or name a vision-language model."
             )
+        if self._constraint is None and any(request.schema for request in requests):
+            warnings.warn(
+                f"{self.name}: replies are not held to their JSON schema, since llguidance cannot read the tokenizer "
+                f"({self._unheld}). Use a model with a fast tokenizer, or serve this one by an endpoint.",
+                stacklevel=2,
+            )
         replies: dict[int, ChatReply] = {}
         for batch in self._batches(requests):
             replies |= batch
@@ -100,19 +119,19 @@ class LocalChat(LanguageModel):
         return [replies[place] for place in range(len(requests))]
 
     def _batches(self, requests: Sequence[ChatRequest]) -> Iterator[dict[int, ChatReply]]:
-        """Yield replies by position, batch by batch; prompts with and without images are batched separately."""
-        waiting: dict[bool, list[_Prompt]] = {True: [], False: []}
+        """Yield replies by position, batch by batch; those of a batch all have an image or none, and one length."""
+        waiting: dict[tuple[bool, int], list[_Prompt]] = {}
         for place, request in enumerate(requests):
             prompt = self._prompt(place, request)
             if isinstance(prompt, ChatReply):
                 yield {place: prompt}
                 continue
-            batch = waiting[prompt.image is not None]
+            batch = waiting.setdefault((prompt.image is None, prompt.longest), [])
             batch.append(prompt)
             if len(batch) == self.batch_size:
                 yield self._answer(batch)
                 batch.clear()
-        for batch in waiting.values():
+        for _, batch in sorted(waiting.items()):
             if batch:
                 yield self._answer(batch)
 
@@ -130,7 +149,7 @@ class LocalChat(LanguageModel):
             raise
         except Exception as error:  # processors raise errors of any type
             return ChatReply(failure=f"the model's processor refuses it ({type(error).__name__}: {error})")
-        longest = self.settings["max_tokens"]
+        longest = request.max_tokens or self.settings["max_tokens"]
         if tokens + longest > self._context:
             return ChatReply(
                 failure=f"the prompt has {tokens} tokens, and with an answer of up to {longest} (max_tokens) it "
@@ -138,7 +157,7 @@ class LocalChat(LanguageModel):
             )
         digest = hashlib.sha256(request.image or b"").hexdigest()
         seed = int(unit_interval(self.settings["seed"], request.text, digest) * 2**53)
-        return _Prompt(place, image, request.text, seed)
+        return _Prompt(place, image, request.text, seed, longest, request.schema)
 
     def _answer(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -162,19 +181,27 @@ class LocalChat(LanguageModel):
 
     def _generate(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch])
-        most, temperature = self.settings["max_tokens"], self.settings["temperature"]
-        sampler = [_Sampler([prompt.seed for prompt in batch], temperature, self.device)] if temperature else []
-        generated = self.generated(inputs, most, do_sample=False, logits_processor=sampler)
         asked = [
             ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]
-        return {prompt.place: self._reply(*tokens) for prompt, *tokens in zip(batch, asked, generated, strict=True)}
+        schemas = [prompt.schema for prompt in batch]
+        choice: list[Any] = []
+        if self._constraint and any(schemas):
+            choice.append(self._constraint.processor(asked, schemas, inputs["input_ids"].shape[1]))
+        most, temperature = batch[0].longest, self.settings["temperature"]
+        if temperature:
+            choice.append(_Sampler([prompt.seed for prompt in batch], temperature, self.device))
+        generated = self.generated(inputs, most, do_sample=False, logits_processor=choice)
+        return {
+            prompt.place: self._reply(prompt, *tokens) for prompt, *tokens in zip(batch, asked, generated, strict=True)
+        }
 
-    def _reply(self, asked: list[int], generated: list[int]) -> ChatReply:
+    def _reply(self, prompt: _Prompt, asked: list[int], generated: list[int]) -> ChatReply:
         """Return the reply for the tokens of prompt and answer, maybe with padding behind."""
-        answer = self.reader.read(asked, generated, self.settings["max_tokens"])
-        said = len(self.reader.until_end(generated))
-        return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=min(said + 1, len(generated)))
+        sent = HELD if self._constraint and prompt.schema else None
+        answer = self.reader.read(asked, generated, prompt.longest)
+        said = min(len(self.reader.until_end(generated)) + 1, len(generated))
+        return ChatReply(**vars(answer), prompt_tokens=len(asked), completion_tokens=said, sent=sent)
 
 
 class _Sampler:

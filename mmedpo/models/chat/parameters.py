@@ -26,6 +26,10 @@ FORMS: dict[str, tuple[tuple[str, Form], ...]] = {
         ("json_schema", lambda schema: {"response_format": {
             "type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True},
         }}),
+        ("json_schema without lengths", lambda schema: {"response_format": {  # OpenAI's own takes none
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": _without_lengths(schema), "strict": True},
+        }}),
         ("json_object", lambda schema: {"response_format": {"type": "json_object", "value": schema}}),
         ("none", lambda schema: {}),
     ),
@@ -37,6 +41,12 @@ _UNSUPPORTED = re.compile(
     r"unsupported|not? (?:be )?support|un(?:known|recogni[sz]ed|expected)|extra|permitted|use 'max_completion_tokens'",
     re.IGNORECASE,
 )
+
+
+def _without_lengths(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_lengths(value) for name, value in schema.items() if name != "maxLength"}
+    return schema
 
 
 class Send(Protocol):

@@ -62,6 +62,37 @@ def test_a_failure_is_asked_again(chat_server, cached, ask):
     assert sorted(asked(chat_server)) == ["a", "b", "b"]
 
 
+def test_a_reply_that_was_cut_off_is_asked_again_once_with_more_room(chat_server, cached, ask):
+    chat_server.answer = lambda r: Answer("the le", finish="length") if r.body["max_tokens"] == 512 else echo(r)
+    assert [reply.text for reply in cached().complete([ask("a"), ask("a")])] == ["echo a"] * 2
+    assert [received.body["max_tokens"] for received in chat_server.received] == [512, 2048]
+    assert cached().complete([ask("a")])[0].text == "echo a"  # from the cache
+    assert len(chat_server.received) == 2
+
+
+def test_where_more_room_is_refused_the_reply_stays_cut_off(chat_server, cached, ask):
+    def answer(received):
+        long = received.body["max_tokens"] > 512
+        return Answer("too long for the context", 400) if long else Answer("the le", finish="length")
+
+    chat_server.answer = answer
+    (reply,) = cached().complete([ask("a")])
+    assert (reply.failure, reply.said) == ("cut off at 512 tokens", "the le")
+
+
+def test_an_unreadable_reply_is_asked_anew_by_the_next_start_alone(chat_server, cached, ask):
+    first = ask("a", readable=lambda text: "{" in text)
+    chat = cached()
+    assert [chat.complete([first])[0].text for _ in range(2)] == ["echo a"] * 2
+    assert asked(chat_server) == ["a"]  # this start asked it already
+    chat_server.answer = lambda r: Answer("expired", 400) if r.text == "a" else echo(r)
+    assert cached().complete([first])[0].text == "echo a"  # nothing better came
+    chat_server.received.clear()
+    chat_server.answer = lambda r: Answer("{}")
+    assert [cached().complete([first])[0].text for _ in range(2)] == ["{}"] * 2
+    assert asked(chat_server) == ["a"]
+
+
 def test_an_error_in_the_middle_loses_nothing_that_was_answered(chat_server, cached, ask):
     chat_server.answer = lambda r: Answer("expired", 401) if r.text == "3" else echo(r)
     with pytest.raises(InputError, match=r"expired.*--resume"):

@@ -153,8 +153,8 @@ def test_a_model_that_cannot_see_is_named_with_what_to_do(chat_server, endpoint,
 @pytest.mark.parametrize(
     ("unknown", "forms"),
     [
-        (["json_schema"], ["json_schema", "json_object", "json_object"]),
-        (["json_schema", "json_object"], ["json_schema", "json_object", None, None]),
+        (["json_schema"], ["json_schema", "json_schema", "json_object", "json_object"]),
+        (["json_schema", "json_object"], ["json_schema", "json_schema", "json_object", None, None]),
     ],
     ids=["TGI", "transformers serve"],
 )
@@ -167,6 +167,16 @@ def test_a_form_of_structured_output_that_is_refused_is_not_tried_again(chat_ser
     for _ in range(2):
         assert chat.complete([ask(schema=SCHEMA)]) == [ChatReply("{}")]
     assert [form(received) for received in chat_server.received] == forms
+
+
+def test_an_endpoint_that_takes_no_lengths_is_asked_without_them(chat_server, endpoint, ask):
+    text = {"type": "object", "properties": {"answer": {"type": "string", "maxLength": 9}}}
+    refusal = Answer(body=b'{"error": {"message": "response_format: maxLength is not permitted"}}', status=400)
+    chat_server.answer = lambda r: refusal if "maxLength" in str(r.body) else Answer("{}")
+    (reply,) = endpoint().complete([ask(schema=text)])
+    assert reply.sent["response_format"] == "json_schema without lengths"
+    sent = chat_server.received[-1].body["response_format"]["json_schema"]["schema"]
+    assert sent == {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@ from itertools import count
 
 import pytest
 
-from mmedpo.curation.plan import open_chat
+from mmedpo.curation.plan import open_chat, open_plan, open_source
+from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError, Stopped
 from mmedpo.models.chat.limits import Budget, Limits
@@ -63,3 +64,11 @@ def test_a_local_model_has_a_memory_too(tiny_model, run, ask):
 def test_other_forms_are_refused(spec, run):
     with pytest.raises(InputError, match="http://"):
         open_chat(spec, *run)
+
+
+def test_a_local_model_named_thrice_is_one_copy(tiny_model, corpus, run):
+    name = f"local:{tiny_model}"
+    settings = Settings(corpus, split="preference", model=str(tiny_model), chat=name, judges=[name, "standin:strict"])
+    plan = open_plan(settings, open_source(settings), *run)
+    assert plan.writer.chat is next(iter(plan.panel.judges.values()))
+    assert plan.sampler.load().model is plan.writer.chat.chat.model

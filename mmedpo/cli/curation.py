@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,8 @@ from mmedpo.errors import AlreadyFinished, Fault, InputError
 
 if TYPE_CHECKING:
     from mmedpo.curation.settings import Run, Settings
+    from mmedpo.report.audit import Texts
+    from mmedpo.runs.ledger import Ledger
 
 NOWHERE = Path()  # source and output of --check-judges
 
@@ -149,23 +152,34 @@ def audit(
     output: Annotated[Path | None, typer.Option("--output", help="Folder for audit.json and audit.html.")] = None,
     resume: Resume = False,
     split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
+    text: Annotated[
+        bool, typer.Option("--text", help="Look for text burnt into the images: about 2 s each; needs mmedpo[text].")
+    ] = False,
 ) -> None:
     """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
     from mmedpo.models.fingerprint import dataset_contents
     from mmedpo.report import audit as audits
     from mmedpo.runs import writable
     from mmedpo.runs.json_files import write_json
+    from mmedpo.runs.ledger import Ledger
     from mmedpo.runs.run_folder import output_folder
 
     if output is not None:
         writable.check(output, resume)
-    found = audits.audit(dataset, split)
-    print_table(audits.rows(found))
-    if output is not None:
-        settings, contents = {"dataset": dataset, "split": split}, {"dataset": dataset_contents(dataset, {split})}
-        with output_folder(output, settings, resume, contents=contents) as folder:
+    with ExitStack() as stack:
+        folder, texts = None, None
+        if output is not None:
+            settings = {"dataset": dataset, "split": split, **({"text": True} if text else {})}
+            contents = {"dataset": dataset_contents(dataset, {split})}
+            folder = stack.enter_context(output_folder(output, settings, resume, contents=contents))
+        if text:
+            texts = _texts(dataset, folder and stack.enter_context(closing(Ledger(folder / "text.ledger"))))
+        found = audits.audit(dataset, split, texts=texts)
+        print_table([*audits.rows(found), *(texts.listed() if texts else [])])
+        if folder is not None:
             write_json(folder / "audit.json", found)
-            (folder / "audit.html").write_text(audits.render(found), encoding="utf-8")
+            (folder / "audit.html").write_text(audits.render(found, texts), encoding="utf-8")
+    if output is not None:
         print_written(output)
     if found["faults"]:
         raise InputError(f"{dataset} breaks the preference schema:", [Fault(**fault) for fault in found["faults"]])
@@ -186,6 +200,17 @@ def _check_judges(settings: Settings, run: Run) -> None:
     print_table(judge_check.table(checked))
     judge_check.refuse_below_bar(checked, run.judges_below_bar)
     console.print(f"Judges, on {judge_check.said(checked)}.", soft_wrap=True)
+
+
+def _texts(dataset: str, found: Ledger | None) -> Texts:
+    """Return the search for text of audit; of restricted data it counts only."""
+    from mmedpo.data import origin
+    from mmedpo.data.burnt_text import Finder
+    from mmedpo.report.audit import Texts
+
+    if Path(dataset).is_file():
+        raise InputError(f"{dataset} holds names of images: --text reads images that are inside a dataset.")
+    return Texts(Finder(found), restricted=origin.credentialed_source(dataset) is not None)
 
 
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ IDENTIFIERS = re.compile(
     re.IGNORECASE,
 )
 NAMING = re.compile(r"\b(name|patient|pat|dr|doctor|physician|referring|operator|uploader|source)\b ?[.:] ?\w", re.I)
+WATERMARK = re.compile("medpix", re.IGNORECASE)  # of a public archive, on every image of VQA-RAD
 SURNAME = re.compile(r"\b[A-Z][A-Za-z'-]{2,}(\^[A-Za-z]|, ?[A-Z](?![a-z]?\d))")
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # OCR loses spaces: JaneDoe is two words
 SIDES = re.compile(r"[RLAPHFSI]{1,2}")  # right, left, anterior, posterior, head, foot, superior, inferior
@@ -56,7 +57,7 @@ VIEWER_WORDS = """
 abdomen abdominal acq angle ankle aorta axial bladder body bone brain breast cardiac cervical chest clip cm compressed
 contrast coronal cor delayed depth distance doppler dose dynamic echo elbow exam exposure eye fat field flair flip foot
 frame freq gain gallbladder general hand head heart hip image images kidney knee length lens liver long loss lossless
-lossy lumbar lung mag map material med mode mri neck non order page pancreas pelvis phase pix plane post pre prediction
+lossy lumbar lung mag map material mode mri neck non order page pancreas pelvis phase plane post pre prediction
 protocol pulse recon ref report sag sagittal sat scale scan scout screen sequence series shoulder size skull slice soft
 spine spleen stomach study system thickness thoracic tilt time tissue trans transverse ultrasound uterus vein venous
 view width window wrist wl ww with without zoom
@@ -154,6 +155,7 @@ an initial between them allowed, that are no words of viewers (`KNOWN`) |
     | marker | sides, views and positions alone: `L`, `RIGHT`, `AP`, `PORTABLE` |
     | other | all else |
     """
+    text = WATERMARK.sub("", text)
     if NAMING.search(text) or SURNAME.search(text) or _has_two_names(text):
         return NAME
     if DATES.search(text):

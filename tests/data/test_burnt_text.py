@@ -74,7 +74,7 @@ def test_each_image_is_read_once_also_by_the_next_run(finder: Finder, tmp_path) 
     ("text", "expected"),
     [
         ("DOE^JANE", NAME), ("Doe, J", NAME), ("Jane Doe", NAME), ("JaneQDoe", NAME), ("Name: X", NAME),
-        ("Dr. Who", NAME), ("SMITH JOHN M", NAME), ("Source:JaneDoe,11-12-2007", NAME),
+        ("Dr. Who", NAME), ("SMITH JOHN M", NAME), ("BAPTIST MED CTR", NAME), ("Source:JaneDoe,11-12-2007", NAME),
         ("7/28/1987", DATE), ("2004Oct07", DATE), ("03 Mar 1999", DATE), ("19620311", DATE), ("13:24:26", DATE),
         ("2007", DATE), ("-23-2011", DATE), ("Mar 3, 1999", DATE),
         ("1263487", IDENTIFIER), ("MRN 4711", IDENTIFIER), ("62659-1", IDENTIFIER), ("dac752fe-41", IDENTIFIER),

@@ -6,24 +6,27 @@ Rows are read once, as a stream, and added up; each image file is decoded once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from pathlib import Path
 from typing import Any
+
+from rich.progress import track
 
 from mmedpo import schema
 from mmedpo.data import origin, shards
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import measure, style
+from mmedpo.report.audit.burnt_text import Texts
 from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
 from mmedpo.report.audit.read import Split, open_splits
 from mmedpo.report.audit.show import page, render, rows
 from mmedpo.report.notices import standins
 from mmedpo.runs.provenance import portable
 
-__all__ = ["audit", "distributions", "page", "render", "rows"]
+__all__ = ["Texts", "audit", "distributions", "page", "render", "rows"]
 
 
-def audit(path: str, split: str = "train", name: str | None = None) -> dict[str, Any]:
+def audit(path: str, split: str = "train", name: str | None = None, texts: Texts | None = None) -> dict[str, Any]:
     """Count, measure and check the rows of a preference dataset.
 
     Datasets that break the schema or have another layout are audited too. Their faults are listed, and each number is
@@ -34,6 +37,7 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
             in LLaVA's layout. The images of a file may be absent; they are identified by their names.
         split: split to measure; images and patients are compared between all splits.
         name: name of the dataset in the audit; by default its Hub id or relative path.
+        texts: looks for text burnt into the images inside the dataset, at about two seconds an image.
 
     Returns:
         The content of audit.json.
@@ -48,8 +52,12 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
     lengths, shortcut, ids = style.Lengths(), style.Shortcut(), shards.Hashes()
     measured, faults = splits[split], list(splits[split].faults)
     for other, rows_of in splits.items():
-        for given, row in rows_of:
+        searched = texts is not None and rows_of is measured
+        total = len(rows_of.source) if isinstance(rows_of.source, Sized) else None
+        for given, row in track(rows_of, "Looking for text in images", total, disable=not searched):
             homes.add(other, row)
+            if texts is not None and searched:
+                texts.add(given, row)
             if rows_of is measured:
                 faults += measured.row_faults(given, row)
                 ids.add(row.name)
@@ -79,6 +87,7 @@ def audit(path: str, split: str = "train", name: str | None = None) -> dict[str,
         "style": lengths.result(),
         "style_shortcut": shortcut.result(),
         "judges": judges.result(),
+        **({"burnt_text": texts.result()} if texts is not None else {}),
     }
 
 

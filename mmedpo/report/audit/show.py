@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data.burnt_text import said
 from mmedpo.data.text import number_of
+from mmedpo.report.audit.burnt_text import Texts
 from mmedpo.report.audit.read import REPORT_WORDS
 
 FLAWS = {  # key of the audit: (label, definition)
@@ -83,6 +85,11 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     if found := audit["near_duplicates"]:
         table.append(["groups of near-duplicate images", near_duplicates(found)])
         table += [["  look alike", ", ".join(names)] for names in found["examples"]]
+    if found := audit.get("burnt_text"):
+        table.append(["images with burnt-in text", f"{found['with_text']:,} of {found['images']:,}"])
+        table += [[f"  boxes, likely {kind}", f"{count:,}"] for kind, count in found["kinds"].items()]
+        table.append(["  visual pairs with noise over text", f"{found['noised_text']:,} of {found['visual_pairs']:,}"])
+        table += [["  warning", found["warning"]]] if found["warning"] else []
     if audit["rejects"] is not None:
         table.append(["rejected while curating", f"{sum(audit['rejects'].values()):,}"])
         table += [[f"  {reason}", f"{n:,}"] for reason, n in audit["rejects"].items()]
@@ -185,12 +192,13 @@ def _spread(part: Mapping[str, Any]) -> str:
     return f"{part['mean']:.3f} ± {part['sd']:.3f}, {part['min']:.3f} to {part['max']:.3f}"
 
 
-def render(audit: Mapping[str, Any]) -> str:
-    """Return the audit as one self-contained HTML page."""
+def render(audit: Mapping[str, Any], texts: Texts | None = None) -> str:
+    """Return the audit as one self-contained HTML page, with pictures of the text that was found in images."""
     return page(
         "audit.html.jinja",
-        **{tool.__name__: tool for tool in (alpha, flaws, near_duplicates, grouped, stood_in, strength, verdict)},
+        **{tool.__name__: tool for tool in (alpha, flaws, near_duplicates, grouped, said, stood_in, strength, verdict)},
         audit=audit,
+        texts=texts,
         notes={"reports": REPORTS, "agreement": AGREEMENT},
     )
 

@@ -173,7 +173,7 @@ def audit(
             contents = {"dataset": dataset_contents(dataset, {split})}
             folder = stack.enter_context(output_folder(output, settings, resume, contents=contents))
         if text:
-            texts = _texts(dataset, folder and stack.enter_context(closing(Ledger(folder / "text.ledger"))))
+            texts = _texts(dataset, stack.enter_context(closing(Ledger(folder / "text.ledger"))) if folder else None)
         found = audits.audit(dataset, split, texts=texts)
         print_table([*audits.rows(found), *(texts.listed() if texts else [])])
         if folder is not None:

@@ -37,19 +37,24 @@ class UnusableImage(InputError):
         self.sentence = sentence
 
 
-def open_rgb(image: Source) -> Image:
+def open_rgb(image: Source, allow_flat: bool = True) -> Image:
     """Return an image as RGB, upright, transparency on black (`image_modes.plain`); DICOM through its own window.
 
     Args:
         image: a file, its bytes, an undecoded image of a dataset ({"bytes", "path"}), or an image of Pillow. A copy
             of the latter has lost further pages, and that a 16-bit TIFF was WhiteIsZero.
+        allow_flat: accept an image of one colour, such as an empty mask; as a picture it holds no information.
 
     Raises:
-        UnusableImage: the image cannot be used, with the sentence of `fault`.
+        UnusableImage: the image cannot be used, with the sentence of `fault`, or is flat.
         InputError: pydicom is missing, or the limit variable is no number.
     """
-    picture = _open(image)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    opened = _open(image)
+    picture = opened if opened.mode == "RGB" else opened.convert("RGB")
+    if not allow_flat and all(low == high for low, high in picture.getextrema()):  # type: ignore[misc]
+        sentence = "the image has one colour everywhere; replace the file or drop the row"
+        raise UnusableImage(image.name if isinstance(image, Path) else "", sentence)
+    return picture
 
 
 def pixels(image: Source) -> np.ndarray:
@@ -103,12 +108,6 @@ def fault(image: Source) -> str | None:
     except UnusableImage as error:
         return error.sentence
     return None
-
-
-def flat_fault(image: Image) -> str:
-    """Return the sentence of a fault for an RGB image of one colour, which holds no information, else ""."""
-    is_flat = all(low == high for low, high in image.getextrema())  # type: ignore[misc]
-    return "the image has one colour everywhere; replace the file or drop the row" if is_flat else ""
 
 
 def embedded(path: Path) -> dict[str, Any]:

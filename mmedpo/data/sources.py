@@ -18,7 +18,7 @@ from typing import Any
 from mmedpo.data import credentialed, gold, licenses, safe_paths, splits
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
-from mmedpo.data.images import UnusableImage, digest, flat_fault, open_rgb
+from mmedpo.data.images import UnusableImage, digest, open_rgb
 from mmedpo.data.samples import Files, Sample, image_files, questions, read_heat, read_sample
 from mmedpo.data.tables import find_table
 from mmedpo.data.text import unit_interval
@@ -161,8 +161,7 @@ def read_source(
             "read as missing."
         )
     source.license = next(iter(source.licenses), license)
-    source.notices += licenses.notices(source.record(split))
-    source.notices += column_notices(source.name, columns)
+    source.notices += [*licenses.notices(source.record(split)), *column_notices(source.name, columns)]
     source.notices += [sentence] if (sentence := gold.notice(source.name, source.doubtful_answers)) else []
     return source
 
@@ -201,8 +200,8 @@ def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
         if column == "heatmap":
             read_heat(file)
             return "", (0, 0), ""
-        picture = open_rgb(file)
-        return (digest(picture), picture.size, flat_fault(picture)) if column == "image" else ("", picture.size, "")
+        picture = open_rgb(file, allow_flat=column != "image")
+        return digest(picture) if column == "image" else "", picture.size, ""
     except InputError as error:
         if column == "heatmap" or isinstance(error, UnusableImage):
             return "", (0, 0), str(error).rstrip(".")

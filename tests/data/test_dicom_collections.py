@@ -14,7 +14,7 @@ import pydicom.data
 import pytest
 
 from mmedpo.data.dicom import is_dicom
-from mmedpo.data.images import UnusableImage, flat_fault, open_rgb
+from mmedpo.data.images import UnusableImage, open_rgb
 
 SHIPPED = Path(pydicom.data.__file__).parent
 MORE = importlib.util.find_spec("data_store")  # the module of pydicom-data
@@ -114,8 +114,7 @@ def files(folder: str) -> list[Path]:
 def shown(path: Path) -> np.ndarray | str:
     """The picture, or the fault's sentence as a row of a source has it."""
     try:
-        image = open_rgb(path)
-        return flat_fault(image) or np.asarray(image)
+        return np.asarray(open_rgb(path, allow_flat=False))
     except UnusableImage as error:
         return error.sentence
 

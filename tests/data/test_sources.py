@@ -589,7 +589,8 @@ def test_image_of_one_colour_is_a_fault_and_such_a_mask_is_none(make_source: Mak
     images = {"a.png": picture(1), "flat.png": buffer.getvalue(), "black.png": mask_of_nothing()}
     source = read_source(make_source([row(image="flat.png"), row(id="q2", masks="black.png")], images=images))
     assert [(fault.row, fault.column) for fault in source.faults] == [("q1", "image")]
-    assert "has one colour everywhere; replace the file or drop the row" in source.faults[0].sentence
+    said = "flat.png: the image has one colour everywhere; replace the file or drop the row"
+    assert source.faults[0].sentence == said
     assert [sample.id for sample in source.samples] == ["q2"]
 
 

@@ -100,6 +100,8 @@ class ChatServer:
         self.script: list[Answer] = []
         self.answer: Callable[[Received], Answer] = lambda received: Answer("hello")
         self.received: list[Received] = []
+        self.models: Any = None  # what /v1/models answers, JSON or bytes; None: there is no such page
+        self.lists: list[dict[str, str]] = []  # headers of the requests for it
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -163,6 +165,15 @@ class ChatServer:
             def handle(self) -> None:
                 with suppress(OSError):
                     super().handle()
+
+            def do_GET(self) -> None:
+                server.lists.append({name.lower(): value for name, value in self.headers.items()})
+                known = self.path.partition("?")[0].endswith("/models") and server.models is not None
+                payload = server.models if isinstance(server.models, bytes) else json.dumps(server.models).encode()
+                self.send_response(200 if known else 404)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

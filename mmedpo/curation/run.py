@@ -24,6 +24,7 @@ from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
 from mmedpo.models.chat.cache import tally
 from mmedpo.models.chat.limits import Budget, Limits
+from mmedpo.models.chat.served import served
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.json_files import read_object, write_json
@@ -101,6 +102,9 @@ def curate_folder(
         processes.open(folder, "contents")
         budget = Budget((limits or Limits()).share(processes.count))
         plan = replace(open_plan(settings, source, budget, calls, used), masker=masker)
+        asked = [plan.writer.chat] if plan.writer else []
+        asked += plan.panel.judges.values() if plan.panel else []
+        listed = served(asked, log.warning) if processes.first else {}
         checked = None
         if processes.first and plan.panel is not None:  # before anything is paid for
             checked = judge_check.before_run(plan.panel, judges_below_bar)
@@ -114,6 +118,7 @@ def curate_folder(
             **_facts(plan, made, settings.style, used, steps["judge"], checked),
             "settings": {**settings.recipe(), "source_name": source.name},
             "contents": {role: digest for role, digest in contents.items() if digest}, **sent,
+            **({"listed_by_endpoint": listed} if listed else {}),
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
         shutil.rmtree(folder / masking.FOLDER, ignore_errors=True)

@@ -31,7 +31,7 @@ def thinking(received: Received) -> Answer:
 
 
 def test_curation_by_thinking_models_behind_a_gateway(
-    chat_server: ChatServer, make_source: Callable[..., Path], tmp_path: Path
+    chat_server: ChatServer, make_source: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chat_server.answer = lambda received: o_series(received) or thinking(received)
     rows = [{"id": name, "image": "a.png", "question": f"Where is the {name}?", "answer": "right lung"}
@@ -40,8 +40,11 @@ def test_curation_by_thinking_models_behind_a_gateway(
         source=make_source(rows), localizer="none", chat=f"{chat_server.url}#writer",
         judges=[f"{chat_server.url}#judge"], max_reply_tokens=700,
     )  # fmt: skip
+    chat_server.models = {"data": [{"id": "writer"}, {"id": "med-70b"}]}
     manifest = curate_folder(settings, tmp_path)
-    assert manifest
+    assert manifest and manifest["listed_by_endpoint"] == {name: ["writer", "med-70b"] for name in ("writer", "judge")}
+    assert len(chat_server.lists) == 1
+    assert [r.message for r in caplog.records if "lists no model 'judge', but writer, med-70b." in r.message]
     (row,) = loading.load(str(tmp_path))
     assert row["rejected"][0]["content"] == "left lung"
     assert row["clinical_relevance"] == pytest.approx(0.7)

@@ -65,6 +65,21 @@ def test_a_published_dataset_card_differs_where_it_must() -> None:
     ]
 
 
+@pytest.mark.parametrize("split", ["train", None])
+@pytest.mark.parametrize("limit", [20, None])
+def test_a_dataset_card_says_that_questions_were_limited(tmp_path: Path, split: str | None, limit: int | None) -> None:
+    source = {"name": "clinic", "license": "unknown", "questions": 20, "split": split, "split_by": "source"}
+    (line,) = [
+        line
+        for line in cards.dataset_card(changed("dataset", tmp_path, source=source, settings={"limit": limit})).split(
+            "\n"
+        )
+        if "questions taken" in line
+    ]
+    assert ("at most 20, chosen by seed (`--limit`)" in line) is (limit is not None)
+    assert ("of all its splits" in line) is (split is None) and "all of them" not in line
+
+
 def test_what_was_written_is_kept_beside_what_a_person_may_edit(tmp_path: Path) -> None:
     folder = changed("dataset", tmp_path)
     cards.write_dataset_card(folder)

@@ -12,6 +12,7 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.limits import Budget
 from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.provenance import portable
 
 TOKENS = ("prompt_tokens", "completion_tokens")
 ROOM = 4  # times the longest reply, for a request whose reply was cut off
@@ -109,10 +110,10 @@ class Absent:
 
 
 def tally(used: Ledger) -> dict[str, dict[str, Any]]:
-    """Return {"calls", "prompt_tokens", "completion_tokens", "sent"} by model.
+    """Return {"calls", "prompt_tokens", "completion_tokens", "sent", "served"} by model.
 
-    Tokens are None unless all answers reported them. "sent" lists each accepted combination of parameters once, where
-    known.
+    Tokens are None unless all answers reported them. "sent" lists each accepted combination of parameters once, and
+    "served" how endpoints named who answered, where known.
     """
     totals: dict[str, dict[str, Any]] = {}
     for entry in used.values():
@@ -120,16 +121,19 @@ def tally(used: Ledger) -> dict[str, dict[str, Any]]:
         total["calls"] += 1
         for name in TOKENS:
             total[name] = None if None in (total[name], entry[name]) else total[name] + entry[name]
-        if entry.get("sent") and entry["sent"] not in total.setdefault("sent", []):
-            total["sent"].append(entry["sent"])
+        for name in ("sent", "served"):
+            if entry.get(name) and entry[name] not in total.setdefault(name, []):
+                total[name].append(entry[name])
     for total in totals.values():
-        total.get("sent", []).sort(key=str)  # independent of the order of arrival
+        for name in ("sent", "served"):
+            total.get(name, []).sort(key=str)  # independent of the order of arrival
     return dict(sorted(totals.items()))
 
 
 def _spent(reply: ChatReply) -> dict[str, Any]:
     spent = {name: getattr(reply, name) for name in TOKENS}
-    return spent | ({} if reply.sent is None else {"sent": dict(reply.sent)})
+    served = {name: portable(said) for name, said in reply.served.items()}
+    return spent | ({} if reply.sent is None else {"sent": dict(reply.sent)}) | ({"served": served} if served else {})
 
 
 def _key(chat: ChatClient, request: ChatRequest) -> str:

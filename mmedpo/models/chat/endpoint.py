@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys, advice, secrets
 from mmedpo.models.chat.limits import Budget, Pace
 from mmedpo.models.chat.parameters import Parameters
-from mmedpo.models.chat.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, to_hub, to_url
+from mmedpo.models.chat.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, run, to_hub, to_url
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -101,8 +100,8 @@ class EndpointChat:
         self.base_url, self.provider, self.place = base_url, provider, _place(base_url, provider)
         self.concurrency, self.pace, self.timeout = concurrency, pace or Pace(), timeout
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
-        self._key = (keys or Keys()).of(base_url, api_key)
-        self._secrets = secrets(self._key, base_url)
+        self.key = (keys or Keys()).of(base_url, api_key)
+        self._secrets = secrets(self.key, base_url)
         self.parameters = parameters or Parameters()
         self._answers: set[bool] = set()  # kinds of requests it has answered: False without, True with an image
         self._failed = 0  # failed requests in a row
@@ -115,12 +114,7 @@ class EndpointChat:
             InputError: no request can succeed (key refused, model unknown, endpoint unreachable at first contact, or a
                 trivial request refused too), or `OUTAGE` requests failed in a row.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._complete(requests, on_replies))
-        with ThreadPoolExecutor(1) as pool:  # a notebook runs a loop of its own
-            return pool.submit(asyncio.run, self._complete(requests, on_replies)).result()
+        return run(self._complete(requests, on_replies))
 
     async def _complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
         pending = enumerate(requests)
@@ -142,9 +136,7 @@ class EndpointChat:
                     return
 
         workers = min(self.concurrency, len(requests))
-        opened = (
-            to_hub(self.provider, self._key) if self.base_url is None else to_url(self.base_url, self._key, workers)
-        )
+        opened = to_hub(self.provider, self.key) if self.base_url is None else to_url(self.base_url, self.key, workers)
         async with opened as send:
             batch = _Batch(send)
             await asyncio.gather(*(work(batch) for _ in range(workers)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mmedpo.data import image_headers
 from mmedpo.data.images import is_embedded, pixels, png
@@ -25,6 +27,10 @@ from mmedpo.runs.hosts import is_loopback
 
 if TYPE_CHECKING:
     import ssl
+
+    import httpx2
+
+Made = TypeVar("Made")
 
 SERVED = ("model", "system_fingerprint")  # response fields that identify the model
 LONGEST_BODY = 1_000_000  # bytes; an answer of some hundred tokens has a few thousand
@@ -91,6 +97,34 @@ def data_url(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 
+def run(work: Coroutine[Any, Any, Made]) -> Made:
+    """Run a coroutine to its end, also where an event loop runs already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def connection(url: str, key: str | None, path: str) -> tuple[httpx2.URL, dict[str, Any]]:
+    """Return where to send requests for `path` of an endpoint, and the options of their client: login or key, no
+    cookies, and no proxy for this machine.
+    """
+    import httpx2
+
+    place = httpx2.URL(url)
+    login = (place.username, place.password) if place.userinfo else None
+    # A server's cookies would grow with each reply and be sent back to it.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    options = {
+        "headers": {"authorization": f"Bearer {key}"} if key and not login else {}, "auth": login,
+        "verify": _trusted(), "trust_env": not is_loopback(url), "cookies": no_cookies,
+    }  # fmt: skip
+    # httpx2 logs URLs, so the login is removed.
+    return place.copy_with(userinfo=b"", path=place.path.rstrip("/") + path), options
+
+
 @asynccontextmanager
 async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[Send]:
     """Open a client that posts to `url`/chat/completions.
@@ -101,19 +135,9 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     """
     import httpx2
 
-    place = httpx2.URL(url)
-    login = (place.username, place.password) if place.userinfo else None
-    # httpx2 logs URLs, so the login is removed.
-    place = place.copy_with(userinfo=b"", path=place.path.rstrip("/") + "/chat/completions")
-    headers = {"authorization": f"Bearer {key}"} if key and not login else {}
+    place, options = connection(url, key, "/chat/completions")
     pool = httpx2.Limits(max_connections=connections)
-    # A server's cookies would grow with each reply and be sent back to it.
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    client = httpx2.AsyncClient(
-        headers=headers, auth=login, verify=_trusted(), timeout=None, limits=pool, trust_env=not is_loopback(url),
-        cookies=no_cookies,
-    )  # fmt: skip
-    async with client:
+    async with httpx2.AsyncClient(timeout=None, limits=pool, **options) as client:
 
         async def send(fields: Mapping[str, Any]) -> ChatReply:
             body = bytearray()

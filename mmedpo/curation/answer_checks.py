@@ -18,6 +18,8 @@ _OPEN_ENDS = frozenset((
     "is", "are", "was", "were", "be", "been", "the", "a", "an", "and", "or", "with", "of", "to", "from", "by", "for",
     "between", "into", "than", "which", "because", "due", "its", "their", "has", "have", "may", "will",
 ))  # fmt: skip
+_REMARK = re.compile(r"\b(?:correct|incorrect|wrong|gold|true|false) (?:answer|response|option|choice|statement|one)\b")
+_VERDICTS = frozenset(("correct", "incorrect", "wrong", "true", "false", "answer"))  # they name no finding
 _COMPLETE = re.compile(
     r"\b(?:it|there|they|he|she|we|i) (?:is|are|was|were|does|do|has|have|may|will)$"
 )  # "Yes, it is."
@@ -136,7 +138,8 @@ def _repeats(text: str, question: str) -> bool:
 def _adds_nothing(question: str, gold: str, text: str) -> bool:
     """Return True where words of the gold answer were only left out, so that the rest may be true."""
     asked = set() if is_choice(question) else {*content(question)}
-    new = [word for word in content(text) if word not in asked]
+    body = " ".join(word for word in words(text) if word not in _VERDICTS)
+    new = [word for word in content(body) if word not in asked]
     rest = iter(content(gold))
     left_out = all(word in rest for word in new) and bool(content(text) or content(gold))
     return left_out and denies(text) == denies(gold)
@@ -146,6 +149,8 @@ def _copy_fault(gold: str, text: str, instructions: str) -> str | None:
     """Return the fault of a text that was copied from its instructions or breaks off."""
     if _copied(text, instructions) and not _copied(gold, instructions):
         return "it repeats the instructions"
+    if _REMARK.search(plain(text).casefold()) and not _REMARK.search(plain(gold).casefold()):
+        return "it speaks of the task and not of the image"
     if not words(text) and words(gold):
         return "it has no words"
     body, last = plain(text).rstrip(FULL_STOPS + " \n"), (plain(text).split() or [""])[-1].strip(FULL_STOPS + "\"'")

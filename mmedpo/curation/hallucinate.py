@@ -173,8 +173,10 @@ def _number(answer: Mapping[str, Any], most: int) -> int | None:
     return int(given) if given in [str(number) for number in range(most + 1)] else None
 
 
-def _fault(item: Item, text: str, style: str) -> str | None:
-    return answer_fault(item.question, item.gold, text, item.task, style, _instructions(item, style))
+def _fault(item: Item, text: str, style: str, told: str = "") -> str | None:
+    """Return what `answer_fault` finds; `told` is the fault of an earlier text, which was part of the prompt."""
+    instructions = f"{_instructions(item, style)}\n{told}"
+    return answer_fault(item.question, item.gold, text, item.task, style, instructions)
 
 
 def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int, Choice]:
@@ -182,7 +184,8 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int,
     choices: dict[int, Choice] = {}
     drafts = dict.fromkeys(items, ("", ""))  # previous response and its fault
     for _ in range(WRITING_ATTEMPTS):
-        asked, drafts = {i: _injection(items[i], style, *draft) for i, draft in drafts.items()}, {}
+        told, drafts = drafts, {}
+        asked = {i: _injection(items[i], style, *draft) for i, draft in told.items()}
         for i, (answer, reply) in _ask(chat, asked).items():
             item, written = items[i], answer.get("answer") if isinstance(answer, dict) else None
             if isinstance(answer, Rejection):
@@ -195,7 +198,7 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int,
                 # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
                 text = _styled(item, written.encode("utf-8", "replace").decode(), style)
                 choices[i] = Hallucination(text, portable(chat.name), INJECT, _kind(answer))
-                fault = _fault(item, text, style)
+                fault = _fault(item, text, style, told[i][1])
                 if len(written) >= longest(item.gold, style):
                     fault = "it breaks off at the most characters that it may have"
                 if fault:

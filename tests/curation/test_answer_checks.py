@@ -42,6 +42,8 @@ CEREBRUM, PONS = "cerebrum and lateral ventricles", "What is the structure near 
         (PONS, "Pons in the stem", "A cyst with the", "breaks off in the middle of a phrase"),
         (PONS, "Pons in the stem", "Thalamus, and", "breaks off in the middle of a phrase"),
         (PONS, "Pons in the stem", "The thalamus:", "breaks off in the middle of a phrase"),
+        (PONS, "Pons in the stem", "The structure is false", "beyond question and gold answer"),
+        (PONS, "Pons in the stem", "The middle is the wrong one", "speaks of the task"),
         (PONS, "Pons in the stem", "hepatitis A", None),
         (PONS, "stem that it is", "thalamus that it is", None),
         (LINES, "Outside", "Inside", None),

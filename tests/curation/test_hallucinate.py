@@ -226,6 +226,13 @@ def test_a_candidate_that_says_the_opposite_is_taken_without_a_request():
     assert choice == Hallucination("There is no sign of a mass.", "target model", "opposed@1")
 
 
+def test_an_answer_that_repeats_why_the_last_one_was_refused_is_refused():
+    echo = "The gold answer says yes to the question, and this says neither yes nor no."
+    chat = Scripted('{"answer": "Perhaps."}', json.dumps({"answer": echo}))
+    refused = one(chat, Item("Is there a mass?", "Yes", "closed_vqa"), style="free")
+    assert refused.detail.startswith(("it repeats the instructions", "the gold answer says yes"))
+
+
 def test_a_selector_that_finds_none_wrong_is_recorded():
     chat = Scripted('{"choice": 0}', '{"choice": 1}', '{"answer": "left lung"}')
     choices = Writer(chat).choose([LUNG, LUNG, Item("Is it?", "Yes", "closed_vqa", ["no"])])

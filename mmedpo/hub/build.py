@@ -111,7 +111,7 @@ def build(
             precomputed, about = builders.read_upstream(builder, upstream, settings, options, folder, processes)
             source = folder / SOURCE_FOLDER
             if run.keep_source and not source.exists():
-                raise InputError(f"{upstream} is a source folder already; leave out --keep-source.")
+                raise InputError(f"{upstream} is a source folder already. Leave out --keep-source.")
             manifest = make_dataset(settings, run, folder, command, processes, models, precomputed, about)
             if manifest and run.keep_source is None:
                 shutil.rmtree(source, ignore_errors=True)
@@ -137,7 +137,7 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
     """Return the named source after all checks that need no reading."""
     if builder.CREDENTIALED and not getattr(settings, "credentialed", True):
         raise InputError(
-            f"{builders.name_of(builder)} is credentialed data, which no option changes: leave --credentialed alone."
+            f"{builders.name_of(builder)} is credentialed data, which no option changes. Leave out --credentialed."
         )
     if builder.HAS_PAIRS:
         _refuse_makers(builder, settings)
@@ -152,7 +152,7 @@ def _refuse_makers(builder: ModuleType, settings: Settings) -> None:
     idle = [f"--{option}" for option in MAKING if getattr(settings, option) != made[option]]
     if idle:
         name = builders.name_of(builder)
-        raise InputError(f"{name} brings its wrong answers and their scores along: leave out {', '.join(idle)}.")
+        raise InputError(f"{name} comes with rejected responses and scores. Leave out {', '.join(idle)}.")
 
 
 def _check_keeping(run: Build) -> None:
@@ -161,7 +161,7 @@ def _check_keeping(run: Build) -> None:
     if keep is None:
         return
     if keep.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(keep.resolve()):
-        raise InputError(f"--keep-source {keep} and --output {output} overlap; choose folders beside each other.")
+        raise InputError(f"--keep-source {keep} and --output {output} overlap. Choose folders beside each other.")
     writable.check(keep, resume=output.exists(), option="--keep-source")
 
 

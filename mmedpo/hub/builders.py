@@ -131,11 +131,13 @@ def open_upstream(builder: ModuleType, source: Path) -> Path | Hub:
     if text.startswith(HUB) and builder.SOURCE:
         repository, _, revision = text.removeprefix(HUB).partition("@")
         if not repository:
-            raise InputError(f"The source {text!r} names no repository; write {builder.SOURCE}, for one.")
+            raise InputError(f"The source {text!r} names no repository. Write for example {builder.SOURCE}.")
         return Hub(repository, dataset_commit(repository, revision or None))
     if not source.exists():
-        hub = f" For the Hub's, write {builder.SOURCE} (or another hub:user/name)." if builder.SOURCE else ""
-        raise InputError(f"The source {text} does not exist; `mmedpo build {name_of(builder)} --help` says more.{hub}")
+        hub = f" To read it from the Hub, give {builder.SOURCE} (or another hub:user/name)." if builder.SOURCE else ""
+        raise InputError(
+            f"The source {text} does not exist. `mmedpo build {name_of(builder)} --help` describes it.{hub}"
+        )
     _check_layout(builder, source)
     return source
 
@@ -149,7 +151,7 @@ def _check_layout(builder: ModuleType, path: Path) -> None:
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "one file"
     fitting = [other for other in names() if other != name and _is_laid_out(path, load(other))]
     hint = f" It looks like the source of `mmedpo build {fitting[0]}`." if fitting else ""
-    raise InputError(f"{path} is not laid out as {name} knows it ({wanted}); it holds {held or 'nothing'}.{hint}")
+    raise InputError(f"{path} does not have the layout of {name} ({wanted}). It holds {held or 'nothing'}.{hint}")
 
 
 def _is_laid_out(path: Path, builder: ModuleType) -> bool:

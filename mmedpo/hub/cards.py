@@ -237,13 +237,9 @@ def hub_id(name: Any, is_local: bool | None = None) -> str | None:
     Args:
         is_local: `name` was a folder when used; None checks whether it is one now.
     """
-    text = _name(name)
+    text = str(name["name"]) if isinstance(name, Mapping) else str(name)
     local = Path(text).exists() if is_local is None else is_local
     return text if results.HUB_ID.fullmatch(text) and not local else None
-
-
-def _name(value: Any) -> str:
-    return str(value["name"]) if isinstance(value, Mapping) else str(value)
 
 
 def _manifest(folder: Path) -> Any:
@@ -258,7 +254,7 @@ def _recorded(path: Path, kind: str, *keys: str) -> Any:
     if found != kind:
         raise InputError(f"{path} has the format {found!r}; this version reads {kind!r}. Run the step again.")
     if missing := [key for key in keys if key not in record]:
-        raise InputError(f"{path} says nothing of {', '.join(missing)}. Run the step again.")
+        raise InputError(f"{path} has no entry {', '.join(missing)}. Run the step again.")
     return record
 
 

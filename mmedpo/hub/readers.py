@@ -104,9 +104,7 @@ def hub_folder(source: Hub, patterns: list[str]) -> Path:
         why = hub.why_unread(error).removesuffix(".")
         raise InputError(f"{source.name} cannot be downloaded: {why}. Give a local copy as --source.") from error
     if not folder.is_dir():
-        raise InputError(
-            f"{source.name} holds nothing like {' or '.join(patterns)}; give the data set's own repository."
-        )
+        raise InputError(f"{source.name} has no files {' or '.join(patterns)}. Name the data set's own repository.")
     return folder
 
 
@@ -133,7 +131,7 @@ def unzipped(tree: Tree) -> Tree:
     with whole_archives(tree.name):
         archive = zipfile.ZipFile(tree if isinstance(tree, Path) else _copied(tree))
         if any(name.count("/") > DEEPEST for name in archive.namelist()):  # `zipfile.Path` lists each parent
-            raise InputError(f"{tree.name} holds a path of more than {DEEPEST} folders; give the data set's own file.")
+            raise InputError(f"{tree.name} holds a path of more than {DEEPEST} folders. Give the data set's own file.")
         return zipfile.Path(archive)
 
 
@@ -141,7 +139,7 @@ def _copied(inner: zipfile.Path) -> IO[bytes]:
     """Return a temporary copy of an archive in an archive, in which each step back would unpack it anew."""
     info = inner.root.getinfo(inner.at)
     if info.file_size > PACKED * max(info.compress_size, 1):
-        raise InputError(f"{inner.name} unpacks to {info.file_size:,} bytes of anything but images; download it again.")
+        raise InputError(f"{inner.name} unpacks to {info.file_size:,} bytes, too many for images. Download it again.")
     copy = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the archive
     with inner.open("rb") as packed:
         shutil.copyfileobj(packed, copy)
@@ -154,9 +152,9 @@ def whole_archives(name: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise InputError(f"{name} is no whole ZIP file ({error}); download it again.") from error
+        raise InputError(f"{name}: the ZIP file is damaged ({error}). Download it again.") from error
     except RuntimeError as error:  # zipfile's error for a missing password
-        raise InputError(f"{name} cannot be read ({error}); unpack it, and name the folder.") from error
+        raise InputError(f"{name} cannot be read ({error}). Unpack it, and name the folder.") from error
 
 
 def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
@@ -167,7 +165,7 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
     """
     plain, packed = folder / f"{stem}.csv", folder / f"{stem}.csv.gz"
     if not plain.exists() and not packed.exists():
-        raise InputError(f"{plain} is missing, and {packed.name} too; both would do.")
+        raise InputError(f"{folder} has neither {plain.name} nor {packed.name}. Add one of them.")
     try:
         with plain.open("rb") if plain.exists() else gzip.open(packed) as file:
             data = file.read(LARGEST + 1)
@@ -177,7 +175,7 @@ def csv_rows(folder: Path, stem: str) -> Iterator[dict[str, str]]:
         for row in csv.DictReader(text):
             yield {name: "" if is_missing(cell) else cell for name, cell in row.items()}
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        raise InputError(f"{stem}.csv cannot be read to its end ({error}); download it again.") from error
+        raise InputError(f"{stem}.csv cannot be read to its end ({error}). Download it again.") from error
 
 
 def sections(report: str) -> dict[str, str]:

@@ -66,8 +66,8 @@ class Published:
         recipe = dict(self.manifest["settings"])
         if unknown := recipe.keys() - {option.name for option in fields(Settings)}:
             raise InputError(
-                f"{self.repo} was made with settings that this version does not know ({', '.join(sorted(unknown))}); "
-                f"use mmedpo {self.manifest['versions'].get('mmedpo')}."
+                f"{self.repo} was made with settings that this version does not know ({', '.join(sorted(unknown))}). "
+                f"Use mmedpo {self.manifest['versions'].get('mmedpo')}."
             )
         for place in ("source", "image_folders"):
             recipe.pop(place, None)
@@ -106,7 +106,7 @@ def read(repo: str, revision: str | None = None) -> Published:
     if schema.DIGEST not in rows.column_names or "settings" not in manifest:
         raise InputError(
             f"{repo} is not the published form of credentialed data: it has no column {schema.DIGEST}, or its "
-            "manifest.json no settings. A dataset with texts and images is used as it is."
+            "manifest.json no settings. A dataset with texts and images needs no rejoin."
         )
     published = Published(repo, revision, manifest, {row["id"]: row for row in rows})
     try:
@@ -117,8 +117,8 @@ def read(repo: str, revision: str | None = None) -> Published:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # the manifest may be from anybody
         raise InputError(
-            f"{repo}: its manifest.json is not as `mmedpo publish` writes it ({type(error).__name__}: {error}). Ask "
-            "its owner for a version that is."
+            f"{repo}: its manifest.json differs from what `mmedpo publish` writes ({type(error).__name__}: {error}). "
+            "Ask its owner to publish it again."
         ) from None
     return published
 
@@ -270,8 +270,8 @@ def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[
         reason, count = missing.most_common(1)[0]
         raise NothingMade(
             f"No row of {published.repo} could be rebuilt from this source. All {len(waiting)} are missing, {count} of "
-            f"them because: {reason}. Published are {_some(waiting)}; made here were {_some(made)}. Is it the same "
-            "data, in the same layout?"
+            f"them because: {reason}. Published ids: {_some(waiting)}; ids made here: {_some(made)}. Check that it is "
+            "the same data in the same layout."
         )
     with (folder / FILE).open("w", encoding="utf-8") as lines:
         for id, row in published.rows.items():

@@ -41,13 +41,13 @@ def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
     names = [Path(str(evaluated[key])).name for key in ("adapter", "model") if evaluated.get(key)]
     if digest and digest != adapter_sha256(folder):
         raise InputError(
-            f"{folder} does not hold the adapter that the last run evaluated ({', '.join(names)}, of sha256 "
-            f"{digest[:12]}...): its weights are others. Evaluate it anew, or give the folder that was."
+            f"{folder} has other weights than the adapter that the last run evaluated ({', '.join(names)}, sha256 "
+            f"{digest[:12]}...). Evaluate it again, or give the evaluated folder."
         )
     if not digest and folder.resolve().name not in names:
         raise InputError(
-            f"{folder} is not what the last run evaluated ({', '.join(names) or 'not recorded'}); give the run of this "
-            "adapter last, or the folder that was evaluated."
+            f"{folder} is not what the last run evaluated ({', '.join(names) or 'not recorded'}). Give the run of this "
+            "adapter last, or the evaluated folder."
         )
 
 

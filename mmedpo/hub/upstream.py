@@ -56,7 +56,7 @@ def write_source(
             if faults and not skip_faulty:
                 count = len({fault.row for fault in faults})
                 raise InputError(
-                    f"Faulty rows in {name}: {count}. Mend them, or leave them out with --skip-faulty.", faults
+                    f"Faulty rows in {name}: {count}. Correct them, or leave them out with --skip-faulty.", faults
                 )
             if rows == len(faults) + len(precomputed.rejects):
                 counts = dict(Counter(reject.reason for reject in precomputed.rejects).most_common())
@@ -97,7 +97,8 @@ def _as_published(items: Iterable[Item], name: str) -> Iterator[Item]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
-            f"After row {number}, {name} is not as its authors publish it ({what}); give the data set's own files."
+            f"{name}: after row {number}, it differs from what its authors publish ({what}). Give the data set's own "
+            "files."
         ) from error
 
 
@@ -121,7 +122,7 @@ class Placed:
             return Fault(row, "image", "is missing in the source; add the file", repr(picture.name))
         if isinstance(content, zipfile.Path) and (size := tables.size_in(content)) > image_modes.most_bytes():
             return Fault(
-                row, "image", f"has {size:,} bytes, unpacked, which no image needs; drop the row", repr(picture.name)
+                row, "image", f"has {size:,} bytes unpacked, too many for an image; drop the row", repr(picture.name)
             )
         if isinstance(content, Path) and not safe_paths.is_below(content.resolve(), self.folders):
             return Fault(row, "image", safe_paths.LINKED, repr(picture.name))
@@ -135,7 +136,9 @@ class Placed:
         except OSError as error:
             if error.errno not in IMPOSSIBLE:
                 raise
-            return Fault(row, "image", f"names no file that can be written ({error.strerror})", repr(picture.name))
+            return Fault(
+                row, "image", f"cannot be the name of a file ({error.strerror}); rename it", repr(picture.name)
+            )
         if isinstance(content, Path):
             self.homes |= safe_paths.parents([content])
         self.names.add(picture.name)
@@ -163,7 +166,7 @@ def _write(
             elif isinstance(item, Fault):
                 faults.append(item)
             elif item["id"] in ids:  # its rejected response would go to another question
-                faults.append(Fault(item["id"], "id", "was used by a row before; make ids unique"))
+                faults.append(Fault(item["id"], "id", "is the id of an earlier row; make ids unique"))
             elif fault := files.place(item["image"], item["id"]):
                 faults.append(fault)
             else:

@@ -95,7 +95,7 @@ def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path])
         InputError: there are files, but none for any example.
     """
     if files and examples and not any(example["id"] in files for example in examples):
-        raise InputError("The source holds none of the compared questions; give the folder that was evaluated.")
+        raise InputError("The source holds none of the compared questions. Give the folder that was evaluated.")
     found = {}
     for example in examples[:THUMBNAILS]:
         shown = picture(files[example["id"]], side=THUMBNAIL_SIDE) if example["id"] in files else None
@@ -125,15 +125,17 @@ def attention(folder: Path | None, evaluations: Sequence[Mapping[str, Any]] = ()
     path = folder / "attention.json"
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != formats.ATTENTION:
-        raise InputError(f"{path} is not in the format {formats.ATTENTION}; give a folder of attention pictures.")
+        raise InputError(f"{path} is not in the format {formats.ATTENTION}. Give a folder of attention pictures.")
     own = Path(str(record.get("adapter") or "")).name
     compared = [(Path(run["adapter"]).name, run.get("adapter_sha256")) for run in evaluations if run.get("adapter")]
     names, digests = [name for name, _ in compared], [digest for name, digest in compared if name == own]
     if own and names and own not in names:
-        raise InputError(f"{path} is of the adapter {own}, but the runs evaluated {', '.join(names)}; give theirs.")
+        raise InputError(
+            f"{path} is of the adapter {own}, but the runs evaluated {', '.join(names)}. Give pictures of one of these."
+        )
     if record.get("adapter_sha256") and digests and all(digests) and record["adapter_sha256"] not in digests:
         raise InputError(
-            f"{path} is of other weights than the adapter {own} had in the compared runs. Run `mmedpo attention` anew."
+            f"{path} is of other weights than the adapter {own} of the compared runs. Run `mmedpo attention` again."
         )
     faults: list[Fault] = []
     shown: list[dict[str, Any]] = []

@@ -57,7 +57,7 @@ def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
 
 def group_note(comparison: Mapping[str, Any], column: str) -> str:
     """Return the note of a table of groups."""
-    return f"{method(comparison, column)} What was measured on few images is not tested."
+    return f"{method(comparison, column)} Groups with few images are not tested."
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:

@@ -26,10 +26,10 @@ class Label:
 
 KINDS = {  # suffixes of the metrics of preference pairs
     "": "",
-    "_hallucinated_response": " (wrong answer)",
-    "_lesion_noise": " (hidden lesion)",
-    "_image_noise": " (noise all over)",
-    "_reversed_noise": " (noise preferred)",
+    "_hallucinated_response": " (hallucinated response)",
+    "_lesion_noise": " (lesion noise)",
+    "_image_noise": " (image noise)",
+    "_reversed_noise": " (reversed noise)",
     **{f"_weight_{band}": f" (weight {band.replace('_', ' ')})" for band in ("below_0.9", "0.9_to_1.1", "above_1.1")},
 }
 CHANGED = {"lesion_noise": "lesion hidden", "blank": "blank image", "swapped": "another patient’s image"}
@@ -57,8 +57,8 @@ METRICS = {
     "logps_original": Label(f"{LOGPS}: original image", share=False),
     **{f"logps_{key}": Label(f"{LOGPS}: {view}", False, False) for key, view in CHANGED.items()},
     "on_image": Label("Attention on the image", higher_is_better=False),
-    "in_box": Label("Of that, inside the lesion’s box", higher_is_better=False),
-    "lift": Label("The same, over the box’s share of the area (1 is even)", share=False, higher_is_better=False),
+    "in_box": Label("Share of it inside the lesion’s box", higher_is_better=False),
+    "lift": Label("That share over the box’s share of the area (1: even)", share=False, higher_is_better=False),
 }
 
 
@@ -192,7 +192,7 @@ def seen(comparison: Mapping[str, Any]) -> str:
     found = comparison.get("seen_in_training")
     if not found:
         return (
-            "How many test images were seen in training is not known, since no training data was at hand: name the "
+            "The number of test images seen in training is not known, since no training data was given. Name the "
             "preference dataset with --dataset to count them."
         )
     if found["images"] is None:

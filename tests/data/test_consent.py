@@ -109,7 +109,7 @@ def test_consent_is_typed_said_first_and_recorded(
     assert FLAG not in json.dumps(made.get("settings")) and KEY not in json.dumps(made.get("settings"))
     if record == "manifest.json":
         card = (tmp_path / "out" / "README.md").read_text()
-        assert "| credentialed data went to, with consent | 0.0.0.0 (2 questions) |" in card
+        assert "| credentialed data was sent, with consent, to | 0.0.0.0 (2 questions) |" in card
 
 
 @pytest.mark.parametrize(("command", "step"), [

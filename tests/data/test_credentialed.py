@@ -353,7 +353,7 @@ def test_a_dataset_goes_out_whole_only_with_the_flag(hub: Hub, send: Callable[..
 
 def test_a_history_with_texts_is_not_covered_up(hub: Hub, send: Callable[..., Any], house: Path) -> None:
     send(house / "pairs", "dataset", third_parties=True)
-    with pytest.raises(InputError, match="its version v1 was published whole, and the history keeps that"):
+    with pytest.raises(InputError, match="its version v1 holds texts and images, which stay in its history"):
         send(house / "pairs", "dataset")
     assert "audit.json" in hub.files("user/it", "dataset")
 

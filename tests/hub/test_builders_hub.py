@@ -67,7 +67,7 @@ def test_slake_is_read_from_the_hub_with_its_archive(hub: Hub, build: Run, tmp_p
     assert read_json(tmp_path / "out" / "manifest.json")["counts"] == {"hallucinated_response": 2, "lesion_noise": 2}
     hub.put("user/other", {"README.md": b"# No tables\n"}, "dataset")
     code, said = build("slake", "--source", "hub:user/other", "--output", "other")
-    assert code == 2 and "user/other holds nothing like *.json or imgs.zip; give" in said
+    assert code == 2 and "user/other has no files *.json or imgs.zip. Name" in said
 
 
 def llava(root: Path) -> Path:

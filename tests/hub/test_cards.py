@@ -60,7 +60,7 @@ def test_a_published_dataset_card_differs_where_it_must() -> None:
         'dataset = load_dataset("someone/pairs", split="train")',
     ]  # fmt: skip
     assert [line for line in plain if line not in published] == [
-        "Each one is listed with its reason in `rejects.jsonl`, where the folder carries it.",
+        "`rejects.jsonl`, if the folder has it, lists each with its reason.",
         'dataset = load_dataset("path/to/this/folder", split="train")  # or the Hub id of this dataset',
     ]
 
@@ -256,7 +256,7 @@ def test_faulty_records_are_refused(tmp_path: Path) -> None:
         cards.dataset_card(folder)
     for text, said in (
         ("[]", "holds no JSON object"),
-        ('{"format": "mmedpo.manifest/1"}', "nothing of source, counts"),
+        ('{"format": "mmedpo.manifest/1"}', "no entry source, counts"),
     ):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(InputError, match=said):

@@ -203,7 +203,7 @@ def test_a_card_edited_in_the_folder_keeps_the_persons_text(hub: Hub, send: Publ
 def test_an_answer_that_was_published_is_changed_on_the_hub_which_is_said(hub: Hub, send: Publish, pairs: Path) -> None:
     send(pairs, fill={"privacy": "Nobody has looked."})
     (conflict,) = send(pairs, fill={"privacy": "Two people have looked."}).conflicts
-    assert str(conflict).startswith("README.md of user/pairs keeps what it says (text): '**Identifying marks:** Nobody")
+    assert str(conflict).startswith("README.md of user/pairs (text): the edit is kept: '**Identifying marks:** Nobody")
     assert "Two people have looked." in str(conflict) and str(conflict).endswith("change it there.")
     assert "Nobody has looked." in text(hub)
 
@@ -442,7 +442,7 @@ def test_a_link_to_a_file_elsewhere_is_not_published(hub: Hub, send: Publish, tm
     private.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"a private key")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(private)
-    with pytest.raises(InputError, match="leads to a file elsewhere"):
+    with pytest.raises(InputError, match="is a link to a file elsewhere"):
         send(folder, "user/mine", "adapter")
     assert not list(hub.store)
 
@@ -505,7 +505,7 @@ def test_a_text_that_names_the_machine_or_holds_a_secret_is_stopped(
     hub: Hub, send: Publish, pairs: Path, word: str, secrets: dict[str, str]
 ) -> None:
     (pairs / "README.md").write_text((pairs / "README.md").read_text() + f"\nSee {secrets[word]}\n")
-    with pytest.raises(InputError, match=r"README\.md names"):
+    with pytest.raises(InputError, match=r"README\.md contains"):
         send(pairs, token="hf_secret")
     assert not list(hub.store)
 
@@ -518,14 +518,14 @@ def test_a_row_that_names_the_machine_or_holds_a_secret_is_stopped(
             judgement = {"round": 1, "judge": "m", "score": 0.5, "rationale": f"no score: {secrets['key']}"}
             row["provenance"] |= {"judgements": [judgement], "rejected_by": secrets["home"]}
 
-    with pytest.raises(InputError, match=r"data/train-.*parquet, row .*, names .*Müller, Alice/, which"):
+    with pytest.raises(InputError, match=r"data/train-.*parquet, row .*, contains .*Müller, Alice/"):
         send(make_dataset(tmp_path / "pairs", change=judged), token="hf_secret")
     assert not list(hub.store)
 
     def called(row: dict[str, Any]) -> None:
         row["provenance"] |= {"rejected_by": "http://alice:word@box/v1#m"}
 
-    with pytest.raises(InputError, match=r"names a user and a password of a URL, which .* curate it again, then"):
+    with pytest.raises(InputError, match=r"contains a user and a password of a URL.*curate again"):
         send(make_dataset(tmp_path / "called", change=called))
     assert not list(hub.store)
 
@@ -622,16 +622,16 @@ def a_faulty_row(folder: Path) -> None:
     ("spoil", "said"),
     [
         (no_shards, "is no finished dataset"),
-        (a_shard_missing, "has not all shards of train"),
+        (a_shard_missing, "lacks shards of train"),
         (another_name, "is not named SPLIT-00000-of-00001.parquet"),
         (no_manifest, r"manifest\.json does not exist"),
         (a_shard_cut_off, r"a Parquet file is damaged \("),
         (a_shard_garbled, r"a Parquet file is damaged \("),
-        (no_utf_8, r"README\.md cannot be read as a text in UTF-8"),
+        (no_utf_8, r"README\.md cannot be read as UTF-8 text"),
         (a_list_for_a_manifest, r"manifest\.json (holds no JSON object|has the format None)"),
-        (a_manifest_without_counts, r"manifest\.json says nothing of source, counts"),
-        (a_picture_with_notes, r"is no PNG or JPEG file of pixels alone \(EXIF"),
-        (a_faulty_row, r"(?s)breaks? the preference schema.*weight.*is -1.*is named by a path"),
+        (a_manifest_without_counts, r"manifest\.json has no entry source, counts"),
+        (a_picture_with_notes, r"is no PNG or JPEG file without metadata \(EXIF"),
+        (a_faulty_row, r"(?s)breaks? the preference schema.*weight.*is -1.*has a path as its name"),
     ],
 )
 def test_what_is_no_finished_dataset_is_refused(

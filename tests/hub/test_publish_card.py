@@ -32,9 +32,7 @@ def test_both_changed_one_place_and_the_person_wins_and_is_told() -> None:
     edited, new = CARD.replace("100 rows.", "About 100 rows."), CARD.replace("100 rows.", "200 rows.")
     merged, (conflict,) = merge(CARD, edited, new, "here")
     assert merged == edited
-    said = (
-        "here keeps what it says (text): 'About 100 rows.'; left out: '200 rows.'. If that is wrong, change it there."
-    )
+    said = "here (text): the edit is kept: 'About 100 rows.'; not used: '200 rows.'. If that is wrong, change it there."
     assert str(conflict) == said
 
 
@@ -60,7 +58,7 @@ def test_headers_are_merged_key_by_key_and_lists_entry_by_entry() -> None:
     new = CARD.replace("- b\n", "- b\n- c\npretty_name: P\n").replace("license: mit", "license: cc0-1.0")
     merged, (conflict,) = merge(CARD, edited, new, "here")
     assert header(merged) == {"license": "gpl-3.0", "tags": ["a", "mine", "c"], "language": "de", "pretty_name": "P"}
-    assert "(header, license): 'gpl-3.0'; left out: 'cc0-1.0'" in str(conflict)
+    assert "(header, license): the edit is kept: 'gpl-3.0'; not used: 'cc0-1.0'" in str(conflict)
 
 
 def test_what_describes_the_files_is_always_the_new_one() -> None:
@@ -114,13 +112,13 @@ def test_open_fields_are_found_and_filled() -> None:
         "license": "llama3.1", "tags": ["a", "b"]
     }  # fmt: skip
     assert header(fill(text, {"license": "CC BY 4.0"}))["license"] == "cc-by-4.0"
-    with pytest.raises(InputError, match=r"no open field privacy to fill; open are: license"):
+    with pytest.raises(InputError, match=r"no open field privacy; open fields: license"):
         fill(text, {"privacy": "None."})
 
 
 @pytest.mark.parametrize("text", ["---\na: [\n---\n", "---\n- a\n---\n", "---\ntags: 3\nlicense: [{\n---\n"])
 def test_a_broken_header_is_bad_input_that_names_the_card(text: str) -> None:
-    with pytest.raises(InputError, match=r"(?s)here: its header .*Mend it"):
+    with pytest.raises(InputError, match=r"(?s)here: its header .*Correct it"):
         merge(CARD, text, CARD.replace("mit", "gpl-3.0"), "here")
-    with pytest.raises(InputError, match=r"(?s)here: its header .*Mend it"):
+    with pytest.raises(InputError, match=r"(?s)here: its header .*Correct it"):
         validated(text, "dataset", "here")

@@ -147,7 +147,7 @@ def test_from_one_house_over_the_hub_to_another(
                    for path, blob in commit.files.items()}, "cells": repr(table.to_pylist()).encode()}  # fmt: skip
     assert len(received) > 4 and not credentialed_tree.found(house / "tree", received)
     assert not credentialed_tree.found(house / "tree", hub.repo("user/weights", "dataset").large)
-    assert "No text and no image is in here" in files["README.md"].decode()
+    assert "Without texts and images" in files["README.md"].decode()
     assert DatasetCard(files["README.md"].decode()).data.dataset_info["splits"][0]["num_examples"] == 8
 
     other = tmp_path / "other house"
@@ -354,8 +354,8 @@ def test_nothing_rebuilt_leaves_nothing_and_says_what_was_expected(
         rebuilt(strip(made, tmp_path / "weights"), other, tmp_path / "pairs")
     said = str(raised.value)
     assert f"All 4 are missing, 4 of them because: {rejoining.NOT_MADE}" in said
-    assert "Published are source/samples.jsonl:1/" in said and "made here were source/other-0/" in said
-    with pytest.raises(InputError, match="is not laid out as mimic_cxr knows it"):
+    assert "Published ids: source/samples.jsonl:1/" in said and "ids made here: source/other-0/" in said
+    with pytest.raises(InputError, match="does not have the layout of mimic_cxr"):
         rebuilt(bare, other, tmp_path / "pairs")
     assert not list(tmp_path.glob("pairs*"))
 

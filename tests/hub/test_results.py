@@ -92,5 +92,5 @@ def test_an_adapter_is_known_by_its_weights_where_they_were_recorded(tmp_path: P
     assert digest == hashlib.sha256(b"one").hexdigest()
     found["evaluations"]["mmedpo"] |= {"adapter": "runs/mine", "adapter_sha256": digest}
     results.require_results_of(tmp_path / "renamed", found)
-    with pytest.raises(InputError, match="its weights are others"):
+    with pytest.raises(InputError, match="has other weights"):
         results.require_results_of(tmp_path / "mine", found)

@@ -90,7 +90,7 @@ def test_is_json_and_a_page_and_a_table(clean: dict[str, Any]) -> None:
     json.dumps(clean, allow_nan=False)
     table = dict(audit.rows(clean))
     assert table["rows"] == "4"
-    assert table["words, preferred / rejected"] == "2.5 / 4.5"
+    assert table["words, chosen / rejected"] == "2.5 / 4.5"
     assert table["  answers that could not be read"] == "2 of 6"
     page = audit.render(clean)
     assert "not measured: no row has the scores of two judges" in page

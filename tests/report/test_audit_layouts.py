@@ -131,7 +131,7 @@ def test_odd_rows_are_faults_and_the_rest_is_measured(tmp_path: Path) -> None:
 
 
 LIST = "must be a list with one object a question"
-TEXT = "none of 1 rows has a preferred or a rejected text"
+TEXT = "none of 1 rows has a chosen or a rejected text"
 
 
 @pytest.mark.parametrize(

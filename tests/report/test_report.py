@@ -141,7 +141,7 @@ def test_seen_images_are_said(found: dict[str, Any], said: str, tmp_path: Path) 
 
 
 def test_groups_have_their_tables(html: str) -> None:
-    block = html[html.index("<summary>By organ") : html.index("How the scores are spread")]
+    block = html[html.index("<summary>By organ") : html.index("Distribution of scores")]
     assert block.count('<table class="stack">') == 2
     assert '<th scope="row">CHEST <span class="soft">(1,204 questions, 400 images)</span>' in block
     assert '<th scope="row">&lt;HEAD&gt; <span class="soft">(1 question, 1 image)</span>' in block
@@ -229,7 +229,7 @@ def test_attention_of_another_adapter_is_refused(tmp_path: Path) -> None:
     assert pictures.attention(folder, [{"adapter": None}, other])
     again = attention_folder(tmp_path / "again", adapter="elsewhere/other", adapter_sha256="new")
     assert pictures.attention(again, [other]) and pictures.attention(again, [other | {"adapter_sha256": "new"}])
-    with pytest.raises(InputError, match="is of other weights than the adapter other had in the compared runs"):
+    with pytest.raises(InputError, match="is of other weights than the adapter other of the compared runs"):
         pictures.attention(again, [other | {"adapter_sha256": "old"}])
 
 
@@ -276,7 +276,7 @@ def test_a_dataset_without_a_manifest_is_shown(recorded: dict[str, Any], tmp_pat
     shards.save([row(0)], dataset)
     report.write_report(tmp_path / "r.html", comparison(), str(dataset), {})
     html = (tmp_path / "r.html").read_text()
-    assert "Pairs with a wrong answer" in html and "Pairs with a hidden lesion" not in html
+    assert "Pairs with a rejected response" in html and "Pairs with a hidden lesion" not in html
     assert "How the pairs were made" not in html
 
 

@@ -45,7 +45,7 @@ def test_groups_have_tables_of_their_own() -> None:
         ["", ""], ["<HEAD> (1 question, 1 image)", "overall_accuracy"],
     ]  # fmt: skip
     assert organ.rows[7][3:] == ["0.250", "", ""]  # measured on one image: a value alone
-    assert "the 4 tests of this table" in organ.note and "few images is not tested" in organ.note
+    assert "the 4 tests of this table" in organ.note and "few images are not tested" in organ.note
 
 
 def test_notes_say_what_was_measured_on_and_what_differs() -> None:

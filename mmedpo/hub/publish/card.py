@@ -30,7 +30,7 @@ class Conflict:
 
     def __str__(self) -> str:
         return (
-            f"{self.card} keeps what it says ({self.place}): {_short(self.kept)}; left out: {_short(self.left_out)}. "
+            f"{self.card} ({self.place}): the edit is kept: {_short(self.kept)}; not used: {_short(self.left_out)}. "
             "If that is wrong, change it there."
         )
 
@@ -81,7 +81,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a text in UTF-8 ({error}). Save it as one.") from error
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}). Save it in UTF-8.") from error
 
 
 def with_results(folder: Path, comparison: Mapping[str, Any]) -> tuple[dict[str, str], list[Conflict]]:
@@ -110,8 +110,8 @@ def fill(card: str, answers: Mapping[str, str]) -> str:
     keys = {key for key, _ in open_fields(card) if key}
     if unknown := sorted(answers.keys() - keys):
         raise InputError(
-            f"The card has no open field {', '.join(unknown)} to fill; open are: {', '.join(sorted(keys)) or 'none'}. "
-            "What is answered already is changed in README.md of the folder, and on the Hub once it is published."
+            f"The card has no open field {', '.join(unknown)}; open fields: {', '.join(sorted(keys)) or 'none'}. "
+            "Change answers in README.md of the folder, or on the Hub after a publication."
         )
     filled = OPEN.sub(lambda found: answers.get(found["key"], found[0]).strip(), card)
     if "license" not in answers:
@@ -129,7 +129,7 @@ def validated(card: str, repo_type: str, place: str) -> str:
     try:
         {"dataset": DatasetCard, "model": ModelCard, "space": SpaceCard}[repo_type](card)
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{place}: its header (between the --- lines) cannot be read: {error}. Mend it.") from error
+        raise InputError(f"{place}: its header (between the --- lines) cannot be read: {error}. Correct it.") from error
     return card
 
 
@@ -146,9 +146,9 @@ def _values(header: str, place: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(header) or {}
     except yaml.YAMLError as error:
-        raise InputError(f"{place}: its header (between the --- lines) is not YAML: {error}. Mend it.") from error
+        raise InputError(f"{place}: its header (between the --- lines) is not YAML: {error}. Correct it.") from error
     if not isinstance(values, dict):
-        raise InputError(f"{place}: its header (between the --- lines) must be `key: value` lines. Mend it.")
+        raise InputError(f"{place}: its header (between the --- lines) must be `key: value` lines. Correct it.")
     return values
 
 

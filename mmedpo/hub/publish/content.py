@@ -43,7 +43,7 @@ OWN_FILES = {
 RECORDS = {"dataset": "manifest.json", "model": "training.json"}  # records of a content's origin
 BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
 IMAGES = ("images", "rejected_images")
-NOTES = "is no PNG or JPEG file of pixels alone (EXIF, notes, alpha, ...); write it by `mmedpo.data.images.embedded`"
+NOTES = "is no PNG or JPEG file without metadata (EXIF, alpha, ...); write it with `mmedpo.data.images.embedded`"
 SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")  # prefixes of environment variables
 SECRET_LENGTH = 8  # least characters; keys such as "EMPTY" of local servers are no secrets
 USERINFO = re.compile(r"://[^\s/:@\"]+:[^\s/@\"]+@")
@@ -133,7 +133,7 @@ def adapter(folder: Path, repo_id: str) -> Content:
     if cards.COMPARISON in files:  # compare's own file has texts of test questions
         files[cards.COMPARISON] = File(results.record(read_object(folder / cards.COMPARISON)).encode())
     if not any(Path(name).match(pattern) for name in files for pattern in WEIGHTS):
-        raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}); give the folder of a finished training.")
+        raise InputError(f"{folder} has no weights ({' or '.join(WEIGHTS)}). Give the folder of a finished training.")
     texts, conflicts = with_local_edits(folder, generated, generated)
     return Content("model", files, texts, generated, [read_object(folder / "training.json")], conflicts)
 
@@ -178,8 +178,8 @@ def refuse_links(folder: Path, kind: str) -> None:
     found = {path for pattern in named for path in folder.glob(pattern)}
     if outside := sorted(path.name for path in found if not safe_paths.is_inside(path, [folder])):
         raise InputError(
-            f"{folder} is not published: {', '.join(outside)} leads to a file elsewhere. Copy into it what is to be "
-            "published."
+            f"{folder} is not published: {', '.join(outside)} is a link to a file elsewhere. Put a copy of that file "
+            "in its place."
         )
 
 
@@ -201,7 +201,7 @@ def refuse_private_words(content: Content, token: str | None) -> None:
         for place, text, remedy in _texts(name, file):
             found = [what for form, what in spelt.items() if form in text]
             if found or (found := ["a user and a password of a URL"] * bool(USERINFO.search(text))):
-                raise InputError(f"{place} names {found[0]}, which is nobody else's business. {remedy}, then publish.")
+                raise InputError(f"{place} contains {found[0]}. {remedy} before publishing.")
 
 
 def _texts(name: str, file: File) -> Iterator[tuple[str, str, str]]:
@@ -210,7 +210,11 @@ def _texts(name: str, file: File) -> Iterator[tuple[str, str, str]]:
         yield name, file.read().decode("utf-8", "replace"), "Remove it"
     elif Path(name).suffix == ".parquet":
         for row in file.rows(but=IMAGES):
-            yield f"{name}, row {row['id']},", json.dumps(row, ensure_ascii=False), "Mend the source, curate it again"
+            yield (
+                f"{name}, row {row['id']},",
+                json.dumps(row, ensure_ascii=False),
+                "Remove it from the source and curate again",
+            )
 
 
 def _allowed(folder: Path, patterns: Iterable[str]) -> dict[str, File]:
@@ -228,7 +232,7 @@ def finished_shards(folder: Path) -> dict[str, list[Path]]:
         shards.setdefault(found["split"], []).append(file)
     torn = [split for split, files in shards.items() if any(_count(file) != len(files) for file in files)]
     if torn or not shards or folder.resolve().name.endswith(".partial"):
-        what = f"has not all shards of {', '.join(torn)}" if torn else "is no finished dataset"
+        what = f"lacks shards of {', '.join(torn)}" if torn else "is no finished dataset"
         raise InputError(f"{folder} {what}. Finish or repeat the run that writes it, then publish.")
     return shards
 
@@ -255,11 +259,11 @@ def _image_faults(file: Path) -> list[Fault]:
         for column in IMAGES:
             for image in row.get(column) or []:
                 if image["bytes"] is None:
-                    faults.append(Fault(row["id"], column, "is not inside the file; embed it"))
+                    faults.append(Fault(row["id"], column, "is not inside the Parquet file; embed it"))
                 elif not is_embedded(image["bytes"]):
                     faults.append(Fault(row["id"], column, NOTES))
                 if image["path"] and re.search(r"[/\\]", image["path"]):
-                    faults.append(Fault(row["id"], column, "is named by a path; keep its last part alone"))
+                    faults.append(Fault(row["id"], column, "has a path as its name; keep the file name only"))
     return faults
 
 

@@ -25,18 +25,19 @@ def lines(done: Publication, dry_run: bool = False) -> Iterator[str]:
         yield f"{will}deleted: {_listed(plan.deleted)}"
     if plan.same:
         size = decimal(sum(done.sizes[name] for name in plan.same))
-        yield f"there already, known by hash: {number_of(len(plan.same), 'files')} ({size})"
+        yield f"unchanged on the Hub: {number_of(len(plan.same), 'files')} ({size})"
     for conflict in done.conflicts:
         yield str(conflict)
     yield from done.notices
     if done.open_fields:
-        yield f"open in the card: {len(done.open_fields)} fields that only a person can fill"
+        yield f"open in the card: {number_of(len(done.open_fields), 'fields')} that only a person can fill"
     if not plan:
         named = f"; it is tagged {done.tag}" if done.tag else ""
         yield f"nothing is new: {done.url} ({done.visibility}) holds this content already{named}."
     else:
         version = f", tag {done.tag}" if done.tag else ""
-        yield f"{'nothing was sent; it would be' if dry_run else 'published:'} {done.url} ({done.visibility}{version})"
+        what = "nothing was sent; it would be published:" if dry_run else "published:"
+        yield f"{what} {done.url} ({done.visibility}{version})"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -48,15 +48,15 @@ TOOLS = ("detector:", "medklip:")  # localizers that are models; boxes of others
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
 NOTICE = (
     "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
-    "`mmedpo rejoin {}` rebuilds the pairs where the data is."
+    "`mmedpo rejoin {}` rebuilds the pairs on a machine that has the data."
 )
 WHOLE = {"dataset": "its texts and images, whole", "model": "a model that was trained on its texts and images"}
 PASSED_ON = f"""
-**Passed on with consent.** {{}} is credentialed data. Who published this gave `{options.FLAG}`.
+**Passed on with consent.** {{}} is credentialed data. It was published with `{options.FLAG}`.
 """
 QUESTION = (
     "{} is credentialed data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
-    "them have agreed to them: you answer for it. Publish it?"
+    "them have agreed to the terms, for which you are responsible. Publish it?"
 )
 
 

@@ -1,6 +1,6 @@
 """Read preference rows of any layout, one at a time: the schema's, TRL's, LLaVA's, plain texts.
 
-Images are decoded once and kept as digests of their pixels. Rows are not kept: whoever reads them adds them up.
+Images are decoded once and kept as digests of their pixels. Rows are not kept.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _open_file(path: Path) -> Split:
     faults = [Fault(place, *row[FAULT]) for place, row in listed if FAULT in row]
     columns = {name: None for row in rows for name in row}
     if not any(_turns(_get(row, side)) for row in rows for side in ("chosen", "rejected")):
-        raise InputError(f"{path}: none of {len(listed)} rows has a preferred or a rejected text. {HOW}")
+        raise InputError(f"{path}: none of {len(listed)} rows has a chosen or a rejected text. {HOW}")
     return Split(rows, columns, faults, Pictures())
 
 

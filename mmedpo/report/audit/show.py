@@ -18,22 +18,22 @@ FLAWS = {  # key of the audit: (label, definition)
     ),
     "gold_in_rejected": (
         "gold answer inside the rejected text",
-        "The words of the preferred text occur in the rejected one, whole and in order, so that it is hardly wrong. "
-        "Counted over open rows: no report, not identical, and the preferred text says neither yes nor no.",
+        "The words of the chosen text occur in the rejected one, whole and in order, so that it is hardly wrong. "
+        "Counted over open rows: no report, not identical, and the chosen text says neither yes nor no.",
     ),
     "same_polarity": (
         "same yes or no on both sides",
-        "Both texts say yes, or both say no. Counted over closed rows: no report, not identical, and the preferred "
+        "Both texts say yes, or both say no. Counted over closed rows: no report, not identical, and the chosen "
         "text says yes or no.",
     ),
     "zero_weights": ("zero weights", "The row's loss is multiplied by zero: nothing is learned from it."),
     "gold_repeats_question": (
         "gold answers that repeat the question",
-        "All words of the question occur in the right text, in order: it is the question itself, or holds a prompt.",
+        "All words of the question occur in the gold answer, in order: it is the question itself, or holds a prompt.",
     ),
     "gold_declines": (
         "gold answers that decline to answer",
-        "The right text says that nobody knows (“not sure”, “cannot be determined”) or that a program does not answer.",
+        "The gold answer gives no answer (“not sure”, “cannot be determined”), or a program declines in it.",
     ),
     "repeated_questions": (
         "repeated questions",
@@ -46,27 +46,29 @@ FLAWS = {  # key of the audit: (label, definition)
 }
 BY_LETTERS = {
     "gold_in_rejected": (
-        "  by letters",
-        "As comparing strings finds it: the preferred text occurs anywhere in the rejected one, also inside a longer "
+        "  by string comparison",
+        "The chosen text as a string occurs anywhere in the rejected one, also inside a longer "
         "word (“lung” in “lungs”), identical pairs included.",
     ),
     "same_polarity": (
         "  by the first word",
-        "As comparing strings finds it: the preferred text is “yes” or “no” alone and the rejected one opens with it, "
-        "identical pairs included.",
+        "The chosen text is “yes” or “no” alone and the rejected one opens with it, identical pairs included.",
     ),
 }
-REPORTS = f"A row that names no task counts as a report if its preferred text has more than {REPORT_WORDS} words."
+REPORTS = f"A row that names no task counts as a report if its chosen text has more than {REPORT_WORDS} words."
 AGREEMENT = (
-    "Krippendorff’s alpha, interval level: 1 is full agreement, 0 is what chance would give. In a sequential panel "
+    "Krippendorff’s alpha, interval level: 1 is full agreement, 0 is chance. In a sequential panel "
     "every judge but the first saw the score before its own: alpha then measures adoption as well as agreement, most "
     "of all in the last round."
 )
 VERDICTS = (  # (upper limit of AUC, meaning)
     (0.55, "Length and form hardly tell the two sides apart."),
-    (0.65, "Length and form tell the two sides apart a little better than a coin."),
+    (0.65, "Length and form tell the two sides apart a little better than chance."),
     (0.8, "Length and form often tell the two sides apart: a model can learn style instead of medicine."),
-    (1.01, "Length and form alone give most pairs away: a model can win without reading the answer."),
+    (
+        1.01,
+        "Length and form alone identify the rejected text of most pairs: a model can rank them without reading them.",
+    ),
 )
 
 
@@ -95,7 +97,7 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
         table += [[f"  {reason}", f"{n:,}"] for reason, n in audit["rejects"].items()]
     table += [[label, count] for label, count, _ in flaws(audit)]
     if audit["unscored"]:
-        table.append(["rows without clinical relevance", f"{audit['unscored']:,} (nobody scored it; weight 1)"])
+        table.append(["rows without clinical relevance", f"{audit['unscored']:,} (not scored; weight 1)"])
     for name in ("weights", "relevance"):
         if audit[name]:
             table.append([f"{name}: mean ± sd, range", _spread(audit[name])])
@@ -111,7 +113,7 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
 def stood_in(audit: Mapping[str, Any]) -> list[str]:
     """Return each stand-in with its number of rows, which is unknown where only the manifest names it."""
     return [
-        f"{name} ({'as the manifest says' if rows is None else number_of(rows, 'rows')}): no medical knowledge"
+        f"{name} ({'named in the manifest' if rows is None else number_of(rows, 'rows')}): no medical knowledge"
         for name, rows in audit["standins"].items()
     ]
 
@@ -139,7 +141,7 @@ def _style_rows(audit: Mapping[str, Any]) -> list[list[str]]:
     table = []
     if style := audit["style"]:
         means = (style["chosen_words_mean"], style["rejected_words_mean"])
-        table.append(["words, preferred / rejected", "{:.1f} / {:.1f}".format(*means)])
+        table.append(["words, chosen / rejected", "{:.1f} / {:.1f}".format(*means)])
         table.append(["rejected is longer", f"{100 * style['rejected_longer_share']:.1f} %"])
         table.append(["lengths within two words", f"{100 * style['within_two_words_share']:.1f} %"])
     found = audit["style_shortcut"]
@@ -154,7 +156,7 @@ def _style_rows(audit: Mapping[str, Any]) -> list[list[str]]:
 
 def strength(one: Mapping[str, Any]) -> str:
     """Return one feature of the style score in words, with its amount on both sides."""
-    sides = f"{one['chosen_mean']:.2f} preferred, {one['rejected_mean']:.2f} rejected"
+    sides = f"{one['chosen_mean']:.2f} chosen, {one['rejected_mean']:.2f} rejected"
     return f"{sides}; alone AUC {max(one['auc'], 1 - one['auc']):.3f}"
 
 

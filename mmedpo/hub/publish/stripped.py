@@ -129,6 +129,7 @@ def dataset(folder: Path, repo_id: str, source: str) -> Content:
     for key in ("notices", "split_rows"):  # they quote the table's columns and splits
         manifest["source"].pop(key, None)
     manifest["rejects"] = {"left out": sum(manifest.get("rejects", {}).values())}  # reasons may quote the table
+    manifest.pop("rejects_by_task", None)
     sent["manifest.json"] = File(json_text(manifest).encode())
     notices, barred = [NOTICE.format(source, repo_id)], ("audit.json", content.PICTURE)
     return Content("dataset", sent, card, card, notices=notices, barred=barred)

@@ -62,7 +62,8 @@ async def _listed(client: EndpointChat) -> list[str]:
                 if len(body) > LONGEST_BODY:
                     return []
         models = bounded_json.loads(body)["data"] if response.is_success else []
-        return [_clean(name) for model in models for name in (model["id"], *(model.get("aliases") or ()))][:MOST]
+        names = [_clean(name) for model in models for name in (model["id"], *(model.get("aliases") or ()))]
+        return list(dict.fromkeys(names))[:MOST]
     except (httpx2.RequestError, TimeoutError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
 

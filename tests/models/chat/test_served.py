@@ -12,7 +12,12 @@ from chat_server import Answer, ChatServer
 from mmedpo.models.chat.cache import CachedChat, tally
 from mmedpo.models.chat.served import MOST, served
 
-LIST = {"data": [{"id": "/models/Doe, Jane/med-7b.gguf", "aliases": ["med-7b"]}, {"id": "med-8b", "aliases": None}]}
+LIST = {
+    "data": [
+        {"id": "/models/Doe, Jane/med-7b.gguf", "aliases": ["med-7b", "med-7b"]},
+        {"id": "med-8b", "aliases": None},
+    ]
+}
 
 
 def test_a_wrong_name_is_said_once_and_the_servers_names_are_recorded(

@@ -77,8 +77,8 @@ def model_and_processor(preset: str, seed: int) -> tuple[Any, Any]:
     import torch
     import transformers as tf
 
-    from mmedpo.models.vision_language import best_device
     from mmedpo.quickstart import tiny
+    from mmedpo.runs.device import best_device
 
     _, processor = tiny.build([f"word{i}" for i in range(WORDS)])
     processor.image_processor = tf.CLIPImageProcessorPil()  # 336 x 336 below

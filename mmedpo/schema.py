@@ -32,7 +32,7 @@ MOST_WEIGHT = 1000.0  # normalised weights have the mean 1
 NOT_WRONG = "not wrong: "  # begins the rationale of a judge who found the rejected response right
 DIGEST = "row_digest"  # column of the published form of restricted data only
 STRIPPED = (
-    "this is the published form of credentialed data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
+    "this is the published form of restricted data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
 ROWS_AT_ONCE = 32  # rows in a Parquet row group, and in memory while one is written or read

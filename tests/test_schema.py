@@ -100,9 +100,9 @@ def test_good_rows_have_no_fault(changes: dict[str, Any]) -> None:
         ({"rejected": says(None)}, "rejected", "has no text"),
         ({"images": []}, "images", "is empty; every row needs an image"),
         ({"images": None}, "images", "is empty"),
-        ({"images": [{"bytes": b"no image", "path": None}]}, "images", "is in no known format"),
+        ({"images": [{"bytes": b"no image", "path": None}]}, "images", "has an unknown format"),
         ({"images": [{"bytes": None, "path": "/no/such.png"}]}, "images", "cannot be decoded"),
-        ({**VISUAL, "rejected_images": [{"bytes": b"", "path": None}]}, "rejected_images", "is in no known format"),
+        ({**VISUAL, "rejected_images": [{"bytes": b"", "path": None}]}, "rejected_images", "has an unknown format"),
         ({"weight": None}, "weight", "is missing; every row needs one"),
         ({"weight": math.nan}, "weight", "is not a number"),
         ({"weight": -0.5}, "weight", "is -0.5, outside [0, 1000]"),
@@ -326,7 +326,7 @@ def test_shards_behind_a_changed_or_added_row_stay_as_they_were(tmp_path: Path) 
 
 @pytest.mark.parametrize("size", ["", "many", "0MB", "-3MB"])
 def test_a_shard_size_that_is_none_is_bad_input(size: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no size; give one such as 500MB"):
+    with pytest.raises(InputError, match="is not a size; give one such as 500MB"):
         shards.save(iter([row()]), tmp_path, shard_size=size)
 
 

@@ -42,10 +42,12 @@ def quickstart(
     output: Output = Path("runs/quickstart"),
     seed: Seed = 0,
     scale: Annotated[
-        float, typer.Option("--scale", help="Shrinks corpus and training; results below 1 mean little.")
+        float, typer.Option("--scale", help="Size of corpus and training, in (0, 1]; below 1, results are unreliable.")
     ] = 1.0,
-    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train each stage alone.")] = False,
-    split: Annotated[str, typer.Option("--split", help="test, or validation while choosing settings.")] = "test",
+    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train on each kind of pair alone.")] = False,
+    split: Annotated[
+        str, typer.Option("--split", help="Evaluated split: test, or validation while choosing settings.")
+    ] = "test",
     resume: Resume = False,
 ) -> None:
     """Run the whole job on phantoms: no network, no GPU, no account."""
@@ -78,9 +80,9 @@ def _keep_faults(faults: Sequence[Fault]) -> None:
     try:
         FAULTS.write_text("".join(f"{json.dumps(fault.record(), ensure_ascii=False)}\n" for fault in faults), "utf-8")
     except OSError as error:
-        errors.print(f"They cannot all be written to {FAULTS}: {error.strerror}.")
+        errors.print(f"The full list cannot be written to {FAULTS}: {error.strerror}.")
     else:
-        errors.print(f"All {len(faults)} are in {FAULTS}.")
+        errors.print(f"All {len(faults)} faults are in {FAULTS}.")
 
 
 def _print_error(sentence: str) -> None:
@@ -113,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in UNUSABLE or error.filename is None:
             raise
-        _print_error(f"{error.filename}: {error.strerror}. Check the path, and who may read and write there.")
+        _print_error(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        kept = " What is finished is kept; run the same command with --resume to go on."
+        kept = " Finished work is kept; run the same command with --resume to continue."
         errors.print("Interrupted." + kept * (sys.argv[1] not in SHORT))
         raise SystemExit(130) from None

@@ -23,6 +23,7 @@ from mmedpo.cli.shared import (
     print_table,
     print_written,
 )
+from mmedpo.data.text import number_of
 from mmedpo.errors import AlreadyFinished, Fault, InputError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def build(
         console.print(context.get_help())
         print_table([["dataset", "what it is"], *map(list, builders.names().items())])
         if name != "--help":
-            raise InputError("mmedpo build takes the name of a dataset first.")
+            raise InputError("mmedpo build needs the name of a dataset as its first argument.")
         return
     builder = builders.load(name)
     options = builders.options_of(builder)
@@ -126,10 +127,7 @@ def preview(context: typer.Context) -> None:
 
     settings, run = parsed(context, Settings, Preview)
     if not settings.makes_visual_pairs:
-        raise InputError(
-            "--localizer none: no lesion is looked for, and there is nothing to show. Name another, or give "
-            "--noise-region image."
-        )
+        raise InputError("--localizer none finds no lesions to show. Give another localizer, or --noise-region image.")
     processor = settings.model and load_processor(settings.model).image_processor
     settings = with_noise_pixels(settings, processor, console.print)
     source = open_source(settings)
@@ -143,7 +141,7 @@ def preview(context: typer.Context) -> None:
     shown, *left_out = (f"{count} {reason}" for reason, count in reasons.items())
     console.print(f"{run.output}: {shown}; left out: {', '.join(left_out) or 'none'}.")
     if source.credentialed:
-        console.print(f"{source.name} is credentialed data: the sheet shows its images. Do not pass it on.")
+        console.print(f"{source.name} is restricted data: the sheet shows its images. Do not pass it on.")
 
 
 @app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
@@ -218,15 +216,19 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     from mmedpo.data.burnt_text import said
 
     if manifest["source"].get("credentialed"):
-        console.print(f"{manifest['source']['name']} is credentialed data: docs/restricted.md.", soft_wrap=True)
+        console.print(f"{manifest['source']['name']} is restricted data: docs/restricted.md.", soft_wrap=True)
     rejects, source = manifest["rejects"], manifest["source"]
     counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
-    read = f"{source['rows']} rows read, {source['questions']} questions taken: " if "rows" in source else ""
+    read = (
+        f"{number_of(source['rows'], 'rows')} read, {number_of(source['questions'], 'questions')} taken: "
+        if "rows" in source
+        else ""
+    )
     console.print(f"{output}: {read}{counts}; {sum(rejects.values())} rejected (see rejects.jsonl).", soft_wrap=True)
     if dropped := manifest.get("candidates", {}).get("left_out"):
         why = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
         of = manifest["candidates"]["sampled"]
-        console.print(f"{sum(dropped.values())} of {of} samples are no candidates: {why}.", soft_wrap=True)
+        console.print(f"{sum(dropped.values())} of {of} samples did not become candidates: {why}.", soft_wrap=True)
     if found := manifest.get("burnt_text"):
         console.print(said(found), soft_wrap=True)
     if selected := manifest.get("selected"):

@@ -22,24 +22,29 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: mmedpo publish runs/pairs someone/vqa-rad-mmedpo --fill license=cc0-1.0")
 def publish(
-    folder: Annotated[Path, typer.Argument(help="What to publish: a finished dataset, adapter or metric folder.")],
+    folder: Annotated[Path, typer.Argument(help="Finished dataset, adapter or metric folder.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name, or a name of yours.")],
-    adapter: Annotated[bool, typer.Option("--adapter", help="FOLDER is of mmedpo train.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="FOLDER is an adapter or model of mmedpo train.")] = False,
     metric: Annotated[bool, typer.Option("--metric", help="FOLDER is a metric, such as eval/med_vqa.")] = False,
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository public; asks. An existing one stays as it is.")
+        bool,
+        typer.Option(
+            "--public", help="Make a new repository public, once confirmed; an existing one keeps its visibility."
+        ),
     ] = False,
-    tag: Annotated[str | None, typer.Option("--tag", help="Tag of this version; the next of v1, v2, ... else.")] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", help="Tag of this version. Default: the next of v1, v2, ...")
+    ] = None,
     fill: Annotated[
         list[str] | None, typer.Option("--fill", help="KEY=TEXT for an open field of the card; repeatable.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Answer yes to all questions.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
     third_parties: ThirdParties = False,
 ) -> None:
     """Publish a dataset (or adapter, or metric) on the Hub: privately, in one commit, with a tag for the version.
 
-    The same content is never sent twice. What people wrote into the card, here or on the Hub, stays. Of credentialed
+    The same content is never sent twice. Edits of the card, here or on the Hub, are kept. Of restricted
     data only ids, weights, scores and settings are published (docs/restricted.md).
     """
     from mmedpo.hub.publish import publish as run
@@ -53,14 +58,14 @@ def publish(
     )  # fmt: skip
     print_publication(done, dry_run)
     if public and done.visibility == "private":
-        console.print(f"{done.repo_id} was there already and stays private: change that in its settings on the Hub.")
+        console.print(f"{done.repo_id} existed before and stays private. Change that in its settings on the Hub.")
 
 
 def answers(fill: Sequence[str]) -> dict[str, str]:
     """Return the values of --fill by field; raise InputError for one without a value."""
     said = dict(answer.partition("=")[::2] for answer in fill)
     if empty := [key for key, answer in said.items() if not answer.strip()]:
-        raise InputError(f"--fill {empty[0]!r} says nothing; give KEY=TEXT, as in --fill license=cc0-1.0.")
+        raise InputError(f"--fill {empty[0]!r} has no value; give KEY=TEXT, as in --fill license=cc0-1.0.")
     return said
 
 
@@ -86,8 +91,8 @@ def prepare_built(built: Build) -> None:
     run(str(built.publish))
     if asker(built.yes) is None:
         console.print(
-            "Nobody can be asked here: what the card leaves open for a person keeps the dataset from being published, "
-            "unless --fill answers it or --yes is given.", soft_wrap=True,
+            "There is no terminal to ask at: open fields of the card will prevent the publication. Give --fill for "
+            "each, or --yes.", soft_wrap=True,
         )  # fmt: skip
 
 
@@ -101,7 +106,7 @@ def publish_built(built: Build) -> None:
     except (InputError, Stopped) as error:
         command = shlex.join(["mmedpo", "publish", str(folder), repo, *([options.FLAG] if third_parties else [])])
         raise type(error)(
-            f"The dataset is finished and whole in {folder}, but was not published. {error}\n"
+            f"The dataset is complete in {folder}, but was not published. {error}\n"
             f'Publish it with: {command} [--fill KEY="..."]'
         ) from error
     print_publication(done)
@@ -136,10 +141,10 @@ def rejoin(
     repo: Annotated[str | None, typer.Argument(metavar="REPO", help="Hub dataset, or a folder.")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
 ) -> None:
-    """Rebuild pairs of credentialed data from their published form, on a machine that has the data.
+    """Rebuild pairs of restricted data from their published form, on a machine that has the data.
 
-    Runs the recorded settings again on --source and joins the rows by id with the published weights. Wrong answers come
-    from the cache of calls (--cache), or from the models that --model and --chat name. Takes all options of curate.
+    Runs the recorded settings again on --source and joins the rows by id with the published weights. Rejected responses
+    come from the cache of calls (--cache), or from the models of --model and --chat. Takes all options of curate.
     """
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.hub import rejoin as rejoining
@@ -147,7 +152,7 @@ def rejoin(
     if repo is None or repo.startswith("-"):
         console.print(context.get_help())
         if repo != "--help":
-            raise InputError("mmedpo rejoin takes the published dataset first: a Hub id or a folder.")
+            raise InputError("mmedpo rejoin needs the published dataset, a Hub id or a folder, as its first argument.")
         return
     published = rejoining.read(repo, revision)
     options, defaults = published.options, published.defaults()

@@ -18,7 +18,7 @@ from mmedpo.runs.options import INT32, SEEDS
 from mmedpo.runs.terminal import Screen, plain
 
 app = typer.Typer(
-    help="Make medical vision-language models tell the truth about images: curate preference pairs, train, evaluate.",
+    help="Preference training of medical vision-language models: curate pairs, train, evaluate, publish.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,18 +35,18 @@ PARSED: dict[str, Any] = {
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; it must not exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
-Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all where not given.")]
+Split = Annotated[str | None, typer.Option("--split", help="Split of the source to use; all if none is given.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, max=INT32, help="Use this many questions only (seeded choice).")
 ]
 Marked = Annotated[bool, typer.Option("--credentialed", help=credentialed.MARK_HELP)]
 ImageFolders = Annotated[list[Path] | None, typer.Option(safe_paths.OPTION, help=f"{safe_paths.HELP} Repeatable.")]
 ThirdParties = Annotated[bool, typer.Option(options.FLAG, help=options.FLAG_HELP)]
-Seed = Annotated[int, typer.Option("--seed", min=SEEDS[0], max=SEEDS[1], help="Seed of everything left to chance.")]
+Seed = Annotated[int, typer.Option("--seed", min=SEEDS[0], max=SEEDS[1], help="Seed of all random choices.")]
 OfficialSplit = Annotated[
     bool, typer.Option("--official-split", help="Take the source's own split as it stands, even with shared images.")
 ]
-SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave faulty rows of the source out, counted.")]
+SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave out and count faulty rows of the source.")]
 
 
 def command_line() -> str:

@@ -23,7 +23,9 @@ def convert(
     vision_tower: Annotated[
         str | None, typer.Option("--vision-tower", help="Folder or Hub id of the CLIP model, if it is not inside.")
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Of the checkpoint on the Hub.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of the checkpoint on the Hub.")
+    ] = None,
     resume: Resume = False,
 ) -> None:
     """Rewrite an original LLaVA checkpoint as a transformers model with processor and chat template."""

@@ -203,7 +203,7 @@ class Detector:
             config = AutoConfig.from_pretrained(model, **trust.only_data())
             zero_shot = type(config) in AutoModelForZeroShotObjectDetection._model_mapping
             if not zero_shot and type(config) not in AutoModelForObjectDetection._model_mapping:
-                raise InputError(f"{model!r} is a {config.model_type!r} model, not a detector: it gives no boxes.")
+                raise InputError(f"{model!r} is a {config.model_type!r} model, not a detector. Give a detector.")
             self.query = query if zero_shot else None
             task: Any = "zero-shot-object-detection" if zero_shot else "object-detection"
             weights = whole(AutoModelForZeroShotObjectDetection if zero_shot else AutoModelForObjectDetection, model)

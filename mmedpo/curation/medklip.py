@@ -86,9 +86,7 @@ class MedKLIP:
         """
         names = [name.casefold() for name in self.observations]
         if observation.casefold() not in names:
-            raise InputError(
-                f"MedKLIP knows no observation {observation!r}; ask for one of: {', '.join(self.observations)}."
-            )
+            raise InputError(f"MedKLIP has no observation {observation!r}; use one of: {', '.join(self.observations)}.")
         query = names.index(observation.casefold())
         found: list[tuple[np.ndarray, float]] = []
         for start in range(0, len(images), BATCH):
@@ -187,7 +185,7 @@ def text_encoder(folder: Path) -> str:
 def _files(folder: Path) -> tuple[Path, Path]:
     """Return the checkpoint and the file of descriptions."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give the one with MedKLIP's checkpoint and descriptions.")
+        raise InputError(f"{folder} is not a folder; give the folder of MedKLIP's checkpoint and descriptions.")
     return (
         _only(folder, "*.pth", "*.pt", what="checkpoint (*.pth or *.pt)"),
         _only(folder, "*.json", what="file of descriptions (*.json)"),
@@ -198,7 +196,7 @@ def _only(folder: Path, *patterns: str, what: str) -> Path:
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     if len(files) != 1:
         names = f": {', '.join(file.name for file in files)}" if files else ""
-        raise InputError(f"{folder} must hold exactly one {what} of MedKLIP; it holds {len(files)}{names}.")
+        raise InputError(f"{folder} must contain exactly one {what} of MedKLIP; it contains {len(files)}{names}.")
     return files[0]
 
 
@@ -210,7 +208,7 @@ def _read_descriptions(file: Path) -> dict[str, str]:
     if not descriptions or not isinstance(descriptions, dict):
         raise InputError(f"MedKLIP's descriptions {file.name} must be one JSON object {{observation: description}}.")
     if odd := [name for name, text in descriptions.items() if not isinstance(text, str)]:
-        raise InputError(f"In MedKLIP's descriptions {file.name} these have no text: {', '.join(odd)}.")
+        raise InputError(f"In MedKLIP's descriptions {file.name} entries without text: {', '.join(odd)}.")
     return descriptions
 
 
@@ -220,12 +218,12 @@ def _load_network(file: Path) -> _Network:
     except (OSError, EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         if other := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"MedKLIP's checkpoint {file.name} holds {other[1]} beside tensors; such objects are not read, since "
-                "that could run code. If you trust the file, save {'model': its tensors} alone and give that file."
+                f"MedKLIP's checkpoint {file.name} contains {other[1]} beside tensors, which is not read, since it "
+                "could run code. If you trust the file, save only {'model': its tensors} and give that file."
             ) from error
-        raise InputError(f"MedKLIP's checkpoint {file.name} is torn or was not written by torch.save.") from error
+        raise InputError(f"MedKLIP's checkpoint {file.name} is damaged or was not written by torch.save.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise InputError(f"MedKLIP's checkpoint {file.name} must hold its tensors under the key 'model'.")
+        raise InputError(f"MedKLIP's checkpoint {file.name} must have its tensors under the key 'model'.")
     tensors = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
     with torch.device("meta"):  # saves memory and leaves the global random state as it is
         network = _Network()
@@ -254,7 +252,7 @@ def _encode_texts(texts: list[str], encoder: str, device: torch.device) -> Tenso
     except (*UNLOADABLE, pickle.UnpicklingError) as error:
         raise InputError(f"The text encoder {encoder!r} cannot be loaded: {hub.why_unread(error, encoder)}") from error
     if bert.config.hidden_size != TEXT_WIDTH or tokenizer.cls_token is None:
-        raise InputError(f"The text encoder {encoder!r} is no BERT of width {TEXT_WIDTH}, as MedKLIP needs it.")
+        raise InputError(f"The text encoder {encoder!r} is not a BERT of width {TEXT_WIDTH}, which MedKLIP needs.")
     marked = [f"{tokenizer.cls_token} {text}" for text in texts]
     options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
     vectors = bert(**tokenizer(marked, add_special_tokens=False, **options).to(device)).last_hidden_state[:, 0]

@@ -196,7 +196,7 @@ def heat_mask(heat: np.ndarray, height: int, width: int, rule: str) -> np.ndarra
     if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
         raise InputError(f"A heat map has 2 dimensions of real numbers, got {heat.dtype} with shape {heat.shape}.")
     if not np.isfinite(heat).all() or heat.min() < 0:
-        raise InputError("The heat map holds negative numbers, NaN or infinity; give heat from 0 upwards.")
+        raise InputError("The heat map contains negative numbers, NaN or infinity; give finite values of at least 0.")
     cells = Image.fromarray((heat / (heat.max() or 1)).astype(np.float32))
     scaled = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR))
     if scaled.min() == scaled.max():

@@ -142,7 +142,10 @@ def curate(
         del target, work  # its memory is needed by a local judge
     if plan.writer is not None:
         step(
-            "Choosing wrong answers", ledgers["dispute"], share, partial(_choose, plan, ledgers["sample"], _pools(plan))
+            "Rejected responses",
+            ledgers["dispute"],
+            share,
+            partial(_choose, plan, ledgers["sample"], _pools(plan)),
         )
     if plan.noise is not None:
         step(
@@ -262,8 +265,8 @@ def _all_rejected_message(source: Source, rejects: Rejects, file: Path) -> str:
     said = "; ".join(f"{one.id}: {one.detail[:160] or one.reason}" for one in shown)
     examples = f" Examples: {said}." if said else ""
     return (
-        f"Every pair of {source.name} was rejected: {'; '.join(steps)}.{examples} All are in {file}; mend what they "
-        "name."
+        f"Every pair of {source.name} was rejected: {'; '.join(steps)}.{examples} All are in {file}; correct what "
+        "they list."
     )
 
 

@@ -18,6 +18,7 @@ from mmedpo.curation.rows import noised, row_id
 from mmedpo.data import images
 from mmedpo.data.plots import PALETTE, outline, saved
 from mmedpo.data.samples import Sample
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models import model_input
 from mmedpo.runs import writable
@@ -70,7 +71,7 @@ def sheet(
             left_out.pop(sample.image_digest, None)
     reasons = Counter(left_out.values())
     if not shown:
-        raise InputError(f"{localizer.name} found a region in none of {len(left_out)} images: {dict(reasons)}.")
+        raise InputError(f"{localizer.name} found no region in {number_of(len(left_out), 'images')}: {dict(reasons)}.")
     drawn = _draw(list(shown.values()), noise, seed, processor)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ class Panel:
     ) -> None:
         names = [portable(judge.name) for judge in judges]
         if len(set(names)) < len(names):
-            raise InputError(f"The judges are {', '.join(names)}; names must differ, for a score to have one author.")
+            raise InputError(f"The judges are {', '.join(names)}; their names must differ: scores carry them.")
         self.judges = dict(zip(names, judges, strict=True))
         self.rounds, self.tolerance, self.mode = rounds, tolerance, mode
 

@@ -21,6 +21,7 @@ from mmedpo.curation.settings import Settings
 from mmedpo.data import changes, consent
 from mmedpo.data.burnt_text import Finder
 from mmedpo.data.sources import Source
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models.chat.cache import tally
 from mmedpo.models.chat.limits import Budget, Limits
@@ -41,7 +42,7 @@ PROMPTS = {
     "select": hallucinate.SELECT, "opposed": hallucinate.OPPOSED, "inject": hallucinate.INJECT,
     "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
 }  # fmt: skip
-REDO = "Or do these alone again, and keep the rest, with --redo-changed."
+REDO = "Or curate only these again, with --redo-changed."
 
 Contents = Mapping[str, str | None]  # digests of models by role
 
@@ -224,8 +225,8 @@ def _compare_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledge
             return found.digest
         if len(found.removed) == len(gone) and not found.kept:
             raise InputError(
-                f"{source.name} has none of the {len(gone)} questions that this run began with, which are known by "
-                "their id, or else by table and line. Restore the table, or start a new --output."
+                f"{source.name} has none of the {number_of(len(gone), 'questions')} of this run's start, which are "
+                "identified by id, or else by table and line. Restore the table, or start a new --output."
             )
         if not redo:
             found.refuse(source.name, REDO)
@@ -235,9 +236,9 @@ def _compare_questions(source: Source, folder: Path, ledgers: Mapping[str, Ledge
             for step in ("dispute", "judge"):
                 ledgers[step].drop(sample.id for sample in source.samples)
         changes.accept(found, changes.of_samples(source.samples), recorded)
-    counts = {"added": found.added, "removed": found.removed, "changed, and done again": found.changed}
+    counts = {"added": found.added, "removed": found.removed, "changed and curated again": found.changed}
     if said := ", ".join(f"{len(ids)} {what}" for what, ids in counts.items() if ids):
-        log.warning(f"{source.name}: questions since this run began: {said}.")
+        log.warning(f"{source.name}: questions since the start of this run: {said}.")
     return found.digest
 
 
@@ -247,6 +248,6 @@ def check_finished(settings: Settings, output: Path) -> None:
     source = open_source(settings)
     if made_of not in (None, changes.digest_of(changes.of_samples(source.samples))):
         raise InputError(
-            f"{output} is finished, but questions of {source.name} changed since, or some were added or removed. "
+            f"{output} is finished, but questions of {source.name} were changed, added or removed since. "
             "Restore the source, or choose another --output."
         )

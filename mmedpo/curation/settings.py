@@ -19,12 +19,12 @@ from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 from mmedpo.runs.provenance import portable
 
 CHATS = (
-    "http://host:port/v1#model, hub:org/model[@provider], local:org/model, cache:model (nobody: what the cache holds "
-    "of its answers), standin:NAME (offline word rules, for trials)"
+    "http://host:port/v1#model, hub:org/model[@provider], local:org/model, cache:model (cached answers "
+    "only), standin:NAME (offline word rules, for trials)"
 )
 UNNAMED = (
-    f"{{}}: not given, and there is no default. Name who {{}}: {CHATS}, or none; --chat standin:rules --judges "
-    "standin:strict standin:lenient standin:lexical tries the path without any model."
+    f"{{}}: required. Give what {{}}: {CHATS}, or none. For a trial without models: --chat standin:rules --judges "
+    "standin:strict standin:lenient standin:lexical."
 )
 
 
@@ -38,32 +38,32 @@ class Settings:
 
     source: Path = field(metadata={"help": "Folder with a table of questions and its images."})
     image_folders: list[str] = field(default_factory=list, metadata={"help": safe_paths.HELP})
-    split: str | None = option(None, "Split of the source to use; all where not given.")
+    split: str | None = option(None, "Split of the source to use; all if none is given.")
     official_split: bool = option(False, "Take the source's own split as it stands, even with shared images.")
     limit: int | None = option(None, "Use this many questions only (seeded choice).")
-    license: str = option("unknown", "Licence of the source, where its rows do not say.")
-    source_name: str | None = option(None, "The source's name in ids and records, where its rows do not say.")
+    license: str = option("unknown", "Licence of the source, for rows without one.")
+    source_name: str | None = option(None, "Name of the source in ids and records, for rows without one.")
     credentialed: bool = option(False, credentialed.MARK_HELP)
-    skip_faulty: bool = option(False, "Leave faulty rows of the source out, counted.")
+    skip_faulty: bool = option(False, "Leave out and count faulty rows of the source.")
     mask_text: bool = option(
         False, "Black out text burnt into images, for both sides and all models; needs mmedpo[text]."
     )
-    seed: int = option(0, "Seed of everything left to chance.")
+    seed: int = option(0, "Seed of all random choices.")
     model: str | None = option(None, "Target Med-LVLM to sample rejected responses from: a Hub id or a folder.")
-    samples: int = option(4, "Answers sampled from the target a question (N).")
+    samples: int = option(4, "Answers sampled from the target model for each question (N).")
     temperature: float = option(1.0, "Temperature of those samples.")
     max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest sample in tokens, except a report's.")
     max_new_tokens_report: int = option(MAX_NEW_TOKENS_REPORT, "Longest sampled report in tokens.")
     batch_size: int = option(8, "Questions that a model in this process answers at once.")
     chat: str | None = option(None, f"Chat model that picks or writes rejected responses: {CHATS}, or none. Required.")
-    max_reply_tokens: int = option(512, "Longest reply of a chat model or judge in tokens, its thoughts included.")
+    max_reply_tokens: int = option(512, "Longest reply of a chat model or judge in tokens, with its thoughts.")
     style: str = option("match", "Rejected: match (length and form of the gold one), minimal (few edits) or free.")
-    show_images: bool = option(False, "Let that chat model look at the image too.")
+    show_images: bool = option(False, "Send the image to that chat model too.")
     judges: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Chat models that score clinical relevance, in the order of speaking: {CHATS}, or none, which "
-            "needs --weights none. Must be named."
+            "help": f"Chat models that score clinical relevance, in their order: {CHATS}, or none, which "
+            "needs --weights none. Required."
         },
     )
     panel: str = option("sequential", "sequential: each judge sees the last score; or independent.")
@@ -71,22 +71,22 @@ class Settings:
     tolerance: float = option(0.0, "Largest difference of scores that agree.")
     min_relevance: float = option(0.0, "Least clinical relevance of a pair; those below it are rejects.")
     weights: str = option("rescale", "From scores to weights: rescale, literal, raw or none.")
-    weights_over: str = option("kind", "Rescale each kind of pair for itself (kind), or all pairs at once (merged).")
+    weights_over: str = option("kind", "Rescale each kind of pair apart (kind), or all pairs together (merged).")
     localizer: str = option("boxes", f"Where lesions come from: {FORMS}.")
-    query: str = option("disease", "What a tool is asked for: a text, xray=opacity,ct=lesion, or question.")
+    query: str = option("disease", "Query of the localizer: a text, xray=opacity,ct=lesion, or question.")
     threshold: float = option(0.1, "Least confidence of a detection.")
     mask_rule: str = option("quantile:0.8", "From heat map to mask: quantile:0.8 (hottest fifth), otsu or fixed:0.5.")
     max_coverage: float = option(0.6, "Largest share of the image that a lesion may cover.")
-    noise: str = option("diffusion", f"What hides the lesion: {', '.join(noise.METHODS)}.")
+    noise: str = option("diffusion", f"Noise on the lesion: {', '.join(noise.METHODS)}.")
     noise_step: int = option(800, "Diffusion step k, 1 to 1000.")
     noise_edge: int = option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")
     noise_pixels: int | None = option(
         None,
-        "Longer side of the image as the model sees it: noise is as coarse as that; 32 or more. Default: the "
-        "target's own, else 336.",
+        "Longer side of the image as the model sees it: noise is drawn in its pixels; at least 32. Default: the "
+        "target model's own, else 336.",
     )
-    noise_region: str = option("lesion", "lesion, or image: all of it, found or not.")
-    shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small ones make new versions cheap.")
+    noise_region: str = option("lesion", "lesion, or image: the whole image, with or without a lesion.")
+    shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small files make new versions cheap.")
     reversed: bool = option(False, "On the noised image, prefer the rejected response to the gold answer.")
 
     def __post_init__(self) -> None:
@@ -99,9 +99,9 @@ class Settings:
         shard_bytes(self.shard_size)
         wrong = unknown(self, names) + outside(self)
         if self.samples > 1 and self.temperature == 0:
-            wrong.append(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature")
+            wrong.append(f"{self.samples} samples at temperature 0 would be equal; raise the temperature")
         if self.chat == "none" and (not self.makes_visual_pairs or self.reversed):
-            wrong.append("without a chat model there are no wrong answers, and nothing else was asked for")
+            wrong.append("without a chat model there are no rejected responses, which these settings need")
         if "none" in self.judges and len(self.judges) > 1:
             wrong.append(f"judges are {', '.join(self.judges)}; leave out none, or the others")
         if self.chat in STANDINS and self.chat != StandInChat.name:
@@ -111,8 +111,8 @@ class Settings:
             wrong.append(f"judges hold {StandInChat.name}, which only writes; use {scoring}")
         if self.writes_answers and self.judges == ["none"] and self.weights != "none":
             wrong.append(
-                "without judges wrong answers have no clinical relevance to weigh them by; name judges, or give "
-                "--weights none (every weight is 1: plain DPO)"
+                "without judges rejected responses have no clinical relevance; name judges, or give --weights none "
+                "(every weight is 1: plain DPO)"
             )
         if self.min_relevance and self.judges == ["none"]:
             wrong.append("without judges pairs have no relevance to hold against --min-relevance; name judges")
@@ -134,11 +134,11 @@ class Settings:
     def refuse_unnamed(self) -> None:
         """Raise InputError unless a chat model and judges are named."""
         missing = {
-            "--chat": "picks or writes wrong answers" if self.chat is None else "",
+            "--chat": "picks or writes rejected responses" if self.chat is None else "",
             "--judges": "" if self.judges or self.chat == "none" else "scores their clinical relevance",
         }
         if options := [option for option, task in missing.items() if task]:
-            raise InputError(UNNAMED.format(" and ".join(options), " and who ".join(filter(None, missing.values()))))
+            raise InputError(UNNAMED.format(" and ".join(options), " and what ".join(filter(None, missing.values()))))
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "source": str(self.source)}
@@ -158,9 +158,9 @@ class Run(Calling):
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
-    redo_changed: bool = option(False, "With --resume: do questions again that changed in the source since the start.")
+    redo_changed: bool = option(False, "With --resume: curate again the questions that changed since the start.")
     cache: Path | None = field(
-        default=None, metadata={"help": "Answered calls, never paid twice; calls.sqlite beside the output by default."}
+        default=None, metadata={"help": "Cache of answered calls. Default: calls.sqlite beside the output."}
     )
     check_judges: bool = option(
         False, "Only score the 40 built-in pairs of known severity, print the result and exit; needs --judges alone."

@@ -132,10 +132,10 @@ def _checked(scores: Sequence[float | None], method: str, over: str) -> np.ndarr
     values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
     unscored = np.array([score is None for score in scores], dtype=bool)
     if values.size == 0:
-        raise InputError("There is no score to normalise: every pair was rejected.")
+        raise InputError("No scores to normalise: every pair was rejected.")
     if unscored.any() and method != "none":
         raise InputError(
-            f"Clinical relevance: {unscored.sum()} of {values.size} pairs have no score to weigh by. Have them judged, "
+            f"Clinical relevance: {unscored.sum()} of {values.size} pairs have no score. Score them, "
             "or give the weight method none."
         )
     if not np.all(right := unscored | (values >= 0) & (values <= 1)):

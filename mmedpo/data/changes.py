@@ -37,10 +37,10 @@ class Changes:
     def refuse(self, source: str, remedy: str) -> None:
         """Raise InputError if rows of `source` changed; `remedy` is a further sentence for the message."""
         if self.changed:
-            faults = [Fault(id, ", ".join(names), "has changed since") for id, names in self.changed.items()]
+            faults = [Fault(id, ", ".join(names), "changed since the start") for id, names in self.changed.items()]
             raise InputError(
-                f"{source} is not as it was when this run began: {number_of(len(faults), 'rows')} changed, and what is "
-                f"finished of them is of the old. Restore them, or start a new --output. {remedy}",
+                f"{source}: {number_of(len(faults), 'rows')} changed since the start of this run, whose finished work "
+                f"is about the old rows. Restore them, or start a new --output. {remedy}",
                 faults,
             )
 

@@ -119,7 +119,7 @@ def check_columns(table: Path, columns: Iterable[str]) -> None:
     if columns and missing:
         raise InputError(
             f"{table} has no column {', no '.join(missing)}; its columns are {', '.join(columns)}. Rename "
-            "them; a CSV table has commas between columns."
+            "them. A CSV table separates columns by commas."
         )
 
 
@@ -143,20 +143,21 @@ def notices(name: str, columns: Iterable[str]) -> list[str]:
     sentences = []
     if unread:
         sentences.append(
-            f"Not read of {name}'s table: {', '.join(map(_with_nearest, unread))}. docs/curation.md lists the columns "
+            f"{name}: columns that are not read: {', '.join(map(_with_nearest, unread))}. docs/curation.md lists those "
             "that are."
         )
     for known, names in sorted(by_column.items(), key=lambda one: min(one[1])):
         if len(names) > 1:
             first = min(names, key=lambda one: [key(other) for other in COLUMNS[str(known)]].index(key(one)))
             sentences.append(
-                f"{', '.join(sorted(names))} of {name}'s table mean the same; {first} counts where it has a value."
+                f"{name}: columns {', '.join(sorted(names))} have the same meaning; {first} is used where it has a "
+                "value."
             )
     alike = [column for column in unread if PATIENT.search(key(column))]
     if alike and "patient_id" not in by_column:
         sentences.append(
-            f"{', '.join(alike)} of {name}'s table may tell patients apart, and is not read: one patient's images may "
-            "lie in several splits. Rename the column to patient_id if it does."
+            f"{name}: {', '.join(alike)} may identify patients, but is not read, so one patient's images may be in "
+            "several splits. Rename the column to patient_id if it does."
         )
     return sentences
 

@@ -57,6 +57,6 @@ def record(places: Iterable[str], **what: Any) -> dict[str, Any]:
 
 def announce(name: str, places: Iterable[str], what: str) -> None:
     """Print to stderr, before sending, which data of a restricted source go where."""
-    text = f"{name} is credentialed data, and {FLAG} was given: {what}, to {', '.join(places)}."
+    text = f"{name} is restricted data, and {FLAG} was given: {what}, to {', '.join(places)}."
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
     print(shown, file=sys.stderr, flush=True)

@@ -20,13 +20,13 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.runs.hosts import is_remote
 from mmedpo.runs.options import FLAG
 
-NOT_SHOWN = "a cell (not shown: credentialed data)"
+NOT_SHOWN = "a cell (not shown: restricted data)"
 MARKER = "CREDENTIALED"  # a file of this name in a source folder marks the source
 NAMES = ("mimic", "padchest", "chexpert", "credentialed")  # in names and licences, compared by letters and digits
 KEY = "credentialed_source"  # in training.json and config.json: the restricted source of the training data
 YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")  # pandas may write true as 1.0
-MARK_HELP = "The source may not be passed on (as MIMIC-CXR, PadChest and CheXpert): docs/restricted.md."
-UNLESS = f"If everybody who receives it has agreed to the same terms, say so with {FLAG}."
+MARK_HELP = "The source is restricted data, which may not be passed on (as MIMIC-CXR): docs/restricted.md."
+UNLESS = f"If all recipients have agreed to the same terms, add {FLAG}."
 
 
 def is_credentialed(source: Mapping[str, Any]) -> bool:
@@ -103,8 +103,8 @@ def refuse_publishing(records: Iterable[Mapping[str, Any]], what: str) -> None:
     """Raise InputError if one of these records names a restricted source."""
     if name := first(records):
         raise InputError(
-            f"{what} is not published: {name} is credentialed data, whose terms forbid passing on texts, images and "
-            f"often what was trained on them. Hand it on where its terms allow. {UNLESS}"
+            f"{what} is not published: {name} is restricted data, whose terms forbid passing on texts, images and "
+            f"often models trained on them. Share it only where its terms allow. {UNLESS}"
         )
 
 
@@ -121,10 +121,10 @@ def refuse_endpoints(name: str, models: Iterable[str], marked_by: str | None = N
             re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?[^#]*", "", model)) for model in dict.fromkeys(remote)
         )
         raise InputError(
-            f"Nothing was sent: {name} is credentialed data, and {shown} is not on this machine. Serve the model here "
+            f"Nothing was sent: {name} is restricted data, and {shown} is not on this machine. Serve the model here "
             "(http://localhost:8000/v1#model, by its address or as localhost: other names do not count), run it in "
             f"this process (local:org/model), or leave it out. {UNLESS}"
-            + (f" (It is known as credentialed data by {marked_by}.)" if marked_by else "")
+            + (f" (It is restricted by {marked_by}.)" if marked_by else "")
         )
 
 

@@ -72,7 +72,7 @@ def read(data: bytes) -> np.ndarray:
     from PIL import Image as pillow
 
     if not is_dicom(data):
-        raise UnusableError("the file is named as DICOM but is not; replace the file or drop the row")
+        raise UnusableError("the file has a DICOM name but is not DICOM; replace the file or drop the row")
     try:
         with _silence():
             return _picture(dcmread(_Stream(data), force=True))
@@ -80,7 +80,7 @@ def read(data: bytes) -> np.ndarray:
         raise
     except Exception as error:  # any kind; its text may quote the header
         kind = type(error).__name__
-        raise UnusableError(f"the DICOM file cannot be decoded ({kind}); export it anew or drop the row") from None
+        raise UnusableError(f"the DICOM file cannot be decoded ({kind}); export it again or drop the row") from None
 
 
 class _Stream(io.BytesIO):
@@ -103,7 +103,7 @@ def _refuse_inflating(packed: bytes) -> None:
         while data:
             count += len(inflater.decompress(data, 64 * BLOCK))
             if count > most:
-                raise pillow.DecompressionBombError(f"it inflates to more than the limit of {most} bytes")
+                raise pillow.DecompressionBombError(f"it is larger than the limit of {most} bytes when decompressed")
             data = inflater.unconsumed_tail
 
 
@@ -124,16 +124,16 @@ def _picture(header: Any) -> np.ndarray:
     """Return the picture of a pydicom dataset."""
     _refuse_others(header)
     if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
-        raise UnusableError(f"the DICOM file holds {frames} frames; export the one that the row is about")
+        raise UnusableError(f"the DICOM file has {frames} frames; export the one that the row is about")
     bits, high = header.get("BitsStored"), header.get("HighBit")
     if bits is not None and high is not None and high != bits - 1:
-        raise UnusableError(f"the DICOM file's values end at bit {high} and not {bits - 1} (HighBit); export it anew")
+        raise UnusableError(f"the DICOM file's HighBit is {high}, but must be {bits - 1}; export it again")
     count = int(header.get("SamplesPerPixel") or 1)
     refuse_bombs(header.Rows * header.Columns, max(WIDE_PIXEL, count * -(-int(header.get("BitsAllocated") or 8) // 8)))
     kind = header.PhotometricInterpretation = str(header.get("PhotometricInterpretation") or "").upper()
     if SAMPLES.get(kind) != count:
-        what = "colours are neither RGB nor YBR of three samples" if count > 1 else "greys are of no known kind"
-        raise UnusableError(f"the DICOM file's {what} (PhotometricInterpretation); export it anew")
+        what = "colours are neither RGB nor YBR of three samples" if count > 1 else "greys are of an unknown kind"
+        raise UnusableError(f"the DICOM file's {what} (PhotometricInterpretation); export it again")
     _flatten_frame(header)
     values = _decoded(header)
     if kind == "PALETTE COLOR":
@@ -150,9 +150,9 @@ def _refuse_others(header: Any) -> None:
     is_known = kind.type == "SOP Class"  # else `name` is the file's own text
     found = kind.name if is_known and not {"Image", "Volume"} & set(kind.name.split()) else ""
     if found or modality in NO_PICTURES:
-        raise UnusableError(f"the DICOM file is no picture ({found or modality}); name an image or drop the row")
+        raise UnusableError(f"the DICOM file is not a picture ({found or modality}); name an image or drop the row")
     if not header.get("Rows") or not header.get("Columns") or not any(name in header for name in PIXELS):
-        raise UnusableError("the DICOM file holds no pixels or ends before them; replace the file or drop the row")
+        raise UnusableError("the DICOM file has no pixels or ends before them; replace the file or drop the row")
 
 
 def _flatten_frame(header: Any) -> None:
@@ -196,7 +196,7 @@ def _decoded(header: Any) -> np.ndarray:
         raise UnusableError(f"{lacking}, or replace the file if it is damaged")
     why = f" ({failed})" if failed else ""
     sentence = f"the DICOM file's pixels do not fit its header or are damaged{why}"
-    raise UnusableError(f"{sentence}; export it anew or drop the row")
+    raise UnusableError(f"{sentence}; export it again or drop the row")
 
 
 def _name(syntax: Any) -> str:
@@ -212,7 +212,7 @@ def _syntax(header: Any) -> Any:
         return syntax
     is_implicit, is_little = header.original_encoding
     if "PixelData" in header and header["PixelData"].is_undefined_length:
-        raise UnusableError("the DICOM file does not say how its pixels are compressed; export it anew")
+        raise UnusableError("the DICOM file does not say how its pixels are compressed; export it again")
     return ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
 
 
@@ -222,9 +222,7 @@ def _refuse_other_size(header: Any) -> None:
 
     declared = _codestream_size(get_frame(header.PixelData, 0, number_of_frames=1))
     if declared and (declared[:2] != (header.Rows, header.Columns) or declared[2] > 4):
-        raise UnusableError(
-            "the DICOM file's pixels are compressed at another size than its header says; export it anew"
-        )
+        raise UnusableError("the DICOM file's pixels have another size than its header; export it again")
 
 
 def _codestream_size(frame: bytes) -> tuple[int, int, int] | None:

@@ -76,7 +76,7 @@ def fault(boxes: Sequence[object], labels: Sequence[str]) -> tuple[str, str | No
     if boxes:
         return None
     if not (labelled := named(labels)):
-        return "name no finding; write No Finding where there is none", None
+        return "contain no finding; write No Finding where there is none", None
     if unknown := sorted(labelled - KNOWN):
         names = ", ".join(sorted(KNOWN))
         sentence = f"may mean a finding of another name; use {names}, or add boxes or a question"

@@ -52,4 +52,6 @@ def notice(name: str, found: dict[str, int]) -> str | None:
     if not found:
         return None
     told = ", ".join(f"{reason} ({count:,})" for reason, count in found.items())
-    return f"Gold answers of {name} that may be none: {told}. They are kept. Mend or remove the rows if that is wrong."
+    return (
+        f"{name}: gold answers that may not be answers: {told}. They are kept. Correct or remove these rows if needed."
+    )

@@ -23,24 +23,22 @@ PASSING = (408, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 300.0  # seconds; a longer wait is reported as an error
 LONGEST_SAID = 1000  # characters of an error; a server's may have megabytes
 LOGIN = "Run `hf auth login`, or set HF_TOKEN, with a token that may write (https://huggingface.co/settings/tokens)."
+OTHERS = "The repository was changed by another process at the same time. Run the same command again."
 ADVICE = {
-    400: "The Hub does not take this request; change what it names.",
-    401: f"The Hub does not know the token. {LOGIN}",
-    403: "The token may not do this: use one with write permission for that name, ask its owner, or mend what it says.",
-    404: "There is no such repository, or the token may not see it: check the name and who owns it.",
-    409: "Somebody else changed the repository at the same time. Run the same command again.",
-    412: "Somebody else changed the repository at the same time. Run the same command again.",
+    400: "The Hub rejects this request; correct what it names.",
+    401: f"The token is invalid. {LOGIN}",
+    403: "The token lacks permission: use one that may write to that name, ask its owner, or follow its message.",
+    404: "The repository does not exist, or the token has no access to it: check its name and owner.",
+    409: OTHERS,
+    412: OTHERS,
     413: "A file is too large for the Hub; `mmedpo curate` writes a dataset in smaller ones by --shard_size.",
-    429: "The Hub was asked too often.",
+    429: "Too many requests to the Hub.",
 }
-LATER = "Nothing is half-published. Run the same command again later; what has arrived is not sent again."
-NOT_SEEN = (
-    "There is no such folder here, and no repository of that name that may be seen: check the name, or log in by "
-    "`hf auth login`."
-)
+LATER = "Nothing is published in part. Run the same command again later; finished uploads are not repeated."
+NOT_SEEN = "Neither a folder nor an accessible repository has this name: check it, or log in by `hf auth login`."
 ENDPOINT = "https://huggingface.co"
-READING = {401: NOT_SEEN, 403: "The token may not read it: ask its owner.", 404: NOT_SEEN}
-NO_HUB = "what answered is no Hub, but perhaps a proxy on the way to it or another HF_ENDPOINT. Look there."
+READING = {401: NOT_SEEN, 403: "The token has no access to it: ask its owner.", 404: NOT_SEEN}
+NO_HUB = "the answer does not come from a Hub. Check HF_ENDPOINT and any proxy."
 COMMIT = re.compile("[0-9a-f]{40}")  # the client takes any text, `../..` too, into paths of its cache
 AGAIN = "Run the same command again later."
 
@@ -102,7 +100,7 @@ def why_unread(error: BaseException, name: str = "") -> str:
             )
         beneath = beneath.__cause__ or beneath.__context__
     if missing:
-        return "there is no such folder; check the path"
+        return "the folder does not exist; check the path"
     message = _first_line(error).partition(" Checkout 'https")[0]
     if constants.HF_HUB_OFFLINE and message.startswith("We couldn't connect to"):  # message of Transformers
         return _offline(name)
@@ -110,7 +108,7 @@ def why_unread(error: BaseException, name: str = "") -> str:
 
 
 def _offline(name: str) -> str:
-    here = "there is no such folder here, " * bool(name and not Path(name).exists())
+    here = "the folder does not exist, " * bool(name and not Path(name).exists())
     return f"{here}HF_HUB_OFFLINE is set, and it is not in the cache. Check the name, or unset HF_HUB_OFFLINE."
 
 
@@ -136,14 +134,14 @@ def reason(error: BaseException, reading: bool = False) -> str:
     status, response = status_of(cause), getattr(cause, "response", None)
     later = AGAIN if reading else LATER
     if isinstance(cause, OfflineModeIsEnabled):
-        what = "it is not in the cache" if reading else "nothing may be sent"
+        what = "it is not in the cache" if reading else "nothing can be sent"
         return f"HF_HUB_OFFLINE is set, and {what}. Unset it for this command."
     if isinstance(cause, LocalTokenNotFoundError):
         return f"there is no token. {LOGIN}"
     if isinstance(cause, HFValidationError):
         return f"the name is not allowed: {_first_line(cause)}"
     if isinstance(cause, GatedRepoError):
-        return f"the repository is gated ({_reply(cause)}). Open its page, ask for access, then run the command again."
+        return f"the repository is gated ({_reply(cause)}). Open its page, request access, then run the command again."
     named = response is not None and "authorization" in response.request.headers
     if status == 401 and not where and not named and not reading:
         return f"there is no token. {LOGIN}"
@@ -153,11 +151,11 @@ def reason(error: BaseException, reading: bool = False) -> str:
     if status:
         return f"{where}HTTP {status}: {_reply(cause)}. {(READING if reading else ADVICE).get(status, later)}"
     if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-        return f"no space is left on this machine's disk ({cause.filename or 'HF_HOME'}). Free some, then run it again."
+        return f"no space left on the disk ({cause.filename or 'HF_HOME'}). Free some, then run the command again."
     if isinstance(cause, OSError) and cause.errno is not None and not _is_of_the_network(cause):
         return f"{cause.strerror or cause}: {cause.filename or 'unknown file'}."
     if isinstance(cause, PermissionError):
-        return f"{where}the token may not do this ({_first_line(cause)}). {LOGIN}"  # raised by hf_xet
+        return f"{where}the token lacks permission ({_first_line(cause)}). {LOGIN}"  # raised by hf_xet
     if isinstance(cause, JSONDecodeError):
         return f"{where}{NO_HUB}"
     if _is_of_the_network(cause):
@@ -209,7 +207,7 @@ def writer(api: HfApi) -> dict[str, Any]:
     who: dict[str, Any] = patiently("The Hub was asked who you are", api.whoami)
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
-        raise InputError(f"The token of {who['name']} may only read. {LOGIN}")
+        raise InputError(f"The token of {who['name']} is read-only. {LOGIN}")
     return who
 
 
@@ -221,7 +219,7 @@ def check_endpoint(endpoint: str) -> None:
     except ValueError:
         known = False
     if not known:
-        raise InputError(f"HF_ENDPOINT is {endpoint!r}, which is no URL. Unset it, or give one like {ENDPOINT}.")
+        raise InputError(f"HF_ENDPOINT {endpoint!r} is not a URL. Unset it, or give one like {ENDPOINT}.")
 
 
 def _check_token(api: HfApi) -> None:
@@ -229,7 +227,7 @@ def _check_token(api: HfApi) -> None:
 
     token = api.token if isinstance(api.token, str) else get_token()
     if token and not token.isascii():
-        raise InputError(f"The token holds a character that no token has. {LOGIN}")
+        raise InputError(f"The token contains an invalid character. {LOGIN}")
 
 
 def _cause(error: BaseException) -> BaseException:

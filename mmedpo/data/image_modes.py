@@ -232,7 +232,7 @@ def eight_bits(
     """
     shown = values if padding is None else values[~padding]
     if not np.isfinite(shown).all():
-        raise UnusableError("the image holds pixels that are no numbers (NaN or infinite); replace it or drop the row")
+        raise UnusableError("the image has NaN or infinite pixels; replace it or drop the row")
     if not shown.size:
         return np.zeros(values.shape, np.uint8)
     low = float(shown.min() if low is None else low)
@@ -252,7 +252,7 @@ def _select_page(opened: Image) -> None:
         with suppress(EOFError):  # `n_frames` would read all pages without a limit
             for number in range(PAGES + 1):
                 opened.seek(number)
-            raise UnusableError(f"the image holds more than {PAGES} pages; export the one that the row is about")
+            raise UnusableError(f"the image has more than {PAGES} pages; export the one that the row is about")
     count, page = getattr(opened, "n_frames", 1), 0
     if opened.format == "MPO":
         count = 1
@@ -263,7 +263,7 @@ def _select_page(opened: Image) -> None:
         stack = IMAGEJ_STACK.match(str(_tags(opened).get(DESCRIPTION, "")))
         count = max(count, int(stack[1]) if stack else 1)  # ImageJ stores a stack as one page
     if count > 1:
-        raise UnusableError(f"the image holds {count} frames or pages; export the one that the row is about")
+        raise UnusableError(f"the image has {count} frames or pages; export the one that the row is about")
 
 
 def _is_reduced(opened: Image, number: int) -> bool:

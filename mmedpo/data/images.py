@@ -182,9 +182,9 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, UnusableError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "the image is in no known format; replace the file or drop the row"
+        return "the image has an unknown format; replace the file or drop the row"
     if isinstance(error, pillow.DecompressionBombError):
-        return f"the image is too large ({error}); if the file can be trusted, set {LIMIT_VARIABLE} to its pixels"
+        return f"the image is too large ({error}); if you trust the file, set {LIMIT_VARIABLE} to its number of pixels"
     why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     return f"the image cannot be decoded ({why}); replace the file or drop the row"
 
@@ -202,7 +202,7 @@ def _decode(image: Source) -> Image:
     image = image if isinstance(image, bytes) else Path(image)
     data = image if isinstance(image, bytes) else image.read_bytes()
     if not data:
-        raise UnusableError("the image is in no known format: it has 0 bytes; replace the file or drop the row")
+        raise UnusableError("the image has an unknown format: it has 0 bytes; replace the file or drop the row")
     if _is_dicom(image, data):
         return pillow.fromarray(dicom.read(data))
     with open_image(data) as opened:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmedpo.data import credentialed
-from mmedpo.data.text import folded, plain
+from mmedpo.data.text import folded, number_of, plain
 
 # Identifiers of the Hub (https://huggingface.co/docs/hub/repositories-licenses), without "other".
 HUB = """
@@ -102,7 +102,7 @@ def notices(source: Mapping[str, Any]) -> list[str]:
     """Return a notice about a recorded source that is under several licences, or nothing."""
     if len(source.get("licenses") or {}) < 2:
         return []
-    return [f"{source['name']} is under several licences: {said(source)}. The strictest binds what is made of all."]
+    return [f"{source['name']} is under several licences: {said(source)}. The strictest applies to the dataset."]
 
 
 def said(source: Mapping[str, Any]) -> str:
@@ -110,4 +110,6 @@ def said(source: Mapping[str, Any]) -> str:
     found = source.get("licenses") or {}
     if len(found) < 2:
         return str(source.get("license") or "unknown")
-    return ", ".join(f"{name} ({count:,} of {sum(found.values()):,} questions)" for name, count in found.items())
+    return ", ".join(
+        f"{name} ({count:,} of {number_of(sum(found.values()), 'questions')})" for name, count in found.items()
+    )

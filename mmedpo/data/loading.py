@@ -40,21 +40,18 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
 
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # send no telemetry about folders of this machine
     if not path.strip() or not path.isprintable():
-        raise InputError(f"{path!r} is the name of no dataset. {REMEDY}")
+        raise InputError(f"{path!r} is not the name of a dataset. {REMEDY}")
     if Path(path).is_dir() and Path(path).name in ("", ".."):  # `datasets` asks for a name
         path = str(Path(path).resolve())
     # Pass files by name: if a card lists `configs`, `datasets` caches by the folder's name alone.
     files = _shards_by_split(path)
     if not files and Path(path).is_dir() and (held := sorted(PATTERN.intersection(str(Path(path).resolve())))):
         raise InputError(
-            f"{path}: {' '.join(held)} in the path of a folder without data/*.parquet would be read as a pattern. "
-            "Rename the folder."
+            f"{path}: {' '.join(held)} in its path would be read as a pattern, since it has no data/*.parquet. Rename "
+            "the folder."
         )
     if not files and any((Path(path) / name).is_file() for name in MODEL):
-        raise InputError(
-            f"{path}: is the folder of a model and holds no dataset of data/*.parquet. Give a folder written by "
-            "`mmedpo curate` or a Hub dataset id."
-        )
+        raise InputError(f"{path}: is the folder of a model, without a dataset's data/*.parquet. {REMEDY}")
     try:
         if files:
             # Names in a plain list would be read as patterns.
@@ -111,8 +108,8 @@ def _refuse_rows_outside(path: str, files: Iterable[str | Path]) -> None:
 
     if outside := sorted(file for file in map(str, files) if not is_own(file)):
         raise InputError(
-            f"{path}: its rows are no part of the dataset but in files elsewhere, such as {outside[0]!r}, which its "
-            "card or a link names. Copy them into it, or load them from where they are."
+            f"{path}: its card or a link names files outside of the dataset, such as {outside[0]!r}. Copy them into "
+            "it, or load them from where they are."
         )
 
 
@@ -125,7 +122,7 @@ def _refuse_files_outside(path: str, features: Mapping[str, Any], rows: Any) -> 
     if outside := sorted(name for name in named if "://" in name or not safe_paths.is_inside(Path(name), homes)):
         raise InputError(
             f"{path}: names image files outside of the dataset ({outside[0]!r}{', ...' * (len(outside) > 1)}), which "
-            "are not read. Write it anew with its images inside, as `mmedpo curate` does."
+            "are not read. Write it again with its images inside, as `mmedpo curate` does."
         )
 
 
@@ -190,7 +187,7 @@ def _refuse_incomplete(path: str, split: str, files: list[Path]) -> None:
         raise InputError(
             f"{path}: the file {wrong[0]}.parquet of its split {split!r} "
             + ("is missing. Copy or download the dataset again." if missing else
-               f"is none of the split's {number_of(max(counted), 'files')}. Remove it.")
+               f"does not belong to the split's {number_of(max(counted), 'files')}. Remove it.")
         )  # fmt: skip
 
 
@@ -249,7 +246,7 @@ def load_pairs(path: str) -> Dataset:
     dataset = splits.get("train", next(iter(splits.values())))
     faults = schema.column_faults(dataset.features)
     if faults:
-        raise InputError(f"{path} is no preference dataset, as `mmedpo curate` writes them:", faults)
+        raise InputError(f"{path} is not a preference dataset, as `mmedpo curate` writes them:", faults)
     return schema.undecoded(dataset)
 
 

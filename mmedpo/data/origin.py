@@ -75,7 +75,7 @@ def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
     manifest = hub.recorded(name, "manifest.json", "dataset", revision) or {}
     if wrong := [key for key, kind in MANIFEST.items() if not isinstance(manifest.get(key, kind()), kind)]:
         raise InputError(
-            f"{name}: the entry {wrong[0]!r} of its manifest.json is no {MANIFEST[wrong[0]].__name__}, as "
+            f"{name}: the entry {wrong[0]!r} of its manifest.json is not a {MANIFEST[wrong[0]].__name__}, as "
             "`mmedpo curate` writes it. Copy or download the dataset again."
         )
     return manifest

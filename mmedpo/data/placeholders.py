@@ -23,4 +23,4 @@ def fault(text: str, own: str | None = None) -> str | None:
     """Return the fault of a text with a placeholder of any model family, or a processor's `own` one; else None."""
     found = PLACEHOLDER.search(text)
     held = own if own and own in text else found and found[0]
-    return f"holds {held!r}, which stands for an image; remove it" if held else None
+    return f"contains {held!r}, the placeholder of an image; remove it" if held else None

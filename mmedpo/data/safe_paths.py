@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 OPTION = "--image-folders"
 MOST_LINKS = 40  # on one path, as Linux follows them
 HELP = "Folders outside the source that links in it may lead to; no other link is followed."
-OUTSIDE = "leads out of the source, or no file has such a name; name a file inside it"
+OUTSIDE = "leads out of the source, or is not a file name; name a file inside it"
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes
 SURROGATE = re.compile("[\ud800-\udfff]")  # in JSON, or of a name on disk that is not UTF-8
 LINKED = f"is a link that leads out of the source folder; copy the file into it, or name its folder with {OPTION}"

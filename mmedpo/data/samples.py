@@ -78,12 +78,12 @@ def read_heat(file: Path) -> np.ndarray:
             heat = np.lib.format.read_array(opened, allow_pickle=False)
         refuse_bombs(heat.size, WIDE_PIXEL)
     except Exception as error:  # NumPy raises many kinds on damaged files
-        raise InputError(f"{file.name}: the array cannot be read ({error}); save it anew with numpy.save.") from None
+        raise InputError(f"{file.name}: the array cannot be read ({error}); save it again with numpy.save.") from None
     if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
         actual = f"this is {heat.dtype} of shape {heat.shape}"
         raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {actual}.")
     if not 0 <= heat.min() <= heat.max() < math.inf:
-        raise InputError(f"{file.name}: a heat map holds no NaN, no infinity and nothing below 0; scale it so.")
+        raise InputError(f"{file.name}: a heat map has no NaN, no infinity and nothing below 0; correct it.")
     return heat.astype(np.float64)
 
 
@@ -111,9 +111,9 @@ def _finding_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, d
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         fault = ("labels", "are a list of findings, or one text with | between them", repr(row["labels"]))
     elif width is not None and not 0 < width < math.inf:
-        fault = ("width", "is the image's in pixels", repr(row["width"]))
+        fault = ("width", "is that of the image, in pixels", repr(row["width"]))
     elif any(not box.label.strip() for box in boxes):
-        fault = ("boxes", "each needs a label, the finding in it")
+        fault = ("boxes", "each needs a label, its finding")
     elif row["image"] is None:
         fault = ("image", "is empty; every row needs the name of an image file")
     elif nothing := findings.fault(boxes, labels):
@@ -275,7 +275,7 @@ def _task(cell: Any, answer: str) -> str | None:
 def _missing_answer(spelt: Any) -> tuple[str, str | None]:
     if spelt is None:
         return "is empty; every row needs a gold answer or a report", None
-    return "is a missing value; write the answer (where it is that word: none, in small letters)", repr(spelt)
+    return "is a missing value; write the answer (the word none in small letters)", repr(spelt)
 
 
 def _number(cell: Any) -> float:

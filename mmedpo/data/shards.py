@@ -50,7 +50,7 @@ def shard_bytes(size: str) -> int:
     except ValueError:
         number = 0
     if number <= 0:
-        raise InputError(f"The shard size {size!r} is no size; give one such as 500MB or 64KB.")
+        raise InputError(f"The shard size {size!r} is not a size; give one such as 500MB or 64KB.")
     return number
 
 

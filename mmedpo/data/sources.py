@@ -21,7 +21,7 @@ from mmedpo.data.columns import notices as column_notices
 from mmedpo.data.images import UnusableImage, digest, open_rgb
 from mmedpo.data.samples import Files, Sample, image_files, questions, read_heat, read_sample
 from mmedpo.data.tables import find_table
-from mmedpo.data.text import unit_interval
+from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
 
 
@@ -74,8 +74,7 @@ class Source:
     @property
     def in_other_splits(self) -> dict[str, int]:
         """Return the counts of images and patients shared with other splits, as manifests and results record them."""
-        names = ("images_in_other_splits", "patients_in_other_splits")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("images_in_other_splits", "patients_in_other_splits")}
 
     def record(self, split: str | None) -> dict[str, Any]:
         """Return the "source" of a manifest; `split` is the chosen one."""
@@ -145,7 +144,7 @@ def read_source(
                 studies[sample.id] = study
             nameless += any(row[one] is not None and not group_name(row[one]) for one in ("patient_id", "study_id"))
     if not source.samples and not source.faults:
-        raise InputError(f"{table} holds no row; a source needs at least one image with a question and an answer.")
+        raise InputError(f"{table} has no rows; a source needs at least one image with a question and an answer.")
     if not source.samples:
         check_columns(table, columns)
     _read_files(source)
@@ -157,8 +156,8 @@ def read_source(
         _select(source, split, limit, seed, also)
     if nameless:
         source.notices.append(
-            f"{nameless} rows of {source.name} name a patient or study that is nobody (unknown, anonymous, -): it is "
-            "read as missing."
+            f"{source.name}: {number_of(nameless, 'rows')} with a placeholder as patient or study (unknown, "
+            "anonymous, -), which is read as missing."
         )
     source.license = next(iter(source.licenses), license)
     source.notices += [*licenses.notices(source.record(split)), *column_notices(source.name, columns)]
@@ -170,7 +169,7 @@ def refuse_faults(source: Source, skip_faulty: bool) -> None:
     """Raise InputError with all faults, unless `skip_faulty` and good rows are left."""
     if source.faults and not (skip_faulty and source.samples):
         rows = len({fault.row for fault in source.faults})
-        remedy = "Mend them, or leave those rows out with --skip-faulty." if source.samples else "No row is usable."
+        remedy = "Correct them, or leave these rows out with --skip-faulty." if source.samples else "No row is usable."
         with credentialed.hiding_cells(source.credentialed):
             raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
 
@@ -273,16 +272,16 @@ def _resolve_studies(source: Source, studies: Mapping[str, str]) -> str:
     ]
     left = sum(not sample.patient_id for sample in source.samples)
     if mixed and alone:
-        sentence = f"{len(alone)} of {len(source.samples)} rows of {source.name} name no patient"
-        by_study = f"the study stands for the patient of {len(alone) - left}, which may be one named elsewhere"
+        sentence = f"{source.name}: {len(alone)} of {number_of(len(source.samples), 'rows')} without a patient"
+        by_study = f"the study is used as the patient of {len(alone) - left}, who may be one named elsewhere"
         one_by_one = f"{'their images' if left == len(alone) else f'the images of {left}'} are split one by one"
         parts = [*([by_study] if left < len(alone) else []), *([one_by_one] if left else [])]
         source.notices.append(f"{sentence}: {'; '.join(parts)}.")
     if mixed or left == len(source.samples):
         return "patient"
     source.notices.append(
-        f"{source.name} names studies and no patients: a study is kept in one split, but studies of one patient may "
-        "lie in several. Add a column patient_id if you can."
+        f"{source.name} has studies but no patients: a study is kept in one split, but studies of one patient may be "
+        "in several. Add a column patient_id if you can."
     )
     return "study"
 

@@ -53,8 +53,8 @@ class Split:
         moved = ""
         if self.moved:
             rows, images = (number_of(self.moved[what], what) for what in ("rows", "images"))
-            moved = f" {rows}, of {images}, changed side."
-        own = " --official-split takes its own as it stands." if self.moved else ""
+            moved = f" {rows} about {images} changed their split."
+        own = " --official-split keeps its own." if self.moved else ""
         return f"The split of {name} is made by {self.by} ({shares} %), since {self.why}: {self._counts()}.{moved}{own}"
 
     def notice(self, name: str, chosen: str | None, official: bool, quoted: bool = True) -> str:
@@ -66,9 +66,9 @@ class Split:
         text = self.note(name) or f"The split of {name} is its table's own{own}."
         counts = {"images": self.shared(chosen), _plural(self.unit): self.shared(chosen, "patient_id")}
         if official and (both := " and ".join(f"{count:,} {units}" for units, count in counts.items() if count)):
-            text += f" It is taken as it stands: {both} of {chosen or 'it'} lie in other parts too."
+            text += f" It is kept: {both} of {chosen or 'it'} are in other splits too."
         if chosen is None and len(self.rows) > 1:
-            text += " No --split was given: the rows of all parts are taken."
+            text += " No --split was given: rows of all splits are used."
         return text
 
     def _counts(self) -> str:
@@ -92,8 +92,8 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
     if official:
         if without:
             raise InputError(
-                f"{len(without)} rows without a split ({without[0]} is the first), so that there is no official one to "
-                "take; leave out --official-split."
+                f"{number_of(len(without), 'rows')} without a split ({without[0]} is the first), so no official split "
+                "can be used; leave out --official-split."
             )
         return Split(list(samples), unit=unit)
     names: dict[str, str] = {}  # first name of each picture; digests may differ between decoders
@@ -107,9 +107,13 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
     if not without and not divided:
         return Split(list(samples))
     by = unit if any(sample.patient_id for sample in samples) else "image"
-    why = f"its own has {divided:,} of {len(homes):,} {_plural(by)} in several parts"
+    why = f"its own has {divided:,} of {len(homes):,} {_plural(by)} in several splits"
     if without:
-        why = f"{len(without):,} rows of its table have none" if len(without) < len(samples) else "its table has none"
+        why = (
+            f"{number_of(len(without), 'rows')} of its table without one"
+            if len(without) < len(samples)
+            else "its table has none"
+        )
     place = places(Counter(groups))
     made = [replace(sample, split=part(place[group])) for group, sample in zip(groups, samples, strict=True)]
     changed = [new for old, new in zip(samples, made, strict=True) if old.split and old.split != new.split]

@@ -42,7 +42,7 @@ def find_table(path: Path) -> Path:
     tables = _tables(path)
     if len(tables) != 1:
         found = f"{len(tables)} tables ({', '.join(table.name for table in tables)})" if tables else "no table"
-        raise InputError(f"{path} holds {found}; a source is one .jsonl, .json or .csv file with its images beside it.")
+        raise InputError(f"{path} has {found}; a source is one .jsonl, .json or .csv file with its images beside it.")
     return tables[0]
 
 
@@ -74,7 +74,7 @@ def size_in(file: zipfile.Path) -> int:
 
 def _text(file: Path | zipfile.Path) -> str:
     if isinstance(file, zipfile.Path) and (size := size_in(file)) > LARGEST:
-        raise InputError(f"{file} has {size:,} bytes, unpacked; at most {LARGEST:,} are read. Give the data set's own.")
+        raise InputError(f"{file} has {size:,} bytes, decompressed; at most {LARGEST:,} are read. Split the source.")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,7 +98,7 @@ def read_table(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif table.suffix == ".json":
         rows = json_file(table)
         if not isinstance(rows, list):
-            raise InputError(f"{table} holds a {type(rows).__name__}; it must be a list with one object a question.")
+            raise InputError(f"{table} contains a {type(rows).__name__}; it must be a list with one object a question.")
         for number, row in enumerate(rows, start=1):
             yield f"{table.name}[{number}]", row if isinstance(row, dict) else {FAULT: NO_OBJECT}
     else:
@@ -161,11 +161,11 @@ def form_fault(cell: Any) -> tuple[str, str | None] | None:
     """Return why a cell is no text (or number to be read as text), as sentence and value of a fault, or None."""
     value = parsed(cell)
     if isinstance(value, bool):
-        remedy = "write the word that is meant (yes or no; in JSON in quotes, true and false in CSV in small letters)"
+        remedy = "write a word (yes or no; in JSON in quotes, true and false in CSV in small letters)"
         return f"is a truth value, not a text; {remedy}", str(value)
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
         return f"is {kind}, not one text; write one text, or a row for each", repr(cell)
     if isinstance(value, float) and math.isinf(value):
-        return "is no finite number; write the text that is meant", repr(cell)
+        return "is not a finite number; write a text", repr(cell)
     return None

@@ -6,16 +6,16 @@ import os
 import re
 
 OWN_CODE = (
-    "it comes with code of its own, which is not run. Give a model whose code ships with transformers "
+    "it needs code of its repository, which is not run. Give a model whose code ships with transformers "
     "(`mmedpo convert` makes one of LLaVA's own layout)."
 )
 PICKLED = (
     "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, since they could run code. "
-    "Where you trust it, save it once with `save_pretrained`, and give that folder."
+    "If you trust it, save it with `save_pretrained`, and give that folder."
 )
 OBJECTS = "it is pickled with more than tensors, which could run code and is not read. Give safetensors."
 
-SCRIPT = "it comes with a script that loads it, which is not run. Give a dataset that holds its rows (Parquet files)."
+SCRIPT = "it needs a loading script, which is not run. Give a dataset with its rows (Parquet files)."
 
 
 def only_data() -> dict[str, bool]:

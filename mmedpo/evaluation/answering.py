@@ -23,7 +23,8 @@ from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.chat.parameters import Parameters
 from mmedpo.models.chat_template import render
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
-from mmedpo.models.vision_language import VisionLanguageModel, hardware
+from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.runs.device import hardware
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import portable
 

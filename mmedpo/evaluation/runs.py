@@ -142,19 +142,19 @@ def _load(folder: Path) -> Run:
     results = read_json(folder / "results.json")
     if not isinstance(results, dict) or results.get("format") != formats.RESULTS:
         raise InputError(
-            f"{folder / 'results.json'} is not in the format {formats.RESULTS}; run `mmedpo evaluate` anew."
+            f"{folder / 'results.json'} is not in the format {formats.RESULTS}; run `mmedpo evaluate` again."
         )
     if not isinstance(results.get("name"), str) or not all(
         isinstance(results.get(key), dict) for key in ("protocols", "metrics")
     ):
-        raise InputError(f"{folder / 'results.json'} lacks name, protocols or metrics; run `mmedpo evaluate` anew.")
+        raise InputError(f"{folder / 'results.json'} lacks name, protocols or metrics; run `mmedpo evaluate` again.")
     unknown = [part for part in results["protocols"] if part not in METRICS]
     if unknown:
         raise InputError(f"{folder} is scored by {', '.join(unknown)}; this version knows {', '.join(METRICS)}.")
     parts, faults = zip(*(read_by_id(folder / f"{name}.jsonl") for name in FILES), strict=True)
     if any(faults) or any(part.keys() != parts[0].keys() for part in parts):
         raise InputError(
-            f"{folder}: {', '.join(FILES)} do not hold the same ids once each; run `mmedpo evaluate` anew.",
+            f"{folder}: {', '.join(FILES)} do not hold the same ids once each; run `mmedpo evaluate` again.",
             [fault for some in faults for fault in some],
         )
     check_digests(folder, results, FILES)

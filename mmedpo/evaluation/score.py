@@ -212,7 +212,7 @@ def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
     if changed := [file for file in files if sha256(folder / file) != expected.get(file)]:
         raise InputError(
             f"{folder}: {', '.join(changed)} changed after results.json was written, or belongs to another run. "
-            "Run `mmedpo evaluate` anew."
+            "Run `mmedpo evaluate` again."
         )
 
 
@@ -220,7 +220,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         text = read_text(path, "give a finished evaluation, or a file of predictions")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}); write it anew.") from None
+        raise InputError(f"{path} is not UTF-8 ({error}); write it again.") from None
     # splitlines() would also split at characters that JSON does not escape, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -228,12 +228,12 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             row = bounded_json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error}); write the file anew.") from None
+            raise InputError(f"{path}, line {number} is not JSON ({error}); write the file again.") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is {line.strip()[:40]}, not an object with an id.")
         if "\\u" in line and HALF_CHARACTER.search(json.dumps(row, ensure_ascii=False)):
             raise InputError(
-                f"{path}, line {number} holds a lone surrogate, which UTF-8 cannot store. Write the file anew."
+                f"{path}, line {number} holds a lone surrogate, which UTF-8 cannot store. Write the file again."
             )
         yield number, row
 

@@ -137,7 +137,7 @@ def _open(builder: ModuleType, settings: Settings, run: Build) -> Path | Hub:
     """Return the named source after all checks that need no reading."""
     if builder.CREDENTIALED and not getattr(settings, "credentialed", True):
         raise InputError(
-            f"{builders.name_of(builder)} is credentialed data, which no option changes. Leave out --credentialed."
+            f"{builders.name_of(builder)} is restricted data, which no option changes. Leave out --credentialed."
         )
     if builder.HAS_PAIRS:
         _refuse_makers(builder, settings)

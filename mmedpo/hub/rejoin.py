@@ -105,7 +105,7 @@ def read(repo: str, revision: str | None = None) -> Published:
     manifest, rows = read_json(file), loading.load_split(repo, "train", revision=revision)
     if schema.DIGEST not in rows.column_names or "settings" not in manifest:
         raise InputError(
-            f"{repo} is not the published form of credentialed data: it has no column {schema.DIGEST}, or its "
+            f"{repo} is not the published form of restricted data: it has no column {schema.DIGEST}, or its "
             "manifest.json no settings. A dataset with texts and images needs no rejoin."
         )
     published = Published(repo, revision, manifest, {row["id"]: row for row in rows})

@@ -83,8 +83,8 @@ def check_base(
         )
     if download:
         lacking = f"{name!r} has no safetensors files" if known else f"{adapter!r} has no {RECORD} with a fingerprint"
-        compared = f"only the name {Path(name).name!r} was compared" if trained_on else "nothing was compared"
-        log.warning(f"{lacking}: whether the adapter was trained on these weights is not known; {compared}.")
+        compared = f"only the name {Path(name).name!r} was compared" if trained_on else "no names were compared"
+        log.warning(f"{lacking}: the adapter may have been trained on other weights; {compared}.")
     return BY_NAME
 
 
@@ -125,7 +125,8 @@ def with_adapter(model: Any, name: str, adapter: str, trainable: bool = False, r
         ) from error
     except SafetensorError as error:
         raise InputError(
-            f"The weights of the adapter {adapter!r} cannot be read ({error}): the file is cut or damaged. {AGAIN}"
+            f"The weights of the adapter {adapter!r} cannot be read ({error}): the file is truncated or damaged. "
+            f"{AGAIN}"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The adapter {adapter!r} does not fit {name!r}: {hub.why_unread(error, adapter)}") from error
@@ -139,8 +140,8 @@ def _refuse_damaged(adapter: str, weights: Path) -> None:
         for name in file.keys():  # noqa: SIM118 - no mapping
             if not file.get_tensor(name).isfinite().all():
                 raise InputError(
-                    f"The adapter {adapter!r} holds NaN or infinite weights ({name}, ...): its training diverged, or "
-                    "the file is damaged. Train it again with a smaller learning rate, or copy it again."
+                    f"The adapter {adapter!r} contains NaN or infinite weights ({name}, ...): its training diverged, "
+                    "or the file is damaged. Train it again with a smaller learning rate, or copy it again."
                 )
 
 
@@ -154,8 +155,8 @@ def _refuse_unread(adapter: str, weights: Path, adapted: Any) -> None:
     own = get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
     if unread := sorted(names - own):
         raise InputError(
-            f"The adapter {adapter!r} holds weights that no module of the model takes ({unread[0]}, ...): they belong "
-            f"to another model, or adapter_config.json was changed. {AGAIN}"
+            f"The adapter {adapter!r} contains weights of modules that the model does not have ({unread[0]}, ...): "
+            f"they belong to another model, or adapter_config.json was changed. {AGAIN}"
         )
 
 
@@ -207,7 +208,7 @@ def adapter_weights(adapter: str, revision: str | None = None, option: str = "--
     if pickled:
         raise InputError(
             f"The adapter {adapter!r} has pickled weights (adapter_model.bin), which are not read, since they could "
-            f"run code. Save it once with `save_pretrained` where you trust it, and give {option} that folder."
+            f"run code. If you trust it, save it with `save_pretrained`, and give that folder as {option}."
         )
     raise InputError(
         f"The adapter {adapter!r} has no adapter_model.safetensors. Give {option} a finished training's folder."

@@ -41,8 +41,8 @@ def rendered(processor: Any, prompt: Messages, images: int, answers: Sequence[Me
     whole = [processor.apply_chat_template(conversation, tokenize=False) for conversation in answered]
     if not all(text.startswith(before) for text in whole):
         raise InputError(
-            f"The chat template of {type(processor).__name__} writes the prompt differently once an answer follows, so "
-            "prompt and answer cannot be told apart. Use the template that the model was trained with."
+            f"The chat template of {type(processor).__name__} writes the prompt differently where an answer follows, "
+            "so prompt and answer cannot be separated. Use the template that the model was trained with."
         )
     return before, [text[len(before) :] for text in whole]
 
@@ -188,7 +188,7 @@ def read_answers(model: Any, inputs: dict[str, torch.Tensor]) -> Answers:
     kept = keep.view(-1).cumsum(0)
     if logits.shape[:-1] != (int(kept[-1]),):
         raise InputError(
-            f"{type(model).__name__} does not take `logits_to_keep` as a mask, so its language-model head cannot be "
+            f"{type(model).__name__} does not accept `logits_to_keep` as a mask, so its language-model head cannot be "
             "limited to answers. Use a model class that ships with transformers."
         )
     return Answers(logits.float(), kept[predictors] - 1, inputs["answer_ids"][there], there)

@@ -41,11 +41,11 @@ def check(name: str, write: Callable[[], str], seconds: float = SECONDS) -> None
     sys.settrace(watch)
     try:
         if len(write()) > LONGEST:
-            why = f"makes more than {LONGEST:,} characters of one question"
+            why = f"renders a question with more than {LONGEST:,} characters"
     except _TooMuch:
-        why = f"did not end within {seconds:g} s and {LONGEST:,} characters"
+        why = f"did not finish within {seconds:g} s and {LONGEST:,} characters"
     except (MemoryError, RecursionError, OverflowError) as error:
-        why = f"did not end ({type(error).__name__})"
+        why = f"did not finish ({type(error).__name__})"
     except Exception:  # an error of the template is reported when a question is rendered
         return
     finally:

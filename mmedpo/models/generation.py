@@ -35,7 +35,7 @@ class Sampling:
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise InputError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1].")
         if self.samples > 1 and self.temperature == 0:
-            raise InputError(f"{self.samples} samples at temperature 0 would all be equal; raise the temperature.")
+            raise InputError(f"{self.samples} samples at temperature 0 would be equal; raise the temperature.")
 
 
 def longest(task: str, max_new_tokens: int = MAX_NEW_TOKENS, max_new_tokens_report: int = MAX_NEW_TOKENS_REPORT) -> int:
@@ -79,7 +79,7 @@ def require_numbers(scores: torch.Tensor, model: str) -> None:
     if not scores.amax(dim=-1).isfinite().all():
         raise InputError(
             f"The model {model!r} computes NaN or infinite values instead of scores. Its weights, or its adapter's, "
-            "are damaged, or its dtype is too narrow: copy or train them again, or load it in bfloat16 or float32."
+            "are damaged, or its dtype is too narrow. Copy or train them again, or load it in bfloat16 or float32."
         )
 
 

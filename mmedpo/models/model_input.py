@@ -61,8 +61,8 @@ def views(processor: Any, image: Image) -> list[np.ndarray]:
         values = blocks.transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)
     if values.ndim < 3 or values.shape[-3] != 3:
         raise InputError(
-            f"{type(processor).__name__}: its pixel input of shape {values.shape} is laid out in an unknown way. Leave "
-            "--model out to see images at --noise-pixels."
+            f"{type(processor).__name__}: its pixel input of shape {values.shape} has an unknown layout. Leave out "
+            "--model to see images at --noise-pixels."
         )
     pictures = values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1)
     if processor.do_normalize:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Sequence
 from threading import Lock
@@ -19,9 +18,9 @@ from mmedpo.models.chat_template import encode, render
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, generation_config
 from mmedpo.models.thoughts import Answer
+from mmedpo.runs.device import best_device
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
 UNLOADABLE = (  # raised by `from_pretrained`
@@ -46,8 +45,8 @@ def load_processor(name: str, revision: str | None = None) -> Any:
 
     if not can_see(name, revision):
         raise InputError(
-            f"{name!r} is a {_load_config(name, revision).model_type!r} model, not a vision-language model: it cannot "
-            "look at images. Give a model of the Hub's task image-text-to-text."
+            f"{name!r} is a {_load_config(name, revision).model_type!r} model, not a vision-language model, and takes "
+            "no images. Give a model of the Hub's task image-text-to-text."
         )
     processor = _load(AutoProcessor, name, revision)
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
@@ -123,7 +122,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
 
 def _check_chat_template(name: str, owner: Any) -> None:
     if owner.chat_template is None:
-        raise InputError(f"{name!r} has no chat template, and a guessed one would be wrong; save the model's own.")
+        raise InputError(f"{name!r} has no chat template, and none is guessed; save the model's own with it.")
     check_template(name, lambda: render(owner, "?"))
 
 
@@ -176,7 +175,7 @@ def whole(kind: Any, name: str, unused: tuple[str, ...] = (), pickled: bool = Fa
         )
     if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False) and any(map(_is_raw, model.modules())):
         raise InputError(
-            f"{name!r} is called quantised by bitsandbytes in its config.json, but its weights are not. Remove "
+            f"{name!r} is quantised by bitsandbytes according to its config.json, but its weights are not. Remove "
             "quantization_config from config.json, or copy the quantised weights again."
         )
     return model
@@ -195,17 +194,8 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
     if rows and len(tokenizer) > rows:  # 0 where ZeRO-3 splits the weights
         raise InputError(
             f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its model embeds {rows}: they do not belong "
-            "together. Save the tokenizer that the model was trained with beside it."
+            "together. Save the model's own tokenizer with it."
         )
-
-
-def best_device() -> torch.device:
-    """Return the current CUDA device (a launcher sets it per process), else Apple's MPS, else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class LanguageModel:
@@ -312,7 +302,7 @@ class VisionLanguageModel(LanguageModel):
         except InputError:
             raise
         except Exception as error:  # processors raise what they like
-            raise InputError(f"A question cannot be asked, its image is refused by the processor: {error}") from error
+            raise InputError(f"A question cannot be asked: the processor refuses its image: {error}") from error
 
     def generate(self, inputs: Any, sampling: Sampling) -> list[list[Answer]]:
         """Return `sampling.samples` answers for each question of a batch made by `encode`.
@@ -332,10 +322,3 @@ class VisionLanguageModel(LanguageModel):
                 [self.reader.read(prompt, next(answers), most) for _ in range(sampling.samples)]
                 for prompt in inputs["input_ids"].tolist()
             ]
-
-
-def hardware() -> str:
-    """Return the name of the current accelerator, or the type of processor."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"

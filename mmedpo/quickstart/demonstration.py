@@ -31,8 +31,8 @@ SINGLE_STAGES = {
     "visual-stage": ["--dispreference", "lesion_noise"],
 }
 NOTES = (
-    "The model is a tiny one made on the spot: the table shows that the pipeline works, and nothing about patients.",
-    "'dpo' is the same training without weights; 'supervised' is trained on the same chosen answers alone.",
+    "The model is tiny and made by this command: the table shows that the pipeline works, and nothing about patients.",
+    "'dpo' is the same training without weights; 'supervised' is trained on the same chosen responses only.",
 )
 
 Invoke = Callable[[Sequence[str]], None]
@@ -66,7 +66,9 @@ def run(
     if not 0 < scale <= 1:
         raise InputError(f"scale is {scale}; it must be in (0, 1].")
     if writable.exists(output) and not resume:
-        raise InputError(f"{output} exists already; go on with --resume, choose another --output or remove it first.")
+        raise InputError(
+            f"{output} exists already; continue with --resume, choose another --output or remove it first."
+        )
     writable.check(output, resume=True)
     for name in ("dataset", "adapter"):
         cards.check_template(name)

@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} questions, {BACKBONE[0]} for a backbone")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="begin again where a run was interrupted")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     silence_libraries()
     try:
         make(**vars(parser.parse_args()))

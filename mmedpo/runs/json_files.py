@@ -58,7 +58,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object; the run that wrote it did not finish.")
+        raise InputError(f"{path} is not a JSON object; the run that wrote it did not finish.")
     return value
 
 

@@ -135,8 +135,8 @@ class Ledger:
 
     def _unusable(self, why: str) -> InputError:
         return InputError(
-            f"{self.path} cannot be used as a record of finished work ({why}). Name another file in a folder "
-            "that exists, or remove it if nothing in it is needed."
+            f"{self.path} cannot be used as a ledger or cache ({why}). Give another file in an existing folder, "
+            "or remove it if its content is not needed."
         )
 
     def _connected(self) -> sqlite3.Connection:

@@ -12,9 +12,9 @@ from mmedpo.errors import InputError
 BARE = ' (YAML takes no, off, yes and on for truth values: write the text in quotes, such as "none")'
 FLAG = "--send-credentialed-data-to-third-parties"
 FLAG_HELP = (
-    "Send texts and images of credentialed data to the endpoints and repositories that this command names, and put "
-    "them into its report page. Their terms forbid that unless everybody who receives them has agreed to the terms "
-    "too: you answer for it."
+    "Send texts and images of restricted data (PhysioNet: credentialed) to the endpoints and repositories that this "
+    "command names, and show them in its report page. Their terms forbid that unless all recipients have agreed to the "
+    "terms too; you are responsible for that."
 )
 INT32 = 2**31 - 1  # largest value of an int32 column such as `noise_edge`
 SEEDS = (0, 2**32 - 1)  # NumPy's range, the smallest of those that use the seed
@@ -113,4 +113,4 @@ def outside(options: Any) -> list[str]:
 def refuse(wrong: Sequence[str]) -> None:
     """Raise InputError with these sentences, if any."""
     if wrong:
-        raise InputError("These settings cannot work: " + "; ".join(wrong) + ".")
+        raise InputError("Invalid settings: " + "; ".join(wrong) + ".")

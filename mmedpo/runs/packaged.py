@@ -20,7 +20,9 @@ def folder(name: str) -> Path:
     places = (PACKAGE / "_share" / name, PACKAGE.resolve().parent / name)
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
-        raise InputError(f"{places[0]}: this installation is not whole. Install mmedpo again, from a wheel or a clone.")
+        raise InputError(
+            f"{places[0]}: this installation is incomplete. Install mmedpo again, from a wheel or a clone."
+        )
     return found
 
 
@@ -32,5 +34,5 @@ def metric(name: str) -> str:
     """
     known = sorted(path.name for path in folder("eval").iterdir() if (path / f"{path.name}.py").exists())
     if name not in known:
-        raise InputError(f"{name!r} is no metric of mmedpo. Use one of {', '.join(known)}.")
+        raise InputError(f"{name!r} is not a metric of mmedpo. Use one of {', '.join(known)}.")
     return str(folder("eval") / name)

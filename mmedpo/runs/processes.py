@@ -40,7 +40,7 @@ class Processes:
         if (local := int(os.environ.get("LOCAL_WORLD_SIZE", count))) != count:
             raise InputError(
                 f"{count} processes were launched, {local} of them on this machine. Work is shared on one machine "
-                "only: launch it with --num_machines 1, or give each machine a part of the questions."
+                "only. Launch it with --num_machines 1, or give each machine a part of the questions."
             )
         import torch
 

@@ -30,17 +30,19 @@ from mmedpo.runs.terminal import plain
 LONGEST = 100_000  # bytes
 DEEPEST = 8  # most nested lists and mappings
 CONSENT = FLAG.lstrip("-").replace("-", "_")
-SECRET = "A recipe holds no secret: leave it out."
+TYPED = "given on the command line of each run, never read from a recipe. Leave it out"
+ANSWERS = f"it answers for a person and is {TYPED}."
+SECRET = "Secrets are not read from recipes; leave it out."
 FORM = "Write lines of `option: value`."
 REFUSED = {
     "env": "a recipe sets options, not variables of the environment. Set them in the shell, and leave it out.",
-    CONSENT: f"consent is typed for each run, never read from a file. Leave it out, and see {FLAG} in --help.",
-    "image_folders": "it opens folders of this machine to links and is typed for each run. Leave it out.",
+    CONSENT: f"consent is {TYPED}, and see {FLAG} in --help.",
+    "image_folders": f"it lets links open further folders and is {TYPED}.",
     **dict.fromkeys(("hub_token", "push_to_hub_token"), f"{SECRET} Log in with `hf auth login`, or set HF_TOKEN."),
-    "fill": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
+    "fill": ANSWERS,
     "output_dir": "the folder of a training is its `output`. Write output instead.",
-    "resume_from_checkpoint": "a training goes on from its own checkpoints alone. Leave it out, and type --resume.",
-    "yes": "it answers for a person and is typed for each run, never read from a file. Leave it out.",
+    "resume_from_checkpoint": "a training resumes from its own checkpoints only. Leave it out, and use --resume.",
+    "yes": ANSWERS,
 }
 LOGIN = re.compile(r"https?://[^/?#\s]*@", re.IGNORECASE)
 PUSHING = {"push_to_hub", "hub_model_id", "hub_private_repo"}
@@ -57,9 +59,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(
-                problem="an *alias refers to another place; write it out", problem_mark=mark
-            )
+            raise yaml.composer.ComposerError(problem="an *alias is not allowed; write its value", problem_mark=mark)
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.composer.ComposerError(
@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
         made = super().construct_mapping(node, deep=deep)
         if len(made) < len(node.value):
             raise yaml.constructor.ConstructorError(
-                problem="a key is there twice; leave one of them", problem_mark=node.start_mark
+                problem="a key occurs twice; remove one", problem_mark=node.start_mark
             )
         return made
 
@@ -152,11 +152,11 @@ def parse(
     except InputError:
         raise
     except (ValueError, TypeError, OSError) as error:  # checks of TRL and Transformers
-        raise InputError(f"The settings of {command} cannot work: {error}") from error
+        raise InputError(f"Invalid settings of {command}: {error}") from error
     if unknown:
         raise InputError(
-            f"{command} does not know {shlex.join(unknown)}. {command} --help lists its options; in a recipe they are "
-            "spelt with _ instead of -."
+            f"{command}: unknown options {shlex.join(unknown)}. {command} --help lists its options; in a recipe they "
+            "are spelt with _ instead of -."
         )
     if consenting:
         typed = parsed.pop().third_parties
@@ -204,7 +204,7 @@ def _external_effects(found: Set[str], values: Mapping[str, Any]) -> Iterator[st
         space = f" ({', '.join(named)})" if named else ""
         yield f"reports to {', '.join(trackers)}{space}"
     if places := sorted({host(model) for model in _models(values, found) if is_remote(model)}):
-        yield f"names models at {', '.join(places)}, which are sent what they are asked, but no key of MMEDPO_API_KEY"
+        yield f"sends questions to models at {', '.join(places)}, without the key MMEDPO_API_KEY"
 
 
 def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
             data = file.read(LONGEST + 1)
     except FileNotFoundError:
         remedy = f"Give the path of a YAML file; mmedpo's own are in {packaged.folder('recipes')}."
-        raise InputError(f"Recipe {recipe}: there is no such file. {remedy}") from None
+        raise InputError(f"Recipe {recipe}: does not exist. {remedy}") from None
     except OSError as error:
         raise InputError(f"Recipe {recipe}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
     if len(data) > LONGEST:
@@ -228,12 +228,12 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError) as error:  # huge numbers, lists as keys
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
-        raise InputError(f"Recipe {recipe}: is no YAML{where}. {FORM}") from None
+        raise InputError(f"Recipe {recipe}: is not YAML{where}. {FORM}") from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise InputError(f"Recipe {recipe}: names no options. {FORM}")
+        raise InputError(f"Recipe {recipe}: has no options. {FORM}")
     known = [field.name for kind in kinds for field in fields(kind) if field.init]
     wrong = [sentence for key in found if (sentence := _refused(key, known))]
-    wrong += [f"{key}: holds a login. {SECRET}" for key, value in found.items() if LOGIN.search(str(value))]
+    wrong += [f"{key}: contains a login. {SECRET}" for key, value in found.items() if LOGIN.search(str(value))]
     if wrong:
         raise InputError(f"Recipe {recipe}: " + " ".join(wrong))
     return found
@@ -247,7 +247,7 @@ def _refused(key: str, known: Sequence[str]) -> str | None:
     if key in known:
         return None
     near = get_close_matches(spelt, known, 1)
-    return f"{key}: no option of this command. " + (f"Write {near[0]}." if near else "Leave it out; see --help.")
+    return f"{key}: not an option of this command. " + (f"Write {near[0]}." if near else "Leave it out; see --help.")
 
 
 def _without_recipe(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -265,5 +265,5 @@ def _without_recipe(words: Sequence[str]) -> tuple[list[str], Path | None]:
     if not all(found):
         raise InputError("--config needs a recipe after it, the path of a YAML file.")
     if len(found) > 1:
-        raise InputError(f"--config is there {len(found)} times ({', '.join(found)}). Give one recipe.")
+        raise InputError(f"--config is given {len(found)} times ({', '.join(found)}). Give one recipe.")
     return others, Path(found[0]) if found else None

@@ -57,8 +57,8 @@ def compare_contents(folder: Path, settings: dict[str, Any], contents: Mapping[s
             replaced.append(f"{name}: {old[:8]} -> {new[:8]}")
     if replaced:
         sentence = (
-            f"{folder}: of what this run was begun with, something was replaced since, under the same name. Results "
-            "of the old and of the new would be mixed. Restore the old, or start a new --output:"
+            f"{folder}: since the start of this run, an input was replaced under the same name. Results of the old "
+            "and the new input would be mixed. Restore the old one, or start a new --output:"
         )
         raise InputError(_listed(sentence, replaced))
     return before
@@ -102,7 +102,7 @@ def record_settings(file: Path, settings: dict[str, Any]) -> None:
     if differing:
         changes = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in differing]
         raise InputError(
-            _listed(f"{file.parent} was begun with other settings. Repeat them, or remove the folder:", changes)
+            _listed(f"{file.parent} was started with other settings. Repeat them, or remove the folder:", changes)
         )
     write_json(file, now)
 

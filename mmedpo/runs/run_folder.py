@@ -84,7 +84,7 @@ def output_folder(
         return
     writable.check(output)
     fresh = not partial.exists()
-    remedy = f"What was finished is kept in {partial}: free some space and run the same command with --resume."
+    remedy = f"Finished work is kept in {partial}: free some space and run the same command with --resume."
     with _plain_faults(output, remedy), _locked(partial):
         try:
             writable.refuse_existing(output)  # another process may just have finished it
@@ -122,7 +122,7 @@ def _locked(folder: Path) -> Iterator[None]:
         with suppress(NotImplementedError):  # a file system without locks
             lock.acquire()
     except Timeout:
-        raise InputError(f"Another process is at work in {folder}; wait for its end, or stop it.") from None
+        raise InputError(f"Another process works in {folder}; wait for its end, or stop it.") from None
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ def check(output: Path, resume: bool = False, option: str = "--output") -> None:
     """
     output = placed(output, option)
     if "::" in str(output):  # fsspec reads it as a chain of file systems
-        raise InputError(f"{output}: '::' in a path is read otherwise by libraries. Choose another {option}.")
+        raise InputError(f"{output}: libraries give '::' in a path a meaning of its own. Choose another {option}.")
     if not resume:
         refuse_existing(output, option)
     exists(beside(output), option)
@@ -56,7 +56,7 @@ def check_folder(folder: Path, option: str) -> None:
         InputError: it is a file, it is not writable, or the disk is full.
     """
     if exists(folder, option) and not folder.is_dir():
-        raise InputError(f"{folder} is no folder; choose another {option}.")
+        raise InputError(f"{folder} is not a folder; choose another {option}.")
     check(folder / "file", resume=True, option=option)
 
 

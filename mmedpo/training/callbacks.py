@@ -1,4 +1,4 @@
-"""Callbacks of a training: its duration, logs that a resumed training has too, and interruption by signals."""
+"""Callbacks of a training: checks at its start, duration, logs that a resumed training has too, and interruption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_secon
 UNLOGGED = "unlogged"  # in the state that each checkpoint keeps
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 2.0  # seconds; launchers forward Ctrl-C, so a second SIGINT within these is the same one
-AGAIN = f"Ctrl-C again, {ECHO:.0f} seconds from now or later, ends at once."
+AGAIN = f"Another Ctrl-C, after {ECHO:.0f} seconds or later, ends at once."
+
+
+class BeforeTraining(TrainerCallback):
+    """Callback that verifies optimisations and opens the reference cache, once the model is on its device."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.verify_optimisations()
+        self.trainer.open_reference_cache()
 
 
 class Duration(TrainerCallback):
@@ -136,4 +147,4 @@ def refuse_unfinished(trainer: Trainer) -> None:
     """Raise Stopped where a training ended before its last step."""
     done, planned = trainer.state.global_step, trainer.state.max_steps
     if done < planned:
-        raise Stopped(f"Stopped after step {done} of {planned}; a checkpoint is kept. Go on with --resume.")
+        raise Stopped(f"Stopped after step {done} of {planned}; a checkpoint is kept. Continue with --resume.")

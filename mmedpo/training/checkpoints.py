@@ -65,18 +65,18 @@ class Stamp(TrainerCallback):
         found = (state.get("stateful_callbacks") or {}).get(STAMP)
         if not isinstance(found, dict) or found["digest"] != self._own["digest"]:
             raise InputError(
-                f"{folder}: another training wrote it, with other settings or on other contents (or an earlier "
-                "version of mmedpo did). Remove it, so that --resume goes on from the checkpoint before."
+                f"{folder}: written by a training with other settings, other contents or an earlier version of mmedpo. "
+                "Remove it, so that --resume continues from the checkpoint before it."
             )
         if found["engine"] != self._own["engine"]:
             raise InputError(
-                f"{folder}: written by {found['engine']}, which {self._own['engine']} cannot resume. Resume as it was "
-                "written, or start another training from its weights (--adapter_name_or_path; without LoRA "
+                f"{folder}: written by {found['engine']}, which {self._own['engine']} cannot resume. Resume it that "
+                "way, or start another training from its weights (--adapter_name_or_path; without LoRA "
                 f"--model_name_or_path {folder})."
             )
         if not [*folder.glob(OPTIMIZER_NAME), *folder.glob("global_step*/*_optim_states.pt")]:
             raise InputError(
-                f"{folder} holds no optimizer's state (save_only_model): remove {folder.parent}, start again."
+                f"{folder} has no optimizer state (save_only_model). Remove {folder.parent}, and start again."
             )
         _refuse_code(folder)
 
@@ -101,15 +101,15 @@ def _refuse_code(folder: Path) -> None:
         target = folder / pointer.read_text("utf-8").strip()
         read.append(target)
         if target.parent != folder or target.name == "..":
-            raise InputError(f"{pointer}: it leads out of its checkpoint. {START_AGAIN}")
+            raise InputError(f"{pointer} points outside its checkpoint. {START_AGAIN}")
     for file in sorted({file for place in read for file in (place, *place.rglob("*"))}):
         if file.is_symlink():
-            raise InputError(f"{file}: it is a link, and a checkpoint holds its own files. {START_AGAIN}")
+            raise InputError(f"{file} is a link; links in checkpoints are not read. {START_AGAIN}")
         if file.suffix != ".pt":
             continue
         try:
             foreign = sorted({*get_unsafe_globals_in_checkpoint(str(file))} - OWN)
         except Exception as error:  # not a pickle of torch
-            raise InputError(f"{file}: it is torn, or no checkpoint of torch ({error}). {START_AGAIN}") from None
+            raise InputError(f"{file} is damaged, or not a checkpoint of torch ({error}). {START_AGAIN}") from None
         if foreign:
-            raise InputError(f"{file}: it is pickled with {', '.join(foreign)}, which could run code. {START_AGAIN}")
+            raise InputError(f"{file} contains pickled {', '.join(foreign)}, which could run code. {START_AGAIN}")

@@ -120,12 +120,15 @@ class PreferenceCollator:
 
 def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
     if "weight" not in pairs[0]:
-        raise InputError("The dataset has no `weight` column; MMedPO never falls back to plain DPO silently.")
+        raise InputError(
+            "The dataset has no `weight` column. Curate it with `mmedpo curate`, or set weighted to false for plain "
+            "DPO."
+        )
     for pair in pairs:
         weight = pair["weight"]
         if weight is None or not 0 <= weight < math.inf:
             raise InputError(
-                f"Row {pair.get('id', '(no id)')} has the weight {weight}; every row needs a finite one of 0 or more. "
+                f"Row {pair.get('id', '(no id)')} has the weight {weight}; it must be a finite number of at least 0. "
                 "Curate the dataset again, or drop the row."
             )
 

@@ -37,23 +37,23 @@ class RunArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
     dispreference: str = field(
         default="all",
-        metadata={"help": "Train on one kind of pair alone: hallucinated_response or lesion_noise; default all."},
+        metadata={"help": "Kind of pair to train on: all, hallucinated_response or lesion_noise."},
     )
     dataset_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub; its commit is recorded."}
     )
     eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on during training, as eval_strategy says."}
+        default=None, metadata={"help": "Split to evaluate on during training; needs eval_strategy."}
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read the dataset as it is needed, without a copy in the cache; needs max_steps."},
+        metadata={"help": "Stream the dataset, without a copy in the cache; needs max_steps."},
     )
     adapter_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "An adapter to go on from, such as that of a supervised run (Hub id or folder). It is trained "
-            "further, and the reference is the model with it as it is."
+            "help": "Adapter to continue from, such as that of a supervised run (Hub id or folder). It is trained "
+            "further. The reference is the model with this adapter, unchanged."
         },
     )
     resume: bool = field(default=False, metadata={"help": "Continue an interrupted run from its last checkpoint."})
@@ -80,35 +80,35 @@ class MMedPOConfig(DPOConfig):
         default=True,
         metadata={
             "help": "Multiply each pair's preference loss by its `weight` column (the paper's equation 5). "
-            "False is plain DPO on the same pairs: the control arm."
+            "False: plain DPO on the same pairs, the control arm."
         },
     )
     prefix_sharing: bool = field(
         default=True,
         metadata={
-            "help": "Read the prompt and images of a pair once for both answers where its sides see the same images. "
-            "The loss stays the same; a check at the start of training falls back to separate rows where it would not."
+            "help": "Compute the prompt and images of a pair once for both responses where its sides have the same "
+            "images. The loss does not change; if a check at the start of training finds a difference, it is not used."
         },
     )
     reference_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that keeps the reference's log-probabilities for later epochs, seeds and sweeps. What they "
-            "depend on (weights, processor, settings, pair) is their name there, so that no stale one is found."
+            "help": "Folder of the reference's log-probabilities, for later epochs, seeds and sweeps. Each is stored "
+            "under a digest of weights, processor, settings and pair, so that a changed one is computed again."
         },
     )
     encode_images_once: bool = field(
         default=True,
         metadata={
-            "help": "Pass each distinct image of a batch through the vision encoder once, and where that is not "
-            "trained keep the result for the reference's pass. The loss stays the same; checked as prefix_sharing is."
+            "help": "Encode each distinct image of a batch once, and use the result for the reference too where the "
+            "vision tower is the same. The loss does not change; checked as prefix_sharing is."
         },
     )
     projector_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Train the projector between vision tower and language model too, at this learning rate. None "
-            "leaves it as it is; the vision tower always stays."
+            "help": "Learning rate of the projector between vision tower and language model. None: the projector is "
+            "not trained. The vision tower is never trained."
         },
     )
     max_length: int | None = field(
@@ -133,16 +133,21 @@ class MMedPOConfig(DPOConfig):
             )
         if self.loss_type != ["sft"] and not set(self.loss_type) & set(PREFERENCE_LOSSES):
             raise InputError(
-                f"loss_type {self.loss_type} has nothing that prefers one side: add {' or '.join(PREFERENCE_LOSSES)}. "
+                f"loss_type {self.loss_type} has no preference loss: add {' or '.join(PREFERENCE_LOSSES)}. "
                 "Only 'sft' may stand alone, as the supervised control."
             )
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:
             raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")
         if self.reference_cache and self.sync_ref_model:
-            raise InputError("reference_cache keeps what never changes; leave it out where sync_ref_model is on.")
+            raise InputError(
+                "reference_cache needs a reference that does not change; leave it out where sync_ref_model is on."
+            )
         if self.reference_cache and "tdpo_kl" in self.loss_type:
-            raise InputError("tdpo_kl needs the reference's distributions; reference_cache keeps sums of tokens only.")
+            raise InputError(
+                "tdpo_kl needs the reference's distributions, which reference_cache does not store; leave one of them "
+                "out."
+            )
         if self.projector_learning_rate is not None and self.projector_learning_rate <= 0:
             raise InputError(f"projector_learning_rate is {self.projector_learning_rate}; it must be positive.")
         if self.train_sampling_strategy == "batch_rebalance":

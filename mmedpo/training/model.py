@@ -52,7 +52,7 @@ def open_model(model_args: ModelConfig, config: MMedPOConfig, adapter: str | Non
 
     if adapter is not None and (model_args.use_peft or config.projector_learning_rate is not None):
         raise InputError(
-            f"{adapter} has LoRA settings and trained modules of its own; leave use_peft and "
+            f"{adapter} has its own LoRA settings and trained modules; leave use_peft and "
             "projector_learning_rate out, or merge it into the model first."
         )
     model = load()
@@ -118,7 +118,7 @@ def _scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[s
         )
     }
     if faults:
-        raise InputError("What is to be trained cannot be:", faults)
+        raise InputError("These modules cannot be trained:", faults)
     return found
 
 
@@ -137,7 +137,7 @@ def _meant(
         try:
             whole = re.compile(target) if isinstance(wanted, str) else None
         except re.error as error:
-            faults.append(Fault("(settings)", setting, f"{target!r} is no regular expression ({error}); mend it"))
+            faults.append(Fault("(settings)", setting, f"{target!r} is not a regular expression ({error}); correct it"))
             continue
         meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
         found |= dict.fromkeys(name for name in meant if name in allowed)
@@ -145,10 +145,14 @@ def _meant(
         odd = next((name for name in meant if name in allowed and setting == TARGETS and not adaptable(name)), None)
         if odd:
             faults.append(
-                Fault("(settings)", setting, f"{target!r} is {odd}, no linear layer; name layers such as q_proj")
+                Fault(
+                    "(settings)",
+                    setting,
+                    f"{target!r} is {odd}, which is not a linear layer; name layers such as q_proj",
+                )
             )
         elif not meant:
-            faults.append(Fault("(settings)", setting, f"{target!r} names nothing in the model; nothing would train"))
+            faults.append(Fault("(settings)", setting, f"{target!r} names no module of the model; correct it"))
         elif allowed.isdisjoint(meant):
             sentence = "the vision tower is never trained; name modules of the language model"
             if all(map(in_projector, meant)):
@@ -172,8 +176,8 @@ def projector_modules(model: PreTrainedModel) -> list[str]:
     found = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTORS]
     if not found:
         raise InputError(
-            f"{type(model).__name__} has no module called {' or '.join(PROJECTORS)}, so that projector_learning_rate "
-            "finds nothing to train; leave it out, or name modules with lora_modules_to_save."
+            f"{type(model).__name__} has no module called {' or '.join(PROJECTORS)}, so projector_learning_rate has "
+            "nothing to train; leave it out, or name modules with lora_modules_to_save."
         )
     names: list[str] = []
     for name, module in found:  # PEFT cannot copy a list of modules, only its members

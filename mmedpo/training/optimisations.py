@@ -52,13 +52,13 @@ def verify_optimisations(
             break
         reasons.append(reason)
     for name, used, asked, way in (
-        ("prefix_sharing", collator.share, share, "prompt and images of a pair are read once for both answers"),
+        ("prefix_sharing", collator.share, share, "prompt and images of a pair are computed once for both responses"),
         ("encode_images_once", collator.once, once, "each distinct image of a batch is encoded once"),
     ):
         if used:
             logger.info(f"{name}: {way}.")
         elif asked:
-            logger.warning(f"{name} is not used, which gives the same more slowly: {reasons[0]}.")
+            logger.warning(f"{name} is not used; results are the same, but slower: {reasons[0]}.")
 
 
 def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exact: bool) -> str | None:

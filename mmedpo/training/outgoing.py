@@ -39,8 +39,8 @@ def refuse_deepspeeds(settings: Mapping[str, Any]) -> None:
     """Raise InputError where a DeepSpeed configuration has monitors of its own."""
     if asked := [name for name in OF_DEEPSPEED if settings.get(name)]:
         raise InputError(
-            f"deepspeed {', '.join(asked)}: DeepSpeed's own monitors send numbers elsewhere or write where they say, "
-            "untold. Leave them out, and use --report_to."
+            f"deepspeed {', '.join(asked)}: DeepSpeed's own monitors send or write numbers unchecked. "
+            "Leave them out, and use --report_to."
         )
 
 
@@ -69,16 +69,16 @@ def consented(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, A
         return consent.record(places, weights=config.push_to_hub) if places else {}
     if away:
         raise InputError(
-            f"report_to {', '.join(away)}: {name} is credentialed data, and trackers upload what is trained on it "
-            "where they are set up so (ClearML by default). Use --report_to tensorboard, which writes to this disk, or "
-            f"none. {credentialed.UNLESS}"
+            f"report_to {', '.join(away)}: {name} is restricted data, and trackers may upload what is trained on it "
+            "(ClearML does by default). Use --report_to tensorboard, which writes to this disk, or none. "
+            f"{credentialed.UNLESS}"
         )
     if config.push_to_hub:
         if run.streaming and name == run.dataset_name:
             raise InputError(
-                f"{run.output} would not be pushed: {name} is streamed from the Hub and has no manifest.json that "
-                "names its source, so that it may be credentialed data. Leave --streaming out, so that its rows are "
-                f"asked, or --push_to_hub. {credentialed.UNLESS}"
+                f"{run.output} cannot be pushed: {name} is streamed from the Hub without a manifest.json that names "
+                "its source, so it may be restricted data. Leave out --streaming, so that its rows are "
+                f"checked, or leave out --push_to_hub. {credentialed.UNLESS}"
             )
         credentialed.refuse_publishing([{credentialed.KEY: name}], run.output)
     return {}
@@ -106,9 +106,9 @@ def prepare(output: Path, config: MMedPOConfig, push: Push | None, training: dic
     """
     try:
         if push is None:
-            raise InputError("nothing was given that publishes; use `mmedpo train`.")
+            raise InputError("the trainer was given no function that publishes; use `mmedpo train`.")
         if config.hub_private_repo is False:
-            raise InputError("a training pushes privately only (hub_private_repo), since nobody has seen its card yet.")
+            raise InputError("a training pushes privately only (hub_private_repo), since its card was not read yet.")
         push.prepare(_name(output, config), training, config.hub_token)
     except InputError as error:
         way = _command(Path("FOLDER"), config.hub_model_id or "REPO", False)
@@ -123,7 +123,7 @@ def push(output: Path, config: MMedPOConfig, push: Push, third_parties: bool = F
     except InputError as error:
         raise InputError(
             f"The training is finished and whole in {output}, but was not pushed to {name}. {error} "
-            f"When that is mended: {_command(output, name, third_parties)}"
+            f"Then push it with: {_command(output, name, third_parties)}"
         ) from error
 
 

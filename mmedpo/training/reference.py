@@ -184,8 +184,8 @@ def _tensors(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, l
         with _gathered(tensor):
             if tensor.is_meta:
                 raise InputError(
-                    f"The weights {name} are not in memory, so that the reference cannot be recognised. Load the whole "
-                    "model, or train without the cache of reference log-probabilities."
+                    f"The weights {name} are not in memory, so the reference has no digest for reference_cache. Load "
+                    "the whole model, or train without the cache of reference log-probabilities."
                 )
             data = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
             plain = re.sub(r"^base_model\.model\.|\.base_layer|\.original_module", "", name)

@@ -180,7 +180,8 @@ def _refuse_strangers() -> None:
     launched, known = int(os.environ.get("WORLD_SIZE", "1")), PartialState().num_processes
     if launched != known:
         raise InputError(
-            f"{launched} processes were launched, but each counts {known}: without an accelerator give --use_cpu true."
+            f"{launched} processes were launched but do not form one group. Without an accelerator, give --use_cpu "
+            "true."
         )
 
 
@@ -191,7 +192,9 @@ def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool 
         kind = schema.DISPREFERENCES.index(run.dispreference)
         dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")
     if next(iter(schema.undecoded(dataset).take(1)), None) is None:
-        raise InputError(f"{run.dataset_name} has no row of kind {run.dispreference!r} in {split!r}; nothing to use.")
+        raise InputError(
+            f"{run.dataset_name} has no row of kind {run.dispreference!r} in {split!r}; give another kind or split."
+        )
     return dataset
 
 

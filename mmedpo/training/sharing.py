@@ -113,7 +113,7 @@ def image_refusal(model: Any) -> str | None:
     base = base_model(model)
     if hasattr(base.config, "image_token_id") and hasattr(getattr(base, "model", None), "get_image_features"):
         return None
-    return f"{type(base).__name__} has no get_image_features that its forward pass would ask"
+    return f"{type(base).__name__} has no get_image_features, which would take the encoded images"
 
 
 @contextlib.contextmanager
@@ -154,8 +154,8 @@ def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor)
         hook.remove()
     if asked != {"mask", "positions"}:
         raise NotApartError(
-            f"{type(decoder).__name__} did not use both mask and positions of shared rows (used: {sorted(asked)}), so "
-            "that its results would be wrong"
+            f"{type(decoder).__name__} did not use both mask and positions of shared rows (used: {sorted(asked)}): "
+            "its results would be wrong"
         )
 
 

@@ -14,7 +14,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
-from transformers import TrainerCallback
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -23,7 +22,7 @@ from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.models.answers import Answers
 from mmedpo.models.vision_language import load_processor
-from mmedpo.training.callbacks import Logs, Unlogged
+from mmedpo.training.callbacks import BeforeTraining, Logs, Unlogged
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
@@ -36,17 +35,6 @@ logger = get_logger(__name__)
 
 COLUMNS = ("prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")  # for the collator
 NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
-
-
-class _BeforeTraining(TrainerCallback):
-    """Callback that verifies optimisations and opens the reference cache, once the model is on its device."""
-
-    def __init__(self, trainer: MMedPOTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.verify_optimisations()
-        self.trainer.open_reference_cache()
 
 
 class MMedPOTrainer(DPOTrainer):
@@ -84,7 +72,7 @@ class MMedPOTrainer(DPOTrainer):
             if columns is not None and "weight" not in columns:
                 raise InputError(
                     f"The {name} has no `weight` column (it has {', '.join(columns)}). Curate it with `mmedpo curate`, "
-                    "or add a column of ones if plain DPO is what you want."
+                    "or add a column of ones for plain DPO."
                 )
             if columns is not None:
                 kwargs[name] = schema.undecoded(kwargs[name])  # the collator opens images
@@ -104,7 +92,7 @@ class MMedPOTrainer(DPOTrainer):
         self._reference_cache: ReferenceCache | None = None
         unlogged = Unlogged()
         self._metrics["train"] = unlogged
-        self.add_callback(_BeforeTraining(self))
+        self.add_callback(BeforeTraining(self))
         self.add_callback(Logs(unlogged))
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -250,7 +238,7 @@ class MMedPOTrainer(DPOTrainer):
         if math.isfinite(loss) or self.args.fp16:
             return
         raise InputError(
-            f"The loss is {loss} at step {self.state.global_step + 1}, and every later weight would be NaN. Check the "
+            f"The loss is {loss} at step {self.state.global_step + 1}, which would make all weights NaN. Check the "
             "model's weights and the dataset's `weight` column (`mmedpo audit`), or train with a lower learning_rate."
         )
 

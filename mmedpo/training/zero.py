@@ -15,8 +15,8 @@ from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
 MISSING = (
-    "DeepSpeed: ZeRO needs it, and it is not installed; it is a dependency on Linux alone (marker sys_platform == "
-    "'linux'). Train there, or without ZeRO (recipes/accelerate/ddp.yaml)."
+    "DeepSpeed is not installed, which ZeRO needs; it is installed on Linux only (marker sys_platform == 'linux'). "
+    "Train there, or without ZeRO (recipes/accelerate/ddp.yaml)."
 )
 
 
@@ -48,12 +48,14 @@ def check_file(settings: str) -> None:
     try:
         held = bounded_json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"The DeepSpeed settings {settings} cannot be read as JSON: {error}. Mend the file.") from None
+        raise InputError(
+            f"The DeepSpeed settings {settings} cannot be read as JSON: {error}. Correct the file."
+        ) from None
     stage = held.get("zero_optimization", {}) if isinstance(held, dict) else None
     if not isinstance(stage, dict) or stage.get("stage", 0) not in range(4):
         raise InputError(
             f"The DeepSpeed settings {settings} must be a JSON object, its zero_optimization one with the stage 0, 1, "
-            "2 or 3. Mend the file."
+            "2 or 3. Correct the file."
         )
 
 

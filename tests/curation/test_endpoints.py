@@ -75,5 +75,5 @@ def test_judges_that_never_score_are_named_with_what_went_wrong(
         curate_folder(settings, tmp_path)
     assert str(raised.value) == (
         "Every pair of source was rejected: judging relevance lost 2 (no judge gave a readable score: 2). "
-        f"Examples: lung: {CUT}; lobe: {CUT}. All are in {tmp_path / 'rejects.jsonl'}; mend what they name."
+        f"Examples: lung: {CUT}; lobe: {CUT}. All are in {tmp_path / 'rejects.jsonl'}; correct what they list."
     )

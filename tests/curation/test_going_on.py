@@ -170,7 +170,7 @@ def test_questions_in_another_order_are_the_same(
     edit(source, restored)
     caplog.clear()
     curate(tmp_path / "out", settings, resume=True)
-    assert "since this run began" not in caplog.text
+    assert "since the start of this run" not in caplog.text
     curate(tmp_path / "fresh", settings)
     assert made(tmp_path / "out") == made(tmp_path / "fresh")
 
@@ -183,7 +183,7 @@ def test_questions_come_and_go_without_being_asked_for(
     rows = read(source)
     write(source, [*rows[2:], {**rows[2], "id": "new", "question": "And there?"}])
     curate(tmp_path / "out", settings, resume=True)
-    assert "questions since this run began: 1 added, 2 removed." in caplog.text
+    assert "questions since the start of this run: 1 added, 2 removed." in caplog.text
     curate(tmp_path / "fresh", settings)
     assert made(tmp_path / "out") == made(tmp_path / "fresh")
 
@@ -224,7 +224,7 @@ def test_a_target_that_was_replaced_is_refused(
     recorded = json.loads((tmp_path / "out" / "manifest.json").read_text())["contents"]
     assert recorded.keys() == {"source", "model"} and recorded["model"] == model_contents(str(tiny_model))
     other_weights(model)
-    with pytest.raises(InputError, match=r"out: of what this run was begun with"):
+    with pytest.raises(InputError, match=r"out: since the start of this run"):
         curate(tmp_path / "out", settings, resume=True)
 
 

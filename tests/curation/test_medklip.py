@@ -238,7 +238,7 @@ def test_loading_draws_no_random_numbers(text_encoder: str, tmp_path: Path) -> N
 
 
 def test_an_unknown_observation_is_answered_with_the_known_ones(medklip: MedKLIP, images: list[Image.Image]) -> None:
-    with pytest.raises(InputError, match="no observation 'liver'; ask for one of: normal, pneumonia, disease, mass"):
+    with pytest.raises(InputError, match="no observation 'liver'; use one of: normal, pneumonia, disease, mass"):
         medklip.observe(images, "liver")
 
 
@@ -288,14 +288,14 @@ DESCRIBED = "observation explanation.json"
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: folder.rename(folder.parent / "elsewhere"), "is no folder"),
-        (lambda folder: (folder / "checkpoint_final.pth").unlink(), "exactly one checkpoint .* it holds 0"),
-        (double, r"exactly one checkpoint .* it holds 2: checkpoint_41\.pt, checkpoint_final\.pth"),
-        (rewrite("other.json", "{}"), "exactly one file of descriptions .* it holds 2"),
+        (lambda folder: folder.rename(folder.parent / "elsewhere"), "is not a folder"),
+        (lambda folder: (folder / "checkpoint_final.pth").unlink(), "exactly one checkpoint .* it contains 0"),
+        (double, r"exactly one checkpoint .* it contains 2: checkpoint_41\.pt, checkpoint_final\.pth"),
+        (rewrite("other.json", "{}"), "exactly one file of descriptions .* it contains 2"),
         (rewrite(DESCRIBED, "{"), "cannot be read as JSON"),
         (rewrite(DESCRIBED, "{}"), "must be one JSON object"),
-        (rewrite(DESCRIBED, '{"mass": "a", "edema": null}'), "have no text: edema"),
-        (tear, "is torn or was not written by torch.save"),
+        (rewrite(DESCRIBED, '{"mass": "a", "edema": null}'), "entries without text: edema"),
+        (tear, "is damaged or was not written by torch.save"),
         (lambda folder: torch.save([1], folder / "checkpoint_final.pth"), "under the key 'model'"),
     ],
 )
@@ -319,7 +319,7 @@ def test_a_text_encoder_that_is_missing_or_too_narrow_is_refused(text_encoder: s
         narrow
     )
     BertTokenizer.from_pretrained(text_encoder).save_pretrained(narrow)
-    with pytest.raises(InputError, match="is no BERT of width 768"):
+    with pytest.raises(InputError, match="is not a BERT of width 768"):
         MedKLIP(folder, str(narrow), device="cpu")
 
 

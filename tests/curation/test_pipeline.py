@@ -250,7 +250,7 @@ def test_source_that_gives_no_pair_is_bad_input(make_source: MakeSource, tmp_pat
     assert "locating lesions lost 1 (no lesion was found: 1)." in said
     assert ("Examples: q: to the gold answer 'unheard-of'; q: no lesion was found." in said) is not restricted
     assert ("unheard-of" in said) is not restricted
-    file = Path(re.search(r"All are in (.*rejects.jsonl); mend what they name\.", str(raised.value))[1])
+    file = Path(re.search(r"All are in (.*rejects.jsonl); correct what they list\.", str(raised.value))[1])
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2 and "{" not in str(raised.value)
 
 
@@ -468,7 +468,7 @@ def test_each_kind_may_be_left_out(make_source: MakeSource, tiny_model: Path, tm
 
 def test_nobody_is_asked_who_was_not_named(make_source: MakeSource, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="--chat and --judges: not given, and there is no default"):
+    with pytest.raises(InputError, match="--chat and --judges: required"):
         curate_folder(Settings(source=make_source([question()])), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 

@@ -117,7 +117,7 @@ def test_whole_image_noise_shows_images_without_a_lesion_too(show: Show, tmp_pat
 
 
 def test_source_without_any_lesion_is_refused_with_the_reasons(show: Show, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"boxes found a region in none of 2 images: {'no lesion was found': 2}"):
+    with pytest.raises(InputError, match=r"boxes found no region in 2 images: {'no lesion was found': 2}"):
         show([row(1, "a.png"), row(2, "a.png"), row(3, "b.png")])
     assert not (tmp_path / "sheet.png").exists()
 

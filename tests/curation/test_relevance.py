@@ -207,7 +207,7 @@ def test_each_turn_is_one_batch_of_the_items_still_open():
 
 
 def test_judges_of_one_name_are_refused():
-    with pytest.raises(InputError, match="a, a; names must differ"):
+    with pytest.raises(InputError, match="a, a; their names must differ"):
         Panel([Judge("a"), Judge("a")])
 
 

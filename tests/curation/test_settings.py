@@ -90,7 +90,7 @@ def test_all_faults_are_listed_together() -> None:
 
 
 def test_several_samples_need_a_temperature() -> None:
-    with pytest.raises(InputError, match="4 samples at temperature 0 would all be equal; raise the temperature"):
+    with pytest.raises(InputError, match="4 samples at temperature 0 would be equal; raise the temperature"):
         Settings(SOURCE, temperature=0)
     Settings(SOURCE, temperature=0, samples=1)
 
@@ -109,17 +109,17 @@ def test_without_a_chat_model_something_else_must_be_made(options: dict[str, Any
     if allowed:
         assert Settings(SOURCE, chat="none", **options).makes_visual_pairs
         return
-    with pytest.raises(InputError, match="without a chat model there are no wrong answers"):
+    with pytest.raises(InputError, match="without a chat model there are no rejected responses"):
         Settings(SOURCE, chat="none", **options)
 
 
 @pytest.mark.parametrize(
     ("named", "missing"),
     [
-        ({}, "--chat and --judges: not given, and there is no default. Name who picks or writes wrong answers and who"),
-        ({"chat": "standin:rules"}, "--judges: not given, and there is no default. Name who scores their clinical"),
-        ({"judges": ["standin:strict"]}, "--chat: not given, and there is no default. Name who picks or writes"),
-        ({"judges": ["none"], "weights": "none"}, "--chat: not given"),
+        ({}, "--chat and --judges: required. Give what picks or writes rejected responses and what"),
+        ({"chat": "standin:rules"}, "--judges: required. Give what scores their clinical"),
+        ({"judges": ["standin:strict"]}, "--chat: required. Give what picks or writes"),
+        ({"judges": ["none"], "weights": "none"}, "--chat: required"),
         ({"chat": "none"}, None),  # and nothing to be judged
         ({"chat": "standin:rules", "judges": ["none"], "weights": "none"}, None),
     ],
@@ -138,7 +138,7 @@ def test_who_makes_and_who_judges_wrong_answers_must_be_named(named: dict[str, A
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"weights": "rescale"}, "without judges wrong answers have no clinical relevance to weigh them by"),
+        ({"weights": "rescale"}, "without judges rejected responses have no clinical relevance"),
         ({"weights": "raw"}, "name judges, or give --weights none"),
         ({"weights": "none"}, None),
         ({"weights": "rescale", "chat": "none"}, None),  # visual pairs have the localizer's confidence

@@ -165,7 +165,7 @@ def test_without_scores_there_are_no_weights_but_1() -> None:
     assert (found.unscored, found.mean_before, found.by_kind["text"].mean_before) == (2, pytest.approx(0.4), None)
     assert json.loads(json.dumps(found.record(), allow_nan=False))["by_kind"]["text"]["unscored"] == 2
     for method in ("rescale", "literal", "raw"):
-        with pytest.raises(InputError, match="2 of 3 pairs have no score to weigh by"):
+        with pytest.raises(InputError, match="2 of 3 pairs have no score"):
             normalize([None, 0.4, None], method)
 
 

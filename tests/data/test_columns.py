@@ -50,7 +50,9 @@ def test_columns_that_are_not_read_are_named_once_with_the_nearest(make_source: 
     rows = [{**WHOLE, "id": str(number), "sex": "F", "licence": "mit", "phrase_type": "free"} for number in range(3)]
     source = read_source(make_source(rows))
     (said,) = source.notices
-    assert said.startswith("Not read of source's table: licence (is it license?), phrase_type, sex. docs/curation.md")
+    assert said.startswith(
+        "source: columns that are not read: licence (is it license?), phrase_type, sex. docs/curation.md"
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,14 +99,14 @@ def test_column_that_looks_like_a_patient_and_is_not_read_is_warned_of(
     notices = read_source(make_source([{**WHOLE, name: 7}])).notices
     assert len(notices) == 1 + warned and all(name in notice for notice in notices)
     assert "(is it id?)" not in notices[0]
-    assert [f"{name} of source's table may tell patients apart" in notice for notice in notices[1:]] == [True] * warned
+    assert [f"source: {name} may identify patients" in notice for notice in notices[1:]] == [True] * warned
     assert len(read_source(make_source([{**WHOLE, name: 7, "patient": 7}])).notices) == 1  # another column is read
 
 
 @pytest.mark.parametrize("name", ["pid", "caption", "age", "kind", "rid"])
 def test_no_column_is_said_to_be_near_one_of_another_beginning(make_source: MakeSource, name: str) -> None:
     (said, *_) = read_source(make_source([{**WHOLE, name: "x"}])).notices
-    assert f"Not read of source's table: {name}. " in said
+    assert f"source: columns that are not read: {name}. " in said
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,8 @@ def test_column_that_is_said_to_count_is_the_one_that_is_read(
     source = read_source(make_source(text=f"{header},question,answer\na.png,b.png,Where?,left\n", table="t.csv"))
     assert [sample.image_id for sample in source.samples] == [file]
     assert source.notices == [
-        f"{', '.join(sorted(header.split(',')))} of source's table mean the same; {counts} counts where it has a value."
+        f"source: columns {', '.join(sorted(header.split(',')))} have the same meaning; {counts} is used where it has "
+        "a value."
     ]
 
 
@@ -131,8 +134,8 @@ def test_columns_that_mean_the_same_are_said(make_source: MakeSource) -> None:
     source = read_source(make_source([{**WHOLE, "prompt": "Where?", "patient": "b", "Patient_ID": "a"}]))
     assert source.samples[0].question == "What is seen?" and source.samples[0].patient_id == "a"
     assert [said.split(".")[0] for said in source.notices] == [
-        "Patient_ID, patient of source's table mean the same; Patient_ID counts where it has a value",
-        "prompt, question of source's table mean the same; question counts where it has a value",
+        "source: columns Patient_ID, patient have the same meaning; Patient_ID is used where it has a value",
+        "source: columns prompt, question have the same meaning; question is used where it has a value",
     ]
 
 

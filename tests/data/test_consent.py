@@ -103,13 +103,13 @@ def test_consent_is_typed_said_first_and_recorded(
     assert ran.exit_code == 0, ran.exception
     assert elsewhere.order[0] == "said" and elsewhere.order.count("said") == 1 and "request" in elsewhere.order
     how = "with" if images else "without"
-    assert f"credentialed data, and {FLAG} was given: 2 questions, {how} their images, to 0.0.0.0." in ran.stderr
+    assert f"restricted data, and {FLAG} was given: 2 questions, {how} their images, to 0.0.0.0." in ran.stderr
     made = read_json(tmp_path / "out" / record)
     assert made["third_parties"] == {"to": ["0.0.0.0"], "questions": 2, "images": images}
     assert FLAG not in json.dumps(made.get("settings")) and KEY not in json.dumps(made.get("settings"))
     if record == "manifest.json":
         card = (tmp_path / "out" / "README.md").read_text()
-        assert "| credentialed data was sent, with consent, to | 0.0.0.0 (2 questions) |" in card
+        assert "| restricted data was sent, with consent, to | 0.0.0.0 (2 questions) |" in card
 
 
 @pytest.mark.parametrize(("command", "step"), [
@@ -174,7 +174,7 @@ def test_host_says_no_secret_of_an_address(model: str, host: str) -> None:
 def test_announce_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     consent.announce("a\x1b]0;x\x07\u202eb", ["h"], "all")
     said = capsys.readouterr().err
-    assert said.startswith("a\ufffd]0;x\ufffd\ufffdb is credentialed data") and said.isascii() is False
+    assert said.startswith("a\ufffd]0;x\ufffd\ufffdb is restricted data") and said.isascii() is False
     assert not set(said) & {"\x1b", "\x07", "\u202e"}
 
 
@@ -199,9 +199,7 @@ def test_a_page_that_shows_texts_is_recorded(tmp_path: Path, capsys: pytest.Capt
     if quotes:
         shown = {"to": ["report.html"], "questions": len(found["examples"]), "images": False}
         assert record == {"third_parties": shown}
-        assert (
-            f"clinic is credentialed data, and {FLAG} was given: texts and images of examples, to report.html" in said
-        )
+        assert f"clinic is restricted data, and {FLAG} was given: texts and images of examples, to report.html" in said
     else:
         assert (record, said) == ({}, "")
 

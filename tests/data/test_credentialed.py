@@ -1,4 +1,4 @@
-"""Credentialed data that cannot leave: every way out is tried, with real HTTP on this machine, and once more with the
+"""Restricted data that cannot leave: every way out is tried, with real HTTP on this machine, and once more with the
 flag that opens it, which shows that the test would have seen it. All data is invented."""
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def test_a_folder_of_its_path_or_its_tables_name_marks_a_source(
         assert read_source(source).marked_by == f"the name {known!r}"
     away = "http://models.invalid:9/v1#m"
     settings = Settings(source=folder, chat=away, judges=JUDGES, localizer="none")
-    with pytest.raises(InputError, match=f"known as credentialed data by the name '{known}'"):
+    with pytest.raises(InputError, match=f"It is restricted by the name '{known}'"):
         curate_folder(settings, tmp_path)
     asked = ["evaluate", "--model", away, "--source", str(folder), "--output", str(tmp_path / "o")]
     said = CliRunner().invoke(cli.app, asked).exception
@@ -259,7 +259,7 @@ def test_nothing_is_sent_to_a_model_elsewhere(house: Path, tmp_path: Path) -> No
     for command, (code, tried, said) in zip(commands, refused, strict=True):
         assert (code, tried) == (2, []), (command, said)
         named = next(word.split(",")[-1] for word in command if "models.invalid" in word or "hub:" in word)
-        assert f"mimic-cxr is credentialed data, and {named} is not on this machine" in said and FLAG in said
+        assert f"mimic-cxr is restricted data, and {named} is not on this machine" in said and FLAG in said
     assert not list(tmp_path.glob("out*"))
     assert any("models.invalid" in event or "getaddrinfo" in event for event in sent[1]), sent
 
@@ -342,11 +342,9 @@ def test_a_dataset_goes_out_whole_only_with_the_flag(hub: Hub, send: Callable[..
             send(house / "pairs", "dataset", third_parties=True, confirm=confirm, fill=FILLED)
     assert not credentialed_tree.found(house / "tree", received(hub))
     done = send(house / "pairs", "dataset", third_parties=True, confirm=lambda question: not asked.append(question))
-    question = "mimic-cxr is credentialed data. Everybody who may read user/it, now or later, gets its texts and images"
+    question = "mimic-cxr is restricted data. Everybody who may read user/it, now or later, gets its texts and images"
     assert asked[-1].startswith(question)
-    assert (
-        f"mimic-cxr is credentialed data: user/it gets its texts and images, whole, as {FLAG} allows." in done.notices
-    )
+    assert f"mimic-cxr is restricted data: user/it gets its texts and images, whole, as {FLAG} allows." in done.notices
     found = credentialed_tree.found(house / "tree", received(hub))
     assert any(FINDINGS[0] in trace for trace in found) and not any(credentialed_tree.PATIENT in one for one in found)
 
@@ -390,7 +388,7 @@ def no_bytes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """A finished training folder on credentialed data."""
+    """A finished training folder on restricted data."""
     folder = make_adapter(tmp_path / "adapter")
     record = read_json(folder / "training.json")
     write_json(
@@ -400,7 +398,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_an_adapter_goes_out_only_with_the_flag(hub: Hub, send: Callable[..., Any], adapter: Path) -> None:
-    with pytest.raises(InputError, match=f"is not published: x is credentialed data.*{FLAG}"):
+    with pytest.raises(InputError, match=f"is not published: x is restricted data.*{FLAG}"):
         send(adapter, "adapter")
     assert not list(hub.store) and not [call for call in hub.calls() if call.startswith(("POST", "PUT"))]
     done = send(adapter, "adapter", third_parties=True)
@@ -459,7 +457,7 @@ def training(dataset: Path, model: object, output: Path, *more: str) -> list[str
 def test_a_training_that_would_be_pushed_is_refused_before_it_begins(house: Path, tmp_path: Path) -> None:
     ran = CliRunner().invoke(cli.app, training(house / "pairs", "org/none", tmp_path / "adapter"))
     assert isinstance(ran.exception, InputError)
-    assert "mimic-cxr is credentialed data" in str(ran.exception) and FLAG in str(ran.exception)
+    assert "mimic-cxr is restricted data" in str(ran.exception) and FLAG in str(ran.exception)
     assert not (tmp_path / "adapter").exists()
 
 
@@ -472,11 +470,11 @@ def test_a_whole_model_carries_the_mark_in_its_configuration(
     assert read_json(tmp_path / "whole" / "config.json")["credentialed_source"] == "phantom"
     record = read_json(tmp_path / "whole" / "training.json")
     assert record["credentialed_source"] == "phantom" and "phantom" in (tmp_path / "whole" / "README.md").read_text()
-    with pytest.raises(InputError, match="phantom is credentialed data"):
+    with pytest.raises(InputError, match="phantom is restricted data"):
         send(tmp_path / "whole", "adapter")
     # What goes on from it on public pairs is no more public; and it is not the pairs that are called credentialed.
     ran = CliRunner().invoke(cli.app, training(preferences, tmp_path / "whole", tmp_path / "next"))
-    assert "is not published: phantom is credentialed data" in str(ran.exception) and not received(hub)
+    assert "is not published: phantom is restricted data" in str(ran.exception) and not received(hub)
 
 
 @pytest.mark.slow
@@ -490,7 +488,7 @@ def test_a_training_is_pushed_with_the_flag_and_its_records_hold_no_text(
     files = hub.files("user/adapter")
     assert json.loads(files["training.json"])["dataset_manifest"]["source"]["credentialed"] is True
     assert "send_credentialed" not in files["recipe.yaml"].decode()  # who runs it again decides anew
-    assert "Trained on credentialed data (phantom)" in files["README.md"].decode()
+    assert "Trained on restricted data (phantom)" in files["README.md"].decode()
     rows = [json.dumps(row) for row in texts(marked)]
     said = b"".join(
         data for name, data in files.items() if name.endswith((".json", ".yaml", ".md")) and "token" not in name
@@ -567,9 +565,9 @@ def test_a_dataset_of_a_clinic_without_its_manifest_is_known_by_its_rows(
     assert credentialed_source(tmp_path / "pairs") == "clinic"
     away = ["--model", "http://models.invalid:9/v1#target", "--output", str(tmp_path / "out")]
     ran = CliRunner().invoke(cli.app, ["evaluate", "--dataset", str(tmp_path / "pairs"), *away])
-    assert "clinic is credentialed data, and" in str(ran.exception)
+    assert "clinic is restricted data, and" in str(ran.exception)
     ran = CliRunner().invoke(cli.app, training(tmp_path / "pairs", tiny_model, tmp_path / "adapter"))
-    assert "is not published: clinic is credentialed data" in str(ran.exception)
+    assert "is not published: clinic is restricted data" in str(ran.exception)
     loose = load_splits(str(tmp_path / "pairs"))["train"].filter(lambda row: row["license"].startswith("cc"))
     (tmp_path / "derived").mkdir()
     loose.to_parquet(str(tmp_path / "derived" / "mine.parquet"))
@@ -622,14 +620,14 @@ print(*said, origin.credentialed_source("user/it", streaming=True), origin.crede
     words = training("user/it", "org/none", tmp_path / "adapter", "--streaming", "true", "--save_strategy", "steps")
     pushed = subprocess.run([sys.executable, "-m", "mmedpo.cli", *words], env=hub.environment(), capture_output=True,
                             text=True, check=False, cwd=hub.home)  # fmt: skip
-    assert pushed.returncode == 2 and "has no manifest.json that names its source" in " ".join(pushed.stderr.split())
+    assert pushed.returncode == 2 and "without a manifest.json that names its source" in " ".join(pushed.stderr.split())
 
 
 def test_trackers_elsewhere_are_refused(marked: Path, tiny_model: Path, tmp_path: Path) -> None:
     words = [word for word in training(marked, "org/none", tmp_path / "adapter") if word != "--push_to_hub"][:-1]
     for tracker in ("wandb", "clearml", "mlflow"):
         ran = CliRunner().invoke(cli.app, [*words, "--report_to", tracker])
-        assert f"report_to {tracker}: phantom is credentialed data" in str(ran.exception), ran.exception
+        assert f"report_to {tracker}: phantom is restricted data" in str(ran.exception), ran.exception
     for opened in (["--report_to", "wandb", FLAG, "true"], ["--report_to", "tensorboard"], ["--report_to", "none"]):
         ran = CliRunner().invoke(cli.app, [*words, *opened])
         assert "org/none" in str(ran.exception)  # the next thing that is wrong
@@ -690,7 +688,7 @@ def test_the_mark_travels_to_results_and_comparisons(corpus: Path, tiny_model: P
     write_json(tmp_path / "two" / "results.json", results)
     with pytest.raises(InputError) as raised:
         compare([tmp_path / "one", tmp_path / "two"], resamples=10)
-    assert "not shown: credentialed data" in str(raised.value) and "ecret" not in str(raised.value)
+    assert "not shown: restricted data" in str(raised.value) and "ecret" not in str(raised.value)
 
 
 FAULTY = [

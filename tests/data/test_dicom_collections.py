@@ -27,43 +27,43 @@ FOLDERS = {
 }
 REFUSED = {  # files by the words of why; all others are pictures
     "test_files": {
-        "is no picture (RT Plan Storage)": "rtplan rtplan_truncated",
-        "is no picture (RT Ion Plan Storage)": "ExplVR_BigEndNoMeta ExplVR_LitEndNoMeta",
-        "is no picture (RT Structure Set Storage)": "rtstruct",
-        "is no picture (RT Dose Storage)": "badVR rtdose rtdose_1frame rtdose_expb rtdose_expb_1frame rtdose_rle "
+        "is not a picture (RT Plan Storage)": "rtplan rtplan_truncated",
+        "is not a picture (RT Ion Plan Storage)": "ExplVR_BigEndNoMeta ExplVR_LitEndNoMeta",
+        "is not a picture (RT Structure Set Storage)": "rtstruct",
+        "is not a picture (RT Dose Storage)": "badVR rtdose rtdose_1frame rtdose_expb rtdose_expb_1frame rtdose_rle "
         "rtdose_rle_1frame",
-        "is no picture (Segmentation Storage)": "liver_1frame liver_expb_1frame",
-        "is no picture (Basic Text SR Storage)": "reportsi reportsi_with_empty_number_tags",
-        "is no picture (Comprehensive SR Storage)": "test-SR",
-        "is no picture (12-lead ECG Waveform Storage)": "waveform_ecg",
-        "holds no pixels": "UN_sequence empty_charset_LEI meta_missing_tsyntax nested_priv_SQ "
+        "is not a picture (Segmentation Storage)": "liver_1frame liver_expb_1frame",
+        "is not a picture (Basic Text SR Storage)": "reportsi reportsi_with_empty_number_tags",
+        "is not a picture (Comprehensive SR Storage)": "test-SR",
+        "is not a picture (12-lead ECG Waveform Storage)": "waveform_ecg",
+        "has no pixels": "UN_sequence empty_charset_LEI meta_missing_tsyntax nested_priv_SQ "
         "no_meta_group_length priv_SQ",
         "frames; export the one": "SC_rgb_rle_16bit_2frame SC_rgb_rle_2frame SC_rgb_rle_32bit_2frame "
         "examples_ybr_color",
         "do not fit its header or are damaged": "MR_truncated",
-        "compressed at another size": "JPEG2000-embedded-sequence-delimiter",
+        "pixels have another size": "JPEG2000-embedded-sequence-delimiter",
         "pylibjpeg and pylibjpeg-libjpeg (GPL-3.0)": "JPEG-lossy JPGExtended",
         "python-gdcm (Apache-2.0)": "SC_rgb_jpeg_gdcm",
         "pyjpegls (MIT)": "JPEGLSNearLossless_08 JPEGLSNearLossless_16 MR_small_jpeg_ls_lossless "
         "SC_rgb_jls_lossy_line SC_rgb_jls_lossy_sample",
     },
     "dicomdirtests": {
-        "is no picture (Media Storage Directory Storage)": "DICOMDIR DICOMDIR-bigEnd DICOMDIR-empty DICOMDIR-implicit "
-        "DICOMDIR-nooffset DICOMDIR-nopatient DICOMDIR-reordered",
-        "holds no pixels": " ".join(
+        "is not a picture (Media Storage Directory Storage)": "DICOMDIR DICOMDIR-bigEnd DICOMDIR-empty "
+        "DICOMDIR-implicit DICOMDIR-nooffset DICOMDIR-nopatient DICOMDIR-reordered",
+        "has no pixels": " ".join(
             f"IM0000{a}{b}" for a, b in product("01", digits + ascii_uppercase) if f"{a}{b}" <= "1D"
         ),
         "one colour everywhere": "17166 17196",  # all above the window
     },
     "charset_files": {
-        "holds no pixels": "chrJapMulti chrJapMultiExplicitIR6 chrKoreanMulti chrSQEncoding chrSQEncoding1",
+        "has no pixels": "chrJapMulti chrJapMultiExplicitIR6 chrKoreanMulti chrSQEncoding chrSQEncoding1",
     },
     "palettes": {
-        "is no picture (Color Palette Storage)": "fall hotiron hotmetalblue pet pet20step spring summer winter",
+        "is not a picture (Color Palette Storage)": "fall hotiron hotmetalblue pet pet20step spring summer winter",
     },
     "pydicom-data": {
-        "is no picture (Segmentation Storage)": "liver liver_expb",
-        "holds no pixels": "emri_small_jpeg_2k_lossless_too_short",
+        "is not a picture (Segmentation Storage)": "liver liver_expb",
+        "has no pixels": "emri_small_jpeg_2k_lossless_too_short",
         "frames; export the one": "OBXXXX1A_2frame OBXXXX1A_expb_2frame OBXXXX1A_rle_2frame SC_rgb_16bit_2frame "
         "SC_rgb_2frame SC_rgb_32bit_2frame SC_rgb_expb_16bit_2frame SC_rgb_expb_2frame SC_rgb_expb_32bit_2frame "
         "color3d_jpeg_baseline eCT_Supplemental emri_small emri_small_RLE emri_small_big_endian "

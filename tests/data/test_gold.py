@@ -44,5 +44,7 @@ def test_doubt(question: str, answer: str, expected: str | None) -> None:
 def test_doubts_are_counted_by_reason_and_said() -> None:
     found = doubts([(ASKED, "Yes"), (ASKED, "not sure"), (ASKED, "unknown"), (ASKED, ASKED)])
     assert found == {REPEATS: 1, DECLINES: 2}
-    assert "clinic that may be none: repeats the question (1), declines to answer (2)" in str(notice("clinic", found))
+    assert "clinic: gold answers that may not be answers: repeats the question (1), declines to answer (2)" in str(
+        notice("clinic", found)
+    )
     assert notice("clinic", {}) is None

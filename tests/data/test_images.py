@@ -133,12 +133,12 @@ def with_nan() -> bytes:
 
 
 FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "empty": ("a.png", lambda: b"", "is in no known format: it has 0 bytes"),
-    "text": ("a.png", lambda: b"no image", "is in no known format"),
+    "empty": ("a.png", lambda: b"", "has an unknown format: it has 0 bytes"),
+    "text": ("a.png", lambda: b"no image", "has an unknown format"),
     "half PNG": ("a.png", lambda: saved("RGB")[:500], "cannot be decoded"),
     "half JPEG": ("a.jpg", lambda: saved("RGB", "JPEG")[:500], "cannot be decoded"),
-    "half TIFF": ("a.tif", lambda: saved("RGB", "TIFF")[:500], "cannot be decoded|no known format"),
-    "NaN": ("a.tif", with_nan, "holds pixels that are no numbers"),
+    "half TIFF": ("a.tif", lambda: saved("RGB", "TIFF")[:500], "cannot be decoded|unknown format"),
+    "NaN": ("a.tif", with_nan, "has NaN or infinite pixels"),
 }
 
 
@@ -160,7 +160,9 @@ def test_folder_and_missing_file_are_one_sentence(tmp_path: Path) -> None:
 def test_twenty_thousand_pixels_a_side_are_refused_before_decoding(tmp_path: Path) -> None:
     row = bytes(1 + 20000 // 8)
     data = png_file(20000, 20000, 1, 0, row * 20000)  # black, 1 bit a pixel: 50 kB packed
-    check_refused(tmp_path / "a.png", data, rf"too large .*400000000 pixels.*set {LIMIT_VARIABLE} to its pixels")
+    check_refused(
+        tmp_path / "a.png", data, rf"too large .*400000000 pixels.*set {LIMIT_VARIABLE} to its number of pixels"
+    )
 
 
 @pytest.fixture

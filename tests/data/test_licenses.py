@@ -77,7 +77,7 @@ def test_mixed_source_is_recorded_as_all_of_its_licences(mixed: Path) -> None:
     source = read_source(mixed, license="mit")
     assert (source.license, list(source.licenses.items())) == ("cc-by-nc-4.0", list(COUNTS.items()))
     assert source.record(None)["licenses"] == COUNTS and source.record(None)["license"] == "cc-by-nc-4.0"
-    assert source.notices == [f"mixed is under several licences: {LISTED}. The strictest binds what is made of all."]
+    assert source.notices == [f"mixed is under several licences: {LISTED}. The strictest applies to the dataset."]
     assert read_source(mixed, limit=1, license="mit").notices == []
 
 

@@ -48,7 +48,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
 def test_another_layout_below_a_pattern_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a[x]").mkdir()
     (tmp_path / "a[x]" / "rows.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(InputError, match=r"\[ \] in the path .* would be read as a pattern. Rename the folder"):
+    with pytest.raises(InputError, match=r"\[ \] in its path would be read as a pattern.* Rename the folder"):
         loading.load_splits(str(tmp_path / "a[x]"))
 
 
@@ -138,4 +138,4 @@ def test_a_path_that_cannot_be_used_is_one_sentence_wherever_it_is_met(
     monkeypatch.setattr(Path, "is_file", fails)
     assert exit_code(["audit", str(tmp_path / "locked" / "pairs")]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert said.startswith("Error: ") and said.endswith("Check the path, and who may read and write there.")
+    assert said.startswith("Error: ") and said.endswith("Check the path and its permissions.")

@@ -173,7 +173,7 @@ def test_several_frames_inside_a_dataset_are_a_fault_of_the_row(elsewhere: Datas
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
     row["images"] = [{"bytes": buffer.getvalue(), "path": "a.webp"}]
-    said = "the image holds 2 frames or pages; export the one that the row is about"
+    said = "the image has 2 frames or pages; export the one that the row is about"
     assert [fault.sentence for fault in schema.row_faults(row)] == [said]
     with pytest.raises(InputError, match=f"Row {row['id']} cannot be used: {said}"):
         PreferenceCollator(load_processor(str(tiny_model)))([row])

@@ -197,7 +197,7 @@ def test_restricted_images_are_not_sent(make_source: MakeSource, tmp_path: Path,
         given = {"curate": ["curate", *curate], "evaluate": ["evaluate", "--model", model],
                  "build": ["build", "folder", *curate]}[command]  # fmt: skip
         ran = CliRunner().invoke(cli.app, [*given, *words, "--image-folders", str(tree)])
-        assert "is credentialed data, and http://0.0.0.0" in str(ran.exception), ran.output
+        assert "is restricted data, and http://0.0.0.0" in str(ran.exception), ran.output
         assert not server.received
         ran = CliRunner().invoke(cli.app, [*given, *words])
         assert "Faulty rows" in str(ran.exception) and not server.received
@@ -213,7 +213,7 @@ def test_preview_says_whose_images_it_shows(make_source: MakeSource, tmp_path: P
         "preview", "--source", str(source), "--image-folders", str(tree), "--output", str(tmp_path / "sheet.png"),
     ])  # fmt: skip
     assert ran.exit_code == 0, ran.exception
-    assert "is credentialed data: the sheet shows its images" in " ".join(ran.output.split())
+    assert "is restricted data: the sheet shows its images" in " ".join(ran.output.split())
 
 
 # Builders.

@@ -433,8 +433,8 @@ def test_second_row_of_an_id_names_the_first(make_source: MakeSource) -> None:
 @pytest.mark.parametrize(
     ("spoiled", "sentence"),
     [
-        pytest.param(lambda data: b"", "is in no known format", id="empty"),
-        pytest.param(lambda data: b"no image", "is in no known format", id="unreadable"),
+        pytest.param(lambda data: b"", "has an unknown format", id="empty"),
+        pytest.param(lambda data: b"no image", "has an unknown format", id="unreadable"),
         pytest.param(lambda data: data[: len(data) // 2], "cannot be decoded", id="truncated"),
     ],
 )
@@ -457,10 +457,10 @@ def spoilt_array(heat: np.ndarray, cut: int | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("column", "name", "data", "sentence"),
     [
-        ("masks", "m.png", b"no image", "m.png: the image is in no known format"),
-        ("masks", "m.npy", spoilt_array(np.eye(3)), "m.npy: the image is in no known format"),
-        ("image", "i.npy", spoilt_array(np.eye(3)), "i.npy: the image is in no known format"),
-        ("heatmap", "h.png", b"no image", "h.png: the image is in no known format"),
+        ("masks", "m.png", b"no image", "m.png: the image has an unknown format"),
+        ("masks", "m.npy", spoilt_array(np.eye(3)), "m.npy: the image has an unknown format"),
+        ("image", "i.npy", spoilt_array(np.eye(3)), "i.npy: the image has an unknown format"),
+        ("heatmap", "h.png", b"no image", "h.png: the image has an unknown format"),
         ("heatmap", "h.npy", b"", "h.npy: the array cannot be read (EOF"),
         ("heatmap", "h.npy", b"no array", "h.npy: the array cannot be read (the magic string is not correct"),
         ("heatmap", "h.npy", spoilt_array(np.eye(3), -1), "h.npy: the array cannot be read (Failed to read all data"),
@@ -471,7 +471,7 @@ def spoilt_array(heat: np.ndarray, cut: int | None = None) -> bytes:
         ("heatmap", "h.npy", spoilt_array(np.eye(2, dtype=complex)), "this is complex128 of shape (2, 2)"),
         ("heatmap", "h.npy", spoilt_array(np.array([["a"]])), "this is <U1 of shape (1, 1)"),
         *(
-            ("heatmap", "h.npy", spoilt_array(np.array([[0, odd]])), "h.npy: a heat map holds no NaN, no infinity")
+            ("heatmap", "h.npy", spoilt_array(np.array([[0, odd]])), "h.npy: a heat map has no NaN, no infinity")
             for odd in (-1, math.nan, math.inf)
         ),
     ],
@@ -509,7 +509,7 @@ def test_faulty_rows_are_refused_with_the_remedy(make_source: MakeSource) -> Non
     source = read_source(make_source([row(), row(id="q2", answer="")]))
     with pytest.raises(InputError) as raised:
         refuse_faults(source, skip_faulty=False)
-    assert "Faulty rows in source: 1. Mend them, or leave those rows out with --skip-faulty." in str(raised.value)
+    assert "Faulty rows in source: 1. Correct them, or leave these rows out with --skip-faulty." in str(raised.value)
     assert "samples.jsonl:2 [answer]" in str(raised.value)
     refuse_faults(source, skip_faulty=True)
     assert [sample.id for sample in source.samples] == ["q1"]
@@ -661,7 +661,7 @@ def test_an_official_split_is_taken_as_it_stands_and_what_it_shares_is_counted(m
     rows[1]["split"] = rows[3]["split"] = "test"  # their images are also in train
     folder = make_source(rows, images=images)
     anew = read_source(folder)
-    assert anew.note and "its own has 2 of 6 images in several parts: train" in anew.note
+    assert anew.note and "its own has 2 of 6 images in several splits: train" in anew.note
     source = read_source(folder, "test", official_split=True)
     assert [sample.id for sample in source.samples] == [row["id"] for row in rows if row["split"] == "test"]
     assert (source.split_by, source.images_in_other_splits, source.note) == ("source", 2, None)
@@ -674,7 +674,7 @@ def test_one_picture_under_two_names_is_one_image(make_source: MakeSource) -> No
     images |= {"17.png": picture(0), "18.png": images["1.png"], "19.png": picture(2, "BMP")}
     folder = make_source(rows, images=images)
     source = read_source(folder)
-    assert source.note and "its own has 3 of 17 images in several parts" in source.note
+    assert source.note and "its own has 3 of 17 images in several splits" in source.note
     assert all(len(splits) == 1 for splits in homes(source, "image_digest").values())
     assert len(homes(source, "image_digest")) == 17 and len(homes(source, "image_id")) == 20
     assert read_source(folder, "test", official_split=True).images_in_other_splits == 3
@@ -703,7 +703,7 @@ def test_an_official_split_must_be_there(make_source: MakeSource) -> None:
     with pytest.raises(InputError, match=r"has 2 rows without a split .*leave out --official-split"):
         read_source(folder, "train", official_split=True)
     note = read_source(folder).note
-    assert note and "2 rows of its table have none" in note
+    assert note and "2 rows of its table without one" in note
 
 
 def test_missing_split_is_made_and_does_not_depend_on_other_rows(make_source: MakeSource) -> None:

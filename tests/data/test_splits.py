@@ -98,11 +98,11 @@ def test_what_changed_side_is_counted_and_said(make_source: MakeSource) -> None:
     own = {row["id"]: row["split"] for row in map(json.loads, (path / "samples.jsonl").read_text().splitlines())}
     changed = [sample for sample in source.samples if sample.split != own[sample.id]]
     assert source.moved == {"rows": len(changed), "images": len({sample.image_id for sample in changed})}
-    assert source.split_notice == f"{source.note} No --split was given: the rows of all parts are taken."
+    assert source.split_notice == f"{source.note} No --split was given: rows of all splits are used."
     assert source.note == (
-        "The split of clinic is made by image (60/10/30 %), since its own has 1 of 10 images in several parts: train "
-        f"12 rows, validation 2 rows, test 6 rows. {len(changed)} rows, of {source.moved['images']} images, changed "
-        "side. --official-split takes its own as it stands."
+        "The split of clinic is made by image (60/10/30 %), since its own has 1 of 10 images in several splits: train "
+        f"12 rows, validation 2 rows, test 6 rows. {len(changed)} rows about {source.moved['images']} images "
+        "changed their split. --official-split keeps its own."
     )
     assert source.record("train")["moved"] == source.moved
 
@@ -125,7 +125,7 @@ def test_curate_takes_the_official_split_where_asked(make_source: MakeSource) ->
     anew, official = (open_source(Settings(**settings, official_split=asked)) for asked in (False, True))
     assert anew.split_by == "image" and len(anew.samples) == 2
     assert [sample.id for sample in official.samples] == [f"{number}-a cyst" for number in range(4)]
-    assert official.split_notice.endswith("It is taken as it stands: 4 images of test lie in other parts too.")
+    assert official.split_notice.endswith("It is kept: 4 images of test are in other splits too.")
     assert official.record("test") | {"notices": []} == {
         "name": "clinic", "license": "unknown", "licenses": {"unknown": 4}, "split": "test", "split_by": "source",
         "split_rows": {"train": 4, "test": 4}, "images_in_other_splits": 4, "questions": 4, "doubtful_answers": {},
@@ -161,16 +161,16 @@ def test_nobodys_name_is_no_patient_and_is_said(make_source: MakeSource, column:
     source = read_source(folder(make_source, 8, **{column: lambda _: cell}))
     assert ({sample.patient_id for sample in source.samples}, source.split_by) == ({None}, "image")
     assert source.notices == [
-        "16 rows of clinic name a patient or study that is nobody (unknown, anonymous, -): it is read as missing."
+        "clinic: 16 rows with a placeholder as patient or study (unknown, anonymous, -), which is read as missing."
     ]
 
 
 @pytest.mark.parametrize(
     ("column", "split", "shared", "said"),
     [
-        ("patient", "test", 2, "It is taken as it stands: 2 patients of test lie in other parts too."),
-        ("patient", None, 2, "It is taken as it stands: 2 patients of it lie in other parts too."),
-        ("study", "train", 2, "It is taken as it stands: 2 studies of train lie in other parts too."),
+        ("patient", "test", 2, "It is kept: 2 patients of test are in other splits too."),
+        ("patient", None, 2, "It is kept: 2 patients of it are in other splits too."),
+        ("study", "train", 2, "It is kept: 2 studies of train are in other splits too."),
         ("patient", "validation", 0, "The split of clinic is its table's own"),
     ],
 )
@@ -182,7 +182,7 @@ def test_patients_that_an_official_split_shares_are_counted_and_said(
     path = folder(make_source, 6, split=parts.__getitem__, **{column: names.__getitem__})
     source = read_source(path, split, official_split=True)
     assert (source.patients_in_other_splits, source.images_in_other_splits) == (shared, 0)
-    assert said in source.split_notice and ("as it stands" in source.split_notice) == bool(shared)
+    assert said in source.split_notice and ("It is kept" in source.split_notice) == bool(shared)
     assert source.record(split).get("patients_in_other_splits", 0) == shared
     recorded = read(Asked(path, split=split, official_split=True)).record
     assert (recorded["patients_in_other_splits"], recorded["images_in_other_splits"]) == (shared, 0)
@@ -199,7 +199,7 @@ def test_study_stands_for_the_patient_where_none_is_named(make_source: MakeSourc
     assert both.notices == []
 
 
-BY_STUDY = "the study stands for the patient of {}, which may be one named elsewhere"
+BY_STUDY = "the study is used as the patient of {}, who may be one named elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_study_stands_for_the_patient_of_rows_without_one_beside_others(
     source = read_source(folder(make_source, 6, **named))
     assert [sample.patient_id for sample in source.samples[::2]] == ["p"] * 4 + patients
     assert source.split_by == "patient"
-    assert source.notices == [f"4 of 12 rows of clinic name no patient: {said}."]
+    assert source.notices == [f"clinic: 4 of 12 rows without a patient: {said}."]
 
 
 def test_parts_of_a_credentialed_split_are_not_quoted(make_source: MakeSource) -> None:

@@ -77,7 +77,7 @@ def test_table_written_by_pandas_has_no_patient_called_nan(make_source: MakeSour
         assert faults(source) and {column for column, _ in faults(source)} == {"answer"}
         assert [sample.patient_id for sample in source.samples] == [None, "4"]
         assert [len(sample.boxes) for sample in source.samples] == [1, 0]
-        assert ["name no patient" in said for said in source.notices] == [True]  # and nothing of the row numbers
+        assert ["without a patient" in said for said in source.notices] == [True]  # and nothing of the row numbers
     records = {"t.json": table.to_json(orient="records"), "t.jsonl": json.dumps(WHOLE | {"patient": math.nan})}
     for name, text in records.items():
         source = read_source(make_source(text=text, table=name, name=name))

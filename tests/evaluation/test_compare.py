@@ -385,7 +385,7 @@ def test_a_file_that_is_not_what_was_recorded_is_refused(tmp_path, change, said)
     change(folders[1], folders[0])
     with pytest.raises(InputError) as refused:
         compare(folders)
-    assert f"mmedpo: {said}" in str(refused.value) and "Run `mmedpo evaluate` anew" in str(refused.value)
+    assert f"mmedpo: {said}" in str(refused.value) and "Run `mmedpo evaluate` again" in str(refused.value)
 
 
 # Test images that the training data holds.
@@ -474,7 +474,7 @@ def test_what_is_no_preference_dataset_is_refused(tmp_path):
         compare(folders, dataset=str(tmp_path / "nowhere"))
     (tmp_path / "other" / "data").mkdir(parents=True)
     Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "other" / "data" / "train-00000-of-00001.parquet"))
-    with pytest.raises(InputError, match="is no preference dataset") as refused:
+    with pytest.raises(InputError, match="is not a preference dataset") as refused:
         compare(folders, dataset=str(tmp_path / "other"))
     assert "images" in {fault.column for fault in refused.value.faults}
 

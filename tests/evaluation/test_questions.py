@@ -185,7 +185,7 @@ def test_a_split_made_anew_is_noted(make_source):
     rows = [{"id": f"{n}", "image": "a.png", "question": f"{n}?", "answer": "left", "split": n} for n in ("x", "y")]
     (split,) = {sample.split for sample in read_source(make_source(rows)).samples}
     note = read(Asked(make_source(rows, name="again"), split=split)).note
-    assert note and "its own has 1 of 1 images in several parts" in note
+    assert note and "its own has 1 of 1 images in several splits" in note
 
 
 def test_what_a_source_says_of_a_question_is_kept_without_stray_white_space(make_source):

@@ -275,7 +275,7 @@ def test_another_process_of_a_launch_has_the_same_contents(work, tmp_path):
         write_adapter(work, 1)
         assert json.loads((folder / CONTENTS).read_text()) != spec.contents()
         with (
-            pytest.raises(InputError, match=r"something was replaced since(.|\n)*adapter"),
+            pytest.raises(InputError, match=r"an input was replaced under the same name(.|\n)*adapter"),
             output_folder(tmp_path / "out", settings, processes=Processes(1, 2, "launch"), contents=spec.contents()),
         ):
             pass

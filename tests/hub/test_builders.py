@@ -260,9 +260,9 @@ def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
         assert build(*words)[0] == 130
     change("no", "No.")
     code, output = build(*words, "--resume")
-    assert code == 2 and "rows changed" in output and "train-1 [answer]: has changed since" in output
+    assert code == 2 and "rows changed" in output and "train-1 [answer]: changed since the start" in output
     code, output = build(*words, "--resume", "--redo-changed")
-    assert code == 0 and "questions since this run began: 5 changed, and done again." in caplog.text
+    assert code == 0 and "questions since the start of this run: 5 changed and curated again." in caplog.text
     pairs = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in loading.load("out")}
     assert pairs == {("yes", "no"), ("no", "yes"), ("No.", "Yes.")}  # "no" of the files that did not change
     (tmp_path / ".out.writing" / "source").mkdir(parents=True)  # of a check that was killed
@@ -299,7 +299,7 @@ def test_a_card_with_open_fields_is_published_when_somebody_answers(
     said = " ".join(output.split())
     assert code == 2 and (tmp_path / "out" / "manifest.json").exists()
     assert not list(hub_here.store) and "There is no terminal to ask at" in said
-    assert "The dataset is finished and whole in out, but was not published." in said
+    assert "The dataset is complete in out, but was not published." in said
     assert "- license: " in said and "- privacy: " in said
     assert 'Publish it with: mmedpo publish out user/pairs [--fill KEY="..."]' in said
 

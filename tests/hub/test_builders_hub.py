@@ -141,7 +141,7 @@ def test_what_keeps_a_dataset_from_being_published_is_said_before_the_work(
         code, said = build(*words, "--publish", repo)
         assert code == 2 and why in said, said
     code, said = build(*words, "--publish", "user/pairs", "--fill", "license=")
-    assert code == 2 and "--fill 'license' says nothing" in said
+    assert code == 2 and "--fill 'license' has no value" in said
     code, said = build("slake", "--source", "nowhere", "--output", "out", "--publish", "user/pairs")
     assert code == 2 and "The source nowhere does not exist" in said
     assert not list(tmp_path.glob("out*")) and not list(hub.store)

@@ -255,7 +255,7 @@ def test_faulty_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has the format 'other/1'; this version reads 'mmedpo\.manifest/1'"):
         cards.dataset_card(folder)
     for text, said in (
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"format": "mmedpo.manifest/1"}', "no entry source, counts"),
     ):
         (folder / "manifest.json").write_text(text)

@@ -62,5 +62,5 @@ def test_an_adapter_whose_branch_moved_is_refused_and_a_commit_stays(
     stopped, contents = hub.ask(*words, 1)
     repo.commit("main", lambda there: there.update({path: Blob(data, False) for path, data in second.items()}), "put")
     refused, pinned = hub.ask(*words, 99)
-    assert stopped == "stopped" and "something was replaced since" in refused
+    assert stopped == "stopped" and "an input was replaced under the same name" in refused
     assert f"adapter user/adapter: {contents[:8]} -> " in refused and pinned == contents

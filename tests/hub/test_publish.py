@@ -539,12 +539,12 @@ def test_nothing_of_credentialed_sources_but_numbers_goes_out(
         (pairs / "manifest.json").write_text(json.dumps(manifest))
         assert "no text and no image" in send(pairs, dry_run=True).notices[0]
     named = make_dataset(tmp_path / "named", 6, change=lambda row: row.update(source="CheXpert-v1.0"))
-    assert send(named, dry_run=True).notices[0].startswith("CheXpert-v1.0 is credentialed data")
+    assert send(named, dry_run=True).notices[0].startswith("CheXpert-v1.0 is restricted data")
     adapter = make_adapter(tmp_path / "adapter")
     training = json.loads((adapter / "training.json").read_text())
     training["dataset_manifest"] = {"source": {"name": "PadChest"}}
     (adapter / "training.json").write_text(json.dumps(training))
-    with pytest.raises(InputError, match="PadChest is credentialed data"):
+    with pytest.raises(InputError, match="PadChest is restricted data"):
         send(adapter, kind="adapter")
     assert not list(hub.store)
 
@@ -628,7 +628,7 @@ def a_faulty_row(folder: Path) -> None:
         (a_shard_cut_off, r"a Parquet file is damaged \("),
         (a_shard_garbled, r"a Parquet file is damaged \("),
         (no_utf_8, r"README\.md cannot be read as UTF-8 text"),
-        (a_list_for_a_manifest, r"manifest\.json (holds no JSON object|has the format None)"),
+        (a_list_for_a_manifest, r"manifest\.json (is not a JSON object|has the format None)"),
         (a_manifest_without_counts, r"manifest\.json has no entry source, counts"),
         (a_picture_with_notes, r"is no PNG or JPEG file without metadata \(EXIF"),
         (a_faulty_row, r"(?s)breaks? the preference schema.*weight.*is -1.*has a path as its name"),

@@ -1,4 +1,4 @@
-"""Credentialed data published without a text or a pixel over HTTP, and rebuilt where the data is; all invented."""
+"""Restricted data published without a text or a pixel over HTTP, and rebuilt where the data is; all invented."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_dataset_is_marked_and_holds_no_header(house: Path) -> None:
     for row in rows(house / "pairs").values():
         images = [*row["images"], *(row["rejected_images"] or [])]
         assert not any(credentialed_tree.PATIENT.encode() in image["bytes"] for image in images)
-    assert "is credentialed data.**" in (house / "pairs" / "README.md").read_text()
+    assert "is restricted data.**" in (house / "pairs" / "README.md").read_text()
 
 
 def test_from_one_house_over_the_hub_to_another(
@@ -182,8 +182,8 @@ def test_without_a_cache_the_lesion_pairs_come_back_and_the_others_are_said_to_b
     output = rebuilt(bare, house / "tree", tmp_path / "pairs")
     assert kinds(output) == {TEXT: {MISSING}, LESION: {IDENTICAL}}
     assert {line.get("reason") for line in lines(output) if line["dispreference"] == TEXT} == {
-        "the chat model did not answer: the cache of calls has no answer to this, and no model was named that could be "
-        "asked (looked for: penman)"
+        "the chat model did not answer: the cache has no answer to this question, and no model was given "
+        "(looked for: penman)"
     }
     before = rows(house / "pairs")
     assert rows(output) == {id: row for id, row in before.items() if id.endswith(LESION)}
@@ -283,7 +283,7 @@ def test_a_manifest_from_elsewhere_opens_nothing(bare: Path, house: Path, tmp_pa
     assert not {*evil, "source", "image_folders"} - {"sections", "seed"} & defaults.keys()
     output = rebuilt(tmp_path / "weights", house / "tree", tmp_path / "pairs", credentialed=False)
     assert read_json(output / "manifest.json")["source"]["credentialed"] is True
-    with pytest.raises(InputError, match=r"Nothing was sent: .* is credentialed data"):
+    with pytest.raises(InputError, match=r"Nothing was sent: .* is restricted data"):
         rebuilt(tmp_path / "weights", house / "tree", tmp_path / "o", chat="http://models.invalid/v1#penman")
 
 
@@ -407,7 +407,7 @@ def test_a_mask_is_not_published_and_its_tool_is_asked_for(bare: Path, house: Pa
 
 
 def test_what_is_no_published_form_is_refused(house: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not the published form of credentialed data"):
+    with pytest.raises(InputError, match="is not the published form of restricted data"):
         rejoining.read(str(house / "pairs"))
     with pytest.raises(InputError, match="does not exist"):
         rejoining.read(str(house))

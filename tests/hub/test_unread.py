@@ -50,7 +50,7 @@ def test_what_is_not_there_or_not_to_be_seen_asks_for_a_name_or_a_login(hub: Hub
         said = hub.ask(READ, name, token=token)
         assert "doesn't exist on the Hub or cannot be accessed" in said.pop("dataset")
         assert list(said) == ["adapter", "model", "files"]
-        assert all("no repository of that name that may be seen: check the name" in it for it in said.values())
+        assert all("Neither a folder nor an accessible repository has this name" in it for it in said.values())
 
 
 def test_a_gate_is_said(hub: Hub) -> None:
@@ -78,7 +78,7 @@ def test_offline_it_is_said(hub: Hub) -> None:
     offline = hub.ask(READ, "user/other", HF_HUB_OFFLINE="1")
     for kind in ("adapter", "files"):
         assert "HF_HUB_OFFLINE is set, and it is not in the cache" in offline[kind]
-    here = "there is no such folder here, HF_HUB_OFFLINE is set, and it is not in the cache. Check the name"
+    here = "the folder does not exist, HF_HUB_OFFLINE is set, and it is not in the cache. Check the name"
     assert here in offline["model"] and "connect" not in offline["model"]
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_hinders_no_publication_and_what_is_read_says_so(hub: Hub, d
     assert sent.returncode == 0 and list(hub.repo("user/pairs", "dataset").tags) == ["v1"], sent.stderr
     read = on_a_full_disk(hub, disk, "audit", "user/pairs", "--output", tmp_path / "audit")
     said = " ".join(read.stderr.split())
-    assert read.returncode == 2 and "no space is left on this machine's disk" in said and "Free some" in said
+    assert read.returncode == 2 and "no space left on the disk" in said and "Free some" in said
     written = on_a_full_disk(hub, disk, "audit", folder, "--output", disk / "audit")
     assert written.returncode == 2 and "No space left on the disk" in " ".join(written.stderr.split())
 
@@ -135,6 +135,6 @@ def test_what_is_no_hub_names_no_commit(body: bytes, monkeypatch: pytest.MonkeyP
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-        with pytest.raises(InputError, match="what answered is no Hub"):
+        with pytest.raises(InputError, match="the answer does not come from a Hub"):
             commit_of("user/it", None)
         server.shutdown()

@@ -566,7 +566,7 @@ def test_missing_parts_are_named(tower, tmp_path):
         (without("tokenizer.json", "tokenizer_config.json"), "tokenizer.json-tokenizer_config.json cannot be read"),
         (without("config.json"), "has no config.json"),
         (without("model-00002-of-00003.safetensors"), f"lacks model-00002.*, which its {index} lists"),
-        (without(index), r"holds none of model.safetensors.index.json, .*an adapter or a projector alone"),
+        (without(index), r"has none of model.safetensors.index.json, .*merge an adapter or projector"),
         (str(tmp_path / "nowhere"), "nowhere cannot be read"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=said):
@@ -605,7 +605,7 @@ def test_a_tower_that_cannot_serve_is_refused(tower, tmp_path):
     settings = json.loads((other / "preprocessor_config.json").read_text())
     settings["crop_size"] = {"height": 14, "width": 14}
     (other / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="crops to 14 pixels, but its model sees 28"):
+    with pytest.raises(InputError, match="crops to 14 pixels, but its model takes 28"):
         convert(source, tmp_path / "converted", vision_tower=str(other))
 
 

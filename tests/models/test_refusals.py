@@ -39,14 +39,14 @@ PLAIN = [
 
 @pytest.mark.parametrize("token", TOKENS)
 def test_image_tokens_of_every_family_are_faults(token):
-    assert placeholders.fault(f"Where is {token} it?") == f"holds {token!r}, which stands for an image; remove it"
+    assert placeholders.fault(f"Where is {token} it?") == f"contains {token!r}, the placeholder of an image; remove it"
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_plain_texts_are_none(text):
     assert placeholders.fault(text) is None
     assert placeholders.fault(text, own="<this>") == (
-        "holds '<this>', which stands for an image; remove it" if "<this>" in text else None
+        "contains '<this>', the placeholder of an image; remove it" if "<this>" in text else None
     )
 
 
@@ -145,7 +145,7 @@ def test_an_image_token_is_a_fault_of_its_row_at_reading(column, tmp_path):
     read = read_source(source(tmp_path / "source", **{column: "the <|image_pad|> lobe"}))
     assert read.samples == []
     assert {(fault.column, fault.sentence) for fault in read.faults} == {
-        (column, "holds '<|image_pad|>', which stands for an image; remove it")
+        (column, "contains '<|image_pad|>', the placeholder of an image; remove it")
     }
 
 
@@ -189,7 +189,7 @@ def test_preference_measures_and_dataset_questions_name_the_rows(
 
 def test_a_model_that_is_asked_directly_refuses_too(choosy, tiny_model):
     model = VisionLanguageModel(str(tiny_model))
-    with pytest.raises(InputError, match="A question cannot be asked: it holds '<image>'"):
+    with pytest.raises(InputError, match="A question cannot be asked: it contains '<image>'"):
         model.encode([(Image.new("RGB", (32, 32)), "Where is <image>?")])
-    with pytest.raises(InputError, match="its image is refused by the processor: absolute aspect ratio"):
+    with pytest.raises(InputError, match="the processor refuses its image: absolute aspect ratio"):
         model.encode([(Image.new("RGB", (64, 3)), "Where?")])

@@ -131,7 +131,7 @@ def test_no_reader_runs_the_code_of_a_model(tmp_path, mark, read):
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["code.Tokenizer", null]}}')
     own_model_type(folder, mark)
-    with pytest.raises(InputError, match="comes with code of its own, which is not run"):
+    with pytest.raises(InputError, match="needs code of its repository, which is not run"):
         read(folder)
     assert not mark.exists()
 

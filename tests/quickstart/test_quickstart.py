@@ -39,7 +39,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_resume_with_other_settings_is_refused(copy: Path) -> None:
     (copy / "report.html").unlink()
     other = quickstart(copy, "--seed", "7", "--resume")
-    assert other.returncode == 2 and "was begun with other settings" in other.stderr
+    assert other.returncode == 2 and "was started with other settings" in other.stderr
     assert "  - seed: 0 -> 7\n" in other.stderr
 
 
@@ -98,7 +98,7 @@ def test_finished_quickstart_is_refused_or_has_nothing_to_resume(output: Path) -
     before = (output / "report.html").stat().st_mtime_ns
     again = quickstart(output)
     assert again.returncode == 2
-    assert "out exists already; go on with --resume" in again.stderr
+    assert "out exists already; continue with --resume" in again.stderr
     resumed = quickstart(output, "--resume")
     assert resumed.returncode == 0
     assert "out is finished; nothing to resume" in resumed.stdout

@@ -94,7 +94,7 @@ def test_a_batch_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_ledger_is_bad_input_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "calls.sqlite").write_text("these are my notes, not a database\n" * 50)
-    with pytest.raises(InputError, match=r"calls\.sqlite cannot be used as a record of finished work"):
+    with pytest.raises(InputError, match=r"calls\.sqlite cannot be used as a ledger or cache"):
         Ledger(tmp_path / "calls.sqlite").get("a")
     assert (tmp_path / "calls.sqlite").read_text().startswith("these are my notes")
 
@@ -106,7 +106,7 @@ def test_a_ledger_that_lost_its_end_is_refused(tmp_path: Path, lost: int) -> Non
     ledger.update({f"row {number}": "digest" * 20 for number in range(100)})
     ledger.close()
     os.truncate(path, path.stat().st_size - lost)
-    with pytest.raises(InputError, match=r"rows\.ledger cannot be used as a record of finished work"):
+    with pytest.raises(InputError, match=r"rows\.ledger cannot be used as a ledger or cache"):
         list(Ledger(path))
 
 

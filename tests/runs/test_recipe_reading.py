@@ -52,32 +52,32 @@ def test_parse_takes_words_over_recipe_over_defaults(recipe: Path) -> None:
 
 @pytest.mark.parametrize(("text", "said"), [
     ("env:\n  PATH: /tmp/evil\n", "env: a recipe sets options, not variables of the environment"),
-    (f"{CONSENT}: true\n", f"{CONSENT}: consent is typed"),
-    (f"{CONSENT.replace('_', '-')}: true\n", "consent is typed"),
+    (f"{CONSENT}: true\n", f"{CONSENT}: consent is given on the command line"),
+    (f"{CONSENT.replace('_', '-')}: true\n", "consent is given on the command line"),
     ('"yes": true\n', "yes: it answers for a person"),
-    ("hub_token: hf_x\n", "hub_token: A recipe holds no secret"),
-    ("push-to-hub-token: hf_x\n", "push-to-hub-token: A recipe holds no secret"),
-    ("judges: [a, 'https://me:secret@b.org/v1#m']\n", "judges: holds a login. A recipe holds no secret"),
+    ("hub_token: hf_x\n", "hub_token: Secrets are not read from recipes"),
+    ("push-to-hub-token: hf_x\n", "push-to-hub-token: Secrets are not read from recipes"),
+    ("judges: [a, 'https://me:secret@b.org/v1#m']\n", "judges: contains a login. Secrets are not read from recipes"),
     ("fill: [privacy=checked]\n", "fill: it answers for a person"),
     ("output_dir: /etc\n", "output_dir: the folder of a training is its `output`"),
-    ("resume_from_checkpoint: /tmp/theirs\n", "goes on from its own checkpoints alone"),
-    ("image_folders: [/]\n", "image_folders: it opens folders"),
-    ("third_parties: true\n", "third_parties: no option of this command"),
-    ("jugdes: [a]\n", "jugdes: no option of this command. Write judges."),
-    ("config: other.yaml\n", "config: no option"),
-    ("1: 2\n", "names no options"),
-    ("seed: 1\nseed: 2\n", "a key is there twice"),
-    (BOMB, r"an \*alias refers to another place"),
+    ("resume_from_checkpoint: /tmp/theirs\n", "resumes from its own checkpoints only"),
+    ("image_folders: [/]\n", "image_folders: it lets links open"),
+    ("third_parties: true\n", "third_parties: not an option of this command"),
+    ("jugdes: [a]\n", "jugdes: not an option of this command. Write judges."),
+    ("config: other.yaml\n", "config: not an option"),
+    ("1: 2\n", "has no options"),
+    ("seed: 1\nseed: 2\n", "a key occurs twice"),
+    (BOMB, r"an \*alias is not allowed"),
     ("[" * 50_000, "nested too deep"),
-    ("seed: " + "9" * 9_000, "is no YAML"),
+    ("seed: " + "9" * 9_000, "is not YAML"),
     ("seed: 0x" + "f" * 90_000, "a number has too many digits"),
     ("#" * 200_000, "more than 100,000 bytes"),
-    ("!!python/object/apply:os.system ['true']", "is no YAML"),
-    ("seed: [\n", "is no YAML"),
-    ("? [a]\n: 1\n", "is no YAML"),
-    (b"seed: \xff\n", "is no YAML"),
-    ("- seed\n", "names no options"),
-    ("", "names no options"),
+    ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ("seed: [\n", "is not YAML"),
+    ("? [a]\n: 1\n", "is not YAML"),
+    (b"seed: \xff\n", "is not YAML"),
+    ("- seed\n", "has no options"),
+    ("", "has no options"),
 ])  # fmt: skip
 def test_read_refuses(recipe: Path, text: str | bytes, said: str) -> None:
     before, began = dict(os.environ), time.process_time()
@@ -103,7 +103,7 @@ def test_parse_refuses_numbers_that_no_option_means(recipe: Path, text: str, sai
 
 
 def test_read_names_all_wrong_keys(recipe: Path) -> None:
-    with pytest.raises(InputError, match=r"env: .* sed: no option of this command. Write seed."):
+    with pytest.raises(InputError, match=r"env: .* sed: not an option of this command. Write seed."):
         parse(recipe, "env: {}\nsed: 1\n")
 
 
@@ -118,7 +118,7 @@ def test_parse_takes_consent_from_the_words(words: list[str], typed: bool) -> No
 
 @pytest.mark.parametrize("word", ["--send", "--send-credentialed-data", "--third-parties", "--third_parties"])
 def test_parse_takes_no_other_word_for_consent(word: str) -> None:
-    with pytest.raises(InputError, match=f"does not know {word}"):
+    with pytest.raises(InputError, match=f"unknown options {word}"):
         recipes.parse([word], [Options], "mmedpo try")
 
 
@@ -151,7 +151,7 @@ def test_every_command_with_recipes_refuses(recipe: Path, command: list[str], ke
 
 TRAIN = "dataset_name: d\nmodel_name_or_path: m\noutput: runs/mine\nuse_cpu: true\nbf16: false\n"
 CURATE, EVALUATE = "source: d\n", "source: d\nseed: 1\n"
-SENT = "which are sent what they are asked, but no key of MMEDPO_API_KEY"
+SENT = "without the key MMEDPO_API_KEY"
 PUSHED = "pushes to {} on the Hub (private where it is new; one that exists keeps its visibility)"
 
 
@@ -179,9 +179,9 @@ def kinds_of(command: str) -> list[type]:
     (TRAIN, "report_to: tensorboard\n", [], ""),
     (CURATE, "publish: you/pairs\n", ["--output", "o"], PUSHED.format("you/pairs").replace("pushes", "publishes")),
     (CURATE, "chat: https://a.org/v1#m\njudges: hub:org/m,http://localhost:1/v1#m\n", ["--output", "o"],
-     "names models at a.org, the Hugging Face Hub, " + SENT),
+     "sends questions to models at a.org, the Hugging Face Hub, " + SENT),
     (CURATE, "judges: standin:strict\n", ["--chat", "https://a.org/v1#m", "--output", "o"], ""),
-    (EVALUATE, "model: https://a.org/v1#m\n", [], "names models at a.org, " + SENT),
+    (EVALUATE, "model: https://a.org/v1#m\n", [], "sends questions to models at a.org, " + SENT),
 ])  # fmt: skip
 def test_parse_says_what_a_recipe_sends_before_any_work(
     recipe: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, words: list[str], said: str

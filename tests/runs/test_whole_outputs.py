@@ -22,7 +22,7 @@ from mmedpo.runs.run_folder import output_folder, short_folder
 def test_two_short_commands_on_one_output(tmp_path: Path) -> None:
     with short_folder(tmp_path / "out") as first:
         (first / "work.txt").write_text("first")
-        with pytest.raises(InputError, match="Another process is at work"), short_folder(tmp_path / "out") as second:
+        with pytest.raises(InputError, match="Another process works"), short_folder(tmp_path / "out") as second:
             (second / "work.txt").write_text("second")
     assert (tmp_path / "out" / "work.txt").read_text() == "first"
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "work.txt"]

@@ -85,7 +85,7 @@ def test_of_groups_of_settings_what_differs_is_named_alone(tmp_path: Path) -> No
     with pytest.raises(InputError) as refused, output_folder(output, other, resume=True):
         pytest.fail("the block must not run")
     assert str(refused.value).splitlines() == [
-        f"{partial_of(output)} was begun with other settings. Repeat them, or remove the folder:",
+        f"{partial_of(output)} was started with other settings. Repeat them, or remove the folder:",
         "  - config.learning_rate: 1e-05 -> 5e-06", "  - lora.lora_r: None -> 8",
     ]  # fmt: skip
     with output_folder(output, begun, resume=True):
@@ -162,7 +162,7 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out", {}) as folder:
         (folder / "file").write_text("work")
         for resume in (True, False):
-            at_work = pytest.raises(InputError, match=r"Another process is at work in .*out\.partial; wait")
+            at_work = pytest.raises(InputError, match=r"Another process works in .*out\.partial; wait")
             with at_work, output_folder(tmp_path / "out", {}, resume=resume):
                 pytest.fail("the block must not run")
         assert (folder / "file").exists()

@@ -83,8 +83,8 @@ def linked(folder: Path, mark: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (shard, "is pickled with posix.system, which could run code"), (old_pickle, "no checkpoint of torch"),
-        (elsewhere, "latest: it leads out of its checkpoint"), (linked, "it is a link"),
+        (shard, "contains pickled posix.system, which could run code"), (old_pickle, "not a checkpoint of torch"),
+        (elsewhere, "latest points outside its checkpoint"), (linked, "is a link"),
     ],
 )  # fmt: skip
 def test_check_refuses_what_could_run_code(tmp_path: Path, spoil: Callable[[Path, Path], None], said: str) -> None:

@@ -152,7 +152,7 @@ def test_the_same_bytes_written_anew_are_gone_on_with(killed: Given, tmp_path: P
     recorded = [read_json(folder / "training.json")["contents"] for folder in (killed.output, tmp_path / "whole")]
     assert recorded[0] == recorded[1] and all(recorded[0].values())
     other_rows(killed.shard)
-    with pytest.raises(InputError, match=r"after: of what this run was begun with.*\n.*run\.dataset_name"):
+    with pytest.raises(InputError, match=r"after: since the start of this run.*\n.*run\.dataset_name"):
         run.main(command)
 
 

@@ -183,7 +183,7 @@ def test_a_resumed_step_has_as_many_pairs_and_adams_moments(
         run.main([*command(output, per_device_train_batch_size=2), "--resume"])
     for optimizer in tmp_path.rglob("optimizer.pt"):
         optimizer.unlink()
-    with pytest.raises(InputError, match="holds no optimizer's state"):
+    with pytest.raises(InputError, match="has no optimizer state"):
         run.main([*command(output), "--resume"])
 
 

@@ -113,13 +113,13 @@ def test_all_kinds_of_faults_are_told_in_one_message(text_rows: Dataset, run_che
         (rows(1), "weight"): "is -1, outside [0, 1000]",
         (rows(9), "weight"): "is missing; every row needs one",
         (rows(2), "images"): "the image cannot be decoded",
-        (rows(3), "rejected_images"): "the image is in no known format",
+        (rows(3), "rejected_images"): "the image has an unknown format",
         (rows(4), "images"): "is empty",
         (rows(5), "rejected_images"): "has more or fewer images",
         (rows(6), "rejected"): "has no text",
-        (rows(7), "prompt"): "holds '<image>'",
+        (rows(7), "prompt"): "contains '<image>'",
         (rows(8), "prompt"): "has another role than system",
-        (rows(9), "chosen"): "has no text, or none that leaves a token",
+        (rows(9), "chosen"): "has no text, or only text without tokens",
         (rows(9), "prompt"): "has no text",
         (rows(10), "max_length 200"): "is less than the row's tokens",
         ("(settings)", "output"): "needs about",
@@ -171,7 +171,7 @@ def test_a_fault_of_lora_target_parameters_has_their_name(run_check: Check) -> N
     ("model", "settings", "part"),
     [
         ({"load_in_4bit": True}, {"deepspeed": ZERO3}, "cannot be split over processes by ZeRO-3"),
-        ({"load_in_8bit": True, "use_peft": False}, {}, "full fine-tuning has nothing to train"),
+        ({"load_in_8bit": True, "use_peft": False}, {}, "set use_peft to true to train an adapter"),
     ],
 )
 def test_quantised_weights_are_refused_where_they_cannot_work(
@@ -184,7 +184,7 @@ def test_quantised_weights_are_refused_where_they_cannot_work(
 
 def test_deepspeed_decides_the_dtype_of_the_weights(run_check: Check) -> None:
     found = faults(run_check, model={"dtype": "bfloat16"}, deepspeed=ZERO3)
-    assert "which ZeRO-3 makes float32" in found["(settings)", "dtype"]
+    assert "ZeRO-3 without mixed precision uses float32" in found["(settings)", "dtype"]
     assert run_check(model={"dtype": "bfloat16"}, deepspeed=ZERO3, bf16=True) == []
     assert run_check(model={"dtype": "float32"}, deepspeed=ZERO3) == []
     (warning,) = run_check(model={"dtype": "float32"}, deepspeed=ZERO3, bf16=True)

@@ -52,7 +52,7 @@ def test_one_kind_of_pair_can_be_trained_alone(preferences: Path, tiny_model: Pa
         ({"model_name_or_path": "nowhere"}, "The model 'nowhere' cannot be loaded"),
         ({"dispreference": "all-of-them"}, "dispreference 'all-of-them' is unknown"),
         ({"loss_type": "sigmoid"}, "Got 2 weights for 1 loss types"),
-        ({"reference_cache": __file__}, "test_run.py is no folder; choose another --reference_cache."),
+        ({"reference_cache": __file__}, "test_run.py is not a folder; choose another --reference_cache."),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(

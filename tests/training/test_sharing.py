@@ -128,7 +128,7 @@ def test_a_model_whose_head_cannot_be_limited_is_an_error() -> None:
     family = build("LLaVA (Llama)")
     forward = family.model.forward
     family.model.forward = lambda logits_to_keep, **inputs: forward(**inputs)
-    with pytest.raises(InputError, match="does not take `logits_to_keep`"):
+    with pytest.raises(InputError, match="does not accept `logits_to_keep`"):
         read_answers(family.model, batch(family, pairs(), shared=False))
 
 

@@ -121,7 +121,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_130(
         [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert told.returncode == 130, told.stderr[-2000:]
-    assert "Stopped after step 3 of 6; a checkpoint is kept. Go on with --resume." in told.stderr
+    assert "Stopped after step 3 of 6; a checkpoint is kept. Continue with --resume." in told.stderr
     assert [path.name for path in (tmp_path / "adapter.partial").glob("checkpoint-*")] == ["checkpoint-3"]
     assert read_json(tmp_path / "adapter.partial" / "training.json") == {
         "credentialed_source": None, "model_fingerprint": fingerprint(str(tiny_model)), "adapter_checked_by": None,
@@ -188,7 +188,7 @@ def test_a_second_ctrl_c_ends_at_once_and_a_launchers_echo_does_not(
     command = arguments(preferences, tiny_model, tmp_path / "out", max_steps=5, save_strategy="no")
     with pytest.raises(Stopped, match="step 3 of 5"):
         run.main(command)
-    said = "A checkpoint is saved at the end of this step; Ctrl-C again, 2 seconds from now or later, ends at once.\n"
+    said = "A checkpoint is saved at the end of this step; Another Ctrl-C, after 2 seconds or later, ends at once.\n"
     assert capsys.readouterr().out.count(said) == 1
     shutil.rmtree(tmp_path / "out.partial")
     monkeypatch.setattr(callbacks, "ECHO", 0.0)

@@ -129,7 +129,7 @@ def test_where_sharing_would_change_results_training_says_so_and_goes_on_without
         reason = "attention 'unmaskable' takes no mask"
     assert losses(trainer) == pytest.approx(plain, abs=1e-5 if fault == "positions ignored" else 1)
     assert not trainer.data_collator.share
-    assert re.search(f"prefix_sharing is not used, which gives the same more slowly: {reason}", caplog.text)
+    assert re.search(f"prefix_sharing is not used; results are the same, but slower: {reason}", caplog.text)
 
 
 def test_margins_are_logged_by_kind_and_the_weights_effective_mass(

@@ -162,7 +162,7 @@ def test_an_adapter_is_not_gone_on_from_with_other_settings(
     preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     run.main(arguments(preferences, tiny_model, tmp_path / "sft", max_steps=1))
-    with pytest.raises(InputError, match="has LoRA settings and trained modules of its own"):
+    with pytest.raises(InputError, match="has its own LoRA settings and trained modules"):
         run.main(arguments(preferences, tiny_model, tmp_path / "a", adapter_name_or_path=tmp_path / "sft"))
     with pytest.raises(InputError, match="The adapter 'nowhere' cannot be read"):
         run.main(arguments(preferences, tiny_model, tmp_path / "a", adapter_name_or_path="nowhere", use_peft="false"))
@@ -235,7 +235,7 @@ def test_the_written_recipe_repeats_the_run(
         ({"eval_strategy": "epoch"}, "eval_split None: evaluating during training needs both"),
         ({"streaming": "true", "max_steps": -1, "save_strategy": "no"}, "no known length and no epochs: give --max"),
         ({"streaming": "true", "save_strategy": "epoch"}, "no known length and no epochs: give --max"),
-        ({"loss_type": "tdpo_kl", "loss_weights": "1.0"}, "has nothing that prefers one side: add sigmoid or ipo or"),
+        ({"loss_type": "tdpo_kl", "loss_weights": "1.0"}, "has no preference loss: add sigmoid or ipo or"),
         ({"loss_type": "robust", "loss_weights": 1.0}, r"loss_type \['robust'\] is not supported"),
         ({"label_smoothing": 0.1}, "label_smoothing: not supported"),
         ({"beta": 0.0}, "beta is 0.0; it must be positive"),

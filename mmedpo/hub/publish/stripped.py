@@ -47,15 +47,15 @@ PROVENANCE = (
 TOOLS = ("detector:", "medklip:")  # localizers that are models; boxes of others belong to the data
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}
 NOTICE = (
-    "{} is credentialed data: ids, weights, scores and settings are published, and no text and no image. "
+    "{} is restricted data: ids, weights, scores and settings are published, and no text and no image. "
     "`mmedpo rejoin {}` rebuilds the pairs on a machine that has the data."
 )
 WHOLE = {"dataset": "its texts and images, whole", "model": "a model that was trained on its texts and images"}
 PASSED_ON = f"""
-**Passed on with consent.** {{}} is credentialed data. It was published with `{options.FLAG}`.
+**Passed on with consent.** {{}} is restricted data. It was published with `{options.FLAG}`.
 """
 QUESTION = (
-    "{} is credentialed data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
+    "{} is restricted data. Everybody who may read {}, now or later, gets {}. Its terms forbid that unless all of "
     "them have agreed to the terms, for which you are responsible. Publish it?"
 )
 
@@ -63,7 +63,7 @@ QUESTION = (
 def whole(content: Content, source: str, repo_id: str) -> Content:
     """Return restricted content to send whole, with question and notices, and with consent recorded in it."""
     parts, name, known = WHOLE[content.type], RECORDS[content.type], content.record or {}
-    notice = f"{source} is credentialed data: {repo_id} gets {parts}, as {options.FLAG} allows."
+    notice = f"{source} is restricted data: {repo_id} gets {parts}, as {options.FLAG} allows."
     before = known.get(consent.KEY) or {}
     known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), hosts.HUB})}}
     rows = sum((known.get("counts") or known.get("rows") or {}).values())

@@ -70,8 +70,8 @@ class CachedChat:
                 raise TypeError
         except (TypeError, ValueError):
             raise InputError(
-                f"{self._cache.path}: a record of {self.name} is no answer of a chat model. Remove the file if nothing "
-                "in it is needed, or name another --cache."
+                f"{self._cache.path}: an entry of {self.name} is not an answer of a chat model. Remove the file if its "
+                "content is not needed, or name another --cache."
             ) from None
         return reply
 
@@ -96,7 +96,7 @@ class Absent:
     """Client without a model: answers only what the cache holds for `chat`, everything else fails."""
 
     batch_size = 1
-    failure = "the cache of calls has no answer to this, and no model was named that could be asked"
+    failure = "the cache has no answer to this question, and no model was given"
 
     def __init__(self, chat: ChatClient) -> None:
         self.name, self.revision, self.settings = chat.name, chat.revision, chat.settings

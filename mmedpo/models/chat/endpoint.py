@@ -36,8 +36,8 @@ FORMS = (
 )
 CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
 ADVICE = {
-    402: "Its credits are used up; add some or choose another endpoint",
-    403: "The key is known but may not use this model; ask for access or give another key",
+    402: "Its credits are used up; add credits or choose another endpoint",
+    403: "The key is valid but has no access to this model; ask for access or give another key",
 }
 
 
@@ -61,7 +61,7 @@ def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
     url, _, model = spec.partition("#")
     if url.startswith(("http://", "https://")) and model:
         return EndpointChat(model, base_url=url, **calling)
-    raise InputError(f"{spec!r} names no endpoint. Give {FORMS}.")
+    raise InputError(f"{spec!r} is not an endpoint. Give {FORMS}.")
 
 
 class EndpointChat:
@@ -177,7 +177,7 @@ class EndpointChat:
         left = self.patience - (now - self._unavailable_since)
         if not self._warned and now - self._unavailable_since >= QUIET and left > 0:
             self._warned = True
-            log.warning("%s does not answer (%s). It is tried for %.0f s more.", self.place, self._message(error), left)
+            log.warning("%s does not answer (%s). Trying for another %.0f s.", self.place, self._message(error), left)
 
     async def _attempt(self, batch: _Batch, messages: list[Any], request: ChatRequest) -> ChatReply:
         """Return one answer, with parameters in forms that the endpoint accepts; warn once about those left out."""
@@ -191,8 +191,8 @@ class EndpointChat:
         values = {**self.settings, **{name: value for name, value in own.items() if value is not None}}
         reply = await self.parameters.ask(values, send, batch.searching)
         if new := self.parameters.news():
-            said = "%s, asked for the model %r, refuses %s: left out from here on, and recorded so.%s"
-            varied = " A repeated question may be answered otherwise." * bool({"temperature", "seed"} & set(new))
+            said = "%s, asked for the model %r, refuses %s: left out and recorded as left out.%s"
+            varied = " Answers may differ when a question is repeated." * bool({"temperature", "seed"} & set(new))
             log.warning(said, self.place, self.name, " and ".join(new), varied)
         return reply
 
@@ -202,7 +202,7 @@ class EndpointChat:
             async with asyncio.timeout(self.timeout):
                 return await batch.send({"model": self.name, "messages": messages, **fields})
         except TimeoutError:
-            raise NoAnswer(Kind.FAILED_ATTEMPT, f"nothing came within {self.timeout:g} s") from None
+            raise NoAnswer(Kind.FAILED_ATTEMPT, f"no answer within {self.timeout:g} s") from None
 
     def _may_pass(self, error: BaseException) -> bool:
         passing = (Kind.UNAVAILABLE, Kind.FAILED_ATTEMPT, *((Kind.UNREACHABLE,) if self._answers else ()))
@@ -217,7 +217,7 @@ class EndpointChat:
     async def _give_up(self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int) -> ChatReply:
         """Return the failure of one request, or raise InputError where the whole batch must end."""
         said, who = self._message(error), f"{self.place}, asked for the model {self.name!r},"
-        kept = " What was answered is kept: run the same command with --resume." if self._answers else ""
+        kept = " Answers so far are kept: run the same command with --resume." if self._answers else ""
         if error.kind is Kind.FATAL:
             remedy = advice(self.base_url) if error.status == 401 else ADVICE.get(error.status, CHECK)
             raise InputError(f"{who} refuses: {said}. {remedy}.{kept}") from None
@@ -225,8 +225,8 @@ class EndpointChat:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
         with_image = request.image is not None
         if error.kind in (Kind.FAILED_ATTEMPT, Kind.BAD_REQUEST) and not await self._answers_any(batch, with_image):
-            blind = ". If the model cannot look at images, name one that can, or show it none" * with_image
-            raise InputError(f"{who} answers no question, not even a trivial one: {said}. {CHECK}{blind}.") from None
+            blind = ". If the model takes no images, name one that does, or send none" * with_image
+            raise InputError(f"{who} fails for a trivial question too: {said}. {CHECK}{blind}.") from None
         if error.kind is Kind.BAD_REQUEST:
             return ChatReply(failure=f"refused: {self._without_address(said)}")
         self._failed += 1

@@ -42,7 +42,9 @@ class Keys:
 
         key = (self._of_url(url, given) if url is not None else given or get_token() or "") or ""
         if not key.strip().isascii() or not key.strip().isprintable():
-            raise InputError(f"The endpoint's key ({VARIABLE}) has characters that no HTTP header can; copy it again.")
+            raise InputError(
+                f"The endpoint's key ({VARIABLE}) has characters that are not allowed in HTTP headers; copy it again."
+            )
         return key.strip() or None
 
     def _of_url(self, url: str, given: str | None) -> str | None:
@@ -58,19 +60,19 @@ class Keys:
         self._plain[host] = plain
         if len(self._plain) > 1 and any(self._plain.values()):
             raise InputError(
-                f"{VARIABLE}: it is the key of one host, and this run asks {', '.join(self._plain)}. Unset it, and set "
-                f"{_listed(self._plain)} to the keys of those that have one."
+                f"{VARIABLE} is a key for one host, but this run uses {', '.join(self._plain)}. Unset it, and set "
+                f"{_listed(self._plain)} to the keys of the hosts that need one."
             )
         if (login or key) and _url(url).scheme == "http" and not is_loopback(url):
             kinds = {"The URL's login": login, "The key": given, VARIABLE: plain, own: True}
             what = next(name for name, holds in kinds.items() if holds)
             raise InputError(
-                f"{what}: it would go to {host} over http, readable by all in between. Use https, a tunnel to this "
-                "machine (http://localhost:port/v1), or ask without it."
+                f"{what} would be sent to {host} over http, without encryption. Use https, a tunnel to this "
+                "machine (http://localhost:port/v1), or leave it out."
             )
         if plain and (first := _SENT.setdefault(str(key), host)) != host:  # by a client without a run, or another run
             raise InputError(
-                f"{VARIABLE}: it is the key of one host, and this process sends it to {first}, not to {host}. Set "
+                f"{VARIABLE} is a key for one host: this process sends it to {first}, not to {host}. Set "
                 f"{own or VARIABLE} to the key of {host}{'' if own else ', in a process of its own'}."
             )
         return None if login else key
@@ -97,11 +99,11 @@ def on_hub(url: str) -> bool:
 def advice(url: str | None) -> str:
     """Return how to give the key of `url`, None for the Hub, where it was refused."""
     if url is None:
-        return "Set HF_TOKEN to a token that is valid there, or log in with `hf auth login`"
+        return "Set HF_TOKEN to a valid token, or log in with `hf auth login`"
     names = [variable(url), *([] if is_only_in_recipe(url) else [VARIABLE, "HF_TOKEN" * on_hub(url)])]
     if not any(names):
-        return "Type the endpoint's option: no key is sent to a host of this form that only a recipe names"
-    return f"Set {' or '.join(filter(None, names))} to a key that is valid there"
+        return "Give the endpoint on the command line: a host of this form that only a recipe names gets no key"
+    return f"Set {' or '.join(filter(None, names))} to a valid key"
 
 
 def secrets(key: str | None, url: str | None) -> list[str]:

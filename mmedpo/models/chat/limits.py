@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
 from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys
@@ -52,10 +53,10 @@ class Calling:
         InputError: an option of another type.
     """
 
-    concurrency: int = option(8, "Calls in flight at once, over all chat models.")
+    concurrency: int = option(8, "Most concurrent calls, over all chat models.")
     requests_per_minute: int | None = option(None, "Most requests a minute, over all chat models.")
-    max_calls: int | None = option(None, "Budget: stop after so many new calls.")
-    max_tokens: int | None = option(None, "Budget: stop after so many tokens of new calls.")
+    max_calls: int | None = option(None, "Budget: stop after this many new calls.")
+    max_tokens: int | None = option(None, "Budget: stop after this many tokens of new calls.")
     third_parties: bool = field(default=False, init=False)  # consent, set by `recipes.parse` from the command line
 
     def __post_init__(self) -> None:
@@ -120,8 +121,8 @@ class Budget:
             self.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
             if self.limits.max_tokens is not None and reply.text is not None and reply.completion_tokens is None:
                 raise InputError(
-                    f"The endpoint of {model!r} does not report how many tokens it used, so that --max-tokens "
-                    f"{self.limits.max_tokens} cannot be kept to. Give --max-calls instead; what was answered is kept."
+                    f"The endpoint of {model!r} does not report how many tokens it used, so --max-tokens "
+                    f"{self.limits.max_tokens} cannot be applied. Give --max-calls instead; answers so far are kept."
                 )
 
     def left(self) -> int | None:
@@ -131,7 +132,8 @@ class Budget:
         if any(limit is not None and spent[what] >= limit for what, limit in most.items()):
             flags = ", ".join(f"--max-{what} {limit}" for what, limit in most.items() if limit is not None)
             raise Stopped(
-                f"The budget ({flags}) is spent: {self.calls} new calls, {self.tokens} tokens. What was answered is "
-                "kept: run the same command with --resume to go on."
+                f"The budget ({flags}) is spent: {number_of(self.calls, 'new calls')}, "
+                f"{number_of(self.tokens, 'tokens')}. Answers so far are kept: run the same command with --resume to "
+                "continue."
             )
         return None if self.limits.max_calls is None else self.limits.max_calls - self.calls

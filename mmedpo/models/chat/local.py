@@ -102,7 +102,7 @@ class LocalChat(LanguageModel):
         """
         if not self._has_vision and any(request.image is not None for request in requests):
             raise InputError(
-                f"{self.name!r} is a {self.model.config.model_type!r} model and cannot look at images. Leave out "
+                f"{self.name!r} is a {self.model.config.model_type!r} model, which takes no images. Leave out "
                 "--show-images, or name a vision-language model."
             )
         if self._constraint is None and any(request.schema for request in requests):
@@ -172,7 +172,7 @@ class LocalChat(LanguageModel):
         if len(batch) == 1:
             return {batch[0].place: ChatReply(failure=f"out of memory with a batch of one: {said}")}
         warnings.warn(
-            f"{self.name}: a batch of {len(batch)} does not fit into memory and is halved; a smaller batch_size saves "
+            f"{self.name}: a batch of {len(batch)} does not fit into memory and is halved. A smaller batch_size avoids "
             "the attempt.",
             stacklevel=2,
         )

@@ -173,13 +173,13 @@ async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
                     return _reply(asdict(await client.chat_completion(**own, extra_body=more)), fields)
             except OfflineModeIsEnabled:
                 raise InputError(
-                    f"The Hugging Face Hub cannot be asked for {fields['model']!r}: HF_HUB_OFFLINE or "
+                    f"The model {fields['model']!r} on the Hugging Face Hub is out of reach: HF_HUB_OFFLINE or "
                     "TRANSFORMERS_OFFLINE is set. Unset it for this command, or name an endpoint of your own."
                 ) from None
             except HfHubHTTPError as error:
                 raise _http_failure(error.response.status_code, error.server_message, error.response.headers) from None
             except UNREADABLE as error:
-                raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is no chat completion ({error})") from None
+                raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is not a chat completion ({error})") from None
             except ValueError as error:  # the provider is unknown, there is no token, ...
                 raise NoAnswer(Kind.FATAL, str(error)) from None
 
@@ -267,7 +267,7 @@ def _read(body: bytes | bytearray, asked: Mapping[str, Any]) -> ChatReply:
         return _reply(bounded_json.loads(body), asked)
     except (ValueError, *UNREADABLE):
         shown = _message(body)[:SHOWN_CHARACTERS]
-        raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is no chat completion but {shown or 'empty'}") from None
+        raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is not a chat completion but {shown or 'empty'}") from None
 
 
 def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:

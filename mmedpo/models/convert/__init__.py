@@ -127,7 +127,9 @@ def _contents(source: str, vision_tower: str | None) -> dict[str, str | None]:
 def _read_config(place: Place) -> dict[str, Any]:
     path = place.file("config.json")
     if path is None:
-        raise InputError(f"{place} has no config.json, or is out of reach; give the folder or Hub id of a checkpoint.")
+        raise InputError(
+            f"{place} has no config.json, or cannot be reached; give the folder or Hub id of a checkpoint."
+        )
     config: dict[str, Any] = read_json(path)
     kind = config.get("model_type")
     if "text_config" in config:
@@ -135,12 +137,12 @@ def _read_config(place: Place) -> dict[str, Any]:
     if kind not in LANGUAGE_MODELS:
         raise InputError(f"{place} is a {kind!r} checkpoint; only {', '.join(LANGUAGE_MODELS)} can be converted.")
     faults = [
-        Fault("config.json", name, f"{config.get(name)!r} is none of {', '.join(map(repr, allowed))}.")
+        Fault("config.json", name, f"is {config.get(name)!r}; use one of {', '.join(map(repr, allowed))}.")
         for name, allowed in REPRESENTABLE.items()
         if config.get(name) not in allowed
     ]
     if faults:
-        raise InputError(f"{place} asks for what transformers' LLaVA does not compute:", faults)
+        raise InputError(f"{place} has settings that transformers' LLaVA does not support:", faults)
     return config
 
 
@@ -200,8 +202,8 @@ def _tokenizer(source: Place) -> Any:
     sentencepiece = source.file("tokenizer.json") is None and source.file("tokenizer.model") is not None
     if sentencepiece and not (is_sentencepiece_available() and is_protobuf_available()):
         raise InputError(
-            f"The tokenizer of {source} is a SentencePiece model alone. To read it, transformers needs two packages "
-            "more: pip install sentencepiece protobuf."
+            f"The tokenizer of {source} is only a SentencePiece model, which needs two more packages: "
+            "pip install sentencepiece protobuf."
         )
     # An empty configuration, so that the tokenizer's own file names its class.
     own = source.load(AutoTokenizer, config=PreTrainedConfig(), **trust.only_data())
@@ -224,7 +226,7 @@ def _save_processor(folder: Path, config: Any, tower: Place, pad: bool, tokenize
     image_processor = tower.load(LlavaImageProcessorPil, do_pad=pad)
     crop, seen = image_processor.crop_size["height"], config.vision_config.image_size
     if crop != seen:
-        raise InputError(f"{tower}'s preprocessor_config.json crops to {crop} pixels, but its model sees {seen}.")
+        raise InputError(f"{tower}'s preprocessor_config.json crops to {crop} pixels, but its model takes {seen}.")
     LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,

@@ -49,8 +49,8 @@ class Place:
         name, found = next(((name, path) for name in WEIGHTS if (path := self.file(name))), ("", None))
         if found is None:
             raise InputError(
-                f"{self} holds none of {', '.join(WEIGHTS)}. Give a whole checkpoint: an adapter or a projector alone "
-                "must be merged into its base model first."
+                f"{self} has none of {', '.join(WEIGHTS)}. Give a complete checkpoint: merge an adapter or projector "
+                "into its base model first."
             )
         if not name.endswith(".index.json"):
             return [found]
@@ -94,5 +94,5 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise InputError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path.name} holds more than named tensors; give the model's weights alone.")
+        raise InputError(f"{path.name} contains more than named tensors; give the model's weights only.")
     return tensors

@@ -97,11 +97,13 @@ def chat_template(name: str, tokenizer: Any) -> str:
         InputError: no such style, or neither form gives the ids of training.
     """
     if name not in STYLES:
-        raise InputError(f"There is no template {name!r}; choose one of {', '.join(STYLES)}.")
+        raise InputError(f"template {name!r} does not exist; choose one of {', '.join(STYLES)}.")
     style = STYLES[name]
     bos = tokenizer.bos_token if style.bos else ""
     if bos is None:
-        raise InputError(f"The template {name!r} begins with a first token, which this tokenizer lacks.")
+        raise InputError(
+            f"The template {name!r} begins with a first token, which this tokenizer does not have. Choose another."
+        )
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -109,7 +111,9 @@ def chat_template(name: str, tokenizer: Any) -> str:
     apart = [*([tokenizer.bos_token_id] if bos else []), *ids("a b "), *ids(IMAGE), *ids("\nc")]
     blank = next((blank for blank in ("", " ") if ids(f"{bos}{blank}a b {IMAGE}{blank}\nc") == apart), None)
     if blank is None:
-        raise InputError(f"The template {name!r} cannot give this tokenizer the ids it had in training.")
+        raise InputError(
+            f"The template {name!r} does not give the token ids of the training with this tokenizer. Choose another."
+        )
     texts = {
         "IMAGE": f"{IMAGE}{blank}\n",
         "OPENING": f"{bos}{blank}{style.opening}",

@@ -77,8 +77,8 @@ def find_shards(source: Place, original: dict[str, Any], tower: Place, chosen: b
         return shards
     if original.get("unfreeze_mm_vision_tower") and not chosen:
         raise InputError(
-            f"{source} was trained with its vision tower (unfreeze_mm_vision_tower) but does not hold it, and {tower} "
-            "is the tower before training. Give the trained one as --vision-tower."
+            f"{source} was trained with its vision tower (unfreeze_mm_vision_tower) but does not contain it, and "
+            "{tower} is the tower before training. Give the trained one as --vision-tower."
         )
     return [*shards, *(Shard(path, of_tower=True) for path in tower.weights())]
 
@@ -95,11 +95,11 @@ def check(source: Place, shards: list[Shard], expected: Expected, tied: bool) ->
         elif name not in expected:
             faults.append(Fault(name, "surplus", f"{shape} in {file}; the model has no such tensor."))
         elif name in found:
-            faults.append(Fault(name, "doubled", f"it is in {found[name]} and in {file}."))
+            faults.append(Fault(name, "doubled", f"is in {found[name]} and in {file}."))
         elif shape != expected[name][1]:
             faults.append(Fault(name, "misshaped", f"{shape} in {file}; by config.json {expected[name][1]}."))
         found.setdefault(name, file)
-    faults += [Fault(name, "missing", "it is in no file of weights.") for name in expected if name not in found]
+    faults += [Fault(name, "missing", "is in no file of weights.") for name in expected if name not in found]
     if faults:
         raise InputError(f"The weights of {source} do not fit its config.json; download both again:", faults)
     return ignored

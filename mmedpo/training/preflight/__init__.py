@@ -76,7 +76,7 @@ def _quantisation(config: MMedPOConfig, model_args: ModelConfig, found: Findings
     if importlib.util.find_spec("bitsandbytes") is None:
         found.setting(name, "needs bitsandbytes, which is not installed: pip install bitsandbytes")
     if not model_args.use_peft:
-        found.setting(name, "freezes all weights, so that full fine-tuning has nothing to train; set use_peft to true")
+        found.setting(name, "freezes all weights; set use_peft to true to train an adapter")
     if config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3:
         found.setting(name, "cannot be split over processes by ZeRO-3; use ZeRO-1 or ZeRO-2, or leave it out")
 
@@ -90,7 +90,7 @@ def _precision(architecture: Any, config: MMedPOConfig, model_args: ModelConfig,
     if held not in ("float32", asked):
         found.warnings.append(f"DeepSpeed holds the weights in {held} (mixed precision), not in {asked} (dtype).")
     elif asked != held and config.deepspeed_plugin.zero_stage == 3:
-        found.setting("dtype", f"is {asked}, which ZeRO-3 makes float32 without mixed precision; set bf16 or fp16 too")
+        found.setting("dtype", f"is {asked}, but ZeRO-3 without mixed precision uses float32; set bf16 or fp16 too")
 
 
 def _model(
@@ -118,8 +118,8 @@ def _model(
         name = next(name for name, value in vision_parameters(model).items() if value.requires_grad)
         found.setting(
             "adapter_name_or_path",
-            f"has weights for {tower} modules of the vision tower ({name.partition('.lora_')[0]}, ...), which is never "
-            "trained; merge the adapter into the model first, and train a new one",
+            f"has weights for {tower} modules of the vision tower ({name.partition('.lora_')[0]}, ...), which are "
+            "never trained; merge the adapter into the model first, and train a new one",
         )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -145,6 +145,6 @@ def _disk(output: Path, saved: int, checkpoints: int, found: Findings) -> None:
     if saved + checkpoints > free:
         found.setting(
             "output",
-            f"needs about {(saved + checkpoints) / 1e9:.1f} GB, {checkpoints / 1e9:.1f} of them for checkpoints, where "
-            f"{free / 1e9:.1f} GB are free; set save_total_limit or save_only_model, or name another disk",
+            f"needs about {(saved + checkpoints) / 1e9:.1f} GB, {checkpoints / 1e9:.1f} of them for checkpoints; "
+            f"{free / 1e9:.1f} GB are free. Set save_total_limit or save_only_model, or name another disk",
         )

@@ -16,6 +16,7 @@ from mmedpo import schema
 from mmedpo.data import placeholders
 from mmedpo.data.images import fault as image_fault
 from mmedpo.data.images import size as image_size
+from mmedpo.data.text import number_of
 from mmedpo.errors import Fault
 from mmedpo.models.refusals import Size, Sizes
 from mmedpo.training.collator import PreferenceCollator
@@ -81,7 +82,7 @@ def _names(pairs: Dataset, numbers: list[int]) -> str:
     if "id" in pairs.column_names:
         names = [str(name) for name in pairs.select_columns("id").select(numbers[:NAMED])["id"]]
     more = ", ..." if len(numbers) > NAMED else ""
-    return f"{len(numbers)} of {len(pairs)} rows ({', '.join(names)}{more})"
+    return f"{len(numbers)} of {number_of(len(pairs), 'rows')} ({', '.join(names)}{more})"
 
 
 def _rows(pairs: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -96,9 +97,9 @@ def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
         return
     weight = pairs["weight"][0]
     if weight == 0:
-        found.rows(pairs, [(i, "weight", "is 0, as everywhere: nothing would be learned") for i in range(len(pairs))])
+        found.rows(pairs, [(i, "weight", "is 0 in all rows, so nothing would be learned") for i in range(len(pairs))])
     elif config.weighted and weight is not None and weight > 0:
-        found.warnings.append(f"All weights are {weight:g}: the clinical weighting changes nothing.")
+        found.warnings.append(f"All weights are {weight:g}: clinical weighting has no effect.")
 
 
 @dataclass
@@ -181,7 +182,7 @@ def _texts(
                     texts[i] = collator.texts({**pair, "images": [None] * count})
                     found_tokens.prompts.setdefault(count, texts[i][0])
                 except Exception as error:  # chat templates raise errors of any type
-                    wrong = [("prompt", f"cannot be written by the model's chat template: {error}")]
+                    wrong = [("prompt", f"cannot be rendered by the model's chat template: {error}")]
             faulty += [(i, *fault) for fault in wrong]
         counts = map(len, _tokens(processor.tokenizer, [text for three in texts.values() for text in three]))
         for i, prompt, chosen, rejected in zip(texts, *[iter(counts)] * 3, strict=True):
@@ -207,7 +208,7 @@ def _text_faults(
         if held := placeholders.fault(text, own):
             yield column, held
         elif not any(map(leaves_token, text.split())):
-            yield column, "has no text, or none that leaves a token; write one or drop the row"
+            yield column, "has no text, or only text without tokens; write one or drop the row"
 
 
 def _token_finder(tokenizer: Any) -> Callable[[str], bool]:
@@ -237,9 +238,7 @@ def _lengths(
         found.rows(pairs, [(i, f"max_length {longest}", sentence) for i in lengths if lengths[i] > longest])
     if context is not None and most > context:
         beyond = _names(pairs, [i for i in lengths if lengths[i] > context])
-        found.warnings.append(
-            f"{beyond} have up to {most} tokens, more than the {context} that the model was made for."
-        )
+        found.warnings.append(f"{beyond} have up to {most} tokens; the model's context is {context}.")
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:

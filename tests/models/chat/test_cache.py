@@ -257,6 +257,6 @@ def test_a_foreign_record_is_one_sentence_and_nothing_is_asked(chat_server, cach
     cached().complete([ask()])
     (key,) = [key for (key,) in ledgers[0]._read("SELECT key FROM entries")]
     ledgers[0].put(key, record)
-    with pytest.raises(InputError, match=r"cache.sqlite: a record of .* is no answer of a chat model"):
+    with pytest.raises(InputError, match=r"cache.sqlite: an entry of .* is not an answer of a chat model"):
         cached().complete([ask()])
     assert len(chat_server.received) == 1

@@ -123,7 +123,7 @@ def test_one_refused_request_does_not_stop_the_others(chat_server, endpoint, ask
     good, long, unreadable = endpoint().complete([ask("short"), ask("long"), ask(image=b"no image")])
     assert good.text == "fine"
     assert "context length" in long.failure
-    assert "in no known format" in unreadable.failure
+    assert "an unknown format" in unreadable.failure
 
 
 def test_an_image_that_pillow_refuses_is_a_failure_of_its_request(endpoint, ask):
@@ -146,7 +146,7 @@ def test_a_model_that_cannot_see_is_named_with_what_to_do(chat_server, endpoint,
     chat_server.answer = lambda r: refusal if r.has_image else Answer("fine")
     chat = endpoint()
     assert chat.complete([ask()]) == [ChatReply("fine")]
-    with pytest.raises(InputError, match=r"not a multimodal model.*name one that can, or show it none"):
+    with pytest.raises(InputError, match=r"not a multimodal model.*name one that does, or send none"):
         chat.complete([ask(image=png, schema=SCHEMA)])
 
 
@@ -192,7 +192,7 @@ def test_an_endpoint_that_takes_no_lengths_is_asked_without_them(chat_server, en
 )
 def test_what_is_no_chat_endpoint_is_an_input_error(chat_server, endpoint, ask, body, shown):
     chat_server.answer = lambda received: Answer(body=body, headers={"Content-Type": "text/html"})
-    with pytest.raises(InputError, match=f"no chat completion.*{shown}.*/v1"):
+    with pytest.raises(InputError, match=f"not a chat completion.*{shown}.*/v1"):
         endpoint().complete([ask() for _ in range(20)])
     assert len(chat_server.received) <= 8 * 5 + 1  # requests in flight, their attempts, a trivial question
 
@@ -250,7 +250,7 @@ def test_cookies_are_not_kept(chat_server, endpoint, ask):
 
 def test_an_endpoint_that_never_says_anything_is_an_input_error(chat_server, endpoint, ask):
     chat_server.answer = lambda received: Answer(None)
-    with pytest.raises(InputError, match=r"not even a trivial one: the answer has no content"):
+    with pytest.raises(InputError, match=r"fails for a trivial question too: the answer has no content"):
         endpoint().complete([ask() for _ in range(20)])
 
 
@@ -324,8 +324,8 @@ def test_the_hub_is_sent_parameters_by_the_names_that_are_taken_there(chat_serve
     ("answer", "message"),
     [
         (Answer("invalid token hf_x", 401), r"401: invalid token \*\*\*.*HF_TOKEN"),
-        (Answer(body=b'{"status": "ok"}'), "no chat completion"),
-        (Answer(body=b"<html>"), "no chat completion"),
+        (Answer(body=b'{"status": "ok"}'), "not a chat completion"),
+        (Answer(body=b"<html>"), "not a chat completion"),
         (Answer("a" * 1_500_000), "longer than"),
     ],
     ids=["key", "other API", "web page", "too long"],

@@ -47,9 +47,9 @@ STAYING = {
     "500": (Answer("broken", 500), "after 5 attempts: HTTP 500: broken"),
     "503": (Answer("loading", 503), "after 5 attempts: HTTP 503: loading"),
     "429": (Answer("slow down", 429), "after 5 attempts: HTTP 429: slow down"),
-    "timeout": (Answer(SCORE, delay=0.6), "nothing came within 0.3 s"),
+    "timeout": (Answer(SCORE, delay=0.6), "no answer within 0.3 s"),
     "connection reset": (Answer(reset=True), "ReadError"),
-    "truncated JSON": (Answer(body=b'{"choices": [{"mess'), "no chat completion"),
+    "truncated JSON": (Answer(body=b'{"choices": [{"mess'), "not a chat completion"),
     "context too short": (Answer("too long", 400), "refused: HTTP 400: too long"),
     "score outside [0, 1]": (Answer('{"score": 8, "rationale": "of ten"}'), "8 is outside [0, 1]"),
     "truncated answer": (Answer('{"score": 0.8, "rationale": "wro'), "no JSON object"),
@@ -107,7 +107,7 @@ def test_an_answer_that_drips_is_given_up_in_time(chat_server, endpoint, ask):
         chat.base_url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         start = time.monotonic()
         (reply,) = chat.complete([ask()])
-    assert "nothing came within 0.2 s" in reply.failure
+    assert "no answer within 0.2 s" in reply.failure
     assert time.monotonic() - start < 1
 
 
@@ -146,7 +146,7 @@ def test_an_outage_is_said_once_with_the_time_that_is_left(chat_server, endpoint
         lines = [record.getMessage() for record in caplog.records if record.name == "mmedpo.models.chat.endpoint"]
         assert len(lines) == said
         assert lines[-1].startswith(f"{chat_server.url} does not answer (")
-        assert lines[-1].endswith(("It is tried for 10 s more.", "It is tried for 9 s more."))
+        assert lines[-1].endswith(("Trying for another 10 s.", "Trying for another 9 s."))
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_one_answer_in_between_shows_that_the_endpoint_lives(chat_server, endpoi
 
 def test_a_server_that_fails_on_everything_from_the_start_is_said_so(chat_server, endpoint, ask):
     chat_server.answer = lambda received: Answer("CUDA error", 500)
-    with pytest.raises(InputError, match="not even a trivial one: HTTP 500: CUDA error"):
+    with pytest.raises(InputError, match="fails for a trivial question too: HTTP 500: CUDA error"):
         endpoint().complete([ask()])
 
 

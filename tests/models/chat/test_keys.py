@@ -81,7 +81,7 @@ def test_a_client_alone_binds_the_key_of_no_host_to_its_own(chat_server, other_s
     monkeypatch.setenv("MMEDPO_API_KEY", "sk-plain")
     for _ in range(2):
         EndpointChat("m", chat_server.url).complete([ASK])
-    with pytest.raises(InputError, match="it is the key of one host") as caught:
+    with pytest.raises(InputError, match="is a key for one host") as caught:
         EndpointChat("m", other_server.url)
     own = str(variable(other_server.url))
     assert own in str(caught.value) and "sk-" not in str(caught.value)

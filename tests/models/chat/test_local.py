@@ -357,11 +357,11 @@ def test_images_alone_give_requests_a_chance_of_their_own(tiny_model):
 @pytest.mark.parametrize(
     ("text", "image", "reason"),
     [
-        ("is there a mass", b"no image", "the image is in no known format"),
+        ("is there a mass", b"no image", "the image has an unknown format"),
         ("is there a mass", picture(0)[:200], "the image cannot be decoded"),
         ("half a \ud800 pair", None, "the model's processor refuses it"),
-        ("is <image> normal", picture(0), "the text holds '<image>', which stands for an image; remove it"),
-        ("is <image> normal", None, "the text holds '<image>', which stands for an image; remove it"),
+        ("is <image> normal", picture(0), "the text contains '<image>', the placeholder of an image; remove it"),
+        ("is <image> normal", None, "the text contains '<image>', the placeholder of an image; remove it"),
     ],
 )
 def test_odd_request_is_a_failure_and_spoils_no_other(tiny_model, text, image, reason):
@@ -372,7 +372,7 @@ def test_odd_request_is_a_failure_and_spoils_no_other(tiny_model, text, image, r
 
 
 def test_model_without_vision_that_is_asked_to_look_is_refused_by_name(language_model):
-    with pytest.raises(InputError, match=r"is a 'llama' model and cannot look at images\. Leave out --show") as no:
+    with pytest.raises(InputError, match=r"is a 'llama' model, which takes no images\. Leave out --show") as no:
         chat_of(language_model).complete([REQUESTS[0], ask("is there a mass", picture(0))])
     assert repr(language_model) in str(no.value)
 
@@ -382,7 +382,7 @@ def test_model_without_vision_that_is_asked_to_look_is_refused_by_name(language_
 
 def test_model_without_chat_template_is_refused(tmp_path):
     folder = str(save_language_model(tmp_path / "plain", template=None))
-    with pytest.raises(InputError, match="has no chat template, and a guessed one would be wrong") as raised:
+    with pytest.raises(InputError, match="has no chat template, and none is guessed") as raised:
         LocalChat(folder)
     assert repr(folder) in str(raised.value)
 

@@ -111,7 +111,7 @@ def test_a_request_that_is_refused_for_itself_changes_no_parameter(chat_server, 
 
 def test_an_endpoint_that_refuses_everything_is_still_said_so(chat_server, endpoint, ask):
     chat_server.answer = lambda received: Answer("no such model", 400)
-    with pytest.raises(InputError, match="not even a trivial one: HTTP 400: no such model"):
+    with pytest.raises(InputError, match="fails for a trivial question too: HTTP 400: no such model"):
         endpoint().complete([ask(schema=SCHEMA)])
 
 

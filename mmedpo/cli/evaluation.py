@@ -43,7 +43,9 @@ else:
     Asked = Any  # typer evaluates annotations when the command is made
 
 Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
-Pairs = Annotated[str | None, typer.Option("--dataset", help="Or a preference dataset, whose questions are asked.")]
+Pairs = Annotated[
+    str | None, typer.Option("--dataset", help="Or a preference dataset, folder or Hub id: its questions.")
+]
 
 
 def _asked(
@@ -111,7 +113,7 @@ def questions(
     if found.note:
         console.print(found.note, soft_wrap=True)
     if found.marked:
-        console.print(f"{found.record['source']} is credentialed data: do not pass the file on.", soft_wrap=True)
+        console.print(f"{found.record['source']} is restricted data: do not pass the file on.", soft_wrap=True)
     writable.make(output.parent)
     keep(found.rows(), output)
     images = len({question.image_digest for question in found.questions})  # copies are one
@@ -126,18 +128,20 @@ def score(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
     ] = None,
-    vqa_protocol: Annotated[str | None, typer.Option("--vqa-protocol", help="strict by default, or the run's.")] = None,
+    vqa_protocol: Annotated[
+        str | None, typer.Option("--vqa-protocol", help="Protocol of answers. Default: strict, or the run's.")
+    ] = None,
     report_protocol: Annotated[
-        str | None, typer.Option("--report-protocol", help="coco by default, or the run's.")
+        str | None, typer.Option("--report-protocol", help="Protocol of reports. Default: coco, or the run's.")
     ] = None,
     meteor_variant: Annotated[
-        str | None, typer.Option("--meteor-variant", help="By default the protocol's own.")
+        str | None, typer.Option("--meteor-variant", help="METEOR of reports. Default: the protocol's own.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons; the output's by default.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name in comparisons. Default: the output's.")] = None,
     *,
     asked: Asked,
 ) -> None:
-    """Score answers without a model: those of a finished evaluation anew, or predictions made elsewhere."""
+    """Score answers without a model: those of a finished evaluation, or predictions made elsewhere."""
     from mmedpo.evaluation import rescore
 
     chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
@@ -148,26 +152,24 @@ def score(
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Evaluation folders: the first is the baseline, the last what is compared.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(help="Evaluation folders: the baseline first, the compared run last.")],
     output: Output,
     dataset: Annotated[
         str | None,
         typer.Option(
             "--dataset",
-            help="Preference dataset (folder or Hub id) to show, and to look for test images in (by default in the one "
-            "that the last run was trained on, where it is at hand).",
+            help="Preference dataset (folder or Hub id) to show and to search for test images. Default of the search: "
+            "the last run's training data, if available.",
         ),
     ] = None,
     training: Annotated[
-        list[Path] | None, typer.Option("--training", help="Training folder whose curves to show; repeatable.")
+        list[Path] | None, typer.Option("--training", help="Training folder whose curves are shown; repeatable.")
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--source", help="The evaluated source: its images are put beside the answers.")
+        Path | None, typer.Option("--source", help="Evaluated source; its images are shown beside the answers.")
     ] = None,
     attention: Annotated[
-        Path | None, typer.Option("--attention", help="Folder of attention pictures to show (attention.json).")
+        Path | None, typer.Option("--attention", help="Output folder of mmedpo attention, whose pictures are shown.")
     ] = None,
     card: Annotated[
         Path | None,
@@ -182,7 +184,7 @@ def compare(
     """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
 
     Writes comparison.json, table.md, table.tex and report.html. The page holds questions and answers, and
-    with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of credentialed
+    with --source, --attention or --dataset images: where the data is restricted, so is the page. Those of restricted
     data are left out of it (docs/restricted.md).
     """
     from mmedpo.data.sources import read_source
@@ -201,7 +203,7 @@ def compare(
     comparison = comparing.compare(runs, seed=seed, command=command_line(), dataset=dataset, trainings=training or [])
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
-        raise InputError("Two --training folders have one name, and the page could not tell them apart; rename one.")
+        raise InputError("Two --training folders have the same name. Rename one.")
     shown = read_source(source, image_folders=image_folders or ()) if source else None
     if shown:
         comparing.refuse_other_images(runs[-1], shown.samples, shown.name)
@@ -226,7 +228,7 @@ def compare(
         for line in [f"{card}: {', '.join(changed)}", *map(str, conflicts)]:
             console.print(line, soft_wrap=True)
         if not any(name.startswith(".eval_results") for name in changed):
-            console.print("No .eval_results: the evaluated source is no dataset on the Hub.")
+            console.print("No .eval_results: the evaluated source is not a dataset on the Hub.")
 
 
 @app.command(
@@ -248,7 +250,7 @@ def attention(
     official_split: OfficialSplit = False,
     limit: Limit = None,
     answer: Annotated[
-        str, typer.Option("--answer", help="Whose tokens attend: gold, or the model's own (greedy).")
+        str, typer.Option("--answer", help="Answer whose attention is shown: gold, or own (the model's greedy answer).")
     ] = "gold",
     layers: Annotated[
         str, typer.Option("--layers", help="Layers to average over, as in 0,16-31, counted from the input; or all.")
@@ -265,9 +267,9 @@ def attention(
     """Show where a model's answers attend in the image, before and after training, and how much on the lesion.
 
     Only questions with lesion boxes are used, where the source has any. Attention is not an explanation, and averages
-    of it are full of sinks: compare before and after, and read nothing into one map alone.
+    of it contain sinks: compare before and after, and do not interpret a single map.
     """
-    from mmedpo.data.sources import limited, read_source, refuse_faults
+    from mmedpo.data.sources import limited, mark, read_source, refuse_faults
     from mmedpo.evaluation import attention as attending
     from mmedpo.evaluation.contents import ModelSpec, still
     from mmedpo.models.refusals import drop_refused
@@ -282,6 +284,9 @@ def attention(
     refuse_faults(asked, skip_faulty)
     with credentialed.hiding_cells(asked.credentialed):
         asked.samples = attending.boxed(asked.samples)
+    spec = ModelSpec(model, adapter, model_revision, adapter_revision)
+    if evidence := spec.restricted_by():
+        mark(asked, evidence)
     drop_refused(asked, load_processor(model, model_revision))
     refuse_faults(asked, skip_faulty)
     for notice in asked.notices + ([asked.note] if split and asked.note else []):
@@ -295,7 +300,6 @@ def attention(
         **record, **asdict(settings), "command": None, "model": model, "adapter": adapter, "limit": limit, "seed": seed,
         "official_split": official_split, "model_revision": model_revision, "adapter_revision": adapter_revision,
     }  # fmt: skip
-    spec = ModelSpec(model, adapter, model_revision, adapter_revision)
     contents = spec.contents()
     with (
         still(output, functools.partial(attending.lines, samples)),
@@ -304,8 +308,8 @@ def attention(
         result = attending.compare_attention(spec.open(contents), samples, folder, settings, record, seed)
     print_table(attending.rows(result))
     if lost := result["summary"]["unanswered"]:
-        advice = "They are left out of the means. A thought needs a larger --max-new-tokens."
+        advice = "They are left out of the means. Raise --max-new-tokens for unfinished thoughts."
         console.print(f"{lost} of {len(samples)} questions got no answer. {advice}", soft_wrap=True)
     if not any(sample.boxes for sample in samples):
-        console.print(f"No question of {asked.name} has a lesion box: there is nothing to say of the lesion.")
+        console.print(f"No question of {asked.name} has a lesion box, so attention on lesions is not measured.")
     print_written(output)

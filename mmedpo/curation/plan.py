@@ -20,21 +20,21 @@ from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import Sampler
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import STANDINS
-from mmedpo.data import credentialed
 from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
+from mmedpo.models import restricted
 from mmedpo.models.chat import ChatClient, ChatModel
 from mmedpo.models.chat.cache import Absent, CachedChat
 from mmedpo.models.chat.endpoint import FORMS, EndpointChat, names_endpoint, open_endpoint
 from mmedpo.models.chat.limits import Budget
 from mmedpo.models.model_input import longer_side
 from mmedpo.models.refusals import drop_refused
-from mmedpo.models.vision_language import configured, load_processor
+from mmedpo.models.vision_language import load_processor
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 
 log = logging.getLogger(__name__)
-OWN_SIZE = "If yours sees them at another size, give it as --noise-pixels."
+OWN_SIZE = "If your model sees them at another size, give it as --noise-pixels."
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ def _trained_on_restricted(settings: Settings) -> str | None:
     asked = [settings.chat or "", *settings.judges] if settings.writes_answers else []
     own = [settings.model] if settings.writes_answers and settings.model else []
     own += [name.removeprefix("local:") for name in asked if name.startswith("local:")]
-    found = ((model, configured(model, credentialed.KEY)) for model in dict.fromkeys(own))
-    return next((f"the model {model}, which was trained on {source}" for model, source in found if source), None)
+    return next(filter(None, map(restricted.evidence, dict.fromkeys(own))), None)
 
 
 def localizer_of(settings: Settings) -> Localizer:
@@ -198,7 +197,7 @@ def open_chat(
         client = open_endpoint(spec, budget, discreet=discreet, **sampling)
     else:
         raise InputError(
-            f"{spec!r} names no chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
-            "local:folder (in this process), or cache:model (only what was answered before)."
+            f"{spec!r} is not a chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
+            "local:folder (in this process), or cache:model (cached answers only)."
         )
     return CachedChat(client, budget, cache, used)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmedpo.errors import AlreadyFinished, Fault, InputError
 from mmedpo.evaluation.score import Row, read_by_id, write_lines
+from mmedpo.models import restricted
 from mmedpo.models.adapters import adapter_contents
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.models.vision_language import VisionLanguageModel
@@ -44,6 +45,10 @@ class ModelSpec:
             "model": model_contents(self.model, self.revision),
             "adapter": self.adapter and adapter_contents(self.adapter, self.adapter_revision),
         }
+
+    def restricted_by(self) -> str | None:
+        """Return the evidence that answers of this model are restricted data, or None."""
+        return restricted.evidence(self.model, self.adapter, self.revision, self.adapter_revision)
 
     def open(self, contents: Mapping[str, str | None]) -> VisionLanguageModel:
         """Load the model and check it against the digests `contents`.

@@ -48,6 +48,7 @@ def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pr
     """Answer questions and score the answers against the gold answers."""
     load = partial(load_processor, settings.model, settings.model_revision)
     asked = questions.read(settings.asked, settings.scoring, (lambda: None) if settings.is_endpoint else load)
+    asked = asked.marked_because(None if settings.is_endpoint else settings.model_spec.restricted_by())
     if asked.note and processes.first:
         log.warning(asked.note)
     record |= consent.to_endpoints(
@@ -75,6 +76,8 @@ def _pairs(settings: Settings, run: Run, record: dict[str, Any]) -> dict[str, An
     if settings.limit is not None:
         kept = chosen_ids(rows["id"], settings.limit, settings.seed)
         rows = rows.select([place for place, id_ in enumerate(rows["id"]) if id_ in kept])
+    if settings.model_spec.restricted_by():
+        found |= {"credentialed": True}
     record |= found | {"limit": settings.limit, "rows": len(rows)}
     measure = (
         pairs.Preference(rows, settings.batch_size)

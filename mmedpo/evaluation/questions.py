@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,14 @@ class QuestionSet:
     def rows(self) -> list[Row]:
         """Return the lines of questions.jsonl."""
         return [question.row() for question in self.questions]
+
+    def marked_because(self, evidence: str | None) -> QuestionSet:
+        """Return the questions as restricted data, where there is evidence that the answers are."""
+        if evidence is None or self.marked:
+            return self
+        note = f"Answers are treated as restricted data: they are those of {evidence}."
+        record = {**self.record, "credentialed": True}
+        return replace(self, record=record, note="\n".join(filter(None, [self.note, note])), marked_by=evidence)
 
     @property
     def marked(self) -> bool:

@@ -44,8 +44,7 @@ FILTERS = {"outcome": "What changed", "task": "Task", "question_type": "Kind of 
            "modality": "Modality"}  # fmt: skip
 
 SILENT = (
-    "{} is restricted data: this page shows no text and no image of it. "
-    f"`mmedpo compare {options.FLAG}` shows them."
+    f"{{}} is restricted data: this page shows no text and no image of it. `mmedpo compare {options.FLAG}` shows them."
 )
 
 

@@ -19,10 +19,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from mmedpo import schema
 from mmedpo.data import credentialed, origin
-from mmedpo.models import adapters, vision_language
+from mmedpo.models import adapters, restricted
 from mmedpo.models.adapters import FINGERPRINT, RECORD, check_base
 from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_contents
-from mmedpo.models.vision_language import hardware
+from mmedpo.runs.device import hardware
 from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.provenance import portable, portable_values, versions
 from mmedpo.training.config import RunArguments
@@ -116,8 +116,8 @@ def tidy_state(folder: Path) -> None:
     if lost := Counter(key for entry in history for key in entry if entry[key] is None):
         said = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
         logger.warning(
-            f"No finite number in some of the {len(history)} log lines: {said}. If the loss is among them, the model "
-            "may be spoilt: train anew with a lower learning rate, or in bf16 or float32."
+            f"NaN or infinite values in the training log: {said}. If the loss is among them, the model may be "
+            "unusable. Train again with a lower learning rate, or in bf16 or float32."
         )
     kept: dict[str, Any] = {"log_history": history, "best_model_checkpoint": None, "stateful_callbacks": {}}
     write_json(folder / TRAINER_STATE_NAME, {**state, **kept})
@@ -159,14 +159,9 @@ def _weights(dataset: Any) -> dict[str, float]:
 
 
 def credentialed_source(run: RunArguments, model: str, revision: str | None, commit: str | None) -> str | None:
-    """Return the restricted source of a training's dataset, model or adapter; None if there is none.
-
-    An adapter whose record cannot be read counts as restricted, under its own name.
-    """
-    return (
-        origin.credentialed_source(run.dataset_name, commit, run.streaming)
-        or vision_language.configured(model, credentialed.KEY, revision)
-        or (_of_adapter(run.adapter_name_or_path) if run.adapter_name_or_path else None)
+    """Return the restricted source of a training's dataset, model or adapter; None if there is none."""
+    return origin.credentialed_source(run.dataset_name, commit, run.streaming) or restricted.trained_on(
+        model, run.adapter_name_or_path, revision
     )
 
 
@@ -207,9 +202,3 @@ def written(folder: Path) -> str:
 def begin(folder: Path, source: str | None, base: dict[str, str | None], commit: str | None) -> None:
     """Write the facts of a run's checkpoints into its working folder; `write` replaces them."""
     write_json(folder / RECORD, {credentialed.KEY: source, **base, "dataset_revision": commit})
-
-
-def _of_adapter(name: str) -> str | None:
-    """Return the restricted source of an adapter, by its training.json."""
-    known = adapters.record(name)
-    return name if known is None else credentialed.first([known])

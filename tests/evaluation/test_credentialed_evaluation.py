@@ -1,4 +1,4 @@
-"""Evaluations of credentialed data: whom they ask, what their records, messages and pages say."""
+"""Evaluations of restricted data: whom they ask, what their records, messages and pages say."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_of_questions_that_cannot_be_scored_nothing_is_quoted(make_source, tmp_p
     source = make_source([{**ROWS[0], "answer": "***"}])
     (source / "CREDENTIALED").touch()
     said = run("score", "--predictions", predictions(tmp_path, "x"), "--source", source, "--output", tmp_path / "o")
-    assert "q0 [answer]: has no words" in str(said.exception) and "not shown: credentialed data" in str(said.exception)
+    assert "q0 [answer]: has no words" in str(said.exception) and "not shown: restricted data" in str(said.exception)
 
 
 def test_what_is_kept_beside_a_model_holds_numbers_alone(scored):
@@ -131,7 +131,7 @@ def test_attention_pictures_are_on_a_page_only_with_the_flag(scored):
 
     quiet = page(marked=True)
     assert SECRET not in quiet and 'class="attention"' not in quiet
-    assert "clinic is credentialed data" in quiet and "25.0" in quiet  # numbers stay
+    assert "clinic is restricted data" in quiet and "25.0" in quiet  # numbers stay
     for shown in (page(marked=False), page(marked=True, quotes=True)):
         assert SECRET in shown and 'class="attention"' in shown
 
@@ -152,7 +152,7 @@ def test_a_dataset_is_marked_by_its_manifest_or_the_caller(preferences, tmp_path
     write_json(marked / "manifest.json", {**manifest, "source": {**manifest["source"], "credentialed": True}})
     assert read(Asked(dataset=str(marked))).marked
     away = "http://models.invalid:9/v1#target"
-    with pytest.raises(InputError, match=f"Nothing was sent: phantom is credentialed data.*{FLAG}"):
+    with pytest.raises(InputError, match=f"Nothing was sent: phantom is restricted data.*{FLAG}"):
         measure(Settings(away, dataset=str(marked)), Run(tmp_path / "out"))
 
 
@@ -168,3 +168,34 @@ def test_what_an_endpoint_quotes_is_not_said(make_source, tmp_path):
             said[marked] = str(raised.value)
         assert here.received
     assert SECRET in said[False] and SECRET not in said[True]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    folder = tmp_path_factory.mktemp("adapter")
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model)
+    get_peft_model(base, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("trained", ["model", "adapter", None])
+def test_answers_of_a_model_that_was_trained_on_restricted_data_are_marked(
+    corpus, tiny_model, adapter, tmp_path, caplog, trained
+):
+    model, tuned = (Path(shutil.copytree(one, tmp_path / one.name)) for one in (tiny_model, adapter))
+    named = {"model": model / "config.json", "adapter": tuned / "training.json"}
+    if trained:
+        file = named[trained]
+        write_json(file, (read_json(file) if file.exists() else {}) | {"credentialed_source": "clinic"})
+    words = {"model": str(model), "adapter": str(tuned), "source": corpus, "split": "test", "limit": 1}
+    lengths = {"max_new_tokens": 1, "max_new_tokens_report": 1}
+    made = measure(Settings(**words, **lengths), Run(output=tmp_path / "out"))
+    assert made is not None and made.get("credentialed") == (True if trained else None)
+    assert ("which was trained on clinic" in caplog.text) == bool(trained)
+    shown = run("attention", *(f"--{name}={value}" for name, value in words.items()), "--max-new-tokens", "1",
+                "--output", tmp_path / "shown")  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert read_json(tmp_path / "shown" / "attention.json").get("credentialed") == (True if trained else None)

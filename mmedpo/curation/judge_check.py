@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmedpo.curation.relevance import NOT_WRONG, Item, Panel, Relevance
+from mmedpo.curation.relevance import NO_SCORE, NOT_WRONG, Item, Panel, Relevance
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
 from mmedpo.runs.formats import STANDIN
@@ -75,15 +75,17 @@ def check(panel: Panel) -> dict[str, Any]:
 
 
 def _measured(panel: Panel, judges: Sequence[_Metered]) -> dict[str, Any]:
-    found = [_value(result) for result in panel.score([item for _, item in pairs()])]
+    results = panel.score([item for _, item in pairs()])
+    found = [_value(result) for result in results]
     right = [value == BELOW_ALL for value, (severity, _) in zip(found, pairs(), strict=True) if severity == "not wrong"]
+    unread = next((result.judgements[-1]["rationale"] for result in results if result.reason == NO_SCORE), None)
     replies = [reply for judge in judges for reply in judge.replies.values()]
     unknown = any(reply.text is not None and reply.completion_tokens is None for reply in replies)
     tokens = sum((reply.prompt_tokens or 0) + (reply.completion_tokens or 0) for reply in replies)
     return {
         "spearman": _spearman(found), "unreadable": found.count(None) / len(found),
         "not_wrong_recognised": sum(right) / len(right), "calls_per_pair": len(replies) / len(found),
-        "tokens_per_pair": None if unknown else tokens / len(found),
+        "tokens_per_pair": None if unknown else tokens / len(found), **({"example": unread} if unread else {}),
     }  # fmt: skip
 
 
@@ -152,9 +154,11 @@ def before_run(panel: Panel, policy: str) -> dict[str, Any] | None:
 def refuse_below_bar(checked: Mapping[str, Any], policy: str) -> None:
     """Raise InputError where the panel is below the bar and `policy` is "stop"."""
     if not checked["passed"] and policy == "stop":
+        unread = checked["panel"].get("example")
         raise InputError(
             f"The judges are below the bar on {said(checked)}. Their scores are no clinical relevance. Name other "
             "judges, go without (--judges none --weights none), or keep these with --judges-below-bar go."
+            + (f" The first unreadable reply: {unread}." if unread else "")
         )
 
 

@@ -20,6 +20,7 @@ from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import StandInJudge
 from mmedpo.errors import InputError
 from mmedpo.hub import cards
+from mmedpo.report import audit
 
 MakeSource = Callable[..., Path]
 Run = Callable[..., tuple[int, str]]
@@ -69,7 +70,10 @@ def test_what_is_measured_of_a_judge(
     assert found["passed"] is passed
     measured = {"spearman": spearman, "unreadable": unreadable, "not_wrong_recognised": recognised}
     tokens = 100.0 * (1 - (unreadable == 0.6) * 0.6)
+    unread = {"example": found["judges"]["a"].pop("example")} if unreadable else {}
+    assert all(text.startswith("no score: the ") for text in unread.values())
     assert found["judges"] == {"a": {**measured, "calls_per_pair": 1.0, "tokens_per_pair": tokens}}
+    found["judges"]["a"] |= unread
     assert found["panel"] == found["judges"]["a"]
 
 
@@ -119,6 +123,18 @@ def test_a_run_below_the_bar_stops_before_the_writer_is_asked_and_goes_on_when_t
     assert manifest and len(chat_server.received) == 40 + 3 + 3  # the check is in the cache
     assert manifest["judge_check"]["passed"] is False
     assert [note for note in manifest["weights"]["notes"] if note.startswith("The judges are below the bar on 40")]
+    assert audit.audit(str(tmp_path))["weight_notes"] == manifest["weights"]["notes"]
+    assert "- The judges are below the bar on 40" in cards.dataset_card(tmp_path)
+
+
+def test_a_judge_that_never_answers_readably_is_quoted(
+    chat_server: ChatServer, make_source: MakeSource, tmp_path: Path
+) -> None:
+    chat_server.answer = answering(lambda text: "I cannot judge.")
+    with pytest.raises(InputError) as raised:
+        curate_folder(options(chat_server, make_source(ROWS)), tmp_path)
+    assert "100 % unreadable" in str(raised.value)
+    assert str(raised.value).endswith("The first unreadable reply: no score: no JSON object in 'I cannot judge.'.")
 
 
 def test_the_check_is_recorded_and_in_the_card(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from mmedpo.data import trust
+from mmedpo.data import gguf, trust
 from mmedpo.errors import DISK_FULL, InputError
 from mmedpo.runs.json_files import read_object
 
@@ -82,11 +82,14 @@ def in_words(doing: str, reading: bool = False) -> Iterator[None]:
 def why_unread(error: BaseException, name: str = "") -> str:
     """Return why `name`, a folder or a Hub id, could not be read, and the remedy.
 
-    The reason is a missing folder, else the error of Hub, network or disk that caused `error`, else its first line.
+    The reason is a GGUF file or a missing folder, else the error of Hub, network or disk that caused `error`, else its
+    first line.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
+    if held := gguf.refusal(name):
+        return held
     if name and Path(name).is_file():
         return "it is a file; give the folder that holds it"
     missing = _is_missing_folder(name)
@@ -104,7 +107,7 @@ def why_unread(error: BaseException, name: str = "") -> str:
     message = _first_line(error).partition(" Checkout 'https")[0]
     if constants.HF_HUB_OFFLINE and message.startswith("We couldn't connect to"):  # message of Transformers
         return _offline(name)
-    return message
+    return gguf.refusal(name, of_hub=name.count("/") == 1 and not constants.HF_HUB_OFFLINE) or message
 
 
 def _offline(name: str) -> str:

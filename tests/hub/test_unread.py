@@ -67,6 +67,25 @@ def test_what_a_repository_lacks_is_said_by_its_reader(hub: Hub) -> None:
     assert "Unrecognized model" in said["model"] and "files" not in said
 
 
+def test_a_repository_of_gguf_files_names_a_server(hub: Hub) -> None:
+    for number, files in enumerate(({}, {"config.json": b'{"model_type": "llama"}'})):
+        hub.put(f"user/m{number}-GGUF", {"README.md": b"", "m-Q4.gguf": b"GGUF", "m-Q8.gguf": b"GGUF", **files})
+        said = hub.ask(
+            """
+            from mmedpo.models import vision_language as models
+            from mmedpo.errors import InputError
+            for read in (models.load_tokenizer, models.load_model):
+                try:
+                    read(sys.argv[1])
+                except InputError as error:
+                    say(str(error))
+                    break
+            """,
+            f"user/m{number}-GGUF",
+        )
+        assert f"`llama-server -hf user/m{number}-GGUF`" in said and "http://localhost:8080/v1#m-Q4" in said
+
+
 @pytest.mark.slow  # the Hub's clients wait two minutes before they give up
 def test_without_a_way_there_it_is_said(hub: Hub) -> None:
     away = hub.ask(READ, "user/other", HF_ENDPOINT="http://127.0.0.1:9")

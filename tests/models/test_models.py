@@ -401,3 +401,16 @@ def test_quantisation_that_would_be_left_out_is_refused(
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
     with pytest.raises(InputError, match=message):
         VisionLanguageModel(str(folder))
+
+
+@pytest.mark.parametrize("given", ["m-Q4.gguf", ""])
+def test_gguf_files_name_a_server(tmp_path, run, make_source, given):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "m-Q4.gguf").write_bytes(b"GGUF")
+    source = make_source([{"image": "a.png", "question": "Is there a mass?", "answer": "no"}])
+    words = ("curate", "--source", source, "--output", tmp_path / "pairs", "--judges", "none", "--weights", "none")
+    for role in (("--chat", f"local:{folder / given}"), ("--chat", "standin:rules", "--model", folder / given)):
+        code, said = run(*words, *role)
+        assert code == 2 and f"`llama-server -m {folder / 'm-Q4.gguf'}`" in said
+        assert "http://localhost:8080/v1#m-Q4." in said

@@ -35,11 +35,12 @@ _BACKWARD = frozenset((
 _PRESENCE = frozenset((
     "seen", "visible", "present", "identified", "noted", "evident", "observed", "detected", "demonstrated", "shown",
     "appreciated", "found", "visualized", "visualised", "apparent", "recognized", "there", "depicted", "exist",
-    "exists", "obvious",
+    "exists", "obvious", "located", "included",
 ))  # fmt: skip
 _SCAN = r"(?:x-?rays?|ct|cts|mri|mris|mr|cxr|ultrasound|radiograph|scan|image|picture|film|study|slice|section|view)"
 _COMPARED = re.compile(r"\b(?:than|from) (?:its |their |the )?normal\b")  # nothing is called normal there
-_CLEAR = re.compile(r"\bclear (?=evidence|sign|that|indication)")  # of other things it means normal ("clear lungs")
+# Before a noun it says nothing ("a clear fracture"), and else normal ("the lungs are clear").
+_CLEAR = re.compile(r"\bclear (?!in\b|and\b|of\b|with|bilaterally)(?=\w)")
 _IN_SCAN = re.compile(rf"\b(?:in|on|from|by|within) (?:this|the|these|that|above)(?: [\w-]+){{0,2}}? {_SCAN}s?\b")
 _A_SCAN = re.compile(rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial )*{_SCAN}(?: {_SCAN})*\b")
 # Words without content of their own: they neither name what is asked for nor make an answer be about something else.
@@ -51,8 +52,9 @@ _EMPTY = _ASKS | _PRESENCE | frozenset((
     "seems", "show", "shows", "showing", "contain", "contains", "reveal", "reveals", "see", "observe", "detect",
     "identify", "visualize", "demonstrate", "demonstrates", "exhibit", "exhibits", "located", "indicate", "indicates",
     "according", "based", "considered", "described", "suggest", "suggests", "significant", "clearly", "definite",
-    "obvious", "completely", "entirely", "perfectly", "very", "such", "which", "what", "here", "my", "answer",
-    "correct", "true", "yes", "no", "finding", "findings", "structure", "structures", "region", "area",
+    "obvious", "completely", "entirely", "perfectly", "very", "such", "which", "what", "here", "my", "answer", "taken",
+    "via", "using", "obtained", "acquired", "performed", "size", "sized", "correct", "true", "yes", "no", "finding",
+    "findings", "structure", "structures", "region", "area",
 ))  # fmt: skip
 _SILENT = _EMPTY | _FORWARD | _BACKWARD
 # Denied with one of these, a thing may still be there ("no other fracture"); "only one" is not what was asked for.
@@ -63,6 +65,7 @@ _BREAKS = frozenset((
 ))  # fmt: skip
 _RESTARTS = frozenset(("the", "there", "it", "they", "this", "a", "an", "is", "are", "shows", "appears", "with"))
 _VERBS = frozenset(("is", "are", "was", "were", "has", "have", "shows", "show", "appears", "appear", "with", "there"))
+_ABOUT = frozenset(("includes", "include", "does", "do", "shows", "show"))  # "which is ..." describes something else
 _PLACES = frozenset(("in", "on", "at", "within", "near", "around", "under", "above", "below", "between", "along"))
 _STATES = frozenset((
     "enlarged", "dilated", "thickened", "widened", "displaced", "deviated", "shifted", "blunted", "elevated",
@@ -79,8 +82,8 @@ _MEANINGS = {
         ("abnormality", "abnormalities", "abnormally", "pathology", "pathologies", "pathologic", "pathological",
          "disease", "diseased", "unhealthy", "irregular", "irregularity", "wrong", "anomaly", "anomalies"), "abnormal",
     ),
-    **dict.fromkeys(("x-ray", "xray", "radiograph", "cxr"), "x-ray"),
-    **dict.fromkeys(("mr", "mris"), "mri"),
+    **dict.fromkeys(("x-ray", "xray", "radiograph", "cxr"), "x-ray"), **dict.fromkeys(("mr", "mris"), "mri"),
+    "transverse": "axial", "saggital": "sagittal", "broken": "fractur",
 }  # fmt: skip
 _GROUPS = (
     ("left", "right"), ("upper", "lower"), ("anterior", "posterior"), ("superior", "inferior"), ("medial", "lateral"),
@@ -88,7 +91,11 @@ _GROUPS = (
     ("benign", "malignant"), ("hyperintense", "hypointense"), ("hyperdense", "hypodense"), ("increased", "decreased"),
     ("acute", "chronic"), ("solid", "cystic"), ("unilateral", "bilateral"), ("inside", "outside"), ("t1", "t2"),
 )  # fmt: skip
-_SCANS = frozenset(("x-ray", "ct", "mri", "ultrasound", "scan", "view", "section", "weighted"))
+_SCANS = frozenset(("x-ray", "ct", "mri", "ultrasound", "scan", "view", "section", "weighted", "study", "film"))
+_LONG = (
+    (re.compile(r"\bcomputed tomography(?: \(ct\))?"), "ct"),
+    (re.compile(r"\bmagnetic resonance(?: imaging)?(?: \(mri\))?"), "mri"),
+)
 _EXCLUDES = {word: frozenset(group) - {word} for group in _GROUPS for word in group}
 
 
@@ -188,11 +195,18 @@ def _by_meaning(content: dict[str, bool], asked: frozenset[str], health: str | N
             return "yes" if found == health else "no"
         if found == "normal" and shared and asked & _stems(_STATES):
             return "no"
+    if health and shared and any(word in _stems(_STATES) and not negated for word, negated in content.items()):
+        return "yes" if health == "abnormal" else "no"
     if health and not subject and any(word in _stems(_LESIONS) and not negated for word, negated in content.items()):
         return "yes" if health == "abnormal" else "no"
     for word, negated in content.items():
         rivals = {_stem(rival) for rival in _EXCLUDES.get(word, ())} & asked
-        if rivals and not negated and not rivals & content.keys() and (about & asked or about == {word}):
+        if (
+            rivals
+            and not negated
+            and not rivals & content.keys()
+            and (about & asked or about <= {word, *_stems(_SCANS)})
+        ):
             return "no"
     return None
 
@@ -214,7 +228,7 @@ def _asked(question: str) -> tuple[frozenset[str], frozenset[str], str | None, b
 
     There are no stems where statements cannot be read: no yes/no question, or a negated one.
     """
-    text = _CLEAR.sub("", _COMPARED.sub(" ", _IN_SCAN.sub(" ", plain(question).casefold())))
+    text = _CLEAR.sub("", _COMPARED.sub(" ", _IN_SCAN.sub(" ", _short(question))))
     found = [part for clause in clauses(text) for word in clause for part in _parts(word)]
     if not asks_yes_no(question) or any(word in _FORWARD or word.endswith("n't") for word in found):
         return frozenset(), frozenset(), None, False
@@ -224,9 +238,17 @@ def _asked(question: str) -> tuple[frozenset[str], frozenset[str], str | None, b
     return frozenset(asked), frozenset(core or asked), health, "or" in found
 
 
+def _short(text: str) -> str:
+    """Return the plain form in lower case, with modalities by their short names."""
+    text = plain(text).casefold()
+    for name, short in _LONG:
+        text = name.sub(short, text)
+    return text
+
+
 def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]]:
     """Return the words of each statement with True for negated ones; a list after "no" is one statement."""
-    text = _CLEAR.sub("", _COMPARED.sub(" ", plain(answer).casefold()))
+    text = _CLEAR.sub("", _COMPARED.sub(" ", _short(answer)))
     if not asked & _stems(_SCANS):
         text = _A_SCAN.sub("image", text)
     tokens = re.findall(r"[^\W_]+(?:['’.-][^\W_]+)*|[,.;:!?()\n—]", text)
@@ -245,7 +267,7 @@ def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]
             or (token == "and" and following in _RESTARTS)
             or (token == "that" and following in ("is", "are", "was", "were"))
         ):
-            segments.append([token] if token == "which" else [])
+            segments.append([token] if token == "which" and following not in _ABOUT else [])
         else:
             segments[-1] += _parts(token)
     return [_negated(segment) for segment in segments if segment and segment[0] != "which"]

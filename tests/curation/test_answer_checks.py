@@ -60,7 +60,7 @@ def test_answer_fault(question: str, gold: str, text: str, fault: str | None, st
     [
         ("It must not repeat the correct answer and must not say or hint that it is wrong.", True),
         ("another finding, another place or side", True),
-        ("the wrong answer alone, ready to be shown", True),
+        ("the wrong answer alone, empty", True),
         ("finding or place", False),
         ("plausible to a clinician who has not seen the image: a cyst", True),
         ("a cyst in another place", False),

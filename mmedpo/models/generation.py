@@ -1,4 +1,4 @@
-"""Generation of answers: sampling settings, lengths by task, suppressed tokens, reading generated tokens."""
+"""Generation of answers: sampling, lengths by task, vocabulary, suppressed tokens, reading of generated tokens."""
 
 from __future__ import annotations
 
@@ -147,3 +147,13 @@ class AnswerReader:
                 before = self.tokenizer.decode(tokens[start:place], skip_special_tokens=True)
                 text, start = f"{text}{before}{self.tokenizer.decode([token])}", place + 1
         return text + str(self.tokenizer.decode(tokens[start:], skip_special_tokens=True))
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Raise InputError where a tokenizer writes tokens for which the model has no embedding."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows and len(tokenizer) > rows:  # 0 where ZeRO-3 splits the weights
+        raise InputError(
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its model embeds {rows}: they do not belong "
+            "together. Save the model's own tokenizer with it."
+        )

@@ -16,7 +16,7 @@ from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, chec
 from mmedpo.models.chat_template import check as check_template
 from mmedpo.models.chat_template import encode, render
 from mmedpo.models.fingerprint import fingerprint
-from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, generation_config
+from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, check_vocabulary, generation_config
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs.device import best_device
 
@@ -186,16 +186,6 @@ def _is_raw(module: Any) -> bool:
     import torch
 
     return type(module).__module__.startswith("bitsandbytes") and type(module.weight) is torch.nn.Parameter
-
-
-def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
-    """Raise InputError where a tokenizer writes tokens for which the model has no embedding."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows and len(tokenizer) > rows:  # 0 where ZeRO-3 splits the weights
-        raise InputError(
-            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its model embeds {rows}: they do not belong "
-            "together. Save the model's own tokenizer with it."
-        )
 
 
 class LanguageModel:

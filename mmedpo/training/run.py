@@ -23,7 +23,8 @@ from mmedpo import schema
 from mmedpo.data import consent, credentialed, loading, origin
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
-from mmedpo.models.vision_language import check_vocabulary, load_processor
+from mmedpo.models.generation import check_vocabulary
+from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import recipes, writable
 from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.runs.options import outside, refuse

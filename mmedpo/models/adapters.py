@@ -83,7 +83,7 @@ def check_base(
         )
     if download:
         lacking = f"{name!r} has no safetensors files" if known else f"{adapter!r} has no {RECORD} with a fingerprint"
-        compared = f"only the name {Path(name).name!r} was compared" if trained_on else "no names were compared"
+        compared = f"only the name {Path(name).name!r} was compared" if trained_on else "nothing was compared"
         log.warning(f"{lacking}: the adapter may have been trained on other weights; {compared}.")
     return BY_NAME
 

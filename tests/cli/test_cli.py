@@ -199,7 +199,7 @@ def test_a_resumed_audit_refuses_a_dataset_that_was_replaced(run: Run, preferenc
     (shard,) = pairs.glob("data/train-*.parquet")
     Dataset.from_parquet(str(shard)).select(range(10)).to_parquet(shard)
     code, said = run(*command)
-    assert code == 2 and says(said, "dataset", "was replaced since", "start a new --output")
+    assert code == 2 and says(said, "dataset", "was replaced under the same name", "start a new --output")
 
 
 @pytest.mark.parametrize(

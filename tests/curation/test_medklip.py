@@ -265,7 +265,7 @@ def test_tensors_without_the_prefix_or_the_training_only_layer_load_too(text_enc
 
 def test_a_checkpoint_with_other_objects_is_not_opened(text_encoder: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "objects", {}, args=argparse.Namespace(lr=1e-4))
-    with pytest.raises(InputError, match=r"holds argparse\.Namespace beside tensors"):
+    with pytest.raises(InputError, match=r"contains argparse\.Namespace beside tensors"):
         MedKLIP(folder, text_encoder, device="cpu")
 
 

@@ -364,7 +364,7 @@ def test_dicom_under_any_name_is_read_if_the_table_names_it(make_source: MakeSou
     assert shown == {name: pixels(data).tolist() for name, data in made.items()}
     assert shown["implicit"] == shown["explicit.img"] == shown["IM000001"] == shown["big"][::-1]
     texts = [given.sentence for given in read.faults]
-    right = ["or a DICOM file; add", "or a DICOM file; add", r"no picture (RTDOSE)", "has one colour everywhere"]
+    right = ["or a DICOM file; add", "or a DICOM file; add", "not a picture (RTDOSE)", "has one colour everywhere"]
     assert len(texts) == 4 and all(words in text for words, text in zip(right, texts, strict=True))
     kept = embedded(source / "scan.png")
     assert kept["path"] == "scan.png" and is_embedded(kept["bytes"]) and not is_embedded(made["scan.png"])

@@ -278,10 +278,10 @@ def header_only(folder: Path) -> None:
     ("spoil", "message"),
     [
         (missing, "does not exist; give a folder with a table"),
-        (no_table, "holds no table; a source is one .jsonl, .json or .csv file"),
-        (two_tables, "holds 2 tables (samples.jsonl, more.csv)"),
-        (empty_table, "holds no row"),
-        (header_only, "holds no row"),
+        (no_table, "has no table; a source is one .jsonl, .json or .csv file"),
+        (two_tables, "has 2 tables (samples.jsonl, more.csv)"),
+        (empty_table, "has no rows"),
+        (header_only, "has no rows"),
         (latin_1, "is not UTF-8"),
         (broken_json, "is not JSON: Extra data: line 2"),
     ],
@@ -297,8 +297,8 @@ def test_unreadable_source_is_bad_input(make_source: MakeSource, spoil: Callable
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"rows": [row()]}, "t.json holds a dict; it must be a list with one object a question"),
-        ("row", "t.json holds a str; it must be a list"),
+        ({"rows": [row()]}, "t.json contains a dict; it must be a list with one object a question"),
+        ("row", "t.json contains a str; it must be a list"),
         (["row"], "t.json[1] [(row)]: is not an object"),
         ([row(), 3], "t.json[2] [(row)]: is not an object"),
     ],
@@ -545,7 +545,7 @@ def test_table_whose_columns_have_other_names_is_refused_at_once(
 
 
 def test_csv_with_semicolons_is_refused_with_what_it_needs(make_source: MakeSource) -> None:
-    with pytest.raises(InputError, match=r"its columns are id;image;question;answer.*commas between columns"):
+    with pytest.raises(InputError, match=r"its columns are id;image;question;answer.*columns by commas"):
         read_source(make_source(text="id;image;question;answer\n1;a.png;q;a\n", table="t.csv"))
 
 

@@ -193,7 +193,7 @@ def test_study_stands_for_the_patient_where_none_is_named(make_source: MakeSourc
     source = read_source(folder(make_source, 12, **{other: lambda number: f"s{number // 3}"}))
     assert (source.split_by, {sample.patient_id for sample in source.samples}) == ("study", {"s0", "s1", "s2", "s3"})
     assert all(len({s.split for s in source.samples if s.patient_id == f"s{n}"}) == 1 for n in range(4))
-    assert ["clinic names studies and no patients" in said for said in source.notices] == [True]
+    assert ["clinic has studies but no patients" in said for said in source.notices] == [True]
     both = read_source(folder(make_source, 4, "both", study=lambda number: "s", patient=lambda number: f"p{number}"))
     assert (both.split_by, {sample.patient_id for sample in both.samples}) == ("patient", {"p0", "p1", "p2", "p3"})
     assert both.notices == []

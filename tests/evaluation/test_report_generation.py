@@ -163,7 +163,7 @@ def test_a_report_without_meteor_takes_the_value_away():
         ({"clinical": "radgraph_f1"}, "clinical is one string ('radgraph_f1'); give a list"),
         ({"references": []}, "1 predictions, 0 references"),
         ({"groups": ["a", "b"]}, "1 predictions, 2 groups"),
-        ({"groups": [None]}, "index 0 [groups]: is no string"),
+        ({"groups": [None]}, "index 0 [groups]: is not a string"),
         ({"predictions": "no effusion"}, "predictions is one string"),
         ({"protocol": "paper", "references": ["The"]}, "index 0 [references]: has no words"),
     ],

@@ -154,7 +154,7 @@ def test_a_base_without_safetensors_is_compared_by_name(base, tmp_path, caplog):
     trained = adapter(tmp_path / "adapter", "org/base", {FINGERPRINT: fingerprint(str(base))})
     (base / "model.safetensors").unlink()
     assert check_base(trained, str(base)) == BY_NAME
-    assert "base' has no safetensors files: whether" in caplog.messages[0]
+    assert "base' has no safetensors files: the adapter" in caplog.messages[0]
 
 
 def test_an_adapter_given_as_a_model_is_said(base, tmp_path):
@@ -210,11 +210,11 @@ def test_a_torn_adapter_is_one_sentence(base, tmp_path):
         ),
         (
             lambda tensors: tensors.update({"base_model.model.other.lora_A.weight": torch.zeros(2, 2)}),
-            "no module of",
+            "modules that the model does not have",
         ),
         (
             lambda tensors: tensors.update({name: value * torch.nan for name, value in tensors.items()}),
-            "holds NaN or",
+            "contains NaN or",
         ),
     ],
 )

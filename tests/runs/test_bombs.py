@@ -117,7 +117,7 @@ def test_packed_notes_of_a_png_are_bounded(tmp_path: Path, chunk: str) -> None:
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.50"])  # JPEG 2000, JPEG
-@pytest.mark.parametrize(("shape", "said"), [((20, 30), None), ((3000, 3000), "another size than its header says")])
+@pytest.mark.parametrize(("shape", "said"), [((20, 30), None), ((3000, 3000), "another size than its header")])
 def test_compressed_pixels_have_the_size_that_the_dicom_header_says(
     syntax: str, shape: tuple[int, int], said: str | None
 ) -> None:
@@ -157,7 +157,7 @@ def test_pages_of_a_tiff_are_counted_no_further_than_a_limit(tmp_path: Path) -> 
         struct.pack("<2sHI", b"II", 42, 72) + bytes(64) + b"".join(entries + struct.pack("<I", link) for link in links)
     )
     began = time.process_time()
-    check_refused(tmp_path / "a.tif", data, "holds more than 1000 pages")
+    check_refused(tmp_path / "a.tif", data, "has more than 1000 pages")
     assert time.process_time() - began < 10
 
 
@@ -209,7 +209,7 @@ def test_a_packed_table_is_unpacked_within_a_limit(tmp_path: Path, monkeypatch: 
         lambda: [*readers.csv_rows(tmp_path, "b")],
         lambda: tables.json_file(readers.unzipped(tmp_path / "c.zip") / "c.json"),
     ):
-        with pytest.raises(InputError, match=r"bytes, unpacked"):
+        with pytest.raises(InputError, match=r"bytes, (unpacked|decompressed)"):
             read()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -225,7 +225,7 @@ def test_an_image_in_an_archive_counts_before_it_is_unpacked(tmp_path: Path, lim
     files, tree = upstream.Placed(tmp_path / "made", [tmp_path]), readers.unzipped(tmp_path / "a.zip")
     pictures = {name: readers.Picture(name, tree / name) for name in ("bomb.png", "good.png")}
     faults = {name: files.place(picture, name) for name, picture in pictures.items()}
-    assert "1,000,000 bytes, unpacked" in str(faults["bomb.png"]) and faults["good.png"] is None
+    assert "1,000,000 bytes unpacked" in str(faults["bomb.png"]) and faults["good.png"] is None
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["good.png"]
 
 

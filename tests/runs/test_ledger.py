@@ -112,7 +112,7 @@ def test_a_ledger_that_lost_its_end_is_refused(tmp_path: Path, lost: int) -> Non
 
 def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere" / "calls.sqlite"):
-        with pytest.raises(InputError, match="in a folder that exists"):
+        with pytest.raises(InputError, match="in an existing folder"):
             Ledger(path).open()
 
 

@@ -143,8 +143,8 @@ def test_wrong_columns_do_not_hide_other_faults(text_rows: Dataset, run_check: C
         ("(settings)", "lora_target_modules"),
         ("(settings)", "lora_modules_to_save"),
     }
-    assert "'no_proj' names nothing" in found["(settings)", "lora_target_modules"]
-    assert "'projector' names nothing" in found["(settings)", "lora_modules_to_save"]
+    assert "'no_proj' names no module" in found["(settings)", "lora_target_modules"]
+    assert "'projector' names no module" in found["(settings)", "lora_modules_to_save"]
 
 
 def test_repeated_ids_are_refused_as_the_audit_does(text_rows: Dataset, run_check: Check) -> None:
@@ -385,7 +385,7 @@ def test_odd_but_possible_runs_are_warned_of(text_rows: Dataset, run_check: Chec
     nothing = changed(text_rows, {i: {"weight": 0.0} for i in range(12)})
     assert list(faults(run_check, nothing)) == [("12 of 12 rows (row 0, row 1, row 2, ...)", "weight")]
     (warning,) = run_check(changed(text_rows, {2: {"prompt": said("mass " * 1100)}}))
-    assert warning.startswith("1 of 12 rows (row 2) have up to") and "than the 1024 that the model" in warning
+    assert warning.startswith("1 of 12 rows (row 2) have up to") and "the model's context is 1024" in warning
 
 
 def test_of_a_streamed_dataset_the_beginning_is_checked(text_rows: Dataset, run_check: Check) -> None:

@@ -120,7 +120,7 @@ def to(hub: Hub) -> Push:
         ({"hub_model_id": "user/added"}, "user/added: files .*: config.json\\. Choose"),
         ({"hub_model_id": "user/else"}, "user/else holds weights of a/b trained on its/pairs, and the new .* on c/d"),
         ({"hub_model_id": "user/open"}, "user/open is public, and its card has open fields"),
-        ({"hub_token": "read"}, "The token of user may only read"),
+        ({"hub_token": "read"}, "The token of user is read-only"),
     ],
 )
 def test_what_cannot_be_pushed_or_would_be_public_unseen_is_refused_before_training(

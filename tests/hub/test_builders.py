@@ -177,7 +177,7 @@ def test_a_source_of_another_data_set_is_recognised(build: Run, tmp_path: Path) 
     )
     assert "It holds annotation.json, images. It looks like the source of `mmedpo build iu_xray`." in output
     code, output = build("mimic_cxr", "--source", tmp_path / "data" / "images", "--output", "out")
-    assert code == 2 and "it holds a.png." in output and "looks like" not in output
+    assert code == 2 and "It holds a.png." in output and "looks like" not in output
     assert not list(tmp_path.glob("out*"))
 
 
@@ -270,7 +270,7 @@ def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
     assert code == 0 and "nothing to resume" in output
     change("No.", "no")
     code, output = build(*words, "--resume")
-    assert code == 2 and "is finished, but questions of path-vqa changed since" in output
+    assert code == 2 and "is finished, but questions of path-vqa were changed" in output
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "invented-path-vqa"}
 
 

@@ -95,7 +95,7 @@ def test_table_written_by_pandas_has_no_patient_called_nan(make_source: MakeSour
         ({"text": "no"}, "is an object"),
         (True, "is a truth value"),
         (False, "is a truth value"),
-        (math.inf, "is no finite number"),
+        (math.inf, "is not a finite number"),
     ],
 )
 def test_cell_that_is_no_text_is_a_fault(make_source: MakeSource, column: str, cell: Any, said: str) -> None:

@@ -224,7 +224,8 @@ def said(record: Mapping[str, Any] | None) -> str:
     if not record:
         return "Names, dates and other text in the pixels were not looked for."
     kinds = ", ".join(f"{name} {count:,}" for name, count in record["kinds"].items())
-    found = f"{record['with_text']:,} of {number_of(record['images'], 'images')} carry text in their pixels"
+    of = f", a sample of {record['of']:,}," if record.get("of") else ""
+    found = f"{record['with_text']:,} of {number_of(record['images'], 'images')}{of} carry text in their pixels"
     sentence = f"{found} ({record['found_by']}{'; boxes by likely kind: ' if kinds else ''}{kinds})."
     if not record.get("masked"):
         return f"{sentence} It was left there." if kinds else sentence

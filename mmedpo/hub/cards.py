@@ -42,12 +42,14 @@ class Published:
     Attributes:
         picture: file name of the picture.
         configs, dataset_info: of the card's header; they describe the Parquet files.
+        burnt_text: text in the images, as far as it was looked for (docs/files.md).
     """
 
     repo_id: str
     picture: str
     configs: Sequence[Mapping[str, Any]]
     dataset_info: Mapping[str, Any]
+    burnt_text: Mapping[str, Any] | None = None
 
 
 def _of_records(make: Callable[Concatenate[Path, P], str]) -> Callable[Concatenate[Path, P], str]:
@@ -107,7 +109,7 @@ def _of_dataset(
         published=published,
         credentialed=credentialed.first([manifest]),
         licences=licenses.said(manifest["source"]),
-        burnt_text=burnt_text.said(manifest.get("burnt_text")),
+        burnt_text=burnt_text.said(manifest.get("burnt_text") or (published.burnt_text if published else None)),
         notices=notices(manifest),
     )
 

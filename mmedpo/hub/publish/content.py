@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from mmedpo.data import licenses, safe_paths
+from mmedpo.data.burnt_text import said
 from mmedpo.data.images import is_embedded
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub import cards, results
-from mmedpo.hub.publish import picture
+from mmedpo.hub.publish import burnt_text, picture
 from mmedpo.hub.publish.card import CARD, Conflict, read_text, with_local_edits
 from mmedpo.hub.publish.files import File
 from mmedpo.report import curves
@@ -41,7 +42,6 @@ OWN_FILES = {
     "dataset": ("data/*.parquet", "manifest.json", "audit.json", PICTURE), "model": ADAPTER_FILES, "space": METRIC_FILES
 }  # fmt: skip
 RECORDS = {"dataset": "manifest.json", "model": "training.json"}  # records of a content's origin
-BURNT_IN = "Image files hold pixels alone; for names and dates in the pixels nobody looked: look yourself."
 IMAGES = ("images", "rejected_images")
 NOTES = "is no PNG or JPEG file without metadata (EXIF, alpha, ...); write it with `mmedpo.data.images.embedded`"
 SECRETS = ("MMEDPO_API_KEY", "HF_TOKEN")  # prefixes of environment variables
@@ -92,18 +92,18 @@ def dataset(folder: Path, repo_id: str) -> Content:
     plain = cards.dataset_card(folder)
     shards, found = checked(folder)
     data = {split: [File(file) for file in files] for split, files in shards.items()}
-    about = cards.Published(repo_id, PICTURE, configs(data), info(data))
+    manifest = read_object(folder / "manifest.json")
+    text = burnt_text.found(manifest, shards)
+    about = cards.Published(repo_id, PICTURE, configs(data), info(data), text)
     generated = cards.dataset_card(folder, audit=found, published=about)
     texts, conflicts = with_local_edits(folder, plain, generated)
     files = {f"data/{file.name}": File(file) for part in shards.values() for file in part}
     files["manifest.json"] = File(folder / "manifest.json")
     files["audit.json"] = File(json_text(found).encode())
     files[PICTURE] = File(picture.draw(found))
-    return Content("dataset", files, texts, generated, conflicts=conflicts, notices=[BURNT_IN, *_mixed(folder)])
-
-
-def _mixed(folder: Path) -> list[str]:
-    return licenses.notices(read_object(folder / "manifest.json")["source"])
+    notices = [f"Image files hold pixels alone. {said(text)} {burnt_text.LOOK}", *licenses.notices(manifest["source"])]
+    question = burnt_text.question(manifest, text)
+    return Content("dataset", files, texts, generated, conflicts=conflicts, notices=notices, question=question)
 
 
 def checked(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:

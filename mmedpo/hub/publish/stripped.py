@@ -68,8 +68,9 @@ def whole(content: Content, source: str, repo_id: str) -> Content:
     known |= {consent.KEY: {**before, "to": sorted({*before.get("to", ()), hosts.HUB})}}
     rows = sum((known.get("counts") or known.get("rows") or {}).values())
     passed_on = PASSED_ON.format(cards.cell(source))
+    question = f"{QUESTION.format(source, repo_id, parts)}\n{content.question}".rstrip()
     return replace(
-        content, question=QUESTION.format(source, repo_id, parts), notices=[*content.notices, notice],
+        content, question=question, notices=[*content.notices, notice],
         said=(source, f"{parts} ({number_of(rows, 'pairs')})"),
         files={**content.files, name: File(json_text(known).encode())},
         card=content.card + passed_on, generated=content.generated + passed_on,

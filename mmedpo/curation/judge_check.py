@@ -65,8 +65,10 @@ def check(panel: Panel) -> dict[str, Any]:
     for name, judge in panel.judges.items():
         metered = _Metered(judge)
         alone[name] = _measured(Panel([metered], rounds=1), [metered])
-    judges = [_Metered(judge) for judge in panel.judges.values()]
-    together = _measured(Panel(judges, panel.rounds, panel.tolerance, panel.mode), judges)
+    together = next(iter(alone.values()))
+    if len(alone) > 1:
+        judges = [_Metered(judge) for judge in panel.judges.values()]
+        together = _measured(Panel(judges, panel.rounds, panel.tolerance, panel.mode), judges)
     passed = (together["spearman"] or 0) >= BAR and together["unreadable"] <= MOST_UNREADABLE
     return {
         "version": VERSION, "pairs": len(pairs()), "bar": BAR, "most_unreadable": MOST_UNREADABLE, "passed": passed,
@@ -78,14 +80,17 @@ def _measured(panel: Panel, judges: Sequence[_Metered]) -> dict[str, Any]:
     results = panel.score([item for _, item in pairs()])
     found = [_value(result) for result in results]
     right = [value == BELOW_ALL for value, (severity, _) in zip(found, pairs(), strict=True) if severity == "not wrong"]
-    unread = next((result.judgements[-1]["rationale"] for result in results if result.reason == NO_SCORE), None)
+    if unread := [result.judgements[-1]["rationale"] for result in results if result.reason == NO_SCORE]:
+        log.warning(
+            f"Judge check, {' and '.join(panel.judges)}, the first of {len(unread)} unreadable pairs: {unread[0]}"
+        )
     replies = [reply for judge in judges for reply in judge.replies.values()]
     unknown = any(reply.text is not None and reply.completion_tokens is None for reply in replies)
     tokens = sum((reply.prompt_tokens or 0) + (reply.completion_tokens or 0) for reply in replies)
     return {
         "spearman": _spearman(found), "unreadable": found.count(None) / len(found),
         "not_wrong_recognised": sum(right) / len(right), "calls_per_pair": len(replies) / len(found),
-        "tokens_per_pair": None if unknown else tokens / len(found), **({"example": unread} if unread else {}),
+        "tokens_per_pair": None if unknown else tokens / len(found),
     }  # fmt: skip
 
 
@@ -154,11 +159,9 @@ def before_run(panel: Panel, policy: str) -> dict[str, Any] | None:
 def refuse_below_bar(checked: Mapping[str, Any], policy: str) -> None:
     """Raise InputError where the panel is below the bar and `policy` is "stop"."""
     if not checked["passed"] and policy == "stop":
-        unread = checked["panel"].get("example")
         raise InputError(
             f"The judges are below the bar on {said(checked)}. Their scores are no clinical relevance. Name other "
             "judges, go without (--judges none --weights none), or keep these with --judges-below-bar go."
-            + (f" The first unreadable reply: {unread}." if unread else "")
         )
 
 

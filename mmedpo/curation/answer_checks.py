@@ -86,7 +86,7 @@ def changes(gold: str, text: str) -> int:
 
 def longest(gold: str, style: str) -> int:
     """Return the most characters of a written response, for the schema of the reply: generous, so that none is cut."""
-    return 400 + 4 * len(gold) if style == "free" else max(64, 16 * length_range(gold)[1])
+    return 200 + 4 * len(gold) if style == "free" else max(64, 16 * length_range(gold)[1])
 
 
 def gold_says(question: str, gold: str, task: str) -> Polarity | None:

@@ -13,7 +13,7 @@ from mmedpo.runs import bounded_json
 from mmedpo.runs.provenance import portable
 
 SECONDS = 5.0  # for the list of an endpoint, which need not have one
-MOST = 20  # names that are kept of it
+MOST = 20  # names that are recorded of it
 SHOWN = 3
 
 
@@ -41,7 +41,8 @@ def served(chats: Iterable[ChatModel], say: Callable[[str], None]) -> dict[str, 
                 "correct it, so that records name the model that answered."
             )
         if names:
-            found[portable(client.name)] = [portable(name) for name in names]
+            kept = names[:MOST] if client.name in names[:MOST] or client.name not in names else [client.name]
+            found[portable(client.name)] = list(map(portable, kept))
     return found
 
 
@@ -63,7 +64,7 @@ async def _listed(client: EndpointChat) -> list[str]:
                     return []
         models = bounded_json.loads(body)["data"] if response.is_success else []
         names = [_clean(name) for model in models for name in (model["id"], *(model.get("aliases") or ()))]
-        return list(dict.fromkeys(names))[:MOST]
+        return list(dict.fromkeys(names))
     except (httpx2.RequestError, TimeoutError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
 

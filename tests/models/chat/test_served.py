@@ -57,6 +57,8 @@ def test_names_of_a_server_are_bounded_and_printable(chat_server: ChatServer, en
     (names,) = served([endpoint()], said.append).values()
     assert len(names) == MOST and all(name.isprintable() and len(name) <= 300 for name in names)
     assert said[0].isprintable() and len(said[0]) < 1500
+    chat_server.models = {"data": [{"id": f"other-{i}"} for i in range(99)] + [{"id": "med-7b"}]}
+    assert served([endpoint()], pytest.fail) == {"med-7b": ["med-7b"]}
 
 
 def test_the_key_of_the_endpoint_goes_along_and_a_login_in_place_of_it(

@@ -18,7 +18,10 @@ _OPEN_ENDS = frozenset((
     "is", "are", "was", "were", "be", "been", "the", "a", "an", "and", "or", "with", "of", "to", "from", "by", "for",
     "between", "into", "than", "which", "because", "due", "its", "their", "has", "have", "may", "will",
 ))  # fmt: skip
-_REMARK = re.compile(r"\b(?:correct|incorrect|wrong|gold|true|false) (?:answer|response|option|choice|statement|one)\b")
+_REMARK = re.compile(
+    r"\b(?:correct|incorrect|wrong|gold|true|false) (?:answer|response|option|choice|statement|one)\b"
+    r"|\b(?:is|are|was) (?:not )?(?:correct|incorrect|wrong|true|false)\b"
+)
 _VERDICTS = frozenset(("correct", "incorrect", "wrong", "true", "false", "answer"))  # they name no finding
 _COMPLETE = re.compile(
     r"\b(?:it|there|they|he|she|we|i) (?:is|are|was|were|does|do|has|have|may|will)$"

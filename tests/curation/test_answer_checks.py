@@ -46,6 +46,7 @@ CEREBRUM, PONS = "cerebrum and lateral ventricles", "What is the structure near 
         (PONS, "Pons in the stem", "The middle is the wrong one", "speaks of the task"),
         (PONS, "Pons in the stem", "hepatitis A", None),
         (PONS, "stem that it is", "thalamus that it is", None),
+        (LINES, "outside of it", "inside is not correct", "speaks of the task"),
         (LINES, "Outside", "Inside", None),
         (LINES, "outside of the patient", "inside of the patient", None),
     ],

@@ -21,7 +21,7 @@ from mmedpo.runs.formats import STANDIN
 log = logging.getLogger(__name__)
 VERSION = "judge_check@1"  # of the pairs and of what is computed
 SEVERITIES = ("not wrong", "absurd", "wording only", "moderate", "critical")  # ascending relevance
-BAR = 0.3  # least Spearman of the panel; judges that guess reach it in 3 % of checks
+BAR = 0.5  # least Spearman of the panel; rules that only compare words reach 0.38
 MOST_UNREADABLE = 0.5
 BELOW_ALL = -0.1  # rank of "not wrong", below the lowest score
 POLICIES = ("stop", "go")

@@ -78,10 +78,14 @@ def test_each_judge_is_measured_alone_and_the_panel_by_its_own_rules() -> None:
     good, bad = Judge(judgement, "good"), Judge(constant, "bad")
     found = check(Panel([good, bad], rounds=2))
     assert found["judges"]["good"]["spearman"] == 1.0 and found["judges"]["bad"]["spearman"] is None
-    assert 0.3 < found["panel"]["spearman"] <= 1.0 and found["passed"]
+    assert 0.5 < found["panel"]["spearman"] <= 1.0 and found["passed"]
     assert found["panel"]["calls_per_pair"] > 2 and found["panel"]["not_wrong_recognised"] == 1.0  # half are enough
-    stand_ins = check(Panel([StandInJudge("strict"), StandInJudge("lenient")]))
-    assert -1 <= stand_ins["panel"]["spearman"] <= 1 and stand_ins["panel"]["tokens_per_pair"] is None
+
+
+def test_rules_that_only_compare_words_are_below_the_bar() -> None:
+    found = check(Panel([StandInJudge("strict"), StandInJudge("lenient"), StandInJudge("lexical")]))
+    reached = [part["spearman"] for part in (found["panel"], *found["judges"].values())]
+    assert not found["passed"] and max(reached) < 0.4 and found["panel"]["tokens_per_pair"] is None
 
 
 def answering(judge: Callable[[str], str]) -> Callable[[Received], Answer]:
@@ -110,7 +114,7 @@ def test_a_run_below_the_bar_stops_before_the_writer_is_asked_and_goes_on_when_t
     with pytest.raises(InputError) as raised:
         curate_folder(settings, tmp_path)
     assert str(raised.value) == (
-        "The judges are below the bar on 40 pairs of known severity: Spearman none, all are equal (bar 0.3), 0 % "
+        "The judges are below the bar on 40 pairs of known severity: Spearman none, all are equal (bar 0.5), 0 % "
         'unreadable (at most 50 %), 0 % of the "not wrong" recognised. Their scores are no clinical relevance. Name '
         "other judges, go without (--judges none --weights none), or keep these with --judges-below-bar go."
     )
@@ -149,7 +153,7 @@ def test_the_check_is_recorded_and_in_the_card(
         "tokens_per_pair": 10.0,
     }
     assert manifest["judge_check"] == {
-        "version": "judge_check@1", "pairs": 40, "bar": 0.3, "most_unreadable": 0.5, "passed": True,
+        "version": "judge_check@1", "pairs": 40, "bar": 0.5, "most_unreadable": 0.5, "passed": True,
         "panel": part, "judges": {"judge": part},
     }  # fmt: skip
     assert manifest["calls"]["judge"]["calls"] == 43
@@ -208,7 +212,7 @@ def test_check_judges_needs_no_source_and_fills_the_cache_of_the_run(
     code, said = run("curate", "--check-judges", *named, "--judges-below-bar", "go")
     assert code == 0
     code, said = run("curate", "--check-judges", "--judges", "standin:strict")
-    assert code in (0, 2) and "standin:strict" in said
+    assert code == 2 and "0.33" in said
     code, said = run("curate", "--check-judges")
     assert code == 2 and "Name those to check with --judges" in said
     code, said = run("curate", "--check-judges", *named, "--judges-below-bar", "maybe")

@@ -11,6 +11,8 @@ from functools import cache, lru_cache
 
 from mmedpo.data.text import CLAUSE_STARTS, NEGATIONS, Polarity, clauses, plain, said, words
 
+LONGEST_ITEM = 16  # words of an item in a list after "no"
+
 # Replies that decline to say either.
 _DECLINES = re.compile(
     r"\b(?:unable|impossible|insufficient|not (?:possible|enough|sure|certain|clear whether|specified|mentioned)"
@@ -42,7 +44,9 @@ _COMPARED = re.compile(r"\b(?:than|from) (?:its |their |the )?normal\b")  # noth
 # Before a noun it says nothing ("a clear fracture"), and else normal ("the lungs are clear").
 _CLEAR = re.compile(r"\bclear (?!in\b|and\b|of\b|with|bilaterally)(?=\w)")
 _IN_SCAN = re.compile(rf"\b(?:in|on|from|by|within) (?:this|the|these|that|above)(?: [\w-]+){{0,2}}? {_SCAN}s?\b")
-_A_SCAN = re.compile(rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial )*{_SCAN}(?: {_SCAN})*\b")
+_A_SCAN = re.compile(
+    rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial ){{0,4}}{_SCAN}(?: {_SCAN}){{0,4}}\b"
+)
 # Words without content of their own: they neither name what is asked for nor make an answer be about something else.
 _EMPTY = _ASKS | _PRESENCE | frozenset((
     "a", "an", "the", "this", "that", "these", "those", "it", "its", "they", "their", "he", "she", "his", "her", "i",
@@ -96,6 +100,11 @@ _LONG = (
     (re.compile(r"\bcomputed tomography(?: \(ct\))?"), "ct"),
     (re.compile(r"\bmagnetic resonance(?: imaging)?(?: \(mri\))?"), "mri"),
 )
+# Longest first. NLTK's stemmers do the same, but their import takes longer than a small run.
+_ENDINGS = (
+    "ications", "ication", "ations", "ation", "ments", "ment", "ities", "ity", "ions", "ion", "ings", "ing", "ied",
+    "ies", "ed", "es", "ly", "s",
+)  # fmt: skip
 _EXCLUDES = {word: frozenset(group) - {word} for group in _GROUPS for word in group}
 
 
@@ -126,9 +135,8 @@ def asks_yes_no(question: str) -> bool:
 
 def is_echo(answer: str, question: str) -> bool:
     """Return True if an answer of several words is a piece of the question, word for word."""
-    said_words, asked = words(answer), words(question)
-    size = len(said_words)
-    return size > 1 and any(asked[i : i + size] == said_words for i in range(len(asked) - size + 1))
+    found = words(answer)
+    return len(found) > 1 and f" {' '.join(found)} " in f" {' '.join(words(question))} "
 
 
 def is_choice(question: str) -> bool:
@@ -258,7 +266,7 @@ def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]
         if token in ("yes", "no") and i == 0 and not (token == "no" and following not in CLAUSE_STARTS | {",", "."}):
             continue
         if token == ",":
-            ahead = re.split(r" [,.;:!?()\n—] ", f" {' '.join(tokens[i + 1 :])} ")[0].split()
+            ahead = re.split(r" [,.;:!?()\n—] ", f" {' '.join(tokens[i + 1 : i + LONGEST_ITEM])} ")[0].split()
             if _VERBS & set(ahead):
                 segments.append([])
         elif (
@@ -304,6 +312,7 @@ def _stem(word: str) -> str:
     """Return the form that a word's inflections share ("enlarged", "enlargement"), or its one meaning."""
     if word in _MEANINGS or word in _EXCLUDES or word in ("normal", "abnormal"):
         return _MEANINGS.get(word, word)
-    from nltk.stem.porter import PorterStemmer
-
-    return str(PorterStemmer().stem(word)).rstrip("ei")
+    if not word.endswith("ss"):
+        ending = next((one for one in _ENDINGS if word.endswith(one) and len(word) - len(one) >= 3), "")
+        word = word.removesuffix(ending)
+    return word.rstrip("eiy")

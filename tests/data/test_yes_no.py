@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mmedpo.data.yes_no import asks_yes_no, is_echo, says
@@ -125,6 +127,15 @@ CASES = [  # question, answer, what a person reads in it
 @pytest.mark.parametrize(("question", "answer", "expected"), CASES, ids=[f"{c[1]}-{c[0]}" for c in CASES])
 def test_says(question: str, answer: str, expected: str | None) -> None:
     assert says(answer, question) == expected
+
+
+@pytest.mark.parametrize("text", ["no mass, ", "chest ", "which is ", "in the image ", "not ", "a", "it is\n"])
+def test_says_of_a_long_text_takes_no_longer_than_its_length(text: str) -> None:
+    begin = time.process_time()
+    says(text * 5_000, "Is there a mass?")
+    says("A mass is seen.", f"Is there {text * 5_000}?")
+    says(text * 2_000, text * 5_000)
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ INSTALL = "Text in images is found with rapidocr: pip install 'mmedpo[text]' ({}
 ENLARGED, LONGEST = 2, 2600  # small print is found in an image of twice its size, up to this longer side in pixels
 DETECTED, READ = 0.4, 0.5  # least confidence that a box is text, and that its text was read (docs/results.md)
 SHORT, READ_SHORT = 2, 0.8  # most letters of a short text, which anatomy often looks like, and its least confidence
-GAP = 6  # widths of a gap inside a line that is blacked out too, in heights of the line
+GAP = 6  # widest gap inside a line that is blacked out too, in heights of the line
+BORDER = 0.05  # share of the image's height at top and bottom, where gaps of any width are: captions, and no anatomy
 MARGIN = 0.15  # of a box's height, on each side: letters reach a little beyond their box
 
 NAME, DATE, IDENTIFIER, MARKER, OTHER = KINDS = ("name", "date", "identifier", "marker", "other")
@@ -189,21 +190,25 @@ def masked(boxes: Iterable[Box]) -> list[Box]:
 
 
 def blacked_out(pixels: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
-    """Return a copy of uint8 H x W (x 3) pixels with the boxes black, and narrow gaps of a line between two of them."""
+    """Return a copy of uint8 H x W (x 3) pixels with the boxes black, and gaps of a line between two of them.
+
+    The OCR often reads a long line in pieces. Gaps are filled up to `GAP`, in captions (`BORDER`) of any width.
+    """
     made, every = pixels.copy(), list(boxes)
-    gaps = [gap for box in every for other in every if (gap := _gap(box, other))]
+    gaps = [gap for box in every for other in every if (gap := _gap(box, other, len(pixels)))]
     for box in (*every, *gaps):
         made[int(box.y) : int(box.y + box.height), int(box.x) : int(box.x + box.width)] = 0
     return made
 
 
-def _gap(left: Box, right: Box) -> Box | None:
-    """Return the gap between two pieces of one line, at most `GAP` times as wide as high: letters were overlooked."""
-    start, end = left.x + left.width, right.x
-    height = max(left.height, right.height)
-    is_line = abs(left.y + left.height / 2 - right.y - right.height / 2) < height / 3
+def _gap(left: Box, right: Box, height: int) -> Box | None:
+    """Return the gap between two pieces of one line in an image of `height` pixels, if it is to be filled."""
     top, bottom = min(left.y, right.y), max(left.y + left.height, right.y + right.height)
-    return Box("", start, top, end - start, bottom - top) if is_line and 0 < end - start <= GAP * height else None
+    line, width = max(left.height, right.height), right.x - left.x - left.width
+    is_line = abs(left.y + left.height / 2 - right.y - right.height / 2) < line / 3
+    is_caption = not BORDER * height < (top + bottom) / 2 < (1 - BORDER) * height
+    is_filled = is_line and width > 0 and (is_caption or width <= GAP * line)
+    return Box("", left.x + left.width, top, width, bottom - top) if is_filled else None
 
 
 def counts(found: Iterable[tuple[Box, ...]]) -> dict[str, Any]:

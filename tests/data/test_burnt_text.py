@@ -94,16 +94,16 @@ def test_markers_stay_and_all_else_is_masked() -> None:
     assert (left == 0).sum() == 2 * 4 * 3
 
 
-def test_narrow_gaps_inside_a_line_are_masked_too() -> None:
-    line, next_word, column, far = (
-        Box("a", 0, 0, 10, 4),
-        Box("b", 30, 1, 10, 4),
-        Box("c", 0, 20, 10, 4),
-        Box("d", 70, 0, 9, 4),
+def test_gaps_inside_a_line_are_masked_too() -> None:
+    """Narrow ones anywhere, wide ones in the captions at top and bottom alone; and no gap between two lines."""
+    line, piece, far, below = (
+        Box("", *place) for place in ((0, 50, 10, 4), (30, 51, 10, 4), (70, 50, 9, 4), (0, 70, 9, 4))
     )
-    left = burnt_text.blacked_out(np.ones((30, 80), np.uint8), [line, next_word, column, far])
-    assert not left[0:5, 10:30].any()  # 20 wide, 4 high
-    assert left[0:4, 40:70].all() and left[6:20, 0:10].all()
+    caption, end = Box("", 5, 95, 10, 4), Box("", 70, 95, 9, 4)
+    left = burnt_text.blacked_out(np.ones((100, 80), np.uint8), [line, piece, far, below, caption, end])
+    assert not left[50:55, 10:30].any()  # 20 wide, 4 high
+    assert left[50:55, 41:69].all() and left[56:69].all()
+    assert not left[95:99, 5:79].any() and left[94].all()
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -432,6 +432,16 @@ def test_seen_images_are_found_by_pixels_ids_and_patients(tmp_path):
     }  # fmt: skip
 
 
+def test_masked_images_are_known_by_their_ids_alone(tmp_path):
+    """Their pixels are no longer the source's: none found would not mean that none was trained on."""
+    changes = {row["id"]: {"image_digest": row["image_id"]} for row in questions()}
+    folders = [run(tmp_path, "start", 5, changes), run(tmp_path, "mmedpo", 5, changes)]
+    dataset = pairs(tmp_path / "pairs", [(picture(200), "invented", "image-4", None)])
+    (Path(dataset) / "manifest.json").write_text(json.dumps({"burnt_text": {"masked": True}}))
+    found = compare(folders, resamples=10, dataset=dataset)["seen_in_training"]
+    assert (found["images"], found["by_pixels"], found["by_id"]) == (1, None, 1)
+
+
 def test_a_picture_under_two_names_is_one_image(tmp_path):
     """It is counted once, resampled as one, and seen once, by whichever name."""
     changes = {row["id"]: {"image_digest": "twin" if row["image_id"] in ("image-0", "image-1") else row["image_id"]}

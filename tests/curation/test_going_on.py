@@ -313,4 +313,4 @@ def test_a_finished_dataset_is_said_to_be_of_other_questions(
     assert code == 0 and "nothing to resume" in said
     edit(source, other_answer)
     code, said = run("--resume", "--redo-changed")
-    assert code == 2 and "is finished, but questions of source changed since" in said
+    assert code == 2 and "is finished, but questions of source were changed, added or removed since" in said

@@ -534,6 +534,6 @@ def test_a_chat_model_that_is_mistyped_or_does_not_answer_leaves_no_cache(
     named: dict[str, Any] = {"chat": "http://127.0.0.1:9/v1#writer", "judges": ["standin:strict"], **mistyped}
     settings = Settings(corpus, limit=2, localizer="standin:centre", **named)
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match=r"'gpt' names no chat model|does not answer"):
+    with pytest.raises(InputError, match=r"'gpt' is not a chat model|does not answer"):
         curate_folder(settings, tmp_path / "out", cache=tmp_path / "calls.sqlite")
     assert not (tmp_path / "calls.sqlite").exists()

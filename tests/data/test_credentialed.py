@@ -119,7 +119,7 @@ def test_a_table_or_a_folder_marks_its_source(make_source: MakeSource, mark: dic
 
 
 @pytest.mark.parametrize(("bad", "evidence"), [
-    (row(credentialed="restricted"), "the row samples.jsonl:2"),
+    (row(credentialed="by agreement"), "the row samples.jsonl:2"),
     (row(credentialed=[True]), "the row samples.jsonl:2"),
     (row(credentialed=True, task=SECRET), "the row samples.jsonl:2"),
     (row(source="PadChest", task=SECRET), "the name or licence 'PadChest'"),
@@ -137,7 +137,7 @@ def test_a_faulty_row_marks_its_source_too(make_source: MakeSource, bad: dict[st
     source = read_source(folder)
     assert str(source.marked_by).startswith(evidence) and [one.id for one in source.samples] == ["1"]
     assert [one.license for one in source.samples] == ["unknown (credentialed)"]
-    assert source.faults and "ecret" not in " ".join(map(str, source.faults)) and "restricted" not in str(source.faults)
+    assert source.faults and "ecret" not in " ".join(map(str, source.faults)) and "agreement" not in str(source.faults)
 
 
 def test_a_row_with_too_many_cells_marks_its_source_too(make_source: MakeSource) -> None:

@@ -18,7 +18,8 @@ _DECLINES = re.compile(
     r"\b(?:unable|impossible|insufficient|not (?:possible|enough|sure|certain|clear whether|specified|mentioned)"
     r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to) (?:\w+ )?"
     r"(?:say|tell|determine|answer|assess|confirm|know|provide|be (?:determined|assessed|excluded|ruled out))"
-    r"|(?:do not|don't) know|unsure|uncertain|unknown|depends|yes or no|yes/no|no or yes)\b"
+    r"|no (?:\w+ )?(?:data|information)|(?:do not|don't) know|unsure|uncertain|unknown|depends"
+    r"|yes or no|yes/no|no or yes)\b"
 )
 _HEDGES = frozenset((
     "may", "might", "maybe", "perhaps", "possible", "possibly", "probable", "probably", "likely", "unlikely", "if",
@@ -31,6 +32,7 @@ _FORWARD = NEGATIONS | frozenset((
     "no", "none", "non", "lack", "lacks", "lacking", "absence", "fails", "devoid", "excludes", "rather", "instead",
     "incapable",
 ))  # fmt: skip
+_LIMITS = frozenset(("only", "solely", "merely", "just", "simply", "doubt"))  # "not only", "no doubt" deny nothing
 _BACKWARD = frozenset((
     "absent", "excluded", "spared", "resolved", "undetected", "unaffected", "uninvolved", "negative", "missing",
 ))  # fmt: skip
@@ -290,7 +292,7 @@ def _negated(segment: list[str]) -> list[tuple[str, bool]]:
             negated = True
         elif (
             word in _FORWARD or word.endswith("n't") or (word == "free" and segment[i + 1 : i + 2] == ["of"])
-        ) and segment[i + 1 : i + 2] not in (["only"], ["doubt"]):
+        ) and not _LIMITS & set(segment[i + 1 : i + 2]):
             negated, last = not (negated and i - last < 3), i  # "not without"
             ahead = segment[i + 1 : i + 4]
             whole = whole or (word != "no" and bool(_PRESENCE & set(ahead)))

@@ -104,6 +104,8 @@ CASES = [  # question, answer, what a person reads in it
     (FRACTURE, "It is not possible to give a yes or no answer.", None),
     (FRACTURE, "A fracture cannot be excluded.", None),
     (FRACTURE, "I do not know", None),
+    (FRACTURE, "There is no definitive data regarding a fracture.", None),
+    ("Is the lesion enhancing?", "The lesion is not solely enhancing.", "yes"),
     # echoes and remarks about the task
     (FRACTURE, "Is there a fracture?", None),
     (FRACTURE, "a fracture", None),

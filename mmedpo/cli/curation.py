@@ -132,7 +132,8 @@ def preview(context: typer.Context) -> None:
     settings = with_noise_pixels(settings, processor, console.print)
     source = open_source(settings)
     with tempfile.TemporaryDirectory() as masked:
-        samples = map(Masker(Path(masked), Finder()), source.samples) if settings.mask_text else source.samples
+        mask = Masker(Path(masked), Finder()) if settings.mask_text else None
+        samples = filter(None, map(mask, source.samples)) if mask else source.samples
         reasons = sheet(
             samples, localizer_of(settings), noise_of(settings), settings.seed, run.count, run.output, processor
         )

@@ -15,7 +15,7 @@ FOLDER = "masked"  # in a working folder: masked images, as files that every ste
 
 
 class Masker:
-    """Replace images that carry text by masked copies; splits and comparisons keep the source's own pixels.
+    """Replace images that carry text with masked copies; splits and comparisons keep the source's own pixels.
 
     Args:
         folder: of the copies, for this process alone.
@@ -25,16 +25,18 @@ class Masker:
     def __init__(self, folder: Path, finder: burnt_text.Finder) -> None:
         self.folder, self.finder = folder, finder
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Return the sample with its masked image; the sample itself if there is nothing to mask."""
+    def __call__(self, sample: Sample) -> Sample | None:
+        """Return the sample with its masked image, itself if there is nothing to mask, None if nothing else is left."""
         boxes = burnt_text.masked(self._found(sample))
         if not boxes:
             return sample
         file = self.folder / sample.image_digest / f"{sample.image.stem}.png"
         if not file.exists():
+            pixels = burnt_text.blacked_out(images.pixels(sample.image), boxes)
+            if pixels.min() == pixels.max():
+                return None
             file.parent.mkdir(parents=True, exist_ok=True)
-            made = images.png(burnt_text.blacked_out(images.pixels(sample.image), boxes), file.stem)
-            writable.write_whole(file, made["bytes"])
+            writable.write_whole(file, images.png(pixels, file.stem)["bytes"])
         return replace(sample, image=file)
 
     def _found(self, sample: Sample) -> tuple[Box, ...]:

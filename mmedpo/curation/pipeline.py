@@ -40,6 +40,7 @@ FAILURES = (
     hallucinate.NO_ANSWER, hallucinate.UNREADABLE, relevance.NO_SCORE, thoughts.CUT_OFF, thoughts.UNFINISHED,
 )  # fmt: skip
 FAULTY_ROW = "faulty row of the source"
+ONLY_TEXT = "the image shows text alone, which is masked"
 STEPS = ("sample", "dispute", "locate", "judge")
 # What a step does, for messages; rejects without a step are rows of the source.
 DOING = {
@@ -125,7 +126,8 @@ def curate(
     share = blocks[processes.rank :: processes.count]
     if plan.masker is not None:
         name = "Masking burnt-in text"
-        share = [[*map(plan.masker, block)] for block in track(share, name, disable=not processes.first)]
+        shown = track(share, name, disable=not processes.first)
+        share = [[made for one in block if (made := plan.masker(one))] for block in shown]
     step = partial(run_step, show=processes.first)
     if processes.first:
         ledgers["dispute"].update(precomputed.answers)
@@ -219,7 +221,11 @@ def _write_rows(
     """Pair up the results of the steps, weigh them, and write rows and rejects."""
     rejects = Rejects()
     faulty = [rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in plan.source.faults]
-    samples = plan.source.samples if plan.masker is None else [*map(plan.masker, plan.source.samples)]
+    samples = plan.source.samples
+    if plan.masker is not None:
+        masked = [(one, plan.masker(one)) for one in samples]
+        faulty += [rows.Reject(one.id, "", ONLY_TEXT, "", one.task) for one, made in masked if made is None]
+        samples = [made for _, made in masked if made is not None]
     made = chain(
         ((None, reject) for reject in (*left_out, *faulty)),
         rows.pair_up(samples, ledgers, plan.noise, plan.min_relevance),

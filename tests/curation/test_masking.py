@@ -29,13 +29,13 @@ BOX = {"label": "mass", "x": 60, "y": 90, "w": 50, "h": 40}
 UNDER = {"label": "mass", "x": 4, "y": 4, "w": 60, "h": 60}  # a lesion that the name is written over
 
 
-def film(format: str = "PNG") -> bytes:
-    """A grey film with a name in the corner, and the marker of a side."""
+def film(format: str = "PNG", text: bool = True) -> bytes:
+    """A grey film, with `text` a name in the corner and the marker of a side."""
     picture = Image.new("L", (220, 180), 60)
     draw = ImageDraw.Draw(picture)
     draw.ellipse((50, 60, 170, 170), fill=110)
-    draw.text(NAME[:2], "DOE, JANE", fill=255, font=ImageFont.load_default(26))
-    draw.text(MARK[:2], "R", fill=255, font=ImageFont.load_default(26))
+    for place, words in ((NAME, "DOE, JANE"), (MARK, "R")):
+        draw.text(place[:2], words if text else "", fill=255, font=ImageFont.load_default(26))
     file = io.BytesIO()
     picture.save(file, format)
     return file.getvalue()
@@ -50,9 +50,8 @@ def source(make_source: MakeSource) -> Path:
         {"id": "2", "image": "film.jpg", "boxes": [BOX], **ask},
         {"id": "3", "image": "plain.png", "boxes": [BOX], **ask},
     ]
-    plain = io.BytesIO()
-    Image.new("L", (220, 180), 60).save(plain, "PNG")
-    return make_source(rows, images={"film.png": film(), "film.jpg": film("JPEG"), "plain.png": plain.getvalue()})
+    pictures = {"film.png": film(), "film.jpg": film("JPEG"), "plain.png": film(text=False)}
+    return make_source(rows, images=pictures)
 
 
 def curate(source: Path, output: Path, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -85,6 +84,15 @@ def test_text_is_black_on_both_sides_and_markers_stay(source: Path, tmp_path: Pa
     assert (record["images"], record["with_text"], record["masked_images"]) == (3, 2, 2)
     assert record["kinds"]["name"] == record["masked_boxes"] == 2 and record["kinds"]["marker"] == 2
     assert record["lesions_under_text"] == 1
+
+
+def test_page_of_text_alone_is_a_counted_reject(source: Path, tmp_path: Path) -> None:
+    page = Image.new("L", (220, 60), 0)
+    ImageDraw.Draw(page).text((10, 8), "DOE, JANE", fill=255, font=ImageFont.load_default(26))
+    page.save(source / "plain.png")
+    rows, manifest = curate(source, tmp_path / "pairs", mask_text=True)
+    assert {row["provenance"]["sample_id"] for row in rows} == {"1", "2"}
+    assert manifest["rejects"] == {"the image shows text alone, which is masked": 1}
 
 
 def test_images_without_text_and_splits_are_the_sources(source: Path, tmp_path: Path) -> None:

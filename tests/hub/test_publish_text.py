@@ -84,7 +84,7 @@ def test_a_private_source_that_nobody_looked_at_is_asked_about(send: Any, monkey
 
 def test_restricted_data_sent_whole_asks_about_both(send: Any) -> None:
     source, options = {"license": "CC BY 4.0", "credentialed": True}, {"third_parties": True}
-    with pytest.raises(InputError, match=r"(?s)is credentialed data.*2 of 3 images carry text"):
+    with pytest.raises(InputError, match=r"(?s)is restricted data.*2 of 3 images carry text"):
         send({}, source, **options)
 
 

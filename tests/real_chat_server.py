@@ -45,7 +45,7 @@ def main(model: str) -> None:
     parameters = xllamacpp.CommonParams()
     parameters.model.path, parameters.model_alias = model, {NAME}
     parameters.hostnames, parameters.port = ["127.0.0.1"], 0
-    parameters.n_ctx, parameters.n_parallel, parameters.kv_unified = 8192, 4, True  # one cache of 190 MB for 4 requests
+    parameters.n_ctx, parameters.n_parallel = 4096, 1  # a request reuses the beginning of the one before
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.verbosity = 1
     server = xllamacpp.Server(parameters)

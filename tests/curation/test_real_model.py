@@ -36,6 +36,15 @@ SCHEMA = {
     "required": ["place", "score"],
     "additionalProperties": False,
 }
+# `mmedpo curate` with a judge check of every fifth pair, to save a minute.
+COMMAND = """
+import sys
+from mmedpo import cli
+from mmedpo.curation import judge_check
+few = judge_check.pairs()[::5]
+judge_check.pairs = lambda: few
+cli.main(sys.argv[1:])
+"""
 
 
 def answered(cache: Path) -> dict[str, Any]:
@@ -57,22 +66,24 @@ def test_curate_with_a_real_model(real_chat: str, make_source: MakeSource, tmp_p
     source = make_source([{**row, "image": "ab"[i % 2] + ".png"} for i, row in enumerate(QUESTIONS)])
     output, cache = tmp_path / "pairs", tmp_path / "calls.sqlite"
     command = [
-        *(sys.executable, "-m", "mmedpo.cli", "curate", "--source", str(source), "--output", str(output), "--resume"),
-        *("--chat", real_chat, "--judges", real_chat, "--concurrency", "4", "--max-reply-tokens", "200"),
+        *(sys.executable, "-c", COMMAND, "curate", "--source", str(source), "--output", str(output), "--resume"),
+        *("--chat", real_chat, "--judges", real_chat, "--max-reply-tokens", "200"),
         *("--judges-below-bar", "go"),
     ]
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as killed:
-        while killed.poll() is None and len(answered(cache)) < 2:
+        while killed.poll() is None and len(answered(cache)) < 10:  # 8 of the judge check
             time.sleep(0.02)
         os.kill(killed.pid, signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL and not output.exists(), (tmp_path / "log").read_text()
     before = answered(cache)
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    assert "Judge check on 40 pairs of known severity, panel: Spearman " in resumed.stderr
+    assert "Judge check on 8 pairs of known severity, panel: Spearman " in resumed.stderr
     after = answered(cache)
-    assert before.items() <= after.items()
-    assert all(isinstance(json.loads(call["text"]), dict) for call in after.values())
+    written = {key: call for key, call in before.items() if '"answer"' in call["text"]}
+    assert written and written == {key: after[key] for key in written}  # unreadable judgements are asked anew
+    forms = {tuple(json.loads(call["text"])) for call in after.values()}
+    assert forms == {("answer", "kind"), ("rationale", "wrong", "score")}  # in the order of the schemas
 
     rows = load_dataset("parquet", data_files=str(output / "data" / "*.parquet"), split="train").to_list()
     rejects = [json.loads(line) for line in (output / "rejects.jsonl").read_text().splitlines()]

@@ -43,7 +43,9 @@ def film(format: str = "PNG", text: bool = True) -> bytes:
 
 @pytest.fixture
 def source(make_source: MakeSource) -> Path:
-    pytest.importorskip("rapidocr_onnxruntime", reason="masking text needs rapidocr: pip install 'mmedpo[text]'")
+    pytest.importorskip(
+        "rapidocr_onnxruntime", reason="masking text needs rapidocr: pip install 'mmedpo[text]'", exc_type=ImportError
+    )
     ask = {"question": "What is seen?", "answer": "a mass"}
     rows = [
         {"id": "1", "image": "film.png", "boxes": [BOX, UNDER], **ask},

@@ -29,7 +29,9 @@ def drawn(text: str, at: tuple[int, int], size: int, ink: int, ground: int, nois
 
 @pytest.fixture(scope="module")
 def finder() -> Finder:
-    pytest.importorskip("rapidocr_onnxruntime", reason="finding text needs rapidocr: pip install 'mmedpo[text]'")
+    pytest.importorskip(
+        "rapidocr_onnxruntime", reason="finding text needs rapidocr: pip install 'mmedpo[text]'", exc_type=ImportError
+    )
     return Finder()
 
 

@@ -34,7 +34,9 @@ def film(row: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("rapidocr_onnxruntime", reason="finding text needs rapidocr: pip install 'mmedpo[text]'")
+    pytest.importorskip(
+        "rapidocr_onnxruntime", reason="finding text needs rapidocr: pip install 'mmedpo[text]'", exc_type=ImportError
+    )
     return make_dataset(tmp_path_factory.mktemp("films") / "pairs", 3, change=film)
 
 

@@ -31,7 +31,9 @@ def film(shade: int, noise: Any = None, text: str = "JANE DOE") -> dict[str, Any
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A text pair and three visual ones: noise over the name, noise beside it, and no text at all."""
-    pytest.importorskip("rapidocr_onnxruntime", reason="finding text needs rapidocr: pip install 'mmedpo[text]'")
+    pytest.importorskip(
+        "rapidocr_onnxruntime", reason="finding text needs rapidocr: pip install 'mmedpo[text]'", exc_type=ImportError
+    )
     pairs = [(film(40), film(40, NAME)), (film(60), film(60, np.s_[100:140, 20:80]))]
     pairs.append((film(80, text=""), film(80, NAME, "")))
     rows = [row(0, images=[film(20)])]

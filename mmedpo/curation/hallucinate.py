@@ -31,7 +31,7 @@ from mmedpo.runs.provenance import portable
 
 __all__ = ["STYLES", "Choice", "Hallucination", "Item", "Rejection", "Writer", "flip"]
 
-SELECT, INJECT, FLIP, OPPOSED = "select@2", "inject@3", "flip@1", "opposed@1"
+SELECT, INJECT, FLIP, OPPOSED = "select@3", "inject@3", "flip@1", "opposed@1"
 TARGET_MODEL, FLIPPED = "target model", "flip"
 SHOWN = 200  # characters of a reply in the detail of a reject
 KINDS = ("finding", "place", "diagnosis", "other")

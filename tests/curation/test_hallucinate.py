@@ -40,7 +40,7 @@ def test_a_writer_that_is_a_folder_is_recorded_without_its_place():
 def test_the_chosen_candidate_is_the_target_models():
     chat = Scripted('The second. {"choice": 2, "kind": "place"}')
     item = Item("Where?", "right lung", "open_vqa", ["in the heart", " left lung\n"])
-    assert one(chat, item, style="free") == Hallucination("left lung", "target model", "select@2", "place")
+    assert one(chat, item, style="free") == Hallucination("left lung", "target model", "select@3", "place")
     (request,) = chat.requests
     assert "1. in the heart\n2. left lung\n" in request.text
     assert request.schema["properties"]["choice"]["enum"] == [0, 1, 2]
@@ -120,7 +120,7 @@ def test_items_are_batched_and_keep_their_order():
         '{"answer": "left lung"}',
     )
     choices = Writer(chat).choose(items)
-    assert chat.batches == [["select@2"] * 3, ["inject@3"] * 2, ["inject@3"]]
+    assert chat.batches == [["select@3"] * 3, ["inject@3"] * 2, ["inject@3"]]
     assert [getattr(choice, "text", "-") for choice in choices] == ["left lung", "MRI", "CT", "No", "-"]
     assert Writer(chat).choose([]) == []
 

@@ -123,7 +123,7 @@ def test_rows_are_the_sources_questions(dataset: Dataset, samples: dict[str, Sam
 def test_text_pairs_differ_in_the_answer_alone_and_say_where_it_came_from(text_pairs: list[dict[str, Any]]) -> None:
     authors = Counter(row["provenance"]["rejected_by"] for row in text_pairs)
     assert authors.keys() == {"tiny", "standin:rules", "flip"}
-    versions = {"tiny": "select@2", "standin:rules": "inject@3", "flip": "flip@1"}
+    versions = {"tiny": "select@3", "standin:rules": "inject@3", "flip": "flip@1"}
     for row in text_pairs:
         made = row["provenance"]
         assert row["rejected_images"] is None

@@ -101,7 +101,7 @@ def test_the_stand_in_selects_only_clear_contradictions():
     vague = Item("?", "right lung", "open_vqa", ["zxq", "lung on the image"])
     assert written(vague) == Hallucination("left lung", "standin:rules", "inject@3", "place")
     clear = Item("?", "right lung", "open_vqa", ["zxq", "in the left lung"])
-    assert written(clear) == Hallucination("in the left lung", "target model", "select@2", "place")
+    assert written(clear) == Hallucination("in the left lung", "target model", "select@3", "place")
     assert (
         StandInChat().complete([render("judge@2", {}, question="?", gold="a", rejected="b", previous=None)])[0].failure
     )

@@ -1,24 +1,21 @@
-"""Images of the report page as data URIs: pairs of the dataset, test images, attention pictures."""
+"""Images of the report page: pairs of the dataset, test images, attention pictures."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedpo.data import images, loading
+from mmedpo.data import loading
 from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import distributions
+from mmedpo.report.data_uri import picture
 from mmedpo.runs import formats
 from mmedpo.runs.json_files import read_json
 from mmedpo.schema import message_text
 
 PAIRS_SHOWN = 3  # pairs of each kind
-PICTURE_SIDE = 512  # pixels; larger images are scaled down
 THUMBNAIL_SIDE = 224
-SMALL_SIDE = 128  # pixels; smaller images are enlarged without smoothing
 THUMBNAILS = 200  # most examples with a picture
 ATTENTION_SIDE = 1024
 ATTENTION_SHOWN = 40
@@ -61,23 +58,6 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
         "picture": picture(_file(row["images"][0]), made["boxes"] or []),
         "hidden": picture(_file(hidden)) if hidden else None,
     }
-
-
-def picture(
-    file: Path | bytes, boxes: Sequence[Mapping[str, Any]] = (), side: int = PICTURE_SIDE
-) -> dict[str, Any] | None:
-    """Return an image as a data URI of at most `side` pixels a side, with its boxes; None if it cannot be decoded."""
-    try:
-        picture = images.open_rgb(file)
-    except InputError:
-        return None
-    width, height = picture.size
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small = max(width, height) <= SMALL_SIDE
-    picture.save(buffer, format="PNG" if small else "JPEG", quality=85)
-    source = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return {"src": source, "width": width, "height": height, "small": small, "boxes": boxes}
 
 
 def _file(image: Mapping[str, Any]) -> bytes | Path:

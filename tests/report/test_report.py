@@ -19,7 +19,7 @@ from mmedpo import report
 from mmedpo.data import shards
 from mmedpo.errors import InputError
 from mmedpo.evaluation.score import METRICS
-from mmedpo.report import pictures, wording
+from mmedpo.report import data_uri, pictures, wording
 
 MANIFEST = {
     "format": "mmedpo.manifest/1",
@@ -290,12 +290,12 @@ def test_an_unfinished_training_folder_is_refused(tmp_path: Path) -> None:
 def test_pictures_of_every_depth_and_size(mode: str, side: int) -> None:
     file = io.BytesIO()
     Image.new(mode, (side, side), 0).save(file, format="PNG" if mode in ("L", "I;16", "RGBA") else "TIFF")
-    shown = pictures.picture(file.getvalue())
-    assert shown and shown["width"] == side and shown["small"] == (side <= pictures.SMALL_SIDE)
+    shown = data_uri.picture(file.getvalue())
+    assert shown and shown["width"] == side and shown["small"] == (side <= data_uri.SMALL_SIDE)
 
 
 def test_a_broken_picture_is_left_out() -> None:
-    assert pictures.picture(b"not an image") is None
+    assert data_uri.picture(b"not an image") is None
 
 
 def test_numbers() -> None:

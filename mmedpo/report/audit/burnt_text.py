@@ -11,6 +11,7 @@ from mmedpo.data import burnt_text, images
 from mmedpo.data.burnt_text import Finder
 from mmedpo.data.samples import Box
 from mmedpo.report.audit.read import Row
+from mmedpo.report.data_uri import picture
 
 SHOWN, LISTED = 24, 20  # pictures on the page, and texts of each kind
 PICTURE_SIDE = 480  # pixels
@@ -49,8 +50,6 @@ class Texts:
             self._compare(shown[0], given["rejected_images"][0], self._found.get(row.images[0], ()))
 
     def _read(self, file: bytes, digest: bytes) -> None:
-        from mmedpo.report.pictures import picture  # it imports the audit's distributions
-
         try:
             boxes = self._finder(file, digest.hex())
         except images.UnusableImage:  # a fault of the row

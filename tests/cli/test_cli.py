@@ -107,7 +107,7 @@ def test_faults_that_do_not_fit_the_screen_are_all_in_the_file_that_the_message_
     source = make_source([row(id="good"), *rows])
     code, output = run("curate", *WORDS, "--source", source, "--output", tmp_path / "out")
     assert code == 2 and says(output, "Faulty rows in source: 100.", "... and 180 more")
-    assert says(output, "All 200 are in mmedpo-faults.jsonl")
+    assert says(output, "All 200 faults are in mmedpo-faults.jsonl")
     lines = (tmp_path / "mmedpo-faults.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["row"] for line in lines] == [f"samples.jsonl:{i // 2 + 2}" for i in range(200)]
     assert says(output, json.loads(lines[0])["value"]) and not says(output, json.loads(lines[-1])["value"])

@@ -109,7 +109,7 @@ def test_a_split_with_a_missing_file_is_refused(tmp_path: Path, preferences: Pat
 
 def test_a_manifest_of_other_types_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"source": {}, "weights": 3}')
-    with pytest.raises(InputError, match=r"'weights' of its manifest\.json is no dict"):
+    with pytest.raises(InputError, match=r"'weights' of its manifest\.json is not a dict"):
         origin.dataset_manifest(str(tmp_path), None)
 
 

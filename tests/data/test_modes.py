@@ -247,7 +247,7 @@ SEVERAL: dict[str, tuple[str, Callable[[], bytes], str]] = {
 def test_several_frames_are_refused_with_the_remedy(tmp_path: Path, kind: str) -> None:
     suffix, make, message = SEVERAL[kind]
     path = tmp_path / f"a.{suffix}"
-    check_refused(path, make(), f"holds {message}.*; export the one that the row is about")
+    check_refused(path, make(), f"has {message}.*; export the one that the row is about")
     check_refused(path, None, message)
     with pytest.raises(InputError, match=message):
         embedded(path)

@@ -57,7 +57,7 @@ def test_a_gate_is_said(hub: Hub) -> None:
     put(hub, "other/gated", gated="auto")
     said = hub.ask(READ, "other/gated")
     assert "gated" in said.pop("dataset") and list(said) == ["adapter", "model", "files"]
-    assert all("is gated (Access to" in it and "ask for access" in it for it in said.values())
+    assert all("is gated (Access to" in it and "request access" in it for it in said.values())
 
 
 def test_what_a_repository_lacks_is_said_by_its_reader(hub: Hub) -> None:

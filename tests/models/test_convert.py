@@ -539,9 +539,9 @@ def test_all_tensors_that_do_not_fit_are_named_in_one_error(tower, tmp_path):
     [
         ({"model_type": "llava_phi"}, "is a 'llava_phi' checkpoint; only llava_mistral"),
         ({"text_config": {}}, "in transformers' own layout already"),
-        ({"mm_projector_type": "linear", "image_aspect_ratio": "anyres"}, r"mm_projector_type\]: 'linear' is none"),
-        ({"mm_projector_type": "linear", "image_aspect_ratio": "anyres"}, r"image_aspect_ratio\]: 'anyres' is none"),
-        ({"mm_use_im_start_end": True}, r"mm_use_im_start_end\]: True is none of None, False"),
+        ({"mm_projector_type": "linear", "image_aspect_ratio": "anyres"}, r"mm_projector_type\]: is 'linear'"),
+        ({"mm_projector_type": "linear", "image_aspect_ratio": "anyres"}, r"image_aspect_ratio\]: is 'anyres'"),
+        ({"mm_use_im_start_end": True}, r"mm_use_im_start_end\]: is True; use one of None, False"),
         ({"hidden_size": "wide"}, "config.json cannot be read"),
         ({"vocab_size": 300}, r"lm_head.weight \[misshaped\]: \(358, 32\)"),
     ],

@@ -96,8 +96,8 @@ def of_transformers(file: Path) -> None:
             lambda given: given.adapter / "adapter_model.safetensors", other_weights,
             r"run\.adapter_name_or_path \S+/before: \w{8} -> \w{8}",
         ),
-        (lambda given: given.partial / "checkpoint-2/trainer_state.json", other_training, "checkpoint-2: another tra"),
-        (lambda given: given.partial / "checkpoint-2/trainer_state.json", of_transformers, "checkpoint-2: another tra"),
+        (lambda given: given.partial / "checkpoint-2/trainer_state.json", other_training, "checkpoint-2: written by"),
+        (lambda given: given.partial / "checkpoint-2/trainer_state.json", of_transformers, "checkpoint-2: written by"),
     ],
     ids=["dataset", "weights", "template", "adapter", "checkpoint", "checkpoint of transformers"],
 )  # fmt: skip

@@ -87,7 +87,7 @@ class Texts:
 
     def listed(self) -> list[list[str]]:
         """Return (likely kind, text) of likely names, dates and identifiers; of restricted data none."""
-        return [[f"  likely {kind}", text] for kind, texts in self.texts.items() for text in texts]
+        return [[f"likely {kind} in an image", text] for kind, texts in self.texts.items() for text in texts]
 
 
 def _rectangle(box: Box) -> dict[str, float]:

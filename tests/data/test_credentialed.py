@@ -591,7 +591,7 @@ for before in ("user/it", "user/none"):
     # Where nobody can be asked, an adapter that lies in the cache is one of which nobody knows.
     away = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     assert hub.run(code, free, tiny_model, **away).split() == ["user/it", "user/none"]
-    hub.fail("(GET|HEAD) .*/user/it/.*training.json", status=503, times=99)
+    hub.fail("(GET|HEAD) .*/user/it/.*training.json", status=403, times=99)
     assert hub.run(code, free, tiny_model, HF_HOME=str(tmp_path / "fresh")).split() == ["user/it", "None"]
 
 

@@ -61,7 +61,8 @@ def main() -> None:
         """Run `python -m WORDS --output FOLDER` if the folder is absent; record its seconds."""
         if not folder.exists():
             began = time.monotonic()
-            _run([*map(str, words), "--output", str(folder), "--resume"], output / "log.txt")
+            resume = [] if "compare" in words else ["--resume"]
+            _run([*map(str, words), "--output", str(folder), *resume], output / "log.txt")
             taken = {str(folder.relative_to(output)): round(time.monotonic() - began, 1)}
             with (output / "seconds.jsonl").open("a") as file:
                 file.write(json.dumps(taken) + "\n")

@@ -35,11 +35,11 @@ def main() -> None:
                 )  # fmt: skip
         comparison = read_json(folder / "results" / "comparison.json")
         for arm in comparison["runs"]:
-            cells = [_cell(comparison["metrics"][name][arm]) for name in METRICS]
+            cells = [cell(comparison["metrics"][name][arm]) for name in METRICS]
             print(f"| {seed} | {arm} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _cell(entry: dict[str, float]) -> str:
+def cell(entry: dict[str, float]) -> str:
     value = f"{100 * entry['value']:.1f}"
     if "difference" not in entry:
         return value

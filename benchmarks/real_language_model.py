@@ -7,7 +7,7 @@ Does    assembles a LLaVA-type backbone (SmolLM2 dequantised; a CLIP tower of ra
         and judge are SmolLM2 over HTTP), trains each arm, and evaluates it on the test split, cut by image.
 Prints  a Markdown table: metrics of each seed and arm, with differences to the start and 95 % intervals over images.
         Finished folders are not made again.
-Limits  135 million parameters, and a vision tower that has seen a few hundred images: it cannot read an X-ray. The
+Limits  135 million parameters, and a vision tower that has seen about 140 images: it cannot read an X-ray. The
         judge does not pass the judge check. The table shows what the chain does with real texts, nothing clinical.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # where real_chat_server.py is
 
-from phantom_seeds import _cell as cell
+from phantom_seeds import cell
 from real_chat_server import serve, smollm2
 
 from mmedpo.runs.json_files import read_json

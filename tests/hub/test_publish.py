@@ -645,7 +645,7 @@ def test_what_is_no_finished_dataset_is_refused(
 
 
 def test_what_is_no_folder_is_not_looked_for_on_the_hub(hub: Hub, send: Publish, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nix is no folder\. Give that of a finished dataset"):
+    with pytest.raises(InputError, match=r"nix is not a folder\. Give the folder of a finished dataset"):
         send(tmp_path / "nix")
     assert not hub.calls()
 

@@ -99,7 +99,7 @@ def publish(
     if kind not in KINDS:
         raise InputError(f"{kind!r} cannot be published; the kinds are {', '.join(KINDS)}.")
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder. Give that of a finished {kind}.")
+        raise InputError(f"{folder} is not a folder. Give the folder of a finished {kind}.")
     try:
         repository = Repository.open(repo, REPO_TYPES[kind], token, endpoint)
         content = _content(folder, kind, repository.id, third_parties)

@@ -17,6 +17,7 @@ from mmedpo.evaluation.metrics import med_vqa
 STYLES = (
     "The answer is {}.", "{}, as the image shows.", "**{}**", "Answer: {}\n\nRead with care.", "I would say {}",
 )  # fmt: skip
+PROTOCOLS = ("strict", "paper", "llava_med")
 CONTRADICTIONS = Path(__file__).parents[1] / "eval" / "med_vqa" / "contradictions.json"
 
 
@@ -43,7 +44,7 @@ def accuracies(gold: list[str]) -> dict[str, dict[str, float]]:
     return {
         kind: {
             protocol: med_vqa.compute(said, references, ["closed"] * len(said), protocol)["closed_accuracy"]
-            for protocol in med_vqa.PROTOCOLS
+            for protocol in PROTOCOLS
         }
         for kind, (said, references) in answers(gold).items()
     }
@@ -53,9 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     gold = closed_answers(parser.parse_args().folder)
-    print(f"{len(gold)} closed questions; {', '.join(med_vqa.DEFINITIONS.values())}\n")
-    print(f"| prediction | {' | '.join(f'`{name}`' for name in med_vqa.PROTOCOLS)} |")
-    print("|---" * (len(med_vqa.PROTOCOLS) + 1) + "|")
+    print(f"{len(gold)} closed questions; {', '.join(med_vqa.DEFINITIONS[name] for name in PROTOCOLS)}\n")
+    print(f"| prediction | {' | '.join(f'`{name}`' for name in PROTOCOLS)} |")
+    print("|---" * (len(PROTOCOLS) + 1) + "|")
     for kind, found in accuracies(gold).items():
         print(f"| {kind} | {' | '.join(f'{100 * value:.1f}' for value in found.values())} |")
 

@@ -30,13 +30,16 @@ def require_lists(columns: Mapping[str, Sequence[Any]]) -> None:
         raise InputError(f"The columns differ in length ({lengths}); give one entry a question in each.")
 
 
-def group_faults(groups: Sequence[Any] | None) -> list[Fault]:
-    """Return a fault for each entry of `groups` that is not a string."""
-    return [
+def require_groups(groups: Sequence[Any], predictions: Sequence[str]) -> None:
+    """Raise InputError unless `groups` names the group of each prediction."""
+    require_lists({"predictions": predictions, "groups": groups})
+    faults = [
         Fault(f"index {i}", "groups", "is not a string; name the group of every question or report", repr(group))
-        for i, group in enumerate(groups or ())
+        for i, group in enumerate(groups)
         if not isinstance(group, str)
     ]
+    if faults:
+        raise InputError(f"{number_of(len(faults), 'groups')} without a name:", faults)
 
 
 def answers_in(predictions: Sequence[str]) -> list[str]:

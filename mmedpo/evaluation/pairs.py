@@ -129,9 +129,11 @@ class VisualReliance:
 
     def line(self, question: Row, found: Any) -> tuple[Row, Row]:
         """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
-        kind, answers, gold = ANSWER_TYPES.get(question["task"]), found["answers"], question["reference"]
+        kind, answers = ANSWER_TYPES.get(question["task"]), found["answers"]
+        asked, gold = question["question"], question["reference"]
         correct = {
-            view: None if kind is None else med_vqa.score(answers[view], gold, kind)["correct"] for view in VIEWS
+            view: None if kind is None else med_vqa.score(answers[view], gold, kind, question=asked)["correct"]
+            for view in VIEWS
         }
         columns = {"correct": correct, "logps": found["logps"]}
         score = visual_reliance.score({f"{name}_{view}": columns[name][view] for name in columns for view in VIEWS})

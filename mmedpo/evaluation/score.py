@@ -75,21 +75,24 @@ class Scoring:
             return None
         return Fault(row, column, "has no words to compare with; drop the question", repr(reference))
 
-    def score(self, task: str, prediction: str, reference: str) -> Row:
-        """Return the task's scores of one answer."""
-        if task == "report":
-            return report_generation.score(prediction, reference, self.report_protocol, self.meteor_variant)
-        return med_vqa.score(prediction, reference, med_vqa.ANSWER_TYPES[task], self.vqa_protocol)
-
     def score_all(self, answers: Sequence[tuple[Row, str]]) -> list[Row]:
-        """Return `score` of each (question, prediction); all reports have METEOR, or none has."""
+        """Return the scores of each (question, prediction); all reports have METEOR, or none has."""
         reports = [(text, row["reference"]) for row, text in answers if row["task"] == "report"]
+        others = [(row, text) for row, text in answers if row["task"] != "report"]
         said, gold = ([report[side] for report in reports] for side in (0, 1))
-        scores = iter(report_generation.score_all(said, gold, self.report_protocol, self.meteor_variant))
-        return [
-            next(scores) if row["task"] == "report" else self.score(row["task"], text, row["reference"])
-            for row, text in answers
-        ]
+        of_reports = iter(report_generation.score_all(said, gold, self.report_protocol, self.meteor_variant))
+        of_others = iter(self._score_answers([row for row, _ in others], [text for _, text in others]))
+        return [next(of_reports if row["task"] == "report" else of_others) for row, _ in answers]
+
+    def _score_answers(self, questions: Sequence[Row], predictions: Sequence[str]) -> list[Row]:
+        return med_vqa.score_all(
+            predictions,
+            [row["reference"] for row in questions],
+            [row["task"] for row in questions],
+            self.vqa_protocol,
+            questions=[row["question"] for row in questions],
+            options=[row.get("options") for row in questions],
+        )
 
     def metrics(self, scores: Sequence[Row]) -> Row:
         """Return the "metrics" of results.json from the lines of scores.jsonl."""

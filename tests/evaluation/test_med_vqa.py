@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from mmedpo.data.text import said
 from mmedpo.errors import InputError
-from mmedpo.evaluation.metrics import med_vqa
+from mmedpo.evaluation.metrics import closed, med_vqa, open_answers
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ from mmedpo.evaluation.metrics import med_vqa
     ],
 )
 def test_yes_no_references_get_one_verdict(prediction, reference, expected):
-    assert med_vqa.verdict(prediction, reference) == expected
+    assert closed.verdict(prediction, reference) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_yes_no_references_get_one_verdict(prediction, reference, expected):
     ],
 )
 def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expected):
-    assert med_vqa.verdict(prediction, reference) == expected
+    assert closed.verdict(prediction, reference) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,12 +114,12 @@ def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expe
     ],
 )
 def test_what_a_sentence_says(text, expected):
-    assert med_vqa.said(text) == expected
+    assert said(text) == expected
 
 
 def test_a_constant_answer_is_right_for_one_polarity_only():
-    for said in ("yes", "no", "yes no", "it is yes and it is no"):
-        assert [med_vqa.verdict(said, gold) for gold in ("yes", "no")].count("correct") <= 1
+    for answer in ("yes", "no", "yes no", "it is yes and it is no"):
+        assert [closed.verdict(answer, gold) for gold in ("yes", "no")].count("correct") <= 1
 
 
 def overlap_by_removal(prediction, reference):
@@ -144,7 +145,7 @@ def test_overlap_agrees_with_crossing_off_words():
     for _ in range(200):
         prediction = " ".join(rng.choices(["left", "right", "lung", "lobe", "the"], k=rng.randrange(8)))
         reference = " ".join(rng.choices(["left", "right", "lung", "lobe", "the"], k=rng.randrange(1, 5)))
-        found = med_vqa.overlap(prediction, reference)
+        found = open_answers.overlap(prediction, reference)
         assert {name: found[name] for name in ("recall", "precision", "f1")} == pytest.approx(
             overlap_by_removal(prediction, reference), abs=1e-12
         )
@@ -152,7 +153,7 @@ def test_overlap_agrees_with_crossing_off_words():
 
 
 def test_repeating_a_word_earns_nothing():
-    once, often = med_vqa.overlap("lung", "left lung"), med_vqa.overlap("lung " * 10, "left lung")
+    once, often = open_answers.overlap("lung", "left lung"), open_answers.overlap("lung " * 10, "left lung")
     assert often["recall"] == once["recall"] == 1 / 2
     assert (once["precision"], often["precision"]) == (1.0, 1 / 10)
 
@@ -238,12 +239,19 @@ def test_lenient_protocols_know_no_unreadable_answer():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((["a"], ["a"], ["open"], "loose"), "'loose' does not exist; choose one of: strict, paper, llava_med"),
-        ((["a"], ["a"], ["open"], "paper", ["chest", "head"]), "1 answer_types, 2 groups"),
         (
-            (["a"], ["a"], ["open"], "strict", [None]),
+            (["a"], ["a"], ["open"], "loose"),
+            "choose one of: strict, strict@3, paper, llava_med",
+        ),
+        ((["a"], ["a"], ["open"], "paper", None, None, ["chest", "head"]), "1 predictions, 2 groups"),
+        (
+            (["a"], ["a"], ["open"], "strict", None, None, [None]),
             "index 0 [groups]: is not a string; name the group of every question or report, got None",
         ),
+        ((["a"], ["a"], ["open"], "strict", ["Is it?", "Is it?"]), "1 answer_types, 2 questions"),
+        ((["a"], ["a"], ["open"], "strict", [None]), "index 0 [questions]: is not a string"),
+        ((["a"], ["a"], ["open"], "strict", None, [["a", "a"]]), "index 0 [options]: is not a list of at least two"),
+        ((["a"], ["a"], ["open"], "strict", None, ["ab"]), "index 0 [options]: is not a list of at least two"),
         ((["a"], ["a", "b"], ["open"]), "1 predictions, 2 references, 1 answer_types"),
         (
             (["a", "b"], ["a", "b"], ["open", "yes/no"]),
@@ -265,3 +273,12 @@ def test_all_faults_are_listed_at_once():
     with pytest.raises(InputError) as refused:
         med_vqa.compute([None, "a", 1], ["a", "", "b"], ["open"] * 3)
     assert [fault.row for fault in refused.value.faults] == ["index 0", "index 2", "index 1"]
+
+
+def test_strict_reads_the_question_where_it_is_known():
+    columns = ["There is no sign of a fracture."], ["no"], ["closed"]
+    alone, asked = med_vqa.compute(*columns), med_vqa.compute(*columns, questions=["Is there a fracture?"])
+    assert (alone["med_vqa_definition"], asked["med_vqa_definition"]) == ("strict@3", "strict@4")
+    assert (alone["closed_accuracy"], asked["closed_accuracy"]) == (0.0, 1.0)
+    assert med_vqa.compute(*columns, "strict@3", questions=["Is there a fracture?"]) == alone
+    assert med_vqa.score("", "no", "closed", question="Is it?") == {"verdict": "empty", "correct": 0.0}

@@ -118,7 +118,7 @@ def test_without_a_report_nothing_is_measured_started_or_loaded(protocol, monkey
     monkeypatch.setattr(meteor15, "_ask", started)
     monkeypatch.setattr(meteor, "_synonyms", started)
     assert rg.compute([], [], protocol, groups=[]) == {"n_report": 0, "by_group": {}}
-    answer = ({"task": "closed_vqa", "reference": "yes"}, "Yes.")
+    answer = ({"task": "closed_vqa", "question": "Is it?", "reference": "yes"}, "Yes.")
     scoring = Scoring(report_protocol=protocol)
     found = scoring.metrics([{"task": "closed_vqa", **score} for score in scoring.score_all([answer])])
     assert found["n_report"] == 0 and not NAMES - {"n_report"} & found.keys()

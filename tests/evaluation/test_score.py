@@ -36,7 +36,8 @@ def test_metrics_merge_both_tasks_and_agree_with_the_metrics_alone(tmp_path):
     write(tmp_path, answers=dict(reversed(ANSWERS.items())))
     metrics = score_folder(tmp_path)
     vqa = [ANSWERS[id_] for id_ in ("q1", "q2", "q4")]
-    expected = med_vqa.compute(vqa, ["no", "left lung", "Axial"], ["closed", "open", "closed"])
+    asked = ["Normal?", "Where?", "Plane?"]
+    expected = med_vqa.compute(vqa, ["no", "left lung", "Axial"], ["closed", "open", "closed"], questions=asked)
     expected |= report_generation.compute([ANSWERS["q3"]], ["No effusion is seen."])
     assert metrics == expected
     assert (metrics["closed_accuracy"], metrics["open_recall"], metrics["overall_accuracy"]) == (1 / 2, 1 / 2, 1 / 3)

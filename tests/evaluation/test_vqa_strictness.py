@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedpo.evaluation.metrics import med_vqa
+from mmedpo.evaluation.metrics import closed, med_vqa
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("vqa_strictness", ROOT / "benchmarks" / "vqa_strictness.py")
@@ -39,6 +39,6 @@ def test_no_contradicting_sentence_is_a_hit_under_strict():
     rows = json.loads(strictness.CONTRADICTIONS.read_text(encoding="utf-8"))
     assert len(rows) > 20
     for row in rows:
-        assert med_vqa.verdict(row["prediction"], row["reference"]) != "correct", row
+        assert closed.verdict(row["prediction"], row["reference"]) != "correct", row
         # Every one is a trap: the gold answer occurs in it.
         assert med_vqa.score(row["prediction"], row["reference"], "closed", "paper")["correct"] == 1.0, row

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
-from mmedpo.evaluation import answers_in, by_group, group_faults, require_known, require_lists, require_texts
+from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
 from mmedpo.evaluation.metrics.base import Metric, Scores, Text, values
 from mmedpo.evaluation.metrics.reports import clinical as clinical_scores
 from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, paper
@@ -119,7 +118,7 @@ def compute(
         ('coco@1', 0.772, 'nltk_exact_stem')
     """
     if groups is not None:
-        _require_groups(groups, predictions)
+        require_groups(groups, predictions)
     scores = score_all(predictions, references, protocol, meteor_variant, clinical)
     found = aggregate(scores, meteor_variant, protocol)
     if groups is not None:
@@ -164,9 +163,3 @@ def _require_names(protocol: str, meteor_variant: str | None, clinical: Sequence
         raise InputError(f"clinical is one string ({clinical!r}); give a list of names: [{clinical!r}].")
     for name in clinical:
         require_known("clinical score", name, tuple(clinical_scores.SCORES))
-
-
-def _require_groups(groups: Sequence[str], predictions: Sequence[str]) -> None:
-    require_lists({"predictions": predictions, "groups": groups})
-    if faults := group_faults(groups):
-        raise InputError(f"{number_of(len(faults), 'groups')} without a name:", faults)

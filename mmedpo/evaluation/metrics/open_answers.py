@@ -1,0 +1,55 @@
+"""Word overlap of open answers with their references (`strict`), and the lenient overlap of published work."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from mmedpo.data.text import words
+
+OVERLAPS = ("recall", "precision", "f1", "exact_match")
+
+
+def tokens(text: str) -> list[str]:
+    """Return the lower-case words of a text without punctuation; articles and numbers are kept."""
+    return words(text)
+
+
+def overlap(prediction: str, reference: str) -> dict[str, float]:
+    """Return the clipped word overlap of an open answer with its reference (`strict`), values in [0, 1].
+
+    P and R are the multisets of words of prediction and reference. Repeated words are clipped to the reference's count:
+    |P & R| = sum over words of min(count in P, count in R).
+
+        recall = |P & R| / |R|        precision = |P & R| / |P|  (0 for an empty prediction)
+        f1 = 2 |P & R| / (|P| + |R|)  exact_match = 1 if both are the same sequence of words, else 0
+    """
+    predicted, gold = tokens(prediction), tokens(reference)
+    shared = (Counter(predicted) & Counter(gold)).total()
+    return {
+        "recall": shared / len(gold),
+        "precision": shared / len(predicted) if predicted else 0.0,
+        "f1": 2 * shared / (len(predicted) + len(gold)),
+        "exact_match": float(predicted == gold),
+    }
+
+
+def lenient_overlap(prediction: str, reference: str, protocol: str) -> dict[str, float]:
+    """Return LLaVA-Med's word overlap of two texts in VQA-v2's form (`vqa_v2.normalize`), values in [0, 1].
+
+    Counts are unclipped: tp and fp are the prediction's words inside and outside of the reference, as often as the
+    PREDICTION has them; fn are missed words as often as the reference has them. A text without words scores 0:
+
+        recall = tp / (tp + fn)    precision = tp / (tp + fp)    f1 = their harmonic mean
+
+    In `paper` exact_match is 1 for equal texts. In `llava_med` it follows the published script: distinct words of the
+    reference that occur in the prediction, divided by the words of the prediction.
+    """
+    predicted, gold = Counter(prediction.split()), Counter(reference.split())
+    tp = sum(count for word, count in predicted.items() if word in gold)
+    fn = sum(count for word, count in gold.items() if word not in predicted)
+    recall, precision = (tp / (tp + fn), tp / predicted.total()) if tp else (0.0, 0.0)
+    exact = float(prediction == reference)
+    if protocol == "llava_med":
+        exact = len(predicted.keys() & gold.keys()) / (predicted.total() or 1)
+    f1 = 2 * precision * recall / (precision + recall) if tp else 0.0
+    return {"recall": recall, "precision": precision, "f1": f1, "exact_match": exact}

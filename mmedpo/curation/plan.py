@@ -23,9 +23,7 @@ from mmedpo.curation.standins import STANDINS
 from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.models import restricted
-from mmedpo.models.chat import ChatClient, ChatModel
-from mmedpo.models.chat.cache import Absent, CachedChat
-from mmedpo.models.chat.endpoint import FORMS, EndpointChat, names_endpoint, open_endpoint
+from mmedpo.models.chat import ChatModel, opening
 from mmedpo.models.chat.limits import Budget
 from mmedpo.models.model_input import longer_side
 from mmedpo.models.refusals import drop_refused
@@ -34,6 +32,7 @@ from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 
 log = logging.getLogger(__name__)
+open_chat = partial(opening.open_chat, standins=STANDINS)
 OWN_SIZE = "If your model sees them at another size, give it as --noise-pixels."
 
 
@@ -167,37 +166,3 @@ def with_noise_pixels(settings: Settings, processor: Any = None, say: Callable[[
         why = f"the processor of {settings.model} gives no size" if settings.model else "no --model is named"
         say(f"Noise: drawn for a model that sees images at {noise.PIXELS} pixels, since {why}. {OWN_SIZE}")
     return replace(settings, noise_pixels=seen or noise.PIXELS)
-
-
-def open_chat(
-    spec: str, budget: Budget, cache: Ledger, used: Ledger, batch_size: int = 8, discreet: bool = False, **sampling: Any
-) -> ChatModel:
-    """Return the chat model that `spec` names (docs/curation.md); all but stand-ins are wrapped in a cache.
-
-    Args:
-        budget, cache, used: shared by all chat models of a run.
-        batch_size: requests at once to a model in this process.
-        discreet: keep replies of endpoints out of messages, since a reply may quote the request.
-        sampling: `max_tokens`, `temperature` and `seed`; stand-ins ignore them.
-
-    Raises:
-        InputError: `spec` has no known form (the message lists them), or its model cannot be opened.
-    """
-    scheme, _, rest = spec.partition(":")
-    client: ChatClient
-    if spec in STANDINS:
-        return STANDINS[spec]()
-    if scheme == "local" and rest:
-        from mmedpo.models.chat.local import LocalChat
-
-        client = LocalChat(rest, batch_size=batch_size, **sampling)
-    elif scheme == "cache" and rest:
-        client = Absent(EndpointChat(rest, **sampling))
-    elif names_endpoint(spec):
-        client = open_endpoint(spec, budget, discreet=discreet, **sampling)
-    else:
-        raise InputError(
-            f"{spec!r} is not a chat model. Give {', '.join(STANDINS)} (offline rules), {FORMS}, local:org/model or "
-            "local:folder (in this process), or cache:model (cached answers only)."
-        )
-    return CachedChat(client, budget, cache, used)

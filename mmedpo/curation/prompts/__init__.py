@@ -1,47 +1,14 @@
-"""Versioned prompts, one Jinja file each; changed wording is a new version, so that old datasets stay explained."""
+"""Prompts of a curation, and answers that repeat them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mmedpo.data.text import carries, words
-from mmedpo.models.chat import ChatRequest
-from mmedpo.runs.json_files import sha256
+from mmedpo.models.chat.prompts import Prompts
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
-def contents() -> str:
-    """Return the SHA-256 (hexadecimal) of all prompts and their names."""
-    files = sorted(Path(__file__).parent.glob("*.jinja"))
-    return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file in files).encode()).hexdigest()
-
-
-def render(
-    prompt: str, schema: dict[str, Any], image: bytes | None = None, readable: Callable[[str], bool] = bool,
-    **variables: Any,
-) -> ChatRequest:  # fmt: skip
-    """Fill the template `prompt` ("judge@2") with `variables`; a missing variable raises.
-
-    `image`, an encoded image file, goes with the request; the template sees only whether there is one. `readable` is
-    the request's.
-    """
-    text = _environment().get_template(f"{prompt}.jinja").render(variables, image=image is not None)
-    return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema, readable=readable)
+_PROMPTS = Prompts(Path(__file__).parent)
+render, contents = _PROMPTS.render, _PROMPTS.contents
 
 
 def echoes(text: str, prompt: str) -> bool:

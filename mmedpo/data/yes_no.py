@@ -9,105 +9,38 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-from mmedpo.data.text import CLAUSE_STARTS, NEGATIONS, Polarity, clauses, plain, said, words
+from mmedpo.data.text import CLAUSE_STARTS, Polarity, clauses, plain, said, words
+from mmedpo.data.yes_no_words import (
+    A_SCAN,
+    ABOUT,
+    ASKS,
+    BACKWARD,
+    BREAKS,
+    CLEAR,
+    COMPARED,
+    DECLINES,
+    EMPTY,
+    ENDINGS,
+    EXCLUDES,
+    FORWARD,
+    HEDGES,
+    IN_SCAN,
+    LESIONS,
+    LIMITS,
+    LONG,
+    MEANINGS,
+    OTHERS,
+    PART,
+    PLACES,
+    PRESENCE,
+    RESTARTS,
+    SCANS,
+    SILENT,
+    STATES,
+    VERBS,
+)
 
 LONGEST_ITEM = 16  # words of an item in a list after "no"
-
-# Replies that decline to say either.
-_DECLINES = re.compile(
-    r"\b(?:unable|impossible|insufficient|not (?:possible|enough|sure|certain|clear whether|specified|mentioned)"
-    r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to) (?:\w+ )?"
-    r"(?:say|tell|determine|answer|assess|confirm|know|provide|be (?:determined|assessed|excluded|ruled out))"
-    r"|no (?:\w+ )?(?:data|information)|(?:do not|don't) know|unsure|uncertain|unknown|depends"
-    r"|yes or no|yes/no|no or yes)\b"
-)
-_HEDGES = frozenset((
-    "may", "might", "maybe", "perhaps", "possible", "possibly", "probable", "probably", "likely", "unlikely", "if",
-    "whether", "suspected", "suspicious", "unclear", "would", "should", "must",
-))  # fmt: skip
-_ASKS = frozenset((
-    "is", "are", "was", "were", "do", "does", "did", "can", "could", "has", "have", "had", "will", "any", "anything",
-))  # fmt: skip
-_FORWARD = NEGATIONS | frozenset((
-    "no", "none", "non", "lack", "lacks", "lacking", "absence", "fails", "devoid", "excludes", "rather", "instead",
-    "incapable",
-))  # fmt: skip
-_LIMITS = frozenset(("only", "solely", "merely", "just", "simply", "doubt"))  # "not only", "no doubt" deny nothing
-_BACKWARD = frozenset((
-    "absent", "excluded", "spared", "resolved", "undetected", "unaffected", "uninvolved", "negative", "missing",
-))  # fmt: skip
-_PRESENCE = frozenset((
-    "seen", "visible", "present", "identified", "noted", "evident", "observed", "detected", "demonstrated", "shown",
-    "appreciated", "found", "visualized", "visualised", "apparent", "recognized", "there", "depicted", "exist",
-    "exists", "obvious", "located", "included",
-))  # fmt: skip
-_SCAN = r"(?:x-?rays?|ct|cts|mri|mris|mr|cxr|ultrasound|radiograph|scan|image|picture|film|study|slice|section|view)"
-_COMPARED = re.compile(r"\b(?:than|from) (?:its |their |the )?normal\b")  # nothing is called normal there
-# Before a noun it says nothing ("a clear fracture"), and else normal ("the lungs are clear").
-_CLEAR = re.compile(r"\bclear (?!in\b|and\b|of\b|with|bilaterally)(?=\w)")
-_IN_SCAN = re.compile(rf"\b(?:in|on|from|by|within) (?:this|the|these|that|above)(?: [\w-]+){{0,2}}? {_SCAN}s?\b")
-_A_SCAN = re.compile(
-    rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial ){{0,4}}{_SCAN}(?: {_SCAN}){{0,4}}\b"
-)
-# Words without content of their own: they neither name what is asked for nor make an answer be about something else.
-_EMPTY = _ASKS | _PRESENCE | frozenset((
-    "a", "an", "the", "this", "that", "these", "those", "it", "its", "they", "their", "he", "she", "his", "her", "i",
-    "of", "in", "on", "at", "to", "for", "with", "within", "from", "by", "as", "and", "or", "than", "be", "been",
-    "being", "some", "all", "both", "also", "image", "images", "picture", "patient", "patients", "patient's",
-    "evidence", "sign", "signs", "indication", "indications", "appear", "appears", "appearing", "look", "looks", "seem",
-    "seems", "show", "shows", "showing", "contain", "contains", "reveal", "reveals", "see", "observe", "detect",
-    "identify", "visualize", "demonstrate", "demonstrates", "exhibit", "exhibits", "located", "indicate", "indicates",
-    "according", "based", "considered", "described", "suggest", "suggests", "significant", "clearly", "definite",
-    "obvious", "completely", "entirely", "perfectly", "very", "such", "which", "what", "here", "my", "answer", "taken",
-    "via", "using", "obtained", "acquired", "performed", "size", "sized", "correct", "true", "yes", "no", "finding",
-    "findings", "structure", "structures", "region", "area",
-))  # fmt: skip
-_SILENT = _EMPTY | _FORWARD | _BACKWARD
-# Denied with one of these, a thing may still be there ("no other fracture"); "only one" is not what was asked for.
-_OTHERS = frozenset(("other", "additional", "further", "another", "new", "large", "small", "more", "longer"))
-_PART = frozenset(("only", "one", "single"))
-_BREAKS = frozenset((
-    "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
-))  # fmt: skip
-_RESTARTS = frozenset(("the", "there", "it", "they", "this", "a", "an", "is", "are", "shows", "appears", "with"))
-_VERBS = frozenset(("is", "are", "was", "were", "has", "have", "shows", "show", "appears", "appear", "with", "there"))
-_ABOUT = frozenset(("includes", "include", "does", "do", "shows", "show"))  # "which is ..." describes something else
-_PLACES = frozenset(("in", "on", "at", "within", "near", "around", "under", "above", "below", "between", "along"))
-_STATES = frozenset((
-    "enlarged", "dilated", "thickened", "widened", "displaced", "deviated", "shifted", "blunted", "elevated",
-    "collapsed", "compressed", "swollen", "fractured", "obstructed", "cardiomegaly", "obscured", "flattened",
-))  # fmt: skip
-_LESIONS = frozenset((
-    "mass", "masses", "lesion", "lesions", "nodule", "nodules", "tumor", "tumors", "effusion", "effusions", "fracture",
-    "fractures", "hemorrhage", "pneumothorax", "pneumonia", "infarct", "infarction", "opacity", "opacities", "edema",
-    "consolidation", "cyst", "cysts", "cardiomegaly", "atelectasis", "abscess", "aneurysm", "infiltrate", "infiltrates",
-))  # fmt: skip
-_MEANINGS = {
-    **dict.fromkeys(("unremarkable", "healthy", "normally", "clear"), "normal"),
-    **dict.fromkeys(
-        ("abnormality", "abnormalities", "abnormally", "pathology", "pathologies", "pathologic", "pathological",
-         "disease", "diseased", "unhealthy", "irregular", "irregularity", "wrong", "anomaly", "anomalies"), "abnormal",
-    ),
-    **dict.fromkeys(("x-ray", "xray", "radiograph", "cxr"), "x-ray"), **dict.fromkeys(("mr", "mris"), "mri"),
-    "transverse": "axial", "saggital": "sagittal", "broken": "fractur",
-}  # fmt: skip
-_GROUPS = (
-    ("left", "right"), ("upper", "lower"), ("anterior", "posterior"), ("superior", "inferior"), ("medial", "lateral"),
-    ("axial", "coronal", "sagittal"), ("ct", "mri", "x-ray", "ultrasound"), ("pa", "ap"), ("male", "female"),
-    ("benign", "malignant"), ("hyperintense", "hypointense"), ("hyperdense", "hypodense"), ("increased", "decreased"),
-    ("acute", "chronic"), ("solid", "cystic"), ("unilateral", "bilateral"), ("inside", "outside"), ("t1", "t2"),
-)  # fmt: skip
-_SCANS = frozenset(("x-ray", "ct", "mri", "ultrasound", "scan", "view", "section", "weighted", "study", "film"))
-_LONG = (
-    (re.compile(r"\bcomputed tomography(?: \(ct\))?"), "ct"),
-    (re.compile(r"\bmagnetic resonance(?: imaging)?(?: \(mri\))?"), "mri"),
-)
-# Longest first. NLTK's stemmers do the same, but their import takes longer than a small run.
-_ENDINGS = (
-    "ications", "ication", "ations", "ation", "ments", "ment", "ities", "ity", "ions", "ion", "ings", "ing", "ied",
-    "ies", "ed", "es", "ly", "s",
-)  # fmt: skip
-_EXCLUDES = {word: frozenset(group) - {word} for group in _GROUPS for word in group}
 
 
 def says(answer: str, question: str) -> Polarity | None:
@@ -120,7 +53,7 @@ def says(answer: str, question: str) -> Polarity | None:
         ('no', None)
     """
     opening = re.match(r"\W*(?:yes|no)\b[^.\n]*", plain(answer).casefold())  # what follows may well be undecided
-    if _DECLINES.search(opening.group() if opening else plain(answer).casefold()):
+    if DECLINES.search(opening.group() if opening else plain(answer).casefold()):
         return None
     word, statement = said(answer), _statement(answer, question)
     if word == "neither":
@@ -132,7 +65,7 @@ def says(answer: str, question: str) -> Polarity | None:
 
 def asks_yes_no(question: str) -> bool:
     """Return True for a question that yes or no answers, by the first word of one of its clauses."""
-    return any(clause[0] in _ASKS for clause in clauses(question))
+    return any(clause[0] in ASKS for clause in clauses(question))
 
 
 def is_echo(answer: str, question: str) -> bool:
@@ -148,12 +81,12 @@ def is_choice(question: str) -> bool:
 
 def content(text: str) -> list[str]:
     """Return the stems of a text's words that have content of their own, in order; negations have none."""
-    return [_stem(part) for word in words(text) for part in _parts(word) if part not in _SILENT]
+    return [_stem(part) for word in words(text) for part in _parts(word) if part not in SILENT]
 
 
 def denies(text: str) -> bool:
     """Return True where a text holds a negation."""
-    return any(word in _FORWARD | _BACKWARD or word.endswith("n't") for word in words(text))
+    return any(word in FORWARD | BACKWARD or word.endswith("n't") for word in words(text))
 
 
 def _statement(answer: str, question: str) -> Polarity | None:
@@ -166,17 +99,17 @@ def _statement(answer: str, question: str) -> Polarity | None:
     denied: set[str] = set()
     empty = True
     for segment in _segments(answer, asked):
-        if _HEDGES & {word for word, _ in segment}:
+        if HEDGES & {word for word, _ in segment}:
             empty = False
             continue
-        content = {_stem(word): negated for word, negated in segment if word not in _SILENT}
+        content = {_stem(word): negated for word, negated in segment if word not in SILENT}
         empty = empty and not content
         vote = _by_meaning(content, asked, health)
         if vote:
             votes.add(vote)
-        elif not _holds(segment, _PART, asked):
+        elif not _holds(segment, PART, asked):
             stated |= {word for word, negated in content.items() if not negated} & asked
-            if not _holds(segment, _OTHERS, asked):
+            if not _holds(segment, OTHERS, asked):
                 denied |= {word for word, negated in content.items() if negated} & asked
     if empty:
         return _brief(answer)
@@ -203,19 +136,19 @@ def _by_meaning(content: dict[str, bool], asked: frozenset[str], health: str | N
         found = word if not content[word] else ("abnormal" if word == "normal" else "normal")
         if health and shared:
             return "yes" if found == health else "no"
-        if found == "normal" and shared and asked & _stems(_STATES):
+        if found == "normal" and shared and asked & _stems(STATES):
             return "no"
-    if health and shared and any(word in _stems(_STATES) and not negated for word, negated in content.items()):
+    if health and shared and any(word in _stems(STATES) and not negated for word, negated in content.items()):
         return "yes" if health == "abnormal" else "no"
-    if health and not subject and any(word in _stems(_LESIONS) and not negated for word, negated in content.items()):
+    if health and not subject and any(word in _stems(LESIONS) and not negated for word, negated in content.items()):
         return "yes" if health == "abnormal" else "no"
     for word, negated in content.items():
-        rivals = {_stem(rival) for rival in _EXCLUDES.get(word, ())} & asked
+        rivals = {_stem(rival) for rival in EXCLUDES.get(word, ())} & asked
         if (
             rivals
             and not negated
             and not rivals & content.keys()
-            and (about & asked or about <= {word, *_stems(_SCANS)})
+            and (about & asked or about <= {word, *_stems(SCANS)})
         ):
             return "no"
     return None
@@ -224,8 +157,8 @@ def _by_meaning(content: dict[str, bool], asked: frozenset[str], health: str | N
 def _brief(answer: str) -> Polarity | None:
     """Return the yes or no of an answer without content words: "It is not.", "None seen", "There is."."""
     found = set(words(answer))
-    if found & (_FORWARD | _BACKWARD) or any(word.endswith("n't") for word in found):
-        return "no" if found & (_PRESENCE | _ASKS | _BACKWARD | {"none", "true", "correct"}) else None
+    if found & (FORWARD | BACKWARD) or any(word.endswith("n't") for word in found):
+        return "no" if found & (PRESENCE | ASKS | BACKWARD | {"none", "true", "correct"}) else None
     pairs = {" ".join(pair) for pair in zip(words(answer), words(answer)[1:], strict=False)}
     subjects = ("it is", "they are", "there is", "there are", "it does", "they do", "it was")
     return "yes" if pairs & set(subjects) or words(answer) in (["present"], ["correct"], ["true"], ["seen"]) else None
@@ -238,12 +171,12 @@ def _asked(question: str) -> tuple[frozenset[str], frozenset[str], str | None, b
 
     There are no stems where statements cannot be read: no yes/no question, or a negated one.
     """
-    text = _CLEAR.sub("", _COMPARED.sub(" ", _IN_SCAN.sub(" ", _short(question))))
+    text = CLEAR.sub("", COMPARED.sub(" ", IN_SCAN.sub(" ", _short(question))))
     found = [part for clause in clauses(text) for word in clause for part in _parts(word)]
-    if not asks_yes_no(question) or any(word in _FORWARD or word.endswith("n't") for word in found):
+    if not asks_yes_no(question) or any(word in FORWARD or word.endswith("n't") for word in found):
         return frozenset(), frozenset(), None, False
-    place = next((i for i, word in enumerate(found) if word in _PLACES), len(found))
-    asked, core = ([_stem(word) for word in part if word not in _EMPTY] for part in (found, found[:place]))
+    place = next((i for i, word in enumerate(found) if word in PLACES), len(found))
+    asked, core = ([_stem(word) for word in part if word not in EMPTY] for part in (found, found[:place]))
     health = core[-1] if core and core[-1] in ("normal", "abnormal") else None
     return frozenset(asked), frozenset(core or asked), health, "or" in found
 
@@ -251,16 +184,16 @@ def _asked(question: str) -> tuple[frozenset[str], frozenset[str], str | None, b
 def _short(text: str) -> str:
     """Return the plain form in lower case, with modalities by their short names."""
     text = plain(text).casefold()
-    for name, short in _LONG:
+    for name, short in LONG:
         text = name.sub(short, text)
     return text
 
 
 def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]]:
     """Return the words of each statement with True for negated ones; a list after "no" is one statement."""
-    text = _CLEAR.sub("", _COMPARED.sub(" ", _short(answer)))
-    if not asked & _stems(_SCANS):
-        text = _A_SCAN.sub("image", text)
+    text = CLEAR.sub("", COMPARED.sub(" ", _short(answer)))
+    if not asked & _stems(SCANS):
+        text = A_SCAN.sub("image", text)
     tokens = re.findall(r"[^\W_]+(?:['’.-][^\W_]+)*|[,.;:!?()\n—]", text)
     segments: list[list[str]] = [[]]
     for i, token in enumerate(tokens):
@@ -269,15 +202,15 @@ def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]
             continue
         if token == ",":
             ahead = re.split(r" [,.;:!?()\n—] ", f" {' '.join(tokens[i + 1 : i + LONGEST_ITEM])} ")[0].split()
-            if _VERBS & set(ahead):
+            if VERBS & set(ahead):
                 segments.append([])
         elif (
             not token[0].isalnum()
-            or token in _BREAKS
-            or (token == "and" and following in _RESTARTS)
+            or token in BREAKS
+            or (token == "and" and following in RESTARTS)
             or (token == "that" and following in ("is", "are", "was", "were"))
         ):
-            segments.append([token] if token == "which" and following not in _ABOUT else [])
+            segments.append([token] if token == "which" and following not in ABOUT else [])
         else:
             segments[-1] += _parts(token)
     return [_negated(segment) for segment in segments if segment and segment[0] != "which"]
@@ -285,23 +218,23 @@ def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]
 
 def _negated(segment: list[str]) -> list[tuple[str, bool]]:
     found, negated, last = [], False, -9
-    whole = bool(_BACKWARD & set(segment)) or "ruled out" in " ".join(segment)
+    whole = bool(BACKWARD & set(segment)) or "ruled out" in " ".join(segment)
     for i, word in enumerate(segment):
         found.append((word, negated))
         if word == "nor":
             negated = True
         elif (
-            word in _FORWARD or word.endswith("n't") or (word == "free" and segment[i + 1 : i + 2] == ["of"])
-        ) and not _LIMITS & set(segment[i + 1 : i + 2]):
+            word in FORWARD or word.endswith("n't") or (word == "free" and segment[i + 1 : i + 2] == ["of"])
+        ) and not LIMITS & set(segment[i + 1 : i + 2]):
             negated, last = not (negated and i - last < 3), i  # "not without"
             ahead = segment[i + 1 : i + 4]
-            whole = whole or (word != "no" and bool(_PRESENCE & set(ahead)))
+            whole = whole or (word != "no" and bool(PRESENCE & set(ahead)))
             whole = whole or (ahead[:1] in (["appear"], ["appears"]) and ahead[1:2] in ([], ["in"], ["on"], ["at"]))
     return [(word, negated or whole) for word, negated in found]
 
 
 def _parts(word: str) -> list[str]:
-    return [word] if word in _MEANINGS or word in _EXCLUDES or word.endswith("n't") else word.split("-")
+    return [word] if word in MEANINGS or word in EXCLUDES or word.endswith("n't") else word.split("-")
 
 
 @cache
@@ -312,9 +245,9 @@ def _stems(known: frozenset[str]) -> frozenset[str]:
 @lru_cache(maxsize=65536)
 def _stem(word: str) -> str:
     """Return the form that a word's inflections share ("enlarged", "enlargement"), or its one meaning."""
-    if word in _MEANINGS or word in _EXCLUDES or word in ("normal", "abnormal"):
-        return _MEANINGS.get(word, word)
+    if word in MEANINGS or word in EXCLUDES or word in ("normal", "abnormal"):
+        return MEANINGS.get(word, word)
     if not word.endswith("ss"):
-        ending = next((one for one in _ENDINGS if word.endswith(one) and len(word) - len(one) >= 3), "")
+        ending = next((one for one in ENDINGS if word.endswith(one) and len(word) - len(one) >= 3), "")
         word = word.removesuffix(ending)
     return word.rstrip("eiy")

@@ -126,7 +126,11 @@ def score(
     output: Output,
     run: Annotated[Path | None, typer.Argument(help="Finished evaluation, to score under other protocols.")] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help='Or predictions made elsewhere: lines of {"id", "prediction"}.')
+        Path | None,
+        typer.Option(
+            "--predictions",
+            help='Or predictions made elsewhere: lines of {"id", "prediction"}, or {"question_id", "text"}.',
+        ),
     ] = None,
     vqa_protocol: Annotated[
         str | None, typer.Option("--vqa-protocol", help="Protocol of answers. Default: strict, or the run's.")

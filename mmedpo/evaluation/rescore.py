@@ -12,8 +12,9 @@ from typing import Any
 from mmedpo.data import credentialed
 from mmedpo.errors import InputError
 from mmedpo.evaluation.contents import QUESTIONS, keep
+from mmedpo.evaluation.joining import joined
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
-from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish, joined
+from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish
 from mmedpo.runs import formats, writable
 from mmedpo.runs.json_files import read_json, sha256
 from mmedpo.runs.provenance import portable
@@ -106,13 +107,13 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
 def score_predictions(
     asked: QuestionSet, predictions: Path, folder: Path, scoring: Scoring, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """Score a file of predictions, lines of {"id", "prediction"}, into an evaluation folder.
+    """Score a file of predictions, of a layout of `joining`, into an evaluation folder.
 
     Returns:
         The content of results.json, without a model.
 
     Raises:
-        InputError: predictions that do not match the questions by id, or are not strings; all are listed.
+        InputError: predictions that do not match the questions, or are not strings; all are listed.
     """
     digest = keep(asked.rows(), folder / QUESTIONS)
     with credentialed.hiding_cells(asked.marked):

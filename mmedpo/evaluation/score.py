@@ -1,4 +1,4 @@
-"""Join questions and predictions by id and compute per-question scores and metrics."""
+"""Compute per-question scores and metrics, and read and write the lines of an evaluation folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, visual_reliance
-from mmedpo.evaluation.predictions import Line, counts, notes, reread
-from mmedpo.evaluation.predictions import faults as wrong_types
+from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.runs import bounded_json
 from mmedpo.runs.json_files import read_text, sha256, write_json
-from mmedpo.runs.provenance import portable, versions
+from mmedpo.runs.provenance import versions
 from mmedpo.schema import TASKS
 
 METRICS = {  # by folder of eval/
@@ -31,7 +30,6 @@ PROTOCOLS = {"med_vqa": "strict", "report_generation": "coco"}  # defaults
 PARTS = {"med_vqa": "vqa_protocol", "report_generation": "report_protocol"}  # folder of eval/ -> field of `Scoring`
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can escape but UTF-8 cannot store
 SHOWN_IDS = 5
-MOST = 0.9  # share of missing predictions above which they seem to be of another split
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -135,43 +133,6 @@ def about(question: Row) -> Row:
     return {column: question[column] for column in ("id", "image_id", "task")}
 
 
-def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None = None) -> list[tuple[Row, Line]]:
-    """Return each question with its line of predictions.jsonl without thoughts, in the order of the questions.
-
-    Raises:
-        InputError: files missing or broken; ids missing, surplus or repeated; fields of a wrong type; all are listed.
-    """
-    questions, faults = read_by_id(questions_file)
-    predictions, more = read_by_id(predictions_file)
-    faults += more
-    faults += question_faults(questions.values(), scoring)
-    faults += [fault for id_, row in predictions.items() for fault in wrong_types(id_, row)]
-    faults += [fault for id_, row in predictions.items() for fault in _answers_another(row, questions.get(id_, {}))]
-    missing = [id_ for id_ in questions if id_ not in predictions]
-    surplus = [id_ for id_ in predictions if id_ not in questions]
-    faults += [Fault(id_, "prediction", "is missing; every question needs one") for id_ in missing]
-    faults += [Fault(id_, "prediction", "answers no question; remove it, or add the question") for id_ in surplus]
-    if faults:
-        unmatched = _apart(len(questions), missing, len(predictions), surplus)
-        raise InputError(
-            f"{portable(str(predictions_file))} cannot be scored: {number_of(len(faults), 'faults')}.{unmatched}",
-            faults,
-        )
-    return [(row, reread(predictions[id_])) for id_, row in questions.items()]
-
-
-def _answers_another(prediction: Row, question: Row) -> list[Fault]:
-    """Return faults of a prediction that carries fields of another question."""
-    if "image_digest" not in prediction:
-        return []
-    columns = [name for name in ("question", "image_digest") if name in prediction and name in question]
-    return [
-        Fault(prediction["id"], name, "differs from the current question; answer it again, or restore the source")
-        for name in columns
-        if prediction[name] != question[name]
-    ]
-
-
 def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
     """Return the objects of a JSONL file by "id", in order, and the faults of their ids.
 
@@ -180,7 +141,7 @@ def read_by_id(path: Path) -> tuple[dict[str, Row], list[Fault]]:
     """
     rows: dict[str, Row] = {}
     faults = []
-    for number, row in _read_lines(path):
+    for number, row in read_lines(path):
         id_ = row.get("id")
         if not isinstance(id_, str) or not id_:
             faults.append(Fault(f"{path.name}:{number}", "id", "is not a string; every line needs one", repr(id_)))
@@ -219,7 +180,8 @@ def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
         )
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Row]]:
+def read_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, object) of a JSONL file; raise InputError as `read_by_id`."""
     try:
         text = read_text(path, "give a finished evaluation, or a file of predictions")
     except UnicodeDecodeError as error:
@@ -266,18 +228,6 @@ def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) ->
         if lacking := scoring.reference_fault(row["id"], "reference", task, row.get("reference")):
             faults.append(lacking)
     return faults
-
-
-def _apart(asked: int, missing: Sequence[str], answered: int, surplus: Sequence[str]) -> str:
-    """Return a sentence on ids without a partner, with the first of them; "" for none."""
-    said = ""
-    if missing:
-        said += f" {len(missing)} of {asked} questions have no prediction: {first_ids(missing)}."
-    if surplus:
-        said += f" {len(surplus)} of {answered} predictions answer no question: {first_ids(surplus)}."
-    if surplus and len(missing) > MOST * asked:
-        said += " They look like predictions for another split or source."
-    return said
 
 
 def first_ids(ids: Sequence[str]) -> str:

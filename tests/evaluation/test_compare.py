@@ -16,8 +16,9 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import compare as comparing
 from mmedpo.evaluation import examples, parts
 from mmedpo.evaluation.compare import compare
+from mmedpo.evaluation.joining import joined
 from mmedpo.evaluation.metrics.base import mean_of
-from mmedpo.evaluation.score import METRICS, PROTOCOLS, Scoring, finish, joined
+from mmedpo.evaluation.score import METRICS, PROTOCOLS, Scoring, finish
 from mmedpo.evaluation.statistics import holm
 from mmedpo.runs.json_files import sha256
 

@@ -116,7 +116,7 @@ def test_every_fault_of_predictions_is_listed_and_nothing_is_left(asked, corpus,
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"id": twice, "prediction": "again"}) + "\n")
         lines.write(json.dumps({"id": "nobody", "prediction": "yes"}) + "\n")
-        lines.write(json.dumps({"id": 7, "prediction": "yes"}) + "\n")
+        lines.write(json.dumps({"id": 7.5, "prediction": "yes"}) + "\n")
     with pytest.raises(InputError) as raised:
         of_file(file, corpus, tmp_path / "out")
     said = str(raised.value)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from mmedpo.errors import InputError
+from mmedpo.evaluation.joining import joined
 from mmedpo.evaluation.metrics import med_vqa, report_generation
-from mmedpo.evaluation.score import Scoring, finish, joined
+from mmedpo.evaluation.score import Scoring, finish
 
 QUESTIONS = [
     {"id": "q1", "image_id": "a", "task": "closed_vqa", "question": "Normal?", "reference": "no"},

@@ -11,9 +11,9 @@ from mmedpo.evaluation.metrics import report_generation
 from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
-BLEU-1 to BLEU-4, ROUGE-L and METEOR of generated radiology reports, one reference a report, by three published
-definitions: the captioning toolkit's (R2Gen lineage), the MMedPO paper's and the Hub metrics'; on request clinical
-scores of their authors' packages. Higher is better.
+BLEU-1 to BLEU-4, ROUGE-L and METEOR of generated radiology reports, one reference a report, by published
+definitions: the captioning toolkit's, R2Gen's, the MMedPO paper's and the Hub metrics'; on request clinical scores of
+their authors' packages. Higher is better.
 """
 
 _CITATION = (
@@ -38,9 +38,10 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of str): the generated reports, as the model wrote them; "" where there is none, which scores 0.
     references (list of str): the gold reports; each has at least one word.
-    protocol (str): "coco" (default), "paper" or "huggingface".
-    meteor_variant (str, optional): "meteor_1.5" (default of coco; needs `pip install 'mmedpo[reports]'`),
-        "nltk_wordnet" (default of the others; needs NLTK's WordNet data) or "nltk_exact_stem" (needs no data).
+    protocol (str): "coco" (default); "r2gen" or "r2gen_mimic" (tables of R2Gen's line, IU X-Ray or MIMIC-CXR); "paper";
+        or "huggingface".
+    meteor_variant (str, optional): "meteor_1.5" (default; needs `pip install 'mmedpo[reports]'`), "nltk_wordnet"
+        (default of paper and huggingface; needs NLTK's WordNet data) or "nltk_exact_stem" (needs no data).
     groups (list of str, optional): a name a report (its organ, say); adds "by_group".
     clinical (list of str, optional): "radgraph_f1", "chexbert_f1"; they need `pip install 'mmedpo[clinical]'` and load
         models from the Hub.

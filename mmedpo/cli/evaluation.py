@@ -136,7 +136,10 @@ def score(
         str | None, typer.Option("--vqa-protocol", help="Protocol of answers. Default: strict, or the run's.")
     ] = None,
     report_protocol: Annotated[
-        str | None, typer.Option("--report-protocol", help="Protocol of reports. Default: coco, or the run's.")
+        str | None,
+        typer.Option(
+            "--report-protocol", help="coco, r2gen, r2gen_mimic, paper or huggingface. Default: coco, or the run's."
+        ),
     ] = None,
     meteor_variant: Annotated[
         str | None, typer.Option("--meteor-variant", help="METEOR of reports. Default: the protocol's own.")

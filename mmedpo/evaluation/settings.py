@@ -78,7 +78,9 @@ class Settings:
     max_new_tokens_report: int | None = _preset("max_new_tokens_report", "Longest report in tokens.")
     temperature: float | None = _preset("temperature", "0 is greedy.")
     vqa_protocol: str | None = _preset("vqa_protocol", "Definitions of the scores of answers.")
-    report_protocol: str | None = _preset("report_protocol", "Definitions of the scores of reports.")
+    report_protocol: str | None = _preset(
+        "report_protocol", "Definitions of the scores of reports: coco, r2gen, r2gen_mimic, paper or huggingface."
+    )
     meteor_variant: str | None = option(None, "METEOR variant of reports; by default the report protocol's own.")
     batch_size: int = option(16, "Questions that a model in this process answers at once.")
 

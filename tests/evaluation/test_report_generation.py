@@ -9,7 +9,7 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metrics import report_generation as rg
-from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, meteor15, paper
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, meteor15, paper, r2gen
 from mmedpo.evaluation.score import Scoring
 
 EXACT_STEM = "nltk_exact_stem"
@@ -18,6 +18,7 @@ VALUES = {
     "paper": {"bleu", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"},
     "huggingface": {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor"},
 }
+VALUES["r2gen"] = VALUES["r2gen_mimic"] = VALUES["coco"]
 NAMES = {"n_report", "meteor_variant", "report_generation_definition"}
 PREDICTIONS = ["The heart is normal. No effusion.", "", "no no no", "Two nodules."]
 REFERENCES = [
@@ -81,7 +82,7 @@ def test_rouge_of_a_thousand_words_needs_no_deeper_recursion_than_python_grants(
     assert paper.rouge_l(text, text) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("module", [coco, huggingface])
+@pytest.mark.parametrize("module", [coco, huggingface, r2gen])
 def test_examples_in_docstrings_hold(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -101,14 +102,55 @@ def test_cleaning(text, words):
     assert rg.clean(text) == words
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The LUNGS are clear. No effusion.", "the lungs are clear . no effusion ."),
+        ("No stop at the end", "no stop at the end ."),
+        ("the lungs are clear . no effusion .", "the lungs are clear . no effusion ."),  # tokens stay as they are
+        ("Clear.. Normal... Stable.", "clear . normal . stable ."),
+        ("Clear. . Stable.", "clear . . stable ."),
+        ("1. Clear. 2. Stable. 3. Old. 4. New. 5. Last. 6. More", "clear . stable . old . new . last . 6 . more ."),
+        ("Clear 2. stable", "clear . stable ."),
+        ("Fracture of T11. Stable.", "fracture of t1stable ."),
+        ("3.5 cm, and/or T2-weighted: \"XXXX\" (old); 5% <unk> [a] {b} f_1 a\\b x@y=z",
+         "35 cm andor t2-weighted xxxx old 5 unk a b f1 ab xyz ."),
+        ("a#b $5 ~c |d `e – №", "a#b $5 ~c |d `e – № ."),
+        ("Clear.\nStable.\n\n2. Old.\tNew.", "clear . stable . old new ."),
+        ("Größe NORMAL. Ödem.", "größe normal . ödem ."),
+        (" . ", ""), ("1. ", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_tokens_of_r2gen(text, tokens):
+    assert " ".join(r2gen.words(text)) == tokens
+    assert r2gen.words(tokens) == tokens.split() or "t1stable" in tokens
+
+
+@pytest.mark.parametrize(("name", "kept"), [("r2gen", 59), ("r2gen_mimic", 99)])
+def test_references_are_cut_as_in_r2gen_and_predictions_are_not(name, kept):
+    text = " ".join(f"w{i}" for i in range(200))
+    found = rg.score(text, text, name, EXACT_STEM)
+    assert (found["prediction_length"], found["reference_length"]) == (201, kept)
+    assert found["ngram_matches"] == [kept, kept - 1, kept - 2, kept - 3]
+    # A reference that was cut already has no full stop at its end, and keeps its length.
+    assert rg.score(text, " ".join(text.split()[:kept]), name, EXACT_STEM) == found
+
+
+def test_r2gen_counts_full_stops_as_words():
+    found = rg.compute(["Clear. Stable."], ["normal. old."], "r2gen", EXACT_STEM)
+    # 2 of 4 tokens are full stops in common, and no pair; the longest common subsequence is 2 of 4.
+    assert found["bleu_1"] == pytest.approx(2 / 4, abs=1e-8) and found["rouge_l"] == pytest.approx(0.5)
+    assert rg.compute(["Clear. Stable."], ["normal. old."], "coco", EXACT_STEM)["bleu_1"] < 1e-8
+
+
 def test_a_protocol_names_its_values_its_definition_and_its_meteor(protocol):
     found = rg.compute(PREDICTIONS, REFERENCES, protocol, EXACT_STEM)
     assert found.keys() == VALUES[protocol] | NAMES
     assert (found["n_report"], found["meteor_variant"]) == (4, EXACT_STEM)
     assert found["report_generation_definition"] == f"{protocol}@1"
-    default = {"coco": "meteor_1.5", "paper": "nltk_wordnet", "huggingface": "nltk_wordnet"}
+    default = "nltk_wordnet" if protocol in ("paper", "huggingface") else "meteor_1.5"
     scores = rg.score_all(PREDICTIONS, REFERENCES, protocol, EXACT_STEM)
-    assert rg.aggregate(scores, protocol=protocol)["meteor_variant"] == default[protocol]
+    assert rg.aggregate(scores, protocol=protocol)["meteor_variant"] == default
 
 
 def test_without_a_report_nothing_is_measured_started_or_loaded(protocol, monkeypatch):
@@ -157,7 +199,7 @@ def test_a_report_without_meteor_takes_the_value_away():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"protocol": "bleu"}, "choose one of: coco, paper, huggingface"),
+        ({"protocol": "bleu"}, "choose one of: coco, r2gen, r2gen_mimic, paper, huggingface"),
         ({"meteor_variant": "meteor-1.5"}, "choose one of: meteor_1.5, nltk_wordnet, nltk_exact_stem"),
         ({"clinical": ["green"]}, "choose one of: radgraph_f1, chexbert_f1"),
         ({"clinical": "radgraph_f1"}, "clinical is one string ('radgraph_f1'); give a list"),

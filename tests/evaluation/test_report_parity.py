@@ -11,7 +11,7 @@ import pytest
 from mmedpo.evaluation.metrics import report_generation as rg
 from mmedpo.evaluation.metrics import vqa_v2
 from mmedpo.evaluation.metrics.base import values
-from mmedpo.evaluation.metrics.reports import coco
+from mmedpo.evaluation.metrics.reports import coco, r2gen
 
 BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 
@@ -28,16 +28,31 @@ def ours(reports):
     }
 
 
-@pytest.fixture(scope="module")
-def cleaned(reports):
-    """The texts that `coco` compares, as pycocoevalcap wants them."""
-    return [{i: [" ".join(coco.clean(text))] for i, text in enumerate(texts)} for texts in reports]
+COCO = {"coco": (coco.clean, None), "r2gen": (r2gen.words, 59), "r2gen_mimic": (r2gen.words, 99)}
+
+
+@pytest.fixture(scope="module", params=COCO)
+def coco_protocol(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def ours_coco(reports):
+def cleaned(coco_protocol, reports):
+    """The texts that a protocol compares, as pycocoevalcap wants them."""
+    words, cut = COCO[coco_protocol]
+    sides = zip(reports, (None, cut), strict=True)
+    return [{i: [" ".join(words(text)[:end])] for i, text in enumerate(texts)} for texts, end in sides]
+
+
+def without_bars(texts):
+    """The texts without "|||", which pycocoevalcap's own METEOR takes off predictions only."""
+    return {i: [" ".join(text.replace("|||", " ").split())] for i, (text,) in texts.items()}
+
+
+@pytest.fixture(scope="module")
+def ours_coco(coco_protocol, reports):
     pytest.importorskip("pycocoevalcap")
-    return rg.compute(*reports, "coco", return_scores=True)
+    return rg.compute(*reports, coco_protocol, return_scores=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +75,7 @@ def test_the_pairs_are_many_and_hard(reports):
     assert sum(len(text.split()) >= 400 for text in references) >= 4
 
 
-def test_coco_bleu_and_rouge_are_those_of_pycocoevalcap(ours_coco, cleaned):
+def test_bleu_and_rouge_are_those_of_pycocoevalcap(ours_coco, cleaned):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.rouge.rouge import Rouge
 
@@ -72,8 +87,8 @@ def test_coco_bleu_and_rouge_are_those_of_pycocoevalcap(ours_coco, cleaned):
     np.testing.assert_allclose(column(ours_coco, "rouge_l"), each, atol=1e-9)
 
 
-def test_coco_meteor_is_that_of_pycocoevalcap(ours_coco, cleaned, meteor_oracle):
-    said, gold = cleaned
+def test_meteor_is_that_of_pycocoevalcap(ours_coco, cleaned, meteor_oracle):
+    said, gold = map(without_bars, cleaned)
     corpus, each = meteor_oracle.compute_score(gold, said)
     assert ours_coco["meteor_variant"] == "meteor_1.5"
     assert ours_coco["meteor"] == pytest.approx(corpus, abs=1e-6)
@@ -81,13 +96,14 @@ def test_coco_meteor_is_that_of_pycocoevalcap(ours_coco, cleaned, meteor_oracle)
     np.testing.assert_allclose(single, each, atol=1e-6)
 
 
-def test_coco_values_of_a_resample_need_its_summed_statistics_only(ours_coco, cleaned, meteor_oracle):
+def test_values_of_a_resample_need_its_summed_statistics_only(ours_coco, cleaned, meteor_oracle):
     from pycocoevalcap.bleu.bleu import Bleu
 
     drawn = np.random.default_rng(0).integers(0, len(ours_coco["scores"]), 100)
     said, gold = ({place: texts[i] for place, i in enumerate(drawn)} for texts in cleaned)
+    plain = map(without_bars, (gold, said))
     found = values(rg.metrics("coco"), [ours_coco["scores"][i] for i in drawn])
-    assert found["meteor"] == pytest.approx(meteor_oracle.compute_score(gold, said)[0], abs=1e-6)
+    assert found["meteor"] == pytest.approx(meteor_oracle.compute_score(*plain)[0], abs=1e-6)
     assert [found[name] for name in BLEUS] == pytest.approx(Bleu(4).compute_score(gold, said, verbose=0)[0], abs=1e-9)
 
 

@@ -80,6 +80,7 @@ class Protocol:
         score: function of (prediction, reference) that returns one report's summands, fit for JSON, without METEOR.
         metrics: metrics made of the summands, without METEOR.
         meteor_variant: default METEOR of the definition.
+        reference_words: number of words after which references are cut; None leaves them whole.
     """
 
     definition: str
@@ -87,3 +88,4 @@ class Protocol:
     score: Callable[[Text, Text], dict[str, Any]]
     metrics: Sequence[Metric]
     meteor_variant: str
+    reference_words: int | None = None

@@ -14,7 +14,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
 from mmedpo.evaluation.metrics.base import Metric, Scores, Text, values
 from mmedpo.evaluation.metrics.reports import clinical as clinical_scores
-from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, paper
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, paper, r2gen
 from mmedpo.evaluation.metrics.reports.coco import clean
 
 __all__ = [
@@ -29,7 +29,13 @@ __all__ = [
     "score_all",
 ]
 
-_PROTOCOLS = {"coco": coco.PROTOCOL, "paper": paper.PROTOCOL, "huggingface": huggingface.PROTOCOL}
+_PROTOCOLS = {
+    "coco": coco.PROTOCOL,
+    "r2gen": r2gen.PROTOCOL,
+    "r2gen_mimic": r2gen.MIMIC_PROTOCOL,
+    "paper": paper.PROTOCOL,
+    "huggingface": huggingface.PROTOCOL,
+}
 PROTOCOLS = tuple(_PROTOCOLS)
 METEOR_VARIANTS = meteor.VARIANTS
 
@@ -67,7 +73,8 @@ def score_all(
     words = cache(chosen.words)
     require_texts(predictions, references, lambda text: reference_words(text, protocol))
     predictions = answers_in(predictions)
-    said, gold = ([Text(text, words(text)) for text in texts] for texts in (predictions, references))
+    said = [Text(text, words(text)) for text in predictions]
+    gold = [Text(text, words(text)[: chosen.reference_words]) for text in references]
     parts = [
         [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
         meteor.scores([t.words for t in said], [t.words for t in gold], meteor_variant or chosen.meteor_variant),
@@ -97,9 +104,9 @@ def compute(
         predictions: n raw reports of the model; thoughts are removed, and each protocol cleans and splits texts by its
             own rules.
         references: n gold reports, one a prediction, each with words.
-        protocol: "coco", "paper" or "huggingface" (eval/report_generation/README.md has the formulas).
+        protocol: one of `PROTOCOLS` (eval/report_generation/README.md has the formulas).
         meteor_variant: "meteor_1.5" (Java), "nltk_wordnet" (WordNet data) or "nltk_exact_stem" (no data); by default
-            the protocol's own: "meteor_1.5" for coco, "nltk_wordnet" for the others.
+            the protocol's own: "nltk_wordnet" for paper and huggingface, "meteor_1.5" for the others.
         groups: n names (an organ, a modality); adds "by_group".
         clinical: any of "radgraph_f1", "chexbert_f1", which load models from the Hub.
         return_scores: add "scores", the n `score_all` results.

@@ -1,4 +1,4 @@
-"""Protocol `coco`, used since R2Gen: corpus BLEU and ROUGE-L as in pycocoevalcap, on cleaned text.
+"""Protocol `coco`: corpus BLEU and ROUGE-L as in pycocoevalcap, on cleaned text.
 
 Implemented here, since pycocoevalcap is a download of 104 MB; tests compare the values with that package.
 """
@@ -29,7 +29,7 @@ def clean(text: str) -> list[str]:
 
     In this order: lower-case; drop free-standing "1." to "5."; delete characters other than letters, digits, hyphens
     and white space ("3.5" becomes "35", "and/or" "andor", as in R2Gen); split at white space; drop words of hyphens
-    only. R2Gen itself keeps " . " between sentences as a word, and therefore scores higher.
+    only. Protocol `r2gen` keeps full stops as words.
 
     Example:
         >>> clean("1. Heart size normal. 2. No T2-weighted change!")

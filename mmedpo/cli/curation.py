@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from functools import partial
@@ -82,7 +83,7 @@ def build(
     """
     from mmedpo.curation.settings import Settings
     from mmedpo.hub import builders
-    from mmedpo.hub.build import Build
+    from mmedpo.hub.build import Build, write_source
     from mmedpo.hub.build import build as build_dataset
     from mmedpo.runs.processes import Processes
 
@@ -98,6 +99,9 @@ def build(
     settings, run, own = parsed(context, Settings, Build, options, name=name, defaults=standard, about=builder.__doc__)
     if run.check_judges:
         _check_judges(settings, run)
+        return
+    if run.source_only:
+        _print_source(run.output, write_source(builder, settings, run, own))
         return
     publishes = run.publish and Processes.here().first
     prepare = partial(prepare_built, run) if publishes else None
@@ -182,6 +186,14 @@ def audit(
         print_written(output)
     if found["faults"]:
         raise InputError(f"{dataset} breaks the preference schema:", [Fault(**fault) for fault in found["faults"]])
+
+
+def _print_source(output: Path, counts: Counter[str]) -> None:
+    """Print the numbers of rows read and left out."""
+    read = counts.pop("read")
+    console.print(f"{output}: {number_of(read, 'rows')} read, {number_of(read - counts.total(), 'questions')} written.")
+    if counts:
+        print_table([["left out because", "count"], *([reason, str(count)] for reason, count in counts.most_common())])
 
 
 def _checking(context: typer.Context) -> dict[str, Path]:

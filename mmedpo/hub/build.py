@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from mmedpo.runs import writable
 from mmedpo.runs.json_files import write_json
 from mmedpo.runs.options import option
 from mmedpo.runs.processes import ALONE, Processes
-from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder, scratch_folder, short_folder
+from mmedpo.runs.run_folder import LOCK, SOURCE_FOLDER, output_folder, scratch_folder, short_folder
 
 # Options of rejected responses and judges; unused if both come with the data.
 MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
@@ -34,6 +35,7 @@ class Build(Run):
     keep_source: Path | None = field(
         default=None, metadata={"help": "Folder to keep the source in (its table and images), for mmedpo evaluate."}
     )
+    source_only: bool = option(False, "Write only the source, to --output, for mmedpo evaluate; nothing is curated.")
     publish: str | None = field(default=None, metadata={"help": "Hub repository to publish to, USER/NAME."})
     fill: list[str] = field(
         default_factory=list, metadata={"help": "KEY=TEXT for open fields of the card to publish: license, privacy."}
@@ -124,6 +126,34 @@ def build(
     if manifest:
         _keep(run)
     return manifest
+
+
+def write_source(builder: ModuleType, settings: Settings, run: Build, options: Any) -> Counter[str]:
+    """Write the source that a builder reads, without curation.
+
+    Returns:
+        Number of rows "read", and of those left out by reason.
+
+    Raises:
+        InputError: options of a curation are given, or as `build`.
+    """
+    idle = [name for name in ("keep_source", "publish", "resume") if getattr(run, name)]
+    if idle:
+        raise InputError(f"--source-only curates nothing. Leave out --{', --'.join(idle).replace('_', '-')}.")
+    upstream = builders.open_upstream(builder, settings.source)
+    settings.credentialed |= builders.is_restricted(upstream, options)
+    with short_folder(run.output) as folder:
+        precomputed, about = builders.read_upstream(builder, upstream, settings, options, folder, ALONE)
+        source = folder / SOURCE_FOLDER
+        if not source.exists():
+            raise InputError(f"{upstream} is a source folder already. Leave out --source-only.")
+        for entry in folder.iterdir():
+            if entry not in (source, folder / LOCK):
+                entry.unlink()  # the ledger of the source
+        for entry in source.iterdir():
+            entry.rename(folder / entry.name)
+        source.rmdir()
+    return Counter({"read": about["rows"]}) + Counter(reject.reason for reject in precomputed.rejects)
 
 
 def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, run: Build) -> None:

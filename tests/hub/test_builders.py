@@ -101,7 +101,7 @@ def written(name: str, source: Path, folder: Path, **options: Any) -> list[Sampl
 
 
 def test_there_is_a_builder_for_each_data_set_that_is_promised() -> None:
-    promised = {"vqa_rad", "path_vqa", "slake", "iu_xray", "mimic_cxr", "released", "folder", "nih_bbox"}
+    promised = {"vqa_rad", "path_vqa", "slake", "iu_xray", "mimic_cxr", "released", "folder", "nih_bbox", "probmed"}
     assert promised == set(NAMES)
 
 

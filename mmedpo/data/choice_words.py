@@ -1,0 +1,171 @@
+"""English words and phrases by which `choices` reads the options of a question and the one that an answer asserts."""
+
+from __future__ import annotations
+
+import re
+
+from mmedpo.data.text import NEGATIONS
+
+ARTICLES = frozenset(("a", "an", "the"))
+# Names of one modality, projection or sex; words are split at hyphens, but "x-ray" stays one.
+MODALITIES = (
+    ("ct", "cat scan", "computed tomography", "computerized tomography", "computerised tomography"),
+    ("mri", "mr", "magnetic resonance", "magnetic resonance imaging", "mr imaging", "magnetic resonance image"),
+    ("x-ray", "xray", "radiograph", "radiography", "cxr", "plain film"),
+    ("ultrasound", "ultrasonography", "sonography", "sonogram", "us"),
+    ("pet", "positron emission tomography"),
+    ("ap", "anteroposterior", "antero posterior"),
+    ("pa", "posteroanterior", "postero anterior"),
+    ("iv", "intravenous"),
+    ("male", "man"),
+    ("female", "woman"),
+)
+# Words at the end of a modality or side that an answer may leave out or add ("CT scan", "left side").
+CARRIERS = frozenset(("scan", "image", "imaging", "film", "view", "side", "plane", "weighted", "study", "projection"))
+SPELLINGS = {
+    "grey": "gray", "homogenous": "homogeneous", "heterogenous": "heterogeneous", "radioopaque": "radiopaque",
+    "saggital": "sagittal", "abcess": "abscess", "tumour": "tumor", "oedema": "edema", "haemorrhage": "hemorrhage",
+    "unenhanced": "nonenhanced",
+}  # fmt: skip
+NUMBERS = {
+    name: str(i)
+    for i, name in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
+}
+
+# What follows is only compared with, in an answer.
+CUTS = frozenset((
+    "than", "rather", "instead", "opposed", "compared", "comparison", "comparing", "relative", "unlike", "versus",
+    "vs", "vs.", "among", "amongst", "between", "contrary", "distinguished", "different", "differs", "opposite",
+    "except",
+))  # fmt: skip
+DENIALS = NEGATIONS | frozenset((
+    "lack", "lacks", "lacking", "absence", "excludes", "exclude", "excluding", "rules", "ruling", "unlikely",
+    "incapable", "fails", "devoid",
+))  # fmt: skip
+LIMITS = frozenset(("only", "solely", "merely", "just", "simply", "necessarily"))  # "not only the left" denies nothing
+# An option before one of these is denied.
+DENIED = frozenset((
+    "absent", "excluded", "spared", "uninvolved", "unaffected", "nonexistent", "existent", "incorrect", "wrong",
+    "false", "unlikely", "missing",
+))  # fmt: skip
+# After "not" they deny what stands before ("the left lung is not affected").
+AFFIRMED = frozenset((
+    "seen", "visible", "present", "identified", "noted", "evident", "observed", "detected", "shown", "visualized",
+    "affected", "involved", "abnormal", "enlarged", "used", "given", "administered", "correct", "right", "true", "it",
+    "applicable", "possible", "likely", "here", "there", "depicted", "diseased", "the",
+))  # fmt: skip
+HEALTHY = frozenset(("normal", "unremarkable", "healthy", "clear", "intact", "unaffected", "spared", "uninvolved"))
+HEDGES = frozenset((
+    "may", "might", "could", "maybe", "perhaps", "possibly", "if", "whether", "unclear", "typically", "usually",
+    "generally", "often", "sometimes", "either", "depends", "question", "options", "choices", "choose",
+))  # fmt: skip
+BREAKS = frozenset((
+    "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
+    "suggesting", "specifically", "as", "so", "where", "therefore", "thus", "hence", "due",
+))  # fmt: skip
+VERBS = frozenset((
+    "is", "are", "was", "were", "has", "have", "shows", "show", "appears", "appear", "seems", "looks", "isn't",
+    "aren't", "does", "do", "it's", "that's", "remains", "lies",
+))  # fmt: skip
+RESTARTS = VERBS | frozenset(("the", "there", "it", "they", "this", "not"))
+CONCLUDES = frozenset(("answer", "therefore", "thus", "hence", "conclusion", "final", "finally", "overall", "correct"))
+ALSO = frozenset(("also", "too", "additionally", "another", "well", "both"))
+
+BIG = frozenset((
+    "bigger", "biggest", "larger", "largest", "greater", "greatest", "more", "most", "higher", "highest", "brighter",
+    "brightest", "denser", "densest", "thicker", "thickest", "wider", "widest", "longer", "longest", "big", "large",
+    "great", "huge", "better", "heavier", "heaviest", "occupies",
+))  # fmt: skip
+SMALL = frozenset((
+    "smaller", "smallest", "less", "least", "fewer", "lower", "lowest", "darker", "darkest", "thinner", "thinnest",
+    "narrower", "narrowest", "shorter", "shortest", "small", "tiny", "little", "lighter", "lightest",
+))  # fmt: skip
+COMPARATIVES = (BIG | SMALL) - {
+    "big", "large", "great", "huge", "small", "tiny", "little", "lower", "more", "less", "most", "occupies", "better",
+}  # fmt: skip
+AS_BIG = frozenset(("same", "similar", "large", "big", "small"))  # "as large as", "the same size as"
+# A question that holds one asks where something is wrong, so that a normal option is denied.
+ASKED_ILL = frozenset((
+    "abnormal", "abnormality", "abnormalities", "pathology", "pathologic", "pathological", "disease", "diseased",
+    "affected", "involved", "injured", "damaged", "lesion", "lesions", "mass", "masses", "nodule", "nodules", "tumor",
+    "effusion", "fracture", "fractured", "opacity", "opacities", "consolidation", "pneumothorax", "pneumonia",
+    "hemorrhage", "infarct", "edema", "infiltrate", "enlarged", "wrong", "problem",
+))  # fmt: skip
+
+DECLINES = re.compile(
+    r"\b(?:unable|impossible|insufficient|not (?:possible|enough|sure|certain|clear whether|specified|mentioned|able)"
+    r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to) (?:\w+ )?"
+    r"(?:say|tell|determine|answer|assess|confirm|know|provide|distinguish|differentiate|identify|see|view|access"
+    r"|interpret|choose|decide|select|analy[sz]e|be (?:determined|assessed|answered|identified|distinguished))"
+    r"|no (?:\w+ )?(?:data|information|idea)|(?:do not|don't) (?:know|have)|unsure|uncertain|unknown|sorry"
+    r"|indeterminate|undetermined|unanswerable|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
+)
+DECLINING = frozenset((
+    "unable", "impossible", "insufficient", "not", "can", "cannot", "can't", "could", "couldn't", "difficult", "hard",
+    "no", "do", "don't", "unsure", "uncertain", "unknown", "sorry", "indeterminate", "undetermined", "without",
+    "unanswerable",
+))  # fmt: skip
+
+# Of questions
+ASKS = frozenset((
+    "is", "are", "was", "were", "do", "does", "did", "can", "could", "has", "have", "had", "will", "would", "should",
+    "is/are", "are/is",
+))  # fmt: skip
+WH = frozenset(("what", "which", "where", "how", "who", "when", "why"))
+# The first option of a question begins after one of these.
+STARTS = ARTICLES | ASKS | frozenset((
+    "this", "that", "these", "those", "it", "its", "there", "he", "she", "they", "you", "your", "in", "on", "at",
+    "to", "of", "from", "for", "by", "with", "within", "as", "between", "into", "using", "show", "shows", "showing",
+    "suspect", "favor", "favour", "expect", "think", "see", "seen", "located", "appear", "appears", "look", "looks",
+    "taken", "be", "been", "most", "likely", "more likely", "whether", "if", "considered", "called", "either",
+    "represent", "represents", "suggest", "suggests", "indicate", "indicates", "eg", "e.g", "i.e", "just", "only",
+    "mainly", "mostly", "primarily", "predominantly", "more", "better", "described", "obtained", "acquired",
+    "performed", "contain", "contains", "demonstrate", "demonstrates", "his", "her", "their", "found",
+    "occupy", "say", "tell", "being", "than", "visualized", "with", "via", "through", "under", "over",
+))  # fmt: skip
+# The last option of a question ends before one of these.
+ENDS = frozenset((
+    "in", "on", "for", "at", "from", "by", "than", "that", "which", "who", "when", "relative", "compared", "used",
+    "taken", "seen", "shown", "visible", "present", "highlighted", "affected", "involved", "depicted", "displayed",
+    "identified", "noted", "observed", "detected", "visualized", "evident", "performed", "obtained", "acquired",
+    "is", "are", "was", "were", "bigger", "larger", "smaller", "biggest", "largest", "smallest", "abnormal",
+    "enlarged", "according", "based", "most", "more", "as", "given", "administered", "here", "has", "have", "appears",
+    "inflamed", "fractured", "displaced", "thickened", "injured", "damaged", "diseased", "swollen", "obscured",
+    "within", "occupy", "be", "using", "do", "does", "can", "would", "should",
+))  # fmt: skip
+PREDICATES = ENDS - {"in", "on", "for", "at", "from", "by", "than", "that", "relative", "compared", "within", "as"}
+LEADING = ARTICLES | frozenset((
+    "in", "on", "at", "to", "just", "only", "is", "it", "are", "they", "of", "this", "more", "from", "for", "by",
+    "rather", "either", "as", "does", "was", "an", "within", "its", "eg", "e.g", "i.e", "their",
+))  # fmt: skip
+MODIFIERS = frozenset((
+    "left", "right", "upper", "lower", "middle", "gray", "grey", "white", "black", "dark", "bright", "t1", "t2", "ap",
+    "pa", "iv", "high", "low", "more", "less", "one", "both", "two", "three", "four", "single", "multiple", "contrast",
+    "male", "female", "benign", "acute", "chronic", "above", "below", "inside", "outside", "large", "small", "first",
+    "second", "third", "fourth", "mild", "moderate", "severe", "old", "new", "early", "late", "inner", "outer", "front",
+    "back", "top", "bottom", "with", "without", "normal", "abnormal", "true", "false", "frontal", "head", "body",
+    "before", "after", "diffuse", "superior", "inferior", "tail", "neck", "apex", "base",
+))  # fmt: skip
+MODIFIER_ENDINGS = ("al", "ic", "ed", "ous", "ive", "ary", "ior", "ar", "oid", "ine", "ense", "ant", "ile", "ing", "id")
+# After "there", "any" and the like "or" joins what a yes or no asks for.
+ANY = frozenset(("any", "evidence", "sign", "signs", "anything", "indication", "indications"))
+OBJECT_VERBS = frozenset((
+    "show", "have", "has", "contain", "reveal", "demonstrate", "see", "evaluate", "need", "require", "identify", "make",
+    "detect", "made", "visualize", "assess", "diagnose", "exhibit", "observe", "had",
+))  # fmt: skip
+# Members of one group exclude each other, so that a question which names two offers them.
+GROUPS = (
+    ("left", "right", "both", "bilateral"), ("upper", "lower", "middle"), ("anterior", "posterior"),
+    ("superior", "inferior"), ("medial", "lateral"), ("axial", "coronal", "sagittal", "transverse", "transaxial"),
+    ("ct", "mri", "x-ray", "ultrasound", "mr", "pet"), ("pa", "ap", "lateral", "frontal"), ("male", "female"),
+    ("benign", "malignant"), ("hyperintense", "hypointense", "isointense"), ("hyperdense", "hypodense", "isodense"),
+    ("increased", "decreased", "normal"), ("acute", "chronic", "subacute"), ("solid", "cystic"), ("one", "both"),
+    ("unilateral", "bilateral"), ("inside", "outside"), ("t1", "t2", "flair"),
+    ("single", "multiple", "just", "only", "one", "1"),
+    ("normal", "abnormal"), ("gray", "white", "black", "grey"), ("more", "less"), ("one", "two", "three", "four"),
+    ("with", "without"), ("above", "below"), ("elevated", "depressed", "lowered"),
+    ("dilated", "narrowed", "collapsed", "compressed"),
+    ("focal", "diffuse"), ("enlarged", "shrunken", "small"), ("high", "low"), ("large", "small"), ("hyper", "hypo"),
+    ("oral", "iv"), ("regular", "irregular"), ("mild", "moderate", "severe"), ("widened", "narrowed"),
+    ("superficial", "deep"), ("proximal", "distal"), ("internal", "external"), ("open", "closed"), ("inner", "outer"),
+)  # fmt: skip

@@ -1,0 +1,172 @@
+"""Names of options in an answer: words in any inflection, heads that options share left out, letters."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from mmedpo.data import choice_words as known
+from mmedpo.data.text import CLAUSE_STARTS, plain
+from mmedpo.data.yes_no import content
+
+Item = str | int  # a word, or the index of an option that is named
+
+TOKEN = re.compile(
+    r"§\d+|x[- ]?rays?\b|vs\b\.?|(?:small|large) (?:bowel|intestine)s?\b|(?:hyper|hypo|non|multi)(?=[^\W\d_]{3})"
+    r"|[^\W_]+(?:(?<=\d)\.\d+)*(?:'[^\W_]+)?|[,.;:!?()\n/—]"
+)
+ENDS = frozenset(".;!?\n()—")  # of clauses
+
+_LETTER = re.compile(r"(?<![\w'’/§-])[A-Za-z](?![\w'’/-]|\.\w)")
+_NO_LETTER = frozenset(("hepatitis", "vitamin", "group", "type", "stage", "class", "grade", "zone", "level", "phase",
+                        "figure", "panel", "image", "part", "segment", "fig"))  # fmt: skip
+_NAMES_LETTER = frozenset(("option", "choice", "letter", "options", "choices"))
+_AFTER_LETTER = re.compile(r"\s*(?:$|[.):,;\]!?\n—]|-\s|(?:is|was|because|since|as|and|or|but|not|due|with)\b)")
+_NEGATED = re.compile(r"(?:non|not|no|without|with|un|in|ir|im|il|ab|a|dis)?[ -]?(.+)")
+_GROUPED = frozenset(word for group in known.GROUPS for word in group)
+
+
+class Names(NamedTuple):
+    phrases: dict[str, list[tuple[list[str], int]]]  # by their first form, the longest first
+    forms: tuple[frozenset[str], ...]  # of each option
+    names: frozenset[str]  # forms of all options
+    both: int | None  # the option that says "both"
+    opposite: bool  # one of two options is the other denied
+
+
+@lru_cache(maxsize=65536)
+def form(word: str) -> str:
+    """Return what inflections and spellings of a word share."""
+    if word[0] == "§":
+        return word
+    word = known.SPELLINGS.get(word, word)
+    if word[:-1] in _GROUPED and word[-1] == "s":
+        word = word[:-1]
+    if " " in word:  # "small bowel", "x ray"
+        return "x-ray" if word[0] == "x" else word.removesuffix("s")
+    if word in known.NUMBERS:
+        return known.NUMBERS[word]
+    if word.endswith(("ical", "ically", "erous")):
+        word = word[: word.rindex("ic") + 2] if "ic" in word else word[:-3]
+    return (content(word) or [word.removesuffix("s") if len(word) > 3 and not word.endswith("ss") else word])[0]
+
+
+@lru_cache(maxsize=4096)
+def names_of(options: tuple[str, ...]) -> Names:
+    """Return the phrases that name each option, without those that could name two."""
+    texts = [TOKEN.findall(plain(option).casefold()) for option in options]
+    texts = [[word for word in text if word not in ENDS] for text in texts]
+    texts = [text[1:] if len(text) > 1 and text[0] in known.ARTICLES else text for text in texts]
+    numeric = any(text and all(word in known.NUMBERS or word[0].isdigit() for word in text) for text in texts)
+    owners: dict[tuple[str, ...], set[int]] = {}
+    whole = {tuple(map(form, text)): i for i, text in enumerate(texts)}
+    for i, text in enumerate(texts):
+        for phrase in _variants(text, [other for j, other in enumerate(texts) if j != i]):
+            forms = tuple(map(form, phrase))
+            if forms and (whole.get(forms, i) == i) and (numeric or forms not in (("1",), ("2",)) or forms in whole):
+                owners.setdefault(forms, set()).add(i)
+        owners.setdefault((f"§{i}",), set()).add(i)
+    phrases: dict[str, list[tuple[list[str], int]]] = {}
+    for forms, found in sorted(owners.items(), key=lambda pair: -len(pair[0])):
+        if len(found) == 1:
+            phrases.setdefault(forms[0], []).append((list(forms), min(found)))
+    names = tuple(frozenset(map(form, text)) for text in texts)
+    joined = [" ".join(text) for text in texts]
+    both = next((i for i, text in enumerate(texts) if "both" in text or "bilateral" in text), None)
+    return Names(phrases, names, frozenset().union(*names), both, len(options) == 2 and _opposite(*joined))
+
+
+def _opposite(one: str, other: str) -> bool:
+    cores = [match[1] for name in (one, other) if (match := _NEGATED.fullmatch(name))]
+    return len(cores) == 2 and (cores[0] in (other, cores[1]) or cores[1] == one)
+
+
+def _variants(text: list[str], others: list[list[str]]) -> list[list[str]]:
+    """Return the ways to name an option: without a head that others share, with the other names of its modality."""
+    found = [text]
+    for other in others:  # "left" of "left lung" beside "right lung"
+        shared = 0
+        while shared < min(len(text), len(other)) - 1 and form(text[-1 - shared]) == form(other[-1 - shared]):
+            shared += 1
+        found += [text[:-shared]] if shared else []
+    for phrase in list(found):
+        while len(phrase) > 1 and phrase[-1] in known.CARRIERS:
+            phrase = phrase[:-1]
+            found.append(phrase)
+    if text[:1] in (["with"], ["without"]) and len(text) > 1:
+        found += [text[1:]] if text[0] == "with" else [["non", *text[1:]], ["no", *text[1:]]]
+    if text[:1] == ["non"]:
+        found.append(["un" + text[1], *text[2:]])
+    if "/" in text:
+        found += [text[: text.index("/")], text[text.index("/") + 1 :]]
+    if "both" in text:
+        found += [["both"], ["bilateral"]]
+    if text[:1] == ["more"] and len(text) == 2:
+        found.append([text[1].rstrip("e") + "er"])
+    for phrase in list(found):
+        for names in known.MODALITIES:
+            for name in names:
+                words = name.split()
+                if phrase[: len(words)] == words or (len(words) == 1 and words[0] in phrase):
+                    at = phrase.index(words[0])
+                    found += [[*phrase[:at], *o.split(), *phrase[at + len(words) :]] for o in names]
+    weak = (["more"], ["less"], ["with"], ["without"], ["no"], ["non"], ["one"], ["not"], ["in"], ["us"], ["of"])
+    return [phrase for phrase in found if phrase and (phrase == text or phrase not in weak)]
+
+
+def items_in(tokens: list[str], table: Names) -> list[Item]:
+    """Return the tokens with every named option as its index."""
+    forms = list(map(form, tokens))
+    items: list[Item] = []
+    i, size = 0, len(tokens)
+    while i < size:
+        for phrase, option in table.phrases.get(forms[i], ()):
+            length = len(phrase)
+            if forms[i : i + length] == phrase and not (phrase == ["no"] and determines(tokens, i)):
+                items.append(option)
+                i += length
+                break
+        else:
+            items.append(tokens[i])
+            i += 1
+    return items
+
+
+def determines(tokens: list[Item] | list[str], at: int) -> bool:
+    """Return True for a "no" that belongs to the noun after it."""
+    following = tokens[at + 1] if at + 1 < len(tokens) else "."
+    return isinstance(following, int) or (following[0].isalnum() and following not in CLAUSE_STARTS)
+
+
+def mark_letters(text: str, size: int) -> str:
+    """Return the text with "§1" for each letter that names the second option."""
+    bare = text.strip(" \t\n.,:;()[]\"'")
+    if len(bare) == 1 and 0 <= (index := ord(bare.upper()) - 65) < size:
+        return f"§{index}"
+
+    def mark(match: re.Match[str]) -> str:
+        letter, start, end = match[0], match.start(), match.end()
+        index = ord(letter.upper()) - 65
+        before, after = text[max(start - 40, 0) : start].rstrip(), text[end : end + 40]
+        last = re.search(r"[\w]+$", before)
+        previous = last[0].casefold() if last else ""
+        if not 0 <= index < size or previous in _NO_LETTER:
+            return letter
+        bracketed = before[-1:] in ("(", "[") and after.lstrip()[:1] in (")", "]")
+        leads = not before.strip(" (\"'") and re.match(r"\s*[.):\]]", after) is not None
+        named = previous in _NAMES_LETTER
+        ends = _AFTER_LETTER.match(after) is not None
+        if bracketed or leads or named or (letter.isupper() and ends and not _is_article(letter, after)):
+            return f" §{index} "
+        if letter.isupper() and letter not in "AI" and not before:  # "B liver"
+            return f" §{index} "
+        if previous in ("is", "answer") and re.match(r"\s*[.)]?\s*$", after):
+            return f" §{index} "
+        return letter
+
+    return _LETTER.sub(mark, text)
+
+
+def _is_article(letter: str, after: str) -> bool:
+    return letter == "A" and re.match(r"\s+(?:with|as|not|due)\b", after) is not None

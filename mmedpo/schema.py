@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.data import placeholders
+from mmedpo.data import options, placeholders
 from mmedpo.data.images import fault as image_fault
 from mmedpo.data.text import carries, folded, polarity
 from mmedpo.errors import Fault
@@ -26,7 +26,7 @@ DISPREFERENCES = (
     "reversed_noise",  # noised image, where the rejected response is preferred to the gold answer
 )
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
-TASKS = ("closed_vqa", "open_vqa", "report")
+TASKS = ("closed_vqa", "open_vqa", "report", "choice_vqa")  # new ones at the end: stored rows have numbers
 ROLES = ("system", "user", "assistant")  # of messages
 MOST_WEIGHT = 1000.0  # normalised weights have the mean 1
 NOT_WRONG = "not wrong: "  # begins the rationale of a judge who found the rejected response right
@@ -35,6 +35,7 @@ STRIPPED = (
     "this is the published form of restricted data, without texts and images: `mmedpo rejoin` rebuilds the pairs on "
     "a machine that has the data"
 )
+OPTIONAL = ("options",)  # columns of datasets with multiple choice alone
 ROWS_AT_ONCE = 32  # rows in a Parquet row group, and in memory while one is written or read
 
 
@@ -99,17 +100,30 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def features_of(row: Mapping[str, Any]) -> Features:
+    """Return `FEATURES`, with the `OPTIONAL` columns that a row has."""
+    from datasets import Features, List, Value
+
+    further = {"options": List(Value("string"))}  # null: not multiple choice
+    return Features({**_features(), **{name: kind for name, kind in further.items() if name in row}})
+
+
 def message_text(messages: list[dict[str, str]]) -> str:
     """Return the text of a conversation's last message, "" where it has none."""
     return (messages[-1]["content"] or "") if messages else ""
 
 
-def text_fault(chosen: str, rejected: str, task: str) -> str | None:
-    """Return why `rejected` is no rejected response to `chosen` on the same image, or None."""
+def text_fault(chosen: str, rejected: str, task: str, offered: Sequence[str] | None = None) -> str | None:
+    """Return why `rejected` is no rejected response to `chosen` on the same image, or None.
+
+    Of `offered` options, both must be one.
+    """
     if not folded(rejected):
         return "the rejected answer is empty; write one or drop the row"
     if folded(rejected) == folded(chosen):
         return "chosen and rejected are equal on equal images; nothing can be learned from it"
+    if offered:
+        return None if folded(rejected) in map(folded, offered) else "the rejected answer is none of the options"
     if task != "report" and polarity(chosen) is not None and polarity(chosen) == polarity(rejected):
         return "both sides say the same, yes or no; the rejected answer is not wrong"
     if task != "report" and polarity(chosen) is None and carries(rejected, chosen):
@@ -150,11 +164,23 @@ def _equality_fault(rejected_images: Any, images: Any, chosen: Any, rejected: An
     return None
 
 
-def _preference_fault(rejected: Any, chosen: Any, rejected_images: Any, task: Any, dispreference: Any) -> str | None:
+def _options_fault(offered: Any, chosen: Any, rejected: Any, task: Any, dispreference: Any) -> str | None:
+    named = label(task, TASKS)
+    if offered is None:
+        return "is missing; a question of this task needs options" if named == "choice_vqa" else None
+    gold = message_text((rejected if dispreference in REVERSED else chosen) or [])
+    if sentence := options.fault([one or "" for one in offered]) or (named and options.task_fault(named, offered)):
+        return sentence
+    return None if folded(gold) in map(folded, offered) else "does not hold the gold answer"
+
+
+def _preference_fault(
+    rejected: Any, chosen: Any, rejected_images: Any, task: Any, dispreference: Any, offered: Any = None
+) -> str | None:
     gold, wrong, named = message_text(chosen or []), message_text(rejected or []), label(task, TASKS)
     if rejected_images is not None or not folded(gold) or not folded(wrong) or named is None:
         return None
-    return text_fault(*((wrong, gold) if dispreference in REVERSED else (gold, wrong)), named)
+    return text_fault(*((wrong, gold) if dispreference in REVERSED else (gold, wrong)), named, offered)
 
 
 # Rules of a row: the columns that a rule reads, the one of its fault first, and the function from their values to it.
@@ -174,14 +200,15 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("rejected_images",), lambda images: "is an empty list; null means the same images" if images == [] else None),
     (("rejected_images", "images"), _count_fault),
     (("rejected_images", "images", "chosen", "rejected"), _equality_fault),
-    (("rejected", "chosen", "rejected_images", "task", "dispreference"), _preference_fault),
+    (("options", "chosen", "rejected", "task", "dispreference"), _options_fault),
+    (("rejected", "chosen", "rejected_images", "task", "dispreference", "options"), _preference_fault),
 )
 
 
 def broken_rules(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (column, sentence) of the rules that a row breaks, of those whose columns it has."""
     for columns, rule in RULES:
-        if row.keys() >= {*columns} and (sentence := rule(*(row[column] for column in columns))):
+        if row.keys() >= {*columns} - {*OPTIONAL} and (sentence := rule(*(row.get(column) for column in columns))):
             yield columns[0], sentence
 
 
@@ -220,7 +247,10 @@ def role_fault(messages: Iterable[Mapping[str, Any]] | None, last: str) -> str |
 
 
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:
-    """Return a fault for each column that is missing or differs in type from the schema."""
+    """Return a fault for each column that is missing or differs in type from the schema.
+
+    Datasets of earlier versions, with fewer class names, are accepted.
+    """
     if DIGEST in features:
         return [Fault("(all rows)", DIGEST, STRIPPED)]
     return [
@@ -229,9 +259,15 @@ def column_faults(features: Mapping[str, Any]) -> list[Fault]:
             name,
             f"is missing; expected {kind}" if name not in features else f"has type {features[name]}; expected {kind}",
         )
-        for name, kind in _features().items()
-        if features.get(name) != kind
+        for name, kind in features_of(features).items()
+        if not _is_of(kind, features.get(name))
     ]
+
+
+def _is_of(kind: Any, given: Any) -> bool:
+    """Return True for the type of a column, or the same with fewer of its class names, from the first."""
+    names, own = getattr(given, "names", None), getattr(kind, "names", None)
+    return given == kind or bool(own and names and type(given) is type(kind) and names == own[: len(names)])
 
 
 def validate(dataset: Dataset) -> list[Fault]:

@@ -2,15 +2,17 @@
 
 Paper, section 3.1: a strong chat model compares sampled answers with the gold answer and picks the most hallucinated.
 If none is clearly hallucinated, it writes one from the gold answer. Styles keep length and form from telling the two
-sides apart. In the authors' released data rejected responses are about five times as long.
+sides apart. In the authors' released data rejected responses are about five times as long. With options, another
+option is rejected.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from mmedpo.curation.answer_checks import (
@@ -25,20 +27,23 @@ from mmedpo.curation.answer_checks import (
     most_changes,
 )
 from mmedpo.curation.prompts import render
-from mmedpo.data.text import folded, plain, words
+from mmedpo.data import options
+from mmedpo.data.text import folded, plain, unit_interval, words
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.runs.provenance import portable
 
 __all__ = ["STYLES", "Choice", "Hallucination", "Item", "Rejection", "Writer", "flip"]
 
 SELECT, INJECT, FLIP, OPPOSED = "select@3", "inject@3", "flip@1", "opposed@1"
-TARGET_MODEL, FLIPPED = "target model", "flip"
+SAID, PICK, ONLY, DRAWN = "said_option@1", "option@1", "only_option@1", "drawn_option@1"  # of questions with options
+TARGET_MODEL, FLIPPED, OPTION = "target model", "flip", "options"
 SHOWN = 200  # characters of a reply in the detail of a reject
 KINDS = ("finding", "place", "diagnosis", "other")
 NO_ANSWER = "the chat model did not answer"
 UNREADABLE = "the chat model's answer could not be read"
 DECLINED = "the chat model declined to write a wrong answer"
 UNUSABLE = "the chat model wrote no usable wrong answer"
+ALL_RIGHT = "the chat model found that every other option may be correct"
 WRITING_ATTEMPTS = 2
 OPPOSITE = {"yes": "no", "no": "yes"}
 
@@ -52,6 +57,8 @@ class Item:
         candidates: answers sampled from the target model.
         alternatives: returns gold answers of other samples of the task; only offline stand-ins ask for them.
         image: an encoded image file to show to the chat model, or None.
+        options: of multiple choice; `gold` is one of them.
+        key: seeds a drawn option.
     """
 
     question: str
@@ -60,6 +67,8 @@ class Item:
     candidates: Sequence[str] = ()
     alternatives: Callable[[], Iterable[str]] = tuple
     image: bytes | None = None
+    options: Sequence[str] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Hallucination:
     """A rejected response.
 
     Attributes:
-        made_by: "target model", "flip" or the chat model's name.
+        made_by: "target model", "flip", "options" or the chat model's name.
         prompt_version: the prompt or rule that chose or wrote it.
         kind: one of `KINDS`, as the chat model classified it; None if it did not.
         none_chosen: True if the chat model was shown candidates and found none wrong.
@@ -116,9 +125,9 @@ class Writer:
         Raises:
             InputError: `chat.complete` raises it.
         """
-        chosen: dict[int, Choice] = {}
+        chosen = _other_options(self.chat, {i: item for i, item in enumerate(items) if item.options})
         if self.style != "free":
-            flipped = {i: flip(item.gold) for i, item in enumerate(items) if item.task != "report"}
+            flipped = {i: flip(item.gold) for i, item in enumerate(items) if item.task != "report" and i not in chosen}
             chosen |= {i: Hallucination(text, FLIPPED, FLIP) for i, text in flipped.items() if text is not None}
         picked, none = _select(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
         chosen |= picked
@@ -132,6 +141,36 @@ def flip(gold: str) -> str | None:
     if said not in (["yes"], ["no"]):
         return None
     return re.sub(r"\w+", lambda match: in_case_of(match.group(), OPPOSITE[said[0]]), plain(gold))
+
+
+def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choice]:
+    """Return another option: the only one, the target's most frequent, the chat model's, or a drawn one."""
+    chosen: dict[int, Choice] = {}
+    asked: dict[int, ChatRequest] = {}
+    rest = {i: [option for option in item.options if folded(option) != folded(item.gold)] for i, item in items.items()}
+    for i, item in items.items():
+        others = rest[i]
+        named = [option for text in item.candidates if (option := options.gold(text, item.options)) in others]
+        if len(others) == 1:
+            chosen[i] = Hallucination(others[0], OPTION, ONLY)
+        elif named:
+            chosen[i] = Hallucination(str(Counter(named).most_common(1)[0][0]), TARGET_MODEL, SAID)
+        else:
+            told = {"question": item.question, "gold": item.gold, "others": others}
+            asked[i] = render(PICK, _choice_schema(len(others)), item.image, partial(_is_choice, len(others)), **told)
+    for i, (answer, reply) in _ask(chat, asked).items():
+        others = rest[i]
+        number = _number(answer, len(others)) if isinstance(answer, dict) else None
+        if isinstance(answer, Rejection) and answer.reason != UNREADABLE:
+            chosen[i] = answer
+        elif number == 0:
+            chosen[i] = Rejection(ALL_RIGHT, _start(reply))
+        elif number and isinstance(answer, dict):
+            chosen[i] = Hallucination(others[number - 1], portable(chat.name), PICK, _kind(answer))
+        else:
+            place = int(unit_interval("option", items[i].key, items[i].question) * len(others))
+            chosen[i] = Hallucination(others[place], OPTION, DRAWN)
+    return chosen
 
 
 def _styled(item: Item, text: str, style: str) -> str:
@@ -235,13 +274,17 @@ def _answer_schema(**first: dict[str, Any]) -> dict[str, Any]:
 
 
 def _selection(item: Item, candidates: list[str]) -> ChatRequest:
-    schema = _answer_schema(choice={"type": "integer", "enum": list(range(len(candidates) + 1))})
     shown = {"question": item.question, "gold": item.gold, "task": item.task, "candidates": candidates}
+    count = len(candidates)
+    return render(SELECT, _choice_schema(count), item.image, partial(_is_choice, count), **shown)
 
-    def readable(text: str) -> bool:
-        return _number(parse_json(text) or {}, len(candidates)) is not None
 
-    return render(SELECT, schema, item.image, readable, **shown)
+def _choice_schema(most: int) -> dict[str, Any]:
+    return _answer_schema(choice={"type": "integer", "enum": list(range(most + 1))})
+
+
+def _is_choice(most: int, text: str) -> bool:
+    return _number(parse_json(text) or {}, most) is not None
 
 
 def _injection(item: Item, style: str, previous: str, fault: str) -> ChatRequest:

@@ -194,6 +194,7 @@ def _choose(plan: Plan, sampled: Ledger, pools: Mapping[str, Pool], batch: Seque
         hallucinate.Item(
             sample.question, sample.answer, sample.task, sampling.texts(sampled.get(sample.id)),
             partial(pools[sample.task].nearest, sample), _shown(sample) if plan.writer.show_images else None,
+            sample.options, f"{plan.seed} {sample.id}",
         )
         for sample in batch
     ]  # fmt: skip
@@ -209,7 +210,7 @@ def _shown(sample: Sample) -> bytes:
 def _judge(panel: relevance.Panel, disputed: Ledger, batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
     found = [disputed[sample.id] for sample in batch]
     scores = iter(panel.score([
-        relevance.Item(sample.question, sample.answer, wrong["text"])
+        relevance.Item(sample.prompt, sample.answer, wrong["text"])
         for sample, wrong in zip(batch, found, strict=True) if "text" in wrong
     ]))  # fmt: skip
     return [asdict(next(scores)) if "text" in wrong else None for wrong in found]

@@ -151,20 +151,21 @@ def dataset_rows(
     pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows in order; images are noised as they are reached."""
-    fields = list(schema.FEATURES["provenance"])
+    fields, offered = list(schema.FEATURES["provenance"]), any(pair.sample.options for pair in pairs)
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
         row: dict[str, Any] = {
             "id": row_id(sample, pair.dispreference),
             "images": [images.embedded(sample.image)],
             "rejected_images": None,
-            "prompt": _message("user", sample.question),
+            "prompt": _message("user", sample.prompt),
             "chosen": _message("assistant", sample.answer),
             "rejected": _message("assistant", sample.answer),
             "weight": weight,
             "clinical_relevance": pair.relevance,
             "dispreference": pair.dispreference,
             "task": sample.task,
+            **({"options": list(sample.options) or None} if offered else {}),
             "source": sample.source,
             "license": sample.license,
         }

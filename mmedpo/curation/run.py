@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 PROMPTS = {
     "select": hallucinate.SELECT, "opposed": hallucinate.OPPOSED, "inject": hallucinate.INJECT,
-    "flip": hallucinate.FLIP, "judge": relevance.JUDGE,
+    "flip": hallucinate.FLIP, "option": hallucinate.PICK, "judge": relevance.JUDGE,
 }  # fmt: skip
 REDO = "Or curate only these again, with --redo-changed."
 

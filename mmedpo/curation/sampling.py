@@ -53,7 +53,7 @@ class Sampler:
         seed = int(unit_interval("sample", self.seed, *(sample.id for sample in batch)) * 2**32)
         most = longest(batch[0].task, self.max_new_tokens, self.max_new_tokens_report)
         sampling = Sampling(most, self.temperature, samples=self.samples, seed=seed)
-        inputs = model.encode([(images.open_rgb(sample.image), sample.question) for sample in batch])
+        inputs = model.encode([(images.open_rgb(sample.image), sample.prompt) for sample in batch])
         return [
             {
                 "texts": [answer.text for answer in answers if answer.text is not None],

@@ -126,17 +126,17 @@ class Pool:
 class StandInChat:
     """Stand-in that chooses and writes rejected responses.
 
-    `select` takes the first candidate wrong in polarity, finding or side. `inject` makes the smallest edit that the
-    style allows (`answer_checks.answer_fault`): it swaps yes/no, side and finding words (one word in the style
-    "minimal"), adds or removes a denial, or takes the other gold answer closest in length. In the style "free" a short
-    answer becomes a sentence. It declines ("answer": "") if no rule fits.
+    `select` takes the first candidate wrong in polarity, finding or side; `option` such an option, or the first.
+    `inject` makes the smallest edit that the style allows (`answer_checks.answer_fault`): it swaps yes/no, side and
+    finding words (one word in the style "minimal"), adds or removes a denial, or takes the other gold answer closest in
+    length. In the style "free" a short answer becomes a sentence. It declines ("answer": "") if no rule fits.
     """
 
     name = "standin:rules"
     revision: str | None = "1"
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        return [_reply(request, {"select": _select, "inject": _inject}) for request in requests]
+        return [_reply(request, {"select": _select, "inject": _inject, "option": _option}) for request in requests]
 
 
 class StandInJudge:
@@ -201,6 +201,11 @@ def _select(variables: Mapping[str, Any]) -> dict[str, Any]:
         if kind in ("polarity", "finding", "side"):
             return {"choice": number, "kind": "place" if kind == "side" else "finding"}
     return {"choice": 0, "kind": "other"}
+
+
+def _option(variables: Mapping[str, Any]) -> dict[str, Any]:
+    found = _select({**variables, "candidates": variables["others"]})
+    return {**found, "choice": found["choice"] or 1}
 
 
 def _inject(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def of_samples(samples: Iterable[Sample]) -> Iterator[tuple[str, Parts]]:
             question=one.question, answer=one.answer, task=one.task, image=one.image_digest,
             boxes=[asdict(box) for box in one.boxes], masks=[contents(file) for file in one.masks],
             heatmap=one.heatmap and contents(one.heatmap), confidence=one.confidence,
-            modality=one.modality, organ=one.organ,
+            modality=one.modality, organ=one.organ, options=one.options,
         )  # fmt: skip
 
 

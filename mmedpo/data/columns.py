@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data import options
 from mmedpo.data.tables import as_text, form_fault, is_missing
 from mmedpo.data.text import plain
 from mmedpo.errors import InputError
@@ -18,6 +19,7 @@ COLUMNS = {  # accepted names of each column, in order of precedence; docs/curat
     "image": ("image", "image_name", "img_name", "image_path", "file_name"),
     "question": ("question", "prompt"),
     "answer": ("answer",),
+    "options": ("options", "choices"),
     "report": ("report",),
     "findings": ("findings",),
     "impression": ("impression",),
@@ -38,7 +40,15 @@ COLUMNS = {  # accepted names of each column, in order of precedence; docs/curat
     "license": ("license",),
     "credentialed": ("credentialed",),
 }
-OTHER_FORMS = ("boxes", "masks", "confidence", "labels", "width", "credentialed")  # columns of other types than text
+OTHER_FORMS = (
+    "options",
+    "boxes",
+    "masks",
+    "confidence",
+    "labels",
+    "width",
+    "credentialed",
+)  # columns of other types than text
 SECTIONS = ("findings", "impression")  # of a report, in this order
 REPORT_QUESTION = "Describe the findings in this image."
 MISSING_ANSWER = "_answer"  # key of the cell that was read as a missing answer
@@ -67,11 +77,14 @@ KNOWN = {key(name): column for column, names in COLUMNS.items() for name in name
 
 def row_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table's row by `COLUMNS`, None where a value is missing (`tables.is_missing`)."""
-    cells = {key(name): cell for name, cell in reversed(list(raw.items())) if not _is_missing(name, cell)}
+    lettered = {*options.columns({*map(key, raw)})}
+    cells = {key(name): cell for name, cell in reversed(list(raw.items())) if not _is_missing(name, cell, lettered)}
     row = {
         column: next((cells[key(name)] for name in names if key(name) in cells), None)
         for column, names in COLUMNS.items()
     }
+    if row["options"] is None and lettered:
+        row["options"] = options.gathered(cells, lettered)
     if row["answer"] is None:
         _fill_from_report(row)
         texts = [str(cell) for name, cell in raw.items() if KNOWN.get(key(name)) == "answer" and cell is not None]
@@ -86,10 +99,10 @@ def group_name(cell: Any) -> str:
     return "" if nobody else re.sub(r"^(\d+)\.0+$", r"\1", name)
 
 
-def _is_missing(name: str, cell: Any) -> bool:
+def _is_missing(name: str, cell: Any, lettered: Collection[str] = ()) -> bool:
     # "none" in lower case is an answer ("Which abnormality is seen?"); programs write a missing value as None.
-    is_answer = KNOWN.get(key(name)) == "answer" and isinstance(cell, str) and cell.strip() == "none"
-    return is_missing(cell) and not is_answer
+    holds_answer = KNOWN.get(key(name)) == "answer" or key(name) in lettered
+    return is_missing(cell) and not (holds_answer and isinstance(cell, str) and cell.strip() == "none")
 
 
 def _fill_from_report(row: dict[str, Any]) -> None:
@@ -136,8 +149,10 @@ def notices(name: str, columns: Iterable[str]) -> list[str]:
         columns: of the table, in its order.
     """
     by_column: dict[str | None, list[str]] = {}
+    columns = [*columns]
+    lettered = {*options.columns({*map(key, columns)})}
     for column in columns:
-        if not INDEX.fullmatch(key(column)):
+        if key(column) not in lettered and not INDEX.fullmatch(key(column)):
             by_column.setdefault(KNOWN.get(key(column)), []).append(column)
     unread = sorted(by_column.pop(None, []))
     sentences = []

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo.data import credentialed, dicom, findings, placeholders, safe_paths
+from mmedpo.data import credentialed, dicom, findings, options, placeholders, safe_paths
 from mmedpo.data.columns import MISSING_ANSWER, form_faults, group_name, row_of
 from mmedpo.data.image_modes import WIDE_PIXEL, refuse_bombs
 from mmedpo.data.images import SUFFIXES, open_rgb
@@ -23,7 +23,7 @@ from mmedpo.data.text import folded, words
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import TASKS
 
-ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "report": "report", **{task: task for task in TASKS}}
+ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "choice": "choice_vqa", **{task: task for task in TASKS}}
 READ = (*SUFFIXES, ".npy")
 
 
@@ -62,6 +62,12 @@ class Sample:
     question_type: str | None = None  # as in the table; may be a list ("PRES, ABN")
     image_digest: str = ""  # `images.digest`, set when the file is read
     image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set when the file is read
+    options: tuple[str, ...] = ()  # of multiple choice; `answer` is one of them
+
+    @property
+    def prompt(self) -> str:
+        """Return the text that a model is asked."""
+        return options.asked(self.question, self.options)
 
 
 def read_heat(file: Path) -> np.ndarray:
@@ -146,9 +152,13 @@ def read_sample(
     for column, text in (("question", question), ("answer", answer)):
         if held := placeholders.fault(text):
             faults.append(Fault(where, column, held))
-    task = _task(row["task"], answer)
+    offered, answer, option_faults = options.of_row(row["options"], answer)
+    faults += [Fault(where, *found) for found in option_faults]
+    task = _task(row["task"], answer, offered)
     if task is None:
-        faults.append(Fault(where, "task", "is unknown; use closed, open or report", repr(row["task"])))
+        faults.append(Fault(where, "task", "is unknown; use closed, open, choice or report", repr(row["task"])))
+    elif not option_faults and (unfit := options.task_fault(task, offered)):
+        faults.append(Fault(where, "task", unfit))
     boxes, box_fault = _boxes(row["boxes"])
     if box_fault:
         faults.append(Fault(where, "boxes", *box_fault))
@@ -164,11 +174,8 @@ def read_sample(
         image_id=intern(_relative_name(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
         split=intern(as_text(row["split"]).strip()), boxes=boxes, source=_line(row["source"]) or intern(name),
         license=_line(row["license"]) or intern(license), masks=masks, heatmap=heatmap, confidence=confidence,
-        image_digest="", image_size=(0, 0),
-        **{
-            column: _line(row[column]) or None
-            for column in ("modality", "organ", "question_type")
-        },
+        image_digest="", image_size=(0, 0), options=offered,
+        **{column: _line(row[column]) or None for column in ("modality", "organ", "question_type")},
     ), []  # fmt: skip
 
 
@@ -266,7 +273,9 @@ def _line(cell: Any) -> str:
     return intern(" ".join(as_text(cell).split()))
 
 
-def _task(cell: Any, answer: str) -> str | None:
+def _task(cell: Any, answer: str, offered: Sequence[str]) -> str | None:
+    if cell is None and offered:
+        return "closed_vqa" if {*map(folded, offered)} == {"yes", "no"} else "choice_vqa"
     if cell is None:
         return "closed_vqa" if words(answer) in (["yes"], ["no"]) else "open_vqa"
     return ANSWER_TYPES.get(folded(str(cell)))

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _is_full(filled: float, id: str) -> bool:
 def _table(rows: list[dict[str, Any]]) -> Any:
     import pyarrow
 
-    features = schema.FEATURES
+    features = schema.features_of(rows[0])
     return pyarrow.Table.from_pylist([features.encode_example(row) for row in rows], schema=features.arrow_schema)
 
 
@@ -93,7 +94,6 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
 
     limit = shard_bytes(shard_size)
 
-    columns = schema.FEATURES.arrow_schema
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     ids = Hashes()
@@ -101,6 +101,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     shards: list[Path] = []
     rows, more = iter(rows), True
     try:
+        first = [*islice(rows, 1)]
+        columns, rows = schema.features_of(first[0] if first else {}).arrow_schema, chain(first, rows)
         while more:
             more, size, held = False, 0, 0
             shards.append(data / f"{split}-{len(shards):05d}.partial")

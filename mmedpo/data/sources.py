@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo.data import credentialed, gold, licenses, safe_paths, splits
+from mmedpo.data import credentialed, gold, licenses, options, safe_paths, splits
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
 from mmedpo.data.images import UnusableImage, digest, open_rgb
@@ -125,11 +125,10 @@ def read_source(
     images = image_files(root, image_folders)
     marked_by = credentialed.of_path(table) or ("--credentialed" if marked else None)
     source = Source(name, license, [], marked_by=marked_by)
-    taken: dict[str, str] = {}
-    studies: dict[str, str] = {}
+    taken, studies = dict[str, str](), dict[str, str]()
     columns: dict[str, None] = {}
     origins = dict.fromkeys([name, license])  # sources and licences, of faulty rows too
-    nameless = 0
+    nameless = rewritten = 0
     for where, row in questions(table, columns):
         if not credentialed.is_no(row["credentialed"]):
             source.marked_by = source.marked_by or f"the row {where}"
@@ -142,6 +141,7 @@ def read_source(
             source.samples.append(sample)
             if study := group_name(row["study_id"]):
                 studies[sample.id] = study
+            rewritten += bool(sample.options) and sample.answer != str(row["answer"]).strip()
             nameless += any(row[one] is not None and not group_name(row[one]) for one in ("patient_id", "study_id"))
     if not source.samples and not source.faults:
         raise InputError(f"{table} has no rows; a source needs at least one image with a question and an answer.")
@@ -161,7 +161,8 @@ def read_source(
         )
     source.license = next(iter(source.licenses), license)
     source.notices += [*licenses.notices(source.record(split)), *column_notices(source.name, columns)]
-    source.notices += [sentence] if (sentence := gold.notice(source.name, source.doubtful_answers)) else []
+    said = (gold.notice(source.name, source.doubtful_answers), options.notice(source.name, rewritten))
+    source.notices += filter(None, said)
     return source
 
 

@@ -31,7 +31,7 @@ from mmedpo.runs.provenance import portable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PROMPT = "evaluate@1"  # version of the prompt: the question unchanged
+PROMPT = "evaluate@1"  # version of the prompt: the question unchanged, with its options (`options.asked`)
 Batch = Sequence[Question]
 Keep = Callable[[Mapping[str, Line]], None]
 Given = TypeVar("Given")
@@ -97,7 +97,7 @@ class LocalModel:
         left = [batch for batch in batches if any(question.id not in done for question in batch)]
 
         def read(batch: Batch) -> Any:
-            return self.model.encode([(asked.open_image(question.image), question.text) for question in batch])
+            return self.model.encode([(asked.open_image(question.image), question.prompt) for question in batch])
 
         for batch, inputs in zip(left, ahead(read, left), strict=True):
             answers = self.model.generate(inputs, generation.sampling(batch))
@@ -201,7 +201,7 @@ class _Requests(Sequence[ChatRequest]):
     def _request(self, question: Question) -> ChatRequest:
         # Only pixels are sent: headers of the file may name the patient.
         image: bytes = png(np.asarray(self.open_image(question.image)), "image")["bytes"]
-        return ChatRequest(PROMPT, {}, question.text, image)
+        return ChatRequest(PROMPT, {}, question.prompt, image)
 
 
 def ahead(make: Callable[[Given], Made], given: Sequence[Given], depth: int = READERS) -> Iterator[Made]:

@@ -139,10 +139,10 @@ def _compare(
     model: VisionLanguageModel, sample: Sample, picture: Path, settings: Settings, layers: Sequence[Any]
 ) -> dict[str, Any]:
     image = open_rgb(sample.image)
-    inputs = model.encode([(image, sample.question)])
+    inputs = model.encode([(image, sample.prompt)])
     found = grids(model.model.config, model.processor, inputs, image)
     visible = seen(found, *image.size)
-    forced = answer_tokens(model.processor, sample.question, sample.answer) if settings.answer == "gold" else None
+    forced = answer_tokens(model.processor, sample.prompt, sample.answer) if settings.answer == "gold" else None
     readings, heats, shares = {}, {}, {}
     for run, context in (("start", model.model.disable_adapter()), ("adapter", nullcontext())):
         with context:

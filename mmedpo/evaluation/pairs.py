@@ -14,6 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from mmedpo import schema
+from mmedpo.data import options
 from mmedpo.data.images import digest, open_rgb, size
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
@@ -168,6 +169,7 @@ def measure(
         InputError: rows that the model's processor refuses; all are listed.
     """
     questions = measure.questions
+    example = options.asked(questions[0]["question"], questions[0].get("options"))
     digest = keep(questions, folder / QUESTIONS)
     model = open_model()
     _refuse_unencodable(model.processor, measure.rows)
@@ -181,7 +183,7 @@ def measure(
         scores.append(about(question) | score)
     results = write_results(folder, predictions, scores, {
         "format": formats.RESULTS, **(record or {}), "versions": versions(),
-        **LocalModel(model).record(questions[0]["question"]), **measure.results(predictions, scores),
+        **LocalModel(model).record(example), **measure.results(predictions, scores),
         "questions_sha256": digest,
     })  # fmt: skip
     ledger.close()
@@ -202,7 +204,8 @@ def _undecoded(rows: Dataset) -> Dataset:
 def _unmeasurable(rows: Dataset) -> Iterator[Fault]:
     """Yield the faults by which results would be mixed up, lost or about nothing; images are read later."""
     yield from schema.repeated_ids(Counter(filter(None, rows["id"])))
-    for row in rows.select_columns(["id", "images", "weight", "task", "dispreference", *TEXTS]):
+    known = [name for name in schema.OPTIONAL if name in rows.column_names]
+    for row in rows.select_columns(["id", "images", "weight", "task", "dispreference", *TEXTS, *known]):
         missing = [("images", "has a missing image; every row needs one")] if None in (row["images"] or []) else []
         for column, sentence in (*schema.broken_rules(row), *missing):
             yield Fault(row["id"] or "(no id)", column, sentence)

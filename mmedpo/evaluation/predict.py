@@ -85,7 +85,7 @@ def evaluate(
         )
     results = {
         "format": formats.RESULTS, **(record or {}), **asked.record, "questions_sha256": digest,
-        "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].text),
+        "versions": versions(), "seed": generation.seed, **answering.record(asked.questions[0].prompt),
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
         **({"requests": requests} if requests else {}), **({"served": served} if served else {}),
     }  # fmt: skip
@@ -107,7 +107,7 @@ def batches(questions: Sequence[Question], size: int) -> list[Batch]:
     The longest come first, so that running out of memory shows at once. Batches depend on the questions only, not on
     finished answers, since sampling and rounding depend on the batch.
     """
-    ordered = sorted(questions, key=lambda q: (TASKS.index(q.task), len(q.text), q.text, q.id), reverse=True)
+    ordered = sorted(questions, key=lambda q: (TASKS.index(q.task), len(q.prompt), q.prompt, q.id), reverse=True)
     groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.task)]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 

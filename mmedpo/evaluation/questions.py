@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
-from mmedpo.data import credentialed, loading, origin
+from mmedpo.data import credentialed, loading, options, origin
 from mmedpo.data.images import digest, open_rgb, size
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import chosen_ids, limited, read_source, refuse_faults
@@ -74,6 +74,12 @@ class Question:
     organ: str | None = None
     modality: str | None = None
     image_digest: str | None = None  # `images.digest`
+    options: tuple[str, ...] = ()  # of multiple choice; `reference` is one of them
+
+    @property
+    def prompt(self) -> str:
+        """Return the text that a model is asked."""
+        return options.asked(self.text, self.options)
 
     def row(self) -> Row:
         """Return the line of questions.jsonl."""
@@ -81,6 +87,7 @@ class Question:
             "id": self.id, "image_id": self.image_id, "patient_id": self.patient_id, "task": self.task,
             "question": self.text, "reference": self.reference, "question_type": self.question_type,
             "organ": self.organ, "modality": self.modality, "image_digest": self.image_digest,
+            **({"options": [*self.options]} if self.options else {}),
         }  # fmt: skip
 
 
@@ -151,7 +158,7 @@ def of_sample(sample: Sample) -> Question:
     """Return the question of a source's sample."""
     return Question(
         sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
-        sample.question_type, sample.organ, sample.modality, sample.image_digest,
+        sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options,
     )  # fmt: skip
 
 
@@ -159,9 +166,10 @@ def of_row(row: Row, id_: str, place: int, image_digest: str) -> Question:
     """Return the question of a preference dataset's row, whose gold answer is the chosen response."""
     made, task = row["provenance"] or {}, str(schema.label(row["task"], schema.TASKS))
     text, reference = (schema.message_text(row[column] or []) for column in ("prompt", "chosen"))
+    offered = tuple(row.get("options") or ())
     return Question(
-        id_, place, made.get("image_id") or image_digest, made.get("patient_id"), task, text, reference,
-        image_digest=image_digest,
+        id_, place, made.get("image_id") or image_digest, made.get("patient_id"), task, options.bare(text, offered),
+        reference, image_digest=image_digest, options=offered,
     )  # fmt: skip
 
 
@@ -198,11 +206,11 @@ def _of_dataset(asked: Asked, load_processor: Callable[[], Any]) -> QuestionSet:
     pictures = schema.undecoded(dataset.select_columns(["images"]))
     left_out: Counter[str] = Counter()
     faults: list[Fault] = []
-    questions = list(_distinct(dataset.select_columns(TEXT_COLUMNS), pictures, left_out, faults))
+    questions = list(_distinct(dataset.select_columns(_text_columns(dataset)), pictures, left_out, faults))
     processor = load_processor()
     faults += refusals.faults(processor, (
         (
-            question.id, {"prompt": question.text},
+            question.id, {"prompt": question.prompt},
             {} if processor is None else {"images": tuple(filter(None, [size(pictures[question.image]["images"][0])]))},
         )
         for question in questions
@@ -240,6 +248,10 @@ def open_split(asked: Asked) -> tuple[Dataset, dict[str, Any]]:
     record = {"source": sources, "dataset": portable(name), "dataset_revision": commit, "split": split}
     marked = asked.credentialed or origin.credentialed_source(name, commit) is not None
     return dataset, {**record, "credentialed": True} if marked else record
+
+
+def _text_columns(dataset: Dataset) -> list[str]:
+    return [*TEXT_COLUMNS, *(name for name in schema.OPTIONAL if name in dataset.column_names)]
 
 
 def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:

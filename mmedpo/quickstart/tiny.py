@@ -168,7 +168,7 @@ def _encode(processor: Any, samples: Sequence[Sample]) -> list[tuple[list[int], 
         if sample.image not in pixels:
             image = open_rgb(sample.image)
             pixels[sample.image] = processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
-        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}
         prompt = processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
         prompt = prompt.replace("<image>", "<image>" * _image_tokens(processor, pixels[sample.image]))
         answer = f"{sample.answer}{processor.tokenizer.eos_token}"
@@ -215,7 +215,7 @@ def make(
     if backbone:
         model, processor, batch, learning_rate = *open_backbone(backbone, seed), *BACKBONE
     else:
-        texts = [text for sample in everything.samples for text in (sample.question, sample.answer)]
+        texts = [text for sample in everything.samples for text in (sample.prompt, sample.answer)]
         model, processor, batch, learning_rate = *build(texts, seed), BATCH, LEARNING_RATE
     settings = {"source": str(source), "split": split, "steps": steps, "seed": seed}
     settings |= {"backbone": str(backbone)} if backbone else {}

@@ -39,6 +39,7 @@ OUTCOMES = {  # of an example: (short, in words)
 }
 NAMES = {name: short for name, (short, _) in OUTCOMES.items()} | {
     "closed_vqa": "closed question", "open_vqa": "open question", "report": "report",
+    "choice_vqa": "multiple choice",
 }  # fmt: skip
 FILTERS = {"outcome": "What changed", "task": "Task", "question_type": "Kind of question", "organ": "Organ",
            "modality": "Modality"}  # fmt: skip

@@ -705,7 +705,7 @@ def test_faults_quote_no_cell(make_source: MakeSource) -> None:
     assert len(plain.faults) == len(marked.faults) == len(FAULTY) + 1
     assert sum("ecret" in str(fault) for fault in plain.faults) == len(FAULTY)
     assert not any("ecret" in str(fault) for fault in marked.faults)
-    with pytest.raises(InputError, match="is unknown; use closed, open or report") as raised:
+    with pytest.raises(InputError, match="is unknown; use closed, open, choice or report") as raised:
         refuse_faults(marked, skip_faulty=False)
     assert "ecret" not in str(raised.value)
 

@@ -341,7 +341,7 @@ BOX = {"x": 1, "y": 2, "w": 3, "h": 4}
         ({"answer": CUT}, "answer", "is empty; every row needs a gold answer"),
         ({"answer": None}, "answer", "is empty"),
         ({"answer": "  \n"}, "answer", "is empty"),
-        ({"task": "closedish"}, "task", "is unknown; use closed, open or report, got 'closedish'"),
+        ({"task": "closedish"}, "task", "is unknown; use closed, open, choice or report, got 'closedish'"),
         *(
             ({"boxes": boxes}, "boxes", "boxes are a list of {label, x, y, width (w), height (h)} in pixels, got ")
             for boxes in (

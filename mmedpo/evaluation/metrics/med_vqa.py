@@ -25,7 +25,7 @@ DEFINITIONS = {  # the number rises with a change
     "strict": "strict@4", UNASKED: UNASKED, "paper": "paper@1", "llava_med": "llava_med@1",
 }  # fmt: skip
 PROTOCOLS = tuple(DEFINITIONS)
-ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open"}  # by task
+ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open", "choice_vqa": "closed"}  # by task
 
 
 def score(

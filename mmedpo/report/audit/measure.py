@@ -94,14 +94,16 @@ class Flaws:
             self._whole.add((row.images, row.rejected_images, *texts, row.kind))
 
     def _compare(self, row: Row) -> None:
-        if row.task != "report":
+        if row.task not in ("report", "choice_vqa"):
             self._compare_letters(row.gold.strip().casefold(), row.wrong.strip().casefold())
         if folded(row.gold) == folded(row.wrong):
             self._found["identical_pairs"] += 1
-        elif not row.is_report and (said := polarity(row.gold)) is None:
+        elif row.is_report or row.task == "choice_vqa":  # another option is wrong, whatever its words
+            return
+        elif (said := polarity(row.gold)) is None:
             self._found["open"] += 1
             self._found["gold_in_rejected"] += carries(row.wrong, row.gold)
-        elif not row.is_report:
+        else:
             self._found["closed"] += 1
             self._found["same_polarity"] += said == polarity(row.wrong)
 

@@ -236,9 +236,12 @@ def _loose_faults(given: Mapping[str, Any], row: Row, columns: Mapping[str, Any]
         "images": list(row.images), "weight": str(weight) if row.weight is None and weight is not None else row.weight,
     }  # fmt: skip
     known = {column: value for column, value in read.items() if any(name in columns for name in NAMES[column])}
-    task = "report" if row.is_report else "open_vqa" if row.task not in schema.TASKS else row.task
+    offered = given.get("options") or None
+    unknown = row.task not in schema.TASKS or (row.task == "choice_vqa" and not offered)
+    task = "report" if row.is_report else "open_vqa" if unknown else row.task
     rejected_images = None if row.same_images else list(row.rejected_images)
-    rules = schema.broken_rules({**known, "rejected_images": rejected_images, "task": task, "dispreference": kind})
+    rules = schema.broken_rules({**known, "rejected_images": rejected_images, "task": task, "dispreference": kind,
+                                 "options": offered if task in ("choice_vqa", "closed_vqa") else None})  # fmt: skip
     faults = [Fault(row.name, column, sentence) for column, sentence in rules]
     for column in ("images", "rejected_images"):
         inside = [image for image in _listed(_get(given, column)) if isinstance(image, dict) and image.get("bytes")]

@@ -29,7 +29,8 @@ STREAMED = 1000  # rows checked of a streamed dataset
 ROWS_AT_ONCE = 32  # rows in memory
 WORDS = 10_000  # words in the cache of `_token_finder`
 NAMED = 3  # rows named in a fault
-IMAGES, TEXTS, KINDS = ("images", "rejected_images"), ("prompt", "chosen", "rejected"), ("task", "dispreference")
+IMAGES, TEXTS = ("images", "rejected_images"), ("prompt", "chosen", "rejected")
+KINDS = ("task", "dispreference", *schema.OPTIONAL)
 
 
 @dataclass

@@ -54,6 +54,8 @@ Returns (for no report n_report alone; all in [0, 1], but paper's BLEU in [0, 4/
     meteor_absent: instead of meteor, why it cannot be computed here, and what to do.
     meteor_variant: which METEOR it is; values of different variants cannot be compared.
     report_generation_definition: the protocol and the number of its definition; compare equal ones only.
+    n_distinct, most_frequent_share: number of distinct reports, and the share of the most frequent one;
+        n_distinct_references, most_frequent_reference_share: the same of the references.
     n_report: number of reports.
 
 Examples:

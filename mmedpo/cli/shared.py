@@ -103,7 +103,12 @@ def print_written(output: Path) -> None:
 
 
 def print_metrics(results: dict[str, Any]) -> None:
+    """Print the metrics of results.json, and warn of few distinct reports."""
+    from mmedpo.evaluation.metrics.reports import variety
+
     print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
+    if variety.are_few(results["metrics"]):
+        console.print(f"Warning: {variety.described(results['metrics'])}.", soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

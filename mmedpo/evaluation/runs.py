@@ -14,6 +14,7 @@ from mmedpo.data import credentialed
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metrics.base import Metric
+from mmedpo.evaluation.metrics.reports import variety
 from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
 from mmedpo.runs import formats
 from mmedpo.runs.json_files import read_json
@@ -94,6 +95,9 @@ def notes(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.results.get("cut_off")
     ]
+    if any(variety.are_few(run.results["metrics"]) for run in runs):
+        known = ((run.name, variety.described(run.results["metrics"])) for run in runs)
+        said += [f"{name!r} has {found}" for name, found in known if found]
     for run in runs[1:]:
         ours, theirs = _settings(run, baseline), _settings(baseline, run)
         said += [

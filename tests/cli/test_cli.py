@@ -417,3 +417,13 @@ def test_recorded_command_has_no_token(words: list[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["mmedpo", "train", *words, "--resume"])
     assert "hf_x" not in cli.command_line()
     assert "--hub_token" in cli.command_line() and cli.command_line().endswith("--seed 1")
+
+
+def test_score_warns_of_one_report_for_all_images(run: Run, make_source: MakeSource, tmp_path: Path) -> None:
+    rows = [row(id=f"r{i}", task="report", answer=f"The heart measures {i} cm.", image="a.png") for i in range(20)]
+    source, predictions = make_source(rows), tmp_path / "predictions.jsonl"
+    lines = [json.dumps({"id": f"r{i}", "prediction": "The heart is normal."}) for i in range(20)]
+    predictions.write_text("\n".join(lines), encoding="utf-8")
+    code, output = run("score", "--predictions", predictions, "--source", source, "--output", tmp_path / "out")
+    assert code == 0, output
+    assert says(output, "Warning: 1 distinct report in 20 (the references: 20)", "100.0 %", "templates")

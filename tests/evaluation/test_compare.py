@@ -87,7 +87,8 @@ def test_values_are_those_of_the_results_and_differences_are_paired(tmp_path):
         recorded = json.loads((folder / "results.json").read_text())["metrics"]
         values = {name: entries[folder.name]["value"] for name, entries in found["metrics"].items()}
         assert values == pytest.approx({name: recorded[name] for name in values})
-        assert set(values) == {name for name, value in recorded.items() if isinstance(value, float)}
+        measured = {name for name, value in recorded.items() if isinstance(value, float)}
+        assert set(values) == measured - {"most_frequent_share", "most_frequent_reference_share"}
     closed = found["metrics"]["closed_accuracy"]
     assert set(closed["start"]) == {"value", "low", "high"}
     assert closed["mmedpo"]["difference"] == pytest.approx(10 / IMAGES)
@@ -240,6 +241,16 @@ def test_a_meteor_that_one_run_lacks_is_left_out_and_the_reason_noted(tmp_path):
     assert "meteor" not in found["metrics"] and "bleu_4" in found["metrics"]
     assert found["notes"] == ["meteor is not computed for 'mmedpo': there is no Java"]
     assert "meteor_variant" not in found["definitions"] and found["definitions"]["report_generation"] == "coco"
+
+
+def test_templates_are_noted_beside_the_other_runs(tmp_path):
+    changes = {f"report-{i}": {"reference": f"the heart is {i} cm"} for i in range(IMAGES)}
+    folders = [run(tmp_path, name, right, changes) for name, right in (("start", 10), ("mmedpo", 15))]
+    notes = compare(folders, resamples=400)["notes"]
+    assert [note.split(" (")[0] for note in notes] == [
+        f"{n!r} has 2 distinct reports in 20" for n in ("start", "mmedpo")
+    ]
+    assert ["templates" in note for note in notes] == [False, True]  # half of the reports are one, and three quarters
 
 
 def test_definitions_of_what_was_not_asked_neither_block_nor_are_claimed(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metrics import report_generation as rg
-from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, meteor15, paper, r2gen
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, meteor15, paper, r2gen, variety
 from mmedpo.evaluation.score import Scoring
 
 EXACT_STEM = "nltk_exact_stem"
@@ -19,7 +19,8 @@ VALUES = {
     "huggingface": {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor"},
 }
 VALUES["r2gen"] = VALUES["r2gen_mimic"] = VALUES["coco"]
-NAMES = {"n_report", "meteor_variant", "report_generation_definition"}
+COUNTS = {"n_distinct", "most_frequent_share", "n_distinct_references", "most_frequent_reference_share"}
+NAMES = COUNTS | {"n_report", "meteor_variant", "report_generation_definition"}
 PREDICTIONS = ["The heart is normal. No effusion.", "", "no no no", "Two nodules."]
 REFERENCES = [
     "The heart is normal. No pleural effusion.",
@@ -133,7 +134,8 @@ def test_references_are_cut_as_in_r2gen_and_predictions_are_not(name, kept):
     assert (found["prediction_length"], found["reference_length"]) == (201, kept)
     assert found["ngram_matches"] == [kept, kept - 1, kept - 2, kept - 3]
     # A reference that was cut already has no full stop at its end, and keeps its length.
-    assert rg.score(text, " ".join(text.split()[:kept]), name, EXACT_STEM) == found
+    again = rg.score(text, " ".join(text.split()[:kept]), name, EXACT_STEM)
+    assert again | {"reference_key": found["reference_key"]} == found
 
 
 def test_r2gen_counts_full_stops_as_words():
@@ -187,6 +189,39 @@ def test_scores_are_those_of_each_report_alone_and_make_the_values(protocol):
     alone = [rg.score(*pair, protocol, EXACT_STEM) for pair in zip(PREDICTIONS, REFERENCES, strict=True)]
     assert scores == alone
     assert rg.aggregate(scores, EXACT_STEM, protocol) == found
+
+
+def test_distinct_reports_are_counted_after_cleaning(protocol):
+    said = ["No effusion.", "no effusion", "NO effusion!", "Clear.", "", "..."]
+    gold = ["Clear.", "clear", "Old.", "old scar", "New.", "Mass."]
+    found = rg.compute(said, gold, protocol, EXACT_STEM, groups=[*"aabbbb"])
+    assert {name: found[name] for name in COUNTS} == {
+        "n_distinct": 3,
+        "most_frequent_share": 1 / 2,
+        "n_distinct_references": 5,
+        "most_frequent_reference_share": 1 / 3,
+    }
+    assert [found["by_group"][name]["n_distinct"] for name in "ab"] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "few"),
+    [
+        ([1] * 20, [1] * 20, False),  # the references repeat themselves as much
+        ([1] * 12 + [2] * 8, range(20), True),  # one report for 60 %
+        ([1] * 10 + [2] * 10, range(20), False),
+        ([1] * 12 + [2] * 8, [1] * 6 + [*range(14)], False),  # 35 % of the references are one report
+        ([*range(4)] * 10, range(40), False),  # a tenth of the references
+        ([*range(3)] * 14, [*range(31)] + [0] * 11, True),
+        ([1] * 19, range(19), False),  # too few reports to say
+        (range(100), range(100), False),
+    ],
+)
+def test_few_reports_are_those_of_a_template(said, gold, few):
+    found = rg.compute(*([f"report w{i}" for i in texts] for texts in (said, gold)), meteor_variant=EXACT_STEM)
+    assert variety.are_few(found) is few
+    assert ("templates" in variety.described(found)) is few
+    assert f"{found['n_distinct']} distinct report" in variety.described(found)
 
 
 def test_a_report_without_meteor_takes_the_value_away():

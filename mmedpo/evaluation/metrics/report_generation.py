@@ -14,7 +14,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
 from mmedpo.evaluation.metrics.base import Metric, Scores, Text, values
 from mmedpo.evaluation.metrics.reports import clinical as clinical_scores
-from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, paper, r2gen
+from mmedpo.evaluation.metrics.reports import coco, huggingface, meteor, paper, r2gen, variety
 from mmedpo.evaluation.metrics.reports.coco import clean
 
 __all__ = [
@@ -62,21 +62,22 @@ def score_all(
 
     Returns:
         Results of the protocol's `score` (`reports.coco`, `reports.paper`, `reports.huggingface`), with "meteor" or
-        "meteor_statistics", or "meteor_absent" in all of them (`reports.meteor.scores`), and the requested clinical
-        scores (`reports.clinical.scores`).
+        "meteor_statistics", or "meteor_absent" in all of them (`reports.meteor.scores`), "prediction_key" and
+        "reference_key" (`reports.variety.keys`), and the requested clinical scores (`reports.clinical.scores`).
 
     Raises:
         InputError: as `compute`.
     """
     _require_names(protocol, meteor_variant, clinical)
     chosen = _PROTOCOLS[protocol]
-    words = cache(chosen.words)
-    require_texts(predictions, references, lambda text: reference_words(text, protocol))
+    words, cleaned = cache(chosen.words), cache(clean)
+    require_texts(predictions, references, lambda text: words(text) if cleaned(text) else [])
     predictions = answers_in(predictions)
     said = [Text(text, words(text)) for text in predictions]
     gold = [Text(text, words(text)[: chosen.reference_words]) for text in references]
     parts = [
         [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
+        [variety.keys(cleaned(a), cleaned(b)) for a, b in zip(predictions, references, strict=True)],
         meteor.scores([t.words for t in said], [t.words for t in gold], meteor_variant or chosen.meteor_variant),
         *(clinical_scores.scores(name, predictions, references) for name in clinical),
     ]
@@ -140,13 +141,13 @@ def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
 
 
 def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, protocol: str = "coco") -> dict[str, Any]:
-    """Return the values of `score` results; higher is better.
+    """Return the values of `score` results; higher is better, counts and shares of distinct reports aside.
 
     Returns:
         bleu_1 to bleu_4, rouge_l, meteor, and by protocol bleu (`paper`), rouge_1 and rouge_2 (`huggingface`), each in
-        [0, 1] except `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where requested; n_report,
-        meteor_variant and report_generation_definition ("coco@1"). Where METEOR cannot be computed, meteor_absent holds
-        the reason and a remedy. Without reports only {"n_report": 0}.
+        [0, 1] except `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where requested;
+        `variety.counts`; n_report, meteor_variant and report_generation_definition ("coco@1"). Where METEOR cannot be
+        computed, meteor_absent holds the reason and a remedy. Without reports only {"n_report": 0}.
     """
     if not scores:
         return {"n_report": 0}
@@ -155,7 +156,9 @@ def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, proto
     if absent is not None:
         found.pop("meteor", None)
         found["meteor_absent"] = absent
-    return found | {
+    return {
+        **found,
+        **variety.counts(scores),
         "n_report": len(scores),
         "meteor_variant": meteor_variant or _PROTOCOLS[protocol].meteor_variant,
         "report_generation_definition": _PROTOCOLS[protocol].definition,

@@ -101,7 +101,18 @@ def written(name: str, source: Path, folder: Path, **options: Any) -> list[Sampl
 
 
 def test_there_is_a_builder_for_each_data_set_that_is_promised() -> None:
-    promised = {"vqa_rad", "path_vqa", "slake", "iu_xray", "mimic_cxr", "released", "folder", "nih_bbox", "probmed"}
+    promised = {
+        "vqa_rad",
+        "path_vqa",
+        "slake",
+        "iu_xray",
+        "mimic_cxr",
+        "released",
+        "folder",
+        "nih_bbox",
+        "probmed",
+        "pmc_vqa",
+    }
     assert promised == set(NAMES)
 
 

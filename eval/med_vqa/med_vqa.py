@@ -20,7 +20,7 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of str): the model's answers; "" where it gave none.
     references (list of str): the gold answers; each has at least one word.
-    answer_types (list of str): "closed" (yes/no or a choice) or "open", in any case, one a question.
+    answer_types (list of str): "closed" (yes/no or a choice), "choice" (options given) or "open", in any case.
     protocol (str): "strict" (default), "paper" (MMedPO's) or "llava_med" (LLaVA-Med's).
     groups (list of str, optional): a name a question (its organ, say); adds "by_group".
     return_scores (bool): add "scores", the scores of each answer.

@@ -146,6 +146,7 @@ MODIFIERS = frozenset((
     "back", "top", "bottom", "with", "without", "normal", "abnormal", "true", "false", "frontal", "head", "body",
     "before", "after", "diffuse", "superior", "inferior", "tail", "neck", "apex", "base",
 ))  # fmt: skip
+PREFIXES = frozenset(("hyper", "hypo", "non", "iso", "multi", "radio", "semi"))
 MODIFIER_ENDINGS = ("al", "ic", "ed", "ous", "ive", "ary", "ior", "ar", "oid", "ine", "ense", "ant", "ile", "ing", "id")
 # After "there", "any" and the like "or" joins what a yes or no asks for.
 ANY = frozenset(("any", "evidence", "sign", "signs", "anything", "indication", "indications"))
@@ -169,3 +170,8 @@ GROUPS = (
     ("oral", "iv"), ("regular", "irregular"), ("mild", "moderate", "severe"), ("widened", "narrowed"),
     ("superficial", "deep"), ("proximal", "distal"), ("internal", "external"), ("open", "closed"), ("inner", "outer"),
 )  # fmt: skip
+
+
+def modifies(word: str) -> bool:
+    """Return True for a lower-case word that may stand before a noun that options share ("left or right lung")."""
+    return word in MODIFIERS or word in PREFIXES or word.endswith(MODIFIER_ENDINGS) or word[0].isdigit()

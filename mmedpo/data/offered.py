@@ -13,12 +13,12 @@ from mmedpo.data.choice_words import (
     ENDS,
     GROUPS,
     LEADING,
-    MODIFIER_ENDINGS,
-    MODIFIERS,
     OBJECT_VERBS,
     PREDICATES,
+    PREFIXES,
     STARTS,
     WH,
+    modifies,
 )
 from mmedpo.data.text import plain
 
@@ -32,7 +32,6 @@ _SUSPENDED = re.compile(
     re.IGNORECASE,
 )
 _ORS = frozenset(("or", "vs", "vs.", "versus"))
-_PREFIXES = frozenset(("hyper", "hypo", "non", "iso", "multi", "radio", "semi"))
 _NEGATED = re.compile(r"(?:non|not|no|without|with|un|in|ir|im|il|ab|a|dis)?[ -]?(.+)")
 
 
@@ -153,7 +152,9 @@ def _left(piece: list[str], right: list[str], mark: str | None, predicate: bool)
     placed = boundary in ARTICLES and start > 2 and piece[start - 2].casefold() in ("in", "on")
     if placed and right[0].casefold().endswith("ed") and len(right) > 1:
         return piece[start - 3 :], None  # "diffuse in the chest or lateralized to one side"
-    noun = boundary in ARTICLES and start > 1 and not (_modifies(window[-1]) and _modifies(right[0]))
+    noun = (
+        boundary in ARTICLES and start > 1 and not (modifies(window[-1].casefold()) and modifies(right[0].casefold()))
+    )
     noun = noun and not (boundary == "the" and piece[start - 2].casefold() in ASKS)
     if start and not predicate and not noun and before & ASKS:
         size = _units(right)
@@ -161,7 +162,7 @@ def _left(piece: list[str], right: list[str], mark: str | None, predicate: bool)
             size = 1
         keep, kept = 0, len(window)
         while kept and keep < size:
-            kept -= 2 if kept > 1 and window[kept - 2].casefold() in _PREFIXES else 1
+            kept -= 2 if kept > 1 and window[kept - 2].casefold() in PREFIXES else 1
             keep += 1
         if kept > 1 and window[kept - 1].casefold() == "and":  # "regular and uniform"
             kept -= 2
@@ -180,13 +181,13 @@ def _units(option: list[str]) -> int:
     """Return the words of an option before "of" or "to", with "hypo dense" as one."""
     words = [token.casefold() for token in option]
     end = next((i for i, word in enumerate(words) if word in ("of", "to")), len(words))
-    return max(end - sum(word in _PREFIXES for word in words[: end - 1]), 1)
+    return max(end - sum(word in PREFIXES for word in words[: end - 1]), 1)
 
 
 def _shared(items: list[list[str]], own_article: bool) -> list[list[str]]:
     """Return the options with the head that the last one gives to all ("left or right lung")."""
     last = items[-1]
-    size = 2 if last[0].casefold() in _PREFIXES and len(last) > 1 else 1
+    size = 2 if last[0].casefold() in PREFIXES and len(last) > 1 else 1
     head = last[size:]
     sides = _opposed([items[-2][-1].casefold(), last[0].casefold()])
     if any(one[-1].casefold() == last[-1].casefold() for one in items[:-1]):
@@ -194,16 +195,13 @@ def _shared(items: list[list[str]], own_article: bool) -> list[list[str]]:
     if not head or (own_article and not (sides and len(items[-2]) == 1)):
         return items
     one_side = [head[0].removesuffix("s"), *head[1:]] if last[0].casefold() == "both" else head
-    modifiers = _modifies(last[0]) and head[0].casefold() not in ("to", "down")
+    modifiers = modifies(last[0].casefold()) and not (head[0] in ("to", "down") and last[0].endswith(("ed", "ing")))
     return [
-        one + one_side if len(one) == 1 and (head[0].casefold() == "of" or (modifiers and _modifies(one[0]))) else one
+        one + one_side
+        if len(one) == 1 and (head[0].casefold() == "of" or (modifiers and modifies(one[0].casefold())))
+        else one
         for one in items[:-1]
     ] + [last]
-
-
-def _modifies(word: str) -> bool:
-    word = word.casefold()
-    return word in MODIFIERS or word in _PREFIXES or word.endswith(MODIFIER_ENDINGS) or word[0].isdigit()
 
 
 def _opposed(names: list[str]) -> bool:

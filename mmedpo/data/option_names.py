@@ -84,12 +84,16 @@ def _opposite(one: str, other: str) -> bool:
 
 def _variants(text: list[str], others: list[list[str]]) -> list[list[str]]:
     """Return the ways to name an option: without a head that others share, with the other names of its modality."""
+    if not text:
+        return []
     found = [text]
     for other in others:  # "left" of "left lung" beside "right lung"
         shared = 0
         while shared < min(len(text), len(other)) - 1 and form(text[-1 - shared]) == form(other[-1 - shared]):
             shared += 1
         found += [text[:-shared]] if shared else []
+    if known.modifies(text[0]) and len(text) > 2 and text[1] in ("in", "to", "on"):
+        found.append(text[:1])  # "superior to the diaphragm"
     for phrase in list(found):
         while len(phrase) > 1 and phrase[-1] in known.CARRIERS:
             phrase = phrase[:-1]

@@ -132,8 +132,9 @@ class VisualReliance:
         """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
         kind, answers = ANSWER_TYPES.get(question["task"]), found["answers"]
         asked, gold = question["question"], question["reference"]
+        offered = question.get("options") or None
         correct = {
-            view: None if kind is None else med_vqa.score(answers[view], gold, kind, question=asked)["correct"]
+            view: kind and med_vqa.score(answers[view], gold, kind, question=asked, options=offered)["correct"]
             for view in VIEWS
         }
         columns = {"correct": correct, "logps": found["logps"]}

@@ -252,10 +252,12 @@ def test_lenient_protocols_know_no_unreadable_answer():
         ((["a"], ["a"], ["open"], "strict", [None]), "index 0 [questions]: is not a string"),
         ((["a"], ["a"], ["open"], "strict", None, [["a", "a"]]), "index 0 [options]: is not a list of at least two"),
         ((["a"], ["a"], ["open"], "strict", None, ["ab"]), "index 0 [options]: is not a list of at least two"),
+        ((["a"], ["a"], ["choice"]), "index 0 [options]: are missing; give the options of every 'choice'"),
+        ((["a"], ["c"], ["choice"], "strict", None, [["a", "b"]]), "index 0 [references]: is none of the options"),
         ((["a"], ["a", "b"], ["open"]), "1 predictions, 2 references, 1 answer_types"),
         (
             (["a", "b"], ["a", "b"], ["open", "yes/no"]),
-            "index 1 [answer_types]: is unknown; choose 'closed' or 'open', got 'yes/no'",
+            "index 1 [answer_types]: is unknown; choose 'closed', 'choice' or 'open', got 'yes/no'",
         ),
         ((["a", None], ["a", "b"], ["open", "open"]), "index 1 [predictions]: is not a string"),
         ((["a"], [3], ["open"]), "index 0 [references]: is not a string"),
@@ -282,3 +284,48 @@ def test_strict_reads_the_question_where_it_is_known():
     assert (alone["closed_accuracy"], asked["closed_accuracy"]) == (0.0, 1.0)
     assert med_vqa.compute(*columns, "strict@3", questions=["Is there a fracture?"]) == alone
     assert med_vqa.score("", "no", "closed", question="Is it?") == {"verdict": "empty", "correct": 0.0}
+
+
+ORGANS = ["Liver", "Liver cyst", "Spleen"]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "question", "options", "expected"),
+    [
+        # the options of the question
+        ("The heart is larger than the lung.", "Lung", "Which is bigger, the heart or the lung?", None, "wrong"),
+        ("The heart is smaller than the lung.", "Lung", "Which is bigger, the heart or the lung?", None, "correct"),
+        ("CT or MRI", "MRI", "Is this a CT or an MRI?", None, "neither"),
+        ("This is an MRI rather than a CT.", "MRI", "Is this a CT or an MRI?", None, "correct"),
+        ("I cannot tell.", "MRI", "Is this a CT or an MRI?", None, "refused"),
+        ("", "MRI", "Is this a CT or an MRI?", None, "empty"),
+        ("Left and right", "Left", "Is it in the left or right lung?", None, "both"),
+        ("In the left one", "Left lung", "Is it in the left or right lung?", None, "correct"),
+        ("Oral and intravenous contrast", "Both", "Was oral or IV contrast used?", None, "correct"),
+        # a gold answer that is none of them, or a question without: as strict@3
+        ("left or right", "left", "Where is the lesion?", None, "correct"),
+        ("It is in the heart.", "Heart", "Is it in the left or right lung?", None, "correct"),
+        ("No", "no", "Is it in the left or right lung?", None, "correct"),
+        ("There is a mass.", "A", "Which letter is shown?", None, "wrong"),
+        ("a", "A", "Which letter is shown?", None, "correct"),
+        # options with letters
+        ("B", "Liver cyst", "What is shown?", ORGANS, "correct"),
+        ("A liver cyst", "Liver", "What is shown?", ORGANS, "wrong"),
+        ("A. Liver", "Liver", "What is shown?", ORGANS, "correct"),
+        ("A. Spleen", "Liver", "What is shown?", ORGANS, "both"),
+        ("(c)", "C", "What is shown?", ORGANS, "correct"),
+        ("The kidney", "Liver", "What is shown?", ORGANS, "neither"),
+        ("B", "No", "Is it normal?", ["Yes", "No"], "correct"),
+        ("It is not normal.", "No", "Is it normal?", ["Yes", "No"], "correct"),
+    ],
+)
+def test_choices_are_read_with_their_options(prediction, reference, question, options, expected):
+    found = med_vqa.score(prediction, reference, "closed", question=question, options=options)
+    assert found == {"verdict": expected, "correct": float(expected == "correct")}
+
+
+def test_the_answer_type_choice_has_options():
+    assert med_vqa.score("(b)", "Liver cyst", "choice", options=ORGANS)["verdict"] == "correct"
+    assert med_vqa.score("liver", "Liver cyst", "choice_vqa", "paper", options=ORGANS)["verdict"] == "wrong"
+    found = med_vqa.compute(["A", "C"], ["Liver", "Liver"], ["choice"] * 2, questions=["?"] * 2, options=[ORGANS] * 2)
+    assert (found["closed_accuracy"], found["n_closed"], found["n_open"]) == (0.5, 2, 0)

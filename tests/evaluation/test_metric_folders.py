@@ -86,7 +86,7 @@ def test_the_protocol_is_passed_on_and_bad_input_is_one_clear_error(load):
     with pytest.raises(InputError, match="choose one of: strict, strict@3, paper, llava_med"):
         load("med_vqa").compute(**columns, protocol="loose")
     for refused in ("report", "CLOSED-ENDED", ""):
-        with pytest.raises(InputError, match="choose 'closed' or 'open'"):
+        with pytest.raises(InputError, match="choose 'closed', 'choice' or 'open'"):
             load("med_vqa").compute(**{**columns, "answer_types": [refused]})
 
 

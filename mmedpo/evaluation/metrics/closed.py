@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
-from mmedpo.data.text import Said, said, stated_words, words
+from mmedpo.data.choices import Asserted, asserted, offered
+from mmedpo.data.text import Said, folded, said, stated_words, words
 from mmedpo.data.yes_no import says
 
 Verdict = Literal["correct", "wrong", "both", "neither", "refused", "empty"]
@@ -16,7 +17,11 @@ UNREAD = ("both", "neither", "refused", "empty")  # verdicts without a readable 
 def asked_verdict(
     prediction: str, reference: str, question: str | None, options: Sequence[str] | None = None
 ) -> Verdict:
-    """Return the verdict of `strict@4`, which reads answers without a plain yes or no against their question.
+    """Return the verdict of `strict@4`, which reads an answer against its question and the options.
+
+    A gold answer that names one of the options, of the list or of the question ("left or right?"), is compared with the
+    one that the prediction asserts (`asserted`). Any other gets `verdict`, after which answers without a plain yes or
+    no are read against the question (`says`).
 
     Args:
         prediction: answer without thoughts; it may be empty.
@@ -24,14 +29,38 @@ def asked_verdict(
         question: text of the question.
         options: texts that the question offered with letters, if it did.
     """
-    found = verdict(prediction, reference)
-    gold, _ = _read_reference(reference)
-    if gold not in ("yes", "no") or found != "neither" or question is None:
-        return found
+    if question is None and options is None:
+        return verdict(prediction, reference)
     if not words(prediction):
         return "empty"
-    answer = says(prediction, question)
-    return found if answer is None else "correct" if answer == gold else "wrong"
+    shown = tuple(options) if options else offered(question or "")
+    chosen = gold_option(reference, shown, lettered=bool(options))
+    if chosen is not None:
+        answer = asserted(prediction, shown, question, lettered=bool(options))
+        if answer == chosen:
+            return "correct"
+        if answer not in ("neither", "both") or _read_reference(reference)[0] not in ("yes", "no"):
+            return "wrong" if isinstance(answer, int) else answer
+    gold, needle = _read_reference(reference)
+    if len(needle) == 1 and len(needle[0]) == 1 and needle[0].isalpha():  # "A" is no article
+        return "correct" if words(prediction) == needle else "wrong"
+    found = verdict(prediction, reference)
+    if gold not in ("yes", "no") or found != "neither" or question is None:
+        return found
+    read = says(prediction, question)
+    return found if read is None else "correct" if read == gold else "wrong"
+
+
+@lru_cache(maxsize=4096)
+def gold_option(reference: str, options: tuple[str, ...], lettered: bool) -> Asserted | None:
+    """Return the index of the option that a gold answer names, "both" for several, or None."""
+    if not options:
+        return None
+    same = [i for i, option in enumerate(options) if folded(option) == folded(reference)]
+    if len(same) == 1:
+        return same[0]
+    found = asserted(reference, options, lettered=lettered)
+    return None if found in ("neither", "refused", "empty") else found
 
 
 def verdict(prediction: str, reference: str) -> Verdict:

@@ -25,7 +25,7 @@ DEFINITIONS = {  # the number rises with a change
     "strict": "strict@4", UNASKED: UNASKED, "paper": "paper@1", "llava_med": "llava_med@1",
 }  # fmt: skip
 PROTOCOLS = tuple(DEFINITIONS)
-ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open", "choice_vqa": "closed"}  # by task
+ANSWER_TYPES = {"closed_vqa": "closed", "open_vqa": "open", "choice_vqa": "choice"}  # by task
 
 
 def score(
@@ -82,7 +82,7 @@ def compute(
     Args:
         predictions: n answers of the model; thoughts are removed (`answers_in`).
         references: n gold answers.
-        answer_types: n of "closed" and "open", in any spelling of a source ("CLOSED", "open_vqa").
+        answer_types: n of "closed", "choice" (closed, with options) and "open", in any spelling of a source ("CLOSED").
         protocol: one of `PROTOCOLS`; `strict` is strict@4 with questions, and strict@3 without.
         questions: n questions, against which `strict` reads the answers.
         options: n lists of the options that a question offered, or None.
@@ -141,8 +141,8 @@ def _score(
     protocol: str, prediction: str, reference: str, kind: str, question: str | None, options: Sequence[str] | None
 ) -> dict[str, float | str]:
     if protocol in ("strict", UNASKED):
-        if kind == "closed":
-            asked = protocol == "strict"
+        if kind != "open":
+            asked = protocol == "strict" or kind == "choice"
             verdict = (
                 closed.asked_verdict(prediction, reference, question, options)
                 if asked
@@ -152,7 +152,7 @@ def _score(
         overlaps = open_answers.overlap(prediction, reference)
         return {**overlaps, "correct": overlaps["exact_match"]}
     prediction, reference = vqa_v2.normalize(prediction), vqa_v2.normalize(reference)
-    if kind == "closed":
+    if kind != "open":
         readable = protocol == "paper" or "yes" in prediction or "no" in prediction
         hit = readable and reference in prediction
         return {"verdict": "correct" if hit else "wrong", "correct": float(hit)}
@@ -168,14 +168,14 @@ def _require(
     questions: Sequence[str] | None,
     options: Sequence[Sequence[str] | None] | None,
 ) -> list[str]:
-    """Return the answer types as "closed" and "open"; raise InputError for inputs that cannot be scored."""
+    """Return the answer types as "closed", "choice" and "open"; raise InputError for inputs that cannot be scored."""
     require_known("protocol", protocol, PROTOCOLS)
     others = {"answer_types": answer_types, "questions": questions, "options": options}
     given = {name: column for name, column in others.items() if column is not None}
     require_texts(predictions, references, tokens, **given)
     kinds = [ANSWER_TYPES.get(TASKS.get(str(given).strip().casefold(), "")) for given in answer_types]
     faults = [
-        Fault(f"index {i}", "answer_types", "is unknown; choose 'closed' or 'open'", repr(given))
+        Fault(f"index {i}", "answer_types", "is unknown; choose 'closed', 'choice' or 'open'", repr(given))
         for i, (given, kind) in enumerate(zip(answer_types, kinds, strict=True))
         if kind is None
     ]
@@ -189,6 +189,17 @@ def _require(
         for i, offered in enumerate(options or ())
         if offered is not None and not _are_options(offered)
     ]
+    faults += [
+        Fault(f"index {i}", "options", "are missing; give the options of every 'choice'", None)
+        for i, kind in enumerate(kinds)
+        if kind == "choice" and (options is None or options[i] is None)
+    ]
+    if not faults:
+        faults += [
+            Fault(f"index {i}", "references", "is none of the options; give the text of one", repr(references[i]))
+            for i, kind in enumerate(kinds)
+            if kind == "choice" and options and closed.gold_option(references[i], tuple(options[i] or ()), True) is None
+        ]
     if faults:
         raise InputError(f"{number_of(len(faults), 'entries')} cannot be used:", faults)
     return [kind for kind in kinds if kind is not None]

@@ -1,8 +1,8 @@
 """Scores of short answers to questions about medical images, by three protocols.
 
 `strict` (default) gives closed answers one verdict, read against their questions (`closed`), and open answers clipped
-word overlap and exact match (`open_answers`). `paper` (MMedPO) and `llava_med` reproduce the lenient scores of
-published work, with substrings and unclipped counts, for comparison with published numbers.
+overlap and exact match of their words in normal form (`open_answers`). `paper` (MMedPO) and `llava_med` reproduce the
+lenient scores of published work, with substrings and unclipped counts, for comparison with published numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
 from mmedpo.evaluation.metrics import closed, open_answers, vqa_v2
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
-from mmedpo.evaluation.metrics.open_answers import OVERLAPS, tokens
+from mmedpo.evaluation.metrics.open_answers import LATERALITY, OVERLAPS, tokens
 
 UNASKED = "strict@3"  # `strict` where the question is not known
 DEFINITIONS = {  # the number rises with a change
@@ -39,8 +39,9 @@ def score(
     """Return the scores of one answer; arguments as in `compute`.
 
     Returns:
-        Closed: "verdict" and "correct". Open: "recall", "precision", "f1", "exact_match" and "correct". "correct" is
-        1.0 or 0.0; an open answer is correct if it equals the reference in the protocol's normal form.
+        Closed: "verdict" and "correct". Open: "recall", "precision", "f1", "exact_match" and "correct", and of `strict`
+        "laterality_conflict" (True) where the answer is on the wrong side. "correct" is 1.0 or 0.0; an open answer is
+        correct if it equals the reference in the protocol's normal form.
 
     Raises:
         InputError: an unknown protocol or answer type, a text that is not a string, a reference without words.
@@ -119,16 +120,18 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
     Returns:
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
         open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` those of unread answers
-        (n_closed_neither, ...; `closed.UNREAD`); med_vqa_definition, the protocol with the number of its definition
-        ("strict@4").
+        (n_closed_neither, ...; `closed.UNREAD`) and n_laterality_conflicts, open answers on the wrong side;
+        med_vqa_definition, the protocol with the number of its definition ("strict@4").
     """
     verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
     kinds = {"strict": closed.UNREAD, UNASKED: ("both", "neither")}.get(protocol, ())
-    unread = {f"n_closed_{kind}": verdicts[kind] for kind in kinds}
+    counts = {f"n_closed_{kind}": verdicts[kind] for kind in kinds}
+    if protocol == "strict":
+        counts["n_laterality_conflicts"] = sum(LATERALITY in sample for sample in scores)
     return values(metrics(protocol), scores) | {
         "n_closed": verdicts.total(),
         "n_open": len(scores) - verdicts.total(),
-        **unread,
+        **counts,
         "med_vqa_definition": DEFINITIONS[protocol],
     }
 
@@ -149,7 +152,11 @@ def _score(
                 else closed.verdict(prediction, reference)
             )
             return {"verdict": verdict, "correct": float(verdict == "correct")}
-        overlaps = open_answers.overlap(prediction, reference)
+        overlaps = (
+            open_answers.normal_overlap(prediction, reference, question or "")
+            if protocol == "strict"
+            else open_answers.overlap(prediction, reference)
+        )
         return {**overlaps, "correct": overlaps["exact_match"]}
     prediction, reference = vqa_v2.normalize(prediction), vqa_v2.normalize(reference)
     if kind != "open":

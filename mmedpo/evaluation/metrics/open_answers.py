@@ -1,12 +1,18 @@
-"""Word overlap of open answers with their references (`strict`), and the lenient overlap of published work."""
+"""Word overlap of open answers with their references: `strict`, `strict@3`, and the lenient one of published work."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from functools import lru_cache
 
+from mmedpo.data.laterality import is_conflict
+from mmedpo.data.normal_words import DENIED, content_words, normal_words
 from mmedpo.data.text import words
 
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
+LATERALITY = "laterality_conflict"  # key of `normal_overlap`, where it occurs
+_ASKS_WHAT_IS_NOT = re.compile(r"\b(?:not|missing|absent|lack|lacks|lacking|removed)\b|n't\b", re.IGNORECASE)
 
 
 def tokens(text: str) -> list[str]:
@@ -15,7 +21,7 @@ def tokens(text: str) -> list[str]:
 
 
 def overlap(prediction: str, reference: str) -> dict[str, float]:
-    """Return the clipped word overlap of an open answer with its reference (`strict`), values in [0, 1].
+    """Return the clipped word overlap of an open answer with its reference (`strict@3`), values in [0, 1].
 
     P and R are the multisets of words of prediction and reference. Repeated words are clipped to the reference's count:
     |P & R| = sum over words of min(count in P, count in R).
@@ -23,7 +29,36 @@ def overlap(prediction: str, reference: str) -> dict[str, float]:
         recall = |P & R| / |R|        precision = |P & R| / |P|  (0 for an empty prediction)
         f1 = 2 |P & R| / (|P| + |R|)  exact_match = 1 if both are the same sequence of words, else 0
     """
-    predicted, gold = tokens(prediction), tokens(reference)
+    return _overlap(tokens(prediction), tokens(reference))
+
+
+def normal_overlap(prediction: str, reference: str, question: str = "") -> dict[str, float]:
+    """Return `overlap` of normal forms (`strict@4`), values in [0, 1], and `LATERALITY` where it occurs.
+
+    P and R hold the `normal_words` of prediction and reference without `FUNCTION_WORDS`; where nothing is left of the
+    reference, nothing is removed from either. A denied word ("no effusion") equals a denied word only, unless the
+    question asks what is not there. An answer on the wrong side (`laterality.is_conflict`) scores 0.
+    """
+    if is_conflict(prediction, reference):
+        return {**dict.fromkeys(OVERLAPS, 0.0), LATERALITY: True}
+    predicted, gold = normal_words(prediction), _normal_reference(reference)
+    if _asks_what_is_not(question):
+        predicted, gold = ([word.removeprefix(DENIED) for word in found] for found in (predicted, gold))
+    content = content_words(gold)
+    return _overlap(content_words(predicted), content) if content else _overlap(predicted, gold)
+
+
+@lru_cache(maxsize=65536)
+def _asks_what_is_not(question: str) -> bool:
+    return _ASKS_WHAT_IS_NOT.search(question) is not None
+
+
+@lru_cache(maxsize=65536)
+def _normal_reference(text: str) -> list[str]:
+    return normal_words(text)
+
+
+def _overlap(predicted: list[str], gold: list[str]) -> dict[str, float]:
     shared = (Counter(predicted) & Counter(gold)).total()
     return {
         "recall": shared / len(gold),

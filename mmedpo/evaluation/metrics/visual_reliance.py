@@ -15,7 +15,7 @@ from mmedpo.evaluation import require_known, require_lists
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
 from mmedpo.evaluation.metrics.preference import logp_fault
 
-DEFINITIONS = {"strict": "strict@1"}  # med_vqa protocol that decides correctness -> definition
+DEFINITIONS = {"strict": "strict@2"}  # med_vqa protocol that decides correctness -> definition
 PROTOCOLS = tuple(DEFINITIONS)
 VIEWS = ("original", "lesion_noise", "blank", "swapped")
 CHANGED = VIEWS[1:]

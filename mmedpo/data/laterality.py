@@ -1,0 +1,46 @@
+"""Left and right in short medical texts, and answers that name the wrong side."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from mmedpo.data.normal_words import normal_words
+from mmedpo.data.text import plain
+
+# No side of the patient: the left of an image is the patient's right, and "right below" is just below.
+_NO_SIDE = re.compile(
+    r"\b(?:left|right)(?:[ -]hand)?(?: (?:side|half|part|portion|aspect|corner|edge))? (?:of|in|on) (?:the|this)"
+    r" (?:image|picture|screen|scan|film|photo|photograph|slice)\b"
+    r"|\bright (?:angles?|above|below|under|over|next|beside|behind|near|between|after|before|now|here|there)\b"
+)
+_JOINT = r"(?:-sided)?(?: ?[/&] ?|,? (?:and|or)(?: the)? )"
+_BOTH = re.compile(
+    rf"\bleft{_JOINT}right\b|\bright{_JOINT}left\b|\bbilaterally\b"
+    r"|\bboth\b(?![^.,;:!?\n]* and\b)"  # "both the heart and the lung" names no side
+)
+
+
+@lru_cache(maxsize=65536)
+def sides(text: str) -> frozenset[str]:
+    """Return the sides that a text states: "left", "right" and "bilateral"; a denied side is not stated.
+
+    Example:
+        >>> sorted(sides("Not the right, but the left lung")), sorted(sides("left or right lung"))
+        (['left'], ['bilateral'])
+    """
+    text = _BOTH.sub("bilateral", _NO_SIDE.sub(" ", plain(text).casefold()))
+    return frozenset(normal_words(text)) & {"left", "right", "bilateral"}
+
+
+def is_conflict(answer: str, gold: str) -> bool:
+    """Return True if the gold text names one side, and the answer names a side but not that one by itself.
+
+    "left and right", "left or right", "both" and "bilateral" are a side of their own. An answer that names both sides
+    apart ("The left lung is clear, the right is not") is no conflict.
+    """
+    asked = sides(gold)
+    if len(asked) != 1 or "bilateral" in asked:
+        return False
+    named = sides(answer)
+    return bool(named) and not asked & named

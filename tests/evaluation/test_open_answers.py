@@ -1,0 +1,75 @@
+"""Open answers by `strict@4`, whose words have normal forms, and `strict@3`, which stays as it was."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mmedpo.data.text import words
+from mmedpo.evaluation.metrics import med_vqa
+
+QUESTION = "What is shown?"
+PIECES = ("the lung", "Lungs", "T2-weighted", "two", "2", "x-ray", "x ray", "no mass", "masses", "oedema", "left-sided",
+          "right", "in", "5mm", "Crohn’s", "a", "—", "T₂", "not the left", "")  # fmt: skip
+
+
+def score(prediction, reference, question=QUESTION):
+    return med_vqa.score(prediction, reference, "open", question=question)
+
+
+def test_the_old_definition_counts_words_as_before():
+    rng = random.Random(0)
+    for _ in range(500):
+        prediction, gold = (" ".join(rng.choices(PIECES, k=rng.randrange(1, 9))) for _ in range(2))
+        if not words(gold):
+            continue
+        left, shared = words(gold), 0
+        for word in words(prediction):
+            if word in left:
+                left.remove(word)
+                shared += 1
+        exact = float(words(prediction) == words(gold))
+        expected = {
+            "recall": shared / len(words(gold)),
+            "precision": shared / len(words(prediction)) if words(prediction) else 0.0,
+            "f1": 2 * shared / (len(words(prediction)) + len(words(gold))),
+            "exact_match": exact,
+            "correct": exact,
+        }
+        assert med_vqa.score(prediction, gold, "open") == expected
+        assert med_vqa.score(prediction, gold, "open", "strict@3", question=QUESTION) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "recall", "precision"),
+    [
+        ("It is the head of pancreas", "head of the pancreas", 1.0, 1 / 2),  # it, is, head, pancreas
+        ("the left lung", "left lung", 1.0, 1.0),
+        ("", "left lung", 0.0, 0.0),
+        ("of the", "left lung", 0.0, 0.0),
+        ("in it", "in", 1.0, 1 / 2),  # nothing is left of "in", so nothing is removed
+        ("lung lung", "left lung", 1 / 2, 1 / 2),
+        ("no pneumothorax", "pneumothorax", 0.0, 0.0),
+        ("no pneumothorax", "no pneumothorax", 1.0, 1.0),
+        ("without contrast", "with contrast", 0.0, 0.0),
+    ],
+)
+def test_overlap_of_normal_words(prediction, reference, recall, precision):
+    found = score(prediction, reference)
+    assert (found["recall"], found["precision"]) == (recall, precision)
+    assert found["exact_match"] == found["correct"] == float(recall == precision == 1.0)
+
+
+def test_a_question_for_what_is_missing_is_answered_with_a_denial():
+    assert score("There is no gallbladder.", "gallbladder", "Which organ is missing?")["recall"] == 1.0
+    assert score("There is no gallbladder.", "gallbladder", "Which organ is enlarged?")["recall"] == 0.0
+
+
+def test_the_wrong_side_earns_nothing_and_is_counted():
+    columns = ["left lung", "right lung", "lung"], ["right lung"] * 3, ["open"] * 3
+    found = med_vqa.compute(*columns, questions=[QUESTION] * 3, return_scores=True)
+    assert found["n_laterality_conflicts"] == 1
+    assert [one["recall"] for one in found["scores"]] == [0.0, 1.0, 1 / 2]
+    assert [one.get("laterality_conflict") for one in found["scores"]] == [True, None, None]
+    assert "n_laterality_conflicts" not in med_vqa.compute(*columns)

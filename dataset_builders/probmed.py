@@ -3,7 +3,8 @@
 Source   the Hub's files, after its terms are accepted there, or a folder with `test.json` and `probmed/`.
 Terms    MIT, says the Hub's card; the images are of ChestX-ray14 and MedICaT, whose terms hold for them.
 Flaws    a benchmark: evaluate on it (--source-only), do not train on it. Findings and positions were made from
-         captions and labels.
+         captions and labels. An image's questions of one kind are a question set, right only together, as the authors
+         score them (question_set_accuracy by kind of question).
 Lesions  none are marked.
 
 Example: mmedpo build probmed --source data/ProbMed --output data/probmed --source-only
@@ -63,7 +64,7 @@ def _question(name: str, row: dict[str, Any], folder: Path) -> Item:
     return {
         "id": name, "image": Picture(row["image"], image), "question": row["question"].replace("<image>", "").strip(),
         "answer": said, "task": "closed_vqa", "split": "test", "modality": modality, "organ": organ,
-        "question_type": kind[1],
+        "question_type": kind[1], "question_set": kind[1],
     }  # fmt: skip
 
 

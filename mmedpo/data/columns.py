@@ -34,6 +34,7 @@ COLUMNS = {  # accepted names of each column, in order of precedence; docs/curat
     "modality": ("modality", "image_modality"),
     "organ": ("organ", "image_organ", "location", "body_part"),
     "question_type": ("question_type", "content_type", "question_category"),
+    "question_set": ("question_set",),
     "labels": ("labels",),
     "width": ("width",),
     "source": ("source",),

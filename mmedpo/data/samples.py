@@ -63,6 +63,7 @@ class Sample:
     image_digest: str = ""  # `images.digest`, set when the file is read
     image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set when the file is read
     options: tuple[str, ...] = ()  # of multiple choice; `answer` is one of them
+    question_set: str | None = None  # of its image, right only together
 
     @property
     def prompt(self) -> str:
@@ -175,7 +176,7 @@ def read_sample(
         split=intern(as_text(row["split"]).strip()), boxes=boxes, source=_line(row["source"]) or intern(name),
         license=_line(row["license"]) or intern(license), masks=masks, heatmap=heatmap, confidence=confidence,
         image_digest="", image_size=(0, 0), options=offered,
-        **{column: _line(row[column]) or None for column in ("modality", "organ", "question_type")},
+        **{column: _line(row[column]) or None for column in ("modality", "organ", "question_type", "question_set")},
     ), []  # fmt: skip
 
 

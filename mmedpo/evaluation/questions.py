@@ -18,6 +18,7 @@ from mmedpo.data.samples import Sample
 from mmedpo.data.sources import chosen_ids, limited, read_source, refuse_faults
 from mmedpo.data.text import plain
 from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation.metrics import question_sets
 from mmedpo.evaluation.score import Row, Scoring, refuse_unscorable
 from mmedpo.models import refusals
 from mmedpo.runs.provenance import portable
@@ -75,6 +76,7 @@ class Question:
     modality: str | None = None
     image_digest: str | None = None  # `images.digest`
     options: tuple[str, ...] = ()  # of multiple choice; `reference` is one of them
+    question_set: str | None = None  # `metrics.question_sets`
 
     @property
     def prompt(self) -> str:
@@ -88,6 +90,7 @@ class Question:
             "question": self.text, "reference": self.reference, "question_type": self.question_type,
             "organ": self.organ, "modality": self.modality, "image_digest": self.image_digest,
             **({"options": [*self.options]} if self.options else {}),
+            **({"question_set": self.question_set} if self.question_set else {}),
         }  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def of_sample(sample: Sample) -> Question:
     """Return the question of a source's sample."""
     return Question(
         sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
-        sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options,
+        sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options, sample.question_set,
     )  # fmt: skip
 
 
@@ -188,7 +191,8 @@ def _of_source(asked: Asked, scoring: Scoring, load_processor: Callable[[], Any]
         refuse_faults(source, asked.skip_faulty)
     shared = source.in_other_splits if asked.official_split else {}
     notes = [*source.notices, *([source.note] if asked.split and source.note else [])]
-    return QuestionSet([*map(of_sample, limited(source.samples, asked.limit, asked.seed))], open_rgb, {
+    chosen = [*map(of_sample, limited(source.samples, asked.limit, asked.seed))]
+    return QuestionSet(question_sets.without_parts(chosen, source.samples), open_rgb, {
         "source": source.name, "split": asked.split, "split_by": source.split_by, **shared, "limit": asked.limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
         **({"doubtful_answers": source.doubtful_answers} if source.doubtful_answers else {}),

@@ -20,7 +20,7 @@ from mmedpo.runs import formats
 from mmedpo.runs.json_files import read_json
 
 FILES = ("questions", "predictions", "scores")
-SAME_COLUMNS = ("image_id", "task", "question", "reference", "options", "image_digest", "pair_digest")
+SAME_COLUMNS = ("image_id", "task", "question", "reference", "options", "question_set", "image_digest", "pair_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is a note, not an error
 WEIGHTS = "model_fingerprint"  # where both runs have it, it replaces names of models
 VARIANT_OF = {"meteor_variant": "report_generation"}  # key of a variant -> part

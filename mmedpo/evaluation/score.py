@@ -13,7 +13,7 @@ from typing import Any
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
-from mmedpo.evaluation.metrics import med_vqa, preference, report_generation, visual_reliance
+from mmedpo.evaluation.metrics import med_vqa, preference, question_sets, report_generation, visual_reliance
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.runs import bounded_json
 from mmedpo.runs.json_files import read_text, sha256, write_json
@@ -83,7 +83,7 @@ class Scoring:
         return [next(of_reports if row["task"] == "report" else of_others) for row, _ in answers]
 
     def _score_answers(self, questions: Sequence[Row], predictions: Sequence[str]) -> list[Row]:
-        return med_vqa.score_all(
+        scores = med_vqa.score_all(
             predictions,
             [row["reference"] for row in questions],
             [row["task"] for row in questions],
@@ -91,6 +91,7 @@ class Scoring:
             questions=[row["question"] for row in questions],
             options=[row.get("options") for row in questions],
         )
+        return question_sets.with_sets(questions, scores)
 
     def metrics(self, scores: Sequence[Row]) -> Row:
         """Return the "metrics" of results.json from the lines of scores.jsonl."""

@@ -41,6 +41,7 @@ METRICS = {
     "open_recall": Label("Open questions: recall of words"),
     "open_precision": Label("Open questions: precision of words"),
     "open_f1": Label("Open questions: F1 of words"),
+    "question_set_accuracy": Label("Question sets: all right"),
     "bleu": Label("Reports: BLEU"),
     **{f"bleu_{n}": Label(f"Reports: BLEU-{n}") for n in range(1, 5)},
     **{f"rouge_{kind}": Label(f"Reports: ROUGE-{kind.upper()}") for kind in "12l"},

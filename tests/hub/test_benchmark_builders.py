@@ -65,6 +65,7 @@ def test_probmed_becomes_a_source_of_question_sets(run: Run, png: bytes, tmp_pat
         ("a-entity_hallu_0", "no", "entity"), ("a-entity_hallu_0-2", "no", "entity"),
         ("b-entity_hallu", "no", "entity"),
     ]  # fmt: skip
+    assert all(sample.question_set == sample.question_type for sample in source.samples)
     first, *_, last = source.samples
     assert (first.question, first.modality, first.organ) == ("Is there an invented modality_gt?", "ct-scan", "abdomen")
     assert (last.image_id, last.modality, last.organ) == ("probmed/medicat/b.png", "X-ray", "Chest")

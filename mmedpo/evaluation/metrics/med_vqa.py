@@ -16,7 +16,7 @@ from mmedpo.data.samples import ANSWER_TYPES as TASKS
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
-from mmedpo.evaluation.metrics import closed, open_answers, vqa_v2
+from mmedpo.evaluation.metrics import closed, open_answers, question_sets, vqa_v2
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
 from mmedpo.evaluation.metrics.open_answers import LATERALITY, OVERLAPS, tokens
 
@@ -111,6 +111,7 @@ def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
         mean_of("correct", "overall_accuracy"),
         mean_of("correct", "closed_accuracy", _is_closed),
         *(mean_of(name, f"open_{name}") for name in OVERLAPS),
+        question_sets.ACCURACY,
     )
 
 
@@ -121,7 +122,8 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
         open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` those of unread answers
         (n_closed_neither, ...; `closed.UNREAD`) and n_laterality_conflicts, open answers on the wrong side;
-        med_vqa_definition, the protocol with the number of its definition ("strict@4").
+        med_vqa_definition, the protocol with the number of its definition ("strict@4"). Scores of question sets
+        (`question_sets`) add question_set_accuracy and n_question_sets.
     """
     verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
     kinds = {"strict": closed.UNREAD, UNASKED: ("both", "neither")}.get(protocol, ())
@@ -132,6 +134,7 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
         "n_closed": verdicts.total(),
         "n_open": len(scores) - verdicts.total(),
         **counts,
+        **question_sets.count(scores),
         "med_vqa_definition": DEFINITIONS[protocol],
     }
 

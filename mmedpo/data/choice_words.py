@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from mmedpo.data import yes_no_words
 from mmedpo.data.text import NEGATIONS
 
 ARTICLES = frozenset(("a", "an", "the"))
@@ -54,10 +55,13 @@ AFFIRMED = frozenset((
     "affected", "involved", "abnormal", "enlarged", "used", "given", "administered", "correct", "right", "true", "it",
     "applicable", "possible", "likely", "here", "there", "depicted", "diseased", "the",
 ))  # fmt: skip
+# So is what they place an asserted option beside ("the liver, next to the spleen").
+BESIDE = frozenset(("next", "beside", "near", "adjacent", "close", "behind", "touching", "bordering"))
+OTHERS = frozenset(("other", "additional", "further", "another", "new", "more"))  # denied, it denies nothing before
 HEALTHY = frozenset(("normal", "unremarkable", "healthy", "clear", "intact", "unaffected", "spared", "uninvolved"))
 HEDGES = frozenset((
     "may", "might", "could", "maybe", "perhaps", "possibly", "if", "whether", "unclear", "typically", "usually",
-    "generally", "often", "sometimes", "either", "depends", "question", "options", "choices", "choose",
+    "generally", "often", "sometimes", "either", "depends", "question", "options", "choices",
 ))  # fmt: skip
 BREAKS = frozenset((
     "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
@@ -67,9 +71,21 @@ VERBS = frozenset((
     "is", "are", "was", "were", "has", "have", "shows", "show", "appears", "appear", "seems", "looks", "isn't",
     "aren't", "does", "do", "it's", "that's", "remains", "lies",
 ))  # fmt: skip
-RESTARTS = VERBS | frozenset(("the", "there", "it", "they", "this", "not"))
-CONCLUDES = frozenset(("answer", "therefore", "thus", "hence", "conclusion", "final", "finally", "overall", "correct"))
-ALSO = frozenset(("also", "too", "additionally", "another", "well", "both"))
+CONCLUDES = frozenset(
+    (
+        "answer",
+        "therefore",
+        "thus",
+        "hence",
+        "conclusion",
+        "final",
+        "corresponds",
+        "corresponding",
+        "finally",
+        "overall",
+        "correct",
+    )
+)
 
 BIG = frozenset((
     "bigger", "biggest", "larger", "largest", "greater", "greatest", "more", "most", "higher", "highest", "brighter",
@@ -80,7 +96,8 @@ SMALL = frozenset((
     "smaller", "smallest", "less", "least", "fewer", "lower", "lowest", "darker", "darkest", "thinner", "thinnest",
     "narrower", "narrowest", "shorter", "shortest", "small", "tiny", "little", "lighter", "lightest",
 ))  # fmt: skip
-COMPARATIVES = (BIG | SMALL) - {
+SIZES = BIG | SMALL
+COMPARATIVES = SIZES - {
     "big", "large", "great", "huge", "small", "tiny", "little", "lower", "more", "less", "most", "occupies", "better",
 }  # fmt: skip
 AS_BIG = frozenset(("same", "similar", "large", "big", "small"))  # "as large as", "the same size as"
@@ -92,19 +109,14 @@ ASKED_ILL = frozenset((
     "hemorrhage", "infarct", "edema", "infiltrate", "enlarged", "wrong", "problem",
 ))  # fmt: skip
 
+# Refusals of choices, besides those of yes/no answers.
 DECLINES = re.compile(
-    r"\b(?:unable|impossible|insufficient|not (?:possible|enough|sure|certain|clear whether|specified|mentioned|able)"
-    r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to) (?:\w+ )?"
-    r"(?:say|tell|determine|answer|assess|confirm|know|provide|distinguish|differentiate|identify|see|view|access"
-    r"|interpret|choose|decide|select|analy[sz]e|be (?:determined|assessed|answered|identified|distinguished))"
-    r"|no (?:\w+ )?(?:data|information|idea)|(?:do not|don't) (?:know|have)|unsure|uncertain|unknown|sorry"
-    r"|indeterminate|undetermined|unanswerable|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
+    rf"{yes_no_words.DECLINES.pattern}|\b(?:not able|sorry|indeterminate|undetermined|unanswerable|no idea"
+    r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to|do(?:es)? not allow \w+ to) (?:\w+ )?"
+    r"(?:distinguish|differentiate|identify|see|view|access|interpret|choose|decide|select|tell|analy[sz]e"
+    r"|be (?:answered|identified|distinguished))"
+    r"|(?:do not|don't) have|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
 )
-DECLINING = frozenset((
-    "unable", "impossible", "insufficient", "not", "can", "cannot", "can't", "could", "couldn't", "difficult", "hard",
-    "no", "do", "don't", "unsure", "uncertain", "unknown", "sorry", "indeterminate", "undetermined", "without",
-    "unanswerable",
-))  # fmt: skip
 
 # Of questions
 ASKS = frozenset((

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from mmedpo.data import choice_words as known
-from mmedpo.data.offered import offered
-from mmedpo.data.option_names import ENDS, TOKEN, Item, Names, determines, form, items_in, mark_letters, names_of
+from mmedpo.data.offered import Asked, asked_of, offered
+from mmedpo.data.option_names import ENDS, Item, Names, determines, form, items_in, mark_letters, names_of, tokens_of
 from mmedpo.data.text import plain
 from mmedpo.data.yes_no import content
 
@@ -23,7 +22,8 @@ Asserted = int | Literal["both", "neither", "refused", "empty"]
 
 _TAGS = re.compile(r"</?[a-z_]+>|\\boxed\b|[*_`#{}$]+|\\text\b", re.IGNORECASE)
 _ROLE = re.compile(r"\s*(?:(?:assistant|answer|response|model|ai|gpt|final answer|system|a)\s*:\s*)+", re.IGNORECASE)
-_SIZES = frozenset(content(" ".join(known.BIG | known.SMALL | known.CUTS)))
+_DENIALS = frozenset(content(" ".join(known.DENIALS)))
+_SIZES = frozenset(content(" ".join(known.SIZES | known.CUTS)))
 _GLUE = frozenset(("or", "and", "/", ",", "a", "an", "the", "in", "on", "vs", "vs.", "versus", "nor", "either", ":"))
 
 
@@ -54,25 +54,27 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
         text = mark_letters(text, len(options))
     elif role := _ROLE.match(text):
         text = text[role.end() :]
-    tokens = TOKEN.findall(text.casefold())
+    tokens = tokens_of(text)
     if not any(token[0].isalnum() or token[0] == "§" for token in tokens):
         return "empty"
     items = items_in(tokens, table)
-    asked = _asked(question, tuple(options))
+    asked = asked_of(question, tuple(options))
     found: list[tuple[list[Item], set[int]]] = []
     denied: set[int] = set()
     by_not = True
-    for clause in _clauses(items):
+    clauses = _clauses(items)
+    if asked.sign and not known.COMPARATIVES.isdisjoint(items):  # "both are visible, but the liver is larger"
+        clauses = [clause for clause in clauses if _names(clause) == 1 or not known.SIZES.isdisjoint(clause)]
+    for clause in clauses:
         stated, refuted, plainly = _statement(clause, table, asked)
         if stated:
             found.append((clause, stated))
         denied |= refuted
         by_not = by_not and (plainly or not refuted)
-    declines = not known.DECLINING.isdisjoint(tokens) and known.DECLINES.search(" ".join(tokens)) is not None
     choice = _decide(found, len(options), asked, "also" in tokens)
     if isinstance(choice, int):
         return choice
-    if declines:
+    if known.DECLINES.search(" ".join(tokens)):
         return "refused"
     if choice == "neither" and not found:
         if denied:
@@ -81,33 +83,17 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
     return choice
 
 
-class _Asked(NamedTuple):
-    size: int  # number of options
-    sign: int  # 1 for "bigger", -1 for "smaller", 0 where nothing is compared
-    ill: bool  # asks for what is abnormal
-    content: frozenset[str]  # stems of its words
-
-
-@lru_cache(maxsize=4096)
-def _asked(question: str | None, options: tuple[str, ...]) -> _Asked:
-    if not question:
-        return _Asked(len(options), 0, False, frozenset())
-    items = items_in(TOKEN.findall(plain(question).casefold()), names_of(options))
-    words = {item for item in items if isinstance(item, str)}
-    sign = (1 if words & known.BIG else -1) if words & known.COMPARATIVES else 0
-    if sign and words & known.SMALL & known.COMPARATIVES:
-        sign = -1
-    if sign and "less" in words:
-        sign = -sign
-    return _Asked(len(options), sign, bool(words & known.ASKED_ILL), frozenset(content(question)))
-
-
 def _clauses(items: list[Item]) -> list[list[Item]]:
     """Return the clauses that name an option; those that end with "?" are questions and left out."""
     found: list[list[Item]] = [[]]
+    glossed = -1
     for i, item in enumerate(items):
+        if i <= glossed:
+            continue
         if isinstance(item, int):
             found[-1].append(item)
+        elif item == "(" and i and items[i + 1 : i + 3] == [items[i - 1], ")"]:
+            glossed = i + 2  # "CT (computed tomography)"
         elif item in ENDS:
             if item == "?":
                 found.pop()
@@ -120,21 +106,25 @@ def _clauses(items: list[Item]) -> list[list[Item]]:
             found.append([])
         else:
             found[-1].append(item)
-    return [clause for clause in found if any(isinstance(item, int) for item in clause)]
+    return [clause for clause in found if _names(clause)]
+
+
+def _names(clause: list[Item]) -> int:
+    return len({item for item in clause if isinstance(item, int)})
 
 
 def _restarts(items: list[Item], start: int) -> bool:
     """Return True if a clause of its own begins there: a verb follows before the next comma or end."""
     for item in items[start : start + 12]:
         if isinstance(item, str):
-            if item in known.VERBS:
+            if item in known.VERBS or item in known.HEALTHY:
                 return True
             if item in ENDS or item in (",", "and", "or", "than"):
                 return False
     return False
 
 
-def _statement(clause: list[Item], table: Names, asked: _Asked) -> tuple[set[int], set[int], bool]:
+def _statement(clause: list[Item], table: Names, asked: Asked) -> tuple[set[int], set[int], bool]:
     """Return the stated and the denied options of a clause, and True if only a "not" denies."""
     stated: list[int] = []
     compared: list[int] = []
@@ -152,21 +142,25 @@ def _statement(clause: list[Item], table: Names, asked: _Asked) -> tuple[set[int
                 stated.append(item)
         elif item in known.CUTS or (item == "as" and not words.isdisjoint(known.AS_BIG)):
             cut = True
+        elif item in known.BESIDE:
+            cut = cut or bool(stated) or clause[0] in known.VERBS
         elif item == "no":
             if determines(clause, i):
+                if _denies_before(clause[i:], asked):
+                    denied |= set(stated)
+                    stated = []
                 negated, plainly = True, False
         elif item in known.DENIALS or item.endswith("n't") or (item == "free" and clause[i + 1 : i + 2] == ["of"]):
             ahead = clause[i + 1 : i + 3]
             if ahead and ahead[0] in known.LIMITS:
                 continue
-            if not any(isinstance(later, int) for later in clause[i:]) and (
-                not ahead or not known.AFFIRMED.isdisjoint(ahead) or _asks(ahead, asked)
-            ):
+            last = not any(isinstance(later, int) for later in clause[i:])
+            if (last and not known.AFFIRMED.isdisjoint(ahead or ["it"])) or _denies_before(clause[i:], asked):
                 denied |= set(stated)
                 stated = []
                 plainly = plainly and (not ahead or _asks(ahead, asked))
             negated = True
-            plainly = plainly and (item in ("not", "cannot") or item.endswith("n't"))
+            plainly = plainly and (item in ("not", "cannot", "unlikely") or item.endswith("n't"))
         elif item == "," and (negated or cut) and not _lists(clause[i + 1 :]):
             negated = cut = False
     if not words.isdisjoint(known.HEDGES) or (clause[0] == "of" and words.isdisjoint(known.VERBS)):
@@ -180,7 +174,15 @@ def _statement(clause: list[Item], table: Names, asked: _Asked) -> tuple[set[int
     return set(stated), denied, plainly
 
 
-def _asks(words: list[Item], asked: _Asked) -> bool:
+def _denies_before(rest: list[Item], asked: Asked) -> bool:
+    """Return True if what a negation denies is what the question asks for ("the left lung has no lesion")."""
+    ahead = rest[1:5]
+    if any(isinstance(later, int) for later in rest) or not known.OTHERS.isdisjoint(ahead):
+        return False
+    return _asks(ahead, asked) or (asked.ill and any(form(one) == "abnormal" for one in ahead if isinstance(one, str)))
+
+
+def _asks(words: list[Item], asked: Asked) -> bool:
     return any(isinstance(word, str) and form(word) in asked.content for word in words)
 
 
@@ -190,18 +192,18 @@ def _lists(rest: list[Item]) -> bool:
 
 
 def _by_size(
-    clause: list[Item], words: set[str], stated: list[int], compared: list[int], denied: set[int], asked: _Asked
+    clause: list[Item], words: set[str], stated: list[int], compared: list[int], denied: set[int], asked: Asked
 ) -> tuple[set[int], set[int]]:
     """Return the stated and denied options where the question asks for the bigger or smaller one."""
     sign = -1 if words & known.SMALL else 1 if words & known.BIG else 0
     for i, item in enumerate(clause):
         turns = isinstance(item, str) and (item in ("not", "never") or item.endswith("n't"))
-        if turns and not (known.BIG | known.SMALL).isdisjoint(clause[i + 1 : i + 4]):
+        if turns and not known.SIZES.isdisjoint(clause[i + 1 : i + 4]):
             sign, compared, denied = -sign, [*compared, *denied], set()  # "not larger than"
     if "same" in words or "equal" in words or "similar" in words:
         return set(), set()
     if not sign:
-        return set(stated), denied
+        return set(_without_lists(clause, stated, asked.size)), denied
     if "less" in words and words & (known.BIG - {"more"}):
         sign = -1
     subjects = set(_without_lists(clause, stated, asked.size)) or denied
@@ -245,7 +247,7 @@ def _without_lists(clause: list[Item], stated: list[int], size: int) -> list[int
     return kept
 
 
-def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: _Asked, also: bool) -> Asserted:
+def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: Asked, also: bool) -> Asserted:
     """Return the option that the statements of all clauses amount to."""
     stated = set().union(*(options for _, options in found)) if found else set()
     if len(stated) == 1:
@@ -267,17 +269,17 @@ def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: _Asked, 
     return "both"
 
 
-def _about(clause: list[Item], asked: _Asked) -> bool:
+def _about(clause: list[Item], asked: Asked) -> bool:
     """Return True if a clause has no subject of its own, or one that the question names."""
     subject = content(" ".join(item for item in clause if isinstance(item, str)))
-    return not subject or not asked.content.isdisjoint(subject)
+    return not subject or not {"this", "it", "it's"}.isdisjoint(clause) or not asked.content.isdisjoint(subject)
 
 
-def _eliminated(denied: set[int], tokens: list[str], table: Names, asked: _Asked, by_not: bool) -> Asserted:
+def _eliminated(denied: set[int], tokens: list[str], table: Names, asked: Asked, by_not: bool) -> Asserted:
     """Return the other of two options where the answer only says that it is not one of them."""
     if len(table.forms) != 2 or len(denied) != 1:
         return "neither"
-    others = set(content(" ".join(tokens))) - table.names - asked.content
+    others = set(content(" ".join(tokens))) - table.names - asked.content - _DENIALS
     if table.opposite or (by_not and not others):
         return 1 - next(iter(denied))
     return "neither"
@@ -285,12 +287,18 @@ def _eliminated(denied: set[int], tokens: list[str], table: Names, asked: _Asked
 
 def _fallback(tokens: list[str], items: list[Item], table: Names) -> Asserted:
     """Return the option of an answer that names none in full: a part of one only, "both" or "bilateral"."""
+    bare = [token for token in tokens if token[0].isalnum()]
+    opened = [i for i, first in enumerate(table.firsts) if [first] == bare]  # "Without", "Less"
+    if len(opened) == 1:
+        return opened[0]
     if not known.DENIALS.isdisjoint(tokens) or not known.HEDGES.isdisjoint(tokens) or "no" in tokens:
         return "neither"
     forms = {form(token) for token in tokens if content(token)}
     fits = [i for i, option in enumerate(table.forms) if forms and forms <= option]
     if len(fits) == 1:
         return fits[0]
-    if table.both is None and ("both" in tokens or ("bilateral" in tokens and {"left", "right"} <= table.names)):
+    if table.both is None and (
+        "both" in tokens or ("bilateral" in map(form, tokens) and {"left", "right"} <= table.names)
+    ):
         return "both"
     return "neither"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
 from mmedpo.data.choice_words import (
     ANY,
     ARTICLES,
+    ASKED_ILL,
     ASKS,
+    BIG,
     COMPARATIVES,
     ENDS,
     GROUPS,
@@ -16,11 +19,14 @@ from mmedpo.data.choice_words import (
     OBJECT_VERBS,
     PREDICATES,
     PREFIXES,
+    SMALL,
     STARTS,
     WH,
     modifies,
 )
+from mmedpo.data.option_names import items_in, names_of, tokens_of
 from mmedpo.data.text import plain
+from mmedpo.data.yes_no import content
 
 LONGEST_OPTION = 8  # words
 
@@ -194,10 +200,10 @@ def _shared(items: list[list[str]], own_article: bool) -> list[list[str]]:
         return items  # "left, top or upper left"
     if not head or (own_article and not (sides and len(items[-2]) == 1)):
         return items
-    one_side = [head[0].removesuffix("s"), *head[1:]] if last[0].casefold() == "both" else head
+    single = [re.sub(r"(?<=ss)es$|(?<!s)s$", "", head[0]), *head[1:]]  # "one or both sides"
     modifiers = modifies(last[0].casefold()) and not (head[0] in ("to", "down") and last[0].endswith(("ed", "ing")))
     return [
-        one + one_side
+        one + (single if last[0].casefold() == "both" or one[0].casefold() in ("one", "1", "single") else head)
         if len(one) == 1 and (head[0].casefold() == "of" or (modifiers and modifies(one[0].casefold())))
         else one
         for one in items[:-1]
@@ -227,3 +233,27 @@ def _asks_yes_no(low: list[str], names: list[str], last: int) -> bool:
     if low[0] in ("are", "were") and {"seen", "visible", "present", "identified", "noted"} & set(low[last:]):
         return not article
     return all((name.endswith("ed") and " " not in name) or name == "shrunk" for name in names)
+
+
+class Asked(NamedTuple):
+    """A question as answers are read against it."""
+
+    size: int  # number of options
+    sign: int  # 1 for "bigger", -1 for "smaller", 0 where nothing is compared
+    ill: bool  # asks for what is abnormal
+    content: frozenset[str]  # stems of its words
+
+
+@lru_cache(maxsize=4096)
+def asked_of(question: str | None, options: tuple[str, ...]) -> Asked:
+    """Return what a question with these options asks for."""
+    if not question:
+        return Asked(len(options), 0, False, frozenset())
+    items = items_in(tokens_of(plain(question)), names_of(options))
+    words = {item for item in items if isinstance(item, str)}
+    sign = (1 if words & BIG else -1) if words & COMPARATIVES else 0
+    if sign and words & SMALL & COMPARATIVES:
+        sign = -1
+    if sign and "less" in words:
+        sign = -sign
+    return Asked(len(options), sign, bool(words & ASKED_ILL), frozenset(content(question)))

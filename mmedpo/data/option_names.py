@@ -12,7 +12,8 @@ from mmedpo.data.yes_no import content
 
 Item = str | int  # a word, or the index of an option that is named
 
-TOKEN = re.compile(
+_PREFIX = re.compile(r"\b(sub|supra|infra|intra|extra|peri|para|trans|retro|epi|endo|iso|multi|hyper|hypo)-(?=\w)")
+_TOKEN = re.compile(
     r"§\d+|x[- ]?rays?\b|vs\b\.?|(?:small|large) (?:bowel|intestine)s?\b|(?:hyper|hypo|non|multi)(?=[^\W\d_]{3})"
     r"|[^\W_]+(?:(?<=\d)\.\d+)*(?:'[^\W_]+)?|[,.;:!?()\n/—]"
 )
@@ -22,7 +23,9 @@ _LETTER = re.compile(r"(?<![\w'’/§-])[A-Za-z](?![\w'’/-]|\.\w)")
 _NO_LETTER = frozenset(("hepatitis", "vitamin", "group", "type", "stage", "class", "grade", "zone", "level", "phase",
                         "figure", "panel", "image", "part", "segment", "fig"))  # fmt: skip
 _NAMES_LETTER = frozenset(("option", "choice", "letter", "options", "choices"))
-_AFTER_LETTER = re.compile(r"\s*(?:$|[.):,;\]!?\n—]|-\s|(?:is|was|because|since|as|and|or|but|not|due|with)\b)")
+_AFTER_LETTER = re.compile(
+    r"\s*(?:$|[.):,;\]!?\n—]|-\s|(?:is|was|because|since|as|and|or|but|not|due|with|rather|instead|than)\b)"
+)
 _NEGATED = re.compile(r"(?:non|not|no|without|with|un|in|ir|im|il|ab|a|dis)?[ -]?(.+)")
 _GROUPED = frozenset(word for group in known.GROUPS for word in group)
 
@@ -31,8 +34,14 @@ class Names(NamedTuple):
     phrases: dict[str, list[tuple[list[str], int]]]  # by their first form, the longest first
     forms: tuple[frozenset[str], ...]  # of each option
     names: frozenset[str]  # forms of all options
+    firsts: tuple[str, ...]  # first word of each
     both: int | None  # the option that says "both"
     opposite: bool  # one of two options is the other denied
+
+
+def tokens_of(text: str) -> list[str]:
+    """Return the words and marks of a `plain` text, with prefixes joined ("sub-cortical")."""
+    return _TOKEN.findall(_PREFIX.sub(r"\1", text.casefold()) if "-" in text else text.casefold())
 
 
 @lru_cache(maxsize=65536)
@@ -55,7 +64,7 @@ def form(word: str) -> str:
 @lru_cache(maxsize=4096)
 def names_of(options: tuple[str, ...]) -> Names:
     """Return the phrases that name each option, without those that could name two."""
-    texts = [TOKEN.findall(plain(option).casefold()) for option in options]
+    texts = [tokens_of(plain(option)) for option in options]
     texts = [[word for word in text if word not in ENDS] for text in texts]
     texts = [text[1:] if len(text) > 1 and text[0] in known.ARTICLES else text for text in texts]
     numeric = any(text and all(word in known.NUMBERS or word[0].isdigit() for word in text) for text in texts)
@@ -74,7 +83,8 @@ def names_of(options: tuple[str, ...]) -> Names:
     names = tuple(frozenset(map(form, text)) for text in texts)
     joined = [" ".join(text) for text in texts]
     both = next((i for i, text in enumerate(texts) if "both" in text or "bilateral" in text), None)
-    return Names(phrases, names, frozenset().union(*names), both, len(options) == 2 and _opposite(*joined))
+    firsts = tuple(text[0] if text else "" for text in texts)
+    return Names(phrases, names, frozenset().union(*names), firsts, both, len(options) == 2 and _opposite(*joined))
 
 
 def _opposite(one: str, other: str) -> bool:
@@ -153,8 +163,8 @@ def mark_letters(text: str, size: int) -> str:
         letter, start, end = match[0], match.start(), match.end()
         index = ord(letter.upper()) - 65
         before, after = text[max(start - 40, 0) : start].rstrip(), text[end : end + 40]
-        last = re.search(r"[\w]+$", before)
-        previous = last[0].casefold() if last else ""
+        last = re.search(r"(\w+)[\s:*(\[\"']*$", before)
+        previous = last[1].casefold() if last else ""
         if not 0 <= index < size or previous in _NO_LETTER:
             return letter
         bracketed = before[-1:] in ("(", "[") and after.lstrip()[:1] in (")", "]")

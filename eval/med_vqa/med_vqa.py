@@ -31,6 +31,7 @@ Returns (a mean over no question is absent; all means in [0, 1]):
     open_recall, open_precision, open_f1, open_exact_match: means over the open questions.
     n_closed, n_open: numbers of questions.
     n_closed_both, n_closed_neither (strict): yes/no answers that say both or neither; they count as wrong.
+    n_laterality_conflicts (strict with questions): open answers on the wrong side, which score 0.
     med_vqa_definition: the protocol and the number of its definition; compare equal ones only.
 
 Examples:

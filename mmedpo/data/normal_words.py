@@ -38,7 +38,7 @@ _NUMBERS = {
     "none": "0",
 }
 _WHOLE = {**_NUMBERS, "x-ray": "xray", "x-rays": "xray"}
-_MEASURE = re.compile(r"(\d+(?:\.\d+)?)(mm|cm|ml|cc|mg|kg|hu)s?")
+_MEASURE = re.compile(r"(?:\d+(?:\.\d+)?(?:x|mm|cm|ml|cc|mg|kg|hu))+(?:\d+(?:\.\d+)?)?")  # "5mm", "2x3"
 
 # Spellings of more than one word: "x ray", "non contrast", "w/o", "twenty one", "R lung", "Lt. kidney".
 _SPELLINGS = re.compile(
@@ -162,9 +162,9 @@ def _parts(word: str) -> tuple[str, ...]:
 
 
 def _forms(word: str) -> tuple[str, ...]:
-    """Return the normal form of a word without hyphens; of a measure such as "5mm" number and unit."""
-    if measure := _MEASURE.fullmatch(word):
-        return measure[1], measure[2]
+    """Return the normal form of a word without hyphens; of a measure such as "5mm" its numbers and units."""
+    if _MEASURE.fullmatch(word):
+        return tuple(re.findall(r"[\d.]+|[a-z]+", word))
     if word in _NUMBERS:
         return (_NUMBERS[word],)
     if word in ("t1w", "t2w"):

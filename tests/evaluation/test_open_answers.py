@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from mmedpo.data.text import words
 from mmedpo.evaluation.metrics import med_vqa
 
+ROOT = Path(__file__).resolve().parents[2]
+CASES = [json.loads(line) for line in Path(__file__).with_name("open_answers.jsonl").read_text("utf-8").splitlines()]
 QUESTION = "What is shown?"
 PIECES = ("the lung", "Lungs", "T2-weighted", "two", "2", "x-ray", "x ray", "no mass", "masses", "oedema", "left-sided",
           "right", "in", "5mm", "Crohn’s", "a", "—", "T₂", "not the left", "")  # fmt: skip
@@ -39,6 +44,14 @@ def test_the_old_definition_counts_words_as_before():
         }
         assert med_vqa.score(prediction, gold, "open") == expected
         assert med_vqa.score(prediction, gold, "open", "strict@3", question=QUESTION) == expected
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['prediction'][:30]}|{case['reference']}")
+def test_cases_are_scored_as_a_person_scored_them(case):
+    found = score(case["prediction"], case["reference"], case.get("question", QUESTION))
+    read = {"recall": found["recall"], "exact": found["exact_match"], "conflict": "laterality_conflict" in found}
+    expected = {"recall": case["recall"], "exact": case.get("exact", False), "conflict": case.get("conflict", False)}
+    assert (read == expected) is not case.get("misread", False)  # the known misses are listed in the card
 
 
 @pytest.mark.parametrize(
@@ -73,3 +86,16 @@ def test_the_wrong_side_earns_nothing_and_is_counted():
     assert [one["recall"] for one in found["scores"]] == [0.0, 1.0, 1 / 2]
     assert [one.get("laterality_conflict") for one in found["scores"]] == [True, None, None]
     assert "n_laterality_conflicts" not in med_vqa.compute(*columns)
+
+
+def test_the_cards_table_of_open_answers_is_what_the_benchmark_prints(shared_data):
+    spec = importlib.util.spec_from_file_location("open_answers", ROOT / "benchmarks" / "open_answers.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    card = (ROOT / "eval" / "med_vqa" / "README.md").read_text(encoding="utf-8")
+    for name, count, altered, values in benchmark.table(benchmark.questions(shared_data / "vqa-rad")):
+        assert f"| {name} | {count} | {altered} | {' | '.join(f'{100 * value:.1f}' for value in values)} |" in card
+        if name in benchmark.RIGHT:
+            assert values[2] == 1.0, name
+        if name in benchmark.FLIPPED:
+            assert values[2:] == [0.0, 0.0], name

@@ -22,11 +22,26 @@ MODALITIES = (
     ("female", "woman"),
 )
 # Words at the end of a modality or side that an answer may leave out or add ("CT scan", "left side").
-CARRIERS = frozenset(("scan", "image", "imaging", "film", "view", "side", "plane", "weighted", "study", "projection"))
+CARRIERS = frozenset(
+    (
+        "scan",
+        "image",
+        "imaging",
+        "film",
+        "view",
+        "side",
+        "plane",
+        "weighted",
+        "study",
+        "projection",
+        "machine",
+        "scanner",
+    )
+)
 SPELLINGS = {
     "grey": "gray", "homogenous": "homogeneous", "heterogenous": "heterogeneous", "radioopaque": "radiopaque",
     "saggital": "sagittal", "abcess": "abscess", "tumour": "tumor", "oedema": "edema", "haemorrhage": "hemorrhage",
-    "unenhanced": "nonenhanced",
+    "unenhanced": "nonenhanced", "rightward": "right", "rightwards": "right", "leftward": "left", "leftwards": "left",
 }  # fmt: skip
 NUMBERS = {
     name: str(i)
@@ -36,8 +51,8 @@ NUMBERS = {
 # What follows is only compared with, in an answer.
 CUTS = frozenset((
     "than", "rather", "instead", "opposed", "compared", "comparison", "comparing", "relative", "unlike", "versus",
-    "vs", "vs.", "among", "amongst", "between", "contrary", "distinguished", "different", "differs", "opposite",
-    "except",
+    "vs", "vs.", "among", "amongst", "between", "contrary", "distinguished", "different", "differs", "opposite", "then",
+    "followed", "except",
 ))  # fmt: skip
 DENIALS = NEGATIONS | frozenset((
     "lack", "lacks", "lacking", "absence", "excludes", "exclude", "excluding", "rules", "ruling", "unlikely",
@@ -56,12 +71,14 @@ AFFIRMED = frozenset((
     "applicable", "possible", "likely", "here", "there", "depicted", "diseased", "the",
 ))  # fmt: skip
 # So is what they place an asserted option beside ("the liver, next to the spleen").
-BESIDE = frozenset(("next", "beside", "near", "adjacent", "close", "behind", "touching", "bordering"))
+BESIDE = frozenset(
+    ("next", "beside", "near", "adjacent", "close", "behind", "touching", "bordering", "below", "above", "under")
+)
 OTHERS = frozenset(("other", "additional", "further", "another", "new", "more"))  # denied, it denies nothing before
 HEALTHY = frozenset(("normal", "unremarkable", "healthy", "clear", "intact", "unaffected", "spared", "uninvolved"))
 HEDGES = frozenset((
     "may", "might", "could", "maybe", "perhaps", "possibly", "if", "whether", "unclear", "typically", "usually",
-    "generally", "often", "sometimes", "either", "depends", "question", "options", "choices",
+    "generally", "often", "possible", "sometimes", "either", "depends", "question", "options", "choices",
 ))  # fmt: skip
 BREAKS = frozenset((
     "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
@@ -181,6 +198,7 @@ GROUPS = (
     ("focal", "diffuse"), ("enlarged", "shrunken", "small"), ("high", "low"), ("large", "small"), ("hyper", "hypo"),
     ("oral", "iv"), ("regular", "irregular"), ("mild", "moderate", "severe"), ("widened", "narrowed"),
     ("superficial", "deep"), ("proximal", "distal"), ("internal", "external"), ("open", "closed"), ("inner", "outer"),
+    ("over", "under"),
 )  # fmt: skip
 
 

@@ -241,7 +241,7 @@ def _without_lists(clause: list[Item], stated: list[int], size: int) -> list[int
     for options, joined in groups:
         several = len(set(options)) > 1
         offers = several and bool(joined & {"or", "/", "vs", "vs.", "versus", "nor"})
-        whole = len(set(options)) == size and (len(groups) > 1 or not joined & {"and"})
+        whole = len(set(options)) == size and (len(groups) > 1 or joined <= {",", "/", ":", "a", "an", "the"})
         if not offers and not (several and whole):
             kept += options
     return kept
@@ -255,17 +255,16 @@ def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: Asked, a
     if not stated:
         return "neither"
     first, options = found[0]
-    if len(options) == 1 and len(found) > 1:
-        concluded = [some for clause, some in found if not known.CONCLUDES.isdisjoint(clause)]
-        if concluded and len(concluded[-1]) == 1:
-            return next(iter(concluded[-1]))
-        if not also:
-            about = [some for clause, some in found if _about(clause, asked)]
-            together = set().union(*about) if about else stated
-            if len(together) == 1:
-                return next(iter(together))
-            if len(first) == 1 and size > 1 and not about[1:]:
-                return next(iter(options))
+    concluded = [some for clause, some in found if not known.CONCLUDES.isdisjoint(clause)]
+    if concluded and len(concluded[-1]) == 1:
+        return next(iter(concluded[-1]))
+    if len(options) == 1 and len(found) > 1 and not also:
+        about = [some for clause, some in found if _about(clause, asked)]
+        together = set().union(*about) if about else stated
+        if len(together) == 1:
+            return next(iter(together))
+        if len(first) == 1 and size > 1 and not about[1:]:
+            return next(iter(options))
     return "both"
 
 

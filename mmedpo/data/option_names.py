@@ -49,7 +49,7 @@ def form(word: str) -> str:
     """Return what inflections and spellings of a word share."""
     if word[0] == "§":
         return word
-    word = known.SPELLINGS.get(word, word)
+    word = known.SPELLINGS.get(word, word).removesuffix("'s")
     if word[:-1] in _GROUPED and word[-1] == "s":
         word = word[:-1]
     if " " in word:  # "small bowel", "x ray"
@@ -102,6 +102,8 @@ def _variants(text: list[str], others: list[list[str]]) -> list[list[str]]:
         while shared < min(len(text), len(other)) - 1 and form(text[-1 - shared]) == form(other[-1 - shared]):
             shared += 1
         found += [text[:-shared]] if shared else []
+        if text[0] == other[0] and len(text) > 1 < len(text[1]) and text[0] not in known.DENIALS | {"no", "non"}:
+            found.append(text[1:])  # "upper lobe" of "right upper lobe" beside "right middle lobe"
     if known.modifies(text[0]) and len(text) > 2 and text[1] in ("in", "to", "on"):
         found.append(text[:1])  # "superior to the diaphragm"
     for phrase in list(found):

@@ -103,10 +103,13 @@ def print_written(output: Path) -> None:
 
 
 def print_metrics(results: dict[str, Any]) -> None:
-    """Print the metrics of results.json, and warn of few distinct reports."""
+    """Print the metrics of results.json, the share of unread closed answers, and warn of few distinct reports."""
     from mmedpo.evaluation.metrics.reports import variety
+    from mmedpo.report import unread
 
     print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
+    if said := unread.shares(results["metrics"]):
+        console.print(said, soft_wrap=True)
     if variety.are_few(results["metrics"]):
         console.print(f"Warning: {variety.described(results['metrics'])}.", soft_wrap=True)
 

@@ -17,6 +17,7 @@ from mmedpo.data import credentialed
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
+from mmedpo.evaluation import unread
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
 from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
@@ -35,10 +36,11 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Group:
-    """Questions of one group and the metrics about them."""
+    """Questions of one group, the metrics about them, and the part of `unread.measure`."""
 
     ids: list[str]
     parts: list[Part]
+    read: list[Part]
 
 
 def compare(
@@ -72,15 +74,20 @@ def compare(
     left_out = absent(loaded)
     defined = [metric for metric in baseline.metrics if metric.name not in left_out]
     parts = about_questions(loaded, defined)
-    divided = {column: _divided(baseline, column, parts) for column in GROUPINGS}
-    in_groups = [part for found in divided.values() for group in found.values() for part in group.parts]
+    read = unread.measure(loaded)
+    divided = {column: _divided(baseline, column, parts, read) for column in GROUPINGS}
+    in_groups = [part for found in divided.values() for group in found.values() for part in group.parts + group.read]
     large = [part for part in in_groups if part.count >= GROUP_IMAGES]
-    tested = resampled(loaded, [*parts, *large], seed, resamples)
+    tested = resampled(loaded, [*parts, *read, *large], seed, resamples)
     metrics, undefined = _measured(loaded, parts, tested)
+    found = _unread(loaded, read, tested)
+    if found:
+        found["unread"]["differing"] = unread.differing(loaded, found["unread"]["shares"])
     groups = {column: _groups(loaded, found, tested) for column, found in divided.items()}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
+    said += unread.notes(loaded, found["unread"]["shares"]) if found else []
     marked = credentialed.first(run.results for run in loaded)
     listed, outcomes = examples(loaded, defined, seed)
     return {
@@ -101,6 +108,7 @@ def compare(
         "tests": {"correction": "holm", **tests},
         "metrics": metrics,
         "sizes": _sizes(baseline, parts),
+        **found,
         "groups": {column: found for column, found in groups.items() if found},
         "distributions": _distributions(loaded, parts),
         "changes": changes(loaded),
@@ -194,7 +202,15 @@ def _correct(tables: Sequence[Cells]) -> int:
     return len(tested)
 
 
-def _divided(run: Run, column: str, whole: Sequence[Part]) -> dict[str, Group]:
+def _unread(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, Cells]) -> Row:
+    """Return the entry "unread" of the part of `unread.measure`; empty without it."""
+    if not parts:
+        return {}
+    cells, _ = _measured(runs, parts, tested)
+    return {"unread": unread.record(runs, parts[0], cells)}
+
+
+def _divided(run: Run, column: str, whole: Sequence[Part], read: Sequence[Part]) -> dict[str, Group]:
     """Return the groups by `column`, the largest first; empty for fewer than two groups.
 
     A metric whose questions all lie in one group is left to the main table.
@@ -204,7 +220,11 @@ def _divided(run: Run, column: str, whole: Sequence[Part]) -> dict[str, Group]:
     members: dict[str, list[str]] = {label: [] for label in kept}
     for id_, label in labels.items():
         members.setdefault(label if label in kept else OTHERS, []).append(id_)
-    return {label: Group(ids, list(_within(whole, set(ids)))) for label, ids in members.items() if len(members) > 1}
+    divided = {label: (set(ids), ids) for label, ids in members.items() if len(members) > 1}
+    return {
+        label: Group(ids, list(_within(whole, chosen)), list(_within(read, chosen)))
+        for label, (chosen, ids) in divided.items()
+    }
 
 
 def _within(whole: Sequence[Part], ids: set[str]) -> Iterator[Part]:
@@ -222,7 +242,7 @@ def _groups(runs: Sequence[Run], divided: Mapping[str, Group], tested: Mapping[P
         metrics, _ = _measured(runs, group.parts, tested)
         found[label] = {
             "n": {_unit(runs[0]): len(group.ids), "images": len(images)},
-            "sizes": _sizes(runs[0], group.parts), "metrics": metrics,
+            "sizes": _sizes(runs[0], group.parts), "metrics": metrics, **_unread(runs, group.read, tested),
         }  # fmt: skip
     return found if any(group["metrics"] for group in found.values()) else {}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
+from mmedpo.report.tables import unread_sheet
 from mmedpo.report.wording import (
     amount,
     change,
@@ -143,7 +144,7 @@ def hub_files(comparison: Mapping[str, Any]) -> dict[str, str]:
 
 
 def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a comparison's part of a card: the test set, a table of strings, and the note below it."""
+    """Return a comparison's part of a card: the test set, tables of strings, and the note below them."""
     base = comparison["baseline"]
     table = [["measure", "measured on", *comparison["runs"]]]
     for metric in ordered(comparison["metrics"]):
@@ -154,6 +155,7 @@ def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "tested": evaluation(comparison),
         "main": main_run(comparison),
         "table": table,
+        "unread": unread_sheet(comparison),
         "note": note(comparison),
     }
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.data import consent, credentialed, origin
-from mmedpo.report import charts, pictures, wording
+from mmedpo.report import charts, pictures, unread, wording
 from mmedpo.report.audit import page
 from mmedpo.report.notices import notices
-from mmedpo.report.tables import group_note, rows, write_tables
+from mmedpo.report.tables import group_note, rows, unread_sheet, write_tables
 from mmedpo.runs import options
 from mmedpo.runs.json_files import read_json
 
-__all__ = ["rows", "write_report", "write_tables"]
+__all__ = ["rows", "unread_sheet", "write_report", "write_tables"]
 
 SCRIPT = Path(__file__).parent / "templates" / "report.js"
 TOOLS = (
@@ -104,10 +104,18 @@ def write_report(
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=wording.summary(comparison),
-        notices=[*notices(manifest, *trained.values(), *trained_on), *_seen(comparison), *notes],
+        notices=[
+            *notices(manifest, *trained.values(), *trained_on),
+            *_seen(comparison),
+            *unread.warnings(comparison),
+            *notes,
+        ],
         comparison=comparison,
         main_run=wording.main_run(comparison),
         note=wording.note(comparison),
+        unread=unread_sheet(comparison),
+        gains=unread.gains(comparison),
+        unread_means=unread.meaning(comparison) if "unread" in comparison else "",
         groups=_groups(comparison),
         forests=charts.forests(comparison),
         spreads=charts.distributions(comparison),
@@ -158,7 +166,12 @@ def _groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             for name in names
         }  # fmt: skip
         blocks.append(
-            {"title": wording.GROUPINGS.get(column, column), "note": group_note(comparison, column), "tables": tables}
+            {
+                "title": wording.GROUPINGS.get(column, column),
+                "note": group_note(comparison, column),
+                "tables": tables,
+                "unread": unread_sheet(comparison, column),
+            }
         )
     return blocks
 

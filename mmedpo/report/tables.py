@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mmedpo.report import unread
 from mmedpo.report.markup import inline
 from mmedpo.report.wording import GROUPINGS, counted, method, note, ordered, p_text, run_name, titled, variant
 
@@ -48,11 +49,21 @@ def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
     sizes = ", ".join(
         f"{titled(name, comparison)} ({counted(size)})" for name, size in comparison.get("sizes", {}).items()
     )
-    found = [Sheet(f"Comparison with {base}", rows(comparison), f"{note(comparison)} Measured on: {sizes}.")]
+    found: list[Sheet | None] = [
+        Sheet(f"Comparison with {base}", rows(comparison), f"{note(comparison)} Measured on: {sizes}.")
+    ]
+    found.append(unread_sheet(comparison))
     for column, groups in comparison.get("groups", {}).items():
         title = f"Comparison with {base}, by {GROUPINGS.get(column, column)}"
         found.append(Sheet(title, _group_rows(comparison, column, groups), group_note(comparison, column)))
-    return found
+        found.append(unread_sheet(comparison, column))
+    return [sheet for sheet in found if sheet]
+
+
+def unread_sheet(comparison: Mapping[str, Any], column: str | None = None) -> Sheet | None:
+    """Return the table of closed answers that could not be read, of all questions or by group; None without it."""
+    found = unread.table(comparison, column)
+    return Sheet(found[0], _once(found[1], 1), found[2]) if found else None
 
 
 def group_note(comparison: Mapping[str, Any], column: str) -> str:

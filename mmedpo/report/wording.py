@@ -37,6 +37,7 @@ LOGPS = "Log-probability of the reference"
 METRICS = {
     "overall_accuracy": Label("All questions: right"),
     "closed_accuracy": Label("Closed questions: right"),
+    "unread": Label("Closed questions: answer could not be read", higher_is_better=False),
     "open_exact_match": Label("Open questions: exact match"),
     "open_recall": Label("Open questions: recall of words"),
     "open_precision": Label("Open questions: precision of words"),

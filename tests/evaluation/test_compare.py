@@ -159,7 +159,7 @@ def test_draws_are_shared_by_what_is_about_equally_many_images(tmp_path, monkeyp
     monkeypatch.setattr(parts, "COLUMNS", 1)  # nothing is shared
     drawn.clear()
     found.append(json.dumps(compare(folders, resamples=200)))
-    assert sum(drawn) == 4 * IMAGES + 2 * IMAGES + 2 * 4 * IMAGES / 2
+    assert sum(drawn) == 5 * IMAGES + 2 * IMAGES + 2 * 5 * IMAGES / 2
     shared, alone = (json.loads(text, parse_float=lambda digits: round(float(digits), 9)) for text in found)
     assert shared == alone
 
@@ -239,14 +239,14 @@ def test_a_meteor_that_one_run_lacks_is_left_out_and_the_reason_noted(tmp_path):
     without_meteor(folders[1])
     found = compare(folders, resamples=400)
     assert "meteor" not in found["metrics"] and "bleu_4" in found["metrics"]
-    assert found["notes"] == ["meteor is not computed for 'mmedpo': there is no Java"]
+    assert found["notes"][0] == "meteor is not computed for 'mmedpo': there is no Java"
     assert "meteor_variant" not in found["definitions"] and found["definitions"]["report_generation"] == "coco"
 
 
 def test_templates_are_noted_beside_the_other_runs(tmp_path):
     changes = {f"report-{i}": {"reference": f"the heart is {i} cm"} for i in range(IMAGES)}
     folders = [run(tmp_path, name, right, changes) for name, right in (("start", 10), ("mmedpo", 15))]
-    notes = compare(folders, resamples=400)["notes"]
+    notes = [note for note in compare(folders, resamples=400)["notes"] if "reports" in note]
     assert [note.split(" (")[0] for note in notes] == [
         f"{n!r} has 2 distinct reports in 20" for n in ("start", "mmedpo")
     ]

@@ -126,7 +126,8 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
         (`question_sets`) add question_set_accuracy and n_question_sets.
     """
     verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
-    kinds = {"strict": closed.UNREAD, UNASKED: ("both", "neither")}.get(protocol, ())
+    known = {"strict": closed.UNREAD, UNASKED: ("both", "neither")}.get(protocol, ())
+    kinds = [kind for kind in closed.UNREAD if kind in known or (known and verdicts[kind])]  # choices have all of them
     counts = {f"n_closed_{kind}": verdicts[kind] for kind in kinds}
     if protocol == "strict":
         counts["n_laterality_conflicts"] = sum(LATERALITY in sample for sample in scores)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data.columns import COLUMNS
 from mmedpo.data.text import number_of, words
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.predictions import Line, is_nothing, reread
@@ -19,7 +20,7 @@ from mmedpo.evaluation.score import Row, Scoring, first_ids, question_faults, re
 from mmedpo.runs.provenance import portable
 
 MOST = 0.9  # share of missing predictions above which they seem to be of another split
-IDS = ("id", "question_id")
+IDS = COLUMNS["id"]
 ANSWERS = ("prediction", "text", "response")  # "prediction" is the answer, whatever else there is
 NAMED = ("question", "prompt", "query")  # fields that name the question, perhaps inside an instruction
 TAG = re.compile(r"<[^<>\s]{1,40}>")  # image tokens of prompts
@@ -70,7 +71,7 @@ def _read_predictions(path: Path, questions: Mapping[str, Row]) -> tuple[dict[st
         ids = {name: _id_of(value, by_number) for name, value in given.items()}
         id_ = next(iter(ids.values()), None)
         if len(set(ids.values())) > 1:
-            said = "is another than question_id; keep the one of the question"
+            said = f"{' and '.join(ids)} differ; keep the one of the question"
             faults.append(Fault(place, "id", said, " and ".join(map(repr, given.values()))))
         elif id_ is None:
             shared = any(_number(value) in by_number for value in given.values())
@@ -156,7 +157,7 @@ def _named_another(predictions: Mapping[str, Row], questions: Mapping[str, Row],
     said = f" {len(ids)} of {len(predictions)} predictions name another question than the source's: {first_ids(ids)}."
     rows = offset(predictions, questions)
     if rows is None:
-        return said
+        return said + " Their ids seem to be of another numbering." * (2 * len(ids) > len(predictions))
     where = f"{number_of(abs(rows), 'rows')} {'further down' if rows > 0 else 'further up'}"
     return f"{said} All of them name the question {where}: the file is shifted against its ids."
 

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,13 +183,13 @@ def check_digests(folder: Path, results: Row, names: Iterable[str]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield (line number, object) of a JSONL file; raise InputError as `read_by_id`."""
+    """Yield (line number, object) of a JSONL file, or of a JSON list; raise InputError as `read_by_id`."""
     try:
         text = read_text(path, "give a finished evaluation, or a file of predictions")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}); write it again.") from None
     # splitlines() would also split at characters that JSON does not escape, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_of_list(text) or text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -202,6 +203,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, Row]]:
                 f"{path}, line {number} holds a lone surrogate, which UTF-8 cannot store. Write the file again."
             )
         yield number, row
+
+
+def _of_list(text: str) -> list[str]:
+    """Return the entries of a JSON list as lines; nothing for another text."""
+    if not text.lstrip().startswith("["):
+        return []
+    with suppress(ValueError):
+        return [json.dumps(entry) for entry in bounded_json.loads(text)]
+    return []
 
 
 def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) -> None:

@@ -94,7 +94,8 @@ def test_another_question_in_one_line_is_no_shift(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "row", "column", "sentence"),
     [
-        ({"id": "11", "question_id": 12, "text": "x"}, "theirs.jsonl:1", "id", "another than question_id"),
+        ({"id": "11", "question_id": 12, "text": "x"}, "theirs.jsonl:1", "id", "id and question_id differ"),
+        ({"qid": "12", "question_id": 11, "text": "x"}, "theirs.jsonl:1", "id", "qid and question_id differ"),
         ({"question_id": "11", "text": "x", "response": "y"}, "11", "response", "is not the text"),
         ({"question_id": "11"}, "11", "prediction", "is not a string"),
         ({"question_id": "11", "text": ["x"]}, "11", "prediction", "is not a string"),
@@ -112,6 +113,27 @@ def test_a_line_that_cannot_be_joined_is_a_fault(
 ) -> None:
     error = refused(tmp_path, [line, *(llava(id_, "x") for id_ in TEXTS if id_ != "11")])
     assert [fault for fault in error.faults if (fault.row, fault.column) == (row, column) and sentence in str(fault)]
+
+
+def test_ids_of_another_numbering_are_recognised(tmp_path: Path) -> None:
+    """LLaVA-Med's numbers of VQA-RAD's questions are not those of VQA-RAD."""
+    ids, texts = list(TEXTS), list(TEXTS.values())
+    error = refused(tmp_path, [llava(id_, "x", prompt=text) for id_, text in zip(ids, reversed(texts), strict=True)])
+    assert "4 of 6 predictions name another question" in str(error) and "shifted" not in str(error)
+    assert "Their ids seem to be of another numbering." in str(error)
+
+
+def test_a_list_is_read_as_lines(tmp_path: Path) -> None:
+    """MedEvalKit writes one list, with the source's columns and the answer as response."""
+    lines = [{"qid": int(id_), "question": "Where?", "answer": "left", "response": id_} for id_ in ("1", "2")]
+    asked = questions({"1": "Where?", "2": "Where?"})
+    join(tmp_path, lines, asked)
+    (tmp_path / "theirs.json").write_text(json.dumps(lines, indent=4))
+    found = joined(tmp_path / "questions.jsonl", tmp_path / "theirs.json")
+    assert [line["prediction"] for _, line in found] == ["1", "2"]
+    (tmp_path / "theirs.json").write_text("[\n  1,\n")
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        joined(tmp_path / "questions.jsonl", tmp_path / "theirs.json")
 
 
 def test_a_number_that_several_ids_are_is_ambiguous(tmp_path: Path) -> None:

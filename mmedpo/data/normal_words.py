@@ -44,10 +44,10 @@ _MEASURE = re.compile(r"(?:\d+(?:\.\d+)?(?:x|mm|cm|ml|cc|mg|kg|hu))+(?:\d+(?:\.\
 _SPELLINGS = re.compile(
     rf"\b(?P<xray>x )(?=rays?\b)|\b(?P<non>non )(?=[a-z])|\b(?P<without>w/o)\b|\b(?P<with>w/)"
     rf"|\b(?P<tens>{'|'.join(_TENS)}) (?={'|'.join(_UNITS[1:])}\b)"
-    r"|(?<![\w'./-])(?<!\d )(?:(?P<right>rt?)|(?P<left>lt?))\.?(?=\s+(?!spine)[a-z]|$)"
+    r"|(?<![\w'./-])(?<!\d )(?:(?P<right>rt?)|(?P<left>lt?))\.?(?=\s+(?!spine)[a-z]|-sided|$)"
 )
 _RESPELT = {"xray": "x-", "non": "non-", "without": "without", "with": "with ", "right": "right", "left": "left"}
-_RARE = frozenset(("x", "non", "w", "r", "rt", "l", "lt", *_TENS))
+_RARE = frozenset(("x", "non", "w", "r", "rt", "l", "lt", "r-sided", "l-sided", *_TENS))
 
 # Before a hyphen these are no words of their own: "non-contrast" lacks "contrast", "intra-axial" is "intraaxial".
 _PREFIXES = frozenset((
@@ -58,8 +58,8 @@ _PREFIXES = frozenset((
 _COMBINING = re.compile(r"(?!zero|echo)[a-z]{3,}o")  # "costo-phrenic", "gastro-esophageal"
 
 _SAME = frozenset((
-    "ascites", "atlas", "bias", "biceps", "canvas", "caries", "chaos", "diabetes", "facies", "faeces", "feces",
-    "forceps", "gas", "herpes", "lens", "measles", "mumps", "news", "pancreas", "pons", "pubes", "quadriceps",
+    "ascites", "atlas", "azygos", "bias", "biceps", "canvas", "caries", "diabetes", "facies", "faeces", "feces",
+    "forceps", "gas", "herpes", "lens", "measles", "mumps", "news", "pancreas", "pons", "psoas", "pubes", "quadriceps",
     "rabies", "rickets", "scabies", "series", "species", "stapes", "triceps", "yes", "semi", "multi", "anti", "mini",
 ))  # fmt: skip
 _PLURALS = dict(
@@ -83,7 +83,7 @@ _ENDINGS = (
     ("ss", "ss"), ("us", "us"), ("is", "is"), ("thoraces", "thorax"), ("omata", "oma"), ("itides", "itis"),
     ("oses", "osis"), ("stases", "stasis"), ("ectases", "ectasis"), ("iases", "iasis"), ("yses", "ysis"),
     ("theses", "thesis"), ("pareses", "paresis"), ("uses", "us"), ("sses", "ss"), ("xes", "x"), ("shes", "sh"),
-    ("aches", "ache"), ("ches", "ch"), ("ies", "y"), ("ae", "a"), ("i", "us"), ("s", ""),
+    ("headaches", "headache"), ("ches", "ch"), ("ies", "y"), ("ae", "a"), ("i", "us"), ("s", ""),
 )  # fmt: skip
 _AMERICAN = _pairs("""
     haem:hem aemi:emi oedem:edem ooe:oe foet:fet coeli:celi caec:cec faec:fec paed:ped gynaec:gynec
@@ -93,6 +93,12 @@ _AMERICAN = _pairs("""
 _AMERICAN_ENDINGS = (("isation", "ization"), ("ised", "ized"), ("ising", "izing"), ("ise", "ize"), ("ysed", "yzed"),
                      ("tre", "ter"), ("bre", "ber"))  # fmt: skip
 _DENIES = NEGATIONS | {"no"}
+_DENIES_NOTHING = re.compile(r"\bno doubt\b|\bnot (?:only|just|merely|solely|simply)\b|\bwithout (?:a |any )?doubt\b")
+_CLAUSE_ENDS = re.compile(  # where another statement begins, and with "without" at the next preposition
+    r"(?= (?:while|whereas|although|though|however|because|since)\b"
+    r"| and (?:the|an?|there|it|this|they)\b[^,.;:!?\n]{0,99} (?:is|are|was|were|has|have|shows?|appears?|contains?)\b)"
+    r"|\bwithout\b(?: [\w-]+){1,4}?(?= (?:in|on|at|within|from|and|with|shows?|showing)\b)"
+)
 
 
 def normal_words(text: str) -> list[str]:
@@ -104,12 +110,14 @@ def normal_words(text: str) -> list[str]:
         >>> normal_words("CT without contrast"), normal_words("non contrast CT")
         (['ct', 'without', 'not:contrast'], ['noncontrast', 'ct'])
     """
+    text = text.replace("×", " x ")
     found = words(text)
     if not _RARE.isdisjoint(found):
         text = _SPELLINGS.sub(_respelt, plain(text).casefold())
         found = words(text)
     if _DENIES.isdisjoint(found) and not any(word.endswith("n't") for word in found):
         return [part for word in found for part in _parts(word)]
+    text = _CLAUSE_ENDS.sub(r"\g<0>,", _DENIES_NOTHING.sub(" ", plain(text).casefold()))
     return [
         part if stated or part in FUNCTION_WORDS else DENIED + part
         for word, stated in stated_words(text, determiners=True)

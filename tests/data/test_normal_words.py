@@ -9,7 +9,7 @@ from mmedpo.data.normal_words import content_words, normal_words, singular
 
 PLURALS = {
     "-s": "lungs:lung ribs:rib kidneys:kidney valves:valve hernias:hernia sizes:size diseases:disease bases:base",
-    "-es": "masses:mass abscesses:abscess branches:branch rashes:rash reflexes:reflex headaches:headache",
+    "-es": "masses:mass abscesses:abscess approaches:approach rashes:rash reflexes:reflex headaches:headache",
     "-uses": "sinuses:sinus viruses:virus causes:cause foci:focus focuses:focus uteruses:uterus pulses:pulse",
     "-ies": "opacities:opacity biopsies:biopsy arteries:artery",
     "Greek": "metastases:metastasis diagnoses:diagnosis stenoses:stenosis prostheses:prosthesis analyses:analysis "
@@ -19,7 +19,7 @@ PLURALS = {
 }  # fmt: skip
 UNCHANGED = (
     "pelvis pancreas uterus atelectasis thrombus apex gas mass abscess lens pons bias series ascites diabetes biceps "
-    "sinus virus axis basis diagnosis mri trachea fistula medulla pleura his"
+    "psoas sinus virus axis basis diagnosis mri trachea fistula medulla pleura his"
 )
 
 

@@ -12,7 +12,7 @@ from mmedpo.data.text import words
 
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
 LATERALITY = "laterality_conflict"  # key of `normal_overlap`, where it occurs
-_ASKS_WHAT_IS_NOT = re.compile(r"\b(?:not|missing|absent|lack|lacks|lacking|removed)\b|n't\b", re.IGNORECASE)
+_ASKS_WHAT_IS_NOT = re.compile(r"\b(?:(?<!or )not|missing|absent|lack|lacks|lacking|removed)\b|n't\b", re.IGNORECASE)
 
 
 def tokens(text: str) -> list[str]:

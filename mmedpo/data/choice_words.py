@@ -48,6 +48,8 @@ NUMBERS = {
     for i, name in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
 }
 
+QUANTITIES = frozenset(NUMBERS) | {"multiple", "single", "several", "many", "few"}
+
 # What follows is only compared with, in an answer.
 CUTS = frozenset((
     "than", "rather", "instead", "opposed", "compared", "comparison", "comparing", "relative", "unlike", "versus",

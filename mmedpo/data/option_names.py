@@ -14,7 +14,7 @@ Item = str | int  # a word, or the index of an option that is named
 
 _PREFIX = re.compile(r"\b(sub|supra|infra|intra|extra|peri|para|trans|retro|epi|endo|iso|multi|hyper|hypo)-(?=\w)")
 _TOKEN = re.compile(
-    r"§\d+|x[- ]?rays?\b|vs\b\.?|(?:small|large) (?:bowel|intestine)s?\b|(?:hyper|hypo|non|multi)(?=[^\W\d_]{3})"
+    r"§\d+|x[- ]?rays?\b|vs\b\.?|(?:small|large) (?:bowel|intestine)s?\b|(?:hyper|hypo|non|multi(?!pl))(?=[^\W\d_]{3})"
     r"|[^\W_]+(?:(?<=\d)\.\d+)*(?:'[^\W_]+)?|[,.;:!?()\n/—]"
 )
 ENDS = frozenset(".;!?\n()—")  # of clauses
@@ -67,13 +67,13 @@ def names_of(options: tuple[str, ...]) -> Names:
     texts = [tokens_of(plain(option)) for option in options]
     texts = [[word for word in text if word not in ENDS] for text in texts]
     texts = [text[1:] if len(text) > 1 and text[0] in known.ARTICLES else text for text in texts]
-    numeric = any(text and all(word in known.NUMBERS or word[0].isdigit() for word in text) for text in texts)
+    counted = all(text and (text[0] in known.QUANTITIES or text[0][0].isdigit()) for text in texts)
     owners: dict[tuple[str, ...], set[int]] = {}
     whole = {tuple(map(form, text)): i for i, text in enumerate(texts)}
     for i, text in enumerate(texts):
-        for phrase in _variants(text, [other for j, other in enumerate(texts) if j != i]):
+        for phrase in [*_variants(text, texts[:i] + texts[i + 1 :]), *([text[:1]] if counted else [])]:
             forms = tuple(map(form, phrase))
-            if forms and (whole.get(forms, i) == i) and (numeric or forms not in (("1",), ("2",)) or forms in whole):
+            if forms and (whole.get(forms, i) == i) and (counted or forms not in (("1",), ("2",)) or forms in whole):
                 owners.setdefault(forms, set()).add(i)
         owners.setdefault((f"§{i}",), set()).add(i)
     phrases: dict[str, list[tuple[list[str], int]]] = {}

@@ -9,9 +9,16 @@ import pytest
 from mmedpo.evaluation.metrics import closed, med_vqa
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("vqa_strictness", ROOT / "benchmarks" / "vqa_strictness.py")
-strictness = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(strictness)
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+strictness = benchmark("vqa_strictness")
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +49,13 @@ def test_no_contradicting_sentence_is_a_hit_under_strict():
         assert closed.verdict(row["prediction"], row["reference"]) != "correct", row
         # Every one is a trap: the gold answer occurs in it.
         assert med_vqa.score(row["prediction"], row["reference"], "closed", "paper")["correct"] == 1.0, row
+
+
+def test_choices_of_known_worth_get_it_beside_the_other_option_too(shared_data):
+    choices = benchmark("choice_answers")
+    asked = choices.questions(shared_data / "vqa-rad")
+    assert len(asked) > 70
+    earned = {
+        style: choices.accuracy(asked, style, "strict") for style in choices.RIGHT + choices.WRONG + choices.UNREAD
+    }
+    assert earned == dict.fromkeys(choices.RIGHT, 1.0) | dict.fromkeys(choices.WRONG + choices.UNREAD, 0.0)

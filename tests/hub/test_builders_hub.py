@@ -12,9 +12,11 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from hub.server import ROOT, Hub
 from standins import WORDS
+from test_benchmark_builders import PROBED, pmc_row, pmc_vqa, probmed, zipped
 from test_builders import kaggle, packed, picture, r2gen, slake, write
 
 from mmedpo.data import loading
+from mmedpo.data.sources import read_source
 from mmedpo.runs.json_files import read_json
 
 Run = Callable[..., tuple[int, str]]
@@ -68,6 +70,19 @@ def test_slake_is_read_from_the_hub_with_its_archive(hub: Hub, build: Run, tmp_p
     hub.put("user/other", {"README.md": b"# No tables\n"}, "dataset")
     code, said = build("slake", "--source", "hub:user/other", "--output", "other")
     assert code == 2 and "user/other has no files *.json or imgs.zip. Name" in said
+
+
+def test_benchmarks_are_read_from_the_hub(hub_here: Hub, hub: Hub, run: Run, png: bytes, tmp_path: Path) -> None:
+    tree = pmc_vqa(tmp_path / "PMC-VQA", {"test_2": [pmc_row("PMC1_F1.jpg", "B")]}, "figures")
+    zipped(tree, "figures", "images_2.zip")
+    for name, folder in {"pmc_vqa": tree, "probmed": probmed(tmp_path / "ProbMed", png, PROBED[:7])}.items():
+        files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        hub.put(f"user/{name}", files, "dataset")
+        words = ("--parts", "test") if name == "pmc_vqa" else ()
+        code, said = run("build", name, "--source", f"hub:user/{name}", "--output", name, "--source-only", *words)
+        assert code == 0, said
+        source = read_source(tmp_path / name, "test")
+        assert (len(source.samples), source.faults) == (1 if words else 7, [])
 
 
 def llava(root: Path) -> Path:

@@ -21,7 +21,7 @@ from mmedpo.data.text import folded, number_of
 LETTERED = ("option", "choice", "")  # beginnings of columns with one option each: option_a, "Choice A", A
 _LETTER = re.compile(r"(?:option|answer)?\s*[(\[]?([a-z])[)\].:]*", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:option|answer)?\s*[(\[]?([a-z])(?:[)\].:]+\s*|\s+)(\S.*)", re.IGNORECASE | re.DOTALL)
-_MARKED = re.compile(r"[(\[]?([A-Za-z])\s*[)\].:]+\s*(?=\S)")
+_MARKED = re.compile(r"[(\[]?([A-Za-z])\s*[)\].:]+\s*")
 
 
 def asked(question: str, options: Sequence[str] | None) -> str:
@@ -71,7 +71,8 @@ def read(cell: Any) -> tuple[tuple[str, ...], tuple[str, str] | None]:
     texts = ["" if one is None or one != one else " ".join(as_text(one).split()) for one in listed]
     marks = [_MARKED.match(text) for text in texts]
     if all(mark and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)):
-        texts = [text[mark.end() :] for text, mark in zip(texts, marks, strict=True) if mark]
+        unmarked = [text[mark.end() :] for text, mark in zip(texts, marks, strict=True) if mark]
+        texts = unmarked if any(unmarked) else texts  # "A.", "B.": panels of a figure
     sentence = fault(texts) or next(filter(None, map(placeholders.fault, texts)), None)
     return ((), (sentence, repr(cell))) if sentence else (tuple(texts), None)
 

@@ -57,6 +57,11 @@ def test_csv_columns_keep_none_as_an_option(make_source: MakeSource) -> None:
     assert (sample.options, sample.answer) == (("a mass", "none"), "none")
 
 
+def test_letters_alone_are_options(make_source: MakeSource) -> None:
+    (sample,) = read_source(make_source([{**ROW, "options": ["A.", "B."], "answer": "B"}])).samples
+    assert (sample.options, sample.answer) == (("A.", "B."), "B.")
+
+
 def test_one_lettered_column_is_no_option(make_source: MakeSource) -> None:
     source = read_source(make_source([{**ROW, "a": "7"}]))
     assert source.samples[0].options == () and "columns that are not read: a" in source.notices[0]
@@ -100,6 +105,7 @@ def test_letters_are_letters_with_options_alone_and_are_counted(make_source: Mak
         ({"options": ["heart", "Heart "]}, "options", "hold one twice"),
         ({"options": ["heart", ""]}, "options", "hold an empty one"),
         ({"options": ["heart", None]}, "options", "hold an empty one"),
+        ({"options": ["A: heart", "B:", "C: lung"]}, "options", "hold an empty one"),
         ({"options": "heart, lung"}, "options", "are a list of texts"),
         ({"options": ["heart", True]}, "options", "are a list of texts"),
         ({"options": ["heart", "<image>"]}, "options", "contains '<image>'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading, options
 from mmedpo.evaluation import pairs
+from mmedpo.evaluation.answering import Generation, LocalModel
+from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.evaluation.metrics import choice
+from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import Asked, read
+from mmedpo.evaluation.rescore import score_run
+from mmedpo.evaluation.score import Scoring
 from mmedpo.models.chat import ChatReply, ChatRequest
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.quickstart.phantom import FINDINGS
 from mmedpo.report.audit import audit
-from mmedpo.runs.run_folder import output_folder
+from mmedpo.runs.run_folder import output_folder, short_folder
 from mmedpo.training import run as training
 
 
@@ -102,8 +109,8 @@ def test_both_kinds_of_datasets_are_trained_on_measured_and_audited(
     assert schema.validate(rows) == [] and audit(str(folder))["faults"] == []
     training.main(arguments(folder, tiny_model, tmp_path / "adapter", max_steps=1))
     model = VisionLanguageModel(str(tiny_model))
-    choice = schema.TASKS.index("choice_vqa")
-    some = [i for i, task in enumerate(rows["task"]) if task == choice or made == "earlier"]
+    number = schema.TASKS.index("choice_vqa")
+    some = [i for i, task in enumerate(rows["task"]) if task == number or made == "earlier"]
     for number, measure in enumerate((pairs.Preference, pairs.VisualReliance)):
         (tmp_path / str(number)).mkdir()
         results = pairs.measure(measure(rows.select(some[:: len(some) // 6])), lambda: model, tmp_path / str(number))
@@ -125,7 +132,7 @@ class Scripted:
 @pytest.mark.parametrize(
     ("candidates", "said", "expected"),
     [
-        (["C", "A. lung", "c. liver", "spleen", "heart"], "", ("liver", "target model", "said_option@1")),
+        (["It is the liver.", "A. lung", "(C)", "spleen", "heart"], "", ("liver", "target model", "said_option@1")),
         (["heart", "B"], '{"choice": 2, "kind": "other"}', ("liver", "scripted", "option@1")),
         ([], '{"choice": 0, "kind": "other"}', ALL_RIGHT),
         ([], "the second", ("options", "drawn_option@1")),
@@ -136,12 +143,12 @@ def test_rejected_option_is_the_targets_the_chat_models_or_drawn(
 ) -> None:
     chat = Scripted(said)
     item = Item("Which organ?", "heart", "choice_vqa", candidates, options=("lung", "heart", "liver"), key="0 q1")
-    (choice,) = Writer(chat).choose([item])
-    if isinstance(choice, Rejection):
-        assert choice.reason == expected
+    (found,) = Writer(chat).choose([item])
+    if isinstance(found, Rejection):
+        assert found.reason == expected
     else:
-        assert (choice.text, choice.made_by, choice.prompt_version)[-len(expected) :] == expected
-        assert choice.text in ("lung", "liver")
+        assert (found.text, found.made_by, found.prompt_version)[-len(expected) :] == expected
+        assert found.text in ("lung", "liver")
     assert bool(chat.asked) == bool(said)
     assert all(request.variables["others"] == ["lung", "liver"] for request in chat.asked)
 
@@ -177,3 +184,61 @@ def test_options_in_a_row_are_kept_by_plain_datasets(curated: Path) -> None:
     assert rows.features["task"].names[:3] == ["closed_vqa", "open_vqa", "report"]
     one = next(row for row in rows.select_columns(["prompt", "options"]) if row["options"])
     assert options.bare(one["prompt"][0]["content"], one["options"]).endswith("?")
+
+
+def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = VisionLanguageModel(str(tiny_model))
+    asked = read(Asked(source, split="test"))
+    some = [one for one in asked.questions if one.options][:5] + list(asked.questions[:3])
+    results = evaluate(LocalModel(model), replace(asked, questions=some), tmp_path, Generation(4, 6, batch_size=3))
+    assert results is not None
+    lines = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+             for name in ("questions", "predictions", "scores")}  # fmt: skip
+    hits = {"likelihood_correct": 0.0, "likelihood_per_byte_correct": 0.0}
+    for question, line, scores in zip(*lines.values(), strict=True):
+        assert ("option_logps" in line) == ("options" in question)
+        if "options" in question:
+            place = next(one for one in some if one.id == question["id"])
+            alone = [
+                answer_logps(model, [View([asked.open_image(place.image)], *(
+                    [{"role": role, "content": text}] for role, text in (("user", place.prompt), ("assistant", option))
+                ))])[0]
+                for option in FINDINGS
+            ]  # fmt: skip
+            assert line["option_logps"] == pytest.approx(alone, abs=1e-3)
+            likeliest = FINDINGS[max(range(4), key=alone.__getitem__)]
+            per_byte = max(FINDINGS, key=lambda option: alone[FINDINGS.index(option)] / len(option))
+            assert scores["likelihood_correct"] == (likeliest == question["reference"])
+            assert scores["likelihood_per_byte_correct"] == (per_byte == question["reference"])
+            hits = {name: hits[name] + scores[name] for name in hits}
+    metrics = results["metrics"]
+    assert metrics["choice_likelihood_accuracy"] == pytest.approx(hits["likelihood_correct"] / 5)
+    assert metrics["choice_likelihood_per_byte_accuracy"] == pytest.approx(hits["likelihood_per_byte_correct"] / 5)
+    with short_folder(tmp_path / "again") as again:
+        assert score_run(tmp_path, again, Scoring(), {})["metrics"] == metrics
+
+
+def test_a_model_that_can_answer_but_not_be_measured_says_so(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = VisionLanguageModel(str(tiny_model))
+    template = model.processor.chat_template
+    model.processor.chat_template = "{% if messages | length > 1 %}again{% endif %}" + template
+    asked = read(Asked(source, split="test"))
+    some = [one for one in asked.questions if one.options][:2]
+    results = evaluate(LocalModel(model), replace(asked, questions=some), tmp_path, Generation(4, 6))
+    assert results is not None and "choice_likelihood_accuracy" not in results["metrics"]
+    assert "writes the prompt differently" in results["metrics"]["choice_likelihood_accuracy_absent"]
+
+
+@pytest.mark.parametrize(
+    ("logps", "plain", "per_byte"),
+    [([-4.0, -3.0], 1.0, 0.0), ([-30.0, -2.0], 1.0, 1.0), ([-3.0, -3.0], 0.0, 0.0), ([-1.0, -2.0], 0.0, 0.0)],
+)
+def test_likelihood_is_counted_plain_and_per_byte(logps: list[float], plain: float, per_byte: float) -> None:
+    found = choice.score(logps, ["pneumothorax", "mass"], "mass")  # 12 bytes, 4 bytes
+    assert list(found.values()) == [plain, per_byte]
+
+
+@pytest.mark.parametrize("logps", [[-1.0], [-1.0, None], [-1.0, 2.0], -1.0, [-1.0, float("nan")]])
+def test_log_probabilities_made_elsewhere_are_checked(logps: Any) -> None:
+    assert choice.fault(logps, ["a", "b"]) and choice.fault([-1.0, -2.0], None)
+    assert choice.fault(None, None) is None and choice.fault([-1.0, -2.0], ["a", "b"]) is None

@@ -27,7 +27,7 @@ from mmedpo.curation.answer_checks import (
     most_changes,
 )
 from mmedpo.curation.prompts import render
-from mmedpo.data import options
+from mmedpo.data.choices import asserted
 from mmedpo.data.text import folded, plain, unit_interval, words
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.runs.provenance import portable
@@ -150,11 +150,12 @@ def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choi
     rest = {i: [option for option in item.options if folded(option) != folded(item.gold)] for i, item in items.items()}
     for i, item in items.items():
         others = rest[i]
-        named = [option for text in item.candidates if (option := options.gold(text, item.options)) in others]
+        said = (asserted(text, item.options, item.question, lettered=True) for text in item.candidates)
+        named = [item.options[place] for place in said if isinstance(place, int) and item.options[place] in others]
         if len(others) == 1:
             chosen[i] = Hallucination(others[0], OPTION, ONLY)
         elif named:
-            chosen[i] = Hallucination(str(Counter(named).most_common(1)[0][0]), TARGET_MODEL, SAID)
+            chosen[i] = Hallucination(Counter(named).most_common(1)[0][0], TARGET_MODEL, SAID)
         else:
             told = {"question": item.question, "gold": item.gold, "others": others}
             asked[i] = render(PICK, _choice_schema(len(others)), item.image, partial(_is_choice, len(others)), **told)

@@ -15,6 +15,8 @@ import numpy as np
 
 from mmedpo.data.images import png
 from mmedpo.data.text import unit_interval
+from mmedpo.errors import InputError
+from mmedpo.evaluation.likelihood import option_logps
 from mmedpo.evaluation.predictions import Line, line
 from mmedpo.evaluation.questions import READERS, Question, QuestionSet
 from mmedpo.models.chat import ChatReply, ChatRequest
@@ -85,7 +87,10 @@ class Answering(Protocol):
 
 
 class LocalModel:
-    """Model in this process. Images of the next batches are read while it answers one."""
+    """Model in this process. Images of the next batches are read while it answers one.
+
+    Lines about questions with options have "option_logps", the log-probability of each option as the answer.
+    """
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model
@@ -101,8 +106,20 @@ class LocalModel:
 
         for batch, inputs in zip(left, ahead(read, left), strict=True):
             answers = self.model.generate(inputs, generation.sampling(batch))
-            keep({question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)})
+            lines = {question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)}
+            for id_, measured in self._likelihoods([one for one in batch if one.options], asked, generation).items():
+                lines[id_] |= measured
+            keep(lines)
         return {}
+
+    def _likelihoods(self, questions: Batch, asked: QuestionSet, generation: Generation) -> dict[str, Line]:
+        """Return by question id the log-probabilities of its options, or why there are none."""
+        shown = [(asked.open_image(question.image), question.prompt, question.options) for question in questions]
+        try:
+            found = option_logps(self.model, shown, generation.batch_size)
+        except InputError as error:  # by its template or head, which can answer but not be measured
+            return {question.id: {"option_logps_absent": str(error)} for question in questions}
+        return {question.id: {"option_logps": logps} for question, logps in zip(questions, found, strict=True)}
 
     def record(self, question: str) -> dict[str, Any]:
         model, template = self.model, str(self.model.processor.chat_template)

@@ -14,6 +14,7 @@ from typing import Any
 from mmedpo.data.columns import COLUMNS
 from mmedpo.data.text import number_of, words
 from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation.metrics import choice
 from mmedpo.evaluation.predictions import Line, is_nothing, reread
 from mmedpo.evaluation.predictions import faults as wrong_types
 from mmedpo.evaluation.score import Row, Scoring, first_ids, question_faults, read_by_id, read_lines
@@ -41,6 +42,11 @@ def joined(questions_file: Path, predictions_file: Path, scoring: Scoring | None
     faults += more
     faults += question_faults(questions.values(), scoring)
     faults += [fault for id_, row in predictions.items() for fault in wrong_types(id_, row)]
+    faults += [
+        Fault(id_, "option_logps", said)
+        for id_, row in predictions.items()
+        if (said := choice.fault(row.get("option_logps"), questions.get(id_, {}).get("options")))
+    ]
     elsewhere = _answers_another(predictions, questions)
     faults += elsewhere
     missing = [id_ for id_ in questions if id_ not in predictions]

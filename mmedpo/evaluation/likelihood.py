@@ -25,6 +25,20 @@ class View:
     answer: Messages
 
 
+def option_logps(
+    model: VisionLanguageModel, asked: Sequence[tuple[Image, str, Sequence[str]]], batch_size: int
+) -> list[list[float]]:
+    """Return the `answer_logps` of each option as the answer to (image, prompt, options), `batch_size` at once."""
+    views = [
+        View([image], [{"role": "user", "content": prompt}], [{"role": "assistant", "content": option}])
+        for image, prompt, options in asked
+        for option in options
+    ]
+    starts = range(0, len(views), batch_size)
+    found = iter([logp for start in starts for logp in answer_logps(model, views[start : start + batch_size])])
+    return [[next(found) for _ in options] for *_, options in asked]
+
+
 def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[float]:
     """Return the log-probability of each answer in nats, summed in float32 over its tokens and the end of turn.
 

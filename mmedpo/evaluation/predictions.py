@@ -32,7 +32,7 @@ def unanswered(why: str | None) -> Line:
 
 def reread(row: Mapping[str, Any]) -> Line:
     """Return the line for one written elsewhere, whose prediction may still hold a thought."""
-    kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+    kept = {name: row[name] for name in (*KEPT, "option_logps", "option_logps_absent") if row.get(name) is not None}
     if is_nothing(said := row["prediction"]):
         return {"prediction": "", "unanswered": NOTHING} | kept
     return line(thoughts.read(said)) | kept

@@ -14,7 +14,7 @@ from typing import Any
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
-from mmedpo.evaluation.metrics import med_vqa, preference, question_sets, report_generation, visual_reliance
+from mmedpo.evaluation.metrics import choice, med_vqa, preference, question_sets, report_generation, visual_reliance
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.runs import bounded_json
 from mmedpo.runs.json_files import read_text, sha256, write_json
@@ -120,14 +120,22 @@ def finish(folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring,
     """
     predictions = [{"id": row["id"], **line} for row, line in answered]
     found = scoring.score_all([(row, line["prediction"]) for row, line in answered])
-    scores = [about(row) | score for (row, _), score in zip(answered, found, strict=True)]
+    likelihoods = [
+        choice.score(line["option_logps"], row["options"], row["reference"]) if "option_logps" in line else {}
+        for row, line in answered
+    ]
+    scores = [about(row) | score | more for (row, _), score, more in zip(answered, found, likelihoods, strict=True)]
     counted = counts(predictions)
     if results.get("model") is None:  # predictions made elsewhere may not record what was cut off
         counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
     for note in notes(predictions):
         log.warning(note)
+    metrics = scoring.metrics(scores)
+    if why := next((line["option_logps_absent"] for _, line in answered if "option_logps_absent" in line), None):
+        log.warning("Options are not measured by likelihood: %s", why)
+        metrics |= {f"{metric.name}_absent": why for metric in choice.METRICS}
     results = results | {"versions": versions(), **counted, "protocols": scoring.protocols}
-    return write_results(folder, predictions, scores, results | {"metrics": scoring.metrics(scores)})
+    return write_results(folder, predictions, scores, results | {"metrics": metrics})
 
 
 def about(question: Row) -> Row:

@@ -16,7 +16,7 @@ from mmedpo.data.samples import ANSWER_TYPES as TASKS
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
-from mmedpo.evaluation.metrics import closed, open_answers, question_sets, vqa_v2
+from mmedpo.evaluation.metrics import choice, closed, open_answers, question_sets, vqa_v2
 from mmedpo.evaluation.metrics.base import Metric, Scores, mean_of, values
 from mmedpo.evaluation.metrics.open_answers import LATERALITY, OVERLAPS, tokens
 
@@ -112,6 +112,7 @@ def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
         mean_of("correct", "closed_accuracy", _is_closed),
         *(mean_of(name, f"open_{name}") for name in OVERLAPS),
         question_sets.ACCURACY,
+        *choice.METRICS,
     )
 
 

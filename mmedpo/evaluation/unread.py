@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mmedpo.evaluation.metrics.base import Scores, mean_of
 from mmedpo.evaluation.metrics.closed import UNREAD
+from mmedpo.evaluation.metrics.med_vqa import is_closed
 from mmedpo.evaluation.parts import Cells, Part, about_questions
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row
@@ -34,7 +35,7 @@ def measure(runs: Sequence[Run]) -> list[Part]:
 
 
 def _read(before: Scores, now: Scores, kinds: Sequence[str]) -> Row:
-    if "verdict" not in now or "verdict" not in before:
+    if not (is_closed(now) and is_closed(before)):
         return {}
     reading = GAIN[0] if before["verdict"] in UNREAD else GAIN[1] if now["verdict"] in UNREAD else GAIN[2]
     gain = {name: (now["correct"] - before["correct"]) * (name == reading) for name in GAIN}

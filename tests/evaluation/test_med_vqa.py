@@ -327,5 +327,10 @@ def test_choices_are_read_with_their_options(prediction, reference, question, op
 def test_the_answer_type_choice_has_options():
     assert med_vqa.score("(b)", "Liver cyst", "choice", options=ORGANS)["verdict"] == "correct"
     assert med_vqa.score("liver", "Liver cyst", "choice_vqa", "paper", options=ORGANS)["verdict"] == "wrong"
-    found = med_vqa.compute(["A", "C"], ["Liver", "Liver"], ["choice"] * 2, questions=["?"] * 2, options=[ORGANS] * 2)
-    assert (found["closed_accuracy"], found["n_closed"], found["n_open"]) == (0.5, 2, 0)
+    for protocol in med_vqa.PROTOCOLS:
+        said, gold, offered = ["A", "C", "A or B", "yes"], ["Liver"] * 3 + ["yes"], [ORGANS] * 3 + [None]
+        kinds = ["choice"] * 3 + ["closed"]
+        found = med_vqa.compute(said, gold, kinds, protocol, questions=["?"] * 4, options=offered)
+        assert (found["choice_accuracy"], found["closed_accuracy"], found["overall_accuracy"]) == (1 / 3, 1.0, 0.5)
+        assert (found["n_choice"], found["n_closed"], found["n_open"], found["n_choice_neither"]) == (3, 1, 0, 1)
+    assert "n_choice" not in med_vqa.compute(["yes"], ["yes"], ["closed"])

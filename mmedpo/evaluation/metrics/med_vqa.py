@@ -83,7 +83,7 @@ def compute(
     Args:
         predictions: n answers of the model; thoughts are removed (`answers_in`).
         references: n gold answers.
-        answer_types: n of "closed", "choice" (closed, with options) and "open", in any spelling of a source ("CLOSED").
+        answer_types: n of "closed", "choice" (with options) and "open", in any spelling of a source ("CLOSED").
         protocol: one of `PROTOCOLS`; `strict` is strict@4 with questions, and strict@3 without.
         questions: n questions, against which `strict` reads the answers.
         options: n lists of the options that a question offered, or None.
@@ -109,7 +109,8 @@ def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
     require_known("protocol", protocol, PROTOCOLS)
     return (
         mean_of("correct", "overall_accuracy"),
-        mean_of("correct", "closed_accuracy", _is_closed),
+        mean_of("correct", "closed_accuracy", is_closed),
+        mean_of("choice_correct", "choice_accuracy"),
         *(mean_of(name, f"open_{name}") for name in OVERLAPS),
         question_sets.ACCURACY,
         *choice.METRICS,
@@ -123,37 +124,44 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
         overall_accuracy (mean of "correct" over all questions), closed_accuracy, open_recall, open_precision,
         open_f1, open_exact_match; the counts n_closed and n_open, and of `strict` those of unread answers
         (n_closed_neither, ...; `closed.UNREAD`) and n_laterality_conflicts, open answers on the wrong side;
-        med_vqa_definition, the protocol with the number of its definition ("strict@4"). Scores of question sets
-        (`question_sets`) add question_set_accuracy and n_question_sets.
+        med_vqa_definition, the protocol with the number of its definition ("strict@4"). With multiple choice also
+        choice_accuracy, n_choice and its unread answers (n_choice_neither, ...), by the same rule in each protocol.
+        Scores of question sets (`question_sets`) add question_set_accuracy and n_question_sets.
     """
-    verdicts = Counter(sample["verdict"] for sample in scores if _is_closed(sample))
-    known = {"strict": closed.UNREAD, UNASKED: ("both", "neither")}.get(protocol, ())
-    kinds = [kind for kind in closed.UNREAD if kind in known or (known and verdicts[kind])]  # choices have all of them
+    choices = Counter(sample["verdict"] for sample in scores if "choice_correct" in sample)
+    verdicts = Counter(sample["verdict"] for sample in scores if is_closed(sample))
+    kinds = {"strict": closed.UNREAD, UNASKED: ("both", "neither")}.get(protocol, ())
     counts = {f"n_closed_{kind}": verdicts[kind] for kind in kinds}
+    if choices:
+        counts |= {"n_choice": choices.total(), **{f"n_choice_{kind}": choices[kind] for kind in closed.UNREAD}}
     if protocol == "strict":
         counts["n_laterality_conflicts"] = sum(LATERALITY in sample for sample in scores)
     return values(metrics(protocol), scores) | {
         "n_closed": verdicts.total(),
-        "n_open": len(scores) - verdicts.total(),
+        "n_open": len(scores) - verdicts.total() - choices.total(),
         **counts,
         **question_sets.count(scores),
         "med_vqa_definition": DEFINITIONS[protocol],
     }
 
 
-def _is_closed(scores: Scores) -> bool:
-    return "verdict" in scores
+def is_closed(scores: Scores) -> bool:
+    """Return True for the scores of a closed answer."""
+    return "verdict" in scores and "choice_correct" not in scores
 
 
 def _score(
     protocol: str, prediction: str, reference: str, kind: str, question: str | None, options: Sequence[str] | None
 ) -> dict[str, float | str]:
+    if kind == "choice":  # published code has no rule for options
+        verdict = closed.asked_verdict(prediction, reference, question, options)
+        right = float(verdict == "correct")
+        return {"verdict": verdict, "correct": right, "choice_correct": right}
     if protocol in ("strict", UNASKED):
-        if kind != "open":
-            asked = protocol == "strict" or kind == "choice"
+        if kind == "closed":
             verdict = (
                 closed.asked_verdict(prediction, reference, question, options)
-                if asked
+                if protocol == "strict"
                 else closed.verdict(prediction, reference)
             )
             return {"verdict": verdict, "correct": float(verdict == "correct")}
@@ -164,7 +172,7 @@ def _score(
         )
         return {**overlaps, "correct": overlaps["exact_match"]}
     prediction, reference = vqa_v2.normalize(prediction), vqa_v2.normalize(reference)
-    if kind != "open":
+    if kind == "closed":
         readable = protocol == "paper" or "yes" in prediction or "no" in prediction
         hit = readable and reference in prediction
         return {"verdict": "correct" if hit else "wrong", "correct": float(hit)}

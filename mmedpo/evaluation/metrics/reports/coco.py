@@ -40,14 +40,20 @@ def clean(text: str) -> list[str]:
 
 
 def score(prediction: Text, reference: Text) -> dict[str, Any]:
-    """Return one report's summands: ngram_matches (clipped) and ngram_totals for orders 1 to 4, lengths, rouge_l."""
-    said, gold = prediction.words, reference.words
+    """Return one report's summands: those of `ngram_counts`, and rouge_l."""
     return {
-        "ngram_matches": [_shared(_ngrams(said, n), _ngrams(gold, n)) for n in ORDERS],
-        "ngram_totals": [max(0, len(said) - n + 1) for n in ORDERS],
-        "prediction_length": len(said),
-        "reference_length": len(gold),
-        "rouge_l": rouge_l(said, gold),
+        **ngram_counts(prediction.words, reference.words),
+        "rouge_l": rouge_l(prediction.words, reference.words),
+    }
+
+
+def ngram_counts(prediction: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
+    """Return ngram_matches (clipped) and ngram_totals of the prediction for orders 1 to 4, and both lengths."""
+    return {
+        "ngram_matches": [ngram_matches(prediction, reference, n) for n in ORDERS],
+        "ngram_totals": [max(0, len(prediction) - n + 1) for n in ORDERS],
+        "prediction_length": len(prediction),
+        "reference_length": len(reference),
     }
 
 
@@ -88,25 +94,30 @@ def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(words[i:] for i in range(n)), strict=False))
-
-
-def _shared(some: Counter[tuple[str, ...]], others: Counter[tuple[str, ...]]) -> int:
+def ngram_matches(a: Sequence[str], b: Sequence[str], n: int) -> int:
+    """Return the number of n-grams in common, each counted as often as it occurs in both."""
+    some, others = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (a, b))
     return sum(min(count, others[ngram]) for ngram, count in some.items() if ngram in others)
 
 
 def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the length of the longest common subsequence."""
-    # Bit-parallel (Hyyrö 2004): a zero at bit i of `row` means that the length grows at a[i] for the words of b so far.
+    return len(a) - common_rows(a, b)[-1].bit_count()
+
+
+def common_rows(a: Sequence[str], b: Sequence[str]) -> list[int]:
+    """Return len(b) + 1 bit rows; the longest common subsequence of a[:i] and b[:j] has the zeros of row j below i."""
+    # Bit-parallel (Hyyrö 2004): a zero at bit i of a row means that the length grows at a[i].
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i
     full = row = (1 << len(a)) - 1
+    rows = [row]
     for word in b:
         hits = row & places.get(word, 0)
         row = (row + hits | row - hits) & full
-    return len(a) - row.bit_count()
+        rows.append(row)
+    return rows
 
 
 def bleu_metrics(value: Callable[[int, Floats], Floats]) -> list[Metric]:

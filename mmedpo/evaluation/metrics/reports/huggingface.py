@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from mmedpo.evaluation.metrics.base import Floats, Protocol, Text, mean_of
-from mmedpo.evaluation.metrics.reports.coco import bleu_metrics, longest_common
+from mmedpo.evaluation.metrics.reports.coco import bleu_metrics, longest_common, ngram_counts, ngram_matches
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_PLAIN_WORD = r"[A-Za-z0-9]+(?:[-/.][A-Za-z0-9]+)*"
+_PLAIN = re.compile(rf"(?:{_PLAIN_WORD},? )*{_PLAIN_WORD}[.!?]?")
+_CONTRACTIONS = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 
 
 def words(text: str) -> list[str]:
@@ -25,8 +28,15 @@ def words(text: str) -> list[str]:
         >>> words("Heart normal. No effusion (left).")
         ['Heart', 'normal', '.', 'No', 'effusion', '(', 'left', ')', '.']
     """
-    sentences = _SENTENCE_END.split(text.strip())
-    return [token for sentence in sentences for token in _tokenizer().tokenize(sentence)]
+    return [token for sentence in _SENTENCE_END.split(text.strip()) for token in _tokens(sentence)]
+
+
+def _tokens(sentence: str) -> list[str]:
+    if not _PLAIN.fullmatch(sentence) or _CONTRACTIONS.search(sentence):
+        return list(_tokenizer().tokenize(sentence))
+    # Of NLTK's 27 rules, only those of commas and of the last mark apply.
+    end = 1 if sentence[-1] in ".!?" else 0
+    return [*sentence[: len(sentence) - end].replace(",", " ,").split(), *sentence[len(sentence) - end :]]
 
 
 def score(prediction: Text, reference: Text) -> dict[str, Any]:
@@ -35,20 +45,22 @@ def score(prediction: Text, reference: Text) -> dict[str, Any]:
     sacrebleu's n-gram counts and lengths (13a tokens, case kept); rouge_1, rouge_2 and rouge_l, the F of rouge_score
     (lower case, ASCII letters and digits only, no stemmer).
     """
-    counts = _bleu().sentence_score(prediction.raw, [reference.raw])
-    scorer, tokens = _rouge()
-    ngrams = scorer.score(reference.raw, prediction.raw)
-    said, gold = tokens(prediction.raw), tokens(reference.raw)
-    common = longest_common(said, gold)  # faster than rouge_score's table
+    bleu_tokens, rouge_tokens = _tokenizers()
+    said, gold = (rouge_tokens(text.raw) for text in (prediction, reference))
+    common = longest_common(said, gold)
     return {
-        "ngram_matches": list(counts.counts),
-        "ngram_totals": list(counts.totals),
-        "prediction_length": counts.sys_len,
-        "reference_length": counts.ref_len,
-        "rouge_1": float(ngrams["rouge1"].fmeasure),
-        "rouge_2": float(ngrams["rouge2"].fmeasure),
+        **ngram_counts(*(bleu_tokens(text.raw.rstrip()).split() for text in (prediction, reference))),
+        "rouge_1": _rouge(said, gold, 1),
+        "rouge_2": _rouge(said, gold, 2),
         "rouge_l": 2 * common / (len(said) + len(gold)) if common else 0.0,
     }
+
+
+def _rouge(prediction: list[str], reference: list[str], n: int) -> float:
+    """Return the F of n-grams in the operations of rouge_score, so that values are equal to the last bit."""
+    matches = ngram_matches(prediction, reference, n)
+    precision, recall = (matches / max(1, len(words) - n + 1) for words in (prediction, reference))
+    return 2 * precision * recall / (precision + recall) if matches else 0.0
 
 
 def bleu(order: int, sums: Floats) -> Floats:
@@ -80,18 +92,11 @@ def _tokenizer() -> Any:
 
 
 @cache
-def _bleu() -> Any:
-    from sacrebleu.metrics import BLEU
-
-    return BLEU(effective_order=True)  # no effect on the counts, which are all that is used
-
-
-@cache
-def _rouge() -> tuple[Any, Callable[[str], list[str]]]:
-    from rouge_score.rouge_scorer import RougeScorer
+def _tokenizers() -> tuple[Callable[[str], str], Callable[[str], list[str]]]:
     from rouge_score.tokenizers import DefaultTokenizer
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    return RougeScorer(["rouge1", "rouge2"]), DefaultTokenizer(use_stemmer=False).tokenize
+    return Tokenizer13a(), DefaultTokenizer(use_stemmer=False).tokenize
 
 
 PROTOCOL = Protocol(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 from mmedpo.evaluation.metrics.base import Protocol, Text, mean_of
+from mmedpo.evaluation.metrics.reports.coco import common_rows
 from mmedpo.evaluation.metrics.vqa_v2 import normalize
 
 SINGLE_ORDERS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
@@ -42,28 +40,34 @@ def rouge_l(prediction: str, reference: str) -> float:
 
     The package raises for empty texts and texts of full stops only; they score 0 here.
     """
-    if not prediction.strip(".") or not reference.strip("."):
+    said, gold = (
+        [" ".join(sentence.split()).split(" ") for sentence in text.split(".") if sentence]
+        for text in (prediction, reference)
+    )
+    if not said or not gold:
         return 0.0
-    with _recursion(len(prediction) + len(reference)):
-        return float(_rouge().get_scores(prediction, reference)[0]["rouge-l"]["f"])
+    common = set().union(*(_common(ours, theirs) for theirs in gold for ours in said))
+    precision, recall = (len(common) / len(set().union(*sentences)) for sentences in (said, gold))
+    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
-@contextmanager
-def _recursion(depth: int) -> Iterator[None]:
-    # The package recurses once for each word.
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(limit + depth)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
+def _common(prediction: Sequence[str], reference: Sequence[str]) -> set[str]:
+    """Return the words of that longest common subsequence which the package takes of several."""
+    rows, found = common_rows(reference, prediction), set()
+    i, j = len(reference), len(prediction)
+    while i and j:
+        if reference[i - 1] == prediction[j - 1]:
+            i, j = i - 1, j - 1
+            found.add(reference[i])
+        elif _length(rows[j], i - 1) > _length(rows[j - 1], i):
+            i -= 1
+        else:
+            j -= 1
+    return found
 
 
-@cache
-def _rouge() -> Any:
-    from rouge import Rouge
-
-    return Rouge(metrics=["rouge-l"], stats=["f"])
+def _length(row: int, i: int) -> int:
+    return i - (row & (1 << i) - 1).bit_count()
 
 
 PROTOCOL = Protocol(

@@ -20,7 +20,7 @@ __all__ = ["Asserted", "asserted", "offered"]
 
 Asserted = int | Literal["both", "neither", "refused", "empty"]
 
-_TAGS = re.compile(r"</?[a-z_]+>|\\boxed\b|[*_`#{}$]+|\\text\b", re.IGNORECASE)
+_TAGS = re.compile(r"</?[a-z_]+>|\\boxed\b|[*_`#{}$§]+|\\text\b", re.IGNORECASE)
 _ROLE = re.compile(r"\s*(?:(?:assistant|answer|response|model|ai|gpt|final answer|system|a)\s*:\s*)+", re.IGNORECASE)
 _DENIALS = frozenset(content(" ".join(known.DENIALS)))
 _SIZES = frozenset(content(" ".join(known.SIZES | known.CUTS)))
@@ -49,14 +49,17 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
         (1, 0)
     """
     table = names_of(tuple(options))
-    text = _TAGS.sub(" ", plain(answer)) if not answer.isalnum() else answer
+    text = _TAGS.sub(" ", plain(answer)) if not (answer.isascii() and answer.isalnum()) else answer
     if lettered:
-        text = mark_letters(text, len(options))
+        text = mark_letters(text, table.texts)
     elif role := _ROLE.match(text):
         text = text[role.end() :]
     tokens = tokens_of(text)
     if not any(token[0].isalnum() or token[0] == "§" for token in tokens):
         return "empty"
+    exact = " ".join(token for token in tokens if token not in ENDS)
+    if table.texts.count(exact) == 1 and "?" not in tokens:
+        return table.texts.index(exact)
     items = items_in(tokens, table)
     asked = asked_of(question, tuple(options))
     found: list[tuple[list[Item], set[int]]] = []
@@ -76,17 +79,17 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
         return choice
     if known.DECLINES.search(" ".join(tokens)):
         return "refused"
-    if choice == "neither" and not found:
+    if choice == "neither" and not found and "?" not in tokens:
         if denied:
             return _eliminated(denied, tokens, table, asked, by_not)
-        return _fallback(tokens, items, table)
+        return _fallback(tokens, table)
     return choice
 
 
 def _clauses(items: list[Item]) -> list[list[Item]]:
     """Return the clauses that name an option; those that end with "?" are questions and left out."""
     found: list[list[Item]] = [[]]
-    glossed = -1
+    glossed, sentence = -1, 0
     for i, item in enumerate(items):
         if i <= glossed:
             continue
@@ -96,7 +99,8 @@ def _clauses(items: list[Item]) -> list[list[Item]]:
             glossed = i + 2  # "CT (computed tomography)"
         elif item in ENDS:
             if item == "?":
-                found.pop()
+                del found[sentence:]
+            sentence = len(found)
             found.append([])
         elif item in known.BREAKS:
             if item != "as" or _restarts(items, i + 1):
@@ -161,17 +165,32 @@ def _statement(clause: list[Item], table: Names, asked: Asked) -> tuple[set[int]
                 plainly = plainly and (not ahead or _asks(ahead, asked))
             negated = True
             plainly = plainly and (item in ("not", "cannot", "unlikely") or item.endswith("n't"))
-        elif item == "," and (negated or cut) and not _lists(clause[i + 1 :]):
+        elif item == "," and {"or", "nor", "and"}.isdisjoint(clause[i:]):  # not within "not CT, MRI or X-ray"
             negated = cut = False
     if not words.isdisjoint(known.HEDGES) or (clause[0] == "of" and words.isdisjoint(known.VERBS)):
         return set(), set(), False
-    if stated and (not words.isdisjoint(known.DENIED) or (asked.ill and not words.isdisjoint(known.HEALTHY))):
+    if stated and (not words.isdisjoint(known.DENIED) or (asked.ill and _is_healthy(clause))):
         return set(), denied | set(stated), False
     if asked.sign:
         return (*_by_size(clause, words, stated, compared, denied, asked), plainly)
     if len(set(stated)) > 1:
         stated = _without_lists(clause, stated, len(table.forms))
     return set(stated), denied, plainly
+
+
+def _is_healthy(clause: list[Item]) -> bool:
+    """Return True for "a normal lung", "lung clear", "the lung appears normal", not for "lung with normal vessels"."""
+    last, verb = -9, False
+    for i, item in enumerate(clause):
+        if isinstance(item, int):
+            last, verb = i, False
+        elif item in known.HEALTHY:
+            before = item != "clear" and isinstance((clause[i + 1 :] or [""])[0], int)
+            if before or (last >= 0 and verb) or last == i - 1:
+                return True
+        else:
+            verb = verb or item in known.VERBS
+    return False
 
 
 def _denies_before(rest: list[Item], asked: Asked) -> bool:
@@ -184,11 +203,6 @@ def _denies_before(rest: list[Item], asked: Asked) -> bool:
 
 def _asks(words: list[Item], asked: Asked) -> bool:
     return any(isinstance(word, str) and form(word) in asked.content for word in words)
-
-
-def _lists(rest: list[Item]) -> bool:
-    """Return True if a list of options goes on after a comma ("not CT, MRI or X-ray")."""
-    return "or" in rest or "nor" in rest or "and" in rest
 
 
 def _by_size(
@@ -284,7 +298,7 @@ def _eliminated(denied: set[int], tokens: list[str], table: Names, asked: Asked,
     return "neither"
 
 
-def _fallback(tokens: list[str], items: list[Item], table: Names) -> Asserted:
+def _fallback(tokens: list[str], table: Names) -> Asserted:
     """Return the option of an answer that names none in full: a part of one only, "both" or "bilateral"."""
     bare = [token for token in tokens if token[0].isalnum()]
     opened = [i for i, first in enumerate(table.firsts) if [first] == bare]  # "Without", "Less"

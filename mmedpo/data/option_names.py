@@ -21,7 +21,7 @@ ENDS = frozenset(".;!?\n()—")  # of clauses
 
 _LETTER = re.compile(r"(?<![\w'’/§-])[A-Za-z](?![\w'’/-]|\.\w)")
 _NO_LETTER = frozenset(("hepatitis", "vitamin", "group", "type", "stage", "class", "grade", "zone", "level", "phase",
-                        "figure", "panel", "image", "part", "segment", "fig"))  # fmt: skip
+                        "figure", "panel", "image", "part", "segment", "fig", "patient", "case"))  # fmt: skip
 _NAMES_LETTER = frozenset(("option", "choice", "letter", "options", "choices"))
 _AFTER_LETTER = re.compile(
     r"\s*(?:$|[.):,;\]!?\n—]|-\s|(?:is|was|because|since|as|and|or|but|not|due|with|rather|instead|than)\b)"
@@ -31,6 +31,9 @@ _GROUPED = frozenset(word for group in known.GROUPS for word in group)
 
 
 class Names(NamedTuple):
+    """The ways to name each of several options."""
+
+    texts: tuple[str, ...]  # in small letters, without marks
     phrases: dict[str, list[tuple[list[str], int]]]  # by their first form, the longest first
     forms: tuple[frozenset[str], ...]  # of each option
     names: frozenset[str]  # forms of all options
@@ -66,10 +69,12 @@ def names_of(options: tuple[str, ...]) -> Names:
     """Return the phrases that name each option, without those that could name two."""
     texts = [tokens_of(plain(option)) for option in options]
     texts = [[word for word in text if word not in ENDS] for text in texts]
+    plainly = tuple(map(" ".join, texts))
     texts = [text[1:] if len(text) > 1 and text[0] in known.ARTICLES else text for text in texts]
     counted = all(text and (text[0] in known.QUANTITIES or text[0][0].isdigit()) for text in texts)
     owners: dict[tuple[str, ...], set[int]] = {}
-    whole = {tuple(map(form, text)): i for i, text in enumerate(texts)}
+    spelt = [tuple(map(form, text)) for text in texts]
+    whole = {forms: i if spelt.count(forms) == 1 else -1 for i, forms in enumerate(spelt)}
     for i, text in enumerate(texts):
         for phrase in [*_variants(text, texts[:i] + texts[i + 1 :]), *([text[:1]] if counted else [])]:
             forms = tuple(map(form, phrase))
@@ -84,7 +89,9 @@ def names_of(options: tuple[str, ...]) -> Names:
     joined = [" ".join(text) for text in texts]
     both = next((i for i, text in enumerate(texts) if "both" in text or "bilateral" in text), None)
     firsts = tuple(text[0] if text else "" for text in texts)
-    return Names(phrases, names, frozenset().union(*names), firsts, both, len(options) == 2 and _opposite(*joined))
+    return Names(
+        plainly, phrases, names, frozenset().union(*names), firsts, both, len(options) == 2 and _opposite(*joined)
+    )
 
 
 def _opposite(one: str, other: str) -> bool:
@@ -155,8 +162,9 @@ def determines(tokens: list[Item] | list[str], at: int) -> bool:
     return isinstance(following, int) or (following[0].isalnum() and following not in CLAUSE_STARTS)
 
 
-def mark_letters(text: str, size: int) -> str:
-    """Return the text with "§1" for each letter that names the second option."""
+def mark_letters(text: str, options: tuple[str, ...]) -> str:
+    """Return the text with "§1" for each letter that names the second option, except in the words of an option."""
+    size, shown = len(options), f" {' '.join(options)} "
     bare = text.strip(" \t\n.,:;()[]\"'")
     if len(bare) == 1 and 0 <= (index := ord(bare.upper()) - 65) < size:
         return f"§{index}"
@@ -167,7 +175,9 @@ def mark_letters(text: str, size: int) -> str:
         before, after = text[max(start - 40, 0) : start].rstrip(), text[end : end + 40]
         last = re.search(r"(\w+)[\s:*(\[\"']*$", before)
         previous = last[1].casefold() if last else ""
-        if not 0 <= index < size or previous in _NO_LETTER:
+        small, following = letter.casefold(), re.match(r"\s*(\w+)", after)
+        spelt = f" {previous} {small} " in shown or (following and f" {small} {following[1].casefold()} " in shown)
+        if not 0 <= index < size or previous in _NO_LETTER or spelt:
             return letter
         bracketed = before[-1:] in ("(", "[") and after.lstrip()[:1] in (")", "]")
         leads = not before.strip(" (\"'") and re.match(r"\s*[.):\]]", after) is not None

@@ -34,7 +34,7 @@ def exchanged(pairs: dict[str, str]) -> Change:
 def plural(text: str) -> str:
     """Return the text with its last word in the plural, where that is a singular of four letters or more."""
     found = re.search(r"(?i)[a-z]{3,}(?:[b-df-rt-z]|(?<!a)e)(?=\W*$)", text)
-    if not found:
+    if not found or found[0].endswith("ly"):
         return text
     word = found[0]
     many = (
@@ -84,7 +84,7 @@ def measured(asked: list[tuple[str, str]], change: Change, protocol: str) -> dic
 
 def table(asked: list[tuple[str, str]]) -> list[tuple[str, int, int, list[float]]]:
     """Answers, questions, those that the change alters, and recall and exact match in [0, 1] by protocol."""
-    sided = [row for row in asked if len(sides(row[0])) == 1 and "bilateral" not in sides(row[0])]
+    sided = [row for row in asked if len(sides(row[0])) == 1 and "both" not in sides(row[0])]
     rows = [(name, asked, change) for name, change in (RIGHT | WRONG).items()]
     rows += [(name, sided, change) for name, change in FLIPPED.items()]
     found = []

@@ -37,7 +37,7 @@ _NUMBERS = {
     **{f"{ten}-{unit}": str(10 * i + j) for i, ten in enumerate(_TENS, 2) for j, unit in enumerate(_UNITS[1:], 1)},
     "none": "0",
 }
-_WHOLE = {**_NUMBERS, "x-ray": "xray", "x-rays": "xray"}
+_WHOLE = {**_NUMBERS, "x-ray": "xray", "x-rays": "xray", "both": "bilateral", "bilaterally": "bilateral"}
 _MEASURE = re.compile(r"(?:\d+(?:\.\d+)?(?:x|mm|cm|ml|cc|mg|kg|hu))+(?:\d+(?:\.\d+)?)?")  # "5mm", "2x3"
 
 # Spellings of more than one word: "x ray", "non contrast", "w/o", "twenty one", "R lung", "Lt. kidney".
@@ -88,7 +88,7 @@ _ENDINGS = (
 _AMERICAN = _pairs("""
     haem:hem aemi:emi oedem:edem ooe:oe foet:fet coeli:celi caec:cec faec:fec paed:ped gynaec:gynec
     anaesth:anesth aetiol:etiol rrhoea:rrhea pnoea:pnea praevia:previa caesar:cesar leuco:leuko sulph:sulf
-    tumour:tumor colour:color behaviour:behavior odour:odor grey:gray fibreo:fibero
+    tumour:tumor colour:color behaviour:behavior labour:labor neighbour:neighbor odour:odor grey:gray fibreo:fibero
     """)
 _AMERICAN_ENDINGS = (("isation", "ization"), ("ised", "ized"), ("ising", "izing"), ("ise", "ize"), ("ysed", "yzed"),
                      ("tre", "ter"), ("bre", "ber"))  # fmt: skip
@@ -110,7 +110,7 @@ def normal_words(text: str) -> list[str]:
         >>> normal_words("CT without contrast"), normal_words("non contrast CT")
         (['ct', 'without', 'not:contrast'], ['noncontrast', 'ct'])
     """
-    text = text.replace("×", " x ")
+    text = text.replace("×", " x ").replace("%", " percent")
     found = words(text)
     if not _RARE.isdisjoint(found):
         text = _SPELLINGS.sub(_respelt, plain(text).casefold())

@@ -42,7 +42,9 @@ def test_singular_leaves_singulars_and_keeps_words_apart():
         ("2", "two", "Two"), ("21", "twenty-one", "twenty one"), ("3rd ventricle", "third ventricle"), ("0", "zero"),
         ("5mm", "5 mm", "5-mm", "five mm"), ("T2-weighted", "T2 weighted", "T₂‑weighted", "T2w"), ("L4-L5", "L4/L5"),
         ("x-ray", "xray", "x ray", "X-Rays"), ("non-contrast CT", "noncontrast CT", "non contrast CT"),
-        ("intra-axial", "intraaxial"), ("costo-phrenic", "costophrenic"), ("gastro-oesophageal", "gastroesophageal"),
+        ("5%", "five percent"), ("both lungs", "bilateral lungs"),
+        ("intra-axial", "intraaxial"),
+        ("costo-phrenic", "costophrenic"), ("gastro-oesophageal", "gastroesophageal"),
         ("oedema", "edema"), ("haemorrhages", "hemorrhage"), ("tumour", "tumors"), ("ischaemia", "ischemia"),
         ("coloured", "colored"), ("visualised", "visualized"), ("centre", "center"),
         ("Crohn's disease", "Crohns disease"),
@@ -75,10 +77,11 @@ def test_content_words_and_denied_words(text, expected):
     [
         ("left", "left"), ("in the left-sided lung", "left"), ("L lung", "left"), ("not left", ""), ("lung", ""),
         ("It is not the right, but the left.", "left"), ("right-to-left shunt", "left right"),
-        ("both lungs", "bilateral"), ("bilaterally", "bilateral"), ("left and right", "bilateral"),
-        ("right or the left lung", "bilateral"), ("left/right", "bilateral"), ("both the heart and the liver", ""),
+        ("both lungs", "both"), ("bilaterally", "both"), ("left and right", "both"),
+        ("right or the left lung", "both"), ("right lung or left lung", "both"), ("left/right", "both"),
+        ("both the heart and the liver", ""),
         ("The left lung is clear; the right is not.", "left right"), ("on the left side of the image", ""),
-        ("right above the diaphragm", ""),
+        ("right above the diaphragm", ""), ("at the image's left", ""),
     ],
 )  # fmt: skip
 def test_sides_are_those_stated(answer, named):

@@ -18,12 +18,11 @@ _NO_SIDE = re.compile(
 _JOINT = r"(?:-sided)?(?: ?[/&] ?|,? and(?: the)? |(?: [\w-]+){0,2},? or (?:[\w-]+ ){0,2}?)"
 _BOTH = re.compile(
     rf"\bleft{_JOINT}right\b|\bright{_JOINT}left\b|\bbilateral(?:ly)?\b"
-    r"|\bboth\b(?![^.,;:!?\n]* and\b)"  # "both the heart and the lung" names no side
+    r"|\bboth\b(?![^.,;:!?\n]{0,200} and\b)"  # "both the heart and the lung" names no side
 )
 _MARK = "bothside"  # word that stands for `_BOTH`
 
 
-@lru_cache(maxsize=65536)
 def sides(text: str) -> frozenset[str]:
     """Return the sides that a text states: "left", "right" and "both"; a denied side is not stated.
 
@@ -35,13 +34,16 @@ def sides(text: str) -> frozenset[str]:
     return frozenset("both" if word == _MARK else word for word in found if word in ("left", "right", _MARK))
 
 
+_gold_sides = lru_cache(maxsize=65536)(sides)
+
+
 def is_conflict(answer: str, gold: str) -> bool:
     """Return True if the gold text names one side, and the answer names a side but not that one by itself.
 
     "left and right", "left or right", "both" and "bilateral" are "both", a side of its own. An answer that names both
     sides apart ("The left lung is clear, the right is not") is no conflict.
     """
-    asked = sides(gold)
+    asked = _gold_sides(gold)
     if len(asked) != 1 or "both" in asked:
         return False
     named = sides(answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,13 @@ def test_overlap_of_normal_words(prediction, reference, recall, precision):
 def test_a_question_for_what_is_missing_is_answered_with_a_denial():
     assert score("There is no gallbladder.", "gallbladder", "Which organ is missing?")["recall"] == 1.0
     assert score("There is no gallbladder.", "gallbladder", "Which organ is enlarged?")["recall"] == 0.0
+
+
+@pytest.mark.parametrize("piece", ["both ", "no and the ", "left a b or ", "without a ", "a-", "not ", "1x"])
+def test_long_answers_take_little_time(piece):
+    before = time.process_time()
+    score(piece * (200_000 // len(piece)), "left lung")
+    assert time.process_time() - before < 5
 
 
 def test_the_wrong_side_earns_nothing_and_is_counted():

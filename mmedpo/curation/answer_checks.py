@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from mmedpo.data import placeholders
+from mmedpo.data.statements import content, denies
 from mmedpo.data.text import Polarity, plain, said, words
-from mmedpo.data.yes_no import content, denies, is_choice, is_echo, says
+from mmedpo.data.yes_no import is_choice, is_echo, says
 from mmedpo.schema import text_fault
 
 STYLES = ("match", "minimal", "free")

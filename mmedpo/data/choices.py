@@ -13,8 +13,8 @@ from typing import Literal
 from mmedpo.data import choice_words as known
 from mmedpo.data.offered import Asked, asked_of, offered
 from mmedpo.data.option_names import ENDS, Item, Names, determines, form, items_in, mark_letters, names_of, tokens_of
+from mmedpo.data.statements import content
 from mmedpo.data.text import plain
-from mmedpo.data.yes_no import content
 
 __all__ = ["Asserted", "asserted", "offered"]
 

@@ -25,8 +25,8 @@ from mmedpo.data.choice_words import (
     modifies,
 )
 from mmedpo.data.option_names import items_in, names_of, tokens_of
+from mmedpo.data.statements import content
 from mmedpo.data.text import plain
-from mmedpo.data.yes_no import content
 
 LONGEST_OPTION = 8  # words
 

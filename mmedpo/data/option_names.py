@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mmedpo.data import choice_words as known
+from mmedpo.data.statements import content
 from mmedpo.data.text import CLAUSE_STARTS, plain
-from mmedpo.data.yes_no import content
 
 Item = str | int  # a word, or the index of an option that is named
 

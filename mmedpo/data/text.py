@@ -34,6 +34,7 @@ CLAUSE_STARTS = frozenset((
     "is", "are", "was", "were", "because", "since", "as", "if", "although", "though", "while", "and", "or", "but", "so",
     "not", "no", "yes",
 ))  # fmt: skip
+_EITHER = re.compile(r"\b(yes|no)[\"'*]*\s*(?:/|\bor\b)\s*[\"'*]*(yes|no)\b", re.IGNORECASE)
 # Headings after a verdict ("No Explanation: ...") begin a clause too.
 _HEADING = re.compile(r"(?=(?:explanation|rationale|reasoning|justification)[*_ ]*:)", re.IGNORECASE)
 
@@ -111,7 +112,7 @@ def said(text: str) -> Said:
     """Return the plain "yes" or "no" of an answer, "both" or "neither".
 
     Only whole words count. A "no" before a noun does not: "there is no abnormality" is a yes to "Is this normal?".
-    Words after a negation in the same clause do not count either: "not yes".
+    Words after a negation in the same clause do not count either: "not yes". "A yes or no answer" is both.
 
     Example:
         >>> said("Yes, there is no fracture."), said("No, this is not abnormal"), said("There is no fracture.")
@@ -119,6 +120,7 @@ def said(text: str) -> Said:
         >>> said("There is no reason to doubt it: yes"), said("yes or no"), said("I do not know")
         ('yes', 'both', 'neither')
     """
+    text = _EITHER.sub(r"\1 \2\n", text)  # one clause, and no determiner: "a yes or no answer"
     found = {word for word, stated in stated_words(text) if stated and word in ("yes", "no")}
     if len(found) == 1:
         return "yes" if "yes" in found else "no"

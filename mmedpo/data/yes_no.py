@@ -7,65 +7,83 @@ mean yes, negated ones no, and what excludes them (normal and abnormal, left and
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
+from itertools import pairwise
+from typing import Literal
 
-from mmedpo.data.text import CLAUSE_STARTS, Polarity, clauses, plain, said, words
-from mmedpo.data.yes_no_words import (
-    A_SCAN,
-    ABOUT,
-    ASKS,
-    BACKWARD,
-    BREAKS,
-    CLEAR,
-    COMPARED,
-    DECLINES,
-    EMPTY,
-    ENDINGS,
-    EXCLUDES,
-    FORWARD,
-    HEDGES,
-    IN_SCAN,
-    LESIONS,
-    LIMITS,
-    LONG,
-    MEANINGS,
-    OTHERS,
-    PART,
-    PLACES,
-    PRESENCE,
-    RESTARTS,
-    SCANS,
-    SILENT,
-    STATES,
-    VERBS,
+from mmedpo.data import yes_no_words as known
+from mmedpo.data.statements import (
+    HEALTH,
+    Asked,
+    Segment,
+    asked_by,
+    content,
+    rivals_of,
+    statements,
+    stem_of,
+    stems_of,
+)  # fmt: skip
+from mmedpo.data.text import CLAUSE_STARTS, Polarity, plain, said, words
+
+Reading = Literal["yes", "no", "both", "neither", "refused", "empty"]
+_LABELS = re.compile(
+    r"<\|?/?[a-z_]{1,20}\|?>|(?:^|\n|(?<=\? ))[^\w\n]*(?:assistant|answer|response|final answer)\W{0,3}:"
 )
+_OFFERED = re.compile(r"\b(?:yes|no)\W{0,3}(?:[/|,]|\bor\b)\W{0,3}(?:yes|no)\b")
+_HEDGED = re.compile(r"\b(?:may|might|maybe|perhaps|possibl[ey]|probabl[ey]|likely|unlikely|could)\b")
+# "yes", or a "no" that is no determiner: where there is none, `said` need not look.
+_CANDIDATE = re.compile(rf"\byes\b|\bno\b(?! [a-z])|\bno (?:{'|'.join(sorted(CLAUSE_STARTS))})\b")
+_WORD = {"yes": re.compile(r"\byes\b"), "no": re.compile(r"\bno\b")}
+_OTHER = {"yes": _WORD["no"], "no": _WORD["yes"]}
+_END = re.compile(r"[.;?!\n]")
 
-LONGEST_ITEM = 16  # words of an item in a list after "no"
+
+def read(answer: str, question: str) -> Reading:
+    """Return what an answer says to a yes/no question.
+
+    A plain yes or no counts before a statement that contradicts it, unless it is hedged ("possibly yes") or declined
+    ("No, I am unable to tell"). "both" also stands for statements that contradict each other.
+
+    Example:
+        >>> read("There is no sign of a fracture.", "Is there a fracture?"), read("It may be.", "Fracture?")
+        ('no', 'neither')
+        >>> read("I cannot give a yes or no answer.", "Is there a fracture?"), read("yes/no", "Is there a fracture?")
+        ('refused', 'both')
+    """
+    text = _text(answer)
+    word = _plain_word(text, question)
+    if word != "neither":
+        return word
+    if known.DECLINES.search(text) and _declines(text, question):
+        return "refused"
+    asked = asked_by(question)
+    found = "neither" if asked.negated else _statement(text, question, asked)
+    return "refused" if found == "neither" and known.REMARKS.search(text) else found
 
 
 def says(answer: str, question: str) -> Polarity | None:
-    """Return the yes or no that an answer says to its question; None if it says neither, both, or declines to say.
+    """Return the yes or no of `read`; None if there is none, or if the answer's statements contradict it.
 
     Example:
-        >>> says("There is no sign of a fracture.", "Is there a fracture?")
-        'no'
         >>> says("It appears normal.", "Does the brain look abnormal?"), says("Is it?", "Is there a fracture?")
         ('no', None)
+        >>> says("Yes, there is no fracture.", "Is there a fracture?")
     """
-    opening = re.match(r"\W*(?:yes|no)\b[^.\n]*", plain(answer).casefold())  # what follows may well be undecided
-    if DECLINES.search(opening.group() if opening else plain(answer).casefold()):
+    found = read(answer, question)
+    if found not in ("yes", "no") or (
+        not is_negated(question) and {"yes": "no", "no": "yes"}[found] == stated(answer, question)
+    ):
         return None
-    word, statement = said(answer), _statement(answer, question)
-    if word == "neither":
-        return statement
-    if word == "both" or (statement is not None and statement != word):
-        return None  # "Yes, there is no fracture."
-    return "yes" if word == "yes" else "no"
+    return "yes" if found == "yes" else "no"
 
 
-def asks_yes_no(question: str) -> bool:
-    """Return True for a question that yes or no answers, by the first word of one of its clauses."""
-    return any(clause[0] in ASKS for clause in clauses(question))
+def stated(text: str, question: str) -> Reading:
+    """Return the yes or no of a text's statements without its plain words, as to the positive form of the question."""
+    return _statement(_text(text), question, asked_by(question))
+
+
+def is_negated(question: str) -> bool:
+    """Return True for a question whose yes and no are ambiguous ("Is no lesion present?")."""
+    return asked_by(question).negated
 
 
 def is_echo(answer: str, question: str) -> bool:
@@ -79,175 +97,158 @@ def is_choice(question: str) -> bool:
     return "or" in words(question)
 
 
-def content(text: str) -> list[str]:
-    """Return the stems of a text's words that have content of their own, in order; negations have none."""
-    return [_stem(part) for word in words(text) for part in _parts(word) if part not in SILENT]
+def _text(answer: str) -> str:
+    """Return the plain form in small letters, without tags, roles and labels."""
+    text = plain(answer).casefold()
+    return _LABELS.sub("\n", text) if ":" in text or "<" in text else text
 
 
-def denies(text: str) -> bool:
-    """Return True where a text holds a negation."""
-    return any(word in FORWARD | BACKWARD or word.endswith("n't") for word in words(text))
+def _plain_word(text: str, question: str) -> Reading:
+    """Return the plain yes or no, "both", "refused", "empty", or "neither" where the statements must be read."""
+    place = _CANDIDATE.search(text)
+    if place is None:
+        return "neither" if any(map(str.isalnum, text)) else "empty"
+    opening = place.start() < 3 and not any(map(str.isalnum, text[: place.start()]))
+    word: Reading = "yes" if place[0] == "yes" else "no"
+    if not opening or _OTHER[word].search(text, place.end()):
+        word = said(text)
+        if word == "neither":
+            return word
+        rest, offers = _OFFERED.subn(" ", text)
+        if offers:  # the question's or prompt's options, repeated
+            word, text = said(rest), rest
+        if word in ("both", "neither"):
+            declined = offers and (_declines(text, question) or known.REMARKS.search(text))
+            return "refused" if declined else "both"
+        place = _WORD[word].search(text)
+        if place is None:  # it was found in other letters
+            return word
+    if decline := known.DECLINES.search(text, place.end(), place.end() + 60):
+        near = decline.start() - place.end() < 12 and "but" not in text[place.end() : decline.start()]
+        if near and not decline.group().startswith(("insufficient", "not enough", "no ")):
+            return "refused"
+    if _HEDGED.search(text):
+        sentence = _END.split(text[: place.start()])[-1] + _END.split(text[place.start() :])[0]
+        found = {*words(sentence)}
+        if _HEDGED.search(text, place.start() - len(sentence), place.start()) or not found - known.HEDGES - known.EMPTY:
+            return "neither"
+    return word
 
 
-def _statement(answer: str, question: str) -> Polarity | None:
-    """Return the yes or no of an answer's statements without its plain yes and no."""
-    asked, core, health, choice = _asked(question)
-    if not asked or is_echo(answer, question) or plain(answer).rstrip().endswith("?"):
-        return None
-    votes: set[str] = set()
-    stated: set[str] = set()
+def _declines(text: str, question: str) -> bool:
+    """Return True where a text declines to answer; "cannot be evaluated" may be the answer itself."""
+    asked = {stem_of(word) for word in words(question)}
+    return any(stem_of(found.group().split()[-1]) not in asked for found in known.DECLINES.finditer(text))
+
+
+def _statement(text: str, question: str, asked: Asked) -> Reading:
+    """Return the yes or no of a text's statements, "both" where they contradict each other, or "neither"."""
+    short = len(text) < len(question) + 2
+    if not asked.stems or (short and is_echo(text, question) and words(question) != ["do", *words(text)]):
+        return "neither"
+    votes: set[str | None] = set()
+    earlier: set[str] = set()  # stated words that a statement may go on about
+    seen: set[str] = set()
     denied: set[str] = set()
     empty = True
-    for segment in _segments(answer, asked):
-        if HEDGES & {word for word, _ in segment}:
-            empty = False
+    for segment in statements(text, asked):
+        raw = {word for word, _ in segment}
+        if not known.HEDGES.isdisjoint(raw) and not (raw & known.HEDGES == {"could"} and "not" in raw):
+            empty, earlier = False, set()
             continue
-        content = {_stem(word): negated for word, negated in segment if word not in SILENT}
-        empty = empty and not content
-        vote = _by_meaning(content, asked, health)
-        if vote:
-            votes.add(vote)
-        elif not _holds(segment, PART, asked):
-            stated |= {word for word, negated in content.items() if not negated} & asked
-            if not _holds(segment, OTHERS, asked):
-                denied |= {word for word, negated in content.items() if negated} & asked
+        found = {stem_of(word): negated for word, negated in segment if word not in known.MUTE}
+        if asked.without:
+            found = {stem: negated is not (stem in asked.without) for stem, negated in found.items()}
+        empty = empty and not found
+        if segment[0][0] not in known.CONTINUES or any(found.values()):
+            earlier = set()
+        votes.add(_vote(segment, raw, found, asked, earlier))
+        earlier |= {stem for stem, negated in found.items() if not negated}
+        seen |= earlier
+        denied |= {stem for stem, negated in found.items() if negated}
     if empty:
-        return _brief(answer)
-    if choice:
-        return "no" if asked <= denied - stated and "yes" not in votes else None
-    if denied & core:
-        votes.add("no")
-    if asked <= stated:
+        return "neither" if set(content(text)) - known.MUTE else _brief(text)
+    if asked.choice:
+        if asked.choice <= denied - seen:
+            return "no" if "yes" not in votes else "neither"
+        return "yes" if asked.stems <= seen - denied and not any(map(rivals_of, asked.choice)) else "neither"
+    if "yes somewhere" in votes and not denied & asked.stems:
         votes.add("yes")
-    if len(votes) != 1:
-        return None
-    return "yes" if "yes" in votes else "no"
+    votes -= {None, "yes somewhere"}
+    if len(votes) == 1:
+        return "yes" if "yes" in votes else "no"
+    return "both" if votes else "neither"
 
 
-def _holds(segment: list[tuple[str, bool]], known: frozenset[str], asked: frozenset[str]) -> bool:
-    return any(word in known and _stem(word) not in asked for word, _ in segment)
+def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked, earlier: set[str]) -> str | None:
+    """Return the yes or no of one statement, or None."""
+    about, subject = found.keys() - HEALTH, asked.stems - HEALTH
+    organs, others = asked.stems & stems_of(known.ORGANS), found.keys() & stems_of(known.ORGANS)
+    if organs and others and not organs & others:
+        return None  # another organ
+    for stem in found.keys() & known.EXCLUDES.keys() - asked.stems:
+        excluded = rivals_of(stem) & asked.stems
+        if excluded and not excluded & found.keys() and not ("bilateral" in raw or "both" in raw):
+            if found[stem]:
+                return None
+            apart = about & asked.stems or about <= {stem, *known.SCANS} or asked.stems <= excluded
+            return "no" if apart else None
+    vote = _by_health(raw, found, asked, about, subject)
+    if vote or (asked.health and (found.keys() & HEALTH or (about and not subject))):
+        return vote
+    if raw & known.PART and any(word in known.PART and word not in asked.words for word, _ in segment[:-1]):
+        return "no" if "both" in asked.words and about & asked.stems and not any(found.values()) else None
+    if "than" in asked.words and "than" in raw and list(found) != [*filter(found.__contains__, asked.order)]:
+        return None  # other things are compared
+    named = {stem for stem, negated in found.items() if not negated}
+    denied = {stem for stem, negated in found.items() if negated} & asked.stems
+    if denied:
+        other = bool(raw & known.OTHERS.difference(asked.words))
+        return "no" if denied & (asked.core if raw & known.BACKWARD else asked.heads) and not other else None
+    if raw & {"bilateral", "both"}:
+        named |= {"left", "right"}
+    if not asked.presence and {word for word, _ in segment[:1]} & known.CONTINUES:
+        named |= asked.core - asked.heads  # "It is enlarged."
+    placed = bool(raw & known.PLACES)
+    if asked.stems <= named | earlier:
+        return "yes"
+    plainly = not placed and not others - organs and raw & (known.VERBS | known.PRESENCE)
+    return "yes somewhere" if plainly and asked.core <= named else None
 
 
-def _by_meaning(content: dict[str, bool], asked: frozenset[str], health: str | None) -> str | None:
-    """Return the vote of words that stand for or exclude what is asked: normal and abnormal, left and right."""
-    about, subject = content.keys() - {"normal", "abnormal"}, asked - {"normal", "abnormal"}
-    shared = not about or not subject or bool(about & subject)  # the same thing is spoken of
-    for word in content.keys() & {"normal", "abnormal"}:
-        found = word if not content[word] else ("abnormal" if word == "normal" else "normal")
-        if health and shared:
-            return "yes" if found == health else "no"
-        if found == "normal" and shared and asked & _stems(STATES):
-            return "no"
-    if health and shared and any(word in _stems(STATES) and not negated for word, negated in content.items()):
-        return "yes" if health == "abnormal" else "no"
-    if health and not subject and any(word in _stems(LESIONS) and not negated for word, negated in content.items()):
-        return "yes" if health == "abnormal" else "no"
-    for word, negated in content.items():
-        rivals = {_stem(rival) for rival in EXCLUDES.get(word, ())} & asked
-        if (
-            rivals
-            and not negated
-            and not rivals & content.keys()
-            and (about & asked or about <= {word, *_stems(SCANS)})
-        ):
-            return "no"
+def _by_health(
+    raw: set[str], found: dict[str, bool], asked: Asked, about: set[str], subject: frozenset[str]
+) -> str | None:
+    """Return the vote of normal and abnormal, and of findings that make something so."""
+    shared = not about or bool(about & subject)  # the same thing is spoken of
+    for word in found.keys() & HEALTH:
+        state = word if not found[word] else ("abnormal" if word == "normal" else "normal")
+        if state == "normal" and raw & known.EXCEPT:
+            return None  # "otherwise normal"
+        if asked.health and (shared or (not subject and state == "abnormal")):
+            return "yes" if state == asked.health else "no"
+        if state == "normal" and shared:
+            place = asked.stems - asked.core
+            if asked.stems & stems_of(known.STATES) or (
+                place and place <= about and asked.core & stems_of(known.LESIONS)
+            ):
+                return "no"
+    if asked.health and not any(found.values()):
+        ill = ((shared or not subject) and found.keys() & stems_of(known.STATES)) or (
+            subject <= about and found.keys() & stems_of(known.LESIONS) - asked.stems
+        )
+        return ("yes" if asked.health == "abnormal" else "no") if ill else None
     return None
 
 
-def _brief(answer: str) -> Polarity | None:
+def _brief(text: str) -> Reading:
     """Return the yes or no of an answer without content words: "It is not.", "None seen", "There is."."""
-    found = set(words(answer))
-    if found & (FORWARD | BACKWARD) or any(word.endswith("n't") for word in found):
-        return "no" if found & (PRESENCE | ASKS | BACKWARD | {"none", "true", "correct"}) else None
-    pairs = {" ".join(pair) for pair in zip(words(answer), words(answer)[1:], strict=False)}
-    subjects = ("it is", "they are", "there is", "there are", "it does", "they do", "it was")
-    return "yes" if pairs & set(subjects) or words(answer) in (["present"], ["correct"], ["true"], ["seen"]) else None
-
-
-@lru_cache(maxsize=4096)
-def _asked(question: str) -> tuple[frozenset[str], frozenset[str], str | None, bool]:
-    """Return the stems of what a yes/no question asks for, those before a place, "normal" or "abnormal" where it asks
-    whether something is, and True for a choice ("A or B").
-
-    There are no stems where statements cannot be read: no yes/no question, or a negated one.
-    """
-    text = CLEAR.sub("", COMPARED.sub(" ", IN_SCAN.sub(" ", _short(question))))
-    found = [part for clause in clauses(text) for word in clause for part in _parts(word)]
-    if not asks_yes_no(question) or any(word in FORWARD or word.endswith("n't") for word in found):
-        return frozenset(), frozenset(), None, False
-    place = next((i for i, word in enumerate(found) if word in PLACES), len(found))
-    asked, core = ([_stem(word) for word in part if word not in EMPTY] for part in (found, found[:place]))
-    health = core[-1] if core and core[-1] in ("normal", "abnormal") else None
-    return frozenset(asked), frozenset(core or asked), health, "or" in found
-
-
-def _short(text: str) -> str:
-    """Return the plain form in lower case, with modalities by their short names."""
-    text = plain(text).casefold()
-    for name, short in LONG:
-        text = name.sub(short, text)
-    return text
-
-
-def _segments(answer: str, asked: frozenset[str]) -> list[list[tuple[str, bool]]]:
-    """Return the words of each statement with True for negated ones; a list after "no" is one statement."""
-    text = CLEAR.sub("", COMPARED.sub(" ", _short(answer)))
-    if not asked & _stems(SCANS):
-        text = A_SCAN.sub("image", text)
-    tokens = re.findall(r"[^\W_]+(?:['’.-][^\W_]+)*|[,.;:!?()\n—]", text)
-    segments: list[list[str]] = [[]]
-    for i, token in enumerate(tokens):
-        following = tokens[i + 1] if i + 1 < len(tokens) else ""
-        if token in ("yes", "no") and i == 0 and not (token == "no" and following not in CLAUSE_STARTS | {",", "."}):
-            continue
-        if token == ",":
-            ahead = re.split(r" [,.;:!?()\n—] ", f" {' '.join(tokens[i + 1 : i + LONGEST_ITEM])} ")[0].split()
-            if VERBS & set(ahead):
-                segments.append([])
-        elif (
-            not token[0].isalnum()
-            or token in BREAKS
-            or (token == "and" and following in RESTARTS)
-            or (token == "that" and following in ("is", "are", "was", "were"))
-        ):
-            segments.append([token] if token == "which" and following not in ABOUT else [])
-        else:
-            segments[-1] += _parts(token)
-    return [_negated(segment) for segment in segments if segment and segment[0] != "which"]
-
-
-def _negated(segment: list[str]) -> list[tuple[str, bool]]:
-    found, negated, last = [], False, -9
-    whole = bool(BACKWARD & set(segment)) or "ruled out" in " ".join(segment)
-    for i, word in enumerate(segment):
-        found.append((word, negated))
-        if word == "nor":
-            negated = True
-        elif (
-            word in FORWARD or word.endswith("n't") or (word == "free" and segment[i + 1 : i + 2] == ["of"])
-        ) and not LIMITS & set(segment[i + 1 : i + 2]):
-            negated, last = not (negated and i - last < 3), i  # "not without"
-            ahead = segment[i + 1 : i + 4]
-            whole = whole or (word != "no" and bool(PRESENCE & set(ahead)))
-            whole = whole or (ahead[:1] in (["appear"], ["appears"]) and ahead[1:2] in ([], ["in"], ["on"], ["at"]))
-    return [(word, negated or whole) for word, negated in found]
-
-
-def _parts(word: str) -> list[str]:
-    return [word] if word in MEANINGS or word in EXCLUDES or word.endswith("n't") else word.split("-")
-
-
-@cache
-def _stems(known: frozenset[str]) -> frozenset[str]:
-    return frozenset(map(_stem, known))
-
-
-@lru_cache(maxsize=65536)
-def _stem(word: str) -> str:
-    """Return the form that a word's inflections share ("enlarged", "enlargement"), or its one meaning."""
-    if word in MEANINGS or word in EXCLUDES or word in ("normal", "abnormal"):
-        return MEANINGS.get(word, word)
-    if not word.endswith("ss"):
-        ending = next((one for one in ENDINGS if word.endswith(one) and len(word) - len(one) >= 3), "")
-        word = word.removesuffix(ending)
-    return word.rstrip("eiy")
+    listed = words(text)
+    found = set(listed)
+    if found & known.HEDGES:
+        return "neither"
+    if found & (known.FORWARD | known.BACKWARD | known.FALSE) or any(word.endswith("n't") for word in found):
+        judged = found & (known.PRESENCE | known.ASKS | known.BACKWARD | known.FALSE | {"none", "it"})
+        return "no" if judged else "neither"
+    affirmed = {" ".join(pair) for pair in pairwise(listed)} & known.AFFIRMED or found <= known.AFFIRMING
+    return "yes" if affirmed else "neither"

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from mmedpo.data.yes_no import asks_yes_no, is_echo, says
+from mmedpo.data.statements import asks_yes_no
+from mmedpo.data.yes_no import is_echo, says
 
 FRACTURE = "Is there a fracture?"
 ABNORMAL = "Does the brain look abnormal?"
@@ -38,7 +39,7 @@ CASES = [  # question, answer, what a person reads in it
     (FRACTURE, "There is no doubt that there is a fracture.", "yes"),
     (FRACTURE, "There is no other fracture.", None),
     (FRACTURE, "Small fracture of the rib", "yes"),
-    ("Are both kidneys present?", "Only one kidney is present.", None),
+    ("Are both kidneys present?", "Only one kidney is present.", "no"),
     (FRACTURE, "The lungs are clear.", None),
     (FRACTURE, "The scan shows a clear fracture.", "yes"),
     ("Is the skull fractured?", "The scan shows a clear skull fracture.", "yes"),
@@ -54,7 +55,7 @@ CASES = [  # question, answer, what a person reads in it
     ("Is there a mass in the liver?", "There is no liver in view.", None),
     ("Is there a mass in the liver?", "A mass is seen in the liver.", "yes"),
     ("Is there a mass in the liver?", "There is a mass, but not in the liver.", None),
-    ("Is there a mass in the lung?", "There is no mass in the heart, the lung has a mass.", None),
+    ("Is there a mass in the lung?", "There is no mass in the heart, the lung has a mass.", "yes"),
     ("Is/Are there edema in the patient's brain?", "Edema is present in the brain.", "yes"),
     ("Was contrast given?", "Contrast was not given", "no"),
     # normal and abnormal
@@ -72,7 +73,7 @@ CASES = [  # question, answer, what a person reads in it
     ("Is there any abnormality?", "There is nothing abnormal.", "no"),
     ("Is the abnormality hyperintense?", "The abnormality is not hyperintense.", "no"),
     ("Are the lungs clear?", "The lungs are not clear.", "no"),
-    ("Are the lungs clear?", "There is clear evidence of pneumonia in the lungs.", None),
+    ("Are the lungs clear?", "There is clear evidence of pneumonia in the lungs.", "no"),
     ("Is the heart a normal size?", "The heart is enlarged.", "no"),
     ("Is the liver abnormal?", "The liver is enlarged.", "yes"),
     # what excludes it

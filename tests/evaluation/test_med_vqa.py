@@ -110,6 +110,9 @@ def test_choices_are_matched_by_whole_words_in_order(prediction, reference, expe
         ("no yes", "both"),
         ("Yes and no.", "both"),
         ("No. On second thoughts, yes.", "both"),
+        ("I am unable to provide a yes or no answer.", "both"),
+        ("Ask for a definitive 'yes'/'no' answer", "both"),
+        ("I cannot give a yes or no answer", "neither"),
         ("I note that the eyes look abnormal, I know", "neither"),
     ],
 )

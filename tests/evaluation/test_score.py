@@ -41,7 +41,7 @@ def test_metrics_merge_both_tasks_and_agree_with_the_metrics_alone(tmp_path):
     expected = med_vqa.compute(vqa, ["no", "left lung", "Axial"], ["closed", "open", "closed"], questions=asked)
     expected |= report_generation.compute([ANSWERS["q3"]], ["No effusion is seen."])
     assert metrics == expected
-    assert (metrics["closed_accuracy"], metrics["open_recall"], metrics["overall_accuracy"]) == (1 / 2, 1 / 2, 1 / 3)
+    assert (metrics["closed_accuracy"], metrics["open_recall"], metrics["overall_accuracy"]) == (1.0, 1 / 2, 2 / 3)
 
 
 def test_scores_carry_what_a_comparison_needs_in_the_order_of_the_questions(tmp_path):
@@ -51,7 +51,7 @@ def test_scores_carry_what_a_comparison_needs_in_the_order_of_the_questions(tmp_
     assert [(line["id"], line["image_id"], line["task"]) for line in scores] == [
         (question["id"], question["image_id"], question["task"]) for question in QUESTIONS
     ]
-    assert scores[0]["verdict"] == "neither"
+    assert scores[0]["verdict"] == "correct"
     # "no effusion" in "no effusion is seen": 2 words, 1 pair, no longer n-gram.
     assert (scores[2]["ngram_matches"], scores[2]["ngram_totals"]) == ([2, 1, 0, 0], [2, 1, 0, 0])
     assert (scores[2]["prediction_length"], scores[2]["reference_length"]) == (2, 4)

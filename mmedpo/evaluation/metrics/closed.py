@@ -8,7 +8,7 @@ from typing import Literal
 
 from mmedpo.data.choices import Asserted, asserted, offered
 from mmedpo.data.text import Said, folded, said, stated_words, words
-from mmedpo.data.yes_no import says
+from mmedpo.data.yes_no import is_negated, read, stated
 
 Verdict = Literal["correct", "wrong", "both", "neither", "refused", "empty"]
 UNREAD = ("both", "neither", "refused", "empty")  # verdicts without a readable answer, which count as wrong
@@ -20,8 +20,8 @@ def asked_verdict(
     """Return the verdict of `strict@4`, which reads an answer against its question and the options.
 
     A gold answer that names one of the options, of the list or of the question ("left or right?"), is compared with the
-    one that the prediction asserts (`asserted`). Any other gets `verdict`, after which answers without a plain yes or
-    no are read against the question (`says`).
+    one that the prediction asserts (`asserted`). A gold yes or no is compared with the one that the prediction says to
+    the question (`read`); to a negated question ("Is no lesion present?"), what both state. Any other gets `verdict`.
 
     Args:
         prediction: answer without thoughts; it may be empty.
@@ -44,11 +44,16 @@ def asked_verdict(
     gold, needle = _read_reference(reference)
     if len(needle) == 1 and len(needle[0]) == 1 and needle[0].isalpha():  # "A" is no article
         return "correct" if words(prediction) == needle else "wrong"
-    found = verdict(prediction, reference)
-    if gold not in ("yes", "no") or found != "neither" or question is None:
-        return found
-    read = says(prediction, question)
-    return found if read is None else "correct" if read == gold else "wrong"
+    if gold not in ("yes", "no") or question is None:
+        return verdict(prediction, reference)
+    if is_negated(question):
+        senses = {stated(text, question) for text in (prediction, reference)}
+        if senses <= {"yes", "no"}:
+            return "correct" if len(senses) == 1 else "wrong"
+    said_to_it = read(prediction, question)
+    if said_to_it == "yes" or said_to_it == "no":
+        return "correct" if said_to_it == gold else "wrong"
+    return said_to_it
 
 
 @lru_cache(maxsize=4096)

@@ -12,8 +12,8 @@ from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
 BLEU-1 to BLEU-4, ROUGE-L and METEOR of generated radiology reports, one reference a report, by published
-definitions: the captioning toolkit's, R2Gen's, the MMedPO paper's and the Hub metrics'; on request clinical scores of
-their authors' packages. Higher is better.
+definitions: the captioning toolkit's, R2Gen's, the MMedPO paper's and the Hub metrics'; on request clinical scores
+(RadGraph, CheXbert). Higher is better.
 """
 
 _CITATION = (
@@ -43,8 +43,7 @@ Args:
     meteor_variant (str, optional): "meteor_1.5" (default; needs `pip install 'mmedpo[reports]'`), "nltk_wordnet"
         (default of paper and huggingface; needs NLTK's WordNet data) or "nltk_exact_stem" (needs no data).
     groups (list of str, optional): a name a report (its organ, say); adds "by_group".
-    clinical (list of str, optional): "radgraph_f1", "chexbert_f1"; they need `pip install 'mmedpo[clinical]'` and load
-        models from the Hub.
+    clinical (list of str, optional): "radgraph", "chexbert"; their weights are loaded from the Hub.
     return_scores (bool): add "scores", the summands of each report.
 
 Returns (for no report n_report alone; all in [0, 1], but paper's BLEU in [0, 4/3]):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from mmedpo.cli.evaluation_options import Asked, Clinical, Judging, judging_by, questions_asked, sharing
 from mmedpo.cli.shared import (
     PARSED,
     ImageFolders,
@@ -22,7 +21,6 @@ from mmedpo.cli.shared import (
     Seed,
     SkipFaulty,
     Split,
-    ThirdParties,
     app,
     command_line,
     console,
@@ -37,42 +35,6 @@ from mmedpo.errors import InputError
 from mmedpo.runs import writable
 from mmedpo.runs.options import LENGTHS
 
-if TYPE_CHECKING:
-    from mmedpo.evaluation.questions import Asked
-else:
-    Asked = Any  # typer evaluates annotations when the command is made
-
-Source = Annotated[Path | None, typer.Option("--source", help="Folder with a table of questions and its images.")]
-Pairs = Annotated[
-    str | None, typer.Option("--dataset", help="Or a preference dataset, folder or Hub id: its questions.")
-]
-
-
-def _asked(
-    source: Source = None, dataset: Pairs = None, split: Split = None, limit: Limit = None, seed: Seed = 0,
-    official_split: OfficialSplit = False, skip_faulty: SkipFaulty = False, marked: Marked = False,
-    image_folders: ImageFolders = None,
-) -> Asked:  # fmt: skip
-    from mmedpo.evaluation import questions as asking
-
-    return asking.Asked(
-        source, dataset, split, limit, seed, official_split, skip_faulty, marked, tuple(image_folders or ())
-    )
-
-
-def _asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `_asked` to a command, which receives their values as its argument `asked`."""
-    own, shared = (inspect.signature(one, eval_str=True).parameters for one in (command, _asked))
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(asked=_asked(**{name: given.pop(name) for name in shared}), **given)
-
-    named = [one.replace(kind=one.KEYWORD_ONLY) for one in ({**own, **shared}).values() if one.name != "asked"]
-    run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in named}
-    return run
-
 
 @app.command(
     **PARSED,
@@ -83,7 +45,7 @@ def evaluate(context: typer.Context) -> None:
     """Ask a model the questions of a source or of a preference dataset, and score its answers.
 
     Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
-    evaluate ... A model behind an endpoint is sent questions and images; no other is.
+    evaluate ... A model behind an endpoint is sent questions and images, and judges (--judges) texts; no other is.
     """
     from mmedpo.evaluation.measures import measure
     from mmedpo.evaluation.settings import Run, Settings
@@ -96,7 +58,7 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command(epilog="Example: mmedpo questions --source data/vqa-rad --split test --output runs/questions.jsonl")
-@_asking
+@sharing(asked=questions_asked)
 def questions(
     output: Annotated[Path, typer.Option("--output", help="File to write (JSON lines); it must not exist.")],
     asked: Asked,
@@ -121,7 +83,7 @@ def questions(
 
 
 @app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")
-@_asking
+@sharing(asked=questions_asked, judging=judging_by)
 def score(
     output: Output,
     run: Annotated[Path | None, typer.Argument(help="Finished evaluation, to score under other protocols.")] = None,
@@ -144,20 +106,31 @@ def score(
     meteor_variant: Annotated[
         str | None, typer.Option("--meteor-variant", help="METEOR of reports. Default: the protocol's own.")
     ] = None,
+    clinical: Clinical = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in comparisons. Default: the output's.")] = None,
     *,
     asked: Asked,
+    judging: Judging,
 ) -> None:
-    """Score answers without a model: those of a finished evaluation, or predictions made elsewhere."""
+    """Score answers without a model: those of a finished evaluation, or predictions made elsewhere.
+
+    Clinical scores that a finished evaluation has are kept, and those of --clinical added.
+    """
     from mmedpo.evaluation import rescore
 
-    chosen = {"vqa_protocol": vqa_protocol, "report_protocol": report_protocol, "meteor_variant": meteor_variant}
+    chosen: dict[str, Any] = {
+        "vqa_protocol": vqa_protocol,
+        "report_protocol": report_protocol,
+        "meteor_variant": meteor_variant,
+    }
+    chosen |= {"clinical": clinical or None}
     record = {"name": name or output.name, "command": command_line()}
-    print_metrics(rescore.main(run, predictions, asked, chosen, output, record))
+    print_metrics(rescore.main(run, predictions, asked, chosen, output, record, judging))
     print_written(output)
 
 
 @app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
+@sharing(judging=judging_by)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Evaluation folders: the baseline first, the compared run last.")],
     output: Output,
@@ -184,9 +157,11 @@ def compare(
             "--card", help="Adapter folder of the last run; its card, model-index and .eval_results are written."
         ),
     ] = None,
+    clinical: Clinical = None,
     seed: Seed = 0,
-    third_parties: ThirdParties = False,
     image_folders: ImageFolders = None,
+    *,
+    judging: Judging,
 ) -> None:
     """Compare evaluations: paired intervals, corrected permutation tests, groups, changed answers.
 
@@ -196,6 +171,8 @@ def compare(
     """
     from mmedpo.data.sources import read_source
     from mmedpo.evaluation import compare as comparing
+    from mmedpo.evaluation import rescore
+    from mmedpo.evaluation.asking import CALLS
     from mmedpo.hub.cards import check_template
     from mmedpo.hub.publish.card import with_results
     from mmedpo.report import rows, unread_sheet, write_report, write_tables
@@ -207,7 +184,14 @@ def compare(
     if card:
         check_template("adapter")
         writable.check(card / ".new")
-    comparison = comparing.compare(runs, seed=seed, command=command_line(), dataset=dataset, trainings=training or [])
+    if clinical:
+        writable.make(output.parent)
+    with rescore.with_clinical(
+        runs, clinical or (), replace(judging, cache=judging.cache or output.parent / CALLS)
+    ) as scored:
+        comparison = comparing.compare(
+            scored, seed=seed, command=command_line(), dataset=dataset, trainings=training or []
+        )
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have the same name. Rename one.")
@@ -221,7 +205,7 @@ def compare(
     with short_folder(output) as folder:
         comparison |= write_report(
             folder / "report.html", comparison, dataset, trainings, images=images, attention=attention,
-            quotes=third_parties,
+            quotes=judging.third_parties,
         )  # fmt: skip
         write_tables(comparison, folder)
         write_json(folder / "comparison.json", comparison)

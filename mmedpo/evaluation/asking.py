@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
+from mmedpo.data import consent
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, parse_json
 from mmedpo.models.chat.cache import tally
@@ -20,6 +21,11 @@ from mmedpo.runs.provenance import portable
 
 PROMPTS = Prompts(Path(__file__).parent / "prompts")
 CALLS = "calls.sqlite"  # default cache, beside the output, as of `mmedpo curate`
+MAX_REPLY_TOKENS = 2048
+JUDGES = (
+    "Chat models that judge answers: http://host:port/v1#model, hub:org/model[@provider], local:org/model or "
+    "cache:model. They get questions, gold answers and answers, without images."
+)
 SHOWN = 200  # characters of an unreadable reply in its reason
 Made = TypeVar("Made")
 Item = Mapping[str, Any]  # variables of the template
@@ -95,7 +101,7 @@ class Judges:
 @contextmanager
 def open_judges(
     specs: Sequence[str], cache: Path, limits: Limits | None = None, discreet: bool = False, seed: int = 0,
-    max_tokens: int = 2048, batch_size: int = 8,
+    max_tokens: int = MAX_REPLY_TOKENS, batch_size: int = 8,
 ) -> Iterator[Judges]:  # fmt: skip
     """Open judges with one cache and one budget.
 
@@ -124,3 +130,37 @@ def open_judges(
                 raise InputError(f"The judges are {', '.join(names)}; their names must differ: scores carry them.")
             ledgers[0].open()  # before anything is paid for
             yield Judges(dict(zip(names, chats, strict=True)), ledgers[1], discreet)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Options of judges, which `open` opens.
+
+    Attributes:
+        judges: chat models as `open_judges` takes them; none for an evaluation without judges.
+        third_parties: consent to send restricted data to judges on other machines.
+    """
+
+    judges: Sequence[str] = ()
+    cache: Path | None = None
+    limits: Limits | None = None
+    max_reply_tokens: int = MAX_REPLY_TOKENS
+    third_parties: bool = False
+
+    def __post_init__(self) -> None:
+        names = [name.strip() for given in self.judges for name in given.split(",")]
+        object.__setattr__(self, "judges", names)
+
+    def consent(self, restricted: str | None, answers: int, marked_by: str | None = None) -> dict[str, Any]:
+        """Return the record of restricted answers to be sent to judges; raise InputError without consent."""
+        return consent.to_endpoints(restricted, self.judges, self.third_parties, answers, False, marked_by)
+
+    @contextmanager
+    def open(self, output: Path, discreet: bool = False) -> Iterator[Judges | None]:
+        """Open the judges, with the cache beside `output` by default; None without judges."""
+        if not self.judges:
+            yield None
+            return
+        cache = self.cache or output.resolve().parent / CALLS
+        with open_judges(self.judges, cache, self.limits, discreet, max_tokens=self.max_reply_tokens) as judges:
+            yield judges

@@ -16,6 +16,7 @@ from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import writable
+from mmedpo.runs.hosts import is_remote
 from mmedpo.runs.processes import Processes
 from mmedpo.runs.run_folder import output_folder
 
@@ -51,14 +52,18 @@ def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pr
     asked = asked.marked_because(None if settings.is_endpoint else settings.model_spec.restricted_by())
     if asked.note and processes.first:
         log.warning(asked.note)
+    judging = settings.judging(run)
     record |= consent.to_endpoints(
-        asked.record["source"] if asked.marked else None, [settings.model], run.third_parties, len(asked.questions),
-        True, asked.marked_by, processes.first,
+        asked.record["source"] if asked.marked else None, [settings.model, *judging.judges], run.third_parties,
+        len(asked.questions), is_remote(settings.model), asked.marked_by, processes.first,
     )  # fmt: skip
+    if processes.first:
+        settings.scoring.prepare(question.task for question in asked.questions)
     contents = {} if settings.is_endpoint else settings.model_spec.contents()
     with (
         still(run.output, asked.rows),
         output_folder(run.output, settings.record(), run.resume, processes, contents) as folder,
+        judging.open(run.output, asked.marked) as judges,
     ):
         model = (
             EndpointModel(settings.model, run.limits.share(processes.count))
@@ -66,7 +71,15 @@ def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pr
             else LocalModel(settings.model_spec.open(contents))
         )
         return evaluate(
-            model, asked, folder, settings.generation, settings.scoring, record, processes, run.accept_unanswered
+            model,
+            asked,
+            folder,
+            settings.generation,
+            settings.scoring,
+            record,
+            processes,
+            run.accept_unanswered,
+            judges,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
@@ -25,6 +25,9 @@ from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.provenance import versions
 from mmedpo.schema import TASKS
 
+if TYPE_CHECKING:
+    from mmedpo.evaluation.asking import Judges
+
 log = logging.getLogger(__name__)
 
 
@@ -37,6 +40,7 @@ def evaluate(
     record: dict[str, Any] | None = None,
     processes: Processes = ALONE,
     accept_unanswered: bool = False,
+    judges: Judges | None = None,
 ) -> dict[str, Any] | None:
     """Answer every question, score the answers, and write an evaluation folder (docs/files.md).
 
@@ -49,6 +53,7 @@ def evaluate(
         record: further fields of results.json (name, command, ...).
         processes: processes of this launch, which share the batches.
         accept_unanswered: score unanswered questions as '' instead of raising.
+        judges: chat models that make some scores.
 
     Returns:
         The content of results.json; None in all processes but the first.
@@ -89,7 +94,7 @@ def evaluate(
         "settings": asdict(generation), "processes": processes.count, "seconds": round(sum(launches.values()), 1),
         **({"requests": requests} if requests else {}), **({"served": served} if served else {}),
     }  # fmt: skip
-    results = finish(folder, list(zip(rows, lines, strict=True)), scoring, results)
+    results = finish(folder, list(zip(rows, lines, strict=True)), scoring, results, judges)
     for ledger in ledgers:
         ledger.close()
     return results

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmedpo.data import credentialed
 from mmedpo.errors import InputError
+from mmedpo.evaluation.asking import Judges, Judging
 from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.joining import joined
+from mmedpo.evaluation.metrics.reports import clinical
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
-from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish
+from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish, read_by_id, read_lines
 from mmedpo.runs import formats, writable
-from mmedpo.runs.json_files import read_json, sha256
+from mmedpo.runs.json_files import read_json, read_object, sha256
+from mmedpo.runs.options import refuse
 from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import short_folder
 
@@ -24,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def main(
-    run: Path | None, predictions: Path | None, asked: Asked, chosen: Mapping[str, str | None],
-    output: Path, record: dict[str, Any],
+    run: Path | None, predictions: Path | None, asked: Asked, chosen: Mapping[str, Any],
+    output: Path, record: dict[str, Any], judging: Judging | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the evaluation folder `output` of `mmedpo score`.
 
@@ -36,6 +41,7 @@ def main(
         chosen: fields of `Scoring`; None takes the run's, or the default.
         output: folder to write.
         record: further fields of results.json (name, command).
+        judging: options of the judges that some scores need.
 
     Returns:
         The content of results.json.
@@ -45,6 +51,8 @@ def main(
     """
     writable.check(output)
     given = {name: value for name, value in chosen.items() if value is not None}
+    judging = judging or Judging()
+    refuse(Scoring(clinical=given.get("clinical", ())).judges_fault(judging.judges))
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
@@ -52,16 +60,19 @@ def main(
             raise InputError(f"{run} has its own questions; leave out {', '.join(unused)}.")
         scoring = _changed(scoring_of(run), given)
         with short_folder(output) as folder:
-            return score_run(run, folder, scoring, record)
+            return score_run(run, folder, scoring, record, judging, output)
     scoring = Scoring(**given)
     questions = read(asked, scoring)
     if questions.note:
         log.warning(questions.note)
-    with short_folder(output) as folder:
-        return score_predictions(questions, Path(str(predictions)), folder, scoring, record)
+    sent = judging.consent(
+        questions.record["source"] if questions.marked else None, len(questions.questions), questions.marked_by
+    )
+    with short_folder(output) as folder, judging.open(output, questions.marked) as judges:
+        return score_predictions(questions, Path(str(predictions)), folder, scoring, {**record, **sent}, judges)
 
 
-def _changed(before: Scoring, given: Mapping[str, str]) -> Scoring:
+def _changed(before: Scoring, given: Mapping[str, Any]) -> Scoring:
     """Return `before` with the `given` fields; another report protocol brings its own METEOR unless one is given."""
     scoring = replace(before, **given)
     kept = scoring.report_protocol == before.report_protocol or "meteor_variant" in given
@@ -69,7 +80,7 @@ def _changed(before: Scoring, given: Mapping[str, str]) -> Scoring:
 
 
 def scoring_of(run: Path) -> Scoring:
-    """Return the protocols of a finished evaluation.
+    """Return the protocols of a finished evaluation, without its clinical scores, which `score_run` keeps.
 
     Raises:
         InputError: `run` is not a finished evaluation of answers.
@@ -84,8 +95,16 @@ def scoring_of(run: Path) -> Scoring:
     return Scoring(**named, **({"meteor_variant": variant} if variant else {}))
 
 
-def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any]) -> dict[str, Any]:
+def score_run(
+    run: Path, folder: Path, scoring: Scoring, record: dict[str, Any], judging: Judging | None = None,
+    output: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score the answers of a finished evaluation again, into `folder`.
+
+    Its clinical scores are kept, except those that `scoring` names.
+
+    Args:
+        output: place of the finished folder, beside which the judges' cache lies; by default `run`.
 
     Returns:
         The content of results.json: the run's with new metrics; "scored_before" holds the earlier protocols.
@@ -98,15 +117,58 @@ def score_run(run: Path, folder: Path, scoring: Scoring, record: dict[str, Any])
     before = read_json(run / "results.json")
     check_digests(run, before, ("questions", "predictions"))
     shutil.copyfile(run / QUESTIONS, folder / QUESTIONS)
-    kept = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
-    with credentialed.hiding_cells(credentialed.first([before]) is not None):
+    facts = {name: before.get(name) for name in ("name", "command", "versions", "protocols")}
+    marked, judging = credentialed.first([before]), judging or Judging()
+    with credentialed.hiding_cells(marked is not None):
         answered = joined(folder / QUESTIONS, run / "predictions.jsonl", scoring)
-    return finish(folder, answered, scoring, {**before, **record, "scored_before": kept})
+    sent = judging.consent(marked, len(answered))
+    kept = _clinical(run, before, scoring.clinical)
+    with judging.open(output or run, marked is not None) as judges:
+        return finish(folder, answered, scoring, {**before, **record, **sent, "scored_before": facts}, judges, kept)
+
+
+def _clinical(run: Path, before: dict[str, Any], but: Sequence[str]) -> clinical.Found | None:
+    """Return the clinical scores that a finished evaluation has, without those in `but`; None for none."""
+    metrics = before["metrics"]
+    if not any(f"{name}_definition" in metrics for name in clinical.NAMES if name not in but):
+        return None
+    judged = f"{clinical.JUDGED}_definition" in metrics
+    check_digests(run, before, ("scores", *(["errors"] if judged else [])))
+    lines = read_by_id(run / "scores.jsonl")[0].values()
+    errors = [row for _, row in read_lines(run / "errors.jsonl")] if judged else []
+    return clinical.kept([*lines], metrics, errors, but)
+
+
+@contextmanager
+def with_clinical(runs: Sequence[Path], names: Sequence[str], judging: Judging) -> Iterator[list[Path]]:
+    """Yield the runs with these clinical scores; those that lack some are scored in a temporary folder.
+
+    Raises:
+        InputError: as `main`.
+    """
+    chosen = clinical.names_in(names)
+    refuse(Scoring(clinical=chosen).judges_fault(judging.judges))
+    with TemporaryDirectory() as working:
+        found = []
+        for number, run in enumerate(runs):
+            metrics = (read_object(run / "results.json").get("metrics") or {}) if chosen else {}
+            lacking = [name for name in chosen if f"{name}_definition" not in metrics]
+            if lacking:
+                folder = Path(working) / str(number)
+                folder.mkdir()
+                before = read_object(run / "results.json")
+                record = {name: before.get(name) for name in ("name", "command")}
+                own = judging if clinical.JUDGED in lacking else Judging()
+                score_run(run, folder, replace(scoring_of(run), clinical=lacking), record, own)
+                run = folder
+            found.append(run)
+        yield found
 
 
 def score_predictions(
-    asked: QuestionSet, predictions: Path, folder: Path, scoring: Scoring, record: dict[str, Any]
-) -> dict[str, Any]:
+    asked: QuestionSet, predictions: Path, folder: Path, scoring: Scoring, record: dict[str, Any],
+    judges: Judges | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score a file of predictions, of a layout of `joining`, into an evaluation folder.
 
     Returns:
@@ -122,4 +184,4 @@ def score_predictions(
         "format": formats.RESULTS, **record, **asked.record, "questions_sha256": digest, "model": None,
         "adapter": None, "predictions": portable(str(predictions)),
         "predictions_sha256": sha256(predictions),
-    })  # fmt: skip
+    }, judges)  # fmt: skip

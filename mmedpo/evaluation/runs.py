@@ -14,7 +14,7 @@ from mmedpo.data import credentialed
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metrics.base import Metric
-from mmedpo.evaluation.metrics.reports import variety
+from mmedpo.evaluation.metrics.reports import clinical, variety
 from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
 from mmedpo.runs import formats
 from mmedpo.runs.json_files import read_json
@@ -23,7 +23,9 @@ FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "options", "question_set", "image_digest", "pair_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is a note, not an error
 WEIGHTS = "model_fingerprint"  # where both runs have it, it replaces names of models
-VARIANT_OF = {"meteor_variant": "report_generation"}  # key of a variant -> part
+PART_OF = {  # key of a variant or definition -> part, where the key does not name it
+    "meteor_variant": "report_generation", **{f"{name}_definition": "report_generation" for name in clinical.NAMES},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def definitions(run: Run, left_out: Collection[str] = ()) -> Row:
         key: value
         for key, value in {**parts, **found}.items()
         if value is not None
-        and VARIANT_OF.get(key, key.removesuffix("_definition")) in used
+        and PART_OF.get(key, key.removesuffix("_definition")) in used
         and key.removesuffix("_variant") not in left_out
     }
 
@@ -183,7 +185,7 @@ def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fau
         Fault(
             run.name,
             key,
-            f"is {ours.get(key)!r}, but {theirs.get(key)!r} in {baseline.name!r}; score both with one protocol",
+            f"is {ours.get(key)!r}, but {theirs.get(key)!r} in {baseline.name!r}; score both alike",
         )
         for key in {**theirs, **ours}
         if ours.get(key) != theirs.get(key)

@@ -9,17 +9,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
 from mmedpo.evaluation.metrics import choice, med_vqa, preference, question_sets, report_generation, visual_reliance
+from mmedpo.evaluation.metrics.reports import clinical
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.runs import bounded_json
 from mmedpo.runs.json_files import read_text, sha256, write_json
 from mmedpo.runs.provenance import versions
 from mmedpo.schema import TASKS
+
+if TYPE_CHECKING:
+    from mmedpo.evaluation.asking import Judges
 
 METRICS = {  # by folder of eval/
     "med_vqa": med_vqa.metrics,
@@ -44,6 +48,7 @@ class Scoring:
         vqa_protocol: one of `med_vqa.PROTOCOLS`.
         report_protocol: one of `report_generation.PROTOCOLS`.
         meteor_variant: one of `report_generation.METEOR_VARIANTS`; None takes the report protocol's own.
+        clinical: clinical scores of reports, some of `clinical.NAMES`.
 
     Raises:
         InputError: an unknown name.
@@ -52,12 +57,30 @@ class Scoring:
     vqa_protocol: str = PROTOCOLS["med_vqa"]
     report_protocol: str = PROTOCOLS["report_generation"]
     meteor_variant: str | None = None
+    clinical: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "clinical", clinical.names_in(self.clinical))
         require_known("vqa_protocol", self.vqa_protocol, med_vqa.PROTOCOLS)
         require_known("report_protocol", self.report_protocol, report_generation.PROTOCOLS)
         if self.meteor_variant is not None:
             require_known("meteor_variant", self.meteor_variant, report_generation.METEOR_VARIANTS)
+
+    def prepare(self, tasks: Iterable[str]) -> None:
+        """Check that the clinical scores can be made of answers to questions of these tasks, and load their networks.
+
+        Raises:
+            InputError: no question asks for a report; weights are missing.
+        """
+        clinical.require_reports(self.clinical, tasks)
+        clinical.load(self.clinical)
+
+    def judges_fault(self, judges: Sequence[str]) -> list[str]:
+        """Return a sentence where scores need judges, or judges have nothing to judge."""
+        if bool(judges) == (clinical.JUDGED in self.clinical):
+            return []
+        lacking = f"clinical score {clinical.JUDGED} needs judges, chat models that find the errors"
+        return [f"judges make no score that was asked for; add clinical {clinical.JUDGED}" if judges else lacking]
 
     @property
     def protocols(self) -> dict[str, str]:
@@ -103,7 +126,10 @@ class Scoring:
         )
 
 
-def finish(folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring, results: Row) -> Row:
+def finish(
+    folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring, results: Row, judges: Judges | None = None,
+    kept: clinical.Found | None = None,
+) -> Row:  # fmt: skip
     """Score answers, write the evaluation folder, and warn of answers that are missing or were cut off.
 
     Each line of scores.jsonl is {"id", "image_id", "task", ...} with the result of `med_vqa.score` (closed and open
@@ -114,6 +140,8 @@ def finish(folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring,
         answered: questions in order, each with its line of predictions.jsonl.
         scoring: protocols of the scores.
         results: further fields of results.json.
+        judges: chat models that make some scores.
+        kept: clinical scores of all answers that were made before.
 
     Returns:
         The content of results.json (docs/files.md).
@@ -124,7 +152,9 @@ def finish(folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring,
         choice.score(line["option_logps"], row["options"], row["reference"]) if "option_logps" in line else {}
         for row, line in answered
     ]
-    scores = [about(row) | score | more for (row, _), score, more in zip(answered, found, likelihoods, strict=True)]
+    added = clinical.of_answers(scoring.clinical, answered, judges, kept)
+    parts = zip(answered, found, likelihoods, added.lines, strict=True)
+    scores = [about(row) | score | more | own for (row, _), score, more, own in parts]
     counted = counts(predictions)
     if results.get("model") is None:  # predictions made elsewhere may not record what was cut off
         counted = {name: value for name, value in counted.items() if value or name != "cut_off"}
@@ -135,7 +165,9 @@ def finish(folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring,
         log.warning("Options are not measured by likelihood: %s", why)
         metrics |= {f"{metric.name}_absent": why for metric in choice.METRICS}
     results = results | {"versions": versions(), **counted, "protocols": scoring.protocols}
-    return write_results(folder, predictions, scores, results | {"metrics": metrics})
+    results |= {"metrics": metrics | added.definitions, **(judges.record() if judges else {})}
+    judged = {"errors": added.errors} if clinical.JUDGED in added.names else {}
+    return write_results(folder, predictions, scores, results, **judged)
 
 
 def about(question: Row) -> Row:
@@ -168,9 +200,11 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_results(folder: Path, predictions: Sequence[Row], scores: Sequence[Row], results: Row) -> Row:
-    """Write predictions.jsonl, scores.jsonl, and results.json with their digests; return its content."""
-    files = {"predictions.jsonl": predictions, "scores.jsonl": scores}
+def write_results(
+    folder: Path, predictions: Sequence[Row], scores: Sequence[Row], results: Row, **more: Sequence[Row]
+) -> Row:
+    """Write predictions.jsonl, scores.jsonl, `more` files, and results.json with their digests; return its content."""
+    files = {f"{name}.jsonl": rows for name, rows in {"predictions": predictions, "scores": scores, **more}.items()}
     for name, rows in files.items():
         write_lines(folder / name, rows)
     results = {**results, "files_sha256": {name: sha256(folder / name) for name in files}}

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from mmedpo.data import credentialed, safe_paths
 from mmedpo.evaluation.answering import Generation
+from mmedpo.evaluation.asking import JUDGES, MAX_REPLY_TOKENS, Judging
 from mmedpo.evaluation.contents import ModelSpec
+from mmedpo.evaluation.metrics.reports.clinical import HELP as CLINICAL
 from mmedpo.evaluation.questions import Asked
 from mmedpo.evaluation.score import Scoring
 from mmedpo.models.chat.endpoint import names_endpoint
@@ -29,9 +31,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 Part = TypeVar("Part")
 MEASURES = ("answers", "preference", "visual_reliance")
+ONLY_ANSWERS = ("meteor_variant", "clinical", "judges")
 UNUSED = {  # options without effect on a measure
-    "preference": (*STRICT, "meteor_variant"),
-    "visual_reliance": (*(name for name in STRICT if name != "max_new_tokens"), "meteor_variant"),
+    "preference": (*STRICT, *ONLY_ANSWERS),
+    "visual_reliance": (*(name for name in STRICT if name != "max_new_tokens"), *ONLY_ANSWERS),
 }
 
 
@@ -82,6 +85,9 @@ class Settings:
         "report_protocol", "Definitions of the scores of reports: coco, r2gen, r2gen_mimic, paper or huggingface."
     )
     meteor_variant: str | None = option(None, "METEOR variant of reports; by default the report protocol's own.")
+    clinical: list[str] = field(default_factory=list, metadata={"help": f"Clinical scores of reports: {CLINICAL}."})
+    judges: list[str] = field(default_factory=list, metadata={"help": JUDGES})
+    max_reply_tokens: int = option(MAX_REPLY_TOKENS, "Longest reply of a judge in tokens, with its thoughts.")
     batch_size: int = option(16, "Questions that a model in this process answers at once.")
 
     def __post_init__(self) -> None:
@@ -90,7 +96,7 @@ class Settings:
         for name, value in PRESETS.get(self.preset, STRICT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        wrong += outside(self)
+        wrong += outside(self) + self.scoring.judges_fault(self.judges)
         if (self.source is None) == (self.dataset is None):
             wrong.append("give either source or dataset, which hold the questions")
         if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):
@@ -101,7 +107,7 @@ class Settings:
 
     def _unused(self) -> list[str]:
         """Return a sentence for each option that would have no effect."""
-        given = [name for name in UNUSED.get(self.measure, ()) if getattr(self, name) is not None]
+        given = [name for name in UNUSED.get(self.measure, ()) if getattr(self, name) not in (None, [])]
         if self.measure in UNUSED and self.preset != "strict":
             given.append("preset")
         said = [f"measure {self.measure} does not use {', '.join(given)}"] if given else []
@@ -136,6 +142,9 @@ class Settings:
     def scoring(self) -> Scoring:
         return self._part(Scoring)
 
+    def judging(self, run: Run) -> Judging:
+        return Judging(self.judges, run.cache, run.limits, self.max_reply_tokens, run.third_parties)
+
     def _part(self, kind: type[Part]) -> Part:
         """Return the options that are fields of the dataclass `kind`."""
         return kind(**{one.name: getattr(self, one.name) for one in fields(kind)})  # type: ignore[arg-type]
@@ -151,3 +160,6 @@ class Run(Calling):
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
     accept_unanswered: bool = option(False, "Score and count questions that an endpoint does not answer as ''.")
+    cache: Path | None = field(
+        default=None, metadata={"help": "Cache of the judges' answers. Default: calls.sqlite beside the output."}
+    )

@@ -50,8 +50,18 @@ METRICS = {
     **{f"bleu_{n}": Label(f"Reports: BLEU-{n}") for n in range(1, 5)},
     **{f"rouge_{kind}": Label(f"Reports: ROUGE-{kind.upper()}") for kind in "12l"},
     "meteor": Label("Reports: METEOR"),
-    "radgraph_f1": Label("Reports: RadGraph F1"),
-    "chexbert_f1": Label("Reports: CheXbert F1"),
+    "radgraph_f1": Label("Reports: RadGraph F1 (RG_ER)"),
+    **{f"radgraph_{level}": Label(f"Reports: RadGraph F1, {level}") for level in ("simple", "complete")},
+    **{
+        f"chexbert_{mean}_f1_{count}": Label(f"Reports: CheXbert {mean}-F1, {count} labels")
+        for count in (14, 5)
+        for mean in ("micro", "macro")
+    },
+    "severity_score": Label("Reports: right findings by severity"),
+    **{
+        f"severity_{kind}_errors": Label(f"Reports: {kind} errors each", share=False, higher_is_better=False)
+        for kind in ("urgent", "actionable", "minor", "omission", "invention")
+    },
     **{f"preference_accuracy{end}": Label(f"Pairs: ranked right{kind}") for end, kind in KINDS.items()},
     **{f"preference_margin{end}": Label(f"Pairs: mean margin{kind}", share=False) for end, kind in KINDS.items()},
     # A fall measures reliance on the image, not quality.

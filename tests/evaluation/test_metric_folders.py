@@ -114,7 +114,7 @@ def test_a_metric_is_loaded_by_the_name_that_the_package_gives():
         ("med_vqa", {"groups": [None]}, InputError),
         ("report_generation", {"references": [None]}, ValueError),
         ("report_generation", {"references": ["."]}, InputError),
-        ("report_generation", {"clinical": "radgraph_f1"}, InputError),
+        ("report_generation", {"clinical": "radgraph"}, InputError),
         ("preference", {"chosen_logps": ["a"]}, ValueError),
         ("preference", {"chosen_logps": None}, TypeError),
         ("preference", {"chosen_logps": [float("nan")]}, InputError),

@@ -236,8 +236,8 @@ def test_a_report_without_meteor_takes_the_value_away():
     [
         ({"protocol": "bleu"}, "choose one of: coco, r2gen, r2gen_mimic, paper, huggingface"),
         ({"meteor_variant": "meteor-1.5"}, "choose one of: meteor_1.5, nltk_wordnet, nltk_exact_stem"),
-        ({"clinical": ["green"]}, "choose one of: radgraph_f1, chexbert_f1"),
-        ({"clinical": "radgraph_f1"}, "clinical is one string ('radgraph_f1'); give a list"),
+        ({"clinical": ["green"]}, "choose one of: radgraph, chexbert, severity"),
+        ({"clinical": "radgraph"}, "clinical is one string ('radgraph'); give a list"),
         ({"references": []}, "1 predictions, 0 references"),
         ({"groups": ["a", "b"]}, "1 predictions, 2 groups"),
         ({"groups": [None]}, "index 0 [groups]: is not a string"),

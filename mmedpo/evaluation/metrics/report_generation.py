@@ -1,4 +1,4 @@
-"""Scores of generated reports: BLEU, ROUGE-L and METEOR by published definitions, and clinical ones by their packages.
+"""Scores of generated reports: BLEU, ROUGE-L and METEOR by published definitions, and clinical ones.
 
 Some are functions of sums over the corpus, not means. `score` therefore keeps each report's summands, and `metrics`
 turns sums into values, of the corpus or of a bootstrap resample.
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from mmedpo.errors import InputError
 from mmedpo.evaluation import answers_in, by_group, require_groups, require_known, require_texts
 from mmedpo.evaluation.metrics.base import Metric, Scores, Text, values
 from mmedpo.evaluation.metrics.reports import clinical as clinical_scores
@@ -45,10 +44,9 @@ def score(
     reference: str,
     protocol: str = "coco",
     meteor_variant: str | None = None,
-    clinical: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return `score_all` of one report."""
-    return score_all([prediction], [reference], protocol, meteor_variant, clinical)[0]
+    return score_all([prediction], [reference], protocol, meteor_variant)[0]
 
 
 def score_all(
@@ -56,19 +54,18 @@ def score_all(
     references: Sequence[str],
     protocol: str = "coco",
     meteor_variant: str | None = None,
-    clinical: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return the summands of each of n reports, fit for JSON; arguments as in `compute`.
 
     Returns:
         Results of the protocol's `score` (`reports.coco`, `reports.paper`, `reports.huggingface`), with "meteor" or
         "meteor_statistics", or "meteor_absent" in all of them (`reports.meteor.scores`), "prediction_key" and
-        "reference_key" (`reports.variety.keys`), and the requested clinical scores (`reports.clinical.scores`).
+        "reference_key" (`reports.variety.keys`).
 
     Raises:
         InputError: as `compute`.
     """
-    _require_names(protocol, meteor_variant, clinical)
+    _require_names(protocol, meteor_variant)
     chosen = _PROTOCOLS[protocol]
     words, cleaned = cache(chosen.words), cache(clean)
     require_texts(predictions, references, lambda text: words(text) if cleaned(text) else [])
@@ -79,7 +76,6 @@ def score_all(
         [chosen.score(*pair) for pair in zip(said, gold, strict=True)],
         [variety.keys(cleaned(a), cleaned(b)) for a, b in zip(predictions, references, strict=True)],
         meteor.scores([t.words for t in said], [t.words for t in gold], meteor_variant or chosen.meteor_variant),
-        *(clinical_scores.scores(name, predictions, references) for name in clinical),
     ]
     return [{key: value for part in row for key, value in part.items()} for row in zip(*parts, strict=True)]
 
@@ -109,7 +105,7 @@ def compute(
         meteor_variant: "meteor_1.5" (Java), "nltk_wordnet" (WordNet data) or "nltk_exact_stem" (no data); by default
             the protocol's own: "nltk_wordnet" for paper and huggingface, "meteor_1.5" for the others.
         groups: n names (an organ, a modality); adds "by_group".
-        clinical: any of "radgraph_f1", "chexbert_f1", which load models from the Hub.
+        clinical: any of "radgraph", "chexbert", whose weights come from the Hub (`reports.clinical`).
         return_scores: add "scores", the n `score_all` results.
 
     Returns:
@@ -118,7 +114,7 @@ def compute(
     Raises:
         InputError: an unknown protocol, variant or clinical score; one string instead of a list; columns of different
             length; texts that are not strings, references without words (all are listed); a clinical score whose
-            package or weights are missing.
+            weights are missing.
 
     Example:
         >>> found = compute(["No effusion."], ["No pleural effusion."], meteor_variant="nltk_exact_stem")
@@ -127,27 +123,30 @@ def compute(
     """
     if groups is not None:
         require_groups(groups, predictions)
-    scores = score_all(predictions, references, protocol, meteor_variant, clinical)
-    found = aggregate(scores, meteor_variant, protocol)
+    names = clinical_scores.names_in(clinical)
+    scores = score_all(predictions, references, protocol, meteor_variant)
+    added = clinical_scores.of_reports(names, answers_in(predictions), references)
+    scores = [own | more for own, more in zip(scores, added.lines, strict=True)]
+    found = aggregate(scores, meteor_variant, protocol) | added.definitions
     if groups is not None:
         found["by_group"] = by_group(groups, scores, lambda own: aggregate(own, meteor_variant, protocol))
     return found | ({"scores": scores} if return_scores else {})
 
 
 def metrics(protocol: str = "coco") -> tuple[Metric, ...]:
-    """Return the metrics of `score` results, higher is better; "meteor" occurs once for each kind of its summands."""
+    """Return the metrics of `score` results; "meteor" occurs once for each kind of its summands."""
     require_known("protocol", protocol, PROTOCOLS)
     return (*_PROTOCOLS[protocol].metrics, *meteor.METRICS, *clinical_scores.METRICS)
 
 
 def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, protocol: str = "coco") -> dict[str, Any]:
-    """Return the values of `score` results; higher is better, counts and shares of distinct reports aside.
+    """Return the values of `score` results; higher is better, but for errors, and counts of distinct reports.
 
     Returns:
         bleu_1 to bleu_4, rouge_l, meteor, and by protocol bleu (`paper`), rouge_1 and rouge_2 (`huggingface`), each in
-        [0, 1] except `paper`'s BLEU in [0, 4/3]; radgraph_f1 and chexbert_f1 in [0, 1] where requested;
-        `variety.counts`; n_report, meteor_variant and report_generation_definition ("coco@1"). Where METEOR cannot be
-        computed, meteor_absent holds the reason and a remedy. Without reports only {"n_report": 0}.
+        [0, 1] except `paper`'s BLEU in [0, 4/3]; clinical scores where requested; `variety.counts`; n_report,
+        meteor_variant and report_generation_definition ("coco@1"). Where METEOR cannot be computed, meteor_absent holds
+        the reason and a remedy. Without reports only {"n_report": 0}.
     """
     if not scores:
         return {"n_report": 0}
@@ -165,11 +164,7 @@ def aggregate(scores: Sequence[Scores], meteor_variant: str | None = None, proto
     }
 
 
-def _require_names(protocol: str, meteor_variant: str | None, clinical: Sequence[str]) -> None:
+def _require_names(protocol: str, meteor_variant: str | None) -> None:
     require_known("protocol", protocol, PROTOCOLS)
     if meteor_variant is not None:
         require_known("meteor_variant", meteor_variant, METEOR_VARIANTS)
-    if isinstance(clinical, str):
-        raise InputError(f"clinical is one string ({clinical!r}); give a list of names: [{clinical!r}].")
-    for name in clinical:
-        require_known("clinical score", name, tuple(clinical_scores.SCORES))

@@ -1,97 +1,139 @@
-"""Clinical scores of reports by their authors' packages; opt-in, since they load models from the Hub.
-
-Written for radgraph 0.1.18 and f1chexbert 0.0.2. The tests never run them with their weights.
-"""
+"""Clinical scores of reports: RadGraph and CheXbert F1 by published weights, severity of errors by judges."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import import_module
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
-from mmedpo.evaluation.metrics.base import Floats, mean_of, sums_of
+from mmedpo.evaluation import require_known
+from mmedpo.evaluation.metrics.reports import chexbert, radgraph, severity
 
-Texts = Sequence[str]
-log = logging.getLogger(__name__)
-PICKLES = (
-    "{package} unpickles files of StanfordAIMI/RRG_scorers from the Hub, which can run any code on this machine. Use "
-    "it only if you trust that repository and the local cache, on a machine without other data."
-)
+if TYPE_CHECKING:
+    from mmedpo.evaluation.asking import Judges
+
+Row = dict[str, Any]
+NETWORKS = {"radgraph": radgraph, "chexbert": chexbert}
+JUDGED = "severity"
+NAMES = (*NETWORKS, JUDGED)
+HELP = "radgraph, chexbert (weights from the Hub) or severity (needs judges)"
+METRICS = (*radgraph.METRICS, *chexbert.METRICS, *severity.METRICS)
+KEYS = {  # in scores.jsonl, by name
+    "radgraph": tuple(f"radgraph_{level}" for level in radgraph.LEVELS), "chexbert": (chexbert.KEY,),
+    JUDGED: (severity.KEY,),
+}  # fmt: skip
 
 
-def scores(name: str, predictions: Texts, references: Texts) -> list[dict[str, Any]]:
-    """Return the scores of each pair of raw texts.
+@dataclass(frozen=True)
+class Found:
+    """Clinical scores of n reports or answers.
 
-    Args:
-        name: one of `SCORES`.
-        predictions: n reports of the model.
-        references: n gold reports.
+    Attributes:
+        lines: n further fields of lines of scores.jsonl; {} for an answer that is no report.
+        definitions: "radgraph_definition" and so on, for results.json.
+        errors: errors that judges found, lines of errors.jsonl.
+    """
 
-    Returns:
-        n of {"radgraph_f1": value in [0, 1]} or {"chexbert_counts": [tp, fp, fn]} over 14 labels.
+    lines: list[Row]
+    definitions: dict[str, str] = field(default_factory=dict)
+    errors: list[Row] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in NAMES if f"{name}_definition" in self.definitions]
+
+
+def names_in(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in a list whose entries may hold several, joined by commas; each once.
 
     Raises:
-        InputError: the package is not installed, its weights cannot be loaded, or it fails with the installed
-            transformers.
+        InputError: an unknown name, or one string instead of a list.
     """
-    try:
-        return SCORES[name](predictions, references) if predictions else []
-    except ImportError as error:
-        raise InputError(
-            f"clinical score {name!r} needs a package that is not installed ({error}). "
-            "Run `pip install 'mmedpo[clinical]'`, or leave it out."
-        ) from None
-    except Exception as error:  # the packages document no exceptions
-        raise InputError(
-            f"clinical score {name!r} could not be computed by its package ({type(error).__name__}: {error}). "
-            "At first use it loads weights from StanfordAIMI/RRG_scorers on the Hub: run it once with network, "
-            "or leave it out."
-        ) from error
+    if isinstance(given, str):
+        raise InputError(f"clinical is one string ({given!r}); give a list of names: [{given!r}].")
+    names = tuple(dict.fromkeys(name.strip() for one in given for name in one.split(",")))
+    for name in names:
+        require_known("clinical score", name, NAMES)
+    return names
 
 
-def _radgraph(predictions: Texts, references: Texts) -> list[dict[str, Any]]:
-    rewards = _model("radgraph", "F1RadGraph", reward_level="partial", model_type="radgraph-xl")(
-        refs=list(references), hyps=list(predictions)
-    )[1]
-    return [{"radgraph_f1": float(reward)} for reward in rewards]
+def require_reports(names: Sequence[str], tasks: Iterable[str]) -> None:
+    """Raise InputError where clinical scores are asked for and no task is "report"."""
+    if names and "report" not in tasks:
+        raise InputError(f"Clinical scores ({', '.join(names)}) are of reports, and no question asks for one.")
 
 
-def _chexbert(predictions: Texts, references: Texts) -> list[dict[str, Any]]:
-    model = _model("f1chexbert", "F1CheXbert")
-    said, gold = (np.array([model.get_label(text.strip()) for text in texts]) for texts in (predictions, references))
-    counts = np.stack([said & gold, said & ~gold & 1, gold & ~said & 1]).sum(axis=-1).T
-    return [{"chexbert_counts": row} for row in counts.tolist()]
+def load(names: Sequence[str]) -> None:
+    """Load the networks of these scores. Raises InputError where their weights are missing."""
+    for name in names:
+        if name in NETWORKS:
+            NETWORKS[name].load()
 
 
-@cache
-def _model(package: str, name: str, **options: str) -> Any:
-    found = getattr(import_module(package), name)
-    log.warning(PICKLES.format(package=package))
-    from transformers import PreTrainedTokenizerBase
+def of_reports(
+    names: Sequence[str], predictions: Sequence[str], references: Sequence[str], judges: Judges | None = None,
+    ids: Sequence[str] = (),
+) -> Found:  # fmt: skip
+    """Return the clinical scores of n pairs of raw reports.
 
-    if not hasattr(PreTrainedTokenizerBase, "encode_plus"):
-        setattr(PreTrainedTokenizerBase, "encode_plus", _encode_plus)  # noqa: B010
-    return found(**options)
+    Args:
+        names: some of `NAMES`.
+        judges: chat models, which `JUDGED` needs.
+        ids: n names of the reports in `errors`; by default their indices.
+
+    Raises:
+        InputError: weights are missing, or judges; a judge cannot work.
+        Stopped: the judges' budget is spent.
+    """
+    found = Found([{} for _ in predictions])
+    for name in names if predictions else ():
+        if name != JUDGED:
+            new, definition = NETWORKS[name].scores(predictions, references), NETWORKS[name].definition()
+        elif judges is None:
+            raise InputError(f"The clinical score {name} is made by chat models: name some with --judges.")
+        else:
+            ids = ids or [*map(str, range(len(predictions)))]
+            new, errors = severity.score_all(ids, predictions, references, judges)
+            found.errors.extend(errors)
+            definition = severity.definition(judges.names)
+        found.definitions[f"{name}_definition"] = definition
+        for line, more in zip(found.lines, new, strict=True):
+            line |= more
+    return found
 
 
-def _encode_plus(tokenizer: Any, text: str | list[str], text_pair: str | None = None, **options: Any) -> Any:
-    """Replace `encode_plus`, which both packages call and transformers 5 removed; a list holds tokens."""
-    if isinstance(text, str):
-        return tokenizer(text, text_pair, **options)
-    ids = tokenizer.convert_tokens_to_ids(text)
-    return {"input_ids": [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]}
+def of_answers(
+    names: Sequence[str], answered: Sequence[tuple[Row, Row]], judges: Judges | None = None, kept: Found | None = None
+) -> Found:
+    """Return the clinical scores of those answers that are reports, beside those `kept`.
+
+    Args:
+        answered: n questions, each with its line of predictions.jsonl.
+
+    Raises:
+        InputError: as `of_reports`, or no question asks for a report.
+    """
+    found = kept or Found([{} for _ in answered])
+    places = [place for place, (question, _) in enumerate(answered) if question["task"] == "report"]
+    require_reports(names, (question["task"] for question, _ in answered))
+    ids, gold = ([answered[place][0][column] for place in places] for column in ("id", "reference"))
+    new = of_reports(names, [answered[place][1]["prediction"] for place in places], gold, judges, ids)
+    for place, more in zip(places, new.lines, strict=True):
+        found.lines[place] |= more
+    return Found(found.lines, found.definitions | new.definitions, found.errors + new.errors)
 
 
-def micro_f1(sums: Floats) -> Floats:
-    """Return 2 tp / (2 tp + fp + fn) [...] of sums (tp, fp, fn) [..., 3]; 0 where there are no labels."""
-    doubled = 2 * sums[..., 0]
-    return doubled / np.maximum(doubled + sums[..., 1] + sums[..., 2], 1)
+def kept(lines: Sequence[Row], metrics: Mapping[str, Any], errors: Sequence[Row], but: Sequence[str]) -> Found:
+    """Return the clinical scores of a finished evaluation, without those of names in `but`.
 
-
-SCORES: dict[str, Callable[[Texts, Texts], list[dict[str, Any]]]] = {"radgraph_f1": _radgraph, "chexbert_f1": _chexbert}
-METRICS = (mean_of("radgraph_f1"), sums_of("chexbert_counts", "chexbert_f1", micro_f1))
+    Args:
+        lines: of its scores.jsonl.
+        metrics: of its results.json.
+        errors: of its errors.jsonl.
+    """
+    names = [name for name in NAMES if f"{name}_definition" in metrics and name not in but]
+    keys = [key for name in names for key in KEYS[name]]
+    own = [{key: line[key] for key in keys if key in line} for line in lines]
+    definitions = {key: metrics[key] for key in (f"{name}_definition" for name in names)}
+    return Found(own, definitions, [*errors] if JUDGED in names else [])

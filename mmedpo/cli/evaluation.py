@@ -175,7 +175,7 @@ def compare(
     from mmedpo.evaluation.asking import CALLS
     from mmedpo.hub.cards import check_template
     from mmedpo.hub.publish.card import with_results
-    from mmedpo.report import rows, unread_sheet, write_report, write_tables
+    from mmedpo.report import reading, rows, write_report, write_tables
     from mmedpo.report.wording import note
     from mmedpo.runs.json_files import write_json
     from mmedpo.runs.run_folder import short_folder
@@ -211,7 +211,7 @@ def compare(
         write_json(folder / "comparison.json", comparison)
     print_table(rows(comparison))
     console.print(note(comparison))
-    if sheet := unread_sheet(comparison):
+    for sheet in reading(comparison):
         print_table(sheet.rows)
         console.print(sheet.note)
     print_written(output)

@@ -108,7 +108,7 @@ def print_metrics(results: dict[str, Any]) -> None:
     from mmedpo.report import unread
 
     print_table([["metric", results["name"]], *([key, _shown(value)] for key, value in results["metrics"].items())])
-    if said := unread.shares(results["metrics"]):
+    for said in unread.shares(results["metrics"]):
         console.print(said, soft_wrap=True)
     if variety.are_few(results["metrics"]):
         console.print(f"Warning: {variety.described(results['metrics'])}.", soft_wrap=True)

@@ -36,11 +36,11 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Group:
-    """Questions of one group, the metrics about them, and the part of `unread.measure`."""
+    """Questions of one group, the metrics about them, and the parts of `unread.measure`."""
 
     ids: list[str]
     parts: list[Part]
-    read: list[Part]
+    read: dict[str, Part]
 
 
 def compare(
@@ -76,18 +76,16 @@ def compare(
     parts = about_questions(loaded, defined)
     read = unread.measure(loaded)
     divided = {column: _divided(baseline, column, parts, read) for column in GROUPINGS}
-    in_groups = [part for found in divided.values() for group in found.values() for part in group.parts + group.read]
-    large = [part for part in in_groups if part.count >= GROUP_IMAGES]
-    tested = resampled(loaded, [*parts, *read, *large], seed, resamples)
+    in_groups = [group for found in divided.values() for group in found.values()]
+    large = [part for group in in_groups for part in (*group.parts, *group.read.values()) if part.count >= GROUP_IMAGES]
+    tested = resampled(loaded, [*parts, *read.values(), *large], seed, resamples)
     metrics, undefined = _measured(loaded, parts, tested)
-    found = _unread(loaded, read, tested)
-    if found:
-        found["unread"]["differing"] = unread.differing(loaded, found["unread"]["shares"])
+    reading = _reading(loaded, read, tested)
     groups = {column: _groups(loaded, found, tested) for column, found in divided.items()}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
-    said += unread.notes(loaded, found["unread"]["shares"]) if found else []
+    said += unread.notes(reading)
     marked = credentialed.first(run.results for run in loaded)
     listed, outcomes = examples(loaded, defined, seed)
     return {
@@ -108,7 +106,7 @@ def compare(
         "tests": {"correction": "holm", **tests},
         "metrics": metrics,
         "sizes": _sizes(baseline, parts),
-        **found,
+        "reading": reading,
         "groups": {column: found for column, found in groups.items() if found},
         "distributions": _distributions(loaded, parts),
         "changes": changes(loaded),
@@ -202,15 +200,12 @@ def _correct(tables: Sequence[Cells]) -> int:
     return len(tested)
 
 
-def _unread(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, Cells]) -> Row:
-    """Return the entry "unread" of the part of `unread.measure`; empty without it."""
-    if not parts:
-        return {}
-    cells, _ = _measured(runs, parts, tested)
-    return {"unread": unread.record(runs, parts[0], cells)}
+def _reading(runs: Sequence[Run], parts: Mapping[str, Part], tested: Mapping[Part, Cells]) -> dict[str, Row]:
+    """Return the entry "reading" of the parts of `unread.measure`."""
+    return {kind: unread.record(runs, part, _measured(runs, [part], tested)[0]) for kind, part in parts.items()}
 
 
-def _divided(run: Run, column: str, whole: Sequence[Part], read: Sequence[Part]) -> dict[str, Group]:
+def _divided(run: Run, column: str, whole: Sequence[Part], read: Mapping[str, Part]) -> dict[str, Group]:
     """Return the groups by `column`, the largest first; empty for fewer than two groups.
 
     A metric whose questions all lie in one group is left to the main table.
@@ -222,7 +217,11 @@ def _divided(run: Run, column: str, whole: Sequence[Part], read: Sequence[Part])
         members.setdefault(label if label in kept else OTHERS, []).append(id_)
     divided = {label: (set(ids), ids) for label, ids in members.items() if len(members) > 1}
     return {
-        label: Group(ids, list(_within(whole, chosen)), list(_within(read, chosen)))
+        label: Group(
+            ids,
+            list(_within(whole, chosen)),
+            {kind: part for kind, own in read.items() for part in _within([own], chosen)},
+        )
         for label, (chosen, ids) in divided.items()
     }
 
@@ -242,7 +241,8 @@ def _groups(runs: Sequence[Run], divided: Mapping[str, Group], tested: Mapping[P
         metrics, _ = _measured(runs, group.parts, tested)
         found[label] = {
             "n": {_unit(runs[0]): len(group.ids), "images": len(images)},
-            "sizes": _sizes(runs[0], group.parts), "metrics": metrics, **_unread(runs, group.read, tested),
+            "sizes": _sizes(runs[0], group.parts), "metrics": metrics,
+            "reading": _reading(runs, group.read, tested),
         }  # fmt: skip
     return found if any(group["metrics"] for group in found.values()) else {}
 

@@ -16,7 +16,7 @@ from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
 from mmedpo.evaluation.statistics import bootstrap, cluster_sums, entry, exchanges, p_value, tail
 
-COLUMNS = 180  # most columns of statistics that share a bootstrap
+COLUMNS = 200  # most columns of statistics that share a bootstrap
 THREADS = 2  # threads of the bootstrap
 
 Cells = dict[str, dict[str, Row]]  # metric -> run -> numbers

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
-from mmedpo.report.tables import unread_sheet
+from mmedpo.report.tables import reading
 from mmedpo.report.wording import (
     amount,
     change,
@@ -155,7 +155,7 @@ def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "tested": evaluation(comparison),
         "main": main_run(comparison),
         "table": table,
-        "unread": unread_sheet(comparison),
+        "reading": reading(comparison),
         "note": note(comparison),
     }
 

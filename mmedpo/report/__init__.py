@@ -16,11 +16,11 @@ from mmedpo.data import consent, credentialed, origin
 from mmedpo.report import charts, pictures, unread, wording
 from mmedpo.report.audit import page
 from mmedpo.report.notices import notices
-from mmedpo.report.tables import group_note, rows, unread_sheet, write_tables
+from mmedpo.report.tables import group_note, reading, rows, write_tables
 from mmedpo.runs import options
 from mmedpo.runs.json_files import read_json
 
-__all__ = ["rows", "unread_sheet", "write_report", "write_tables"]
+__all__ = ["reading", "rows", "write_report", "write_tables"]
 
 SCRIPT = Path(__file__).parent / "templates" / "report.js"
 TOOLS = (
@@ -113,9 +113,8 @@ def write_report(
         comparison=comparison,
         main_run=wording.main_run(comparison),
         note=wording.note(comparison),
-        unread=unread_sheet(comparison),
-        gains=unread.gains(comparison),
-        unread_means=unread.meaning(comparison) if "unread" in comparison else "",
+        reading=unread.tables(comparison),
+        styled=unread.styled(comparison),
         groups=_groups(comparison),
         forests=charts.forests(comparison),
         spreads=charts.distributions(comparison),
@@ -170,7 +169,7 @@ def _groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "title": wording.GROUPINGS.get(column, column),
                 "note": group_note(comparison, column),
                 "tables": tables,
-                "unread": unread_sheet(comparison, column),
+                "reading": unread.tables(comparison, column),
             }
         )
     return blocks

@@ -49,21 +49,18 @@ def sheets(comparison: Mapping[str, Any]) -> list[Sheet]:
     sizes = ", ".join(
         f"{titled(name, comparison)} ({counted(size)})" for name, size in comparison.get("sizes", {}).items()
     )
-    found: list[Sheet | None] = [
-        Sheet(f"Comparison with {base}", rows(comparison), f"{note(comparison)} Measured on: {sizes}.")
-    ]
-    found.append(unread_sheet(comparison))
+    found = [Sheet(f"Comparison with {base}", rows(comparison), f"{note(comparison)} Measured on: {sizes}.")]
+    found += reading(comparison)
     for column, groups in comparison.get("groups", {}).items():
         title = f"Comparison with {base}, by {GROUPINGS.get(column, column)}"
         found.append(Sheet(title, _group_rows(comparison, column, groups), group_note(comparison, column)))
-        found.append(unread_sheet(comparison, column))
-    return [sheet for sheet in found if sheet]
+        found += reading(comparison, column)
+    return found
 
 
-def unread_sheet(comparison: Mapping[str, Any], column: str | None = None) -> Sheet | None:
-    """Return the table of closed answers that could not be read, of all questions or by group; None without it."""
-    found = unread.table(comparison, column)
-    return Sheet(found[0], _once(found[1], 1), found[2]) if found else None
+def reading(comparison: Mapping[str, Any], column: str | None = None) -> list[Sheet]:
+    """Return the tables of how answers were read, of all questions or by group (`unread.tables`)."""
+    return [Sheet(title, _once(rows, 1), " ".join(said)) for title, rows, said in unread.tables(comparison, column)]
 
 
 def group_note(comparison: Mapping[str, Any], column: str) -> str:

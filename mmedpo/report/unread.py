@@ -1,4 +1,4 @@
-"""Closed answers that could not be read: sentences and table for terminal, tables, page and cards."""
+"""How answers were read: sentences and tables for terminal, files, page and cards."""
 
 from __future__ import annotations
 
@@ -8,48 +8,67 @@ from typing import Any
 from mmedpo.data.text import number_of
 from mmedpo.report.wording import GROUPINGS, amount, change, counted, interval, percent, points, run_name, span
 
-KINDS = {
-    "both": "names both of the possible answers",
+Table = tuple[str, list[list[str]], list[str]]  # title, rows with the headings first, sentences
+
+UNREAD = {
+    "both": "names several of the possible answers",
     "neither": "names none of them",
     "refused": "declines to answer",
     "empty": "has no words",
 }
+KINDS = {"closed": "closed answers", "choice": "multiple-choice answers", "open": "open answers"}
+ACCURACY = {"closed": "closed_accuracy", "choice": "choice_accuracy", "open": "open_exact_match"}
+SIDE = "An answer on the wrong side names another side than the gold answer (left for right), and scores 0."
 
 
-def shares(metrics: Mapping[str, Any]) -> str | None:
-    """Return a sentence on the unread answers of one run, from the metrics of results.json; None where not counted."""
-    counts = {kind: metrics[f"n_closed_{kind}"] for kind in KINDS if f"n_closed_{kind}" in metrics}
-    n = metrics.get("n_closed")
-    if not counts or not n:
-        return None
-    kinds = ", ".join(f"{kind} {percent(count / n)}" for kind, count in counts.items())
-    return (
-        f"{percent(sum(counts.values()) / n)} of the answers to {number_of(n, 'closed questions')} could not be read, "
-        f"and count as wrong ({kinds})."
-    )
+def shares(metrics: Mapping[str, Any]) -> list[str]:
+    """Return sentences on the answers of one run that could not be read, from the metrics of results.json."""
+    said = []
+    for kind, answers in KINDS.items():
+        counts = {one: metrics[f"n_{kind}_{one}"] for one in UNREAD if f"n_{kind}_{one}" in metrics}
+        n = metrics.get(f"n_{kind}")
+        if counts and n:
+            shown = ", ".join(f"{one} {percent(count / n)}" for one, count in counts.items())
+            unread = percent(sum(counts.values()) / n)
+            said.append(f"{unread} of {number_of(n, answers)} could not be read, and count as wrong ({shown}).")
+    if wrong := metrics.get("n_laterality_conflicts"):
+        said.append(
+            f"{percent(wrong / metrics['n_open'])} of {number_of(metrics['n_open'], 'open answers')} name the wrong "
+            "side, and score 0."
+        )
+    return said
 
 
-def meaning(comparison: Mapping[str, Any]) -> str:
-    """Return what an unread answer is, by the kinds that the comparison tells apart."""
-    kinds = "; ".join(f"{kind}: it {said}" for kind, said in KINDS.items() if kind in comparison["unread"]["shares"])
-    return f"A closed answer in which no single yes, no or choice could be read counts as wrong ({kinds})."
+def meaning(shares: Mapping[str, Any]) -> str:
+    """Return what an unread answer is, by the kinds that `shares` tell apart."""
+    kinds = "; ".join(f"{one}: it {said}" for one, said in UNREAD.items() if one in shares)
+    return f"An answer in which no single yes, no or option could be read counts as wrong ({kinds})."
 
 
 def warnings(comparison: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each run whose closed answers could be read more or less often than the baseline's."""
-    base, found = comparison["baseline"], comparison.get("unread") or {"differing": ()}
-    return [
-        f"Of the closed answers of {run_name(run)} {percent(found['shares']['unread'][run]['value'])} could not be "
-        f"read, of those of {run_name(base)} {percent(found['shares']['unread'][base]['value'])}. Unread answers count "
-        "as wrong, so that style alone may change the score: see “How closed answers were read”."
-        for run in found["differing"]
-    ]
+    """Return a sentence for each run whose answers could be read more or less often than the baseline's."""
+    base, said = comparison["baseline"], []
+    for kind, found in comparison.get("reading", {}).items():
+        for run in found.get("differing", ()):
+            own, other = (percent(found["shares"]["unread"][name]["value"]) for name in (run, base))
+            said.append(
+                f"Of the {KINDS[kind]} of {run_name(run)} {own} could not be read, of those of {run_name(base)} "
+                f"{other}. Unread answers count as wrong, so that style alone may change the score: see “How "
+                f"{KINDS[kind]} were read”."
+            )
+    return said
 
 
-def gains(comparison: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each run on the part of unread answers in its difference of closed accuracy."""
-    base, found, said = comparison["baseline"], comparison.get("unread") or {"gain": {}}, []
-    for run, gain in found["gain"].items():
+def styled(comparison: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return the accuracies that style alone may change, each with the runs whose answers were read otherwise."""
+    found = {ACCURACY[kind]: {*one.get("differing", ())} for kind, one in comparison.get("reading", {}).items()}
+    return {**found, "overall_accuracy": set().union(*found.values())}
+
+
+def gains(comparison: Mapping[str, Any], kind: str) -> list[str]:
+    """Return a sentence for each run on the part of unread answers in its difference of accuracy."""
+    base, found, said = comparison["baseline"], comparison["reading"][kind], []
+    for run, gain in found.get("gain", {}).items():
         parts = [
             f"{_with_ends(gain[part])} from answers that could not be read in {run_name(name)}"
             for part, name in {"unread_before": base, "unread_now": run}.items()
@@ -57,48 +76,58 @@ def gains(comparison: Mapping[str, Any]) -> list[str]:
         ]
         if not parts:
             continue
-        whole, read = comparison["metrics"]["closed_accuracy"][run]["difference"], gain["read_in_both"]
+        whole, read = comparison["metrics"][ACCURACY[kind]][run]["difference"], gain["read_in_both"]
         of = f"{_with_ends(read)} from the {number_of(read['questions'], 'questions')} whose answers were read in both"
         shown = ", which shows no difference" if read["low"] <= 0 <= read["high"] else ""
         parts.append(of + shown if read["questions"] else "no question had answers that were read in both")
         said.append(
-            f"Of the {points(whole)} points of closed accuracy from {run_name(base)} to {run_name(run)}, "
+            f"Of the {points(whole)} points of {kind} accuracy from {run_name(base)} to {run_name(run)}, "
             f"{', '.join(parts[:-1])}, and {parts[-1]}.".replace(" from answers", " come from answers", 1)
         )
     return said
 
 
-def table(comparison: Mapping[str, Any], column: str | None = None) -> tuple[str, list[list[str]], str] | None:
-    """Return title, rows (headings first) and note of the table of unread answers; None where they are not known.
+def tables(comparison: Mapping[str, Any], column: str | None = None) -> list[Table]:
+    """Return a table for each kind of answers, of which open ones are shown where some are on the wrong side.
 
     A row is a run, or a group of the grouping `column` and a run.
     """
-    if "unread" not in comparison:
-        return None
-    known = comparison["unread"]
-    headings = ["run", "right", "could not be read", "change", *(kind for kind in KINDS if kind in known["shares"])]
-    title, note = "How closed answers were read", meaning(comparison)
+    known = comparison.get("reading", {})
+    kinds = [kind for kind in KINDS if kind in known and (kind != "open" or _is_any_on_wrong_side(known))]
+    found = (_table(comparison, kind, column) for kind in kinds)
+    return [table for table in found if len(table[1]) > 1]
+
+
+def _is_any_on_wrong_side(reading: Mapping[str, Any]) -> bool:
+    return any(cell["value"] for cell in reading["open"]["shares"]["wrong_side"].values())
+
+
+def _table(comparison: Mapping[str, Any], kind: str, column: str | None) -> Table:
+    known = comparison["reading"][kind]
+    title, means = f"How {KINDS[kind]} were read", SIDE if kind == "open" else meaning(known["shares"])
+    first = "on the wrong side" if kind == "open" else "could not be read"
+    headings = ["run", "right", first, "change", *(one for one in UNREAD if one in known["shares"])]
     if column is None:
-        rows = [headings, *_rows(comparison, comparison)]
-        return f"{title} ({counted(known['n'])})", rows, " ".join([note, *gains(comparison)])
+        rows = _rows(comparison, comparison, kind)
+        return f"{title} ({counted(known['n'])})", [headings, *rows], [*gains(comparison, kind), means]
     by = GROUPINGS.get(column, column)
     rows = [
-        [f"{group} ({counted(found['unread']['n'])})", *row]
-        for group, found in comparison["groups"][column].items()
-        if "unread" in found
-        for row in _rows(comparison, found)
+        [f"{name} ({counted(group['reading'][kind]['n'])})", *row]
+        for name, group in comparison["groups"][column].items()
+        if kind in group.get("reading", {})
+        for row in _rows(comparison, group, kind)
     ]
-    return (f"{title}, by {by}", [[by, *headings], *rows], note) if rows else None
+    return f"{title}, by {by}", [[by, *headings], *rows], [means]
 
 
-def _rows(comparison: Mapping[str, Any], found: Mapping[str, Any]) -> list[list[str]]:
-    rows, shares = [], found["unread"]["shares"]
+def _rows(comparison: Mapping[str, Any], found: Mapping[str, Any], kind: str) -> list[list[str]]:
+    rows, shares = [], found["reading"][kind]["shares"]
     for run in comparison["runs"]:
-        cell, right = shares["unread"][run], found["metrics"]["closed_accuracy"][run]["value"]
+        right, cell = found["metrics"][ACCURACY[kind]][run]["value"], next(iter(shares.values()))[run]
         value = amount("unread", cell["value"]) + (f" [{ends}]" if (ends := span("unread", cell)) else "")
         moved = f"{change('unread', cell['difference'])} {interval('unread', cell)}" if "difference" in cell else ""
-        kinds = [percent(shares[kind][run]["value"]) for kind in KINDS if kind in shares]
-        rows.append([run, percent(right), value, moved, *kinds])
+        unread = [percent(shares[one][run]["value"]) for one in UNREAD if one in shares]
+        rows.append([run, percent(right), value, moved, *unread])
     return rows
 
 

@@ -159,7 +159,7 @@ def test_draws_are_shared_by_what_is_about_equally_many_images(tmp_path, monkeyp
     monkeypatch.setattr(parts, "COLUMNS", 1)  # nothing is shared
     drawn.clear()
     found.append(json.dumps(compare(folders, resamples=200)))
-    assert sum(drawn) == 5 * IMAGES + 2 * IMAGES + 2 * 5 * IMAGES / 2
+    assert sum(drawn) == 6 * IMAGES + 2 * IMAGES + 2 * 6 * IMAGES / 2
     shared, alone = (json.loads(text, parse_float=lambda digits: round(float(digits), 9)) for text in found)
     assert shared == alone
 

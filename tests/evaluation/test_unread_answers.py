@@ -23,6 +23,7 @@ ANSWERS = {
     "correct": "Yes.", "wrong": "No.", "both": "Yes and no.", "neither": "The image is good.", "empty": "",
 }  # fmt: skip
 STATED = {"yes": "There is a {}.", "no": "There is no sign of a {}."}  # read with the question only
+KNOWN_BEFORE = ("overall_accuracy", "closed_accuracy", "n_closed", "n_open", "n_report", "med_vqa_definition")
 HEDGED = "A {} may or may not be present."
 
 
@@ -52,7 +53,7 @@ def compared(folder: Path, before: list[str], *now: list[str], protocol: str = "
 
 
 def said(found: dict[str, Any]) -> str:
-    return " ".join(unread.gains(found))
+    return " ".join(unread.gains(found, "closed"))
 
 
 def of_verdicts(*verdicts: str) -> list[str]:
@@ -70,8 +71,8 @@ def test_shares_and_gains_are_counted_by_hand(tmp_path: Path) -> None:
     before = ("neither", "neither", "empty", "correct", "correct", "wrong", "wrong", "correct", "empty", "both")
     now = ("correct", "correct", "wrong", "neither", "wrong", "correct", "correct", "correct", "correct", "both")
     found = compared(tmp_path, of_verdicts(*before), of_verdicts(*now))
-    shares, gain = found["unread"]["shares"], found["unread"]["gain"]["mmedpo"]
-    assert found["unread"]["n"] == {"questions": 10, "images": 5}
+    shares, gain = found["reading"]["closed"]["shares"], found["reading"]["closed"]["gain"]["mmedpo"]
+    assert found["reading"]["closed"]["n"] == {"questions": 10, "images": 5}
     values = {name: (cells["start"]["value"], cells["mmedpo"]["value"]) for name, cells in shares.items()}
     others = {"both": (0.1, 0.1), "neither": (0.2, 0.1), "refused": (0.0, 0.0), "empty": (0.2, 0.0)}
     assert values == {"unread": (0.5, 0.2), **others}
@@ -90,9 +91,9 @@ def test_parts_add_up_to_the_difference_for_any_verdicts(tmp_path: Path) -> None
         verdicts = [rng.choices(list(ANSWERS), weights=[rng.random() for _ in ANSWERS], k=24) for _ in range(3)]
         found = compared(tmp_path / str(trial), *(of_verdicts(*one) for one in verdicts))
         for run in found["runs"]:
-            shares = {name: cells[run]["value"] for name, cells in found["unread"]["shares"].items()}
+            shares = {name: cells[run]["value"] for name, cells in found["reading"]["closed"]["shares"].items()}
             assert shares == pytest.approx(shares_in(tmp_path / str(trial) / run / "scores.jsonl"))
-        for run, parts in found["unread"]["gain"].items():
+        for run, parts in found["reading"]["closed"]["gain"].items():
             whole = found["metrics"]["closed_accuracy"][run]["difference"]
             assert sum(part["value"] for part in parts.values()) == pytest.approx(whole, abs=1e-12)
             assert all(part["low"] <= part["value"] <= part["high"] for part in parts.values())
@@ -124,7 +125,7 @@ def test_runs_that_differ_by_style_alone_are_said_to(tmp_path: Path) -> None:
     assert page.count(sentence) == 1 and page.count("style may explain it, see below") == 2
     assert "Of the closed answers of MMedPO 0.0 % could not be read, of those of the starting model 50.0 %." in page
     assert "neither: it names none of them" in page
-    assert sentence in results.card_part(found)["unread"].note
+    assert sentence in results.card_part(found)["reading"][0].note
     for text in (tables.markdown(found), tables.latex(found)):
         assert text.count("could not be read in the starting model") == 1 and text.count("style alone") == 1
     nothing = compared(tmp_path / "hedged", styled(HEDGED), styled(""))
@@ -139,7 +140,12 @@ def test_a_plain_yes_before_a_readable_sentence_gains_nothing(
     assert found["metrics"]["closed_accuracy"]["mmedpo"]["difference"] == difference
     assert any("style alone" in note for note in found["notes"]) == warned
     assert ("+75.0 [+65.0, +87.5] come from answers that could not be read" in said(found)) == warned
-    assert set(found["unread"]["shares"]) == {"unread", "both", "neither", *([] if warned else ["refused", "empty"])}
+    assert set(found["reading"]["closed"]["shares"]) == {
+        "unread",
+        "both",
+        "neither",
+        *([] if warned else ["refused", "empty"]),
+    }
 
 
 @pytest.mark.parametrize(("more", "warned"), [(1, False), (2, True)])
@@ -154,34 +160,95 @@ def test_groups_have_their_own_shares(tmp_path: Path) -> None:
     asked = [question(number, "CHEST" if number < 30 else "HEAD") for number in range(40)]
     runs = [evaluated(tmp_path / name, asked, styled(form)) for name, form in (("start", HEDGED), ("mmedpo", ""))]
     found = compare(runs, resamples=200)
-    chest, head = found["groups"]["organ"]["CHEST"]["unread"], found["groups"]["organ"]["HEAD"]["unread"]
+    chest, head = (
+        found["groups"]["organ"]["CHEST"]["reading"]["closed"],
+        found["groups"]["organ"]["HEAD"]["reading"]["closed"],
+    )
     assert chest["n"] == {"questions": 30, "images": 15} and head["n"] == {"questions": 10, "images": 5}
     assert chest["shares"]["unread"]["mmedpo"]["difference_high"] == -1.0
     assert head["shares"]["unread"]["start"] == {"value": 1.0}  # too few images for an interval
-    sheet = tables.unread_sheet(found, "organ")
-    assert sheet and sheet.rows[1] == ["CHEST (30 questions, 15 images)", "start", "0.0 %", "100.0 % [100.0 to 100.0]",
+    (sheet,) = tables.reading(found, "organ")
+    assert sheet.rows[1] == ["CHEST (30 questions, 15 images)", "start", "0.0 %", "100.0 % [100.0 to 100.0]",
                                        "", "0.0 %", "100.0 %", "0.0 %", "0.0 %"]  # fmt: skip
     assert sheet.rows[4] == ["", "mmedpo", "80.0 %", "0.0 %", "", *["0.0 %"] * 4]
+
+
+CLOSED = {"n_closed": 8, "n_closed_both": 1, "n_closed_neither": 0, "n_closed_refused": 0, "n_closed_empty": 1}
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"n_closed": 8, "n_closed_both": 1, "n_closed_neither": 0, "n_closed_refused": 0, "n_closed_empty": 1},
-         "25.0 % of the answers to 8 closed questions could not be read, and count as wrong (both 12.5 %, neither "
-         "0.0 %, refused 0.0 %, empty 12.5 %)."),
-        ({"n_closed": 4, "n_closed_both": 0, "n_closed_neither": 1},
-         "25.0 % of the answers to 4 closed questions could not be read, and count as wrong (both 0.0 %, neither "
-         "25.0 %)."),
-        ({"n_closed": 4}, None), ({"n_closed": 0, "n_closed_both": 0}, None), ({"preference_accuracy": 0.5}, None),
+        (CLOSED, ["25.0 % of 8 closed answers could not be read, and count as wrong (both 12.5 %, neither 0.0 %, "
+                  "refused 0.0 %, empty 12.5 %)."]),
+        ({"n_closed": 4, "n_closed_both": 0, "n_closed_neither": 1, "n_choice": 2, "n_choice_refused": 1},
+         ["25.0 % of 4 closed answers could not be read, and count as wrong (both 0.0 %, neither 25.0 %).",
+          "50.0 % of 2 multiple-choice answers could not be read, and count as wrong (refused 50.0 %)."]),
+        ({"n_open": 8, "n_laterality_conflicts": 1}, ["12.5 % of 8 open answers name the wrong side, and score 0."]),
+        ({"n_closed": 4}, []), ({"n_closed": 0, "n_closed_both": 0, "n_open": 0, "n_laterality_conflicts": 0}, []),
+        ({"preference_accuracy": 0.5}, []),
     ],
 )  # fmt: skip
-def test_one_run_says_what_could_not_be_read(found: dict[str, Any], said: str | None) -> None:
+def test_one_run_says_how_its_answers_were_read(found: dict[str, Any], said: list[str]) -> None:
     assert unread.shares(found) == said
+
+
+def test_open_answers_on_the_wrong_side_have_a_table(tmp_path: Path) -> None:
+    before = ["left lung"] * 10 + ["right lung"] * 10
+    found = compared(tmp_path, before, ["left lung"] * 20, task="open_vqa", reference="left lung")
+    (sheet,) = tables.reading(found)
+    assert sheet.title == "How open answers were read (20 questions, 10 images)"
+    assert sheet.rows == [["run", "right", "on the wrong side", "change"],
+                          ["start", "50.0 %", "50.0 % [20.0 to 83.0]", ""],
+                          ["mmedpo", "100.0 %", "0.0 % [0.0 to 0.0]", "−50.0 [−83.0, −20.0]"]]  # fmt: skip
+    assert not any("style" in note for note in found["notes"])
+    right = compared(tmp_path / "right", ["left lung"] * 20, ["lung"] * 20, task="open_vqa", reference="left lung")
+    assert tables.reading(right) == [] and right["reading"]["open"]["shares"]["wrong_side"]["mmedpo"]["value"] == 0
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_multiple_choice_is_read_apart_from_closed_answers(tmp_path: Path, protocol: str) -> None:
+    asked = {
+        "task": "choice_vqa",
+        "question": "Which organ is shown?",
+        "reference": "liver",
+        "options": ["lung", "liver"],
+    }
+    before = ["It is hard to tell."] * 10 + ["The liver."] * 10
+    found = compared(tmp_path, before, ["B. liver"] * 15 + ["A"] * 5, protocol=protocol, **asked)
+    assert "closed" not in found["reading"] and found["reading"]["choice"]["differing"]["mmedpo"] == [
+        "unread",
+        "neither",
+    ]
+    (sheet,) = (one for one in tables.reading(found) if "multiple" in one.title)
+    assert sheet.rows[1][:3] == ["start", "50.0 %", "50.0 % [20.0 to 83.0]"]
+    assert sheet.note.startswith(
+        "Of the +25.0 points of choice accuracy from the starting model to MMedPO, +50.0 [+20.0, +83.0] come from "
+        "answers that could not be read in the starting model, and −25.0 ["
+    )
+
+
+def test_old_results_without_counts_claim_nothing(tmp_path: Path) -> None:
+    asked = [question(number) for number in range(40)]
+    runs = [evaluated(tmp_path / name, asked, styled(form)) for name, form in (("start", HEDGED), ("mmedpo", ""))]
+    for run in runs:
+        file = run / "results.json"
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["metrics"] = {key: value for key, value in results["metrics"].items() if key in KNOWN_BEFORE}
+        file.write_text(json.dumps(results), encoding="utf-8")
+    found = compare(runs, resamples=200)
+    assert found["metrics"]["closed_accuracy"]["mmedpo"]["difference"] == 0.75
+    assert found["reading"] == {} and not any("style alone" in note for note in found["notes"])
+    del found["reading"]  # as in older comparisons
+    assert (
+        tables.reading(found) == []
+        and unread.warnings(found) == []
+        and unread.styled(found) == {"overall_accuracy": set()}
+    )
 
 
 @pytest.mark.parametrize("protocol", ["paper", "llava_med"])
 def test_protocols_without_unread_answers_claim_nothing(tmp_path: Path, protocol: str) -> None:
     found = compared(tmp_path, styled(HEDGED), styled("", prefix=True), protocol=protocol)
-    assert "unread" not in found and tables.unread_sheet(found) is None and len(tables.sheets(found)) == 1
+    assert found["reading"] == {} and tables.reading(found) == [] and len(tables.sheets(found)) == 1
     assert not any("style alone" in note for note in found["notes"])

@@ -41,13 +41,14 @@ _WHOLE = {**_NUMBERS, "x-ray": "xray", "x-rays": "xray", "both": "bilateral", "b
 _MEASURE = re.compile(r"(?:\d+(?:\.\d+)?(?:x|mm|cm|ml|cc|mg|kg|hu))+(?:\d+(?:\.\d+)?)?")  # "5mm", "2x3"
 
 # Spellings of more than one word: "x ray", "non contrast", "w/o", "twenty one", "R lung", "Lt. kidney".
+_APART = ("non", "semi", "intra", "infra", "supra", "peri", "retro", "sub", "hyper", "hypo", "pseudo", "multi", "anti")
 _SPELLINGS = re.compile(
-    rf"\b(?P<xray>x )(?=rays?\b)|\b(?P<non>non )(?=[a-z])|\b(?P<without>w/o)\b|\b(?P<with>w/)"
+    rf"\b(?P<xray>x )(?=rays?\b)|\b(?P<prefix>{'|'.join(_APART)}) (?=[a-z])|\b(?P<without>w/o)\b|\b(?P<with>w/)"
     rf"|\b(?P<tens>{'|'.join(_TENS)}) (?={'|'.join(_UNITS[1:])}\b)"
     r"|(?<![\w'./-])(?<!\d )(?:(?P<right>rt?)|(?P<left>lt?))\.?(?=\s+(?!spine)[a-z]|-sided|$)"
 )
-_RESPELT = {"xray": "x-", "non": "non-", "without": "without", "with": "with ", "right": "right", "left": "left"}
-_RARE = frozenset(("x", "non", "w", "r", "rt", "l", "lt", "r-sided", "l-sided", *_TENS))
+_RESPELT = {"xray": "x-", "without": "without", "with": "with ", "right": "right", "left": "left"}
+_RARE = frozenset(("x", "w", "r", "rt", "l", "lt", "r-sided", "l-sided", *_APART, *_TENS))
 
 # Before a hyphen these are no words of their own: "non-contrast" lacks "contrast", "intra-axial" is "intraaxial".
 _PREFIXES = frozenset((
@@ -115,7 +116,8 @@ def normal_words(text: str) -> list[str]:
     if not _RARE.isdisjoint(found):
         text = _SPELLINGS.sub(_respelt, plain(text).casefold())
         found = words(text)
-    if _DENIES.isdisjoint(found) and not any(word.endswith("n't") for word in found):
+    contracted = not text.isascii() or "'" in text
+    if _DENIES.isdisjoint(found) and not (contracted and any(word.endswith("n't") for word in found)):
         return [part for word in found for part in _parts(word)]
     text = _CLAUSE_ENDS.sub(r"\g<0>,", _DENIES_NOTHING.sub(" ", plain(text).casefold()))
     return [
@@ -148,7 +150,8 @@ def singular(word: str) -> str:
 
 
 def _respelt(match: re.Match[str]) -> str:
-    return f"{match['tens']}-" if match["tens"] else _RESPELT[match.lastgroup or ""]
+    joined = match["tens"] or match["prefix"]
+    return f"{joined}-" if joined else _RESPELT[match.lastgroup or ""]
 
 
 @lru_cache(maxsize=65536)

@@ -43,7 +43,7 @@ def test_singular_leaves_singulars_and_keeps_words_apart():
         ("5mm", "5 mm", "5-mm", "five mm"), ("T2-weighted", "T2 weighted", "T₂‑weighted", "T2w"), ("L4-L5", "L4/L5"),
         ("x-ray", "xray", "x ray", "X-Rays"), ("non-contrast CT", "noncontrast CT", "non contrast CT"),
         ("5%", "five percent"), ("both lungs", "bilateral lungs"),
-        ("intra-axial", "intraaxial"),
+        ("intra-axial", "intraaxial", "intra axial"),
         ("costo-phrenic", "costophrenic"), ("gastro-oesophageal", "gastroesophageal"),
         ("oedema", "edema"), ("haemorrhages", "hemorrhage"), ("tumour", "tumors"), ("ischaemia", "ischemia"),
         ("coloured", "colored"), ("visualised", "visualized"), ("centre", "center"),

@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from functools import lru_cache
 
+from mmedpo.data.choices import asserted, offered
 from mmedpo.data.laterality import is_conflict
 from mmedpo.data.normal_words import DENIED, content_words, normal_words
 from mmedpo.data.text import words
+from mmedpo.evaluation.metrics.closed import gold_option
 
 OVERLAPS = ("recall", "precision", "f1", "exact_match")
 LATERALITY = "laterality_conflict"  # key of `normal_overlap`, where it occurs
@@ -37,15 +39,29 @@ def normal_overlap(prediction: str, reference: str, question: str = "") -> dict[
 
     P and R hold the `normal_words` of prediction and reference without `FUNCTION_WORDS`; where nothing is left of the
     reference, nothing is removed from either. A denied word ("no effusion") equals a denied word only, unless the
-    question asks what is not there. An answer on the wrong side (`laterality.is_conflict`) scores 0.
+    question asks what is not there. An answer on the wrong side (`laterality.is_conflict`) scores 0, and so does one
+    that asserts another option of the question than the reference ("liver or spleen?").
     """
     if is_conflict(prediction, reference):
         return {**dict.fromkeys(OVERLAPS, 0.0), LATERALITY: True}
-    predicted, gold = normal_words(prediction), _normal_reference(reference)
+    if _asserts_another(prediction, reference, question):
+        return dict.fromkeys(OVERLAPS, 0.0)
+    predicted = normal_words(prediction)
+    gold, content = _normal_reference(reference)
     if _asks_what_is_not(question):
-        predicted, gold = ([word.removeprefix(DENIED) for word in found] for found in (predicted, gold))
-    content = content_words(gold)
+        predicted, gold, content = (
+            [word.removeprefix(DENIED) for word in found] for found in (predicted, gold, content)
+        )
     return _overlap(content_words(predicted), content) if content else _overlap(predicted, gold)
+
+
+def _asserts_another(prediction: str, reference: str, question: str) -> bool:
+    options = offered(question)
+    gold = gold_option(reference, options, lettered=False)
+    if not isinstance(gold, int):
+        return False
+    answer = asserted(prediction, options, question)
+    return isinstance(answer, int) and answer != gold
 
 
 @lru_cache(maxsize=65536)
@@ -54,8 +70,10 @@ def _asks_what_is_not(question: str) -> bool:
 
 
 @lru_cache(maxsize=65536)
-def _normal_reference(text: str) -> list[str]:
-    return normal_words(text)
+def _normal_reference(text: str) -> tuple[list[str], list[str]]:
+    """Return the normal words of a reference, and those with content."""
+    found = normal_words(text)
+    return found, content_words(found)
 
 
 def _overlap(predicted: list[str], gold: list[str]) -> dict[str, float]:

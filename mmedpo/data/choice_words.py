@@ -41,7 +41,8 @@ CARRIERS = frozenset(
 SPELLINGS = {
     "grey": "gray", "homogenous": "homogeneous", "heterogenous": "heterogeneous", "radioopaque": "radiopaque",
     "saggital": "sagittal", "abcess": "abscess", "tumour": "tumor", "oedema": "edema", "haemorrhage": "hemorrhage",
-    "unenhanced": "nonenhanced", "rightward": "right", "rightwards": "right", "leftward": "left", "leftwards": "left",
+    "unenhanced": "nonenhanced", "t1w": "t1", "t1wi": "t1", "t2w": "t2", "t2wi": "t2",
+    "rightward": "right", "rightwards": "right", "leftward": "left", "leftwards": "left",
 }  # fmt: skip
 NUMBERS = {
     name: str(i)
@@ -134,7 +135,8 @@ DECLINES = re.compile(
     r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to|do(?:es)? not allow \w+ to) (?:\w+ )?"
     r"(?:distinguish|differentiate|identify|see|view|access|interpret|choose|decide|select|tell|analy[sz]e"
     r"|be (?:answered|identified|distinguished))"
-    r"|(?:do not|don't) have|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
+    r"|(?:do not|don't) have|does(?: not|n't) (?:provide|specify|mention|indicate)"
+    r"|need more|as an ai|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
 )
 
 # Of questions

@@ -54,7 +54,7 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
         text = mark_letters(text, table.texts)
     elif role := _ROLE.match(text):
         text = text[role.end() :]
-    tokens = tokens_of(text)
+    tokens = tokens_of(text.replace("?", " ") if "?" in "".join(options) else text)
     if not any(token[0].isalnum() or token[0] == "§" for token in tokens):
         return "empty"
     exact = " ".join(token for token in tokens if token not in ENDS)
@@ -263,6 +263,7 @@ def _without_lists(clause: list[Item], stated: list[int], size: int) -> list[int
 
 def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: Asked, also: bool) -> Asserted:
     """Return the option that the statements of all clauses amount to."""
+    found = [pair for pair in found if "would" not in pair[0]] or found  # "MRI, since CT would show bone"
     stated = set().union(*(options for _, options in found)) if found else set()
     if len(stated) == 1:
         return next(iter(stated))

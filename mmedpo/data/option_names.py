@@ -67,8 +67,8 @@ def form(word: str) -> str:
 @lru_cache(maxsize=4096)
 def names_of(options: tuple[str, ...]) -> Names:
     """Return the phrases that name each option, without those that could name two."""
-    texts = [tokens_of(plain(option)) for option in options]
-    texts = [[word for word in text if word not in ENDS] for text in texts]
+    raw = [tokens_of(plain(option)) for option in options]
+    texts = [[word for word in text if word not in ENDS] for text in raw]
     plainly = tuple(map(" ".join, texts))
     texts = [text[1:] if len(text) > 1 and text[0] in known.ARTICLES else text for text in texts]
     counted = all(text and (text[0] in known.QUANTITIES or text[0][0].isdigit()) for text in texts)
@@ -76,7 +76,7 @@ def names_of(options: tuple[str, ...]) -> Names:
     spelt = [tuple(map(form, text)) for text in texts]
     whole = {forms: i if spelt.count(forms) == 1 else -1 for i, forms in enumerate(spelt)}
     for i, text in enumerate(texts):
-        for phrase in [*_variants(text, texts[:i] + texts[i + 1 :]), *([text[:1]] if counted else [])]:
+        for phrase in [raw[i], *_variants(text, texts[:i] + texts[i + 1 :]), *([text[:1]] if counted else [])]:
             forms = tuple(map(form, phrase))
             if forms and (whole.get(forms, i) == i) and (counted or forms not in (("1",), ("2",)) or forms in whole):
                 owners.setdefault(forms, set()).add(i)
@@ -109,7 +109,7 @@ def _variants(text: list[str], others: list[list[str]]) -> list[list[str]]:
         while shared < min(len(text), len(other)) - 1 and form(text[-1 - shared]) == form(other[-1 - shared]):
             shared += 1
         found += [text[:-shared]] if shared else []
-        if text[0] == other[0] and len(text) > 1 < len(text[1]) and text[0] not in known.DENIALS | {"no", "non"}:
+        if text[:1] == other[:1] and len(text) > 1 < len(text[1]) and text[0] not in known.DENIALS | {"no", "non"}:
             found.append(text[1:])  # "upper lobe" of "right upper lobe" beside "right middle lobe"
     if known.modifies(text[0]) and len(text) > 2 and text[1] in ("in", "to", "on"):
         found.append(text[:1])  # "superior to the diaphragm"

@@ -45,6 +45,18 @@ def test_asserted_reads_through_markup(before):
     assert asserted(f"{before}B", ("CT", "MRI"), lettered=True) == 1
 
 
+@pytest.mark.parametrize(
+    "style", ["{text}", "The answer is {text}.", "({letter}) {text}", "{letter}", "Option {letter}."]
+)
+def test_asserted_reads_every_option_by_its_text_and_letter(style):
+    for options in {tuple(case["options"]) for case in CASES if "options" in case} - {
+        ("Normal", "Unremarkable", "Enlarged")
+    }:
+        for i, text in enumerate(options):
+            answer = style.format(text=text, letter=chr(65 + i))
+            assert asserted(answer, options, lettered=True) == i, (answer, options)
+
+
 def test_asserted_names_the_letter_of_any_option():
     options = tuple(f"finding number {i}" for i in range(26))
     assert [asserted(f"({chr(65 + i)})", options, lettered=True) for i in range(26)] == list(range(26))

@@ -209,21 +209,16 @@ def test_open_answers_on_the_wrong_side_have_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
 def test_multiple_choice_is_read_apart_from_closed_answers(tmp_path: Path, protocol: str) -> None:
     asked = {
-        "task": "choice_vqa",
-        "question": "Which organ is shown?",
-        "reference": "liver",
-        "options": ["lung", "liver"],
-    }
+        "task": "choice_vqa", "question": "Which organ is shown?", "reference": "liver", "options": ["lung", "liver"],
+    }  # fmt: skip
     before = ["It is hard to tell."] * 10 + ["The liver."] * 10
     found = compared(tmp_path, before, ["B. liver"] * 15 + ["A"] * 5, protocol=protocol, **asked)
-    assert "closed" not in found["reading"] and found["reading"]["choice"]["differing"]["mmedpo"] == [
-        "unread",
-        "neither",
-    ]
+    assert "closed" not in found["reading"]
+    assert found["reading"]["choice"]["differing"] == {"mmedpo": ["unread", "refused"]}
     (sheet,) = (one for one in tables.reading(found) if "multiple" in one.title)
-    assert sheet.rows[1][:3] == ["start", "50.0 %", "50.0 % [20.0 to 83.0]"]
+    assert sheet.rows[1][:3] == ["start", "50.0 %", "50.0 % [17.0 to 80.0]"]
     assert sheet.note.startswith(
-        "Of the +25.0 points of choice accuracy from the starting model to MMedPO, +50.0 [+20.0, +83.0] come from "
+        "Of the +25.0 points of choice accuracy from the starting model to MMedPO, +50.0 [+17.0, +80.0] come from "
         "answers that could not be read in the starting model, and −25.0 ["
     )
 

@@ -19,14 +19,16 @@ _KWARGS_DESCRIPTION = """
 Args, one entry a question, for each VIEW of "original", "lesion_noise", "blank" and "swapped":
     correct_VIEW (list of 0, 1 or None): whether the answer given at this view is correct; None (in all four) where
         there is no right or wrong, as for a report.
-    logps_VIEW (list of float): log-probability of the gold answer in nats, summed over its tokens; at most 0.
+    logps_VIEW (list of float): log-probability of the gold answer in nats, summed over its tokens; at most 0. Where no
+        lesion is marked, it and the correctness are None at "lesion_noise".
     protocol (str): "strict", by which answers were found correct.
     return_scores (bool): add "scores", the scores of each question.
 
 Returns (a mean over no question is absent):
     accuracy_VIEW in [0, 1], logps_VIEW at most 0: means of each view.
     accuracy_drop_VIEW in [-1, 1], logps_drop_VIEW: original minus view, for the three changed views.
-    n_samples, n_answers: numbers of questions, and of those that have a right and a wrong.
+    n_samples, n_answers: numbers of questions, and of those that have a right and a wrong; n_lesion_noise: of those
+        with that view, where some lack it.
     visual_reliance_definition: the protocol and the number of its definition.
 
 Examples:

@@ -47,11 +47,13 @@ def evaluate(context: typer.Context) -> None:
     Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
     evaluate ... A model behind an endpoint is sent questions and images, and judges (--judges) texts; no other is.
     """
+    from mmedpo.curation.rows import MarkedNoise
     from mmedpo.evaluation.measures import measure
     from mmedpo.evaluation.settings import Run, Settings
 
     settings, run = parsed(context, Settings, Run)
-    results = measure(settings, run, command_line())
+    noise = MarkedNoise(settings.seed)
+    results = measure(settings, run, command_line(), noise, noise.record())
     if results is not None:  # the first process has them
         print_metrics(results)
         print_written(run.output)

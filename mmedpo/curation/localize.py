@@ -26,6 +26,7 @@ FORMS = (
     "boxes, masks or heatmap (from the data), detector:HUB-ID, medklip:FOLDER, standin:centre, none (no visual pairs)"
 )
 NOT_FOUND = "no lesion was found"
+MOST_COVERAGE = 0.6  # default of the largest share of the image that a lesion may cover
 CACHED = 256  # images whose regions are cached, since one image has many questions
 # Observations of MedKLIP that are lesions, unlike "normal", "heart" or "line".
 LESIONS = frozenset(

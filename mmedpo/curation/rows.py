@@ -10,7 +10,7 @@ import numpy as np
 
 from mmedpo import schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
-from mmedpo.curation.localize import Region
+from mmedpo.curation.localize import MOST_COVERAGE, Region, open_localizer
 from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator
 from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
@@ -226,6 +226,25 @@ def noised(sample: Sample, region: Region, noise: Noise, seed: int, row_id: str)
     mask = _mask(pixels, region, noise)
     made = corrupt(pixels, mask, noise.method, generator(seed, row_id), noise.step, noise.edge, noise.pixels)
     return images.png(made, f"{sample.image.stem}-noised"), float(mask.mean())
+
+
+@dataclass(frozen=True)
+class MarkedNoise:
+    """Noise in the lesions that a source marks, as `curate` makes it by default; for evaluations of a source."""
+
+    seed: int
+
+    def __call__(self, sample: Sample) -> dict[str, Any] | None:
+        """Return the noised image as PNG, {"bytes", "path"}, or None where the sample marks no usable lesion."""
+        marks = {"boxes": sample.boxes, "masks": sample.masks, "heatmap": sample.heatmap}
+        named = next((name for name, marked in marks.items() if marked), "none")
+        region = open_localizer(named, max_coverage=MOST_COVERAGE).locate(sample)
+        if region.reason:
+            return None
+        return noised(sample, region, Noise(), self.seed, row_id(sample, Noise().dispreference))[0]
+
+    def record(self) -> dict[str, Any]:
+        return Noise().record() | {"max_coverage": MOST_COVERAGE}
 
 
 def _mask(pixels: np.ndarray, region: Region, noise: Noise) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.curation import hallucinate, judge_check, noise, relevance, weights
-from mmedpo.curation.localize import FORMS
+from mmedpo.curation.localize import FORMS, MOST_COVERAGE
 from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
 from mmedpo.data.shards import SHARD_SIZE, shard_bytes
@@ -76,7 +76,7 @@ class Settings:
     query: str = option("disease", "Query of the localizer: a text, xray=opacity,ct=lesion, or question.")
     threshold: float = option(0.1, "Least confidence of a detection.")
     mask_rule: str = option("quantile:0.8", "From heat map to mask: quantile:0.8 (hottest fifth), otsu or fixed:0.5.")
-    max_coverage: float = option(0.6, "Largest share of the image that a lesion may cover.")
+    max_coverage: float = option(MOST_COVERAGE, "Largest share of the image that a lesion may cover.")
     noise: str = option("diffusion", f"Noise on the lesion: {', '.join(noise.METHODS)}.")
     noise_step: int = option(800, "Diffusion step k, 1 to 1000.")
     noise_edge: int = option(0, "Width of the mask's feathered edge in pixels; 0 is a hard edge.")

@@ -14,6 +14,7 @@ from mmedpo.evaluation.answering import EndpointModel, LocalModel
 from mmedpo.evaluation.contents import still
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.settings import Run, Settings
+from mmedpo.evaluation.source_reliance import Noised, SourceReliance
 from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import writable
 from mmedpo.runs.hosts import is_remote
@@ -23,8 +24,13 @@ from mmedpo.runs.run_folder import output_folder
 log = logging.getLogger(__name__)
 
 
-def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] | None:
+def measure(
+    settings: Settings, run: Run, command: str = "", noised: Noised | None = None, noise: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Evaluate the measure of the settings and write an evaluation folder.
+
+    Args:
+        noised, noise: as in `SourceReliance`, for visual reliance on a source.
 
     Returns:
         The content of results.json; None in all processes but the first.
@@ -42,7 +48,7 @@ def measure(settings: Settings, run: Run, command: str = "") -> dict[str, Any] |
         return _answers(settings, run, record, processes)
     if processes.count > 1:
         raise InputError(f"--measure {settings.measure} runs in one process, not {processes.count}; launch it alone.")
-    return _pairs(settings, run, record)
+    return _alone(settings, run, record, noised, noise)
 
 
 def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any] | None:
@@ -83,8 +89,35 @@ def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pr
         )
 
 
-def _pairs(settings: Settings, run: Run, record: dict[str, Any]) -> dict[str, Any]:
-    """Measure preference or visual reliance on the pairs of a preference dataset."""
+def _alone(
+    settings: Settings, run: Run, record: dict[str, Any], noised: Noised | None, noise: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Measure preference or visual reliance in this process."""
+    measure = _of_pairs(settings, record) if settings.source is None else _of_source(settings, record, noised, noise)
+    contents = settings.model_spec.contents()
+    with (
+        still(run.output, lambda: measure.questions),
+        output_folder(run.output, settings.record(), run.resume, contents=contents) as folder,
+    ):
+        return pairs.measure(measure, partial(settings.model_spec.open, contents), folder, record)
+
+
+def _of_source(
+    settings: Settings, record: dict[str, Any], noised: Noised | None, noise: dict[str, Any] | None
+) -> SourceReliance:
+    """Return visual reliance on the questions of a source; add their fields to the record."""
+    load = partial(load_processor, settings.model, settings.model_revision)
+    asked = questions.read(settings.asked, settings.scoring, load)
+    asked = asked.marked_because(settings.model_spec.restricted_by())
+    if asked.note:
+        log.warning(asked.note)
+    record |= asked.record
+    tokens = settings.generation.max_new_tokens
+    return SourceReliance(asked, noised or (lambda sample: None), settings.batch_size, settings.seed, tokens, noise)
+
+
+def _of_pairs(settings: Settings, record: dict[str, Any]) -> pairs.Preference | pairs.VisualReliance:
+    """Return preference or visual reliance on the pairs of a preference dataset; add their fields to the record."""
     rows, found = questions.open_split(settings.asked)
     if settings.limit is not None:
         kept = chosen_ids(rows["id"], settings.limit, settings.seed)
@@ -92,14 +125,6 @@ def _pairs(settings: Settings, run: Run, record: dict[str, Any]) -> dict[str, An
     if settings.model_spec.restricted_by():
         found |= {"credentialed": True}
     record |= found | {"limit": settings.limit, "rows": len(rows)}
-    measure = (
-        pairs.Preference(rows, settings.batch_size)
-        if settings.measure == "preference"
-        else pairs.VisualReliance(rows, settings.batch_size, settings.seed, settings.generation.max_new_tokens)
-    )
-    contents = settings.model_spec.contents()
-    with (
-        still(run.output, lambda: measure.questions),
-        output_folder(run.output, settings.record(), run.resume, contents=contents) as folder,
-    ):
-        return pairs.measure(measure, partial(settings.model_spec.open, contents), folder, record)
+    if settings.measure == "preference":
+        return pairs.Preference(rows, settings.batch_size)
+    return pairs.VisualReliance(rows, settings.batch_size, settings.seed, settings.generation.max_new_tokens)

@@ -55,6 +55,7 @@ class Preference:
     """
 
     ledger = "logps"
+    accepted = False  # by the model's processor, before it is loaded
 
     def __init__(self, rows: Dataset, batch_size: int = 16) -> None:
         self.rows, self.batch_size = _undecoded(rows), batch_size
@@ -101,10 +102,11 @@ class VisualReliance:
     """
 
     ledger = "views"
+    accepted = False
 
     def __init__(self, rows: Dataset, batch_size: int = 16, seed: int = 0, max_new_tokens: int = 64) -> None:
         rows, kind = _undecoded(rows), schema.DISPREFERENCES.index("lesion_noise")
-        self.rows = rows.select([place for place, other in enumerate(rows["dispreference"]) if other == kind])
+        self.rows: Any = rows.select([place for place, other in enumerate(rows["dispreference"]) if other == kind])
         self.batch_size, self.seed, self.max_new_tokens = batch_size, seed, max_new_tokens
         self.questions = [_question(row) for row in self.rows]
         _refuse_unaskable(self.rows, self.questions)
@@ -112,21 +114,29 @@ class VisualReliance:
 
     def found(self, model: VisionLanguageModel, batch: Sequence[Row]) -> dict[str, Any]:
         """Return the gold answer's log-probability and, except for reports, the model's answer, by row id and view."""
-        views = [_views(row, self.rows[self.partners[row["id"]]]) for row in batch]
+        views = [self.views(row) for row in batch]
         found: dict[str, Row] = {row["id"]: {"answers": dict.fromkeys(VIEWS), "logps": {}} for row in batch}
         asked = [i for i, row in enumerate(batch) if schema.TASKS[row["task"]] != "report"]
         for view in VIEWS:
-            shown = [View([seen[view]], row["prompt"], row["chosen"]) for row, seen in zip(batch, views, strict=True)]
-            for row, logp in zip(batch, answer_logps(model, shown), strict=True):
+            there = [(row, seen[view]) for row, seen in zip(batch, views, strict=True) if view in seen]
+            if not there:
+                continue
+            logps = answer_logps(model, [View([image], row["prompt"], row["chosen"]) for row, image in there])
+            for (row, _), logp in zip(there, logps, strict=True):
                 found[row["id"]]["logps"][view] = logp
-            pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in asked]
+            places = [i for i in asked if view in views[i]]
+            pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in places]
             answers = model.generate(model.encode(pairs), Sampling(self.max_new_tokens)) if pairs else []
-            for i, (answer,) in zip(asked, answers, strict=True):
+            for i, (answer,) in zip(places, answers, strict=True):
                 line = found[batch[i]["id"]]
                 line["answers"][view] = answer.said or ""
                 if answer.said is None:
                     line.setdefault("unanswered", {})[view] = answer.failure
         return found
+
+    def views(self, row: Row) -> dict[str, Image]:
+        """Return the images of a row by view."""
+        return seen_in(row["images"][0], row["rejected_images"][0], self.rows[self.partners[row["id"]]]["images"][0])
 
     def line(self, question: Row, found: Any) -> tuple[Row, Row]:
         """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
@@ -135,10 +145,10 @@ class VisualReliance:
         offered = question.get("options") or None
         correct = {
             view: kind and med_vqa.score(answers[view], gold, kind, question=asked, options=offered)["correct"]
-            for view in VIEWS
+            for view in found["logps"]
         }
         columns = {"correct": correct, "logps": found["logps"]}
-        score = visual_reliance.score({f"{name}_{view}": columns[name][view] for name in columns for view in VIEWS})
+        score = visual_reliance.score({f"{name}_{view}": columns[name].get(view) for name in columns for view in VIEWS})
         return {"prediction": answers["original"] or "", **found}, score
 
     def results(self, predictions: Sequence[Row], scores: Sequence[Row]) -> Row:
@@ -173,9 +183,10 @@ def measure(
     example = options.asked(questions[0]["question"], questions[0].get("options"))
     digest = keep(questions, folder / QUESTIONS)
     model = open_model()
-    _refuse_unencodable(model.processor, measure.rows)
+    if not measure.accepted:
+        _refuse_unencodable(model.processor, measure.rows)
     ledger = Ledger(folder / f"{measure.ledger}.ledger")
-    for batch in _unmeasured(measure.rows, ledger, measure.batch_size):
+    for batch in _unmeasured(measure, ledger):
         ledger.update(measure.found(model, batch))
     predictions, scores = [], []
     for question in questions:
@@ -230,13 +241,13 @@ def _seen(row: Row, side: str) -> list[Image]:
     return _opened((side == "rejected" and row["rejected_images"]) or row["images"])
 
 
-def _unmeasured(rows: Dataset, ledger: Ledger, batch_size: int) -> Iterator[list[Row]]:
+def _unmeasured(measure: Preference | VisualReliance, ledger: Ledger) -> Iterator[list[Row]]:
     """Yield batches of rows, except those that the ledger holds completely."""
-    ids = rows["id"]
-    for start in track(range(0, len(ids), batch_size), description="Measuring"):
-        places = range(start, min(start + batch_size, len(ids)))
+    ids, size = [question["id"] for question in measure.questions], measure.batch_size
+    for start in track(range(0, len(ids), size), description="Measuring"):
+        places = range(start, min(start + size, len(ids)))
         if not all(ids[place] in ledger for place in places):
-            yield [rows[place] for place in places]
+            yield [measure.rows[place] for place in places]
 
 
 def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
@@ -274,7 +285,7 @@ def other_patients(questions: Sequence[Row], seed: int) -> list[int]:
     """Return for each question the index of one about another patient, drawn by (seed, its id)."""
     patients = [question["patient_id"] or picture(question) for question in questions]
     if len(set(patients)) < 2:
-        raise InputError("All `lesion_noise` rows are of one patient; there is no other image to swap in.")
+        raise InputError("All rows to measure are of one patient; there is no other image to swap in.")
 
     def drawn(patient: str, id_: str) -> int:
         places = (int(unit_interval("swap", seed, id_, attempt) * len(patients)) for attempt in count())
@@ -283,11 +294,11 @@ def other_patients(questions: Sequence[Row], seed: int) -> list[int]:
     return [drawn(patient, question["id"]) for patient, question in zip(patients, questions, strict=True)]
 
 
-def _views(row: Row, other: Row) -> dict[str, Image]:
-    original, noised, swapped = (
-        _opened(images)[0] for images in (row["images"], row["rejected_images"], other["images"])
-    )
-    return dict(zip(VIEWS, (original, noised, blank(original), swapped), strict=True))
+def seen_in(image: Any, noised: Any, other: Any) -> dict[str, Image]:
+    """Return the views of an image, of itself with noise (None leaves that view out) and of another one."""
+    original = open_rgb(image)
+    hidden = {} if noised is None else {"lesion_noise": open_rgb(noised)}
+    return {"original": original, **hidden, "blank": blank(original), "swapped": open_rgb(other)}
 
 
 def blank(image: Image) -> Image:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class Question:
     image_digest: str | None = None  # `images.digest`
     options: tuple[str, ...] = ()  # of multiple choice; `reference` is one of them
     question_set: str | None = None  # `metrics.question_sets`
+    sample: Sample | None = field(default=None, compare=False, repr=False)  # of a source
 
     @property
     def prompt(self) -> str:
@@ -162,6 +163,7 @@ def of_sample(sample: Sample) -> Question:
     return Question(
         sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
         sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options, sample.question_set,
+        sample,
     )  # fmt: skip
 
 

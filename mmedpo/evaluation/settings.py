@@ -73,8 +73,9 @@ class Settings:
     name: str | None = option(None, "Name in comparisons; the output folder's by default.")
     measure: str = option(
         "answers",
-        "answers: compared with the gold answers. Of a dataset's pairs: preference (the side with the higher "
-        "likelihood), or visual_reliance (loss when the lesion is noised, the image blanked or swapped).",
+        "answers: compared with the gold answers. visual_reliance: loss when the image is blank, another patient's, or "
+        "noised in the lesion that the source marks or the pair has. preference: of a dataset's pairs, the side with "
+        "the higher likelihood.",
     )
     preset: str = option("strict", "Defaults of the options below: strict, or paper (the authors' protocol).")
     max_new_tokens: int | None = _preset("max_new_tokens", "Longest answer in tokens, except a report's.")
@@ -101,8 +102,10 @@ class Settings:
             wrong.append("give either source or dataset, which hold the questions")
         if self.is_endpoint and (self.adapter or self.model_revision or self.adapter_revision):
             wrong.append("an endpoint takes no adapter and no revisions; set them where it is served")
-        if self.measure in UNUSED and (self.dataset is None or self.is_endpoint):
-            wrong.append(f"{self.measure} needs a dataset's pairs and a model in this process")
+        if self.measure == "preference" and (self.dataset is None or self.is_endpoint):
+            wrong.append("preference needs a dataset's pairs and a model in this process")
+        if self.measure == "visual_reliance" and self.is_endpoint:
+            wrong.append("visual_reliance needs a model in this process")
         refuse(wrong)
 
     def _unused(self) -> list[str]:

@@ -46,7 +46,8 @@ def compute(
 
     Args:
         columns: for each VIEW "correct_VIEW", n of 0, 1 or, for a report, None; and "logps_VIEW", n log-probabilities
-            of the gold answer in nats, summed over its tokens, at most 0.
+            of the gold answer in nats, summed over its tokens, at most 0. Where no lesion is marked, both are None of
+            "lesion_noise" alone.
         protocol: protocol of the correctness, "strict".
         return_scores: add "scores", the n `score` results.
 
@@ -77,11 +78,14 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
     Returns:
         accuracy_VIEW in [0, 1] and logps_VIEW (mean log-probability of the gold answer, at most 0) of each view;
         accuracy_drop_VIEW in [-1, 1] and logps_drop_VIEW of each changed view, 0 for a model that ignores the image;
-        n_samples, n_answers (those with correctness), visual_reliance_definition.
+        n_samples, n_answers (those with correctness), n_lesion_noise (those with that view, where others lack it);
+        visual_reliance_definition.
     """
+    noised = sum("logps_lesion_noise" in sample for sample in scores)
     return values(metrics(protocol), scores) | {
         "n_samples": len(scores),
         "n_answers": sum("correct" in sample for sample in scores),
+        **({"n_lesion_noise": noised} if noised < len(scores) else {}),
         "visual_reliance_definition": DEFINITIONS[protocol],
     }
 
@@ -111,16 +115,22 @@ def _require(columns: Mapping[str, Sequence[Any]]) -> None:
         Fault(f"index {i}", name, sentence, repr(value))
         for name in COLUMNS
         for i, value in enumerate(columns[name])
-        if (sentence := logp_fault(value) if name in LOGPS else _correct_fault(value))
+        if not (name == "logps_lesion_noise" and value is None)
+        and (sentence := logp_fault(value) if name in LOGPS else _correct_fault(value))
     ]
-    known = zip(*([value is not None for value in columns[name]] for name in CORRECT), strict=True)
+    rows = zip(zip(*(columns[name] for name in CORRECT), strict=True), columns["logps_lesion_noise"], strict=True)
     faults += [
         Fault(f"index {i}", "correct_*", "is known for some views only; give all four, or None in all")
-        for i, views in enumerate(known)
-        if len(set(views)) > 1
+        for i, (correct, noised) in enumerate(rows)
+        if len({value is not None for value in _shown(correct, noised)}) > 1
     ]
     if faults:
         raise InputError(f"{number_of(len(faults), 'entries')} cannot be used:", faults)
+
+
+def _shown(correct: Sequence[Any], noised: Any) -> Sequence[Any]:
+    """Return the correctness of the views that were shown."""
+    return correct if noised is not None or correct[1] is not None else (correct[0], *correct[2:])
 
 
 def _correct_fault(value: Any) -> str | None:

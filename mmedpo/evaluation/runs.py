@@ -97,10 +97,6 @@ def notes(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.results.get("cut_off")
     ]
-    wrong = {run.name: run.results["metrics"].get("n_laterality_conflicts", 0) for run in runs}
-    if any(wrong.values()):
-        counts = ", ".join(f"{count} of {name!r}" for name, count in wrong.items())
-        said.append(f"open answers on the wrong side (laterality conflicts), which score 0: {counts}")
     if any(variety.are_few(run.results["metrics"]) for run in runs):
         known = ((run.name, variety.described(run.results["metrics"])) for run in runs)
         said += [f"{name!r} has {found}" for name, found in known if found]

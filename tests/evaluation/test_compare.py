@@ -253,13 +253,6 @@ def test_templates_are_noted_beside_the_other_runs(tmp_path):
     assert ["templates" in note for note in notes] == [False, True]  # half of the reports are one, and three quarters
 
 
-def test_laterality_conflicts_are_noted(tmp_path):
-    changes = {f"open-{i}": {"reference": "right lung"} for i in (0, 12)}
-    folders = [run(tmp_path, name, right, changes) for name, right in (("start", 10), ("mmedpo", 15))]
-    notes = compare(folders, resamples=400)["notes"]
-    assert "open answers on the wrong side (laterality conflicts), which score 0: 1 of 'start', 2 of 'mmedpo'" in notes
-
-
 def test_definitions_of_what_was_not_asked_neither_block_nor_are_claimed(tmp_path):
     changes = {row["id"]: {"dropped": True} for row in questions() if row["task"] == "report"}
     folders = [run(tmp_path, name, 5, changes) for name in ("start", "mmedpo")]

@@ -43,20 +43,26 @@ class Asked(NamedTuple):
 @lru_cache(maxsize=4096)
 def asked_by(question: str) -> Asked:
     """Return what a yes/no question asks for; no stems for a question that yes or no does not answer."""
-    text = known.CLEAR.sub("", known.COMPARED.sub(" ", known.IN_SCAN.sub(" ", _short(plain(question).casefold()))))
+    text = known.OF_SCAN.sub(r"\1 ", known.IN_SCAN.sub(" ", _short(plain(question).casefold())))
+    text = known.CLEAR.sub("", known.COMPARED.sub(" ", text))
     listed = [word for clause in clauses(text) for word in clause]
     if not asks_yes_no(question) and known.WH_WORDS & set(listed):
         return Asked()
     listed[:1] = [word.removesuffix("n't") for word in listed[:1]]  # "Isn't it fractured?"
     found = [part for word in listed for part in parts_of(word)]
-    without = {stem_of(word) for before, word in pairwise(found) if before in ("without", "non")}
+    without = {stem_of(word) for before, word in pairwise(found) if before == "non"}
+    if "without" in found:
+        without |= {stem_of(word) for word in found[found.index("without") + 1 :]}
     negated = any(word in known.FORWARD - {"without", "non"} or word.endswith("n't") for word in found)
     place = next((i for i, word in enumerate(found) if word in known.PLACES), len(found))
     stems, core = ([stem_of(word) for word in part if word not in known.MUTE] for part in (found, found[:place]))
     presence = bool({"there", "evidence", "see", "any", "sign", "signs"} & set(found)) or not asks_yes_no(question)
-    noun = found[: found.index("of")] if "of" in found[:place] else []
-    first = [stem_of(word) for word in noun if word not in known.MUTE][-1:]
+    first = [stem_of(noun) for noun, of in pairwise(found[:place]) if of == "of" and noun not in known.MUTE][:1]
     heads = {*(first if presence and first else (core or stems)[-1:] + first)}
+    states = {stem for stem in core if stem in stems_of(known.STATES) - stems_of(known.LESIONS)}
+    heads = states if states and not presence else heads | states
+    if not presence and (found[0] == "can" or not known.PRESENCE & set(found)):
+        heads |= {stem for stem in stems if stem not in core}
     called = core[-1:] if re.search(r"\bthe (?:ab)?normal", text) else [*core[-1:], *core[:1]]
     health = next((stem for stem in (*called, *([] if presence else stems[-1:])) if stem in HEALTH), None)
     choice = {stem_of(found[found.index("or") - 1]), (core or stems)[-1]} if "or" in found[1:] and stems else ()
@@ -97,10 +103,8 @@ def statements(text: str, asked: Asked) -> list[Segment]:
     if "clear" in text:
         text = known.CLEAR.sub("", text)
     if not asked.stems & stems_of(known.SCANS) and _SCAN_NAME.search(text):
-        text = known.A_SCAN.sub(
-            lambda scan: scan[0] if asked.stems & {*map(stem_of, scan[0].split())} else "image", text
-        )
-    if "noted" in text or "would" in text or "doubt" in text:
+        text = known.A_SCAN.sub(lambda scan: scan[0] if _names(scan[0], asked) else "image", text)
+    if "not only" in text or "noted" in text or "would" in text or "doubt" in text:
         text = known.NOISE.sub(" ", text)
     tokens = _TOKEN.findall(text)
     segments: list[list[str]] = [[]]
@@ -131,9 +135,14 @@ def statements(text: str, asked: Asked) -> list[Segment]:
         if token in ".?!\n;":
             sentence = len(segments) - 1
     kept = [one for one in segments if one and one[0] != "which"]
-    if known.UNSAID.search(text):
+    if known.UNSAID.search(text) and "can" not in asked.words[:1] and not known.UNSAID.search(" ".join(asked.words)):
         kept = [one for one in kept if not known.UNSAID.search(" ".join(one))]
     return [found for found in (_negated(one, asked) for one in kept) if found]
+
+
+def _names(text: str, asked: Asked) -> bool:
+    """Return True where a text holds a word that is asked for, or one that excludes it."""
+    return any(stem in asked.stems or rivals_of(stem) & asked.stems for stem in map(stem_of, text.split()))
 
 
 def _begins_statement(before: list[str], ahead: list[str]) -> bool:
@@ -149,9 +158,10 @@ def _begins_statement(before: list[str], ahead: list[str]) -> bool:
 
 def _joins(before: list[str], ahead: list[str]) -> bool:
     """Return True where "and" joins two statements and not two things."""
-    return bool(known.RESTARTS & set(ahead[:1])) or bool(
-        known.VERBS & set(before) and {"is", "are", "was", "were", "appears", "appear"} & set(ahead)
-    )
+    if known.HEDGES & set(before):
+        return False
+    verbs = {"is", "are", "was", "were", "appears", "appear"} & set(ahead)
+    return bool(known.RESTARTS & set(ahead[:1]) or (verbs and known.VERBS & set(before)))
 
 
 def _negated(segment: list[str], asked: Asked) -> Segment:
@@ -178,7 +188,7 @@ def _negated(segment: list[str], asked: Asked) -> Segment:
         ahead = segment[i + 1 : i + 4]
         if word == "nor":
             negated = True
-        elif word in known.EXCEPT or (word == "other" and ahead[:1] == ["than"]):
+        elif (word in known.EXCEPT and word not in asked.words) or (word == "other" and ahead[:1] == ["than"]):
             negated = not negated
         elif (word in known.FORWARD or word.endswith("n't") or (word, *ahead[:1]) in known.PAIRS) and not (
             known.LIMITS & set(ahead[:1]) or "doubt" in ahead

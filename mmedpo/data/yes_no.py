@@ -125,7 +125,8 @@ def _plain_word(text: str, question: str) -> Reading:
             return word
     if decline := known.DECLINES.search(text, place.end(), place.end() + 60):
         near = decline.start() - place.end() < 12 and "but" not in text[place.end() : decline.start()]
-        if near and not decline.group().startswith(("insufficient", "not enough", "no ")):
+        weak = decline.group().startswith(("insufficient", "not enough", "no "))  # "no, insufficient signs of it"
+        if near and not weak and _declines(decline.group(), question):
             return "refused"
     if _HEDGED.search(text):
         sentence = _END.split(text[: place.start()])[-1] + _END.split(text[place.start() :])[0]
@@ -143,8 +144,7 @@ def _declines(text: str, question: str) -> bool:
 
 def _statement(text: str, question: str, asked: Asked) -> Reading:
     """Return the yes or no of a text's statements, "both" where they contradict each other, or "neither"."""
-    short = len(text) < len(question) + 2
-    if not asked.stems or (short and is_echo(text, question) and words(question) != ["do", *words(text)]):
+    if not asked.stems or (len(text) < len(question) + 2 and _repeats(text, question, asked)):
         return "neither"
     votes: set[str | None] = set()
     earlier: set[str] = set()  # stated words that a statement may go on about
@@ -153,7 +153,10 @@ def _statement(text: str, question: str, asked: Asked) -> Reading:
     empty = True
     for segment in statements(text, asked):
         raw = {word for word, _ in segment}
-        if not known.HEDGES.isdisjoint(raw) and not (raw & known.HEDGES == {"could"} and "not" in raw):
+        hedges = (raw & known.HEDGES).difference(
+            asked.words, ["could"] if "not" in raw else [], [] if "or" in raw else ["either"]
+        )
+        if hedges:
             empty, earlier = False, set()
             continue
         found = {stem_of(word): negated for word, negated in segment if word not in known.MUTE}
@@ -175,9 +178,19 @@ def _statement(text: str, question: str, asked: Asked) -> Reading:
     if "yes somewhere" in votes and not denied & asked.stems:
         votes.add("yes")
     votes -= {None, "yes somewhere"}
+    if len(votes) == 2 and asked.health and known.SIDES & seen:
+        votes = {"no" if asked.health == "normal" else "yes"}  # one side is normal and the other is not
     if len(votes) == 1:
         return "yes" if "yes" in votes else "no"
     return "both" if votes else "neither"
+
+
+def _repeats(text: str, question: str, asked: Asked) -> bool:
+    """Return True for an answer that only repeats words of the question."""
+    found = words(text)
+    if len(found) == 1:
+        return (asked.presence or not known.PRESENCE.isdisjoint(asked.words)) and stem_of(found[0]) in asked.stems
+    return is_echo(text, question) and words(question) != ["do", *found]
 
 
 def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked, earlier: set[str]) -> str | None:
@@ -185,13 +198,17 @@ def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked,
     about, subject = found.keys() - HEALTH, asked.stems - HEALTH
     organs, others = asked.stems & stems_of(known.ORGANS), found.keys() & stems_of(known.ORGANS)
     if organs and others and not organs & others:
-        return None  # another organ
+        this = {segment[0][0], *asked.words[1:2]} <= {"this", "it"}  # "This is an MRI of the spine."
+        return "no" if this and about & asked.stems and not any(found.values()) else None
     for stem in found.keys() & known.EXCLUDES.keys() - asked.stems:
         excluded = rivals_of(stem) & asked.stems
         if excluded and not excluded & found.keys() and not ("bilateral" in raw or "both" in raw):
             if found[stem]:
                 return None
-            apart = about & asked.stems or about <= {stem, *known.SCANS} or asked.stems <= excluded
+            if stem in known.SIDES and not asked.presence and (asked.health or asked.heads & stems_of(known.STATES)):
+                return None  # "The right one is enlarged" is nothing about the left one
+            same = asked.heads & found.keys() if asked.presence else about & asked.stems
+            apart = same or about <= {stem, *known.SCANS} or asked.stems <= excluded
             return "no" if apart else None
     vote = _by_health(raw, found, asked, about, subject)
     if vote or (asked.health and (found.keys() & HEALTH or (about and not subject))):
@@ -203,8 +220,10 @@ def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked,
     named = {stem for stem, negated in found.items() if not negated}
     denied = {stem for stem, negated in found.items() if negated} & asked.stems
     if denied:
-        other = bool(raw & known.OTHERS.difference(asked.words))
-        return "no" if denied & (asked.core if raw & known.BACKWARD else asked.heads) and not other else None
+        heads = denied & (asked.core if raw & known.BACKWARD else asked.heads)
+        before = [word for word, _ in segment]
+        before = before[: next((i for i, word in enumerate(before) if stem_of(word) in heads), 0)]
+        return "no" if heads and not known.OTHERS.difference(asked.words) & set(before) else None
     if raw & {"bilateral", "both"}:
         named |= {"left", "right"}
     if not asked.presence and {word for word, _ in segment[:1]} & known.CONTINUES:
@@ -247,6 +266,8 @@ def _brief(text: str) -> Reading:
     found = set(listed)
     if found & known.HEDGES:
         return "neither"
+    if known.NEGATIONS & found and {"yes", "no"} & found:
+        return "neither"  # "not yes"
     if found & (known.FORWARD | known.BACKWARD | known.FALSE) or any(word.endswith("n't") for word in found):
         judged = found & (known.PRESENCE | known.ASKS | known.BACKWARD | known.FALSE | {"none", "it"})
         return "no" if judged else "neither"

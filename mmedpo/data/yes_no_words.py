@@ -29,12 +29,13 @@ HEDGES = frozenset((
 # Words before a statement that do not weaken it, and statements about no image at all.
 NOISE = re.compile(
     r"\b(?:(?:it )?(?:should|must|may) (?:also )?be noted(?: that)?|i would (?:say|answer)(?: that)?"
-    r"|(?:there is |without )(?:no |any |a )?(?:reason to )?doubt(?: that)?)\b"
+    r"|not only|(?:there is |without )(?:no |any |a )?(?:reason to )?doubt(?: that)?)\b"
 )
 UNSAID = re.compile(
     r"\b(?:(?:to|can|cannot|not) (?:exclude|rule out)|(?:evaluat(?:e|ed|ion)|assess|check|look(?:ing)?|screen|risk)"
-    r" (?:for|of)|history|(?:previous|prior|earlier) \w+|used (?:to|for|in)|refers to|is defined"
-    r"|can (?:\w+ )?(?:indicate|suggest|represent|cause|be a)"
+    r" (?:for|of)|history|(?:previous|prior|earlier) \w+"
+    r"|(?:hard|difficult) to|to treat|treat(?:ed|ment)|limits? of normal|borderline|used (?:to|for)|refers to"
+    r"|is defined|can (?:\w+ )?(?:indicate|suggest|represent|cause|be a)"
     r"|is an? (?:\w+ )?(?:type|form|kind|condition|disease|term|technique) (?:of|that|in|where|which))\b"
 )
 # Words that begin a question; without one, a question is elliptical ("Fracture?").
@@ -47,7 +48,7 @@ WH_WORDS = frozenset((
 ))  # fmt: skip
 FORWARD = NEGATIONS | frozenset((
     "no", "none", "non", "lack", "lacks", "lacking", "absence", "fails", "fail", "failed", "devoid", "excludes",
-    "incapable", "against", "denies",
+    "incapable", "against", "denies", "nowhere",
 ))  # fmt: skip
 # These deny what follows as pairs only ("rather than", but "rather large").
 PAIRS = frozenset((
@@ -71,6 +72,9 @@ COMPARED = re.compile(r"\b(?:than|from) (?:its |their |the )?normal\b")  # nothi
 # Before a noun it says nothing ("a clear fracture"), and else normal ("the lungs are clear").
 CLEAR = re.compile(r"\bclear (?!in\b|and\b|of\b|with|without|bilaterally|on\b|or\b)(?=\w)")
 IN_SCAN = re.compile(rf"\b(?:in|on|from|by|within) (?:this|the|these|that|above)(?: [\w-]+){{0,2}}? {SCAN}s?\b")
+OF_SCAN = re.compile(  # who shows it is not asked
+    rf"^(do|does|did) (?:this|the|these) (?:[\w-]+ ){{0,2}}?{SCAN}s? (?=show|demonstrat|contain|reveal|display|depict)"
+)
 A_SCAN = re.compile(
     rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial ){{0,4}}{SCAN}(?: {SCAN}){{0,4}}\b"
 )
@@ -105,7 +109,23 @@ AFFIRMED = frozenset((
 ))  # fmt: skip
 AFFIRMING = frozenset(("present", "correct", "true", "seen", "positive", "visible", "affirmative"))
 # Denied with one of these, a thing may still be there ("no other fracture"); "only one" is not what was asked for.
-OTHERS = frozenset(("other", "additional", "further", "another", "new", "large", "small", "more"))
+OTHERS = frozenset(
+    (
+        "other",
+        "additional",
+        "further",
+        "another",
+        "new",
+        "large",
+        "small",
+        "more",
+        "tension",
+        "massive",
+        "gross",
+        "displaced",
+        "complete",
+    )
+)
 PART = frozenset(("only", "one", "single"))
 BREAKS = frozenset((
     "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
@@ -138,7 +158,7 @@ LESIONS = frozenset((
     "infiltrate", "bleed", "metastasis", "metastases", "stone", "calcification", "hematoma", "stroke",
 ))  # fmt: skip
 MEANINGS = {  # of words and of stems
-    **dict.fromkeys(("unremarkable", "healthy", "normally", "clear"), "normal"),
+    **dict.fromkeys(("unremarkable", "healthy", "clear"), "normal"),
     **dict.fromkeys(
         ("abnormality", "abnormalities", "abnormally", "pathology", "pathologies", "pathologic", "pathological",
          "disease", "diseased", "unhealthy", "irregular", "irregularity", "wrong", "anomaly", "anomalies"), "abnormal",
@@ -148,7 +168,7 @@ MEANINGS = {  # of words and of stems
     "transverse": "axial", "saggital": "sagittal", "broken": "fractur", "shift": "dev", "shifted": "dev",
     "cardiac": "heart", "pulmonary": "lung", "hepatic": "liver", "renal": "kidn", "cerebral": "brain",
     "hemidiaphragm": "diaphragm", "beneath": "under", "noncontrast": "non-contrast", "tumour": "tumor",
-    "arterial": "arterial",
+    "arterial": "arterial", "normally": "normally",
 }  # fmt: skip
 GROUPS = (
     ("left", "right"), ("upper", "lower"), ("anterior", "posterior"), ("superior", "inferior"), ("medial", "lateral"),
@@ -158,6 +178,7 @@ GROUPS = (
     ("intact", "fractur"), ("midline", "dev"), ("central", "dev"), ("multiple", "single"), ("multiple", "solitary"),
     ("larger", "smaller"), ("bigger", "smaller"), ("higher", "lower"), ("wider", "narrower"), ("thicker", "thinner"),
 )  # fmt: skip
+SIDES = frozenset(("left", "right", "upper", "lower"))
 SCANS = frozenset(("x-ray", "ct", "mri", "ultrasound", "weighted"))
 # Several words of one meaning: a part of them that is looked for first, and what stands for them.
 LONG = (
@@ -170,6 +191,8 @@ LONG = (
     ("cardiac s", re.compile(r"\bcardiac (?:silhouette|shadow|size)"), "heart"),
     ("cardiomegaly", re.compile(r"\bcardiomegaly"), "enlarged heart"),
     ("mass effect", re.compile(r"\bmass effect"), "masseffect"),
+    ("(s)", re.compile(r"\(s\)"), ""),
+    (" lobe", re.compile(r"\b(?:upper|lower|middle) lobes?"), r"\g<0> lung"),
     ("intravenous", re.compile(r"\bintravenous"), "iv"),
     ("gastrointestinal", re.compile(r"\bgastrointestinal"), "gi"),
 )

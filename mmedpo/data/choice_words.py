@@ -22,22 +22,10 @@ MODALITIES = (
     ("female", "woman"),
 )
 # Words at the end of a modality or side that an answer may leave out or add ("CT scan", "left side").
-CARRIERS = frozenset(
-    (
-        "scan",
-        "image",
-        "imaging",
-        "film",
-        "view",
-        "side",
-        "plane",
-        "weighted",
-        "study",
-        "projection",
-        "machine",
-        "scanner",
-    )
-)
+CARRIERS = frozenset((
+    "scan", "image", "imaging", "film", "view", "side", "plane", "weighted", "study", "projection", "machine",
+    "scanner",
+))  # fmt: skip
 SPELLINGS = {
     "grey": "gray", "homogenous": "homogeneous", "heterogenous": "heterogeneous", "radioopaque": "radiopaque",
     "saggital": "sagittal", "abcess": "abscess", "tumour": "tumor", "oedema": "edema", "haemorrhage": "hemorrhage",
@@ -74,9 +62,9 @@ AFFIRMED = frozenset((
     "applicable", "possible", "likely", "here", "there", "depicted", "diseased", "the",
 ))  # fmt: skip
 # So is what they place an asserted option beside ("the liver, next to the spleen").
-BESIDE = frozenset(
-    ("next", "beside", "near", "adjacent", "close", "behind", "touching", "bordering", "below", "above", "under")
-)
+BESIDE = frozenset((
+    "next", "beside", "near", "adjacent", "close", "behind", "touching", "bordering", "below", "above", "under", "over",
+))  # fmt: skip
 OTHERS = frozenset(("other", "additional", "further", "another", "new", "more"))  # denied, it denies nothing before
 HEALTHY = frozenset(("normal", "unremarkable", "healthy", "clear", "intact", "unaffected", "spared", "uninvolved"))
 HEDGES = frozenset((

@@ -74,7 +74,7 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
             found.append((clause, stated))
         denied |= refuted
         by_not = by_not and (plainly or not refuted)
-    choice = _decide(found, len(options), asked, "also" in tokens)
+    choice = _decide(found, asked, "also" in tokens)
     if isinstance(choice, int):
         return choice
     if known.DECLINES.search(" ".join(tokens)):
@@ -82,7 +82,7 @@ def asserted(answer: str, options: Sequence[str], question: str | None = None, l
     if choice == "neither" and not found and "?" not in tokens:
         if denied:
             return _eliminated(denied, tokens, table, asked, by_not)
-        return _fallback(tokens, table)
+        return _fallback(tokens, table, asked)
     return choice
 
 
@@ -261,7 +261,7 @@ def _without_lists(clause: list[Item], stated: list[int], size: int) -> list[int
     return kept
 
 
-def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: Asked, also: bool) -> Asserted:
+def _decide(found: list[tuple[list[Item], set[int]]], asked: Asked, also: bool) -> Asserted:
     """Return the option that the statements of all clauses amount to."""
     found = [pair for pair in found if "would" not in pair[0]] or found  # "MRI, since CT would show bone"
     stated = set().union(*(options for _, options in found)) if found else set()
@@ -269,17 +269,14 @@ def _decide(found: list[tuple[list[Item], set[int]]], size: int, asked: Asked, a
         return next(iter(stated))
     if not stated:
         return "neither"
-    first, options = found[0]
     concluded = [some for clause, some in found if not known.CONCLUDES.isdisjoint(clause)]
     if concluded and len(concluded[-1]) == 1:
         return next(iter(concluded[-1]))
-    if len(options) == 1 and len(found) > 1 and not also:
+    if len(found[0][1]) == 1 and not also:
         about = [some for clause, some in found if _about(clause, asked)]
         together = set().union(*about) if about else stated
         if len(together) == 1:
             return next(iter(together))
-        if len(first) == 1 and size > 1 and not about[1:]:
-            return next(iter(options))
     return "both"
 
 
@@ -299,7 +296,7 @@ def _eliminated(denied: set[int], tokens: list[str], table: Names, asked: Asked,
     return "neither"
 
 
-def _fallback(tokens: list[str], table: Names) -> Asserted:
+def _fallback(tokens: list[str], table: Names, asked: Asked) -> Asserted:
     """Return the option of an answer that names none in full: a part of one only, "both" or "bilateral"."""
     bare = [token for token in tokens if token[0].isalnum()]
     opened = [i for i, first in enumerate(table.firsts) if [first] == bare]  # "Without", "Less"
@@ -311,8 +308,10 @@ def _fallback(tokens: list[str], table: Names) -> Asserted:
     fits = [i for i, option in enumerate(table.forms) if forms and forms <= option]
     if len(fits) == 1:
         return fits[0]
-    if table.both is None and (
-        "both" in tokens or ("bilateral" in map(form, tokens) and {"left", "right"} <= table.names)
+    if (
+        table.both is None
+        and not (asked.ill and not known.HEALTHY.isdisjoint(tokens))
+        and ("both" in tokens or ("bilateral" in map(form, tokens) and {"left", "right"} <= table.names))
     ):
         return "both"
     return "neither"

@@ -192,22 +192,22 @@ def _units(option: list[str]) -> int:
 
 def _shared(items: list[list[str]], own_article: bool) -> list[list[str]]:
     """Return the options with the head that the last one gives to all ("left or right lung")."""
-    last = items[-1]
-    size = 2 if last[0].casefold() in PREFIXES and len(last) > 1 else 1
-    head = last[size:]
-    sides = _opposed([items[-2][-1].casefold(), last[0].casefold()])
-    if any(one[-1].casefold() == last[-1].casefold() for one in items[:-1]):
-        return items  # "left, top or upper left"
-    if not head or (own_article and not (sides and len(items[-2]) == 1)):
+    *others, last = items
+    low = [word.casefold() for word in last]
+    head = last[2 if low[0] in PREFIXES and len(last) > 1 else 1 :]
+    if not head or any(one[-1].casefold() == low[-1] for one in others):  # "left, top or upper left"
         return items
+    alike = modifies(low[0]) and not (head[0] in ("to", "down") and low[0].endswith(("ed", "ing")))
     single = [re.sub(r"(?<=ss)es$|(?<!s)s$", "", head[0]), *head[1:]]  # "one or both sides"
-    modifiers = modifies(last[0].casefold()) and not (head[0] in ("to", "down") and last[0].endswith(("ed", "ing")))
-    return [
-        one + (single if last[0].casefold() == "both" or one[0].casefold() in ("one", "1", "single") else head)
-        if len(one) == 1 and (head[0].casefold() == "of" or (modifiers and modifies(one[0].casefold())))
-        else one
-        for one in items[:-1]
-    ] + [last]
+
+    def whole(one: list[str]) -> list[str]:
+        word = one[0].casefold()
+        shares = (alike and modifies(word)) or (head[0] == "of" and not own_article)
+        if len(one) > 1 or not shares:
+            return one
+        return one + (single if low[0] == "both" or word in ("one", "1", "single") else head)
+
+    return [*map(whole, others), last]
 
 
 def _opposed(names: list[str]) -> bool:

@@ -61,7 +61,8 @@ def form(word: str) -> str:
         return known.NUMBERS[word]
     if word.endswith(("ical", "ically", "erous")):
         word = word[: word.rindex("ic") + 2] if "ic" in word else word[:-3]
-    return (content(word) or [word.removesuffix("s") if len(word) > 3 and not word.endswith("ss") else word])[0]
+    bare = word.removesuffix("s") if len(word) > 3 and not word.endswith("ss") else word
+    return (content(word) or [bare])[0] or word  # no stem is left of "iii"
 
 
 @lru_cache(maxsize=4096)
@@ -187,11 +188,13 @@ def mark_letters(text: str, options: tuple[str, ...]) -> str:
             return f" §{index} "
         if letter.isupper() and letter not in "AI" and not before:  # "B liver"
             return f" §{index} "
-        if previous in ("is", "answer") and re.match(r"\s*[.)]?\s*$", after):
+        if previous in ("is", "answer", "for", "with", "choose", "pick", "select", "be") and re.match(
+            r"\s*[.)]?\s*$", after
+        ):
             return f" §{index} "
         return letter
 
-    return _LETTER.sub(mark, text)
+    return re.sub(r"[(\[]\s*(§\d+)\s*[)\]]", r" \1 ", _LETTER.sub(mark, text))
 
 
 def _is_article(letter: str, after: str) -> bool:

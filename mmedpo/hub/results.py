@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import InputError
 from mmedpo.report.tables import reading
+from mmedpo.report.unread import share
 from mmedpo.report.wording import (
     amount,
     change,
@@ -20,6 +21,7 @@ from mmedpo.report.wording import (
     note,
     ordered,
     p_text,
+    percent,
     span,
     titled,
     without_texts,
@@ -109,9 +111,10 @@ def hub_entries(comparison: Mapping[str, Any]) -> list[EvalResultEntry]:
     found = []
     for name in ordered(comparison["metrics"]):
         cell, size = comparison["metrics"][name][run], comparison["sizes"][name]
-        notes = (
-            f"{split}{counted(size)}; 95 % interval [{cell['low']:.4f}, {cell['high']:.4f}]; {definitions(comparison)}"
-        )
+        unread = share(comparison, name, str(run))
+        read = f"; {percent(unread)} of the answers could not be read" if unread is not None else ""
+        ends = f"95 % interval [{cell['low']:.4f}, {cell['high']:.4f}]"
+        notes = f"{split}{counted(size)}; {ends}{read}; {definitions(comparison)}"
         found.append(
             EvalResultEntry(
                 dataset_id=dataset,
@@ -162,8 +165,9 @@ def card_part(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured(comparison: Mapping[str, Any], name: str) -> dict[str, Any]:
     cell = comparison["metrics"][name][main_run(comparison)]
-    ends = {"low": round(cell["low"], 6), "high": round(cell["high"], 6)}
-    return {**comparison["sizes"][name], **ends, "definitions": dict(comparison.get("definitions", {}))}
+    found = {"low": cell["low"], "high": cell["high"], "unread": share(comparison, name, str(main_run(comparison)))}
+    numbers = {key: round(value, 6) for key, value in found.items() if value is not None}
+    return {**comparison["sizes"][name], **numbers, "definitions": dict(comparison.get("definitions", {}))}
 
 
 def _result(metric: str, cell: Mapping[str, Any], is_base: bool) -> str:

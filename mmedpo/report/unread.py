@@ -52,11 +52,21 @@ def warnings(comparison: Mapping[str, Any]) -> list[str]:
         for run in found.get("differing", ()):
             own, other = (percent(found["shares"]["unread"][name]["value"]) for name in (run, base))
             said.append(
-                f"Of the {KINDS[kind]} of {run_name(run)} {own} could not be read, of those of {run_name(base)} "
-                f"{other}. Unread answers count as wrong, so that style alone may change the score: see “How "
+                f"{own} of the {KINDS[kind]} of {run_name(run)} could not be read, {other} of those of "
+                f"{run_name(base)}. Unread answers count as wrong, so that style alone may change the score: see “How "
                 f"{KINDS[kind]} were read”."
             )
     return said
+
+
+def share(comparison: Mapping[str, Any], metric: str, run: str) -> float | None:
+    """Return the share of a run's answers that could not be read, of the questions of an accuracy; None if not known.
+
+    Args:
+        metric: name of any metric; those that are no accuracy of `ACCURACY` have no such share.
+    """
+    found = (one for kind, one in comparison.get("reading", {}).items() if ACCURACY[kind] == metric and "gain" in one)
+    return next((one["shares"]["unread"][run]["value"] for one in found), None)
 
 
 def styled(comparison: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -122,8 +122,8 @@ def test_runs_that_differ_by_style_alone_are_said_to(tmp_path: Path) -> None:
     found["evaluations"] = {run: {"source": "invented", "adapter": run} for run in found["runs"]}
     write_report(tmp_path / "report.html", found, None, {})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count(sentence) == 1 and page.count("style may explain it, see below") == 2
-    assert "Of the closed answers of MMedPO 0.0 % could not be read, of those of the starting model 50.0 %." in page
+    assert page.count(sentence) == 1 and page.count("style may explain a part, see below") == 2
+    assert "0.0 % of the closed answers of MMedPO could not be read, 50.0 % of those of the starting model." in page
     assert "neither: it names none of them" in page
     assert sentence in results.card_part(found)["reading"][0].note
     for text in (tables.markdown(found), tables.latex(found)):

@@ -53,6 +53,16 @@ def test_eval_results_are_read_back_as_they_were_written() -> None:
     )
 
 
+def test_accuracies_come_with_the_share_of_unread_answers() -> None:
+    found = with_source("phantom", dataset="invented/questions", dataset_revision="abc123")
+    for part in ("metrics", "sizes"):
+        found[part]["closed_accuracy"] = found[part].pop("open_f1")
+    found["reading"] = {"closed": {"shares": {"unread": {"mmedpo": {"value": 0.125}}}, "gain": {}},
+                        "open": {"shares": {"wrong_side": {"mmedpo": {"value": 0.5}}}}}  # fmt: skip
+    assert "; 12.5 % of the answers could not be read; med_vqa" in str(results.hub_entries(found)[1].notes)
+    assert [(one.metric_args or {}).get("unread") for one in results.model_index(found)] == [None, 0.125]
+
+
 def test_a_local_source_or_dataset_has_no_eval_results() -> None:
     assert results.hub_files(with_source("phantom")) == {}
     assert results.hub_files(with_source("phantom", dataset="runs/pairs", dataset_revision=None)) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mmedpo.data import yes_no_words
+from mmedpo.data import yes_no_words as closed
 from mmedpo.data.text import NEGATIONS
 
 ARTICLES = frozenset(("a", "an", "the"))
@@ -49,18 +49,14 @@ DENIALS = NEGATIONS | frozenset((
     "lack", "lacks", "lacking", "absence", "excludes", "exclude", "excluding", "rules", "ruling", "unlikely",
     "incapable", "fails", "devoid",
 ))  # fmt: skip
-LIMITS = frozenset(("only", "solely", "merely", "just", "simply", "necessarily"))  # "not only the left" denies nothing
+LIMITS = closed.LIMITS | {"necessarily"}  # "not only the left" denies nothing
 # An option before one of these is denied.
-DENIED = frozenset((
-    "absent", "excluded", "spared", "uninvolved", "unaffected", "nonexistent", "existent", "incorrect", "wrong",
-    "false", "unlikely", "missing",
-))  # fmt: skip
+DENIED = closed.BACKWARD | closed.FALSE | {"nonexistent", "existent", "wrong", "unlikely"}
 # After "not" they deny what stands before ("the left lung is not affected").
-AFFIRMED = frozenset((
-    "seen", "visible", "present", "identified", "noted", "evident", "observed", "detected", "shown", "visualized",
-    "affected", "involved", "abnormal", "enlarged", "used", "given", "administered", "correct", "right", "true", "it",
-    "applicable", "possible", "likely", "here", "there", "depicted", "diseased", "the",
-))  # fmt: skip
+AFFIRMED = closed.PRESENCE | {
+    "affected", "involved", "abnormal", "enlarged", "correct", "right", "true", "it", "applicable", "possible",
+    "likely", "here", "diseased", "the",
+}  # fmt: skip
 # So is what they place an asserted option beside ("the liver, next to the spleen").
 BESIDE = frozenset((
     "next", "beside", "near", "adjacent", "close", "behind", "touching", "bordering", "below", "above", "under", "over",
@@ -71,29 +67,15 @@ HEDGES = frozenset((
     "may", "might", "could", "maybe", "perhaps", "possibly", "if", "whether", "unclear", "typically", "usually",
     "generally", "often", "possible", "sometimes", "either", "depends", "question", "options", "choices",
 ))  # fmt: skip
-BREAKS = frozenset((
-    "but", "however", "although", "though", "while", "whereas", "because", "since", "which", "meaning", "indicating",
-    "suggesting", "specifically", "as", "so", "where", "therefore", "thus", "hence", "due",
-))  # fmt: skip
+BREAKS = closed.BREAKS | {"suggesting", "specifically", "as", "so", "where", "therefore", "thus", "hence", "due"}
 VERBS = frozenset((
     "is", "are", "was", "were", "has", "have", "shows", "show", "appears", "appear", "seems", "looks", "isn't",
     "aren't", "does", "do", "it's", "that's", "remains", "lies",
 ))  # fmt: skip
-CONCLUDES = frozenset(
-    (
-        "answer",
-        "therefore",
-        "thus",
-        "hence",
-        "conclusion",
-        "final",
-        "corresponds",
-        "corresponding",
-        "finally",
-        "overall",
-        "correct",
-    )
-)
+CONCLUDES = frozenset((
+    "answer", "therefore", "thus", "hence", "conclusion", "final", "finally", "overall", "correct", "corresponds",
+    "corresponding",
+))  # fmt: skip
 
 BIG = frozenset((
     "bigger", "biggest", "larger", "largest", "greater", "greatest", "more", "most", "higher", "highest", "brighter",
@@ -110,21 +92,19 @@ COMPARATIVES = SIZES - {
 }  # fmt: skip
 AS_BIG = frozenset(("same", "similar", "large", "big", "small"))  # "as large as", "the same size as"
 # A question that holds one asks where something is wrong, so that a normal option is denied.
-ASKED_ILL = frozenset((
+ASKED_ILL = closed.LESIONS | closed.STATES | {
     "abnormal", "abnormality", "abnormalities", "pathology", "pathologic", "pathological", "disease", "diseased",
-    "affected", "involved", "injured", "damaged", "lesion", "lesions", "mass", "masses", "nodule", "nodules", "tumor",
-    "effusion", "fracture", "fractured", "opacity", "opacities", "consolidation", "pneumothorax", "pneumonia",
-    "hemorrhage", "infarct", "edema", "infiltrate", "enlarged", "wrong", "problem",
-))  # fmt: skip
+    "affected", "involved", "injured", "damaged", "wrong", "problem",
+}  # fmt: skip
 
 # Refusals of choices, besides those of yes/no answers.
 DECLINES = re.compile(
-    rf"{yes_no_words.DECLINES.pattern}|\b(?:not able|sorry|indeterminate|undetermined|unanswerable|no idea"
+    rf"{closed.DECLINES.pattern}|{closed.REMARKS.pattern}|\b(?:indeterminate|undetermined|unanswerable|no idea"
     r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to|do(?:es)? not allow \w+ to) (?:\w+ )?"
     r"(?:distinguish|differentiate|identify|see|view|access|interpret|choose|decide|select|tell|analy[sz]e"
     r"|be (?:answered|identified|distinguished))"
-    r"|(?:do not|don't) have|does(?: not|n't) (?:provide|specify|mention|indicate)"
-    r"|need more|as an ai|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
+    r"|does(?: not|n't) (?:provide|specify|mention|indicate)"
+    r"|without (?:more|further|additional) (?:\w+ )?(?:information|context))\b"
 )
 
 # Of questions
@@ -177,20 +157,17 @@ OBJECT_VERBS = frozenset((
 ))  # fmt: skip
 # Members of one group exclude each other, so that a question which names two offers them.
 GROUPS = (
-    ("left", "right", "both", "bilateral"), ("upper", "lower", "middle"), ("anterior", "posterior"),
-    ("superior", "inferior"), ("medial", "lateral"), ("axial", "coronal", "sagittal", "transverse", "transaxial"),
-    ("ct", "mri", "x-ray", "ultrasound", "mr", "pet"), ("pa", "ap", "lateral", "frontal"), ("male", "female"),
-    ("benign", "malignant"), ("hyperintense", "hypointense", "isointense"), ("hyperdense", "hypodense", "isodense"),
-    ("increased", "decreased", "normal"), ("acute", "chronic", "subacute"), ("solid", "cystic"), ("one", "both"),
-    ("unilateral", "bilateral"), ("inside", "outside"), ("t1", "t2", "flair"),
-    ("single", "multiple", "just", "only", "one", "1"),
-    ("normal", "abnormal"), ("gray", "white", "black", "grey"), ("more", "less"), ("one", "two", "three", "four"),
-    ("with", "without"), ("above", "below"), ("elevated", "depressed", "lowered"),
-    ("dilated", "narrowed", "collapsed", "compressed"),
-    ("focal", "diffuse"), ("enlarged", "shrunken", "small"), ("high", "low"), ("large", "small"), ("hyper", "hypo"),
-    ("oral", "iv"), ("regular", "irregular"), ("mild", "moderate", "severe"), ("widened", "narrowed"),
-    ("superficial", "deep"), ("proximal", "distal"), ("internal", "external"), ("open", "closed"), ("inner", "outer"),
-    ("over", "under"),
+    *closed.GROUPS, ("left", "right", "both", "bilateral"), ("upper", "lower", "middle"),
+    ("axial", "transverse", "transaxial"),
+    ("ct", "mri", "x-ray", "ultrasound", "mr", "pet"), ("pa", "ap", "lateral", "frontal"), ("normal", "abnormal"),
+    ("hyperintense", "hypointense", "isointense"), ("hyperdense", "hypodense", "isodense"), ("hyper", "hypo"),
+    ("increased", "decreased", "normal"), ("acute", "chronic", "subacute"), ("t1", "t2", "flair"), ("one", "both"),
+    ("single", "multiple", "just", "only", "one", "1"), ("one", "two", "three", "four"), ("more", "less"),
+    ("gray", "white", "black", "grey"), ("with", "without"), ("above", "below"), ("elevated", "depressed", "lowered"),
+    ("dilated", "narrowed", "collapsed", "compressed"), ("focal", "diffuse"), ("enlarged", "shrunken", "small"),
+    ("high", "low"), ("large", "small"), ("oral", "iv"), ("regular", "irregular"), ("mild", "moderate", "severe"),
+    ("widened", "narrowed"), ("superficial", "deep"), ("proximal", "distal"), ("internal", "external"),
+    ("open", "closed"), ("inner", "outer"), ("over", "under"),
 )  # fmt: skip
 
 

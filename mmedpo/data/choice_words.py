@@ -122,7 +122,8 @@ STARTS = ARTICLES | ASKS | frozenset((
     "represent", "represents", "suggest", "suggests", "indicate", "indicates", "eg", "e.g", "i.e", "just", "only",
     "mainly", "mostly", "primarily", "predominantly", "more", "better", "described", "obtained", "acquired",
     "performed", "contain", "contains", "demonstrate", "demonstrates", "his", "her", "their", "found",
-    "occupy", "say", "tell", "being", "than", "visualized", "with", "via", "through", "under", "over",
+    "occupy", "say", "tell", "receive", "received", "being", "than",
+    "visualized", "with", "via", "through", "under", "over",
 ))  # fmt: skip
 # The last option of a question ends before one of these.
 ENDS = frozenset((
@@ -132,7 +133,7 @@ ENDS = frozenset((
     "is", "are", "was", "were", "bigger", "larger", "smaller", "biggest", "largest", "smallest", "abnormal",
     "enlarged", "according", "based", "most", "more", "as", "given", "administered", "here", "has", "have", "appears",
     "inflamed", "fractured", "displaced", "thickened", "injured", "damaged", "diseased", "swollen", "obscured",
-    "within", "occupy", "be", "using", "do", "does", "can", "would", "should",
+    "within", "occupy", "show", "shows", "be", "using", "do", "does", "can", "would", "should",
 ))  # fmt: skip
 PREDICATES = ENDS - {"in", "on", "for", "at", "from", "by", "than", "that", "relative", "compared", "within", "as"}
 LEADING = ARTICLES | frozenset((
@@ -145,7 +146,7 @@ MODIFIERS = frozenset((
     "male", "female", "benign", "acute", "chronic", "above", "below", "inside", "outside", "large", "small", "first",
     "second", "third", "fourth", "mild", "moderate", "severe", "old", "new", "early", "late", "inner", "outer", "front",
     "back", "top", "bottom", "with", "without", "normal", "abnormal", "true", "false", "frontal", "head", "body",
-    "before", "after", "diffuse", "superior", "inferior", "tail", "neck", "apex", "base",
+    "before", "after", "diffuse", "superior", "inferior", "smooth", "tail", "neck", "apex", "base",
 ))  # fmt: skip
 PREFIXES = frozenset(("hyper", "hypo", "non", "iso", "multi", "radio", "semi"))
 MODIFIER_ENDINGS = ("al", "ic", "ed", "ous", "ive", "ary", "ior", "ar", "oid", "ine", "ense", "ant", "ile", "ing", "id")
@@ -167,7 +168,7 @@ GROUPS = (
     ("dilated", "narrowed", "collapsed", "compressed"), ("focal", "diffuse"), ("enlarged", "shrunken", "small"),
     ("high", "low"), ("large", "small"), ("oral", "iv"), ("regular", "irregular"), ("mild", "moderate", "severe"),
     ("widened", "narrowed"), ("superficial", "deep"), ("proximal", "distal"), ("internal", "external"),
-    ("open", "closed"), ("inner", "outer"), ("over", "under"),
+    ("open", "closed"), ("inner", "outer"), ("over", "under"), ("smooth", "irregular", "rough"),
 )  # fmt: skip
 
 

@@ -74,6 +74,9 @@ def _options(sentence: list[str]) -> tuple[str, ...]:
     low = [token.casefold() for token in sentence]
     ors = [i for i, token in enumerate(low) if token in _ORS]
     last = ors[-1]
+    after = low[last + 1 : last + 3]
+    if after and after[0] in ASKS and {"it", "this", "they"}.isdisjoint(after):
+        return ()  # "..., or is one larger?"
     right, predicate = _right(sentence[last + 1 :])
     if not right or (right[0].casefold() in ("not", "no", "more", "other") and len(right) == len(ors) == 1):
         return ()

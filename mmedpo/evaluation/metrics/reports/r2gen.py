@@ -21,7 +21,7 @@ _LIST_NUMBERS = (
 )
 _SPACES, _STOPS = re.compile("[ \n]+"), re.compile(r"\.{2,}")
 _DELETED = re.compile(r"""[][(){}<>"'.,:;?!*%^&_+=@/\\]""")
-_WORD = re.compile(r"[^\W_]")
+_WORD, _ATTACHED = re.compile(r"[^\W_]"), re.compile(r"\S\.")
 
 
 def words(text: str) -> list[str]:
@@ -30,8 +30,9 @@ def words(text: str) -> list[str]:
     In this order: line ends and repeated spaces become one space, repeated full stops one; list numbers "1. " to "5. "
     become the end of a sentence; lower-case; split sentences at ". "; delete the characters []{}()<>"'.,:;?!*%^&_+=@/\
     within them ("3.5" becomes "35"); split at white space; append ".", also where the report ends without one. As in
-    the code line, "T11. " loses "1. ", and two full stops with a space between them are two tokens. A text without a
-    letter or digit has no tokens.
+    the code line, "T11. " loses "1. ", and two full stops with a space between them are two tokens. A text whose full
+    stops all stand alone is made of tokens already, perhaps cut: none is appended. A text without a letter or digit has
+    no tokens.
 
     Example:
         >>> words("1. Heart size normal. 2. No T2-weighted change")
@@ -43,7 +44,9 @@ def words(text: str) -> list[str]:
     if not _WORD.search(text):
         return []
     sentences = text.strip().lower().split(". ")
-    return [token for sentence in sentences for token in (*_DELETED.sub("", sentence).split(), ".")]
+    tokens = [token for sentence in sentences for token in (*_DELETED.sub("", sentence).split(), ".")]
+    is_cut = " . " in text and not _ATTACHED.search(text) and not text.rstrip().endswith(".")
+    return tokens[:-1] if is_cut else tokens
 
 
 PROTOCOL = replace(coco.PROTOCOL, definition="r2gen@1", words=words, reference_words=IU_XRAY)

@@ -135,7 +135,7 @@ def _rows(comparison: Mapping[str, Any], found: Mapping[str, Any], kind: str) ->
     for run in comparison["runs"]:
         right, cell = found["metrics"][ACCURACY[kind]][run]["value"], next(iter(shares.values()))[run]
         value = amount("unread", cell["value"]) + (f" [{ends}]" if (ends := span("unread", cell)) else "")
-        moved = f"{change('unread', cell['difference'])} {interval('unread', cell)}" if "difference" in cell else ""
+        moved = f"{change('unread', cell['difference'])} {interval('unread', cell)}" if "difference" in cell else "–"
         unread = [percent(shares[one][run]["value"]) for one in UNREAD if one in shares]
         rows.append([run, percent(right), value, moved, *unread])
     return rows

@@ -20,7 +20,8 @@ from mmedpo.runs.json_files import sha256
 FINDINGS = ("fracture", "pleural effusion", "pneumothorax", "lung nodule")
 # By verdict, to "Is there a FINDING?" with the gold answer "yes".
 ANSWERS = {
-    "correct": "Yes.", "wrong": "No.", "both": "Yes and no.", "neither": "The image is good.", "empty": "",
+    "correct": "Yes.", "wrong": "No.", "both": "Yes and no.", "neither": "The image is good.",
+    "refused": "I am sorry, but I cannot answer this.", "empty": "",
 }  # fmt: skip
 STATED = {"yes": "There is a {}.", "no": "There is no sign of a {}."}  # read with the question only
 KNOWN_BEFORE = ("overall_accuracy", "closed_accuracy", "n_closed", "n_open", "n_report", "med_vqa_definition")
@@ -68,13 +69,13 @@ def shares_in(scores: Path) -> dict[str, float]:
 
 
 def test_shares_and_gains_are_counted_by_hand(tmp_path: Path) -> None:
-    before = ("neither", "neither", "empty", "correct", "correct", "wrong", "wrong", "correct", "empty", "both")
+    before = ("neither", "neither", "refused", "correct", "correct", "wrong", "wrong", "correct", "empty", "both")
     now = ("correct", "correct", "wrong", "neither", "wrong", "correct", "correct", "correct", "correct", "both")
     found = compared(tmp_path, of_verdicts(*before), of_verdicts(*now))
     shares, gain = found["reading"]["closed"]["shares"], found["reading"]["closed"]["gain"]["mmedpo"]
     assert found["reading"]["closed"]["n"] == {"questions": 10, "images": 5}
     values = {name: (cells["start"]["value"], cells["mmedpo"]["value"]) for name, cells in shares.items()}
-    others = {"both": (0.1, 0.1), "neither": (0.2, 0.1), "refused": (0.0, 0.0), "empty": (0.2, 0.0)}
+    others = {"both": (0.1, 0.1), "neither": (0.2, 0.1), "refused": (0.1, 0.0), "empty": (0.1, 0.0)}
     assert values == {"unread": (0.5, 0.2), **others}
     assert shares["unread"]["mmedpo"]["difference"] == pytest.approx(-0.3)
     parts = {"unread_before": 0.3, "unread_now": -0.1, "read_in_both": 0.1}
@@ -169,8 +170,8 @@ def test_groups_have_their_own_shares(tmp_path: Path) -> None:
     assert head["shares"]["unread"]["start"] == {"value": 1.0}  # too few images for an interval
     (sheet,) = tables.reading(found, "organ")
     assert sheet.rows[1] == ["CHEST (30 questions, 15 images)", "start", "0.0 %", "100.0 % [100.0 to 100.0]",
-                                       "", "0.0 %", "100.0 %", "0.0 %", "0.0 %"]  # fmt: skip
-    assert sheet.rows[4] == ["", "mmedpo", "80.0 %", "0.0 %", "", *["0.0 %"] * 4]
+                             "–", "0.0 %", "100.0 %", "0.0 %", "0.0 %"]  # fmt: skip
+    assert sheet.rows[4] == ["", "mmedpo", "80.0 %", "0.0 %", "–", *["0.0 %"] * 4]
 
 
 CLOSED = {"n_closed": 8, "n_closed_both": 1, "n_closed_neither": 0, "n_closed_refused": 0, "n_closed_empty": 1}
@@ -199,7 +200,7 @@ def test_open_answers_on_the_wrong_side_have_a_table(tmp_path: Path) -> None:
     (sheet,) = tables.reading(found)
     assert sheet.title == "How open answers were read (20 questions, 10 images)"
     assert sheet.rows == [["run", "right", "on the wrong side", "change"],
-                          ["start", "50.0 %", "50.0 % [20.0 to 83.0]", ""],
+                          ["start", "50.0 %", "50.0 % [20.0 to 83.0]", "–"],
                           ["mmedpo", "100.0 %", "0.0 % [0.0 to 0.0]", "−50.0 [−83.0, −20.0]"]]  # fmt: skip
     assert not any("style" in note for note in found["notes"])
     right = compared(tmp_path / "right", ["left lung"] * 20, ["lung"] * 20, task="open_vqa", reference="left lung")

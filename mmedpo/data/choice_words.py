@@ -146,7 +146,7 @@ MODIFIERS = frozenset((
     "male", "female", "benign", "acute", "chronic", "above", "below", "inside", "outside", "large", "small", "first",
     "second", "third", "fourth", "mild", "moderate", "severe", "old", "new", "early", "late", "inner", "outer", "front",
     "back", "top", "bottom", "with", "without", "normal", "abnormal", "true", "false", "frontal", "head", "body",
-    "before", "after", "diffuse", "superior", "inferior", "smooth", "tail", "neck", "apex", "base",
+    "before", "after", "diffuse", "superior", "inferior", "smooth", "chest", "tail", "neck", "apex", "base",
 ))  # fmt: skip
 PREFIXES = frozenset(("hyper", "hypo", "non", "iso", "multi", "radio", "semi"))
 MODIFIER_ENDINGS = ("al", "ic", "ed", "ous", "ive", "ary", "ior", "ar", "oid", "ine", "ense", "ant", "ile", "ing", "id")

@@ -20,7 +20,7 @@ __all__ = ["Asserted", "asserted", "offered"]
 
 Asserted = int | Literal["both", "neither", "refused", "empty"]
 
-_TAGS = re.compile(r"</?[a-z_]+>|\\boxed\b|[*_`#{}$§]+|\\text\b", re.IGNORECASE)
+_TAGS = re.compile(r"</?[a-z_]+>|<\|[^|<>]*\|>|\\boxed\b|[*_`#{}$§]+|\\text\b", re.IGNORECASE)
 _ROLE = re.compile(r"\s*(?:(?:assistant|answer|response|model|ai|gpt|final answer|system|a)\s*:\s*)+", re.IGNORECASE)
 _DENIALS = frozenset(content(" ".join(known.DENIALS)))
 _SIZES = frozenset(content(" ".join(known.SIZES | known.CUTS)))

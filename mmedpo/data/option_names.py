@@ -43,7 +43,9 @@ class Names(NamedTuple):
 
 
 def tokens_of(text: str) -> list[str]:
-    """Return the words and marks of a `plain` text, with prefixes joined ("sub-cortical")."""
+    """Return the words and marks of a `plain` text, with prefixes joined ("sub-cortical") and " > " as words."""
+    if " > " in text or " < " in text:
+        text = text.replace(" > ", " larger than ").replace(" < ", " smaller than ")
     return _TOKEN.findall(_PREFIX.sub(r"\1", text.casefold()) if "-" in text else text.casefold())
 
 

@@ -20,7 +20,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import unread
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
-from mmedpo.evaluation.runs import Run, absent, definitions, load, notes
+from mmedpo.evaluation.runs import Run, absent, definitions, load, notes, templates
 from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
 from mmedpo.evaluation.seen import seen_in_training, trained_on
 from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
@@ -101,6 +101,7 @@ def compare(
         "evaluations": {run.name: _evaluation(run) for run in loaded},
         "definitions": definitions(baseline, left_out),
         "notes": said + _too_many(tests, resamples),
+        **({"templates": few} if (few := templates(loaded)) else {}),
         "n": _counts(baseline),
         "seen_in_training": _seen(loaded, dataset, trainings),
         "tests": {"correction": "holm", **tests},

@@ -97,9 +97,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.results.get("cut_off")
     ]
-    if any(variety.are_few(run.results["metrics"]) for run in runs):
-        known = ((run.name, variety.described(run.results["metrics"])) for run in runs)
-        said += [f"{name!r} has {found}" for name, found in known if found]
+    said += templates(runs)
     for run in runs[1:]:
         ours, theirs = _settings(run, baseline), _settings(baseline, run)
         said += [
@@ -108,6 +106,14 @@ def notes(runs: Sequence[Run]) -> list[str]:
             if ours.get(key) != theirs.get(key)
         ]
     return said
+
+
+def templates(runs: Sequence[Run]) -> list[str]:
+    """Return how varied the reports of each run are, where those of some run are few (`variety.are_few`)."""
+    if not any(variety.are_few(run.results["metrics"]) for run in runs):
+        return []
+    known = ((run.name, variety.described(run.results["metrics"])) for run in runs)
+    return [f"{name!r} has {found}" for name, found in known if found]
 
 
 def definitions(run: Run, left_out: Collection[str] = ()) -> Row:

@@ -108,6 +108,7 @@ def write_report(
             *notices(manifest, *trained.values(), *trained_on),
             *_seen(comparison),
             *unread.warnings(comparison),
+            *(f"{said}." for said in comparison.get("templates", ())),
             *notes,
         ],
         comparison=comparison,

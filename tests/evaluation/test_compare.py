@@ -246,7 +246,9 @@ def test_a_meteor_that_one_run_lacks_is_left_out_and_the_reason_noted(tmp_path):
 def test_templates_are_noted_beside_the_other_runs(tmp_path):
     changes = {f"report-{i}": {"reference": f"the heart is {i} cm"} for i in range(IMAGES)}
     folders = [run(tmp_path, name, right, changes) for name, right in (("start", 10), ("mmedpo", 15))]
-    notes = [note for note in compare(folders, resamples=400)["notes"] if "reports" in note]
+    found = compare(folders, resamples=400)
+    notes = [note for note in found["notes"] if "reports" in note]
+    assert found["templates"] == notes
     assert [note.split(" (")[0] for note in notes] == [
         f"{n!r} has 2 distinct reports in 20" for n in ("start", "mmedpo")
     ]

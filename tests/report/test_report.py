@@ -74,6 +74,13 @@ def html(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return output.read_text(encoding="utf-8")
 
 
+def test_templates_are_said_at_the_top_of_the_page(recorded: dict[str, Any], tmp_path: Path) -> None:
+    found = comparison() | {"templates": ["'mmedpo' has 4 distinct reports in 590"]}
+    report.write_report(tmp_path / "report.html", found, **recorded, commands=[])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert -1 < text.find("has 4 distinct reports in 590.") < text.find("<table")
+
+
 def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(sources) >= 1 + 1 + 3 + 3 + 6  # forest, spread, curves, pictures of both kinds

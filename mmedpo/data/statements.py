@@ -223,6 +223,7 @@ def stem_of(word: str) -> str:
     """Return the form that a word's inflections share ("enlarged", "enlargement"), or its one meaning."""
     if word in known.MEANINGS or word in known.EXCLUDES or word in HEALTH:
         return known.MEANINGS.get(word, word)
+    word = re.sub("otic$", "osis", word)  # "stenotic"
     if not word.endswith("ss"):
         ending = next((one for one in known.ENDINGS if word.endswith(one) and len(word) - len(one) >= _left(one)), "")
         word = word.removesuffix(ending)

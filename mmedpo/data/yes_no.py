@@ -16,7 +16,6 @@ from mmedpo.data.statements import (
     Asked,
     Segment,
     asked_by,
-    content,
     rivals_of,
     statements,
     stem_of,
@@ -118,8 +117,7 @@ def _plain_word(text: str, question: str) -> Reading:
         if offers:  # the question's or prompt's options, repeated
             word, text = said(rest), rest
         if word in ("both", "neither"):
-            declined = offers and (_declines(text, question) or known.REMARKS.search(text))
-            return "refused" if declined else "both"
+            return _beside_options(text, question) if offers else "both"
         place = _WORD[word].search(text)
         if place is None:  # it was found in other letters
             return word
@@ -134,6 +132,14 @@ def _plain_word(text: str, question: str) -> Reading:
         if _HEDGED.search(text, place.start() - len(sentence), place.start()) or not found - known.HEDGES - known.EMPTY:
             return "neither"
     return word
+
+
+def _beside_options(text: str, question: str) -> Reading:
+    """Return what is said beside the options "yes or no", "both" if nothing is."""
+    if _declines(text, question) or known.REMARKS.search(text):
+        return "refused"
+    found = _statement(text, question, asked_by(question))
+    return "both" if found == "neither" else found
 
 
 def _declines(text: str, question: str) -> bool:
@@ -170,13 +176,13 @@ def _statement(text: str, question: str, asked: Asked) -> Reading:
         seen |= earlier
         denied |= {stem for stem, negated in found.items() if negated}
     if empty:
-        return "neither" if set(content(text)) - known.MUTE else _brief(text)
+        return _brief(text)
     if asked.choice:
         if asked.choice <= denied - seen:
             return "no" if "yes" not in votes else "neither"
         return "yes" if asked.stems <= seen - denied and not any(map(rivals_of, asked.choice)) else "neither"
-    if "yes somewhere" in votes and not denied & asked.stems:
-        votes.add("yes")
+    if "yes somewhere" in votes:  # "There is a mass, but not in the liver."
+        votes.add("no" if denied & asked.stems - asked.core else None if denied & asked.stems else "yes")
     votes -= {None, "yes somewhere"}
     if len(votes) == 2 and asked.health and known.SIDES & seen:
         votes = {"no" if asked.health == "normal" else "yes"}  # one side is normal and the other is not
@@ -226,7 +232,8 @@ def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked,
         return "no" if heads and not known.OTHERS.difference(asked.words) & set(before) else None
     if raw & {"bilateral", "both"}:
         named |= {"left", "right"}
-    if not asked.presence and {word for word, _ in segment[:1]} & known.CONTINUES:
+    pronoun = segment[0][0] in known.CONTINUES and asked.words[1:2] not in (("this",), ("it",), ("these",))
+    if pronoun and not asked.presence:
         named |= asked.core - asked.heads  # "It is enlarged."
     placed = bool(raw & known.PLACES)
     if asked.stems <= named | earlier:
@@ -264,12 +271,13 @@ def _brief(text: str) -> Reading:
     """Return the yes or no of an answer without content words: "It is not.", "None seen", "There is."."""
     listed = words(text)
     found = set(listed)
-    if found & known.HEDGES:
+    denied = any(word.endswith("n't") for word in found)
+    if found & known.HEDGES or not all(word.endswith("n't") for word in found - known.MUTE):
         return "neither"
     if known.NEGATIONS & found and {"yes", "no"} & found:
         return "neither"  # "not yes"
-    if found & (known.FORWARD | known.BACKWARD | known.FALSE) or any(word.endswith("n't") for word in found):
-        judged = found & (known.PRESENCE | known.ASKS | known.BACKWARD | known.FALSE | {"none", "it"})
+    if found & (known.FORWARD | known.BACKWARD | known.FALSE) or denied:
+        judged = found & (known.PRESENCE | known.ASKS | known.BACKWARD | known.FALSE | {"none", "it", "nope"})
         return "no" if judged else "neither"
-    affirmed = {" ".join(pair) for pair in pairwise(listed)} & known.AFFIRMED or found <= known.AFFIRMING
+    affirmed = {" ".join(pair) for pair in pairwise(listed)} & known.AFFIRMED or (found and found <= known.AFFIRMING)
     return "yes" if affirmed else "neither"

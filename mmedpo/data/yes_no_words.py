@@ -15,7 +15,8 @@ DECLINES = re.compile(
     r"|(?:can ?not|can't|could not|couldn't|unable to) (?:\w+ )?(?:be )?(?:\w+ly )?"
     r"(?:say|tell|determined?|answer(?:ed)?|assess(?:ed)?|confirm(?:ed)?|know|provided?|excluded?|ruled? out|interpret"
     r"|diagnosed?|give|given|evaluated?|help|comment|make|conclude|verify|view|analyze)"
-    r"|no (?:\w+ )?(?:data|information)|(?:do not|don't) (?:know|have)|(?<!of )unknown|need more|more information"
+    r"|no (?:\w+ )?(?:data|information)|(?:do not|don't) know|i (?:do not|don't) have|(?<!of )unknown|need more"
+    r"|(?:enough|sufficient|more) information"
     r"|(?:i'm|i am) not (?:sure|able|qualified|certain))\b"
 )
 # Remarks that decline only where nothing is stated.
@@ -48,7 +49,7 @@ WH_WORDS = frozenset((
 ))  # fmt: skip
 FORWARD = NEGATIONS | frozenset((
     "no", "none", "non", "lack", "lacks", "lacking", "absence", "fails", "fail", "failed", "devoid", "excludes",
-    "incapable", "against", "denies", "nowhere",
+    "incapable", "against", "denies", "nowhere", "insufficient", "nope",
 ))  # fmt: skip
 # These deny what follows as pairs only ("rather than", but "rather large").
 PAIRS = frozenset((
@@ -95,7 +96,9 @@ SILENT = EMPTY | FORWARD | BACKWARD
 # Words that say nothing in a statement, but may in a name ("axial plane").
 MUTE = SILENT | EXCEPT | FALSE | frozenset((
     "you", "we", "me", "one", "suggestive", "consistent", "indicative", "compatible", "receive", "administer", "had",
-    "done", "made", "think", "believe", "say", "any", "view", "plane", "slice", "section", "scan", "scans", "film",
+    "like", "question", "yeah", "yep", "affirmative", "done", "made", "think",
+    "believe", "say", "any", "view", "plane", "slice", "section", "scan",
+    "scans", "film",
     "study", "projection", "orientation", "shape", "caliber", "calibre", "positive", "longer", "yet", "so", "too",
     "thus", "therefore", "indeed", "actually", "currently", "now", "type", "appearance", "presence", "diagnosis",
     "exam", "examination", "imaging", "limits", "range", "case", "rather", "instead", "opposed", "side", "sides",
@@ -105,9 +108,9 @@ MUTE = SILENT | EXCEPT | FALSE | frozenset((
 # Replies without content that mean yes: two words in a row, or all words.
 AFFIRMED = frozenset((
     "it is", "they are", "there is", "there are", "it does", "they do", "it was", "it appears", "it has", "think so",
-    "believe so",
+    "believe so", "is correct", "is true",
 ))  # fmt: skip
-AFFIRMING = frozenset(("present", "correct", "true", "seen", "positive", "visible", "affirmative"))
+AFFIRMING = frozenset(("present", "correct", "true", "seen", "positive", "visible", "affirmative", "yeah", "yep"))
 # Denied with one of these, a thing may still be there ("no other fracture"); "only one" is not what was asked for.
 OTHERS = frozenset(
     (
@@ -168,7 +171,7 @@ MEANINGS = {  # of words and of stems
     "transverse": "axial", "saggital": "sagittal", "broken": "fractur", "shift": "dev", "shifted": "dev",
     "cardiac": "heart", "pulmonary": "lung", "hepatic": "liver", "renal": "kidn", "cerebral": "brain",
     "hemidiaphragm": "diaphragm", "beneath": "under", "noncontrast": "non-contrast", "tumour": "tumor",
-    "arterial": "arterial", "normally": "normally",
+    "arterial": "arterial", "distent": "distend", "normally": "normally",
 }  # fmt: skip
 GROUPS = (
     ("left", "right"), ("upper", "lower"), ("anterior", "posterior"), ("superior", "inferior"), ("medial", "lateral"),

@@ -11,9 +11,9 @@ from mmedpo.evaluation.metrics import med_vqa
 from mmedpo.evaluation.metrics.space import CITATION
 
 _DESCRIPTION = """\
-Scores of short answers to questions about medical images: one whole-word verdict for each closed question, clipped word
-overlap and exact match for each open one; and the two lenient protocols of published work. All means lie in [0, 1];
-higher is better.
+Scores of short answers to questions about medical images: one verdict for each closed question, read against its text
+where it is given, clipped word overlap and exact match for each open one; and the two lenient protocols of published
+work. All means lie in [0, 1]; higher is better.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -21,7 +21,9 @@ Args:
     predictions (list of str): the model's answers; "" where it gave none.
     references (list of str): the gold answers; each has at least one word.
     answer_types (list of str): "closed" (yes/no or a choice), "choice" (options given) or "open", in any case.
-    protocol (str): "strict" (default), "paper" (MMedPO's) or "llava_med" (LLaVA-Med's).
+    protocol (str): "strict" (default), "strict@3" (without questions), "paper" (MMedPO's) or "llava_med" (LLaVA-Med's).
+    questions (list of str, optional): the questions, against which "strict" reads the answers (strict@4).
+    options (list of list of str or None, optional): the options that each question offered.
     groups (list of str, optional): a name a question (its organ, say); adds "by_group".
     return_scores (bool): add "scores", the scores of each answer.
 
@@ -30,7 +32,8 @@ Returns (a mean over no question is absent; all means in [0, 1]):
     closed_accuracy: share of closed answers that are correct.
     open_recall, open_precision, open_f1, open_exact_match: means over the open questions.
     n_closed, n_open: numbers of questions.
-    n_closed_both, n_closed_neither (strict): yes/no answers that say both or neither; they count as wrong.
+    n_closed_both, n_closed_neither (strict; with questions also n_closed_refused, n_closed_empty): closed answers that
+        say both or neither, decline to answer, or have no words; they count as wrong.
     n_laterality_conflicts (strict with questions): open answers on the wrong side, which score 0.
     med_vqa_definition: the protocol and the number of its definition; compare equal ones only.
 
@@ -47,6 +50,9 @@ Examples:
     (0.5, 1, 'strict@3')
     >>> round(scores["open_recall"], 4), scores["open_exact_match"]
     (0.3333, 0.0)
+    >>> scores = metric.compute(**answers, questions=["Is there a nodule?", "Is the lung normal?", "Where is it?"])
+    >>> scores["closed_accuracy"], scores["med_vqa_definition"]  # "abnormal" is a no to the second question
+    (1.0, 'strict@4')
     >>> scores = metric.compute(**answers, protocol="paper", groups=["chest", "chest", "abdomen"])
     >>> scores["closed_accuracy"], scores["open_recall"]  # "no" is in "abnormal"; 2 x left, and 2 words missed
     (1.0, 0.5)

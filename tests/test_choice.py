@@ -28,6 +28,8 @@ from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import Asked, read
 from mmedpo.evaluation.rescore import score_run
 from mmedpo.evaluation.score import Scoring
+from mmedpo.hub.publish import stripped
+from mmedpo.hub.publish.files import File
 from mmedpo.models.chat import ChatReply, ChatRequest
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.quickstart.phantom import FINDINGS
@@ -242,3 +244,9 @@ def test_likelihood_is_counted_plain_and_per_byte(logps: list[float], plain: flo
 def test_log_probabilities_made_elsewhere_are_checked(logps: Any) -> None:
     assert choice.fault(logps, ["a", "b"]) and choice.fault([-1.0, -2.0], None)
     assert choice.fault(None, None) is None and choice.fault([-1.0, -2.0], ["a", "b"]) is None
+
+
+def test_the_published_form_of_restricted_data_holds_no_option(curated: Path) -> None:
+    for row in (row for file in curated.glob("data/*.parquet") for row in File(file).rows()):
+        made = stripped.row(row)
+        assert "options" not in made and not any(word in json.dumps(made) for word in FINDINGS)

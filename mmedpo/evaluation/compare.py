@@ -141,6 +141,7 @@ def _counts(run: Run) -> dict[str, int]:
     images = {picture(row) for row in run.questions.values()}
     return {
         "closed": tasks["closed_vqa"], "open": tasks["open_vqa"], "report": tasks["report"], "images": len(images),
+        **({"choice": tasks["choice_vqa"]} if tasks["choice_vqa"] else {}),
     }  # fmt: skip
 
 

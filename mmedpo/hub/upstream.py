@@ -195,7 +195,11 @@ def _bring(row: dict[str, Any], precomputed: Precomputed) -> None:
         return
     rejected, made_by, score = (row.pop(key) for key in ("rejected", "rejected_by", "clinical_relevance"))
     known = row.pop("rejected_fault", None)
-    sentence = placeholders.fault(rejected) or schema.text_fault(row["answer"], rejected, row["task"]) or known
+    sentence = (
+        placeholders.fault(rejected)
+        or schema.text_fault(row["answer"], rejected, row["task"], row.get("options"))
+        or known
+    )
     if sentence:
         precomputed.answers[row["id"]] = {"reason": sentence, "detail": rejected}
     else:

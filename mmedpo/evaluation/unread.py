@@ -94,12 +94,7 @@ def notes(reading: Mapping[str, Row]) -> list[str]:
     for kind, found in reading.items():
         shares = found["shares"]
         for run, names in found.get("differing", {}).items():
-            cells = ((name, shares[name][run]) for name in names)
-            apart = [
-                f"{name} {100 * cell['difference']:+.1f} points "
-                f"[{100 * cell['difference_low']:+.1f}, {100 * cell['difference_high']:+.1f}]"
-                for name, cell in cells
-            ]
+            apart = [f"{name} {_change(shares[name][run])}" for name in names]
             base = next(iter(shares["unread"]))
             own, other = (f"{100 * shares['unread'][name]['value']:.1f} %" for name in (run, base))
             said.append(
@@ -107,3 +102,9 @@ def notes(reading: Mapping[str, Row]) -> list[str]:
                 f"{base!r} ({', '.join(apart)}): style alone may change {kind} accuracy"
             )
     return said
+
+
+def _change(cell: Mapping[str, float]) -> str:
+    ends = ("difference", "difference_low", "difference_high")
+    value, low, high = (f"{round(100 * cell[end], 1) or 0.0:+.1f}" for end in ends)
+    return f"{value} points [{low}, {high}]"

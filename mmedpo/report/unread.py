@@ -88,7 +88,8 @@ def gains(comparison: Mapping[str, Any], kind: str) -> list[str]:
             continue
         whole, read = comparison["metrics"][ACCURACY[kind]][run]["difference"], gain["read_in_both"]
         of = f"{_with_ends(read)} from the {number_of(read['questions'], 'questions')} whose answers were read in both"
-        shown = ", which shows no difference" if read["low"] <= 0 <= read["high"] else ""
+        shown = ", where no difference is shown" if read["low"] <= 0 <= read["high"] else ""
+        shown = ", where nothing changed" if read["value"] == read["low"] == read["high"] == 0 else shown
         parts.append(of + shown if read["questions"] else "no question had answers that were read in both")
         said.append(
             f"Of the {points(whole)} points of {kind} accuracy from {run_name(base)} to {run_name(run)}, "

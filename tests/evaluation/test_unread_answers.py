@@ -114,7 +114,7 @@ def test_runs_that_differ_by_style_alone_are_said_to(tmp_path: Path) -> None:
     sentence = (
         "Of the +37.5 points of closed accuracy from the starting model to MMedPO, +37.5 [+17.5, +55.0] come from "
         "answers that could not be read in the starting model, and 0.0 [0.0, 0.0] from the 20 questions whose answers "
-        "were read in both, which shows no difference."
+        "were read in both, where nothing changed."
     )
     assert said(found) == sentence
     (warned,) = [note for note in found["notes"] if "style alone" in note]

@@ -14,7 +14,7 @@ from mmedpo.data import credentialed
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metrics.base import Metric
-from mmedpo.evaluation.metrics.reports import clinical, variety
+from mmedpo.evaluation.metrics.reports import clinical, severity, variety
 from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
 from mmedpo.runs import formats
 from mmedpo.runs.json_files import read_json
@@ -98,6 +98,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         if run.results.get("cut_off")
     ]
     said += templates(runs)
+    said += [f"severity: {why} in {run.name!r}" for run in runs if (why := severity.unjudged(run.scores.values()))]
     for run in runs[1:]:
         ours, theirs = _settings(run, baseline), _settings(baseline, run)
         said += [

@@ -8,10 +8,12 @@ import pickle
 from pathlib import Path
 
 import clinical_weights
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 
+from mmedpo.data.images import png
 from mmedpo.errors import InputError
 from mmedpo.evaluation.metrics import report_generation as rg
 from mmedpo.evaluation.metrics.base import values
@@ -146,3 +148,26 @@ def test_names_are_known_ones(weights):
             rg.compute(["a"], ["a"], clinical=wrong)
     with pytest.raises(InputError, match="--judges"):
         rg.compute(["a"], ["a"], meteor_variant="nltk_exact_stem", clinical=["severity"])
+
+
+def test_commands_add_keep_and_compare_both_scores(weights, make_source, run, tmp_path):
+    row = {"question": "Describe.", "answer": REPORTS[1], "task": "report"}
+    rows = [{"id": str(i), "image": f"{i}.png", **row} for i in range(12)]
+    draw = np.random.RandomState(0).randint
+    images = {one["image"]: png(draw(0, 255, (32, 32, 3)).astype(np.uint8), "drawn")["bytes"] for one in rows}
+    source = make_source(rows, images=images)
+    for name, said in (("right", REPORTS[1]), ("wrong", REPORTS[2])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"id": one["id"], "prediction": said}) + "\n" for one in rows))
+        words = ("--meteor-variant", "nltk_exact_stem", "--output", name)
+        assert run("score", "--predictions", file, "--source", source, *words)[0] == 0
+    assert run("score", "right", "--clinical", "chexbert", "--output", "labelled")[0] == 0
+    both = ("--clinical", "radgraph,chexbert")
+    assert run("compare", "labelled", "wrong", *both, "--output", "compared")[0] == 0
+    comparison = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    for name in ("radgraph_f1", "radgraph_complete", "chexbert_micro_f1_14", "chexbert_macro_f1_5"):
+        right, wrong = (comparison["metrics"][name][one] for one in ("labelled", "wrong"))
+        assert right["value"] > wrong["value"] and right["low"] <= right["value"] <= right["high"]
+        assert wrong["difference_high"] < 0 and wrong["p"] < 0.05
+    assert comparison["definitions"]["radgraph_definition"].startswith("radgraph@1 (radgraph-xl.tar.gz ")
+    assert run("compare", "labelled", "wrong", "--output", "refused")[0] == 2

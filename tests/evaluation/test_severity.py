@@ -182,6 +182,9 @@ def test_commands_score_keep_and_compare_severity(evaluations, run, judge, tmp_p
     assert run("score", "bad", *other, "--output", "other")[0] == 0
     errors = [json.loads(line) for line in (tmp_path / "other" / "errors.jsonl").read_text().splitlines()]
     assert len(errors) == 12 and {(one["id"], one["judge"]) for one in errors} == {(str(i), "other") for i in range(12)}
+    judge.answer = lambda got: reader(got) if BOTH.search(got.text)[2] == GOLD else Answer("I cannot.")
+    third = ["--clinical", "severity", "--judges", f"{judge.url}#third"]
+    assert evaluations("mute", "Left pneumothorax.", *third)[0] == 2  # no reply could be read
     code, said = run("compare", "good", "other", "--output", "mixed")
     assert code == 2 and "severity@1 by other" in said
 
@@ -197,10 +200,13 @@ def test_judges_need_something_to_judge_and_reports(evaluations, run, judge, mak
         assert code == 2 and said in text, text
 
 
-def test_restricted_reports_reach_judges_elsewhere_by_consent_only(evaluations, run, judge):
+def test_restricted_reports_reach_judges_elsewhere_by_consent_only(evaluations, run, judge, tiny_model, tmp_path):
     words = ["--clinical", "severity", "--judges", "http://10.0.0.1:9/v1#a", "--credentialed"]
     code, said = evaluations("refused", GOLD, *words)
     assert code == 2 and FLAG in said and not judge.received
+    asked = ["--model", tiny_model, "--source", tmp_path / "source", "--output", "asked"]
+    code, said = run("evaluate", *asked, *words)
+    assert code == 2 and FLAG in said and not (tmp_path / "asked.partial").exists()
     words[3] = f"{judge.url}#a"  # this machine
     assert evaluations("here", GOLD, *words)[0] == 0
     assert run("score", "here", "--clinical", "severity", "--judges", "hub:a/b", "--output", "again")[0] == 2

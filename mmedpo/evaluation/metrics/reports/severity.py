@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,16 @@ def score_all(
         found = {name: one.found for name, one in judged.items() if one.found is not None}
         lines.append({KEY: _means(list(found.values())) if judged else {"score": 0.0}})
         errors += [{"id": id_, "judge": name, **error} for name, own in found.items() for error in own["errors"]]
-    if unjudged := sum(line[KEY]["score"] is None for line in lines):
-        log.warning("Severity: %d of %d reports have no readable judgement; they have no score.", unjudged, len(lines))
+    if said := unjudged(lines):
+        log.warning("Severity: %s", said)
     return lines, errors
+
+
+def unjudged(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return a sentence on the lines of scores.jsonl whose report no judge's reply could be read for; "" for none."""
+    scores = [line[KEY]["score"] for line in lines if KEY in line]
+    lacking = sum(score is None for score in scores)
+    return f"{lacking} of {len(scores)} reports have no readable judgement, and no score" if lacking else ""
 
 
 def definition(judges: Sequence[str]) -> str:

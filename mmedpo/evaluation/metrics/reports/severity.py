@@ -27,7 +27,7 @@ COUNTED = {"urgent": "severity", "actionable": "severity", "minor": "severity", 
 KEY = "severity"  # in scores.jsonl: "score", and errors by `COUNTED`; means over the judges
 QUOTES = ("reference_quote", "candidate_quote")
 LONGEST = 300  # characters of a finding or quote
-MOST = 60  # entries of a list
+MOST = 30  # entries of a list
 
 _TEXT = {"type": "string", "maxLength": LONGEST}
 _SEVERITY = {"type": "string", "enum": list(WEIGHTS)}

@@ -161,8 +161,8 @@ def _groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     for column, groups in comparison.get("groups", {}).items():
         names = wording.ordered({name: None for found in groups.values() for name in found["metrics"]})
         tables = {
-            name: [(group, found["sizes"][name], found["metrics"][name]) for group, found in groups.items()
-                   if name in found["metrics"]]
+            name: [(group, found["sizes"][name], found["metrics"][name], unread.styled(found))
+                   for group, found in groups.items() if name in found["metrics"]]
             for name in names
         }  # fmt: skip
         blocks.append(

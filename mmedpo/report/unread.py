@@ -69,10 +69,10 @@ def share(comparison: Mapping[str, Any], metric: str, run: str) -> float | None:
     return next((one["shares"]["unread"][run]["value"] for one in found), None)
 
 
-def styled(comparison: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Return the accuracies that style alone may change, each with the runs whose answers were read otherwise."""
-    found = {ACCURACY[kind]: {*one.get("differing", ())} for kind, one in comparison.get("reading", {}).items()}
-    return {**found, "overall_accuracy": set().union(*found.values())}
+def styled(found: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return the accuracies that style alone may change, each with its runs, of a comparison or a group."""
+    runs = {ACCURACY[kind]: {*one.get("differing", ())} for kind, one in found.get("reading", {}).items()}
+    return {**runs, "overall_accuracy": set().union(*runs.values())}
 
 
 def gains(comparison: Mapping[str, Any], kind: str) -> list[str]:

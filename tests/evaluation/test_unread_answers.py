@@ -172,6 +172,15 @@ def test_groups_have_their_own_shares(tmp_path: Path) -> None:
     assert sheet.rows[1] == ["CHEST (30 questions, 15 images)", "start", "0.0 %", "100.0 % [100.0 to 100.0]",
                              "–", "0.0 %", "100.0 %", "0.0 %", "0.0 %"]  # fmt: skip
     assert sheet.rows[4] == ["", "mmedpo", "80.0 %", "0.0 %", "–", *["0.0 %"] * 4]
+    cancelled = compare(
+        [evaluated(tmp_path / name, asked, [*styled(one)[:20], *styled(other)[20:]])
+         for name, one, other in (("before", HEDGED, ""), ("after", "", HEDGED))], resamples=200,
+    )  # fmt: skip
+    assert cancelled["reading"]["closed"]["differing"] == {}
+    assert unread.styled(cancelled["groups"]["organ"]["CHEST"])["closed_accuracy"] == {"after"}
+    write_report(tmp_path / "report.html", cancelled | {"evaluations": {}}, None, {})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Read this first" not in page and page.count("style may explain a part, see below") == 2
 
 
 CLOSED = {"n_closed": 8, "n_closed_both": 1, "n_closed_neither": 0, "n_closed_refused": 0, "n_closed_empty": 1}

@@ -107,7 +107,9 @@ class LocalModel:
         for batch, inputs in zip(left, ahead(read, left), strict=True):
             answers = self.model.generate(inputs, generation.sampling(batch))
             lines = {question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)}
-            for id_, measured in self._likelihoods([one for one in batch if one.options], asked, generation).items():
+            for id_, measured in self._likelihoods(
+                [one for one in batch if one.task == "choice_vqa"], asked, generation
+            ).items():
                 lines[id_] |= measured
             keep(lines)
         return {}

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data import options
 from mmedpo.data.columns import COLUMNS
-from mmedpo.data.text import number_of, words
+from mmedpo.data.text import folded, number_of, words
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation.metrics import choice
 from mmedpo.evaluation.predictions import Line, is_nothing, reread
@@ -120,6 +121,10 @@ def _answers_another(predictions: Mapping[str, Row], questions: Mapping[str, Row
     faults = []
     for id_, row in predictions.items():
         question = questions.get(id_, {})
+        offered, _ = options.read(row.get("options"))
+        if offered and [*map(folded, offered)] != [*map(folded, question.get("options") or ())]:
+            said = "are not the source's in its order, so that a letter names another; answer with the source's options"
+            faults.append(Fault(id_, "options", said, repr(offered)))
         if "image_digest" in row:  # a line of questions.jsonl
             said = "differs from the current question; answer it again, or restore the source"
             columns = [name for name in ("question", "image_digest") if name in row and name in question]

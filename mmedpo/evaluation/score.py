@@ -148,10 +148,7 @@ def finish(
     """
     predictions = [{"id": row["id"], **line} for row, line in answered]
     found = scoring.score_all([(row, line["prediction"]) for row, line in answered])
-    likelihoods = [
-        choice.score(line["option_logps"], row["options"], row["reference"]) if "option_logps" in line else {}
-        for row, line in answered
-    ]
+    likelihoods = [choice.of_line(row, line) for row, line in answered]
     added = clinical.of_answers(scoring.clinical, answered, judges, kept)
     parts = zip(answered, found, likelihoods, added.lines, strict=True)
     scores = [about(row) | score | more | own for (row, _), score, more, own in parts]

@@ -149,3 +149,13 @@ def test_a_file_of_questions_is_no_file_of_answers(tmp_path: Path) -> None:
     lines = [{"question_id": id_, "image": "a.jpg", "text": f"{text}\n<image>"} for id_, text in TEXTS.items()]
     assert "the text of every line is its question" in str(refused(tmp_path, lines))
     join(tmp_path, [{**line, "prediction": "left"} for line in lines])
+
+
+@pytest.mark.parametrize("offered", [["heart", "lung"], ["A. heart", "B. lung"], ["lung", "liver"]])
+def test_a_line_about_other_options_is_a_fault(tmp_path: Path, offered: list[str]) -> None:
+    asked = [{"id": "1", "image_id": "a", "task": "choice_vqa", "question": "Which?", "reference": "lung",
+              "options": ["lung", "heart"]}]  # fmt: skip
+    for same in (["Lung", "heart"], ["A. lung", "B. heart"], None):
+        line = llava("1", "A", prompt="Which?\nA. lung\nB. heart", **({"options": same} if same else {}))
+        assert join(tmp_path, [line], asked) == {"1": "A"}
+    assert places(refused(tmp_path, [llava("1", "A", options=offered)], asked)) == {("1", "options")}

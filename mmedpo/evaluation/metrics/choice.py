@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmedpo.data.text import folded
-from mmedpo.evaluation.metrics.base import mean_of
+from mmedpo.evaluation.metrics.base import Scores, mean_of
 from mmedpo.evaluation.metrics.preference import logp_fault
 
 METRICS = (
@@ -26,6 +26,13 @@ def score(logps: Sequence[float], options: Sequence[str], reference: str) -> dic
     return {
         "likelihood_correct": _leads(logps, gold), "likelihood_per_byte_correct": _leads(per_byte, gold),
     }  # fmt: skip
+
+
+def of_line(question: Scores, line: Scores) -> dict[str, float]:
+    """Return the `score` of a line of predictions; {} for another task, or where nothing was measured."""
+    if question["task"] != "choice_vqa" or "option_logps" not in line:
+        return {}
+    return score(line["option_logps"], question["options"], question["reference"])
 
 
 def fault(logps: Any, options: Sequence[str] | None) -> str | None:

@@ -46,7 +46,7 @@ def asked_by(question: str) -> Asked:
     text = known.OF_SCAN.sub(r"\1 ", known.IN_SCAN.sub(" ", _short(plain(question).casefold())))
     text = known.CLEAR.sub("", known.COMPARED.sub(" ", text))
     listed = [word for clause in clauses(text) for word in clause]
-    if not asks_yes_no(question) and known.WH_WORDS & set(listed):
+    if known.WH_WORDS & set(listed[:1] if asks_yes_no(question) else listed):
         return Asked()
     listed[:1] = [word.removesuffix("n't") for word in listed[:1]]  # "Isn't it fractured?"
     found = [part for word in listed for part in parts_of(word)]
@@ -197,6 +197,8 @@ def _negated(segment: list[str], asked: Asked) -> Segment:
                 return []  # "no evidence that it is absent"
             negated, last, noun = not (negated and i - last < 3), i, word in known.NOUNS  # "not without"
             denied = []
+            if word == "free":
+                found[-1] = ("of", negated)
             direct = word not in ("no", "without", "non") and not known.PRESENCE.isdisjoint(ahead)
             shown = ahead[:1] in (["appear"], ["appears"]) and ahead[1:2] in ([], ["in"], ["on"], ["at"])
             if direct or shown or known.MUTE.issuperset(segment[i + 1 :]):

@@ -177,6 +177,8 @@ def _statement(text: str, question: str, asked: Asked) -> Reading:
         denied |= {stem for stem, negated in found.items() if negated}
     if empty:
         return _brief(text)
+    if asked.heads & seen and len(words(text)) == 1:
+        return "yes"  # "Midline."
     if asked.choice:
         if asked.choice <= denied - seen:
             return "no" if "yes" not in votes else "neither"
@@ -246,12 +248,14 @@ def _by_health(
     raw: set[str], found: dict[str, bool], asked: Asked, about: set[str], subject: frozenset[str]
 ) -> str | None:
     """Return the vote of normal and abnormal, and of findings that make something so."""
+    about = {stem for stem in about if not found[stem] or stem in stems_of(known.ORGANS) | subject}
     shared = not about or bool(about & subject)  # the same thing is spoken of
     for word in found.keys() & HEALTH:
         state = word if not found[word] else ("abnormal" if word == "normal" else "normal")
         if state == "normal" and raw & known.EXCEPT:
             return None  # "otherwise normal"
-        if asked.health and (shared or (not subject and state == "abnormal")):
+        anywhere = state == "abnormal" or word == "abnormal"  # "no abnormality in the lung"
+        if asked.health and (shared or (not subject and anywhere)):
             return "yes" if state == asked.health else "no"
         if state == "normal" and shared:
             place = asked.stems - asked.core

@@ -50,6 +50,7 @@ WH_WORDS = frozenset((
 FORWARD = NEGATIONS | frozenset((
     "no", "none", "non", "lack", "lacks", "lacking", "absence", "fails", "fail", "failed", "devoid", "excludes",
     "incapable", "against", "denies", "nowhere", "insufficient", "nope",
+    "impossible",
 ))  # fmt: skip
 # These deny what follows as pairs only ("rather than", but "rather large").
 PAIRS = frozenset((
@@ -77,7 +78,8 @@ OF_SCAN = re.compile(  # who shows it is not asked
     rf"^(do|does|did) (?:this|the|these) (?:[\w-]+ ){{0,2}}?{SCAN}s? (?=show|demonstrat|contain|reveal|display|depict)"
 )
 A_SCAN = re.compile(
-    rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial ){{0,4}}{SCAN}(?: {SCAN}){{0,4}}\b"
+    rf"\b(?:[\w-]+-weighted |chest |brain |head |abdominal |abdomen |axial ){{0,4}}{SCAN}(?: {SCAN}){{0,4}}"
+    r"(?: of the (?:abdomen|brain|chest|head|pelvis|thorax|spine|neck))?\b"
 )
 # Words without content of their own: they neither name what is asked for nor make an answer be about something else.
 EMPTY = ASKS | PRESENCE | frozenset((
@@ -153,7 +155,7 @@ ORGANS = frozenset((
 STATES = frozenset((
     "enlarged", "dilated", "thickened", "widened", "displaced", "deviated", "shifted", "blunted", "elevated",
     "collapsed", "compressed", "swollen", "fractured", "obstructed", "obscured", "flattened", "hyperinflated",
-    "atrophied", "inflamed", "atrophic", "distended", "hypertrophied", "calcified", "cirrhotic",
+    "atrophied", "reduced", "shrunken", "inflamed", "atrophic", "distended", "hypertrophied", "calcified", "cirrhotic",
 ))  # fmt: skip
 LESIONS = frozenset((
     "mass", "lesion", "nodule", "tumor", "tumour", "effusion", "fracture", "hemorrhage", "pneumothorax", "pneumonia",

@@ -97,7 +97,11 @@ def score(
         ),
     ] = None,
     vqa_protocol: Annotated[
-        str | None, typer.Option("--vqa-protocol", help="Protocol of answers. Default: strict, or the run's.")
+        str | None,
+        typer.Option(
+            "--vqa-protocol",
+            help="strict, paper, llava_med, or judge (needs --judges). Default: strict, or the run's.",
+        ),
     ] = None,
     report_protocol: Annotated[
         str | None,

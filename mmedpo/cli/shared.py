@@ -103,7 +103,8 @@ def print_written(output: Path) -> None:
 
 
 def print_metrics(results: dict[str, Any]) -> None:
-    """Print the metrics of results.json, the share of unread closed answers, and warn of few distinct reports."""
+    """Print the metrics of results.json, shares of unread answers, and warnings of few reports and of judges."""
+    from mmedpo.evaluation.metrics import judged
     from mmedpo.evaluation.metrics.reports import variety
     from mmedpo.report import unread
 
@@ -112,6 +113,8 @@ def print_metrics(results: dict[str, Any]) -> None:
         console.print(said, soft_wrap=True)
     if variety.are_few(results["metrics"]):
         console.print(f"Warning: {variety.described(results['metrics'])}.", soft_wrap=True)
+    for said in [*judged.summary(results), *(f"Warning: {one}" for one in judged.warnings(results))]:
+        console.print(said, soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

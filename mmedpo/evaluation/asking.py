@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ JUDGES = (
     "cache:model. They get questions, gold answers and answers, without images."
 )
 SHOWN = 200  # characters of an unreadable reply in its reason
+# Beginnings of marks that a server may take for the end of a message: <|im_end|>, <end_of_turn>, [INST].
+MARKS = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]{2,}\])")
 Made = TypeVar("Made")
 Item = Mapping[str, Any]  # variables of the template
 
@@ -96,6 +100,12 @@ class Judges:
     def record(self) -> dict[str, Any]:
         """Return names, calls and tokens for results.json."""
         return {"judges": self.names, "calls": {portable(name): spent for name, spent in tally(self._used).items()}}
+
+
+def quoted(**texts: str) -> str:
+    """Return texts as a JSON object on one line, which none of them can leave: no quote, line break or mark is bare."""
+    found = json.dumps(texts, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return MARKS.sub(lambda mark: f"\\u{ord(mark[0]):04x}", found)
 
 
 @contextmanager

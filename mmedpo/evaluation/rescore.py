@@ -16,6 +16,7 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation.asking import Judges, Judging
 from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.joining import joined
+from mmedpo.evaluation.metrics import judged
 from mmedpo.evaluation.metrics.reports import clinical
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.evaluation.score import PARTS, Scoring, check_digests, finish, read_by_id, read_lines
@@ -52,7 +53,8 @@ def main(
     writable.check(output)
     given = {name: value for name, value in chosen.items() if value is not None}
     judging = judging or Judging()
-    refuse(Scoring(clinical=given.get("clinical", ())).judges_fault(judging.judges))
+    asked_of_judges = {name: given[name] for name in ("clinical", "vqa_protocol") if name in given}
+    refuse(Scoring(**asked_of_judges).judges_fault(judging.judges))
     if (run is None) == (predictions is None):
         raise InputError("Give either a finished evaluation or --predictions FILE with --source or --dataset.")
     if run is not None:
@@ -60,7 +62,8 @@ def main(
             raise InputError(f"{run} has its own questions; leave out {', '.join(unused)}.")
         scoring = _changed(scoring_of(run), given)
         with short_folder(output) as folder:
-            return score_run(run, folder, scoring, record, judging, output)
+            again = given.get("vqa_protocol") == judged.NAME
+            return score_run(run, folder, scoring, record, judging, output, again)
     scoring = Scoring(**given)
     questions = read(asked, scoring)
     if questions.note:
@@ -97,14 +100,15 @@ def scoring_of(run: Path) -> Scoring:
 
 def score_run(
     run: Path, folder: Path, scoring: Scoring, record: dict[str, Any], judging: Judging | None = None,
-    output: Path | None = None,
+    output: Path | None = None, judge_again: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Score the answers of a finished evaluation again, into `folder`.
 
-    Its clinical scores are kept, except those that `scoring` names.
+    Its clinical scores are kept, except those that `scoring` names, and so are judged answers where the protocol stays.
 
     Args:
         output: place of the finished folder, beside which the judges' cache lies; by default `run`.
+        judge_again: let the judges grade answers that were judged before.
 
     Returns:
         The content of results.json: the run's with new metrics; "scored_before" holds the earlier protocols.
@@ -123,8 +127,24 @@ def score_run(
         answered = joined(folder / QUESTIONS, run / "predictions.jsonl", scoring)
     sent = judging.consent(marked, len(answered))
     kept = _clinical(run, before, scoring.clinical)
+    verdicts = None if judge_again or scoring.vqa_protocol != judged.NAME else _judged(run, before)
+    stays = kept and clinical.JUDGED in kept.names
+    stale = () if verdicts else (*judged.RECORDS, *(() if stays else ("judges", "calls")))
+    before = {name: value for name, value in before.items() if name not in stale}
     with judging.open(output or run, marked is not None) as judges:
-        return finish(folder, answered, scoring, {**before, **record, **sent, "scored_before": facts}, judges, kept)
+        results = {**before, **record, **sent, "scored_before": facts}
+        return finish(folder, answered, scoring, results, judges, kept, verdicts)
+
+
+def _judged(run: Path, before: dict[str, Any]) -> judged.Found | None:
+    """Return the verdicts of judges that a finished evaluation has; None for another protocol."""
+    if before["protocols"]["med_vqa"] != judged.NAME:
+        return None
+    check_digests(run, before, ("scores",))
+    lines = [line for line in read_by_id(run / "scores.jsonl")[0].values() if line["task"] != "report"]
+    return judged.Found(
+        [{key: line[key] for key in judged.KEYS} for line in lines], before["metrics"]["med_vqa_definition"]
+    )
 
 
 def _clinical(run: Path, before: dict[str, Any], but: Sequence[str]) -> clinical.Found | None:

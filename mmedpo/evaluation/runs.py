@@ -13,6 +13,7 @@ from pathlib import Path
 from mmedpo.data import credentialed
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
+from mmedpo.evaluation.metrics import judged
 from mmedpo.evaluation.metrics.base import Metric
 from mmedpo.evaluation.metrics.reports import clinical, severity, variety
 from mmedpo.evaluation.score import METRICS, Row, check_digests, first_ids, read_by_id
@@ -99,6 +100,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     ]
     said += templates(runs)
     said += [f"severity: {why} in {run.name!r}" for run in runs if (why := severity.unjudged(run.scores.values()))]
+    said += [f"{run.name!r}: {one.rstrip('.')}" for run in runs for one in judged.warnings(run.results)]
     for run in runs[1:]:
         ours, theirs = _settings(run, baseline), _settings(baseline, run)
         said += [

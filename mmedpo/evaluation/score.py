@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
-from mmedpo.evaluation.metrics import choice, med_vqa, preference, question_sets, report_generation, visual_reliance
+from mmedpo.evaluation.metrics import (
+    choice,
+    judged,
+    med_vqa,
+    preference,
+    question_sets,
+    report_generation,
+    visual_reliance,
+)
 from mmedpo.evaluation.metrics.reports import clinical
 from mmedpo.evaluation.predictions import Line, counts, notes
 from mmedpo.runs import bounded_json
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
     from mmedpo.evaluation.asking import Judges
 
 METRICS = {  # by folder of eval/
-    "med_vqa": med_vqa.metrics,
+    "med_vqa": judged.metrics,
     "report_generation": report_generation.metrics,
     "preference": preference.metrics,
     "visual_reliance": visual_reliance.metrics,
@@ -45,7 +53,7 @@ class Scoring:
     """Protocols by which answers are scored.
 
     Attributes:
-        vqa_protocol: one of `med_vqa.PROTOCOLS`.
+        vqa_protocol: one of `med_vqa.PROTOCOLS`, or `judged.NAME`, which needs judges.
         report_protocol: one of `report_generation.PROTOCOLS`.
         meteor_variant: one of `report_generation.METEOR_VARIANTS`; None takes the report protocol's own.
         clinical: clinical scores of reports, some of `clinical.NAMES`.
@@ -61,26 +69,31 @@ class Scoring:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clinical", clinical.names_in(self.clinical))
-        require_known("vqa_protocol", self.vqa_protocol, med_vqa.PROTOCOLS)
+        require_known("vqa_protocol", self.vqa_protocol, (*med_vqa.PROTOCOLS, judged.NAME))
         require_known("report_protocol", self.report_protocol, report_generation.PROTOCOLS)
         if self.meteor_variant is not None:
             require_known("meteor_variant", self.meteor_variant, report_generation.METEOR_VARIANTS)
 
     def prepare(self, tasks: Iterable[str]) -> None:
-        """Check that the clinical scores can be made of answers to questions of these tasks, and load their networks.
+        """Check that judges and clinical scores fit questions of these tasks, and load the networks of the latter.
 
         Raises:
-            InputError: no question asks for a report; weights are missing.
+            InputError: clinical scores without reports, judges of answers without any; weights are missing.
         """
+        tasks = set(tasks)
+        judged.require_answers(self.vqa_protocol, tasks)
         clinical.require_reports(self.clinical, tasks)
         clinical.load(self.clinical)
 
     def judges_fault(self, judges: Sequence[str]) -> list[str]:
         """Return a sentence where scores need judges, or judges have nothing to judge."""
-        if bool(judges) == (clinical.JUDGED in self.clinical):
-            return []
-        lacking = f"clinical score {clinical.JUDGED} needs judges, chat models that find the errors"
-        return [f"judges make no score that was asked for; add clinical {clinical.JUDGED}" if judges else lacking]
+        asked = {
+            f"vqa_protocol {judged.NAME}": self.vqa_protocol == judged.NAME,
+            f"clinical {clinical.JUDGED}": clinical.JUDGED in self.clinical,
+        }
+        if judges:
+            return [] if any(asked.values()) else [f"judges make no score that was asked for; add {' or '.join(asked)}"]
+        return [f"{name} needs judges, chat models that read the answers" for name, needs in asked.items() if needs]
 
     @property
     def protocols(self) -> dict[str, str]:
@@ -97,17 +110,23 @@ class Scoring:
             return None
         return Fault(row, column, "has no words to compare with; drop the question", repr(reference))
 
-    def score_all(self, answers: Sequence[tuple[Row, str]]) -> list[Row]:
-        """Return the scores of each (question, prediction); all reports have METEOR, or none has."""
+    def score_all(self, answers: Sequence[tuple[Row, str]], lines: Sequence[Row] = ()) -> list[Row]:
+        """Return the scores of each (question, prediction); all reports have METEOR, or none has.
+
+        Args:
+            lines: scores of those that are no reports, where judges make them.
+        """
         reports = [(text, row["reference"]) for row, text in answers if row["task"] == "report"]
         others = [(row, text) for row, text in answers if row["task"] != "report"]
         said, gold = ([report[side] for report in reports] for side in (0, 1))
         of_reports = iter(report_generation.score_all(said, gold, self.report_protocol, self.meteor_variant))
-        of_others = iter(self._score_answers([row for row, _ in others], [text for _, text in others]))
+        questions = [row for row, _ in others]
+        lines = lines or self._score_answers(questions, [text for _, text in others])
+        of_others = iter(question_sets.with_sets(questions, lines))
         return [next(of_reports if row["task"] == "report" else of_others) for row, _ in answers]
 
     def _score_answers(self, questions: Sequence[Row], predictions: Sequence[str]) -> list[Row]:
-        scores = med_vqa.score_all(
+        return med_vqa.score_all(
             predictions,
             [row["reference"] for row in questions],
             [row["task"] for row in questions],
@@ -115,25 +134,24 @@ class Scoring:
             questions=[row["question"] for row in questions],
             options=[row.get("options") for row in questions],
         )
-        return question_sets.with_sets(questions, scores)
 
     def metrics(self, scores: Sequence[Row]) -> Row:
         """Return the "metrics" of results.json from the lines of scores.jsonl."""
         reports = [score for score in scores if score["task"] == "report"]
         answers = [score for score in scores if score["task"] != "report"]
-        return med_vqa.aggregate(answers, self.vqa_protocol) | report_generation.aggregate(
+        return judged.aggregate(answers, self.vqa_protocol) | report_generation.aggregate(
             reports, self.meteor_variant, self.report_protocol
         )
 
 
 def finish(
     folder: Path, answered: Sequence[tuple[Row, Line]], scoring: Scoring, results: Row, judges: Judges | None = None,
-    kept: clinical.Found | None = None,
+    kept: clinical.Found | None = None, verdicts: judged.Found | None = None,
 ) -> Row:  # fmt: skip
     """Score answers, write the evaluation folder, and warn of answers that are missing or were cut off.
 
     Each line of scores.jsonl is {"id", "image_id", "task", ...} with the result of `med_vqa.score` (closed and open
-    questions) or `report_generation.score` (reports).
+    questions), `judged.of_answers` (by judges) or `report_generation.score` (reports).
 
     Args:
         folder: folder that holds questions.jsonl.
@@ -142,12 +160,15 @@ def finish(
         results: further fields of results.json.
         judges: chat models that make some scores.
         kept: clinical scores of all answers that were made before.
+        verdicts: verdicts of judges on the answers that were made before.
 
     Returns:
         The content of results.json (docs/files.md).
     """
     predictions = [{"id": row["id"], **line} for row, line in answered]
-    found = scoring.score_all([(row, line["prediction"]) for row, line in answered])
+    if scoring.vqa_protocol == judged.NAME and verdicts is None:
+        verdicts = judged.of_answers(answered, judges)
+    found = scoring.score_all([(row, line["prediction"]) for row, line in answered], verdicts.lines if verdicts else ())
     likelihoods = [choice.of_line(row, line) for row, line in answered]
     added = clinical.of_answers(scoring.clinical, answered, judges, kept)
     parts = zip(answered, found, likelihoods, added.lines, strict=True)
@@ -162,9 +183,12 @@ def finish(
         log.warning("Options are not measured by likelihood: %s", why)
         metrics |= {f"{metric.name}_absent": why for metric in choice.METRICS}
     results = results | {"versions": versions(), **counted, "protocols": scoring.protocols}
+    if verdicts:
+        metrics["med_vqa_definition"] = verdicts.definition
+        results |= verdicts.record
     results |= {"metrics": metrics | added.definitions, **(judges.record() if judges else {})}
-    judged = {"errors": added.errors} if clinical.JUDGED in added.names else {}
-    return write_results(folder, predictions, scores, results, **judged)
+    errors = {"errors": added.errors} if clinical.JUDGED in added.names else {}
+    return write_results(folder, predictions, scores, results, **errors)
 
 
 def about(question: Row) -> Row:

@@ -67,7 +67,7 @@ METRICS = (
 )
 
 
-def metrics(protocol: str) -> tuple[Metric, ...]:
+def metrics(protocol: str = "strict") -> tuple[Metric, ...]:
     """Return the metrics of answers, by judges or by a rule of `med_vqa`."""
     return METRICS if protocol == NAME else med_vqa.metrics(protocol)
 

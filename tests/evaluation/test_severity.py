@@ -212,6 +212,16 @@ def test_restricted_reports_reach_judges_elsewhere_by_consent_only(evaluations, 
     assert run("score", "here", "--clinical", "severity", "--judges", "hub:a/b", "--output", "again")[0] == 2
 
 
+def test_score_goes_on_after_a_spent_budget(evaluations, run, judge):
+    assert evaluations("first", "Left pneumothorax.")[0] == 0
+    words = ["score", "first", "--clinical", "severity", "--output", "judged"]
+    for name in ("a", "b"):
+        words += ["--judges", f"{judge.url}#{name}"]
+    code, said = run(*words, "--max-calls", "1")
+    assert code == 130 and "unchanged if it has no --resume" in said
+    assert run(*words, "--max-calls", "1")[0] == 0 and len(judge.received) == 2
+
+
 def test_evaluate_asks_judges_and_resumes_without_asking_again(tiny_model, make_source, run, judge, tmp_path):
     rows = [{"id": "0", "image": "a.png", "question": "Describe.", "answer": GOLD, "task": "report"}]
     words = ["evaluate", "--model", tiny_model, "--source", make_source(rows), "--output", "out", "--clinical",

@@ -18,7 +18,7 @@ from mmedpo.data.images import png
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys, advice, secrets
-from mmedpo.models.chat.limits import Budget, Pace
+from mmedpo.models.chat.limits import AGAIN, Budget, Pace
 from mmedpo.models.chat.parameters import Parameters
 from mmedpo.models.chat.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, run, to_hub, to_url
 
@@ -217,7 +217,7 @@ class EndpointChat:
     async def _give_up(self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int) -> ChatReply:
         """Return the failure of one request, or raise InputError where the whole batch must end."""
         said, who = self._message(error), f"{self.place}, asked for the model {self.name!r},"
-        kept = " Answers so far are kept: run the same command with --resume." if self._answers else ""
+        kept = f" Answers so far are kept: {AGAIN}." if self._answers else ""
         if error.kind is Kind.FATAL:
             remedy = advice(self.base_url) if error.status == 401 else ADVICE.get(error.status, CHECK)
             raise InputError(f"{who} refuses: {said}. {remedy}.{kept}") from None

@@ -12,6 +12,8 @@ from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys
 from mmedpo.runs.options import check_types, option
 
+AGAIN = "run the same command with --resume, or unchanged if it has no --resume, to continue"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -133,7 +135,6 @@ class Budget:
             flags = ", ".join(f"--max-{what} {limit}" for what, limit in most.items() if limit is not None)
             raise Stopped(
                 f"The budget ({flags}) is spent: {number_of(self.calls, 'new calls')}, "
-                f"{number_of(self.tokens, 'tokens')}. Answers so far are kept: run the same command with --resume to "
-                "continue."
+                f"{number_of(self.tokens, 'tokens')}. Answers so far are kept: {AGAIN}."
             )
         return None if self.limits.max_calls is None else self.limits.max_calls - self.calls

@@ -193,7 +193,7 @@ def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tin
     asked = read(Asked(source, split="test"))
     some = [one for one in asked.questions if one.options][:5] + list(asked.questions[:3])
     results = evaluate(LocalModel(model), replace(asked, questions=some), tmp_path, Generation(4, 6, batch_size=3))
-    assert results is not None
+    assert results is not None and results["gold_by_options"] == 35
     lines = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
              for name in ("questions", "predictions", "scores")}  # fmt: skip
     hits = {"likelihood_correct": 0.0, "likelihood_per_byte_correct": 0.0}

@@ -40,6 +40,7 @@ class Source:
         split_notice: sentence about how the source was split.
         split_rows: rows of the whole source by split.
         moved: counts of "rows" and "images" that changed their split.
+        gold_by_options: gold answers of the table, by letter or otherwise, that were written as their options.
         notices: sentences for the user, about unread columns, doubtful gold answers, several licences and the like.
     """
 
@@ -56,6 +57,7 @@ class Source:
     split_rows: dict[str, int] = field(default_factory=dict)
     moved: dict[str, int] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    gold_by_options: int = 0
 
     @property
     def credentialed(self) -> bool:
@@ -123,12 +125,10 @@ def read_source(
     if path.is_dir() and not safe_paths.is_inside(table, (root, *image_folders)):
         raise InputError(f"{table} {safe_paths.LINKED}.")
     images = image_files(root, image_folders)
-    marked_by = credentialed.of_path(table) or ("--credentialed" if marked else None)
-    source = Source(name, license, [], marked_by=marked_by)
-    taken, studies = dict[str, str](), dict[str, str]()
-    columns: dict[str, None] = {}
+    source = Source(name, license, [], marked_by=credentialed.of_path(table) or ("--credentialed" if marked else None))
+    taken, studies, columns = dict[str, str](), dict[str, str](), dict[str, None]()
     origins = dict.fromkeys([name, license])  # sources and licences, of faulty rows too
-    nameless = rewritten = 0
+    nameless = 0
     for where, row in questions(table, columns):
         if not credentialed.is_no(row["credentialed"]):
             source.marked_by = source.marked_by or f"the row {where}"
@@ -141,7 +141,7 @@ def read_source(
             source.samples.append(sample)
             if study := group_name(row["study_id"]):
                 studies[sample.id] = study
-            rewritten += bool(sample.options) and sample.answer != str(row["answer"]).strip()
+            source.gold_by_options += bool(sample.options) and sample.answer != str(row["answer"]).strip()
             nameless += any(row[one] is not None and not group_name(row[one]) for one in ("patient_id", "study_id"))
     if not source.samples and not source.faults:
         raise InputError(f"{table} has no rows; a source needs at least one image with a question and an answer.")
@@ -161,7 +161,7 @@ def read_source(
         )
     source.license = next(iter(source.licenses), license)
     source.notices += [*licenses.notices(source.record(split)), *column_notices(source.name, columns)]
-    said = (gold.notice(source.name, source.doubtful_answers), options.notice(source.name, rewritten))
+    said = (gold.notice(source.name, source.doubtful_answers), options.notice(source.name, source.gold_by_options))
     source.notices += filter(None, said)
     return source
 

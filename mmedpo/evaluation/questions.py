@@ -198,6 +198,7 @@ def _of_source(asked: Asked, scoring: Scoring, load_processor: Callable[[], Any]
         "source": source.name, "split": asked.split, "split_by": source.split_by, **shared, "limit": asked.limit,
         "faulty_rows_skipped": len({fault.row for fault in source.faults}),
         **({"doubtful_answers": source.doubtful_answers} if source.doubtful_answers else {}),
+        **({"gold_by_options": source.gold_by_options} if source.gold_by_options else {}),
         **({"credentialed": True} if source.credentialed else {}),
     }, "\n".join(notes) or None, source.marked_by)  # fmt: skip
 

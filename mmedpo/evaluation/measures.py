@@ -11,6 +11,7 @@ from mmedpo.data.sources import chosen_ids
 from mmedpo.errors import InputError
 from mmedpo.evaluation import pairs, questions
 from mmedpo.evaluation.answering import EndpointModel, LocalModel
+from mmedpo.evaluation.asking import Judging
 from mmedpo.evaluation.contents import still
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.settings import Run, Settings
@@ -69,7 +70,7 @@ def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Pr
     with (
         still(run.output, asked.rows),
         output_folder(run.output, settings.record(), run.resume, processes, contents) as folder,
-        judging.open(run.output, asked.marked) as judges,
+        (judging if processes.first else Judging()).open(run.output, asked.marked) as judges,
     ):
         model = (
             EndpointModel(settings.model, run.limits.share(processes.count))

@@ -177,12 +177,12 @@ def _statement(text: str, question: str, asked: Asked) -> Reading:
         denied |= {stem for stem, negated in found.items() if negated}
     if empty:
         return _brief(text)
-    if asked.heads & seen and len(words(text)) == 1:
-        return "yes"  # "Midline."
     if asked.choice:
         if asked.choice <= denied - seen:
             return "no" if "yes" not in votes else "neither"
         return "yes" if asked.stems <= seen - denied and not any(map(rivals_of, asked.choice)) else "neither"
+    if asked.heads & seen and len(words(text)) == 1:
+        return "yes"  # "Midline."
     if "yes somewhere" in votes:  # "There is a mass, but not in the liver."
         votes.add("no" if denied & asked.stems - asked.core else None if denied & asked.stems else "yes")
     votes -= {None, "yes somewhere"}

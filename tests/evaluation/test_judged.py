@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from chat_server import Answer
@@ -14,7 +15,7 @@ from mmedpo.data import options
 from mmedpo.data.credentialed import FLAG
 from mmedpo.data.text import words
 from mmedpo.evaluation.asking import quoted
-from mmedpo.evaluation.metrics import judged
+from mmedpo.evaluation.metrics import judged, med_vqa
 from mmedpo.runs.json_files import read_json
 
 KNOWN = {(options.asked(one["question"], one.get("options")), one["answer"]): one["verdict"] for one in judged.known()}
@@ -110,11 +111,25 @@ def test_no_text_leaves_its_quotes(text):
         ({"reason": "Alike."}, "verdict is None"),
         ({"reason": "Alike.", "verdict": "right"}, "verdict is 'right'"),
         ({"reason": " ", "verdict": "correct"}, "reason is ' '"),
+        ({"reason": "the answer denies the free air that is there", "verdict": "wrong"}, "copied from an example"),
     ],
 )
 def test_a_reply_without_verdict_or_reason_is_not_read(reply, why):
     with pytest.raises(ValueError, match=why):
         judged.read({}, reply)
+
+
+def test_a_rule_of_words_is_below_the_bar_of_the_check():
+    def by_words(one):
+        kind = "choice" if "options" in one else "closed" if one["gold"] in ("yes", "no") else "open"
+        asked = {"question": one["question"], "options": one.get("options")}
+        found = med_vqa.score(one["answer"], one["gold"], kind, **asked)
+        return "correct" if found["correct"] else "partly" if found.get("recall") else "wrong"
+
+    right = [by_words(one) == one["verdict"] for one in judged.known()]
+    assert 0.6 < sum(right) / len(right) < judged.BAR
+    counts = Counter(one["verdict"] for one in judged.known())
+    assert counts == {"correct": 7, "partly": 4, "wrong": 9}
 
 
 def test_answers_are_graded_by_the_case_that_the_judge_reads(score, judge):

@@ -17,7 +17,7 @@ from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.data import options
-from mmedpo.data.text import number_of
+from mmedpo.data.text import number_of, words
 from mmedpo.errors import InputError
 from mmedpo.evaluation import answers_in
 from mmedpo.evaluation.metrics import choice, med_vqa, question_sets
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 NAME = "judge"
 VERSION = "judge@1"  # of what is computed from the verdicts
 PROMPT = "judge_answer@1"
+PROMPTS = Path(__file__).parents[1] / "prompts"
 CHECK = "judge_answer_check@1"  # of the answers of known worth
-BAR = 0.8  # least share of them on which a judge agrees; word overlap reaches 0.75, and "wrong" to all 0.45
+BAR = 0.8  # least share of them on which a judge agrees; word overlap reaches 0.7, and "wrong" to all 0.45
 MANY = 30  # answers after which a judge that knows one verdict is noted
 VERDICTS = ("wrong", "partly", "correct")  # ascending
 UNREADABLE, EMPTY = "unreadable", "empty"  # count as wrong
@@ -152,20 +153,28 @@ def verdict_of(verdicts: Sequence[str]) -> str:
 
 
 def read(item: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, str]:
-    """Return the verdict and the reason of a reply; raise ValueError where one is missing."""
+    """Return the verdict and the reason of a reply; raise ValueError where one is missing or copied from the prompt."""
     verdict, reason = answer.get("verdict"), answer.get("reason")
     if not isinstance(verdict, str) or verdict.strip().casefold() not in VERDICTS:
         raise ValueError(f"verdict is {verdict!r:.40}")
     if not isinstance(reason, str) or not reason.strip():
         raise ValueError(f"reason is {reason!r:.40}")
+    if tuple(words(reason)) in _example_reasons():
+        raise ValueError("reason is copied from an example of the prompt")
     # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
     return {"verdict": verdict.strip().casefold(), "reason": reason[:LONGEST].encode("utf-8", "replace").decode()}
 
 
 @cache
+def _example_reasons() -> set[tuple[str, ...]]:
+    found = (line for line in (PROMPTS / f"{PROMPT}.jinja").read_text("utf-8").splitlines() if '"reason":' in line)
+    return {tuple(words(json.loads(line)["reason"])) for line in found}
+
+
+@cache
 def known() -> list[Row]:
     """Return the answers of known worth: "question", "options" (of some), "gold", "answer", "verdict"; all invented."""
-    file = Path(__file__).parents[1] / "prompts" / f"{CHECK.partition('@')[0]}.jsonl"
+    file = PROMPTS / f"{CHECK.partition('@')[0]}.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 

@@ -98,6 +98,7 @@ def test_judges_are_averaged_and_asked_once(judge, tmp_path):
         assert lines[0][severity.KEY]["urgent"] == 1 / 2 and lines[1] == {severity.KEY: {"score": 0}}
         assert [(error["id"], error["judge"]) for error in errors] == [("0", "a")]
     assert len(judge.received) == 2  # an empty report is not asked about
+    assert severity.definition(["b", "a"]) == severity.definition(["a", "b"]) == "severity@1 by a, b"
     assert values(severity.METRICS, lines)["severity_urgent_errors"] == 1 / 2
 
 

@@ -83,8 +83,8 @@ def unjudged(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def definition(judges: Sequence[str]) -> str:
-    """Return the name of the score: its prompt, version and judges."""
-    return f"{PROMPT} by {', '.join(judges)}"
+    """Return the name of the score: its prompt, version and judges, whose order does not matter."""
+    return f"{PROMPT} by {', '.join(sorted(judges))}"
 
 
 def read(item: Mapping[str, Any], answer: Mapping[str, Any]) -> Found:

@@ -169,6 +169,9 @@ def _statement(text: str, question: str, asked: Asked) -> Reading:
         if asked.without:
             found = {stem: negated is not (stem in asked.without) for stem, negated in found.items()}
         empty = empty and not found
+        place = asked.stems - asked.core
+        if segment[0][0] == "not" and place and place <= found.keys() and asked.core <= earlier:
+            votes.add("no")  # "Contrast is in the stomach, but not in the colon."
         if segment[0][0] not in known.CONTINUES or any(found.values()):
             earlier = set()
         votes.add(_vote(segment, raw, found, asked, earlier))
@@ -215,7 +218,8 @@ def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked,
                 return None
             if stem in known.SIDES and not asked.presence and (asked.health or asked.heads & stems_of(known.STATES)):
                 return None  # "The right one is enlarged" is nothing about the left one
-            same = asked.heads & found.keys() if asked.presence else about & asked.stems
+            sided = asked.presence and stem in known.SIDES
+            same = asked.heads & found.keys() if sided else about & asked.stems
             apart = same or about <= {stem, *known.SCANS} or asked.stems <= excluded
             return "no" if apart else None
     vote = _by_health(raw, found, asked, about, subject)
@@ -231,13 +235,23 @@ def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked,
         heads = denied & (asked.core if raw & known.BACKWARD else asked.heads)
         before = [word for word, _ in segment]
         before = before[: next((i for i, word in enumerate(before) if stem_of(word) in heads), 0)]
-        return "no" if heads and not known.OTHERS.difference(asked.words) & set(before) else None
+        narrowed = known.OTHERS.difference(asked.words) & set(before)
+        if asked.words[:1] in (("is",), ("are",)) and not asked.presence:
+            narrowed |= {
+                word
+                for word, negated in segment[: len(before)]
+                if negated and not word.endswith("ly") and word not in known.MUTE and stem_of(word) not in asked.stems
+            }
+        return "no" if heads and not narrowed else None
     if raw & {"bilateral", "both"}:
         named |= {"left", "right"}
     pronoun = segment[0][0] in known.CONTINUES and asked.words[1:2] not in (("this",), ("it",), ("these",))
     if pronoun and not asked.presence:
         named |= asked.core - asked.heads  # "It is enlarged."
     placed = bool(raw & known.PLACES)
+    elsewhere = known.NEAR.difference(asked.words) & raw or (others - organs and not raw & {"and", "both", "or"})
+    if organs - asked.core and elsewhere:
+        return None  # "a mass above the kidney"
     if asked.stems <= named | earlier:
         return "yes"
     plainly = not placed and not others - organs and raw & (known.VERBS | known.PRESENCE)
@@ -248,6 +262,7 @@ def _by_health(
     raw: set[str], found: dict[str, bool], asked: Asked, about: set[str], subject: frozenset[str]
 ) -> str | None:
     """Return the vote of normal and abnormal, and of findings that make something so."""
+    named = not about or bool(about & subject)
     about = {stem for stem in about if not found[stem] or stem in stems_of(known.ORGANS) | subject}
     shared = not about or bool(about & subject)  # the same thing is spoken of
     for word in found.keys() & HEALTH:
@@ -257,7 +272,7 @@ def _by_health(
         anywhere = state == "abnormal" or word == "abnormal"  # "no abnormality in the lung"
         if asked.health and (shared or (not subject and anywhere)):
             return "yes" if state == asked.health else "no"
-        if state == "normal" and shared:
+        if state == "normal" and named:
             place = asked.stems - asked.core
             if asked.stems & stems_of(known.STATES) or (
                 place and place <= about and asked.core & stems_of(known.LESIONS)
@@ -281,7 +296,9 @@ def _brief(text: str) -> Reading:
     if known.NEGATIONS & found and {"yes", "no"} & found:
         return "neither"  # "not yes"
     if found & (known.FORWARD | known.BACKWARD | known.FALSE) or denied:
-        judged = found & (known.PRESENCE | known.ASKS | known.BACKWARD | known.FALSE | {"none", "it", "nope"})
+        judged = found & (
+            known.PRESENCE | known.ASKS | known.BACKWARD | known.FALSE | {"none", "it", "nope", "on", "in"}
+        )
         return "no" if judged else "neither"
     affirmed = {" ".join(pair) for pair in pairwise(listed)} & known.AFFIRMED or (found and found <= known.AFFIRMING)
     return "yes" if affirmed else "neither"

@@ -23,9 +23,10 @@ DECLINES = re.compile(
 REMARKS = re.compile(r"\b(?:sorry|as an ai|language model|consult|not a (?:doctor|radiologist|physician))\b")
 HEDGES = frozenset((
     "may", "might", "maybe", "perhaps", "possible", "possibly", "probable", "probably", "likely", "unlikely", "if",
-    "whether", "suspected", "suspicious", "suspicion", "unclear", "would", "should", "must", "concerning", "potential",
-    "potentially", "presumably", "presumed", "questionable", "equivocal", "indeterminate", "doubtful", "differential",
-    "versus", "vs", "mimics", "resembles", "could", "either", "uncertain",
+    "whether", "suspected", "suspicious", "suspicion", "unclear", "would", "should", "must", "concerning",
+    "potential", "potentially", "presumably", "presumed", "questionable", "equivocal", "indeterminate", "doubtful",
+    "differential", "versus", "vs", "mimics", "resembles", "could", "either", "uncertain", "concern", "worried",
+    "common", "commonly", "typically", "usually", "generally", "often",
 ))  # fmt: skip
 # Words before a statement that do not weaken it, and statements about no image at all.
 NOISE = re.compile(
@@ -35,7 +36,9 @@ NOISE = re.compile(
 UNSAID = re.compile(
     r"\b(?:(?:to|can|cannot|not) (?:exclude|rule out)|(?:evaluat(?:e|ed|ion)|assess|check|look(?:ing)?|screen|risk)"
     r" (?:for|of)|history|(?:previous|prior|earlier) \w+"
-    r"|(?:hard|difficult) to|to treat|treat(?:ed|ment)|limits? of normal|borderline|used (?:to|for)|refers to"
+    r"|(?:hard|difficult) to|to treat|treat(?:ed|ment)|limits? of normal|borderline"
+    r"|(?:upper|high|low|near) normal|normal in (?!size|appearance|shape|caliber|the|this|these|both|all|an?)\w+"
+    r"|little (?:evidence|sign)|used (?:to|for)|refers to"
     r"|is defined|can (?:\w+ )?(?:indicate|suggest|represent|cause|be a)"
     r"|is an? (?:\w+ )?(?:type|form|kind|condition|disease|term|technique) (?:of|that|in|where|which))\b"
 )
@@ -61,7 +64,8 @@ LIMITS = frozenset(("only", "solely", "merely", "just", "simply", "doubt"))  # "
 EXCEPT = frozenset(("except", "apart", "besides", "aside", "beyond", "otherwise"))
 OF = frozenset(("of", "in", "to", "within", "around", "from", "on", "for"))
 BACKWARD = frozenset((
-    "absent", "excluded", "spared", "resolved", "undetected", "unaffected", "uninvolved", "negative", "missing",
+    "absent", "excluded", "spared", "resolved", "removed", "resected", "gone", "disappeared", "undetected",
+    "unaffected", "uninvolved", "negative", "missing",
 ))  # fmt: skip
 FALSE = frozenset(("false", "incorrect", "untrue"))  # said of the whole statement
 PRESENCE = frozenset((
@@ -147,6 +151,9 @@ PLACES = frozenset((
     "in", "on", "at", "within", "near", "around", "under", "above", "below", "between", "along", "beneath", "outside",
     "inside", "adjacent", "behind", "over",
 ))  # fmt: skip
+NEAR = frozenset((
+    "near", "around", "above", "below", "along", "outside", "adjacent", "behind", "over", "beside", "next",
+))  # fmt: skip
 ORGANS = frozenset((
     "heart", "lung", "liver", "spleen", "kidney", "brain", "pancreas", "stomach", "bowel", "colon", "bladder", "aorta",
     "gallbladder", "spine", "skull", "rib", "appendix", "esophagus", "trachea", "mediastinum", "diaphragm", "ventricle",
@@ -191,6 +198,9 @@ LONG = (
     ("resonance", re.compile(r"\bmagnetic resonance(?: imag(?:ing|e))?(?: \(mri\))?"), "mri"),
     ("within normal", re.compile(r"\bwithin normal(?: size)?(?: limits?| range)?"), "normal"),
     ("within the normal", re.compile(r"\bwithin the normal(?: size)?(?: limits?| range)?"), "normal"),
+    ("than normal", re.compile(r"\b(?:larger|bigger) than normal"), "enlarged"),
+    ("than normal", re.compile(r"\bsmaller than normal"), "reduced"),
+    ("than normal", re.compile(r"\bwider than normal"), "widened"),
     ("not normal", re.compile(r"\bnot normal\b"), "abnormal"),
     ("not abnormal", re.compile(r"\bnot abnormal\b"), "normal"),
     ("cardiac s", re.compile(r"\bcardiac (?:silhouette|shadow|size)"), "heart"),

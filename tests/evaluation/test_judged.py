@@ -112,11 +112,12 @@ def test_no_text_leaves_its_quotes(text):
         ({"reason": "Alike.", "verdict": "right"}, "verdict is 'right'"),
         ({"reason": " ", "verdict": "correct"}, "reason is ' '"),
         ({"reason": "the answer denies the free air that is there", "verdict": "wrong"}, "copied from an example"),
+        ({"reason": "Same.", "verdict": "correct"}, "the answer itself holds"),
     ],
 )
 def test_a_reply_without_verdict_or_reason_is_not_read(reply, why):
     with pytest.raises(ValueError, match=why):
-        judged.read({}, reply)
+        judged.read({"case": quoted(question="Where?", answer=ESCAPE)}, reply)
 
 
 def test_a_rule_of_words_is_below_the_bar_of_the_check():

@@ -161,6 +161,9 @@ def read(item: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, str]:
         raise ValueError(f"reason is {reason!r:.40}")
     if tuple(words(reason)) in _example_reasons():
         raise ValueError("reason is copied from an example of the prompt")
+    text = json.loads(item["case"])["answer"]
+    if "verdict" in text and reason.strip() in text:  # the last object of the reply quotes the answer
+        raise ValueError("verdict is one that the answer itself holds")
     # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
     return {"verdict": verdict.strip().casefold(), "reason": reason[:LONGEST].encode("utf-8", "replace").decode()}
 

@@ -22,6 +22,7 @@ _NEGATING = (
     | {"nor", "other", "ruled", *(one for one, _ in known.PAIRS)}
 )
 _SPLITTING = known.BREAKS | {*"?.,:;!()\n—", "yes", "no", "and", "that"}
+_LONG = re.compile("|".join(re.escape(part) for part, _, _ in known.LONG))
 _TOKEN = re.compile(r"[^\W_]+(?:['.-][^\W_]+)*|[,.;:!?()\n—]")
 
 
@@ -89,9 +90,10 @@ def denies(text: str) -> bool:
 
 def _short(text: str) -> str:
     """Return a text with modalities, and other things of several words, by one short name."""
-    for part, name, short in known.LONG:
-        if part in text:
-            text = name.sub(short, text)
+    if _LONG.search(text):
+        for part, name, short in known.LONG:
+            if part in text:
+                text = name.sub(short, text)
     return text
 
 

@@ -254,7 +254,8 @@ def _vote(segment: Segment, raw: set[str], found: dict[str, bool], asked: Asked,
         return None  # "a mass above the kidney"
     if asked.stems <= named | earlier:
         return "yes"
-    plainly = not placed and not others - organs and raw & (known.VERBS | known.PRESENCE)
+    where = asked.words[:1] in (("is",), ("are",)) and not asked.presence and known.PRESENCE.isdisjoint(asked.words)
+    plainly = not where and not placed and not others - organs and raw & (known.VERBS | known.PRESENCE)
     return "yes somewhere" if plainly and asked.core <= named else None
 
 

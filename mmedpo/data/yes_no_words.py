@@ -8,7 +8,7 @@ from mmedpo.data.text import NEGATIONS
 
 # Replies that decline to say either. The last word of a match may be what the question asks about ("evaluated").
 DECLINES = re.compile(
-    r"\b(?:unable to \w+|unable|insufficient|depends|unsure|uncertain"
+    r"\b(?=[cdehimnsu])(?:unable to \w+|unable|insufficient|depends|unsure|uncertain"
     r"|(?:not possible|impossible|difficult|hard|challenging) (?:for me )?to (?:\w+ )?"
     r"(?:say|tell|determine|answer|assess|confirm|know|provide|give|make|diagnose|evaluate|conclude|exclude)"
     r"|not (?:possible$|enough|sure|certain|clear (?:whether|if|from)|specified|mentioned|conclusive|able)"
@@ -168,6 +168,7 @@ LESIONS = frozenset((
     "mass", "lesion", "nodule", "tumor", "tumour", "effusion", "fracture", "hemorrhage", "pneumothorax", "pneumonia",
     "infarct", "infarction", "opacity", "edema", "consolidation", "cyst", "atelectasis", "abscess", "aneurysm",
     "infiltrate", "bleed", "metastasis", "metastases", "stone", "calcification", "hematoma", "stroke",
+    "fluid", "infection",
 ))  # fmt: skip
 MEANINGS = {  # of words and of stems
     **dict.fromkeys(("unremarkable", "healthy", "clear"), "normal"),

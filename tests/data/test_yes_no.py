@@ -1,8 +1,8 @@
 """Yes or no read against the question: invented cases judged by hand in yes_no.jsonl, each with its doubt.
 
-`says` is what a person reads, `reads` what the rules do where they differ; `held_back` marks the sets (1, 2) that were
-written before the rules were tuned on them, and read once: 89 of 98 and 56 of 66 agreed, one each was read where a
-person reads nothing, and none was reversed.
+`says` is what a person reads, `reads` what the rules do where they differ; `held_back` marks the sets (1, 2, 3) that
+were written before the rules were tuned on them, and read once: 89 of 98, 56 of 66 and 47 of 50 agreed, one each was
+read where a person reads nothing, and none was reversed.
 """
 
 from __future__ import annotations

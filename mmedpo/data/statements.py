@@ -22,6 +22,8 @@ _NEGATING = (
     | {"nor", "other", "ruled", *(one for one, _ in known.PAIRS)}
 )
 _SPLITTING = known.BREAKS | {*"?.,:;!()\n—", "yes", "no", "and", "that"}
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_YES_OR_NO = re.compile(r"^yes or no\W+|\W+(?:please )?(?:answer )?(?:with )?\W?\b(?:yes or no|yes/no)\b")
 _LONG = re.compile("|".join(re.escape(part) for part, _, _ in known.LONG))
 _TOKEN = re.compile(r"[^\W_]+(?:['.-][^\W_]+)*|[,.;:!?()\n—]")
 
@@ -44,7 +46,8 @@ class Asked(NamedTuple):
 @lru_cache(maxsize=4096)
 def asked_by(question: str) -> Asked:
     """Return what a yes/no question asks for; no stems for a question that yes or no does not answer."""
-    text = known.OF_SCAN.sub(r"\1 ", known.IN_SCAN.sub(" ", _short(plain(question).casefold())))
+    question = _question(plain(question).casefold())
+    text = known.OF_SCAN.sub(r"\1 ", known.IN_SCAN.sub(" ", _short(question)))
     text = known.CLEAR.sub("", known.COMPARED.sub(" ", text))
     listed = [word for clause in clauses(text) for word in clause]
     if known.WH_WORDS & set(listed[:1] if asks_yes_no(question) else listed):
@@ -86,6 +89,12 @@ def content(text: str) -> list[str]:
 def denies(text: str) -> bool:
     """Return True where a text holds a negation."""
     return any(word in known.FORWARD | known.BACKWARD or word.endswith("n't") for word in words(text))
+
+
+def _question(text: str) -> str:
+    """Return the first sentence that ends with a question mark, if there is one, without the options yes and no."""
+    asked = [sentence for sentence in _SENTENCE.split(text) if sentence.endswith("?")]
+    return _YES_OR_NO.sub("", asked[0] if asked else text).strip()
 
 
 def _short(text: str) -> str:

@@ -23,7 +23,7 @@ _NEGATING = (
 )
 _SPLITTING = known.BREAKS | {*"?.,:;!()\n—", "yes", "no", "and", "that"}
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-_YES_OR_NO = re.compile(r"^yes or no\W+|\W+(?:please )?(?:answer )?(?:with )?\W?\b(?:yes or no|yes/no)\b")
+_YES_OR_NO = re.compile(r"^yes or no\W+|\W{1,4}(?:please )?(?:answer )?(?:with )?\W?\b(?:yes or no|yes/no)\b")
 _LONG = re.compile("|".join(re.escape(part) for part, _, _ in known.LONG))
 _TOKEN = re.compile(r"[^\W_]+(?:['.-][^\W_]+)*|[,.;:!?()\n—]")
 
@@ -185,6 +185,8 @@ def _negated(segment: list[str], asked: Asked) -> Segment:
     found: list[tuple[str, bool]] = []
     denied: list[str] = []  # words with content since the last negation
     negated, noun, last = False, False, -9
+    before = 0  # words that a later negation denies ("a fracture is not seen")
+    content_end = max((i for i, word in enumerate(segment) if word not in known.MUTE), default=0)
     for i, word in enumerate(segment):
         if negated:
             if noun and word in known.VERBS:
@@ -212,9 +214,9 @@ def _negated(segment: list[str], asked: Asked) -> Segment:
                 found[-1] = ("of", negated)
             direct = word not in ("no", "without", "non") and not known.PRESENCE.isdisjoint(ahead)
             shown = ahead[:1] in (["appear"], ["appears"]) and ahead[1:2] in ([], ["in"], ["on"], ["at"])
-            if direct or shown or known.MUTE.issuperset(segment[i + 1 :]):
-                found = [(one, True) for one, _ in found]
-    return [(word, True) for word, _ in found] if whole else found
+            if direct or shown or i >= content_end:
+                before = len(found)
+    return [(word, negated or whole or i < before) for i, (word, negated) in enumerate(found)]
 
 
 @lru_cache(maxsize=65536)

@@ -25,7 +25,7 @@ from mmedpo.data.text import CLAUSE_STARTS, Polarity, plain, said, words
 
 Reading = Literal["yes", "no", "both", "neither", "refused", "empty"]
 _LABELS = re.compile(
-    r"<\|?/?[a-z_]{1,20}\|?>|(?:^|\n|(?<=\? ))[^\w\n]*(?:assistant|answer|response|final answer)\W{0,3}:"
+    r"<\|?/?[a-z_]{1,20}\|?>|(?:^|\n|(?<=\? ))[^\w\n]{0,8}(?:assistant|answer|response|final answer)\W{0,3}:"
 )
 _OFFERED = re.compile(r"\b(?:yes|no)\W{0,3}(?:[/|,]|\bor\b)\W{0,3}(?:yes|no)\b")
 _HEDGED = re.compile(r"\b(?:may|might|maybe|perhaps|possibl[ey]|probabl[ey]|likely|unlikely|could)\b")

@@ -48,11 +48,47 @@ def test_read_ignores_roles_labels_and_tags(style):
         assert read(style.format(answer), "Is there a fracture?") == expected
 
 
+@pytest.mark.parametrize(
+    "style",
+    [
+        "{} Please answer yes or no.",
+        "Yes or no: {}",
+        "{} Answer with a single word.",
+        "<image>\nA chest X-ray. {}",
+        "{} (yes/no)",
+    ],
+)
+def test_read_takes_instructions_for_no_part_of_the_question(style):
+    question = style.format("Is there a fracture?")
+    answers = ("There is no fracture.", "There is a fracture.", "There may be a fracture.", "Please answer yes or no.")
+    assert [read(answer, question) for answer in answers] == ["no", "yes", "neither", "both"]
+
+
 def _read(case: dict) -> str:
     return read(case["answer"], case["question"])
 
 
-@pytest.mark.parametrize("text", ["no mass, ", "chest ", "which is ", "in the image ", "not ", "a", "it is\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no mass, ",
+        "chest ",
+        "which is ",
+        "in the image ",
+        "not ",
+        "a",
+        "it is\n",
+        "? ",
+        "?: ",
+        "<a",
+        "!",
+        "yes or ",
+        "unable to ",
+        "can't ",
+        "no: ",
+        "not be ",
+    ],
+)
 def test_says_of_a_long_text_takes_no_longer_than_its_length(text: str) -> None:
     begin = time.process_time()
     says(text * 5_000, "Is there a mass?")

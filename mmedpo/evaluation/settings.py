@@ -82,7 +82,8 @@ class Settings:
     max_new_tokens_report: int | None = _preset("max_new_tokens_report", "Longest report in tokens.")
     temperature: float | None = _preset("temperature", "0 is greedy.")
     vqa_protocol: str | None = _preset(
-        "vqa_protocol", "Definitions of the scores of answers: strict, paper, llava_med, or judge (needs judges)."
+        "vqa_protocol",
+        "Definitions of the scores of answers: strict, strict@3, paper, llava_med, or judge (needs judges).",
     )
     report_protocol: str | None = _preset(
         "report_protocol", "Definitions of the scores of reports: coco, r2gen, r2gen_mimic, paper or huggingface."

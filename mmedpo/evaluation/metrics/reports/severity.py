@@ -61,7 +61,12 @@ def score_all(
     Returns:
         n of {KEY: {"score", "urgent", ...}} for scores.jsonl; and all errors, each with its "id" and "judge".
     """
-    items = [{"reference": gold, "candidate": said} for said, gold in zip(predictions, references, strict=True)]
+    from mmedpo.evaluation.asking import quoted
+
+    items = [
+        {"reference": gold, "candidate": said, "case": quoted(reference_report=gold, candidate_report=said)}
+        for said, gold in zip(predictions, references, strict=True)
+    ]
     asked = [item for item in items if item["candidate"].strip()]
     replies = {name: iter(own) for name, own in judges.ask(PROMPT, SCHEMA, asked, read).items()}
     lines, errors = [], []

@@ -24,3 +24,10 @@ def fault(text: str, own: str | None = None) -> str | None:
     found = PLACEHOLDER.search(text)
     held = own if own and own in text else found and found[0]
     return f"contains {held!r}, the placeholder of an image; remove it" if held else None
+
+
+def last_end(prompt: str, own: str | None = None) -> int:
+    """Return the index behind the last placeholder in a rendered prompt; the prompt's length where there is none."""
+    ends = [found.end() for found in PLACEHOLDER.finditer(prompt)]
+    ends += [prompt.rindex(own) + len(own)] if own and own in prompt else []
+    return max(ends, default=len(prompt))

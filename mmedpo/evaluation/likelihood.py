@@ -53,12 +53,12 @@ def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[floa
 
     from mmedpo.models import answers
 
-    processor, places = model.processor, range(len(views))
+    processor = model.processor
     texts = [answers.rendered(processor, view.prompt, len(view.images), [view.answer]) for view in views]
     images = [[open_rgb(image) for image in view.images] for view in views]
     prompts, pixels = answers.read_prompts(processor, [prompt for prompt, _ in texts], images)
     ids = answers.token_ids(processor, [answer for _, (answer,) in texts])
-    inputs = {**answers.batch(processor, prompts, [[place] for place in places], ids), **pixels}
+    inputs = {**answers.batch(processor, range(len(views)), prompts, ids), **pixels}
     with torch.inference_mode():
         found = answers.read_answers(model.model, {name: value.to(model.device) for name, value in inputs.items()})
     require_numbers(found.logits, model.called)

@@ -1,8 +1,8 @@
 """Log-probabilities of given answers, for training and evaluation: tokens of prompts and answers, one forward pass.
 
-A row is [prompt with image tokens][answer], or with two answers behind one prompt, which `training.sharing` keeps
-apart. Prompt and answer are tokenised separately; the answer includes the end of turn. Its last token predicts nothing
-and is left out; the prompt's last token predicts the first token of each answer.
+A row is [prompt with image tokens][answer], or a tree of those that begin alike, whose branches `training.sharing`
+keeps apart. Prompt and answer are tokenised separately; the answer includes the end of turn. Its last token predicts
+nothing and is left out; the prompt's last token predicts the first token of each answer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from trl.data_utils import prepare_multimodal_messages
 from mmedpo.errors import InputError
 from mmedpo.models.chat_template import lacks_first_token
 
-PACKING = ("segments", "positions", "answer_ids", "completion_mask", "predictors")  # keys of `pack` beside the inputs
+PACKING = ("ends", "positions", "answer_ids", "completion_mask", "predictors")  # keys of `pack` beside the inputs
 # `token_type_ids` of answer tokens, 0 in other families: PaliGemma's 0 is the prefix with bidirectional attention.
 ANSWER_TYPES = {"PaliGemmaProcessor": 1}
+LOOK_AHEAD = ("PaliGemmaProcessor",)  # image tokens see the question
 TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # types mark image tokens for Gemma and Qwen-VL
 
 Messages = Sequence[dict[str, str]]
@@ -77,61 +78,88 @@ def token_ids(processor: Any, answers: Sequence[str]) -> list[list[int]]:
 
 
 def batch(
-    processor: Any, prompts: Sequence[Tokens], owners: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    processor: Any, rows: Sequence[int], prompts: Sequence[Tokens], answers: Sequence[Sequence[int]]
 ) -> dict[str, torch.Tensor]:
-    """Return `pack` of the prompts and answers, with the token types that the model takes."""
+    """Return `pack` of prompts and answers as the processor's model takes them."""
     tokenizer = processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    made = pack([prompt["input_ids"] for prompt in prompts], owners, answers, filler)
-    answer_type = ANSWER_TYPES.get(type(processor).__name__, 0)
-    lengths = made["attention_mask"].sum(dim=1).tolist()
-    for key in TOKENS[1:]:
-        if key in prompts[0]:
-            rows = [(prompt[key], length) for prompt, length in zip(prompts, lengths, strict=True)]
-            made[key] = padded([[*types, *[answer_type] * (length - len(types))] for types, length in rows])
-    return made
+    return pack(rows, prompts, answers, filler, ANSWER_TYPES.get(type(processor).__name__, 0))
 
 
 def pack(
-    prompts: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int = 0
+    rows: Sequence[int],
+    prompts: Sequence[Tokens],
+    answers: Sequence[Sequence[int]],
+    filler: int = 0,
+    answer_type: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Rows of prompts with one or two answers each, right-padded.
+    """Rows of prompts with their answers, right-padded. A row of several sides is a tree: what they begin with stands
+    once, and each branch follows where it leaves the others.
 
     Args:
-        prompts: token ids of the prompt of each row (R of them).
-        owners: which answers follow each prompt, as indices into `answers`; every answer belongs to one row.
-        answers: token ids of the answers (S of them).
+        rows: the row of each of S sides, numbers from 0 in the order in which they occur first (R of them).
+        prompts: tokens of each side's prompt.
+        answers: token ids of each side's answer.
         filler: token id of the padding.
+        answer_type: type of answer tokens.
 
     Returns (int64; L tokens in the longest row, T in the longest answer):
-        `input_ids`, `attention_mask` (R x L); `segments` (R x L: 0 prompt and padding, 1 first answer, 2 second);
-        `positions` (R x L: place of each token in its own prompt and answer);
+        `input_ids` and types of tokens, `attention_mask` (R x L); `ends` (R x L: place behind the last token that
+        follows this one on some side, 0 for padding); `positions` (R x L: place of each token on its own sides);
         `answer_ids`, `completion_mask` (S x T: whether there is such a token);
         `predictors` (S x T: the place, in the flattened R x L, whose logits predict the token).
     """
-    ids, segments, positions = [], [], []
-    places: list[list[tuple[int, int]]] = [[] for _ in answers]
-    for row, (prompt, sides) in enumerate(zip(prompts, owners, strict=True)):
-        ids.append(list(prompt))
-        segments.append([0] * len(prompt))
-        positions.append(list(range(len(prompt))))
-        for number, side in enumerate(sides, start=1):
-            seen, start = answers[side][:-1], len(ids[row])
-            ids[row] += seen
-            segments[row] += [number] * len(seen)
-            positions[row] += range(len(prompt), len(prompt) + len(seen))
-            before = [len(prompt) - 1, *range(start, start + len(seen))]
-            places[side] = [(row, place) for place in before[: len(answers[side])]]
-    width = max(len(row) for row in ids)
+    names = [name for name in TOKENS if name in prompts[0]]
+    sides: list[list[int]] = [[] for _ in range(max(rows) + 1)]
+    for side, row in enumerate(rows):
+        sides[row].append(side)
+    paths = [
+        [*zip(*(prompt[name] for name in names), strict=True),
+         *((token, *[answer_type] * (len(names) - 1)) for token in answer[:-1])]
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]  # fmt: skip
+    trees = [_tree([paths[side] for side in own]) for own in sides]
+    width = max(len(tokens) for tokens, *_ in trees)
+    predictors: list[list[int]] = [[] for _ in answers]
+    for row, (own, tree) in enumerate(zip(sides, trees, strict=True)):
+        for side, places in zip(own, tree[-1], strict=True):
+            first = len(prompts[side][names[0]]) - 1
+            predictors[side] = [row * width + place for place in places[first : first + len(answers[side])]]
+    fillers = [filler, *[0] * (len(names) - 1)]
     return {
-        "input_ids": padded(ids, filler),
-        "attention_mask": padded([[1] * len(row) for row in ids]),
-        "segments": padded(segments),
-        "positions": padded(positions),
+        **{
+            name: padded([[token[i] for token in tokens] for tokens, *_ in trees], fillers[i])
+            for i, name in enumerate(names)
+        },
+        "attention_mask": padded([[1] * len(tokens) for tokens, *_ in trees]),
+        "ends": padded([ends for _, ends, *_ in trees]),
+        "positions": padded([depths for _, _, depths, _ in trees]),
         "answer_ids": padded(answers, filler),
         "completion_mask": padded([[1] * len(answer) for answer in answers]),
-        "predictors": padded([[row * width + place for row, place in side] for side in places]),
+        "predictors": padded(predictors),
     }
+
+
+def _tree(paths: Sequence[list[tuple[int, ...]]]) -> tuple[list[Any], list[int], list[int], list[list[int]]]:
+    """Return the tokens of the tree of paths, depth first, their ends and depths, and the places of each path."""
+    tokens: list[Any] = []
+    ends: list[int] = []
+    depths: list[int] = []
+    places: list[list[int]] = [[] for _ in paths]
+    before: list[tuple[int, ...]] = []
+    at: list[int] = []  # places of the last path
+    for number in sorted(range(len(paths)), key=lambda number: paths[number]):
+        path = paths[number]
+        shared = next((i for i, (one, two) in enumerate(zip(before, path, strict=False)) if one != two),
+                      min(len(before), len(path)))  # fmt: skip
+        at = [*at[:shared], *range(len(tokens), len(tokens) + len(path) - shared)]
+        tokens += path[shared:]
+        depths += range(shared, len(path))
+        ends += [0] * (len(path) - shared)
+        for place in at:
+            ends[place] = len(tokens)
+        before, places[number] = path, at
+    return tokens, ends, depths, places
 
 
 def padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:

@@ -1,40 +1,42 @@
-"""Batches of preference pairs whose two sides may see different images."""
+"""Batches of preference pairs: sides that begin alike share a row, and each distinct image is processed once."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import ProcessorMixin
 
 from mmedpo import schema
+from mmedpo.data import placeholders
 from mmedpo.data.images import UnusableImage, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models import answers
 from mmedpo.training.reference import image_digest, row_key
 
 SIDES = ("images", "rejected_images")
+Share = Literal["images", "prompt", ""]
 
 
 @dataclass
 class PreferenceCollator:
     """Collator that turns preference pairs into model inputs; `data.images.open_rgb` reads their images.
 
-    The chosen side of each pair has a row, in the pairs' order; rows of rejected sides follow. With `share`, a rejected
-    side with the same images has no row: its answer follows the chosen one (`answers.pack`), and prompt and images are
-    processed once.
+    Without `share` each side of a pair has a row. With `share` sides that begin alike are a row (`answers.pack`): those
+    about the same images, or, in models whose prompt tokens see the whole prompt, those with the same prompt.
 
     Args:
         processor: the model's own processor; its chat template renders prompt and answers.
         max_length: longest allowed prompt with one answer in tokens, or None.
-        share: put both answers of a pair with equal images into one row.
+        share: what the sides of a row have in common: "images", "prompt", or "" for a row a side.
         once: process each distinct list of images once, for `sharing.BatchImages`.
         keyed: name each pair for the cache of reference log-probabilities.
 
     Returns (for B pairs, in R rows, with U lists of images):
-        the output of `answers.pack` for the 2B answers, chosen sides first; `weight` (float32, B); `kind` (int64, B:
+        the output of `answers.pack` for the 2B sides, chosen sides first; `weight` (float32, B); `kind` (int64, B:
             index in `schema.DISPREFERENCES`, -1 if unknown); if `keyed`, `row_key` (int64, B x 2: `reference.row_key`);
             the processor's image inputs (`pixel_values`, ...), in the order of the rows or as `pictures` says; and the
             inputs of `sharing.BatchImages`.
@@ -45,24 +47,21 @@ class PreferenceCollator:
 
     processor: ProcessorMixin
     max_length: int | None = None
-    share: bool = False
+    share: Share = ""
     once: bool = False
     keyed: bool = False
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         _refuse_weights(pairs)
         pairs = [_with_images(pair) for pair in pairs]
-        count = len(pairs)
-        apart = [i for i, pair in enumerate(pairs) if not self.share or pair.get("rejected_images")]
-        owners = [[i] if i in apart else [i, count + i] for i in range(count)] + [[count + i] for i in apart]
-        images = [pair["images"] for pair in pairs]
-        images += [pairs[i].get("rejected_images") or pairs[i]["images"] for i in apart]
         texts = [self.texts(pair) for pair in pairs]
         ids = answers.token_ids(self.processor, [text[side] for side in (1, 2) for text in texts])
-        prompts, pixels = self._read([texts[sides[0] % count][0] for sides in owners], images)
-        self._refuse_long(pairs, prompts, owners, ids)
+        images = [pair["images"] for pair in pairs]
+        images += [pair.get("rejected_images") or pair["images"] for pair in pairs]
+        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, images)
+        self._refuse_long(pairs, prompts, ids)
         return {
-            **answers.batch(self.processor, prompts, owners, ids),
+            **answers.batch(self.processor, rows, prompts, ids),
             **pixels,
             "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
             "kind": torch.tensor([kind_number(pair.get("dispreference")) for pair in pairs]),
@@ -75,47 +74,59 @@ class PreferenceCollator:
         prompt, written = answers.rendered(self.processor, pair["prompt"], len(pair["images"]), sides)
         return prompt, written[0], written[-1]
 
-    def _read(self, texts: list[str], images: list[list[Any]]) -> tuple[list[answers.Tokens], dict[str, torch.Tensor]]:
-        """Return token ids and types of each row's prompt, and the model inputs of its images."""
-        digests = [tuple(map(image_digest, shown)) for shown in images] if self.once else list(range(len(images)))
-        numbers: dict[Any, int] = {}
-        pictures = [numbers.setdefault(digest, len(numbers)) for digest in digests]
-        first = [pictures.index(number) for number in range(len(numbers))]
-        tokens, pixels = answers.read_prompts(
-            self.processor, [texts[row] for row in first], [images[row] for row in first]
-        )
-        known = {(texts[row], pictures[row]): read for row, read in zip(first, tokens, strict=True)}
-        others = {(texts[row], pictures[row]): row for row in range(len(texts))}
-        others = {view: row for view, row in others.items() if view not in known}
-        if others:  # other questions about an image of the batch
-            more, _ = answers.read_prompts(
-                self.processor, [texts[row] for row in others.values()], [images[row] for row in others.values()]
-            )
+    def _read(
+        self, prompts: list[str], images: list[list[Any]]
+    ) -> tuple[list[int], list[answers.Tokens], dict[str, torch.Tensor]]:
+        """Return the row and the prompt's tokens of each side, and the model inputs of the rows' images."""
+        shown = numbered([tuple(map(image_digest, one)) for one in images])
+        sides = range(len(prompts))
+        rows = numbered([(shown[i], self._trunk(prompts[i])) for i in sides] if self.share else [*sides])
+        # Each distinct image list is processed with its first prompt; other prompts about it, for their tokens only.
+        lists = shown if self.once else rows
+        first = [lists.index(number) for number in range(max(lists) + 1)]
+        tokens, pixels = self._processed(first, prompts, images)
+        known = {(prompts[i], shown[i]): read for i, read in zip(first, tokens, strict=True)}
+        others = {(prompts[i], shown[i]): i for i in sides if (prompts[i], shown[i]) not in known}
+        if others:
+            more, _ = self._processed([*others.values()], prompts, images)
             known.update(zip(others, more, strict=True))
-        if len(numbers) < len(texts):
+        pictures = [lists[rows.index(number)] for number in range(max(rows) + 1)]
+        if pictures != [*range(len(first))]:
             pixels["pictures"] = torch.tensor(pictures)
             if "image_grid_thw" in pixels:  # Qwen-VL computes positions from it, row by row
-                grids = pixels["image_grid_thw"].split([len(images[row]) for row in first])
+                grids = pixels["image_grid_thw"].split([len(images[i]) for i in first])
                 pixels["picture_grid_thw"] = pixels["image_grid_thw"]
                 pixels["image_grid_thw"] = torch.cat([grids[number] for number in pictures])
-        return [known[view] for view in zip(texts, pictures, strict=True)], pixels
+        return rows, [known[prompts[i], shown[i]] for i in sides], pixels
 
-    def _refuse_long(
-        self, pairs: list[dict[str, Any]], prompts: list[answers.Tokens], owners: list[list[int]], ids: list[list[int]]
-    ) -> None:
-        if self.max_length is None:
-            return
-        for prompt, sides in zip(prompts, owners, strict=True):
-            for side in sides:
-                length = len(prompt["input_ids"]) + len(ids[side])
-                if length > self.max_length:
-                    name = pairs[side % len(pairs)].get("id", "(no id)")
-                    side_name = "chosen" if side < len(pairs) else "rejected"
-                    raise InputError(
-                        f"The {side_name} side of row {name} has {length} tokens (image tokens included), more than "
-                        f"max_length {self.max_length}: cutting it would cut its image or its answer. Raise max_length "
-                        "or leave it unset."
-                    )
+    def _processed(
+        self, chosen: list[int], prompts: list[str], images: list[list[Any]]
+    ) -> tuple[list[answers.Tokens], dict[str, torch.Tensor]]:
+        return answers.read_prompts(self.processor, [prompts[i] for i in chosen], [images[i] for i in chosen])
+
+    def _trunk(self, prompt: str) -> str:
+        """Return the part of a rendered prompt that all sides of a row begin with."""
+        if self.share == "prompt":
+            return prompt
+        return prompt[: placeholders.last_end(prompt, getattr(self.processor, "image_token", None))]
+
+    def _refuse_long(self, pairs: list[dict[str, Any]], prompts: list[answers.Tokens], ids: list[list[int]]) -> None:
+        for side, (prompt, answer) in enumerate(zip(prompts, ids, strict=True)):
+            length = len(prompt["input_ids"]) + len(answer)
+            if self.max_length is not None and length > self.max_length:
+                name = pairs[side % len(pairs)].get("id", "(no id)")
+                side_name = "chosen" if side < len(pairs) else "rejected"
+                raise InputError(
+                    f"The {side_name} side of row {name} has {length} tokens (image tokens included), more than "
+                    f"max_length {self.max_length}: cutting it would cut its image or its answer. Raise max_length "
+                    "or leave it unset."
+                )
+
+
+def numbered(keys: Sequence[Hashable]) -> list[int]:
+    """Return a number for each key, from 0 in the order in which distinct ones occur first."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def _refuse_weights(pairs: list[dict[str, Any]]) -> None:

@@ -86,8 +86,15 @@ class MMedPOConfig(DPOConfig):
     prefix_sharing: bool = field(
         default=True,
         metadata={
-            "help": "Compute the prompt and images of a pair once for both responses where its sides have the same "
-            "images. The loss does not change; if a check at the start of training finds a difference, it is not used."
+            "help": "Compute images and what prompts begin with once for all pairs of a batch about the same images. "
+            "The loss does not change; if a check at the start of training finds a difference, it is not used."
+        },
+    )
+    pairs_per_image: int = field(
+        default=1,
+        metadata={
+            "help": "Fill steps with up to this many pairs about each image, whose tokens are then computed once for "
+            "all of them (prefix_sharing). It decides which pairs meet in a step. 1: pairs are drawn one by one."
         },
     )
     reference_cache: str | None = field(
@@ -152,5 +159,12 @@ class MMedPOConfig(DPOConfig):
             raise InputError(f"projector_learning_rate is {self.projector_learning_rate}; it must be positive.")
         if self.train_sampling_strategy == "batch_rebalance":
             raise InputError("train_sampling_strategy batch_rebalance is not supported; use random or group_by_length.")
+        if self.pairs_per_image < 1:
+            raise InputError(f"pairs_per_image is {self.pairs_per_image}; it must be at least 1.")
+        if self.pairs_per_image > 1 and self.train_sampling_strategy != "random":
+            raise InputError(
+                f"pairs_per_image orders the pairs itself: leave out train_sampling_strategy "
+                f"{self.train_sampling_strategy}, or pairs_per_image."
+            )
         if self.beta <= 0:
             raise InputError(f"beta is {self.beta}; it must be positive.")

@@ -1,8 +1,9 @@
-"""Batches of pairs of one kind and about one length, so that little of them is padding."""
+"""Order of the pairs: by kind and length, so that little is padding, or by image, so that much is shared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mmedpo.schema import message_text
 from mmedpo.training.collator import kind_number
+from mmedpo.training.reference import image_digest
 
 TEXTS = ("prompt", "chosen", "rejected")
 ROWS_AT_ONCE = 1000
+AHEAD = 32  # groups of pairs searched for one that fits
 
 
 def lengths_and_kinds(pairs: Dataset, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -68,3 +71,80 @@ class GroupedSampler(Sampler[int]):
         for i in sorted(order, key=lambda i: i != longest):
             yield from batches[i]
         yield from last
+
+
+def images_and_questions(pairs: Dataset) -> tuple[list[Hashable], list[Hashable]]:
+    """Return what names the images of each pair, and what names its question about them."""
+    images: list[Hashable] = []
+    questions: list[Hashable] = []
+    for pair in pairs.select_columns(["images", "prompt"]):
+        images.append(tuple(map(image_digest, pair["images"])))
+        questions.append(message_text(pair["prompt"]))
+    return images, questions
+
+
+class ImageSampler(Sampler[int]):
+    """Sampler of steps about few images, at most `most` pairs an image, in a new order each epoch.
+
+    The pairs of a step depend on `step`, seed and epoch only; their order in it, on `batch` too, so that each batch is
+    about few images. Pairs of one question stay together where they can.
+
+    Args:
+        images, questions: of each pair (`images_and_questions`).
+        batch: pairs of one forward pass of one process.
+        step: pairs of a step of all processes together, accumulated batches included.
+        most: pairs an image in a step.
+    """
+
+    def __init__(
+        self, images: Sequence[Hashable], questions: Sequence[Hashable], batch: int, step: int, most: int, seed: int
+    ) -> None:
+        self.batch, self.step, self.most, self.seed, self.epoch = batch, step, most, seed, 0
+        self.count = len(images)
+        self.groups: dict[Hashable, dict[Hashable, list[int]]] = {}  # pairs by image and question
+        for pair, (image, question) in enumerate(zip(images, questions, strict=True)):
+            self.groups.setdefault(image, {}).setdefault(question, []).append(pair)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; called by accelerate's data loader."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+
+        def shuffled(items: Sequence[Any]) -> list[Any]:
+            return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+        chunks = []
+        for questions in self.groups.values():
+            pairs = [pair for question in shuffled([*questions.values()]) for pair in question]
+            parts = math.ceil(len(pairs) / self.most)
+            chunks += [pairs[len(pairs) * i // parts : len(pairs) * (i + 1) // parts] for i in range(parts)]
+        steps = filled(shuffled(chunks), self.step)
+        last = steps.pop() if steps and sum(map(len, steps[-1])) < self.step else []  # a partial step stays at the end
+        for own in [*shuffled(steps), last]:
+            for held in filled(sorted(own, key=len, reverse=True), self.batch):
+                yield from (pair for chunk in held for pair in chunk)
+
+
+def filled(chunks: Iterable[list[int]], size: int) -> list[list[list[int]]]:
+    """Return groups of chunks with `size` pairs each, but the last; a chunk is cut only where none of the next fits."""
+    waiting = list(chunks)[::-1]
+    groups: list[list[list[int]]] = []
+    while waiting:
+        held: list[list[int]] = []
+        room = size
+        while room and waiting:
+            next_ones = range(len(waiting) - 1, max(len(waiting) - 1 - AHEAD, -1), -1)
+            fitting = next((i for i in next_ones if len(waiting[i]) <= room), None)
+            if fitting is None:
+                waiting[-1], chunk = waiting[-1][room:], waiting[-1][:room]
+            else:
+                chunk = waiting.pop(fitting)
+            held.append(chunk)
+            room -= len(chunk)
+        groups.append(held)
+    return groups

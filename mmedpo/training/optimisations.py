@@ -11,13 +11,19 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather
 
-from mmedpo.training.collator import PreferenceCollator
+from mmedpo.models.answers import LOOK_AHEAD
+from mmedpo.training.collator import PreferenceCollator, Share
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.reference import image_digest
 from mmedpo.training.sharing import NotApartError, image_refusal, prefix_refusal
 
 TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; lower precision
-
+SHARED = {  # by `PreferenceCollator.share`
+    "images": "all questions about the same images of a batch follow one copy of them",
+    "prompt": "prompt and images of a pair are computed once for both responses",
+    "": "",
+}
+ONCE = "each distinct image of a batch is encoded once"
 NEAR = 32  # rows searched for other images
 
 Logps = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -30,8 +36,9 @@ def verify_optimisations(
 ) -> None:
     """Switch on in the collator the optimisations of `config` that the models compute correctly.
 
-    These are `prefix_sharing` (one row for both answers of a pair) and `encode_images_once`; without them each side is
-    a row with its own images. The choice is logged. All processes call this together and decide alike.
+    These are `prefix_sharing` (one row for all that is asked about the same images, or else for both answers of a pair)
+    and `encode_images_once`; without them each side is a row with its own images. The choice is logged. All processes
+    call this together and decide alike.
 
     Args:
         models: the trained model, and the separate reference if there is one.
@@ -39,24 +46,28 @@ def verify_optimisations(
         logps: returns log-probabilities of a batch's answer tokens (float, 2B x T) without gradients.
         exact: numbers are float32; lower precision has a larger tolerance.
     """
-    share, once = config.prefix_sharing, config.encode_images_once
+    shares: list[Share] = ["images", "prompt", ""] if config.prefix_sharing else [""]
+    if type(collator.processor).__name__ in LOOK_AHEAD:
+        shares = shares[1:] or shares
     reasons: list[str] = []
-    for tried in dict.fromkeys([(share, once), (share, False), (False, once), (False, False)]):
-        chosen = dataclasses.replace(collator, share=tried[0], once=tried[1], keyed=False)
-        checks = [check for check, used in ((prefix_refusal, chosen.share), (image_refusal, chosen.once)) if used]
+    for share, once in itertools.product(shares, [True, False] if config.encode_images_once else [False]):
+        chosen = dataclasses.replace(collator, share=share, once=once, keyed=False)
+        checks = [check for check, used in ((prefix_refusal, share), (image_refusal, once)) if used]
         reason = next(filter(None, (check(model) for check in checks for model in models)), None)
         if reason is None and checks:
             reason = _disagreement(chosen, dataset, logps, exact)
         if reason is None:
-            collator.share, collator.once = tried
+            collator.share, collator.once = share, once
             break
         reasons.append(reason)
-    for name, used, asked, way in (
-        ("prefix_sharing", collator.share, share, "prompt and images of a pair are computed once for both responses"),
-        ("encode_images_once", collator.once, once, "each distinct image of a batch is encoded once"),
+    for name, asked, used in (
+        ("prefix_sharing", config.prefix_sharing, SHARED[collator.share]),
+        ("encode_images_once", config.encode_images_once, collator.once and ONCE),
     ):
         if used:
-            logger.info(f"{name}: {way}.")
+            logger.info(f"{name}: {used}.")
+            if used == SHARED["prompt"] and reasons:
+                logger.warning(f"prefix_sharing is used within pairs only: {reasons[0]}.")
         elif asked:
             logger.warning(f"{name} is not used; results are the same, but slower: {reasons[0]}.")
 
@@ -66,7 +77,7 @@ def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exac
     pairs = _probe(dataset)
     if collator.share:
         pairs = [{**pair, "rejected_images": None} for pair in pairs]
-    plain = dataclasses.replace(collator, share=False, once=False)
+    plain = dataclasses.replace(collator, share="", once=False)
     try:
         expected, found = (logps(way(pairs)) for way in (plain, collator))
     except NotApartError as error:
@@ -79,8 +90,11 @@ def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exac
 
 
 def _probe(dataset: Any) -> list[dict[str, Any]]:
-    """Return three pairs: the first and last show the same images, the second others if there are any near."""
+    """Return pairs of which all but the second, if there is a second, show the same images, with two questions."""
     first, *others = itertools.islice(iter(dataset), NEAR)
     shown = [image_digest(image) for image in first["images"]]
     others = [pair for pair in others if [image_digest(image) for image in pair["images"]] != shown] or others
-    return [first, *others[:1], first]
+    *before, last = first["prompt"]
+    other = {**first, "prompt": [*before, {**last, "content": f"{last['content']} Why?"}],
+             "chosen": first["rejected"], "rejected": first["chosen"]}  # fmt: skip
+    return [first, *others[:1], other, first]

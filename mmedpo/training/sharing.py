@@ -1,8 +1,8 @@
-"""Work that the rows of a batch share: a prompt with its images behind two answers, an image in several rows.
+"""Work that the sides of a batch share: an image with all that is asked about it in one row, an image in several rows.
 
-Prefix sharing: a row is [prompt with image tokens][first answer][second answer]. Tokens of the second answer attend to
-the prompt and to themselves, at the positions right behind the prompt. The model's own mask function (causal, sliding
-window, image blocks) is called with these positions instead of places in the row.
+Prefix sharing: a row is a tree of token prefixes (`answers.pack`), such as [system and image][question][chosen]
+[rejected][next question]... A token attends to those before it on its own sides, at its position on them. The model's
+own mask function (causal, sliding window, image blocks) is called with these positions instead of places in the row.
 
 Images encoded once: the collator passes each distinct list of images once, and the list that each row shows. Inside the
 model's forward pass the features are distributed to the rows. Features of a frozen vision tower are reused in the
@@ -22,12 +22,12 @@ from transformers import AttentionMaskInterface
 from mmedpo.models import answers
 from mmedpo.training.parts import base_model, text_model
 
-MASKABLE = ("sdpa", "eager")  # attention implementations that take a mask of any shape
+MASKABLE = ("sdpa", "eager", "flex_attention")  # attention implementations that take a mask of any shape
 BATCH_IMAGES = ("pictures", "picture_grid_thw")  # the collator's keys on images beside the inputs
 
 
 class NotApartError(RuntimeError):
-    """Raised where a language model ignored the mask or positions that keep two answers of a row apart."""
+    """Raised where a language model ignored the mask or positions that keep the branches of a row apart."""
 
 
 class BatchImages:
@@ -87,21 +87,22 @@ class BatchImages:
 
 
 def read_answers(model: Any, inputs: dict[str, torch.Tensor], images: BatchImages | None = None) -> answers.Answers:
-    """Return `answers.read_answers` of a batch whose rows may hold two answers, or share images.
+    """Return `answers.read_answers` of a batch whose rows may be trees, or share images.
 
     Raises:
-        NotApartError: rows hold two answers and the model ignored the mask that keeps them apart.
+        NotApartError: rows are trees and the model ignored the mask that keeps their branches apart.
     """
+    places = inputs["attention_mask"].cumsum(dim=1) - 1
     with contextlib.ExitStack() as stack:
-        if bool((inputs["segments"] > 1).any()):
-            stack.enter_context(shared_prefixes(model, inputs["segments"], inputs["positions"]))
+        if bool(((inputs["positions"] < places) & (inputs["attention_mask"] > 0)).any()):
+            stack.enter_context(shared_prefixes(model, inputs["ends"], inputs["positions"]))
         if images is not None:
             stack.enter_context(images.encoded_once(model))
         return answers.read_answers(model, inputs)
 
 
 def prefix_refusal(model: Any) -> str | None:
-    """Return the reason why a model cannot take rows with two answers, or None."""
+    """Return the reason why a model cannot take rows that are trees, or None."""
     attention = text_model(model).config._attn_implementation
     if attention not in MASKABLE:
         return f"attention {attention!r} takes no mask of its own shape (use {' or '.join(MASKABLE)})"
@@ -117,8 +118,8 @@ def image_refusal(model: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """Keep the segments of each row apart in the language model, at positions as `pack` gives them.
+def shared_prefixes(model: Any, ends: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Keep the branches of each row apart in the language model, with `ends` and `positions` of `answers.pack`.
 
     Masks are built before the decoder layers, once per forward pass, so that gradient checkpointing reuses them.
 
@@ -133,7 +134,7 @@ def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor)
     def interface(*, config: Any, **kwargs: Any) -> Any:
         if config is decoder.config:  # a vision tower asks for masks too
             asked.add("mask")
-            kwargs["mask_function"] = _apart(kwargs["mask_function"], segments, positions)
+            kwargs["mask_function"] = _related(kwargs["mask_function"], ends, positions)
             kwargs["allow_is_causal_skip"] = False
         return inner(config=config, **kwargs)
 
@@ -159,11 +160,14 @@ def shared_prefixes(model: Any, segments: torch.Tensor, positions: torch.Tensor)
         )
 
 
-def _apart(own: Callable[..., Any], segments: torch.Tensor, positions: torch.Tensor) -> Callable[..., Any]:
-    """Return a mask function that hides each answer from all but itself, else the model's own at these positions."""
+def _related(own: Callable[..., Any], ends: torch.Tensor, positions: torch.Tensor) -> Callable[..., Any]:
+    """Return the model's own mask function at these positions, where one token follows the other on some side."""
+    ends = ends.clone()
+    ends[:, 0] = ends.shape[1]  # padding sees the first token, since no softmax may be over nothing
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> Any:
-        to, by = segments[row, key], segments[row, query]
-        return ((to == 0) | (to == by)) & own(row, head, positions[row, query], positions[row, key])
+        behind = (key <= query) & (query < ends[row, key])
+        ahead = (query <= key) & (key < ends[row, query])  # image blocks see what comes later in them
+        return (behind | ahead) & own(row, head, positions[row, query], positions[row, key])
 
     return visible

@@ -25,7 +25,7 @@ from mmedpo.models.vision_language import load_processor
 from mmedpo.training.callbacks import BeforeTraining, Logs, Unlogged
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.grouping import GroupedSampler, lengths_and_kinds
+from mmedpo.training.grouping import GroupedSampler, ImageSampler, images_and_questions, lengths_and_kinds
 from mmedpo.training.optimisations import verify_optimisations
 from mmedpo.training.parts import is_frozen, refuse_trained_tower, same_encoder, vision_parameters
 from mmedpo.training.reference import ReferenceCache, fingerprint
@@ -101,10 +101,14 @@ class MMedPOTrainer(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
+        settings = self.args
+        size = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
+        seed = settings.seed if settings.data_seed is None else settings.data_seed
+        if settings.pairs_per_image > 1 and isinstance(dataset, Dataset):
+            named = images_and_questions(dataset)
+            return ImageSampler(*named, settings.train_batch_size, size, settings.pairs_per_image, seed)
+        if settings.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         processor: Any = self.processing_class
         return GroupedSampler(*lengths_and_kinds(dataset, processor.tokenizer), size, seed)
 

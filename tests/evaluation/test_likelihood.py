@@ -78,7 +78,7 @@ def test_a_padded_batch_gives_what_each_answer_gives_alone(model, rows):
 
 
 def test_training_measures_the_same(model, rows):
-    batch = PreferenceCollator(model.processor, share=True)(rows)
+    batch = PreferenceCollator(model.processor, share="images")(rows)
     del batch["weight"], batch["kind"]
     with torch.inference_mode():
         theirs = read_answers(model.model, batch).logps().sum(dim=1)

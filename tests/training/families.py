@@ -15,7 +15,8 @@ import torch.nn.functional as F
 import transformers as tf
 from peft import LoraConfig, get_peft_model
 
-from mmedpo.models.answers import Answers, pack
+from mmedpo.models.answers import Answers, Tokens, pack
+from mmedpo.training.collator import numbered
 from mmedpo.training.model import language_model_linears
 from mmedpo.training.parts import is_frozen
 from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
@@ -42,6 +43,7 @@ class Family:
     marks: str | None = None  # the input that tells image tokens from text
     answer_mark: int = 0
     image_mark: int = 1
+    looks_ahead: bool = False  # image tokens see the question
 
 
 def _flat(rows: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -159,7 +161,7 @@ def paligemma() -> Family:
     )  # fmt: skip
     model = tf.PaliGemmaForConditionalGeneration(config)
     # 0 is the prefix, which attends in both directions, images included; 1 the answer.
-    return Family(model, [IMAGE] * 4, _flat, "token_type_ids", answer_mark=1, image_mark=0)
+    return Family(model, [IMAGE] * 4, _flat, "token_type_ids", answer_mark=1, image_mark=0, looks_ahead=True)
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
@@ -193,48 +195,60 @@ def pairs(images: Sequence[int] = (1, 2, 1), answers: Sequence[tuple[int, int]] 
     ]
 
 
-def batch(family: Family, drawn: Any, shared: bool, once: bool = False) -> dict[str, torch.Tensor]:
-    """Model inputs of pairs with equal images: a row a pair, or (fallback) chosen rows and then rejected rows.
+def questions(images: Sequence[Sequence[int]] = ((4, 4, 7), (5,), (2, 9))) -> Any:
+    """Drawn pairs as `pairs`, with several questions of so many words about each image; some begin alike."""
+    chance = torch.Generator().manual_seed(2)
 
-    With `once` the pairs' images are there once, in reversed order, and the rows say which they show.
+    def words(count: int) -> list[int]:
+        return (torch.randint(3, (count,), generator=chance) + WORDS.start).tolist()
+
+    drawn = []
+    for lengths in images:
+        shown = [torch.randn(3, SIDE, SIDE, generator=chance)]
+        drawn += [(shown, words(length), words(length), words(9 - length)) for length in lengths]
+    return drawn
+
+
+def batch(family: Family, drawn: Any, shared: bool, once: bool = False) -> dict[str, torch.Tensor]:
+    """Model inputs of pairs with equal images: a row an image list, or (fallback) chosen rows and then rejected rows.
+
+    With `once` the image lists are there once, in reversed order, and the rows say which they show.
     """
-    count = len(drawn)
-    rows = range(count) if shared else [*range(count), *range(count)]
-    owners = [(i, count + i) for i in range(count)] if shared else [(i,) for i in range(2 * count)]
-    prompts = [_prompt(family, drawn[i]) for i in rows]
-    inputs = pack(prompts, owners, [pair[2] for pair in drawn] + [pair[3] for pair in drawn])
-    marks = _marks(family, inputs["input_ids"], [len(prompt) for prompt in prompts])
-    pixels = family.pixels([drawn[i][0] for i in rows])
+    sides = [*drawn, *drawn]
+    lists = numbered([tuple(map(id, pair[0])) for pair in sides])
+    keys = [(number, tuple(pair[1]) * family.looks_ahead) for number, pair in zip(lists, sides, strict=True)]
+    rows = numbered(keys) if shared else [*range(len(sides))]
+    prompts = [prompt(family, pair) for pair in sides]
+    inputs = pack(rows, prompts, [pair[side] for side in (2, 3) for pair in drawn], answer_type=family.answer_mark)
+    first = [rows.index(number) for number in range(max(rows) + 1)]
+    pixels = family.pixels([sides[i][0] for i in first])
     if once:
-        grid = pixels.get("image_grid_thw")
-        pixels = family.pixels([drawn[i][0] for i in reversed(range(count))])
-        pixels["pictures"] = torch.tensor([count - 1 - i for i in rows])
+        grid, last = pixels.get("image_grid_thw"), max(lists)
+        pixels = family.pixels([sides[lists.index(number)][0] for number in reversed(range(last + 1))])
+        pixels["pictures"] = torch.tensor([last - lists[i] for i in first])
         if grid is not None:
             pixels |= {"picture_grid_thw": pixels["image_grid_thw"], "image_grid_thw": grid}
-    return {**inputs, **marks, **pixels}
+    return {**inputs, **pixels}
 
 
-def _prompt(family: Family, pair: Any) -> list[int]:
-    return [1, *family.placeholders * len(pair[0]), *pair[1]]
-
-
-def _marks(family: Family, ids: torch.Tensor, prompt_lengths: list[int]) -> dict[str, torch.Tensor]:
-    if family.marks is None:
-        return {}
-    in_prompt = torch.arange(ids.shape[1]) < torch.tensor(prompt_lengths)[:, None]
-    images = torch.where(ids == IMAGE, family.image_mark, 0)
-    return {family.marks: torch.where(in_prompt, images, family.answer_mark)}
+def prompt(family: Family, pair: Any) -> Tokens:
+    ids = [1, *family.placeholders * len(pair[0]), *pair[1]]
+    marks = [family.image_mark if token == IMAGE else 0 for token in ids]
+    return {"input_ids": ids, **({family.marks: marks} if family.marks else {})}
 
 
 def alone(family: Family, drawn: Any) -> torch.Tensor:
     """Summed log-probability of each side, chosen first, by the book: every side alone, unpadded, with all logits."""
     sums = []
     for pair, answer in [(pair, pair[side]) for side in (2, 3) for pair in drawn]:
-        prompt = _prompt(family, pair)
-        ids = torch.tensor([prompt + answer])
-        marks = _marks(family, ids, [len(prompt)])
-        logits = family.model(input_ids=ids, **marks, **family.pixels([pair[0]]), use_cache=False).logits
-        logps = logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
+        asked = prompt(family, pair)
+        length = len(asked["input_ids"])
+        inputs = {
+            name: torch.tensor([values + (answer if name == "input_ids" else [family.answer_mark] * len(answer))])
+            for name, values in asked.items()
+        }
+        logits = family.model(**inputs, **family.pixels([pair[0]]), use_cache=False).logits
+        logps = logits[0, length - 1 : -1].log_softmax(dim=-1)
         sums.append(logps.gather(1, torch.tensor(answer)[:, None]).sum())
     return torch.stack(sums)
 
@@ -265,16 +279,17 @@ def prepare(family: Family, setting: str) -> None:
 
 
 def differences(
-    name: str, setting: str, shared: bool, attention: str = "sdpa", once: bool = False
+    name: str, setting: str, shared: bool, attention: str = "sdpa", once: bool = False, drawn: Any = None
 ) -> tuple[float, float]:
     """Weighted DPO loss and gradients against `alone`: absolute difference of the loss, largest relative of a gradient.
 
     A gradient's difference is relative to the norm of its tensor, or to a thousandth of the largest tensor's norm where
     that is more: a key's bias has no gradient but rounding.
     """
-    family, drawn = build(name, attention), pairs()
+    family, drawn = build(name, attention), drawn or pairs()
     prepare(family, setting)
-    weights, reference = torch.tensor([0.8, 1.25, 1.0]), torch.tensor([-20.0, -60.0, -9.0, -35.0, -14.0, -40.0])
+    weights = torch.linspace(0.8, 1.25, len(drawn))
+    reference = -4.0 * torch.tensor([len(pair[side]) for side in (2, 3) for pair in drawn])
 
     def step(sums: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
         chosen, rejected = (sums - reference).chunk(2)

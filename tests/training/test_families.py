@@ -168,8 +168,8 @@ def test_prompts_are_what_transformers_makes_of_the_template(base: Path) -> None
     assert asked["input_ids"][0].tolist() == list(theirs)
     pair = {"images": [image], "prompt": said("user", QUESTIONS[0]), "chosen": said("assistant", "Yes."),
             "rejected": said("assistant", "No."), "weight": 1.0}  # fmt: skip
-    rows = PreferenceCollator(processor, share=True)([pair])
-    assert rows["input_ids"][0][rows["segments"][0] == 0].tolist() == list(theirs)
+    rows = PreferenceCollator(processor, share="images")([pair])
+    assert rows["input_ids"][0][: len(theirs)].tolist() == list(theirs)
     with torch.no_grad():
         asked_for = model.model(**asked).logits[0, -1].log_softmax(dim=-1)[rows["answer_ids"][:, 0]]
         trained = sides(model.model.train(), rows)[:, 0]
@@ -185,11 +185,12 @@ def sides(model: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_types_of_tokens_mark_images_for_gemma_and_answers_for_paligemma() -> None:
     pair = {"images": [picture(0)], "prompt": said("user", QUESTIONS[0]), "chosen": said("assistant", "Yes."),
             "rejected": said("assistant", "No."), "weight": 1.0}  # fmt: skip
-    gemma, paligemma = (PreferenceCollator(PROCESSORS[name](), share=True) for name in ("Gemma3", "PaliGemma"))
+    gemma, paligemma = (PreferenceCollator(PROCESSORS[name](), share="prompt") for name in ("Gemma3", "PaliGemma"))
     rows = gemma([pair])
     assert rows["token_type_ids"].bool().equal(rows["input_ids"] == IMAGE)
     rows = paligemma([pair])
-    assert rows["token_type_ids"].bool().equal(rows["segments"] > 0), "answers are outside of its prefix"
+    behind_prompt = torch.arange(rows["ends"].shape[1]) > rows["predictors"][0, 0]
+    assert (rows["token_type_ids"][0] > 0).equal(behind_prompt), "answers are outside of its prefix"
 
 
 def test_answers_do_not_depend_on_the_batch(base: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from families import FAMILIES, SETTINGS, batch, build, differences, ours, pairs, prepare
+from families import FAMILIES, SETTINGS, batch, build, differences, ours, pairs, prepare, prompt, questions
 from transformers import AttentionMaskInterface, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from mmedpo.errors import InputError
@@ -28,15 +28,16 @@ from mmedpo.training.sharing import (
 from mmedpo.training.trainer import MMedPOTrainer
 
 
-def test_rows_hold_each_prompt_once_and_answers_without_their_last_token() -> None:
-    rows = pack([[1, 2, 3], [4, 5]], [(0, 2), (1,)], [[10, 11, 12], [20], [30, 31]], filler=9)
-    assert rows["input_ids"].tolist() == [[1, 2, 3, 10, 11, 30], [4, 5, 9, 9, 9, 9]]
-    assert rows["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
-    assert rows["segments"].tolist() == [[0, 0, 0, 1, 1, 2], [0] * 6]
-    assert rows["positions"].tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 0, 0, 0, 0]]
-    assert rows["answer_ids"].tolist() == [[10, 11, 12], [20, 9, 9], [30, 31, 9]]
-    assert rows["completion_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert rows["predictors"].tolist() == [[2, 3, 4], [7, 0, 0], [2, 5, 0]]  # both first tokens from the prompt's last
+def test_rows_are_trees_of_what_their_sides_begin_with() -> None:
+    prompts = [{"input_ids": ids} for ids in ([1, 2, 3], [4, 5], [1, 2, 3], [1, 2, 6], [1, 2, 3])]
+    rows = pack([0, 1, 0, 0, 0], prompts, [[10, 11, 12], [20], [30, 31], [10, 7], [10, 11, 9]], filler=9)
+    assert rows["input_ids"].tolist() == [[1, 2, 3, 10, 11, 30, 6, 10], [4, 5, *[9] * 6]]
+    assert rows["attention_mask"].tolist() == [[1] * 8, [1, 1, *[0] * 6]]
+    assert rows["ends"].tolist() == [[8, 8, 6, 5, 5, 6, 8, 8], [2, 2, *[0] * 6]]
+    assert rows["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 2, 3], [0, 1, *[0] * 6]]
+    assert rows["answer_ids"].tolist() == [[10, 11, 12], [20, 9, 9], [30, 31, 9], [10, 7, 9], [10, 11, 9]]
+    assert rows["completion_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]]
+    assert rows["predictors"].tolist() == [[2, 3, 4], [9, 0, 0], [2, 5, 0], [6, 7, 0], [2, 3, 4]]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -61,13 +62,21 @@ def test_loss_and_gradients_are_those_of_each_side_alone(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("setting", "attention"), [("plain", "sdpa"), ("LoRA, checkpointing", "eager")])
+def test_several_questions_about_an_image_are_a_row(name: str, setting: str, attention: str) -> None:
+    loss, gradient = differences(name, setting, True, attention, True, questions())
+    assert loss < 1e-5 and gradient < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_families_would_show_an_error(name: str) -> None:
     """Log-probabilities move by far more than the tolerance if answers see each other, or images change or swap."""
     family, drawn = build(name), pairs(images=(1, 1, 1))
     family.model.eval()
     right, once = batch(family, drawn, shared=True), batch(family, drawn, shared=True, once=True)
     wrong = (
-        {**right, "segments": torch.zeros_like(right["segments"])}, {**right, "pixel_values": -right["pixel_values"]},
+        {**right, "ends": right["ends"].where(right["ends"] == 0, 99)},
+        {**right, "pixel_values": -right["pixel_values"]},
         {**once, "pictures": once["pictures"].flip(0)},
     )  # fmt: skip
     with torch.no_grad():
@@ -88,10 +97,9 @@ def test_checkpointing_does_repeat_the_layers(setting: str) -> None:
 def test_one_batch_may_hold_shared_and_separate_rows() -> None:
     family, drawn = build("Qwen2.5-VL"), pairs()
     together = batch(family, drawn, shared=False)
-    mixed = [[1, *family.placeholders * len(drawn[i][0]), *drawn[i][1]] for i in (0, 1, 2, 1)]
-    rows = pack(mixed, [(0, 3), (1,), (2, 5), (4,)], [pair[2] for pair in drawn] + [pair[3] for pair in drawn])
+    prompts = [prompt(family, pair) for pair in [*drawn, *drawn]]
+    rows = pack([0, 1, 2, 0, 3, 2], prompts, [pair[side] for side in (2, 3) for pair in drawn])
     rows |= family.pixels([drawn[i][0] for i in (0, 1, 2, 1)])
-    rows["mm_token_type_ids"] = (rows["input_ids"] == family.model.config.image_token_id).long()
     family.model.eval()
     with torch.no_grad():
         assert torch.allclose(*(read_answers(family.model, way).logps() for way in (rows, together)), atol=1e-5)
@@ -100,7 +108,7 @@ def test_one_batch_may_hold_shared_and_separate_rows() -> None:
 def test_nothing_stays_behind_in_transformers_or_the_model() -> None:
     family = build("LLaVA (Llama)")
     before, rows = AttentionMaskInterface()["sdpa"], batch(family, pairs(), shared=True)
-    sharing = shared_prefixes(family.model, rows["segments"], rows["positions"])
+    sharing = shared_prefixes(family.model, rows["ends"], rows["positions"])
     with pytest.raises(IndexError), sharing, BatchImages(rows, frozen=True).encoded_once(family.model):
         assert "get_image_features" in vars(family.model.model)
         raise IndexError
@@ -113,13 +121,13 @@ def test_a_model_that_does_not_ask_for_the_mask_is_an_error() -> None:
     rows = batch(family, pairs(), shared=True)
     with (
         pytest.raises(NotApartError, match=r"used: \[\]"),
-        shared_prefixes(family.model, rows["segments"], rows["positions"]),
+        shared_prefixes(family.model, rows["ends"], rows["positions"]),
     ):
         pass
     family.model.model.language_model.forward = lambda **_: SimpleNamespace()  # positions are taken, no mask is asked
     with (
         pytest.raises(NotApartError, match="positions"),
-        shared_prefixes(family.model, rows["segments"], rows["positions"]),
+        shared_prefixes(family.model, rows["ends"], rows["positions"]),
     ):
         family.model.model.language_model()
 

@@ -2,26 +2,34 @@
 
 Run     python benchmarks/train_throughput.py --output benchmarks/results/train_throughput.json      two cores: 35 min
         python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --output ...       one GPU of 80 GB
+        python benchmarks/train_throughput.py --cases slake64 slake16 vqarad64 vqarad16 single --arms trl compact mmedpo
+        trees --steps 2 --rounds 1 --output ...                                                     two cores: an hour
 Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of width 512, 8 layers, vocabulary 32,000;
         LoRA r 16, float32. llava-7b: the shape of LLaVA-Med v1.5 (CLIP-L/14-336, Mistral 7B); LoRA r 128, bfloat16;
-        with --checkpointing, gradient checkpointing. Weights are random; 4 pairs a step.
+        with --checkpointing, gradient checkpointing. Weights are random; 4 pairs a forward pass, but for `trees`.
 Cases   text8, text150: answers of so many tokens about the same image; lesion60: the same answer of 60 tokens about
         another image, where no prefix can be shared (TRL sees the first image twice: it has no second one)
+        slake64, slake16: as many questions an image as SLAKE has (10.9 on average), each with a text pair and a lesion
+        pair about one noised image; vqarad64, vqarad16: as VQA-RAD (5.7), text pairs; single: one question an image,
+        16 pairs. The number is the pairs of a step; answers have 8 tokens.
 Arms    trl      DPOTrainer as it is
         compact  TRL's algorithm (a row a side, a live reference, an encoding a row and pass), its head on answers only
         first    ours with a live reference: what the first epoch has
         mmedpo   ours with the reference from its cache: what each later epoch has
+        trees    the same with pairs_per_image 16 and the whole step in one forward pass
 Reads   `seconds`: median of the steps after the first, of all rounds; `epochs3`: seconds of a step over three epochs,
         one with a live reference and two without; `peak_mb`: largest resident memory of the arm's own process, on a GPU
         largest allocation; `gflop`: matrix operations of one step, counted by torch without recomputation
         (not those of TRL's Triton head on a GPU); `ceiling`:
         share of the speed-up over `compact` that the operations allow; `mfu`: gflop / seconds / peak;
-        `loss_difference`: largest over the steps, to TRL (text) or to `compact` (lesion).
+        `loss_difference`: largest over the steps, to TRL (text) or to `compact` (lesion);
+        `trees` takes the pairs in another order.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -30,15 +38,31 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ARMS = {
     "trl": None,
     "compact": {"prefix_sharing": False, "encode_images_once": False},
     "first": {},
     "mmedpo": {"reference_cache": "reference"},
+    "trees": {"reference_cache": "reference", "pairs_per_image": 16},
 }
-CASES = {"text8": (8, False), "text150": (150, False), "lesion60": (60, True)}  # tokens of an answer, a second image
+
+
+class Case(NamedTuple):
+    """Shape of a dataset: tokens of an answer, kinds of pairs a question, questions an image, pairs a step."""
+
+    tokens: int
+    kinds: tuple[str, ...] = ("text",)
+    questions: float = 1  # mean; drawn evenly from half of it to one and a half
+    step: int = 4
+
+
+CASES = {
+    "text8": Case(8), "text150": Case(150), "lesion60": Case(60, ("lesion",)), "single": Case(8, step=16),
+    "slake64": Case(8, ("text", "lesion"), 10.9, 64), "slake16": Case(8, ("text", "lesion"), 10.9, 16),
+    "vqarad64": Case(8, questions=5.7, step=64), "vqarad16": Case(8, questions=5.7, step=16),
+}  # fmt: skip
 PAIRS, SIDE, WORDS, VOCABULARY = 4, 336, 200, 32_000
 
 
@@ -47,7 +71,7 @@ def rows(case: str, count: int, seed: int) -> Any:
     from datasets import Dataset, Features, Image, List, Value
     from PIL import Image as pillow
 
-    tokens, lesion = CASES[case]
+    shape = CASES[case]
     rng = np.random.default_rng(seed)
 
     def said(number: int) -> str:
@@ -59,13 +83,20 @@ def rows(case: str, count: int, seed: int) -> Any:
     def picture() -> list[Any]:
         return [pillow.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))]
 
-    pairs = []
-    for _ in range(count):
-        chosen = message("assistant", said(tokens))
-        rejected = chosen if lesion else message("assistant", said(tokens))
-        pair = {"prompt": message("user", said(20)), "chosen": chosen, "rejected": rejected, "weight": 1.0,
-                "images": picture(), "rejected_images": picture() if lesion else None}  # fmt: skip
-        pairs.append(pair)
+    pairs: list[dict[str, Any]] = []
+    while len(pairs) < count:
+        shown, noised = picture(), picture()
+        for _ in range(round(shape.questions * rng.uniform(0.5, 1.5)) or 1):
+            asked, chosen = message("user", said(20)), message("assistant", said(shape.tokens))
+            pairs += [
+                {
+                    "prompt": asked, "chosen": chosen, "weight": 1.0, "images": shown,
+                    "rejected": chosen if kind == "lesion" else message("assistant", said(shape.tokens)),
+                    "rejected_images": noised if kind == "lesion" else None,
+                }
+                for kind in shape.kinds
+            ]  # fmt: skip
+    pairs = [pairs[i] for i in rng.permutation(count)]
     messages = List({"role": Value("string"), "content": Value("string")})
     features = {"prompt": messages, "chosen": messages, "rejected": messages, "weight": Value("float32")}
     return Dataset.from_list(
@@ -133,8 +164,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return time.monotonic()
 
     model, processor = model_and_processor(options.preset, options.seed)
+    step = CASES[options.case].step
+    batch = step if options.arm == "trees" else PAIRS
     settings: dict[str, Any] = {
-        "output_dir": str(options.cache / options.arm), "per_device_train_batch_size": PAIRS,
+        "output_dir": str(options.cache / options.arm), "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": step // batch,
         "max_steps": options.steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": not gpu,
         "gradient_checkpointing": options.checkpointing, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True, "max_length": None, "seed": options.seed, "dataloader_num_workers": 0,
@@ -146,7 +180,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     trainer = (DPOTrainer if ours is None else MMedPOTrainer)(
         model,
         args=config,
-        train_dataset=rows(options.case, PAIRS * options.steps, options.seed),
+        train_dataset=rows(options.case, step * options.steps, options.seed),
         processing_class=processor,
         peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=language_model_linears(model)),
         callbacks=[Clock()],
@@ -154,11 +188,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.model.gradient_checkpointing_disable()
-    inputs = next(iter(trainer.get_train_dataloader()))
+    batches = itertools.islice(trainer.get_train_dataloader(), step // batch)
     with FlopCounterMode(display=False) as counter:
-        trainer.training_step(trainer.model_wrapped, inputs)
+        for inputs in batches:
+            trainer.training_step(trainer.model_wrapped, inputs)
     return {
-        "seconds": seconds[1:],
+        "seconds": seconds[1:] or seconds,
         "peak_mb": round(peak / 2**20),
         "gflop": counter.get_total_flops() / 1e9,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -169,8 +204,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("small", "llava-7b"), default="small")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["text8", "text150", "lesion60"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "trees"])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -222,13 +257,13 @@ def _table(
         arm: statistics.median(second for run in runs for second in run["seconds"]) for arm, runs in results.items()
     }
     flops = {arm: runs[0]["gflop"] for arm, runs in results.items()}
-    base = results["compact" if CASES[case][1] else "trl"][0]["losses"]
+    base = results["trl" if CASES[case].kinds == ("text",) else "compact"][0]["losses"]
     table = {}
     for arm, runs in results.items():
         later = medians[arm] if arm in ("trl", "compact", "first") else 0
         row = {
             "seconds": medians[arm],
-            "epochs3": later or (medians["first"] + 2 * medians[arm]) / 3,
+            "epochs3": later or (medians.get("first", medians[arm]) + 2 * medians[arm]) / 3,
             "peak_mb": max(run["peak_mb"] for run in runs),
             "gflop": flops[arm],
             "ceiling": medians["compact"] / medians[arm] / (flops["compact"] / flops[arm]),

@@ -179,13 +179,32 @@ def test_each_distinct_image_is_processed_once_and_rows_say_which_they_show(
     assert all(torch.equal(once[key], plain[key]) for key in plain if key != "pixel_values")
 
 
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+def test_a_step_by_image_is_a_row_an_image_with_the_loss_of_separate_rows(
+    text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer]
+) -> None:
+    rows = list(mixed(text_rows, visual_rows))
+    shown, noised = (rows[0]["images"], rows[-1]["images"]), rows[-1]["rejected_images"]
+    for i, row in enumerate(rows):  # questions about two images, lesion pairs about one noised image
+        row["images"], row["rejected_images"] = shown[i % 2], row["rejected_images"] and noised
+    dataset = Dataset.from_list(rows, features=text_rows.features)
+    losses, numbers = [], []
+    for share in (True, False):
+        trainer = make_trainer(dataset, prefix_sharing=share, pairs_per_image=4, per_device_train_batch_size=8)
+        trainer.verify_optimisations()
+        inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        losses.append(trainer._compute_loss(trainer.model, inputs, False).item())
+        numbers.append(len(inputs["input_ids"]))
+    assert numbers == [3, 16]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("share", ["images", ""], ids=["shared", "separate"])
 def test_one_step_encodes_each_image_once_for_all_rows_and_the_reference(
     text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer], share: bool
 ) -> None:
     losses, encoded = [], []
     for once in (True, False):
-        trainer = make_trainer(mixed(text_rows, visual_rows), prefix_sharing=share, encode_images_once=once)
+        trainer = make_trainer(mixed(text_rows, visual_rows), prefix_sharing=bool(share), encode_images_once=once)
         trainer.data_collator.share, trainer.data_collator.once = share, once
         inputs = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
         seen: list[int] = []  # images in each call of the vision tower

@@ -183,7 +183,8 @@ def test_a_step_by_image_is_a_row_an_image_with_the_loss_of_separate_rows(
     text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer]
 ) -> None:
     rows = list(mixed(text_rows, visual_rows))
-    shown, noised = (rows[0]["images"], rows[-1]["images"]), rows[-1]["rejected_images"]
+    (image,), noised = rows[0]["images"], rows[-1]["rejected_images"]
+    shown = ([image], [image.rotate(90)])
     for i, row in enumerate(rows):  # questions about two images, lesion pairs about one noised image
         row["images"], row["rejected_images"] = shown[i % 2], row["rejected_images"] and noised
     dataset = Dataset.from_list(rows, features=text_rows.features)

@@ -70,6 +70,8 @@ def verify_optimisations(
                 logger.warning(f"prefix_sharing is used within pairs only: {reasons[0]}.")
         elif asked:
             logger.warning(f"{name} is not used; results are the same, but slower: {reasons[0]}.")
+    if config.pairs_per_image > 1 and collator.share != "images":
+        logger.warning("pairs_per_image orders the pairs, but nothing is shared between questions about an image here.")
 
 
 def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exact: bool) -> str | None:

@@ -174,6 +174,11 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "A streamed dataset has no known length and no epochs: give --max_steps, which ends the training, and "
             "--save_strategy steps (and eval_strategy, if any)."
         )
+    if run.streaming and config.pairs_per_image > 1:
+        raise InputError(
+            f"pairs_per_image {config.pairs_per_image}: the images of a streamed dataset are not known before. Leave "
+            "out --streaming or --pairs_per_image."
+        )
 
 
 def _refuse_strangers() -> None:

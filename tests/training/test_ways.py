@@ -234,6 +234,10 @@ def test_the_written_recipe_repeats_the_run(
         ({"eval_split": "train"}, "eval_strategy is 'no' and eval_split 'train'"),
         ({"eval_strategy": "epoch"}, "eval_split None: evaluating during training needs both"),
         ({"streaming": "true", "max_steps": -1, "save_strategy": "no"}, "no known length and no epochs: give --max"),
+        (
+            {"streaming": "true", "save_strategy": "no", "pairs_per_image": 4},
+            "images of a streamed dataset are not known",
+        ),
         ({"streaming": "true", "save_strategy": "epoch"}, "no known length and no epochs: give --max"),
         ({"loss_type": "tdpo_kl", "loss_weights": "1.0"}, "has no preference loss: add sigmoid or ipo or"),
         ({"loss_type": "robust", "loss_weights": 1.0}, r"loss_type \['robust'\] is not supported"),

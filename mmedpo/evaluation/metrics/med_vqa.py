@@ -1,4 +1,4 @@
-"""Scores of short answers to questions about medical images, by three protocols.
+"""Scores of short answers to questions about medical images, by rules.
 
 `strict` (default) gives closed answers one verdict, read against their questions (`closed`), and open answers clipped
 overlap and exact match of their words in normal form (`open_answers`). `paper` (MMedPO) and `llava_med` reproduce the
@@ -61,8 +61,7 @@ def score_all(
 ) -> list[dict[str, float | str]]:
     """Return `score` of each of n answers; arguments as in `compute`."""
     kinds = _require(predictions, references, answer_types, protocol, questions, options)
-    if protocol == "strict" and questions is None:
-        protocol = UNASKED
+    protocol = _known(protocol, questions)
     unknown = [None] * len(references)
     rows = zip(answers_in(predictions), references, kinds, questions or unknown, options or unknown, strict=True)
     return [_score(protocol, *row) for row in rows]
@@ -96,8 +95,7 @@ def compute(
     if groups is not None:
         require_groups(groups, predictions)
     scores = score_all(predictions, references, answer_types, protocol, questions, options)
-    if protocol == "strict" and questions is None:
-        protocol = UNASKED
+    protocol = _known(protocol, questions)
     found = aggregate(scores, protocol)
     if groups is not None:
         found["by_group"] = by_group(groups, scores, partial(aggregate, protocol=protocol))
@@ -148,6 +146,11 @@ def aggregate(scores: Sequence[Scores], protocol: str = "strict") -> dict[str, A
 def is_closed(scores: Scores) -> bool:
     """Return True for the scores of a closed answer."""
     return "verdict" in scores and "choice_correct" not in scores
+
+
+def _known(protocol: str, questions: Sequence[str] | None) -> str:
+    """Return the protocol, which is `UNASKED` for `strict` without questions."""
+    return UNASKED if protocol == "strict" and questions is None else protocol
 
 
 def _score(

@@ -3,7 +3,7 @@
 Run     python benchmarks/noising.py [--images FOLDER]
 Source  any source folder with boxes, each boxed image once; without one, phantoms enlarged to 1024 x 1024, with grain
 Prints  JSON. `bare` opens, decodes and writes each file as PNG in memory, with Pillow alone, in its own mode; the arms
-        do what curation does (`rows.noised`). Both use Pillow's default compression, one core and CPU time, a file at
+        do what curation does (`rows.Noiser`). Both use Pillow's default compression, one core and CPU time, a file at
         a time in turn. Read `share_of_bare`: the arm's images per second over those of `bare`, the median of the
         repeats with the least and the most. Required: 0.8 for lesion boxes.
         `noising_ms` is `corrupt` alone, and `png_kb` the size of the PNGs: what is noise compresses worse.
@@ -30,7 +30,7 @@ from PIL import Image, features
 
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise, corrupt, generator
-from mmedpo.curation.rows import noised
+from mmedpo.curation.rows import Noiser
 from mmedpo.data import images
 from mmedpo.data.samples import Box, Sample
 from mmedpo.data.sources import read_source
@@ -100,9 +100,7 @@ def bare(sample: Sample) -> int:
 
 def measure(samples: list[Sample], repeats: int, seed: int) -> dict[str, Any]:
     arms: dict[str, Callable[[Sample], int]] = {"bare": bare} | {
-        name: lambda sample, noise=noise: len(
-            noised(sample, Region(boxes=sample.boxes), noise, seed, sample.id)[0]["bytes"]
-        )
+        name: lambda sample, noise=noise: len(Noiser(noise, seed)(sample, Region(boxes=sample.boxes))[0]["bytes"])
         for name, noise in ARMS.items()
     }
     seconds = {name: [0.0] * repeats for name in arms}

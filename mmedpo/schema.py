@@ -87,6 +87,7 @@ def _features() -> Features:
                 "noise_step": Value("int32"),
                 "noise_edge": Value("int32"),  # pixels
                 "noise_pixels": Value("int32"),  # longer side of the image as the model sees it
+                "noise_per": Value("string"),  # "image": rows about one image and region share the noised image
                 "mask_coverage": Value("float32"),  # share of the image's pixels, [0, 1]
             },
         }

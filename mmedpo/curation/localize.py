@@ -61,6 +61,12 @@ class Region:
         """Return the region as a bool array, H x W."""
         return box_mask(self.boxes, height, width) if self.mask is None else unpack_mask(self.mask)
 
+    @property
+    def area(self) -> Region:
+        """The region by its pixels alone, without labels and other facts."""
+        boxes = () if self.mask else (replace(box, label="", confidence=1.0) for box in self.boxes)
+        return Region(tuple(boxes), self.mask)
+
     def record(self) -> dict[str, Any]:
         """Return the region as JSON; `Region.read` is the inverse."""
         return {**asdict(self), "mask": self.mask and base64.b64encode(self.mask).decode("ascii")}

@@ -1,8 +1,8 @@
 """Rejected images: forward-diffusion noise inside a lesion mask (paper, equation 2), other corruptions, and masks.
 
-Equal seed, row id, image and options give equal pixels on every run. Two things may differ elsewhere. The last bit of
-`exp` and `log1p` depends on the processor; rounding to 8 bits hides it. The stream of normal numbers depends on NumPy
-(NEP 19); a test records it.
+Equal seed, image, mask and options (`PER` row: and row id) give equal pixels on every run. Two things may differ
+elsewhere. The last bit of `exp` and `log1p` depends on the processor; rounding to 8 bits hides it. The stream of normal
+numbers depends on NumPy (NEP 19); a test records it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mmedpo.errors import InputError
 STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")
 DRAWN = METHODS[:2]  # methods that draw normal numbers
+PER = ("image", "row")
 PIXELS = 336  # longer side of the model's view, if no target model says: CLIP's in LLaVA
 CELLS = 3 / 4  # cells per pixel of the view; cells of 4/3 pixels keep their strength when the image is shrunk
 GREY = 16  # most levels between the channels of a grey pixel; JPEG channels differ a little
@@ -37,6 +38,7 @@ class Noise:
         method, step, edge, pixels: as for `corrupt`.
         region: "lesion" (pairs only where one was found) or "image" (the whole image, with or without a lesion).
         reversed: make (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
+        per: "image" (questions about one image and region share the noised image) or "row" (each row has its own).
     """
 
     method: str = "diffusion"
@@ -45,6 +47,7 @@ class Noise:
     region: str = "lesion"
     reversed: bool = False
     pixels: int = PIXELS
+    per: str = PER[0]
 
     @property
     def whole(self) -> bool:
@@ -61,10 +64,16 @@ class Noise:
         return {**asdict(self), "region": "image" if self.whole else "lesion"}
 
 
-def generator(seed: int, row_id: str) -> np.random.Generator:
-    """Return the random generator of one row, seeded by `seed` and the row's id."""
-    digest = hashlib.sha256(f"{seed}/{row_id}".encode()).digest()
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Return the random generator of a row (`name` is its id) or of an image and mask (`name_of`)."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+def name_of(image: np.ndarray, mask: np.ndarray) -> str:
+    """Return a digest of an image's pixels and of its mask, whatever the file is called and the format is."""
+    parts = str(image.shape).encode(), image.tobytes(), np.packbits(mask).tobytes()
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def schedule() -> np.ndarray:

@@ -143,8 +143,9 @@ def localizer_of(settings: Settings) -> Localizer:
 def noise_of(settings: Settings) -> Noise:
     pixels = settings.noise_pixels or noise.PIXELS
     return Noise(
-        settings.noise, settings.noise_step, settings.noise_edge, settings.noise_region, settings.reversed, pixels
-    )
+        settings.noise, settings.noise_step, settings.noise_edge, settings.noise_region, settings.reversed, pixels,
+        settings.noise_per,
+    )  # fmt: skip
 
 
 def with_noise_pixels(settings: Settings, processor: Any = None, say: Callable[[str], None] = log.warning) -> Settings:

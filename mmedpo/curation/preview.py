@@ -14,7 +14,7 @@ import numpy as np
 
 from mmedpo.curation.localize import Localizer, Region
 from mmedpo.curation.noise import Noise
-from mmedpo.curation.rows import noised, row_id
+from mmedpo.curation.rows import Noiser
 from mmedpo.data import images
 from mmedpo.data.plots import PALETTE, outline, saved
 from mmedpo.data.samples import Sample
@@ -101,7 +101,7 @@ def _row(sample: Sample, region: Region, noise: Noise, seed: int, processor: Any
     picture = images.open_rgb(sample.image)
     shape = picture.height, picture.width
     mask = np.ones(shape, bool) if noise.whole else region.pixels(*shape)
-    png, coverage = noised(sample, region, noise, seed, row_id(sample, noise.dispreference))
+    png, coverage = Noiser(noise, seed)(sample, region)
     corrupted = images.open_rgb(png["bytes"])
     spoiled = f"{noise.method}, step {noise.step}" if noise.method == "diffusion" else noise.method
     yield f"{_shortened(sample.image_id[::-1])[::-1]}\n{_shortened(sample.question)}", np.asarray(picture)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from mmedpo import schema
 from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import MOST_COVERAGE, Region, open_localizer
-from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator
+from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator, name_of
 from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
 from mmedpo.data import images
@@ -20,6 +22,7 @@ from mmedpo.runs.ledger import Ledger
 
 TEXT_PAIR = "hallucinated_response"
 BELOW = "its relevance is below --min-relevance"
+KEPT = 32  # noised images in memory
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def dataset_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows in order; images are noised as they are reached."""
     fields, offered = list(schema.FEATURES["provenance"]), any(pair.sample.options for pair in pairs)
+    noiser = Noiser(makers.noise, makers.seed) if makers.noise else None
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
         row: dict[str, Any] = {
@@ -175,12 +179,13 @@ def dataset_rows(
         if pair.dispreference == TEXT_PAIR or (makers.noise and makers.noise.reversed):
             provenance |= _set_rejected(row, sample, steps, makers)
         if pair.dispreference != TEXT_PAIR:
-            provenance |= _set_noised(row, sample, steps, makers)
+            assert noiser is not None  # else there is no visual pair
+            provenance |= _set_noised(row, sample, steps, makers, noiser)
         yield {**row, "provenance": {name: provenance.get(name) for name in fields}}
 
 
 def row_id(sample: Sample, dispreference: str) -> str:
-    """Return the stable and unique id of a row, which also seeds its noise."""
+    """Return the stable and unique id of a row."""
     return f"{sample.source}/{sample.id}/{dispreference}"
 
 
@@ -199,11 +204,12 @@ def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
     }
 
 
-def _set_noised(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
+def _set_noised(
+    row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers, noiser: Noiser
+) -> dict[str, Any]:
     """Set the noised image of a row, on both sides if reversed; return its provenance."""
-    noise, region = makers.noise, Region.read(steps["locate"][sample.id])
-    assert noise is not None  # else there is no visual pair
-    picture, coverage = noised(sample, region, noise, makers.seed, row["id"])
+    noise, region = noiser.noise, Region.read(steps["locate"][sample.id])
+    picture, coverage = noiser(sample, region)
     if noise.reversed:
         row["images"], row["chosen"], row["rejected"] = [picture], row["rejected"], row["chosen"]
     else:
@@ -211,21 +217,35 @@ def _set_noised(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger]
     return {
         "noise": noise.method, "noise_step": noise.step if noise.method == "diffusion" else None,
         "noise_edge": noise.edge, "noise_pixels": noise.pixels if noise.method in DRAWN else None,
+        "noise_per": noise.per,
         "mask_coverage": coverage, "localizer": makers.localizer, "query": region.query,
         "mask_rule": makers.mask_rule, "boxes": [asdict(box) for box in region.boxes],
         **({} if noise.reversed else {"rejected_by": noise.method}),
     }  # fmt: skip
 
 
-def noised(sample: Sample, region: Region, noise: Noise, seed: int, row_id: str) -> tuple[dict[str, Any], float]:
-    """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels.
+class Noiser:
+    """Maker of noised images. With noise per image, the last `KEPT` are cached for further questions about them.
 
     Images without colour, however stored, get noise without colour; coloured noise would give the rejected side away.
     """
-    pixels = images.pixels(sample.image)
-    mask = _mask(pixels, region, noise)
-    made = corrupt(pixels, mask, noise.method, generator(seed, row_id), noise.step, noise.edge, noise.pixels)
-    return images.png(made, f"{sample.image.stem}-noised"), float(mask.mean())
+
+    def __init__(self, noise: Noise, seed: int) -> None:
+        self.noise, self.seed = noise, seed
+        self.shared = lru_cache(KEPT)(self._noised)
+
+    def __call__(self, sample: Sample, region: Region) -> tuple[dict[str, Any], float]:
+        """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels."""
+        if self.noise.per == "row":
+            return self._noised(sample.image, region, row_id(sample, self.noise.dispreference))
+        return self.shared(sample.image, Region() if self.noise.whole else region.area)
+
+    def _noised(self, image: Path, region: Region, row: str = "") -> tuple[dict[str, Any], float]:
+        noise, pixels = self.noise, images.pixels(image)
+        mask = _mask(pixels, region, noise)
+        rng = generator(self.seed, row or name_of(pixels, mask))
+        made = corrupt(pixels, mask, noise.method, rng, noise.step, noise.edge, noise.pixels)
+        return images.png(made, f"{image.stem}-noised"), float(mask.mean())
 
 
 @dataclass(frozen=True)
@@ -234,6 +254,10 @@ class MarkedNoise:
 
     seed: int
 
+    @cached_property
+    def _noiser(self) -> Noiser:
+        return Noiser(Noise(), self.seed)
+
     def __call__(self, sample: Sample) -> dict[str, Any] | None:
         """Return the noised image as PNG, {"bytes", "path"}, or None where the sample marks no usable lesion."""
         marks = {"boxes": sample.boxes, "masks": sample.masks, "heatmap": sample.heatmap}
@@ -241,7 +265,7 @@ class MarkedNoise:
         region = open_localizer(named, max_coverage=MOST_COVERAGE).locate(sample)
         if region.reason:
             return None
-        return noised(sample, region, Noise(), self.seed, row_id(sample, Noise().dispreference))[0]
+        return self._noiser(sample, region)[0]
 
     def record(self) -> dict[str, Any]:
         return Noise().record() | {"max_coverage": MOST_COVERAGE}

@@ -86,6 +86,9 @@ class Settings:
         "target model's own, else 336.",
     )
     noise_region: str = option("lesion", "lesion, or image: the whole image, with or without a lesion.")
+    noise_per: str = option(
+        "image", "image: questions about one image and region share a noised image; row: each has its own."
+    )
     shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small files make new versions cheap.")
     reversed: bool = option(False, "On the noised image, prefer the rejected response to the gold answer.")
 
@@ -94,7 +97,8 @@ class Settings:
         self.judges = [name.strip() for given in self.judges for name in given.split(",")]
         names: dict[str, Sequence[str]] = {
             "style": hallucinate.STYLES, "panel": relevance.MODES, "noise": noise.METHODS,
-            "noise_region": ("lesion", "image"), "weights": weights.METHODS, "weights_over": weights.OVER,
+            "noise_region": ("lesion", "image"), "noise_per": noise.PER, "weights": weights.METHODS,
+            "weights_over": weights.OVER,
         }  # fmt: skip
         shard_bytes(self.shard_size)
         wrong = unknown(self, names) + outside(self)

@@ -72,6 +72,7 @@ class Published:
         for place in ("source", "image_folders"):
             recipe.pop(place, None)
         recipe.setdefault("noise_pixels", EVERY_PIXEL)
+        recipe.setdefault("noise_per", "row")  # as in older versions
         brings = self.builder and self.builder.HAS_PAIRS
         asked = {
             "model": None, "chat": None if brings else _kept(recipe["chat"]), "judges": [] if brings else ["none"],

@@ -433,8 +433,7 @@ def test_training_and_auditing_point_to_rejoin(bare: Path) -> None:
         loading.load(str(bare))
 
 
-def test_noise_of_settings_without_a_size_is_of_every_pixel() -> None:
-    """An earlier version drew it so."""
+def test_noise_of_settings_of_earlier_versions_is_of_every_pixel_and_row() -> None:
     manifest = {"source": {}, "settings": {"chat": "none", "localizer": "boxes"}}
     defaults = rejoining.Published("user/weights", None, manifest, {}).defaults()
-    assert defaults["noise_pixels"] == 2**31 - 1
+    assert (defaults["noise_pixels"], defaults["noise_per"]) == (2**31 - 1, "row")

@@ -42,7 +42,8 @@ PROVENANCE = (
         "judgements",
         "agreed",
     ),
-    *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "noise_pixels", "mask_coverage"),
+    *("localizer", "boxes", "mask_rule", "noise", "noise_step", "noise_edge", "noise_pixels", "noise_per"),
+    "mask_coverage",
 )
 TOOLS = ("detector:", "medklip:")  # localizers that are models; boxes of others belong to the data
 PARTS = {"judgements": ("round", "judge", "score"), "boxes": ("x", "y", "width", "height", "confidence")}

@@ -162,6 +162,8 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "deepspeed: ZeRO needs a launcher, for one process too. Start the training with `accelerate launch "
             "--config_file recipes/accelerate/zero2.yaml train.py`, or torchrun, or leave deepspeed out."
         )
+    if model_args.attn_implementation == "flex_attention" and config.device.type in ("cpu", "mps"):
+        raise InputError("attn_implementation flex_attention: torch has its gradients on GPUs only. Use sdpa.")
     if config.model_init_kwargs:
         raise InputError("model_init_kwargs: use dtype, attn_implementation, model_revision and load_in_4bit instead.")
     if (config.eval_strategy != "no") != bool(run.eval_split):

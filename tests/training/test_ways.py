@@ -230,6 +230,7 @@ def test_the_written_recipe_repeats_the_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"attn_implementation": "flex_attention"}, "flex_attention: torch has its gradients on GPUs only. Use sdpa"),
         ({"trust_remote_code": "true"}, "only models whose code ships with transformers"),
         ({"eval_split": "train"}, "eval_strategy is 'no' and eval_split 'train'"),
         ({"eval_strategy": "epoch"}, "eval_split None: evaluating during training needs both"),

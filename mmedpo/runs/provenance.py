@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,12 +32,18 @@ SCHEME = re.compile(r"(?!https?:|file:)\w+:", re.IGNORECASE)  # detector:, local
 MODELS = re.compile(r",\s*(?=[a-z]+:)")  # separator of a list of models
 
 
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of these packages, as far as they are installed (DeepSpeed is for Linux only)."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages a result depends on, and the project's commit if run from a checkout."""
-    found = {}
-    for name in REPORTED_PACKAGES:
-        with suppress(PackageNotFoundError):  # DeepSpeed is for Linux only
-            found[name] = version(name)
+    found = installed(REPORTED_PACKAGES)
     if commit := checkout.commit(Path(__file__).resolve().parents[2]):
         found["commit"] = commit
     return found

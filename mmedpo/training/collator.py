@@ -15,7 +15,7 @@ from mmedpo.data import placeholders
 from mmedpo.data.images import UnusableImage, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models import answers
-from mmedpo.training.reference import image_digest, row_key
+from mmedpo.training.reference import image_digest, side_key
 
 SIDES = ("images", "rejected_images")
 Share = Literal["images", "prompt", ""]
@@ -33,12 +33,11 @@ class PreferenceCollator:
         max_length: longest allowed prompt with one answer in tokens, or None.
         share: what the sides of a row have in common: "images", "prompt", or "" for a row a side.
         once: process each distinct list of images once, for `sharing.BatchImages`.
-        keyed: name each pair for the cache of reference log-probabilities.
 
     Returns (for B pairs, in R rows, with U lists of images):
         the output of `answers.pack` for the 2B sides, chosen sides first; `weight` (float32, B); `kind` (int64, B:
-            index in `schema.DISPREFERENCES`, -1 if unknown); if `keyed`, `row_key` (int64, B x 2: `reference.row_key`);
-            the processor's image inputs (`pixel_values`, ...), in the order of the rows or as `pictures` says; and the
+            index in `schema.DISPREFERENCES`, -1 if unknown); `side_keys` (2B texts: `reference.side_key`); the
+            processor's image inputs (`pixel_values`, ...), in the order of the rows or as `pictures` says; and the
             inputs of `sharing.BatchImages`.
 
     Raises:
@@ -49,23 +48,26 @@ class PreferenceCollator:
     max_length: int | None = None
     share: Share = ""
     once: bool = False
-    keyed: bool = False
 
-    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         _refuse_weights(pairs)
         pairs = [_with_images(pair) for pair in pairs]
         texts = [self.texts(pair) for pair in pairs]
         ids = answers.token_ids(self.processor, [text[side] for side in (1, 2) for text in texts])
         images = [pair["images"] for pair in pairs]
         images += [pair.get("rejected_images") or pair["images"] for pair in pairs]
-        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, images)
+        shown = [tuple(map(image_digest, one)) for one in images]
+        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, images, numbered(shown))
         self._refuse_long(pairs, prompts, ids)
         return {
             **answers.batch(self.processor, rows, prompts, ids),
             **pixels,
             "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
             "kind": torch.tensor([kind_number(pair.get("dispreference")) for pair in pairs]),
-            **({"row_key": torch.stack([row_key(pair) for pair in pairs])} if self.keyed else {}),
+            "side_keys": [
+                side_key(prompt["input_ids"], answer, one)
+                for prompt, answer, one in zip(prompts, ids, shown, strict=True)
+            ],
         }
 
     def texts(self, pair: dict[str, Any]) -> tuple[str, str, str]:
@@ -75,10 +77,12 @@ class PreferenceCollator:
         return prompt, written[0], written[-1]
 
     def _read(
-        self, prompts: list[str], images: list[list[Any]]
+        self, prompts: list[str], images: list[list[Any]], shown: list[int]
     ) -> tuple[list[int], list[answers.Tokens], dict[str, torch.Tensor]]:
-        """Return the row and the prompt's tokens of each side, and the model inputs of the rows' images."""
-        shown = numbered([tuple(map(image_digest, one)) for one in images])
+        """Return the row and the prompt's tokens of each side, and the model inputs of the rows' images.
+
+        Lists of images are equal where their numbers in `shown` are.
+        """
         sides = range(len(prompts))
         rows = numbered([(shown[i], self._trunk(prompts[i])) for i in sides] if self.share else [*sides])
         # Each distinct image list is processed with its first prompt; other prompts about it, for their tokens only.

@@ -51,7 +51,7 @@ def verify_optimisations(
         shares = shares[1:] or shares
     reasons: list[str] = []
     for share, once in itertools.product(shares, [True, False] if config.encode_images_once else [False]):
-        chosen = dataclasses.replace(collator, share=share, once=once, keyed=False)
+        chosen = dataclasses.replace(collator, share=share, once=once)
         checks = [check for check, used in ((prefix_refusal, share), (image_refusal, once)) if used]
         reason = next(filter(None, (check(model) for check in checks for model in models)), None)
         if reason is None and checks:

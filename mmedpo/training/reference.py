@@ -1,8 +1,9 @@
-"""Disk cache of the reference model's log-probabilities, across epochs, seeds and sweeps.
+"""Disk cache of the reference model's log-probabilities, across epochs, seeds, datasets and sweeps.
 
-The reference never changes, so its log-probabilities depend on the pair only. A value is found by the name of its file
-(`fingerprint`: model, processor, settings) and of its entry (`row_key`: texts and images of the pair). Both are digests
-of contents, not of places, so that a stale value is never found.
+The reference never changes, so the log-probability of a side depends on the model's input only. A value is found by the
+name of its file (`reference_fingerprint`: model, image processing, settings) and of its entry (`side_key`: token ids
+and images), however sides are paired, ordered and packed. Both names are digests of contents, not of places, so that a
+stale value is never found.
 
 A cached value is that of the first computation. Other padding or another device gives a value that differs by rounding,
 which is coarse in bfloat16.
@@ -14,10 +15,8 @@ import json
 import math
 import re
 import sqlite3
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +28,38 @@ from transformers import PreTrainedModel
 
 from mmedpo.errors import InputError
 from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.provenance import installed
 
 HERE = Path(__file__).parent
-READERS = [
-    HERE.parent / name
-    for name in ("models/answers.py", "models/vision_language.py", "data/images.py", "data/image_modes.py")
-]  # code that prepares the model's input
-PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "pillow")
+CODE = (*HERE.glob("*.py"), HERE.parent / "models" / "answers.py")
+PACKAGES = ("torch", "torchvision", "transformers", "peft", "bitsandbytes", "pillow")
 NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
-LEFT_BY_LAST_CALL = {  # entries of processor files that the last call or the way of loading leaves behind
-    "tokenizer.json": {"truncation", "padding"},
-    "tokenizer_config.json": {"is_local", "local_files_only", "name_or_path"},
-}
 
 
-def fingerprint(
+def reference_fingerprint(
     model: Any, processor: Any, settings: Mapping[str, Any] | None = None, trained: Collection[str] = ()
 ) -> str:
-    """Return a digest (32 hexadecimal digits) of all that decides the reference's log-probabilities, except the pairs.
+    """Return a digest (32 hexadecimal digits) of all that decides the reference's log-probabilities, except its input.
 
     It covers every tensor in memory (merged, cast or quantised), configurations of model and adapters, attention
-    implementations, the processor's files with the chat template, library versions, and this package's training code.
-    Names, folders and LoRA settings of the trained adapter are left out, so that such runs share their reference.
+    implementations, image processing, library versions, and this package's training code. Names, folders and LoRA
+    settings of the trained adapter are left out, so that such runs share their reference.
 
     Args:
         model: the reference, maybe with PEFT adapters. ZeRO-3 gathers its tensors, so all processes must call together.
-        settings: JSON-able settings that change the numbers, such as `max_length` and mixed precision.
+        processor: of the model; its tokenizer and chat template show in `side_key`.
+        settings: JSON-able settings that change the numbers, such as mixed precision.
         trained: names of adapters that are not part of the reference.
 
     Raises:
         InputError: tensors are not in memory (offloaded, or on the meta device).
     """
+    pixels = processor.image_processor
     configs = model.peft_config if is_peft_model(model) else {}
     adapters = {name: config for name, config in configs.items() if name not in trained}
     parts = {
         "tensors": sorted(_tensors(model, trained)),
-        "config": _without(json.loads(model.config.to_json_string(use_diff=False)), NO_PART_OF_THE_MODEL),
+        "config": json.loads(model.config.to_json_string(use_diff=False), object_hook=_lasting),
         "attention": sorted(
             {
                 f"{type(module).__name__}: {module.config._attn_implementation}"
@@ -77,27 +72,29 @@ def fingerprint(
             for name, config in adapters.items()
         },
         "active": [name for name in model.active_adapters if name in adapters] if adapters else [],
-        "processor": _processor(processor),
+        "processor": [type(processor).__name__, type(pixels).__name__, pixels.to_dict()],
         "settings": settings,
-        "versions": _versions(),
-        "code": {file.name: _digest(file.read_bytes()) for file in (*HERE.glob("*.py"), *READERS)},
+        "versions": installed(PACKAGES),
+        "code": {file.name: _digest(file.read_bytes()) for file in CODE},
     }
     return _digest(json.dumps(parts, sort_keys=True, default=_plain).encode())
 
 
-def row_key(row: Mapping[str, Any]) -> torch.Tensor:
-    """Return a pair's digest as numbers (int64, 2), which a batch can carry: its texts and the images of both sides.
+def side_key(prompt: Sequence[int], answer: Sequence[int], images: Sequence[str]) -> str:
+    """Return the digest of one side of a pair: its token ids, and the `image_digest`s of its images."""
+    return _digest(json.dumps([prompt, answer, images]).encode())
 
-    Images are pictures, whose pixels count, or {"bytes", "path"}, whose undecoded bytes count.
-    """
-    images = [image_digest(image) for image in row["images"]]
-    rejected = [image_digest(image) for image in row.get("rejected_images") or []] or images
-    said = json.dumps([row["prompt"], row["chosen"], row["rejected"], images, rejected], sort_keys=True)
-    return torch.frombuffer(bytearray(xxhash.xxh3_128(said.encode()).digest()), dtype=torch.int64)
+
+def image_digest(image: Any) -> str:
+    """Return a digest of a picture's pixels and mode, or of an undecoded image's bytes."""
+    if isinstance(image, Mapping):
+        return _digest(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
+    shown = f"{image.mode} {image.size} {image.getpalette()} {image.info.get('transparency')}"
+    return f"{shown} {_digest(image.tobytes())}"
 
 
 class ReferenceCache:
-    """Summed log-probabilities of both sides of pairs, in a ledger in `folder` named after `fingerprint`.
+    """Log-probabilities of sides by `side_key`, in a ledger in `folder` named after `reference_fingerprint`.
 
     All processes hold all values and call together; only the main process uses the disk, so that machines need no
     shared folder. Several runs on one machine may share a folder.
@@ -108,62 +105,48 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._ledger = Ledger(folder / f"{fingerprint}.ledger")
-        self._known: dict[tuple[int, int], tuple[float, float]] = {}
-        # An error of the main process must stop all, or the others would wait for ever.
-        loaded: list[Any] = [None]
+        loaded: list[Any] = [{}, None]  # values, or an error, which must stop all processes
         if PartialState().is_main_process:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                loaded = [[tuple(entry) for entry in self._ledger.values()]]
+                loaded[0] = dict(self._ledger.values())
                 self._ledger.close()
-            except (InputError, OSError, sqlite3.DatabaseError) as error:
-                loaded = [
-                    InputError(
-                        f"The reference log-probabilities in {self._ledger.path} cannot be used "
-                        f"({error.__cause__ or error}). Remove the file, and they will be computed again, or name "
-                        "another folder."
-                    )
-                ]
-        broadcast_object_list(loaded)
-        if isinstance(loaded[0], InputError):
-            raise loaded[0]
-        self._known.update(((first, second), (chosen, rejected)) for first, second, chosen, rejected in loaded[0])
+            except (InputError, OSError, ValueError, sqlite3.DatabaseError) as error:
+                loaded[1] = InputError(
+                    f"The reference log-probabilities in {self._ledger.path} cannot be used "
+                    f"({error.__cause__ or error}). Remove the file, and they will be computed again, or name another "
+                    "folder."
+                )
+        self._known, fault = broadcast_object_list(loaded)
+        if fault:
+            raise fault
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, keys: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return log-probabilities of both sides of each pair (float32, B x 2, chosen first); compute missing ones.
+    def get(self, keys: Sequence[str], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the log-probability of each of S sides (float32, S), computed where a key is new.
 
-        All processes call this together. If one process misses a pair, all call `compute`, since all must run ZeRO-3's
-        model, and exchange the new values.
+        All processes call this together. If one process misses a side, all call `compute`, since all must run ZeRO-3's
+        model, and exchange the new values. NaN is not stored.
 
         Args:
-            keys: `row_key`s of the batch (int64, B x 2).
-            compute: returns the batch's log-probabilities (float, B x 2).
+            keys: `side_key`s of the batch.
+            compute: returns the batch's log-probabilities (float, S).
         """
-        found = self.lookup(keys)
-        if reduce(found.isnan().any().float(), "max"):
-            found = torch.where(found.isnan(), compute().detach().float(), found)
-            self.store(keys, found)
-        return found
+        device = PartialState().device
+        new = any(key not in self._known for key in keys)
+        if reduce(torch.tensor(float(new), device=device), "max") > 0:
+            self._store(dict(zip(keys, compute().tolist(), strict=True)))
+        return torch.tensor([self._known.get(key, torch.nan) for key in keys], device=device)
 
-    def lookup(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return the known values of each pair (float32, B x 2, on the device of `keys`), NaN where unknown."""
-        missing = (torch.nan, torch.nan)
-        values = [self._known.get((first, second), missing) for first, second in keys.tolist()]
-        return torch.tensor(values, dtype=torch.float32, device=keys.device)
-
-    def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store `values` (float32, B x 2), except known pairs and NaN; all processes call this together."""
-        entries = [(*key, *value) for key, value in zip(keys.tolist(), values.tolist(), strict=True)]
-        new = {}
-        for first, second, chosen, rejected in gather_object(entries):
-            if (first, second) not in self._known and not (math.isnan(chosen) or math.isnan(rejected)):
-                self._known[first, second] = (chosen, rejected)
-                new[f"{first},{second}"] = (first, second, chosen, rejected)
-        if new and PartialState().is_main_process:
-            self._ledger.update(new)
+    def _store(self, values: Mapping[str, float]) -> None:
+        """Store the new ones among the values of all processes, except NaN."""
+        entries = dict(reversed(gather_object([*values.items()])))  # of two values, the first
+        new = {key: one for key, one in entries.items() if key not in self._known and not math.isnan(one)}
+        self._known |= new
+        if PartialState().is_main_process:
+            self._ledger.update({key: (key, one) for key, one in new.items()})
 
     def close(self) -> None:
         """Merge SQLite's log into the ledger, so that one whole file is left."""
@@ -192,57 +175,20 @@ def _tensors(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, l
             yield plain, str(tensor.dtype), list(tensor.shape), _digest(data)
 
 
-@contextmanager
-def _gathered(tensor: torch.Tensor) -> Iterator[None]:
-    """Gather a parameter that ZeRO-3 has split, inside the block."""
+def _gathered(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which a parameter that ZeRO-3 has split is whole."""
     if not hasattr(tensor, "ds_id"):
-        yield
-        return
+        return nullcontext()
     from deepspeed import zero
 
-    with zero.GatheredParameters([tensor]):
-        yield
+    return zero.GatheredParameters([tensor])
 
 
-def _processor(processor: Any) -> dict[str, Any]:
-    """Return digests of the processor's files, and the classes of its parts, which files may leave open."""
-    parts: dict[str, Any] = {name: type(getattr(processor, name)).__name__ for name in processor.get_attributes()}
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        for file in Path(folder).rglob("*"):
-            if file.is_file():
-                data = file.read_bytes()
-                if file.name in LEFT_BY_LAST_CALL:
-                    left = LEFT_BY_LAST_CALL[file.name]
-                    kept = {key: value for key, value in json.loads(data).items() if key not in left}
-                    data = json.dumps(kept, sort_keys=True).encode()
-                parts[str(file.relative_to(folder))] = _digest(data)
-    return parts
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _without(value: Any, keys: Collection[str]) -> Any:
-    """Return a JSON value without the entries of these names, at any depth."""
-    if isinstance(value, dict):
-        return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
-    return [_without(inner, keys) for inner in value] if isinstance(value, list) else value
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what depends on where and how it was loaded."""
+    return {key: value for key, value in config.items() if key not in NO_PART_OF_THE_MODEL}
 
 
 def _plain(value: Any) -> Any:
     """Return a JSON-able value for a set or any other object."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def image_digest(image: Any) -> str:
-    """Return a digest of a picture's pixels and mode, or of an undecoded image's bytes."""
-    if isinstance(image, Mapping):
-        return _digest(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
-    shown = f"{image.mode} {image.size} {image.getpalette()} {image.info.get('transparency')}"
-    return f"{shown} {_digest(image.tobytes())}"

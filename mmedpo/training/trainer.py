@@ -28,13 +28,13 @@ from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, ImageSampler, images_and_questions, lengths_and_kinds
 from mmedpo.training.optimisations import verify_optimisations
 from mmedpo.training.parts import is_frozen, refuse_trained_tower, same_encoder, vision_parameters
-from mmedpo.training.reference import ReferenceCache, fingerprint
+from mmedpo.training.reference import ReferenceCache, reference_fingerprint
 from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
 
 logger = get_logger(__name__)
 
 COLUMNS = ("prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")  # for the collator
-NOT_FOR_THE_MODEL = ("weight", "kind", "row_key", *BATCH_IMAGES)
+NOT_FOR_THE_MODEL = ("weight", "kind", "side_keys", *BATCH_IMAGES)
 
 
 class MMedPOTrainer(DPOTrainer):
@@ -162,20 +162,17 @@ class MMedPOTrainer(DPOTrainer):
 
     def open_reference_cache(self) -> None:
         """Open the cache of the setting `reference_cache`, once; supervised training needs none."""
-        collator, settings = self.data_collator, self.args
+        settings = self.args
         if self._reference_cache or settings.reference_cache is None or self.loss_types == ["sft"]:
             return
-        if not isinstance(collator, PreferenceCollator):
+        if not isinstance(self.data_collator, PreferenceCollator):
             raise InputError("reference_cache needs mmedpo's own collator.")
         model = self.accelerator.unwrap_model(self.ref_model or self.model)
         # The reference is the model without the trained adapters; "ref" is the adapter at the start.
         trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"] if not self.ref_model else []
-        decisive = {
-            "max_length": settings.max_length, "precision": self.accelerator.mixed_precision, "tf32": settings.tf32,
-        }  # fmt: skip
-        name = fingerprint(model, self.processing_class, decisive, trained)
+        decisive = {"precision": self.accelerator.mixed_precision, "tf32": settings.tf32}
+        name = reference_fingerprint(model, self.processing_class, decisive, trained)
         self._reference_cache = ReferenceCache(Path(settings.reference_cache), name)
-        collator.keyed = True
 
     def answers(self, model: Any, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> Answers:
         """Return a model's distributions at the answers of a batch (2B of them, chosen first)."""
@@ -205,15 +202,11 @@ class MMedPOTrainer(DPOTrainer):
         """Return the log-probability of each side (float32, 2B, chosen first) under the reference."""
         return self.reference_answers(inputs, seen).logps().sum(dim=1)
 
-    def _known_reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None) -> torch.Tensor:
+    def _known_reference_logps(self, inputs: dict[str, Any], seen: BatchImages | None) -> torch.Tensor:
         """Return `reference_logps`, from the cache where it is open."""
-        if self._reference_cache is None or "row_key" not in inputs:
+        if self._reference_cache is None:
             return self.reference_logps(inputs, seen)
-
-        def compute() -> torch.Tensor:
-            return torch.stack(self.reference_logps(inputs, seen).chunk(2), dim=1)
-
-        return torch.cat(self._reference_cache.get(inputs["row_key"], compute).unbind(1))
+        return self._reference_cache.get(inputs["side_keys"], lambda: self.reference_logps(inputs, seen))
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
         if return_outputs:

@@ -21,11 +21,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmedpo import schema
 from mmedpo.errors import InputError
+from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.model import language_model_linears
-from mmedpo.training.reference import ReferenceCache, fingerprint, row_key
+from mmedpo.training.reference import ReferenceCache, image_digest, reference_fingerprint
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"max_length": 512, "mixed_precision": "no"}
+SETTINGS = {"mixed_precision": "no", "tf32": None}
 
 
 def load(folder: Path, **settings: Any) -> Any:
@@ -46,28 +47,27 @@ def processor(tiny_model: Path) -> Any:
 @pytest.fixture(scope="module")
 def plain(tiny_model: Path, processor: Any) -> str:
     """The fingerprint of the tiny model."""
-    return fingerprint(load(tiny_model), processor, SETTINGS)
+    return reference_fingerprint(load(tiny_model), processor, SETTINGS)
 
 
 def test_a_hit_does_not_compute_and_a_half_known_batch_keeps_its_first_values(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path, "name")
-    keys = torch.tensor([[1, 2], [-3, 4], [1, -2]])
-    first = torch.tensor([[-1.1, -2.2], [-3.3, torch.inf]])
-    assert torch.equal(cache.get(keys[:2], lambda: first), first)
+    first = torch.tensor([-1.1, -torch.inf])
+    assert torch.equal(cache.get(["a", "b"], lambda: first), first)
 
     def never() -> torch.Tensor:
         raise AssertionError("everything is known")
 
-    assert torch.equal(cache.get(keys[[1, 0]], never), first[[1, 0]])
-    mixed = cache.get(keys, lambda: torch.full((3, 2), -9.0))
-    assert torch.equal(mixed, torch.cat([first, torch.tensor([[-9.0, -9.0]])]))
-    assert torch.equal(ReferenceCache(tmp_path, "name").lookup(keys), mixed)
+    assert cache.get(["b", "a", "b"], never).tolist() == first[[1, 0, 1]].tolist()
+    mixed = cache.get(["a", "c", "b"], lambda: torch.full((3,), -9.0))
+    assert mixed.tolist() == [first[0], -9.0, -torch.inf]
+    assert torch.equal(ReferenceCache(tmp_path, "name").get(["a", "c", "b"], never), mixed)
 
 
 def test_a_value_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
-    keys = torch.tensor([[1, 2], [3, 4]])
-    ReferenceCache(tmp_path, "name").get(keys, lambda: torch.tensor([[-1.0, torch.nan], [-1.0, -2.0]]))
-    assert ReferenceCache(tmp_path, "name").lookup(keys).isnan().tolist() == [[True, True], [False, False]]
+    for number in (-1.0, -2.0):
+        found = ReferenceCache(tmp_path, "name").get(["a", "b"], lambda n=number: torch.tensor([n, torch.nan]))
+        assert found[0] == -1.0 and found[1].isnan()
 
 
 # What a reference is
@@ -90,9 +90,7 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "rope base": lambda model, _: model.config.text_config.rope_parameters.update(rope_theta=5e5),
     "attention": lambda model, _: model.model.vision_tower.set_attn_implementation("eager"),
     "dtype": lambda model, _: model.model.multi_modal_projector.to(torch.bfloat16),
-    "template": lambda _, own: setattr(own, "chat_template", own.chat_template.replace("<{{", "< {{")),
     "pixels": lambda _, own: setattr(own.image_processor, "image_mean", [0.48, 0.46, 0.41]),
-    "vocabulary": lambda _, own: own.tokenizer.add_tokens(["pneumothorax"]),
 }
 
 
@@ -102,19 +100,23 @@ def test_whatever_decides_the_numbers_gives_another_fingerprint(
 ) -> None:
     model, changed = load(tiny_model), AutoProcessor.from_pretrained(tiny_model)
     CHANGES[change](model, changed)
-    assert fingerprint(model, changed, SETTINGS) != plain == fingerprint(load(tiny_model), processor, SETTINGS)
+    assert (
+        reference_fingerprint(model, changed, SETTINGS)
+        != plain
+        == reference_fingerprint(load(tiny_model), processor, SETTINGS)
+    )
 
 
 def test_settings_and_reference_adapters_give_another_fingerprint(tiny_model: Path, processor: Any) -> None:
     adapters = [{}, {"alpha": 16}, {"seed": 1}, {"r": 2}, {"name": "ref"}]
-    found = [fingerprint(with_lora(load(tiny_model), **adapter), processor, SETTINGS) for adapter in adapters]
-    found += [fingerprint(load(tiny_model), processor, {**SETTINGS, **other}) for other in
-              ({}, {"max_length": None}, {"mixed_precision": "bf16"})]  # fmt: skip
+    found = [reference_fingerprint(with_lora(load(tiny_model), **adapter), processor, SETTINGS) for adapter in adapters]
+    found += [reference_fingerprint(load(tiny_model), processor, {**SETTINGS, **other}) for other in
+              ({}, {"tf32": True}, {"mixed_precision": "bf16"})]  # fmt: skip
     two = with_lora(load(tiny_model))
     two.add_adapter("other", two.peft_config["default"])
-    found.append(fingerprint(two, processor, SETTINGS))
+    found.append(reference_fingerprint(two, processor, SETTINGS))
     two.set_adapter("other")
-    found.append(fingerprint(two, processor, SETTINGS))
+    found.append(reference_fingerprint(two, processor, SETTINGS))
     assert len(set(found)) == len(found)
 
 
@@ -125,12 +127,12 @@ def test_the_reference_is_the_same_whatever_adapter_is_trained_on_it(
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_()
-    assert fingerprint(trained, processor, SETTINGS, trained={"default"}) == plain
-    assert fingerprint(trained, processor, SETTINGS) != plain
-    assert fingerprint(copy.deepcopy(trained).merge_and_unload(), processor, SETTINGS) != plain
+    assert reference_fingerprint(trained, processor, SETTINGS, trained={"default"}) == plain
+    assert reference_fingerprint(trained, processor, SETTINGS) != plain
+    assert reference_fingerprint(copy.deepcopy(trained).merge_and_unload(), processor, SETTINGS) != plain
     below = trained.get_base_model().model.language_model.layers[0].mlp.up_proj.base_layer.weight.data
     below[0, 0] += 1e-3
-    assert fingerprint(trained, processor, SETTINGS, trained={"default"}) != plain
+    assert reference_fingerprint(trained, processor, SETTINGS, trained={"default"}) != plain
 
 
 def test_after_sft_the_reference_is_the_sft_adapter_and_not_the_base(
@@ -146,12 +148,12 @@ def test_after_sft_the_reference_is_the_sft_adapter_and_not_the_base(
         return model
 
     sft = policy(0)
-    before = fingerprint(sft, processor, SETTINGS, trained={"default"})
+    before = reference_fingerprint(sft, processor, SETTINGS, trained={"default"})
     for name, parameter in sft.named_parameters():
         if ".default." in name:
             parameter.data += 1
-    assert fingerprint(sft, processor, SETTINGS, trained={"default"}) == before
-    assert fingerprint(policy(1), processor, SETTINGS, trained={"default"}) != before
+    assert reference_fingerprint(sft, processor, SETTINGS, trained={"default"}) == before
+    assert reference_fingerprint(policy(1), processor, SETTINGS, trained={"default"}) != before
     assert plain != before
 
 
@@ -162,7 +164,7 @@ def test_where_a_model_lies_and_what_its_tokenizer_did_last_do_not_matter(
     processor.save_pretrained(tmp_path / "copy")
     copied = AutoProcessor.from_pretrained(tmp_path / "copy")
     copied.tokenizer(["one", "two words"], padding=True, truncation=True, max_length=2)
-    assert fingerprint(load(tmp_path / "copy"), copied, SETTINGS) == plain
+    assert reference_fingerprint(load(tmp_path / "copy"), copied, SETTINGS) == plain
 
 
 def test_a_model_without_its_weights_is_refused(tiny_model: Path, processor: Any) -> None:
@@ -170,58 +172,58 @@ def test_a_model_without_its_weights_is_refused(tiny_model: Path, processor: Any
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     with pytest.raises(InputError, match="not in memory"):
-        fingerprint(model, processor, SETTINGS)
+        reference_fingerprint(model, processor, SETTINGS)
 
 
-# What a pair is
+# What a side is
 
 
-def test_a_pair_is_its_texts_and_images_and_nothing_else(rows: Dataset) -> None:
+def test_a_side_is_its_tokens_and_images_and_nothing_else(rows: Dataset, tiny_model: Path) -> None:
     row = rows[0]
 
-    def key(**changes: Any) -> tuple[int, ...]:
-        return tuple(row_key({**row, **changes}).tolist())
+    def keys(change: Callable[[Any], Any] = lambda own: None, **changes: Any) -> list[str]:
+        processor = AutoProcessor.from_pretrained(tiny_model)
+        change(processor)
+        return PreferenceCollator(processor)([{**row, **changes}])["side_keys"]
 
     image = row["images"][0]
     dotted = image.copy()
     dotted.putpixel((0, 0), 255 - image.getpixel((0, 0)))
-    longer = [{**row["chosen"][0], "content": row["chosen"][0]["content"] + " "}]
+    chosen, rejected = keys()
     others = [
-        key(),
-        key(images=[dotted]),
-        key(images=[image.resize((image.height, image.width * 2))]),
-        key(images=[image, image]),
-        key(rejected_images=[dotted]),
-        key(chosen=longer),
-        key(rejected=longer),
-        key(prompt=longer),
-        key(chosen=row["rejected"], rejected=row["chosen"]),
+        *keys(images=[dotted]),
+        *keys(images=[image.resize((image.height, image.width * 2))]),
+        *keys(images=[image, image]),
+        keys(rejected_images=[dotted], rejected=row["chosen"])[1],
+        *keys(prompt=[{**row["prompt"][0], "content": "Is there a mass ?"}]),
+        *keys(lambda own: setattr(own, "chat_template", own.chat_template.replace("<image>", "<image> look"))),
+        *keys(lambda own: own.tokenizer.add_tokens([" ".join(row["prompt"][0]["content"].split()[:2])])),
     ]
-    assert len(set(others)) == len(others)
-    assert key(id="other", weight=0.1, rejected_images=[image.copy()]) == key()
-    assert row_key(row).dtype == torch.int64 and row_key(row).shape == (2,)
+    assert len({chosen, rejected, *others}) == len(others) + 1  # two of them show the dotted image beside one answer
+    assert keys(id="other", weight=0.1, rejected_images=[image.copy()]) == [chosen, rejected]
+    assert keys(chosen=row["rejected"], rejected=row["chosen"]) == [rejected, chosen]
+    assert keys(images=[schema.undecoded(rows)[0]["images"][0]]) == [chosen, rejected]
 
 
 def test_images_count_by_pixels_and_palette_or_undecoded_by_their_bytes(rows: Dataset, tmp_path: Path) -> None:
-    row, file = schema.undecoded(rows)[0], tmp_path / "image.png"
-    file.write_bytes(row["images"][0]["bytes"])
-    on_disk = {**row, "images": [{"bytes": None, "path": str(file)}]}
-    assert torch.equal(row_key(on_disk), row_key(row))
-    file.write_bytes(row["images"][0]["bytes"] + b" ")
-    assert not torch.equal(row_key(on_disk), row_key(row))
+    image, file = schema.undecoded(rows)[0]["images"][0], tmp_path / "image.png"
+    file.write_bytes(image["bytes"])
+    on_disk = {"bytes": None, "path": str(file)}
+    assert image_digest(on_disk) == image_digest(image)
+    file.write_bytes(image["bytes"] + b" ")
+    assert image_digest(on_disk) != image_digest(image)
     paletted = [Image.new("P", (2, 2)) for _ in range(2)]
-    for first, image in enumerate(paletted):
-        image.putpalette([first, 0, 0])
-    assert not torch.equal(*(row_key({**row, "images": [image]}) for image in paletted))
+    for first, picture in enumerate(paletted):
+        picture.putpalette([first, 0, 0])
+    assert len({*map(image_digest, paletted)}) == 2
 
 
 # Files
 
 
 def filled(folder: Path, count: int = 300) -> Path:
-    keys = torch.arange(2 * count).view(count, 2)
     cache = ReferenceCache(folder, "name")
-    cache.store(keys, -keys / 7)
+    cache.get([f"{number:032x}" for number in range(count)], lambda: -torch.arange(count) / 7)
     cache.close()
     return folder / "name.ledger"
 
@@ -253,9 +255,9 @@ def _rank(rank: int, port: int, folder: Path, answers: Any) -> None:
         calls.append(rank)
         every = [None, None]
         torch.distributed.all_gather_object(every, rank)  # hangs unless both are here
-        return torch.tensor([[-10.0 - rank, -20.0 - rank]])
+        return torch.tensor([-10.0 - rank])
 
-    steps = [cache.get(torch.tensor([[step * (rank + 1), 0]]), compute).tolist() for step in (1, 1, 2, 4, 2)]
+    steps = [cache.get([str(step * (rank + 1))], compute).item() for step in (1, 1, 2, 4, 2)]
     try:
         ReferenceCache(folder / "torn", "name")
         refused = ""
@@ -268,7 +270,7 @@ def _rank(rank: int, port: int, folder: Path, answers: Any) -> None:
 def test_processes_compute_together_or_not_at_all_and_only_the_first_writes(tmp_path: Path) -> None:
     torn = filled(tmp_path / "torn")
     torn.write_bytes(torn.read_bytes()[:1000])
-    ReferenceCache(tmp_path / "shared", "name").store(torch.tensor([[1, 0]]), torch.tensor([[-1.0, -1.0]]))
+    ReferenceCache(tmp_path / "shared", "name").get(["1"], lambda: torch.tensor([-1.0]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -283,8 +285,8 @@ def test_processes_compute_together_or_not_at_all_and_only_the_first_writes(tmp_
     # Rows of rank 0: 1 1 2 4 2; of rank 1: 2 2 4 8 4. Known at the start: 1. So both compute at the first step (2 is
     # new), neither at the second, both at the third (4) and the fourth (8), neither at the last.
     assert first[1] == second[1] == 3
-    assert first[2] == [[[-1, -1]], [[-1, -1]], [[-11, -21]], [[-11, -21]], [[-11, -21]]]
-    assert second[2] == [[[-11, -21]], [[-11, -21]], [[-11, -21]], [[-11, -21]], [[-11, -21]]]
+    assert first[2] == [-1, -1, -11, -11, -11]
+    assert second[2] == [-11, -11, -11, -11, -11]
     assert first[3] == second[3] == 4
     assert (first[4], second[4]) == (True, False), "only the first process touches a disk"
     assert "Remove the file" in first[5] and first[5] == second[5]
@@ -295,11 +297,11 @@ ZERO3 = """
 import sys
 from mmedpo import MMedPOConfig
 from mmedpo.models.vision_language import load_model, load_processor
-from mmedpo.training.reference import fingerprint
+from mmedpo.training.reference import reference_fingerprint
 config = MMedPOConfig(output_dir=sys.argv[2], use_cpu=True, bf16=False, gradient_checkpointing=False)
 model = load_model(sys.argv[1])
 empty = sum(parameter.numel() == 0 for parameter in model.parameters())
-found = fingerprint(model, load_processor(sys.argv[1]), {})
+found = reference_fingerprint(model, load_processor(sys.argv[1]), {})
 open(f"{sys.argv[2]}/{config.process_index}", "w").write(f"{empty} {found}")
 """
 
@@ -312,7 +314,7 @@ def test_a_model_split_by_zero_3_has_the_fingerprint_of_the_whole(tiny_model: Pa
         [*launch, str(tiny_model), str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    whole = fingerprint(load(tiny_model), AutoProcessor.from_pretrained(tiny_model), {})
+    whole = reference_fingerprint(load(tiny_model), AutoProcessor.from_pretrained(tiny_model), {})
     for rank in "01":
         empty, found = (tmp_path / rank).read_text().split()
         assert int(empty) > 0, "the parameters were to be split"

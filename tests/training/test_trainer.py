@@ -93,13 +93,13 @@ def test_sharing_prefixes_does_not_change_the_training(
 ) -> None:
     visual = rows.filter(lambda kind: kind == 1, input_columns="dispreference").select(range(5))
     mixed = concatenate_datasets([text_rows.select(range(7)), visual])
-    shared, apart = (make_trainer(mixed, lora=lora, prefix_sharing=share) for share in (True, False))
+    steady = {"lora": lora, "optim": "sgd", "learning_rate": 0.1}  # Adam scales up gradients that are rounding only
+    shared, apart = (make_trainer(mixed, prefix_sharing=share, **steady) for share in (True, False))
     assert losses(shared) == pytest.approx(losses(apart), abs=1e-5)
     assert shared.data_collator.share and not apart.data_collator.share
     theirs = dict(apart.model.named_parameters())
     for name, value in shared.model.named_parameters():
-        if "vision_tower" not in name or "k_proj.bias" not in name:  # no gradient but rounding, which Adam scales up
-            assert torch.allclose(value, theirs[name], atol=1e-4), name
+        assert torch.allclose(value, theirs[name], atol=1e-5), name
 
 
 class ByPlace(torch.nn.Module):
@@ -204,7 +204,7 @@ def test_a_row_longer_than_max_length_is_an_error_and_not_cut(text_rows: Dataset
 # The cache of reference log-probabilities.
 
 
-def test_a_second_run_asks_the_reference_nothing_and_has_the_same_losses(
+def test_a_cache_filled_by_trees_of_images_serves_another_order_and_packing(
     make_trainer: Callable[..., Any], text_rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = losses(make_trainer(text_rows))
@@ -217,8 +217,8 @@ def test_a_second_run_asks_the_reference_nothing_and_has_the_same_losses(
         return live(self, *args)
 
     monkeypatch.setattr(MMedPOTrainer, "reference_logps", counted)
-    first = losses(make_trainer(text_rows, reference_cache=str(tmp_path / "cache")))
+    cached = {"reference_cache": str(tmp_path / "cache")}
+    make_trainer(text_rows, pairs_per_image=4, **cached).train()
     assert asked == 3  # three steps of the first epoch
-    second = losses(make_trainer(text_rows, reference_cache=str(tmp_path / "cache")))
-    assert asked == 3
-    assert first == pytest.approx(plain, abs=1e-6) and second == pytest.approx(plain, abs=1e-6)
+    second = make_trainer(text_rows, prefix_sharing=False, encode_images_once=False, **cached)
+    assert losses(second) == pytest.approx(plain, abs=1e-6) and asked == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmedpo import schema
@@ -38,8 +39,8 @@ class Sampler:
         return VisionLanguageModel(self.name, weights=self.weights)
 
     def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
-        """Return batches of one task, since a report may be longer than an answer."""
-        alike = ([sample for sample in block if sample.task == task] for block in blocks for task in schema.TASKS)
+        """Return batches of one task, since a report may be longer; questions about an image are together."""
+        alike = (by_image([one for one in block if one.task == task]) for block in blocks for task in schema.TASKS)
         size = self.batch_size
         return [block[start : start + size] for block in alike for start in range(0, len(block), size)]
 
@@ -53,14 +54,23 @@ class Sampler:
         seed = int(unit_interval("sample", self.seed, *(sample.id for sample in batch)) * 2**32)
         most = longest(batch[0].task, self.max_new_tokens, self.max_new_tokens_report)
         sampling = Sampling(most, self.temperature, samples=self.samples, seed=seed)
-        inputs = model.encode([(images.open_rgb(sample.image), sample.prompt) for sample in batch])
+        shown = {sample.image: images.open_rgb(sample.image) for sample in batch}
+        prompts = model.prompts([(shown[sample.image], sample.prompt) for sample in batch], sampling)
         return [
             {
                 "texts": [answer.text for answer in answers if answer.text is not None],
                 "left_out": Counter(answer.failure for answer in answers if answer.text is None),
             }
-            for answers in model.generate(inputs, sampling)
+            for answers in model.generate(prompts, sampling)
         ]
+
+
+def by_image(samples: Iterable[Sample]) -> list[Sample]:
+    """Return samples with those about one image together, images in the order in which they occur first."""
+    own: dict[Path, list[Sample]] = {}
+    for sample in samples:
+        own.setdefault(sample.image, []).append(sample)
+    return [sample for those in own.values() for sample in those]
 
 
 def texts(found: Found | None) -> list[str]:

@@ -102,10 +102,12 @@ class LocalModel:
         left = [batch for batch in batches if any(question.id not in done for question in batch)]
 
         def read(batch: Batch) -> Any:
-            return self.model.encode([(asked.open_image(question.image), question.prompt) for question in batch])
+            images = {image: asked.open_image(image) for image in {question.image for question in batch}}
+            asking = [(images[question.image], question.prompt) for question in batch]
+            return self.model.prompts(asking, generation.sampling(batch))
 
-        for batch, inputs in zip(left, ahead(read, left), strict=True):
-            answers = self.model.generate(inputs, generation.sampling(batch))
+        for batch, prompts in zip(left, ahead(read, left), strict=True):
+            answers = self.model.generate(prompts, generation.sampling(batch))
             lines = {question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)}
             for id_, measured in self._likelihoods(
                 [one for one in batch if one.task == "choice_vqa"], asked, generation

@@ -117,6 +117,7 @@ class VisualReliance:
         views = [self.views(row) for row in batch]
         found: dict[str, Row] = {row["id"]: {"answers": dict.fromkeys(VIEWS), "logps": {}} for row in batch}
         asked = [i for i, row in enumerate(batch) if schema.TASKS[row["task"]] != "report"]
+        greedy = Sampling(self.max_new_tokens)
         for view in VIEWS:
             there = [(row, seen[view]) for row, seen in zip(batch, views, strict=True) if view in seen]
             if not there:
@@ -126,7 +127,7 @@ class VisualReliance:
                 found[row["id"]]["logps"][view] = logp
             places = [i for i in asked if view in views[i]]
             pairs = [(views[i][view], schema.message_text(batch[i]["prompt"])) for i in places]
-            answers = model.generate(model.encode(pairs), Sampling(self.max_new_tokens)) if pairs else []
+            answers = model.generate(model.prompts(pairs, greedy), greedy) if pairs else []
             for i, (answer,) in zip(places, answers, strict=True):
                 line = found[batch[i]["id"]]
                 line["answers"][view] = answer.said or ""

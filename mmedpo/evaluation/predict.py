@@ -107,12 +107,19 @@ def _each(lines: Sequence[Line], name: str) -> list[Mapping[str, Any]]:
 
 
 def batches(questions: Sequence[Question], size: int) -> list[Batch]:
-    """Return batches of one task and similar length, which keeps padding small.
+    """Return batches of one task, with the questions about one image together, which share its computation.
 
-    The longest come first, so that running out of memory shows at once. Batches depend on the questions only, not on
-    finished answers, since sampling and rounding depend on the batch.
+    Images with the longest questions come first, so that running out of memory shows at once. Batches depend on the
+    questions only, not on finished answers, since sampling and rounding depend on the batch.
     """
-    ordered = sorted(questions, key=lambda q: (TASKS.index(q.task), len(q.prompt), q.prompt, q.id), reverse=True)
+    most: dict[Any, int] = {}  # characters of the longest prompt
+    for q in questions:
+        most[q.task, q.image] = max(most.get((q.task, q.image), 0), len(q.prompt))
+
+    def order(q: Question) -> Any:
+        return TASKS.index(q.task), most[q.task, q.image], q.image, len(q.prompt), q.prompt, q.id
+
+    ordered = sorted(questions, key=order, reverse=True)
     groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.task)]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from mmedpo.runs.device import best_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from mmedpo.models.prompts import Prompts
 
 UNLOADABLE = (  # raised by `from_pretrained`
     OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, TypeError, SafetensorError,
@@ -256,6 +259,8 @@ class VisionLanguageModel(LanguageModel):
         self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto",
         adapter_revision: str | None = None, weights: Any = None,
     ) -> None:  # fmt: skip
+        from mmedpo.models.prefill import SharedPrefill
+
         self.adapter, processor = adapter, load_processor(name, revision)
         # Check before loading gigabytes.
         self.adapter_checked_by = adapter and check_base(adapter, name, adapter_revision, revision)
@@ -265,6 +270,7 @@ class VisionLanguageModel(LanguageModel):
         self.fingerprint = fingerprint(name, self.revision)
         self.adapter_revision = adapter and (adapter_commit(adapter, adapter_revision) or adapter_revision)
         self.adapter_sha256 = adapter and adapter_digest(adapter, self.adapter_revision)
+        self.prefill = SharedPrefill(processor, self.called)
         self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     @property
@@ -274,41 +280,41 @@ class VisionLanguageModel(LanguageModel):
 
     def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
         """Return `sampling.samples` texts for each (image, question) pair; '' where there is no answer."""
-        answers = self.generate(self.encode(questions), sampling)
+        answers = self.generate(self.prompts(questions, sampling), sampling)
         return [[answer.said or "" for answer in those] for those in answers]
 
-    def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
-        """Return model inputs of a batch, left-padded, in the model's chat template; thread-safe.
+    def prompts(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> Prompts:
+        """Return a batch of questions for `generate`, in the model's chat template; thread-safe.
 
         Raises:
             InputError: a text holds an image token, or the processor refuses an image (`refusals` finds both before).
         """
+        return self._made(questions, partial(self.prefill.read, samples=sampling.samples))
+
+    def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
+        """Return model inputs of a batch, left-padded, in the model's chat template; raises as `prompts`."""
+        return self._made(questions, encode)
+
+    def _made(self, questions: Sequence[tuple[Image, str]], make: Callable[..., Any]) -> Any:
         own = getattr(self.processor, "image_token", None)
         if said := next(filter(None, (placeholders.fault(text, own) for _, text in questions)), None):
             raise InputError(f"A question cannot be asked: it {said}.")
         try:
             with self._tokenizing:
-                return encode(self.processor, questions)
+                return make(self.processor, questions)
         except InputError:
             raise
         except Exception as error:  # processors raise what they like
             raise InputError(f"A question cannot be asked: the processor refuses its image: {error}") from error
 
-    def generate(self, inputs: Any, sampling: Sampling) -> list[list[Answer]]:
-        """Return `sampling.samples` answers for each question of a batch made by `encode`.
+    def generate(self, prompts: Prompts, sampling: Sampling) -> list[list[Answer]]:
+        """Return `sampling.samples` answers for each question of a batch made by `prompts` with the same `sampling`.
 
         Out-of-memory errors are raised to the caller, who chooses the batch size.
         """
-        import torch
-
-        torch.manual_seed(sampling.seed)
-        most = sampling.max_new_tokens
-        choice: dict[str, Any] = {"do_sample": False, "num_return_sequences": sampling.samples}
-        if sampling.temperature:
-            choice |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        answers = iter(self.generated(inputs, most, **choice))
+        again, plain = (partial(way, prompts.questions) for way in (self.prompts, self.encode))
+        prompts = self.prefill.verified(self.model, prompts, partial(again, sampling), plain)
+        answers = iter(self.prefill.generated(self.model, prompts, sampling))
+        read, most, count = self.reader.read, sampling.max_new_tokens, range(sampling.samples)
         with self._tokenizing:
-            return [
-                [self.reader.read(prompt, next(answers), most) for _ in range(sampling.samples)]
-                for prompt in inputs["input_ids"].tolist()
-            ]
+            return [[read(own["input_ids"], next(answers), most) for _ in count] for own in prompts.tokens]

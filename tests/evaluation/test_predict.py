@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -140,8 +141,11 @@ def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked):
     made = batches(asked.questions, 8)
     assert sorted(q.id for batch in made for q in batch) == sorted(q.id for q in asked.questions)
     assert all(len({question.task for question in batch}) == 1 and len(batch) <= 8 for batch in made)
-    lengths = [len(question.text) for batch in made for question in batch if question.task == "closed_vqa"]
-    assert lengths == sorted(lengths, reverse=True) and len(lengths) > 8
+    closed = [question for batch in made for question in batch if question.task == "closed_vqa"]
+    about = [[*own] for _, own in itertools.groupby(closed, key=lambda question: question.image)]
+    assert len(about) == len({question.image for question in closed}) < len(closed)  # one image after the other
+    longest = [max(len(question.text) for question in own) for own in about]
+    assert longest == sorted(longest, reverse=True) and len(closed) > 8
     assert batches(asked.questions[::-1], 8) == made
 
 

@@ -340,7 +340,8 @@ def test_answers_are_whole_and_without_thoughts_or_say_why_not(tiny_model, tmp_p
         return logits
 
     bent.model.lm_head.register_forward_hook(follow)
-    assert bent.generate(bent.encode(questions[:1]), Sampling(max_new_tokens=5)) == [[expected]]
+    greedy = Sampling(max_new_tokens=5)
+    assert bent.generate(bent.prompts(questions[:1], greedy), greedy) == [[expected]]
 
 
 def test_prompts_are_padded_on_the_left_in_the_models_own_template(model, questions):

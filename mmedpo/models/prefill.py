@@ -1,0 +1,156 @@
+"""Prefill shared by prompts: what all prompts about an image begin with is computed once, and its cache is repeated.
+
+Three passes of `generate`: over the trunk of each image (image tokens included); over what follows it in each prompt;
+and, from caches in the layout of left-padded prompts, over the last token of each prompt and its answer. The model's
+own code makes positions and masks in all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from mmedpo.errors import InputError
+from mmedpo.models.answers import LOOK_AHEAD
+from mmedpo.models.generation import NumbersOnly, Sampling
+from mmedpo.models.prompts import Prompts, Share, left_padded, length, read, rows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of logits, relative to the largest: float32; lower precision
+LESS: dict[Share, tuple[Share, str]] = {  # what is shared instead where this is wrong
+    "images": ("prompt", "questions about one image"), "prompt": ("", "samples of a question")
+}  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+class SharedPrefill:
+    """What prompts of a model may share: verified at the first batch, and less where that is wrong.
+
+    Attributes:
+        share: argument of `prompts.read`.
+    """
+
+    def __init__(self, processor: Any, called: str) -> None:
+        self.share: Share = "prompt" if type(processor).__name__ in LOOK_AHEAD else "images"
+        self.called, self._verified = called, False
+
+    def read(self, processor: Any, questions: Sequence[tuple[Image, str]], samples: int) -> Prompts:
+        """Return `prompts.read` with what may be shared."""
+        return read(processor, questions, self.share, samples)
+
+    def verified(self, model: Any, prompts: Prompts, again: Callable[[], Prompts], plain: Callable[[], Any]) -> Prompts:
+        """Return the prompts, with fewer trunks shared where the model computes those wrongly; logs a warning once.
+
+        Args:
+            again: reads the prompts again with the present `share`.
+            plain: returns model inputs of the prompts, each with its own images.
+        """
+        if prompts.repeated and prompts.share != self.share:  # read ahead, before a batch was verified
+            prompts = again()
+        while prompts.repeated and not self._verified:
+            reason = _disagreement(model, plain(), prompts, NumbersOnly(self.called))
+            if reason is None:
+                self._verified = any(prompts.tails) or self.share == "prompt"
+                break
+            self.share, named = LESS[prompts.share]
+            log.warning(
+                "%s: %s do not share the computation of the image; answers are the same, but slower: %s.",
+                self.called, named, reason,
+            )  # fmt: skip
+            prompts = again()
+        return prompts
+
+    def generated(self, model: Any, prompts: Prompts, sampling: Sampling) -> list[list[int]]:
+        """Return the tokens after each prompt, `sampling.samples` times each, maybe with padding behind."""
+        choice: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature:
+            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        choice |= {"max_new_tokens": sampling.max_new_tokens, "logits_processor": [NumbersOnly(self.called)]}
+        torch.manual_seed(sampling.seed)
+        tokens: list[list[int]] = generate(model, prompts, **choice)[:, prompts.longest :].tolist()
+        return tokens
+
+
+@torch.inference_mode()
+def generate(model: Any, prompts: Prompts, **choice: Any) -> Any:
+    """Return the output of `model.generate` for left-padded prompts, each `prompts.samples` times, prefill shared.
+
+    Args:
+        choice: further arguments of `generate`.
+    """
+    tokens, owners, samples, device = prompts.tokens, prompts.owners, prompts.samples, model.device
+    longest, inputs = prompts.longest, left_padded(tokens, prompts.filler)
+    if not prompts.repeated:
+        return _generate(model, {**inputs, **prompts.pixels}, num_return_sequences=samples, **choice)
+    trunks = left_padded(prompts.trunks, prompts.filler)
+    wide = trunks["input_ids"].shape[1]
+    cache = DynamicCache()  # keeps all tokens also where attention has a window, since rows are shifted below
+    _prefill(model, {**trunks, **prompts.pixels}, cache)
+    chosen = torch.tensor(owners, device=device)
+    left = [wide - length(prompts.trunks[owner]) for owner in owners]
+    if most := max(prompts.tails):
+        _select(model, cache, chosen, torch.arange(wide, device=device).expand(len(tokens), -1))
+        # Behind shorter prompts the last token is repeated: nothing sees it, and `_select` drops it.
+        _prefill(model, rows(tokens, left, [most - tail for tail in prompts.tails], prompts.filler), cache)
+        chosen = torch.arange(len(tokens), device=device)
+    shift = torch.tensor([before + length(own) - longest for before, own in zip(left, tokens, strict=True)])
+    places = (torch.arange(longest - 1) + shift[:, None]).clamp(min=0).to(device)  # masked where it is clamped
+    _select(model, cache, chosen.repeat_interleave(samples), places.repeat_interleave(samples, dim=0))
+    inputs = {name: value.repeat_interleave(samples, dim=0) for name, value in inputs.items()}
+    return _generate(model, inputs, past_key_values=cache, **choice)
+
+
+def _prefill(model: Any, inputs: dict[str, torch.Tensor], cache: Any) -> None:
+    _generate(model, inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+
+
+def _generate(model: Any, inputs: dict[str, torch.Tensor], **choice: Any) -> Any:
+    return model.generate(**{name: value.to(model.device) for name, value in inputs.items()}, **choice)
+
+
+def _select(model: Any, cache: Any, rows: torch.Tensor, places: torch.Tensor) -> None:
+    """Make the rows of a cache these rows (R), each of these places (R x L)."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            heads = torch.arange(layer.keys.shape[1], device=rows.device)
+            chosen = rows[:, None, None], heads[:, None], places[:, None]
+            layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:  # Qwen-VL's offset of positions after the images
+            module.rope_deltas = module.rope_deltas[rows]
+
+
+@torch.inference_mode()
+def _disagreement(model: Any, plain: Any, prompts: Prompts, finite: NumbersOnly) -> str | None:
+    """Return why prefill cannot be shared, None where the logits of two greedy tokens agree with the plain way."""
+    probe = {
+        "max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
+        "logits_processor": [finite],
+    }  # fmt: skip
+    expected = _generate(model, plain, **probe)
+    try:
+        found = generate(model, prompts, **probe)
+    except InputError:
+        raise
+    except Exception as error:  # by a cache or positions that cannot be repeated
+        return f"{type(error).__name__}: {error}"
+    first, exact = prompts.longest, model.dtype == torch.float32
+    said = expected.sequences[:, first].repeat_interleave(prompts.samples)
+    alike = torch.ones_like(said, dtype=torch.bool)  # rows whose tokens are equal so far
+    for own, other in zip(expected.logits, found.logits, strict=False):
+        own = own.repeat_interleave(prompts.samples, dim=0).float()[alike]
+        difference = ((own - other.float()[alike]).abs().max() / own.abs().max()).item()
+        tolerance = TOLERANCE["exact" if exact else "rounded"]
+        if not difference <= tolerance:
+            return f"logits differ by {difference:.1e} relative, more than {tolerance:.0e}"
+        alike = said == found.sequences[:, first]
+        if not alike.any():
+            break
+    return None

@@ -1,0 +1,163 @@
+"""Prompts of a batch: their tokens, and the images that they are about, each distinct one processed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from mmedpo.data import placeholders
+from mmedpo.data.images import digest, open_rgb
+from mmedpo.models.answers import TOKENS, Tokens, padded, read_prompts
+from mmedpo.models.chat_template import render
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Share = Literal["images", "prompt", ""]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of a batch; those about one image have one trunk, which holds its image tokens.
+
+    Attributes:
+        questions: the (image, text) pairs; empty where no trunk is `repeated`.
+        share: as in `read`.
+        samples: number of answers to each prompt.
+        tokens: tokens of each prompt.
+        owners: number of each prompt's trunk, from 0 in the order in which they occur first.
+        pixels: model inputs of the images, one for each trunk.
+        filler: token id of the padding.
+    """
+
+    questions: Sequence[tuple[Image, str]]
+    share: Share
+    samples: int
+    tokens: Sequence[Tokens]
+    owners: Sequence[int]
+    pixels: dict[str, torch.Tensor]
+    filler: int
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest prompt."""
+        return max(map(length, self.tokens))
+
+    @cached_property
+    def trunks(self) -> list[Tokens]:
+        """What all prompts of an owner begin with."""
+        own: list[list[Tokens]] = [[] for _ in range(max(self.owners) + 1)]
+        for prompt, owner in zip(self.tokens, self.owners, strict=True):
+            own[owner].append(prompt)
+        return [_common(prompts) for prompts in own]
+
+    @cached_property
+    def tails(self) -> list[int]:
+        """Number of tokens of each prompt after its trunk."""
+        return [length(own) - length(self.trunks[i]) for own, i in zip(self.tokens, self.owners, strict=True)]
+
+    @property
+    def repeated(self) -> bool:
+        """True where a trunk is needed more than once."""
+        return bool(self.share) and max(self.owners) + 1 < self.samples * len(self.tokens)
+
+
+def read(processor: Any, questions: Sequence[tuple[Image, str]], share: Share, samples: int = 1) -> Prompts:
+    """Return the prompts of a batch in the model's chat template; each distinct image is processed once.
+
+    Args:
+        share: prompts have one trunk where images and all up to the end of the image are equal ("images"), where
+            images and prompts are equal ("prompt"), or never ("").
+        samples: number of answers to each prompt.
+    """
+    texts = [render(processor, text) for _, text in questions]
+    shown = {id(image): open_rgb(image) for image, _ in questions}
+    keys: list[Any] = [*range(len(texts))]
+    if share:
+        names = {key: digest(image) for key, image in shown.items()}
+        ends = [_image_end(processor, text) if share == "images" else len(text) for text in texts]
+        keys = [(names[id(image)], text[:end]) for (image, _), text, end in zip(questions, texts, ends, strict=True)]
+    first: dict[Any, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    places = list(first.values())
+
+    def processed(places: list[int]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
+        return read_prompts(processor, [texts[i] for i in places], [[shown[id(questions[i][0])]] for i in places])
+
+    begun, pixels = processed(places)
+    known = dict(zip(first, begun, strict=True))
+    heads = {key: _head(processor, texts[place], known[key]) for key, place in first.items()}
+    tokens = []
+    for place, key in enumerate(keys):
+        if texts[place] == texts[first[key]]:
+            tokens.append(known[key])
+        elif head := heads[key]:
+            tail = _tail(processor, texts[place])
+            tokens.append(
+                {name: [*has, *(tail if name == "input_ids" else [0] * len(tail))] for name, has in head.items()}
+            )
+        else:
+            tokens.append(processed([place])[0][0])
+    owners = [places.index(first[key]) for key in keys]
+    made = Prompts(questions, share, samples, tokens, owners, pixels, processor.tokenizer.pad_token_id)
+    return made if made.repeated else replace(made, questions=())
+
+
+def _image_end(processor: Any, text: str) -> int:
+    return placeholders.last_end(text, getattr(processor, "image_token", None))
+
+
+def _tail(processor: Any, text: str) -> list[int]:
+    """Return the tokens of a rendered prompt after its image, read after a special token as there."""
+    tokenizer = processor.tokenizer
+    after = text[_image_end(processor, text) :]
+    ids: list[int] = tokenizer(tokenizer.pad_token + after, add_special_tokens=False)["input_ids"]
+    return ids[1:]
+
+
+def _head(processor: Any, text: str, prompt: Tokens) -> Tokens | None:
+    """Return a prompt without its `_tail`; None where the processor does not just put image tokens before that."""
+    tokenizer, tail = processor.tokenizer, _tail(processor, text)
+    ids, end = prompt["input_ids"], length(prompt) - len(tail)
+    types = (values[end:] for name, values in prompt.items() if name != "input_ids")
+    apart = end > 0 and {ids[end - 1], tokenizer.pad_token_id} <= tokenizer.added_tokens_decoder.keys()
+    if not apart or ids[end:] != tail or any(map(any, types)):
+        return None
+    return {name: values[:end] for name, values in prompt.items()}
+
+
+def left_padded(prompts: Sequence[Tokens], filler: int) -> dict[str, torch.Tensor]:
+    """Return model inputs of prompts with padding before them."""
+    longest = max(map(length, prompts))
+    return rows(prompts, [longest - length(prompt) for prompt in prompts], [0] * len(prompts), filler)
+
+
+def rows(prompts: Sequence[Tokens], left: Sequence[int], right: Sequence[int], filler: int) -> dict[str, torch.Tensor]:
+    """Return model inputs of prompts with so much padding before them, and their last token so often behind them."""
+
+    def row(values: list[int], before: int, after: int, fill: int) -> list[int]:
+        return [fill] * before + values + values[-1:] * after
+
+    sides = [*zip(prompts, left, right, strict=True)]
+    return {
+        name: padded([row(own[name], before, after, filler * (name == "input_ids")) for own, before, after in sides])
+        for name in TOKENS
+        if name in prompts[0]
+    } | {"attention_mask": padded([row([1] * length(own), before, after, 0) for own, before, after in sides])}
+
+
+def _common(prompts: Sequence[Tokens]) -> Tokens:
+    """Return what all prompts begin with."""
+    columns = [[*zip(*prompt.values(), strict=True)] for prompt in (min(prompts, key=length), *prompts)]
+    until = next((i for i, tokens in enumerate(zip(*columns, strict=False)) if len(set(tokens)) > 1), len(columns[0]))
+    return {name: values[:until] for name, values in prompts[0].items()}
+
+
+def length(prompt: Tokens) -> int:
+    """Return the number of tokens of a prompt."""
+    return len(prompt["input_ids"])

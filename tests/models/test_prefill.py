@@ -1,0 +1,110 @@
+"""Shared prefill, family by family: the answers are those of plain `generate`, with the processors' own inputs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmedpo.models import prefill
+from mmedpo.models.generation import Sampling
+from mmedpo.models.prompts import read
+from mmedpo.models.vision_language import VisionLanguageModel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from families import FAMILIES, build
+from processors import PINPOINTS, PROCESSORS, known_without_video
+
+TEXTS = ("Is there an effusion?", "What?", "What is shown in this image? Is the heart enlarged?", "No.", "Yes, on?")
+GREEDY, SAMPLED = Sampling(max_new_tokens=8), Sampling(max_new_tokens=8, temperature=1.0, samples=4, seed=3)
+
+
+def picture(number: int, width: int = 24, height: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def questions() -> list[tuple[Image.Image, str]]:
+    """Questions of unequal length about two images of unequal size; an image is opened twice, another shown once."""
+    shown = [picture(0), picture(1, 40, 16), picture(0), picture(1, 40, 16), picture(2)]
+    return [*zip(shown, TEXTS, strict=True), (shown[0], TEXTS[2]), (shown[1], TEXTS[0])]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisionLanguageModel]:
+    folder = tmp_path_factory.mktemp("prefill")
+    with known_without_video():
+        processor, made = PROCESSORS[request.param](), build(request.param).model
+        made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+        if request.param == "LLaVA-NeXT":
+            made.config.image_grid_pinpoints = PINPOINTS
+        made.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        yield VisionLanguageModel(str(folder))
+
+
+def plain(model: VisionLanguageModel, asked: Any, sampling: Sampling) -> list[list[str]]:
+    """The answers without anything shared, as they were before."""
+    inputs = model.encode(asked)
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature:
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+    torch.manual_seed(sampling.seed)
+    with torch.inference_mode():
+        said = model.model.generate(
+            **inputs, max_new_tokens=sampling.max_new_tokens, num_return_sequences=sampling.samples, **choice
+        )
+    width = inputs["input_ids"].shape[1]
+    texts = [model.reader.read([], tokens, sampling.max_new_tokens).said or "" for tokens in said[:, width:].tolist()]
+    return [texts[i : i + sampling.samples] for i in range(0, len(texts), sampling.samples)]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_answers_are_the_plain_ones_and_images_are_seen_once(
+    model: VisionLanguageModel, sampling: Sampling, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.prefill = prefill.SharedPrefill(model.processor, model.called)
+    asked = questions()
+    with caplog.at_level(logging.WARNING):
+        found = model.answer(asked, sampling)
+    assert found == plain(model, asked, sampling) and not caplog.records
+    assert len({texts[0] for texts in found}) > 1
+    prompts = model.prompts(asked, sampling)
+    looks_ahead = type(model.processor).__name__ in prefill.LOOK_AHEAD
+    assert model.prefill.share == ("prompt" if looks_ahead else "images")
+    assert max(prompts.owners) + 1 == (len(asked) - 1 if looks_ahead else 3)  # one question is asked twice
+
+
+def test_tokens_of_prompts_are_those_of_the_processor(model: VisionLanguageModel) -> None:
+    asked = questions()
+    whole = model.encode(asked)
+    for share in ("images", "prompt", ""):
+        prompts = read(model.processor, asked, share)
+        made = prefill.left_padded(prompts.tokens, prompts.filler)
+        assert all(torch.equal(value, whole[name]) for name, value in made.items())
+    assert all(torch.equal(value, whole[name]) for name, value in prompts.pixels.items())
+
+
+def test_a_model_that_computes_something_else_from_a_cache_answers_the_plain_way(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.prefill = prefill.SharedPrefill(model.processor, model.called)
+    select = prefill._select
+    monkeypatch.setattr(prefill, "_select", lambda model, cache, rows, places: select(model, cache, rows * 0, places))
+    asked = questions()
+    ahead = model.prompts(asked, SAMPLED)  # read before the first batch is verified
+    with caplog.at_level(logging.WARNING):
+        assert model.answer(asked, SAMPLED) == plain(model, asked, SAMPLED)
+        assert [[one.said or "" for one in own] for own in model.generate(ahead, SAMPLED)] == plain(
+            model, asked, SAMPLED
+        )
+    assert model.prefill.share == ""
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (1 if type(model.processor).__name__ in prefill.LOOK_AHEAD else 2)
+    assert all("logits differ" in line for line in said)

@@ -1,6 +1,6 @@
 """Log-probabilities of given answers, for training and evaluation: tokens of prompts and answers, one forward pass.
 
-A row is [prompt with image tokens][answer], or a tree of those that begin alike, whose branches `training.sharing`
+A row is [prompt with image tokens][answer], or a tree of those that begin alike, whose branches `models.sharing`
 keeps apart. Prompt and answer are tokenised separately; the answer includes the end of turn. Its last token predicts
 nothing and is left out; the prompt's last token predicts the first token of each answer.
 """

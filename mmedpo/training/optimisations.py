@@ -12,10 +12,10 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather
 
 from mmedpo.models.answers import LOOK_AHEAD
+from mmedpo.models.sharing import NotApartError, image_refusal, prefix_refusal
 from mmedpo.training.collator import PreferenceCollator, Share
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.reference import image_digest
-from mmedpo.training.sharing import NotApartError, image_refusal, prefix_refusal
 
 TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; lower precision
 SHARED = {  # by `PreferenceCollator.share`

@@ -5,26 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel, is_peft_model
 
 from mmedpo.errors import InputError
+from mmedpo.models.sharing import base_model, text_model
 
 PARTS = ("language_model", "projector", "vision_tower")  # vision_tower is all that is in neither of the others
 # Names of the projector in the model families.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
 
 Trained = dict[str, dict[str, int]]
-
-
-def text_model(model: Any) -> Any:
-    """Return the language model, without its head, inside a vision-language model and its wrappers."""
-    return base_model(model).get_decoder()
-
-
-def base_model(model: Any) -> Any:
-    """Return the transformers model inside its wrappers: PEFT, DeepSpeed, DDP."""
-    model = extract_model_from_parallel(model)
-    return model.get_base_model() if is_peft_model(model) else model
 
 
 def is_frozen(model: Any) -> bool:

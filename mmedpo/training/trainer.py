@@ -21,6 +21,7 @@ from trl.trainer.utils import use_adapter
 from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.models.answers import Answers
+from mmedpo.models.sharing import BATCH_IMAGES, BatchImages, read_answers
 from mmedpo.models.vision_language import load_processor
 from mmedpo.training.callbacks import BeforeTraining, Logs, Unlogged
 from mmedpo.training.collator import PreferenceCollator
@@ -29,7 +30,6 @@ from mmedpo.training.grouping import GroupedSampler, ImageSampler, images_and_qu
 from mmedpo.training.optimisations import verify_optimisations
 from mmedpo.training.parts import is_frozen, refuse_trained_tower, same_encoder, vision_parameters
 from mmedpo.training.reference import ReferenceCache, reference_fingerprint
-from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
 
 logger = get_logger(__name__)
 
@@ -46,7 +46,7 @@ class MMedPOTrainer(DPOTrainer):
 
     Arguments are those of `trl.DPOTrainer`, with a `MMedPOConfig`. The mean is over pairs, not over weights, so that
     batch size and gradient accumulation do not change the loss. Only answer tokens pass through the language-model
-    head. Prefix sharing and encoding images once (`training.sharing`) are used where the check at the start finds equal
+    head. Prefix sharing and encoding images once (`models.sharing`) are used where the check at the start finds equal
     results.
 
     Metrics beside TRL's: `rewards/margins_<kind>` for each kind of pair; `weights/mean`, `weights/sd`, and

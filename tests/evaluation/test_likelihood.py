@@ -16,9 +16,9 @@ from mmedpo.data import loading
 from mmedpo.errors import InputError
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.models.answers import rendered
+from mmedpo.models.sharing import read_answers
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.sharing import read_answers
 
 TRAINING_TESTS = str(Path(__file__).parents[1] / "training")
 FAMILIES = (

@@ -16,10 +16,10 @@ import transformers as tf
 from peft import LoraConfig, get_peft_model
 
 from mmedpo.models.answers import Answers, Tokens, pack
+from mmedpo.models.sharing import BATCH_IMAGES, BatchImages, read_answers
 from mmedpo.training.collator import numbered
 from mmedpo.training.model import language_model_linears
 from mmedpo.training.parts import is_frozen
-from mmedpo.training.sharing import BATCH_IMAGES, BatchImages, read_answers
 
 SIDE = 16  # pixels
 WORDS = range(10, 60)  # ids of words; special tokens lie outside

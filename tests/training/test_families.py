@@ -27,10 +27,10 @@ from mmedpo.data import loading, placeholders, shards
 from mmedpo.data.images import png
 from mmedpo.errors import InputError
 from mmedpo.models import refusals
+from mmedpo.models.sharing import read_answers
 from mmedpo.models.vision_language import Sampling, VisionLanguageModel, load_model, load_processor, render
 from mmedpo.training import run
 from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.sharing import read_answers
 from mmedpo.training.trainer import MMedPOTrainer
 
 SIZES = [(24, 20), (40, 16), (16, 16), (18, 36)]  # width and height in pixels

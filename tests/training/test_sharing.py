@@ -16,16 +16,16 @@ from transformers import AttentionMaskInterface, AutoProcessor, LlamaConfig, Lla
 
 from mmedpo.errors import InputError
 from mmedpo.models.answers import pack
-from mmedpo.training.collator import PreferenceCollator
-from mmedpo.training.parts import text_model
-from mmedpo.training.sharing import (
+from mmedpo.models.sharing import (
     BatchImages,
     NotApartError,
     image_refusal,
     prefix_refusal,
     read_answers,
     shared_prefixes,
+    text_model,
 )
+from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.trainer import MMedPOTrainer
 
 

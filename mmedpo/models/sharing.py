@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel, is_peft_model
 from transformers import AttentionMaskInterface
 
 from mmedpo.models import answers
-from mmedpo.training.parts import base_model, text_model
 
 MASKABLE = ("sdpa", "eager", "flex_attention")  # attention implementations that take a mask of any shape
 BATCH_IMAGES = ("pictures", "picture_grid_thw")  # the collator's keys on images beside the inputs
@@ -115,6 +115,17 @@ def image_refusal(model: Any) -> str | None:
     if hasattr(base.config, "image_token_id") and hasattr(getattr(base, "model", None), "get_image_features"):
         return None
     return f"{type(base).__name__} has no get_image_features, which would take the encoded images"
+
+
+def text_model(model: Any) -> Any:
+    """Return the language model, without its head, inside a vision-language model and its wrappers."""
+    return base_model(model).get_decoder()
+
+
+def base_model(model: Any) -> Any:
+    """Return the transformers model inside its wrappers: PEFT, DeepSpeed, DDP."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextlib.contextmanager

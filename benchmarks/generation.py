@@ -61,7 +61,8 @@ class Lengths:
 
     def _begin(self, **inputs: Any) -> Any:
         texts = self.model.processor.tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
-        self.rows, self.step = torch.tensor([int(re.search(r"\d+", text)[0]) for text in texts]), 0
+        numbers = [re.search(r"\d+", text) for text in texts]  # none where only the image is computed
+        self.rows, self.step = torch.tensor([int(found[0]) if found else 0 for found in numbers]), 0
         return self._generate(**inputs)
 
     def _end(self, module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:

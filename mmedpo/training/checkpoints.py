@@ -91,18 +91,11 @@ def _engine(config: MMedPOConfig) -> str:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Raise InputError if DeepSpeed would unpickle more than tensors and `OWN`; nothing is unpickled here.
-
-    The Trainer itself reads tensors and numbers only.
-    """
-    read = [*folder.glob("global_step*")]
+    """Raise InputError if DeepSpeed would unpickle more than tensors and `OWN`; nothing is unpickled here."""
     pointer = folder / "latest"
-    if pointer.exists():
-        target = folder / pointer.read_text("utf-8").strip()
-        read.append(target)
-        if target.parent != folder or target.name == "..":
-            raise InputError(f"{pointer} points outside its checkpoint. {START_AGAIN}")
-    for file in sorted({file for place in read for file in (place, *place.rglob("*"))}):
+    if pointer.exists() and pointer.read_text("utf-8").strip() not in {place.name for place in folder.iterdir()}:
+        raise InputError(f"{pointer} points outside its checkpoint. {START_AGAIN}")
+    for file in sorted(folder.rglob("*")):
         if file.is_symlink():
             raise InputError(f"{file} is a link; links in checkpoints are not read. {START_AGAIN}")
         if file.suffix != ".pt":

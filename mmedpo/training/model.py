@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -104,61 +104,49 @@ def _scoped(model: Any, settings: ModelConfig, linears: Sequence[str]) -> dict[s
     targets = settings.lora_target_modules
     if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
         targets = list(linears)
+    found: dict[str, list[str]] = {}
     faults: list[Fault] = []
-
-    def adaptable(name: str) -> bool:
-        return isinstance(model.get_submodule(name), ADAPTABLE)
-
-    found = {
-        setting: _meant(setting, wanted or [], named, allowed, faults, adaptable)
-        for setting, wanted, named, allowed in (
-            (TARGETS, targets, modules, language),
-            ("lora_target_parameters", settings.lora_target_parameters, parameters, {*parameters} - outside.keys()),
-            ("lora_modules_to_save", settings.lora_modules_to_save, modules, language | projector),
-        )
-    }
+    for setting, wanted, named, allowed in (
+        (TARGETS, targets, modules, language),
+        ("lora_target_parameters", settings.lora_target_parameters, parameters, {*parameters} - outside.keys()),
+        ("lora_modules_to_save", settings.lora_modules_to_save, modules, language | projector),
+    ):
+        found[setting] = []
+        for target in [wanted] if isinstance(wanted, str) else wanted or []:
+            try:
+                whole = re.compile(target if isinstance(wanted, str) else re.escape(target))
+            except re.error as error:
+                sentence = f"is not a regular expression ({error}); correct it"
+            else:
+                meant = [name for name in named if f".{name}".endswith(f".{target}") or whole.fullmatch(name)]
+                inside = [name for name in meant if name in allowed]
+                found[setting] += inside
+                adapted = [model.get_submodule(name) for name in inside] if setting == TARGETS else []
+                sentence = _fault(meant, inside, [isinstance(module, ADAPTABLE) for module in adapted])
+            if sentence:
+                faults.append(Fault("(settings)", setting, f"{target!r} {sentence}"))
     if faults:
         raise InputError("These modules cannot be trained:", faults)
     return found
+
+
+def _fault(meant: Sequence[str], inside: Sequence[str], adaptable: Sequence[bool]) -> str:
+    """Return what is wrong with a target's names: all, those in the parts that are trained, and where LoRA fits."""
+    if not meant:
+        return "names no module of the model; correct it"
+    if not all(adaptable):  # containers, such as `model` and `mlp`, and norms
+        return f"is {inside[adaptable.index(False)]}, which is not a linear layer; name layers such as q_proj"
+    if inside:
+        return ""
+    if all(map(in_projector, meant)):
+        return f"is {meant[0]}: LoRA is for the language model; train the projector with projector_learning_rate"
+    return f"is {meant[0]}: the vision tower is never trained; name modules of the language model"
 
 
 def _language_names(model: Any, named: Iterable[str]) -> set[str]:
     parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
     inside = {id(module) for part in parts for module in part.modules()}
     return {name for name in named if id(model.get_submodule(name)) in inside}
-
-
-def _meant(
-    setting: str, wanted: str | Sequence[str], named: Sequence[str], allowed: set[str], faults: list[Fault],
-    adaptable: Callable[[str], bool],
-) -> list[str]:  # fmt: skip
-    found: dict[str, None] = {}
-    for target in [wanted] if isinstance(wanted, str) else wanted:
-        try:
-            whole = re.compile(target) if isinstance(wanted, str) else None
-        except re.error as error:
-            faults.append(Fault("(settings)", setting, f"{target!r} is not a regular expression ({error}); correct it"))
-            continue
-        meant = [name for name in named if f".{name}".endswith(f".{target}") or (whole and whole.fullmatch(name))]
-        found |= dict.fromkeys(name for name in meant if name in allowed)
-        # PEFT has no LoRA for containers, such as `model` and `mlp`, and for norms.
-        odd = next((name for name in meant if name in allowed and setting == TARGETS and not adaptable(name)), None)
-        if odd:
-            faults.append(
-                Fault(
-                    "(settings)",
-                    setting,
-                    f"{target!r} is {odd}, which is not a linear layer; name layers such as q_proj",
-                )
-            )
-        elif not meant:
-            faults.append(Fault("(settings)", setting, f"{target!r} names no module of the model; correct it"))
-        elif allowed.isdisjoint(meant):
-            sentence = "the vision tower is never trained; name modules of the language model"
-            if all(map(in_projector, meant)):
-                sentence = "LoRA is for the language model; train the projector with projector_learning_rate"
-            faults.append(Fault("(settings)", setting, f"{target!r} is {meant[0]}: {sentence}"))
-    return list(found)
 
 
 def language_model_linears(model: PreTrainedModel) -> list[str]:

@@ -24,13 +24,9 @@ def is_frozen(model: Any) -> bool:
 def same_encoder(model: Any, other: Any) -> bool:
     """Return True where two models make the same image features; False if ZeRO-3 has split one, which hides it."""
     ours, theirs = (vision_parameters(base_model(each)) for each in (model, other))
-    split = any(hasattr(parameter, "ds_id") for parameter in (*ours.values(), *theirs.values()))
-    return (
-        not split
-        and ours.keys() == theirs.keys()
-        and all(
-            own.dtype == theirs[name].dtype and torch.equal(own.cpu(), theirs[name].cpu()) for name, own in ours.items()
-        )
+    return ours.keys() == theirs.keys() and not any(
+        hasattr(own, "ds_id") or own.dtype != theirs[name].dtype or not torch.equal(own.cpu(), theirs[name].cpu())
+        for name, own in ours.items()
     )
 
 

@@ -33,7 +33,8 @@ from mmedpo.training.reference import ReferenceCache, reference_fingerprint
 
 logger = get_logger(__name__)
 
-COLUMNS = ("prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")  # for the collator
+# For the collator.
+COLUMNS = ("id", "prompt", "chosen", "rejected", "images", "rejected_images", "weight", "dispreference")
 NOT_FOR_THE_MODEL = ("weight", "kind", "side_keys", *BATCH_IMAGES)
 
 
@@ -81,6 +82,7 @@ class MMedPOTrainer(DPOTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
+        self._signature_columns = [*COLUMNS]
         refuse_trained_tower(self.model, args.projector_learning_rate is not None)
         if is_peft_model(self.model) and not self.is_deepspeed_enabled:  # DeepSpeed keeps float32 weights itself
             # TRL makes adapters on quantised weights in bfloat16, which would round away steps of a low rate.
@@ -94,10 +96,6 @@ class MMedPOTrainer(DPOTrainer):
         self._metrics["train"] = unlogged
         self.add_callback(BeforeTraining(self))
         self.add_callback(Logs(unlogged))
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = [*COLUMNS]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -214,20 +212,18 @@ class MMedPOTrainer(DPOTrainer):
         seen = self._images(inputs)
         answers = self.answers(model, inputs, seen)
         logps, lengths = answers.logps().sum(dim=1), inputs["completion_mask"].sum(dim=1)
-        ratios, divergence = logps, None
+        ratios, kl = logps, torch.zeros_like(inputs["weight"])
         if "tdpo_kl" in self.loss_types:
             reference = self.reference_answers(inputs, seen)
             ratios = logps - reference.logps().sum(dim=1)
-            divergence = answers.divergence(reference).sum(dim=1)
+            divergence = answers.divergence(reference).sum(dim=1) / lengths.clamp(min=1)
+            kl = torch.stack(divergence.chunk(2)).mean(dim=0)
         elif self.loss_types != ["sft"]:
             ratios = logps - self._known_reference_logps(inputs, seen)
-        pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], divergence)
-        self._record(inputs, ratios.detach(), logps.detach(), pair_loss.detach())
+        pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], kl)
+        self._record(inputs, ratios, logps, kl, pair_loss)
         if self.model.training:
             self._refuse_lost(self._metrics["train"]["loss"][-1])
-        if divergence is not None:
-            mean = self.accelerator.gather((divergence.detach() / lengths.clamp(min=1)).mean()).mean()
-            self._metrics["train" if self.model.training else "eval"]["kl"].append(mean.item())
         return pair_loss.mean()
 
     def _refuse_lost(self, loss: float) -> None:
@@ -253,7 +249,7 @@ class MMedPOTrainer(DPOTrainer):
         logps: torch.Tensor,
         lengths: torch.Tensor,
         weight: torch.Tensor,
-        divergence: torch.Tensor | None = None,
+        kl: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the loss of each pair (float, B): the weighted preference loss, plus added losses of the chosen side.
 
@@ -262,7 +258,7 @@ class MMedPOTrainer(DPOTrainer):
             logps: log-probability of each side (float, 2B).
             lengths: answer tokens of each side (int, 2B).
             weight: clinical weight of each pair (float, B).
-            divergence: KL(reference || model) in nats, summed over the tokens of each side (float, 2B), for "tdpo_kl".
+            kl: KL(reference || model) in nats, mean over the tokens and sides of each pair (float, B), for "tdpo_kl".
         """
         chosen, rejected = ratios.chunk(2)
         weight = weight if self.args.weighted else torch.ones_like(weight)
@@ -280,19 +276,20 @@ class MMedPOTrainer(DPOTrainer):
                 total = total + share * -F.logsigmoid(self.beta * chosen)
             elif name == "sft":
                 total = total - share * (logps / lengths.clamp(min=1)).chunk(2)[0]
-            elif name == "tdpo_kl" and divergence is not None:  # the forward KL of TDPO (Zeng et al., 2024, sec. 4), as
-                # a penalty: the mean over a side's tokens, and over both sides
-                total = total + share * torch.stack((divergence / lengths.clamp(min=1)).chunk(2)).mean(dim=0)
+            elif name == "tdpo_kl" and kl is not None:  # the forward KL of TDPO (Zeng et al., 2024, sec. 4), a penalty
+                total = total + share * kl
         return total
 
+    @torch.no_grad()
     def _record(
-        self, inputs: dict[str, torch.Tensor], ratios: torch.Tensor, logps: torch.Tensor, loss: torch.Tensor
+        self, inputs: dict[str, Any], ratios: torch.Tensor, logps: torch.Tensor, kl: torch.Tensor, loss: torch.Tensor
     ) -> None:
+        """Add the means over all processes' pairs to the metrics of training or evaluation."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         chosen, rejected = (self.beta * ratios).chunk(2)
-        columns = [chosen, rejected, *logps.chunk(2), inputs["weight"], inputs["kind"].to(chosen), loss]
+        columns = [chosen, rejected, *logps.chunk(2), inputs["weight"], inputs["kind"].to(chosen), kl, loss]
         gathered = self.accelerator.gather(torch.stack(columns, dim=1))
-        chosen, rejected, logp_chosen, logp_rejected, weight, kind, loss = gathered.unbind(1)
+        chosen, rejected, logp_chosen, logp_rejected, weight, kind, kl, loss = gathered.unbind(1)
         margins = chosen - rejected
         values = {
             "rewards/chosen": chosen,
@@ -304,6 +301,7 @@ class MMedPOTrainer(DPOTrainer):
             "logps/rejected": logp_rejected,
             "weights/mean": weight,
             "weights/square": weight.square(),
+            **({"kl": kl} if "tdpo_kl" in self.loss_types else {}),
             # Replaces the Trainer's own sum, which a resumed run would start at zero.
             **({"loss": loss} if self.model.training else {}),
         }

@@ -72,9 +72,9 @@ def check_pairs(
     broken = _rules(dataset, [*filter(columns.__contains__, (*TEXTS, *KINDS, "weight"))], images, found)
     if columns >= set(TEXTS):
         context = getattr(architecture.get_text_config(), "max_position_embeddings", None)
-        written = _texts(dataset, processor, images, broken, found)
+        tokens, prompts = _texts(dataset, processor, images, broken, found)
         if images:
-            _lengths(dataset, processor, images, written, config.max_length, context, found)
+            _lengths(dataset, processor, images, tokens, prompts, config.max_length, context, found)
     return 0 if streamed else len(dataset)
 
 
@@ -126,13 +126,16 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
     for i, pair in enumerate(_rows(pairs, IMAGES)):
         sides = []
         for column in IMAGES:
-            shown = [(numbers.setdefault(_name(image), len(numbers)), image) for image in pair[column] or []]
-            for number, image in shown:
+            shown = []
+            for image in pair[column] or []:
+                name = image_digest(image) if image and image["bytes"] else repr(image)
+                number = numbers.setdefault(name, len(numbers))
+                shown.append(number)
                 if number == len(images.size):
                     images.size.append(image_size(image))
                 if number not in faults and (i in sample or images.size[number] is None):
                     faults[number] = image_fault(image)
-            sides.append(None if pair[column] is None else tuple(number for number, _ in shown))
+            sides.append(None if pair[column] is None else tuple(shown))
         images.sides.append((sides[0] or (), sides[1]))
     faulty = []
     for i, (chosen, rejected) in enumerate(images.sides):
@@ -143,11 +146,6 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
         faulty += wrong
     found.rows(pairs, faulty)
     return images
-
-
-def _name(image: Any) -> str:
-    """Return the identity of an undecoded image: the digest of its bytes, or its path."""
-    return image_digest(image) if image and image["bytes"] else repr(image)
 
 
 def _rules(
@@ -166,11 +164,17 @@ def _rules(
 
 def _texts(
     pairs: Dataset, processor: Any, images: _Images | None, broken: Collection[tuple[int, str]], found: Findings
-) -> _Written:
-    """Count the tokens of each pair with usable images and faultless texts."""
+) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
+    """Count the tokens of each pair with usable images and faultless texts.
+
+    Returns:
+        tokens of the prompt with each answer, without images, by row; a rendered prompt for each number of images.
+    """
     collator, own = PreferenceCollator(processor), getattr(processor, "image_token", None)
     leaves_token = _token_finder(processor.tokenizer)
-    found_tokens, faulty = _Written(), []
+    tokens: dict[int, tuple[int, int]] = {}
+    prompts: dict[int, str] = {}
+    faulty: list[tuple[int, str, str]] = []
     rows = enumerate(_rows(pairs, TEXTS))
     while block := list(itertools.islice(rows, ROWS_AT_ONCE)):
         texts: dict[int, tuple[str, str, str]] = {}
@@ -181,23 +185,15 @@ def _texts(
                 count = len(images.sides[i][0])
                 try:
                     texts[i] = collator.texts({**pair, "images": [None] * count})
-                    found_tokens.prompts.setdefault(count, texts[i][0])
+                    prompts.setdefault(count, texts[i][0])
                 except Exception as error:  # chat templates raise errors of any type
                     wrong = [("prompt", f"cannot be rendered by the model's chat template: {error}")]
             faulty += [(i, *fault) for fault in wrong]
         counts = map(len, _tokens(processor.tokenizer, [text for three in texts.values() for text in three]))
         for i, prompt, chosen, rejected in zip(texts, *[iter(counts)] * 3, strict=True):
-            found_tokens.tokens[i] = prompt + chosen, prompt + rejected
+            tokens[i] = prompt + chosen, prompt + rejected
     found.rows(pairs, faulty)
-    return found_tokens
-
-
-@dataclass
-class _Written:
-    """Pairs as rendered by the chat template."""
-
-    tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # of prompt and each answer, without images
-    prompts: dict[int, str] = field(default_factory=dict)  # an example for each number of images
+    return tokens, prompts
 
 
 def _text_faults(
@@ -219,17 +215,17 @@ def _token_finder(tokenizer: Any) -> Callable[[str], bool]:
 
 
 def _lengths(
-    pairs: Dataset, processor: Any, images: _Images, written: _Written, longest: int | None, context: int | None,
-    found: Findings,
+    pairs: Dataset, processor: Any, images: _Images, tokens: dict[int, tuple[int, int]], prompts: dict[int, str],
+    longest: int | None, context: int | None, found: Findings,
 ) -> None:  # fmt: skip
     """Compare the longer side of each pair with `max_length` and with the model's context."""
-    shown = {sizes for i in written.tokens for sizes in images.sizes(i)}
-    added, refused = image_tokens(processor, shown, written.prompts)
-    faulty = [(i, {*images.sizes(i)} & refused.keys()) for i in written.tokens] if refused else []
+    shown = {sizes for i in tokens for sizes in images.sizes(i)}
+    added, refused = image_tokens(processor, shown, prompts)
+    faulty = [(i, {*images.sizes(i)} & refused.keys()) for i in tokens] if refused else []
     found.rows(pairs, [(i, "images", refused[sizes]) for i, wrong in faulty for sizes in wrong])
     lengths = {
         i: max(count + added[sizes] for count, sizes in zip(counts, images.sizes(i), strict=True))
-        for i, counts in written.tokens.items()
+        for i, counts in tokens.items()
     }
     most = max(lengths.values(), default=0)
     if longest is not None:

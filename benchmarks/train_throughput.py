@@ -1,9 +1,10 @@
 """Seconds a step and peak memory of training: TRL's DPOTrainer and ours, same model, rows and machine, alternating.
 
 Run     python benchmarks/train_throughput.py --output benchmarks/results/train_throughput.json      two cores: 35 min
-        python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --output ...       one GPU of 80 GB
         python benchmarks/train_throughput.py --cases slake64 slake16 vqarad64 vqarad16 single --arms trl compact mmedpo
-        trees --steps 2 --rounds 1 --output ...                                                     two cores: an hour
+        trees --rounds 1 --output benchmarks/results/train_throughput_images.json                    two cores: 90 min
+        python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --cases slake64 --arms trl compact
+        mmedpo trees --steps 2 --rounds 1 --output ...                                               one GPU of 80 GB
 Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of width 512, 8 layers, vocabulary 32,000;
         LoRA r 16, float32. llava-7b: the shape of LLaVA-Med v1.5 (CLIP-L/14-336, Mistral 7B); LoRA r 128, bfloat16;
         with --checkpointing, gradient checkpointing. Weights are random; 4 pairs a forward pass, but for `trees`.
@@ -11,19 +12,19 @@ Cases   text8, text150: answers of so many tokens about the same image; lesion60
         another image, where no prefix can be shared (TRL sees the first image twice: it has no second one)
         slake64, slake16: as many questions an image as SLAKE has (10.9 on average), each with a text pair and a lesion
         pair about one noised image; vqarad64, vqarad16: as VQA-RAD (5.7), text pairs; single: one question an image,
-        16 pairs. The number is the pairs of a step; answers have 8 tokens.
+        16 pairs. The number is the pairs of a step; answers have 8 tokens. An epoch has --steps steps, or 128 pairs.
 Arms    trl      DPOTrainer as it is
         compact  TRL's algorithm (a row a side, a live reference, an encoding a row and pass), its head on answers only
         first    ours with a live reference: what the first epoch has
         mmedpo   ours with the reference from its cache: what each later epoch has
         trees    the same with pairs_per_image 16 and the whole step in one forward pass
-Reads   `seconds`: median of the steps after the first, of all rounds; `epochs3`: seconds of a step over three epochs,
-        one with a live reference and two without; `peak_mb`: largest resident memory of the arm's own process, on a GPU
-        largest allocation; `gflop`: matrix operations of one step, counted by torch without recomputation
-        (not those of TRL's Triton head on a GPU); `ceiling`:
-        share of the speed-up over `compact` that the operations allow; `mfu`: gflop / seconds / peak;
-        `loss_difference`: largest over the steps, to TRL (text) or to `compact` (lesion);
-        `trees` takes the pairs in another order.
+Reads   `seconds`: median of the steps after the first, of all rounds; `epoch`: seconds of all steps; `epochs3`: seconds
+        of a step over three epochs, one with a live reference and two without; `peak_mb`: largest resident memory of
+        the arm's own process, on a GPU largest allocation; `tokens`: of a step, padding included; `gflop`: matrix
+        operations and attention of a step, mean of the epoch, counted by torch without recomputation (not those of
+        TRL's Triton head on a GPU; what a mask hides is counted); `ceiling`: share of the epoch's speed-up over
+        `compact` that the operations allow; `mfu`: gflop / seconds / peak; `loss_difference`: largest over the steps,
+        to TRL (text) or to `compact` (lesion); `trees` takes the pairs in another order.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ CASES = {
     "slake64": Case(8, ("text", "lesion"), 10.9, 64), "slake16": Case(8, ("text", "lesion"), 10.9, 16),
     "vqarad64": Case(8, questions=5.7, step=64), "vqarad16": Case(8, questions=5.7, step=16),
 }  # fmt: skip
-PAIRS, SIDE, WORDS, VOCABULARY = 4, 336, 200, 32_000
+PAIRS, SIDE, WORDS, VOCABULARY, EPOCH = 4, 336, 200, 32_000, 128
 
 
 def rows(case: str, count: int, seed: int) -> Any:
@@ -104,7 +105,7 @@ def rows(case: str, count: int, seed: int) -> Any:
     )
 
 
-def model_and_processor(preset: str, seed: int) -> tuple[Any, Any]:
+def model_and_processor(preset: str, seed: int, attention: str = "sdpa") -> tuple[Any, Any]:
     import torch
     import transformers as tf
 
@@ -132,7 +133,11 @@ def model_and_processor(preset: str, seed: int) -> tuple[Any, Any]:
     config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image)
     torch.manual_seed(seed)
     with torch.device("cpu" if small else best_device()):
-        model = tf.AutoModelForImageTextToText.from_config(config, dtype=torch.float32 if small else torch.bfloat16)
+        model = tf.AutoModelForImageTextToText.from_config(
+            config,
+            dtype=torch.float32 if small else torch.bfloat16,
+            attn_implementation={"text_config": attention, "vision_config": "sdpa"},
+        )
     return model, processor
 
 
@@ -140,7 +145,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train one arm; its seconds, memory, operations and losses."""
     import torch
     from peft import LoraConfig
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -163,13 +168,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
         return time.monotonic()
 
-    model, processor = model_and_processor(options.preset, options.seed)
+    model, processor = model_and_processor(options.preset, options.seed, options.attention)
     step = CASES[options.case].step
+    steps = options.steps or max(EPOCH // step, 2)
     batch = step if options.arm == "trees" else PAIRS
     settings: dict[str, Any] = {
         "output_dir": str(options.cache / options.arm), "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": step // batch,
-        "max_steps": options.steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": not gpu,
+        "max_steps": steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": not gpu,
         "gradient_checkpointing": options.checkpointing, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True, "max_length": None, "seed": options.seed, "dataloader_num_workers": 0,
     }  # fmt: skip
@@ -180,7 +186,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     trainer = (DPOTrainer if ours is None else MMedPOTrainer)(
         model,
         args=config,
-        train_dataset=rows(options.case, step * options.steps, options.seed),
+        train_dataset=rows(options.case, step * steps, options.seed),
         processing_class=processor,
         peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=language_model_linears(model)),
         callbacks=[Clock()],
@@ -188,14 +194,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.model.gradient_checkpointing_disable()
-    batches = itertools.islice(trainer.get_train_dataloader(), step // batch)
-    with FlopCounterMode(display=False) as counter:
+    # Rows of the other arms are alike, so that one step stands for all.
+    counted = steps if options.arm in ("mmedpo", "trees") else 1
+    batches = itertools.islice(trainer.get_train_dataloader(), counted * step // batch)
+    attention = {  # attention on the CPU, which torch's counter leaves out
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(out, q, k, v)
+        ),
+    }
+    tokens = 0
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         for inputs in batches:
+            tokens += inputs["input_ids"].numel()
             trainer.training_step(trainer.model_wrapped, inputs)
     return {
-        "seconds": seconds[1:] or seconds,
+        "seconds": seconds,
         "peak_mb": round(peak / 2**20),
-        "gflop": counter.get_total_flops() / 1e9,
+        "tokens": round(tokens / counted),
+        "gflop": counter.get_total_flops() / 1e9 / counted,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
     }
@@ -206,7 +223,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=("small", "llava-7b"), default="small")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["text8", "text150", "lesion60"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "trees"])
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, help="of an epoch; default: 128 pairs, at least 2 steps")
+    parser.add_argument("--attention", choices=("sdpa", "eager", "flex_attention"), default="sdpa")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
@@ -240,8 +258,8 @@ def main() -> None:
 
 
 def _alone(arm: str, case: str, cache: str, options: argparse.Namespace) -> dict[str, Any]:
-    same = [f"--{name}={getattr(options, name)}" for name in ("preset", "steps", "seed")]
-    same += ["--checkpointing"] * options.checkpointing
+    same = [f"--{name}={getattr(options, name)}" for name in ("preset", "attention", "seed")]
+    same += [f"--steps={options.steps}"] * bool(options.steps) + ["--checkpointing"] * options.checkpointing
     typed = [sys.executable, __file__, "--arm", arm, "--case", case, "--cache", cache, *same]
     done = subprocess.run(typed, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -254,8 +272,9 @@ def _table(
     case: str, results: dict[str, list[dict[str, Any]]], options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     medians = {
-        arm: statistics.median(second for run in runs for second in run["seconds"]) for arm, runs in results.items()
+        arm: statistics.median(second for run in runs for second in run["seconds"][1:]) for arm, runs in results.items()
     }
+    epochs = {arm: statistics.median(sum(run["seconds"]) for run in runs) for arm, runs in results.items()}
     flops = {arm: runs[0]["gflop"] for arm, runs in results.items()}
     base = results["trl" if CASES[case].kinds == ("text",) else "compact"][0]["losses"]
     table = {}
@@ -263,10 +282,12 @@ def _table(
         later = medians[arm] if arm in ("trl", "compact", "first") else 0
         row = {
             "seconds": medians[arm],
+            "epoch": epochs[arm],
             "epochs3": later or (medians.get("first", medians[arm]) + 2 * medians[arm]) / 3,
             "peak_mb": max(run["peak_mb"] for run in runs),
+            "tokens": runs[0]["tokens"],
             "gflop": flops[arm],
-            "ceiling": medians["compact"] / medians[arm] / (flops["compact"] / flops[arm]),
+            "ceiling": epochs["compact"] / epochs[arm] / (flops["compact"] / flops[arm]),
             "loss_difference": max(abs(a - b) for run in runs for a, b in zip(run["losses"], base, strict=True)),
         }
         if options.peak_tflops:
@@ -276,12 +297,13 @@ def _table(
 
 
 def _show(case: str, table: dict[str, dict[str, float]]) -> None:
-    print(f"\n{case}\n\n| arm | seconds a step | times TRL | times compact | over 3 epochs, times TRL | memory (MB) "
-          "| of TRL's | GFLOP | share of ceiling | loss difference | MFU |\n|---" + "|---:" * 10 + "|")  # fmt: skip
+    print(f"\n{case}\n\n| arm | seconds a step | an epoch | epoch: times TRL | times compact | 3 epochs: times TRL "
+          "| tokens | memory (MB) | of TRL's | GFLOP | share of ceiling | loss difference | MFU |\n|---"
+          + "|---:" * 12 + "|")  # fmt: skip
     trl, compact = table["trl"], table["compact"]
     for arm, row in table.items():
-        cells = (f"{row['seconds']:.2f}", f"{trl['seconds'] / row['seconds']:.1f}",
-                 f"{compact['seconds'] / row['seconds']:.2f}", f"{trl['epochs3'] / row['epochs3']:.1f}",
+        cells = (f"{row['seconds']:.2f}", f"{row['epoch']:.1f}", f"{trl['epoch'] / row['epoch']:.1f}",
+                 f"{compact['epoch'] / row['epoch']:.2f}", f"{trl['epochs3'] / row['epochs3']:.1f}", row["tokens"],
                  row["peak_mb"], f"{row['peak_mb'] / trl['peak_mb']:.2f}", f"{row['gflop']:.0f}",
                  f"{row['ceiling']:.2f}", f"{row['loss_difference']:.0e}",
                  f"{row['mfu']:.2f}" if "mfu" in row else "")  # fmt: skip

@@ -295,6 +295,20 @@ def test_an_image_of_several_rows_is_stored_once(tmp_path: Path) -> None:
         assert [one["rejected_images"] for one in found] == [None, [noised], *[None] * 20]
 
 
+@pytest.mark.parametrize(("rows", "groups"), [(20, [20, 20, 20]), (6, [18]), (40, [32, 32, 16, 32, 8])])
+def test_a_row_group_ends_with_the_rows_of_an_image(rows: int, groups: list[int], tmp_path: Path) -> None:
+    rng, made = np.random.default_rng(1), []
+    shown = [picture(rng.integers(0, 256, (400, 400), dtype=np.uint8)) for _ in range(3)]
+    for number in range(3 * rows):
+        about = {**row()["provenance"], "image_id": f"{number // rows}.png"}
+        made.append(row(id=f"r{number}", images=[shown[number // rows]], provenance=about))
+    (file,) = shard_files(made, tmp_path, "500MB").values()
+    found = pq.read_metadata(next(tmp_path.glob("data/*")))
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == groups
+    copies = 1 if rows <= schema.ROWS_AT_ONCE else 2
+    assert copies <= len(file) / sum(len(image["bytes"]) for image in shown) < copies + 0.2
+
+
 def test_a_shard_ends_soon_after_its_size(tmp_path: Path) -> None:
     rows = numbered(60)
     sizes = [len(one["images"][0]["bytes"]) for one in rows]

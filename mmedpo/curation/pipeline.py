@@ -231,7 +231,7 @@ def _write_rows(
         ((None, reject) for reject in (*left_out, *faulty)),
         rows.pair_up(samples, ledgers, plan.noise, plan.min_relevance),
     )
-    pairs = list(_accepted(made, folder / "rejects.jsonl", rejects))
+    pairs = rows.by_image(_accepted(made, folder / "rejects.jsonl", rejects))
     if not pairs:
         raise NothingMade(_all_rejected_message(plan.source, rejects, folder / "rejects.jsonl"))
     kinds = [pair.dispreference for pair in pairs]

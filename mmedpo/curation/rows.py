@@ -22,7 +22,7 @@ from mmedpo.runs.ledger import Ledger
 
 TEXT_PAIR = "hallucinated_response"
 BELOW = "its relevance is below --min-relevance"
-KEPT = 32  # noised images in memory
+KEPT = 32  # images in memory
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,24 @@ def _visual_pair(
     return Pair(sample, kind, region.confidence), None
 
 
+def by_image(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return pairs about one image side by side, images in the order of their first pairs."""
+    places: dict[str, int] = {}
+    return sorted(pairs, key=lambda pair: places.setdefault(pair.sample.image_digest, len(places)))
+
+
 def dataset_rows(
     pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows in order; images are noised as they are reached."""
     fields, offered = list(schema.FEATURES["provenance"]), any(pair.sample.options for pair in pairs)
     noiser = Noiser(makers.noise, makers.seed) if makers.noise else None
+    embedded = lru_cache(KEPT)(images.embedded)
     for pair, weight in zip(pairs, weights, strict=True):
         sample = pair.sample
         row: dict[str, Any] = {
             "id": row_id(sample, pair.dispreference),
-            "images": [images.embedded(sample.image)],
+            "images": [embedded(sample.image)],
             "rejected_images": None,
             "prompt": _message("user", sample.prompt),
             "chosen": _message("assistant", sample.answer),

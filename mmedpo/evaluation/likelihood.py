@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmedpo.data.images import open_rgb
 from mmedpo.models.generation import require_numbers
 from mmedpo.models.vision_language import VisionLanguageModel
 
@@ -42,8 +41,8 @@ def option_logps(
 def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[float]:
     """Return the log-probability of each answer in nats, summed in float32 over its tokens and the end of turn.
 
-    One padded forward pass computes all views; the language-model head runs on answer positions only. Out-of-memory
-    errors are left to the caller, who chose the batch.
+    One forward pass computes all views, what they share once (`models.sharing`); the language-model head runs on answer
+    positions only. Out-of-memory errors are left to the caller, who chose the batch.
 
     Raises:
         InputError: a chat template that writes the prompt differently once an answer follows, or a model that computes
@@ -51,16 +50,34 @@ def answer_logps(model: VisionLanguageModel, views: Sequence[View]) -> list[floa
     """
     import torch
 
-    from mmedpo.models import answers
+    from mmedpo.models import answers, sharing
+    from mmedpo.models.prompts import Prompts, Share, difference, read
 
-    processor = model.processor
+    processor, images = model.processor, [view.images for view in views]
     texts = [answers.rendered(processor, view.prompt, len(view.images), [view.answer]) for view in views]
-    images = [[open_rgb(image) for image in view.images] for view in views]
-    prompts, pixels = answers.read_prompts(processor, [prompt for prompt, _ in texts], images)
     ids = answers.token_ids(processor, [answer for _, (answer,) in texts])
-    inputs = {**answers.batch(processor, range(len(views)), prompts, ids), **pixels}
-    with torch.inference_mode():
-        found = answers.read_answers(model.model, {name: value.to(model.device) for name, value in inputs.items()})
-    require_numbers(found.logits, model.called)
-    sums: list[float] = found.logps().sum(dim=1).tolist()
-    return sums
+
+    def prompts(share: Share) -> Prompts:
+        with model.tokenizing:
+            return read(processor, [prompt for prompt, _ in texts], images, share)
+
+    @torch.inference_mode()
+    def sums(asked: Prompts) -> torch.Tensor:
+        inputs = {**answers.batch(processor, asked.owners, asked.tokens, ids), **asked.pixels}
+        found = sharing.read_answers(model.model, {name: value.to(model.device) for name, value in inputs.items()})
+        require_numbers(found.logits, model.called)
+        return found.logps().sum(dim=1)
+
+    def differs(shared: Prompts) -> str | None:
+        if reason := sharing.prefix_refusal(model.model):
+            return reason
+        try:
+            return difference(sums(prompts("")), sums(shared), model.model.dtype)
+        except sharing.NotApartError as error:
+            return str(error)
+
+    scoring = model.scoring
+    found: list[float] = sums(
+        scoring.verified(prompts(scoring.share), lambda: prompts(scoring.share), differs)
+    ).tolist()
+    return found

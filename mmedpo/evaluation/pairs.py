@@ -63,11 +63,13 @@ class Preference:
 
     def found(self, model: VisionLanguageModel, batch: Sequence[Row]) -> dict[str, Any]:
         """Return the log-probabilities [chosen, rejected] by row id."""
-        sides = [
-            answer_logps(model, [View(_seen(row, side), row["prompt"], row[side]) for row in batch])
-            for side in ("chosen", "rejected")
-        ]
-        return {row["id"]: logps for row, *logps in zip(batch, *sides, strict=True)}
+        found: list[float] = []
+        for half in (batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]):
+            views = [
+                View(_seen(row, side), row["prompt"], row[side]) for row in half for side in ("chosen", "rejected")
+            ]
+            found += answer_logps(model, views) if views else []
+        return {row["id"]: found[2 * i : 2 * i + 2] for i, row in enumerate(batch)}
 
     def line(self, question: Row, found: Any) -> tuple[Row, Row]:
         """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
@@ -243,10 +245,13 @@ def _seen(row: Row, side: str) -> list[Image]:
 
 
 def _unmeasured(measure: Preference | VisualReliance, ledger: Ledger) -> Iterator[list[Row]]:
-    """Yield batches of rows, except those that the ledger holds completely."""
+    """Yield batches of rows, those about one image together, except those that the ledger holds completely."""
     ids, size = [question["id"] for question in measure.questions], measure.batch_size
+    names = [picture(question) for question in measure.questions]
+    first = {name: place for place, name in reversed([*enumerate(names)])}
+    ordered = sorted(range(len(ids)), key=lambda place: first[names[place]])
     for start in track(range(0, len(ids), size), description="Measuring"):
-        places = range(start, min(start + size, len(ids)))
+        places = ordered[start : start + size]
         if not all(ids[place] in ledger for place in places):
             yield [measure.rows[place] for place in places]
 

@@ -7,75 +7,36 @@ own code makes positions and masks in all of them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 
 from mmedpo.errors import InputError
-from mmedpo.models.answers import LOOK_AHEAD
 from mmedpo.models.generation import NumbersOnly, Sampling
-from mmedpo.models.prompts import Prompts, Share, left_padded, length, read, rows
+from mmedpo.models.prompts import Prompts, difference, left_padded, length, rows
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of logits, relative to the largest: float32; lower precision
-LESS: dict[Share, tuple[Share, str]] = {  # what is shared instead where this is wrong
-    "images": ("prompt", "questions about one image"), "prompt": ("", "samples of a question")
-}  # fmt: skip
-
-log = logging.getLogger(__name__)
+    from mmedpo.models.vision_language import VisionLanguageModel
 
 
-class SharedPrefill:
-    """What prompts of a model may share: verified at the first batch, and less where that is wrong.
+def answers(model: VisionLanguageModel, prompts: Prompts, sampling: Sampling) -> tuple[Prompts, list[list[int]]]:
+    """Return the prompts and the tokens after each, `sampling.samples` times each, maybe with padding behind.
 
-    Attributes:
-        share: argument of `prompts.read`.
+    What prompts share is verified first; they are read again where less is shared.
     """
+    asked = prompts.questions
 
-    def __init__(self, processor: Any, called: str) -> None:
-        self.share: Share = "prompt" if type(processor).__name__ in LOOK_AHEAD else "images"
-        self.called, self._verified = called, False
+    def differs(shared: Prompts) -> str | None:
+        return _disagreement(model.model, model.encode(asked), shared, model.called)
 
-    def read(self, processor: Any, questions: Sequence[tuple[Image, str]], samples: int) -> Prompts:
-        """Return `prompts.read` with what may be shared."""
-        return read(processor, questions, self.share, samples)
-
-    def verified(self, model: Any, prompts: Prompts, again: Callable[[], Prompts], plain: Callable[[], Any]) -> Prompts:
-        """Return the prompts, with fewer trunks shared where the model computes those wrongly; logs a warning once.
-
-        Args:
-            again: reads the prompts again with the present `share`.
-            plain: returns model inputs of the prompts, each with its own images.
-        """
-        if prompts.repeated and prompts.share != self.share:  # read ahead, before a batch was verified
-            prompts = again()
-        while prompts.repeated and not self._verified:
-            reason = _disagreement(model, plain(), prompts, NumbersOnly(self.called))
-            if reason is None:
-                self._verified = any(prompts.tails) or self.share == "prompt"
-                break
-            self.share, named = LESS[prompts.share]
-            log.warning(
-                "%s: %s do not share the computation of the image; answers are the same, but slower: %s.",
-                self.called, named, reason,
-            )  # fmt: skip
-            prompts = again()
-        return prompts
-
-    def generated(self, model: Any, prompts: Prompts, sampling: Sampling) -> list[list[int]]:
-        """Return the tokens after each prompt, `sampling.samples` times each, maybe with padding behind."""
-        choice: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature:
-            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        choice |= {"max_new_tokens": sampling.max_new_tokens, "logits_processor": [NumbersOnly(self.called)]}
-        torch.manual_seed(sampling.seed)
-        tokens: list[list[int]] = generate(model, prompts, **choice)[:, prompts.longest :].tolist()
-        return tokens
+    prompts = model.generating.verified(prompts, lambda: model.prompts(asked, sampling), differs)
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature:
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    choice |= {"max_new_tokens": sampling.max_new_tokens, "logits_processor": [NumbersOnly(model.called)]}
+    torch.manual_seed(sampling.seed)
+    return prompts, generate(model.model, prompts, **choice)[:, prompts.longest :].tolist()
 
 
 @torch.inference_mode()
@@ -128,11 +89,15 @@ def _select(model: Any, cache: Any, rows: torch.Tensor, places: torch.Tensor) ->
 
 
 @torch.inference_mode()
-def _disagreement(model: Any, plain: Any, prompts: Prompts, finite: NumbersOnly) -> str | None:
-    """Return why prefill cannot be shared, None where the logits of two greedy tokens agree with the plain way."""
+def _disagreement(model: Any, plain: Any, prompts: Prompts, called: str) -> str | None:
+    """Return why prefill cannot be shared, None where the logits of two greedy tokens agree with the plain way.
+
+    Args:
+        plain: model inputs of the prompts, each with its own images.
+    """
     probe = {
         "max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
-        "logits_processor": [finite],
+        "logits_processor": [NumbersOnly(called)],
     }  # fmt: skip
     expected = _generate(model, plain, **probe)
     try:
@@ -141,16 +106,13 @@ def _disagreement(model: Any, plain: Any, prompts: Prompts, finite: NumbersOnly)
         raise
     except Exception as error:  # by a cache or positions that cannot be repeated
         return f"{type(error).__name__}: {error}"
-    first, exact = prompts.longest, model.dtype == torch.float32
-    said = expected.sequences[:, first].repeat_interleave(prompts.samples)
+    said = expected.sequences[:, prompts.longest].repeat_interleave(prompts.samples)
     alike = torch.ones_like(said, dtype=torch.bool)  # rows whose tokens are equal so far
     for own, other in zip(expected.logits, found.logits, strict=False):
-        own = own.repeat_interleave(prompts.samples, dim=0).float()[alike]
-        difference = ((own - other.float()[alike]).abs().max() / own.abs().max()).item()
-        tolerance = TOLERANCE["exact" if exact else "rounded"]
-        if not difference <= tolerance:
-            return f"logits differ by {difference:.1e} relative, more than {tolerance:.0e}"
-        alike = said == found.sequences[:, first]
+        own = own.repeat_interleave(prompts.samples, dim=0)
+        if reason := difference(own[alike].float(), other[alike].float(), model.dtype):
+            return reason
+        alike = said == found.sequences[:, prompts.longest]
         if not alike.any():
             break
     return None

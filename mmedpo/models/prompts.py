@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +12,19 @@ import torch
 
 from mmedpo.data import placeholders
 from mmedpo.data.images import digest, open_rgb
-from mmedpo.models.answers import TOKENS, Tokens, padded, read_prompts
+from mmedpo.models.answers import LOOK_AHEAD, TOKENS, Tokens, padded, read_prompts
 from mmedpo.models.chat_template import render
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Share = Literal["images", "prompt", ""]
+LESS: dict[Share, tuple[Share, str]] = {  # what is shared where this is wrong, and what is apart then
+    "images": ("prompt", "questions about one image"), "prompt": ("", "answers to one question")
+}  # fmt: skip
+TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # relative to the largest number: float32; lower precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,22 +32,22 @@ class Prompts:
     """Prompts of a batch; those about one image have one trunk, which holds its image tokens.
 
     Attributes:
-        questions: the (image, text) pairs; empty where no trunk is `repeated`.
         share: as in `read`.
         samples: number of answers to each prompt.
         tokens: tokens of each prompt.
         owners: number of each prompt's trunk, from 0 in the order in which they occur first.
         pixels: model inputs of the images, one for each trunk.
         filler: token id of the padding.
+        questions: of `ask`, kept where a trunk is `repeated`.
     """
 
-    questions: Sequence[tuple[Image, str]]
     share: Share
     samples: int
     tokens: Sequence[Tokens]
     owners: Sequence[int]
     pixels: dict[str, torch.Tensor]
     filler: int
+    questions: Sequence[tuple[Image, str]] = ()
 
     @property
     def longest(self) -> int:
@@ -66,28 +73,86 @@ class Prompts:
         return bool(self.share) and max(self.owners) + 1 < self.samples * len(self.tokens)
 
 
-def read(processor: Any, questions: Sequence[tuple[Image, str]], share: Share, samples: int = 1) -> Prompts:
-    """Return the prompts of a batch in the model's chat template; each distinct image is processed once.
+class Sharing:
+    """What prompts of a model may share: verified at the first batch, and less where that is wrong.
+
+    Attributes:
+        share: argument of `read`.
+    """
+
+    def __init__(self, processor: Any, called: str) -> None:
+        self.share: Share = "prompt" if type(processor).__name__ in LOOK_AHEAD else "images"
+        self._called, self._verified = called, False
+
+    def ask(self, processor: Any, questions: Sequence[tuple[Image, str]], samples: int) -> Prompts:
+        """Return `ask` of these questions with the present `share`."""
+        return ask(processor, questions, self.share, samples)
+
+    def verified(
+        self, prompts: Prompts, again: Callable[[], Prompts], differs: Callable[[Prompts], str | None]
+    ) -> Prompts:
+        """Return the prompts, with fewer trunks shared where the model computes those wrongly; logs a warning once.
+
+        Args:
+            again: reads the prompts again with the present `share`.
+            differs: returns why trunks of prompts cannot be shared, or None.
+        """
+        if prompts.repeated and prompts.share != self.share:  # read ahead, before a batch was verified
+            prompts = again()
+        while prompts.repeated and not self._verified:
+            reason = differs(prompts)
+            if reason is None:
+                self._verified = any(prompts.tails) or self.share == "prompt"
+                break
+            self.share, apart = LESS[prompts.share]
+            log.warning("%s: %s share nothing; results are the same, but slower: %s.", self._called, apart, reason)
+            prompts = again()
+        return prompts
+
+
+def difference(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """Return by how much numbers of a model of this dtype differ, relative to the largest; None within rounding."""
+    largest = ((expected - found).abs().max() / expected.abs().max().clamp(min=1)).item()
+    tolerance = TOLERANCE["exact" if dtype == torch.float32 else "rounded"]
+    return None if largest <= tolerance else f"numbers differ by {largest:.1e} relative, more than {tolerance:.0e}"
+
+
+def ask(processor: Any, questions: Sequence[tuple[Image, str]], share: Share, samples: int) -> Prompts:
+    """Return (image, text) pairs as prompts in the model's chat template."""
+    texts = [render(processor, text) for _, text in questions]
+    made = read(processor, texts, [[image] for image, _ in questions], share, samples)
+    return replace(made, questions=questions) if made.repeated else made
+
+
+def read(
+    processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]], share: Share, samples: int = 1
+) -> Prompts:
+    """Return the prompts of a batch; each distinct list of images is processed once.
 
     Args:
-        share: prompts have one trunk where images and all up to the end of the image are equal ("images"), where
+        texts: rendered prompts.
+        images: images of each prompt, for `open_rgb`.
+        share: prompts have one trunk where images and all up to the end of the last image are equal ("images"), where
             images and prompts are equal ("prompt"), or never ("").
         samples: number of answers to each prompt.
     """
-    texts = [render(processor, text) for _, text in questions]
-    shown = {id(image): open_rgb(image) for image, _ in questions}
+    opened = {id(image): open_rgb(image) for shown in images for image in shown}
     keys: list[Any] = [*range(len(texts))]
     if share:
-        names = {key: digest(image) for key, image in shown.items()}
+        names = {key: digest(image) for key, image in opened.items()}
         ends = [_image_end(processor, text) if share == "images" else len(text) for text in texts]
-        keys = [(names[id(image)], text[:end]) for (image, _), text, end in zip(questions, texts, ends, strict=True)]
+        keys = [
+            (*(names[id(image)] for image in shown), text[:end])
+            for shown, text, end in zip(images, texts, ends, strict=True)
+        ]
     first: dict[Any, int] = {}
     for place, key in enumerate(keys):
         first.setdefault(key, place)
     places = list(first.values())
 
     def processed(places: list[int]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
-        return read_prompts(processor, [texts[i] for i in places], [[shown[id(questions[i][0])]] for i in places])
+        shown = [[opened[id(image)] for image in images[i]] for i in places]
+        return read_prompts(processor, [texts[i] for i in places], shown)
 
     begun, pixels = processed(places)
     known = dict(zip(first, begun, strict=True))
@@ -104,8 +169,7 @@ def read(processor: Any, questions: Sequence[tuple[Image, str]], share: Share, s
         else:
             tokens.append(processed([place])[0][0])
     owners = [places.index(first[key]) for key in keys]
-    made = Prompts(questions, share, samples, tokens, owners, pixels, processor.tokenizer.pad_token_id)
-    return made if made.repeated else replace(made, questions=())
+    return Prompts(share, samples, tokens, owners, pixels, processor.tokenizer.pad_token_id)
 
 
 def _image_end(processor: Any, text: str) -> int:

@@ -259,7 +259,7 @@ class VisionLanguageModel(LanguageModel):
         self, name: str, adapter: str | None = None, revision: str | None = None, dtype: str = "auto",
         adapter_revision: str | None = None, weights: Any = None,
     ) -> None:  # fmt: skip
-        from mmedpo.models.prefill import SharedPrefill
+        from mmedpo.models.prompts import Sharing
 
         self.adapter, processor = adapter, load_processor(name, revision)
         # Check before loading gigabytes.
@@ -270,8 +270,8 @@ class VisionLanguageModel(LanguageModel):
         self.fingerprint = fingerprint(name, self.revision)
         self.adapter_revision = adapter and (adapter_commit(adapter, adapter_revision) or adapter_revision)
         self.adapter_sha256 = adapter and adapter_digest(adapter, self.adapter_revision)
-        self.prefill = SharedPrefill(processor, self.called)
-        self._tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
+        self.generating, self.scoring = (Sharing(processor, self.called) for _ in range(2))
+        self.tokenizing = Lock()  # a fast tokenizer pads for one thread at a time
 
     @property
     def called(self) -> str:
@@ -289,7 +289,7 @@ class VisionLanguageModel(LanguageModel):
         Raises:
             InputError: a text holds an image token, or the processor refuses an image (`refusals` finds both before).
         """
-        return self._made(questions, partial(self.prefill.read, samples=sampling.samples))
+        return self._made(questions, partial(self.generating.ask, samples=sampling.samples))
 
     def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
         """Return model inputs of a batch, left-padded, in the model's chat template; raises as `prompts`."""
@@ -297,10 +297,10 @@ class VisionLanguageModel(LanguageModel):
 
     def _made(self, questions: Sequence[tuple[Image, str]], make: Callable[..., Any]) -> Any:
         own = getattr(self.processor, "image_token", None)
-        if said := next(filter(None, (placeholders.fault(text, own) for _, text in questions)), None):
+        for said in filter(None, (placeholders.fault(text, own) for _, text in questions)):
             raise InputError(f"A question cannot be asked: it {said}.")
         try:
-            with self._tokenizing:
+            with self.tokenizing:
                 return make(self.processor, questions)
         except InputError:
             raise
@@ -312,9 +312,9 @@ class VisionLanguageModel(LanguageModel):
 
         Out-of-memory errors are raised to the caller, who chooses the batch size.
         """
-        again, plain = (partial(way, prompts.questions) for way in (self.prompts, self.encode))
-        prompts = self.prefill.verified(self.model, prompts, partial(again, sampling), plain)
-        answers = iter(self.prefill.generated(self.model, prompts, sampling))
-        read, most, count = self.reader.read, sampling.max_new_tokens, range(sampling.samples)
-        with self._tokenizing:
+        from mmedpo.models import prefill
+
+        prompts, tokens = prefill.answers(self, prompts, sampling)
+        answers, read, most, count = iter(tokens), self.reader.read, sampling.max_new_tokens, range(sampling.samples)
+        with self.tokenizing:
             return [[read(own["input_ids"], next(answers), most) for _ in count] for own in prompts.tokens]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,9 @@ from PIL import Image
 from mmedpo.data import loading
 from mmedpo.errors import InputError
 from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.models import sharing
 from mmedpo.models.answers import rendered
+from mmedpo.models.prompts import Sharing
 from mmedpo.models.sharing import read_answers
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.training.collator import PreferenceCollator
@@ -119,7 +122,8 @@ def test_families_measure_as_training_does(families, name):
     made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     if name == "LLaVA-NeXT":
         made.config.image_grid_pinpoints = families.PINPOINTS
-    model: Any = SimpleNamespace(processor=processor, model=made, device="cpu", called=name)
+    model: Any = SimpleNamespace(processor=processor, model=made, device="cpu", called=name, tokenizing=Lock())
+    model.scoring = Sharing(processor, name)
 
     def said(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
@@ -140,3 +144,21 @@ def test_families_measure_as_training_does(families, name):
     with torch.inference_mode():
         theirs = read_answers(made, batch).logps().sum(dim=1)
     assert answer_logps(model, views(rows)) == pytest.approx(theirs.tolist(), abs=1e-4)
+    assert model.scoring.share == ("prompt" if name == "PaliGemma" else "images")
+
+
+def test_answers_about_one_image_are_a_row_and_one_that_is_wrong_is_not(model, rows, monkeypatch, caplog):
+    image = rows[0]["images"]
+    asked = [View(image, row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    expected = [answer_logps(model, [view])[0] for view in asked]
+    lengths: list[int] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, args, inputs: lengths.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    for scoring in (Sharing(model.processor, ""), Sharing(model.processor, "")):
+        monkeypatch.setattr(model, "scoring", scoring)
+        assert answer_logps(model, asked) == pytest.approx(expected, abs=1e-4)
+        monkeypatch.setattr(sharing, "_related", lambda own, ends, positions: own)  # branches see each other
+    hook.remove()
+    assert lengths[:3] == [len(asked), 1, 1] and lengths[-1] == len(asked)
+    assert [record.getMessage().count("numbers differ") for record in caplog.records] == [1] * len(caplog.records) != []

@@ -15,10 +15,10 @@ from PIL import Image
 
 from mmedpo.models import prefill
 from mmedpo.models.generation import Sampling
-from mmedpo.models.prompts import read
+from mmedpo.models.prompts import LOOK_AHEAD, Sharing, ask
 from mmedpo.models.vision_language import VisionLanguageModel
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.append(str(Path(__file__).parents[1] / "training"))
 from families import FAMILIES, build
 from processors import PINPOINTS, PROCESSORS, known_without_video
 
@@ -69,15 +69,15 @@ def plain(model: VisionLanguageModel, asked: Any, sampling: Sampling) -> list[li
 def test_answers_are_the_plain_ones_and_images_are_seen_once(
     model: VisionLanguageModel, sampling: Sampling, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model.prefill = prefill.SharedPrefill(model.processor, model.called)
+    model.generating = Sharing(model.processor, model.called)
     asked = questions()
     with caplog.at_level(logging.WARNING):
         found = model.answer(asked, sampling)
     assert found == plain(model, asked, sampling) and not caplog.records
     assert len({texts[0] for texts in found}) > 1
     prompts = model.prompts(asked, sampling)
-    looks_ahead = type(model.processor).__name__ in prefill.LOOK_AHEAD
-    assert model.prefill.share == ("prompt" if looks_ahead else "images")
+    looks_ahead = type(model.processor).__name__ in LOOK_AHEAD
+    assert model.generating.share == ("prompt" if looks_ahead else "images")
     assert max(prompts.owners) + 1 == (len(asked) - 1 if looks_ahead else 3)  # one question is asked twice
 
 
@@ -85,7 +85,7 @@ def test_tokens_of_prompts_are_those_of_the_processor(model: VisionLanguageModel
     asked = questions()
     whole = model.encode(asked)
     for share in ("images", "prompt", ""):
-        prompts = read(model.processor, asked, share)
+        prompts = ask(model.processor, asked, share, 1)
         made = prefill.left_padded(prompts.tokens, prompts.filler)
         assert all(torch.equal(value, whole[name]) for name, value in made.items())
     assert all(torch.equal(value, whole[name]) for name, value in prompts.pixels.items())
@@ -94,7 +94,7 @@ def test_tokens_of_prompts_are_those_of_the_processor(model: VisionLanguageModel
 def test_a_model_that_computes_something_else_from_a_cache_answers_the_plain_way(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model.prefill = prefill.SharedPrefill(model.processor, model.called)
+    model.generating = Sharing(model.processor, model.called)
     select = prefill._select
     monkeypatch.setattr(prefill, "_select", lambda model, cache, rows, places: select(model, cache, rows * 0, places))
     asked = questions()
@@ -104,7 +104,7 @@ def test_a_model_that_computes_something_else_from_a_cache_answers_the_plain_way
         assert [[one.said or "" for one in own] for own in model.generate(ahead, SAMPLED)] == plain(
             model, asked, SAMPLED
         )
-    assert model.prefill.share == ""
+    assert model.generating.share == ""
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == (1 if type(model.processor).__name__ in prefill.LOOK_AHEAD else 2)
-    assert all("logits differ" in line for line in said)
+    assert len(said) == (1 if type(model.processor).__name__ in LOOK_AHEAD else 2)
+    assert all("numbers differ" in line for line in said)

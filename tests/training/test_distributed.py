@@ -16,6 +16,8 @@ import pytest
 import torch
 from launches import KILLED, adapter, arguments, history, largest_difference, launch
 
+from mmedpo import schema
+from mmedpo.data import loading, shards
 from mmedpo.errors import InputError
 from mmedpo.models.vision_language import load_model
 from mmedpo.training import run
@@ -71,6 +73,31 @@ def test_two_processes_train_what_one_does(
     assert hardware.startswith("2 x") and ("ZeRO-" + recipe[4:5] in hardware) == (recipe != "ddp")
     assert history(output) == pytest.approx(history(alone), abs=CLOSE)
     assert largest_difference(output, alone) < CLOSE
+
+
+@slow
+@pytest.mark.parametrize("recipe", ["ddp", "zero2", "zero3"])
+def test_two_processes_train_on_steps_by_image_as_one_does(
+    recipe: str, preferences: Path, command: Command, tmp_path: Path
+) -> None:
+    """Processes have different numbers of rows and of images, with and without noised ones; killed and resumed."""
+    rows = list(schema.undecoded(loading.load(str(preferences))))
+    texts, lesions = ([row for row in rows if bool(row["rejected_images"]) is kind] for kind in (False, True))
+    shown, kinds = list({row["images"][0]["bytes"]: row["images"] for row in texts}.values()), schema.DISPREFERENCES
+    mixed = [*texts[:26], *lesions[:6]]
+    for i, row in enumerate(mixed):  # one image has 13 questions, the others two
+        row["images"] = shown[i // 2 % len(shown) if i > 12 else 0]
+        row["dispreference"] = kinds[row["dispreference"]]
+    shards.save(mixed, tmp_path / "dataset")
+    changes = {"dataset_name": tmp_path / "dataset", "pairs_per_image": 8}
+    run.main(command(tmp_path / "one", per_device_train_batch_size=8, **changes))
+    two = command(tmp_path / "two", per_device_train_batch_size=4, **changes)
+    assert launch(recipe, two, script=KILLED).returncode != 0
+    assert (tmp_path / "two.partial" / "checkpoint-2").is_dir()
+    done = launch(recipe, [*two, "--resume"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert history(tmp_path / "two") == pytest.approx(history(tmp_path / "one"), abs=CLOSE)
+    assert largest_difference(tmp_path / "two", tmp_path / "one") < CLOSE
 
 
 @slow

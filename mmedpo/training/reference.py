@@ -31,7 +31,7 @@ from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import installed
 
 HERE = Path(__file__).parent
-CODE = (*HERE.glob("*.py"), HERE.parent / "models" / "answers.py")
+CODE = (*HERE.glob("*.py"), *(HERE.parent / "models" / name for name in ("answers.py", "sharing.py")))
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "bitsandbytes", "pillow")
 NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
 

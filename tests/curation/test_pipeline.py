@@ -197,10 +197,10 @@ def test_samples_have_the_length_of_their_task_and_only_whole_ones_are_candidate
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def generate(self: VisionLanguageModel, inputs: Any, sampling: Any) -> list[list[Answer]]:
-        asked.append((sampling.max_new_tokens, len(inputs["input_ids"])))
+    def generate(self: VisionLanguageModel, prompts: Any, sampling: Any) -> list[list[Answer]]:
+        asked.append((sampling.max_new_tokens, len(prompts.tokens)))
         cut = Answer(failure="cut off at 7 tokens", partial="the left")
-        return [[Answer("left lung"), cut, Answer("right lung"), Answer(failure=EMPTY)]] * len(inputs["input_ids"])
+        return [[Answer("left lung"), cut, Answer("right lung"), Answer(failure=EMPTY)]] * len(prompts.tokens)
 
     monkeypatch.setattr(VisionLanguageModel, "generate", generate)
     settings = Settings(source=corpus, split="preference", limit=60, model=str(tiny_model), localizer="none", **given)
@@ -272,8 +272,8 @@ def test_pairs_below_the_least_relevance_are_rejects(make_source: MakeSource, tm
 def test_how_often_no_candidate_was_wrong_is_recorded(
     make_source: MakeSource, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def generate(self: VisionLanguageModel, inputs: Any, sampling: Any) -> list[list[Answer]]:
-        return [[Answer("Yes, it is"), Answer("No, it is not"), Answer("in the heart")]] * len(inputs["input_ids"])
+    def generate(self: VisionLanguageModel, prompts: Any, sampling: Any) -> list[list[Answer]]:
+        return [[Answer("Yes, it is"), Answer("No, it is not"), Answer("in the heart")]] * len(prompts.tokens)
 
     monkeypatch.setattr(VisionLanguageModel, "generate", generate)
     source = make_source([

@@ -63,11 +63,11 @@ class Speaking(LocalModel):
     def __init__(self) -> None:
         self.model: Any = self
 
-    def encode(self, questions: Any) -> Any:
+    def prompts(self, questions: Any, sampling: Any) -> Any:
         return [text for _, text in questions]
 
-    def generate(self, inputs: Any, sampling: Any) -> Any:
-        found = (said(text) for text in inputs)
+    def generate(self, prompts: Any, sampling: Any) -> Any:
+        found = (said(text) for text in prompts)
         return [[thoughts.read(raw, 9 if ended == "length" else None)] for raw, ended in found]
 
     def record(self, question: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Seconds a step and peak memory of training: TRL's DPOTrainer and ours, same model, rows and machine, alternating.
 
-Run     python benchmarks/train_throughput.py --output benchmarks/results/train_throughput.json      two cores: 35 min
+Run     python benchmarks/train_throughput.py --steps 4 --output benchmarks/results/train_throughput.json    35 min
         python benchmarks/train_throughput.py --cases slake64 slake16 vqarad64 vqarad16 single --arms trl compact mmedpo
-        trees --rounds 1 --output benchmarks/results/train_throughput_images.json                    two cores: 90 min
+        trees --steps 2 --rounds 1 --output benchmarks/results/train_throughput_epochs.json               an hour
         python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --cases slake64 --arms trl compact
         mmedpo trees --steps 2 --rounds 1 --output ...                                               one GPU of 80 GB
 Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of width 512, 8 layers, vocabulary 32,000;
@@ -194,8 +194,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.model.gradient_checkpointing_disable()
-    # Rows of the other arms are alike, so that one step stands for all.
-    counted = steps if options.arm in ("mmedpo", "trees") else 1
+    # Rows without anything shared are alike, so that one step stands for all.
+    counted = 1 if options.arm in ("trl", "compact") else steps
     batches = itertools.islice(trainer.get_train_dataloader(), counted * step // batch)
     attention = {  # attention on the CPU, which torch's counter leaves out
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),

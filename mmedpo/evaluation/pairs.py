@@ -64,6 +64,7 @@ class Preference:
     def found(self, model: VisionLanguageModel, batch: Sequence[Row]) -> dict[str, Any]:
         """Return the log-probabilities [chosen, rejected] by row id."""
         found: list[float] = []
+        # Both sides of half a batch are as many answers as one side of the batch.
         for half in (batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]):
             views = [
                 View(_seen(row, side), row["prompt"], row[side]) for row in half for side in ("chosen", "rejected")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -156,12 +156,16 @@ def read(
 
     begun, pixels = processed(places)
     known = dict(zip(first, begun, strict=True))
-    heads = {key: _head(processor, texts[place], known[key]) for key, place in first.items()}
+
+    @cache
+    def head_of(key: Any) -> Tokens | None:
+        return _head(processor, texts[first[key]], known[key])
+
     tokens = []
     for place, key in enumerate(keys):
         if texts[place] == texts[first[key]]:
             tokens.append(known[key])
-        elif head := heads[key]:
+        elif head := head_of(key):
             tail = _tail(processor, texts[place])
             tokens.append(
                 {name: [*has, *(tail if name == "input_ids" else [0] * len(tail))] for name, has in head.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import ProcessorMixin
@@ -15,10 +15,10 @@ from mmedpo.data import placeholders
 from mmedpo.data.images import UnusableImage, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models import answers
+from mmedpo.models.prompts import Share
 from mmedpo.training.reference import image_digest, side_key
 
 SIDES = ("images", "rejected_images")
-Share = Literal["images", "prompt", ""]
 
 
 @dataclass

@@ -12,12 +12,12 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather
 
 from mmedpo.models.answers import LOOK_AHEAD
+from mmedpo.models.prompts import TOLERANCE, Share
 from mmedpo.models.sharing import NotApartError, image_refusal, prefix_refusal
-from mmedpo.training.collator import PreferenceCollator, Share
+from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.reference import image_digest
 
-TOLERANCE = {"exact": 1e-4, "rounded": 5e-2}  # of log-probabilities, relative to the largest: float32; lower precision
 SHARED = {  # by `PreferenceCollator.share`
     "images": "all questions about the same images of a batch follow one copy of them",
     "prompt": "prompt and images of a pair are computed once for both responses",

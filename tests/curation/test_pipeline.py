@@ -180,7 +180,9 @@ def test_weights_are_the_normalised_relevance_of_each_kind(preferences: Path, da
     assert relevances == {1.0}  # boxes drawn by a person
 
 
-def test_noise_depends_on_seed_and_row_alone(corpus: Path, visual_pairs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_noise_depends_on_seed_and_image_alone(
+    corpus: Path, visual_pairs: list[dict[str, Any]], tmp_path: Path
+) -> None:
     """A run over other questions, without a model, noises the images it shares with `preferences` alike."""
     everything = {row["id"]: np.asarray(row["rejected_images"][0]).tobytes() for row in visual_pairs}
     for seed, alike in ((0, True), (1, False)):

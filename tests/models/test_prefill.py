@@ -19,8 +19,8 @@ from mmedpo.models.prompts import LOOK_AHEAD, Sharing, ask
 from mmedpo.models.vision_language import VisionLanguageModel
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
-from families import FAMILIES, build
-from processors import PINPOINTS, PROCESSORS, known_without_video
+from families import FAMILIES
+from processors import known_without_video, save
 
 TEXTS = ("Is there an effusion?", "What?", "What is shown in this image? Is the heart enlarged?", "No.", "Yes, on?")
 GREEDY, SAMPLED = Sampling(max_new_tokens=8), Sampling(max_new_tokens=8, temperature=1.0, samples=4, seed=3)
@@ -40,12 +40,7 @@ def questions() -> list[tuple[Image.Image, str]]:
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisionLanguageModel]:
     folder = tmp_path_factory.mktemp("prefill")
     with known_without_video():
-        processor, made = PROCESSORS[request.param](), build(request.param).model
-        made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-        if request.param == "LLaVA-NeXT":
-            made.config.image_grid_pinpoints = PINPOINTS
-        made.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        save(request.param, folder)
         yield VisionLanguageModel(str(folder))
 
 

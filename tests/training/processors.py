@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -216,6 +217,18 @@ def _paligemma() -> Any:
     images = tf.SiglipImageProcessorPil(size=SQUARE)
     images.image_seq_length = 4
     return tf.PaliGemmaProcessor(images, words, chat_template=PALIGEMMA)
+
+
+def save(name: str, folder: Path) -> None:
+    """Save the family's tiny model with its processor."""
+    from families import build
+
+    processor, model = PROCESSORS[name](), build(name).model
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    if name == "LLaVA-NeXT":
+        model.config.image_grid_pinpoints = PINPOINTS
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 PROCESSORS: dict[str, Callable[[], Any]] = {

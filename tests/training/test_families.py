@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, IMAGE, build
+from families import FAMILIES, IMAGE
 from PIL import Image
-from processors import PINPOINTS, PROCESSORS, known_without_video
+from processors import PROCESSORS, known_without_video, save
 from transformers import AutoConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -116,12 +116,7 @@ def processors_known() -> Iterator[None]:
 def base(request: pytest.FixtureRequest, processors_known: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the family's model and processor."""
     folder = tmp_path_factory.mktemp("family") / "base"
-    processor, model = PROCESSORS[request.param](), build(request.param).model
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    if request.param == "LLaVA-NeXT":
-        model.config.image_grid_pinpoints = PINPOINTS
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save(request.param, folder)
     return folder
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
+import torch.nn.functional as F
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from mmedpo.errors import InputError
 from mmedpo.models.generation import NumbersOnly, Sampling
@@ -18,6 +20,33 @@ from mmedpo.models.prompts import Prompts, difference, left_padded, length, rows
 
 if TYPE_CHECKING:
     from mmedpo.models.vision_language import VisionLanguageModel
+
+ROOM = 64  # tokens by which a cache grows
+
+
+class Layer(DynamicLayer):
+    """Cache layer that grows by `ROOM` tokens at once; transformers' is copied whole for every token."""
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hold and return the first `used` places of these tensors; the others are room for later tokens."""
+        self._keys, self._values = keys, values
+        self.keys, self.values = held = keys[..., :used, :], values[..., :used, :]
+        return held
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        added = key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return self.hold(key_states, value_states, added)
+        start = self.get_seq_length()
+        end, room = start + added, self._keys.shape[-2]
+        if end > room:
+            more = (0, 0, 0, end + ROOM - room)
+            self._keys, self._values = F.pad(self._keys, more), F.pad(self._values, more)
+        self._keys[..., start:end, :], self._values[..., start:end, :] = key_states, value_states
+        return self.hold(self._keys, self._values, end)
 
 
 def answers(model: VisionLanguageModel, prompts: Prompts, sampling: Sampling) -> tuple[Prompts, list[list[int]]]:
@@ -52,7 +81,7 @@ def generate(model: Any, prompts: Prompts, **choice: Any) -> Any:
         return _generate(model, {**inputs, **prompts.pixels}, num_return_sequences=samples, **choice)
     trunks = left_padded(prompts.trunks, prompts.filler)
     wide = trunks["input_ids"].shape[1]
-    cache = DynamicCache()  # keeps all tokens also where attention has a window, since rows are shifted below
+    cache = Cache(layer_class_to_replicate=Layer)  # of all tokens, also where attention has a window: rows are shifted
     _prefill(model, {**trunks, **prompts.pixels}, cache)
     chosen = torch.tensor(owners, device=device)
     left = [wide - length(prompts.trunks[owner]) for owner in owners]
@@ -81,8 +110,8 @@ def _select(model: Any, cache: Any, rows: torch.Tensor, places: torch.Tensor) ->
     for layer in cache.layers:
         if layer.is_initialized:
             heads = torch.arange(layer.keys.shape[1], device=rows.device)
-            chosen = rows[:, None, None], heads[:, None], places[:, None]
-            layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
+            chosen = rows[:, None, None], heads[:, None], F.pad(places, (0, ROOM))[:, None]
+            layer.hold(layer.keys[chosen], layer.values[chosen], places.shape[1])
     for module in model.modules():
         if getattr(module, "rope_deltas", None) is not None:  # Qwen-VL's offset of positions after the images
             module.rope_deltas = module.rope_deltas[rows]

@@ -28,6 +28,7 @@ from mmedpo.data.text import number_of
 from mmedpo.errors import AlreadyFinished, Fault, InputError
 
 if TYPE_CHECKING:
+    from mmedpo.curation.estimate import Estimate
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.report.audit import Texts
     from mmedpo.runs.ledger import Ledger
@@ -45,17 +46,22 @@ def curate(context: typer.Context) -> None:
     Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
     work: accelerate launch -m mmedpo.cli curate ...
     """
+    from mmedpo.curation.estimate import estimate
     from mmedpo.curation.run import check_finished, of_models
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.hub.build import make_dataset
     from mmedpo.runs.processes import Processes
-    from mmedpo.runs.run_folder import output_folder
+    from mmedpo.runs.run_folder import output_folder, scratch_folder
 
     settings, run = parsed(context, Settings, Run, defaults=_checking(context))
     if run.check_judges:
         _check_judges(settings, run)
         return
     settings.refuse_unnamed()
+    if run.estimate:
+        with scratch_folder(run.output.resolve()) as folder:
+            _print_estimate(estimate(settings, run, folder))
+        return
     processes = Processes.here()
     models = of_models(settings) if run.resume else None  # else after the source was read
     try:
@@ -83,7 +89,7 @@ def build(
     """
     from mmedpo.curation.settings import Settings
     from mmedpo.hub import builders
-    from mmedpo.hub.build import Build, write_source
+    from mmedpo.hub.build import Build, estimate_build, write_source
     from mmedpo.hub.build import build as build_dataset
     from mmedpo.runs.processes import Processes
 
@@ -102,6 +108,9 @@ def build(
         return
     if run.source_only:
         _print_source(run.output, write_source(builder, settings, run, own))
+        return
+    if run.estimate:
+        _print_estimate(estimate_build(builder, settings, run, own))
         return
     publishes = run.publish and Processes.here().first
     prepare = partial(prepare_built, run) if publishes else None
@@ -211,6 +220,14 @@ def _check_judges(settings: Settings, run: Run) -> None:
     print_table(judge_check.table(checked))
     judge_check.refuse_below_bar(checked, run.judges_below_bar)
     console.print(f"Judges, on {judge_check.said(checked)}.", soft_wrap=True)
+
+
+def _print_estimate(found: Estimate) -> None:
+    from mmedpo.curation.estimate import sentences, table
+
+    print_table(table(found))
+    for said in sentences(found):
+        console.print(said, soft_wrap=True)
 
 
 def _texts(dataset: str, found: Ledger | None) -> Texts:

@@ -173,9 +173,20 @@ class Run(Calling):
         "stop", f"Judges whose panel has a Spearman under {judge_check.BAR} on those pairs: stop, or go on with a note."
     )
 
+    estimate: bool = option(
+        False, "Only print what the curation would cost: calls, tokens, time, money. --output is not written."
+    )
+    estimate_questions: int = option(
+        20, "With --estimate: ask this many questions, answers go to the cache; 0 measures prompts without a call."
+    )
+    price: list[str] = field(
+        default_factory=list,
+        metadata={"help": "With --estimate: MODEL=IN/OUT, the prices of a million tokens, such as med-70b=0.5/1.5."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse(unknown(self, {"judges_below_bar": judge_check.POLICIES}))
+        refuse(unknown(self, {"judges_below_bar": judge_check.POLICIES}) + outside(self))
         if self.cache and self.cache.is_dir():
             raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mmedpo.curation.estimate import Estimate, estimate
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.run import Contents, check_finished, curate_folder, of_models
 from mmedpo.curation.settings import Run, Settings
@@ -126,6 +127,15 @@ def build(
     if manifest:
         _keep(run)
     return manifest
+
+
+def estimate_build(builder: ModuleType, settings: Settings, run: Build, options: Any) -> Estimate:
+    """Read a source and return what its curation would cost. Raises as `build`."""
+    upstream = _open(builder, settings, run)
+    settings.credentialed |= builders.is_restricted(upstream, options)
+    with scratch_folder(run.output.resolve()) as folder:
+        precomputed, _ = builders.read_upstream(builder, upstream, settings, options, folder, ALONE)
+        return estimate(settings, run, folder, precomputed)
 
 
 def write_source(builder: ModuleType, settings: Settings, run: Build, options: Any) -> Counter[str]:

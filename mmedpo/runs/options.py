@@ -27,7 +27,8 @@ RANGES: dict[str, tuple[float, float]] = {  # of options by name, ends included
     **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens", "max_length"), LENGTHS),
     **dict.fromkeys(("seed", "data_seed"), SEEDS),
     **dict.fromkeys(("tolerance", "threshold", "max_coverage", "min_relevance", "lora_dropout"), (0, 1)),
-    "limit": (1, INT32), "temperature": (0, 100),  # at 100 all tokens are about equally likely
+    "limit": (1, INT32), "estimate_questions": (0, INT32),
+    "temperature": (0, 100),  # at 100 all tokens are about equally likely
     "noise_step": (1, 1000), "noise_edge": (0, INT32),
     "noise_pixels": (32, INT32),  # at 16, two cells cover a lesion of 5 % of the side and leave half of it
     "num_train_epochs": (0, COUNTS[1]), "max_steps": (-1, INT32), "learning_rate": (0, 100), "beta": (0, 1000),

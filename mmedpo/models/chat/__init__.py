@@ -42,12 +42,14 @@ class ChatReply(Answer):
         prompt_tokens, completion_tokens: counts, None where unknown.
         sent: parameters that the endpoint accepted, by the names it accepted.
         served: the endpoint's "model" and "system_fingerprint", as far as it reports them.
+        seconds: time until the answer; in a batch of this process, its share. None where unknown.
     """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     sent: Mapping[str, Any] | None = field(default=None, compare=False)
     served: Mapping[str, str] = field(default_factory=dict, compare=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 class ChatModel(Protocol):

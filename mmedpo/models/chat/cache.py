@@ -66,7 +66,8 @@ class CachedChat:
         try:
             reply = ChatReply(**value)
             counts = [getattr(reply, name) for name in TOKENS]
-            if not isinstance(reply.text, str) or not all(isinstance(count, int | None) for count in counts):
+            wrong = not all(isinstance(count, int | None) for count in counts)
+            if wrong or not isinstance(reply.text, str) or not isinstance(reply.seconds, float | int | None):
                 raise TypeError
         except (TypeError, ValueError):
             raise InputError(
@@ -86,7 +87,9 @@ class CachedChat:
             found = {keys[i]: reply for i, reply in new.items()}
             replies.update(found)
             answered = {key: reply for key, reply in found.items() if reply.text is not None}
-            self._cache.update({key: {"text": reply.text, **_spent(reply)} for key, reply in answered.items()})
+            self._cache.update({
+                key: {"text": reply.text, **_spent(reply), **_took(reply)} for key, reply in answered.items()
+            })  # fmt: skip
 
         self._budget.ask(self.chat, list(requests.values()), keep)
         return replies
@@ -134,6 +137,10 @@ def _spent(reply: ChatReply) -> dict[str, Any]:
     spent = {name: getattr(reply, name) for name in TOKENS}
     served = {name: portable(said) for name, said in reply.served.items()}
     return spent | ({} if reply.sent is None else {"sent": dict(reply.sent)}) | ({"served": served} if served else {})
+
+
+def _took(reply: ChatReply) -> dict[str, float]:
+    return {} if reply.seconds is None else {"seconds": round(reply.seconds, 3)}
 
 
 def _key(chat: ChatClient, request: ChatRequest) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmedpo.data import placeholders
@@ -180,6 +181,7 @@ class LocalChat(LanguageModel):
         return self._answer(batch[:half]) | self._answer(batch[half:])
 
     def _generate(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
+        began = time.perf_counter()
         inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch])
         asked = [
             ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
@@ -192,8 +194,10 @@ class LocalChat(LanguageModel):
         if temperature:
             choice.append(_Sampler([prompt.seed for prompt in batch], temperature, self.device))
         generated = self.generated(inputs, most, do_sample=False, logits_processor=choice)
+        seconds = (time.perf_counter() - began) / len(batch)
         return {
-            prompt.place: self._reply(prompt, *tokens) for prompt, *tokens in zip(batch, asked, generated, strict=True)
+            prompt.place: replace(self._reply(prompt, *tokens), seconds=seconds)
+            for prompt, *tokens in zip(batch, asked, generated, strict=True)
         }
 
     def _reply(self, prompt: _Prompt, asked: list[int], generated: list[int]) -> ChatReply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from asyncio import Lock
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
@@ -130,6 +131,7 @@ class Parameters:
 
     async def _tried(self, forms: Forms, values: Mapping[str, Any], send: Send) -> ChatReply | NoAnswer:
         """Return the reply in these forms, or the refusal. Raises NoAnswer of any other kind."""
+        began = time.perf_counter()
         try:
             reply = await send(_fields(forms, values))
         except NoAnswer as error:
@@ -137,7 +139,7 @@ class Parameters:
                 raise
             return error
         self._remember(forms, values)
-        return replace(reply, sent=_sent(forms, values))
+        return replace(reply, sent=_sent(forms, values), seconds=time.perf_counter() - began)
 
     async def _probed(self, forms: Forms, values: Mapping[str, Any], send: Send) -> Forms | None:
         """Return accepted forms of a trivial request with the fewest parameters left out; None if there are none."""

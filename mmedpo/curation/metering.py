@@ -1,0 +1,174 @@
+"""Meter of a plan: the requests that its steps send and the time that they take, also with rules in place of models."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmedpo.curation.plan import Plan
+from mmedpo.curation.relevance import Panel
+from mmedpo.curation.settings import Settings
+from mmedpo.curation.standins import Pool, StandInChat, StandInJudge
+from mmedpo.data.samples import Sample
+from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.provenance import portable
+from mmedpo.schema import TASKS
+
+CHARACTERS = 4  # of a token, where no model counts them
+REJECT, JUDGE, CHECK = "rejected responses", "relevance", "judge check"
+SAMPLE, LOCATE = "sampling the target", "locating lesions"
+COUNTS = ("calls", "prompt_tokens", "completion_tokens", "seconds")
+
+Line = tuple[str, str]  # step and model
+
+
+@dataclass(frozen=True)
+class Call:
+    """One distinct request: its line, question and gold answer, `COUNTS`, and tokens of its longest reply."""
+
+    line: Line
+    about: tuple[str, str]
+    counts: tuple[float, ...]
+    longest: float
+
+
+class Meter:
+    """Counts the requests of a plan, an equal one once, and times its parts.
+
+    Attributes:
+        calls: by all that decides the answer.
+        concurrency: of each paid model.
+        seconds: by kind of work.
+        checking: True while judges are checked.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[Any, Call] = {}
+        self.concurrency: dict[str, int] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.checking = False
+
+    def on(self, plan: Plan) -> Plan:
+        """Return the plan with its parts measured."""
+        more: dict[str, Any] = {"localizer": _Timed(plan.localizer, {"locate": LOCATE}, self.seconds)}
+        if plan.sampler is not None:
+            more["sampler"] = _Timed(plan.sampler, {"load": "loading", "sample": SAMPLE}, self.seconds)
+        if plan.writer is not None:
+            more["writer"] = replace(plan.writer, chat=self._paid(plan.writer.chat, REJECT))
+        if plan.panel is not None:
+            judges = [self._paid(judge, JUDGE) for judge in plan.panel.judges.values()]
+            more["panel"] = Panel(judges, plan.panel.rounds, plan.panel.tolerance, plan.panel.mode)
+        return replace(plan, **more)
+
+    def _paid(self, chat: ChatModel, step: str) -> ChatModel:
+        name = chat.paid if isinstance(chat, _Ruled) else chat.name
+        if name.startswith(STANDIN):
+            return chat
+        self.concurrency[portable(name)] = getattr(getattr(chat, "chat", chat), "concurrency", 1)
+        return _Metered(chat, (step, portable(name)), self)
+
+    def note(self, line: Line, request: ChatRequest, reply: ChatReply) -> None:
+        image = hashlib.sha256(request.image or b"").hexdigest()
+        unknown = 0.0 if reply.text is None else math.nan
+        numbers = [getattr(reply, name) for name in COUNTS[1:]]
+        counts = (1.0, *(unknown if number is None else float(number) for number in numbers))
+        about = request.variables["question"], request.variables["gold"]
+        call = Call((CHECK, line[1]) if self.checking else line, about, counts, _longest(request.schema or {}))
+        self.calls.setdefault((line[1], request.prompt, request.text, image), call)
+
+
+class _Metered:
+    """Chat model whose calls a meter notes."""
+
+    def __init__(self, chat: ChatModel, line: Line, meter: Meter) -> None:
+        self.name, self.revision = chat.name, chat.revision
+        self._chat, self._line, self._meter = chat, line, meter
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        began = time.perf_counter()
+        replies = self._chat.complete(requests)
+        self._meter.seconds[CHECK if self._meter.checking else JUDGE] += time.perf_counter() - began
+        for request, reply in zip(requests, replies, strict=True):
+            self._meter.note(self._line, request, reply)
+        return replies
+
+
+class _Timed:
+    """A part of a plan; the time of its methods is added to `seconds` by kind of work."""
+
+    def __init__(self, part: Any, kinds: Mapping[str, str], seconds: dict[str, float]) -> None:
+        self._part, self._kinds, self._seconds = part, kinds, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if name not in self._kinds:
+            return found
+
+        def timed(*given: Any) -> Any:
+            began = time.perf_counter()
+            result = found(*given)
+            self._seconds[self._kinds[name]] += time.perf_counter() - began
+            return result
+
+        return timed
+
+
+class _Ruled:
+    """Offline rules in place of the model `paid`; tokens are characters / `CHARACTERS`."""
+
+    def __init__(self, rules: ChatModel, paid: str, name: str) -> None:
+        self.name, self.revision, self.paid, self._rules = name, rules.revision, paid, rules
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        replies = zip(requests, self._rules.complete(requests), strict=True)
+        tokens = [
+            (len(asked.text) // CHARACTERS, len(reply.text or "") // CHARACTERS, reply) for asked, reply in replies
+        ]
+        return [replace(reply, prompt_tokens=sent, completion_tokens=said) for sent, said, reply in tokens]
+
+
+def under_rules(plan: Plan, settings: Settings) -> Plan:
+    """Return the plan with rules in place of the chat models that `settings` name; equal judges agree at once."""
+    if plan.writer is None:
+        return plan
+    writer = replace(plan.writer, chat=_Ruled(plan.writer.chat, model_name(settings.chat or ""), plan.writer.chat.name))
+    judges = [_Ruled(StandInJudge("strict"), name, name) for name in map(model_name, settings.scorers)]
+    panel = Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
+    return replace(plan, writer=writer, panel=panel)
+
+
+def offline(settings: Settings) -> Settings:
+    """Return the settings of text pairs alone, with rules in place of models."""
+    rules = StandInChat.name if settings.writes_answers else settings.chat
+    judges = ["standin:strict"] if settings.scorers else settings.judges
+    texts: Any = {"localizer": "none", "noise": "diffusion", "noise_region": "lesion", "reversed": False}
+    return replace(settings, model=None, chat=rules, judges=judges, **texts)
+
+
+def model_name(spec: str) -> str:
+    """Return the name that the client of a chat model has."""
+    if "#" in spec:
+        return spec.rpartition("#")[2]
+    scheme, _, name = spec.partition(":")
+    return name.partition("@")[0] if scheme in ("hub", "local", "cache") else spec
+
+
+def candidates_of(samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
+    """Return gold answers of other questions in place of the target model's samples."""
+    pools = {task: Pool((one.answer for one in samples if one.task == task), settings.seed) for task in TASKS}
+    return {one.id: {"texts": pools[one.task].nearest(one)[: settings.samples], "left_out": {}} for one in samples}
+
+
+def _longest(schema: Mapping[str, Any]) -> float:
+    """Return the tokens of the longest reply that a schema allows."""
+    found = 0
+    for name, value in schema.get("properties", {}).items():
+        enumerated = max((len(str(one)) for one in value.get("enum", ())), default=5)
+        found += len(name) + 6 + value.get("maxLength", enumerated)
+    return found / CHARACTERS

@@ -112,9 +112,9 @@ def write_dataset(folder: Path, rows: int, side: int, seed: int) -> None:
     (folder / "data").mkdir(parents=True)
     made = pairs(rows, side, seed)
     file = folder / "data" / "train-00000-of-00001.parquet"
-    with ParquetWriter(file, schema._features().arrow_schema, **shards.LAYOUT) as writer:
+    with ParquetWriter(file, schema.FEATURES.arrow_schema, **shards.LAYOUT) as writer:
         while some := list(itertools.islice(made, schema.ROWS_AT_ONCE)):
-            writer.write_table(shards._table(some))
+            writer.write_table(shards._table(some, schema.FEATURES))
 
 
 def write_model(folder: Path) -> None:

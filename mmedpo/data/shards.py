@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from mmedpo import schema
 from mmedpo.data.images import fault
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 SHARD_SIZE = "500MB"  # bytes of images in one file
 SHARD_ROWS = 20_000  # rows in one file: writers and readers hold the metadata of all its row groups in memory
@@ -75,26 +79,92 @@ def _image_id(row: dict[str, Any]) -> str | None:
     return (row["provenance"] or {}).get("image_id")
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
+def _table(rows: list[dict[str, Any]], features: Features) -> Any:
     import pyarrow
 
-    features = schema.features_of(rows[0])
     return pyarrow.Table.from_pylist([features.encode_example(row) for row in rows], schema=features.arrow_schema)
 
 
-def _ids(shards: Iterable[Path]) -> Iterator[str]:
+def _ids(files: Iterable[Path]) -> Iterator[str]:
     from pyarrow.parquet import read_table
 
-    for shard in shards:
-        yield from map(str, read_table(shard, columns=["id"])["id"].to_pylist())
+    for file in files:
+        yield from map(str, read_table(file, columns=["id"])["id"].to_pylist())
+
+
+def repeats(ids: Callable[[], Iterable[str]]) -> list[Fault]:
+    """Return a fault for each id that occurs more than once. `ids` is called again to name them."""
+    hashes = Hashes()
+    for id in ids():
+        hashes.add(id)
+    repeated = hashes.repeated()
+    return schema.repeated_ids(Counter(id for id in ids() if hash(id) in repeated)) if repeated else []
+
+
+def cut(sizes: Iterable[tuple[str, int]], shard_size: str = SHARD_SIZE) -> list[int]:
+    """Return how many rows each file holds, of rows given as (id, bytes of images that are stored for it).
+
+    A file ends soon after `shard_size` or `SHARD_ROWS` rows. The bytes may be estimates.
+
+    Raises:
+        InputError: `shard_size` is no size.
+    """
+    limit, lengths, held, size = shard_bytes(shard_size), list[int](), 0, 0
+    for id, more in sizes:
+        held, size = held + 1, size + more
+        if _is_full(max(size / limit, held / SHARD_ROWS), id):
+            lengths.append(held)
+            held, size = 0, 0
+    return [*lengths, held] if held else lengths
+
+
+def write(rows: Iterable[dict[str, Any]], folder: Path, split: str, number: int, count: int) -> None:
+    """Write one file, `folder/data/SPLIT-0000i-of-0000n.parquet`, whole or not at all; leave a finished one.
+
+    Its bytes depend on its rows alone, so that tasks can write other files at the same time. Their ids are not compared
+    with those of other files; see `repeats`.
+
+    Args:
+        rows: as for `save`. They are not iterated if the file exists.
+
+    Raises:
+        InputError: rows break a rule. It lists all faults.
+    """
+    file = _file(folder, split, number, count)
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    working = _working(file)
+    rows = iter(rows)
+    first = [*islice(rows, 1)]
+    try:
+        faults = _store(chain(first, rows), working, _features(first))
+        _refuse(faults + repeats(lambda: _ids([working])))
+        working.rename(file)
+    finally:
+        working.unlink(missing_ok=True)
+
+
+def finish(folder: Path, split: str, count: int) -> None:
+    """Remove what killed runs left of a split beside its `count` files.
+
+    Raises:
+        InputError: one of the files is missing.
+    """
+    files = {_file(folder, split, number, count) for number in range(count)}
+    found = {*folder.glob(f"data/{split}-*"), *folder.glob(f"data/.{split}-*")}
+    if missing := sorted(file.name for file in files - found):
+        raise InputError(f"{folder} lacks {', '.join(missing)}. Run the command again with --resume.")
+    for left in found - files:
+        left.unlink(missing_ok=True)
 
 
 def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", shard_size: str = SHARD_SIZE) -> None:
     """Stream rows to `folder/data/SPLIT-0000i-of-0000n.parquet`, with the schema and the images inside.
 
-    A file ends soon after `shard_size` of images or `SHARD_ROWS` rows. Equal rows give equal bytes. An image is stored
-    once in a row group, which is full with `schema.ROWS_AT_ONCE` rows and, once half full, ends with the rows of an
-    image. Files that an interrupted `save` left of this split are removed.
+    A file ends as those of `cut`, by the bytes of its images. Equal rows give equal bytes. An image is stored once in a
+    row group, which is full with `schema.ROWS_AT_ONCE` rows and, once half full, ends with the rows of an image. Other
+    files of this split are removed.
 
     Args:
         rows: with images as {"bytes", "path"} and class labels by name.
@@ -102,50 +172,66 @@ def save(rows: Iterable[dict[str, Any]], folder: Path, split: str = "train", sha
     Raises:
         InputError: rows break a rule. It lists all faults, and no file is left.
     """
-    from pyarrow.parquet import ParquetWriter
-
-    limit = shard_bytes(shard_size)
-    fault_of = lru_cache(schema.ROWS_AT_ONCE)(fault)
+    limit, faults, working = shard_bytes(shard_size), list[Fault](), list[Path]()
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    ids = Hashes()
-    faults: list[Fault] = []
-    shards: list[Path] = []
-    rows, more = iter(rows), True
     try:
-        first = [*islice(rows, 1)]
-        columns, rows = schema.features_of(first[0] if first else {}).arrow_schema, chain(first, rows)
-        while more:
-            more, size, held = False, 0, 0
-            shards.append(data / f"{split}-{len(shards):05d}.partial")
-            waiting: list[dict[str, Any]] = []
-            stored: set[bytes] = set()  # images of the waiting rows
-            with ParquetWriter(shards[-1], columns, **LAYOUT) as writer:
-                for row in rows:
-                    ids.add(str(row["id"]))
-                    faults += schema.row_faults(row, lambda image: fault_of(image["bytes"]))
-                    if _ends_group(waiting, row):
-                        writer.write_table(_table(waiting))
-                        waiting, stored = [], set()
-                    waiting.append(row)
-                    new = {image["bytes"] for image in [*row["images"], *(row["rejected_images"] or [])]} - stored
-                    stored |= new
-                    size += sum(map(len, new))
-                    held += 1
-                    if more := _is_full(max(size / limit, held / SHARD_ROWS), row["id"]):
-                        break
-                if waiting:  # readers refuse a file whose first row group is empty
-                    writer.write_table(_table(waiting))
-        if repeated := ids.repeated():
-            faults += schema.repeated_ids(Counter(id for id in _ids(shards) if hash(id) in repeated))
-        if faults:
-            raise InputError(f"{number_of(len(faults), 'faults')} in the rows to be written:", faults)
-        for left in {*data.glob(f"{split}-*")} - {*shards}:
-            left.unlink()
-        for number, shard in enumerate(shards):
-            shard.rename(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+        rows = iter(rows)
+        following = [*islice(rows, 1)]
+        features = _features(following)
+        while following or not working:
+            working.append(_working(data / f"{split}-{len(working):05d}"))
+            faults += _store(chain(following, rows), working[-1], features, limit)
+            following = [*islice(rows, 1)]
+        _refuse(faults + repeats(lambda: _ids(working)))
+        for number, file in enumerate(working):
+            file.rename(_file(folder, split, number, len(working)))
+        finish(folder, split, len(working))
     finally:
-        for shard in shards:
-            shard.unlink(missing_ok=True)
+        for file in working:
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: other splits
             data.rmdir()
+
+
+def _file(folder: Path, split: str, number: int, count: int) -> Path:
+    return folder / "data" / f"{split}-{number:05d}-of-{count:05d}.parquet"
+
+
+def _working(file: Path) -> Path:
+    """Return a temporary path beside a file. No two are equal: what a killed command left may still be written."""
+    return file.with_name(f".{file.name}.{token_hex(4)}")
+
+
+def _features(first: list[dict[str, Any]]) -> Features:
+    return schema.features_of(first[0] if first else {})
+
+
+def _store(rows: Iterator[dict[str, Any]], file: Path, features: Features, limit: int | None = None) -> list[Fault]:
+    """Write rows to a Parquet file until it is full; return their faults."""
+    from pyarrow.parquet import ParquetWriter
+
+    fault_of = lru_cache(schema.ROWS_AT_ONCE)(fault)
+    faults, size = list[Fault](), 0
+    waiting: list[dict[str, Any]] = []
+    stored: set[bytes] = set()  # images of the waiting rows
+    with ParquetWriter(file, features.arrow_schema, **LAYOUT) as writer:
+        for held, row in enumerate(rows, 1):
+            faults += schema.row_faults(row, lambda image: fault_of(image["bytes"]))
+            if _ends_group(waiting, row):
+                writer.write_table(_table(waiting, features))
+                waiting, stored = [], set()
+            waiting.append(row)
+            new = {image["bytes"] for image in [*row["images"], *(row["rejected_images"] or [])]} - stored
+            stored |= new
+            size += sum(map(len, new))
+            if limit is not None and _is_full(max(size / limit, held / SHARD_ROWS), row["id"]):
+                break
+        if waiting:  # readers refuse a file whose first row group is empty
+            writer.write_table(_table(waiting, features))
+    return faults
+
+
+def _refuse(faults: list[Fault]) -> None:
+    if faults:
+        raise InputError(f"{number_of(len(faults), 'faults')} in the rows to be written:", faults)

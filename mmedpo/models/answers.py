@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ PACKING = ("ends", "positions", "answer_ids", "completion_mask", "predictors")  
 # `token_type_ids` of answer tokens, 0 in other families: PaliGemma's 0 is the prefix with bidirectional attention.
 ANSWER_TYPES = {"PaliGemmaProcessor": 1}
 LOOK_AHEAD = ("PaliGemmaProcessor",)  # image tokens see the question
+EVEN = 8192  # tokens of a row at which attention takes about as long as all else in the layers of a 7B model
 TOKENS = ("input_ids", "token_type_ids", "mm_token_type_ids")  # types mark image tokens for Gemma and Qwen-VL
 
 Messages = Sequence[dict[str, str]]
@@ -97,7 +99,7 @@ def pack(
     once, and each branch follows where it leaves the others.
 
     Args:
-        rows: the row of each of S sides, numbers from 0 in the order in which they occur first (R of them).
+        rows: the row of each of S sides, numbers from 0 to R - 1.
         prompts: tokens of each side's prompt.
         answers: token ids of each side's answer.
         filler: token id of the padding.
@@ -140,6 +142,46 @@ def pack(
     }
 
 
+def split(rows: Sequence[int], prompts: Sequence[Tokens], answers: Sequence[Sequence[int]]) -> list[int]:
+    """Return `rows` of `pack` where long trees are several rows, each with what its sides begin with.
+
+    All rows are padded to the longest, and attention grows with the square of its length. A tree goes on in a new row
+    where its next side would pass a bound; of some bounds, from no split to rows of about one side, the one of least
+    cost. The result depends on the batch only.
+    """
+    paths = [[*prompt["input_ids"], *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    order = sorted(range(len(paths)), key=lambda side: (rows[side], paths[side]))
+    added = [None] + [  # tokens of each side behind the one before it in its tree
+        len(paths[side]) - _alike(paths[before], paths[side]) if rows[before] == rows[side] else None
+        for before, side in pairwise(order)
+    ]
+
+    def cut(bound: int) -> tuple[list[int], list[int]]:
+        """Return the row of each side of `order`, and the length of each row."""
+        numbers: list[int] = []
+        lengths: list[int] = []
+        for side, more in zip(order, added, strict=True):
+            if more is not None and lengths[-1] + more <= bound:
+                lengths[-1] += more
+            else:
+                lengths.append(len(paths[side]))
+            numbers.append(len(lengths) - 1)
+        return numbers, lengths
+
+    def cost(made: tuple[list[int], list[int]]) -> float:
+        width = max(made[1])
+        return len(made[1]) * width * (1 + width / EVEN)
+
+    side, tree = max(map(len, paths)), max(cut(sum(map(len, paths)))[1])
+    numbers, _ = min((cut(side + (tree - side) // parts) for parts in range(1, 17)), key=cost)
+    return [number for _, number in sorted(zip(order, numbers, strict=True))]
+
+
+def _alike(one: Sequence[Any], two: Sequence[Any]) -> int:
+    """Return the number of tokens that both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
+
 def _tree(paths: Sequence[list[tuple[int, ...]]]) -> tuple[list[Any], list[int], list[int], list[list[int]]]:
     """Return the tokens of the tree of paths, depth first, their ends and depths, and the places of each path."""
     tokens: list[Any] = []
@@ -150,8 +192,7 @@ def _tree(paths: Sequence[list[tuple[int, ...]]]) -> tuple[list[Any], list[int],
     at: list[int] = []  # places of the last path
     for number in sorted(range(len(paths)), key=lambda number: paths[number]):
         path = paths[number]
-        shared = next((i for i, (one, two) in enumerate(zip(before, path, strict=False)) if one != two),
-                      min(len(before), len(path)))  # fmt: skip
+        shared = _alike(before, path)
         at = [*at[:shared], *range(len(tokens), len(tokens) + len(path) - shared)]
         tokens += path[shared:]
         depths += range(shared, len(path))

@@ -26,7 +26,8 @@ class PreferenceCollator:
     """Collator that turns preference pairs into model inputs; `data.images.open_rgb` reads their images.
 
     Without `share` each side of a pair has a row. With `share` sides that begin alike are a row (`answers.pack`): those
-    about the same images, or, in models whose prompt tokens see the whole prompt, those with the same prompt.
+    about the same images, or, in models whose prompt tokens see the whole prompt, those with the same prompt. Rows too
+    long for the others are split (`answers.split`), with `once`.
 
     Args:
         processor: the model's own processor; its chat template renders prompt and answers.
@@ -57,7 +58,7 @@ class PreferenceCollator:
         images = [pair["images"] for pair in pairs]
         images += [pair.get("rejected_images") or pair["images"] for pair in pairs]
         shown = [tuple(map(image_digest, one)) for one in images]
-        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, images, numbered(shown))
+        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, ids, images, numbered(shown))
         self._refuse_long(pairs, prompts, ids)
         return {
             **answers.batch(self.processor, rows, prompts, ids),
@@ -77,7 +78,7 @@ class PreferenceCollator:
         return prompt, written[0], written[-1]
 
     def _read(
-        self, prompts: list[str], images: list[list[Any]], shown: list[int]
+        self, prompts: list[str], ids: list[list[int]], images: list[list[Any]], shown: list[int]
     ) -> tuple[list[int], list[answers.Tokens], dict[str, torch.Tensor]]:
         """Return the row and the prompt's tokens of each side, and the model inputs of the rows' images.
 
@@ -94,6 +95,9 @@ class PreferenceCollator:
         if others:
             more, _ = self._processed([*others.values()], prompts, images)
             known.update(zip(others, more, strict=True))
+        tokens = [known[prompts[i], shown[i]] for i in sides]
+        if self.once:  # or else each row has its own images, processed above
+            rows = answers.split(rows, tokens, ids)
         pictures = [lists[rows.index(number)] for number in range(max(rows) + 1)]
         if pictures != [*range(len(first))]:
             pixels["pictures"] = torch.tensor(pictures)
@@ -101,7 +105,7 @@ class PreferenceCollator:
                 grids = pixels["image_grid_thw"].split([len(images[i]) for i in first])
                 pixels["picture_grid_thw"] = pixels["image_grid_thw"]
                 pixels["image_grid_thw"] = torch.cat([grids[number] for number in pictures])
-        return rows, [known[prompts[i], shown[i]] for i in sides], pixels
+        return rows, tokens, pixels
 
     def _processed(
         self, chosen: list[int], prompts: list[str], images: list[list[Any]]

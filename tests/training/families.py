@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import transformers as tf
 from peft import LoraConfig, get_peft_model
 
-from mmedpo.models.answers import Answers, Tokens, pack
+from mmedpo.models.answers import Answers, Tokens, pack, split
 from mmedpo.models.sharing import BATCH_IMAGES, BatchImages, read_answers
 from mmedpo.training.collator import numbered
 from mmedpo.training.model import language_model_linears
@@ -195,7 +195,7 @@ def pairs(images: Sequence[int] = (1, 2, 1), answers: Sequence[tuple[int, int]] 
     ]
 
 
-def questions(images: Sequence[Sequence[int]] = ((4, 4, 7), (5,), (2, 9))) -> Any:
+def questions(images: Sequence[Sequence[int]] = ((4, 4, 7), (5, 6), (2, 9))) -> Any:
     """Drawn pairs as `pairs`, with several questions of so many words about each image; some begin alike."""
     chance = torch.Generator().manual_seed(2)
 
@@ -212,14 +212,17 @@ def questions(images: Sequence[Sequence[int]] = ((4, 4, 7), (5,), (2, 9))) -> An
 def batch(family: Family, drawn: Any, shared: bool, once: bool = False) -> dict[str, torch.Tensor]:
     """Model inputs of pairs with equal images: a row an image list, or (fallback) chosen rows and then rejected rows.
 
-    With `once` the image lists are there once, in reversed order, and the rows say which they show.
+    With `once` the image lists are there once, in reversed order, the rows say which they show, and long trees are
+    split.
     """
     sides = [*drawn, *drawn]
     lists = numbered([tuple(map(id, pair[0])) for pair in sides])
     keys = [(number, tuple(pair[1]) * family.looks_ahead) for number, pair in zip(lists, sides, strict=True)]
     rows = numbered(keys) if shared else [*range(len(sides))]
-    prompts = [prompt(family, pair) for pair in sides]
-    inputs = pack(rows, prompts, [pair[side] for side in (2, 3) for pair in drawn], answer_type=family.answer_mark)
+    prompts, answers = [prompt(family, pair) for pair in sides], [pair[side] for side in (2, 3) for pair in drawn]
+    if once:
+        rows = split(rows, prompts, answers)
+    inputs = pack(rows, prompts, answers, answer_type=family.answer_mark)
     first = [rows.index(number) for number in range(max(rows) + 1)]
     pixels = family.pixels([sides[i][0] for i in first])
     if once:

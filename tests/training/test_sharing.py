@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn.attention import flex_attention
 from transformers import AttentionMaskInterface, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from mmedpo.errors import InputError
-from mmedpo.models.answers import pack
+from mmedpo.models.answers import pack, split
 from mmedpo.models.sharing import (
     BatchImages,
     NotApartError,
@@ -41,6 +42,31 @@ def test_rows_are_trees_of_what_their_sides_begin_with() -> None:
     assert rows["predictors"].tolist() == [[2, 3, 4], [9, 0, 0], [2, 5, 0], [6, 7, 0], [2, 3, 4]]
 
 
+@pytest.mark.parametrize(
+    ("counts", "words", "width", "most"),
+    [
+        ((16, 1, 1, 1), 300, 1700, 1.6),  # 10,076 wide and 2.9 in whole trees
+        ((16, 1, 1, 1), 60, 1300, 1.7),  # 2,953 and 2.3
+        ((64,), 300, 4000, 1.25),  # 41,482
+        ((8,) * 8, 8, 900, 1.05),
+    ],
+)
+def test_long_trees_are_split_so_that_padding_and_width_are_bounded(
+    counts: Sequence[int], words: int, width: int, most: float
+) -> None:
+    """Images of 600 tokens with so many questions of 20 tokens, each with two answers of about so many."""
+    chance = random.Random(0)
+    rows, prompts, answers = [], [], []
+    for row in [image for image, count in enumerate(counts) for _ in range(count)]:
+        prompts += [{"input_ids": [*range(600), *chance.choices(range(1000), k=20)]}] * 2
+        answers += [chance.choices(range(1000), k=chance.randint(words // 2, words * 3 // 2)) for _ in range(2)]
+        rows += [row] * 2
+    useful = pack(rows, prompts, answers)["attention_mask"].sum()
+    found = pack(split(rows, prompts, answers), prompts, answers)["attention_mask"]
+    assert found.shape[1] <= width and found.numel() / useful <= most
+    assert (len(found) == len(counts)) is (words == 8)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
     ("setting", "shared", "once", "attention"),
@@ -63,9 +89,19 @@ def test_loss_and_gradients_are_those_of_each_side_alone(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("setting", "attention"), [("plain", "sdpa"), ("LoRA, checkpointing", "eager")])
-def test_several_questions_about_an_image_are_a_row(name: str, setting: str, attention: str) -> None:
-    loss, gradient = differences(name, setting, True, attention, True, questions())
+@pytest.mark.parametrize(
+    ("setting", "attention", "asked", "rows"),
+    [
+        ("plain", "sdpa", questions(), 3),
+        ("LoRA, checkpointing", "eager", questions(((3, 4, 2, 4, 1, 2, 3), (5,), (2,))), 5),  # too long for the others
+    ],
+)
+def test_several_questions_about_an_image_are_a_row_or_some(
+    name: str, setting: str, attention: str, asked: Any, rows: int
+) -> None:
+    family = build(name)
+    assert family.looks_ahead or len(batch(family, asked, True, True)["input_ids"]) == rows
+    loss, gradient = differences(name, setting, True, attention, True, asked)
     assert loss < 1e-5 and gradient < 1e-4
 
 
@@ -194,14 +230,19 @@ def test_each_distinct_image_is_processed_once_and_rows_say_which_they_show(
     assert all(torch.equal(once[key], plain[key]) for key in plain if key not in ("pixel_values", "side_keys"))
 
 
-def test_a_step_by_image_is_a_row_an_image_with_the_loss_of_separate_rows(
-    text_rows: Dataset, visual_rows: Dataset, make_trainer: Callable[..., MMedPOTrainer]
-) -> None:
+@pytest.mark.parametrize(("words", "number"), [(1, 3), (60, 4)], ids=["whole", "split"])
+def test_a_step_by_image_is_a_row_an_image_or_some_with_the_loss_of_separate_rows(
+    words: int, number: int, text_rows: Dataset, visual_rows: Dataset,
+    make_trainer: Callable[..., MMedPOTrainer],
+) -> None:  # fmt: skip
     rows = list(mixed(text_rows, visual_rows))
     (image,), noised = rows[0]["images"], rows[-1]["rejected_images"]
     shown = ([image], [image.rotate(90)])
     for i, row in enumerate(rows):  # questions about two images, lesion pairs about one noised image
         row["images"], row["rejected_images"] = shown[i % 2], row["rejected_images"] and noised
+        if i % 2:
+            (answer,) = row["chosen"]
+            row["chosen"] = [{**answer, "content": " ".join((answer["content"].split() * words)[:words])}]
     dataset = Dataset.from_list(rows, features=text_rows.features)
     losses, numbers = [], []
     for share in (True, False):
@@ -210,7 +251,7 @@ def test_a_step_by_image_is_a_row_an_image_with_the_loss_of_separate_rows(
         inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         losses.append(trainer._compute_loss(trainer.model, inputs, False).item())
         numbers.append(len(inputs["input_ids"]))
-    assert numbers == [3, 16]
+    assert numbers == [number, 16]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 

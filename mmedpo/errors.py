@@ -42,11 +42,11 @@ class Fault:
 class InputError(ValueError):
     """Unusable input. The message names the input, the reason and the remedy; the command line exits with code 2.
 
-    `faults` lists all faults; the message shows the first `SHOWN_FAULTS`.
+    `faults` lists all faults; the text shows `message` and the first `SHOWN_FAULTS`.
     """
 
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
-        self.faults = list(faults)
+        self.message, self.faults = message, list(faults)
         lines = [message, *(f"  - {fault}" for fault in self.faults[:SHOWN_FAULTS])]
         if len(self.faults) > SHOWN_FAULTS:
             lines.append(f"  ... and {len(self.faults) - SHOWN_FAULTS} more")
@@ -59,3 +59,7 @@ class AlreadyFinished(Exception):
 
 class Stopped(Exception):
     """A run that stopped early on purpose. Finished work is kept, and `--resume` continues it."""
+
+
+class TasksFailed(Exception):
+    """Tasks that raised, or were killed. The message is a table: task, place in the code, error, log."""

@@ -19,7 +19,7 @@ from rich.text import Text
 from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.data import hub
-from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped
+from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped, TasksFailed
 from mmedpo.runs.terminal import Screen, guard, plain, silence_libraries
 from mmedpo.training import zero
 
@@ -107,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         errors.print(str(stopped), soft_wrap=True)
         raise SystemExit(130) from None
+    except TasksFailed as failed:
+        _print_error(str(failed))
+        raise SystemExit(1) from None
     except InputError as error:
         _print_error(str(error))
         if len(error.faults) > SHOWN_FAULTS:

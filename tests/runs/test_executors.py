@@ -1,0 +1,148 @@
+"""Tasks: their number and place do not change the result, nor does a kill; errors come back in one piece."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import works
+
+from mmedpo.errors import InputError, Stopped, TasksFailed
+from mmedpo.runs.executors import Phase, Spread, run_phases
+from mmedpo.runs.tasks import Work, ranks_of
+
+HERE = Path(__file__).parent
+EXPECTED = {f"{number}.txt": f"{number * number}\n" for number in range(works.NUMBERS)} | {
+    "total.txt": f"{works.NUMBERS} {sum(number * number for number in range(works.NUMBERS))}\n"
+}
+
+RAISES = {"exit": "sys.exit(3)", "task": "raise ValueError"}  # lines of works.bad_end
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def phases(folder: Path, tasks: int, ask: Work | None = None) -> list[Phase]:
+    return [Phase("ask", ask or partial(works.numbers, folder), tasks), Phase("weigh", partial(works.total, folder))]
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.glob("*.txt")}
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 16])
+def test_run_phases_result_is_the_same_for_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
+    states = run_phases(phases(tmp_path, tasks), tmp_path, Spread(tasks=tasks, workers=2))
+    assert [(state.phase, state.tasks, state.finished) for state in states] == [("ask", tasks, tasks), ("weigh", 1, 1)]
+    assert texts(tmp_path) == EXPECTED
+    assert (tmp_path / "jobs").exists() == (tasks > 1)
+
+
+def test_run_phases_skips_finished_tasks_of_the_same_number_only(tmp_path: Path) -> None:
+    for tasks in (2, 2, 3):
+        run_phases(phases(tmp_path, tasks), tmp_path, Spread())
+    assert len((tmp_path / "tasks.log").read_text().splitlines()) == 2 + 0 + 3
+
+
+@pytest.mark.parametrize("end", ["killed", "error"])
+def test_run_phases_finishes_other_tasks_and_resumes_the_failed_one(tmp_path: Path, end: str) -> None:
+    ask = partial(works.once, tmp_path, end)
+    with pytest.raises(TasksFailed, match="ask: 1 of 4 tasks failed"):
+        run_phases(phases(tmp_path, 4, ask), tmp_path, Spread(workers=2))
+    assert texts(tmp_path) == {
+        name: text for name, text in EXPECTED.items() if name[0] != "t" and int(name[:-4]) % 4 != 1
+    }
+    run_phases(phases(tmp_path, 4, ask), tmp_path, Spread(workers=2))
+    assert texts(tmp_path) == EXPECTED
+    assert sorted((tmp_path / "tasks.log").read_text().split()[::2]) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "said"),
+    [
+        (
+            "input",
+            InputError,
+            "Some rows cannot be used.\n  - row 1 [image]: is missing\n  - row 2 [image]: is missing",
+        ),
+        ("stopped", Stopped, "The budget is spent."),
+        ("killed", TasksFailed, "1-2 |  | killed by SIGKILL (out of memory?) | {log}"),
+        ("exit", TasksFailed, "1-2 | tests/runs/works.py:{line} | SystemExit: 3 | {log}"),
+        ("task", TasksFailed, "1-2 | tests/runs/works.py:{line} | ValueError: bad[31m number in task | {log}"),
+    ],
+)
+def test_run_phases_errors_of_tasks_come_back_as_one(tmp_path: Path, end: str, kind: type, said: str) -> None:
+    with pytest.raises(kind) as raised:
+        run_phases([Phase("ask", partial(works.bad_end, end), 4)], tmp_path, Spread(workers=4))
+    lines = (HERE / "works.py").read_text().splitlines()
+    line = next((number for number, text in enumerate(lines, 1) if text.strip().startswith(RAISES.get(end, "-"))), 0)
+    assert str(raised.value).endswith(said.format(line=line, log=tmp_path / "jobs/ask-4/logs/00001.log"))
+
+
+def test_run_phases_full_disk_is_the_cause_of_failed_tasks(tmp_path: Path) -> None:
+    with pytest.raises(TasksFailed) as raised:
+        run_phases([Phase("ask", partial(works.bad_end, "disk"), 3)], tmp_path, Spread(workers=2))
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == 28
+
+
+@pytest.mark.parametrize("end", ["input", "task"])
+def test_run_phases_one_task_raises_its_own_error(tmp_path: Path, end: str) -> None:
+    with pytest.raises(InputError if end == "input" else ValueError):
+        run_phases([Phase("ask", lambda rank, tasks: works.bad_end(end, rank + 1, tasks))], tmp_path, Spread())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_run_phases_tasks_end_with_the_process_that_started_them(tmp_path: Path, number: int) -> None:
+    code = f"import works; works.drive({str(tmp_path)!r}, 'local')"
+    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 4 and len(texts(tmp_path)) >= 8)
+    driver.send_signal(number)
+    driver.communicate()
+    wait_for(lambda: not any(alive(int(file.read_text())) for file in tmp_path.glob("*.pid")))
+    assert len(texts(tmp_path)) < works.NUMBERS
+    run_phases(phases(tmp_path, 4, partial(works.slow, tmp_path)), tmp_path, Spread(workers=4))
+    assert texts(tmp_path) == EXPECTED
+
+
+def test_run_phases_tasks_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    run_phases(phases(tmp_path, 4), tmp_path, Spread())
+    used = [line.split()[1] for line in (tmp_path / "tasks.log").read_text().splitlines()]
+    assert set(used[:4]) == {"5", "GPU-7"}
+
+
+@pytest.mark.parametrize("spread", [Spread("cloud"), Spread(tasks=0), Spread(workers=0)])
+def test_run_phases_refuses_options_that_cannot_work(tmp_path: Path, spread: Spread) -> None:
+    with pytest.raises(InputError, match=r"--(executor|tasks|workers) is"):
+        run_phases(phases(tmp_path, 1), tmp_path, spread)
+
+
+def test_ranks_of_names_runs() -> None:
+    assert ranks_of([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+
+
+def alive(process: int) -> bool:
+    """Return whether a process runs; one that ended counts as ended before its parent has noticed."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)

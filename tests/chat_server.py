@@ -20,7 +20,7 @@ class Answer:
     bytes, and then the connection ends; or nothing and a TCP reset.
 
     `usage` are tokens of prompt and answer, `finish` is the finish_reason, `reasoning` a thought that the server split
-    off, `content` what stands in place of the text, `served` further fields,
+    off, `content` what stands in place of the text, `served` further fields, `more` further choices,
     `early` bytes behind the answer, which nobody asked for.
     """
 
@@ -37,20 +37,24 @@ class Answer:
     content: Any = None
     served: Mapping[str, Any] = field(default_factory=dict)
     early: bytes = b""
+    more: tuple[Answer, ...] = ()
 
     def payload(self) -> bytes:
         if self.body is not None:
             return self.body
         if self.status != 200:
             return json.dumps({"error": self.text}).encode()
-        message = {"role": "assistant", "content": self.text if self.content is None else self.content}
-        if self.reasoning is not None:
-            message["reasoning_content"] = self.reasoning
-        choice = {"index": 0, "message": message, "finish_reason": self.finish}
-        answer: dict[str, Any] = {"id": "x", "choices": [choice], **self.served}
+        choices = [one.choice(index) for index, one in enumerate((self, *self.more))]
+        answer: dict[str, Any] = {"id": "x", "choices": choices, **self.served}
         if self.usage:
             answer["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), self.usage, strict=True))
         return json.dumps(answer).encode()
+
+    def choice(self, index: int) -> dict[str, Any]:
+        message = {"role": "assistant", "content": self.text if self.content is None else self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        return {"index": index, "message": message, "finish_reason": self.finish}
 
 
 @dataclass(frozen=True)

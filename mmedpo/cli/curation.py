@@ -141,7 +141,7 @@ def preview(context: typer.Context) -> None:
     settings, run = parsed(context, Settings, Preview)
     if not settings.makes_visual_pairs:
         raise InputError("--localizer none finds no lesions to show. Give another localizer, or --noise-region image.")
-    processor = settings.model and load_processor(settings.model).image_processor
+    processor = settings.local_model and load_processor(settings.local_model).image_processor
     settings = with_noise_pixels(settings, processor, console.print)
     source = open_source(settings)
     with tempfile.TemporaryDirectory() as masked:

@@ -103,8 +103,8 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
     chosen = limited(source.samples, asked or MEASURED, settings.seed)
     if asked:
         consent.to_endpoints(
-            source.name if source.credentialed else None, (settings.chat or "none", *settings.judges),
-            run.third_parties, len(chosen), settings.show_images, source.marked_by,
+            source.name if source.credentialed else None, settings.asked, run.third_parties, len(chosen),
+            settings.shows_images, source.marked_by,
         )  # fmt: skip
     meter, budget, made = Meter(), Budget(run.limits), None
     with ExitStack() as stack:
@@ -185,7 +185,7 @@ def _lines(
     shape = (2, len(lines), len(COUNTS))  # fewest and most
     each, fixed = {unit: np.zeros(shape) for unit in own}, np.zeros(shape)
     for call in meter.calls.values():
-        place, turns, sent = lines.index(call.line), most[call.line[0]], call.counts[1]
+        place, turns, sent = lines.index(call.line), most.get(call.line[0], 1), call.counts[1]
         worst = (turns, turns * sent + (turns - 1) * call.longest, turns * call.longest, math.nan)
         counts = np.array([call.counts, call.counts if asked else worst])
         if call.line[0] == CHECK:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmedpo.curation.plan import Plan
 from mmedpo.curation.relevance import Panel
+from mmedpo.curation.sampling import EndpointSampler
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import Pool, StandInChat, StandInJudge
 from mmedpo.data.samples import Sample
@@ -57,7 +58,9 @@ class Meter:
     def on(self, plan: Plan) -> Plan:
         """Return the plan with its parts measured."""
         more: dict[str, Any] = {"localizer": _Timed(plan.localizer, {"locate": LOCATE}, self.seconds)}
-        if plan.sampler is not None:
+        if isinstance(plan.sampler, EndpointSampler):
+            more["sampler"] = replace(plan.sampler, chat=self._paid(plan.sampler.chat, SAMPLE))
+        elif plan.sampler is not None:
             more["sampler"] = _Timed(plan.sampler, {"load": "loading", "sample": SAMPLE}, self.seconds)
         if plan.writer is not None:
             more["writer"] = replace(plan.writer, chat=self._paid(plan.writer.chat, REJECT))
@@ -80,7 +83,7 @@ class Meter:
         counts = (1.0, *(unknown if number is None else float(number) for number in numbers))
         about = request.variables["question"], request.variables["gold"]
         call = Call((CHECK, line[1]) if self.checking else line, about, counts, _longest(request.schema or {}))
-        self.calls.setdefault((line[1], request.prompt, request.text, image), call)
+        self.calls.setdefault((line[1], request.prompt, request.text, image, request.seed), call)
 
 
 class _Metered:

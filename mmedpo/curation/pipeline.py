@@ -16,7 +16,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import track
 
 from mmedpo import schema
@@ -24,12 +23,12 @@ from mmedpo.curation import hallucinate, relevance, rows, sampling
 from mmedpo.curation.plan import Plan
 from mmedpo.curation.standins import Pool
 from mmedpo.curation.weights import Normalization
-from mmedpo.data import images, shards
+from mmedpo.data import shards
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import Source
 from mmedpo.errors import InputError
-from mmedpo.models import thoughts, vision_language
-from mmedpo.runs.formats import STANDIN, STANDIN_KEY
+from mmedpo.models import thoughts
+from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.processes import Processes
 from mmedpo.runs.provenance import portable
@@ -193,18 +192,13 @@ def _choose(plan: Plan, sampled: Ledger, pools: Mapping[str, Pool], batch: Seque
     items = [
         hallucinate.Item(
             sample.question, sample.answer, sample.task, sampling.texts(sampled.get(sample.id)),
-            partial(pools[sample.task].nearest, sample), _shown(sample) if plan.writer.show_images else None,
+            partial(pools[sample.task].nearest, sample),
+            sampling.sent(sample.image) if plan.writer.show_images else None,
             sample.options, f"{plan.seed} {sample.id}",
         )
         for sample in batch
     ]  # fmt: skip
     return [asdict(choice) for choice in plan.writer.choose(items)]
-
-
-def _shown(sample: Sample) -> bytes:
-    # Re-encoded, since the file's own header may name the patient.
-    encoded: bytes = images.png(np.asarray(images.open_rgb(sample.image)), sample.image.stem)["bytes"]
-    return encoded
 
 
 def _judge(panel: relevance.Panel, disputed: Ledger, batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
@@ -294,7 +288,7 @@ def _standins(plan: Plan, pairs: Sequence[rows.Pair], disputed: Ledger) -> list[
     makers = {disputed[pair.sample.id]["made_by"] for pair in pairs if pair.dispreference in worded}
     names: list[str] = []
     if plan.sampler and hallucinate.TARGET_MODEL in makers:
-        names.append(vision_language.configured(plan.sampler.name, STANDIN_KEY) or "")
+        names.append(plan.sampler.standin or "")
     if plan.writer and makers - {hallucinate.FLIPPED}:
         names.append(plan.writer.chat.name)
     if plan.panel and rows.TEXT_PAIR in kinds:

@@ -17,7 +17,7 @@ from mmedpo.curation.localize import Localizer, open_localizer
 from mmedpo.curation.masking import Masker
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.relevance import Panel
-from mmedpo.curation.sampling import Sampler
+from mmedpo.curation.sampling import EndpointSampler, Sampler, Target
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import STANDINS
 from mmedpo.data.sources import Source, mark, read_source, refuse_faults
@@ -47,7 +47,7 @@ class Plan:
     """
 
     source: Source
-    sampler: Sampler | None
+    sampler: Target | None
     writer: Writer | None
     localizer: Localizer
     noise: Noise | None
@@ -57,6 +57,13 @@ class Plan:
     shard_size: str
     masker: Masker | None = None
     min_relevance: float = 0.0
+
+    @property
+    def chats(self) -> list[ChatModel]:
+        """All chat models, the target behind an endpoint too."""
+        found = [self.writer.chat] if self.writer else []
+        found += self.panel.judges.values() if self.panel else []
+        return found + ([self.sampler.chat] if isinstance(self.sampler, EndpointSampler) else [])
 
 
 def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:
@@ -72,7 +79,8 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
         open_chat, budget=budget, cache=calls, used=used, seed=settings.seed, batch_size=settings.batch_size,
         discreet=source.credentialed, max_tokens=settings.max_reply_tokens,
     )  # fmt: skip
-    localizer, sampler, writer, panel = localizer_of(settings), None, None, None
+    localizer, writer, panel = localizer_of(settings), None, None
+    sampler: Target | None = None
     if settings.chat is not None and settings.writes_answers:
         # A model that is named several times is opened once.
         opened = {name: chat(name) for name in dict.fromkeys([*settings.scorers, settings.chat])}
@@ -80,11 +88,17 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
         writer = Writer(opened[settings.chat], settings.style, settings.show_images)
         if not all(one.name.startswith(STANDIN) for one in opened.values()):
             calls.open()  # before any work is paid for
-        if settings.model is not None:
+        if settings.local_model is not None:
             same = getattr(opened.get(f"local:{settings.model}"), "chat", None)
             sampler = Sampler(
-                settings.model, settings.samples, settings.temperature, settings.max_new_tokens,
+                settings.local_model, settings.samples, settings.temperature, settings.max_new_tokens,
                 settings.max_new_tokens_report, settings.batch_size, settings.seed, same and same.model,
+            )  # fmt: skip
+        elif settings.model is not None:
+            target = chat(settings.model, max_tokens=settings.max_new_tokens, temperature=settings.temperature)
+            sampler = EndpointSampler(
+                settings.model, settings.samples, settings.max_new_tokens, settings.max_new_tokens_report,
+                settings.seed, target,
             )  # fmt: skip
     weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
     corruption = noise_of(settings) if settings.makes_visual_pairs else None
@@ -114,8 +128,8 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     refuse_faults(source, settings.skip_faulty)  # before the model's processor is loaded
     if trained := _trained_on_restricted(settings):
         mark(source, trained)
-    if settings.model is not None and settings.writes_answers:
-        drop_refused(source, load_processor(settings.model))
+    if settings.local_model is not None and settings.writes_answers:
+        drop_refused(source, load_processor(settings.local_model))
         refuse_faults(source, settings.skip_faulty)
     if settings.localizer == "boxes" and not any(
         sample.boxes for sample in source.samples
@@ -129,7 +143,7 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
 def _trained_on_restricted(settings: Settings) -> str | None:
     """Return the first model in this process that was trained on restricted data, which its texts may repeat."""
     asked = [settings.chat or "", *settings.judges] if settings.writes_answers else []
-    own = [settings.model] if settings.writes_answers and settings.model else []
+    own = [settings.local_model] if settings.writes_answers and settings.local_model else []
     own += [name.removeprefix("local:") for name in asked if name.startswith("local:")]
     return next(filter(None, map(restricted.evidence, dict.fromkeys(own))), None)
 
@@ -160,10 +174,12 @@ def with_noise_pixels(settings: Settings, processor: Any = None, say: Callable[[
     """
     if settings.noise_pixels is not None or settings.noise not in noise.DRAWN or not settings.makes_visual_pairs:
         return settings
-    if processor is None and settings.model is not None:
-        processor = load_processor(settings.model).image_processor
+    if processor is None and settings.local_model is not None:
+        processor = load_processor(settings.local_model).image_processor
     seen = processor and longer_side(processor)
     if not seen:
-        why = f"the processor of {settings.model} gives no size" if settings.model else "no --model is named"
+        why = "the target model is behind an endpoint" if settings.model else "no --model is named"
+        if settings.local_model:
+            why = f"the processor of {settings.local_model} gives no size"
         say(f"Noise: drawn for a model that sees images at {noise.PIXELS} pixels, since {why}. {OWN_SIZE}")
     return replace(settings, noise_pixels=seen or noise.PIXELS)

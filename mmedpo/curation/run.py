@@ -89,8 +89,8 @@ def curate_folder(
     for notice in (*source.notices, source.split_notice) if processes.first else ():
         log.warning(notice)
     sent = consent.to_endpoints(
-        source.name if source.credentialed else None, (settings.chat or "none", *settings.judges), third_parties,
-        len(source.samples), settings.show_images, source.marked_by, processes.first,
+        source.name if source.credentialed else None, settings.asked, third_parties,
+        len(source.samples), settings.shows_images, source.marked_by, processes.first,
     )  # fmt: skip
     with ExitStack() as stack:
         stack.enter_context(closing(texts))
@@ -103,9 +103,7 @@ def curate_folder(
         processes.open(folder, "contents")
         budget = Budget((limits or Limits()).share(processes.count))
         plan = replace(open_plan(settings, source, budget, calls, used), masker=masker)
-        asked = [plan.writer.chat] if plan.writer else []
-        asked += plan.panel.judges.values() if plan.panel else []
-        listed = served(asked, log.warning) if processes.first else {}
+        listed = served(plan.chats, log.warning) if processes.first else {}
         checked = None
         if processes.first and plan.panel is not None:  # before anything is paid for
             checked = judge_check.before_run(plan.panel, judges_below_bar)
@@ -154,18 +152,21 @@ def _facts(
     plan: Plan, made: pipeline.Made, style: str, used: Ledger, judged: Ledger, checked: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the part of a manifest about who made and scored the rows, and how many."""
-    makers = made.makers
+    makers, spent = made.makers, tally(used)
     weights = made.weights.record()
     weights["notes"] += [*judge_check.notes(checked), *(relevance.notes(judged.values()) if plan.panel else [])]
     return {
-        "target_model": {"name": makers.target_model, "revision": makers.revision},
+        "target_model": {
+            "name": makers.target_model, "revision": makers.revision,
+            **(plan.sampler.facts(spent) if plan.sampler else {}),
+        },
         **({"candidates": made.candidates, "selected": made.selected} if made.candidates else {}),
         "chat_model": plan.writer and portable(plan.writer.chat.name),
         "judges": list(plan.panel.judges) if plan.panel else [], "panel": plan.panel and plan.panel.record(),
         **({"judge_check": checked} if checked else {}),
         "localizer": makers.localizer, "query": plan.localizer.query, "mask_rule": makers.mask_rule,
         "noise": plan.noise and plan.noise.record(), "style": style, "prompt_versions": PROMPTS,
-        "calls": {portable(name): spent for name, spent in tally(used).items()},
+        "calls": {portable(name): count for name, count in spent.items()},
         "counts": dict(made.counts), "rejects": dict(made.rejects.by_reason.most_common()),
         "rejects_by_task": {
             task: dict(made.rejects.by_task[task].most_common()) for task in TASKS if task in made.rejects.by_task
@@ -184,7 +185,7 @@ def of_models(settings: Settings) -> Contents:
     """
     found = {"chat": _of_model(settings.chat or ""), "localizer": _of_model(settings.localizer)}
     judges = {f"judge {portable(judge)}": _of_model(judge) for judge in settings.scorers}
-    return {"model": settings.model and model_contents(settings.model), **found, **judges}
+    return {"model": settings.local_model and model_contents(settings.local_model), **found, **judges}
 
 
 def _of_model(spec: str) -> str | None:

@@ -1,21 +1,57 @@
-"""Sample candidates for rejected responses from the target model."""
+"""Sample candidates for rejected responses from the target model, in this process or behind an endpoint."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
 
 from mmedpo import schema
+from mmedpo.curation import hallucinate
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import unit_interval
+from mmedpo.models.chat import ChatModel, ChatRequest
 from mmedpo.models.generation import Sampling, longest
-from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.models.thoughts import Answer
+from mmedpo.models.vision_language import VisionLanguageModel, configured
+from mmedpo.runs.formats import STANDIN_KEY
 
-Found = dict[str, Any]  # of one sample: {"texts": [..], "left_out": {reason: count}}
+PROMPT = "sample@1"  # version of the prompt of endpoints: the question unchanged, with its options
+# Of one sample: {"texts": [..], "left_out": {reason: count}}; "reason" where it is not to be recorded.
+Found = dict[str, Any]
+
+
+class Target(Protocol):
+    """Interface of target models, in this process and behind endpoints."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model, as `--model` names it."""
+
+    @property
+    def standin(self) -> str | None:
+        """Name of the stand-in that the model is, if it is one."""
+
+    def load(self) -> Any:
+        """Return the model, which has a `revision`. Raises InputError if it cannot be loaded."""
+
+    def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
+        """Return the samples of the blocks in the batches that are sampled and recorded together."""
+
+    def sample(self, model: Any, batch: Sequence[Sample]) -> list[Found]:
+        """Return the candidates of each sample of a batch.
+
+        Answers that are empty, cut off or end inside a thought are counted and left out; as rejected responses they
+        would teach where to stop.
+        """
+
+    def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
+        """Return further facts about the target for the manifest; `spent` is the tally of all calls."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +81,102 @@ class Sampler:
         return [block[start : start + size] for block in alike for start in range(0, len(block), size)]
 
     def sample(self, model: VisionLanguageModel, batch: Sequence[Sample]) -> list[Found]:
-        """Return the candidates of each sample of a batch, whose samples share a task.
-
-        Answers that are empty, cut off or end inside a thought are counted and left out; as rejected responses they
-        would teach where to stop.
-        """
+        """Return the candidates of each sample of a batch, whose samples share a task."""
         # The seed depends on the whole batch; batches are recorded whole, so a resumed run draws the same.
         seed = int(unit_interval("sample", self.seed, *(sample.id for sample in batch)) * 2**32)
         most = longest(batch[0].task, self.max_new_tokens, self.max_new_tokens_report)
         sampling = Sampling(most, self.temperature, samples=self.samples, seed=seed)
         shown = {sample.image: images.open_rgb(sample.image) for sample in batch}
         prompts = model.prompts([(shown[sample.image], sample.prompt) for sample in batch], sampling)
+        return list(map(_found, model.generate(prompts, sampling)))
+
+    @property
+    def standin(self) -> str | None:
+        name: str | None = configured(self.name, STANDIN_KEY)
+        return name
+
+    def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class EndpointSampler:
+    """Target model behind an endpoint.
+
+    A question is one request for `samples` answers. Where the endpoint gives fewer, each further one is a request of
+    its own, with a seed of its own.
+
+    Args:
+        name: the endpoint, as `--model` names it.
+        chat: its client, with temperature and seed; answers are cached.
+    """
+
+    name: str
+    samples: int
+    max_new_tokens: int
+    max_new_tokens_report: int
+    seed: int
+    chat: ChatModel
+    standin: ClassVar[str | None] = None
+
+    def load(self) -> ChatModel:
+        return self.chat
+
+    def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
+        """Return the blocks: requests are concurrent, and may differ in length."""
+        return [block for block in blocks if block]
+
+    def sample(self, model: ChatModel, batch: Sequence[Sample]) -> list[Found]:
+        """Return the candidates of each sample of a batch.
+
+        Samples of failed requests are left out too; the question is asked again by a resumed run.
+        """
+        images = {image: sent(image) for image in {sample.image for sample in batch}}
+
+        def request(sample: Sample, index: int, samples: int) -> ChatRequest:
+            return ChatRequest(
+                PROMPT, {"question": sample.prompt, "gold": sample.answer}, sample.prompt, images[sample.image],
+                readable=lambda text: True, samples=samples,
+                max_tokens=longest(sample.task, self.max_new_tokens, self.max_new_tokens_report),
+                seed=int(unit_interval("sample", self.seed, sample.id, index) * 2**31),  # some servers have 32 bits
+            )  # fmt: skip
+
+        first = model.complete([request(sample, 0, self.samples) for sample in batch])
+        found = [list(reply.samples) or [Answer(failure=reply.failure)] * self.samples for reply in first]
+        lacking = [(place, index) for place, those in enumerate(found) for index in range(len(those), self.samples)]
+        further = model.complete([request(batch[place], index, 1) for place, index in lacking])
+        failed = {place for place, reply in enumerate(first) if reply.text is None}
+        for (place, _), reply in zip(lacking, further, strict=True):
+            found[place] += reply.samples or [Answer(failure=reply.failure)]
+            failed |= {place} if reply.text is None else set()
         return [
-            {
-                "texts": [answer.text for answer in answers if answer.text is not None],
-                "left_out": Counter(answer.failure for answer in answers if answer.text is None),
-            }
-            for answers in model.generate(prompts, sampling)
+            _found(answers) | ({"reason": hallucinate.NO_ANSWER} if place in failed else {})
+            for place, answers in enumerate(found)
         ]
+
+    def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
+        return {"served": spent.get(self.chat.name, {}).get("served", [])}
+
+
+def _found(answers: Iterable[Answer]) -> Found:
+    texts, failures = [], Counter[str]()
+    for answer in answers:
+        if answer.text is None:
+            failures[_reason(str(answer.failure))] += 1
+        else:
+            texts.append(answer.text)
+    return {"texts": texts, "left_out": failures}
+
+
+def _reason(failure: str) -> str:
+    """Return a failure without its details, which a server may word anew each time."""
+    return failure.partition(": ")[0].partition(" (")[0]
+
+
+def sent(image: Path) -> bytes:
+    """Return an image as chat models get it: encoded anew, since the file's own header may name the patient."""
+    encoded: bytes = images.png(np.asarray(images.open_rgb(image)), image.stem)["bytes"]
+    return encoded
 
 
 def by_image(samples: Iterable[Sample]) -> list[Sample]:

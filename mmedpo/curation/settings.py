@@ -13,6 +13,7 @@ from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
 from mmedpo.data.shards import SHARD_SIZE, shard_bytes
 from mmedpo.errors import InputError
+from mmedpo.models.chat.endpoint import names_endpoint
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
@@ -49,7 +50,11 @@ class Settings:
         False, "Black out text burnt into images, for both sides and all models; needs mmedpo[text]."
     )
     seed: int = option(0, "Seed of all random choices.")
-    model: str | None = option(None, "Target Med-LVLM to sample rejected responses from: a Hub id or a folder.")
+    model: str | None = option(
+        None,
+        "Target Med-LVLM to sample rejected responses from: a Hub id, a folder, or behind an endpoint "
+        "http://host:port/v1#model or hub:org/model[@provider].",
+    )
     samples: int = option(4, "Answers sampled from the target model for each question (N).")
     temperature: float = option(1.0, "Temperature of those samples.")
     max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest sample in tokens, except a report's.")
@@ -123,12 +128,28 @@ class Settings:
         refuse(wrong)
 
     @property
+    def local_model(self) -> str | None:
+        """The target model if it runs in this process."""
+        return None if self.model is None or names_endpoint(self.model) else self.model
+
+    @property
     def makes_visual_pairs(self) -> bool:
         return self.localizer != "none" or self.noise_region == "image" or self.noise == "crop"
 
     @property
     def writes_answers(self) -> bool:
         return self.chat not in (None, "none")
+
+    @property
+    def asked(self) -> list[str]:
+        """Names of all models that are asked, as options name them."""
+        target = [self.model] if self.model and self.writes_answers else []
+        return [self.chat or "none", *self.judges, *target]
+
+    @property
+    def shows_images(self) -> bool:
+        """True if images leave for an endpoint."""
+        return self.show_images or (self.writes_answers and self.model is not None and self.local_model is None)
 
     @property
     def scorers(self) -> list[str]:

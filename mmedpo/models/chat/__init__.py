@@ -23,6 +23,8 @@ class ChatRequest:
         schema: JSON schema of the answer.
         readable: returns True for a reply that its reader can use. `CachedChat` asks others anew in a later run.
         max_tokens: longest reply in tokens; None is the client's own.
+        samples: answers to draw, which the reply holds in `samples`; None asks for one reply. Endpoints only.
+        seed: of these samples; None is the client's own.
     """
 
     prompt: str
@@ -32,6 +34,8 @@ class ChatRequest:
     schema: dict[str, Any] | None = None
     readable: Callable[[str], bool] = field(default=bool, compare=False)
     max_tokens: int | None = None
+    samples: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class ChatReply(Answer):
         sent: parameters that the endpoint accepted, by the names it accepted.
         served: the endpoint's "model" and "system_fingerprint", as far as it reports them.
         seconds: time until the answer; in a batch of this process, its share. None where unknown.
+        samples: answers to a request for samples, maybe fewer than asked for; `text` is then ''.
     """
 
     prompt_tokens: int | None = None
@@ -50,6 +55,7 @@ class ChatReply(Answer):
     sent: Mapping[str, Any] | None = field(default=None, compare=False)
     served: Mapping[str, str] = field(default_factory=dict, compare=False)
     seconds: float | None = field(default=None, compare=False)
+    samples: tuple[Answer, ...] = ()
 
 
 class ChatModel(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.limits import Budget
+from mmedpo.models.thoughts import Answer
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import portable
 
@@ -64,7 +65,7 @@ class CachedChat:
 
     def _kept(self, value: Any) -> ChatReply:
         try:
-            reply = ChatReply(**value)
+            reply = ChatReply(**{**value, "samples": tuple(Answer(**one) for one in value.get("samples", ()))})
             counts = [getattr(reply, name) for name in TOKENS]
             wrong = not all(isinstance(count, int | None) for count in counts)
             if wrong or not isinstance(reply.text, str) or not isinstance(reply.seconds, float | int | None):
@@ -88,7 +89,8 @@ class CachedChat:
             replies.update(found)
             answered = {key: reply for key, reply in found.items() if reply.text is not None}
             self._cache.update({
-                key: {"text": reply.text, **_spent(reply), **_took(reply)} for key, reply in answered.items()
+                key: {"text": reply.text, **_samples(reply), **_spent(reply), **_took(reply)}
+                for key, reply in answered.items()
             })  # fmt: skip
 
         self._budget.ask(self.chat, list(requests.values()), keep)
@@ -133,8 +135,13 @@ def tally(used: Ledger) -> dict[str, dict[str, Any]]:
     return dict(sorted(totals.items()))
 
 
+def _samples(reply: ChatReply) -> dict[str, Any]:
+    found = [{"failure": one.failure} if one.text is None else {"text": one.text} for one in reply.samples]
+    return {"samples": found} if found else {}
+
+
 def _spent(reply: ChatReply) -> dict[str, Any]:
-    spent = {name: getattr(reply, name) for name in TOKENS}
+    spent: dict[str, Any] = {name: getattr(reply, name) for name in TOKENS}
     served = {name: portable(said) for name, said in reply.served.items()}
     return spent | ({} if reply.sent is None else {"sent": dict(reply.sent)}) | ({"served": served} if served else {})
 
@@ -146,8 +153,10 @@ def _took(reply: ChatReply) -> dict[str, float]:
 def _key(chat: ChatClient, request: ChatRequest) -> str:
     """Return the SHA-256 of all that decides the answer."""
     image = None if request.image is None else hashlib.sha256(request.image).hexdigest()
-    asked = {
+    asked: dict[str, Any] = {
         "model": chat.name, "revision": chat.revision, "settings": dict(chat.settings), "prompt": request.prompt,
         "text": request.text, "image": image, "schema": request.schema,
     }  # fmt: skip
+    if request.samples is not None:
+        asked |= {"samples": request.samples, "seed": request.seed, "max_tokens": request.max_tokens}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,10 +18,11 @@ import numpy as np
 from mmedpo.data.images import png
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat.completion import SHOWN_CHARACTERS, Kind, NoAnswer
 from mmedpo.models.chat.keys import Keys, advice, secrets
 from mmedpo.models.chat.limits import AGAIN, Budget, Pace
 from mmedpo.models.chat.parameters import Parameters
-from mmedpo.models.chat.transport import SHOWN_CHARACTERS, Kind, NoAnswer, Send, as_messages, run, to_hub, to_url
+from mmedpo.models.chat.transport import Send, as_messages, run, to_hub, to_url
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -183,24 +185,33 @@ class EndpointChat:
         """Return one answer, with parameters in forms that the endpoint accepts; warn once about those left out."""
 
         async def send(fields: dict[str, Any], probe: bool = False) -> ChatReply:
-            reply = await self._send(batch, _probe() if probe else messages, fields)
+            asked = _probe() if probe else messages
+            reply = await self._send(batch, asked, fields, request.samples is not None and not probe)
             self._answers |= {False} if probe else set()
             return reply
 
-        own = {"max_tokens": request.max_tokens, "response_format": request.schema}
+        several = request.samples if (request.samples or 1) > 1 else None
+        own = {
+            "max_tokens": request.max_tokens, "response_format": request.schema, "seed": request.seed, "n": several
+        }  # fmt: skip
         values = {**self.settings, **{name: value for name, value in own.items() if value is not None}}
         reply = await self.parameters.ask(values, send, batch.searching)
         if new := self.parameters.news():
-            said = "%s, asked for the model %r, refuses %s: left out and recorded as left out.%s"
+            said = "%s, asked for the model %r, does not take %s: left out and recorded as left out.%s%s"
             varied = " Answers may differ when a question is repeated." * bool({"temperature", "seed"} & set(new))
-            log.warning(said, self.place, self.name, " and ".join(new), varied)
+            single = " Each sample is a request of its own." * ("n" in new)
+            log.warning(said, self.place, self.name, " and ".join(new), varied, single)
+        if request.seed is not None and reply.sent and "seed" in reply.sent:  # one record for all requests
+            reply = replace(reply, sent={**reply.sent, "seed": self.settings["seed"]})
         return reply
 
-    async def _send(self, batch: _Batch, messages: list[Any], fields: Mapping[str, Any]) -> ChatReply:
+    async def _send(
+        self, batch: _Batch, messages: list[Any], fields: Mapping[str, Any], samples: bool = False
+    ) -> ChatReply:
         await batch.rest(self.pace.wait())
         try:
             async with asyncio.timeout(self.timeout):
-                return await batch.send({"model": self.name, "messages": messages, **fields})
+                return await batch.send({"model": self.name, "messages": messages, **fields}, samples)
         except TimeoutError:
             raise NoAnswer(Kind.FAILED_ATTEMPT, f"no answer within {self.timeout:g} s") from None
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from mmedpo.models.chat import ChatReply
-from mmedpo.models.chat.transport import Kind, NoAnswer
+from mmedpo.models.chat.completion import Kind, NoAnswer
 
 Fields = dict[str, Any]
 Form = Callable[[Any], Fields]
@@ -36,6 +36,7 @@ FORMS: dict[str, tuple[tuple[str, Form], ...]] = {
     ),
     "temperature": (("temperature", lambda value: {"temperature": value}), ("none", lambda value: {})),
     "seed": (("seed", lambda value: {"seed": value}), ("none", lambda value: {})),
+    "n": (("n", lambda value: {"n": value}), ("none", lambda value: {})),
 }  # fmt: skip
 # Errors about the name `max_tokens`, not about its value.
 _UNSUPPORTED = re.compile(
@@ -65,7 +66,7 @@ class Parameters:
     Attributes:
         forms: forms in use.
         taken: parameters that the endpoint has accepted in these forms.
-        left_out: parameters that it refuses in every form.
+        left_out: parameters that it refuses in every form, and "n" where it answers once all the same.
     """
 
     def __init__(self) -> None:
@@ -138,6 +139,8 @@ class Parameters:
             if not _refused(error):
                 raise
             return error
+        if len(reply.samples) < values.get("n", 0):
+            forms = {**forms, "n": 1}
         self._remember(forms, values)
         return replace(reply, sent=_sent(forms, values), seconds=time.perf_counter() - began)
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmedpo.models.chat import ChatModel
+from mmedpo.models.chat.completion import LONGEST_BODY, SHOWN_CHARACTERS
 from mmedpo.models.chat.endpoint import EndpointChat
-from mmedpo.models.chat.transport import LONGEST_BODY, SHOWN_CHARACTERS, connection, run
+from mmedpo.models.chat.transport import connection, run
 from mmedpo.runs import bounded_json
 from mmedpo.runs.provenance import portable
 

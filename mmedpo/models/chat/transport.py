@@ -1,18 +1,16 @@
-"""One request to an OpenAI-compatible URL or the Hugging Face Hub: sending, reading the answer, kinds of failure."""
+"""One request to an OpenAI-compatible URL or the Hugging Face Hub: sending, and failures by HTTP status."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from enum import Enum
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -20,8 +18,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from mmedpo.data import image_headers
 from mmedpo.data.images import is_embedded, pixels, png
 from mmedpo.errors import InputError
-from mmedpo.models import thoughts
 from mmedpo.models.chat import ChatReply, ChatRequest
+from mmedpo.models.chat.completion import (
+    LONGEST_BODY,
+    RENAMED,
+    SHOWN_CHARACTERS,
+    TOO_LONG,
+    UNREADABLE,
+    Kind,
+    NoAnswer,
+    reply_of,
+)
 from mmedpo.runs import bounded_json
 from mmedpo.runs.hosts import is_loopback
 
@@ -32,27 +39,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-SERVED = ("model", "system_fingerprint")  # response fields that identify the model
-LONGEST_BODY = 1_000_000  # bytes; an answer of some hundred tokens has a few thousand
 LONGEST_RETRY_AFTER = 600.0  # seconds; longer waits are cut to this
-SHOWN_CHARACTERS = 300  # of a server's message
-MOST_TOKENS = 2**53  # largest integer that is exact in every JSON reader
-TOO_LONG = f"the answer is longer than {LONGEST_BODY:,} bytes"
-RENAMED = "max_completion_tokens"
-WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # finish reasons, as servers spell them
-REASON = re.compile(r"[\w.-]{1,40}")
-CUT = ("length", "max_tokens", "max_output_tokens")
-UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, RecursionError)
-
-
-class Kind(Enum):
-    """Kinds of failure, by their meaning for this request and later ones."""
-
-    UNREACHABLE = "the connection was refused"
-    UNAVAILABLE = "the endpoint is unavailable or rate limited"
-    FAILED_ATTEMPT = "the attempt failed"
-    BAD_REQUEST = "the request was refused"
-    FATAL = "every request is refused"
 
 
 _BY_STATUS = {
@@ -62,16 +49,9 @@ _BY_STATUS = {
 }
 
 
-class NoAnswer(Exception):
-    """Failure of an attempt: its kind, HTTP `status` (0: none) and `retry_after`, the server's wait in seconds."""
-
-    def __init__(self, kind: Kind, said: str, status: int = 0, retry_after: float = 0.0) -> None:
-        super().__init__(said)
-        self.kind, self.status, self.retry_after = kind, status, retry_after
-
-
-# Sends the fields of a chat completion request; raises NoAnswer, or InputError where no request can be sent at all.
-Send = Callable[[Mapping[str, Any]], Awaitable[ChatReply]]
+# Sends the fields of a chat completion request; with True the reply has `samples`. Raises NoAnswer, or InputError
+# where no request can be sent at all.
+Send = Callable[[Mapping[str, Any], bool], Awaitable[ChatReply]]
 
 
 def as_messages(request: ChatRequest) -> list[Any]:
@@ -139,7 +119,7 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
     pool = httpx2.Limits(max_connections=connections)
     async with httpx2.AsyncClient(timeout=None, limits=pool, **options) as client:
 
-        async def send(fields: Mapping[str, Any]) -> ChatReply:
+        async def send(fields: Mapping[str, Any], samples: bool) -> ChatReply:
             body = bytearray()
             with _network_failures():
                 async with client.stream("POST", place, json=fields, extensions={"trace": _watch}) as response:
@@ -152,7 +132,7 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
             if not response.is_success:
                 said = f"redirected to {response.headers.get('location')}" if response.is_redirect else _message(body)
                 raise _http_failure(response.status_code, said, response.headers)
-            return _read(body, fields)
+            return _read(body, fields, samples)
 
         yield send
 
@@ -165,12 +145,12 @@ async def to_hub(provider: str | None, key: str | None) -> AsyncIterator[Send]:
 
     async with AsyncInferenceClient(provider=provider, token=key) as client:  # type: ignore[arg-type]
 
-        async def send(fields: Mapping[str, Any]) -> ChatReply:
+        async def send(fields: Mapping[str, Any], samples: bool) -> ChatReply:
             try:
                 with _network_failures():
                     own = {name: value for name, value in fields.items() if name != RENAMED}
                     more = {RENAMED: fields[RENAMED]} if RENAMED in fields else None  # unknown to the client
-                    return _reply(asdict(await client.chat_completion(**own, extra_body=more)), fields)
+                    return reply_of(asdict(await client.chat_completion(**own, extra_body=more)), fields, samples)
             except OfflineModeIsEnabled:
                 raise InputError(
                     f"The model {fields['model']!r} on the Hugging Face Hub is out of reach: HF_HUB_OFFLINE or "
@@ -260,59 +240,11 @@ def _message(body: bytes | bytearray) -> str:
     return "a web page" if text.startswith("<") else " ".join(text.split())
 
 
-def _read(body: bytes | bytearray, asked: Mapping[str, Any]) -> ChatReply:
+def _read(body: bytes | bytearray, asked: Mapping[str, Any], samples: bool) -> ChatReply:
     if len(body) > LONGEST_BODY:
         raise NoAnswer(Kind.BAD_REQUEST, TOO_LONG)
     try:
-        return _reply(bounded_json.loads(body), asked)
+        return reply_of(bounded_json.loads(body), asked, samples)
     except (ValueError, *UNREADABLE):
         shown = _message(body)[:SHOWN_CHARACTERS]
         raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is not a chat completion but {shown or 'empty'}") from None
-
-
-def _reply(answer: dict[str, Any], asked: Mapping[str, Any]) -> ChatReply:
-    """Return the reply in a chat completion's fields; unusable fields raise one of `UNREADABLE`.
-
-    A thought in a field of its own goes into `raw` only. A message with neither thought nor text is no answer.
-    """
-    choice, usage = answer["choices"][0], answer.get("usage") or {}
-    message, ended = choice["message"], str(choice.get("finish_reason") or "stop")
-    text, thought = _content(message.get("content")), message.get("reasoning_content") or message.get("reasoning") or ""
-    if len(text) > LONGEST_BODY:
-        raise NoAnswer(Kind.BAD_REQUEST, TOO_LONG)
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if type(count) is int and 0 <= count <= MOST_TOKENS else None for count in counts)
-    served = {
-        name: _without_surrogates(said)[:SHOWN_CHARACTERS]
-        for name in SERVED
-        if isinstance(said := answer.get(name), str) and said.strip()
-    }
-    tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion, "served": served}
-    cut_at = None
-    if text.strip() and (refusal := message.get("refusal")):
-        raise NoAnswer(Kind.BAD_REQUEST, f"the model refused ({refusal})")
-    if ended.lower() in CUT:
-        cut_at = asked.get("max_tokens") or asked.get(RENAMED) or 0
-    elif ended.lower() not in WHOLE:
-        named = repr(ended) if REASON.fullmatch(ended) else "of no known form"  # another text may quote the question
-        return ChatReply(failure=f"it ended by finish_reason {named}", **tokens)
-    elif not text.strip() and not thought:
-        why = message.get("refusal") or f"finish_reason {choice.get('finish_reason')!r}"
-        raise NoAnswer(Kind.BAD_REQUEST, f"the answer has no content ({why})")
-    if not text.strip() and isinstance(thought, str) and thought:
-        text = f"<think>{thought}" + ("</think>" if cut_at is None else "")
-    return ChatReply(**vars(thoughts.read(_without_surrogates(text), cut_at)), **tokens)
-
-
-def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON allows and files cannot store."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _content(content: Any) -> str:
-    """Return a message's content, a text or a list of parts (Mistral's endpoint), without thoughts."""
-    if isinstance(content, list):
-        content = "".join(part["text"] for part in content if part.get("type") == "text")
-    if not isinstance(content, str | None):
-        raise TypeError(f"content is {content!r:.40}")
-    return content or ""

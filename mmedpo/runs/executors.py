@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from subprocess import Popen
+from threading import Event, Thread
 
 from rich.progress import Progress
 
@@ -22,23 +23,29 @@ from mmedpo.errors import InputError
 from mmedpo.runs.options import option
 from mmedpo.runs.tasks import POLL, Job, Work, kill
 
-EXECUTORS = ("local",)
+EXECUTORS = ("local", "ray")
+LOOK = 1.0  # seconds between counts of finished tasks on other machines
 
 
 @dataclass
 class Spread:
     """Options of a command that has tasks. None of them changes its result."""
 
-    executor: str = option("local", "Where tasks run: local (this machine).")
+    executor: str = option("local", "Where tasks run: local (this machine) or ray.")
     tasks: int = option(1, "Parts of the work that can run at the same time; 1 works in this process.")
     workers: int | None = option(None, "Most tasks at the same time; by default one for each GPU, or else CPU.")
+    task_cpus: int = option(1, "CPUs of a task, on Ray.")
+    task_gpus: int = option(
+        0, "GPUs of a task that uses models in its process; 0 takes one where this machine has some."
+    )
+    task_memory: int | None = option(None, "Memory of a task in GiB, on Ray.")
 
     def check(self) -> None:
         """Raise InputError if the options cannot work."""
         wrong = [
             f"--{name} is {number}; it must be at least 1"
-            for name, number in (("tasks", self.tasks), ("workers", self.workers))
-            if number is not None and number < 1
+            for name in ("tasks", "workers", "task-cpus", "task-memory")
+            if (number := getattr(self, name.replace("-", "_"))) is not None and number < 1
         ]
         if self.executor not in EXECUTORS:
             wrong.append(f"--executor is {self.executor!r}; use one of {', '.join(EXECUTORS)}")
@@ -85,22 +92,54 @@ def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[St
     """
     spread.check()
     for phase in phases:
-        if phase.tasks == 1:
+        if phase.tasks == 1 and spread.executor == "local":
             phase.work(0, 1)
             continue
         job = Job.of(phase.name, phase.tasks, folder)
         job.prepare(phase.work)
-        with Progress() as progress:
-            bar = progress.add_task(phase.name.capitalize(), total=phase.tasks, completed=len(job.finished()))
-            _run_here(job, spread.workers, partial(progress.advance, bar))
+        with _progress(job):
+            if spread.executor == "local":
+                _run_here(job, spread)
+            elif job.unfinished():
+                _on_ray(job, spread, spread.task_gpus * phase.gpu)
         job.raise_failures()
     return [State(phase.name, phase.tasks, phase.tasks) for phase in phases]
 
 
-def _run_here(job: Job, workers: int | None, advance: Callable[[], object]) -> None:
-    """Run the unfinished tasks of a job in processes of this machine, each with one of its GPUs."""
-    devices = _devices()
-    workers = workers or len(devices) or os.cpu_count() or 1
+def _on_ray(job: Job, spread: Spread, gpus: int) -> None:
+    try:
+        from mmedpo.runs import on_ray
+    except ImportError as error:
+        raise InputError(f"--executor ray needs {error.name}: pip install 'mmedpo[cluster]'.") from None
+    on_ray.run(job, spread, gpus)
+
+
+@contextmanager
+def _progress(job: Job) -> Iterator[None]:
+    """Show a bar of finished tasks, wherever they run."""
+    ended = Event()
+    with Progress() as progress:
+        bar = progress.add_task(job.name.capitalize(), total=job.tasks)
+
+        def look() -> None:
+            last = False
+            while not last:
+                last = ended.wait(LOOK)
+                progress.update(bar, completed=len(job.finished()))
+
+        thread = Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _run_here(job: Job, spread: Spread) -> None:
+    """Run the unfinished tasks of a job in processes of this machine, each with its own GPUs."""
+    devices = _devices(spread.task_gpus)
+    workers = spread.workers or len(devices) or os.cpu_count() or 1
     waiting, free = deque(job.unfinished()), deque(range(workers))
     running: dict[int, tuple[int, Popen[bytes]]] = {}  # by slot
     try:
@@ -113,16 +152,25 @@ def _run_here(job: Job, workers: int | None, advance: Callable[[], object]) -> N
             for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
                 job.ended(*running.pop(slot))
                 free.append(slot)
-                advance()
     finally:
         for _, process in running.values():
             kill(process)
 
 
-def _devices() -> list[str]:
-    """Return the names of the GPUs that this process may use."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name.strip()]
-    import torch
+def _devices(count: int) -> list[str]:
+    """Return the GPUs that this process may use, `count` together; with 0, one by one, and none where there are none.
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    Raises:
+        InputError: there are fewer.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        names = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        names = [name for name in visible.split(",") if name.strip()]
+    if len(names) < count:
+        raise InputError(f"--task-gpus is {count}, and this machine offers {len(names)}. Ask for fewer.")
+    together = max(1, count)
+    return [",".join(names[first : first + together]) for first in range(0, len(names) - together + 1, together)]

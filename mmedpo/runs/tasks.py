@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,24 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)  # a task leaves whole files or none
         process.wait()
+
+
+def attend(job: Job, data: object, rank: int, tasks: int) -> None:
+    """Run a task in a process of its own, as a step of datatrove's pipelines, which wait for ever for a killed one.
+
+    Raises:
+        ChildProcessError: the task failed.
+    """
+    parent = os.getppid()
+    process = job.start(rank)
+    try:
+        while process.poll() is None and os.getppid() == parent:  # Ray starts the task of a killed worker elsewhere
+            time.sleep(POLL)
+    finally:
+        kill(process)
+    job.ended(rank, process)
+    if process.returncode:
+        raise ChildProcessError(f"Task {rank} of {tasks} failed, see {job.log(rank)}.")
 
 
 def _failure_of(error: BaseException) -> dict[str, Any]:

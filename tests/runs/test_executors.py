@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,19 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray cluster of this process, with two CPUs."""
+    pytest.importorskip("datatrove", reason="tasks on Ray need mmedpo[cluster]")
+    ray = pytest.importorskip("ray", reason="tasks on Ray need mmedpo[cluster]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        yield
+        ray.shutdown()
+
+
 def phases(folder: Path, tasks: int, ask: Work | None = None) -> list[Phase]:
     return [Phase("ask", ask or partial(works.numbers, folder), tasks), Phase("weigh", partial(works.total, folder))]
 
@@ -40,12 +53,19 @@ def texts(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.glob("*.txt")}
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 16])
-def test_run_phases_result_is_the_same_for_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
-    states = run_phases(phases(tmp_path, tasks), tmp_path, Spread(tasks=tasks, workers=2))
+@pytest.mark.parametrize(
+    ("executor", "tasks"),
+    [("local", 1), ("local", 2), ("local", 16), ("ray", 2), pytest.param("ray", 16, marks=pytest.mark.slow)],
+)
+def test_run_phases_result_is_the_same_for_any_number_and_place_of_tasks(
+    tmp_path: Path, executor: str, tasks: int, request: pytest.FixtureRequest
+) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray")
+    states = run_phases(phases(tmp_path, tasks), tmp_path, Spread(executor, tasks=tasks, workers=2))
     assert [(state.phase, state.tasks, state.finished) for state in states] == [("ask", tasks, tasks), ("weigh", 1, 1)]
     assert texts(tmp_path) == EXPECTED
-    assert (tmp_path / "jobs").exists() == (tasks > 1)
+    assert (tmp_path / "jobs").exists() == (tasks > 1 or executor == "ray")
 
 
 def test_run_phases_skips_finished_tasks_of_the_same_number_only(tmp_path: Path) -> None:
@@ -54,16 +74,19 @@ def test_run_phases_skips_finished_tasks_of_the_same_number_only(tmp_path: Path)
     assert len((tmp_path / "tasks.log").read_text().splitlines()) == 2 + 0 + 3
 
 
-@pytest.mark.parametrize("end", ["killed", "error"])
-def test_run_phases_finishes_other_tasks_and_resumes_the_failed_one(tmp_path: Path, end: str) -> None:
-    ask = partial(works.once, tmp_path, end)
+@pytest.mark.parametrize(("executor", "end"), [("local", "killed"), ("local", "error"), ("ray", "killed")])
+def test_run_phases_finishes_other_tasks_and_resumes_the_failed_one(
+    tmp_path: Path, executor: str, end: str, request: pytest.FixtureRequest
+) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray")
+    steps, spread = phases(tmp_path, 4, partial(works.once, tmp_path, end))[:1], Spread(executor, workers=2)
     with pytest.raises(TasksFailed, match="ask: 1 of 4 tasks failed"):
-        run_phases(phases(tmp_path, 4, ask), tmp_path, Spread(workers=2))
-    assert texts(tmp_path) == {
-        name: text for name, text in EXPECTED.items() if name[0] != "t" and int(name[:-4]) % 4 != 1
-    }
-    run_phases(phases(tmp_path, 4, ask), tmp_path, Spread(workers=2))
-    assert texts(tmp_path) == EXPECTED
+        run_phases(steps, tmp_path, spread)
+    missing = {f"{number}.txt" for number in range(1, works.NUMBERS, 4)}
+    assert texts(tmp_path).keys() == EXPECTED.keys() - missing - {"total.txt"}
+    run_phases(steps, tmp_path, spread)
+    assert texts(tmp_path).items() == EXPECTED.items() - {("total.txt", EXPECTED["total.txt"])}
     assert sorted((tmp_path / "tasks.log").read_text().split()[::2]) == ["0", "1", "2", "3"]
 
 
@@ -103,11 +126,15 @@ def test_run_phases_one_task_raises_its_own_error(tmp_path: Path, end: str) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_run_phases_tasks_end_with_the_process_that_started_them(tmp_path: Path, number: int) -> None:
-    code = f"import works; works.drive({str(tmp_path)!r}, 'local')"
-    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
-    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 4 and len(texts(tmp_path)) >= 8)
+@pytest.mark.parametrize(
+    ("executor", "number"),
+    [
+        ("local", signal.SIGKILL), ("local", signal.SIGTERM), ("local", signal.SIGINT),
+        pytest.param("ray", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_run_phases_tasks_end_with_the_process_that_started_them(tmp_path: Path, executor: str, number: int) -> None:
+    driver = drive(tmp_path, executor)
     driver.send_signal(number)
     driver.communicate()
     wait_for(lambda: not any(alive(int(file.read_text())) for file in tmp_path.glob("*.pid")))
@@ -116,11 +143,39 @@ def test_run_phases_tasks_end_with_the_process_that_started_them(tmp_path: Path,
     assert texts(tmp_path) == EXPECTED
 
 
+@pytest.mark.slow
+def test_run_phases_ray_repeats_the_task_of_a_killed_worker(tmp_path: Path) -> None:
+    driver = drive(tmp_path, "ray")
+    task = int(next(iter(tmp_path.glob("*.pid"))).read_text())
+    worker = parent(parent(task))
+    assert "RankWorker" in Path(f"/proc/{worker}/cmdline").read_text()
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not alive(task), 2)  # before Ray starts it again
+    driver.communicate()
+    assert driver.returncode == 0
+    assert texts(tmp_path).items() == EXPECTED.items() - {("total.txt", EXPECTED["total.txt"])}
+
+
+def drive(folder: Path, executor: str) -> subprocess.Popen[bytes]:
+    """Start slow tasks from another process; return when some of them are at work."""
+    if executor == "ray":
+        pytest.importorskip("datatrove", reason="tasks on Ray need mmedpo[cluster]")
+        pytest.importorskip("ray", reason="tasks on Ray need mmedpo[cluster]")
+    code = f"import works; works.drive({str(folder)!r}, {executor!r})"
+    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    wait_for(lambda: len(list(folder.glob("*.pid"))) >= 2 and len(texts(folder)) >= 4, 90)
+    return driver
+
+
 def test_run_phases_tasks_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
     run_phases(phases(tmp_path, 4), tmp_path, Spread())
+    with pytest.raises(InputError, match="--task-gpus is 3, and this machine offers 2"):
+        run_phases(phases(tmp_path, 2), tmp_path, Spread(task_gpus=3))
+    run_phases(phases(tmp_path, 2), tmp_path, Spread(task_gpus=2))
     used = [line.split()[1] for line in (tmp_path / "tasks.log").read_text().splitlines()]
     assert set(used[:4]) == {"5", "GPU-7"}
+    assert used[4:] == ["5,GPU-7", "5,GPU-7"]
 
 
 @pytest.mark.parametrize("spread", [Spread("cloud"), Spread(tasks=0), Spread(workers=0)])
@@ -133,10 +188,19 @@ def test_ranks_of_names_runs() -> None:
     assert ranks_of([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
+def stat(process: int) -> list[str]:
+    """Return what Linux says of a process after its name: state, parent, ..."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
+def parent(process: int) -> int:
+    return int(stat(process)[1])
+
+
 def alive(process: int) -> bool:
     """Return whether a process runs; one that ended counts as ended before its parent has noticed."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return stat(process)[0] != "Z"
     except OSError:
         return False
 

@@ -157,10 +157,14 @@ def by_image(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def dataset_rows(
-    pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers
+    pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers, offered: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows in order; images are noised as they are reached."""
-    fields, offered = list(schema.FEATURES["provenance"]), any(pair.sample.options for pair in pairs)
+    """Yield the rows in order; images are noised as they are reached.
+
+    Args:
+        offered: give the rows the column `options` even if none of `pairs` has any, as other files of the dataset.
+    """
+    fields, offered = list(schema.FEATURES["provenance"]), offered or any(pair.sample.options for pair in pairs)
     noiser = Noiser(makers.noise, makers.seed) if makers.noise else None
     embedded = lru_cache(KEPT)(images.embedded)
     for pair, weight in zip(pairs, weights, strict=True):

@@ -24,7 +24,7 @@ from mmedpo.evaluation import pairs
 from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.likelihood import View, answer_logps
 from mmedpo.evaluation.metrics import choice
-from mmedpo.evaluation.predict import evaluate
+from mmedpo.evaluation.predict import batches, evaluate
 from mmedpo.evaluation.questions import Asked, read
 from mmedpo.evaluation.rescore import score_run
 from mmedpo.evaluation.score import Scoring
@@ -192,7 +192,10 @@ def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tin
     model = VisionLanguageModel(str(tiny_model))
     asked = read(Asked(source, split="test"))
     some = [one for one in asked.questions if one.options][:5] + list(asked.questions[:3])
-    results = evaluate(LocalModel(model), replace(asked, questions=some), tmp_path, Generation(4, 6, batch_size=3))
+    opened: list[Any] = []
+    counting = replace(asked, questions=some, open_image=lambda image: opened.append(image) or asked.open_image(image))
+    results = evaluate(LocalModel(model), counting, tmp_path, Generation(4, 6, batch_size=3))
+    assert len(opened) == sum(len({one.image for one in batch}) for batch in batches(some, 3))
     assert results is not None and results["gold_by_options"] == 35
     lines = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
              for name in ("questions", "predictions", "scores")}  # fmt: skip

@@ -104,26 +104,25 @@ class LocalModel:
         def read(batch: Batch) -> Any:
             images = {image: asked.open_image(image) for image in {question.image for question in batch}}
             asking = [(images[question.image], question.prompt) for question in batch]
-            return self.model.prompts(asking, generation.sampling(batch))
+            measured = batch if batch[0].task == "choice_vqa" else ()
+            shown = [(images[question.image], question.prompt, question.options) for question in measured]
+            return shown, self.model.prompts(asking, generation.sampling(batch))
 
-        for batch, prompts in zip(left, ahead(read, left), strict=True):
+        for batch, (shown, prompts) in zip(left, ahead(read, left), strict=True):
             answers = self.model.generate(prompts, generation.sampling(batch))
             lines = {question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)}
-            for id_, measured in self._likelihoods(
-                [one for one in batch if one.task == "choice_vqa"], asked, generation
-            ).items():
-                lines[id_] |= measured
+            for question, measured in zip(batch, self._likelihoods(shown, generation), strict=False):
+                lines[question.id] |= measured
             keep(lines)
         return {}
 
-    def _likelihoods(self, questions: Batch, asked: QuestionSet, generation: Generation) -> dict[str, Line]:
-        """Return by question id the log-probabilities of its options, or why there are none."""
-        shown = [(asked.open_image(question.image), question.prompt, question.options) for question in questions]
+    def _likelihoods(self, shown: Sequence[tuple[Image, str, Sequence[str]]], generation: Generation) -> list[Line]:
+        """Return the log-probabilities of the options of each of (image, prompt, options), or why there are none."""
         try:
             found = option_logps(self.model, shown, generation.batch_size)
         except InputError as error:  # by its template or head, which can answer but not be measured
-            return {question.id: {"option_logps_absent": str(error)} for question in questions}
-        return {question.id: {"option_logps": logps} for question, logps in zip(questions, found, strict=True)}
+            return [{"option_logps_absent": str(error)}] * len(shown)
+        return [{"option_logps": logps} for logps in found]
 
     def record(self, question: str) -> dict[str, Any]:
         model, template = self.model, str(self.model.processor.chat_template)

@@ -38,7 +38,7 @@ class Prompts:
         owners: number of each prompt's trunk, from 0 in the order in which they occur first.
         pixels: model inputs of the images, one for each trunk.
         filler: token id of the padding.
-        questions: of `ask`, kept where a trunk is `repeated`.
+        questions: of `ask`, kept only where they may be read again: images are large.
     """
 
     share: Share
@@ -68,13 +68,18 @@ class Prompts:
         return [length(own) - length(self.trunks[i]) for own, i in zip(self.tokens, self.owners, strict=True)]
 
     @property
+    def continued(self) -> bool:
+        """True where prompts go on after their trunks, False where each trunk is a whole prompt."""
+        return any(self.tails)
+
+    @property
     def repeated(self) -> bool:
         """True where a trunk is needed more than once."""
         return bool(self.share) and max(self.owners) + 1 < self.samples * len(self.tokens)
 
 
 class Sharing:
-    """What prompts of a model may share: verified at the first batch, and less where that is wrong.
+    """What prompts of a model may share: verified at the first batch of its kind, and less where that is wrong.
 
     Attributes:
         share: argument of `read`.
@@ -82,11 +87,16 @@ class Sharing:
 
     def __init__(self, processor: Any, called: str) -> None:
         self.share: Share = "prompt" if type(processor).__name__ in LOOK_AHEAD else "images"
-        self._called, self._verified = called, False
+        self._called = called
+        self._verified: set[bool] = set()  # values of `Prompts.continued`; what is verified stays shared
 
     def ask(self, processor: Any, questions: Sequence[tuple[Image, str]], samples: int) -> Prompts:
-        """Return `ask` of these questions with the present `share`."""
-        return ask(processor, questions, self.share, samples)
+        """Return `ask` of these questions with the present `share`; they keep `questions` until it is verified."""
+        made = ask(processor, questions, self.share, samples)
+        return replace(made, questions=questions) if self._doubtful(made) else made
+
+    def _doubtful(self, prompts: Prompts) -> bool:
+        return prompts.repeated and prompts.continued not in self._verified
 
     def verified(
         self, prompts: Prompts, again: Callable[[], Prompts], differs: Callable[[Prompts], str | None]
@@ -97,15 +107,14 @@ class Sharing:
             again: reads the prompts again with the present `share`.
             differs: returns why trunks of prompts cannot be shared, or None.
         """
-        if prompts.repeated and prompts.share != self.share:  # read ahead, before a batch was verified
-            prompts = again()
-        while prompts.repeated and not self._verified:
-            reason = differs(prompts)
-            if reason is None:
-                self._verified = any(prompts.tails) or self.share == "prompt"
-                break
-            self.share, apart = LESS[prompts.share]
-            log.warning("%s: %s share nothing; results are the same, but slower: %s.", self._called, apart, reason)
+        while self._doubtful(prompts):
+            if prompts.share == self.share:  # else read ahead, before another batch was verified
+                reason = differs(prompts)
+                if reason is None:
+                    self._verified |= {False, prompts.continued}
+                    break
+                self.share, apart = LESS[prompts.share]
+                log.warning("%s: %s share nothing; results are the same, but slower: %s.", self._called, apart, reason)
             prompts = again()
         return prompts
 
@@ -120,8 +129,7 @@ def difference(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) 
 def ask(processor: Any, questions: Sequence[tuple[Image, str]], share: Share, samples: int) -> Prompts:
     """Return (image, text) pairs as prompts in the model's chat template."""
     texts = [render(processor, text) for _, text in questions]
-    made = read(processor, texts, [[image] for image, _ in questions], share, samples)
-    return replace(made, questions=questions) if made.repeated else made
+    return read(processor, texts, [[image] for image, _ in questions], share, samples)
 
 
 def read(

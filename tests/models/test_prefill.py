@@ -104,3 +104,24 @@ def test_a_model_that_computes_something_else_from_a_cache_answers_the_plain_way
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (1 if type(model.processor).__name__ in LOOK_AHEAD else 2)
     assert all("numbers differ" in line for line in said)
+
+
+def test_batches_of_a_kind_are_verified_once_and_keep_their_images_until_then(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.generating = Sharing(model.processor, model.called)
+    disagreement, verified = prefill._disagreement, []
+
+    def counted(*given: Any) -> str | None:
+        verified.append(given)
+        return disagreement(*given)
+
+    monkeypatch.setattr(prefill, "_disagreement", counted)
+    single, few = questions()[:2], Sampling(max_new_tokens=2, temperature=1.0, samples=2)
+    apart = type(model.processor).__name__ in LOOK_AHEAD  # whose prompts never go on after a trunk
+    for asked, new in ((single, True), (single, False), (questions(), not apart), (questions(), False)):
+        verified.clear()
+        prompts = model.prompts(asked, few)
+        assert prompts.repeated and bool(prompts.questions) == new
+        model.generate(prompts, few)
+        assert len(verified) == new

@@ -151,7 +151,7 @@ def offline(settings: Settings) -> Settings:
     rules = StandInChat.name if settings.writes_answers else settings.chat
     judges = ["standin:strict"] if settings.scorers else settings.judges
     texts: Any = {"localizer": "none", "noise": "diffusion", "noise_region": "lesion", "reversed": False}
-    return replace(settings, model=None, chat=rules, judges=judges, **texts)
+    return replace(settings, model=None, adapter=None, chat=rules, judges=judges, **texts)
 
 
 def model_name(spec: str) -> str:

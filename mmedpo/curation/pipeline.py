@@ -231,7 +231,7 @@ def _write_rows(
     kinds = [pair.dispreference for pair in pairs]
     found, normalization = plan.weigh([pair.relevance for pair in pairs], groups=kinds)
     makers = rows.Makers(
-        portable(plan.sampler.name) if plan.sampler else None, revision, portable(plan.localizer.name),
+        plan.sampler.recorded if plan.sampler else None, revision, portable(plan.localizer.name),
         plan.localizer.mask_rule, plan.noise, plan.seed,
     )  # fmt: skip
     shards.save(rows.dataset_rows(pairs, map(float, found), ledgers, makers), folder, shard_size=plan.shard_size)

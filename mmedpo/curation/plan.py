@@ -23,6 +23,7 @@ from mmedpo.curation.standins import STANDINS
 from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.models import restricted
+from mmedpo.models.adapters import check_base
 from mmedpo.models.chat import ChatModel, opening
 from mmedpo.models.chat.limits import Budget
 from mmedpo.models.model_input import longer_side
@@ -89,10 +90,13 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
         if not all(one.name.startswith(STANDIN) for one in opened.values()):
             calls.open()  # before any work is paid for
         if settings.local_model is not None:
-            same = getattr(opened.get(f"local:{settings.model}"), "chat", None)
+            same = None if settings.adapter else getattr(opened.get(f"local:{settings.model}"), "chat", None)
+            if settings.adapter:  # before anything is paid for; a warning comes with the weights
+                check_base(settings.adapter, settings.local_model, download=False)
             sampler = Sampler(
                 settings.local_model, settings.samples, settings.temperature, settings.max_new_tokens,
                 settings.max_new_tokens_report, settings.batch_size, settings.seed, same and same.model,
+                settings.adapter,
             )  # fmt: skip
         elif settings.model is not None:
             target = chat(settings.model, max_tokens=settings.max_new_tokens, temperature=settings.temperature)
@@ -143,9 +147,9 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
 def _trained_on_restricted(settings: Settings) -> str | None:
     """Return the first model in this process that was trained on restricted data, which its texts may repeat."""
     asked = [settings.chat or "", *settings.judges] if settings.writes_answers else []
-    own = [settings.local_model] if settings.writes_answers and settings.local_model else []
-    own += [name.removeprefix("local:") for name in asked if name.startswith("local:")]
-    return next(filter(None, map(restricted.evidence, dict.fromkeys(own))), None)
+    own = [(settings.local_model, settings.adapter)] if settings.writes_answers and settings.local_model else []
+    own += [(name.removeprefix("local:"), None) for name in asked if name.startswith("local:")]
+    return next(filter(None, (restricted.evidence(*named) for named in dict.fromkeys(own))), None)
 
 
 def localizer_of(settings: Settings) -> Localizer:

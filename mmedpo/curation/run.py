@@ -23,6 +23,7 @@ from mmedpo.data.burnt_text import Finder
 from mmedpo.data.sources import Source
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
+from mmedpo.models.adapters import adapter_contents
 from mmedpo.models.chat.cache import tally
 from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.models.chat.served import served
@@ -185,7 +186,8 @@ def of_models(settings: Settings) -> Contents:
     """
     found = {"chat": _of_model(settings.chat or ""), "localizer": _of_model(settings.localizer)}
     judges = {f"judge {portable(judge)}": _of_model(judge) for judge in settings.scorers}
-    return {"model": settings.local_model and model_contents(settings.local_model), **found, **judges}
+    adapter = {"adapter": adapter_contents(settings.adapter)} if settings.adapter else {}
+    return {"model": settings.local_model and model_contents(settings.local_model), **adapter, **found, **judges}
 
 
 def _of_model(spec: str) -> str | None:

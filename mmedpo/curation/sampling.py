@@ -15,11 +15,13 @@ from mmedpo.curation import hallucinate
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import unit_interval
+from mmedpo.models.adapters import adapter_digest
 from mmedpo.models.chat import ChatModel, ChatRequest
 from mmedpo.models.generation import Sampling, longest
 from mmedpo.models.thoughts import Answer
 from mmedpo.models.vision_language import VisionLanguageModel, configured
 from mmedpo.runs.formats import STANDIN_KEY
+from mmedpo.runs.provenance import portable
 
 PROMPT = "sample@1"  # version of the prompt of endpoints: the question unchanged, with its options
 # Of one sample: {"texts": [..], "left_out": {reason: count}}; "reason" where it is not to be recorded.
@@ -32,6 +34,10 @@ class Target(Protocol):
     @property
     def name(self) -> str:
         """Name of the model, as `--model` names it."""
+
+    @property
+    def recorded(self) -> str:
+        """Name of the model, with its adapter, in the provenance of rows."""
 
     @property
     def standin(self) -> str | None:
@@ -58,7 +64,7 @@ class Target(Protocol):
 class Sampler:
     """Target model, a Hub id or folder, with the options of its samples (`curate --help`).
 
-    `weights` are given where a chat model of this run has loaded them.
+    `weights` are given where a chat model of this run has loaded them; not with an adapter, which would change both.
     """
 
     name: str
@@ -69,10 +75,14 @@ class Sampler:
     batch_size: int
     seed: int
     weights: Any = None
+    adapter: str | None = None
+
+    @property
+    def recorded(self) -> str:
+        return portable(self.name) + (f" with {portable(self.adapter)}" if self.adapter else "")
 
     def load(self) -> VisionLanguageModel:
-        """Return the model. Raises InputError if it cannot be loaded."""
-        return VisionLanguageModel(self.name, weights=self.weights)
+        return VisionLanguageModel(self.name, self.adapter, weights=self.weights)
 
     def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
         """Return batches of one task, since a report may be longer; questions about an image are together."""
@@ -96,7 +106,10 @@ class Sampler:
         return name
 
     def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
+        if self.adapter is None:
+            return {}
+        named = {"name": portable(self.name), "adapter": portable(self.adapter)}
+        return {**named, "adapter_sha256": adapter_digest(self.adapter)}
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,10 @@ class EndpointSampler:
     seed: int
     chat: ChatModel
     standin: ClassVar[str | None] = None
+
+    @property
+    def recorded(self) -> str:
+        return portable(self.name)
 
     def load(self) -> ChatModel:
         return self.chat

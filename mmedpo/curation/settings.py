@@ -55,6 +55,9 @@ class Settings:
         "Target Med-LVLM to sample rejected responses from: a Hub id, a folder, or behind an endpoint "
         "http://host:port/v1#model or hub:org/model[@provider].",
     )
+    adapter: str | None = option(
+        None, "Hub id or folder of a PEFT adapter on the target in this process: to curate from an aligned model."
+    )
     samples: int = option(4, "Answers sampled from the target model for each question (N).")
     temperature: float = option(1.0, "Temperature of those samples.")
     max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest sample in tokens, except a report's.")
@@ -109,6 +112,11 @@ class Settings:
         wrong = unknown(self, names) + outside(self)
         if self.samples > 1 and self.temperature == 0:
             wrong.append(f"{self.samples} samples at temperature 0 would be equal; raise the temperature")
+        if self.adapter and self.local_model is None:
+            wrong.append(
+                f"the adapter {self.adapter} needs --model, its base model in this process; behind an endpoint the "
+                "adapter has a name of its own: --model http://host:port/v1#name"
+            )
         if self.chat == "none" and (not self.makes_visual_pairs or self.reversed):
             wrong.append("without a chat model there are no rejected responses, which these settings need")
         if "none" in self.judges and len(self.judges) > 1:
@@ -172,7 +180,8 @@ class Settings:
         """Return the portable settings: they give the same result on another machine that names the source."""
         settings = {name: value for name, value in asdict(self).items() if name not in ("source", "image_folders")}
         return settings | {
-            "model": self.model and portable(self.model), "chat": self.chat and portable(self.chat),
+            "model": self.model and portable(self.model), "adapter": self.adapter and portable(self.adapter),
+            "chat": self.chat and portable(self.chat),
             "judges": [portable(judge) for judge in self.judges], "localizer": portable(self.localizer),
         }  # fmt: skip
 

@@ -115,7 +115,7 @@ def _load(kind: Any, name: str, revision: str | None) -> Any:
         if base := base_of(name, revision):
             raise InputError(
                 f"{name!r} is an adapter, not a model. Give its base model, {base!r}, as the model, and the adapter "
-                "itself by --adapter (of evaluate and attention) or --adapter_name_or_path (of train)."
+                "itself by --adapter (of curate, evaluate and attention) or --adapter_name_or_path (of train)."
             ) from error
         reason, broken_off, _ = hub.why_unread(error, name).partition(" Check out the instructions")
         if broken_off and (library := re.search(r"requires the (\w+) library", reason)):

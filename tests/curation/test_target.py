@@ -1,4 +1,4 @@
-"""Candidates of a target model behind an endpoint: real HTTP to a loopback server, which honours `n` or does not."""
+"""Candidates of a target model behind an endpoint (a loopback server), or with an adapter."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from standins import STANDINS, WORDS
 
 from mmedpo.curation.estimate import estimate
 from mmedpo.curation.metering import SAMPLE
 from mmedpo.curation.plan import open_plan, open_source
 from mmedpo.curation.run import curate_folder
+from mmedpo.curation.sampling import Sampler
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import loading
 from mmedpo.errors import InputError
+from mmedpo.models.adapters import FINGERPRINT, adapter_contents, adapter_digest
 from mmedpo.models.chat.limits import Budget, Limits
+from mmedpo.models.vision_language import load_model
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.options import FLAG
 from tests.chat_server import Answer, ChatServer, Received
@@ -142,6 +146,43 @@ def test_the_target_takes_part_in_consent(
     with pytest.raises(InputError, match="out of reach"):  # the tests' Hub is offline
         curate_folder(chosen, tmp_path, third_parties=True)
     assert "3 questions, with their images, to the Hugging Face Hub" in capsys.readouterr().err
+
+
+def test_an_adapter_of_the_target_is_loaded_and_recorded(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned = tmp_path / "aligned"
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(load_model(str(tiny_model)), config)
+    adapted.peft_config["default"].base_model_name_or_path = str(tiny_model)
+    adapted.save_pretrained(aligned)
+    (aligned / "training.json").write_text(json.dumps({"credentialed": True}))
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"source": corpus, "split": "preference", "limit": 4, "localizer": "none", **STANDINS}
+    options |= {"max_new_tokens": 24, "max_new_tokens_report": 8}
+    candidates = []
+    for adapter in (None, str(aligned)):
+        chosen = Settings(model=str(tiny_model), adapter=adapter, **options)
+        (folder := tmp_path / f"out {adapter is None}").mkdir()
+        made = curate_folder(chosen, folder)
+        candidates.append([row["provenance"]["candidates"] for row in loading.load(str(folder))])
+    assert made is not None and candidates[0] != candidates[1]
+    named = {"name": "tiny", "adapter": "aligned", "adapter_sha256": adapter_digest(str(aligned))}
+    assert made["target_model"] == {**named, "revision": None}
+    assert made["contents"]["adapter"] == adapter_contents(str(aligned))
+    assert made["settings"]["adapter"] == "aligned"
+    assert made["source"]["credentialed"]  # the adapter's training was on restricted data
+    assert Sampler(str(tiny_model), 4, 1.0, 8, 8, 8, 0, adapter=str(aligned)).recorded == "tiny with aligned"
+    (aligned / "training.json").write_text(json.dumps({FINGERPRINT: "0" * 64}))
+    (other := tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="trained on other weights"):
+        curate_folder(chosen, other)
+
+
+@pytest.mark.parametrize("model", [None, "http://localhost:8000/v1#base"])
+def test_an_adapter_needs_a_model_in_this_process(model: str | None) -> None:
+    with pytest.raises(InputError, match="behind an endpoint the adapter has a name of its own"):
+        Settings(source=Path("clinic"), model=model, adapter="runs/dpo", **STANDINS)
 
 
 def check_kill(make_source: MakeSource, tmp_path: Path, count: int, at: int) -> None:

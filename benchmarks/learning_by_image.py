@@ -2,23 +2,31 @@
 
 Run     python benchmarks/learning_by_image.py --data ../shared/data --output runs/learning
         Prints tables; writes OUTPUT/learning_by_image.json and OUTPUT/curves.png. Trainings that OUTPUT holds are not
-        repeated; --report-only reads what is there. A seed is reported once it has all arms. Five seeds of the three
-        arms with steps of 16 pairs take about 12 minutes of CPU time.
+        repeated; --report-only reads what is there. Five seeds of the three arms with steps of 16 pairs take about 12
+        minutes of CPU time for phantoms and vqa-rad, 20 for phantoms-merged; those of 64 pairs take 7 for phantoms.
 Data    phantoms: drawn anew for each seed, with all that `quickstart.phantom` can ask about an image. Rejected: "no"
         for yes and the reverse; else the answer to another question of that part and first word, drawn by seed.
+        phantoms-merged: the same, and beside each text pair whose question has a lesion the pair of the same answer
+        with that lesion noised, one noised image an image and lesion (`curate`'s default --noise-per image).
         vqa-rad: images of VQA-RAD with the preference pairs that MMedPO's authors released (DATA/vqa-rad/images,
         DATA/released); their weights are left out. Images are divided anew for each seed.
-        Text pairs only. Pairs and held-out pairs share no image, and neither has one of the starting model's.
+        Text pairs only, since the released pairs mark no lesion. Pairs and held-out pairs share no image, and neither
+        has one of the starting model's.
 Model   `quickstart.tiny`, one for each dataset, trained on gold answers for a few steps; then LoRA by the rates and the
         loss of recipes/quickstart.yaml (DPO + NLL). All arms of a seed share LoRA's initial weights, pairs and cached
         reference. They differ in the order of the pairs alone.
-Arms    random, K=8 and K=16: steps of 16 pairs; random 64 and K=16 64: steps of 64 pairs, a quarter as many.
+Arms    random, K=8 and K=16: steps of 16 pairs; random 64, K=8 64 and K=16 64: of 64 pairs, a quarter as many.
 Reads   Decided before any result by image was seen. At the end of training the preference loss of the held-out pairs,
         mean of -log sigmoid(beta * margin), and the share of them with a margin above 0; also the chosen side's NLL a
         token. Intervals: 95 %, Student's t over the differences of the seeds to random order.
         K is taken for harmless where the upper end of the loss's interval is at most a tenth of what training in random
         order gains over the start (log 2). Sizes were tried on seed 100 in random order, which is not reported; with
         wrong answers of the same kind, drawn for VQA-RAD's own questions, nothing was learned there (held-out .710).
+        Merged pairs and steps of 64 pairs came later, under the same rule, decided before their first result: merged,
+        it holds for all held-out pairs, for text pairs and for lesion pairs, each by its own gain. K = 8 becomes the
+        default where it is harmless in all four cases: phantoms and vqa-rad at 16 pairs, merged at 16, phantoms at 64.
+        No seed is added, and no size changed, after a result. On seed 100 in random order lesion pairs gained .004 from
+        the start of the text case, so that the merged case starts from a longer training on more images.
 Limits  half a million weights, rates of such a model, short trainings; nothing clinical. The first arm of a seed also
         fills the reference cache, so that its CPU seconds include the reference.
 """
@@ -37,15 +45,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ARMS = {  # pairs an image, pairs a step
-    "random": (1, 16), "K=8": (8, 16), "K=16": (16, 16), "random 64": (1, 64), "K=16 64": (16, 64),
+    "random": (1, 16), "K=8": (8, 16), "K=16": (16, 16), "random 64": (1, 64), "K=8 64": (8, 64), "K=16 64": (16, 64),
 }  # fmt: skip
-CONTROL = {"K=8": "random", "K=16": "random", "K=16 64": "random 64"}
-IMAGES = {"phantoms": (300, 150, 60), "vqa-rad": (80, 100, 51)}  # to start from, for pairs, held out
-START_STEPS, START_SEED = {"phantoms": 200, "vqa-rad": 100}, 100
-EPOCHS = {"phantoms": 2, "vqa-rad": 3}
+CONTROL = {"K=8": "random", "K=16": "random", "K=8 64": "random 64", "K=16 64": "random 64"}
+MERGED = "phantoms-merged"
+IMAGES = {"phantoms": (300, 150, 60), MERGED: (1000, 150, 60), "vqa-rad": (80, 100, 51)}  # start, pairs, held out
+START_STEPS, START_SEED = {"phantoms": 200, MERGED: 500, "vqa-rad": 100}, 100
+EPOCHS = {"phantoms": 2, MERGED: 3, "vqa-rad": 3}
 BETA, EVALUATIONS, BATCH = 0.1, 4, 64
 OUTCOMES = {  # by name: heading, factor
-    "loss": ("held-out loss", 1), "accuracy": ("held-out accuracy, %", 100), "nll": ("NLL of the chosen side", 1),
+    "loss": ("held-out loss", 1), "loss of hallucinated_response": ("of text pairs", 1),
+    "loss of lesion_noise": ("of lesion pairs", 1), "accuracy": ("held-out accuracy, %", 100),
+    "nll": ("NLL of the chosen side", 1),
 }  # fmt: skip
 
 
@@ -56,14 +67,15 @@ class Asked(NamedTuple):
     prompt: str
     answer: str
     rejected: str = ""
+    noised: Path | None = None
 
 
 def parts(dataset: str, seed: int, data: Path, folder: Path) -> list[list[Asked]]:
     """Return the questions to start from, for pairs, and held out; no image is in two of them."""
     rng = np.random.default_rng(seed)
-    everything = drawn(sum(IMAGES[dataset]), rng, folder) if dataset == "phantoms" else released(data)
+    everything = drawn(sum(IMAGES[dataset]), rng, folder) if dataset != "vqa-rad" else released(data)
     images = sorted({asked.image for asked in everything})
-    first = rng if dataset == "phantoms" else np.random.default_rng(START_SEED)
+    first = rng if dataset != "vqa-rad" else np.random.default_rng(START_SEED)
     images = [images[i] for i in first.permutation(len(images))]
     begun, rest = images[: IMAGES[dataset][0]], images[IMAGES[dataset][0] :]
     rest = [rest[i] for i in rng.permutation(len(rest))]
@@ -90,9 +102,11 @@ def released(data: Path) -> list[Asked]:
 
 
 def drawn(count: int, rng: np.random.Generator, folder: Path) -> list[Asked]:
-    """Return all that can be asked about each of `count` phantoms; write their images."""
+    """Return what can be asked about each of `count` phantoms; write images, also those with lesions noised."""
     from PIL import Image
 
+    from mmedpo.curation.noise import box_mask, diffuse, generator, name_of
+    from mmedpo.data.samples import Box
     from mmedpo.quickstart import phantom
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +115,14 @@ def drawn(count: int, rng: np.random.Generator, folder: Path) -> list[Asked]:
         pixels, lesions = phantom.draw(rng)
         file = folder / f"{number:05d}.png"
         Image.fromarray(pixels).save(file)
-        rows = {str(row["question"]): str(row["answer"]) for _ in range(8) for row in phantom.questions(lesions, rng)}
-        found += [Asked(file, question, answer) for question, answer in rows.items()]
+        rows: dict[str, Any] = {str(row["question"]): row for _ in range(8) for row in phantom.questions(lesions, rng)}
+        for question, row in rows.items():
+            mask, noised = box_mask([Box(**box) for box in row["boxes"]], *pixels.shape), None
+            if mask.any():
+                name = name_of(pixels, mask)
+                noised = folder / f"{name}.png"
+                Image.fromarray(diffuse(pixels, mask, 800, generator(0, name))).save(noised)
+            found.append(Asked(file, question, row["answer"], noised=noised))
     return found
 
 
@@ -117,34 +137,39 @@ def disputed(part: Sequence[Asked], seed: int) -> list[Asked]:
     return [asked._replace(rejected=wrong(asked)) for asked in part]
 
 
-def pairs(part: Sequence[Asked]) -> list[dict[str, Any]]:
-    """Return rows of a preference dataset, with images of the model's size."""
+def pairs(part: Sequence[Asked], merged: bool) -> list[dict[str, Any]]:
+    """Return rows of a preference dataset, with images of the model's size; merged, lesion pairs beside text pairs."""
     from PIL import Image
 
     from mmedpo.data.images import open_rgb, png
     from mmedpo.quickstart.tiny import IMAGE_SIZE
+    from mmedpo.schema import DISPREFERENCES
 
-    shown = {}
-    for file in {asked.image for asked in part}:
+    shown: dict[Path | None, Any] = {}
+    for file in {file for asked in part for file in (asked.image, asked.noised) if file}:
         picture = open_rgb(file)
         size = [max(IMAGE_SIZE, round(side * IMAGE_SIZE / min(picture.size))) for side in picture.size]
         shown[file] = png(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)), file.stem)
-    return [
-        {
+    found = []
+    for asked in part:
+        text = {
             "prompt": [{"role": "user", "content": asked.prompt}],
             "chosen": [{"role": "assistant", "content": asked.answer}],
             "rejected": [{"role": "assistant", "content": asked.rejected}],
-            "images": [shown[asked.image]], "weight": 1.0,
-        }
-        for asked in part
-    ]  # fmt: skip
+            "images": [shown[asked.image]], "rejected_images": None, "dispreference": DISPREFERENCES[0], "weight": 1.0,
+        }  # fmt: skip
+        found.append(text)
+        if merged and asked.noised:
+            noised = {"rejected": text["chosen"], "rejected_images": [shown[asked.noised]]}
+            found.append({**text, **noised, "dispreference": DISPREFERENCES[1]})
+    return found
 
 
 def start(split: Sequence[Sequence[Asked]], steps: int, folder: Path) -> None:
     """Write a tiny model trained on the gold answers of the first part, with the words of all parts."""
     from mmedpo.quickstart import tiny
 
-    words = [text for part in split for asked in part for text in asked[1:]]
+    words = [text for part in split for asked in part for text in asked[1:4]]
     model, processor = tiny.build(words, START_SEED)
     tiny.supervise(model, processor, split[0], steps, START_SEED)  # type: ignore[arg-type]
     model.save_pretrained(folder)
@@ -160,6 +185,7 @@ def train(arm: str, seed: int, epochs: int, folder: Path, begun: Path, trained: 
 
     from mmedpo import schema
     from mmedpo.models.vision_language import load_model, load_processor
+    from mmedpo.runs.provenance import versions
     from mmedpo.training.config import MMedPOConfig
     from mmedpo.training.model import choose_trained
     from mmedpo.training.trainer import MMedPOTrainer
@@ -196,13 +222,18 @@ def train(arm: str, seed: int, epochs: int, folder: Path, begun: Path, trained: 
             began = time.process_time()
             logps = [trainer.answer_logps(trainer.model, batch).sum(1) for batch in self.batches]
             self.reference = self.reference or logps
-            losses, right, nll = [], [], []
+            losses, right, nll, kinds = [], [], [], []
             for now, before, batch in zip(logps, self.reference, self.batches, strict=True):
                 chosen, rejected = (now - before).chunk(2)
                 losses += (-torch.nn.functional.logsigmoid(BETA * (chosen - rejected))).tolist()
                 right += (chosen > rejected).float().tolist()
                 nll += (-now / batch["completion_mask"].sum(1)).chunk(2)[0].tolist()
-            curve.append({"step": step, "loss": fmean(losses), "accuracy": fmean(right), "nll": fmean(nll)})
+                kinds += batch["kind"].tolist()
+            point = {"step": step, "loss": fmean(losses), "accuracy": fmean(right), "nll": fmean(nll)}
+            for kind in {*kinds} if len({*kinds}) > 1 else ():
+                own = [loss for loss, one in zip(losses, kinds, strict=True) if one == kind]
+                point[f"loss of {schema.DISPREFERENCES[kind]}"] = fmean(own)
+            curve.append(point)
             spent[0] += time.process_time() - began
 
     trainer = MMedPOTrainer(
@@ -214,7 +245,7 @@ def train(arm: str, seed: int, epochs: int, folder: Path, begun: Path, trained: 
     order = list(trainer._get_train_sampler())
     steps = [order[i : i + step] for i in range(0, len(order) - step + 1, step)]
     images = fmean(len({trained[i]["images"][0]["path"] for i in own}) for own in steps)
-    spent_on = {"steps": trainer.state.max_steps, "seconds_a_step": seconds}
+    spent_on = {"steps": trainer.state.max_steps, "seconds_a_step": seconds, "commit": versions()["commit"]}
     return {"curve": curve, "images_a_step": images, **spent_on}
 
 
@@ -230,16 +261,18 @@ def report(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Print the tables; return their numbers. `runs`: by dataset, arm and seed."""
     found: dict[str, Any] = {}
     for dataset, arms in runs.items():
-        headings = " | ".join(heading for heading, _ in OUTCOMES.values())
+        points = [run["curve"][-1] for seeds in arms.values() for run in seeds.values()]
+        outcomes = {name: known for name, known in OUTCOMES.items() if points and name in points[0]}
+        headings = " | ".join(heading for heading, _ in outcomes.values())
         print(f"\n{dataset}\n\n| arm | seeds | images a step | CPU s a step | {headings} |")
-        print("|---" * (4 + len(OUTCOMES)) + "|")
+        print("|---" * (4 + len(outcomes)) + "|")
         for arm, seeds in arms.items():
             ends = {seed: run["curve"][-1] for seed, run in seeds.items()}
             control = {seed: run["curve"][-1] for seed, run in arms.get(CONTROL.get(arm, ""), {}).items()}
             facts = ("images_a_step", "seconds_a_step", "steps")
             entry: dict[str, Any] = {name: fmean(run[name] for run in seeds.values()) for name in facts}
             cells = []
-            for name, (_, scale) in OUTCOMES.items():
+            for name, (_, scale) in outcomes.items():
                 values = [end[name] for end in ends.values()]
                 entry[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
                 digits = 1 if scale == 100 else 3
@@ -248,6 +281,10 @@ def report(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
                     entry[name]["difference"] = interval([ends[seed][name] - control[seed][name] for seed in both])
                     mean, low, high = (scale * value for value in entry[name]["difference"])
                     cells[-1] += f" ({mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
+                    if name.startswith("loss"):
+                        bound = (math.log(2) - fmean(control[seed][name] for seed in both)) / 10
+                        entry[name] |= {"bound": bound, "harmless": high <= bound}
+                        cells[-1] += f" {'<=' if high <= bound else '>'} {bound:.4f}"
             spent = f"{entry['images_a_step']:.1f} | {entry['seconds_a_step']:.3f}"
             print(f"| {arm} | {len(seeds)} | {spent} | {' | '.join(cells)} |")
             found.setdefault(dataset, {})[arm] = entry
@@ -292,13 +329,13 @@ def main() -> None:
         for dataset in options.datasets:
             folder = options.output / f"{dataset}-{seed}"
             files = {arm: folder / f"{arm.replace(' ', '-')}.json" for arm in options.arms}
-            if not options.report_only and not all(file.exists() for file in files.values()):
+            if not (options.report_only or all(file.exists() for file in files.values())):
                 begun = options.output / f"{dataset}-start"
                 if not (begun / "model.safetensors").exists():
                     first = parts(dataset, START_SEED, options.data, options.output / f"{dataset}-{START_SEED}")
                     start(first, START_STEPS[dataset], begun)
                 split = parts(dataset, seed, options.data, folder / "images")
-                trained, held = map(pairs, split[1:])
+                trained, held = (pairs(part, dataset == MERGED) for part in split[1:])
                 size = {"images": IMAGES[dataset], "pairs": [len(trained), len(held)]}
                 (folder / "reference").mkdir(parents=True, exist_ok=True)
                 (folder / "sizes.json").write_text(json.dumps(size))
@@ -308,9 +345,9 @@ def main() -> None:
                         run = train(arm, seed, EPOCHS[dataset], folder, begun, trained, held)
                         file.write_text(json.dumps(run))
                         print(dataset, seed, arm, f"{time.process_time() - began:.0f} s", run["curve"][-1], flush=True)
-            if all(file.exists() for file in files.values()):
-                sizes[dataset][str(seed)] = json.loads((folder / "sizes.json").read_text())
-                for arm, file in files.items():
+            for arm, file in files.items():
+                if file.exists():
+                    sizes[dataset][str(seed)] = json.loads((folder / "sizes.json").read_text())
                     runs[dataset].setdefault(arm, {})[str(seed)] = json.loads(file.read_text())
     table = report(runs)
     draw(runs, options.output / "curves.png")

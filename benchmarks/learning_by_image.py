@@ -202,7 +202,8 @@ def train(arm: str, seed: int, epochs: int, folder: Path, begun: Path, trained: 
     model, processor = load_model(str(begun), dtype="float32"), load_processor(str(begun))
     set_seed(seed)  # LoRA's initial weights
     peft = choose_trained(model, ModelConfig(use_peft=True, lora_r=16, lora_alpha=32, lora_dropout=0.0), config)
-    curve, spent = [], [0.0]
+    curve: list[dict[str, float]] = []
+    spent = [0.0]
 
     class HeldOut(TrainerCallback):
         """Measure the held-out pairs at the start, in between and at the end."""

@@ -3,7 +3,7 @@
 Run     python benchmarks/learning_by_image.py --data ../shared/data --output runs/learning
         Prints tables; writes OUTPUT/learning_by_image.json and OUTPUT/curves.png. Trainings that OUTPUT holds are not
         repeated; --report-only reads what is there. Five seeds of the three arms with steps of 16 pairs take about 12
-        minutes of CPU time for phantoms and vqa-rad, 20 for phantoms-merged; those of 64 pairs take 7 for phantoms.
+        minutes of CPU time for phantoms and vqa-rad, 10 for phantoms-merged; those of 64 pairs take 7 for phantoms.
 Data    phantoms: drawn anew for each seed, with all that `quickstart.phantom` can ask about an image. Rejected: "no"
         for yes and the reverse; else the answer to another question of that part and first word, drawn by seed.
         phantoms-merged: the same, and beside each text pair whose question has a lesion the pair of the same answer
@@ -51,7 +51,7 @@ CONTROL = {"K=8": "random", "K=16": "random", "K=8 64": "random 64", "K=16 64": 
 MERGED = "phantoms-merged"
 IMAGES = {"phantoms": (300, 150, 60), MERGED: (1000, 150, 60), "vqa-rad": (80, 100, 51)}  # start, pairs, held out
 START_STEPS, START_SEED = {"phantoms": 200, MERGED: 500, "vqa-rad": 100}, 100
-EPOCHS = {"phantoms": 2, MERGED: 3, "vqa-rad": 3}
+EPOCHS = {"phantoms": 2, MERGED: 2, "vqa-rad": 3}
 BETA, EVALUATIONS, BATCH = 0.1, 4, 64
 OUTCOMES = {  # by name: heading, factor
     "loss": ("held-out loss", 1), "loss of hallucinated_response": ("of text pairs", 1),

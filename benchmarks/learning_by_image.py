@@ -284,7 +284,7 @@ def report(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
                     cells[-1] += f" ({mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
                     if name.startswith("loss"):
                         bound = (math.log(2) - fmean(control[seed][name] for seed in both)) / 10
-                        entry[name] |= {"bound": bound, "harmless": high <= bound}
+                        entry[name] |= {"bound": bound, "harmless": bool(high <= bound)}
                         cells[-1] += f" {'<=' if high <= bound else '>'} {bound:.4f}"
             spent = f"{entry['images_a_step']:.1f} | {entry['seconds_a_step']:.3f}"
             print(f"| {arm} | {len(seeds)} | {spent} | {' | '.join(cells)} |")

@@ -43,14 +43,13 @@ NOWHERE = Path()  # source and output of --check-judges
 def curate(context: typer.Context) -> None:
     """Build a preference dataset: rejected responses and noised lesions, weighted by clinical relevance.
 
-    Takes --config FILE.yaml and any of the options below. Where models run in this process, several GPUs share the
-    work: accelerate launch -m mmedpo.cli curate ...
+    Takes --config FILE.yaml and any of the options below. Where models run on this machine, --tasks shares the work
+    between its GPUs.
     """
     from mmedpo.curation.estimate import estimate
     from mmedpo.curation.run import check_finished, of_models
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.hub.build import make_dataset
-    from mmedpo.runs.processes import Processes
     from mmedpo.runs.run_folder import output_folder, scratch_folder
 
     settings, run = parsed(context, Settings, Run, defaults=_checking(context))
@@ -62,17 +61,15 @@ def curate(context: typer.Context) -> None:
         with scratch_folder(run.output.resolve()) as folder:
             _print_estimate(estimate(settings, run, folder))
         return
-    processes = Processes.here()
     models = of_models(settings) if run.resume else None  # else after the source was read
     try:
-        with output_folder(run.output, settings.record(), run.resume, processes, models) as folder:
-            manifest = make_dataset(settings, run, folder, command_line(), processes, models)
+        with output_folder(run.output, settings.record(), run.resume, contents=models) as folder:
+            manifest = make_dataset(settings, run, folder, command_line(), models)
     except AlreadyFinished:
         check_finished(settings, run.output)
         raise
-    if manifest is not None:
-        _print_made(run.output, manifest)
-        print_notices(manifest)
+    _print_made(run.output, manifest)
+    print_notices(manifest)
 
 
 @app.command(
@@ -91,7 +88,6 @@ def build(
     from mmedpo.hub import builders
     from mmedpo.hub.build import Build, estimate_build, write_source
     from mmedpo.hub.build import build as build_dataset
-    from mmedpo.runs.processes import Processes
 
     if name is None or name.startswith("-"):
         console.print(context.get_help())
@@ -112,12 +108,11 @@ def build(
     if run.estimate:
         _print_estimate(estimate_build(builder, settings, run, own))
         return
-    publishes = run.publish and Processes.here().first
-    prepare = partial(prepare_built, run) if publishes else None
+    prepare = partial(prepare_built, run) if run.publish else None
     manifest = build_dataset(builder, settings, run, own, command_line(), prepare)
     if manifest is not None:
         _print_made(run.output, manifest)
-    if publishes:
+    if run.publish:
         publish_built(run)
     if manifest is not None:
         print_notices(manifest)

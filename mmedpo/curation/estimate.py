@@ -11,15 +11,16 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmedpo.curation import hallucinate, judge_check, masking, pipeline
-from mmedpo.curation.masking import Masker
+from mmedpo.curation import hallucinate, judge_check
+from mmedpo.curation.ask import record_models, run_steps
+from mmedpo.curation.blocks import Curation, write_blocks
 from mmedpo.curation.metering import (
     CHARACTERS,
     CHECK,
@@ -38,16 +39,18 @@ from mmedpo.curation.metering import (
 from mmedpo.curation.plan import open_plan, open_source, with_noise_pixels
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Run, Settings
+from mmedpo.curation.weigh import FACTS, NothingMade, weigh
+from mmedpo.curation.write import write
 from mmedpo.data import consent
-from mmedpo.data.burnt_text import Finder
 from mmedpo.data.samples import Sample
 from mmedpo.data.sources import limited
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models.chat.limits import Budget
+from mmedpo.runs.json_files import read_object
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.processes import ALONE
 from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import WEIGHED
 
 log = logging.getLogger(__name__)
 MEASURED = 100  # questions whose prompts are measured where none is asked
@@ -106,15 +109,15 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
             source.name if source.credentialed else None, settings.asked, run.third_parties, len(chosen),
             settings.shows_images, source.marked_by,
         )  # fmt: skip
-    meter, budget, made = Meter(), Budget(run.limits), None
-    with ExitStack() as stack:
-        names = (*pipeline.STEPS, "used", "text")
-        ledgers = {name: stack.enter_context(closing(Ledger(folder / f"{name}.ledger"))) for name in names}
-        cache = stack.enter_context(closing(Ledger(run.calls)))
-        opened = replace(source, samples=chosen, faults=[])
-        plan = open_plan(settings if asked else offline(settings), opened, budget, cache, ledgers["used"])
-        if settings.mask_text and asked:
-            plan = replace(plan, masker=Masker(folder / masking.FOLDER, Finder(ledgers["text"])))
+    meter, budget, made = Meter(), Budget(run.limits), 0
+    named = settings if asked else replace(offline(settings), mask_text=False)
+    write_blocks(folder, chosen, precomputed, {})
+    curation = Curation(
+        folder, named, replace(source, samples=[], faults=[]), Precomputed(), run.limits, run.calls,
+        run.judges_below_bar, len(chosen), {},
+    )  # fmt: skip
+    with closing(Ledger(run.calls)) as cache, closing(curation.of_task(0)) as own:
+        plan = open_plan(named, curation.source, budget, cache, own.part("used"))
         plan = meter.on(plan if asked else under_rules(plan, settings))
         if unknown := prices.keys() - meter.concurrency:
             raise InputError(
@@ -126,10 +129,15 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
             judge_check.before_run(plan.panel, run.judges_below_bar) if asked else judge_check.check(plan.panel)
             meter.checking = False
         if not asked and settings.model:
-            ledgers["sample"].update(candidates_of(chosen, settings))
+            with curation.results(0) as results:
+                results["sample"].update(candidates_of(chosen, settings))
         began = time.perf_counter()
-        with suppress(pipeline.NothingMade):
-            made = pipeline.curate(plan, ledgers, folder, ALONE, precomputed)
+        record_models(curation, plan)
+        run_steps(curation, plan)
+        with suppress(NothingMade):
+            weigh(curation)
+            write(curation)
+            made = sum(read_object(folder / WEIGHED / FACTS)["manifest"]["counts"].values())
         rest = sum(seconds for kind, seconds in meter.seconds.items() if kind != CHECK)
         meter.seconds[WRITE] = time.perf_counter() - began - rest
     units = [_unit(sample, settings) for sample in source.samples]
@@ -140,7 +148,7 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
     share = len(units) / len(chosen)
     size = sum(file.stat().st_size for file in (folder / "data").rglob("*.parquet"))
     local = {kind: share * meter.seconds[kind] for kind in (SAMPLE, LOCATE, WRITE) if meter.seconds[kind]}
-    return replace(found, local=local, rows=share * made.counts.total() if made else 0, size=share * size)
+    return replace(found, local=local, rows=share * made, size=share * size)
 
 
 def prices_of(given: Sequence[str]) -> Prices:

@@ -9,12 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmedpo.curation import noise, weights
+from mmedpo.curation import noise
 from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.localize import Localizer, open_localizer
-from mmedpo.curation.masking import Masker
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import EndpointSampler, Sampler, Target
@@ -30,7 +27,8 @@ from mmedpo.models.model_input import longer_side
 from mmedpo.models.refusals import drop_refused
 from mmedpo.models.vision_language import load_processor
 from mmedpo.runs.formats import STANDIN
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.journal import Store
+from mmedpo.runs.ledger import Ledger, Overlay
 
 log = logging.getLogger(__name__)
 open_chat = partial(opening.open_chat, standins=STANDINS)
@@ -43,8 +41,6 @@ class Plan:
 
     Attributes:
         sampler: target model, whose samples are candidates for rejected responses.
-        weigh: `weights.normalize` with its method.
-        masker: of text burnt into the images; None leaves it.
     """
 
     source: Source
@@ -53,11 +49,7 @@ class Plan:
     localizer: Localizer
     noise: Noise | None
     panel: Panel | None
-    weigh: Callable[..., tuple[np.ndarray, weights.Normalization]]
     seed: int
-    shard_size: str
-    masker: Masker | None = None
-    min_relevance: float = 0.0
 
     @property
     def chats(self) -> list[ChatModel]:
@@ -67,7 +59,7 @@ class Plan:
         return found + ([self.sampler.chat] if isinstance(self.sampler, EndpointSampler) else [])
 
 
-def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger, used: Ledger) -> Plan:
+def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger | Overlay, used: Store) -> Plan:
     """Return the objects of a curation of `source`; the target model is loaded by the step that samples it.
 
     Args:
@@ -104,12 +96,8 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger,
                 settings.model, settings.samples, settings.max_new_tokens, settings.max_new_tokens_report,
                 settings.seed, target,
             )  # fmt: skip
-    weigh = partial(weights.normalize, method=settings.weights, over=settings.weights_over)
     corruption = noise_of(settings) if settings.makes_visual_pairs else None
-    return Plan(
-        source, sampler, writer, localizer, corruption, panel, weigh, settings.seed, settings.shard_size,
-        min_relevance=settings.min_relevance,
-    )  # fmt: skip
+    return Plan(source, sampler, writer, localizer, corruption, panel, settings.seed)
 
 
 def open_panel(settings: Settings, names: Sequence[str], chat: Callable[[str], ChatModel]) -> Panel | None:

@@ -28,7 +28,7 @@ def row_sizes(
     `MEASURED` images, chosen by their digests: another row changes no estimate unless it brings one of them.
 
     Args:
-        pairs: as `rows.by_image` sorts them.
+        pairs: those about an image side by side.
         located: records of regions by sample id.
 
     Raises:

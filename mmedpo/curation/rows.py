@@ -18,7 +18,7 @@ from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.journal import Part
 
 TEXT_PAIR = "hallucinated_response"
 BELOW = "its relevance is below --min-relevance"
@@ -58,6 +58,15 @@ class Precomputed:
     regions: dict[str, dict[str, Any]] = field(default_factory=dict)
     questions: list[str] = field(default_factory=list)
 
+    def of(self, ids: Iterable[str]) -> Precomputed:
+        """Return the results of these samples."""
+        known = set(ids)
+        answers, scores, regions = (
+            {id: value for id, value in found.items() if id in known}
+            for found in (self.answers, self.scores, self.regions)
+        )
+        return Precomputed(answers=answers, scores=scores, regions=regions)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -84,12 +93,12 @@ class Makers:
 
 
 def pair_up(
-    samples: Sequence[Sample], steps: Mapping[str, Ledger], noise: Noise | None, least: float = 0.0
+    samples: Sequence[Sample], steps: Mapping[str, Part], noise: Noise | None, least: float = 0.0
 ) -> Iterator[tuple[Pair | None, Reject | None]]:
     """Yield each sample's pairs, and a reject for each pair that cannot be made.
 
-    An empty ledger means that the step was not run. Without `noise` there are no visual pairs. Pairs whose relevance is
-    below `least` are rejects.
+    A step without results was not run. Without `noise` there are no visual pairs. Pairs whose relevance is below
+    `least` are rejects.
     """
     for sample in samples:
         disputed = steps["dispute"].get(sample.id)
@@ -113,7 +122,7 @@ def _reject(sample: Sample, dispreference: str, reason: str, detail: str, step: 
     return Reject(sample.id, dispreference, reason, detail, sample.task, step)
 
 
-def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Ledger) -> tuple[Pair | None, Reject | None]:
+def _text_pair(sample: Sample, disputed: Mapping[str, Any], judged: Part) -> tuple[Pair | None, Reject | None]:
     if "reason" in disputed:
         return None, _reject(sample, TEXT_PAIR, disputed["reason"], disputed["detail"], "dispute")
     relevance = judged.get(sample.id)
@@ -150,24 +159,19 @@ def _visual_pair(
     return Pair(sample, kind, region.confidence), None
 
 
-def by_image(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return pairs about one image side by side, images in the order of their first pairs."""
-    places: dict[str, int] = {}
-    return sorted(pairs, key=lambda pair: places.setdefault(pair.sample.image_digest, len(places)))
-
-
 def dataset_rows(
-    pairs: Sequence[Pair], weights: Iterable[float], steps: Mapping[str, Ledger], makers: Makers, offered: bool = False
+    pairs: Iterable[tuple[Pair, float, Mapping[str, Part]]], makers: Makers, offered: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows in order; images are noised as they are reached.
 
     Args:
-        offered: give the rows the column `options` even if none of `pairs` has any, as other files of the dataset.
+        pairs: each with its weight and the results of its block by step.
+        offered: some pair of the dataset has options, so that all rows have the column.
     """
-    fields, offered = list(schema.FEATURES["provenance"]), offered or any(pair.sample.options for pair in pairs)
+    fields = list(schema.FEATURES["provenance"])
     noiser = Noiser(makers.noise, makers.seed) if makers.noise else None
     embedded = lru_cache(KEPT)(images.embedded)
-    for pair, weight in zip(pairs, weights, strict=True):
+    for pair, weight, steps in pairs:
         sample = pair.sample
         row: dict[str, Any] = {
             "id": row_id(sample, pair.dispreference),
@@ -200,7 +204,7 @@ def row_id(sample: Sample, dispreference: str) -> str:
     return f"{sample.source}/{sample.id}/{dispreference}"
 
 
-def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers) -> dict[str, Any]:
+def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Part], makers: Makers) -> dict[str, Any]:
     """Set the rejected response of a row; return its provenance."""
     found, judged = steps["dispute"][sample.id], steps["judge"].get(sample.id) or {}
     sampled = found["made_by"] == TARGET_MODEL
@@ -216,7 +220,7 @@ def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledge
 
 
 def _set_noised(
-    row: dict[str, Any], sample: Sample, steps: Mapping[str, Ledger], makers: Makers, noiser: Noiser
+    row: dict[str, Any], sample: Sample, steps: Mapping[str, Part], makers: Makers, noiser: Noiser
 ) -> dict[str, Any]:
     """Set the noised image of a row, on both sides if reversed; return its provenance."""
     noise, region = noiser.noise, Region.read(steps["locate"][sample.id])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,9 +39,8 @@ class Target(Protocol):
     def recorded(self) -> str:
         """Name of the model, with its adapter, in the provenance of rows."""
 
-    @property
-    def standin(self) -> str | None:
-        """Name of the stand-in that the model is, if it is one."""
+    def record(self) -> dict[str, Any]:
+        """Return name, commit and adapter; "standin", its name as one; "client", its name in the counts of calls."""
 
     def load(self) -> Any:
         """Return the model, which has a `revision`. Raises InputError if it cannot be loaded."""
@@ -55,9 +54,6 @@ class Target(Protocol):
         Answers that are empty, cut off or end inside a thought are counted and left out; as rejected responses they
         would teach where to stop.
         """
-
-    def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
-        """Return further facts about the target for the manifest; `spent` is the tally of all calls."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,16 @@ class Sampler:
     def recorded(self) -> str:
         return portable(self.name) + (f" with {portable(self.adapter)}" if self.adapter else "")
 
+    def record(self) -> dict[str, Any]:
+        standin = configured(self.name, STANDIN_KEY)
+        revision = configured(self.name, "_commit_hash")
+        adapted = (
+            {"adapter": portable(self.adapter), "adapter_sha256": adapter_digest(self.adapter)} if self.adapter else {}
+        )
+        return {
+            "name": portable(self.name), "revision": revision, **adapted, **({"standin": standin} if standin else {}),
+        }  # fmt: skip
+
     def load(self) -> VisionLanguageModel:
         return VisionLanguageModel(self.name, self.adapter, weights=self.weights)
 
@@ -99,17 +105,6 @@ class Sampler:
         shown = {sample.image: images.open_rgb(sample.image) for sample in batch}
         prompts = model.prompts([(shown[sample.image], sample.prompt) for sample in batch], sampling)
         return list(map(_found, model.generate(prompts, sampling)))
-
-    @property
-    def standin(self) -> str | None:
-        name: str | None = configured(self.name, STANDIN_KEY)
-        return name
-
-    def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
-        if self.adapter is None:
-            return {}
-        named = {"name": portable(self.name), "adapter": portable(self.adapter)}
-        return {**named, "adapter_sha256": adapter_digest(self.adapter)}
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,9 @@ class EndpointSampler:
     max_new_tokens_report: int
     seed: int
     chat: ChatModel
-    standin: ClassVar[str | None] = None
+
+    def record(self) -> dict[str, Any]:
+        return {"name": portable(self.name), "revision": None, "client": self.chat.name}
 
     @property
     def recorded(self) -> str:
@@ -170,9 +167,6 @@ class EndpointSampler:
             _found(answers) | ({"reason": hallucinate.NO_ANSWER} if place in failed else {})
             for place, answers in enumerate(found)
         ]
-
-    def facts(self, spent: Mapping[str, Any]) -> dict[str, Any]:
-        return {"served": spent.get(self.chat.name, {}).get("served", [])}
 
 
 def _found(answers: Iterable[Answer]) -> Found:

@@ -16,6 +16,7 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat.endpoint import names_endpoint
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
+from mmedpo.runs.executors import Spread
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 from mmedpo.runs.provenance import portable
 
@@ -187,8 +188,8 @@ class Settings:
 
 
 @dataclass
-class Run(Calling):
-    """Output and endpoint options of a curation; they do not change the result."""
+class Run(Calling, Spread):
+    """Output, endpoints and tasks of a curation; they do not change the result."""
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
@@ -217,6 +218,7 @@ class Run(Calling):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse(unknown(self, {"judges_below_bar": judge_check.POLICIES}) + outside(self))
+        self.check()
         if self.cache and self.cache.is_dir():
             raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
 

@@ -99,7 +99,10 @@ class Judges:
 
     def record(self) -> dict[str, Any]:
         """Return names, calls and tokens for results.json."""
-        return {"judges": self.names, "calls": {portable(name): spent for name, spent in tally(self._used).items()}}
+        return {
+            "judges": self.names,
+            "calls": {portable(name): spent for name, spent in tally(self._used.values()).items()},
+        }
 
 
 def quoted(**texts: str) -> str:

@@ -22,7 +22,6 @@ from mmedpo.report import audit
 from mmedpo.runs import writable
 from mmedpo.runs.json_files import write_json
 from mmedpo.runs.options import option
-from mmedpo.runs.processes import ALONE, Processes
 from mmedpo.runs.run_folder import LOCK, SOURCE_FOLDER, output_folder, scratch_folder, short_folder
 
 # Options of rejected responses and judges; unused if both come with the data.
@@ -45,10 +44,10 @@ class Build(Run):
 
 
 def make_dataset(
-    settings: Settings, run: Run, folder: Path, command: str, processes: Processes = ALONE,
-    models: Contents | None = None, precomputed: Precomputed | None = None,
+    settings: Settings, run: Run, folder: Path, command: str, models: Contents | None = None,
+    precomputed: Precomputed | None = None,
     about_source: Mapping[str, Any] | None = None, complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Curate into a working folder, audit the rows and write the card.
 
     Args:
@@ -57,17 +56,15 @@ def make_dataset(
         complete: returns the final manifest; it may change the rows, which are audited after it.
 
     Returns:
-        The manifest; None in all processes but the first.
+        The manifest.
     """
     if run.cache:  # stand-ins open none
         writable.check(run.cache, resume=True, option="--cache")
     cards.check_template("dataset")
     manifest = curate_folder(
-        settings, folder, command, run.limits, run.calls, processes, precomputed, run.third_parties, models,
-        run.redo_changed, run.judges_below_bar,
+        settings, folder, command, run.limits, run.calls, precomputed, run.third_parties, models, run.redo_changed,
+        run.judges_below_bar, run,
     )  # fmt: skip
-    if manifest is None:
-        return None
     manifest["source"].update(about_source or {})
     if precomputed and precomputed.answers:
         makers = sorted({answer["made_by"] for answer in precomputed.answers.values() if "made_by" in answer})
@@ -95,13 +92,12 @@ def build(
         prepare: called once the source is open, before it is read.
 
     Returns:
-        The manifest; None in all processes but the first, and if a finished dataset is only to be published.
+        The manifest; None if a finished dataset is only to be published.
 
     Raises:
         InputError: the source does not have the builder's layout, rows are faulty (all are listed), or as
             `curate_folder`.
     """
-    processes = Processes.here()
     cards.check_template("dataset")
     upstream = _open(builder, settings, run)
     if prepare is not None:
@@ -110,19 +106,18 @@ def build(
     record = recorded_options(settings, options, builder=builders.name_of(builder), keep_source=run.keep_source)
     manifest, models = None, of_models(settings) if run.resume else None
     try:
-        with output_folder(run.output, record, run.resume, processes, models) as folder:
-            precomputed, about = builders.read_upstream(builder, upstream, settings, options, folder, processes)
+        with output_folder(run.output, record, run.resume, contents=models) as folder:
+            precomputed, about = builders.read_upstream(builder, upstream, settings, options, folder)
             source = folder / SOURCE_FOLDER
             if run.keep_source and not source.exists():
                 raise InputError(f"{upstream} is a source folder already. Leave out --keep-source.")
-            manifest = make_dataset(settings, run, folder, command, processes, models, precomputed, about)
-            if manifest and run.keep_source is None:
+            manifest = make_dataset(settings, run, folder, command, models, precomputed, about)
+            if run.keep_source is None:
                 shutil.rmtree(source, ignore_errors=True)
     except AlreadyFinished:
         _keep(run)
         if run.publish is None:
-            if processes.first:
-                _check_finished(builder, upstream, settings, options, run)
+            _check_finished(builder, upstream, settings, options, run)
             raise
     if manifest:
         _keep(run)
@@ -134,7 +129,7 @@ def estimate_build(builder: ModuleType, settings: Settings, run: Build, options:
     upstream = _open(builder, settings, run)
     settings.credentialed |= builders.is_restricted(upstream, options)
     with scratch_folder(run.output.resolve()) as folder:
-        precomputed, _ = builders.read_upstream(builder, upstream, settings, options, folder, ALONE)
+        precomputed, _ = builders.read_upstream(builder, upstream, settings, options, folder)
         return estimate(settings, run, folder, precomputed)
 
 
@@ -153,7 +148,7 @@ def write_source(builder: ModuleType, settings: Settings, run: Build, options: A
     upstream = builders.open_upstream(builder, settings.source)
     settings.credentialed |= builders.is_restricted(upstream, options)
     with short_folder(run.output) as folder:
-        precomputed, about = builders.read_upstream(builder, upstream, settings, options, folder, ALONE)
+        precomputed, about = builders.read_upstream(builder, upstream, settings, options, folder)
         source = folder / SOURCE_FOLDER
         if not source.exists():
             raise InputError(f"{upstream} is a source folder already. Leave out --source-only.")
@@ -169,7 +164,7 @@ def write_source(builder: ModuleType, settings: Settings, run: Build, options: A
 def _check_finished(builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, run: Build) -> None:
     """Read the source again; raise InputError if the finished dataset was made of another one."""
     with scratch_folder(run.output.resolve()) as folder:
-        builders.read_upstream(builder, upstream, settings, options, folder, ALONE)
+        builders.read_upstream(builder, upstream, settings, options, folder)
         check_finished(settings, run.output)
 
 
@@ -208,7 +203,7 @@ def _check_keeping(run: Build) -> None:
 def _keep(run: Build) -> None:
     """Move the source out of the finished dataset into --keep-source, whole or not at all, unless already done."""
     source, keep = run.output / SOURCE_FOLDER, run.keep_source
-    if keep is None or not source.exists() or not Processes.here().first:
+    if keep is None or not source.exists():
         return
     writable.refuse_existing(keep, "--keep-source")
     keep.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import math
 import sys
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatch
@@ -35,7 +34,6 @@ from mmedpo.errors import InputError
 from mmedpo.hub.readers import Hub
 from mmedpo.hub.upstream import read_precomputed, stamp, write_source
 from mmedpo.runs import packaged
-from mmedpo.runs.processes import Processes
 from mmedpo.runs.run_folder import SOURCE_FOLDER
 
 HUB = "hub:"
@@ -87,7 +85,7 @@ def defaults(builder: ModuleType) -> dict[str, Any]:
 
 
 def read_upstream(
-    builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, folder: Path, processes: Processes
+    builder: ModuleType, upstream: Path | Hub, settings: Settings, options: Any, folder: Path
 ) -> tuple[Precomputed, dict[str, Any]]:
     """Let a builder read an opened source into a source folder, which `settings` name from then on.
 
@@ -104,14 +102,9 @@ def read_upstream(
     source, about = folder / SOURCE_FOLDER, _about(builder, upstream) | _portable(options)
     named = _named_folders(upstream, settings, options)
     as_of = stamp(upstream, [value for value in asdict(options).values() if isinstance(value, Path)])
-    if processes.first:
-        with credentialed.hiding_cells(settings.credentialed):
-            rows = builder.read(upstream, options)
-            write_source(
-                rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name,
-                named, as_of,
-            )  # fmt: skip
-    processes.open(folder, "source", patience=math.inf)
+    with credentialed.hiding_cells(settings.credentialed):
+        rows = builder.read(upstream, options)
+        write_source(rows, name_of(builder), source, settings.skip_faulty, about, settings.source_name, named, as_of)
     precomputed, about = read_precomputed(source, about)
     if source.exists():
         settings.source, settings.image_folders = source, [str(folder) for folder in named]

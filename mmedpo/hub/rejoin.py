@@ -19,10 +19,10 @@ from typing import Any
 from mmedpo import schema
 from mmedpo.curation.hallucinate import NO_ANSWER
 from mmedpo.curation.localize import Region
-from mmedpo.curation.pipeline import NothingMade
 from mmedpo.curation.rows import TEXT_PAIR, Precomputed
 from mmedpo.curation.run import of_models
 from mmedpo.curation.settings import Run, Settings
+from mmedpo.curation.weigh import NothingMade
 from mmedpo.data import credentialed, hub, loading, shards
 from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
@@ -32,7 +32,6 @@ from mmedpo.hub.publish import stripped
 from mmedpo.hub.publish.files import File
 from mmedpo.report.notices import standins
 from mmedpo.runs.json_files import read_json
-from mmedpo.runs.processes import ALONE
 from mmedpo.runs.provenance import portable
 from mmedpo.runs.run_folder import SOURCE_FOLDER, output_folder
 
@@ -171,7 +170,6 @@ def rejoin(published: Published, settings: Settings, run: Run, options: Any, com
         except NothingMade:
             shutil.rmtree(folder)
             raise
-    assert manifest is not None  # None only in other processes
     return manifest
 
 
@@ -205,7 +203,7 @@ def _read_source(
     if published.builder is None:
         return Precomputed(), {}
     upstream = builders.open_upstream(published.builder, settings.source)
-    return builders.read_upstream(published.builder, upstream, settings, options, folder, ALONE)
+    return builders.read_upstream(published.builder, upstream, settings, options, folder)
 
 
 def _with_published(precomputed: Precomputed, published: Published, settings: Settings) -> Precomputed:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo import schema
-from mmedpo.curation.pipeline import FAULTY_ROW
 from mmedpo.curation.rows import Precomputed, Reject
+from mmedpo.curation.weigh import FAULTY_ROW
 from mmedpo.data import credentialed, image_modes, placeholders, safe_paths, tables
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub.readers import Hub, Item, Picture, Tree, whole_archives

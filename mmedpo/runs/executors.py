@@ -27,7 +27,7 @@ EXECUTORS = ("local", "ray")
 LOOK = 1.0  # seconds between counts of finished tasks on other machines
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Spread:
     """Options of a command that has tasks. None of them changes its result."""
 

@@ -12,13 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
 KEPT, LOST, DROPPED = b"1", b"0", b"-"
 Place = tuple[int, int, bool]  # of a value: offset and length in bytes; whether it is kept
+
+
+class Store(Protocol):
+    """What stores of values by key have in common: ledgers, journals and their parts."""
+
+    def get(self, key: str) -> Any: ...
+
+    def update(self, values: Mapping[str, Any]) -> None: ...
 
 
 class Journal:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json, writable
+from mmedpo.runs.journal import Store
 
 COLUMNS = ["key", "value", "kept"]
 IO_ERROR = "disk I/O error"  # SQLite's words, also where a full disk has no room for its index
@@ -27,12 +28,15 @@ class Ledger:
     A value has reached the operating system when `put` returns. Several processes of one machine may share a ledger.
     The first value creates the file.
 
+    Args:
+        frozen: nobody writes to the file meanwhile, so that it may be read on a network file system, without locks.
+
     Raises:
         InputError: by any method, if `path` is no ledger, has another layout, or is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, frozen: bool = False) -> None:
+        self.path, self._frozen = path, frozen
         self._database: sqlite3.Connection | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -141,12 +145,14 @@ class Ledger:
 
     def _connected(self) -> sqlite3.Connection:
         # In notebooks, chat clients run in another thread.
-        database = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        address = f"{self.path.absolute().as_uri()}?{'immutable=1' if self._frozen else ''}"
+        database = sqlite3.connect(address, timeout=PATIENCE, check_same_thread=False, uri=True)
         try:
-            database.execute("PRAGMA journal_mode = WAL")  # one append per commit
-            database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine may lose the last commits
-            with database:
-                database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
+            if not self._frozen:
+                database.execute("PRAGMA journal_mode = WAL")  # one append per commit
+                database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine may lose the last commits
+                with database:
+                    database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
             # A file copied while it was written may lack pages, and be misread without an error.
             if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("database disk image is malformed")
@@ -157,3 +163,20 @@ class Ledger:
             database.close()
             raise
         return database
+
+
+class Overlay:
+    """New values over those of a ledger, which is only read."""
+
+    def __init__(self, new: Store, ledger: Ledger) -> None:
+        self.path, self._new, self._ledger = ledger.path, new, ledger
+
+    def open(self) -> None:
+        self._ledger.open()
+
+    def get(self, key: str) -> Any:
+        found = self._new.get(key)
+        return self._ledger.get(key) if found is None else found
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        self._new.update(values)

@@ -36,9 +36,13 @@ SOURCE_FOLDER = "source"  # in a working folder: a source written for curation
 ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
 LOCK = ".lock"  # in a working folder: held by its process
 DURATION = "duration.json"  # in a training's working folder: its seconds so far
-OF_RESUMPTION = ("*.ledger*", "checkpoint-*", DURATION, LOCK)
+# In a curation's working folder: samples and models, results of the steps, calls, weighed pairs, masked images.
+BLOCKS, RESULTS, CALLS, WEIGHED, MASKED = "blocks", "results", "calls", "weighed", "masked"
+OF_RESUMPTION = ("*.ledger*", "checkpoint-*", DURATION, LOCK, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED)
 # Files that a run writes before its first result.
-NO_WORK = (SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION)
+NO_WORK = (
+    SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION, BLOCKS,
+)  # fmt: skip
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 

@@ -11,9 +11,9 @@ import pytest
 from chat_server import Answer, ChatServer, Received, o_series
 from knowing_judge import known
 
-from mmedpo.curation.pipeline import NothingMade
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
+from mmedpo.curation.weigh import NothingMade
 from mmedpo.data import loading
 
 CUT = "no score: the judge did not answer (cut off at 2800 tokens)"

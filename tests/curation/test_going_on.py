@@ -82,7 +82,7 @@ def interrupted(output: Path, settings: Settings, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards, "save", kill)
+        patch.setattr(shards, "write", kill)
         curate(output, settings)
 
 

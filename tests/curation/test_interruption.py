@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,19 @@ import pytest
 from standins import STANDINS
 
 from mmedpo import cli
-from mmedpo.curation import pipeline
-from mmedpo.curation.localize import Localizer, Region
-from mmedpo.curation.run import curate_folder
+from mmedpo.curation import blocks
+from mmedpo.curation.ask import ask, check
+from mmedpo.curation.run import finish, prepare
 from mmedpo.curation.settings import Settings
-from mmedpo.data.samples import Sample
-from mmedpo.runs.processes import Processes
+from mmedpo.curation.weigh import weigh
+from mmedpo.curation.write import write
+from mmedpo.runs.run_folder import BLOCKS, CALLS, RESULTS, ROWS, WEIGHED
 from tests.chat_server import Answer, ChatServer, Received
 from tests.conftest import MakeSource
 
 FINDINGS = ("nodule", "mass", "effusion", "fracture", "cyst")
 SIDES = ("left", "right")
+AT_WORK = (BLOCKS, CALLS, RESULTS, ROWS, WEIGHED, "contents.json", "settings.json")
 
 
 def digest(received: Received) -> str:
@@ -84,8 +85,9 @@ def run(typed: list[str], output: Path) -> None:
 
 
 def recorded(output: Path) -> dict[str, bytes]:
-    """All files of a dataset folder."""
-    return {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    """All files of a dataset folder, without what a run needs while it works."""
+    files = [file.relative_to(output) for file in output.rglob("*") if file.is_file()]
+    return {str(file): (output / file).read_bytes() for file in files if file.parts[0] not in AT_WORK}
 
 
 def finished(cache: Path) -> set[str]:
@@ -184,57 +186,22 @@ def test_a_spent_budget_stops_the_run_and_the_rest_is_asked_later(
     assert recorded(later) == recorded(whole)
 
 
-def test_processes_share_the_questions_and_make_the_dataset_of_one(
-    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tasks", [2, 3, 16])
+def test_tasks_that_share_the_folder_alone_make_the_dataset_of_one(
+    make_source: MakeSource, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:
-    monkeypatch.setattr(pipeline, "BLOCK", 8)
-    settings = Settings(make_source(questions(40)), **STANDINS)
-    asked: dict[int, set[str]] = {}
-    locate = Localizer.locate
-
-    def noting(self: Localizer, sample: Sample) -> Region:
-        asked.setdefault(threading.get_ident(), set()).add(sample.id)
-        return locate(self, sample)
-
-    monkeypatch.setattr(Localizer, "locate", noting)
-    for name, count in (("one", 1), ("two", 2)):
-        (tmp_path / name).mkdir()
-        asked.clear()
-        processes = [Processes(rank, count, "launch") for rank in range(count)]
-        with ThreadPoolExecutor(count) as pool:
-            made = list(pool.map(lambda one, at=tmp_path / name: curate_folder(settings, at, processes=one), processes))
-        assert [manifest is not None for manifest in made] == [True, False][:count]
-    assert sorted(map(len, asked.values())) == [16, 24]
-    one, two = (
-        {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*") if ".ledger" not in file.name}
-        for name in ("one", "two")
-    )
-    assert one == two
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_dataset_of_one(
-    make_source: MakeSource, tiny_model: Path, detector: Path, tmp_path: Path
-) -> None:
-    count = pipeline.BLOCK + 40  # two shares
-    rows = [{**row, "answer": ("yes", "no", "no", row["answer"])[i % 4]} for i, row in enumerate(questions(count))]
-    source = make_source(rows)
-    launch = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-    ]  # fmt: skip
-    options = [
-        *("--model", str(tiny_model), "--samples", "2", "--localizer", f"detector:{detector}"),
-        *("--threshold", "0", "--max_coverage", "1"),
-    ]
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    rows = [{**row, "answer": ("yes", "no", row["answer"])[i % 3]} for i, row in enumerate(questions(40))]
+    settings = Settings(make_source(rows), model=str(tiny_model), samples=2, **STANDINS)
     made = []
-    with ChatServer() as server:
-        server.answer = answer
-        for name, launcher in (("one", [sys.executable]), ("two", launch)):
-            output = tmp_path / name / "pairs"
-            run([*command(source, output, server, launcher), *options], output)
-            made.append(recorded(output))
+    for name, count in (("one", 1), ("several", tasks)):
+        (tmp_path / name).mkdir()
+        curation = prepare(settings, tmp_path / name)
+        if count > 1:
+            check(curation)
+        for phase in (ask, weigh, write):
+            for rank in reversed(range(1 if phase is weigh else count)):
+                phase(pickle.loads(pickle.dumps(curation)), rank, count)  # as another process gets it
+        finish(curation)
+        made.append(recorded(tmp_path / name))
     assert made[0] == made[1]
-    found = json.loads(made[0]["manifest.json"])
-    assert found["counts"]["lesion_noise"] == count and found["target_model"]["name"] == "tiny"
-    assert found["counts"]["hallucinated_response"] > count / 2

@@ -125,7 +125,7 @@ def test_resumed_run_reads_no_image_again_and_ends_the_same(
     whole, manifest = curate(source, tmp_path / "whole", mask_text=True)
     settings = Settings(source=source, mask_text=True, **{**STANDINS, "weights": "none"})
     with monkeypatch.context() as patch:
-        patch.setattr("mmedpo.curation.pipeline.shards.save", stop)
+        patch.setattr("mmedpo.curation.write.shards.write", stop)
         with pytest.raises(InputError, match="stopped"), output_folder(tmp_path / "cut", settings.record()) as folder:
             curate_folder(settings, folder)
     with monkeypatch.context() as patch:

@@ -132,5 +132,5 @@ def test_pairs_of_an_image_are_a_row_of_a_batch_and_one_for_each_region(preferen
         visual = [str(row["provenance"]["boxes"]) for row in pairs if row["dispreference"]]
         shared += len(visual) - len({*visual})
         batch = collator(pairs)
-        assert len(batch["input_ids"]) == len(batch["pixel_values"]) == 1 + len({*visual})
+        assert len(batch["pixel_values"]) == 1 + len({*visual}) <= len(batch["input_ids"])  # a tree may be split
     assert shared > 3

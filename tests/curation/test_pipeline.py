@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from PIL import Image
 from standins import STANDINS
 
 from mmedpo import schema
-from mmedpo.curation import hallucinate, pipeline, relevance, rows, run
+from mmedpo.curation import ask, blocks, hallucinate, relevance, rows, run
 from mmedpo.curation.localize import Localizer
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.run import curate_folder
@@ -32,7 +31,7 @@ from mmedpo.data.text import words
 from mmedpo.errors import InputError
 from mmedpo.models.thoughts import EMPTY, Answer
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.journal import Journal
 from mmedpo.runs.run_folder import output_folder
 
 MakeSource = Callable[..., Path]
@@ -335,7 +334,7 @@ def test_no_folder_of_a_detector_is_recorded(corpus: Path, detector: Path, tmp_p
 def small_blocks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The dataset of an uninterrupted run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "BLOCK", 8)
+        patch.setattr(blocks, "BLOCK", 8)
         yield curate(tmp_path_factory.mktemp("datasets") / "whole", replace(settings, limit=24))
 
 
@@ -382,16 +381,18 @@ def test_resumed_run_ends_as_an_uninterrupted_one(
     assert recorded(output) == recorded(small_blocks)
 
 
-def test_ledgers_that_lost_their_ends_are_completed(
+def test_results_that_lost_their_ends_are_completed(
     small_blocks: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 8)
     output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        CtrlC(shards.save, 1).install(patch, shards, "save")
+        CtrlC(shards.write, 1).install(patch, shards, "write")
         curate(output, replace(settings, limit=24))
-    for ledger in ("dispute", "locate", "judge"):
-        with sqlite3.connect(tmp_path / "out.partial" / f"{ledger}.ledger") as database:
-            assert database.execute("DELETE FROM entries WHERE rowid > 5").rowcount > 1
+    journals = sorted((tmp_path / "out.partial" / "results").glob("*.journal"))
+    for journal, left in zip(journals, (0.2, 0.5, 0.9), strict=True):
+        written = journal.read_bytes()
+        journal.write_bytes(written[: int(len(written) * left)])
     curate(output, replace(settings, limit=24), resume=True)
     assert recorded(output) == recorded(small_blocks)
 
@@ -402,17 +403,18 @@ def test_question_that_fails_alone_is_asked_again_and_the_answered_ones_are_not(
 ) -> None:
     lost = {"reason": reason, "detail": "refused"}
     samples = read_source(corpus, "preference", 20).samples
-    done = Ledger(tmp_path / "work.ledger")
-    pipeline.run_step("First", done, [samples], lambda batch: [lost, *({"text": s.id} for s in batch[1:])], False)
+    journal = Journal(tmp_path / "work.journal")
+    done = journal.part("dispute")
+    ask.run_step(done, [samples], lambda batch: [lost, *({"text": s.id} for s in batch[1:])])
     assert done[samples[0].id] == lost
-    done.forget()  # as a resumed run begins
+    journal.forget()  # as a resumed run begins
     asked: list[str] = []
 
     def work(batch: Sequence[Sample]) -> list[Any]:
         asked.extend(sample.id for sample in batch)
         return [{"text": "at last"} for _ in batch]
 
-    pipeline.run_step("Second", done, [samples], work, False)
+    ask.run_step(done, [samples], work)
     assert asked == [samples[0].id]
     assert (done[samples[0].id], done[samples[1].id]) == ({"text": "at last"}, {"text": samples[1].id})
 

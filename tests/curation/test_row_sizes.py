@@ -41,7 +41,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[rows.Pair]:
                 "cc0-1.0", image_digest=digest, image_size=(side, side),
             )  # fmt: skip
             made += [rows.Pair(sample, rows.TEXT_PAIR, None), rows.Pair(sample, "lesion_noise", 0.5)]
-    return rows.by_image(made)
+    return made
 
 
 NOISES = [None, Noise(), Noise(per="row"), Noise(region="image"), Noise("crop"), Noise(reversed=True, per="row")]
@@ -53,7 +53,8 @@ def test_estimates_are_near_what_files_of_each_format_store(pairs: list[rows.Pai
     given = kinds(pairs, noise)
     located = {one.sample.id: Region((BOX,)).record() for one in given}
     steps: Any = {"dispute": dict.fromkeys(located, TOLD), "locate": located, "judge": {}, "sample": {}}
-    made = rows.dataset_rows(given, [1.0] * len(given), steps, rows.Makers(None, None, "boxes", None, noise, 7))
+    makers = rows.Makers(None, None, "boxes", None, noise, 7)
+    made = rows.dataset_rows(((one, 1.0, steps) for one in given), makers, False)
     estimates = row_sizes(given, located, noise, 7)
     for _, about in groupby(given, lambda pair: pair.sample.image.suffix):
         stored, estimated = set(), 0

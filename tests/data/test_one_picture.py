@@ -15,8 +15,8 @@ from PIL import Image
 from standins import STANDINS
 
 from mmedpo import schema
-from mmedpo.curation.pipeline import _shown
 from mmedpo.curation.run import curate_folder
+from mmedpo.curation.sampling import sent
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
 from mmedpo.data.images import digest, open_rgb
@@ -133,7 +133,7 @@ def test_every_step_sees_the_same_pixels(
     check([np.asarray(pairs._seen(row, "rejected")[0]) for row in undecoded], noised, names)
     # Shown to a chat model.
     samples = read_source(source).samples
-    shown = [np.asarray(Image.open(io.BytesIO(_shown(sample))).convert("RGB")) for sample in samples]
+    shown = [np.asarray(Image.open(io.BytesIO(sent(sample.image))).convert("RGB")) for sample in samples]
     check(shown, [right[sample.id] for sample in samples], [sample.id for sample in samples])
 
 

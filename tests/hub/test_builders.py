@@ -267,7 +267,7 @@ def test_a_build_whose_source_changed_is_refused_or_does_those_questions_again(
 
     words = ("path_vqa", "--source", path_vqa, "--output", "out")
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shards, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert build(*words)[0] == 130
     change("no", "No.")
     code, output = build(*words, "--resume")

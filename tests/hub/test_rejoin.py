@@ -245,12 +245,11 @@ def test_a_source_folder_may_be_called_otherwise_elsewhere(make_source: MakeSour
 
 
 def curated(source: Path, output: Path, **settings: Any) -> Path:
-    from mmedpo.runs.processes import ALONE
     from mmedpo.runs.run_folder import output_folder
 
     chosen = Settings(source=source, credentialed=True, **{**STANDINS, **settings})
     with output_folder(output, chosen.record()) as folder:
-        build.make_dataset(chosen, Run(output), folder, "mmedpo curate", ALONE)
+        build.make_dataset(chosen, Run(output), folder, "mmedpo curate")
     return output
 
 

@@ -178,7 +178,7 @@ def test_run_phases_tasks_share_the_gpus(tmp_path: Path, monkeypatch: pytest.Mon
     assert used[4:] == ["5,GPU-7", "5,GPU-7"]
 
 
-@pytest.mark.parametrize("spread", [Spread("cloud"), Spread(tasks=0), Spread(workers=0)])
+@pytest.mark.parametrize("spread", [Spread(executor="cloud"), Spread(tasks=0), Spread(workers=0)])
 def test_run_phases_refuses_options_that_cannot_work(tmp_path: Path, spread: Spread) -> None:
     with pytest.raises(InputError, match=r"--(executor|tasks|workers) is"):
         run_phases(phases(tmp_path, 1), tmp_path, spread)

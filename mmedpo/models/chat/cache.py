@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.limits import Budget
 from mmedpo.models.thoughts import Answer
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.journal import Store
+from mmedpo.runs.ledger import Ledger, Overlay
 from mmedpo.runs.provenance import portable
 
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -32,7 +33,7 @@ class CachedChat:
         used: Requests that this run got answers to, cached or new, for `tally`.
     """
 
-    def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger, used: Ledger) -> None:
+    def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger | Overlay, used: Store) -> None:
         self.name, self.revision = chat.name, chat.revision
         self.chat, self._budget, self._cache, self._used = chat, budget, cache, used
         self._asked: set[str] = set()  # keys of this start's own requests
@@ -114,14 +115,14 @@ class Absent:
         return replies
 
 
-def tally(used: Ledger) -> dict[str, dict[str, Any]]:
+def tally(used: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return {"calls", "prompt_tokens", "completion_tokens", "sent", "served"} by model.
 
     Tokens are None unless all answers reported them. "sent" lists each accepted combination of parameters once, and
     "served" how endpoints named who answered, where known.
     """
     totals: dict[str, dict[str, Any]] = {}
-    for entry in used.values():
+    for entry in used:
         total = totals.setdefault(entry["model"], {"calls": 0, **dict.fromkeys(TOKENS, 0)})
         total["calls"] += 1
         for name in TOKENS:

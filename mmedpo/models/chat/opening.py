@@ -10,11 +10,12 @@ from mmedpo.models.chat import ChatClient, ChatModel
 from mmedpo.models.chat.cache import Absent, CachedChat
 from mmedpo.models.chat.endpoint import FORMS, EndpointChat, names_endpoint, open_endpoint
 from mmedpo.models.chat.limits import Budget
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.journal import Store
+from mmedpo.runs.ledger import Ledger, Overlay
 
 
 def open_chat(
-    spec: str, budget: Budget, cache: Ledger, used: Ledger, batch_size: int = 8, discreet: bool = False,
+    spec: str, budget: Budget, cache: Ledger | Overlay, used: Store, batch_size: int = 8, discreet: bool = False,
     standins: Mapping[str, Callable[[], ChatModel]] | None = None, **sampling: Any,
 ) -> ChatModel:  # fmt: skip
     """Return the chat model that `spec` names (docs/curation.md); all but stand-ins are wrapped in a cache.

@@ -186,10 +186,10 @@ def test_the_tally_counts_what_the_run_used_wherever_it_came_from(chat_server, c
         "med-7b": {"calls": 2, "prompt_tokens": 20, "completion_tokens": 10, "sent": sent},
         "other": {"calls": 1, "prompt_tokens": None, "completion_tokens": None, "sent": sent},
     }
-    assert tally(used) == expected
+    assert tally(used.values()) == expected
     cached().complete([ask("b"), ask("a")])  # resumed: nothing is counted twice
-    assert tally(used) == expected
-    assert tally(Ledger(tmp_path / "nothing")) == {}
+    assert tally(used.values()) == expected
+    assert tally(Ledger(tmp_path / "nothing").values()) == {}
 
 
 def test_no_key_gets_into_any_file_or_log(chat_server, cached, ask, tmp_path, caplog):
@@ -248,7 +248,7 @@ def test_a_kill_in_the_middle_of_a_batch_repeats_no_answered_call(chat_server, t
     for before, answers in kept:
         assert len(answers) > before - 4 * 4  # all but what was in flight at a kill
         assert not answers & {f"echo {text}" for text in asked(chat_server)[before:]}
-    assert tally(Ledger(tmp_path / "used"))["m"]["calls"] == 200
+    assert tally(Ledger(tmp_path / "used").values())["m"]["calls"] == 200
 
 
 @pytest.mark.parametrize("record", [1, [], {"foreign": 1}, {"text": None}, {"text": 3}, {"text": "a", "failure": "b"},

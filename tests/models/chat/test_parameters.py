@@ -79,9 +79,9 @@ def test_refused_parameters_are_found_once_said_and_recorded(
     assert chat.complete([ask("later", schema=SCHEMA)]) == [ChatReply("{}")]
     assert len(chat_server.received) == asked_so_far + 1
     assert sent(chat_server.received[-1]) == {k: v for k, v in taken.items() if v != "none"}
-    assert tally(ledgers[1])["med-7b"]["sent"] == [taken]
+    assert tally(ledgers[1].values())["med-7b"]["sent"] == [taken]
     cached(max_tokens=9, seed=3).complete([ask("later", schema=SCHEMA)])  # another run, from the cache
-    assert tally(ledgers[1])["med-7b"]["sent"] == [taken]
+    assert tally(ledgers[1].values())["med-7b"]["sent"] == [taken]
     said = [line.getMessage() for line in caplog.records if line.name == "mmedpo.models.chat.endpoint"]
     assert len(said) == bool(left_out)
     assert all(name in said[0] for name in left_out)

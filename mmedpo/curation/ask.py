@@ -1,0 +1,203 @@
+"""First phase of a curation: the steps that ask models, a block of samples after the other.
+
+Steps: `mask` finds text burnt into images; `sample` adds candidates of the target model; `dispute` a rejected response,
+or the reason for none; `locate` the lesion's region; `judge` clinical relevance. Each block has its own results on
+disk, so that tasks share nothing, and an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+from rich.progress import Progress
+
+from mmedpo import schema
+from mmedpo.curation import hallucinate, judge_check, masking, relevance, sampling
+from mmedpo.curation.blocks import MODELS, Curation, Results
+from mmedpo.curation.plan import Plan
+from mmedpo.curation.standins import Pool
+from mmedpo.data.burnt_text import Finder
+from mmedpo.data.samples import Sample
+from mmedpo.models import thoughts
+from mmedpo.models.chat.served import served
+from mmedpo.runs.formats import STANDIN
+from mmedpo.runs.journal import Part
+from mmedpo.runs.json_files import write_json
+from mmedpo.runs.provenance import portable
+from mmedpo.runs.run_folder import BLOCKS, MASKED
+
+log = logging.getLogger(__name__)
+
+# Beginnings of reasons that are not recorded, so that a resumed run asks again.
+FAILURES = (
+    hallucinate.NO_ANSWER, hallucinate.UNREADABLE, relevance.NO_SCORE, thoughts.CUT_OFF, thoughts.UNFINISHED,
+)  # fmt: skip
+
+Batches = Sequence[Sequence[Sample]]
+
+
+class Step(NamedTuple):
+    """A step: its name in the results, what is shown with its progress, and its work on a batch of a block."""
+
+    name: str
+    title: str
+    work: Callable[[Results, Sequence[Sample]], Sequence[Any]]
+    batches: Callable[[Sequence[Sample]], Batches] = lambda samples: [samples]
+
+
+def check(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
+    """Check the models of a curation before anything is paid for, and record who they are.
+
+    Raises:
+        InputError: a model cannot be opened, or the judges are below the bar.
+    """
+    with curation.opened(rank, tasks) as plan:
+        _check(curation, plan)
+
+
+def ask(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
+    """Do the steps of every `tasks`-th block from `rank` on; what its results hold is not done again.
+
+    A single task checks the models first (`check`), and shows progress.
+
+    Raises:
+        InputError, Stopped: by a model.
+    """
+    if tasks > 1 and rank >= curation.blocks:
+        return  # no models are loaded for nothing
+    with curation.opened(rank, tasks) as plan:
+        if tasks == 1:
+            _check(curation, plan)
+        run_steps(curation, plan, rank, tasks)
+
+
+def run_steps(curation: Curation, plan: Plan, rank: int = 0, tasks: int = 1) -> None:
+    """Do what `ask` does, with models that are open."""
+    numbers = range(rank, curation.blocks, tasks)
+    for number in numbers:
+        curation.begin(number)
+    for step in _steps(curation, plan):
+        with Progress(disable=tasks > 1 or not numbers) as progress:
+            shown = progress.add_task(step.title, total=sum(map(curation.size, numbers)))
+            finished = 0
+            for number in numbers:
+                with curation.results(number) as results:
+                    samples = curation.samples(number)
+                    samples = samples if step.name == "mask" else curation.masked(samples, results)
+                    work, advance = partial(step.work, results), partial(progress.advance, shown)
+                    run_step(results[step.name], step.batches(samples), work, advance)
+                finished += curation.size(number)
+                progress.update(shown, completed=finished)
+
+
+def run_step(
+    done: Part,
+    batches: Batches,
+    work: Callable[[Sequence[Sample]], Sequence[Any]],
+    advance: Callable[[int], None] = lambda samples: None,
+) -> None:
+    """Record the work of all samples that are not in `done`, a batch at a time; `advance` gets their number."""
+    for batch in batches:
+        missing = [sample for sample in batch if sample.id not in done]
+        if not missing:
+            continue
+        values = {sample.id: value for sample, value in zip(missing, work(missing), strict=True)}
+        lost = {
+            id
+            for id, value in values.items()
+            if isinstance(value, dict) and str(value.get("reason")).startswith(FAILURES)
+        }
+        done.update({id: value for id, value in values.items() if id not in lost})
+        done.update({id: values[id] for id in lost}, keep=False)
+        advance(len(batch))
+
+
+def _check(curation: Curation, plan: Plan) -> None:
+    asked = [*([plan.writer.chat] if plan.writer else []), *(plan.panel.judges.values() if plan.panel else [])]
+    listed = served(asked, log.warning)
+    record_models(
+        curation, plan, judge_check.before_run(plan.panel, curation.below_bar) if plan.panel else None, listed
+    )
+
+
+def record_models(
+    curation: Curation, plan: Plan, checked: Mapping[str, Any] | None = None, listed: Mapping[str, Any] | None = None
+) -> None:
+    """Write `MODELS`: who the models are, the judges' check, and what endpoints list."""
+    panel, writer, sampler = plan.panel, plan.writer, plan.sampler
+    write_json(curation.folder / BLOCKS / MODELS, {
+        "target_model": sampler.record() if sampler else {"name": None, "revision": None},
+        "sampled_by": sampler and sampler.recorded,
+        "chat_model": writer and portable(writer.chat.name),
+        "judges": list(panel.judges) if panel else [], "panel": panel and panel.record(), "judge_check": checked,
+        "localizer": portable(plan.localizer.name), "query": plan.localizer.query,
+        "mask_rule": plan.localizer.mask_rule, "max_coverage": plan.localizer.max_coverage,
+        "listed_by_endpoint": listed or {},
+    })  # fmt: skip
+
+
+def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
+    """Yield the steps of a plan; the models of one are freed before the next."""
+    if curation.settings.mask_text:
+        masker = masking.Masker(curation.folder / MASKED, Finder())
+        yield Step("mask", "Masking burnt-in text", lambda _, batch: list(map(masker.find, batch)))
+    if plan.sampler is not None:
+        sampler, flips = plan.sampler, plan.writer is not None and plan.writer.style != "free"
+        target = cache(sampler.load)
+
+        def batches(samples: Sequence[Sample]) -> Batches:
+            asked = [one for one in samples if not flips or hallucinate.flip(one.answer) is None]
+            return sampler.batches([asked])
+
+        def sample(_: Results, batch: Sequence[Sample]) -> Sequence[Any]:
+            return sampler.sample(target(), batch)
+
+        yield Step("sample", "Sampling the target model", sample, batches)
+        target.cache_clear()  # its memory is needed by a local judge
+    if plan.writer is not None:
+        pools = _pools(curation, plan)
+        yield Step("dispute", "Rejected responses", lambda results, batch: _choose(plan, results, pools, batch))
+    if plan.noise is not None:
+        yield Step(
+            "locate", "Locating lesions", lambda _, batch: [plan.localizer.locate(one).record() for one in batch]
+        )
+    if (panel := plan.panel) is not None:
+        yield Step("judge", "Judging relevance", lambda results, batch: _judge(panel, results, batch))
+
+
+def _pools(curation: Curation, plan: Plan) -> dict[str, Pool]:
+    """Return the gold answers by task, for a stand-in, which alone reads them."""
+    answers: dict[str, set[str]] = {task: set() for task in schema.TASKS}
+    if plan.writer is not None and plan.writer.chat.name.startswith(STANDIN):
+        for number in range(curation.blocks):
+            for one in curation.samples(number):
+                answers[one.task].add(one.answer)
+    return {task: Pool(found, plan.seed) for task, found in answers.items()}
+
+
+def _choose(plan: Plan, results: Results, pools: Mapping[str, Pool], batch: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Return a rejected response per sample, {"text", "made_by", ...}, or {"reason", "detail"}."""
+    assert plan.writer is not None
+    items = [
+        hallucinate.Item(
+            sample.question, sample.answer, sample.task, sampling.texts(results["sample"].get(sample.id)),
+            partial(pools[sample.task].nearest, sample),
+            sampling.sent(sample.image) if plan.writer.show_images else None,
+            sample.options, f"{plan.seed} {sample.id}",
+        )
+        for sample in batch
+    ]  # fmt: skip
+    return [asdict(choice) for choice in plan.writer.choose(items)]
+
+
+def _judge(panel: relevance.Panel, results: Results, batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
+    found = [results["dispute"][sample.id] for sample in batch]
+    scores = iter(panel.score([
+        relevance.Item(sample.prompt, sample.answer, wrong["text"])
+        for sample, wrong in zip(batch, found, strict=True) if "text" in wrong
+    ]))  # fmt: skip
+    return [asdict(next(scores)) if "text" in wrong else None for wrong in found]

@@ -75,6 +75,11 @@ def digest(image: Image) -> str:
     return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()
 
 
+def file_digest(image: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a dataset's undecoded image; equal pixels in another file have another one."""
+    return hashlib.sha256(_file(image)).hexdigest()
+
+
 def size(image: Mapping[str, Any] | None) -> tuple[int, int] | None:
     """Return width and height in pixels of a dataset's image, upright, from its header; None if it is unusable.
 
@@ -84,7 +89,7 @@ def size(image: Mapping[str, Any] | None) -> tuple[int, int] | None:
     if image is None:
         return None
     try:
-        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        data = _file(image)
         if dicom.is_dicom(data):
             return _open(data).size
         with open_image(data) as opened:
@@ -151,6 +156,11 @@ def png(pixels: np.ndarray, stem: str) -> dict[str, Any]:
     buffer = io.BytesIO()
     pillow.fromarray(pixels).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": f"{stem}.png"}
+
+
+def _file(image: Mapping[str, Any]) -> bytes:
+    data: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    return data
 
 
 def _open(image: Source) -> Image:

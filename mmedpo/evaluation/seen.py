@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmedpo.data import loading, origin
-from mmedpo.data.images import digest, open_rgb
+from mmedpo.data.images import digest, file_digest, open_rgb
 from mmedpo.evaluation.runs import Run
 from mmedpo.evaluation.score import Row, picture
 from mmedpo.runs.json_files import read_json
@@ -74,12 +73,11 @@ def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
 
 def _digests(pairs: Any) -> set[str]:
     """Return the digests of the images of the chosen sides; each file is decoded once."""
-    files: set[bytes] = set()
+    files: set[str] = set()
     found = set()
     for row in pairs.select_columns(["images"]):
         for image in row["images"]:
-            data = image["bytes"] or Path(image["path"]).read_bytes()
-            file = hashlib.sha256(data).digest()
+            file = file_digest(image)
             if file not in files:
                 files.add(file)
                 found.add(digest(open_rgb(image)))

@@ -79,13 +79,18 @@ def token_ids(processor: Any, answers: Sequence[str]) -> list[list[int]]:
     return ids
 
 
+def filler(processor: Any) -> int:
+    """Return the token id of padding."""
+    tokenizer = processor.tokenizer
+    found: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return found
+
+
 def batch(
     processor: Any, rows: Sequence[int], prompts: Sequence[Tokens], answers: Sequence[Sequence[int]]
 ) -> dict[str, torch.Tensor]:
     """Return `pack` of prompts and answers as the processor's model takes them."""
-    tokenizer = processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return pack(rows, prompts, answers, filler, ANSWER_TYPES.get(type(processor).__name__, 0))
+    return pack(rows, prompts, answers, filler(processor), ANSWER_TYPES.get(type(processor).__name__, 0))
 
 
 def pack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ import torch
 
 from mmedpo.data import placeholders
 from mmedpo.data.images import digest, open_rgb
-from mmedpo.models.answers import LOOK_AHEAD, TOKENS, Tokens, padded, read_prompts
+from mmedpo.models.answers import LOOK_AHEAD, TOKENS, Tokens, filler, padded, read_prompts
 from mmedpo.models.chat_template import render
 
 if TYPE_CHECKING:
@@ -140,48 +140,70 @@ def read(
     Args:
         texts: rendered prompts.
         images: images of each prompt, for `open_rgb`.
-        share: prompts have one trunk where images and all up to the end of the last image are equal ("images"), where
-            images and prompts are equal ("prompt"), or never ("").
+        share: prompts have one trunk where their `trunks` are equal.
         samples: number of answers to each prompt.
     """
     opened = {id(image): open_rgb(image) for shown in images for image in shown}
-    keys: list[Any] = [*range(len(texts))]
-    if share:
-        names = {key: digest(image) for key, image in opened.items()}
-        ends = [_image_end(processor, text) if share == "images" else len(text) for text in texts]
-        keys = [
-            (*(names[id(image)] for image in shown), text[:end])
-            for shown, text, end in zip(images, texts, ends, strict=True)
-        ]
-    first: dict[Any, int] = {}
-    for place, key in enumerate(keys):
-        first.setdefault(key, place)
-    places = list(first.values())
+    names = {key: digest(image) for key, image in opened.items()} if share else {}
+    shown = [tuple(names.get(id(image)) for image in own) for own in images]
+    owners = numbered(trunks(processor, texts, shown, share))
+    tokens, pixels = read_once(processor, texts, [[opened[id(image)] for image in own] for own in images], owners)
+    return Prompts(share, samples, tokens, owners, pixels, filler(processor))
+
+
+def trunks(processor: Any, texts: Sequence[str], shown: Sequence[Hashable], share: Share) -> list[Hashable]:
+    """Return what names the beginning of each prompt that its row shares: `shown`, which names its images, and a text.
+
+    Args:
+        share: prompts share their images and all up to the end of the last image ("images"), images and the whole
+            prompt ("prompt"), or nothing ("").
+    """
+    if not share:
+        return [*range(len(texts))]
+    ends = [_image_end(processor, text) if share == "images" else None for text in texts]
+    return [(own, text[:end]) for own, text, end in zip(shown, texts, ends, strict=True)]
+
+
+def numbered(keys: Sequence[Hashable]) -> list[int]:
+    """Return a number for each key, from 0 in the order in which distinct ones occur first."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def read_once(
+    processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]], lists: Sequence[int]
+) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
+    """Return the tokens of each rendered prompt, and the model inputs of each list of images, which is processed once.
+
+    Args:
+        images: RGB images of each prompt.
+        lists: equal numbers for equal images, as `numbered`.
+    """
 
     def processed(places: list[int]) -> tuple[list[Tokens], dict[str, torch.Tensor]]:
-        shown = [[opened[id(image)] for image in images[i]] for i in places]
-        return read_prompts(processor, [texts[i] for i in places], shown)
-
-    begun, pixels = processed(places)
-    known = dict(zip(first, begun, strict=True))
+        return read_prompts(processor, [texts[i] for i in places], [images[i] for i in places])
 
     @cache
-    def head_of(key: Any) -> Tokens | None:
-        return _head(processor, texts[first[key]], known[key])
+    def head_of(place: int) -> Tokens | None:
+        return _head(processor, texts[place], known[lists[place], texts[place]])
 
-    tokens = []
-    for place, key in enumerate(keys):
-        if texts[place] == texts[first[key]]:
-            tokens.append(known[key])
-        elif head := head_of(key):
-            tail = _tail(processor, texts[place])
-            tokens.append(
-                {name: [*has, *(tail if name == "input_ids" else [0] * len(tail))] for name, has in head.items()}
-            )
+    first = [lists.index(number) for number in range(max(lists) + 1)]
+    begun, pixels = processed(first)
+    known = {(lists[i], texts[i]): tokens for i, tokens in zip(first, begun, strict=True)}
+    alike: dict[Hashable, int] = {}  # prompts with one list of images and one text before their end
+    for place in [*first, *range(len(texts))]:
+        text = texts[place]
+        begins = alike.setdefault((lists[place], text[: _image_end(processor, text)]), place)
+        if (lists[place], text) in known:
+            continue
+        if begins != place and (head := head_of(begins)):
+            tail = _tail(processor, text)
+            known[lists[place], text] = {
+                name: [*has, *(tail if name == "input_ids" else [0] * len(tail))] for name, has in head.items()
+            }
         else:
-            tokens.append(processed([place])[0][0])
-    owners = [places.index(first[key]) for key in keys]
-    return Prompts(share, samples, tokens, owners, pixels, processor.tokenizer.pad_token_id)
+            known[lists[place], text] = processed([place])[0][0]
+    return [known[key] for key in zip(lists, texts, strict=True)], pixels
 
 
 def _image_end(processor: Any, text: str) -> int:
@@ -192,16 +214,18 @@ def _tail(processor: Any, text: str) -> list[int]:
     """Return the tokens of a rendered prompt after its image, read after a special token as there."""
     tokenizer = processor.tokenizer
     after = text[_image_end(processor, text) :]
-    ids: list[int] = tokenizer(tokenizer.pad_token + after, add_special_tokens=False)["input_ids"]
+    before = tokenizer.convert_ids_to_tokens(filler(processor))
+    ids: list[int] = tokenizer(before + after, add_special_tokens=False)["input_ids"]
     return ids[1:]
 
 
 def _head(processor: Any, text: str, prompt: Tokens) -> Tokens | None:
     """Return a prompt without its `_tail`; None where the processor does not just put image tokens before that."""
-    tokenizer, tail = processor.tokenizer, _tail(processor, text)
+    special, tail = processor.tokenizer.added_tokens_decoder, _tail(processor, text)
     ids, end = prompt["input_ids"], length(prompt) - len(tail)
     types = (values[end:] for name, values in prompt.items() if name != "input_ids")
-    apart = end > 0 and {ids[end - 1], tokenizer.pad_token_id} <= tokenizer.added_tokens_decoder.keys()
+    before = [special.get(token) for token in (ids[end - 1], filler(processor))]
+    apart = end > 0 and all(before) and before[0].rstrip == before[1].rstrip  # spaces behind them
     if not apart or ids[end:] != tail or any(map(any, types)):
         return None
     return {name: values[:end] for name, values in prompt.items()}

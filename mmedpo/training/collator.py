@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ import torch
 from transformers import ProcessorMixin
 
 from mmedpo import schema
-from mmedpo.data import placeholders
-from mmedpo.data.images import UnusableImage, open_rgb
+from mmedpo.data.images import UnusableImage, digest, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models import answers
-from mmedpo.models.prompts import Share
-from mmedpo.training.reference import image_digest, side_key
+from mmedpo.models.prompts import Share, numbered, read_once, trunks
+from mmedpo.training.reference import side_key
 
 SIDES = ("images", "rejected_images")
 
@@ -52,13 +51,14 @@ class PreferenceCollator:
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         _refuse_weights(pairs)
-        pairs = [_with_images(pair) for pair in pairs]
+        pairs = _with_images(pairs)
         texts = [self.texts(pair) for pair in pairs]
         ids = answers.token_ids(self.processor, [text[side] for side in (1, 2) for text in texts])
         images = [pair["images"] for pair in pairs]
         images += [pair.get("rejected_images") or pair["images"] for pair in pairs]
-        shown = [tuple(map(image_digest, one)) for one in images]
-        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, ids, images, numbered(shown))
+        names = {id(image): digest(image) for one in images for image in one}
+        shown = [tuple(names[id(image)] for image in one) for one in images]
+        rows, prompts, pixels = self._read([text[0] for text in texts] * 2, ids, images, shown)
         self._refuse_long(pairs, prompts, ids)
         return {
             **answers.batch(self.processor, rows, prompts, ids),
@@ -78,45 +78,25 @@ class PreferenceCollator:
         return prompt, written[0], written[-1]
 
     def _read(
-        self, prompts: list[str], ids: list[list[int]], images: list[list[Any]], shown: list[int]
+        self, texts: list[str], ids: list[list[int]], images: list[list[Any]], shown: Sequence[Hashable]
     ) -> tuple[list[int], list[answers.Tokens], dict[str, torch.Tensor]]:
         """Return the row and the prompt's tokens of each side, and the model inputs of the rows' images.
 
-        Lists of images are equal where their numbers in `shown` are.
+        `shown` names the images of each side.
         """
-        sides = range(len(prompts))
-        rows = numbered([(shown[i], self._trunk(prompts[i])) for i in sides] if self.share else [*sides])
-        # Each distinct image list is processed with its first prompt; other prompts about it, for their tokens only.
-        lists = shown if self.once else rows
-        first = [lists.index(number) for number in range(max(lists) + 1)]
-        tokens, pixels = self._processed(first, prompts, images)
-        known = {(prompts[i], shown[i]): read for i, read in zip(first, tokens, strict=True)}
-        others = {(prompts[i], shown[i]): i for i in sides if (prompts[i], shown[i]) not in known}
-        if others:
-            more, _ = self._processed([*others.values()], prompts, images)
-            known.update(zip(others, more, strict=True))
-        tokens = [known[prompts[i], shown[i]] for i in sides]
-        if self.once:  # or else each row has its own images, processed above
+        rows = numbered(trunks(self.processor, texts, shown, self.share))
+        lists = numbered(shown) if self.once else rows
+        tokens, pixels = read_once(self.processor, texts, images, lists)
+        if self.once:  # or else each row has its own images
             rows = answers.split(rows, tokens, ids)
         pictures = [lists[rows.index(number)] for number in range(max(rows) + 1)]
-        if pictures != [*range(len(first))]:
+        if pictures != [*range(max(lists) + 1)]:
             pixels["pictures"] = torch.tensor(pictures)
             if "image_grid_thw" in pixels:  # Qwen-VL computes positions from it, row by row
-                grids = pixels["image_grid_thw"].split([len(images[i]) for i in first])
+                grids = pixels["image_grid_thw"].split([len(images[lists.index(i)]) for i in range(max(lists) + 1)])
                 pixels["picture_grid_thw"] = pixels["image_grid_thw"]
                 pixels["image_grid_thw"] = torch.cat([grids[number] for number in pictures])
         return rows, tokens, pixels
-
-    def _processed(
-        self, chosen: list[int], prompts: list[str], images: list[list[Any]]
-    ) -> tuple[list[answers.Tokens], dict[str, torch.Tensor]]:
-        return answers.read_prompts(self.processor, [prompts[i] for i in chosen], [images[i] for i in chosen])
-
-    def _trunk(self, prompt: str) -> str:
-        """Return the part of a rendered prompt that all sides of a row begin with."""
-        if self.share == "prompt":
-            return prompt
-        return prompt[: placeholders.last_end(prompt, getattr(self.processor, "image_token", None))]
 
     def _refuse_long(self, pairs: list[dict[str, Any]], prompts: list[answers.Tokens], ids: list[list[int]]) -> None:
         for side, (prompt, answer) in enumerate(zip(prompts, ids, strict=True)):
@@ -129,12 +109,6 @@ class PreferenceCollator:
                     f"max_length {self.max_length}: cutting it would cut its image or its answer. Raise max_length "
                     "or leave it unset."
                 )
-
-
-def numbered(keys: Sequence[Hashable]) -> list[int]:
-    """Return a number for each key, from 0 in the order in which distinct ones occur first."""
-    numbers: dict[Hashable, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
@@ -152,13 +126,23 @@ def _refuse_weights(pairs: list[dict[str, Any]]) -> None:
             )
 
 
-def _with_images(pair: dict[str, Any]) -> dict[str, Any]:
-    """Return the pair with RGB images, the same pixels as in evaluation."""
-    try:
-        shown = {side: [open_rgb(image) for image in pair[side]] for side in SIDES if pair.get(side)}
-    except UnusableImage as error:
-        raise InputError(f"Row {pair.get('id', '(no id)')} cannot be used: {error.sentence}.") from error
-    return {**pair, **shown}
+def _with_images(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pairs with RGB images, the same pixels as in evaluation; each file is decoded once."""
+    opened: dict[Any, Any] = {}
+
+    def rgb(image: Any) -> Any:
+        key = (image["bytes"], image["path"]) if isinstance(image, Mapping) else id(image)
+        if key not in opened:
+            opened[key] = open_rgb(image)
+        return opened[key]
+
+    found = []
+    for pair in pairs:
+        try:
+            found.append({**pair, **{side: [*map(rgb, pair[side])] for side in SIDES if pair.get(side)}})
+        except UnusableImage as error:
+            raise InputError(f"Row {pair.get('id', '(no id)')} cannot be used: {error.sentence}.") from error
+    return found
 
 
 def kind_number(dispreference: str | int | None) -> int:

@@ -11,9 +11,9 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from mmedpo.data.images import file_digest
 from mmedpo.schema import message_text
 from mmedpo.training.collator import kind_number
-from mmedpo.training.reference import image_digest
 
 TEXTS = ("prompt", "chosen", "rejected")
 ROWS_AT_ONCE = 1000
@@ -78,7 +78,7 @@ def images_and_questions(pairs: Dataset) -> tuple[list[Hashable], list[Hashable]
     images: list[Hashable] = []
     questions: list[Hashable] = []
     for pair in pairs.select_columns(["images", "prompt"]):
-        images.append(tuple(map(image_digest, pair["images"])))
+        images.append(tuple(map(file_digest, pair["images"])))
         questions.append(message_text(pair["prompt"]))
     return images, questions
 

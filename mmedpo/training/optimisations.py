@@ -11,12 +11,12 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather
 
+from mmedpo.data.images import digest, open_rgb
 from mmedpo.models.answers import LOOK_AHEAD
 from mmedpo.models.prompts import TOLERANCE, Share
 from mmedpo.models.sharing import NotApartError, image_refusal, prefix_refusal
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
-from mmedpo.training.reference import image_digest
 
 SHARED = {  # by `PreferenceCollator.share`
     "images": "all questions about the same images of a batch follow one copy of them",
@@ -93,9 +93,13 @@ def _disagreement(collator: PreferenceCollator, dataset: Any, logps: Logps, exac
 
 def _probe(dataset: Any) -> list[dict[str, Any]]:
     """Return pairs of which all but the second, if there is a second, show the same images, with two questions."""
+
+    def shown(pair: dict[str, Any]) -> list[str]:
+        return [digest(open_rgb(image)) for image in pair["images"]]
+
     first, *others = itertools.islice(iter(dataset), NEAR)
-    shown = [image_digest(image) for image in first["images"]]
-    others = [pair for pair in others if [image_digest(image) for image in pair["images"]] != shown] or others
+    images = shown(first)
+    others = [*itertools.islice((pair for pair in others if shown(pair) != images), 1)] or others
     *before, last = first["prompt"]
     other = {**first, "prompt": [*before, {**last, "content": f"{last['content']} Why?"}],
              "chosen": first["rejected"], "rejected": first["chosen"]}  # fmt: skip

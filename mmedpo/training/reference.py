@@ -81,16 +81,8 @@ def reference_fingerprint(
 
 
 def side_key(prompt: Sequence[int], answer: Sequence[int], images: Sequence[str]) -> str:
-    """Return the digest of one side of a pair: its token ids, and the `image_digest`s of its images."""
+    """Return the digest of one side of a pair: its token ids, and the `digest`s of its images."""
     return _digest(json.dumps([prompt, answer, images]).encode())
-
-
-def image_digest(image: Any) -> str:
-    """Return a digest of a picture's pixels and mode, or of an undecoded image's bytes."""
-    if isinstance(image, Mapping):
-        return _digest(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
-    shown = f"{image.mode} {image.size} {image.getpalette()} {image.info.get('transparency')}"
-    return f"{shown} {_digest(image.tobytes())}"
 
 
 class ReferenceCache:

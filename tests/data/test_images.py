@@ -195,3 +195,13 @@ def test_pixels_alone_are_embedded_as_png() -> None:
     image = images.png(colours(), "scan-noised")
     assert image["path"] == "scan-noised.png"
     assert np.array_equal(read(image), colours())
+
+
+def test_a_file_counts_by_its_bytes_in_memory_or_on_disk_and_an_image_by_its_pixels(tmp_path: Path) -> None:
+    file, picture = tmp_path / "image.png", png(np.zeros((2, 3), np.uint8), "image")
+    file.write_bytes(picture["bytes"])
+    on_disk = {"bytes": None, "path": str(file)}
+    assert images.file_digest(on_disk) == images.file_digest(picture)
+    file.write_bytes(picture["bytes"] + b" ")
+    assert images.file_digest(on_disk) != images.file_digest(picture)
+    assert images.digest(open_rgb(on_disk)) == images.digest(open_rgb(picture))

@@ -16,8 +16,8 @@ import transformers as tf
 from peft import LoraConfig, get_peft_model
 
 from mmedpo.models.answers import Answers, Tokens, pack, split
+from mmedpo.models.prompts import numbered
 from mmedpo.models.sharing import BATCH_IMAGES, BatchImages, read_answers
-from mmedpo.training.collator import numbered
 from mmedpo.training.model import language_model_linears
 from mmedpo.training.parts import is_frozen
 

@@ -16,14 +16,13 @@ import torch
 from datasets import Dataset
 from launches import launcher
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmedpo import schema
 from mmedpo.errors import InputError
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.model import language_model_linears
-from mmedpo.training.reference import ReferenceCache, image_digest, reference_fingerprint
+from mmedpo.training.reference import ReferenceCache, reference_fingerprint
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"mixed_precision": "no", "tf32": None}
@@ -203,19 +202,6 @@ def test_a_side_is_its_tokens_and_images_and_nothing_else(rows: Dataset, tiny_mo
     assert keys(id="other", weight=0.1, rejected_images=[image.copy()]) == [chosen, rejected]
     assert keys(chosen=row["rejected"], rejected=row["chosen"]) == [rejected, chosen]
     assert keys(images=[schema.undecoded(rows)[0]["images"][0]]) == [chosen, rejected]
-
-
-def test_images_count_by_pixels_and_palette_or_undecoded_by_their_bytes(rows: Dataset, tmp_path: Path) -> None:
-    image, file = schema.undecoded(rows)[0]["images"][0], tmp_path / "image.png"
-    file.write_bytes(image["bytes"])
-    on_disk = {"bytes": None, "path": str(file)}
-    assert image_digest(on_disk) == image_digest(image)
-    file.write_bytes(image["bytes"] + b" ")
-    assert image_digest(on_disk) != image_digest(image)
-    paletted = [Image.new("P", (2, 2)) for _ in range(2)]
-    for first, picture in enumerate(paletted):
-        picture.putpalette([first, 0, 0])
-    assert len({*map(image_digest, paletted)}) == 2
 
 
 # Files

@@ -221,10 +221,18 @@ def test_each_distinct_image_is_processed_once_and_rows_say_which_they_show(
     rows[1] = {**rows[1], "images": rows[0]["images"]}  # another question about the same image
     processor = AutoProcessor.from_pretrained(tiny_model)
     plain = PreferenceCollator(processor)(rows)
+    processed: list[int] = []
+    preprocess = processor.image_processor.preprocess
+
+    def counted(images: Any, **kwargs: Any) -> Any:
+        processed.append(len(images))
+        return preprocess(images, **kwargs)
+
+    processor.image_processor.preprocess = counted
     once = PreferenceCollator(processor, once=True)(rows)
     sides = [row["images"] for row in rows] + [row["rejected_images"] or row["images"] for row in rows]
     distinct = {side[0].tobytes() for side in sides}
-    assert len(once["pixel_values"]) == len(distinct) < len(sides) - 6
+    assert processed == [len(distinct)] and len(distinct) < len(sides) - 6
     assert torch.equal(once["pixel_values"][once["pictures"]], plain["pixel_values"])
     assert once["side_keys"] == plain["side_keys"]
     assert all(torch.equal(once[key], plain[key]) for key in plain if key not in ("pixel_values", "side_keys"))

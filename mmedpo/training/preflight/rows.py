@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from mmedpo import schema
 from mmedpo.data import placeholders
 from mmedpo.data.images import fault as image_fault
+from mmedpo.data.images import file_digest
 from mmedpo.data.images import size as image_size
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault
@@ -22,7 +23,6 @@ from mmedpo.models.refusals import Size, Sizes
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.preflight.image_tokens import image_tokens
-from mmedpo.training.reference import image_digest
 
 DECODED = 100  # rows whose images are read in full; of all others only the header
 STREAMED = 1000  # rows checked of a streamed dataset
@@ -128,7 +128,7 @@ def _images(pairs: Dataset, seed: int, found: Findings) -> _Images:
         for column in IMAGES:
             shown = []
             for image in pair[column] or []:
-                name = image_digest(image) if image and image["bytes"] else repr(image)
+                name = file_digest(image) if image and image["bytes"] else repr(image)
                 number = numbers.setdefault(name, len(numbers))
                 shown.append(number)
                 if number == len(images.size):

@@ -12,18 +12,20 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from subprocess import Popen
 from threading import Event, Thread
+from typing import Any
 
 from rich.progress import Progress
 
 from mmedpo.errors import InputError
 from mmedpo.runs.options import option
-from mmedpo.runs.tasks import POLL, Job, Work, kill
+from mmedpo.runs.tasks import JOBS, POLL, Job, Work, forget, kill
 
-EXECUTORS = ("local", "ray")
+EXECUTORS = ("local", "ray", "slurm")
 LOOK = 1.0  # seconds between counts of finished tasks on other machines
 
 
@@ -31,14 +33,18 @@ LOOK = 1.0  # seconds between counts of finished tasks on other machines
 class Spread:
     """Options of a command that has tasks. None of them changes its result."""
 
-    executor: str = option("local", "Where tasks run: local (this machine) or ray.")
+    executor: str = option("local", "Where tasks run: local (this machine), ray or slurm.")
     tasks: int = option(1, "Parts of the work that can run at the same time; 1 works in this process.")
     workers: int | None = option(None, "Most tasks at the same time; by default one for each GPU, or else CPU.")
-    task_cpus: int = option(1, "CPUs of a task, on Ray.")
+    task_cpus: int = option(1, "CPUs of a task, on Ray and Slurm.")
     task_gpus: int = option(
         0, "GPUs of a task that uses models in its process; 0 takes one where this machine has some."
     )
-    task_memory: int | None = option(None, "Memory of a task in GiB, on Ray.")
+    task_memory: int | None = option(None, "Memory of a task in GiB, on Ray and Slurm.")
+    slurm_partition: str | None = option(None, "Slurm's partition.")
+    slurm_gpu_partition: str | None = option(None, "Slurm's partition of tasks that use models in their process.")
+    slurm_time: str = option("1-00:00:00", "Slurm's time limit of a task.")
+    slurm_args: list[str] = field(default_factory=list, metadata={"help": "Options of sbatch, such as account=lab."})
 
     def check(self) -> None:
         """Raise InputError if the options cannot work."""
@@ -75,6 +81,16 @@ class State:
     phase: str
     tasks: int
     finished: int
+    running: int = 0
+    waiting: int = 0
+    failed: int = 0
+    job: str = ""  # Slurm's id
+
+
+def table(states: Sequence[State]) -> list[list[str]]:
+    """Return states as rows of a table, the first its heading."""
+    names = [one.name for one in fields(State)]
+    return [names, *([str(getattr(state, name)) for name in names] for state in states)]
 
 
 def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[State]:
@@ -84,34 +100,41 @@ def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[St
         folder: the working folder, which all machines share.
 
     Returns:
-        The state of each phase.
+        The state of each phase. On Slurm phases are submitted, and the next call returns how far they are.
 
     Raises:
+        InputError: an option cannot work; Slurm's jobs still work in the folder.
         InputError, Stopped: by tasks; where they run in this process, any other error too.
         TasksFailed: tasks of a phase failed; its other tasks are finished.
     """
     spread.check()
-    for phase in phases:
+    if spread.executor == "slurm":
+        return _loaded("slurm").run(phases, folder, spread)
+    if any((folder / JOBS).glob("*/slurm.json")):
+        _loaded("slurm").refuse_queued(folder)
+    for number, phase in enumerate(phases):
         if phase.tasks == 1 and spread.executor == "local":
             phase.work(0, 1)
             continue
         job = Job.of(phase.name, phase.tasks, folder)
         job.prepare(phase.work)
+        if not job.unfinished():
+            continue
+        forget(folder, [later.name for later in phases[number + 1 :]])  # they used what changes now
         with _progress(job):
             if spread.executor == "local":
                 _run_here(job, spread)
-            elif job.unfinished():
-                _on_ray(job, spread, spread.task_gpus * phase.gpu)
+            else:
+                _loaded("ray").run(job, spread, spread.task_gpus * phase.gpu)
         job.raise_failures()
     return [State(phase.name, phase.tasks, phase.tasks) for phase in phases]
 
 
-def _on_ray(job: Job, spread: Spread, gpus: int) -> None:
+def _loaded(executor: str) -> Any:
     try:
-        from mmedpo.runs import on_ray
+        return import_module(f"mmedpo.runs.on_{executor}")
     except ImportError as error:
-        raise InputError(f"--executor ray needs {error.name}: pip install 'mmedpo[cluster]'.") from None
-    on_ray.run(job, spread, gpus)
+        raise InputError(f"--executor {executor} needs {error.name}: pip install 'mmedpo[cluster]'.") from None
 
 
 @contextmanager

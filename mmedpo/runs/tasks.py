@@ -83,11 +83,15 @@ class Job:
         """Mark a task whose process ended as finished or failed."""
         if process.returncode == 0:
             (self.folder / "completions" / f"{rank:05d}").touch()
-        elif not self._failure(rank).exists():
-            how = f"ended with code {process.returncode}"
-            if process.returncode < 0:
-                how = f"killed by {signal.Signals(-process.returncode).name}"
-                how += " (out of memory?)" * (process.returncode == -signal.SIGKILL)
+        elif process.returncode > 0:
+            self.fail(rank, f"ended with code {process.returncode}")
+        else:
+            killed = f"killed by {signal.Signals(-process.returncode).name}"
+            self.fail(rank, killed + " (out of memory?)" * (process.returncode == -signal.SIGKILL))
+
+    def fail(self, rank: int, how: str) -> None:
+        """Record how a task ended, unless it recorded its own error."""
+        if not self._failure(rank).exists():
             write_json(self._failure(rank), {"kind": "error", "message": how, "where": ""})
 
     def raise_failures(self) -> None:
@@ -115,7 +119,7 @@ class Job:
 
     def _read_failure(self, rank: int) -> dict[str, Any]:
         file = self._failure(rank)
-        return read_object(file) if file.exists() else {"kind": "error", "message": "did not end", "where": ""}
+        return read_object(file) if file.exists() else {"kind": "error", "message": "left no error", "where": ""}
 
     def _said(self, failures: Mapping[int, Mapping[str, Any]]) -> str:
         """Return the table of failures; tasks that failed alike share a row, with the log of the first."""
@@ -133,6 +137,13 @@ class Job:
         if len(alike) > ROWS:
             lines.append(f"... and {len(alike) - ROWS} other errors, see {self.folder / 'logs'}")
         return "\n".join(lines)
+
+
+def forget(folder: Path, phases: Sequence[str]) -> None:
+    """Let all tasks of these phases run again, for any number of tasks."""
+    for name in phases:
+        for markers in (folder / JOBS).glob(f"{name}-[0-9]*/completions"):
+            shutil.rmtree(markers)
 
 
 def ranks_of(ranks: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,9 @@ def bad_end(end: str, rank: int, tasks: int) -> None:
         raise Stopped("The budget is spent.")
     if end == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if end == "machine":  # all of the task, and what watches it
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     if end == "disk":
         raise OSError(28, "No space left on device")
     if end == "exit":
@@ -66,3 +70,15 @@ def drive(folder: str, executor: str) -> None:
     """Start slow tasks, in a process that is to be killed."""
     work = partial(slow, Path(folder))
     run_phases([Phase("ask", work, 4)], Path(folder), Spread(executor, workers=4))
+
+
+def copies(folder: Path, rank: int, tasks: int) -> None:
+    write_whole(folder / f"copy-{rank}.txt", (folder / "total.txt").read_bytes())
+
+
+def temporary(folder: Path, elsewhere: Path, rank: int, tasks: int) -> None:
+    """Use a temporary folder; that of the machine where the command was typed is out of sight."""
+    assert not list(elsewhere.iterdir())
+    with tempfile.NamedTemporaryFile() as file:
+        assert elsewhere not in Path(file.name).parents
+    numbers(folder, rank, tasks)

@@ -1,0 +1,181 @@
+"""Tasks on Slurm, by datatrove's executor: all phases are submitted at once, each after the one before."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from loguru import logger
+
+from mmedpo.errors import InputError
+from mmedpo.runs.executors import Phase, Spread, State
+from mmedpo.runs.json_files import read_object, write_json
+from mmedpo.runs.tasks import JOBS, Job, attend, forget
+
+SUBMITTED = "slurm.json"  # in a job's folder: Slurm's id, and the rank of each element of the array
+MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 where nobody changed it
+OPTIONS = (  # of sbatch that a recipe may set; none of them runs anything
+    "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
+    "nodelist", "qos", "reservation",
+)  # fmt: skip
+PLAIN = re.compile(r"[\w.,:;@+=&|!*/-]+")  # of values and paths in a script, where datatrove quotes nothing
+
+
+class _Executor(SlurmPipelineExecutor):
+    def launch_merge_stats(self) -> None:
+        """Submit no further job: datatrove's statistics are of documents."""
+
+    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
+        """Return the options of sbatch, without memory by CPU: --task-memory, or the partition's own."""
+        return {name: value for name, value in super().get_sbatch_args(max_array).items() if name != "mem-per-cpu"}
+
+
+def run(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[State]:
+    """Submit the unfinished phases, or return the state of those that were submitted.
+
+    Raises:
+        InputError, Stopped, TasksFailed: by tasks, once no job is left in the queue; then the next call submits again.
+        InputError: an option cannot work, or Slurm refuses a job or does not answer.
+    """
+    jobs = [Job.of(phase.name, phase.tasks, folder) for phase in phases]
+    check(spread, jobs)
+    submitted = {job: read_object(job.folder / SUBMITTED) for job in jobs if (job.folder / SUBMITTED).exists()}
+    queue = _queue()
+    if any(record["name"] in queue for record in submitted.values()) or not any(job.unfinished() for job in jobs):
+        return [_state(job, submitted.get(job), queue) for job in jobs]
+    for job, record in submitted.items():
+        (job.folder / SUBMITTED).unlink()
+        _explain(job, record)
+    for job in submitted:
+        job.raise_failures()
+    return _submit(phases, jobs, spread)
+
+
+def refuse_queued(folder: Path) -> None:
+    """Raise InputError if jobs of this working folder are in Slurm's queue: two tasks would write the same files."""
+    records = [read_object(file) for file in (folder / JOBS).glob(f"*/{SUBMITTED}")]
+    if records and shutil.which("squeue"):
+        queue = _queue()
+        if ids := [queue[record["name"]][0] for record in records if record["name"] in queue]:
+            raise InputError(
+                f"Slurm's jobs {', '.join(ids)} work in {folder}. Wait for their end (--executor slurm shows it), or "
+                f"end them: scancel {' '.join(ids)}."
+            )
+
+
+def check(spread: Spread, jobs: Sequence[Job]) -> None:
+    """Raise InputError if the options, the paths or this machine do not fit Slurm."""
+    wrong = [] if spread.slurm_partition else ["--executor slurm needs --slurm-partition (sinfo lists them)"]
+    values = [spread.slurm_partition or "", spread.slurm_gpu_partition or "", spread.slurm_time, *spread.slurm_args]
+    wrong += [f"{value!r} cannot be part of a Slurm script" for value in values if value and not PLAIN.fullmatch(value)]
+    for name in (argument.partition("=")[0] for argument in spread.slurm_args):
+        if name not in OPTIONS:
+            wrong.append(f"--slurm-args {name}: use one of {', '.join(OPTIONS)}, as in account=lab")
+    for job in jobs:
+        if job.tasks > MOST:
+            wrong.append(f"{job.tasks} tasks are more than an array of Slurm's holds: --tasks {MOST} at most")
+        if not PLAIN.fullmatch(str(job.folder)):
+            wrong.append(
+                f"{job.folder}: choose an --output without spaces and special characters, which go to a script"
+            )
+    if missing := [name for name in ("sbatch", "squeue") if not shutil.which(name)]:
+        wrong.append(f"{' and '.join(missing)} not found: run this on a login node of a Slurm cluster")
+    if wrong:
+        raise InputError("; ".join(dict.fromkeys(wrong)) + ".")
+
+
+def _submit(phases: Sequence[Phase], jobs: Sequence[Job], spread: Spread) -> list[State]:
+    """Submit all phases from the first unfinished one on."""
+    begun = next(number for number, job in enumerate(jobs) if job.unfinished())
+    forget(jobs[0].folder.parents[1], [job.name for job in jobs[begun + 1 :]])
+    ids: dict[Job, str] = {}
+    logger.remove()
+    try:
+        for phase, job in zip(phases[begun:], jobs[begun:], strict=True):
+            job.prepare(phase.work)
+            # The name is recorded before the job exists, so that no kill leaves a job that the next call does not know.
+            name = f"{job.folder.parents[1].stem}-{job.name}-{token_hex(4)}"
+            write_json(job.folder / SUBMITTED, {"name": name, "ranks": job.unfinished()})
+            executor = _executor(phase, job, spread, name, next(reversed(ids.values()), None))
+            executor.launch_job()
+            ids[job] = executor.job_id
+    except BaseException as error:
+        if ids:  # the first phases alone are of no use
+            subprocess.run(["scancel", *ids.values()], check=False)
+        for job in jobs:
+            (job.folder / SUBMITTED).unlink(missing_ok=True)
+        if isinstance(error, subprocess.CalledProcessError):
+            raise InputError(
+                "sbatch refused a job, see its message above; nothing is submitted. Check the options --slurm-* and "
+                f"--task-*; its script is {jobs[begun + len(ids)].folder / 'launch_script.slurm'}."
+            ) from error
+        raise
+    return [
+        State(job.name, job.tasks, job.tasks - len(left), waiting=len(left), job=ids.get(job, ""))
+        for job in jobs
+        for left in [job.unfinished()]
+    ]
+
+
+def _executor(phase: Phase, job: Job, spread: Spread, name: str, after: str | None) -> _Executor:
+    given = dict(argument.partition("=")[::2] for argument in spread.slurm_args)
+    memory = {"mem": f"{spread.task_memory}G"} if spread.task_memory else {}
+    partition = (spread.slurm_gpu_partition if phase.gpu else None) or spread.slurm_partition
+    return _Executor(
+        [partial(attend, job)], job.tasks, spread.slurm_time, partition, cpus_per_task=spread.task_cpus,
+        gpus_per_task=spread.task_gpus * phase.gpu, workers=spread.workers or -1, job_name=name, qos=None,
+        env_command=f"export PATH={Path(sys.executable).parent}:$PATH", depends_job_id=after, max_array_size=MOST,
+        sbatch_args={**memory, "kill-on-invalid-dep": "yes", **given}, logging_dir=str(job.folder),
+        with_srun=False,  # since Slurm 22.05, srun does not take over --cpus-per-task
+    )  # fmt: skip
+
+
+def _queue() -> dict[str, tuple[str, dict[int, str]]]:
+    """Return this user's jobs in Slurm's queue by name: id, and states by element of the array."""
+    found: dict[str, tuple[str, dict[int, str]]] = {}
+    for line in _ask("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%j"):
+        job, element, state, name = line.split("|", 3)
+        if element.isdecimal():
+            found.setdefault(name, (job, {}))[1][int(element)] = state
+    return found
+
+
+def _state(job: Job, record: Mapping[str, Any] | None, queue: Mapping[str, tuple[str, Mapping[int, str]]]) -> State:
+    """Return a job's state; a submitted task that left the queue unfinished has failed."""
+    unfinished = set(job.unfinished())
+    finished = job.tasks - len(unfinished)
+    if record is None:
+        return State(job.name, job.tasks, finished, waiting=len(unfinished))
+    number, states = queue.get(record["name"], ("", {}))
+    found = [states.get(place) for place, rank in enumerate(record["ranks"]) if rank in unfinished]
+    waiting, failed = found.count("PENDING"), found.count(None)
+    return State(job.name, job.tasks, finished, len(found) - waiting - failed, waiting, failed, number)
+
+
+def _explain(job: Job, record: Mapping[str, Any]) -> None:
+    """Record why tasks ended that left no error: out of memory, time, a lost machine. Slurm may keep no accounts."""
+    unfinished = set(job.unfinished())
+    if not unfinished or not shutil.which("sacct"):
+        return
+    words = ("--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State", "--name", record["name"])
+    for line in _ask("sacct", *words, needed=False):
+        element, state = line.split("|")[:2]
+        place = element.rpartition("_")[2]
+        if place.isdecimal() and (rank := record["ranks"][int(place)]) in unfinished and state != "COMPLETED":
+            job.fail(rank, f"ended by Slurm: {state}; see slurm_logs beside the log")
+
+
+def _ask(*words: str, needed: bool = True) -> list[str]:
+    """Return the lines that a program of Slurm prints."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode and needed:
+        raise InputError(f"{words[0]} failed: {done.stderr.strip() or done.stdout.strip()}. Try again later.")
+    return done.stdout.split("\n")[:-1] if not done.returncode else []

@@ -1,0 +1,143 @@
+"""Tasks on Slurm, against a small one that runs the scripts: chains, states, failures, machines that share no /tmp."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import works
+from test_executors import EXPECTED, HERE, importable, phases, texts, wait_for  # noqa: F401  # a fixture
+
+from mmedpo.errors import InputError, TasksFailed
+from mmedpo.runs.executors import Phase, Spread, State, run_phases, table
+
+pytest.importorskip("datatrove", reason="tasks on Slurm need mmedpo[cluster]")
+
+SLURM = Spread("slurm", tasks=3, slurm_partition="cpu")
+
+
+@pytest.fixture(autouse=True)
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the small Slurm's jobs."""
+    place, programs = tmp_path / "slurm", tmp_path / "bin"
+    place.mkdir()
+    programs.mkdir()
+    script = (HERE / "fake_slurm.py").read_text().replace("/usr/bin/env python3", sys.executable, 1)
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "fake_slurm.py"):
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("FAKE_SLURM", str(place))
+    return place
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pairs.partial"
+    folder.mkdir()
+    return folder
+
+
+def last(phases: list[Phase], folder: Path, spread: Spread = SLURM) -> list[State]:
+    """Return the states when no job is left in the queue."""
+    wait_for(lambda: not subprocess.check_output(["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%j"]))
+    return run_phases(phases, folder, spread)
+
+
+def test_run_phases_slurm_submits_a_chain_and_then_tells_its_state(folder: Path) -> None:
+    chain = [*phases(folder, 3, partial(works.slow, folder)), Phase("write", partial(works.copies, folder), 2)]
+    submitted = run_phases(chain, folder, SLURM)
+    assert table(submitted) == [
+        ["phase", "tasks", "finished", "running", "waiting", "failed", "job"],
+        ["ask", "3", "0", "0", "3", "0", "100"],
+        ["weigh", "1", "0", "0", "1", "0", "101"],
+        ["write", "2", "0", "0", "2", "0", "102"],
+    ]
+    wait_for(lambda: run_phases(chain, folder, SLURM)[0].running == 3)
+    assert [state.waiting for state in run_phases(chain, folder, SLURM)] == [0, 1, 2]
+    with pytest.raises(InputError, match="scancel 100 101 102"):
+        run_phases(chain, folder, Spread(tasks=3))
+    assert [(state.finished, state.failed) for state in last(chain, folder)] == [(3, 0), (1, 0), (2, 0)]
+    assert texts(folder) == EXPECTED | {"copy-0.txt": EXPECTED["total.txt"], "copy-1.txt": EXPECTED["total.txt"]}
+    run_phases(chain, folder, Spread(tasks=3))  # what is finished there is finished here
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "said"),
+    [
+        ("input", InputError, "Some rows cannot be used.\n  - row 1 [image]: is missing"),
+        ("killed", TasksFailed, "1 |  | killed by SIGKILL (out of memory?) | {folder}/jobs/ask-3/logs/00001.log"),
+        ("machine", TasksFailed, "1 |  | ended by Slurm: OUT_OF_MEMORY; see slurm_logs beside the log | {folder}/jobs"),
+    ],
+)
+def test_run_phases_slurm_raises_the_errors_of_tasks_and_then_submits_what_is_missing(
+    folder: Path, slurm: Path, end: str, kind: type, said: str
+) -> None:
+    chain = phases(folder, 3, partial(works.once, folder, end))
+    run_phases(chain, folder, SLURM)
+    with pytest.raises(kind) as raised:
+        last(chain, folder)
+    assert said.format(folder=folder) in str(raised.value)
+    assert [(state.finished, state.waiting) for state in run_phases(chain, folder, SLURM)] == [(2, 1), (0, 1)]
+    assert [state.finished for state in last(chain, folder)] == [3, 1]
+    assert texts(folder) == EXPECTED
+    assert len((folder / "tasks.log").read_text().splitlines()) == 3
+
+
+def test_run_phases_slurm_machines_share_the_working_folder_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("this machine allows no namespaces")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setenv("TMPDIR", str(here))
+    monkeypatch.setenv("FAKE_SLURM_HIDES", str(here))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    chain = phases(folder, 3, partial(works.temporary, folder, here))
+    run_phases(chain, folder, SLURM)
+    assert [state.finished for state in last(chain, folder)] == [3, 1]
+    assert texts(folder) == EXPECTED
+
+
+def test_run_phases_slurm_asks_for_what_each_phase_needs(folder: Path, slurm: Path) -> None:
+    spread = Spread(
+        "slurm", workers=2, task_cpus=8, task_gpus=1, task_memory=64, slurm_partition="cpu", slurm_gpu_partition="gpu",
+        slurm_time="02:00:00", slurm_args=["account=lab", "exclusive"],
+    )  # fmt: skip
+    chain = [Phase("ask", partial(works.numbers, folder), 3, gpu=True), Phase("weigh", partial(works.total, folder))]
+    run_phases(chain, folder, spread)
+    last(chain, folder, spread)
+    lines = (folder / "jobs/ask-3/launch_script.slurm").read_text().splitlines()
+    for wanted in (
+        "partition=gpu", "gpus=1", "cpus-per-task=8", "mem=64G", "time=02:00:00", "array=0-2%2", "account=lab",
+        "exclusive", "kill-on-invalid-dep=yes", "requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH --{wanted}" in lines
+    assert not [line for line in lines if "mem-per-cpu" in line or "qos" in line]
+    lines = (folder / "jobs/weigh-1/launch_script.slurm").read_text().splitlines()
+    assert "#SBATCH --partition=cpu" in lines
+    assert not [line for line in lines if "gpus" in line]
+
+
+@pytest.mark.parametrize(
+    ("spread", "said"),
+    [
+        (Spread("slurm"), "needs --slurm-partition"),
+        (Spread("slurm", slurm_partition="none"), "nothing is submitted"),
+        (Spread("slurm", slurm_partition="cpu", slurm_gpu_partition="none", task_gpus=1), "nothing is submitted"),
+        (Spread("slurm", slurm_partition="cpu\nrm"), "cannot be part of a Slurm script"),
+        (Spread("slurm", slurm_partition="cpu", slurm_args=["wrap=rm"]), "--slurm-args wrap: use one of account"),
+        (Spread("slurm", slurm_partition="cpu", slurm_args=["account=$(rm)"]), "cannot be part of a Slurm script"),
+    ],
+)
+def test_run_phases_slurm_refuses_what_cannot_work(folder: Path, spread: Spread, said: str) -> None:
+    chain = [*phases(folder, 2), Phase("write", partial(works.copies, folder), 2, gpu=True)]
+    with pytest.raises(InputError, match=said):
+        run_phases(chain, folder, spread)
+    assert not subprocess.check_output(["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%j"])
+    assert not list(folder.glob("jobs/*/slurm.json"))

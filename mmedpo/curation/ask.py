@@ -23,6 +23,7 @@ from mmedpo.curation.standins import Pool
 from mmedpo.data.burnt_text import Finder
 from mmedpo.data.samples import Sample
 from mmedpo.models import thoughts
+from mmedpo.models.chat.batch import settle
 from mmedpo.models.chat.served import served
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.journal import Part
@@ -65,7 +66,7 @@ def ask(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
     A single task checks the models first (`check`), and shows progress.
 
     Raises:
-        InputError, Stopped: by a model.
+        InputError, Stopped: by a model; or requests wait for batches.
     """
     if tasks > 1 and rank >= curation.blocks:
         return  # no models are loaded for nothing
@@ -73,6 +74,7 @@ def ask(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
         if tasks == 1:
             _check(curation, plan)
         run_steps(curation, plan, rank, tasks)
+        settle(plan.chats)
 
 
 def run_steps(curation: Curation, plan: Plan, rank: int = 0, tasks: int = 1) -> None:
@@ -111,14 +113,14 @@ def run_step(
             for id, value in values.items()
             if isinstance(value, dict) and str(value.get("reason")).startswith(FAILURES)
         }
-        done.update({id: value for id, value in values.items() if id not in lost})
+        # A sample that an earlier step lost has no value here, and gets one in a resumed run.
+        done.update({id: value for id, value in values.items() if id not in lost and value is not None})
         done.update({id: values[id] for id in lost}, keep=False)
         advance(len(batch))
 
 
 def _check(curation: Curation, plan: Plan) -> None:
-    asked = [*([plan.writer.chat] if plan.writer else []), *(plan.panel.judges.values() if plan.panel else [])]
-    listed = served(asked, log.warning)
+    listed = served(plan.chats, log.warning)
     record_models(
         curation, plan, judge_check.before_run(plan.panel, curation.below_bar) if plan.panel else None, listed
     )
@@ -158,6 +160,7 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
 
         yield Step("sample", "Sampling the target model", sample, batches)
         target.cache_clear()  # its memory is needed by a local judge
+        settle(plan.chats)
     if plan.writer is not None:
         pools = _pools(curation, plan)
         yield Step("dispute", "Rejected responses", lambda results, batch: _choose(plan, results, pools, batch))

@@ -15,7 +15,8 @@ from typing import Any
 
 from mmedpo.curation.relevance import NO_SCORE, NOT_WRONG, Item, Panel, Relevance
 from mmedpo.errors import InputError
-from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
+from mmedpo.models.chat import WAITING, ChatModel, ChatReply, ChatRequest
+from mmedpo.models.chat.batch import settle
 from mmedpo.runs.formats import STANDIN
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def check(panel: Panel) -> dict[str, Any]:
     """Let each judge alone, and then the panel, score the pairs; return the manifest's "judge_check".
 
     Raises:
-        InputError, Stopped: by a judge.
+        InputError, Stopped: by a judge; or requests wait for batches.
     """
     alone = {}
     for name, judge in panel.judges.items():
@@ -69,6 +70,7 @@ def check(panel: Panel) -> dict[str, Any]:
     if len(alone) > 1:
         judges = [_Metered(judge) for judge in panel.judges.values()]
         together = _measured(Panel(judges, panel.rounds, panel.tolerance, panel.mode), judges)
+    settle(panel.judges.values())
     passed = (together["spearman"] or 0) >= BAR and together["unreadable"] <= MOST_UNREADABLE
     return {
         "version": VERSION, "pairs": len(pairs()), "bar": BAR, "most_unreadable": MOST_UNREADABLE, "passed": passed,
@@ -80,7 +82,8 @@ def _measured(panel: Panel, judges: Sequence[_Metered]) -> dict[str, Any]:
     results = panel.score([item for _, item in pairs()])
     found = [_value(result) for result in results]
     right = [value == BELOW_ALL for value, (severity, _) in zip(found, pairs(), strict=True) if severity == "not wrong"]
-    if unread := [result.judgements[-1]["rationale"] for result in results if result.reason == NO_SCORE]:
+    lost = [result.judgements[-1]["rationale"] for result in results if result.reason == NO_SCORE]
+    if unread := [why for why in lost if WAITING not in why]:
         log.warning(
             f"Judge check, {' and '.join(panel.judges)}, the first of {len(unread)} unreadable pairs: {unread[0]}"
         )

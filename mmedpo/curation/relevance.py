@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 from mmedpo import schema
 from mmedpo.curation.prompts import echoes, render
 from mmedpo.errors import InputError
-from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
+from mmedpo.models.chat import WAITING, ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.runs.provenance import portable
 
 JUDGE = "judge@2"
@@ -88,6 +88,7 @@ class _Discussion:
     item: Item
     judgements: list[Judgement] = field(default_factory=list)
     agreed: bool = False
+    waits: bool = False  # for the result of a batch
 
     def opening(self) -> ChatRequest:
         """Return the request of a judge who sees no other judgement."""
@@ -120,6 +121,8 @@ class _Discussion:
         self.agreed = alike or all(map(says_right, last))
 
     def result(self, judges: int) -> Relevance:
+        if self.waits:
+            return Relevance(None, self.judgements, agreed=False, reason=NO_SCORE)
         counted = self.judgements[-judges:] if self.agreed else self.judgements
         scores = [entry["score"] for entry in counted if entry["score"] is not None]
         right = sum(map(says_right, counted))
@@ -164,13 +167,15 @@ class Panel:
         """
         discussions = [_Discussion(item) for item in items]
         for number in range(1, (self.rounds if self.mode == "sequential" else 1) + 1):
-            still_open = [discussion for discussion in discussions if not discussion.agreed]
+            still_open = [discussion for discussion in discussions if not discussion.agreed and not discussion.waits]
             if not still_open:
                 break
             for name, judge in self.judges.items():
-                replies = judge.complete([discussion.request(self.mode) for discussion in still_open])
-                for discussion, reply in zip(still_open, replies, strict=True):
+                asked = [one for one in still_open if not one.waits or self.mode == "independent"]
+                replies = judge.complete([discussion.request(self.mode) for discussion in asked]) if asked else []
+                for discussion, reply in zip(asked, replies, strict=True):
                     discussion.judgements.append(_read(reply, number, name, discussion.opening().text))
+                    discussion.waits |= reply.failure == WAITING
             for discussion in still_open:
                 discussion.close_round(len(self.judges), self.tolerance)
         return [discussion.result(len(self.judges)) for discussion in discussions]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mmedpo.data import credentialed, safe_paths
 from mmedpo.data.shards import SHARD_SIZE, shard_bytes
 from mmedpo.errors import InputError
 from mmedpo.models.chat.endpoint import names_endpoint
-from mmedpo.models.chat.limits import Calling
+from mmedpo.models.chat.limits import Calling, Limits
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.runs.executors import Spread
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
@@ -204,6 +204,11 @@ class Run(Calling, Spread):
         "stop", f"Judges whose panel has a Spearman under {judge_check.BAR} on those pairs: stop, or go on with a note."
     )
 
+    batch_api: Path | None = field(
+        default=None,
+        metadata={"help": "Folder of batch files: requests to endpoints are written there for a provider's batch API, "
+                  "which is cheaper, and their results read from there (docs/curation.md)."},
+    )  # fmt: skip
     estimate: bool = option(
         False, "Only print what the curation would cost: calls, tokens, time, money. --output is not written."
     )
@@ -221,6 +226,16 @@ class Run(Calling, Spread):
         self.check()
         if self.cache and self.cache.is_dir():
             raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
+        if self.batch_api and self.output != Path() and self.batch_api.resolve().is_relative_to(self.output.resolve()):
+            raise InputError(f"--batch-api {self.batch_api} lies in --output. Give a folder beside it.")
+        if self.batch_api and self.estimate:
+            raise InputError(
+                "--estimate asks its questions at once. Leave out --batch-api; its prices are given by --price."
+            )
+
+    @property
+    def limits(self) -> Limits:
+        return replace(super().limits, batches=self.batch_api)
 
     @property
     def calls(self) -> Path:

@@ -10,6 +10,8 @@ from mmedpo.models import thoughts
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs import bounded_json
 
+WAITING = "the result of a batch is awaited"  # failure of a request that a later start of the run asks again
+
 
 @dataclass(frozen=True)
 class ChatRequest:

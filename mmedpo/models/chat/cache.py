@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmedpo.errors import InputError
-from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat import WAITING, ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.limits import Budget
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs.journal import Store
@@ -45,7 +45,7 @@ class CachedChat:
             Stopped: the budget does not allow all requests; the allowed ones are answered and cached.
             InputError: the client raised it, or `max_tokens` is set and the endpoint reports no tokens.
         """
-        keys = [_key(self.chat, request) for request in requests]
+        keys = [key_of(self.chat, request) for request in requests]
         kept = {key: self._cache.get(key) for key in dict.fromkeys(keys)}
         replies = {key: self._kept(value) for key, value in kept.items() if value is not None}
         missing = {
@@ -57,7 +57,11 @@ class CachedChat:
             found = self._ask(missing)
             cut = {key: self._with_room(missing[key]) for key, reply in found.items() if reply.cut}
             longer = self._ask(cut) if cut else {}
-            found |= {key: reply for key, reply in longer.items() if reply.cut or reply.text is not None}
+            found |= {
+                key: reply
+                for key, reply in longer.items()
+                if reply.cut or reply.text is not None or reply.failure == WAITING
+            }
             replies |= {key: reply for key, reply in found.items() if reply.text is not None or key not in replies}
             self._asked |= missing.keys()
         answered = {key: reply for key, reply in replies.items() if reply.text is not None}
@@ -151,7 +155,7 @@ def _took(reply: ChatReply) -> dict[str, float]:
     return {} if reply.seconds is None else {"seconds": round(reply.seconds, 3)}
 
 
-def _key(chat: ChatClient, request: ChatRequest) -> str:
+def key_of(chat: ChatClient, request: ChatRequest) -> str:
     """Return the SHA-256 of all that decides the answer."""
     image = None if request.image is None else hashlib.sha256(request.image).hexdigest()
     asked: dict[str, Any] = {

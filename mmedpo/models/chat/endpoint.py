@@ -21,7 +21,7 @@ from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.completion import SHOWN_CHARACTERS, Kind, NoAnswer
 from mmedpo.models.chat.keys import Keys, advice, secrets
 from mmedpo.models.chat.limits import AGAIN, Budget, Pace
-from mmedpo.models.chat.parameters import Parameters
+from mmedpo.models.chat.parameters import Parameters, values_of
 from mmedpo.models.chat.transport import Send, as_messages, run, to_hub, to_url
 
 if TYPE_CHECKING:
@@ -190,12 +190,7 @@ class EndpointChat:
             self._answers |= {False} if probe else set()
             return reply
 
-        several = request.samples if (request.samples or 1) > 1 else None
-        own = {
-            "max_tokens": request.max_tokens, "response_format": request.schema, "seed": request.seed, "n": several
-        }  # fmt: skip
-        values = {**self.settings, **{name: value for name, value in own.items() if value is not None}}
-        reply = await self.parameters.ask(values, send, batch.searching)
+        reply = await self.parameters.ask(values_of(self.settings, request), send, batch.searching)
         if new := self.parameters.news():
             said = "%s, asked for the model %r, does not take %s: left out and recorded as left out.%s%s"
             varied = " Answers may differ when a question is repeated." * bool({"temperature", "seed"} & set(new))

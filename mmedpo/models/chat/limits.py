@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
 from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys
 from mmedpo.runs.options import check_types, option
+
+if TYPE_CHECKING:
+    from mmedpo.models.chat.batch_files import Batches
 
 AGAIN = "run the same command with --resume, or unchanged if it has no --resume, to continue"
 
@@ -25,26 +31,37 @@ class Limits:
         max_calls: Requests that the cache cannot answer; retries and failures count once.
         max_tokens: Tokens of prompts and answers, as reported by endpoints. Requests in flight are finished, so that up
             to `concurrency` - 1 answers may exceed it.
+        batches: Folder of batch files, in place of requests to endpoints.
 
     Raises:
-        InputError: a limit under 1.
+        InputError: a limit under 1, or a budget for batches.
     """
 
     concurrency: int = 8
     requests_per_minute: int | None = None
     max_calls: int | None = None
     max_tokens: int | None = None
+    batches: Path | None = None
 
     def __post_init__(self) -> None:
-        for limit in fields(self):
-            value = getattr(self, limit.name)
+        for name, value in self._numbers().items():
             if value is not None and value < 1:
-                raise InputError(f"The limit {limit.name} is {value}; it must be at least 1.")
+                raise InputError(f"The limit {name} is {value}; it must be at least 1.")
+        if self.batches and (self.max_calls or self.max_tokens):
+            raise InputError(
+                "--max-calls and --max-tokens bound calls that are asked at once. Leave them out with --batch-api, and "
+                "use --estimate, or the limits of the provider."
+            )
+
+    def _numbers(self) -> dict[str, int | None]:
+        return {limit.name: getattr(self, limit.name) for limit in fields(self) if limit.name != "batches"}
 
     def share(self, processes: int) -> Limits:
         """Return the limits of one of `processes`: an equal part, rounded down, at least 1."""
-        whole = {limit.name: getattr(self, limit.name) for limit in fields(self)}
-        return Limits(**{name: value and max(1, value // processes) for name, value in whole.items()})
+        if self.batches and processes > 1:
+            raise InputError(f"--batch-api: {processes} processes would write the same batches. Start one.")
+        shares = {name: value and max(1, value // processes) for name, value in self._numbers().items()}
+        return replace(self, **shares)  # type: ignore[arg-type]
 
 
 @dataclass(kw_only=True)
@@ -91,6 +108,13 @@ class Budget:
         self.limits, self.pace = limits, Pace(limits.requests_per_minute)
         self.keys = Keys()
         self.calls = self.tokens = 0
+
+    @cached_property
+    def batches(self) -> Batches | None:
+        """Batch files in place of requests to endpoints, or None."""
+        from mmedpo.models.chat.batch_files import Batches
+
+        return Batches(self.limits.batches) if self.limits.batches else None
 
     def ask(self, chat: ChatClient, requests: Sequence[ChatRequest], keep: OnReplies) -> None:
         """Ask `chat` the requests that the budget allows, and pass replies to `keep` by position as they arrive.

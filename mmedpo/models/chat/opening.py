@@ -7,6 +7,7 @@ from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatClient, ChatModel
+from mmedpo.models.chat.batch import BatchChat
 from mmedpo.models.chat.cache import Absent, CachedChat
 from mmedpo.models.chat.endpoint import FORMS, EndpointChat, names_endpoint, open_endpoint
 from mmedpo.models.chat.limits import Budget
@@ -21,7 +22,7 @@ def open_chat(
     """Return the chat model that `spec` names (docs/curation.md); all but stand-ins are wrapped in a cache.
 
     Args:
-        budget, cache, used: shared by all chat models of a run.
+        budget, cache, used: shared by all chat models of a run. With `budget.batches` endpoints are not asked at once.
         batch_size: requests at once to a model in this process.
         discreet: keep replies of endpoints out of messages, since a reply may quote the request.
         standins: offline rules by name.
@@ -42,6 +43,7 @@ def open_chat(
         client = Absent(EndpointChat(rest, **sampling))
     elif names_endpoint(spec):
         client = open_endpoint(spec, budget, discreet=discreet, **sampling)
+        client = BatchChat(client, budget.batches, discreet) if budget.batches else client
     else:
         rules = f"{', '.join(standins)} (offline rules), " if standins else ""
         raise InputError(

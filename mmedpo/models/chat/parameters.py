@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import time
 from asyncio import Lock
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any, Protocol
 
-from mmedpo.models.chat import ChatReply
+from mmedpo.models.chat import ChatReply, ChatRequest
 from mmedpo.models.chat.completion import Kind, NoAnswer
 
 Fields = dict[str, Any]
@@ -177,10 +177,26 @@ class Parameters:
         """Return the fields of a request with parameter `values`, in the forms in use."""
         return _fields(self.forms, values)
 
+    def sent(self, values: Mapping[str, Any]) -> Fields:
+        """Return those fields for records."""
+        return _sent(self.forms, values)
+
+    def go_on(self, refusals: Iterable[str]) -> None:
+        """Take the next form of each parameter that a refusal names, as far as there is one."""
+        for name in {_blamed(said, self.forms, FORMS, set()) for said in refusals} - {None}:
+            self.forms[str(name)] += 1
+
     def _remember(self, forms: Forms, values: Mapping[str, Any]) -> None:
         self.forms |= {name: max(forms[name], self.forms[name]) for name in values}  # late replies change nothing back
         self.taken |= values.keys()
         self.left_out = [name for name, place in self.forms.items() if FORMS[name][place][0] == "none"]
+
+
+def values_of(settings: Mapping[str, Any], request: ChatRequest) -> dict[str, Any]:
+    """Return the parameter values of a request to a client with these settings."""
+    several = request.samples if (request.samples or 1) > 1 else None
+    own = {"max_tokens": request.max_tokens, "response_format": request.schema, "seed": request.seed, "n": several}
+    return {**settings, **{name: value for name, value in own.items() if value is not None}}
 
 
 def _refused(error: NoAnswer) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,14 @@ from mmedpo.models.chat import batch_files
 Command = Callable[..., tuple[int, str]]
 FINDINGS = ("nodule", "mass", "effusion", "fracture", "cyst")
 COUNT = 12
+# A curation that is killed when all requests of its first round are written, before the round is complete.
+KILLED = """
+import os, signal, sys
+from mmedpo import cli
+from mmedpo.models.chat import batch_files
+batch_files.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+cli.main(sys.argv[1:])
+"""
 
 
 def digest(received: Received) -> str:
@@ -28,7 +39,11 @@ def digest(received: Received) -> str:
 def answering(received: Received) -> Answer:
     """Answers that depend on the request alone: judges disagree, one judgement is cut off at 512 tokens."""
     text, name = received.text, digest(received)
-    if "Now judge this case" not in text:
+    if received.body.get("n") == 2:
+        return Answer(f"right {name[:4]}", usage=(9, 4), more=(Answer(f"a {name[4:8]} on the left", finish="length"),))
+    if "Answers of the model:" in text:
+        answer = json.dumps({"choice": int(name[:4], 16) % 2, "kind": "finding"})
+    elif "Now judge this case" not in text:
         answer = json.dumps({"answer": f"right upper {FINDINGS[int(name[:4], 16) % 5]} {name[:4]}", "kind": "finding"})
     elif "Question: What is at" in text:
         answer = json.dumps({"rationale": name, "wrong": True, "score": int(name[:4], 16) % 4 / 10})
@@ -84,6 +99,7 @@ def test_batches_make_the_dataset_of_live_calls(
     chat_server.answer = answering
     judges = [f"{chat_server.url}#judge-a", f"{chat_server.url}#org/judge-b"]
     typed = ["curate", "--source", make_source(questions()), "--chat", f"{chat_server.url}#writer", "--show-images",
+             "--model", f"{chat_server.url}#target", "--samples", 2,
              "--judges", *judges, "--rounds", 3, "--max-reply-tokens", 512, "--judges-below-bar", "go"]  # fmt: skip
     (tmp_path / "live").mkdir()
     code, said = run(*typed, "--output", "live/pairs")
@@ -94,6 +110,8 @@ def test_batches_make_the_dataset_of_live_calls(
     (tmp_path / "batch").mkdir()
     typed += ["--output", "batch/pairs", "--batch-api", "batches", "--resume"]
     number = 0
+    assert subprocess.run([sys.executable, "-c", KILLED, *map(str, typed)], cwd=tmp_path).returncode == -signal.SIGKILL
+    assert [entry.name for entry in rounds(tmp_path / "batches")] == ["round-01.partial"]
     while (found := run(*typed))[0] == 130:
         number += 1
         (folder,) = rounds(tmp_path / "batches")[number - 1 :]
@@ -194,12 +212,9 @@ def test_refusals_change_parameters_once_or_are_final(
                      "response_format": "json_schema without lengths"}]  # fmt: skip
 
 
-def test_a_round_of_a_killed_run_is_written_anew_in_files_of_bounded_size(
+def test_files_of_requests_are_bounded_and_not_changed(
     curation: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    partial = tmp_path / "batches" / "round-01.partial"
-    partial.mkdir(parents=True)
-    (partial / "left.jsonl").write_text("{")
     monkeypatch.setattr(batch_files, "MOST_REQUESTS", 3)
     assert curation()[0] == 130
     first = tmp_path / "batches" / "round-01"

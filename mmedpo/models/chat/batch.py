@@ -82,9 +82,7 @@ class BatchChat:
                 return ChatReply(failure="refused: the answer is not a chat completion")
             self._check_name(reply)
             used.forms["n"] = int(len(reply.samples) < values.get("n", 0))  # 1: it takes none
-            return replace(
-                reply, sent=used.sent({**values, "seed": self.settings["seed"]})
-            )  # one seed for all requests
+            return replace(reply, sent=used.sent({**values, "seed": self.settings["seed"]}))  # one for all requests
         if status in (400, 413, 422) and used.forms == self._parameters.forms:
             return ChatReply(failure=f"refused: {self._shown(said, f'HTTP {status}')}")
         if self.batches.tries[id] >= ATTEMPTS:

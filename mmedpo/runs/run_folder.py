@@ -34,11 +34,12 @@ from mmedpo.runs.recorded import (
 
 SOURCE_FOLDER = "source"  # in a working folder: a source written for curation
 ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
+JOBS = "jobs"  # in a working folder: what tasks need and leave (`runs.tasks`)
 LOCK = ".lock"  # in a working folder: held by its process
 DURATION = "duration.json"  # in a training's working folder: its seconds so far
 # In a curation's working folder: samples and models, results of the steps, calls, weighed pairs, masked images.
 BLOCKS, RESULTS, CALLS, WEIGHED, MASKED = "blocks", "results", "calls", "weighed", "masked"
-OF_RESUMPTION = ("*.ledger*", "checkpoint-*", DURATION, LOCK, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED)
+OF_RESUMPTION = ("*.ledger*", "checkpoint-*", DURATION, LOCK, JOBS, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED)
 # Files that a run writes before its first result.
 NO_WORK = (
     SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION, BLOCKS,

@@ -23,10 +23,10 @@ from typing import Any
 from mmedpo.errors import Fault, InputError, Stopped, TasksFailed
 from mmedpo.runs import terminal
 from mmedpo.runs.json_files import read_object, write_json
+from mmedpo.runs.run_folder import JOBS
 from mmedpo.runs.writable import make, write_whole
 
 Work = Callable[[int, int], None]  # (rank, tasks); idempotent, and picklable: a partial of a module's function
-JOBS = "jobs"  # in a working folder
 WORK = "work.pickle"
 ATTACHED = "--attached"  # a task that ends with the process that started it
 POLL = 0.05  # seconds

@@ -31,7 +31,6 @@ from mmedpo.curation.metering import (
     SAMPLE,
     Line,
     Meter,
-    candidates_of,
     model_name,
     offline,
     under_rules,
@@ -118,7 +117,7 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
     )  # fmt: skip
     with closing(Ledger(run.calls)) as cache, closing(curation.of_task(0)) as own:
         plan = open_plan(named, curation.source, budget, cache, own.part("used"))
-        plan = meter.on(plan if asked else under_rules(plan, settings))
+        plan = meter.on(plan if asked else under_rules(plan, settings, chosen))
         if unknown := prices.keys() - meter.concurrency:
             raise InputError(
                 f"--price names {', '.join(sorted(unknown))}, which this curation does not pay. Name one of "
@@ -128,9 +127,6 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
             meter.checking = True
             judge_check.before_run(plan.panel, run.judges_below_bar) if asked else judge_check.check(plan.panel)
             meter.checking = False
-        if not asked and settings.model:
-            with curation.results(0) as results:
-                results["sample"].update(candidates_of(chosen, settings))
         began = time.perf_counter()
         record_models(curation, plan)
         run_steps(curation, plan)
@@ -189,12 +185,13 @@ def _lines(
         owners[sample.question, sample.answer][unit] = owners[sample.prompt, sample.answer][unit] = None
     lines = sorted({call.line for call in meter.calls.values()}, key=lambda line: (line[0] != CHECK, line))
     rounds = settings.rounds if settings.panel == "sequential" and len(settings.scorers) > 1 else 1
-    most = {REJECT: hallucinate.WRITING_ATTEMPTS, JUDGE: rounds, CHECK: rounds}
+    most = {SAMPLE: settings.samples, REJECT: hallucinate.WRITING_ATTEMPTS, JUDGE: rounds, CHECK: rounds}
     shape = (2, len(lines), len(COUNTS))  # fewest and most
     each, fixed = {unit: np.zeros(shape) for unit in own}, np.zeros(shape)
     for call in meter.calls.values():
-        place, turns, sent = lines.index(call.line), most.get(call.line[0], 1), call.counts[1]
-        worst = (turns, turns * sent + (turns - 1) * call.longest, turns * call.longest, math.nan)
+        place, turns, sent = lines.index(call.line), most[call.line[0]], call.counts[1]
+        quoted = 0 if call.line[0] == SAMPLE else (turns - 1) * call.longest  # earlier replies in later prompts
+        worst = (turns, turns * sent + quoted, turns * call.longest, math.nan)
         counts = np.array([call.counts, call.counts if asked else worst])
         if call.line[0] == CHECK:
             fixed[:, place] += counts

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 from mmedpo.curation.plan import Plan
@@ -17,6 +18,7 @@ from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import Pool, StandInChat, StandInJudge
 from mmedpo.data.samples import Sample
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest
+from mmedpo.models.thoughts import Answer
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.provenance import portable
 from mmedpo.schema import TASKS
@@ -82,7 +84,7 @@ class Meter:
         numbers = [getattr(reply, name) for name in COUNTS[1:]]
         counts = (1.0, *(unknown if number is None else float(number) for number in numbers))
         about = request.variables["question"], request.variables["gold"]
-        call = Call((CHECK, line[1]) if self.checking else line, about, counts, _longest(request.schema or {}))
+        call = Call((CHECK, line[1]) if self.checking else line, about, counts, _longest(request))
         self.calls.setdefault((line[1], request.prompt, request.text, image, request.seed), call)
 
 
@@ -130,20 +132,45 @@ class _Ruled:
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         replies = zip(requests, self._rules.complete(requests), strict=True)
-        tokens = [
-            (len(asked.text) // CHARACTERS, len(reply.text or "") // CHARACTERS, reply) for asked, reply in replies
-        ]
-        return [replace(reply, prompt_tokens=sent, completion_tokens=said) for sent, said, reply in tokens]
+        found = []
+        for request, reply in replies:
+            said = sum(len(answer.text or "") for answer in (reply, *reply.samples))
+            sent = len(request.text)
+            found.append(replace(reply, prompt_tokens=sent // CHARACTERS, completion_tokens=said // CHARACTERS))
+        return found
 
 
-def under_rules(plan: Plan, settings: Settings) -> Plan:
-    """Return the plan with rules in place of the chat models that `settings` name; equal judges agree at once."""
+class _GoldAnswers:
+    """Gold answers of other questions in place of the target model's samples."""
+
+    name = f"{STANDIN}gold"
+    revision: str | None = None
+
+    def __init__(self, samples: Sequence[Sample], seed: int) -> None:
+        pools = {task: Pool((one.answer for one in samples if one.task == task), seed) for task in TASKS}
+        self._others = {(one.prompt, one.answer): pools[one.task].nearest(one) or [one.answer] for one in samples}
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        others = (self._others[request.variables["question"], request.variables["gold"]] for request in requests)
+        drawn = (islice(cycle(texts), request.samples) for texts, request in zip(others, requests, strict=True))
+        return [ChatReply("", samples=tuple(map(Answer, texts))) for texts in drawn]
+
+
+def under_rules(plan: Plan, settings: Settings, samples: Sequence[Sample]) -> Plan:
+    """Return the plan with rules in place of the models that `settings` name; equal judges agree at once."""
     if plan.writer is None:
         return plan
+    sampler = None
+    if settings.model is not None:
+        gold = _GoldAnswers(samples, settings.seed)
+        sampler = EndpointSampler(
+            settings.model, settings.samples, settings.max_new_tokens, settings.max_new_tokens_report, settings.seed,
+            gold if settings.local_model else _Ruled(gold, model_name(settings.model), gold.name),
+        )  # fmt: skip
     writer = replace(plan.writer, chat=_Ruled(plan.writer.chat, model_name(settings.chat or ""), plan.writer.chat.name))
     judges = [_Ruled(StandInJudge("strict"), name, name) for name in map(model_name, settings.scorers)]
     panel = Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
-    return replace(plan, writer=writer, panel=panel)
+    return replace(plan, sampler=sampler, writer=writer, panel=panel)
 
 
 def offline(settings: Settings) -> Settings:
@@ -162,16 +189,12 @@ def model_name(spec: str) -> str:
     return name.partition("@")[0] if scheme in ("hub", "local", "cache") else spec
 
 
-def candidates_of(samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
-    """Return gold answers of other questions in place of the target model's samples."""
-    pools = {task: Pool((one.answer for one in samples if one.task == task), settings.seed) for task in TASKS}
-    return {one.id: {"texts": pools[one.task].nearest(one)[: settings.samples], "left_out": {}} for one in samples}
-
-
-def _longest(schema: Mapping[str, Any]) -> float:
-    """Return the tokens of the longest reply that a schema allows."""
+def _longest(request: ChatRequest) -> float:
+    """Return the tokens of the longest reply: as its schema allows, or else of one sample."""
+    if request.schema is None:
+        return request.max_tokens or 0
     found = 0
-    for name, value in schema.get("properties", {}).items():
+    for name, value in request.schema.get("properties", {}).items():
         enumerated = max((len(str(one)) for one in value.get("enum", ())), default=5)
         found += len(name) + 6 + value.get("maxLength", enumerated)
     return found / CHARACTERS

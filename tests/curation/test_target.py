@@ -132,6 +132,14 @@ def test_an_estimate_counts_the_calls_of_the_target(
     found = estimate(settings(make_source(QUESTIONS), chat_server), options, tmp_path / "scratch")
     cost = found.lines[SAMPLE, "med-7b"]
     assert cost["calls"] == (3, 3, 3) and cost["prompt_tokens"][0] == cost["money"][0] == 27
+    asked = len(chat_server.received)
+    (tmp_path / "unasked").mkdir()
+    unasked = Run(output=tmp_path / "pairs", estimate_questions=0)
+    cost = estimate(settings(make_source(QUESTIONS), chat_server), unasked, tmp_path / "unasked").lines[
+        SAMPLE, "med-7b"
+    ]
+    assert cost["calls"][1:] == (3, 12) and cost["completion_tokens"][2] == 4 * (64 + 64 + 512)
+    assert len(chat_server.received) == asked
 
 
 def test_the_target_takes_part_in_consent(

@@ -228,6 +228,10 @@ class Run(Calling, Spread):
             raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
         if self.batch_api and self.output != Path() and self.batch_api.resolve().is_relative_to(self.output.resolve()):
             raise InputError(f"--batch-api {self.batch_api} lies in --output. Give a folder beside it.")
+        if self.batch_api and self.tasks > 1:
+            raise InputError(
+                f"--batch-api writes one batch for all: {self.tasks} tasks cannot share it. Give --tasks 1."
+            )
         if self.batch_api and self.estimate:
             raise InputError(
                 "--estimate asks its questions at once. Leave out --batch-api; its prices are given by --price."

@@ -229,6 +229,7 @@ def test_files_of_requests_are_bounded_and_not_changed(
     ("more", "said"),
     [
         (["--max-calls", 9], "bound calls that are asked at once"),
+        (["--tasks", 2], "Give --tasks 1"),
         (["--estimate"], "asks its questions at once"),
         (["--batch-api", "pairs/batches"], "lies in --output"),
     ],

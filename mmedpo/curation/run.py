@@ -121,7 +121,8 @@ def prepare(
         "contents": {role: digest for role, digest in {"source": found.digest, **models}.items() if digest}, **sent,
     }  # fmt: skip
     return Curation(
-        folder, settings, replace(source, samples=[]), Precomputed(rejects=precomputed.rejects), limits or Limits(),
+        folder.absolute(), settings, replace(source, samples=[]), Precomputed(rejects=precomputed.rejects),
+        limits or Limits(),
         cache or folder / "calls.ledger", judges_below_bar, len(source.samples), facts,
     )  # fmt: skip
 

@@ -28,15 +28,23 @@ def smollm2() -> Path:
 @contextmanager
 def serve() -> Iterator[str]:
     """Serve the model and yield it as `--chat` and `--judges` name it: http://127.0.0.1:PORT/v1#NAME."""
+    with started() as (address, _):
+        yield f"{address}/v1#{NAME}"
+
+
+@contextmanager
+def started() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Serve the model in a process and yield the server's address with it."""
     model = smollm2()
     if find_spec("xllamacpp") is None:
         pytest.skip("llama.cpp's server is not installed: pip install 'mmedpo[dev]'")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, __file__, str(model)], text=True, **pipes) as process:
+    with subprocess.Popen(
+        [sys.executable, __file__, str(model)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:"), "the server did not start"
-        yield f"{address}/v1#{NAME}"
+        yield address, process
 
 
 def main(model: str) -> None:

@@ -13,8 +13,8 @@ from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
 from mmedpo.data.shards import SHARD_SIZE, shard_bytes
 from mmedpo.errors import InputError
-from mmedpo.models.chat.endpoint import names_endpoint
 from mmedpo.models.chat.limits import Calling, Limits
+from mmedpo.models.chat.opening import names_endpoint, separated
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.runs.executors import Spread
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
@@ -103,7 +103,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        self.judges = [name.strip() for given in self.judges for name in given.split(",")]
+        self.judges = [name for given in self.judges for name in separated(given)]
         names: dict[str, Sequence[str]] = {
             "style": hallucinate.STYLES, "panel": relevance.MODES, "noise": noise.METHODS,
             "noise_region": ("lesion", "image"), "noise_per": noise.PER, "weights": weights.METHODS,

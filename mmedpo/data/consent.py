@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmedpo.data.credentialed import refuse_endpoints
-from mmedpo.runs.hosts import host, is_remote
+from mmedpo.runs.hosts import endpoints, host, is_remote
 from mmedpo.runs.options import FLAG
 
 KEY = "third_parties"  # in records: {"to": [hosts], "questions": count, "images": True if images were sent}
@@ -37,7 +37,7 @@ def to_endpoints(
     Raises:
         InputError: a model is on another machine, and consent is missing.
     """
-    remote = [model for model in models if is_remote(model)]
+    remote = [one for model in models for one in endpoints(model) if is_remote(one)]
     if name is None:
         return {}
     if not third_parties:

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,9 +18,8 @@ from mmedpo.evaluation.likelihood import option_logps
 from mmedpo.evaluation.predictions import Line, line
 from mmedpo.evaluation.questions import READERS, Question, QuestionSet
 from mmedpo.models.chat import ChatReply, ChatRequest
-from mmedpo.models.chat.endpoint import open_endpoint
 from mmedpo.models.chat.limits import Budget, Limits
-from mmedpo.models.chat.parameters import Parameters
+from mmedpo.models.chat.opening import open_endpoint
 from mmedpo.models.chat_template import render
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
 from mmedpo.models.vision_language import VisionLanguageModel
@@ -165,7 +162,7 @@ class EndpointModel:
     """
 
     def __init__(self, name: str, limits: Limits | None = None) -> None:
-        self.name, self.budget, self.parameters = name, Budget(limits or Limits()), Parameters()
+        self.name, self.budget = name, Budget(limits or Limits())
         open_endpoint(name, self.budget)
 
     def answer(
@@ -174,22 +171,19 @@ class EndpointModel:
         left = [question for batch in batches for question in batch if question.id not in done]
         failures: dict[str, str] = {}
 
-        def note(questions: Sequence[Question], replies: Mapping[int, ChatReply]) -> None:
+        def note(replies: Mapping[int, ChatReply]) -> None:
             for i, reply in replies.items():
                 if reply.said is not None or reply.raw:
                     served = {name: portable(said) for name, said in reply.served.items()}
-                    keep({questions[i].id: line(reply) | {"sent": reply.sent, "served": served}})
+                    keep({left[i].id: line(reply) | {"sent": reply.sent, "served": served}})
                 else:
-                    failures[questions[i].id] = str(reply.failure)
+                    failures[left[i].id] = str(reply.failure)
 
-        for most, group in groupby(left, key=lambda question: generation.longest(question.task)):
-            questions = list(group)
-            chat = open_endpoint(
-                self.name, self.budget, temperature=generation.temperature, seed=generation.seed, max_tokens=most,
-                discreet=asked.marked, parameters=self.parameters,
-            )  # fmt: skip
-            requests = _Requests(questions, asked.open_image, 2 * chat.concurrency)
-            self.budget.ask(chat, requests, partial(note, questions))
+        chat = open_endpoint(
+            self.name, self.budget, temperature=generation.temperature, seed=generation.seed,
+            max_tokens=generation.max_new_tokens, discreet=asked.marked,
+        )  # fmt: skip
+        self.budget.ask(chat, _Requests(left, asked.open_image, generation, 2 * chat.concurrency), note)
         return failures
 
     def record(self, question: str) -> dict[str, Any]:
@@ -204,15 +198,17 @@ class EndpointModel:
 class _Requests(Sequence[ChatRequest]):
     """Requests, one per question; an image is opened shortly before its request."""
 
-    def __init__(self, questions: Sequence[Question], open_image: Callable[[Any], Image], depth: int) -> None:
-        self.questions, self.open_image, self.depth = questions, open_image, depth
+    def __init__(
+        self, questions: Sequence[Question], open_image: Callable[[Any], Image], generation: Generation, depth: int
+    ) -> None:
+        self.questions, self.open_image, self.generation, self.depth = questions, open_image, generation, depth
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return _Requests(self.questions[place], self.open_image, self.depth)
+            return _Requests(self.questions[place], self.open_image, self.generation, self.depth)
         return self._request(self.questions[place])
 
     def __iter__(self) -> Iterator[ChatRequest]:
@@ -221,7 +217,7 @@ class _Requests(Sequence[ChatRequest]):
     def _request(self, question: Question) -> ChatRequest:
         # Only pixels are sent: headers of the file may name the patient.
         image: bytes = png(np.asarray(self.open_image(question.image)), "image")["bytes"]
-        return ChatRequest(PROMPT, {}, question.prompt, image)
+        return ChatRequest(PROMPT, {}, question.prompt, image, max_tokens=self.generation.longest(question.task))
 
 
 def ahead(make: Callable[[Given], Made], given: Sequence[Given], depth: int = READERS) -> Iterator[Made]:

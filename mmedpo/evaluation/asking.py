@@ -16,7 +16,7 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatModel, parse_json
 from mmedpo.models.chat.cache import tally
 from mmedpo.models.chat.limits import Budget, Limits
-from mmedpo.models.chat.opening import open_chat
+from mmedpo.models.chat.opening import open_chat, separated
 from mmedpo.models.chat.prompts import Prompts
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import portable
@@ -161,7 +161,7 @@ class Judging:
     third_parties: bool = False
 
     def __post_init__(self) -> None:
-        names = [name.strip() for given in self.judges for name in given.split(",")]
+        names = [name for given in self.judges for name in separated(given)]
         object.__setattr__(self, "judges", names)
 
     def consent(self, restricted: str | None, answers: int, marked_by: str | None = None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from mmedpo.evaluation.contents import ModelSpec
 from mmedpo.evaluation.metrics.reports.clinical import HELP as CLINICAL
 from mmedpo.evaluation.questions import Asked
 from mmedpo.evaluation.score import Scoring
-from mmedpo.models.chat.endpoint import names_endpoint
 from mmedpo.models.chat.limits import Calling
+from mmedpo.models.chat.opening import names_endpoint
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 

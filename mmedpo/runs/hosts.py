@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 HUB = "the Hugging Face Hub"
+_COMMA = re.compile(r",\s*(?=https?://|hub:)", re.IGNORECASE)  # between endpoints of one model
 ONLY_IN_RECIPES: set[str] = set()  # `place`s that are in a recipe and were not typed on the command line
+
+
+def endpoints(model: str) -> list[str]:
+    """Return the single endpoints of a model's name (`http://a/v1#m,http://b/v1#m`); of another model, its name."""
+    return _COMMA.split(model)
 
 
 def place(url: str) -> str:
@@ -21,11 +28,12 @@ def is_only_in_recipe(url: str) -> bool:
 
 
 def is_remote(model: str) -> bool:
-    """Return True if a model's name is an endpoint on another machine (http://..., hub:...)."""
-    scheme, _, _ = model.strip().partition(":")
-    if scheme.lower() in ("http", "https"):
-        return not is_loopback(model.strip().partition("#")[0])
-    return scheme.lower() == "hub"
+    """Return True if a model's name has an endpoint on another machine (http://..., hub:...)."""
+    schemes = [(one, one.partition(":")[0].lower()) for one in endpoints(model.strip())]
+    return any(
+        not is_loopback(one.partition("#")[0]) if scheme in ("http", "https") else scheme == "hub"
+        for one, scheme in schemes
+    )
 
 
 def is_loopback(url: str) -> bool:

@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 def portable(name: str) -> str:
     """Return a name for public records, without secrets and places of this machine.
 
-    - An endpoint's URL becomes "endpoint#model"; other URLs lose user and query.
+    - An endpoint's URL becomes "endpoint#model", once for several of one model; other URLs lose user and query.
     - A path below the current folder becomes relative; one outside of it becomes its last part.
     - Likewise inside an option ("--source=/a/b"), a model ("detector:/a/b"), a list of models, or JSON.
     """
@@ -62,7 +62,7 @@ def portable(name: str) -> str:
         with suppress(ValueError, SyntaxError):
             values = json.loads(name) if '"' in name else ast.literal_eval(name)
             return json.dumps(portable_values(values), ensure_ascii=False)
-    return ",".join(map(_portable, MODELS.split(name)))
+    return ",".join(dict.fromkeys(map(_portable, MODELS.split(name))))
 
 
 def portable_values(value: Any) -> Any:

@@ -23,7 +23,7 @@ import yaml
 
 from mmedpo.errors import InputError
 from mmedpo.runs import packaged
-from mmedpo.runs.hosts import ONLY_IN_RECIPES, host, is_remote, place
+from mmedpo.runs.hosts import ONLY_IN_RECIPES, endpoints, host, is_remote, place
 from mmedpo.runs.options import FLAG, FLAG_HELP, refuse, unfit
 from mmedpo.runs.terminal import plain
 
@@ -177,7 +177,8 @@ def parse(
 def _models(values: Mapping[str, Any], options: Set[str]) -> list[str]:
     """Return the models in these options, which may be endpoints."""
     asked = [values.get(name) for name in ("chat", "judges", "model") if name in options]
-    return [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
+    named = [model for value in asked for model in ([value] if isinstance(value, str) else value or ())]
+    return [one for model in named for one in endpoints(model)]
 
 
 def _places(values: Mapping[str, Any], options: Set[str]) -> set[str]:

@@ -113,7 +113,7 @@ def test_consent_is_typed_said_first_and_recorded(
 
 
 @pytest.mark.parametrize(("command", "step"), [
-    ("curate", "mmedpo.data.shards.save"), ("build", "mmedpo.data.shards.save"),
+    ("curate", "mmedpo.data.shards.finish"), ("build", "mmedpo.data.shards.finish"),
     ("evaluate", "mmedpo.evaluation.score.write_json"),
 ])  # fmt: skip
 def test_consent_of_an_interrupted_run_is_not_that_of_the_next(

@@ -7,8 +7,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,8 +20,9 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.completion import SHOWN_CHARACTERS, Kind, NoAnswer
 from mmedpo.models.chat.keys import Keys, advice, secrets
-from mmedpo.models.chat.limits import AGAIN, Budget, Pace
+from mmedpo.models.chat.limits import AGAIN, Pace
 from mmedpo.models.chat.parameters import Parameters, values_of
+from mmedpo.models.chat.spreading import FAILED, BatchEnded, Dead, complete
 from mmedpo.models.chat.transport import Send, as_messages, run, to_hub, to_url
 
 if TYPE_CHECKING:
@@ -30,40 +31,11 @@ if TYPE_CHECKING:
 QUIET = 5.0  # seconds of an outage before the warning
 OUTAGE = 8  # failed requests in a row that count as an outage of the endpoint
 log = logging.getLogger(__name__)
-# The Hub's client would take a URL for a model too, and send it the token.
-HUB = re.compile(r"hub:([\w.-]+/[\w.-]+(?::[\w.-]+)?)(?:@(.+))?", re.ASCII)
-FORMS = (
-    "http://host:port/v1#model-name (an OpenAI-compatible endpoint), hub:org/model or hub:org/model@provider (the "
-    "Hugging Face Hub)"
-)
 CHECK = "Check the URL (an OpenAI-compatible one ends in /v1) and the model's name"
 ADVICE = {
     402: "Its credits are used up; add credits or choose another endpoint",
     403: "The key is valid but has no access to this model; ask for access or give another key",
 }
-
-
-def names_endpoint(spec: str) -> bool:
-    """Return True where `spec` is meant as an endpoint's name, well-formed or not."""
-    return spec.startswith(("http://", "https://", "hub:"))
-
-
-def open_endpoint(spec: str, budget: Budget, **sampling: Any) -> EndpointChat:
-    """Return the client of the endpoint `spec` (see `FORMS`), with the budget's concurrency, pace and keys.
-
-    Args:
-        sampling: further arguments of `EndpointChat`, such as `max_tokens`.
-
-    Raises:
-        InputError: `spec` has none of the forms.
-    """
-    calling = {"concurrency": budget.limits.concurrency, "pace": budget.pace, "keys": budget.keys, **sampling}
-    if on_hub := HUB.fullmatch(spec):
-        return EndpointChat(on_hub[1], provider=on_hub[2], **calling)
-    url, _, model = spec.partition("#")
-    if url.startswith(("http://", "https://")) and model:
-        return EndpointChat(model, base_url=url, **calling)
-    raise InputError(f"{spec!r} is not an endpoint. Give {FORMS}.")
 
 
 class EndpointChat:
@@ -81,9 +53,13 @@ class EndpointChat:
         patience: Seconds to wait for an unavailable server (refused or reset connections, HTTP 429, 502, 503, 504).
             Until then requests are retried even beyond `attempts`. Only an answered request restarts the time.
         discreet: True limits messages to an error's kind and status, since some servers quote the request.
-        parameters: Forms of parameters that the endpoint accepts; its clients may share them.
         keys: Keys of the endpoints; all clients of a run share them.
         waits: Seconds (first, longest): the n-th wait is random up to first * 2^(n-1), and at least `Retry-After`.
+
+    Attributes:
+        endpoints: This one and others of the same model, which share its requests. One that dies is removed: where
+            others are left, it is waited for `attempts` times instead of `patience`.
+        parameters: Forms of parameters that the endpoint accepts.
     """
 
     batch_size = 1
@@ -92,7 +68,7 @@ class EndpointChat:
         self, model: str, base_url: str | None = None, api_key: str | None = None, provider: str | None = None,
         max_tokens: int = 512, temperature: float = 0.0, seed: int = 0, concurrency: int = 8, pace: Pace | None = None,
         timeout: float = 120.0, attempts: int = 5, patience: float = 120.0, discreet: bool = False,
-        parameters: Parameters | None = None, keys: Keys | None = None, waits: tuple[float, float] = (1.0, 30.0),
+        keys: Keys | None = None, waits: tuple[float, float] = (1.0, 30.0),
     ) -> None:  # fmt: skip
         if concurrency < 1 or attempts < 1:
             raise InputError(f"concurrency ({concurrency}) and attempts ({attempts}) must be at least 1.")
@@ -104,7 +80,8 @@ class EndpointChat:
         self.attempts, self.patience, self.discreet, self.waits = attempts, patience, discreet, waits
         self.key = (keys or Keys()).of(base_url, api_key)
         self._secrets = secrets(self.key, base_url)
-        self.parameters = parameters or Parameters()
+        self.parameters = Parameters()
+        self.endpoints = [self]
         self._answers: set[bool] = set()  # kinds of requests it has answered: False without, True with an image
         self._failed = 0  # failed requests in a row
         self._unavailable_since, self._warned = math.inf, False  # time.monotonic() at the start of an outage
@@ -116,37 +93,27 @@ class EndpointChat:
             InputError: no request can succeed (key refused, model unknown, endpoint unreachable at first contact, or a
                 trivial request refused too), or `OUTAGE` requests failed in a row.
         """
-        return run(self._complete(requests, on_replies))
+        return run(complete(self.endpoints, requests, on_replies))
 
-    async def _complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
-        pending = enumerate(requests)
-        replies: dict[int, ChatReply] = {}
-        errors: list[Exception] = []
-
-        async def work(batch: _Batch) -> None:
-            for i, request in pending:
-                try:
-                    replies[i] = await self._ask(batch, request)
-                    if on_replies is not None:
-                        on_replies({i: replies[i]})
-                except _BatchEnded:
-                    return
-                except Exception as error:
-                    errors.append(error)
-                    batch.ending.set()
-                if batch.ending.is_set():
-                    return
-
-        workers = min(self.concurrency, len(requests))
-        opened = to_hub(self.provider, self.key) if self.base_url is None else to_url(self.base_url, self.key, workers)
+    @asynccontextmanager
+    async def opened(self, connections: int, ending: asyncio.Event) -> AsyncIterator[_Batch]:
+        """Open the connections of a batch, which ends with `ending`."""
+        opened = (
+            to_hub(self.provider, self.key) if self.base_url is None else to_url(self.base_url, self.key, connections)
+        )
         async with opened as send:
-            batch = _Batch(send)
-            await asyncio.gather(*(work(batch) for _ in range(workers)))
-        if errors:
-            raise errors[0]
-        return [replies[i] for i in range(len(requests))]
+            yield _Batch(send, ending)
 
-    async def _ask(self, batch: _Batch, request: ChatRequest) -> ChatReply:
+    async def ask(self, batch: _Batch, request: ChatRequest, alone: bool) -> ChatReply:
+        """Return the reply to one request of a batch.
+
+        Args:
+            alone: False where other endpoints could answer it; then `Dead` is raised where this one is unavailable.
+
+        Raises:
+            BatchEnded: the batch has ended.
+            InputError: as `complete`.
+        """
         from tenacity import AsyncRetrying, retry_if_exception
 
         try:
@@ -162,14 +129,15 @@ class EndpointChat:
                 return tried
             unavailable_since, self._unavailable_since = min(unavailable_since, now), min(self._unavailable_since, now)
             self._warn_unavailable(error, now)
-            return tried and now - min(unavailable_since, self._unavailable_since) >= self.patience
+            patience = self.patience if alone or error.status else 0.0  # a status is of a server that lives
+            return tried and now - min(unavailable_since, self._unavailable_since) >= patience
 
         retry = retry_if_exception(self._may_pass)
         retrying = AsyncRetrying(retry=retry, stop=stop, wait=self._wait, sleep=batch.rest, reraise=True)
         try:
             reply: ChatReply = await retrying(self._attempt, batch, messages, request)
         except NoAnswer as error:
-            return await self._give_up(batch, request, error, retrying.statistics["attempt_number"])
+            return await self._give_up(batch, request, error, retrying.statistics["attempt_number"], alone)
         self._answers.add(request.image is not None)
         self._failed, self._unavailable_since, self._warned = 0, math.inf, False
         return reply
@@ -220,27 +188,35 @@ class EndpointChat:
         drawn = wait_random_exponential(multiplier=self.waits[0], max=self.waits[1])(state)
         return max(drawn, float(_error_of(state).retry_after))
 
-    async def _give_up(self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int) -> ChatReply:
+    async def _give_up(
+        self, batch: _Batch, request: ChatRequest, error: NoAnswer, attempts: int, alone: bool
+    ) -> ChatReply:
         """Return the failure of one request, or raise InputError where the whole batch must end."""
         said, who = self._message(error), f"{self.place}, asked for the model {self.name!r},"
         kept = f" Answers so far are kept: {AGAIN}." if self._answers else ""
         if error.kind is Kind.FATAL:
             remedy = advice(self.base_url) if error.status == 401 else ADVICE.get(error.status, CHECK)
             raise InputError(f"{who} refuses: {said}. {remedy}.{kept}") from None
+        if not alone and error.kind in (Kind.UNAVAILABLE, Kind.UNREACHABLE):
+            raise Dead(said)
         if error.kind is Kind.UNREACHABLE and not self._answers:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
         with_image = request.image is not None
         if error.kind in (Kind.FAILED_ATTEMPT, Kind.BAD_REQUEST) and not await self._answers_any(batch, with_image):
+            if not alone and error.kind is Kind.FAILED_ATTEMPT:
+                raise Dead(said)
             blind = ". If the model takes no images, name one that does, or send none" * with_image
             raise InputError(f"{who} fails for a trivial question too: {said}. {CHECK}{blind}.") from None
         if error.kind is Kind.BAD_REQUEST:
             return ChatReply(failure=f"refused: {self._without_address(said)}")
         self._failed += 1
+        if self._failed >= OUTAGE and not alone:
+            raise Dead(said)
         if self._failed >= OUTAGE:
             raise InputError(
                 f"{who} is unavailable: {self._failed} requests in a row failed ({said}). Restart it.{kept}"
             ) from None
-        return ChatReply(failure=f"no answer after {attempts} attempts: {self._without_address(said)}")
+        return ChatReply(failure=f"{FAILED} {attempts} attempts: {self._without_address(said)}")
 
     async def _answers_any(self, batch: _Batch, with_image: bool) -> bool:
         """Return True where the endpoint answers requests with (without) an image; sends a trivial one if unknown."""
@@ -269,25 +245,20 @@ class EndpointChat:
         return text.replace(host, "(the endpoint)") if host else text
 
 
-class _BatchEnded(Exception):
-    """Raised in requests of a batch that has ended."""
-
-
 class _Batch:
-    """State shared by the requests of one `complete` call; created in the event loop that runs them."""
+    """State shared by the requests of one `complete` call to an endpoint; created in the event loop that runs them."""
 
-    def __init__(self, send: Send) -> None:
-        self.send = send
-        self.ending = asyncio.Event()
+    def __init__(self, send: Send, ending: asyncio.Event) -> None:
+        self.send, self.ending = send, ending
         self.probing, self.searching = asyncio.Lock(), asyncio.Lock()
 
     async def rest(self, seconds: float) -> None:
-        """Wait; raise _BatchEnded if the batch ends before."""
+        """Wait; raise BatchEnded if the batch ends before."""
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), seconds)
         if self.ending.is_set():
-            raise _BatchEnded
+            raise BatchEnded
 
 
 def _error_of(state: RetryCallState) -> Any:

@@ -28,14 +28,16 @@ def served(chats: Iterable[ChatModel], say: Callable[[str], None]) -> dict[str, 
     """
     known: dict[str, list[str]] = {}
     found: dict[str, list[str]] = {}
-    for chat in chats:
-        client = getattr(chat, "chat", chat)
-        if not isinstance(client, EndpointChat) or client.base_url is None:
+    asked = [client for chat in chats for client in getattr(getattr(chat, "chat", chat), "endpoints", ())]
+    told: set[tuple[str, str]] = set()
+    for client in asked:
+        if client.base_url is None:
             continue
         if client.place not in known:
             known[client.place] = run(_listed(client))
         names = known[client.place]
-        if names and client.name not in names and portable(client.name) not in found:
+        if names and client.name not in names and (client.place, client.name) not in told:
+            told.add((client.place, client.name))
             shown = ", ".join(map(portable, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
             say(
                 f"{client.place} lists no model {client.name!r}, but {shown}. Some servers answer under any name: "

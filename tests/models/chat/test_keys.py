@@ -10,9 +10,10 @@ from chat_server import ChatServer
 from mmedpo.errors import InputError
 from mmedpo.evaluation.settings import Settings
 from mmedpo.models.chat import ChatRequest, keys
-from mmedpo.models.chat.endpoint import EndpointChat, open_endpoint
+from mmedpo.models.chat.endpoint import EndpointChat
 from mmedpo.models.chat.keys import Keys, variable
 from mmedpo.models.chat.limits import Budget, Limits
+from mmedpo.models.chat.opening import open_endpoint
 from mmedpo.runs import recipes
 from mmedpo.runs.hosts import ONLY_IN_RECIPES
 

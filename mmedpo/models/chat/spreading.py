@@ -1,0 +1,92 @@
+"""Requests spread over the endpoints of one model; one that dies is left out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
+
+if TYPE_CHECKING:
+    from mmedpo.models.chat.endpoint import EndpointChat
+
+FAILED = "no answer after"  # beginning of a failure that another endpoint may not have
+log = logging.getLogger(__name__)
+
+
+class BatchEnded(Exception):
+    """Raised in requests of a batch that has ended."""
+
+
+class Dead(Exception):
+    """Raised for a request that another endpoint may answer, since this one is unavailable."""
+
+
+async def complete(
+    living: list[EndpointChat], requests: Sequence[ChatRequest], on_replies: OnReplies | None
+) -> list[ChatReply]:
+    """Return one reply per request, in order, as `ChatClient.complete`.
+
+    Args:
+        living: endpoints of one model, at least one; those that die are removed, and the last one never is.
+
+    Raises:
+        InputError: by an endpoint, of dead ones the last.
+    """
+    pending = enumerate(requests)
+    replies: dict[int, ChatReply] = {}
+    errors: list[Exception] = []
+    workers = min(living[0].concurrency, len(requests))
+    ending = asyncio.Event()
+
+    async def ask(worker: int, request: ChatRequest) -> ChatReply:
+        failed: dict[EndpointChat, ChatReply] = {}
+        reply: ChatReply
+        while left := [client for client in living if client not in failed]:
+            # By process too, since each process of a run may have one worker alone.
+            client, alone = left[(worker + os.getpid()) % len(left)], len(living) == 1
+            try:
+                reply = await client.ask(batches[client], request, alone)
+            except Dead as error:
+                _leave_out(living, client, error)
+                continue
+            if reply.failure is None or not reply.failure.startswith(FAILED):
+                return reply
+            failed[client] = reply
+        return reply
+
+    async def work(worker: int) -> None:
+        for i, request in pending:
+            try:
+                replies[i] = await ask(worker, request)
+                if on_replies is not None:
+                    on_replies({i: replies[i]})
+            except BatchEnded:
+                return
+            except Exception as error:
+                errors.append(error)
+                ending.set()
+            if ending.is_set():
+                return
+
+    async with AsyncExitStack() as stack:
+        batches = {client: await stack.enter_async_context(client.opened(workers, ending)) for client in living}
+        await asyncio.gather(*map(work, range(workers)))
+    if errors:
+        raise errors[0]
+    return [replies[i] for i in range(len(requests))]
+
+
+def _leave_out(living: list[EndpointChat], client: EndpointChat, error: Dead) -> None:
+    """Remove an endpoint that died, unless it is the last one, which is then waited for."""
+    if client in living and len(living) > 1:
+        living.remove(client)
+        others = ", ".join(one.place for one in living)
+        log.warning(
+            "%s, asked for the model %r, is left out until the next start: it does not answer (%s). Its requests go to "
+            "%s.", client.place, client.name, error, others,
+        )  # fmt: skip

@@ -63,3 +63,14 @@ class Stopped(Exception):
 
 class TasksFailed(Exception):
     """Tasks that raised, or were killed. The message is a table: task, place in the code, error, log."""
+
+
+class Submitted(Exception):
+    """Tasks wait or run in a queue; the same command shows their state, and goes on when all are finished.
+
+    `states` is a table of phases, the first row its heading.
+    """
+
+    def __init__(self, states: Sequence[Sequence[str]]) -> None:
+        self.states = states
+        super().__init__("The work is in Slurm's queue. Run the same command again to see its state, or to finish it.")

@@ -19,7 +19,7 @@ from rich.text import Text
 from mmedpo.cli import curation, evaluation, publishing, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.data import hub
-from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped, TasksFailed
+from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped, Submitted, TasksFailed
 from mmedpo.runs.terminal import Screen, guard, plain, silence_libraries
 from mmedpo.training import zero
 
@@ -104,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(prog_name="mmedpo")  # the same name in scripts of dataset_builders/
     except AlreadyFinished as finished:
         console.print(str(finished))
+    except Submitted as submitted:
+        print_table(submitted.states)
+        console.print(str(submitted))
     except Stopped as stopped:
         errors.print(str(stopped), soft_wrap=True)
         raise SystemExit(130) from None

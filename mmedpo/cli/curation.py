@@ -44,13 +44,14 @@ def curate(context: typer.Context) -> None:
     """Build a preference dataset: rejected responses and noised lesions, weighted by clinical relevance.
 
     Takes --config FILE.yaml and any of the options below. Where models run on this machine, --tasks shares the work
-    between its GPUs.
+    between its GPUs; --executor takes tasks to Ray or Slurm (recipes/cluster).
     """
     from mmedpo.curation.estimate import estimate
     from mmedpo.curation.run import check_finished, of_models
     from mmedpo.curation.settings import Run, Settings
     from mmedpo.hub.build import make_dataset
-    from mmedpo.runs.run_folder import output_folder, scratch_folder
+    from mmedpo.runs.executors import submitted
+    from mmedpo.runs.run_folder import output_folder, scratch_folder, working_folder
 
     settings, run = parsed(context, Settings, Run, defaults=_checking(context))
     if run.check_judges:
@@ -61,6 +62,7 @@ def curate(context: typer.Context) -> None:
         with scratch_folder(run.output.resolve()) as folder:
             _print_estimate(estimate(settings, run, folder))
         return
+    run.resume |= submitted(working_folder(run.output), run)
     models = of_models(settings) if run.resume else None  # else after the source was read
     try:
         with output_folder(run.output, settings.record(), run.resume, contents=models) as folder:

@@ -85,10 +85,11 @@ def curate_folder(
 
 def phases(curation: Curation, tasks: int) -> list[Phase]:
     """Return the phases of a curation; with several tasks the models are checked before."""
-    checked = [Phase("check", partial(check, curation), gpu=True)] if tasks > 1 else []
+    digest = curation.facts["contents"]["source"]
+    checked = [Phase("check", partial(check, curation), gpu=True, digest=digest)] if tasks > 1 else []
     return [
-        *checked, Phase("ask", partial(ask, curation), tasks, gpu=True), Phase("weigh", partial(weigh, curation)),
-        Phase("write", partial(write, curation), tasks),
+        *checked, Phase("ask", partial(ask, curation), tasks, gpu=True, digest=digest),
+        Phase("weigh", partial(weigh, curation)), Phase("write", partial(write, curation), tasks),
     ]  # fmt: skip
 
 

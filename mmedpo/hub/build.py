@@ -20,9 +20,10 @@ from mmedpo.hub import builders, cards
 from mmedpo.hub.readers import Hub
 from mmedpo.report import audit
 from mmedpo.runs import writable
+from mmedpo.runs.executors import submitted
 from mmedpo.runs.json_files import write_json
 from mmedpo.runs.options import option
-from mmedpo.runs.run_folder import LOCK, SOURCE_FOLDER, output_folder, scratch_folder, short_folder
+from mmedpo.runs.run_folder import LOCK, SOURCE_FOLDER, output_folder, scratch_folder, short_folder, working_folder
 
 # Options of rejected responses and judges; unused if both come with the data.
 MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
@@ -98,6 +99,7 @@ def build(
         InputError: the source does not have the builder's layout, rows are faulty (all are listed), or as
             `curate_folder`.
     """
+    run.resume |= submitted(working_folder(run.output), run)
     cards.check_template("dataset")
     upstream = _open(builder, settings, run)
     if prepare is not None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from subprocess import Popen
@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from mmedpo.errors import InputError
 from mmedpo.runs.options import option
-from mmedpo.runs.tasks import JOBS, POLL, Job, Work, forget, kill
+from mmedpo.runs.tasks import JOBS, POLL, SUBMITTED, Job, Work, forget, kill
 
 EXECUTORS = ("local", "ray", "slurm")
 LOOK = 1.0  # seconds between counts of finished tasks on other machines
@@ -66,60 +66,61 @@ class Phase:
     Attributes:
         work: called with each rank in [0, tasks), and `tasks`.
         gpu: its tasks need a GPU, where GPUs are asked for.
+        digest: of what it works on; tasks that finished with another one run again.
     """
 
     name: str
     work: Work
     tasks: int = 1
     gpu: bool = False
+    digest: str = ""
 
 
-@dataclass(frozen=True)
-class State:
-    """Tasks of one phase, counted."""
-
-    phase: str
-    tasks: int
-    finished: int
-    running: int = 0
-    waiting: int = 0
-    failed: int = 0
-    job: str = ""  # Slurm's id
-
-
-def table(states: Sequence[State]) -> list[list[str]]:
-    """Return states as rows of a table, the first its heading."""
-    names = [one.name for one in fields(State)]
-    return [names, *([str(getattr(state, name)) for name in names] for state in states)]
-
-
-def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[State]:
-    """Run the phases one after another; finished tasks of an earlier run with the same number of tasks are skipped.
-
-    Args:
-        folder: the working folder, which all machines share.
-
-    Returns:
-        The state of each phase. On Slurm phases are submitted, and the next call returns how far they are.
+def submitted(folder: Path, spread: Spread) -> bool:
+    """Return whether an earlier call submitted work in `folder` to Slurm, which this call then resumes.
 
     Raises:
-        InputError: an option cannot work; Slurm's jobs still work in the folder.
-        InputError, Stopped: by tasks; where they run in this process, any other error too.
+        Submitted: jobs of it are in the queue.
+        InputError: they are, and these options name another executor: two tasks would write the same files.
+    """
+    if not any((folder / JOBS).glob(f"*/{SUBMITTED}")):
+        return False
+    _loaded("slurm").look(folder, spread.executor == "slurm")
+    return True
+
+
+def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> None:
+    """Run the phases one after another.
+
+    Tasks that finished in an earlier run are skipped, if it had the same number of tasks. A phase of several tasks that
+    runs lets all later ones run again; so does a run that stays in this process.
+
+    Args:
+        folder: the working folder, which all machines share. No task may move it.
+
+    Raises:
+        InputError: an option cannot work; Slurm's jobs still work in the folder; or by tasks.
+        Stopped: by tasks; where they run in this process, any other error too.
         TasksFailed: tasks of a phase failed; its other tasks are finished.
+        Submitted: unfinished phases are in Slurm's queue.
     """
     spread.check()
+    submitted(folder, spread)
     if spread.executor == "slurm":
-        return _loaded("slurm").run(phases, folder, spread)
-    if any((folder / JOBS).glob("*/slurm.json")):
-        _loaded("slurm").refuse_queued(folder)
+        _loaded("slurm").run(phases, folder, spread)
+        return
+    here = [spread.executor == "local" and phase.tasks == 1 for phase in phases]
+    if all(here):
+        forget(folder, [phase.name for phase in phases])
     for number, phase in enumerate(phases):
-        if phase.tasks == 1 and spread.executor == "local":
+        if here[number]:
             phase.work(0, 1)
             continue
         job = Job.of(phase.name, phase.tasks, folder)
-        job.prepare(phase.work)
+        job.renew(phase.digest)
         if not job.unfinished():
             continue
+        job.prepare(phase.work)
         forget(folder, [later.name for later in phases[number + 1 :]])  # they used what changes now
         with _progress(job):
             if spread.executor == "local":
@@ -127,7 +128,6 @@ def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[St
             else:
                 _loaded("ray").run(job, spread, spread.task_gpus * phase.gpu)
         job.raise_failures()
-    return [State(phase.name, phase.tasks, phase.tasks) for phase in phases]
 
 
 def _loaded(executor: str) -> Any:

@@ -15,18 +15,19 @@ from typing import Any
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from loguru import logger
 
-from mmedpo.errors import InputError
-from mmedpo.runs.executors import Phase, Spread, State
+from mmedpo.errors import InputError, Submitted
+from mmedpo.runs.executors import Phase, Spread
 from mmedpo.runs.json_files import read_object, write_json
-from mmedpo.runs.tasks import JOBS, Job, attend, forget
+from mmedpo.runs.tasks import JOBS, SUBMITTED, Job, attend, forget
 
-SUBMITTED = "slurm.json"  # in a job's folder: Slurm's id, and the rank of each element of the array
 MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 where nobody changed it
 OPTIONS = (  # of sbatch that a recipe may set; none of them runs anything
     "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
     "nodelist", "qos", "reservation",
 )  # fmt: skip
 PLAIN = re.compile(r"[\w.,:;@+=&|!*/-]+")  # of values and paths in a script, where datatrove quotes nothing
+
+HEADING = ["phase", "tasks", "finished", "running", "waiting", "failed", "job"]
 
 
 class _Executor(SlurmPipelineExecutor):
@@ -38,37 +39,48 @@ class _Executor(SlurmPipelineExecutor):
         return {name: value for name, value in super().get_sbatch_args(max_array).items() if name != "mem-per-cpu"}
 
 
-def run(phases: Sequence[Phase], folder: Path, spread: Spread) -> list[State]:
-    """Submit the unfinished phases, or return the state of those that were submitted.
+def look(folder: Path, may_queue: bool) -> None:
+    """Raise Submitted if jobs of this working folder are in Slurm's queue; InputError unless they `may_queue`."""
+    records, queue = _records(folder), _queue()
+    ids = [queue[record["name"]][0] for record in records.values() if record["name"] in queue]
+    if ids and not may_queue:
+        raise InputError(
+            f"Slurm's jobs {', '.join(ids)} work in {folder}. Wait for their end (--executor slurm shows it), or end "
+            f"them: scancel {' '.join(ids)}."
+        )
+    if ids:
+        raise Submitted([HEADING, *(_state(job, record, queue) for job, record in records.items())])
+
+
+def _records(folder: Path) -> dict[Job, dict[str, Any]]:
+    """Return what is recorded of the submitted jobs of a working folder, in the order of their phases."""
+    files = (folder / JOBS).glob(f"*/{SUBMITTED}")
+    found = {Job.at(file.parent): read_object(file) for file in files}
+    return dict(sorted(found.items(), key=lambda one: one[1]["place"]))
+
+
+def run(phases: Sequence[Phase], folder: Path, spread: Spread) -> None:
+    """Submit the unfinished phases, none of which is in the queue; return if all are finished.
 
     Raises:
-        InputError, Stopped, TasksFailed: by tasks, once no job is left in the queue; then the next call submits again.
+        Submitted: they are submitted.
+        InputError, Stopped, TasksFailed: by tasks that were submitted before; the next call submits them again.
         InputError: an option cannot work, or Slurm refuses a job or does not answer.
     """
     jobs = [Job.of(phase.name, phase.tasks, folder) for phase in phases]
     check(spread, jobs)
-    submitted = {job: read_object(job.folder / SUBMITTED) for job in jobs if (job.folder / SUBMITTED).exists()}
-    queue = _queue()
-    if any(record["name"] in queue for record in submitted.values()) or not any(job.unfinished() for job in jobs):
-        return [_state(job, submitted.get(job), queue) for job in jobs]
-    for job, record in submitted.items():
-        (job.folder / SUBMITTED).unlink()
+    for phase, job in zip(phases, jobs, strict=True):
+        job.renew(phase.digest)
+    if not any(job.unfinished() for job in jobs):
+        return
+    before = _records(folder)
+    for job, record in before.items():
         _explain(job, record)
-    for job in submitted:
-        job.raise_failures()
-    return _submit(phases, jobs, spread)
-
-
-def refuse_queued(folder: Path) -> None:
-    """Raise InputError if jobs of this working folder are in Slurm's queue: two tasks would write the same files."""
-    records = [read_object(file) for file in (folder / JOBS).glob(f"*/{SUBMITTED}")]
-    if records and shutil.which("squeue"):
-        queue = _queue()
-        if ids := [queue[record["name"]][0] for record in records if record["name"] in queue]:
-            raise InputError(
-                f"Slurm's jobs {', '.join(ids)} work in {folder}. Wait for their end (--executor slurm shows it), or "
-                f"end them: scancel {' '.join(ids)}."
-            )
+        (job.folder / SUBMITTED).unlink()
+    for job in jobs:
+        if job in before:
+            job.raise_failures()
+    _submit(phases, jobs, folder, spread)
 
 
 def check(spread: Spread, jobs: Sequence[Job]) -> None:
@@ -92,18 +104,18 @@ def check(spread: Spread, jobs: Sequence[Job]) -> None:
         raise InputError("; ".join(dict.fromkeys(wrong)) + ".")
 
 
-def _submit(phases: Sequence[Phase], jobs: Sequence[Job], spread: Spread) -> list[State]:
+def _submit(phases: Sequence[Phase], jobs: Sequence[Job], folder: Path, spread: Spread) -> None:
     """Submit all phases from the first unfinished one on."""
     begun = next(number for number, job in enumerate(jobs) if job.unfinished())
-    forget(jobs[0].folder.parents[1], [job.name for job in jobs[begun + 1 :]])
+    forget(folder, [job.name for job in jobs[begun + 1 :]])
     ids: dict[Job, str] = {}
     logger.remove()
     try:
         for phase, job in zip(phases[begun:], jobs[begun:], strict=True):
             job.prepare(phase.work)
             # The name is recorded before the job exists, so that no kill leaves a job that the next call does not know.
-            name = f"{job.folder.parents[1].stem}-{job.name}-{token_hex(4)}"
-            write_json(job.folder / SUBMITTED, {"name": name, "ranks": job.unfinished()})
+            name = f"{folder.stem}-{job.name}-{token_hex(4)}"
+            write_json(job.folder / SUBMITTED, {"place": len(ids), "name": name, "ranks": job.unfinished()})
             executor = _executor(phase, job, spread, name, next(reversed(ids.values()), None))
             executor.launch_job()
             ids[job] = executor.job_id
@@ -118,11 +130,8 @@ def _submit(phases: Sequence[Phase], jobs: Sequence[Job], spread: Spread) -> lis
                 f"--task-*; its script is {jobs[begun + len(ids)].folder / 'launch_script.slurm'}."
             ) from error
         raise
-    return [
-        State(job.name, job.tasks, job.tasks - len(left), waiting=len(left), job=ids.get(job, ""))
-        for job in jobs
-        for left in [job.unfinished()]
-    ]
+    queue = _queue()
+    raise Submitted([HEADING, *(_state(job, record, queue) for job, record in _records(folder).items())])
 
 
 def _executor(phase: Phase, job: Job, spread: Spread, name: str, after: str | None) -> _Executor:
@@ -148,16 +157,14 @@ def _queue() -> dict[str, tuple[str, dict[int, str]]]:
     return found
 
 
-def _state(job: Job, record: Mapping[str, Any] | None, queue: Mapping[str, tuple[str, Mapping[int, str]]]) -> State:
-    """Return a job's state; a submitted task that left the queue unfinished has failed."""
+def _state(job: Job, record: Mapping[str, Any], queue: Mapping[str, tuple[str, Mapping[int, str]]]) -> list[str]:
+    """Return a row of the table of states; a task that left the queue unfinished has failed."""
     unfinished = set(job.unfinished())
-    finished = job.tasks - len(unfinished)
-    if record is None:
-        return State(job.name, job.tasks, finished, waiting=len(unfinished))
     number, states = queue.get(record["name"], ("", {}))
     found = [states.get(place) for place, rank in enumerate(record["ranks"]) if rank in unfinished]
     waiting, failed = found.count("PENDING"), found.count(None)
-    return State(job.name, job.tasks, finished, len(found) - waiting - failed, waiting, failed, number)
+    counts = (job.tasks, job.tasks - len(unfinished), len(found) - waiting - failed, waiting, failed)
+    return [job.name, *map(str, counts), number]
 
 
 def _explain(job: Job, record: Mapping[str, Any]) -> None:

@@ -47,6 +47,12 @@ NO_WORK = (
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
+def working_folder(output: Path) -> Path:
+    """Return the folder in which a run works that is to write `output`."""
+    output = writable.placed(output)
+    return output.with_name(output.name + ".partial")
+
+
 @contextmanager
 def output_folder(
     output: Path,
@@ -73,8 +79,7 @@ def output_folder(
             is not writable; another process uses it; the disk is full.
         AlreadyFinished: `resume`, and `output` is complete.
     """
-    output = writable.placed(output)
-    partial = output.with_name(output.name + ".partial")
+    output, partial = writable.placed(output), working_folder(output)
     if resume and writable.exists(output / DIGESTS):
         compare_settings(output, settings)
         compare_contents(output, settings, contents or {})

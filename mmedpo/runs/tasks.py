@@ -28,6 +28,8 @@ from mmedpo.runs.writable import make, write_whole
 
 Work = Callable[[int, int], None]  # (rank, tasks); idempotent, and picklable: a partial of a module's function
 WORK = "work.pickle"
+DIGEST = "digest"  # of what the work is done on
+SUBMITTED = "slurm.json"  # in the folder of a job that was submitted
 ATTACHED = "--attached"  # a task that ends with the process that started it
 POLL = 0.05  # seconds
 ROWS = 20  # most rows of a table of failures
@@ -45,6 +47,20 @@ class Job:
     def of(cls, name: str, tasks: int, folder: Path) -> Job:
         """Return the job of a phase in the working folder `folder`."""
         return cls(name, folder.absolute() / JOBS / f"{name}-{tasks}", tasks)
+
+    @classmethod
+    def at(cls, folder: Path) -> Job:
+        """Return the job that was prepared in its own folder."""
+        name, _, tasks = folder.name.rpartition("-")
+        return cls(name, folder, int(tasks))
+
+    def renew(self, digest: str) -> None:
+        """Forget all of an earlier run that worked on something with another digest."""
+        known = self.folder / DIGEST
+        if known.exists() and known.read_text() != digest:
+            shutil.rmtree(self.folder)
+        make(self.folder)
+        write_whole(known, digest.encode())
 
     def prepare(self, work: Work) -> None:
         """Write what tasks need, and forget the failures of an earlier run."""

@@ -12,12 +12,12 @@ import pytest
 import works
 from test_executors import EXPECTED, HERE, importable, phases, texts, wait_for  # noqa: F401  # a fixture
 
-from mmedpo.errors import InputError, TasksFailed
-from mmedpo.runs.executors import Phase, Spread, State, run_phases, table
+from mmedpo.errors import InputError, Submitted, TasksFailed
+from mmedpo.runs.executors import Phase, Spread, run_phases
 
 pytest.importorskip("datatrove", reason="tasks on Slurm need mmedpo[cluster]")
 
-SLURM = Spread("slurm", tasks=3, slurm_partition="cpu")
+SLURM = Spread(executor="slurm", tasks=3, slurm_partition="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -42,28 +42,35 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def last(phases: list[Phase], folder: Path, spread: Spread = SLURM) -> list[State]:
-    """Return the states when no job is left in the queue."""
-    wait_for(lambda: not subprocess.check_output(["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%j"]))
-    return run_phases(phases, folder, spread)
+def submitted(phases: list[Phase], folder: Path, spread: Spread = SLURM) -> list[list[str]]:
+    """Submit the phases, or ask for their state: rows of (phase, tasks, finished, running, waiting, failed, job)."""
+    with pytest.raises(Submitted) as raised:
+        run_phases(phases, folder, spread)
+    assert raised.value.states[0] == ["phase", "tasks", "finished", "running", "waiting", "failed", "job"]
+    return [list(row) for row in raised.value.states[1:]]
+
+
+def wait_for_queue(seconds: float = 60) -> None:
+    """Wait until no job is left."""
+    words = ["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%j"]
+    wait_for(lambda: not subprocess.check_output(words), seconds)
 
 
 def test_run_phases_slurm_submits_a_chain_and_then_tells_its_state(folder: Path) -> None:
     chain = [*phases(folder, 3, partial(works.slow, folder)), Phase("write", partial(works.copies, folder), 2)]
-    submitted = run_phases(chain, folder, SLURM)
-    assert table(submitted) == [
-        ["phase", "tasks", "finished", "running", "waiting", "failed", "job"],
-        ["ask", "3", "0", "0", "3", "0", "100"],
-        ["weigh", "1", "0", "0", "1", "0", "101"],
-        ["write", "2", "0", "0", "2", "0", "102"],
-    ]
-    wait_for(lambda: run_phases(chain, folder, SLURM)[0].running == 3)
-    assert [state.waiting for state in run_phases(chain, folder, SLURM)] == [0, 1, 2]
+    assert [(row[0], row[1], row[-1]) for row in submitted(chain, folder)] == [
+        ("ask", "3", "100"), ("weigh", "1", "101"), ("write", "2", "102"),
+    ]  # fmt: skip
+    wait_for(lambda: submitted(chain, folder)[0] == ["ask", "3", "0", "3", "0", "0", "100"])
+    assert submitted(chain, folder)[1:] == [
+        ["weigh", "1", "0", "0", "1", "0", "101"], ["write", "2", "0", "0", "2", "0", "102"],
+    ]  # fmt: skip
     with pytest.raises(InputError, match="scancel 100 101 102"):
         run_phases(chain, folder, Spread(tasks=3))
-    assert [(state.finished, state.failed) for state in last(chain, folder)] == [(3, 0), (1, 0), (2, 0)]
+    wait_for_queue()
+    run_phases(chain, folder, SLURM)
     assert texts(folder) == EXPECTED | {"copy-0.txt": EXPECTED["total.txt"], "copy-1.txt": EXPECTED["total.txt"]}
-    run_phases(chain, folder, Spread(tasks=3))  # what is finished there is finished here
+    run_phases(chain[:1], folder, Spread(tasks=3))  # what is finished there is finished here
 
 
 @pytest.mark.parametrize(
@@ -78,12 +85,14 @@ def test_run_phases_slurm_raises_the_errors_of_tasks_and_then_submits_what_is_mi
     folder: Path, slurm: Path, end: str, kind: type, said: str
 ) -> None:
     chain = phases(folder, 3, partial(works.once, folder, end))
-    run_phases(chain, folder, SLURM)
+    submitted(chain, folder)
+    wait_for_queue()
     with pytest.raises(kind) as raised:
-        last(chain, folder)
+        run_phases(chain, folder, SLURM)
     assert said.format(folder=folder) in str(raised.value)
-    assert [(state.finished, state.waiting) for state in run_phases(chain, folder, SLURM)] == [(2, 1), (0, 1)]
-    assert [state.finished for state in last(chain, folder)] == [3, 1]
+    assert [row[2] for row in submitted(chain, folder)] == ["2", "0"]
+    wait_for_queue()
+    run_phases(chain, folder, SLURM)
     assert texts(folder) == EXPECTED
     assert len((folder / "tasks.log").read_text().splitlines()) == 3
 
@@ -99,19 +108,19 @@ def test_run_phases_slurm_machines_share_the_working_folder_only(
     monkeypatch.setenv("FAKE_SLURM_HIDES", str(here))
     monkeypatch.setattr("tempfile.tempdir", None)
     chain = phases(folder, 3, partial(works.temporary, folder, here))
+    submitted(chain, folder)
+    wait_for_queue()
     run_phases(chain, folder, SLURM)
-    assert [state.finished for state in last(chain, folder)] == [3, 1]
     assert texts(folder) == EXPECTED
 
 
 def test_run_phases_slurm_asks_for_what_each_phase_needs(folder: Path, slurm: Path) -> None:
     spread = Spread(
-        "slurm", workers=2, task_cpus=8, task_gpus=1, task_memory=64, slurm_partition="cpu", slurm_gpu_partition="gpu",
-        slurm_time="02:00:00", slurm_args=["account=lab", "exclusive"],
+        executor="slurm", workers=2, task_cpus=8, task_gpus=1, task_memory=64, slurm_partition="cpu",
+        slurm_gpu_partition="gpu", slurm_time="02:00:00", slurm_args=["account=lab", "exclusive"],
     )  # fmt: skip
     chain = [Phase("ask", partial(works.numbers, folder), 3, gpu=True), Phase("weigh", partial(works.total, folder))]
-    run_phases(chain, folder, spread)
-    last(chain, folder, spread)
+    submitted(chain, folder, spread)
     lines = (folder / "jobs/ask-3/launch_script.slurm").read_text().splitlines()
     for wanted in (
         "partition=gpu", "gpus=1", "cpus-per-task=8", "mem=64G", "time=02:00:00", "array=0-2%2", "account=lab",
@@ -127,12 +136,21 @@ def test_run_phases_slurm_asks_for_what_each_phase_needs(folder: Path, slurm: Pa
 @pytest.mark.parametrize(
     ("spread", "said"),
     [
-        (Spread("slurm"), "needs --slurm-partition"),
-        (Spread("slurm", slurm_partition="none"), "nothing is submitted"),
-        (Spread("slurm", slurm_partition="cpu", slurm_gpu_partition="none", task_gpus=1), "nothing is submitted"),
-        (Spread("slurm", slurm_partition="cpu\nrm"), "cannot be part of a Slurm script"),
-        (Spread("slurm", slurm_partition="cpu", slurm_args=["wrap=rm"]), "--slurm-args wrap: use one of account"),
-        (Spread("slurm", slurm_partition="cpu", slurm_args=["account=$(rm)"]), "cannot be part of a Slurm script"),
+        (Spread(executor="slurm"), "needs --slurm-partition"),
+        (Spread(executor="slurm", slurm_partition="none"), "nothing is submitted"),
+        (
+            Spread(executor="slurm", slurm_partition="cpu", slurm_gpu_partition="none", task_gpus=1),
+            "nothing is submitted",
+        ),
+        (Spread(executor="slurm", slurm_partition="cpu\nrm"), "cannot be part of a Slurm script"),
+        (
+            Spread(executor="slurm", slurm_partition="cpu", slurm_args=["wrap=rm"]),
+            "--slurm-args wrap: use one of account",
+        ),
+        (
+            Spread(executor="slurm", slurm_partition="cpu", slurm_args=["account=$(rm)"]),
+            "cannot be part of a Slurm script",
+        ),
     ],
 )
 def test_run_phases_slurm_refuses_what_cannot_work(folder: Path, spread: Spread, said: str) -> None:

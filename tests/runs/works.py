@@ -69,7 +69,7 @@ def slow(folder: Path, rank: int, tasks: int) -> None:
 def drive(folder: str, executor: str) -> None:
     """Start slow tasks, in a process that is to be killed."""
     work = partial(slow, Path(folder))
-    run_phases([Phase("ask", work, 4)], Path(folder), Spread(executor, workers=4))
+    run_phases([Phase("ask", work, 4)], Path(folder), Spread(executor=executor, workers=4))
 
 
 def copies(folder: Path, rank: int, tasks: int) -> None:

@@ -240,6 +240,8 @@ def test_the_written_recipe_repeats_the_run(
             "images of a streamed dataset are not known",
         ),
         ({"streaming": "true", "save_strategy": "epoch"}, "no known length and no epochs: give --max"),
+        ({"train_sampling_strategy": "group_by_length", "pairs_per_image": 8}, "pairs_per_image orders the pairs itse"),
+        ({"pairs_per_image": 0}, "pairs_per_image is 0; it must be at least 1"),
         ({"loss_type": "tdpo_kl", "loss_weights": "1.0"}, "has no preference loss: add sigmoid or ipo or"),
         ({"loss_type": "robust", "loss_weights": 1.0}, r"loss_type \['robust'\] is not supported"),
         ({"label_smoothing": 0.1}, "label_smoothing: not supported"),

@@ -141,11 +141,24 @@ def model_and_processor(preset: str, seed: int, attention: str = "sdpa") -> tupl
     return model, processor
 
 
+def counting() -> Any:
+    """Return torch's counter of operations, which counts attention on the CPU too."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    mapping = {
+        forward: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        backward: lambda out, q, k, v, *_, **__: sdpa_backward_flop_count(out, q, k, v),
+    }
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train one arm; its seconds, memory, operations and losses."""
     import torch
     from peft import LoraConfig
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -197,14 +210,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # Rows without anything shared are alike, so that one step stands for all.
     counted = 1 if options.arm in ("trl", "compact") else steps
     batches = itertools.islice(trainer.get_train_dataloader(), counted * step // batch)
-    attention = {  # attention on the CPU, which torch's counter leaves out
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, q, k, v, *_, **__: (
-            sdpa_backward_flop_count(out, q, k, v)
-        ),
-    }
     tokens = 0
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with counting() as counter:
         for inputs in batches:
             tokens += inputs["input_ids"].numel()
             trainer.training_step(trainer.model_wrapped, inputs)

@@ -1,6 +1,8 @@
 """CPU time and memory of a whole curation as the source grows: both kinds of pairs, offline stand-ins for all models.
 
 Run      python benchmarks/curation_load.py --rows 1000 10000 --output benchmarks/results/curation_load.json
+         --chat server: a loopback server without latency, in a process of its own, writes and judges in place of the
+         offline stand-ins; `calls` compares calls a second of the steps that ask with those of the client alone
 Source   made on the spot: `few`: 8 small pictures for all questions; `third`: a picture for every three questions. Half
          of the answers are all different, a quarter are reports, and nine in ten questions have a box
 Reads    a phase: CPU seconds (user and system, also of threads: a busy machine changes them little) and the largest
@@ -17,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,30 @@ from mmedpo.runs.provenance import versions
 SIDE = 48
 FINDINGS = ("nodule", "mass", "cyst", "abscess", "fracture")
 IMAGES: dict[str, Callable[[int], int]] = {"few": lambda rows: 8, "third": lambda rows: rows // 3}
+CONCURRENCY, MOST_CALLS = 16, 20_000
+SERVER = """
+import asyncio
+import json
+from aiohttp import web
+
+async def answer(request):
+    body = await request.json()
+    text = {"answer": "a wrong answer", "kind": "invented", "choice": 0, "score": 0.5, "wrong": True, "rationale": "r"}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(text)}}
+    return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 200, "completion_tokens": 20}})
+
+async def main():
+    app = web.Application(client_max_size=2**26)
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
 JUDGES = ("standin:strict", "standin:lenient", "standin:lexical")
 
 
@@ -37,19 +65,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--images", nargs="+", choices=IMAGES, default=list(IMAGES))
+    parser.add_argument("--chat", choices=("standin", "server"), default="standin")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--of", type=Path, help=argparse.SUPPRESS)  # a child's source
     options = parser.parse_args()
     if options.of:
-        print(json.dumps(curate(options.of)))
+        print(json.dumps(curate(options.of, options.chat)))
         return
     results = []
     for images in options.images:
         smaller = None
         for rows in sorted(options.rows):
             found = measure(rows, images, options)
-            results.append({"images": images, "rows": rows, **found, **growth(rows, found, smaller)})
+            results.append(
+                {"images": images, "rows": rows, "chat": options.chat, **found, **growth(rows, found, smaller)}
+            )
             smaller = {"rows": rows, **found}
             print(json.dumps(results[-1]), flush=True)
     if options.output:
@@ -63,7 +94,7 @@ def measure(rows: int, images: str, options: argparse.Namespace) -> dict[str, An
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "source")
         write_source(source, rows, IMAGES[images](rows), options.seed)
-        typed = [sys.executable, __file__, "--of", str(source)]
+        typed = [sys.executable, __file__, "--of", str(source), "--chat", options.chat]
         done = subprocess.run(typed, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"The curation of {rows} questions ended with {done.returncode}.")
@@ -75,17 +106,18 @@ def growth(rows: int, found: dict[str, Any], smaller: dict[str, Any] | None) -> 
     """How much more than for the next smaller source: rows, CPU seconds without the imports, memory."""
     if smaller is None:
         return {}
-    work = [sum(phase["cpu_s"] for name, phase in one["phases"].items() if name != "start") for one in (smaller, found)]
+    whole = ("open_source", "write_blocks", "ask", "weigh", "write", "audit", "card")  # without the steps inside of ask
+    work = [sum(one["phases"][name]["cpu_s"] for name in whole) for one in (smaller, found)]
     ratios = {"rows": rows / smaller["rows"], "cpu": work[1] / work[0], "peak": found["peak_mb"] / smaller["peak_mb"]}
     return {"growth": {name: round(ratio, 2) for name, ratio in ratios.items()}}
 
 
-def curate(source: Path) -> dict[str, Any]:
+def curate(source: Path, chat: str) -> dict[str, Any]:
     """Run the command in this process, each phase measured."""
     from mmedpo import cli
-    from mmedpo.curation import pipeline
+    from mmedpo.curation import ask as asking
     from mmedpo.curation import run as whole
-    from mmedpo.hub import builders
+    from mmedpo.hub import build
 
     phases: dict[str, Any] = {}
 
@@ -94,33 +126,88 @@ def curate(source: Path) -> dict[str, Any]:
 
         def run(*given: Any, **named: Any) -> Any:
             phases.setdefault("start", {"cpu_s": round(time.process_time(), 2), "peak_mb": peak()})
-            Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is forgotten
-            began = time.process_time()
+            if phase:
+                Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is forgotten
+            began, clock = time.process_time(), time.perf_counter()
             done = work(*given, **named)
-            label = phase or given[0]  # the name of a step
-            phases[label] = {"cpu_s": round(time.process_time() - began, 2), "peak_mb": peak()}
-            print(label, phases[label], file=sys.stderr)
+            spent = {"cpu_s": round(time.process_time() - began, 2), "s": round(time.perf_counter() - clock, 2)}
+            label = phase or given[0].prefix.strip("/")  # a step's results
+            earlier = phases.get(label, {}) if phase is None else {}  # a step is done block by block
+            added = {name: round(earlier.get(name, 0) + seconds, 2) for name, seconds in spent.items()}
+            phases[label] = {**added, "peak_mb": max(peak(), earlier.get("peak_mb", 0))}
             return done
 
         setattr(module, name, run)
 
-    measured(whole, "open_source", "read")
-    measured(pipeline, "run_step")
-    measured(pipeline, "_write_rows", "write")
-    measured(builders.audit, "audit", "audit")
-    measured(builders.cards, "write_dataset_card", "card")
+    for name in ("open_source", "write_blocks", "ask", "weigh", "write"):
+        measured(whole, name, name)
+    measured(asking, "run_step")
+    measured(build.audit, "audit", "audit")
+    measured(build.cards, "write_dataset_card", "card")
     output = source.with_name("pairs")
-    typed = ["curate", "--source", str(source), "--output", str(output), "--chat", "standin:rules", "--judges", *JUDGES]
-    try:
-        cli.main(typed)
-    except SystemExit as ended:
-        if ended.code:
-            raise
-    made = json.loads((output / "manifest.json").read_text())["counts"]
+    files: Counter[str] = Counter()
+    finish = whole.finish
+
+    def counted(curation: Any) -> Any:
+        files.update(
+            file.relative_to(curation.folder).parts[0] for file in curation.folder.rglob("*") if file.is_file()
+        )
+        return finish(curation)
+
+    whole.finish = counted
+    with served() if chat == "server" else nullcontext("") as url:
+        models = ["--chat", f"{url}#writer", "--judges", f"{url}#judge", "--judges-below-bar", "go"]
+        standins = ["--chat", "standin:rules", "--judges", *JUDGES]
+        typed = ["curate", "--source", str(source), "--output", str(output), "--concurrency", str(CONCURRENCY)]
+        try:
+            cli.main([*typed, *(models if url else standins)])
+        except SystemExit as ended:
+            if ended.code:
+                raise
+        manifest = json.loads((output / "manifest.json").read_text())
+        calls = (
+            calls_a_second(url, manifest["calls"], sum(phases[step]["s"] for step in ("dispute", "judge")))
+            if url
+            else {}
+        )
     return {
-        "pairs": sum(made.values()), "cpu_s": round(time.process_time(), 2),
-        "peak_mb": max(phase["peak_mb"] for phase in phases.values()), "phases": phases,
+        "pairs": sum(manifest["counts"].values()), "cpu_s": round(time.process_time(), 2),
+        "peak_mb": max(phase["peak_mb"] for phase in phases.values()), "phases": phases, "files": dict(files), **calls,
     }  # fmt: skip
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """Serve a chat model of one answer, which writes and judges, in a process of its own; yield its URL."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def calls_a_second(url: str, calls: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Compare the calls of the steps that ask, in `seconds`, with those of the client alone."""
+    from mmedpo.models.chat import ChatRequest
+    from mmedpo.models.chat.endpoint import EndpointChat
+
+    count = sum(model["calls"] for model in calls.values())
+    text = "A question about an image, its gold answer, and what is asked of the model about both. " * 12
+    asked = [ChatRequest("benchmark@1", {}, f"{number} {text}") for number in range(min(count, MOST_CALLS))]
+    client = EndpointChat("writer", url, concurrency=CONCURRENCY)
+    began = time.perf_counter()
+    client.complete(asked)
+    alone, with_it = len(asked) / (time.perf_counter() - began), count / seconds
+    return {
+        "calls": {
+            "count": count,
+            "a_second": round(with_it),
+            "client_alone": round(alone),
+            "ratio": round(with_it / alone, 2),
+        }
+    }
 
 
 def peak() -> float:

@@ -36,7 +36,7 @@ class CachedChat:
     def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger | Overlay, used: Store) -> None:
         self.name, self.revision = chat.name, chat.revision
         self.chat, self._budget, self._cache, self._used = chat, budget, cache, used
-        self._asked: set[str] = set()  # keys of this start's own requests
+        self._unread: set[str] = set()  # keys of this start's own requests whose replies their readers cannot use
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         """Return one reply per request, in order.
@@ -51,7 +51,7 @@ class CachedChat:
         missing = {
             key: request
             for key, request in zip(keys, requests, strict=True)
-            if key not in replies or (key not in self._asked and not request.readable(replies[key].text or ""))
+            if key not in replies or (key not in self._unread and not request.readable(replies[key].text or ""))
         }
         if missing:
             found = self._ask(missing)
@@ -63,7 +63,7 @@ class CachedChat:
                 if reply.cut or reply.text is not None or reply.failure == WAITING
             }
             replies |= {key: reply for key, reply in found.items() if reply.text is not None or key not in replies}
-            self._asked |= missing.keys()
+            self._unread |= {key for key, request in missing.items() if not request.readable(replies[key].text or "")}
         answered = {key: reply for key, reply in replies.items() if reply.text is not None}
         self._used.update({key: {"model": self.name, **_spent(reply)} for key, reply in answered.items()})
         return [replies[key] for key in keys]

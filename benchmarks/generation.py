@@ -39,7 +39,6 @@ from mmedpo.evaluation.questions import Question, QuestionSet
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.quickstart import tiny
 from mmedpo.runs.json_files import write_json
-from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import versions
 
 TASKS = {"closed_vqa": (1, 3), "open_vqa": (2, 24), "report": (60, 240)}  # answers' lengths in tokens
@@ -129,10 +128,8 @@ def in_given_order(model: VisionLanguageModel, asked: QuestionSet, size: int) ->
 
 def ours(model: VisionLanguageModel, asked: QuestionSet, size: int) -> dict[str, str]:
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as nothing:
-        done = Ledger(Path(nothing) / "done")
-        made = batches(asked.questions, size)
-        LocalModel(model).answer(made, asked, Generation(LONGEST, LONGEST, batch_size=size), done, found.update)
+    made = batches(asked.questions, size)
+    LocalModel(model).answer(made, asked, Generation(LONGEST, LONGEST, batch_size=size), set(), found.update)
     return {id_: line["prediction"] for id_, line in found.items()}
 
 

@@ -194,7 +194,7 @@ def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tin
     some = [one for one in asked.questions if one.options][:5] + list(asked.questions[:3])
     opened: list[Any] = []
     counting = replace(asked, questions=some, open_image=lambda image: opened.append(image) or asked.open_image(image))
-    results = evaluate(LocalModel(model), counting, tmp_path, Generation(4, 6, batch_size=3))
+    results = evaluate(lambda tasks: LocalModel(model), counting, tmp_path, Generation(4, 6, batch_size=3))
     assert len(opened) == sum(len({one.image for one in batch}) for batch in batches(some, 3))
     assert results is not None and results["gold_by_options"] == 35
     lines = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
@@ -229,7 +229,7 @@ def test_a_model_that_can_answer_but_not_be_measured_says_so(source: Path, tiny_
     model.processor.chat_template = "{% if messages | length > 1 %}again{% endif %}" + template
     asked = read(Asked(source, split="test"))
     some = [one for one in asked.questions if one.options][:2]
-    results = evaluate(LocalModel(model), replace(asked, questions=some), tmp_path, Generation(4, 6))
+    results = evaluate(lambda tasks: LocalModel(model), replace(asked, questions=some), tmp_path, Generation(4, 6))
     assert results is not None and "choice_likelihood_accuracy" not in results["metrics"]
     assert "writes the prompt differently" in results["metrics"]["choice_likelihood_accuracy_absent"]
 

@@ -44,8 +44,9 @@ from mmedpo.runs.options import LENGTHS
 def evaluate(context: typer.Context) -> None:
     """Ask a model the questions of a source or of a preference dataset, and score its answers.
 
-    Takes --config FILE.yaml and any of the options below. Several GPUs share the work: accelerate launch -m mmedpo.cli
-    evaluate ... A model behind an endpoint is sent questions and images, and judges (--judges) texts; no other is.
+    Takes --config FILE.yaml and any of the options below. Where the model runs on this machine, --tasks shares the
+    questions between its GPUs. A model behind an endpoint is sent questions and images, and judges (--judges) texts; no
+    other is.
     """
     from mmedpo.curation.rows import MarkedNoise
     from mmedpo.evaluation.measures import measure
@@ -54,9 +55,8 @@ def evaluate(context: typer.Context) -> None:
     settings, run = parsed(context, Settings, Run)
     noise = MarkedNoise(settings.seed)
     results = measure(settings, run, command_line(), noise, noise.record())
-    if results is not None:  # the first process has them
-        print_metrics(results)
-        print_written(run.output)
+    print_metrics(results)
+    print_written(run.output)
 
 
 @app.command(epilog="Example: mmedpo questions --source data/vqa-rad --split test --output runs/questions.jsonl")

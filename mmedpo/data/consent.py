@@ -18,7 +18,7 @@ KEY = "third_parties"  # in records: {"to": [hosts], "questions": count, "images
 
 def to_endpoints(
     name: str | None, models: Iterable[str], third_parties: bool, questions: int, images: bool,
-    marked_by: str | None = None, first: bool = True,
+    marked_by: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Require consent before questions of a restricted source are sent to models on other machines.
 
@@ -29,7 +29,6 @@ def to_endpoints(
         questions: count of questions to send.
         images: True if their images are sent too.
         marked_by: evidence that the source is restricted.
-        first: True for the process that prints the announcement.
 
     Returns:
         The record (`KEY`), empty if all models are on this machine.
@@ -45,8 +44,7 @@ def to_endpoints(
     if not remote:
         return {}
     sent = record(map(host, remote), questions=questions, images=images)
-    if first:
-        announce(name, sent[KEY]["to"], f"{questions} questions, {'with' if images else 'without'} their images")
+    announce(name, sent[KEY]["to"], f"{questions} questions, {'with' if images else 'without'} their images")
     return sent
 
 

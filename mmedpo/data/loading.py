@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
 from mmedpo.data import hub, safe_paths
+from mmedpo.data.images import open_rgb
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
+    from PIL.Image import Image
 
 REMEDY = "Give a folder written by `mmedpo curate` or a Hub dataset id."
 PATTERN = frozenset("*?[]{}")  # characters that `datasets` reads as a pattern
@@ -76,6 +78,29 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     for split in found.values():
         _refuse_files_outside(path, split.features, split.data)
     return found
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """First images of a split's rows. Pickled by name, since another machine may lack this one's cache."""
+
+    name: str
+    revision: str | None
+    split: str
+    rows: Any  # {"images": [{"bytes", "path"}]}
+
+    def __call__(self, place: int) -> Image:
+        """Return the image of a row as RGB; in any thread."""
+        return open_rgb(self.rows[place]["images"][0])
+
+    def __reduce__(self) -> Any:
+        return pictures, (self.name, self.revision, self.split)
+
+
+def pictures(name: str, revision: str | None, split: str, dataset: Dataset | None = None) -> Pictures:
+    """Return the first images of a split; `dataset` is the split, if it is already loaded."""
+    dataset = load_splits(name, revision=revision)[split] if dataset is None else dataset
+    return Pictures(name, revision, split, schema.undecoded(dataset.select_columns(["images"])))
 
 
 def _unread(path: str, error: Exception) -> InputError:

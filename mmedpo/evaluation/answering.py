@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -24,7 +24,6 @@ from mmedpo.models.chat_template import render
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Sampling, longest
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.device import hardware
-from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import portable
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Answering(Protocol):
     """Interface of models that answer batches of questions; a batch holds one task."""
 
     def answer(
-        self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Ledger, keep: Keep
+        self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Container[str], keep: Keep
     ) -> dict[str, str]:
         """Answer the questions whose ids are not in `done`.
 
@@ -93,7 +92,7 @@ class LocalModel:
         self.model = model
 
     def answer(
-        self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Ledger, keep: Keep
+        self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Container[str], keep: Keep
     ) -> dict[str, str]:
         # Answers depend on their batch, so that an incomplete batch is answered again as a whole.
         left = [batch for batch in batches if any(question.id not in done for question in batch)]
@@ -140,6 +139,9 @@ class LocalModel:
         }  # fmt: skip
 
 
+Opening = Callable[[int], Answering]  # of the model, for one of so many tasks, which share its limits
+
+
 def identity(model: VisionLanguageModel) -> dict[str, Any]:
     """Return the recorded names, revisions and digests of a model and its adapter."""
     return {
@@ -155,7 +157,7 @@ class EndpointModel:
 
     Args:
         name: name of the endpoint, as in `http://host:port/v1#model`.
-        limits: limits of the requests of this process.
+        limits: limits of the requests of this task.
 
     Raises:
         InputError: `name` is not an endpoint.
@@ -166,7 +168,7 @@ class EndpointModel:
         open_endpoint(name, self.budget)
 
     def answer(
-        self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Ledger, keep: Keep
+        self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Container[str], keep: Keep
     ) -> dict[str, str]:
         left = [question for batch in batches for question in batch if question.id not in done]
         failures: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,84 +11,86 @@ from mmedpo.data import consent
 from mmedpo.data.sources import chosen_ids
 from mmedpo.errors import InputError
 from mmedpo.evaluation import pairs, questions
-from mmedpo.evaluation.answering import EndpointModel, LocalModel
-from mmedpo.evaluation.asking import Judging
+from mmedpo.evaluation.answering import Answering, EndpointModel, LocalModel
 from mmedpo.evaluation.contents import still
 from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.evaluation.source_reliance import Noised, SourceReliance
+from mmedpo.models.chat.limits import Limits
 from mmedpo.models.vision_language import load_processor
 from mmedpo.runs import writable
+from mmedpo.runs.executors import submitted
 from mmedpo.runs.hosts import is_remote
-from mmedpo.runs.processes import Processes
-from mmedpo.runs.run_folder import output_folder
+from mmedpo.runs.run_folder import output_folder, working_folder
 
 log = logging.getLogger(__name__)
 
 
 def measure(
     settings: Settings, run: Run, command: str = "", noised: Noised | None = None, noise: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Evaluate the measure of the settings and write an evaluation folder.
 
     Args:
         noised, noise: as in `SourceReliance`, for visual reliance on a source.
 
     Returns:
-        The content of results.json; None in all processes but the first.
+        The content of results.json.
 
     Raises:
         InputError: invalid questions, model, protocols or output; most are refused before the first answer.
         Stopped: the budget of an endpoint is spent.
+        TasksFailed: tasks that answer failed; the others are finished.
+        Submitted: tasks that answer are in Slurm's queue.
         AlreadyFinished: `run.resume` is set and the folder exists.
     """
-    processes = Processes.here()
-    if processes.first:
-        writable.check(run.output, run.resume)
+    run.resume |= submitted(working_folder(run.output), run)
+    writable.check(run.output, run.resume)
     record = {"name": settings.name or run.output.name, "command": command}
     if settings.measure == "answers":
-        return _answers(settings, run, record, processes)
-    if processes.count > 1:
-        raise InputError(f"--measure {settings.measure} runs in one process, not {processes.count}; launch it alone.")
+        return _answers(settings, run, record)
+    if run.tasks > 1 or run.executor != "local":
+        raise InputError(f"--measure {settings.measure} runs in this process. Leave out --tasks and --executor.")
     return _alone(settings, run, record, noised, noise)
 
 
-def _answers(settings: Settings, run: Run, record: dict[str, Any], processes: Processes) -> dict[str, Any] | None:
+def _answers(settings: Settings, run: Run, record: dict[str, Any]) -> dict[str, Any]:
     """Answer questions and score the answers against the gold answers."""
     load = partial(load_processor, settings.model, settings.model_revision)
     asked = questions.read(settings.asked, settings.scoring, (lambda: None) if settings.is_endpoint else load)
     asked = asked.marked_because(None if settings.is_endpoint else settings.model_spec.restricted_by())
-    if asked.note and processes.first:
+    if asked.note:
         log.warning(asked.note)
     judging = settings.judging(run)
     record |= consent.to_endpoints(
         asked.record["source"] if asked.marked else None, [settings.model, *judging.judges], run.third_parties,
-        len(asked.questions), is_remote(settings.model), asked.marked_by, processes.first,
+        len(asked.questions), is_remote(settings.model), asked.marked_by,
     )  # fmt: skip
-    if processes.first:
-        settings.scoring.prepare(question.task for question in asked.questions)
-    contents = {} if settings.is_endpoint else settings.model_spec.contents()
+    settings.scoring.prepare(question.task for question in asked.questions)
+    contents: Mapping[str, str | None] = {} if settings.is_endpoint else settings.model_spec.contents()
     with (
         still(run.output, asked.rows),
-        output_folder(run.output, settings.record(), run.resume, processes, contents) as folder,
-        (judging if processes.first else Judging()).open(run.output, asked.marked) as judges,
+        output_folder(run.output, settings.record(), run.resume, contents) as folder,
+        judging.open(run.output, asked.marked) as judges,
     ):
-        model = (
-            EndpointModel(settings.model, run.limits.share(processes.count))
-            if settings.is_endpoint
-            else LocalModel(settings.model_spec.open(contents))
-        )
         return evaluate(
-            model,
+            partial(opened, settings, run.limits, contents),
             asked,
             folder,
             settings.generation,
             settings.scoring,
             record,
-            processes,
+            run,
             run.accept_unanswered,
             judges,
         )
+
+
+def opened(settings: Settings, limits: Limits, contents: Mapping[str, str | None], tasks: int) -> Answering:
+    """Return the model that answers, for one of `tasks` tasks."""
+    if settings.is_endpoint:
+        return EndpointModel(settings.model, limits.share(tasks))
+    return LocalModel(settings.model_spec.open(contents))
 
 
 def _alone(
@@ -98,7 +101,7 @@ def _alone(
     contents = settings.model_spec.contents()
     with (
         still(run.output, lambda: measure.questions),
-        output_folder(run.output, settings.record(), run.resume, contents=contents) as folder,
+        output_folder(run.output, settings.record(), run.resume, contents) as folder,
     ):
         return pairs.measure(measure, partial(settings.model_spec.open, contents), folder, record)
 

@@ -210,7 +210,7 @@ def _of_dataset(asked: Asked, load_processor: Callable[[], Any]) -> QuestionSet:
     as are rows that repeat a question with another answer.
     """
     dataset, record = open_split(asked)
-    pictures = schema.undecoded(dataset.select_columns(["images"]))
+    pictures = loading.pictures(str(asked.dataset), record["dataset_revision"], record["split"], dataset)
     left_out: Counter[str] = Counter()
     faults: list[Fault] = []
     questions = list(_distinct(dataset.select_columns(_text_columns(dataset)), pictures, left_out, faults))
@@ -218,7 +218,9 @@ def _of_dataset(asked: Asked, load_processor: Callable[[], Any]) -> QuestionSet:
     faults += refusals.faults(processor, (
         (
             question.id, {"prompt": question.prompt},
-            {} if processor is None else {"images": tuple(filter(None, [size(pictures[question.image]["images"][0])]))},
+            {}
+            if processor is None
+            else {"images": tuple(filter(None, [size(pictures.rows[question.image]["images"][0])]))},
         )
         for question in questions
     ))  # fmt: skip
@@ -229,7 +231,7 @@ def _of_dataset(asked: Asked, load_processor: Callable[[], Any]) -> QuestionSet:
     kept = chosen_ids([question.id for question in questions], asked.limit, asked.seed)
     return QuestionSet(
         [question for question in questions if question.id in kept],
-        partial(_picture, pictures),
+        pictures,
         {**record, "limit": asked.limit, "rows": len(dataset), "rows_left_out": dict(left_out)},
     )
 
@@ -261,7 +263,7 @@ def _text_columns(dataset: Dataset) -> list[str]:
     return [*TEXT_COLUMNS, *(name for name in schema.OPTIONAL if name in dataset.column_names)]
 
 
-def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
+def _distinct(rows: Any, pictures: loading.Pictures, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
     first: dict[tuple[str, str], str] = {}  # (image, question) -> first gold answer
     places: dict[str, int] = {}  # image -> first row
     read = _read(pictures)
@@ -286,9 +288,9 @@ def _distinct(rows: Any, pictures: Any, left_out: Counter[str], faults: list[Fau
         yield of_row(row, id_, places.setdefault(image, place), image)
 
 
-def _read(pictures: Any) -> list[tuple[str | None, str | None]]:
+def _read(pictures: loading.Pictures) -> list[tuple[str | None, str | None]]:
     """Return (digest, fault) of each row's first image; (None, None) for rows without one."""
-    files = [_file(row["images"] or []) for row in pictures]
+    files = [_file(row["images"] or []) for row in pictures.rows]
     first = {file: place for place, file in reversed(list(enumerate(files))) if file is not None}
     with ThreadPoolExecutor(READERS) as pool:
         found = dict(zip(first, pool.map(partial(_digest, pictures), first.values()), strict=True))
@@ -303,12 +305,8 @@ def _file(images: Sequence[Row]) -> str | None:
     )
 
 
-def _picture(pictures: Any, place: int) -> Image:
-    return open_rgb(pictures[place]["images"][0])
-
-
-def _digest(pictures: Any, place: int) -> tuple[str | None, str | None]:
+def _digest(pictures: loading.Pictures, place: int) -> tuple[str | None, str | None]:
     try:
-        return digest(_picture(pictures, place)), None
+        return digest(pictures(place)), None
     except InputError as error:
         return None, str(error)

@@ -16,6 +16,7 @@ from mmedpo.evaluation.score import Scoring
 from mmedpo.models.chat.limits import Calling
 from mmedpo.models.chat.opening import names_endpoint
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
+from mmedpo.runs.executors import Spread
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 
 STRICT = {
@@ -160,8 +161,8 @@ class Settings:
 
 
 @dataclass
-class Run(Calling):
-    """Output of an evaluation, and limits of its endpoint; none of them changes an answer."""
+class Run(Calling, Spread):
+    """Output of an evaluation, limits of its endpoint, and its tasks; none of them changes an answer."""
 
     output: Path = field(metadata={"help": "Folder to write; it must not exist."})
     resume: bool = option(False, "Continue an interrupted run of the same command.")
@@ -169,3 +170,7 @@ class Run(Calling):
     cache: Path | None = field(
         default=None, metadata={"help": "Cache of the judges' answers. Default: calls.sqlite beside the output."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()

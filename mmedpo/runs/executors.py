@@ -55,6 +55,11 @@ class Spread:
         ]
         if self.executor not in EXECUTORS:
             wrong.append(f"--executor is {self.executor!r}; use one of {', '.join(EXECUTORS)}")
+        if (launched := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            wrong.append(
+                f"{launched} processes were launched, and training alone is. Start this command as one process, with "
+                f"--tasks {launched}"
+            )
         if wrong:
             raise InputError("; ".join(wrong) + ".")
 

@@ -19,7 +19,6 @@ from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.runs import writable
 from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.processes import ALONE, COORDINATION, Processes
 from mmedpo.runs.recorded import (
     CONTENTS,
     CONTENTS_OF,
@@ -39,10 +38,13 @@ LOCK = ".lock"  # in a working folder: held by its process
 DURATION = "duration.json"  # in a training's working folder: its seconds so far
 # In a curation's working folder: samples and models, results of the steps, calls, weighed pairs, masked images.
 BLOCKS, RESULTS, CALLS, WEIGHED, MASKED = "blocks", "results", "calls", "weighed", "masked"
-OF_RESUMPTION = ("*.ledger*", "checkpoint-*", DURATION, LOCK, JOBS, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED)
+ANSWERS = "answers"  # in an evaluation's working folder: answers of its tasks
+OF_RESUMPTION = (
+    "*.ledger*", "checkpoint-*", DURATION, LOCK, JOBS, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED, ANSWERS,
+)  # fmt: skip
 # Files that a run writes before its first result.
 NO_WORK = (
-    SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, COORDINATION, BLOCKS,
+    SETTINGS, CONTENTS, ROWS, LOCK, "questions.jsonl", "training.json", SOURCE_FOLDER, BLOCKS,
 )  # fmt: skip
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -58,7 +60,6 @@ def output_folder(
     output: Path,
     settings: dict[str, Any],
     resume: bool = False,
-    processes: Processes = ALONE,
     contents: Mapping[str, str | None] | None = None,
 ) -> Iterator[Path]:
     """Yield the working folder of a run; it becomes `output` if the block ends without an exception.
@@ -70,7 +71,6 @@ def output_folder(
         settings: JSON-able, recorded in the working folder, and as digests in the finished one. A resumed run must
             have the same.
         resume: continue an interrupted run.
-        processes: only the first creates and renames folders; the others get the same folder.
         contents: digests of inputs by role, such as "model" (`fingerprint.model_contents`); None for an endpoint. A
             resumed run must have the same.
 
@@ -83,15 +83,8 @@ def output_folder(
     if resume and writable.exists(output / DIGESTS):
         compare_settings(output, settings)
         compare_contents(output, settings, contents or {})
-        if processes.first:
-            _tidy(output)  # after a kill between the rename and its end
+        _tidy(output)  # after a kill between the rename and its end
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
-    if not processes.first:
-        writable.refuse_existing(output)
-        processes.open(partial)
-        compare_contents(partial, settings, contents or {})  # an input may be replaced while processes start
-        yield partial
-        return
     writable.check(output)
     fresh = not partial.exists()
     remedy = f"Finished work is kept in {partial}: free some space and run the same command with --resume."
@@ -105,7 +98,6 @@ def output_folder(
             record_contents(partial, settings, contents or {})
             for ledger in partial.glob("*.ledger"):
                 Ledger(ledger).forget()
-            processes.open(partial)
             yield partial
             recorded = read_object(partial / CONTENTS)  # the block may have called `record_contents`
             digests = digests_of(settings) | {f"{CONTENTS_OF}{role}": digest for role, digest in recorded.items()}

@@ -22,6 +22,7 @@ from typing import Any
 
 from mmedpo.errors import Fault, InputError, Stopped, TasksFailed
 from mmedpo.runs import terminal
+from mmedpo.runs.hosts import ONLY_IN_RECIPES
 from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.run_folder import JOBS
 from mmedpo.runs.writable import make, write_whole
@@ -68,7 +69,7 @@ class Job:
             make(self.folder / name)
         for file in (self.folder / "failures").iterdir():
             file.unlink()
-        write_whole(self.folder / WORK, pickle.dumps((work, self.tasks, str(Path.cwd()))))
+        write_whole(self.folder / WORK, pickle.dumps((work, self.tasks, str(Path.cwd()), ONLY_IN_RECIPES)))
 
     def finished(self) -> set[int]:
         """Return the ranks of finished tasks."""
@@ -224,7 +225,8 @@ def main(folder: Path, rank: int) -> None:
     terminal.guard()
     terminal.silence_libraries()
     try:
-        work, tasks, place = pickle.loads((folder / WORK).read_bytes())
+        work, tasks, place, untyped = pickle.loads((folder / WORK).read_bytes())
+        ONLY_IN_RECIPES.update(untyped)
         if Path(place).is_dir():  # paths in recorded settings may be relative
             os.chdir(place)
         work(rank, tasks)

@@ -236,7 +236,7 @@ def evaluations(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPat
     model = LocalModel(VisionLanguageModel(str(tiny_model)))
     for name, temperature in (("start", 0.0), ("again", 1.0)):
         (folder / name).mkdir()
-        evaluate(model, asked, folder / name, Generation(6, 6, temperature), record={"name": name})
+        evaluate(lambda tasks: model, asked, folder / name, Generation(6, 6, temperature), record={"name": name})
     return folder
 
 
@@ -427,3 +427,18 @@ def test_score_warns_of_one_report_for_all_images(run: Run, make_source: MakeSou
     code, output = run("score", "--predictions", predictions, "--source", source, "--output", tmp_path / "out")
     assert code == 0, output
     assert says(output, "Warning: 1 distinct report in 20 (the references: 20)", "100.0 %", "templates")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("curate", "--source", "data", "--output", "out"),
+        ("build", "vqa_rad", "--source", "data", "--output", "out"),
+        ("evaluate", "--model", "org/model", "--source", "data", "--output", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_with_tasks_are_not_launched(run, monkeypatch, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = run(*words)
+    assert code == 2 and "2 processes were launched" in said and "--tasks 2" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from PIL import Image
 from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError, Stopped
 from mmedpo.evaluation.answering import READERS, EndpointModel, Generation, LocalModel, ahead
-from mmedpo.evaluation.predict import batches, evaluate
+from mmedpo.evaluation.measures import opened
+from mmedpo.evaluation.predict import batches, evaluate, read_answers
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
+from mmedpo.evaluation.settings import Settings
 from mmedpo.models.chat import endpoint as endpoints
 from mmedpo.models.chat.limits import Limits
 from mmedpo.models.generation import Sampling
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.executors import Spread
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def asked(corpus: Path) -> QuestionSet:
 def answers_of(answering: Any, asked: QuestionSet, generation: Generation, tmp_path: Path) -> dict[str, str]:
     found: dict[str, Any] = {}
     made = batches(asked.questions, generation.batch_size)
-    assert answering.answer(made, asked, generation, Ledger(tmp_path / "none"), found.update) == {}
+    assert answering.answer(made, asked, generation, set(), found.update) == {}
     return {id_: line["prediction"] for id_, line in found.items()}
 
 
@@ -161,12 +164,11 @@ def test_an_endpoint_that_stops_half_way_keeps_answers_and_a_resumed_run_asks_th
     chat_server.answer = lambda received: reply(received) if len(chat_server.received) <= 15 else Answer("away", 503)
     model = EndpointModel(f"{chat_server.url}#m", Limits(concurrency=2))
     with pytest.raises(InputError, match=r"is unavailable: .*--resume"):
-        evaluate(model, asked, tmp_path)
-    kept = list(Ledger(tmp_path / "answers.ledger").values())
-    assert len(kept) == 15 and not (tmp_path / "results.json").exists()
+        evaluate(lambda tasks: model, asked, tmp_path)
+    assert len(read_answers(tmp_path).lines) == 15 and not (tmp_path / "results.json").exists()
     chat_server.received.clear()
     chat_server.answer = reply
-    results = evaluate(model, asked, tmp_path)
+    results = evaluate(lambda tasks: model, asked, tmp_path)
     assert results and results["unanswered"] == 0 and len(chat_server.received) == len(asked.questions) - 15
 
 
@@ -182,35 +184,40 @@ def test_what_an_endpoint_says_of_its_model_is_recorded_and_a_change_is_said(cha
     for serving, expected in (("silent", None), ("one", [one]), ("changed", [one, {"model": "med-7b"}])):
         chat_server.received.clear()
         (tmp_path / serving).mkdir()
-        results = evaluate(EndpointModel(f"{chat_server.url}#m"), asked, tmp_path / serving)
+        results = evaluate(lambda tasks: EndpointModel(f"{chat_server.url}#m"), asked, tmp_path / serving)
         assert results is not None
         assert sorted(results.get("served", []), key=len, reverse=True) == (expected or [])
         assert any("model changed during the run" in said for said in caplog.messages) == (serving == "changed")
         assert "served" not in (tmp_path / serving / "predictions.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_spent_budget_stops_and_the_rest_is_asked_later(chat_server, asked, tmp_path):
+def test_a_spent_budget_stops_and_the_rest_is_asked_later(chat_server, asked, corpus, tmp_path):
     chat_server.answer = reply
     spec = f"{chat_server.url}#m"
     for limits in (Limits(max_calls=7), Limits(max_tokens=60, concurrency=1)):
         with pytest.raises(Stopped, match="--resume"):
-            evaluate(EndpointModel(spec, limits), asked, tmp_path)
+            evaluate(partial(opened, Settings(spec, corpus), limits, {}), asked, tmp_path)
     assert len(chat_server.received) == 7 + 5  # 12 tokens a call
     exact = Limits(max_calls=len(asked.questions) - 12)
-    assert evaluate(EndpointModel(spec, exact), asked, tmp_path)
+    assert evaluate(lambda tasks: EndpointModel(spec, exact), asked, tmp_path)
     assert len(chat_server.received) == len(asked.questions)
 
 
-def test_refused_questions_are_named_and_scored_as_unanswered_only_if_asked_for(chat_server, asked, tmp_path):
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_refused_questions_are_named_and_scored_as_unanswered_only_if_asked_for(
+    chat_server: ChatServer, asked: QuestionSet, corpus: Path, tmp_path: Path, tasks: int
+) -> None:
     refused = asked.questions[3]
     expected = [question.id for question in asked.questions if question.text == refused.text]
     chat_server.answer = lambda received: Answer("no", 400) if received.text == refused.text else reply(received)
-    model = EndpointModel(f"{chat_server.url}#m")
+    model, spread = partial(opened, Settings(f"{chat_server.url}#m", corpus), Limits(), {}), Spread(tasks=tasks)
     with pytest.raises(
         InputError, match=f"{len(expected)} of {len(asked.questions)} questions got no answer"
     ) as raised:
-        evaluate(model, asked, tmp_path)
+        evaluate(model, asked, tmp_path, spread=spread)
     assert [fault.row for fault in raised.value.faults] == expected
     assert "refused: HTTP 400" in str(raised.value)
-    results = evaluate(model, asked, tmp_path, accept_unanswered=True)
-    assert results and results["unanswered"] == len(expected)
+    chat_server.received.clear()
+    results = evaluate(model, asked, tmp_path, spread=spread, accept_unanswered=True)
+    assert {received.text for received in chat_server.received} == {refused.text, "Please answer yes."}  # and a trial
+    assert (results["unanswered"], results["processes"]) == (len(expected), tasks)

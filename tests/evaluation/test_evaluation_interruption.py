@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
-from mmedpo.evaluation.answering import Generation, LocalModel
-from mmedpo.evaluation.predict import evaluate
+from mmedpo.evaluation.answering import Answering, Generation, LocalModel
+from mmedpo.evaluation.measures import opened
+from mmedpo.evaluation.predict import answer, batches, evaluate, read_answers
 from mmedpo.evaluation.questions import Asked, read
 from mmedpo.evaluation.score import Scoring
+from mmedpo.evaluation.settings import Settings
+from mmedpo.models.chat.limits import Limits
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.ledger import Ledger
-from mmedpo.runs.processes import Processes
 
 FILES = ("questions.jsonl", "predictions.jsonl", "scores.jsonl")
 GENERATION = Generation(8, 12, temperature=0.7, seed=1, batch_size=2)
@@ -50,15 +53,12 @@ def recorded(folder: Path) -> dict[str, bytes]:
 def whole(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
     asked, model = read(Asked(corpus, split="test", limit=30, seed=1)), LocalModel(VisionLanguageModel(str(tiny_model)))
-    evaluate(model, asked, folder, GENERATION, SCORING)
+    evaluate(lambda tasks: model, asked, folder, GENERATION, SCORING)
     return recorded(folder)
 
 
 def answered(partial: Path) -> int:
-    ledger = Ledger(partial / "answers.ledger")
-    found = sum(1 for _ in ledger.values()) if ledger.path.exists() else 0
-    ledger.close()
-    return found
+    return len(read_answers(partial).lines)
 
 
 def kill_when(true: Callable[[], bool], typed: list[str], log: Path) -> None:
@@ -102,32 +102,42 @@ def test_an_evaluation_killed_at_ten_moments_gives_the_same_bytes(corpus, tiny_m
     check_kills(corpus, tiny_model, tmp_path, whole, kills=10, scoring=True)
 
 
-def test_processes_share_the_batches_and_the_first_has_the_results(corpus, tiny_model, tmp_path):
-    """Two threads in place of processes: what they share is the folder alone."""
-    greedy = Generation(8, 12, batch_size=2)
-    asked, model = read(Asked(corpus, split="test", limit=20)), LocalModel(VisionLanguageModel(str(tiny_model)))
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    evaluate(model, asked, tmp_path / "one", greedy, SCORING)
-    found: dict[int, object] = {}
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_tasks_that_share_the_folder_alone_answer_as_one(corpus, tiny_model, tmp_path, whole, tasks):
+    asked, settings = read(Asked(corpus, split="test", limit=30, seed=1)), Settings(str(tiny_model), corpus)
+    made, model = batches(asked.questions, 2), partial(opened, settings, Limits(), settings.model_spec.contents())
+    work = pickle.dumps(partial(answer, model, asked, made, tmp_path, GENERATION))  # as another process gets it
+    for rank, count in [(1, 4), *((rank, tasks) for rank in reversed(range(tasks)))]:  # begun by four
+        pickle.loads(work)(rank, count)
+    results = evaluate(never, asked, tmp_path, GENERATION, SCORING)
+    assert recorded(tmp_path) == whole
+    assert (results["model"], results["processes"]) == (tiny_model.name, 1) and results["seconds"] > 0
 
-    def work(rank: int) -> None:
-        found[rank] = evaluate(model, asked, tmp_path / "two", greedy, SCORING, processes=Processes(rank, 2, "now"))
 
-    other = threading.Thread(target=work, args=(1,))
-    other.start()
-    work(0)
-    other.join()
-    assert recorded(tmp_path / "one") == recorded(tmp_path / "two")
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert found == {0: results, 1: None} and results["processes"] == 2
+def never(tasks: int) -> Answering:
+    raise AssertionError("everything is answered")
 
 
 @pytest.mark.slow
-def test_two_launched_processes_answer_as_one(corpus, tiny_model, tmp_path, whole):
-    launch = (
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-    )
-    subprocess.run(command(corpus, tiny_model, tmp_path / "two", launch), check=True, capture_output=True)
-    assert recorded(tmp_path / "two") == whole
+def test_a_killed_task_is_finished_by_other_tasks(corpus, tiny_model, tmp_path, whole):
+    output, partial, log = tmp_path / "killed", tmp_path / "killed.partial", tmp_path / "log"
+    typed = command(corpus, tiny_model, output)
+    with log.open("wb") as lines:
+        process = subprocess.Popen([*typed, "--tasks", "2"], stdout=lines, stderr=lines)
+    while not (partial / "answers/00001.journal").exists() and process.poll() is None:
+        time.sleep(0.002)
+    (worker,) = [one for one in psutil.Process(process.pid).children() if one.cmdline()[-2:-1] == ["1"]]
+    worker.kill()
+    assert process.wait() != 0 and "killed by SIGKILL" in log.read_text()
+    assert 0 < answered(partial) < 30
+    subprocess.run([*typed, "--tasks", "3"], check=True, capture_output=True)
+    assert recorded(output) == whole
+    assert {file.name for file in output.iterdir()} == {*FILES, "results.json", ".settings.sha256"}
+    assert json.loads((output / "results.json").read_text())["processes"] == 3
+
+
+def test_tasks_that_cannot_open_the_model_leave_nothing(corpus, tmp_path, run):
+    words = ("evaluate", "--model", "http://me:pass@10.0.0.1/v1#m", "--source", corpus, "--output", tmp_path / "out")
+    code, said = run(*words, "--tasks", "2")
+    assert code == 2 and "without encryption" in said
+    assert not list(tmp_path.glob("out*"))

@@ -15,10 +15,9 @@ import pytest
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.errors import InputError
 from mmedpo.evaluation.answering import Generation, LocalModel
-from mmedpo.evaluation.predict import batches, evaluate
+from mmedpo.evaluation.predict import batches, evaluate, read_answers
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.ledger import Ledger
 
 GREEDY = Generation(max_new_tokens=6, max_new_tokens_report=9, batch_size=8)
 WARM = replace(GREEDY, temperature=0.7, seed=3)
@@ -64,7 +63,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def folder(model: LocalModel, asked: QuestionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    evaluate(model, asked, folder, GREEDY, record={"name": "start"})
+    evaluate(lambda tasks: model, asked, folder, GREEDY, record={"name": "start"})
     return folder
 
 
@@ -76,7 +75,7 @@ def test_every_question_has_one_line_in_the_sources_order(folder, asked):
 
 
 def test_folder_holds_the_recorded_files(folder):
-    names = {file.name for file in folder.iterdir() if file.suffix != ".ledger"}  # which `output_folder` removes
+    names = {file.name for file in folder.iterdir()} - {"answers"}  # which `output_folder` removes
     assert names == {"questions.jsonl", "predictions.jsonl", "scores.jsonl", "results.json"}
 
 
@@ -114,14 +113,14 @@ def test_interrupted_evaluation_ends_as_an_uninterrupted_one(model, asked, tmp_p
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     whole.mkdir()
     torn.mkdir()
-    evaluate(model, asked, whole, generation)
+    evaluate(lambda tasks: model, asked, whole, generation)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(model, calls), asked, torn, generation)
+        evaluate(lambda tasks: Interrupted(model, calls), asked, torn, generation)
     assert not (torn / "results.json").exists()
     all_batches = batches(asked.questions, 8)
-    assert len(list(Ledger(torn / "answers.ledger").values())) == sum(map(len, all_batches[:calls]))
+    assert len(read_answers(torn).lines) == sum(map(len, all_batches[:calls]))
     left = Interrupted(model, len(all_batches) - calls + 1)  # may answer the remaining batches and no more
-    evaluate(left, asked, torn, generation)
+    evaluate(lambda tasks: left, asked, torn, generation)
     assert left.calls == 1
     for name in ("questions.jsonl", "predictions.jsonl", "scores.jsonl"):
         assert (torn / name).read_bytes() == (whole / name).read_bytes()
@@ -132,7 +131,7 @@ def test_sampled_answers_depend_on_the_seed(model, asked, tmp_path):
     for seed in (3, 4):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        evaluate(model, first(asked, 8), folder, replace(WARM, seed=seed))
+        evaluate(lambda tasks: model, first(asked, 8), folder, replace(WARM, seed=seed))
         texts.append((folder / "predictions.jsonl").read_bytes())
     assert texts[0] != texts[1]
 
@@ -151,11 +150,11 @@ def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked):
 
 def test_changed_questions_are_not_gone_on_with(model, asked, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(model, 1), asked, tmp_path, GREEDY)
+        evaluate(lambda tasks: Interrupted(model, 1), asked, tmp_path, GREEDY)
     other = replace(asked, questions=[replace(asked.questions[0], reference="another"), *asked.questions[1:]])
     with pytest.raises(InputError, match=r"the questions differ from those at the start"):
-        evaluate(model, other, tmp_path, GREEDY)
-    evaluate(model, asked, tmp_path, GREEDY)
+        evaluate(lambda tasks: model, other, tmp_path, GREEDY)
+    evaluate(lambda tasks: model, asked, tmp_path, GREEDY)
 
 
 def test_answers_are_kept_until_they_are_scored(model, asked, tmp_path, monkeypatch):
@@ -164,6 +163,6 @@ def test_answers_are_kept_until_they_are_scored(model, asked, tmp_path, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("mmedpo.evaluation.predict.finish", interrupt)
-        evaluate(model, first(asked, 8), tmp_path, GREEDY)
-    evaluate(Interrupted(model, 0), first(asked, 8), tmp_path, GREEDY)
+        evaluate(lambda tasks: model, first(asked, 8), tmp_path, GREEDY)
+    evaluate(lambda tasks: Interrupted(model, 0), first(asked, 8), tmp_path, GREEDY)
     assert (tmp_path / "results.json").exists()

@@ -86,7 +86,8 @@ def test_a_model_here_and_behind_an_endpoint_are_scored_alike(chat_server, asked
 
     chat_server.answer = answer
     results = {}
-    for name, model in (("here", Speaking()), ("there", EndpointModel(f"{chat_server.url}#m"))):
+    there = EndpointModel(f"{chat_server.url}#m")
+    for name, model in (("here", lambda tasks: Speaking()), ("there", lambda tasks: there)):
         (tmp_path / name).mkdir()
         results[name] = evaluate(model, asked, tmp_path / name, LONGEST)
         assert lines(tmp_path / name) == [{"id": q.id, **LINES[i % 7]} for i, q in enumerate(asked.questions)]
@@ -118,9 +119,9 @@ def test_what_an_endpoint_did_not_deliver_stops_the_run_unless_it_is_accepted(
     chat_server.answer = lambda received: odd if received.text.endswith(" 7") else Answer("Yes.")
     model = EndpointModel(f"{chat_server.url}#m")
     with pytest.raises(InputError, match="1 of 20 questions got no answer") as raised:
-        evaluate(model, asked, tmp_path, LONGEST)
+        evaluate(lambda tasks: model, asked, tmp_path, LONGEST)
     assert [(fault.row, fault.sentence) for fault in raised.value.faults] == [(asked.questions[7].id, reason)]
-    results = evaluate(model, asked, tmp_path, LONGEST, accept_unanswered=True)
+    results = evaluate(lambda tasks: model, asked, tmp_path, LONGEST, accept_unanswered=True)
     assert results and results["unanswered_reasons"] == {reason: 1}
     assert lines(tmp_path)[7] == {"id": asked.questions[7].id, "prediction": "", "unanswered": reason}
 
@@ -134,7 +135,7 @@ def test_a_draft_in_a_thought_that_the_template_opened_is_no_answer_of_an_endpoi
         return Answer("It may be yes or" if cut else "Hm.</think>Yes." * opens or "Yes.", finish="length" * cut or None)
 
     chat_server.answer = answer
-    results = evaluate(EndpointModel(f"{chat_server.url}#m"), asked, tmp_path, LONGEST)
+    results = evaluate(lambda tasks: EndpointModel(f"{chat_server.url}#m"), asked, tmp_path, LONGEST)
     assert results and (results["unanswered"], results["cut_off"]) == ((1, 0) if opens else (0, 1))
     assert lines(tmp_path)[3]["prediction"] == ("" if opens else "It may be yes or")
 
@@ -142,7 +143,7 @@ def test_a_draft_in_a_thought_that_the_template_opened_is_no_answer_of_an_endpoi
 def test_parameters_that_an_endpoint_took_are_in_the_results(chat_server, asked, tmp_path, caplog):
     chat_server.answer = lambda received: o_series(received) or Answer("Yes.")
     generation = Generation(max_new_tokens=9, max_new_tokens_report=11)
-    results = evaluate(EndpointModel(f"{chat_server.url}#m"), asked, tmp_path, generation)
+    results = evaluate(lambda tasks: EndpointModel(f"{chat_server.url}#m"), asked, tmp_path, generation)
     assert results and sorted(map(str, results["requests"])) == [
         "{'max_completion_tokens': 11}", "{'max_completion_tokens': 9}",
     ]  # fmt: skip

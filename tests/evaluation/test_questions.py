@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def test_the_questions_behind_pairs_are_those_of_the_source_they_were_made_from(
         "source": "phantom", "dataset": preferences.name, "dataset_revision": None, "split": "train",
         "limit": None, "rows": len(rows), "rows_left_out": {},
     }  # fmt: skip
+
+
+def test_questions_of_a_dataset_reach_a_task_without_their_images(preferences):
+    asked = read(Asked(dataset=str(preferences)))
+    sent = pickle.dumps(asked.open_image)
+    assert len(sent) < 1000
+    for question in asked.questions[:3]:
+        assert digest(pickle.loads(sent)(question.image)) == question.image_digest
 
 
 def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(rows, tmp_path):

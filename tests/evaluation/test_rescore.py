@@ -30,7 +30,9 @@ def asked(corpus: Path) -> QuestionSet:
 def run(asked: QuestionSet, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model = LocalModel(VisionLanguageModel(str(tiny_model)))
-    evaluate(model, asked, folder, Generation(6, 6), record={"name": "start", "command": "mmedpo evaluate"})
+    evaluate(
+        lambda tasks: model, asked, folder, Generation(6, 6), record={"name": "start", "command": "mmedpo evaluate"}
+    )
     return folder
 
 

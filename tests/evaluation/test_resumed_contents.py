@@ -20,12 +20,10 @@ from safetensors.torch import load_file, save_file
 from mmedpo.cli import main
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import attention, pairs
-from mmedpo.evaluation.contents import ModelSpec
-from mmedpo.evaluation.measures import measure
+from mmedpo.evaluation.measures import measure, opened
 from mmedpo.evaluation.settings import Run, Settings
+from mmedpo.models.chat.limits import Limits
 from mmedpo.models.vision_language import VisionLanguageModel
-from mmedpo.runs.recorded import CONTENTS
-from mmedpo.runs.run_folder import output_folder
 
 MEASURES = ("answers", "preference", "visual_reliance", "attention")
 STATES = ("half", "done")
@@ -266,19 +264,12 @@ def test_a_comparison_shows_no_other_images(work, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-def test_another_process_of_a_launch_has_the_same_contents(work, tmp_path):
-    from mmedpo.runs.processes import Processes
-
-    spec = ModelSpec(str(work.model), str(work.adapter))
-    settings, first = {"adapter": str(work.adapter)}, Processes(0, 2, "launch")
-    with output_folder(tmp_path / "out", settings, processes=first, contents=spec.contents()) as folder:
-        write_adapter(work, 1)
-        assert json.loads((folder / CONTENTS).read_text()) != spec.contents()
-        with (
-            pytest.raises(InputError, match=r"an input was replaced under the same name(.|\n)*adapter"),
-            output_folder(tmp_path / "out", settings, processes=Processes(1, 2, "launch"), contents=spec.contents()),
-        ):
-            pass
+def test_a_task_refuses_an_adapter_that_was_replaced_since_the_start(work):
+    settings = Settings(str(work.model), work.source, adapter=str(work.adapter))
+    contents = settings.model_spec.contents()
+    write_adapter(work, 1)
+    with pytest.raises(InputError, match=r"adapter '.*adapter' changed while it was loaded"):
+        opened(settings, Limits(), contents, 2)
 
 
 def test_what_is_as_it_was_goes_on_to_the_same_bytes(work):

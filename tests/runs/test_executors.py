@@ -15,6 +15,7 @@ import pytest
 import works
 
 from mmedpo.errors import InputError, Stopped, TasksFailed
+from mmedpo.runs import tasks as tasks_module
 from mmedpo.runs.executors import Phase, Spread, run_phases
 from mmedpo.runs.tasks import Work, ranks_of
 
@@ -78,6 +79,14 @@ def test_run_phases_skips_finished_tasks_of_the_same_number_and_digest(tmp_path:
 
     ran = [run(2, "a"), run(2, "a"), run(3, "a"), run(2, "a"), run(1, "a"), run(2, "a"), run(2, "b")]
     assert ran == [4, 0, 6, 2, 2, 4, 4]  # a phase that runs lets later ones run again
+
+
+def test_run_phases_tasks_know_the_hosts_that_only_a_recipe_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks_module, "ONLY_IN_RECIPES", {"other.example"})  # their endpoints get no common key
+    run_phases([Phase("ask", partial(works.untyped, tmp_path), 2)], tmp_path, Spread())
+    assert texts(tmp_path) == {"0.txt": "other.example", "1.txt": "other.example"}
 
 
 @pytest.mark.parametrize(("executor", "end"), [("local", "killed"), ("local", "error"), ("ray", "killed")])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmedpo.errors import Fault, InputError, Stopped
 from mmedpo.runs.executors import Phase, Spread, run_phases
+from mmedpo.runs.hosts import ONLY_IN_RECIPES
 from mmedpo.runs.writable import write_whole
 
 NUMBERS = 48
@@ -22,6 +23,10 @@ def numbers(folder: Path, rank: int, tasks: int) -> None:
         write_whole(folder / f"{number}.txt", f"{number * number}\n".encode())
     with (folder / "tasks.log").open("a") as log:
         log.write(f"{rank} {os.environ['CUDA_VISIBLE_DEVICES'] or 'none'}\n")
+
+
+def untyped(folder: Path, rank: int, tasks: int) -> None:
+    write_whole(folder / f"{rank}.txt", " ".join(ONLY_IN_RECIPES).encode())
 
 
 def total(folder: Path, rank: int, tasks: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -169,8 +169,8 @@ def dataset_rows(
         offered: some pair of the dataset has options, so that all rows have the column.
     """
     fields = list(schema.FEATURES["provenance"])
-    noiser = Noiser(makers.noise, makers.seed) if makers.noise else None
     embedded = lru_cache(KEPT)(images.embedded)
+    noiser = Noiser(makers.noise, makers.seed, embedded) if makers.noise else None
     for pair, weight, steps in pairs:
         sample = pair.sample
         row: dict[str, Any] = {
@@ -243,10 +243,13 @@ class Noiser:
     """Maker of noised images. With noise per image, the last `KEPT` are cached for further questions about them.
 
     Images without colour, however stored, get noise without colour; coloured noise would give the rejected side away.
+
+    Args:
+        read: returns an image from its file, such as `images.embedded` to decode what is stored once.
     """
 
-    def __init__(self, noise: Noise, seed: int) -> None:
-        self.noise, self.seed = noise, seed
+    def __init__(self, noise: Noise, seed: int, read: Callable[[Path], images.Source] = lambda file: file) -> None:
+        self.noise, self.seed, self.read = noise, seed, read
         self.shared = lru_cache(KEPT)(self._noised)
 
     def __call__(self, sample: Sample, region: Region) -> tuple[dict[str, Any], float]:
@@ -256,11 +259,11 @@ class Noiser:
         return self.shared(sample.image, Region() if self.noise.whole else region.area)
 
     def _noised(self, image: Path, region: Region, row: str = "") -> tuple[dict[str, Any], float]:
-        noise, pixels = self.noise, images.pixels(image)
+        noise, pixels = self.noise, images.pixels(self.read(image))
         mask = _mask(pixels, region, noise)
         rng = generator(self.seed, row or name_of(pixels, mask))
         made = corrupt(pixels, mask, noise.method, rng, noise.step, noise.edge, noise.pixels)
-        return images.png(made, f"{image.stem}-noised"), float(mask.mean())
+        return images.png(made, f"{image.stem}-noised", images.STORED_LEVEL), float(mask.mean())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}  # PNG chunks that stay
+TEXTS = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks that may hold EXIF or XMP
 JPEG = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9
 # JPEG segments that stay: frame headers, Huffman or arithmetic tables, end, scans, quantisation, restart intervals.
@@ -34,6 +35,14 @@ def without(data: bytes) -> bytes | None:
     except (struct.error, zlib.error, ValueError, KeyError):
         pass
     return None
+
+
+def may_be_turned(data: bytes) -> bool:
+    """Return False for a PNG file without a chunk that could hold an orientation, wherever in the file it is."""
+    try:
+        return not data.startswith(PNG) or any(name in TEXTS for name, _ in _chunks(data))
+    except (struct.error, ValueError):
+        return True
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -201,8 +201,11 @@ def _picture(image: Image, tags: Any, packing: str) -> Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def is_plain(opened: Image) -> bool:
+def is_plain(opened: Image, may_be_turned: bool = True) -> bool:
     """Return True if any reader decodes the file to the pixels of `plain`.
+
+    Args:
+        may_be_turned: look for an orientation, for which Pillow decodes a PNG.
 
     Raises:
         UnusableError: several frames or pages.
@@ -210,8 +213,7 @@ def is_plain(opened: Image) -> bool:
     _select_page(opened)
     if opened.mode not in ("L", "RGB") or opened.has_transparency_data or "16" in _packing(opened):
         return False
-    upright: bool = opened.getexif().get(ORIENTATION, 1) == 1  # last: it makes Pillow decode a PNG
-    return upright
+    return not may_be_turned or opened.getexif().get(ORIENTATION, 1) == 1
 
 
 def is_deep(image: Image) -> bool:

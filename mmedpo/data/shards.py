@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmedpo import schema
-from mmedpo.data.images import fault
+from mmedpo.data.images import Stored, fault
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
 
@@ -211,24 +211,33 @@ def _store(rows: Iterator[dict[str, Any]], file: Path, features: Features, limit
     """Write rows to a Parquet file until it is full; return their faults."""
     from pyarrow.parquet import ParquetWriter
 
-    fault_of = lru_cache(schema.ROWS_AT_ONCE)(fault)
     faults, size = list[Fault](), 0
     waiting: list[dict[str, Any]] = []
     stored: set[bytes] = set()  # images of the waiting rows
+    fault_of = lru_cache(schema.ROWS_AT_ONCE)(fault)
+
+    def look(image: dict[str, Any]) -> str | None:
+        return None if isinstance(image, Stored) and image.is_sound else fault_of(image["bytes"])
+
+    def end_group() -> None:
+        for row in waiting:  # not before: noising has decoded images of earlier rows by now
+            faults.extend(schema.row_faults(row, look))
+        if waiting:  # readers refuse a file whose first row group is empty
+            writer.write_table(_table(waiting, features))
+        waiting.clear()
+        stored.clear()
+
     with ParquetWriter(file, features.arrow_schema, **LAYOUT) as writer:
         for held, row in enumerate(rows, 1):
-            faults += schema.row_faults(row, lambda image: fault_of(image["bytes"]))
             if _ends_group(waiting, row):
-                writer.write_table(_table(waiting, features))
-                waiting, stored = [], set()
+                end_group()
             waiting.append(row)
             new = {image["bytes"] for image in [*row["images"], *(row["rejected_images"] or [])]} - stored
             stored |= new
             size += sum(map(len, new))
             if limit is not None and _is_full(max(size / limit, held / SHARD_ROWS), row["id"]):
                 break
-        if waiting:  # readers refuse a file whose first row group is empty
-            writer.write_table(_table(waiting, features))
+        end_group()
     return faults
 
 

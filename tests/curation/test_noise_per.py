@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from transformers import AutoProcessor
 from mmedpo import schema
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise, box_mask, pack_mask
-from mmedpo.curation.rows import KEPT, Noiser
+from mmedpo.curation.rows import KEPT, TEXT_PAIR, Makers, Noiser, Pair, dataset_rows
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
-from mmedpo.data import loading
+from mmedpo.data import images, loading, shards
 from mmedpo.data.images import pixels
 from mmedpo.data.samples import Box, Sample
+from mmedpo.errors import InputError
 from mmedpo.training.collator import PreferenceCollator
 
 BOX = Box("nodule", 8, 8, 24, 16)
@@ -86,6 +88,38 @@ def test_an_image_is_noised_once_for_each_region(sample: Sample, tmp_path: Path)
     assert noiser.shared.cache_info() == (25, 5, KEPT, 5)
     assert whole.shared.cache_info() == (14, 1, KEPT, 1)
     assert row.shared.cache_info() == (0, 0, KEPT, 0)
+
+
+def both_pairs(sample: Sample) -> Iterator[dict[str, Any]]:
+    pairs = [Pair(sample, TEXT_PAIR, None), Pair(sample, "lesion_noise", 0.5)]
+    steps: Any = {
+        "dispute": {sample.id: {"text": "b", "made_by": "m"}}, "locate": {sample.id: Region((BOX,)).record()},
+        "judge": {}, "sample": {},
+    }  # fmt: skip
+    makers = Makers(None, None, "boxes", None, Noise(), 7)
+    return dataset_rows(((one, 1.0, steps) for one in pairs), makers, False)
+
+
+def test_images_of_rows_are_decoded_once(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, decode = [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda image: decoded.append(image) or decode(image))  # type: ignore[func-returns-value]
+    shards.write(both_pairs(sample), tmp_path, "train", 0, 1)
+    assert [image["bytes"] for image in decoded] == [images.embedded(sample.image)["bytes"]]
+
+
+def test_images_of_rows_are_decoded_before_they_are_written(sample: Sample, tmp_path: Path) -> None:
+    data = sample.image.read_bytes()
+    start, end = data.index(b"IDAT"), data.index(b"IEND")
+    length = int.from_bytes(data[start - 4 : start], "big")
+    lines = bytearray(zlib.decompress(data[start + 4 : start + 4 + length]))
+    lines[0] = 9  # no filter of PNG
+    packed = b"IDAT" + zlib.compress(lines)
+    size, check = (number.to_bytes(4, "big") for number in (len(packed) - 4, zlib.crc32(packed)))
+    sample.image.write_bytes(data[: start - 4] + size + packed + check + data[end - 4 :])
+    text = next(both_pairs(sample))
+    with pytest.raises(InputError) as raised:
+        shards.write([text], tmp_path, "train", 0, 1)
+    assert [(fault.row, fault.column) for fault in raised.value.faults] == [("src/q1/hallucinated_response", "images")]
 
 
 def rows_of(source: Path, folder: Path, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:

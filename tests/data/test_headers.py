@@ -116,13 +116,20 @@ def test_no_name_stays_and_every_pixel_does(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(open_rgb(held)), np.asarray(open_rgb(file)))
 
 
-@pytest.mark.parametrize("make", [png, jpeg])
+def turned_behind_pixels(pixels: np.ndarray, _: str, exif: Image.Exif) -> bytes:
+    """A PNG whose EXIF follows its pixels, as the format allows."""
+    held, plain = exif.tobytes().removeprefix(b"Exif\0\0"), saved(pixels, "PNG")
+    chunk = struct.pack(">I", len(held)) + b"eXIf" + held + struct.pack(">I", zlib.crc32(b"eXIf" + held))
+    return plain[:-12] + chunk + plain[-12:]
+
+
+@pytest.mark.parametrize(("make", "kind"), [(saved, "PNG"), (saved, "JPEG"), (turned_behind_pixels, "PNG")])
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_what_only_its_header_turns_upright_is_written_upright(
-    make: Callable[..., bytes], orientation: int, tmp_path: Path
+    make: Callable[..., bytes], kind: str, orientation: int, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.jpg"
-    file.write_bytes(saved(COLOURS, "JPEG" if make is jpeg else "PNG", exif=exif(orientation)))
+    file.write_bytes(make(COLOURS, kind, exif=exif(orientation)))
     image = embedded(file)
     assert image["path"] == "a.png" and NAME not in image["bytes"]
     with Image.open(file) as opened:

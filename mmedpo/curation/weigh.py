@@ -19,6 +19,7 @@ from mmedpo.curation.blocks import Curation
 from mmedpo.curation.plan import noise_of
 from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.data import shards
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models.chat.cache import tally
 from mmedpo.runs.formats import STANDIN
@@ -118,6 +119,8 @@ def shard_file(curation: Curation, number: int) -> Path:
 def _in_shards(curation: Curation, weighed: Sequence[Weighed]) -> Iterator[Sequence[Weighed]]:
     """Yield the rows of each file."""
     noise = noise_of(curation.settings) if curation.settings.makes_visual_pairs else None
+    if found := shards.repeats(lambda: (rows.row_id(one.pair.sample, one.pair.dispreference) for one in weighed)):
+        raise InputError(f"{number_of(len(found), 'ids')} of rows are repeated; change ids or source names:", found)
     located = dict(curation.items("locate"))
     sizes = row_sizes([one.pair for one in weighed], located, noise, curation.settings.seed)
     rest = iter(weighed)

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from standins import STANDINS
 
 from mmedpo.curation import rows
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.row_sizes import row_sizes
+from mmedpo.curation.run import curate_folder
+from mmedpo.curation.settings import Settings
 from mmedpo.data import images
 from mmedpo.data.samples import Box, Sample
 from mmedpo.errors import InputError
@@ -89,3 +92,13 @@ def test_a_missing_file_is_named(pairs: list[rows.Pair]) -> None:
     lost = replace(pairs[0].sample, image=Path("/nowhere/lost.png"))
     with pytest.raises(InputError, match=r"lost\.png"):
         [*row_sizes([replace(pairs[0], sample=lost)], {}, None, 7)]
+
+
+def test_rows_of_two_sources_with_one_id_are_refused_before_writing(make_source: Any, tmp_path: Path) -> None:
+    held = {"image": "a.png", "question": "Is there a nodule?", "answer": "yes"}
+    source = make_source([{**held, "source": "a", "id": "b/c"}, {**held, "source": "a/b", "id": "c"}])
+    (tmp_path / "pairs").mkdir()
+    with pytest.raises(InputError) as raised:
+        curate_folder(Settings(source=source, localizer="none", **STANDINS), tmp_path / "pairs")
+    assert {(fault.row, fault.column) for fault in raised.value.faults} == {("a/b/c/hallucinated_response", "id")}
+    assert not (tmp_path / "pairs" / "data").exists()

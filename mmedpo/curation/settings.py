@@ -16,6 +16,7 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat.limits import Calling, Limits
 from mmedpo.models.chat.opening import names_endpoint, separated
 from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT
+from mmedpo.runs import writable
 from mmedpo.runs.executors import Spread
 from mmedpo.runs.options import check_types, option, outside, refuse, unknown
 from mmedpo.runs.provenance import portable
@@ -209,6 +210,9 @@ class Run(Calling, Spread):
         metadata={"help": "Folder of batch files: requests to endpoints are written there for a provider's batch API, "
                   "which is cheaper, and their results read from there (docs/curation.md)."},
     )  # fmt: skip
+    batch_upload: bool = option(
+        False, "With --batch-api: upload its files to the batch API of each endpoint, and fetch results from there."
+    )
     estimate: bool = option(
         False, "Only print what the curation would cost: calls, tokens, time, money. --output is not written."
     )
@@ -228,6 +232,10 @@ class Run(Calling, Spread):
             raise InputError(f"--cache {self.cache} is a folder. Give the name of a file in it.")
         if self.batch_api and self.output != Path() and self.batch_api.resolve().is_relative_to(self.output.resolve()):
             raise InputError(f"--batch-api {self.batch_api} lies in --output. Give a folder beside it.")
+        if self.batch_api:
+            writable.check_folder(self.batch_api, "--batch-api")
+        elif self.batch_upload:
+            raise InputError("--batch-upload has nothing to upload. Name the folder of batches with --batch-api.")
         if self.batch_api and self.tasks > 1:
             raise InputError(
                 f"--batch-api writes one batch for all: {self.tasks} tasks cannot share it. Give --tasks 1."
@@ -239,7 +247,7 @@ class Run(Calling, Spread):
 
     @property
     def limits(self) -> Limits:
-        return replace(super().limits, batches=self.batch_api)
+        return replace(super().limits, batches=self.batch_api, upload_batches=self.batch_upload)
 
     @property
     def calls(self) -> Path:

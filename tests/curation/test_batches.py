@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +65,10 @@ def questions() -> list[dict[str, Any]]:
     return rows
 
 
-def provide(server: ChatServer, file: Path) -> list[dict[str, Any]]:
+def provide(server: ChatServer, requests: str) -> list[dict[str, Any]]:
     """Do what a provider does with a file of requests: one result a line, in another order."""
     results = []
-    for line in file.read_text().splitlines():
+    for line in requests.splitlines():
         request = json.loads(line)
         assert (request["method"], request["url"]) == ("POST", "/v1/chat/completions") and len(
             request["custom_id"]
@@ -117,13 +120,74 @@ def test_batches_make_the_dataset_of_live_calls(
         (folder,) = rounds(tmp_path / "batches")[number - 1 :]
         assert f"batches/round-{number:02d}/" in found[1] and number < 20
         for file in folder.glob("*.jsonl"):
-            put(folder, provide(chat_server, file), f"of-{file.name}")
+            put(folder, provide(chat_server, file.read_text()), f"of-{file.name}")
     assert found[0] == 0, found[1]
     assert number > 4
     made = recorded(tmp_path / "batch" / "pairs")
     assert {name: data.replace(b"batch/pairs", b"live/pairs") for name, data in made.items()} == live
     asked = [digest(received) for received in chat_server.received]
     assert len(asked) == len(set(asked)) and set(asked) == calls
+
+
+class BatchApi:
+    """A provider's batch API over real HTTP; requests are answered by a chat server once their batch is asked for.
+
+    The first look at a batch finds it at work. `lost` are states of batches that end without files.
+    """
+
+    def __init__(self, chats: ChatServer) -> None:
+        self.chats, self.files, self.batches = chats, dict[str, bytes](), dict[str, dict[str, Any]]()
+        self.lost: list[str] = []
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                assert self.headers["authorization"] == "Bearer secret"
+                *_, kind, name = self.path.removesuffix("/content").partition("?")[0].split("/")
+                if kind == "files":
+                    self.answer(api.files[name])
+                elif name == "batches":
+                    self.answer({"data": list(api.batches.values())})
+                else:
+                    self.answer(api.state(name))
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/v1/files":
+                    assert b'name="purpose"\r\n\r\nbatch' in body
+                    id = f"file-{len(api.files)}"
+                    api.files[id] = re.findall(rb"\r\n\r\n(\{.*?\n)\r\n--", body, re.DOTALL)[0]
+                    self.answer({"id": id})
+                else:
+                    id = f"batch-{len(api.batches)}"
+                    api.batches[id] = {**json.loads(body), "id": id, "status": "validating"}
+                    self.answer(api.batches[id])
+
+            def answer(self, found: Any) -> None:
+                payload = found if isinstance(found, bytes) else json.dumps(found).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+
+    def state(self, name: str) -> dict[str, Any]:
+        batch = self.batches[name]
+        if batch["status"] == "validating":
+            batch |= {"status": "in_progress", "request_counts": {"total": 4, "completed": 1}}
+        elif batch["status"] == "in_progress" and self.lost:
+            batch |= {"status": self.lost.pop(), "errors": {"data": [{"message": "no credits"}]}}
+        elif batch["status"] == "in_progress":
+            lines = provide(self.chats, self.files[batch["input_file_id"]].decode())
+            self.files[f"out-{name}"] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            batch |= {"status": "completed", "output_file_id": f"out-{name}", "error_file_id": None}
+        return batch
 
 
 ROW = {"id": "q", "image": "a.png", "answer": "left lung"}
@@ -157,7 +221,7 @@ def test_what_lacks_a_result_is_asked_again(
     code, said = curation()
     assert code == 130 and "round-01/org_writer-01.jsonl: 4 requests, no results yet" in said
     assert rounds(tmp_path / "batches") == [first]
-    results = provide(chat_server, first / "org_writer-01.jsonl")
+    results = provide(chat_server, (first / "org_writer-01.jsonl").read_text())
     expired = error(results[1], None, code="batch_expired", message="not executed in 24 h")
     other = {**results[3], "custom_id": "f" * 64}
     put(first, [results[0], expired, json.dumps(results[2])[:-9], "", other])
@@ -187,7 +251,7 @@ def test_refusals_change_parameters_once_or_are_final(
 ) -> None:
     curation()
     first, second = tmp_path / "batches" / "round-01", tmp_path / "batches" / "round-02"
-    results = provide(chat_server, first / "org_writer-01.jsonl")
+    results = provide(chat_server, (first / "org_writer-01.jsonl").read_text())
     schemas = [
         f"Invalid schema for response_format 'answer': {where}, 'maxLength' is not permitted." for where in "abc"
     ]
@@ -223,6 +287,39 @@ def test_files_of_requests_are_bounded_and_not_changed(
     (first / "org_writer-01.jsonl").write_text("changed\n")
     code, said = curation()
     assert code == 2 and "was changed since it was written" in said
+
+
+def test_batches_are_uploaded_once_and_fetched(
+    curation: Command, chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMEDPO_API_KEY", "secret")
+    api = BatchApi(chat_server)
+    typed = ["--batch-upload", "--chat", f"{api.url}#org/writer"]
+    about = tmp_path / "batches" / "round-01" / "round.json"
+    code, said = curation(*typed)
+    assert code == 130 and "round-01/org_writer-01.jsonl: 4 requests, batch batch-0: started" in said, said
+    assert "Upload each file" not in said
+    # The start was killed before it could record the batch.
+    about.write_text(about.read_text().replace('"batch-0"', '""'))
+    assert "batch batch-0: started" in curation(*typed)[1]
+    assert "batch batch-0: in_progress, 1 of 4 done" in curation(*typed)[1]
+    assert "batch batch-0: fetched with --batch-upload" in curation(*typed[1:])[1]
+    api.lost = ["failed"]
+    code, said = curation(*typed)
+    assert code == 130 and "round-02/org_writer-01.jsonl: 4 requests, batch batch-1: started" in said
+    assert curation(*typed)[0] == 130
+    assert curation(*typed)[0] == 0
+    assert len(api.batches) == 2 and len(chat_server.received) == 4
+    assert len(loading.load(str(tmp_path / "pairs"))) == 4
+    api.http.shutdown()
+    api.http.server_close()
+    code, said = curation(*typed, "--output", "more", "--batch-api", "others", "--cache", "new.sqlite")
+    assert code == 2 and "batch API: /batches failed (ConnectError" in said and "--resume" in said
+
+
+def test_an_endpoint_without_a_batch_api_is_named(curation: Command, chat_server: ChatServer) -> None:
+    code, said = curation("--batch-upload")
+    assert code == 2 and "batch API: /batches answers HTTP 404" in said and not chat_server.received
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from mmedpo.errors import InputError
-from mmedpo.models.chat import WAITING, ChatClient, ChatModel, ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat import WAITING, ChatModel, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.batch_files import Batches, Result, failure
+from mmedpo.models.chat.batch_upload import Provider
 from mmedpo.models.chat.cache import key_of
 from mmedpo.models.chat.completion import UNREADABLE, NoAnswer, reply_of
+from mmedpo.models.chat.endpoint import EndpointChat
 from mmedpo.models.chat.parameters import Parameters, values_of
 from mmedpo.models.chat.transport import as_messages
 
@@ -33,18 +36,26 @@ class BatchChat:
 
     batch_size = 1
 
-    def __init__(self, chat: ChatClient, batches: Batches, discreet: bool = False) -> None:
+    def __init__(self, chat: EndpointChat, batches: Batches, discreet: bool = False) -> None:
         self.name, self.revision, self.settings = chat.name, chat.revision, chat.settings
         self.batches, self.discreet = batches, discreet
-        self._parameters = Parameters()
-        for number in sorted(batches.forms):
-            if forms := batches.forms[number].get(self.name):
-                self._parameters.forms |= forms
-                self._parameters.go_on(batches.refusals[number, self.name])
+        if batches.uploads:
+            batches.providers[self.name] = Provider(chat.place, chat.base_url, chat.key, discreet)
         self._named: set[str] = set()
+
+    @cached_property
+    def _parameters(self) -> Parameters:
+        """Parameters in the forms of the last round, and the next ones of those that it refused."""
+        found = Parameters()
+        for number in sorted(self.batches.forms):
+            if forms := self.batches.forms[number].get(self.name):
+                found.forms |= forms
+                found.go_on(self.batches.refusals[number, self.name])
+        return found
 
     def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """Return one reply per request, in order."""
+        self.batches.read()
         replies = [self._reply(request) for request in requests]
         if on_replies is not None:
             on_replies(dict(enumerate(replies)))
@@ -73,6 +84,7 @@ class BatchChat:
         line, used = self.batches.line(result), Parameters()
         used.forms |= self.batches.forms[result.round][self.name]
         status, said = failure(line)
+        short = f"HTTP {status}" if status else "an error of the batch"
         if result.good:
             try:
                 reply = reply_of(line["response"]["body"], used.fields(values), request.samples is not None)
@@ -84,11 +96,9 @@ class BatchChat:
             used.forms["n"] = int(len(reply.samples) < values.get("n", 0))  # 1: it takes none
             return replace(reply, sent=used.sent({**values, "seed": self.settings["seed"]}))  # one for all requests
         if status in (400, 413, 422) and used.forms == self._parameters.forms:
-            return ChatReply(failure=f"refused: {self._shown(said, f'HTTP {status}')}")
+            return ChatReply(failure=f"refused: {self._shown(said, short)}")
         if self.batches.tries[id] >= ATTEMPTS:
-            return ChatReply(
-                failure=f"no answer after {ATTEMPTS} rounds of batches: {self._shown(said, f'HTTP {status}')}"
-            )
+            return ChatReply(failure=f"no answer after {ATTEMPTS} rounds of batches: {self._shown(said, short)}")
         return None
 
     def _shown(self, said: str, short: str) -> str:

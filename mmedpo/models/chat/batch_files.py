@@ -13,13 +13,16 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
 from mmedpo.models.chat.limits import AGAIN
 from mmedpo.runs import bounded_json
 from mmedpo.runs.json_files import read_object, write_json
+
+if TYPE_CHECKING:
+    from mmedpo.models.chat.batch_upload import Provider
 
 log = logging.getLogger(__name__)
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of a file, as providers limit it
@@ -45,7 +48,11 @@ class Result(NamedTuple):
 class Batches:
     """Requests and results of all rounds in a folder.
 
+    Args:
+        uploads: True where the files of `providers` are uploaded, and their results fetched.
+
     Attributes:
+        providers: batch APIs by model.
         results: the answer to a request, or its last error.
         tries: rounds that ended without an answer to a request.
         waiting: requests that have no result yet.
@@ -53,8 +60,9 @@ class Batches:
         refusals: by round and model, messages of requests that were refused (HTTP 400 and 422).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, uploads: bool = False) -> None:
+        self.folder, self.uploads = folder, uploads
+        self.providers: dict[str, Provider] = {}
         self.results: dict[str, Result] = {}
         self.tries: Counter[str] = Counter()
         self.waiting: dict[str, Path] = {}  # with the file of the request
@@ -63,10 +71,18 @@ class Batches:
         self._asked: dict[Path, set[str]] = defaultdict(set)  # in this start, by file
         self._open: dict[str, BinaryIO] = {}  # files of the new round by model
         self._about: dict[str, dict[str, Any]] = {}  # of the new round, by file name
-        self._last, said = 0, ""
+        self._states: dict[Path, str] = {}  # of files that are uploaded
+        self._last, self._is_read = 0, False
+
+    def read(self) -> None:
+        """Read all rounds, once; results that providers have are fetched before."""
+        if self._is_read:
+            return
+        self._is_read, said, folder = True, "", self.folder
         numbered = ((re.fullmatch(r"round-(\d+)", entry.name), entry) for entry in folder.glob("round-*"))
         for number, entry in sorted((int(found[1]), entry) for found, entry in numbered if found):
             self._last = number
+            self._fetch(entry)
             said = self._read(number, entry) or said
         if said:
             log.warning(said)
@@ -90,20 +106,49 @@ class Batches:
         if not self._asked:
             return
         if self._about:
-            for file in self._open.values():
-                file.close()
+            for opened in self._open.values():
+                opened.close()
             write_json(self._partial / ABOUT, self._about)
             (self._partial / RESULTS).mkdir()
             self._partial.replace(self._next)
+        for file in sorted(self._asked):
+            self._upload(file)
+        by_hand = (
+            f"Upload each file below to the batch API of its provider (endpoint {URL}), once, and put all result and "
+            f"error files that it gives back into the folder {RESULTS} beside it, under any names. "
+        ) * any(file not in self._states for file in self._asked)
         listed = "".join(
-            f"\n  {file}: {number_of(len(ids), 'requests')}, {'new' if file.parent == self._next else 'no results yet'}"
+            f"\n  {file}: {number_of(len(ids), 'requests')}, "
+            + self._states.get(file, "new" if file.parent == self._next else "no results yet")
             for file, ids in sorted(self._asked.items())
         )
-        raise Stopped(
-            f"{number_of(sum(map(len, self._asked.values())), 'requests')} wait for batches. Upload each file below to "
-            f"the batch API of its provider (endpoint {URL}), once, and put all result and error files that it gives "
-            f"back into the folder {RESULTS} beside it, under any names. Then {AGAIN}.{listed}"
-        )
+        waiting = number_of(sum(map(len, self._asked.values())), "requests")
+        raise Stopped(f"{waiting} wait for batches. {by_hand}Once they have ended, {AGAIN}.{listed}")
+
+    def _upload(self, file: Path) -> None:
+        """Start the batch of a file that is to be uploaded and has none."""
+        files = read_object(file.parent / ABOUT)
+        about = files[file.name]
+        provider = self.providers.get(about["model"])
+        if provider and about.get("batch") == "":
+            about["batch"] = provider.start(file)
+            write_json(file.parent / ABOUT, files)
+            self._states[file] = f"batch {about['batch']}: started"
+
+    def _fetch(self, folder: Path) -> None:
+        """Fetch the results of a round's batches that have ended."""
+        files = read_object(folder / ABOUT)
+        for name, about in files.items():
+            provider, batch = self.providers.get(about["model"]), about.get("batch")
+            if not batch or about.get("ended"):
+                continue
+            self._states[folder / name] = f"batch {batch}: fetched with --batch-upload"
+            if provider:
+                requests = list(_requests(folder / name))
+                self._states[folder / name], about["ended"] = provider.fetch(
+                    batch, requests, folder / RESULTS, Path(name).stem
+                )
+                write_json(folder / ABOUT, files)
 
     @property
     def _next(self) -> Path:
@@ -129,6 +174,7 @@ class Batches:
             )
             file = self._open[model] = (self._partial / f"{name}-{part:02d}.jsonl").open("wb")  # closed by `settle`
             about = self._about[Path(file.name).name] = {"model": model, "forms": dict(forms), "requests": 0}
+            about |= {"batch": ""} if model in self.providers else {}
         file.write(line)
         about["requests"] += 1
         return self._next / Path(file.name).name

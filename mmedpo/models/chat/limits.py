@@ -32,6 +32,7 @@ class Limits:
         max_tokens: Tokens of prompts and answers, as reported by endpoints. Requests in flight are finished, so that up
             to `concurrency` - 1 answers may exceed it.
         batches: Folder of batch files, in place of requests to endpoints.
+        upload_batches: Send these files to the batch API of their endpoint, and fetch results from there.
 
     Raises:
         InputError: a limit under 1, or a budget for batches.
@@ -42,6 +43,7 @@ class Limits:
     max_calls: int | None = None
     max_tokens: int | None = None
     batches: Path | None = None
+    upload_batches: bool = False
 
     def __post_init__(self) -> None:
         for name, value in self._numbers().items():
@@ -54,7 +56,7 @@ class Limits:
             )
 
     def _numbers(self) -> dict[str, int | None]:
-        return {limit.name: getattr(self, limit.name) for limit in fields(self) if limit.name != "batches"}
+        return {limit.name: getattr(self, limit.name) for limit in fields(self) if "batches" not in limit.name}
 
     def share(self, processes: int) -> Limits:
         """Return the limits of one of `processes`: an equal part, rounded down, at least 1."""
@@ -114,7 +116,7 @@ class Budget:
         """Batch files in place of requests to endpoints, or None."""
         from mmedpo.models.chat.batch_files import Batches
 
-        return Batches(self.limits.batches) if self.limits.batches else None
+        return Batches(self.limits.batches, self.limits.upload_batches) if self.limits.batches else None
 
     def ask(self, chat: ChatClient, requests: Sequence[ChatRequest], keep: OnReplies) -> None:
         """Ask `chat` the requests that the budget allows, and pass replies to `keep` by position as they arrive.

@@ -130,7 +130,7 @@ async def to_url(url: str, key: str | None, connections: int) -> AsyncIterator[S
                         if len(body) > LONGEST_BODY:
                             break
             if not response.is_success:
-                said = f"redirected to {response.headers.get('location')}" if response.is_redirect else _message(body)
+                said = f"redirected to {response.headers.get('location')}" if response.is_redirect else message_of(body)
                 raise _http_failure(response.status_code, said, response.headers)
             return _read(body, fields, samples)
 
@@ -225,7 +225,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER)  # in this order NaN becomes 0
 
 
-def _message(body: bytes | bytearray) -> str:
+def message_of(body: bytes | bytearray) -> str:
     """Return the message of an error body, in the forms of OpenAI, vLLM, TGI and FastAPI, or its text."""
     text = body.decode("utf-8", "replace").strip()
     with suppress(ValueError, RecursionError):
@@ -246,5 +246,5 @@ def _read(body: bytes | bytearray, asked: Mapping[str, Any], samples: bool) -> C
     try:
         return reply_of(bounded_json.loads(body), asked, samples)
     except (ValueError, *UNREADABLE):
-        shown = _message(body)[:SHOWN_CHARACTERS]
+        shown = message_of(body)[:SHOWN_CHARACTERS]
         raise NoAnswer(Kind.FAILED_ATTEMPT, f"the answer is not a chat completion but {shown or 'empty'}") from None

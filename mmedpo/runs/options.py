@@ -23,7 +23,7 @@ LENGTHS = (1, 2**20)  # tokens of an answer; above the context of any model
 COUNTS = (1, 10_000)  # of samples, rounds and batches; each costs a step of a model
 RANGES: dict[str, tuple[float, float]] = {  # of options by name, ends included
     **dict.fromkeys(("samples", "batch_size", "rounds", "gradient_accumulation_steps", "lora_r", "lora_alpha"), COUNTS),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNTS),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "pairs_per_image"), COUNTS),
     **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens", "max_length"), LENGTHS),
     **dict.fromkeys(("seed", "data_seed"), SEEDS),
     **dict.fromkeys(("tolerance", "threshold", "max_coverage", "min_relevance", "lora_dropout"), (0, 1)),

@@ -35,12 +35,11 @@ SOURCE_FOLDER = "source"  # in a working folder: a source written for curation
 ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
 JOBS = "jobs"  # in a working folder: what tasks need and leave (`runs.tasks`)
 LOCK = ".lock"  # in a working folder: held by its process
-DURATION = "duration.json"  # in a training's working folder: its seconds so far
 # In a curation's working folder: samples and models, results of the steps, calls, weighed pairs, masked images.
 BLOCKS, RESULTS, CALLS, WEIGHED, MASKED = "blocks", "results", "calls", "weighed", "masked"
 ANSWERS = "answers"  # in an evaluation's working folder: answers of its tasks
 OF_RESUMPTION = (
-    "*.ledger*", "checkpoint-*", DURATION, LOCK, JOBS, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED, ANSWERS,
+    "*.ledger*", "checkpoint-*", LOCK, JOBS, BLOCKS, RESULTS, CALLS, WEIGHED, MASKED, ANSWERS,
 )  # fmt: skip
 # Files that a run writes before its first result.
 NO_WORK = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from mmedpo.errors import Stopped
-from mmedpo.runs.json_files import read_object, write_json
-from mmedpo.runs.run_folder import DURATION
 
 OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong in a resumed training
-UNLOGGED = "unlogged"  # in the state that each checkpoint keeps
+SECONDS, UNLOGGED = "seconds", "unlogged"  # in the state that each checkpoint keeps
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 2.0  # seconds; launchers forward Ctrl-C, so a second SIGINT within these is the same one
 AGAIN = f"Another Ctrl-C, after {ECHO:.0f} seconds or later, ends at once."
@@ -36,17 +33,11 @@ class BeforeTraining(TrainerCallback):
 
 
 class Duration(TrainerCallback):
-    """Callback that stores the seconds of all starts in the working folder, at each log and checkpoint.
+    """Callback that counts the seconds of all starts, and stores them in every checkpoint.
 
     In a resumed training it corrects the Trainer's last log line: the runtime becomes that of all starts, and values of
     the last start alone are removed, such as a loss of 0.0 where no step was left.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / DURATION
-        self._before: float = read_object(self._file)["seconds"] if self._file.exists() else 0.0
-        self._began = time.monotonic()
-        self._resumed = False
 
     @property
     def seconds(self) -> float:
@@ -54,6 +45,10 @@ class Duration(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began, self._resumed = time.monotonic(), state.global_step > 0
+        self._before = state.stateful_callbacks.get(SECONDS, 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.stateful_callbacks[SECONDS] = self.seconds
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         for entry in (logs or {}, state.log_history[-1]) if self._resumed else ():
@@ -61,14 +56,6 @@ class Duration(TrainerCallback):
                 entry["train_runtime"] = round(self.seconds, 4)
                 for name in OF_ONE_START:
                     entry.pop(name, None)
-        self._keep(state)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._keep(state)
-
-    def _keep(self, state: Any) -> None:
-        if state.is_world_process_zero:
-            write_json(self._file, {"seconds": self.seconds})
 
 
 class Unlogged(dict[str, list[float]]):

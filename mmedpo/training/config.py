@@ -155,16 +155,13 @@ class MMedPOConfig(DPOConfig):
                 "tdpo_kl needs the reference's distributions, which reference_cache does not store; leave one of them "
                 "out."
             )
-        if self.projector_learning_rate is not None and self.projector_learning_rate <= 0:
-            raise InputError(f"projector_learning_rate is {self.projector_learning_rate}; it must be positive.")
         if self.train_sampling_strategy == "batch_rebalance":
             raise InputError("train_sampling_strategy batch_rebalance is not supported; use random or group_by_length.")
-        if self.pairs_per_image < 1:
-            raise InputError(f"pairs_per_image is {self.pairs_per_image}; it must be at least 1.")
         if self.pairs_per_image > 1 and self.train_sampling_strategy != "random":
             raise InputError(
                 f"pairs_per_image orders the pairs itself: leave out train_sampling_strategy "
                 f"{self.train_sampling_strategy}, or pairs_per_image."
             )
-        if self.beta <= 0:
-            raise InputError(f"beta is {self.beta}; it must be positive.")
+        for name in ("beta", "projector_learning_rate"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise InputError(f"{name} is {value}; it must be positive.")

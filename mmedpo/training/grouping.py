@@ -28,8 +28,7 @@ def lengths_and_kinds(pairs: Dataset, tokenizer: Any) -> tuple[list[int], list[i
     columns = [*TEXTS, *({"dispreference"} & set(pairs.column_names))]
     lengths: list[int] = []
     kinds: list[int] = []
-    for table in pairs.select_columns(columns).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
-        rows = table.to_pydict()
+    for rows in pairs.select_columns(columns).iter(batch_size=ROWS_AT_ONCE):
         texts = zip(*(map(message_text, rows[column]) for column in TEXTS), strict=True)
         tokens = tokenizer(["\n".join(pair) for pair in texts], add_special_tokens=False)["input_ids"]
         lengths += map(len, tokens)

@@ -15,21 +15,14 @@ from mmedpo.runs import hosts, options
 from mmedpo.training.config import MMedPOConfig, RunArguments
 
 LOCAL = ("tensorboard",)  # trackers that write to this disk only
-PACKAGES = {  # by integration of transformers: modules, one of which is needed, and the package to install
-    "azure_ml": (("azureml",), "azureml-sdk"),
-    "clearml": (("clearml",), "clearml"),
-    "codecarbon": (("codecarbon",), "codecarbon"),
-    "comet_ml": (("comet_ml",), "comet-ml"),
-    "dagshub": (("dagshub",), "dagshub mlflow"),
-    "dvclive": (("dvclive",), "dvclive"),
-    "flyte": (("flytekit",), "flytekit"),
-    "mlflow": (("mlflow",), "mlflow"),
-    "neptune": (("neptune",), "neptune"),
-    "swanlab": (("swanlab",), "swanlab"),
-    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
-    "trackio": (("trackio",), "trackio"),
-    "wandb": (("wandb",), "wandb"),
+# Of a tracker that is not called as its module and its package on PyPI.
+MODULES = {
+    "azure_ml": ["azureml"],
+    "flyte": ["flytekit"],
+    "kubeflow": [],
+    "tensorboard": ["tensorboard", "tensorboardX"],
 }
+PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml", "dagshub": "dagshub mlflow", "flyte": "flytekit"}
 
 # Sections of a DeepSpeed configuration that send numbers elsewhere or write files.
 OF_DEEPSPEED = ("tensorboard", "wandb", "comet", "csv_monitor", "flops_profiler")
@@ -51,9 +44,10 @@ def refuse_absent(report_to: Sequence[str]) -> None:
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise InputError(f"report_to {name!r}: no such tracker. Use none or {', '.join(INTEGRATION_TO_CALLBACK)}.")
-        modules, package = PACKAGES.get(name, ((), ""))
+        modules = MODULES.get(name, [name])  # one of them is needed
         # `find_spec` would take a folder `wandb`, which wandb writes, for the package.
         if modules and importlib.metadata.packages_distributions().keys().isdisjoint(modules):
+            package = PACKAGES.get(name, name)
             raise InputError(f"report_to {name!r}: {modules[0]} is not installed. Install it: pip install {package}")
 
 

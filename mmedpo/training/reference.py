@@ -33,7 +33,7 @@ from mmedpo.runs.provenance import installed
 HERE = Path(__file__).parent
 CODE = (*HERE.glob("*.py"), *(HERE.parent / "models" / name for name in ("answers.py", "sharing.py")))
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "bitsandbytes", "pillow")
-NO_PART_OF_THE_MODEL = {"_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
+LOADING = {"_name_or_path", "base_model_name_or_path", "_commit_hash", "transformers_version", "use_cache"}
 
 
 def reference_fingerprint(
@@ -67,10 +67,7 @@ def reference_fingerprint(
                 if isinstance(module, PreTrainedModel)
             }
         ),
-        "adapters": {
-            name: {key: value for key, value in config.to_dict().items() if key != "base_model_name_or_path"}
-            for name, config in adapters.items()
-        },
+        "adapters": {name: _lasting(config.to_dict()) for name, config in adapters.items()},
         "active": [name for name in model.active_adapters if name in adapters] if adapters else [],
         "processor": [type(processor).__name__, type(pixels).__name__, pixels.to_dict()],
         "settings": settings,
@@ -140,10 +137,6 @@ class ReferenceCache:
         if PartialState().is_main_process:
             self._ledger.update({key: (key, one) for key, one in new.items()})
 
-    def close(self) -> None:
-        """Merge SQLite's log into the ledger, so that one whole file is left."""
-        self._ledger.close()
-
 
 def _digest(data: Any) -> str:
     """Return the 128-bit XXH3 of bytes, which is fast (10 GB/s) and not meant for secrets."""
@@ -178,7 +171,7 @@ def _gathered(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without what depends on where and how it was loaded."""
-    return {key: value for key, value in config.items() if key not in NO_PART_OF_THE_MODEL}
+    return {key: value for key, value in config.items() if key not in LOADING}
 
 
 def _plain(value: Any) -> Any:

@@ -108,7 +108,7 @@ def train(
         _first(lambda: record_contents(folder, repeatable, record.contents(run, model_args, commit)))
         if source:
             setattr(opened["model"].config, credentialed.KEY, source)
-        duration = Duration(folder)
+        duration = Duration()
         trainer = MMedPOTrainer(
             **opened, args=config, train_dataset=dataset,
             eval_dataset=evaluated, processing_class=processor, callbacks=[StopOnSignal(), duration, stamp],
@@ -237,11 +237,10 @@ def _first(do: Callable[[], T]) -> T:
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
-            outcome = [do(), None]
+            outcome[0] = do()
         except (InputError, AlreadyFinished) as error:
-            outcome = [None, error]
-    broadcast_object_list(outcome)
-    result, refusal = outcome
+            outcome[1] = error
+    result, refusal = broadcast_object_list(outcome)
     if refusal is not None:
         raise refusal
     return result

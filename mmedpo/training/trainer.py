@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -200,13 +201,7 @@ class MMedPOTrainer(DPOTrainer):
         """Return the log-probability of each side (float32, 2B, chosen first) under the reference."""
         return self.reference_answers(inputs, seen).logps().sum(dim=1)
 
-    def _known_reference_logps(self, inputs: dict[str, Any], seen: BatchImages | None) -> torch.Tensor:
-        """Return `reference_logps`, from the cache where it is open."""
-        if self._reference_cache is None:
-            return self.reference_logps(inputs, seen)
-        return self._reference_cache.get(inputs["side_keys"], lambda: self.reference_logps(inputs, seen))
-
-    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if return_outputs:
             raise NotImplementedError("compute_metrics is not supported; use `mmedpo evaluate` on the saved adapter.")
         seen = self._images(inputs)
@@ -219,7 +214,8 @@ class MMedPOTrainer(DPOTrainer):
             divergence = answers.divergence(reference).sum(dim=1) / lengths.clamp(min=1)
             kl = torch.stack(divergence.chunk(2)).mean(dim=0)
         elif self.loss_types != ["sft"]:
-            ratios = logps - self._known_reference_logps(inputs, seen)
+            live, known = partial(self.reference_logps, inputs, seen), self._reference_cache
+            ratios = logps - (live() if known is None else known.get(inputs["side_keys"], live))
         pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], kl)
         self._record(inputs, ratios, logps, kl, pair_loss)
         if self.model.training:

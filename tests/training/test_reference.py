@@ -210,7 +210,7 @@ def test_a_side_is_its_tokens_and_images_and_nothing_else(rows: Dataset, tiny_mo
 def filled(folder: Path, count: int = 300) -> Path:
     cache = ReferenceCache(folder, "name")
     cache.get([f"{number:032x}" for number in range(count)], lambda: -torch.arange(count) / 7)
-    cache.close()
+    cache._ledger.close()
     return folder / "name.ledger"
 
 
@@ -265,7 +265,7 @@ def test_processes_compute_together_or_not_at_all_and_only_the_first_writes(tmp_
     processes = [spawn.Process(target=_rank, args=(rank, port, tmp_path, answers)) for rank in range(2)]
     for process in processes:
         process.start()
-    first, second = sorted(answers.get(timeout=120) for _ in processes)
+    first, second = sorted(answers.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     # Rows of rank 0: 1 1 2 4 2; of rank 1: 2 2 4 8 4. Known at the start: 1. So both compute at the first step (2 is

@@ -17,7 +17,7 @@ from launches import ROOT, arguments, history, interrupt, largest_difference, la
 from mmedpo.errors import AlreadyFinished, Stopped
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.runs import run_folder
-from mmedpo.runs.json_files import read_json
+from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.training import callbacks, run, trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "train_sampling_strategy": "group_by_length",
@@ -59,18 +59,19 @@ def whole(preferences: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
 def test_a_killed_run_ends_in_the_adapter_of_an_uninterrupted_one(
     moment: str, whole: Path, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    output, kept = tmp_path / "adapter", tmp_path / "adapter.partial" / "duration.json"
+    output = tmp_path / "adapter"
     command = arguments(preferences, tiny_model, output, **STEPS)
     killed = subprocess.run([sys.executable, "-c", KILL, moment, *command], capture_output=True, check=False, cwd=ROOT)
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert not output.exists()
     whole_checkpoints = list(tmp_path.glob("adapter.partial/checkpoint-*/trainer_state.json"))
     assert len(whole_checkpoints) == {"first step": 0, "checkpoint": 0, "later step": 2, "end": 3}[moment]
-    if resumed := len(whole_checkpoints) > 0:
-        assert 0 < read_json(kept)["seconds"] < 600
-        kept.write_text('{"seconds": 1000.0}')
+    resumed = len(whole_checkpoints) > 0
+    for file in whole_checkpoints:
+        state = read_json(file)
+        assert 0 < state["stateful_callbacks"]["seconds"] < 600
+        write_json(file, {**state, "stateful_callbacks": {**state["stateful_callbacks"], "seconds": 1000.0}})
     run.main([*command, "--resume"])
-    assert not (output / kept.name).exists()
     assert (read_json(output / "training.json")["seconds"] >= 1000) is resumed
     last = read_json(output / "trainer_state.json")["log_history"][-1]
     assert (last["train_runtime"] >= 1000, "train_loss" in last) == (resumed, not resumed)
@@ -95,12 +96,12 @@ def test_a_training_killed_around_its_last_rename_is_not_trained_again(
         run.main(command)
     assert output.exists() is renamed
     found = {entry.name for entry in (output if renamed else tmp_path / "adapter.partial").iterdir()}
-    assert {"checkpoint-2", "checkpoint-4", "checkpoint-6", "duration.json"} <= found
+    assert {"checkpoint-2", "checkpoint-4", "checkpoint-6"} <= found
     monkeypatch.setattr(trainer.MMedPOTrainer, "training_step", lambda *_: pytest.fail("trained again"))
     with pytest.raises(AlreadyFinished) if renamed else nullcontext():
         run.main([*command, "--resume"])
     left = {entry.name for entry in output.iterdir()}
-    assert "adapter_model.safetensors" in left and not {"checkpoint-6", "duration.json", ".lock"} & left
+    assert "adapter_model.safetensors" in left and not {"checkpoint-6", ".lock"} & left
 
 
 def test_sigterm_saves_a_checkpoint_and_ends_with_130(

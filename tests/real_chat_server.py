@@ -5,10 +5,12 @@ Run as a script with a GGUF file, it prints the server's address and serves unti
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,6 +47,28 @@ def started() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:"), "the server did not start"
         yield address, process
+
+
+@contextmanager
+def transformers_serve(model: Path) -> Iterator[str]:
+    """Serve a folder with `transformers serve` and yield the server's address."""
+    from transformers.utils.import_utils import is_serve_available  # slow, and not needed by the script
+
+    if not is_serve_available():
+        pytest.skip("transformers serve needs: pip install 'transformers[serving]'")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["-m", "transformers.cli.transformers", "serve", str(model), "--port", str(port), "--device", "cpu"]
+    with subprocess.Popen([sys.executable, *words, "--host", "127.0.0.1"]) as process:
+        try:
+            for _ in range(600):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                assert process.poll() is None, "the server did not start"
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()
 
 
 def main(model: str) -> None:

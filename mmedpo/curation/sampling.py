@@ -23,6 +23,7 @@ from mmedpo.models.vision_language import VisionLanguageModel, configured
 from mmedpo.runs.formats import STANDIN_KEY
 from mmedpo.runs.provenance import portable
 
+FEW = 10  # questions with several samples, below which equal samples may be by chance
 PROMPT = "sample@1"  # version of the prompt of endpoints: the question unchanged, with its options
 # Of one sample: {"texts": [..], "left_out": {reason: count}}; "reason" where it is not to be recorded.
 Found = dict[str, Any]
@@ -210,3 +211,14 @@ def counted(found: Iterable[Found]) -> dict[str, Any]:
         kept += len(each["texts"])
         left_out += Counter(each["left_out"])
     return {"sampled": kept + left_out.total(), "left_out": dict(left_out.most_common())}
+
+
+def notes(found: Iterable[Found]) -> list[str]:
+    """Return a note where the samples of no question differ, as from a server that ignores the temperature."""
+    several = [each["texts"] for each in found if len(each["texts"]) > 1]
+    if len(several) < FEW or any(len(set(texts)) > 1 for texts in several):
+        return []
+    return [
+        f"The target's samples are equal for each of {len(several)} questions: it may ignore the temperature (a model "
+        "served by transformers does, unless its generation_config.json has do_sample true)"
+    ]

@@ -174,7 +174,8 @@ def _facts(
     noise = noise_of(settings) if settings.makes_visual_pairs else None
     judged = relevance.notes(curation.values("judge")) if models["judges"] else []
     record = normalization.record()
-    record["notes"] += [*judge_check.notes(models["judge_check"]), *judged]
+    sampled = sampling.notes(curation.values("sample")) if target["name"] else []
+    record["notes"] += [*sampled, *judge_check.notes(models["judge_check"]), *judged]
     candidates = sampling.counted(curation.values("sample")) if target["name"] else None
     return {
         "target_model": {

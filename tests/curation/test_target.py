@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,19 +18,24 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from real_chat_server import transformers_serve
 from standins import STANDINS, WORDS
 
 from mmedpo.curation.estimate import estimate
 from mmedpo.curation.metering import SAMPLE
 from mmedpo.curation.plan import open_plan, open_source
 from mmedpo.curation.run import curate_folder
-from mmedpo.curation.sampling import Sampler
+from mmedpo.curation.sampling import Sampler, notes, sent
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.data import loading
+from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
 from mmedpo.models.adapters import FINGERPRINT, adapter_contents, adapter_digest
+from mmedpo.models.chat import ChatReply, ChatRequest
 from mmedpo.models.chat.limits import Budget, Limits
-from mmedpo.models.vision_language import load_model
+from mmedpo.models.chat.opening import open_endpoint
+from mmedpo.models.generation import Sampling
+from mmedpo.models.vision_language import VisionLanguageModel, load_model
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.options import FLAG
 from tests.chat_server import Answer, ChatServer, Received
@@ -154,6 +160,37 @@ def test_the_target_takes_part_in_consent(
     with pytest.raises(InputError, match="out of reach"):  # the tests' Hub is offline
         curate_folder(chosen, tmp_path, third_parties=True)
     assert "3 questions, with their images, to the Hugging Face Hub" in capsys.readouterr().err
+
+
+def test_the_target_behind_transformers_serve(tiny_model: Path, corpus: Path, tmp_path: Path, caplog: Any) -> None:
+    """It answers about the image as the model here does, ignores `n`, and draws by the seed."""
+    shutil.copytree(tiny_model, model := tmp_path / "tiny")
+    wish = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**wish, "do_sample": True}))
+    local = VisionLanguageModel(str(model))
+    pictures = sorted(corpus.rglob("*.png"))[:2]
+    with transformers_serve(model) as url:
+
+        def asked(place: int, temperature: float, **more: Any) -> ChatReply:
+            own = {"max_tokens": 8, "temperature": temperature}
+            chat = open_endpoint(f"{url}#{model}", Budget(Limits()), **own)
+            return chat.complete([ChatRequest("sample@1", {}, "Where is it?", sent(pictures[place]), **more)])[0]
+
+        for place, picture in enumerate(pictures):
+            ((here,),) = local.answer([(open_rgb(picture), "Where is it?")], Sampling(8))
+            assert asked(place, 0.0).said == here
+        drawn = [asked(0, 1.0, samples=4, seed=seed) for seed in (1, 2, 3, 1)]
+    assert all(len(reply.samples) == 1 and reply.sent and "n" not in reply.sent for reply in drawn)
+    said = [reply.samples[0].said for reply in drawn]
+    assert said[0] == said[3] and len(set(said)) > 1
+    assert "does not take n" in caplog.text
+
+
+def test_samples_that_never_differ_are_noted() -> None:
+    same: Any = [{"texts": ["left", "left"], "left_out": {}}] * 10
+    (note,) = notes(same)
+    assert "equal for each of 10 questions" in note
+    assert notes(same[:9]) == notes([*same, {"texts": ["a", "b"], "left_out": {}}]) == []
 
 
 def test_an_adapter_of_the_target_is_loaded_and_recorded(

@@ -1,7 +1,7 @@
 """CPU time and memory of a whole curation as the source grows: both kinds of pairs, offline stand-ins for all models.
 
 Run      python benchmarks/curation_load.py --rows 1000 10000 --output benchmarks/results/curation_load.json
-         --chat server: a loopback server without latency, in a process of its own, writes and judges in place of the
+         --chat server: a loopback server (--delay seconds an answer), in a process of its own, writes and judges in place of the
          offline stand-ins; `calls` compares calls a second of the steps that ask with those of the client alone
 Source   made on the spot: `few`: 8 small pictures for all questions; `third`: a picture for every three questions. Half
          of the answers are all different, a quarter are reports, and nine in ten questions have a box
@@ -40,8 +40,11 @@ import asyncio
 import json
 from aiohttp import web
 
+DELAY = 0.0
+
 async def answer(request):
-    body = await request.json()
+    await request.json()
+    await asyncio.sleep(DELAY)
     text = {"answer": "a wrong answer", "kind": "invented", "choice": 0, "score": 0.5, "wrong": True, "rationale": "r"}
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(text)}}
     return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 200, "completion_tokens": 20}})
@@ -66,12 +69,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--images", nargs="+", choices=IMAGES, default=list(IMAGES))
     parser.add_argument("--chat", choices=("standin", "server"), default="standin")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds of the server for each answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--of", type=Path, help=argparse.SUPPRESS)  # a child's source
     options = parser.parse_args()
     if options.of:
-        print(json.dumps(curate(options.of, options.chat)))
+        print(json.dumps(curate(options.of, options.chat, options.delay)))
         return
     results = []
     for images in options.images:
@@ -94,7 +98,7 @@ def measure(rows: int, images: str, options: argparse.Namespace) -> dict[str, An
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "source")
         write_source(source, rows, IMAGES[images](rows), options.seed)
-        typed = [sys.executable, __file__, "--of", str(source), "--chat", options.chat]
+        typed = [sys.executable, __file__, "--of", str(source), "--chat", options.chat, "--delay", str(options.delay)]
         done = subprocess.run(typed, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"The curation of {rows} questions ended with {done.returncode}.")
@@ -112,7 +116,7 @@ def growth(rows: int, found: dict[str, Any], smaller: dict[str, Any] | None) -> 
     return {"growth": {name: round(ratio, 2) for name, ratio in ratios.items()}}
 
 
-def curate(source: Path, chat: str) -> dict[str, Any]:
+def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
     """Run the command in this process, each phase measured."""
     from mmedpo import cli
     from mmedpo.curation import ask as asking
@@ -155,7 +159,7 @@ def curate(source: Path, chat: str) -> dict[str, Any]:
         return finish(curation)
 
     whole.finish = counted
-    with served() if chat == "server" else nullcontext("") as url:
+    with served(delay) if chat == "server" else nullcontext("") as url:
         models = ["--chat", f"{url}#writer", "--judges", f"{url}#judge", "--judges-below-bar", "go"]
         standins = ["--chat", "standin:rules", "--judges", *JUDGES]
         typed = ["curate", "--source", str(source), "--output", str(output), "--concurrency", str(CONCURRENCY)]
@@ -165,11 +169,8 @@ def curate(source: Path, chat: str) -> dict[str, Any]:
             if ended.code:
                 raise
         manifest = json.loads((output / "manifest.json").read_text())
-        calls = (
-            calls_a_second(url, manifest["calls"], sum(phases[step]["s"] for step in ("dispute", "judge")))
-            if url
-            else {}
-        )
+        steps = [phases[step] for step in ("dispute", "judge")]
+        calls = cost_of_calls(url, manifest["calls"], steps) if url else {}
     return {
         "pairs": sum(manifest["counts"].values()), "cpu_s": round(time.process_time(), 2),
         "peak_mb": max(phase["peak_mb"] for phase in phases.values()), "phases": phases, "files": dict(files), **calls,
@@ -177,9 +178,11 @@ def curate(source: Path, chat: str) -> dict[str, Any]:
 
 
 @contextmanager
-def served() -> Iterator[str]:
+def served(delay: float) -> Iterator[str]:
     """Serve a chat model of one answer, which writes and judges, in a process of its own; yield its URL."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER.replace("DELAY = 0.0", f"DELAY = {delay}")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
@@ -188,26 +191,23 @@ def served() -> Iterator[str]:
         process.wait()
 
 
-def calls_a_second(url: str, calls: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Compare the calls of the steps that ask, in `seconds`, with those of the client alone."""
+def cost_of_calls(url: str, models: dict[str, Any], steps: list[dict[str, float]]) -> dict[str, Any]:
+    """Compare the calls of the steps that ask with those of the client alone, in time and CPU time."""
     from mmedpo.models.chat import ChatRequest
     from mmedpo.models.chat.endpoint import EndpointChat
 
-    count = sum(model["calls"] for model in calls.values())
+    count = sum(model["calls"] for model in models.values())
     text = "A question about an image, its gold answer, and what is asked of the model about both. " * 12
     asked = [ChatRequest("benchmark@1", {}, f"{number} {text}") for number in range(min(count, MOST_CALLS))]
     client = EndpointChat("writer", url, concurrency=CONCURRENCY)
-    began = time.perf_counter()
+    cpu, clock = time.process_time(), time.perf_counter()
     client.complete(asked)
-    alone, with_it = len(asked) / (time.perf_counter() - began), count / seconds
-    return {
-        "calls": {
-            "count": count,
-            "a_second": round(with_it),
-            "client_alone": round(alone),
-            "ratio": round(with_it / alone, 2),
-        }
-    }
+    spent = {"s": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}
+    found: dict[str, Any] = {"count": count}
+    for name, seconds in spent.items():
+        with_it, alone = count / sum(step[name] for step in steps), len(asked) / seconds
+        found[name] = {"a_second": round(with_it), "client_alone": round(alone), "ratio": round(with_it / alone, 2)}
+    return {"calls": found}
 
 
 def peak() -> float:

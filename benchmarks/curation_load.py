@@ -1,8 +1,8 @@
 """CPU time and memory of a whole curation as the source grows: both kinds of pairs, offline stand-ins for all models.
 
 Run      python benchmarks/curation_load.py --rows 1000 10000 --output benchmarks/results/curation_load.json
-         --chat server: a loopback server (--delay seconds an answer), in a process of its own, writes and judges in place of the
-         offline stand-ins; `calls` compares calls a second of the steps that ask with those of the client alone
+         --chat server: a loopback server (--delay seconds an answer), in a process of its own, writes and judges in
+         place of the offline stand-ins; `calls` compares the calls of the steps that ask with the client alone
 Source   made on the spot: `few`: 8 small pictures for all questions; `third`: a picture for every three questions. Half
          of the answers are all different, a quarter are reports, and nine in ten questions have a box
 Reads    a phase: CPU seconds (user and system, also of threads: a busy machine changes them little) and the largest
@@ -180,9 +180,8 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
 @contextmanager
 def served(delay: float) -> Iterator[str]:
     """Serve a chat model of one answer, which writes and judges, in a process of its own; yield its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER.replace("DELAY = 0.0", f"DELAY = {delay}")], stdout=subprocess.PIPE, text=True
-    )
+    server = SERVER.replace("DELAY = 0.0", f"DELAY = {delay}")
+    process = subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"

@@ -22,8 +22,8 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))  # its families and processors
 
-from families import FAMILIES, build
-from processors import CLIP, PINPOINTS, PROCESSORS, known_without_video
+from families import FAMILIES
+from processors import CLIP, known_without_video, matched
 
 from mmedpo.cli import main
 from mmedpo.data.images import open_rgb
@@ -71,10 +71,7 @@ def family(
     request: pytest.FixtureRequest, processors_known: None, tmp_path_factory: pytest.TempPathFactory
 ) -> VisionLanguageModel:
     folder, name = tmp_path_factory.mktemp("family") / "base", request.param.partition(", padded")[0]
-    processor, model = PROCESSORS[name](), build(name).model
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    if name == "LLaVA-NeXT":
-        model.config.image_grid_pinpoints = PINPOINTS
+    processor, model = matched(name)
     if request.param == PADDED:
         from transformers import LlavaImageProcessorPil
 

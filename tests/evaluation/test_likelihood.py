@@ -105,23 +105,20 @@ def test_a_template_that_rewrites_the_prompt_is_refused(model, rows, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def families() -> Iterator[Any]:
-    """The training tests' tiny models and real processors."""
+def matched() -> Iterator[Any]:
+    """The training tests' `matched`: a family's real processor and tiny model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(TRAINING_TESTS)
-        import families
         import processors
 
         with processors.known_without_video():
-            yield SimpleNamespace(build=families.build, **vars(processors))
+            yield processors.matched
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_measure_as_training_does(families, name):
-    processor, made = families.PROCESSORS[name](), families.build(name).model.eval()
-    made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    if name == "LLaVA-NeXT":
-        made.config.image_grid_pinpoints = families.PINPOINTS
+def test_families_measure_as_training_does(matched, name):
+    processor, made = matched(name)
+    made.eval()
     model: Any = SimpleNamespace(processor=processor, model=made, device="cpu", called=name, tokenizing=Lock())
     model.scoring = Sharing(processor, name)
 

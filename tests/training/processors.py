@@ -219,14 +219,20 @@ def _paligemma() -> Any:
     return tf.PaliGemmaProcessor(images, words, chat_template=PALIGEMMA)
 
 
-def save(name: str, folder: Path) -> None:
-    """Save the family's tiny model with its processor."""
+def matched(name: str) -> tuple[Any, Any]:
+    """The family's processor, and its tiny model for the tokens and tiles of that processor."""
     from families import build
 
     processor, model = PROCESSORS[name](), build(name).model
     model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     if name == "LLaVA-NeXT":
         model.config.image_grid_pinpoints = PINPOINTS
+    return processor, model
+
+
+def save(name: str, folder: Path) -> None:
+    """Save the family's `matched` model with its processor."""
+    processor, model = matched(name)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

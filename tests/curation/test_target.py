@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -102,6 +103,30 @@ def test_samples_with_one_request_where_n_works(
     assert made["candidates"]["sampled"] == 12 == len(whole) + sum(made["candidates"]["left_out"].values())
     assert "endpoint#med-7b" in {row["provenance"]["rejected_by"] for row in rows}
     assert ("does not take n" in caplog.text) == (server is not honouring)
+
+
+def test_two_endpoints_of_which_one_dies_make_the_dataset_of_one(
+    chat_server: ChatServer, make_source: MakeSource, tmp_path: Path
+) -> None:
+    chat_server.answer = honouring
+    rows = [{**QUESTIONS[0], "id": f"q{i}", "question": f"Where is nodule {i}?"} for i in range(30)]
+    source, made = make_source(rows), []
+    with ChatServer() as other:
+
+        def dying(received: Received) -> Answer:
+            if len(other.received) == 5:
+                threading.Thread(target=other.go).start()
+            return honouring(received)
+
+        other.answer = dying
+        for name, servers in (("one", [chat_server]), ("two", [other, chat_server])):
+            (folder := tmp_path / name).mkdir()
+            model = ",".join(f"{server.url}#med-7b" for server in servers)
+            made.append(curate_folder(Settings(source=source, localizer="none", model=model, **STANDINS), folder))
+    assert made[0] == made[1] and made[0]["target_model"]["name"] == "endpoint#med-7b"
+    assert 5 <= len(other.received) < 30 <= len(chat_server.received) < 60
+    tables = [next((tmp_path / name / "data").iterdir()).read_bytes() for name in ("one", "two")]
+    assert tables[0] == tables[1]
 
 
 def test_failed_requests_are_asked_again_and_nothing_else(

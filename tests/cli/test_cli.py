@@ -401,14 +401,14 @@ def test_interrupted_run_keeps_its_work_and_says_how_to_go_on(corpus: Path, tiny
         [sys.executable, "-m", "mmedpo.cli", "curate", *WORDS, *map(str, words)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    ledger = tmp_path / "out.partial" / "sample.ledger"
-    while process.poll() is None and not (ledger.exists() and ledger.stat().st_size):
+    results = tmp_path / "out.partial/results/00000.journal"
+    while process.poll() is None and not (results.exists() and results.stat().st_size):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate()
     assert process.returncode == 130 and "Traceback" not in messages
     assert says(messages, "run the same command with --resume")
-    assert left_behind(tmp_path) == ["out.partial"] and ledger.stat().st_size > 0
+    assert left_behind(tmp_path) == ["out.partial"] and results.stat().st_size > 0
 
 
 @pytest.mark.parametrize("words", [["--hub_token", "hf_x", "--seed", "1"], ["--hub_token=hf_x", "--seed", "1"]])

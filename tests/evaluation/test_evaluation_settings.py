@@ -9,6 +9,7 @@ import pytest
 
 from mmedpo.errors import InputError
 from mmedpo.evaluation.answering import Generation
+from mmedpo.evaluation.measures import measure as evaluate
 from mmedpo.evaluation.score import Scoring
 from mmedpo.evaluation.settings import Run, Settings
 from mmedpo.models.chat.limits import Limits
@@ -87,3 +88,11 @@ def test_visual_reliance_takes_the_length_of_answers():
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(InputError, match=r"preset is 'x'.*limit is 0.*either source or dataset"):
         settings(preset="x", limit=0, dataset="org/pairs")
+
+
+@pytest.mark.parametrize("measure", ["preference", "visual_reliance"])
+@pytest.mark.parametrize("spread", [{"tasks": 2}, {"executor": "ray"}])
+def test_only_answers_are_made_by_tasks(tmp_path, measure, spread):
+    with pytest.raises(InputError, match=f"--measure {measure} runs in this process"):
+        evaluate(settings(source=None, dataset="d", measure=measure), Run(tmp_path / "out", **spread))
+    assert not list(tmp_path.iterdir())

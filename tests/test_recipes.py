@@ -17,7 +17,7 @@ from mmedpo.curation.standins import STANDINS
 from mmedpo.runs import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes" / "curate").glob("*.yaml"))
+RECIPES = sorted(file for folder in ("cluster", "curate") for file in (ROOT / "recipes" / folder).glob("*.yaml"))
 CHAT = re.compile(r"(local:[\w.-]+/[\w.-]+|hub:[\w.-]+/[\w.-]+(@[\w-]+)?|https?://[\w.-]+(:\d+)?/v1#[\w./-]+)")
 COMMAND = re.compile(r"mmedpo (curate|preview) (--config \S+.*?)(?:  |$)", re.MULTILINE)
 
@@ -34,8 +34,8 @@ def settings(recipe: Path) -> Settings:
     return parsed
 
 
-def test_there_is_a_recipe_for_each_of_the_three_uses() -> None:
-    assert [recipe.stem for recipe in RECIPES] == ["air_gapped", "reports", "vqa_rad"]
+def test_there_is_a_recipe_for_each_use() -> None:
+    assert [recipe.stem for recipe in RECIPES] == ["ray", "slurm", "air_gapped", "reports", "vqa_rad"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
@@ -66,7 +66,7 @@ def test_commands_of_the_header_are_understood(recipe: Path, monkeypatch: pytest
     commands = COMMAND.findall(header(recipe))
     assert "curate" in dict(commands)
     for command, words in commands:
-        assert f"--config recipes/curate/{recipe.name} " in words
+        assert f"--config {recipe.relative_to(ROOT)} " in words
         kinds = [Settings, Preview if command == "preview" else Run]
         parsed, run = recipes.parse(shlex.split(words), kinds, f"mmedpo {command}")
         assert parsed == Settings(**{**vars(settings(recipe)), "source": parsed.source})
@@ -76,7 +76,7 @@ def test_commands_of_the_header_are_understood(recipe: Path, monkeypatch: pytest
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_options_that_the_header_names_exist(recipe: Path) -> None:
     known = {option for action in TrlParser([Settings, Run])._actions for option in action.option_strings}
-    ours = re.sub(r"(vllm serve|hf download|accelerate launch) .*", "", header(recipe))
+    ours = re.sub(r"(sbatch|vllm serve|hf download|ray start|pip install) .*|--tensor-.*", "", header(recipe))
     assert set(re.findall(r"--[a-z][a-z_-]*", ours)) - {"--config"} <= known
 
 

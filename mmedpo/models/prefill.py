@@ -7,7 +7,7 @@ own code makes positions and masks in all of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,6 @@ from transformers.cache_utils import DynamicLayer
 from mmedpo.errors import InputError
 from mmedpo.models.generation import NumbersOnly, Sampling
 from mmedpo.models.prompts import Prompts, difference, left_padded, length, rows
-
-if TYPE_CHECKING:
-    from mmedpo.models.vision_language import VisionLanguageModel
 
 ROOM = 64  # tokens by which a cache grows
 
@@ -49,7 +46,7 @@ class Layer(DynamicLayer):
         return self.hold(self._keys, self._values, end)
 
 
-def answers(model: VisionLanguageModel, prompts: Prompts, sampling: Sampling) -> tuple[Prompts, list[list[int]]]:
+def answers(model: Any, prompts: Prompts, sampling: Sampling) -> tuple[Prompts, list[list[int]]]:
     """Return the prompts and the tokens after each, `sampling.samples` times each, maybe with padding behind.
 
     What prompts share is verified first; they are read again where less is shared.

@@ -10,6 +10,7 @@ from mmedpo.models import thoughts
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs import bounded_json
 
+AGAIN = "run the same command with --resume, or unchanged if it has no --resume, to continue"
 WAITING = "the result of a batch is awaited"  # failure of a request that a later start of the run asks again
 
 

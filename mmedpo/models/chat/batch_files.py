@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
-from mmedpo.models.chat.limits import AGAIN
+from mmedpo.models.chat import AGAIN
 from mmedpo.runs import bounded_json
 from mmedpo.runs.json_files import read_object, write_json
 

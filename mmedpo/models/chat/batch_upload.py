@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mmedpo.errors import InputError
-from mmedpo.models.chat.limits import AGAIN
+from mmedpo.models.chat import AGAIN
 from mmedpo.models.chat.transport import UNREADABLE, connection, message_of
 from mmedpo.runs import bounded_json, writable
 from mmedpo.runs.json_files import sha256

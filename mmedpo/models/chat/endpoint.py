@@ -17,10 +17,10 @@ import numpy as np
 
 from mmedpo.data.images import png
 from mmedpo.errors import InputError
-from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat import AGAIN, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.completion import SHOWN_CHARACTERS, Kind, NoAnswer
 from mmedpo.models.chat.keys import Keys, advice, secrets
-from mmedpo.models.chat.limits import AGAIN, Pace
+from mmedpo.models.chat.limits import Pace
 from mmedpo.models.chat.parameters import Parameters, values_of
 from mmedpo.models.chat.spreading import FAILED, BatchEnded, Dead, complete
 from mmedpo.models.chat.transport import Send, as_messages, run, to_hub, to_url

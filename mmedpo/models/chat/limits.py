@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError, Stopped
-from mmedpo.models.chat import ChatClient, ChatReply, ChatRequest, OnReplies
+from mmedpo.models.chat import AGAIN, ChatClient, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.keys import Keys
 from mmedpo.runs.options import check_types, option
 
 if TYPE_CHECKING:
     from mmedpo.models.chat.batch_files import Batches
-
-AGAIN = "run the same command with --resume, or unchanged if it has no --resume, to continue"
 
 
 @dataclass(frozen=True)

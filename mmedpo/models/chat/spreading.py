@@ -7,12 +7,9 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
-
-if TYPE_CHECKING:
-    from mmedpo.models.chat.endpoint import EndpointChat
 
 FAILED = "no answer after"  # beginning of a failure that another endpoint may not have
 log = logging.getLogger(__name__)
@@ -26,13 +23,11 @@ class Dead(Exception):
     """Raised for a request that another endpoint may answer, since this one is unavailable."""
 
 
-async def complete(
-    living: list[EndpointChat], requests: Sequence[ChatRequest], on_replies: OnReplies | None
-) -> list[ChatReply]:
+async def complete(living: list[Any], requests: Sequence[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
     """Return one reply per request, in order, as `ChatClient.complete`.
 
     Args:
-        living: endpoints of one model, at least one; those that die are removed, and the last one never is.
+        living: `EndpointChat`s of one model, at least one; those that die are removed, and the last one never is.
 
     Raises:
         InputError: by an endpoint, of dead ones the last.
@@ -44,7 +39,7 @@ async def complete(
     ending = asyncio.Event()
 
     async def ask(worker: int, request: ChatRequest) -> ChatReply:
-        failed: dict[EndpointChat, ChatReply] = {}
+        failed: dict[Any, ChatReply] = {}
         reply: ChatReply
         while left := [client for client in living if client not in failed]:
             # By process too, since each process of a run may have one worker alone.
@@ -81,7 +76,7 @@ async def complete(
     return [replies[i] for i in range(len(requests))]
 
 
-def _leave_out(living: list[EndpointChat], client: EndpointChat, error: Dead) -> None:
+def _leave_out(living: list[Any], client: Any, error: Dead) -> None:
     """Remove an endpoint that died, unless it is the last one, which is then waited for."""
     if client in living and len(living) > 1:
         living.remove(client)

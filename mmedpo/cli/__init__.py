@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(str(finished))
     except Submitted as submitted:
         print_table(submitted.states)
-        console.print(str(submitted))
+        console.print(str(submitted), soft_wrap=True)
     except Stopped as stopped:
         errors.print(str(stopped), soft_wrap=True)
         raise SystemExit(130) from None

@@ -182,6 +182,8 @@ def _explain(job: Job, record: Mapping[str, Any]) -> None:
 
 def _ask(*words: str, needed: bool = True) -> list[str]:
     """Return the lines that a program of Slurm prints."""
+    if not shutil.which(words[0]):
+        raise InputError(f"{words[0]} not found, and Slurm may be at work. Run this on a login node of its cluster.")
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode and needed:
         raise InputError(f"{words[0]} failed: {done.stderr.strip() or done.stdout.strip()}. Try again later.")

@@ -56,7 +56,9 @@ def wait_for_queue(seconds: float = 60) -> None:
     wait_for(lambda: not subprocess.check_output(words), seconds)
 
 
-def test_run_phases_slurm_submits_a_chain_and_then_tells_its_state(folder: Path) -> None:
+def test_run_phases_slurm_submits_a_chain_and_then_tells_its_state(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chain = [*phases(folder, 3, partial(works.slow, folder)), Phase("write", partial(works.copies, folder), 2)]
     assert [(row[0], row[1], row[-1]) for row in submitted(chain, folder)] == [
         ("ask", "3", "100"), ("weigh", "1", "101"), ("write", "2", "102"),
@@ -66,6 +68,9 @@ def test_run_phases_slurm_submits_a_chain_and_then_tells_its_state(folder: Path)
         ["weigh", "1", "0", "0", "1", "0", "101"], ["write", "2", "0", "0", "2", "0", "102"],
     ]  # fmt: skip
     with pytest.raises(InputError, match="scancel 100 101 102"):
+        run_phases(chain, folder, Spread(tasks=3))
+    with monkeypatch.context() as elsewhere, pytest.raises(InputError, match="squeue not found"):
+        elsewhere.setenv("PATH", "/usr/bin:/bin")
         run_phases(chain, folder, Spread(tasks=3))
     wait_for_queue()
     run_phases(chain, folder, SLURM)

@@ -121,7 +121,8 @@ def _in_shards(curation: Curation, weighed: Sequence[Weighed]) -> Iterator[Seque
     noise = noise_of(curation.settings) if curation.settings.makes_visual_pairs else None
     if found := shards.repeats(lambda: (rows.row_id(one.pair.sample, one.pair.dispreference) for one in weighed)):
         raise InputError(f"{number_of(len(found), 'ids')} of rows are repeated; change ids or source names:", found)
-    located = dict(curation.items("locate"))
+    visual = {one.pair.sample.id for one in weighed if one.pair.dispreference != rows.TEXT_PAIR}
+    located = {id: region for id, region in curation.items("locate") if id in visual}
     sizes = row_sizes([one.pair for one in weighed], located, noise, curation.settings.seed)
     rest = iter(weighed)
     for length in shards.cut(sizes, curation.settings.shard_size):

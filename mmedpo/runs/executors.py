@@ -47,7 +47,7 @@ class Spread:
     slurm_args: list[str] = field(default_factory=list, metadata={"help": "Options of sbatch, such as account=lab."})
 
     def check(self) -> None:
-        """Raise InputError if the options cannot work."""
+        """Raise InputError if the options or this machine cannot work, before a source of hours is read."""
         wrong = [
             f"--{name} is {number}; it must be at least 1"
             for name in ("tasks", "workers", "task-cpus", "task-memory")
@@ -62,6 +62,10 @@ class Spread:
             )
         if wrong:
             raise InputError("; ".join(wrong) + ".")
+        if self.executor == "ray":
+            _loaded("ray")
+        elif self.executor == "slurm":
+            _loaded("slurm").check(self)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def run(phases: Sequence[Phase], folder: Path, spread: Spread) -> None:
     _submit(phases, jobs, folder, spread)
 
 
-def check(spread: Spread, jobs: Sequence[Job]) -> None:
+def check(spread: Spread, jobs: Sequence[Job] = ()) -> None:
     """Raise InputError if the options, the paths or this machine do not fit Slurm."""
     wrong = [] if spread.slurm_partition else ["--executor slurm needs --slurm-partition (sinfo lists them)"]
     values = [spread.slurm_partition or "", spread.slurm_gpu_partition or "", spread.slurm_time, *spread.slurm_args]
@@ -91,9 +91,9 @@ def check(spread: Spread, jobs: Sequence[Job]) -> None:
     for name in (argument.partition("=")[0] for argument in spread.slurm_args):
         if name not in OPTIONS:
             wrong.append(f"--slurm-args {name}: use one of {', '.join(OPTIONS)}, as in account=lab")
+    if spread.tasks > MOST:
+        wrong.append(f"{spread.tasks} tasks are more than an array of Slurm's holds: --tasks {MOST} at most")
     for job in jobs:
-        if job.tasks > MOST:
-            wrong.append(f"{job.tasks} tasks are more than an array of Slurm's holds: --tasks {MOST} at most")
         if not PLAIN.fullmatch(str(job.folder)):
             wrong.append(
                 f"{job.folder}: choose an --output without spaces and special characters, which go to a script"

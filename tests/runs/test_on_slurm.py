@@ -12,6 +12,7 @@ import pytest
 import works
 from test_executors import EXPECTED, HERE, importable, phases, texts, wait_for  # noqa: F401  # a fixture
 
+from mmedpo.curation.settings import Run
 from mmedpo.errors import InputError, Submitted, TasksFailed
 from mmedpo.runs.executors import Phase, Spread, run_phases
 
@@ -138,6 +139,11 @@ def test_run_phases_slurm_asks_for_what_each_phase_needs(folder: Path, slurm: Pa
     assert not [line for line in lines if "gpus" in line]
 
 
+def test_options_that_slurm_cannot_take_are_refused_before_anything_is_read(slurm: Path) -> None:
+    with pytest.raises(InputError, match="needs --slurm-partition"):
+        Run(output=Path("never"), executor="slurm")
+
+
 @pytest.mark.parametrize(
     ("spread", "said"),
     [
@@ -148,6 +154,7 @@ def test_run_phases_slurm_asks_for_what_each_phase_needs(folder: Path, slurm: Pa
             "nothing is submitted",
         ),
         (Spread(executor="slurm", slurm_partition="cpu\nrm"), "cannot be part of a Slurm script"),
+        (Spread(executor="slurm", tasks=1001, slurm_partition="cpu"), "--tasks 1000 at most"),
         (
             Spread(executor="slurm", slurm_partition="cpu", slurm_args=["wrap=rm"]),
             "--slurm-args wrap: use one of account",

@@ -10,12 +10,14 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from standins import STANDINS
 from mmedpo import cli
 from mmedpo.curation import blocks
 from mmedpo.curation.ask import ask, check
+from mmedpo.curation.blocks import Curation
 from mmedpo.curation.run import finish, prepare
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.weigh import weigh
@@ -224,3 +227,34 @@ def test_tasks_that_share_the_folder_alone_make_the_dataset_of_one(
         finish(curation)
         made.append(recorded(tmp_path / name))
     assert made[0] == made[1]
+
+
+def test_tasks_on_other_machines_only_read_the_cache_and_no_answer_is_paid_twice(
+    chat_server: ChatServer, make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    chat_server.answer = answer
+    named = {"chat": f"{chat_server.url}#writer", "judges": [f"{chat_server.url}#judge"]}
+    cache, folder = tmp_path / "calls.sqlite", tmp_path / "run"
+    folder.mkdir()
+
+    def begun() -> Curation:
+        curation = prepare(Settings(make_source(questions(24)), **named), folder, cache=cache, judges_below_bar="go")
+        return replace(curation, one_machine=False)
+
+    curation = begun()
+    check(curation)
+    for rank in (1, 0):
+        ask(curation, rank, 2)
+    calls = len(chat_server.received)
+    assert calls > 48 and not cache.exists()
+    shutil.rmtree(folder / RESULTS)  # answers alone are left, as of blocks that were being asked
+    curation = begun()
+    curation.keep_calls()
+    assert len(finished(cache)) == calls
+    for rank in range(3):
+        ask(curation, rank, 3)
+    assert len(chat_server.received) == calls
+    weigh(curation)
+    write(curation)
+    assert sum(model["calls"] for model in finish(curation)["calls"].values()) == calls

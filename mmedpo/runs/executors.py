@@ -47,7 +47,7 @@ class Spread:
     slurm_args: list[str] = field(default_factory=list, metadata={"help": "Options of sbatch, such as account=lab."})
 
     def check(self) -> None:
-        """Raise InputError if the options or this machine cannot work, before a source of hours is read."""
+        """Raise InputError if the options cannot work."""
         wrong = [
             f"--{name} is {number}; it must be at least 1"
             for name in ("tasks", "workers", "task-cpus", "task-memory")
@@ -62,10 +62,6 @@ class Spread:
             )
         if wrong:
             raise InputError("; ".join(wrong) + ".")
-        if self.executor == "ray":
-            _loaded("ray")
-        elif self.executor == "slurm":
-            _loaded("slurm").check(self)
 
 
 @dataclass(frozen=True)
@@ -88,10 +84,17 @@ class Phase:
 def submitted(folder: Path, spread: Spread) -> bool:
     """Return whether an earlier call submitted work in `folder` to Slurm, which this call then resumes.
 
+    Commands call it first, so that nothing is read for hours where the executor cannot work.
+
     Raises:
         Submitted: jobs of it are in the queue.
-        InputError: they are, and these options name another executor: two tasks would write the same files.
+        InputError: they are, and these options name another executor: two tasks would write the same files; or this
+            machine cannot reach the executor.
     """
+    if spread.executor == "ray":
+        _loaded("ray")
+    elif spread.executor == "slurm":
+        _loaded("slurm").check(spread)
     if not any((folder / JOBS).glob(f"*/{SUBMITTED}")):
         return False
     _loaded("slurm").look(folder, spread.executor == "slurm")

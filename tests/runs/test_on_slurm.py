@@ -12,9 +12,9 @@ import pytest
 import works
 from test_executors import EXPECTED, HERE, importable, phases, texts, wait_for  # noqa: F401  # a fixture
 
-from mmedpo.curation.settings import Run
 from mmedpo.errors import InputError, Submitted, TasksFailed
 from mmedpo.runs.executors import Phase, Spread, run_phases
+from mmedpo.runs.executors import submitted as look_for_jobs
 
 pytest.importorskip("datatrove", reason="tasks on Slurm need mmedpo[cluster]")
 
@@ -139,9 +139,9 @@ def test_run_phases_slurm_asks_for_what_each_phase_needs(folder: Path, slurm: Pa
     assert not [line for line in lines if "gpus" in line]
 
 
-def test_options_that_slurm_cannot_take_are_refused_before_anything_is_read(slurm: Path) -> None:
+def test_options_that_slurm_cannot_take_are_refused_before_anything_is_read(slurm: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs --slurm-partition"):
-        Run(output=Path("never"), executor="slurm")
+        look_for_jobs(tmp_path / "never.partial", Spread(executor="slurm"))
 
 
 @pytest.mark.parametrize(

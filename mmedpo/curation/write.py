@@ -51,10 +51,10 @@ class _Opened:
     """Results of blocks, the last `OPEN` of which stay open."""
 
     def __init__(self, curation: Curation) -> None:
-        self._job, self._held = curation, OrderedDict[int, Journal]()
+        self._curation, self._held = curation, OrderedDict[int, Journal]()
 
     def __call__(self, number: int) -> Results:
-        journal = self._held.setdefault(number, self._job.journal(number))
+        journal = self._held.setdefault(number, self._curation.journal(number))
         self._held.move_to_end(number)
         if len(self._held) > OPEN:
             self._held.popitem(last=False)[1].close()

@@ -153,7 +153,7 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
 
         def batches(samples: Sequence[Sample]) -> Batches:
             asked = [one for one in samples if not flips or hallucinate.flip(one.answer) is None]
-            return sampler.batches([asked])
+            return sampler.batches(asked)
 
         def sample(_: Results, batch: Sequence[Sample]) -> Sequence[Any]:
             return sampler.sample(target(), batch)

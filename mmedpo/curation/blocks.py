@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.curation import masking
-from mmedpo.curation.plan import Plan, open_plan
+from mmedpo.curation.noise import Noise
+from mmedpo.curation.plan import Plan, noise_of, open_plan
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Settings
 from mmedpo.data.samples import Sample
@@ -65,6 +66,11 @@ class Curation:
     one_machine: bool = True
 
     @property
+    def noise(self) -> Noise | None:
+        """Noise of the visual pairs; None where none are made."""
+        return noise_of(self.settings) if self.settings.makes_visual_pairs else None
+
+    @property
     def blocks(self) -> int:
         return -(-self.questions // BLOCK)
 
@@ -90,9 +96,10 @@ class Curation:
         for file in sorted((self.folder / CALLS).glob("*.journal")):
             with closing(Journal(file)) as journal, closing(Ledger(self.cache)) as cache:
                 part = journal.part("calls")
-                for key in part:
-                    cache.put(key, part[key])
-                part.drop(part)
+                keys = list(part)
+                for start in range(0, len(keys), BLOCK):
+                    cache.update({key: part[key] for key in keys[start : start + BLOCK]})
+                part.drop(keys)
 
     def used(self) -> Iterator[dict[str, Any]]:
         """Yield what was spent on each answered request of the run, once."""

@@ -60,12 +60,12 @@ class Precomputed:
 
     def of(self, ids: Iterable[str]) -> Precomputed:
         """Return the results of these samples."""
-        known = set(ids)
-        answers, scores, regions = (
-            {id: value for id, value in found.items() if id in known}
-            for found in (self.answers, self.scores, self.regions)
+        own = list(ids)
+        return Precomputed(
+            answers={id: self.answers[id] for id in own if id in self.answers},
+            scores={id: self.scores[id] for id in own if id in self.scores},
+            regions={id: self.regions[id] for id in own if id in self.regions},
         )
-        return Precomputed(answers=answers, scores=scores, regions=regions)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

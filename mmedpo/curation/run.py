@@ -1,4 +1,4 @@
-"""One curation: consent asked, models opened, a resumed run compared with its start, steps run, manifest written."""
+"""One curation: consent asked, a resumed run compared with its start, phases run as tasks, manifest written."""
 
 from __future__ import annotations
 

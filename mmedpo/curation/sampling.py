@@ -46,8 +46,8 @@ class Target(Protocol):
     def load(self) -> Any:
         """Return the model, which has a `revision`. Raises InputError if it cannot be loaded."""
 
-    def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
-        """Return the samples of the blocks in the batches that are sampled and recorded together."""
+    def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """Return the samples of a block in the batches that are sampled and recorded together."""
 
     def sample(self, model: Any, batch: Sequence[Sample]) -> list[Found]:
         """Return the candidates of each sample of a batch.
@@ -91,11 +91,11 @@ class Sampler:
     def load(self) -> VisionLanguageModel:
         return VisionLanguageModel(self.name, self.adapter, weights=self.weights)
 
-    def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
+    def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
         """Return batches of one task, since a report may be longer; questions about an image are together."""
-        alike = (by_image([one for one in block if one.task == task]) for block in blocks for task in schema.TASKS)
+        alike = (by_image([one for one in samples if one.task == task]) for task in schema.TASKS)
         size = self.batch_size
-        return [block[start : start + size] for block in alike for start in range(0, len(block), size)]
+        return [those[start : start + size] for those in alike for start in range(0, len(those), size)]
 
     def sample(self, model: VisionLanguageModel, batch: Sequence[Sample]) -> list[Found]:
         """Return the candidates of each sample of a batch, whose samples share a task."""
@@ -137,9 +137,9 @@ class EndpointSampler:
     def load(self) -> ChatModel:
         return self.chat
 
-    def batches(self, blocks: Iterable[Sequence[Sample]]) -> list[Sequence[Sample]]:
-        """Return the blocks: requests are concurrent, and may differ in length."""
-        return [block for block in blocks if block]
+    def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """Return the samples as one batch: requests are concurrent, and may differ in length."""
+        return [samples] if samples else []
 
     def sample(self, model: ChatModel, batch: Sequence[Sample]) -> list[Found]:
         """Return the candidates of each sample of a batch.

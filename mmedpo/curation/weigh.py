@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from mmedpo import schema
 from mmedpo.curation import hallucinate, judge_check, masking, relevance, rows, sampling, weights
 from mmedpo.curation.blocks import Curation
-from mmedpo.curation.plan import noise_of
 from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.data import shards
 from mmedpo.data.text import number_of
@@ -118,12 +117,11 @@ def shard_file(curation: Curation, number: int) -> Path:
 
 def _in_shards(curation: Curation, weighed: Sequence[Weighed]) -> Iterator[Sequence[Weighed]]:
     """Yield the rows of each file."""
-    noise = noise_of(curation.settings) if curation.settings.makes_visual_pairs else None
     if found := shards.repeats(lambda: (rows.row_id(one.pair.sample, one.pair.dispreference) for one in weighed)):
         raise InputError(f"{number_of(len(found), 'ids')} of rows are repeated; change ids or source names:", found)
     visual = {one.pair.sample.id for one in weighed if one.pair.dispreference != rows.TEXT_PAIR}
     located = {id: region for id, region in curation.items("locate") if id in visual}
-    sizes = row_sizes([one.pair for one in weighed], located, noise, curation.settings.seed)
+    sizes = row_sizes([one.pair for one in weighed], located, curation.noise, curation.settings.seed)
     rest = iter(weighed)
     for length in shards.cut(sizes, curation.settings.shard_size):
         yield [*islice(rest, length)]
@@ -134,7 +132,6 @@ def _paired(curation: Curation) -> Iterator[tuple[tuple[rows.Pair, int] | None, 
     faulty = (rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in curation.source.faults)
     for reject in chain(curation.precomputed.rejects, faulty):
         yield None, reject
-    noise = noise_of(curation.settings) if curation.settings.makes_visual_pairs else None
     for number in range(curation.blocks):
         samples = curation.samples(number)
         with curation.results(number) as results:
@@ -143,7 +140,7 @@ def _paired(curation: Curation) -> Iterator[tuple[tuple[rows.Pair, int] | None, 
             for one in samples:
                 if one.id in left:
                     yield None, rows.Reject(one.id, "", ONLY_TEXT, "", one.task)
-            for pair, rejected in rows.pair_up(seen, results, noise, curation.settings.min_relevance):
+            for pair, rejected in rows.pair_up(seen, results, curation.noise, curation.settings.min_relevance):
                 yield (pair, number) if pair else None, rejected
 
 
@@ -172,7 +169,6 @@ def _facts(
     """Return the part of a manifest about who made and scored the rows, and how many."""
     settings, models = curation.settings, curation.models()
     target, spent = models["target_model"], tally(curation.used())
-    noise = noise_of(settings) if settings.makes_visual_pairs else None
     judged = relevance.notes(curation.values("judge")) if models["judges"] else []
     record = normalization.record()
     sampled = sampling.notes(curation.values("sample")) if target["name"] else []
@@ -187,7 +183,7 @@ def _facts(
         **{name: models[name] for name in ("chat_model", "judges", "panel")},
         **({"judge_check": models["judge_check"]} if models["judge_check"] else {}),
         **{name: models[name] for name in ("localizer", "query", "mask_rule")},
-        "noise": noise and noise.record(), "style": settings.style, "prompt_versions": PROMPTS,
+        "noise": curation.noise and curation.noise.record(), "style": settings.style, "prompt_versions": PROMPTS,
         "calls": {portable(name): found for name, found in spent.items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)),
         "rejects": dict(rejects.by_reason.most_common()),
@@ -251,8 +247,8 @@ def _burnt_text(curation: Curation, pairs: Sequence[rows.Pair]) -> dict[str, Any
 
 def _coverage(curation: Curation, pairs: Sequence[rows.Pair], bound: float) -> dict[str, float] | None:
     visual = {pair.sample.id for pair in pairs if pair.dispreference != rows.TEXT_PAIR}
-    if not visual:
+    if not visual or curation.noise is None:
         return None
-    whole = noise_of(curation.settings).whole
+    whole = curation.noise.whole
     shares = [1.0 if whole else region["coverage"] for id, region in curation.items("locate") if id in visual]
     return {"mean": fmean(shares), "max": max(shares), "bound": bound}

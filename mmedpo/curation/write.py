@@ -12,7 +12,6 @@ from rich.progress import track
 
 from mmedpo.curation import rows
 from mmedpo.curation.blocks import Curation, Results, by_step
-from mmedpo.curation.plan import noise_of
 from mmedpo.curation.weigh import FACTS, Weighed, shard_file
 from mmedpo.data import shards
 from mmedpo.runs.journal import Journal
@@ -40,11 +39,11 @@ def write(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
 
 
 def _makers(curation: Curation, made: Mapping[str, Any]) -> rows.Makers:
-    noise = noise_of(curation.settings) if curation.settings.makes_visual_pairs else None
     target = curation.models()["sampled_by"]
     return rows.Makers(
-        target, made["target_model"]["revision"], made["localizer"], made["mask_rule"], noise, curation.settings.seed
-    )
+        target, made["target_model"]["revision"], made["localizer"], made["mask_rule"], curation.noise,
+        curation.settings.seed,
+    )  # fmt: skip
 
 
 class _Opened:

@@ -141,7 +141,7 @@ def test_failed_requests_are_asked_again_and_nothing_else(
             chat_server.answer = answer
             sampler = open_plan(chosen, source, Budget(Limits()), calls, used).sampler
             assert sampler is not None
-            (batch,) = sampler.batches([source.samples])
+            (batch,) = sampler.batches(source.samples)
             return sampler.sample(sampler.load(), batch)
 
         first = found(refuse_one)

@@ -100,7 +100,7 @@ def bare(samples: Sequence[Sample], level: int) -> float:
     """Noise the images with Pillow alone; return the CPU time."""
     start = time.process_time()
     for sample in samples:
-        with Image.open(sample.image) as opened:
+        with Image.open(sample.images[0].file) as opened:
             pixels = np.asarray(opened.convert("L") if opened.mode != "RGB" else opened)
         mask = Region(boxes=sample.boxes).pixels(*pixels.shape[:2])
         made = corrupt(pixels, mask, NOISE.method, generator(SEED, sample.id), NOISE.step, NOISE.edge, NOISE.pixels)

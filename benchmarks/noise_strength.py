@@ -81,7 +81,7 @@ def pictures(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[Imag
     else:
         samples = enlarged_phantoms(folder / "phantoms", arguments.limit, arguments.seed)
     for sample in samples[: arguments.limit]:
-        picture, box = images.open_rgb(sample.image).convert("L"), sample.boxes[0]
+        picture, box = images.open_rgb(sample.images[0].file).convert("L"), sample.boxes[0]
         height = min(round(picture.width * arguments.aspect), picture.height)
         top = min(max(round(box.y + box.height / 2 - height / 2), 0), picture.height - height)
         part = picture.crop((0, top, picture.width, top + height))

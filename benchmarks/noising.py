@@ -18,7 +18,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -75,26 +75,32 @@ def boxed(folder: Path, limit: int) -> list[Sample]:
     by_image: dict[Path, Sample] = {}
     for sample in read_source(folder).samples:
         if sample.boxes:
-            known = by_image.get(sample.image, sample)
-            by_image[sample.image] = replace(known, boxes=tuple(dict.fromkeys(known.boxes + sample.boxes)))
+            known = by_image.get(sample.images[0].file, sample)
+            by_image[sample.images[0].file] = with_boxes(known, known.boxes + sample.boxes)
     return list(by_image.values())[:limit]
+
+
+def with_boxes(sample: Sample, boxes: Iterable[Box]) -> Sample:
+    return replace(sample, images=(replace(sample.images[0], boxes=tuple(dict.fromkeys(boxes))),))
 
 
 def enlarged_phantoms(folder: Path, limit: int, seed: int) -> list[Sample]:
     phantom.write(folder, {"train": 2 * limit}, seed)
     factor, rng, samples = SIDE / phantom.SIZE, np.random.default_rng(seed), boxed(folder, limit)
     for number, sample in enumerate(samples):
-        smooth = np.asarray(Image.open(sample.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=float)
+        smooth = np.asarray(
+            Image.open(sample.images[0].file).resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=float
+        )
         grain = np.clip(smooth + rng.normal(0, 2, smooth.shape), 0, 255)
-        Image.fromarray(grain.astype(np.uint8)).save(sample.image)
+        Image.fromarray(grain.astype(np.uint8)).save(sample.images[0].file)
         boxes = (Box(b.label, factor * b.x, factor * b.y, factor * b.width, factor * b.height) for b in sample.boxes)
-        samples[number] = replace(sample, boxes=tuple(boxes))
+        samples[number] = with_boxes(sample, boxes)
     return samples
 
 
 def bare(sample: Sample) -> int:
     buffer = io.BytesIO()
-    Image.open(sample.image).save(buffer, "PNG", compress_level=images.STORED_LEVEL)
+    Image.open(sample.images[0].file).save(buffer, "PNG", compress_level=images.STORED_LEVEL)
     return len(buffer.getvalue())
 
 
@@ -116,7 +122,7 @@ def measure(samples: list[Sample], repeats: int, seed: int) -> dict[str, Any]:
                     sizes[name] += size
     alone = dict.fromkeys(ARMS, 0.0)
     for sample in samples:
-        pixels = images.pixels(sample.image)
+        pixels = images.pixels(sample.images[0].file)
         for name, noise in ARMS.items():
             mask = np.ones(pixels.shape[:2], bool) if noise.whole else Region(sample.boxes).pixels(*pixels.shape[:2])
             start = time.process_time()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.cli import main
-from mmedpo.data.samples import image_files, spelling
+from mmedpo.data.files import image_files, spelling
 from mmedpo.data.tables import is_missing, json_file
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub.readers import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed

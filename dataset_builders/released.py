@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmedpo.cli import main
-from mmedpo.data.samples import find_file, image_files
+from mmedpo.data.files import find_file, image_files
 from mmedpo.data.tables import FAULT, has_table, is_missing, read_table
 from mmedpo.data.text import plain, polarity, words
 from mmedpo.errors import Fault, InputError

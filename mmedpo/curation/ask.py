@@ -189,7 +189,7 @@ def _choose(plan: Plan, results: Results, pools: Mapping[str, Pool], batch: Sequ
         hallucinate.Item(
             sample.question, sample.answer, sample.task, sampling.texts(results["sample"].get(sample.id)),
             partial(pools[sample.task].nearest, sample),
-            sampling.sent(sample.image) if plan.writer.show_images else None,
+            sampling.sent(sample.images[0].file) if plan.writer.show_images else None,
             sample.options, f"{plan.seed} {sample.id}",
         )
         for sample in batch

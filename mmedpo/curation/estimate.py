@@ -172,7 +172,7 @@ def _unit(sample: Sample, settings: Settings) -> Any:
     """Return all of a question that decides its requests; its image only where a model sees it."""
     flipped = settings.style != "free" and sample.task != "report" and hallucinate.flip(sample.answer) is not None
     seen = (settings.show_images or settings.model is not None) and not flipped
-    return sample.task, sample.question, sample.answer, sample.options, sample.image if seen else None
+    return sample.task, sample.question, sample.answer, sample.options, sample.images[0].file if seen else None
 
 
 def _lines(

@@ -134,7 +134,7 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
         return region
     if not region.boxes and region.mask is None:
         return replace(region, reason=NOT_FOUND)
-    width, height = open_rgb(sample.image).size
+    width, height = open_rgb(sample.images[0].file).size
     mask = region.pixels(height, width)
     if mask.shape != (height, width):
         reason = "the mask is not of the image's size"
@@ -149,12 +149,12 @@ def bounded(region: Region, sample: Sample, most: float) -> Region:
 
 def _recorded_masks(sample: Sample) -> Region:
     """Return the sample's masks, joined; every pixel that is not black belongs to the lesion."""
-    masks = [np.asarray(open_rgb(file)).any(axis=2) for file in sample.masks]
+    masks = [np.asarray(open_rgb(file)).any(axis=2) for file in sample.images[0].masks]
     if not masks:
         return Region(reason=NOT_FOUND)
     if len({mask.shape for mask in masks}) > 1:
         return Region(reason="the masks of the image differ in size")
-    confidence = 1.0 if sample.confidence is None else sample.confidence
+    confidence = 1.0 if sample.images[0].confidence is None else sample.images[0].confidence
     return _from_mask(np.logical_or.reduce(masks), "mask", confidence)
 
 
@@ -163,20 +163,20 @@ def _recorded_heat(sample: Sample, rule: str) -> Region:
 
     The confidence is the table's, or else the hottest value if all values lie in [0, 1].
     """
-    if sample.heatmap is None:
+    if sample.images[0].heatmap is None:
         return Region(reason=NOT_FOUND)
-    heat = read_heat(sample.heatmap)
-    confidence = sample.confidence
+    heat = read_heat(sample.images[0].heatmap)
+    confidence = sample.images[0].confidence
     if confidence is None and heat.max() <= 1:
         confidence = float(heat.max())
     if confidence is None:
         return Region(reason="the heat map has no confidence and is not scaled to [0, 1]")
-    return _from_heat(heat, open_rgb(sample.image), rule, "heat", confidence)
+    return _from_heat(heat, open_rgb(sample.images[0].file), rule, "heat", confidence)
 
 
 def _centre(sample: Sample) -> Region:
     """Return the middle half of width and height: an offline stand-in, not a medical tool."""
-    width, height = open_rgb(sample.image).size
+    width, height = open_rgb(sample.images[0].file).size
     return _boxes([Box("centre", width / 4, height / 4, width / 2, height / 2, 0.5)])
 
 
@@ -231,7 +231,7 @@ class Detector:
         self._cached = lru_cache(CACHED)(self._detect)
 
     def find(self, sample: Sample) -> Region:
-        return self._cached(sample.image, self.query and self._fitting(self.query(sample)))
+        return self._cached(sample.images[0].file, self.query and self._fitting(self.query(sample)))
 
     def _fitting(self, query: str) -> str:
         """Return the first words of the query that fit the detector's text encoder (16 tokens in OWL-ViT)."""
@@ -279,7 +279,7 @@ class MedKLIPLocalizer:
             return Region(reason=f"a chest X-ray tool does not read {sample.modality}")
         if sample.organ and not CHEST.intersection(letters(sample.organ)):
             return Region(reason=f"a chest X-ray tool does not read images of: {sample.organ}")
-        return self._cached(sample.image, self._observation(sample))
+        return self._cached(sample.images[0].file, self._observation(sample))
 
     def _observe(self, file: Path, observation: str) -> Region:
         image = open_rgb(file)

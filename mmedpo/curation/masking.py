@@ -26,7 +26,7 @@ class Masker:
         self.folder, self.finder = folder, finder
 
     def find(self, sample: Sample) -> Found:
-        return [list(astuple(box)) for box in self.finder(sample.image, sample.image_digest)]
+        return [list(astuple(box)) for box in self.finder(sample.images[0].file, sample.image_digest)]
 
     def __call__(self, sample: Sample) -> Sample | None:
         """Return the sample with its masked image, itself if there is nothing to mask, None if nothing else is left."""
@@ -38,14 +38,14 @@ def masked(sample: Sample, found: Found, folder: Path) -> Sample | None:
     boxes = burnt_text.masked(_boxes(found))
     if not boxes:
         return sample
-    file = folder / sample.image_digest / f"{sample.image.stem}.png"
+    file = folder / sample.image_digest / f"{sample.images[0].file.stem}.png"
     if not file.exists():
-        pixels = burnt_text.blacked_out(images.pixels(sample.image), boxes)
+        pixels = burnt_text.blacked_out(images.pixels(sample.images[0].file), boxes)
         if pixels.min() == pixels.max():
             return None
         file.parent.mkdir(parents=True, exist_ok=True)
         writable.write_whole(file, images.png(pixels, file.stem)["bytes"])
-    return replace(sample, image=file)
+    return replace(sample, images=(replace(sample.images[0], file=file),))
 
 
 def record(samples: Iterable[tuple[Sample, Found]]) -> dict[str, Any]:

@@ -126,7 +126,11 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     if settings.localizer == "boxes" and not any(
         sample.boxes for sample in source.samples
     ):  # the default, maybe unasked
-        held = [name for name in ("masks", "heatmap") if any(getattr(sample, name) for sample in source.samples)]
+        held = [
+            name
+            for name in ("masks", "heatmap")
+            if any(getattr(one, name) for sample in source.samples for one in sample.images)
+        ]
         if held:
             raise InputError(f"{source.name} marks lesions by {held[0]}, not by boxes: give --localizer {held[0]}.")
     return source

@@ -98,7 +98,7 @@ def _row(sample: Sample, region: Region, noise: Noise, seed: int, processor: Any
     """Yield the titles and pictures of one image."""
     from PIL.Image import fromarray
 
-    picture = images.open_rgb(sample.image)
+    picture = images.open_rgb(sample.images[0].file)
     shape = picture.height, picture.width
     mask = np.ones(shape, bool) if noise.whole else region.pixels(*shape)
     png, coverage = Noiser(noise, seed)(sample, region)

@@ -34,7 +34,7 @@ def row_sizes(
     Raises:
         InputError: a file cannot be read, or is no usable image.
     """
-    plain, noised = _ratios(pairs, lambda pair: images.embedded(pair.sample.image)), dict[str, float]()
+    plain, noised = _ratios(pairs, lambda pair: images.embedded(pair.sample.images[0].file)), dict[str, float]()
     if noise is not None:
         noiser = Noiser(noise, seed)
         visual = (pair for pair in pairs if pair.dispreference != TEXT_PAIR)
@@ -53,7 +53,7 @@ def row_sizes(
 
 
 def _image(pair: Pair) -> tuple[str, str]:
-    return pair.sample.image_digest, pair.sample.image.suffix.lower()
+    return pair.sample.image_digest, pair.sample.images[0].file.suffix.lower()
 
 
 def _shown(pair: Pair, located: Mapping[str, Any], noise: Noise | None) -> set[Any]:
@@ -82,8 +82,8 @@ def _ratios(pairs: Iterable[Pair], store: Callable[[Pair], dict[str, Any]]) -> d
 
 def _file_bytes(sample: Sample) -> int:
     try:
-        return sample.image.stat().st_size
+        return sample.images[0].file.stat().st_size
     except OSError as error:
         raise InputError(
-            f"{sample.image}: {error.strerror}. Restore the image, then run again with --resume."
+            f"{sample.images[0].file}: {error.strerror}. Restore the image, then run again with --resume."
         ) from None

@@ -153,7 +153,7 @@ def _visual_pair(
     if judged and judged.get("reason") == NOT_WRONG:  # neither side would be worse than the other
         return None, _reject(sample, kind, NOT_WRONG, _last_rationale(judged), "judge")
     if noise.method == "black":
-        pixels = images.pixels(sample.image)
+        pixels = images.pixels(sample.images[0].file)
         if not pixels[_mask(pixels, region, noise)].any():
             return None, _reject(sample, kind, "the region is black already", "", "locate")
     return Pair(sample, kind, region.confidence), None
@@ -175,7 +175,7 @@ def dataset_rows(
         sample = pair.sample
         row: dict[str, Any] = {
             "id": row_id(sample, pair.dispreference),
-            "images": [embedded(sample.image)],
+            "images": [embedded(sample.images[0].file)],
             "rejected_images": None,
             "prompt": _message("user", sample.prompt),
             "chosen": _message("assistant", sample.answer),
@@ -255,8 +255,8 @@ class Noiser:
     def __call__(self, sample: Sample, region: Region) -> tuple[dict[str, Any], float]:
         """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels."""
         if self.noise.per == "row":
-            return self._noised(sample.image, region, row_id(sample, self.noise.dispreference))
-        return self.shared(sample.image, Region() if self.noise.whole else region.area)
+            return self._noised(sample.images[0].file, region, row_id(sample, self.noise.dispreference))
+        return self.shared(sample.images[0].file, Region() if self.noise.whole else region.area)
 
     def _noised(self, image: Path, region: Region, row: str = "") -> tuple[dict[str, Any], float]:
         noise, pixels = self.noise, images.pixels(self.read(image))
@@ -278,7 +278,7 @@ class MarkedNoise:
 
     def __call__(self, sample: Sample) -> dict[str, Any] | None:
         """Return the noised image as PNG, {"bytes", "path"}, or None where the sample marks no usable lesion."""
-        marks = {"boxes": sample.boxes, "masks": sample.masks, "heatmap": sample.heatmap}
+        marks = {"boxes": sample.boxes, "masks": sample.images[0].masks, "heatmap": sample.images[0].heatmap}
         named = next((name for name, marked in marks.items() if marked), "none")
         region = open_localizer(named, max_coverage=MOST_COVERAGE).locate(sample)
         if region.reason:

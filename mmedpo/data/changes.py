@@ -63,10 +63,11 @@ def of_samples(samples: Iterable[Sample]) -> Iterator[tuple[str, Parts]]:
     """
     contents = lru_cache(BLOCK)(sha256)  # questions share masks
     for one in samples:
+        image = one.images[0]
         yield one.id, parts(
-            question=one.question, answer=one.answer, task=one.task, image=one.image_digest,
-            boxes=[asdict(box) for box in one.boxes], masks=[contents(file) for file in one.masks],
-            heatmap=one.heatmap and contents(one.heatmap), confidence=one.confidence,
+            question=one.question, answer=one.answer, task=one.task, image=image.digest,
+            boxes=[asdict(box) for box in image.boxes], masks=[contents(file) for file in image.masks],
+            heatmap=image.heatmap and contents(image.heatmap), confidence=image.confidence,
             modality=one.modality, organ=one.organ, options=one.options,
         )  # fmt: skip
 

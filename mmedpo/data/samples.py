@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from sys import intern
 from typing import Any
 
 import numpy as np
 
-from mmedpo.data import credentialed, dicom, findings, options, placeholders, safe_paths
+from mmedpo.data import credentialed, findings, options, placeholders
 from mmedpo.data.columns import MISSING_ANSWER, form_faults, group_name, row_of
+from mmedpo.data.files import Files, find_file, relative_name, spelling
 from mmedpo.data.image_modes import WIDE_PIXEL, refuse_bombs
-from mmedpo.data.images import SUFFIXES, open_rgb
+from mmedpo.data.images import open_rgb
 from mmedpo.data.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
 from mmedpo.data.text import folded, words
 from mmedpo.errors import Fault, InputError
 from mmedpo.schema import TASKS
 
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "choice": "choice_vqa", **{task: task for task in TASKS}}
-READ = (*SUFFIXES, ".npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +37,52 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One question about one image: the unit of curation and evaluation."""
+class SampleImage:
+    """One image of a sample, with the lesions marked in it."""
 
-    id: str
-    image: Path
-    question: str
-    answer: str
-    task: str
-    image_id: str
-    patient_id: str | None
-    split: str
-    boxes: tuple[Box, ...]
-    source: str
-    license: str
+    file: Path
+    name: str  # path in the source
+    boxes: tuple[Box, ...] = ()
     masks: tuple[Path, ...] = ()  # pictures of the image's size, black outside lesions
     heatmap: Path | None = None  # a picture, or a .npy array of two dimensions
     confidence: float | None = None  # of the masks or the heat map, in [0, 1]
+    digest: str = ""  # `images.digest`, set when the file is read
+    size: tuple[int, int] = (0, 0)  # width and height in pixels, set when the file is read
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question about one image or several: the unit of curation and evaluation."""
+
+    id: str
+    images: tuple[SampleImage, ...]  # in the order in which they are shown
+    question: str
+    answer: str
+    task: str
+    patient_id: str | None
+    split: str
+    source: str
+    license: str
     modality: str | None = None  # as in the table ("X-Ray", "CT", ...)
     organ: str | None = None
     question_type: str | None = None  # as in the table; may be a list ("PRES, ABN")
-    image_digest: str = ""  # `images.digest`, set when the file is read
-    image_size: tuple[int, int] = (0, 0)  # width and height in pixels, set when the file is read
     options: tuple[str, ...] = ()  # of multiple choice; `answer` is one of them
     question_set: str | None = None  # of its image, right only together
+
+    @property
+    def image_id(self) -> str:
+        """Return the name of the images in the source."""
+        return self.images[0].name
+
+    @property
+    def image_digest(self) -> str:
+        """Return the digest of the images."""
+        return self.images[0].digest
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Return the boxes of all images."""
+        return self.images[0].boxes
 
     @property
     def prompt(self) -> str:
@@ -170,12 +189,11 @@ def read_sample(
     if faults or isinstance(image, Fault) or task is None:
         return None, faults
     # `intern` stores a text that many rows share once.
+    shown = SampleImage(image, intern(relative_name(root, image)), boxes, masks, heatmap, confidence)
     return Sample(
-        id=as_text(row["id"]) or where, image=image, question=question, answer=answer, task=task,
-        image_id=intern(_relative_name(root, image)), patient_id=intern(group_name(row["patient_id"])) or None,
-        split=intern(as_text(row["split"]).strip()), boxes=boxes, source=_line(row["source"]) or intern(name),
-        license=_line(row["license"]) or intern(license), masks=masks, heatmap=heatmap, confidence=confidence,
-        image_digest="", image_size=(0, 0), options=offered,
+        id=as_text(row["id"]) or where, images=(shown,), question=question, answer=answer, task=task,
+        patient_id=intern(group_name(row["patient_id"])) or None, split=intern(as_text(row["split"]).strip()),
+        source=_line(row["source"]) or intern(name), license=_line(row["license"]) or intern(license), options=offered,
         **{column: _line(row[column]) or None for column in ("modality", "organ", "question_type", "question_set")},
     ), []  # fmt: skip
 
@@ -201,72 +219,6 @@ def _regions(
     if confidence is not None and not 0 <= confidence <= 1:
         faults.append(Fault(where, "confidence", "is not a number in [0, 1]", repr(row["confidence"])))
     return tuple(found["masks"]), next(iter(found["heatmap"]), None), confidence, faults
-
-
-def spelling(name: str) -> str:
-    """Return a file's name in Unicode NFC, since disks and tables differ in how they store accents."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _relative_name(root: Path, file: Path) -> str:
-    return spelling(file.relative_to(root).as_posix())
-
-
-class Files(dict[str, list[Path]]):
-    """Files by the `spelling` of each end of their path ("c.png", "b/c.png"), shortest paths first.
-
-    `folders` are those that links may lead to.
-    """
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        super().__init__()
-        self.folders = folders
-        self.known: dict[str, Path | str] = {}  # cache of `find_file` by name: the file, or the fault's sentence
-
-
-def image_files(root: Path, also: Sequence[Path] = ()) -> Files:
-    """Return all files below `root`, whose links may also lead to the folders `also`; `find_file` reads their kind."""
-    images = Files((root, *also))
-    for file in sorted(root.rglob("*"), key=lambda file: (len(file.parts), file)):
-        parts = _relative_name(root, file).split("/")
-        for begin in range(len(parts)):
-            images.setdefault("/".join(parts[begin:]), []).append(file)
-    return images
-
-
-def find_file(where: str, column: str, name: Any, root: Path, images: Files) -> Path | Fault:
-    """Return the file of that path, else the one whose path ends in it; or the fault."""
-    if (found := images.known.get(repr(name))) is None:
-        found = images.known[repr(name)] = _look_up(name, root, images)
-    return found if isinstance(found, Path) else Fault(where, column, found, repr(name))
-
-
-def _look_up(name: Any, root: Path, images: Files) -> Path | str:
-    path = PurePosixPath(spelling(str(name)))
-    ending = [file for file in images.get(path.as_posix(), []) if _is_read(file, images.folders)]
-    depth = len(root.parts) + len(path.parts)
-    found = list(takewhile(lambda file: len(file.parts) == depth, ending)) or ending
-    if len(found) > 1:  # the disk has both Unicode forms
-        found = [file for file in found if file.name == PurePosixPath(str(name)).name] or found
-    if not found:
-        kinds = "" if path.suffix.lower() in READ else f" as one of {', '.join(READ)} or a DICOM file"
-        return f"is not below the source folder{kinds}; add the file"
-    if len(found) > 1:
-        return f"is the name of {len(found)} files; give its whole path"
-    if found[0].is_symlink() and not safe_paths.is_inside(found[0], images.folders):
-        return safe_paths.LINKED
-    return found[0]
-
-
-def _is_read(file: Path, folders: Sequence[Path]) -> bool:
-    """Return True for a known suffix, and for DICOM under any name; links that lead out are not opened."""
-    if file.suffix.lower() in READ or (file.is_symlink() and not safe_paths.is_inside(file, folders)):
-        return True
-    with suppress(OSError):
-        if file.is_file():
-            with file.open("rb") as opened:
-                return dicom.is_dicom(opened.read(132))
-    return False
 
 
 def _line(cell: Any) -> str:

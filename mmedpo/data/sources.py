@@ -18,8 +18,9 @@ from typing import Any
 from mmedpo.data import credentialed, gold, licenses, options, safe_paths, splits
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
+from mmedpo.data.files import Files, image_files
 from mmedpo.data.images import UnusableImage, digest, open_rgb
-from mmedpo.data.samples import Files, Sample, image_files, questions, read_heat, read_sample
+from mmedpo.data.samples import Sample, SampleImage, questions, read_heat, read_sample
 from mmedpo.data.tables import find_table
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
@@ -182,7 +183,7 @@ def _read_files(source: Source) -> None:
     for sample in source.samples:
         source.faults += [Fault(sample.id, pair[0], broken[pair]) for pair in _files(sample) if pair in broken]
     source.samples = [
-        replace(sample, image_digest=read["image", sample.image][0], image_size=read["image", sample.image][1])
+        replace(sample, images=tuple(_as_read(one, *read["image", one.file]) for one in sample.images))
         for sample in source.samples
         if not broken.keys() & set(_files(sample))
     ]
@@ -190,8 +191,15 @@ def _read_files(source: Source) -> None:
 
 def _files(sample: Sample) -> list[tuple[str, Path]]:
     """Return the sample's files with their columns."""
-    heat = [] if sample.heatmap is None else [("heatmap", sample.heatmap)]
-    return [("image", sample.image), *(("masks", file) for file in sample.masks), *heat]
+    files = []
+    for one in sample.images:
+        heat = [] if one.heatmap is None else [("heatmap", one.heatmap)]
+        files += [("image", one.file), *(("masks", file) for file in one.masks), *heat]
+    return files
+
+
+def _as_read(image: SampleImage, digest: str, size: tuple[int, int], _: str) -> SampleImage:
+    return replace(image, digest=digest, size=size)
 
 
 def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:

@@ -71,11 +71,11 @@ def boxed(samples: Sequence[Sample]) -> list[Sample]:
         InputError: boxes outside of their image; all are listed.
     """
     chosen = [sample for sample in samples if sample.boxes]
-    sizes = {sample.image: open_rgb(sample.image).size for sample in chosen}
+    sizes = {sample.images[0].file: open_rgb(sample.images[0].file).size for sample in chosen}
     faults = [
         Fault(sample.id, "boxes", f"outside the image of {width} x {height} pixels; correct or remove it", repr(box))
         for sample in chosen
-        for width, height in [sizes[sample.image]]
+        for width, height in [sizes[sample.images[0].file]]
         for box in sample.boxes
         if box.x >= width or box.y >= height or box.x + box.width <= 0 or box.y + box.height <= 0
     ]
@@ -138,7 +138,7 @@ def compare_attention(
 def _compare(
     model: VisionLanguageModel, sample: Sample, picture: Path, settings: Settings, layers: Sequence[Any]
 ) -> dict[str, Any]:
-    image = open_rgb(sample.image)
+    image = open_rgb(sample.images[0].file)
     inputs = model.encode([(image, sample.prompt)])
     found = grids(model.model.config, model.processor, inputs, image)
     visible = seen(found, *image.size)

@@ -161,9 +161,9 @@ def read(asked: Asked, scoring: Scoring | None = None, load_processor: Callable[
 def of_sample(sample: Sample) -> Question:
     """Return the question of a source's sample."""
     return Question(
-        sample.id, sample.image, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
-        sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options, sample.question_set,
-        sample,
+        sample.id, sample.images[0].file, sample.image_id, sample.patient_id, sample.task, sample.question,
+        sample.answer, sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options,
+        sample.question_set, sample,
     )  # fmt: skip
 
 

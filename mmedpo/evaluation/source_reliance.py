@@ -58,7 +58,7 @@ class SourceReliance(VisualReliance):
 
     def views(self, row: Row) -> Row:
         sample, other = self.samples[row["id"]], self.asked.questions[self.partners[row["id"]]]
-        return seen_in(sample.image, self.noised(sample), other.image)
+        return seen_in(sample.images[0].file, self.noised(sample), other.image)
 
     def results(self, predictions: Any, scores: Any) -> Row:
         found = super().results(predictions, scores)

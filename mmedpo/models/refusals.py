@@ -43,7 +43,7 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
 
 def drop_refused(source: Source, processor: Any) -> None:
     """Remove samples that a model's processor refuses from a source, and add their faults to it."""
-    asked = ((one.id, {"question": one.prompt}, {"image": (one.image_size,)}) for one in source.samples)
+    asked = ((one.id, {"question": one.prompt}, {"image": (one.images[0].size,)}) for one in source.samples)
     refused = faults(processor, asked)
     source.faults += credentialed.without_cells(refused) if source.credentialed else refused
     ids = {fault.row for fault in refused}

@@ -165,15 +165,16 @@ def _encode(processor: Any, samples: Sequence[Sample]) -> list[tuple[list[int], 
     pixels: dict[Path, Any] = {}
     rows = []
     for sample in samples:
-        if sample.image not in pixels:
-            image = open_rgb(sample.image)
-            pixels[sample.image] = processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
+        file = sample.images[0].file
+        if file not in pixels:
+            image = open_rgb(file)
+            pixels[file] = processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}
         prompt = processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-        prompt = prompt.replace("<image>", "<image>" * _image_tokens(processor, pixels[sample.image]))
+        prompt = prompt.replace("<image>", "<image>" * _image_tokens(processor, pixels[file]))
         answer = f"{sample.answer}{processor.tokenizer.eos_token}"
         rows.append((processor.tokenizer(prompt)["input_ids"], processor.tokenizer(answer)["input_ids"],
-                     pixels[sample.image]))  # fmt: skip
+                     pixels[file]))  # fmt: skip
     return rows
 
 

@@ -321,8 +321,8 @@ def test_preview_writes_a_sheet_and_says_what_it_left_out(run: Run, corpus: Path
     words = ("--config", tmp_path / "recipe.yaml", "--source", corpus, "--output", tmp_path / "new" / "sheet.png")
     code, output = run("preview", *words, "--count", 50)
     samples = read_source(corpus, "preference").samples
-    lesions = {sample.image for sample in samples if sample.boxes}
-    healthy = {sample.image for sample in samples} - lesions
+    lesions = {sample.images[0].file for sample in samples if sample.boxes}
+    healthy = {sample.images[0].file for sample in samples} - lesions
     assert code == 0 and says(output, f"{len(lesions)} shown; left out: {len(healthy)} no lesion was found.")
     height, width = Image.open(tmp_path / "new" / "sheet.png").size[::-1]
     assert height / len(lesions) == pytest.approx(width / 5 * 1.2, rel=0.01)  # five pictures a row

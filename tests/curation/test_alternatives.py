@@ -11,10 +11,11 @@ import pytest
 from mmedpo.curation import standins
 from mmedpo.curation.hallucinate import Item, Writer
 from mmedpo.curation.standins import COMPARED, Pool, StandInChat
-from mmedpo.data.samples import Sample
+from mmedpo.data.samples import Sample, SampleImage
 from mmedpo.data.text import folded, unit_interval, words
 
-ASKED = Sample("7", Path("7.png"), "What is seen?", "Two clips", "open_vqa", "7.png", None, "train", (), "s", "l")
+IMAGES = (SampleImage(Path("7.png"), "7.png"),)
+ASKED = Sample("7", IMAGES, "What is seen?", "Two clips", "open_vqa", None, "train", "s", "l")
 
 
 def by_definition(answers: list[str], sample: Sample, seed: int) -> list[str]:

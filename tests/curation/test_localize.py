@@ -20,7 +20,7 @@ from mmedpo.curation.query import Query, modality
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import loading
-from mmedpo.data.samples import Box, Sample
+from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
 from mmedpo.quickstart import phantom
@@ -82,10 +82,11 @@ def image(tmp_path: Path) -> Path:
 def about(image: Path, **more: Any) -> Sample:
     """A question about `image`, with further fields."""
     whole: dict[str, Any] = {
-        "id": "q", "question": "What is seen?", "answer": "a nodule", "task": "open_vqa", "image_id": image.name,
-        "patient_id": None, "split": "train", "boxes": (), "source": "s", "license": "l",
+        "id": "q", "question": "What is seen?", "answer": "a nodule", "task": "open_vqa",
+        "patient_id": None, "split": "train", "source": "s", "license": "l",
     }  # fmt: skip
-    return Sample(image=image, **{**whole, **more})
+    marks = {name: more.pop(name) for name in ("boxes", "masks", "heatmap", "confidence") if name in more}
+    return Sample(images=(SampleImage(image, image.name, **marks),), **{**whole, **more})
 
 
 def picture(file: Path, pixels: np.ndarray) -> Path:
@@ -339,8 +340,8 @@ def test_heat_map_without_a_lesion_has_its_reason(
 
 def wide(sample: Sample, tmp_path: Path) -> Sample:
     """The sample with its image stretched to 96 x 48 pixels."""
-    Image.open(sample.image).resize((96, 48)).save(tmp_path / "wide.png")
-    return replace(sample, image=tmp_path / "wide.png")
+    Image.open(sample.images[0].file).resize((96, 48)).save(tmp_path / "wide.png")
+    return replace(sample, images=(replace(sample.images[0], file=tmp_path / "wide.png"),))
 
 
 def check_boxes(boxes: tuple[Box, ...], labels: set[str], width: int, height: int) -> None:
@@ -492,7 +493,7 @@ def test_medklip_gives_its_attention_as_mask_and_its_probability_as_confidence(
 ) -> None:
     sample = replace(reports[0], question="Is there a mass?")
     region = only(medklip, sample)
-    [(heat, confidence)] = medklip.model.observe([Image.open(sample.image)], "mass")
+    [(heat, confidence)] = medklip.model.observe([Image.open(sample.images[0].file)], "mass")
     assert region.confidence == pytest.approx(confidence, abs=1e-6) and region.query == "mass"
     assert region.boxes[0].label == "mass" and region.boxes[0].confidence == region.confidence
     mask = region.pixels(phantom.SIZE, phantom.SIZE)

@@ -144,7 +144,7 @@ def test_preview_shows_masked_images(source: Path, run: Any, tmp_path: Path, mon
     seen = []
     monkeypatch.setattr(
         "mmedpo.curation.preview._draw",
-        lambda shown, *_: seen.extend(images.pixels(sample.image) for sample, _ in shown) or b"",
+        lambda shown, *_: seen.extend(images.pixels(sample.images[0].file) for sample, _ in shown) or b"",
     )
     code, said = run("preview", "--source", source, "--mask_text", "--output", tmp_path / "sheet.png")
     assert code == 0, said

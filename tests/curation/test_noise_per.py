@@ -24,7 +24,7 @@ from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import images, loading, shards
 from mmedpo.data.images import pixels
-from mmedpo.data.samples import Box, Sample
+from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.errors import InputError
 from mmedpo.training.collator import PreferenceCollator
 
@@ -32,10 +32,14 @@ BOX = Box("nodule", 8, 8, 24, 16)
 GRID = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8) * 2
 
 
+def shown(file: Path) -> tuple[SampleImage, ...]:
+    return (SampleImage(file, "a.png"),)
+
+
 @pytest.fixture
 def sample(tmp_path: Path) -> Sample:
     Image.fromarray(GRID).save(tmp_path / "a.png")
-    return Sample("q1", tmp_path / "a.png", "q", "a", "open_vqa", "a.png", None, "train", (), "src", "cc0-1.0")
+    return Sample("q1", shown(tmp_path / "a.png"), "q", "a", "open_vqa", None, "train", "src", "cc0-1.0")
 
 
 def made(sample: Sample, noise: Noise, seed: int = 7, region: Region | None = None) -> bytes:
@@ -59,7 +63,7 @@ def test_noise_per_row_is_that_of_versions_without_the_option(sample: Sample, no
 def test_noise_per_image_depends_on_pixels_and_region_alone(sample: Sample, tmp_path: Path) -> None:
     first = made(sample, Noise())
     Image.fromarray(GRID).convert("RGB").save(tmp_path / "copy.bmp")
-    others = (replace(sample, id="q2", source="other"), replace(sample, image=tmp_path / "copy.bmp"))
+    others = (replace(sample, id="q2", source="other"), replace(sample, images=shown(tmp_path / "copy.bmp")))
     called = Region((replace(BOX, label="mass", confidence=0.3),), query="mass")
     assert {made(other, Noise(), region=called) for other in others} == {first}
     assert made(sample, Noise(), region=Region((BOX,), pack_mask(box_mask((BOX,), 48, 64)))) == first
@@ -67,7 +71,7 @@ def test_noise_per_image_depends_on_pixels_and_region_alone(sample: Sample, tmp_
 
     beside, below = Region((replace(BOX, x=9),)), Region(mask=pack_mask(np.arange(48 * 64).reshape(48, 64) > 2000))
     Image.fromarray(GRID + 1).save(tmp_path / "b.png")
-    brighter = made(replace(sample, image=tmp_path / "b.png"), Noise())
+    brighter = made(replace(sample, images=shown(tmp_path / "b.png")), Noise())
     different = [made(sample, Noise(), region=beside), made(sample, Noise(), region=below), made(sample, Noise(), 8)]
     different += [
         made(sample, noise) for noise in (Noise("gaussian"), Noise(step=700), Noise(edge=1), Noise(pixels=32))
@@ -104,18 +108,18 @@ def test_images_of_rows_are_decoded_once(sample: Sample, tmp_path: Path, monkeyp
     decoded, decode = [], images._decode
     monkeypatch.setattr(images, "_decode", lambda image: decoded.append(image) or decode(image))  # type: ignore[func-returns-value]
     shards.write(both_pairs(sample), tmp_path, "train", 0, 1)
-    assert [image["bytes"] for image in decoded] == [images.embedded(sample.image)["bytes"]]
+    assert [image["bytes"] for image in decoded] == [images.embedded(sample.images[0].file)["bytes"]]
 
 
 def test_images_of_rows_are_decoded_before_they_are_written(sample: Sample, tmp_path: Path) -> None:
-    data = sample.image.read_bytes()
+    data = sample.images[0].file.read_bytes()
     start, end = data.index(b"IDAT"), data.index(b"IEND")
     length = int.from_bytes(data[start - 4 : start], "big")
     lines = bytearray(zlib.decompress(data[start + 4 : start + 4 + length]))
     lines[0] = 9  # no filter of PNG
     packed = b"IDAT" + zlib.compress(lines)
     size, check = (number.to_bytes(4, "big") for number in (len(packed) - 4, zlib.crc32(packed)))
-    sample.image.write_bytes(data[: start - 4] + size + packed + check + data[end - 4 :])
+    sample.images[0].file.write_bytes(data[: start - 4] + size + packed + check + data[end - 4 :])
     text = next(both_pairs(sample))
     with pytest.raises(InputError) as raised:
         shards.write([text], tmp_path, "train", 0, 1)

@@ -111,7 +111,7 @@ def test_rows_are_the_sources_questions(dataset: Dataset, samples: dict[str, Sam
     for row in schema.undecoded(dataset):
         sample = samples[row["provenance"]["sample_id"]]
         assert row["id"] == f"phantom/{sample.id}/{schema.DISPREFERENCES[row['dispreference']]}"
-        assert [image["bytes"] for image in row["images"]] == [sample.image.read_bytes()]
+        assert [image["bytes"] for image in row["images"]] == [sample.images[0].file.read_bytes()]
         assert row["prompt"] == [{"role": "user", "content": sample.question}]
         assert row["chosen"] == [{"role": "assistant", "content": sample.answer}]
         assert schema.TASKS[row["task"]] == sample.task

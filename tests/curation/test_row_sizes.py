@@ -19,7 +19,7 @@ from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import images
-from mmedpo.data.samples import Box, Sample
+from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.errors import InputError
 
 BOX = Box("nodule", 20, 16, 24, 20)
@@ -38,10 +38,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[rows.Pair]:
         file = folder / f"{number}.{kind}"
         Image.fromarray(shown.clip(0, 255).astype(np.uint8)).save(file)
         digest = images.digest(images.open_rgb(file))
+        shown_image = SampleImage(file, file.name, (BOX,), digest=digest, size=(side, side))
         for question in range(2):
             sample = Sample(
-                f"q{number}.{question}", file, "q", "a", "open_vqa", file.name, None, "train", (BOX,), "src",
-                "cc0-1.0", image_digest=digest, image_size=(side, side),
+                f"q{number}.{question}", (shown_image,), "q", "a", "open_vqa", None, "train", "src", "cc0-1.0",
             )  # fmt: skip
             made += [rows.Pair(sample, rows.TEXT_PAIR, None), rows.Pair(sample, "lesion_noise", 0.5)]
     return made
@@ -59,7 +59,7 @@ def test_estimates_are_near_what_files_of_each_format_store(pairs: list[rows.Pai
     makers = rows.Makers(None, None, "boxes", None, noise, 7)
     made = rows.dataset_rows(((one, 1.0, steps) for one in given), makers, False)
     estimates = row_sizes(given, located, noise, 7)
-    for _, about in groupby(given, lambda pair: pair.sample.image.suffix):
+    for _, about in groupby(given, lambda pair: pair.sample.images[0].file.suffix):
         stored, estimated = set(), 0
         for _, row, (id, size) in zip(about, made, estimates, strict=False):
             assert row["id"] == id

@@ -360,7 +360,7 @@ def test_dicom_under_any_name_is_read_if_the_table_names_it(make_source: MakeSou
     source = make_source(rows, images=made | faulty)
     (source / "sub").mkdir()
     read = read_source(source)
-    shown = {sample.id: pixels(sample.image).tolist() for sample in read.samples}
+    shown = {sample.id: pixels(sample.images[0].file).tolist() for sample in read.samples}
     assert shown == {name: pixels(data).tolist() for name, data in made.items()}
     assert shown["implicit"] == shown["explicit.img"] == shown["IM000001"] == shown["big"][::-1]
     texts = [given.sentence for given in read.faults]

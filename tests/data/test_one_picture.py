@@ -77,7 +77,7 @@ def curated(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def right(source: Path) -> dict[str, np.ndarray]:
-    return {sample.id: np.asarray(open_rgb(sample.image)) for sample in read_source(source).samples}
+    return {sample.id: np.asarray(open_rgb(sample.images[0].file)) for sample in read_source(source).samples}
 
 
 def trained_on(processor: Any, rows: Rows) -> list[np.ndarray]:
@@ -133,7 +133,7 @@ def test_every_step_sees_the_same_pixels(
     check([np.asarray(pairs._seen(row, "rejected")[0]) for row in undecoded], noised, names)
     # Shown to a chat model.
     samples = read_source(source).samples
-    shown = [np.asarray(Image.open(io.BytesIO(sent(sample.image))).convert("RGB")) for sample in samples]
+    shown = [np.asarray(Image.open(io.BytesIO(sent(sample.images[0].file))).convert("RGB")) for sample in samples]
     check(shown, [right[sample.id] for sample in samples], [sample.id for sample in samples])
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedpo.data import samples
+from mmedpo.data import files
 from mmedpo.data.images import digest, open_rgb
-from mmedpo.data.samples import Box, Sample, read_heat
+from mmedpo.data.samples import Box, Sample, SampleImage, read_heat
 from mmedpo.data.sources import Source, read_source, refuse_faults
 from mmedpo.errors import InputError
 
@@ -37,11 +37,13 @@ def only(source: Source) -> Sample:
 def test_row_becomes_a_sample(make_source: MakeSource) -> None:
     boxes = [{"label": "nodule", "x": 1, "y": 2.5, "w": 3, "h": 4}, {"x": 0, "y": 0, "width": 1, "height": 1}]
     folder = make_source([row(task="open", split="train", patient_id=7, boxes=boxes, source="clinic", license="mit")])
+    shown = SampleImage(
+        folder / "a.png", "a.png", (Box("nodule", 1, 2.5, 3, 4), Box("", 0, 0, 1, 1)),
+        digest=digest(open_rgb(folder / "a.png")), size=(32, 32),
+    )  # fmt: skip
     assert only(read_source(folder)) == Sample(
-        id="q1", image=folder / "a.png", question="What is seen?", answer="a nodule", task="open_vqa",
-        image_id="a.png", patient_id="7", split="train",
-        boxes=(Box("nodule", 1, 2.5, 3, 4), Box("", 0, 0, 1, 1)), source="clinic", license="mit",
-        image_digest=digest(open_rgb(folder / "a.png")), image_size=(32, 32),
+        id="q1", images=(shown,), question="What is seen?", answer="a nodule", task="open_vqa", patient_id="7",
+        split="train", source="clinic", license="mit",
     )  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def test_row_becomes_a_sample(make_source: MakeSource) -> None:
 def test_columns_are_found_by_their_usual_names(make_source: MakeSource, column: str, names: list[str]) -> None:
     for name in names:
         sample = only(read_source(make_source([row(**{column: CUT, name: row()[column]})], name=name)))
-        assert (sample.id, sample.image.name, sample.question, sample.answer) == tuple(row().values())
+        assert (sample.id, sample.images[0].file.name, sample.question, sample.answer) == tuple(row().values())
 
 
 @pytest.mark.parametrize(
@@ -99,16 +101,22 @@ def test_masks_heat_map_and_what_the_image_is_are_read(make_source: MakeSource, 
     source = read_source(folder)
     assert source.faults == []
     first, second = source.samples
-    assert first.masks == (folder / "masks" / "a.png", folder / "masks" / "left.png")
-    assert (first.heatmap, first.confidence, first.modality, first.organ) == (folder / "a.npy", 0.5, "X-Ray", "Chest")
-    assert second.masks == (folder / "masks" / "left.png",)
-    assert (second.heatmap, second.confidence) == (folder / "heat" / "a.png", 0.0)
+    assert first.images[0].masks == (folder / "masks" / "a.png", folder / "masks" / "left.png")
+    assert (first.images[0].heatmap, first.images[0].confidence, first.modality, first.organ) == (
+        folder / "a.npy",
+        0.5,
+        "X-Ray",
+        "Chest",
+    )
+    assert second.images[0].masks == (folder / "masks" / "left.png",)
+    assert (second.images[0].heatmap, second.images[0].confidence) == (folder / "heat" / "a.png", 0.0)
     assert (second.modality, second.organ) == ("7", "ABD")
 
 
 def test_row_without_them_has_no_region_of_its_own(make_source: MakeSource) -> None:
     sample = only(read_source(make_source([row(masks=[], heatmap="", confidence=None, modality="", organ=None)])))
-    assert (sample.masks, sample.heatmap, sample.confidence, sample.modality, sample.organ) == (
+    (image,) = sample.images
+    assert (image.masks, image.heatmap, image.confidence, sample.modality, sample.organ) == (
         (),
         None,
         None,
@@ -123,8 +131,8 @@ def test_csv_masks_are_one_name_or_json(make_source: MakeSource, cell: str) -> N
     text = f"id,image,question,answer,masks,heatmap\n1,a.png,q,a,{quoted},\n2,a.png,q,a,,b.png\n"
     folder = make_source(text=text, table="t.csv")
     first, second = read_source(folder).samples
-    assert (first.masks, first.heatmap) == ((folder / "b.png",), None)
-    assert (second.masks, second.heatmap) == ((), folder / "b.png")
+    assert (first.images[0].masks, first.images[0].heatmap) == ((folder / "b.png",), None)
+    assert (second.images[0].masks, second.images[0].heatmap) == ((), folder / "b.png")
 
 
 @pytest.mark.parametrize(("answer", "expected"), [(3, "3"), (0, "0"), (2.5, "2.5"), (" left ", "left")])
@@ -142,9 +150,9 @@ def test_unicode_names_and_texts_survive(make_source: MakeSource, png: bytes, ta
     text = json.dumps([UNICODE, row()] if table.endswith("json") else UNICODE, ensure_ascii=False) + ending
     images = {"bilder/röntgen-胸部.png": png, "a.png": png}
     sample = read_source(make_source(text="\ufeff" + text, table=table, images=images)).samples[0]
-    read = {"id": sample.id, "image": sample.image.name, "question": sample.question, "answer": sample.answer}
+    read = {"id": sample.id, "image": sample.images[0].file.name, "question": sample.question, "answer": sample.answer}
     assert read == UNICODE
-    assert sample.image.exists()
+    assert sample.images[0].file.exists()
 
 
 def test_csv_with_quotes_and_line_breaks(make_source: MakeSource) -> None:
@@ -173,7 +181,7 @@ def test_images_of_one_name_in_two_folders_stay_apart(make_source: MakeSource, p
     rows = [row(id=folder, image=f"{folder}/0.png") for folder in ("study-1", "study-2")]
     folder = make_source(rows, images={"study-1/0.png": png, "study-2/0.png": png})
     samples = read_source(folder).samples
-    assert [sample.image for sample in samples] == [folder / "study-1" / "0.png", folder / "study-2" / "0.png"]
+    assert [sample.images[0].file for sample in samples] == [folder / "study-1" / "0.png", folder / "study-2" / "0.png"]
     assert [sample.image_id for sample in samples] == ["study-1/0.png", "study-2/0.png"]
 
 
@@ -192,7 +200,7 @@ def test_image_is_found_by_its_path_or_else_by_its_base_name(
     files = ("0.png", "a/0.png", "a/2.png", "b/0.png", "deep/b/1.png", "deep/c/1.png")
     folder = make_source([row(image=name)], images=dict.fromkeys(files, png))
     sample = only(read_source(folder))
-    assert (sample.image, sample.image_id) == (folder / expected, expected)
+    assert (sample.images[0].file, sample.image_id) == (folder / expected, expected)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +227,13 @@ def test_a_name_in_many_folders_is_looked_for_once_and_among_its_own_files(
         [row(id=f"{n}", image=name) for n, name in enumerate(names * 2)], images=dict.fromkeys(names, png)
     )
     looked: list[int] = []
-    find = samples._look_up
+    find = files._look_up
 
-    def count(name: object, root: Path, images: samples.Files) -> Path | str:
+    def count(name: object, root: Path, images: files.Files) -> Path | str:
         looked.append(len(images.get(str(name), [])))
         return find(name, root, images)
 
-    monkeypatch.setattr(samples, "_look_up", count)
+    monkeypatch.setattr(files, "_look_up", count)
     assert [sample.image_id for sample in read_source(folder).samples] == names * 2
     assert looked == [1] * 30
 

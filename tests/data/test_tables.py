@@ -185,12 +185,13 @@ def test_files_are_found_in_either_form_of_their_name(
     source = read_source(make_source(rows, images=dict.fromkeys(on_disk, png)))
     assert source.faults == []
     (sample,) = source.samples
-    assert sample.image.name == Path(on_disk[0]).name and sample.image_id == unicodedata.normalize("NFC", names[0])
-    assert [sample.masks[0].parent.name, sample.heatmap and sample.heatmap.parent.name] == ["masks", "heat"]
+    (image,) = sample.images
+    assert image.file.name == Path(on_disk[0]).name and image.name == unicodedata.normalize("NFC", names[0])
+    assert [image.masks[0].parent.name, image.heatmap and image.heatmap.parent.name] == ["masks", "heat"]
 
 
 def test_two_forms_of_one_name_on_one_disk_are_two_files(make_source: MakeSource, png: bytes) -> None:
     names = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
     rows = [{**WHOLE, "id": str(number), "image": name} for number, name in enumerate(names)]
     source = read_source(make_source(rows, images=dict.fromkeys(names, png)))
-    assert [sample.image.name for sample in source.samples] == names
+    assert [sample.images[0].file.name for sample in source.samples] == names

@@ -27,7 +27,7 @@ from processors import CLIP, known_without_video, matched
 
 from mmedpo.cli import main
 from mmedpo.data.images import open_rgb
-from mmedpo.data.samples import Box, Sample
+from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.data.sources import read_source
 from mmedpo.errors import InputError
 from mmedpo.evaluation import attention
@@ -236,7 +236,9 @@ def yellow(file: Path) -> np.ndarray:
 
 
 def test_pictures_show_each_map_in_its_place_on_one_scale(tmp_path):
-    sample = Sample("a", Path("a.png"), "Is $x_1$ < 3? 肺炎 \\frac", "yes $", "closed_vqa", "a", None, "", (), "", "")
+    sample = Sample(
+        "a", (SampleImage(Path("a.png"), "a"),), "Is $x_1$ < 3? 肺炎 \\frac", "yes $", "closed_vqa", None, "", "", ""
+    )
     seen, black = np.ones((40, 60), bool), Image.new("RGB", (60, 40))
     numbers = {run: {"on_image": 0.5, "in_box": None, "lift": None} for run in attention.RUNS}
     found = []
@@ -281,7 +283,7 @@ def test_command_writes_pictures_and_their_numbers(tiny_model, random_adapter, c
     assert len(found["samples"]) == 3 and all(row["id"] in there for row in found["samples"])
     plain, row = VisionLanguageModel(str(tiny_model)), found["samples"][0]
     sample = there[row["id"]]
-    inputs = plain.encode([(open_rgb(sample.image), sample.question)])
+    inputs = plain.encode([(open_rgb(sample.images[0].file), sample.question)])
     forced = answer_tokens(plain.processor, sample.question, sample.answer)
     mass = read(plain, inputs, forced, attending(plain)).mass
     assert row["on_image"]["start"] == pytest.approx(mass.sum(), abs=1e-6), "before is the model without adapter"
@@ -359,7 +361,7 @@ def sample(corpus: Path) -> Sample:
 
 
 def inputs_of(model: VisionLanguageModel, sample: Sample) -> Any:
-    return model.encode([(open_rgb(sample.image), sample.question)])
+    return model.encode([(open_rgb(sample.images[0].file), sample.question)])
 
 
 def test_layers_are_chosen_by_number(model):
@@ -371,7 +373,7 @@ def test_layers_are_chosen_by_number(model):
 
 
 def test_unknown_families_and_layouts_are_refused(model, sample):
-    image, config, inputs = open_rgb(sample.image), model.model.config, inputs_of(model, sample)
+    image, config, inputs = open_rgb(sample.images[0].file), model.model.config, inputs_of(model, sample)
     unknown = SimpleNamespace(model_type="idefics2", image_token_id=config.image_token_id)
     with pytest.raises(InputError, match="'idefics2': the layout of its image tokens is unknown"):
         grids(unknown, model.processor, inputs, image)
@@ -397,7 +399,7 @@ def test_answer_that_cannot_be_said_is_refused(model, sample):
 
 def test_own_answer_is_the_models_greedy_one(model, sample):
     reading = read(model, inputs_of(model, sample), None, attending(model), longest=8)
-    shown = (open_rgb(sample.image), sample.question)
+    shown = (open_rgb(sample.images[0].file), sample.question)
     assert [[reading.answer]] == model.answer([shown], Sampling(max_new_tokens=8))
 
 

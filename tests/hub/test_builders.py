@@ -395,7 +395,7 @@ def test_slake_is_read_from_each_of_its_layouts(layout: Callable[[Path], Path], 
     assert (first.source, first.image_id, first.modality, first.organ) == (
         "slake", "imgs/xmlab1/source.jpg", "X-Ray", "Lung",
     )  # fmt: skip
-    assert first.image.read_bytes() == picture(1)
+    assert first.images[0].file.read_bytes() == picture(1)
     assert [(box.label, box.x, box.y, box.width, box.height) for box in first.boxes] == [
         ("Lung Cancer", 3, 4, 5, 6), ("Atelectasis", 0, 0, 4, 4),
     ]  # fmt: skip

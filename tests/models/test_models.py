@@ -44,7 +44,7 @@ def questions(corpus: Path) -> list[Question]:
     """Four questions of different lengths about different images."""
     samples = read_source(corpus, "test").samples[::5][:4]
     assert len({len(sample.question) for sample in samples}) > 1
-    return [(open_rgb(sample.image), sample.question) for sample in samples]
+    return [(open_rgb(sample.images[0].file), sample.question) for sample in samples]
 
 
 # What is refused.

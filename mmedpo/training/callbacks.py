@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy
 from mmedpo.errors import Stopped
 
 OF_ONE_START = ("train_loss", "train_samples_per_second", "train_steps_per_second")  # wrong in a resumed training
-SECONDS, UNLOGGED = "seconds", "unlogged"  # in the state that each checkpoint keeps
+SECONDS, UNLOGGED, SHIFT = "seconds", "unlogged", "reward_shift"  # in the state that each checkpoint keeps
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 2.0  # seconds; launchers forward Ctrl-C, so a second SIGINT within these is the same one
 AGAIN = f"Another Ctrl-C, after {ECHO:.0f} seconds or later, ends at once."
@@ -90,6 +90,37 @@ class Logs(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = control.should_evaluate = False
+
+
+class RewardShift(TrainerCallback):
+    """Reward shift of "bco_pair": mean reward of the sides of all earlier steps, each with its pair's weight.
+
+    It is 0 in the first step, and stays the same within a step, so that batch size, accumulation and processes do not
+    change it. Every checkpoint stores its sums.
+    """
+
+    def __init__(self) -> None:
+        self._sums, self._step = [0.0, 0.0], [0.0, 0.0]  # of rewards and weights: of earlier steps, of this one
+
+    @property
+    def value(self) -> float:
+        rewards, weights = self._sums
+        return rewards / weights if weights else 0.0
+
+    def add(self, chosen: torch.Tensor, rejected: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add a batch of all processes (rewards and weights: float, B); pairs without a finite reward are left out."""
+        reward = (chosen.double() + rejected.double()) / 2
+        known = reward.isfinite()
+        self._step[0] += (weight * reward)[known].sum().item()
+        self._step[1] += weight[known].sum().item()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.bco_shift:
+            self._sums = state.stateful_callbacks.setdefault(SHIFT, self._sums)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._sums[:] = [sum(pair) for pair in zip(self._sums, self._step, strict=True)]
+        self._step = [0.0, 0.0]
 
 
 class StopOnSignal(TrainerCallback):

@@ -11,17 +11,18 @@ from mmedpo.errors import InputError
 from mmedpo.runs.options import outside, refuse, unfit
 from mmedpo.training import zero
 
-PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")  # means over pairs, which a weight per pair can scale
+# Means over pairs, which a weight per pair can scale.
+PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "bco_pair")
 ADDED_LOSSES = {  # never weighted, since they do not depend on the rejected response's relevance
     "sft": "the NLL of the chosen side",
     "mdpo_anchor": "keeps the chosen side's reward above 0",
     "tdpo_kl": "the token-wise KL divergence to the reference",
 }
 LOSS_TYPES = (*PREFERENCE_LOSSES, *ADDED_LOSSES)
+SORTED = {"aot", "aot_unpaired"}  # of TRL
+SMOOTHED = ("sigmoid", "robust")
 UNSUPPORTED = {
-    "label_smoothing": 0.0,
     "f_divergence_type": "reverse_kl",
-    "ld_alpha": None,
     "use_weighting": False,
     "precompute_ref_log_probs": False,
     "truncation_mode": "keep_start",
@@ -72,8 +73,9 @@ class MMedPOConfig(DPOConfig):
 
     Differences from the parent: `loss_type` takes `LOSS_TYPES` only, new among them "mdpo_anchor" and "tdpo_kl". "sft"
     is the mean over pairs of each chosen side's mean token NLL; TRL's mean over the batch's tokens depends on the batch
-    size. `max_length` is None, since cutting a row may cut its image tokens. `train_sampling_strategy`
-    "group_by_length" also groups by kind of pair. The fields below are new.
+    size. `label_smoothing` applies to "sigmoid" too (conservative DPO), where TRL ignores it. `max_length` is None,
+    since cutting a row may cut its image tokens. `train_sampling_strategy` "group_by_length" also groups by kind of
+    pair. The fields below are new.
     """
 
     weighted: bool = field(
@@ -118,6 +120,13 @@ class MMedPOConfig(DPOConfig):
             "not trained. The vision tower is never trained."
         },
     )
+    bco_shift: bool = field(
+        default=False,
+        metadata={
+            "help": "Take BCO's reward shift off both sides' rewards in bco_pair: the weighted mean reward of all "
+            "earlier steps. False: no shift, as in TRL."
+        },
+    )
     max_length: int | None = field(
         default=None, metadata={"help": "Longest row in tokens, image tokens included; a longer row is an error."}
     )
@@ -133,9 +142,14 @@ class MMedPOConfig(DPOConfig):
         super().__post_init__()
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:
+            why = (
+                "it sorts the pairs of a batch, so that no pair has a loss of its own for its weight"
+                if set(unknown) <= SORTED
+                else "a clinical weight needs a mean over the losses of pairs, and of these some are built in"
+            )
             raise InputError(
-                f"loss_type {unknown} is not supported: a clinical weight is defined for losses that are a mean over "
-                f"pairs. Use one of {', '.join(PREFERENCE_LOSSES)}, and add, if wanted and never weighted, "
+                f"loss_type {unknown} is not supported: {why}. Use one of {', '.join(PREFERENCE_LOSSES)}, and add, if "
+                "wanted and never weighted, "
                 + "; ".join(f"{name} ({meaning})" for name, meaning in ADDED_LOSSES.items())
             )
         if self.loss_type != ["sft"] and not set(self.loss_type) & set(PREFERENCE_LOSSES):
@@ -143,6 +157,7 @@ class MMedPOConfig(DPOConfig):
                 f"loss_type {self.loss_type} has no preference loss: add {' or '.join(PREFERENCE_LOSSES)}. "
                 "Only 'sft' may stand alone, as the supervised control."
             )
+        self._refuse_without_effect()
         changed = [name for name, only in UNSUPPORTED.items() if getattr(self, name) != only]
         if changed:
             raise InputError(f"{', '.join(changed)}: not supported by MMedPO's loss; leave TRL's default.")
@@ -165,3 +180,15 @@ class MMedPOConfig(DPOConfig):
         for name in ("beta", "projector_learning_rate"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise InputError(f"{name} is {value}; it must be positive.")
+
+    def _refuse_without_effect(self) -> None:
+        """Raise InputError for settings of a loss that is not among `loss_type`, or that change nothing in it."""
+        losses, smoothing = set(self.loss_type), self.label_smoothing
+        cases = (
+            (not 0 <= smoothing < 0.5, f"label_smoothing is {smoothing}; a share of wrong labels lies in [0, 0.5)"),
+            (smoothing and losses.isdisjoint(SMOOTHED), f"label_smoothing needs {' or '.join(SMOOTHED)} in loss_type"),
+            ("robust" in losses and not smoothing, "robust with label_smoothing 0 is sigmoid; give such as 0.1"),
+            (self.bco_shift and "bco_pair" not in losses, "bco_shift needs bco_pair in loss_type"),
+            (self.ld_alpha is not None and losses == {"sft"}, "ld_alpha needs a preference loss in loss_type"),
+        )
+        refuse([sentence for wrong, sentence in cases if wrong])

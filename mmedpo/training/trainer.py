@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -24,10 +23,11 @@ from mmedpo.errors import InputError
 from mmedpo.models.answers import Answers
 from mmedpo.models.sharing import BATCH_IMAGES, BatchImages, read_answers
 from mmedpo.models.vision_language import load_processor
-from mmedpo.training.callbacks import BeforeTraining, Logs, Unlogged
+from mmedpo.training.callbacks import BeforeTraining, Logs, RewardShift, Unlogged
 from mmedpo.training.collator import PreferenceCollator
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.grouping import GroupedSampler, ImageSampler, images_and_questions, lengths_and_kinds
+from mmedpo.training.losses import desensitised, pair_losses, shared_lengths
 from mmedpo.training.optimisations import verify_optimisations
 from mmedpo.training.parts import is_frozen, refuse_trained_tower, same_encoder, vision_parameters
 from mmedpo.training.reference import ReferenceCache, reference_fingerprint
@@ -53,7 +53,7 @@ class MMedPOTrainer(DPOTrainer):
 
     Metrics beside TRL's: `rewards/margins_<kind>` for each kind of pair; `weights/mean`, `weights/sd`, and
     `weights/mass`, Kish's effective sample size (sum w)^2 / sum w^2 over the number of pairs, in (0, 1]; `kl`, the
-    divergence of `tdpo_kl`.
+    divergence of `tdpo_kl`; `rewards/shift` of `bco_shift`.
 
     Raises:
         InputError: a dataset has no `weight` column; the vision tower is trained; or `projector_learning_rate` is set
@@ -97,6 +97,8 @@ class MMedPOTrainer(DPOTrainer):
         self._metrics["train"] = unlogged
         self.add_callback(BeforeTraining(self))
         self.add_callback(Logs(unlogged))
+        self._shift = RewardShift()
+        self.add_callback(self._shift)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -198,25 +200,34 @@ class MMedPOTrainer(DPOTrainer):
             return self.answers(model, inputs, seen)
 
     def reference_logps(self, inputs: dict[str, torch.Tensor], seen: BatchImages | None = None) -> torch.Tensor:
-        """Return the log-probability of each side (float32, 2B, chosen first) under the reference."""
-        return self.reference_answers(inputs, seen).logps().sum(dim=1)
+        """Return the reference's log-probability of each side (float32, 2B, chosen first), as `desensitised`."""
+        tokens = self.reference_answers(inputs, seen).logps()
+        return desensitised(tokens, inputs["completion_mask"].sum(dim=1), self.args.ld_alpha)
+
+    def _cached_as(self, inputs: dict[str, Any], lengths: torch.Tensor) -> list[str]:
+        """Return the names of the sides' reference log-probabilities; `ld_alpha` makes those of longer sides differ."""
+        if self.args.ld_alpha is None:
+            return inputs["side_keys"]
+        sides = zip(inputs["side_keys"], lengths.tolist(), shared_lengths(lengths).tolist(), strict=True)
+        return [f"{key} {self.args.ld_alpha} {shared}" if own > shared else key for key, own, shared in sides]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if return_outputs:
             raise NotImplementedError("compute_metrics is not supported; use `mmedpo evaluate` on the saved adapter.")
         seen = self._images(inputs)
         answers = self.answers(model, inputs, seen)
-        logps, lengths = answers.logps().sum(dim=1), inputs["completion_mask"].sum(dim=1)
-        ratios, kl = logps, torch.zeros_like(inputs["weight"])
+        tokens, lengths = answers.logps(), inputs["completion_mask"].sum(dim=1)
+        logps, ratios = tokens.sum(dim=1), desensitised(tokens, lengths, self.args.ld_alpha)
+        kl = torch.zeros_like(inputs["weight"])
         if "tdpo_kl" in self.loss_types:
             reference = self.reference_answers(inputs, seen)
-            ratios = logps - reference.logps().sum(dim=1)
+            ratios = ratios - desensitised(reference.logps(), lengths, self.args.ld_alpha)
             divergence = answers.divergence(reference).sum(dim=1) / lengths.clamp(min=1)
             kl = torch.stack(divergence.chunk(2)).mean(dim=0)
         elif self.loss_types != ["sft"]:
             live, known = partial(self.reference_logps, inputs, seen), self._reference_cache
-            ratios = logps - (live() if known is None else known.get(inputs["side_keys"], live))
-        pair_loss = self.pair_loss(ratios, logps, lengths, inputs["weight"], kl)
+            ratios = ratios - (live() if known is None else known.get(self._cached_as(inputs, lengths), live))
+        pair_loss = pair_losses(self.args, ratios, logps, lengths, inputs["weight"], kl, self._shift.value)
         self._record(inputs, ratios, logps, kl, pair_loss)
         if self.model.training:
             self._refuse_lost(self._metrics["train"]["loss"][-1])
@@ -238,43 +249,6 @@ class MMedPOTrainer(DPOTrainer):
             metrics["weights/sd"] = [math.sqrt(max(square - mean**2, 0.0))]
             metrics["weights/mass"] = [mean**2 / square if square else 0.0]
         super().log(logs, start_time)
-
-    def pair_loss(
-        self,
-        ratios: torch.Tensor,
-        logps: torch.Tensor,
-        lengths: torch.Tensor,
-        weight: torch.Tensor,
-        kl: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the loss of each pair (float, B): the weighted preference loss, plus added losses of the chosen side.
-
-        Args:
-            ratios: log pi / ref of each side (float, 2B, chosen first).
-            logps: log-probability of each side (float, 2B).
-            lengths: answer tokens of each side (int, 2B).
-            weight: clinical weight of each pair (float, B).
-            kl: KL(reference || model) in nats, mean over the tokens and sides of each pair (float, B), for "tdpo_kl".
-        """
-        chosen, rejected = ratios.chunk(2)
-        weight = weight if self.args.weighted else torch.ones_like(weight)
-        total = torch.zeros_like(chosen)
-        shares: list[float] = self.loss_weights
-        for name, share in zip(self.loss_types, shares, strict=True):
-            if name == "sigmoid":
-                total = total + share * weight * -F.logsigmoid(self.beta * (chosen - rejected))
-            elif name == "hinge":
-                total = total + share * weight * torch.relu(1 - self.beta * (chosen - rejected))
-            elif name == "ipo":  # per token, as in TRL, on advice of IPO's authors
-                margin = torch.sub(*(ratios / lengths.clamp(min=1)).chunk(2))
-                total = total + share * weight * (margin - 1 / (2 * self.beta)) ** 2
-            elif name == "mdpo_anchor":  # mDPO (Wang et al., 2024), equation of L_AncPO with its delta of 0
-                total = total + share * -F.logsigmoid(self.beta * chosen)
-            elif name == "sft":
-                total = total - share * (logps / lengths.clamp(min=1)).chunk(2)[0]
-            elif name == "tdpo_kl" and kl is not None:  # the forward KL of TDPO (Zeng et al., 2024, sec. 4), a penalty
-                total = total + share * kl
-        return total
 
     @torch.no_grad()
     def _record(
@@ -298,6 +272,7 @@ class MMedPOTrainer(DPOTrainer):
             "weights/mean": weight,
             "weights/square": weight.square(),
             **({"kl": kl} if "tdpo_kl" in self.loss_types else {}),
+            **({"rewards/shift": torch.tensor(self._shift.value)} if self.args.bco_shift else {}),
             # Replaces the Trainer's own sum, which a resumed run would start at zero.
             **({"loss": loss} if self.model.training else {}),
         }
@@ -305,3 +280,5 @@ class MMedPOTrainer(DPOTrainer):
             # Supervised training has no reference and thus no rewards.
             if value.numel() and not (self.loss_types == ["sft"] and name.startswith("rewards/")):
                 metrics[name].append(value.mean().item())
+        if self.args.bco_shift and self.model.training:
+            self._shift.add(chosen, rejected, weight if self.args.weighted else torch.ones_like(weight))

@@ -25,7 +25,8 @@ def arguments(preferences: Path, model: Path, output: Path, **changes: object) -
         "logging_steps": 1, "per_device_train_batch_size": 4, "disable_tqdm": "true", **changes,
     }  # fmt: skip
     recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml")]
-    return recipe + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    lists = {name: value if isinstance(value, list) else [value] for name, value in settings.items()}
+    return recipe + [word for name, values in lists.items() for word in (f"--{name}", *map(str, values))]
 
 
 class Killed(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -16,11 +17,12 @@ from launches import KILLED, Killed, arguments, interrupt, launch
 from mmedpo.errors import InputError, Stopped
 from mmedpo.hub.cards import write_adapter_card
 from mmedpo.runs.json_files import read_json
-from mmedpo.training import record, run
+from mmedpo.training import losses, record, run, trainer
 
 slow = pytest.mark.slow
 TIMES = ("runtime", "_per_second", "train_loss")  # of a start, not of the training
 STEPS = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8}
+MPO = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "bco_shift": "true"}
 EPOCHS = {"max_steps": 5, "eval_split": "train", "logging_strategy": "epoch", "eval_strategy": "epoch"}  # of 3 steps
 
 
@@ -43,8 +45,8 @@ def log(output: Path) -> list[dict[str, Any]]:
     ("settings", "done", "how", "logged"),
     [
         (
-            {**STEPS, "logging_steps": 5, "logging_first_step": "true", "gradient_accumulation_steps": 2}, 7, "kill",
-            [1, 5, 8, 8],
+            {**STEPS, **MPO, "logging_steps": 5, "logging_first_step": "true", "gradient_accumulation_steps": 2}, 7,
+            "kill", [1, 5, 8, 8],
         ),
         pytest.param({**STEPS, "logging_steps": 4, "save_strategy": "no"}, 5, "stop", [4, 8, 8], marks=slow),
         # The checkpoint is that of an epoch's last step, before what transformers does at an epoch's end.
@@ -75,10 +77,10 @@ def test_a_resumed_training_logs_what_an_uninterrupted_one_does(
 def test_a_training_whose_loss_is_nan_stops_at_that_step(
     pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair_loss = run.MMedPOTrainer.pair_loss
+    steps = itertools.count(1)
     monkeypatch.setattr(
-        run.MMedPOTrainer, "pair_loss",
-        lambda self, *given: pair_loss(self, *given) * (torch.nan if self.state.global_step == 1 else 1.0),
+        trainer, "pair_losses",
+        lambda *given: losses.pair_losses(*given) * (torch.nan if next(steps) == 2 else 1.0),
     )  # fmt: skip
     output = tmp_path / "spoilt"
     with pytest.raises(InputError, match="loss is nan at step 2"):
@@ -98,7 +100,7 @@ def test_values_that_are_no_finite_numbers_become_null_in_the_trainer_state(tmp_
 def test_two_processes_log_what_one_does_and_both_refuse_another_dataset(
     pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**STEPS, "save_steps": 4, "max_steps": 6, "logging_steps": 3, "learning_rate": 2e-4}
+    settings = {**STEPS, **MPO, "save_steps": 4, "max_steps": 6, "logging_steps": 3, "learning_rate": 2e-4}
     run.main(arguments(pairs, tiny_model, tmp_path / "one", **settings))
     command = arguments(pairs, tiny_model, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2})
     monkeypatch.setenv("KILL_AT", "4")

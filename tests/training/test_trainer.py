@@ -40,38 +40,12 @@ def reweighted(dataset: Dataset, weight: float | list[float]) -> Dataset:
     return dataset.remove_columns("weight").add_column("weight", weights)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
-def test_at_weight_one_and_equal_images_the_loss_is_trls(
-    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer], loss_type: str
-) -> None:
-    rows = reweighted(text_rows, 1.0)
-    trainer = make_trainer(rows, loss_type=[loss_type])
-    ours = losses(trainer)
-    assert trainer.data_collator.share
-    theirs = losses(make_trainer(rows, DPOTrainer, loss_type=[loss_type]))
-    assert len(ours) == 3 and len(set(ours)) > 1, "the loss must move for the comparison to mean something"
-    assert ours == pytest.approx(theirs, abs=1e-5)
-
-
 def test_plain_trl_takes_a_step_on_the_dataset_unchanged(
     rows: Dataset, make_trainer: Callable[..., DPOTrainer]
 ) -> None:
     trainer = make_trainer(rows, DPOTrainer, max_steps=1)
     trainer.train()
     assert trainer.state.global_step == 1
-
-
-def test_the_loss_is_weight_times_pair_loss_and_mdpos_anchor_is_unweighted(
-    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
-) -> None:
-    trainer = make_trainer(text_rows, loss_type=["sigmoid", "mdpo_anchor"], loss_weights=[1.0, 0.5])
-    ratios, lengths = torch.tensor([2.0, -1.0, 0.5, 3.0]), torch.ones(4)
-    preference, anchor = -F.logsigmoid(0.1 * (ratios[:2] - ratios[2:])), -F.logsigmoid(0.1 * ratios[:2])
-    for weighted, weight in ((True, torch.tensor([0.0, 2.0])), (True, torch.ones(2)), (False, torch.ones(2))):
-        trainer.args.weighted = weighted
-        given = weight if weighted else torch.tensor([0.3, 3.0])
-        found = trainer.pair_loss(ratios, ratios, lengths, given)
-        assert torch.allclose(found, weight * preference + 0.5 * anchor)
 
 
 def test_gradient_accumulation_does_not_change_the_training(

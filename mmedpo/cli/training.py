@@ -8,6 +8,7 @@ import typer
 
 from mmedpo.cli.publishing import prepare, push
 from mmedpo.cli.shared import PARSED, Output, Resume, app, command_line, console
+from mmedpo.data.text import number_of
 
 
 @app.command(epilog="Example: mmedpo convert microsoft/llava-med-v1.5-mistral-7b --output models/llava-med")
@@ -38,6 +39,32 @@ def convert(
     )
     for name, reason in done.ignored.items():
         console.print(f"left out {name}: {reason}")
+
+
+@app.command(epilog="Example: mmedpo merge runs/adapter --model org/model --output models/merged")
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a PEFT adapter.")],
+    output: Output,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder or Hub id of its base model; by default the one it names.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the merged weights: auto (the base's), float32, bfloat16 or float16.")
+    ] = "auto",
+    adapter_revision: Annotated[
+        str | None, typer.Option("--adapter-revision", help="Branch, tag or commit of the adapter on the Hub.")
+    ] = None,
+    model_revision: Annotated[
+        str | None, typer.Option("--model-revision", help="Branch, tag or commit of the model on the Hub.")
+    ] = None,
+) -> None:
+    """Merge an adapter into its base model: a whole model with processor, as servers and further trainings take it."""
+    from mmedpo.models.merge import merge as run
+
+    done = run(adapter, output, model, dtype, adapter_revision, model_revision, command_line())
+    console.print(f"{output}: {done.base} with {number_of(done.layers, 'layers')} merged, in {done.dtype}.")
+    for said in done.notes:
+        console.print(said, soft_wrap=True)
 
 
 @app.command(

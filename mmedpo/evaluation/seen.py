@@ -13,6 +13,8 @@ from mmedpo.evaluation.score import Row, picture
 from mmedpo.runs.json_files import read_json
 from mmedpo.runs.provenance import portable
 
+RECORDS = ("training.json", "merge.json")
+
 
 def seen_in_training(run: Run, dataset: str) -> Row:
     """Count a run's test images and patients that are in a preference dataset.
@@ -59,13 +61,13 @@ def seen_in_training(run: Run, dataset: str) -> Row:
 def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
     """Return the preference dataset that a run's adapter or model was trained on.
 
-    It is recorded in training.json, in the model's folder or else in the last of `trainings`. None where it is not
-    recorded, or is a folder that does not exist here.
+    It is recorded in training.json (of a merged model in merge.json), in the model's folder or else in the last of
+    `trainings`. None where it is not recorded, or is a folder that does not exist here.
     """
     own = [Path(str(run.results[key])) for key in ("adapter", "model") if run.results.get(key)]
     for folder in (*own, *reversed(trainings)):
-        if (folder / "training.json").is_file():
-            record = read_json(folder / "training.json")
+        for file in filter(Path.is_file, (folder / name for name in RECORDS)):
+            record = read_json(file)
             name = str(record.get("dataset"))
             return name if Path(name).exists() or record.get("dataset_revision") else None
     return None

@@ -49,12 +49,13 @@ class Layer(DynamicLayer):
 def answers(model: Any, prompts: Prompts, sampling: Sampling) -> tuple[Prompts, list[list[int]]]:
     """Return the prompts and the tokens after each, `sampling.samples` times each, maybe with padding behind.
 
-    What prompts share is verified first; they are read again where less is shared.
+    What prompts share is verified first, on a few of them; they are read again where less is shared.
     """
     asked = prompts.questions
 
     def differs(shared: Prompts) -> str | None:
-        return _disagreement(model.model, model.encode(asked), shared, model.called)
+        few = [asked[place] for place in shared.few]
+        return _disagreement(model.model, model.encode(few), model.prompts(few, sampling), model.called)
 
     prompts = model.generating.verified(prompts, lambda: model.prompts(asked, sampling), differs)
     choice: dict[str, Any] = {"do_sample": False}

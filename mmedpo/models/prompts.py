@@ -68,9 +68,35 @@ class Prompts:
         return [length(own) - length(self.trunks[i]) for own, i in zip(self.tokens, self.owners, strict=True)]
 
     @property
-    def continued(self) -> bool:
-        """True where prompts go on after their trunks, False where each trunk is a whole prompt."""
-        return any(self.tails)
+    def kind(self) -> frozenset[str]:
+        """What the prompts hold that may be computed wrongly: several trunks, of unequal length, that prompts go on."""
+        held = {
+            "trunks": len(self.trunks) > 1, "lengths": len({*map(length, self.trunks)}) > 1, "tails": any(self.tails),
+        }  # fmt: skip
+        return frozenset(name for name, there in held.items() if there)
+
+    @property
+    def few(self) -> list[int]:
+        """Places of some `questions` of the same `kind`: the shortest and the longest about at most three images.
+
+        Their prompts go on longest after the trunk, and least; the third is most unlike the first in size and trunk.
+        """
+        own: list[list[int]] = [[] for _ in self.trunks]
+        for place, owner in enumerate(self.owners):
+            own[owner].append(place)
+        tails = [max(self.tails[place] for place in places) for places in own]
+        first = max(range(len(own)), key=lambda owner: (tails[owner], len(own[owner])))
+        others = [owner for owner in range(len(own)) if owner != first] or [first]
+
+        def unlike(owner: int) -> Any:
+            one, other = (self.questions[own[number][0]][0].size for number in (owner, first))
+            return one != other, abs(length(self.trunks[owner]) - length(self.trunks[first]))
+
+        def order(place: int) -> Any:
+            return length(self.tokens[place]), self.tokens[place]["input_ids"], place
+
+        chosen = {first, min(others, key=tails.__getitem__), max(others, key=unlike)}
+        return sorted({pick(own[owner], key=order) for owner in chosen for pick in (min, max)})
 
     @property
     def repeated(self) -> bool:
@@ -88,7 +114,7 @@ class Sharing:
     def __init__(self, processor: Any, called: str) -> None:
         self.share: Share = "prompt" if type(processor).__name__ in LOOK_AHEAD else "images"
         self._called = called
-        self._verified: set[bool] = set()  # values of `Prompts.continued`; what is verified stays shared
+        self._verified: set[frozenset[str]] = set()  # values of `Prompts.kind`; what is verified stays shared
 
     def ask(self, processor: Any, questions: Sequence[tuple[Image, str]], samples: int) -> Prompts:
         """Return `ask` of these questions with the present `share`; they keep `questions` until it is verified."""
@@ -96,7 +122,7 @@ class Sharing:
         return replace(made, questions=questions) if self._doubtful(made) else made
 
     def _doubtful(self, prompts: Prompts) -> bool:
-        return prompts.repeated and prompts.continued not in self._verified
+        return prompts.repeated and not any(prompts.kind <= kind for kind in self._verified)
 
     def verified(
         self, prompts: Prompts, again: Callable[[], Prompts], differs: Callable[[Prompts], str | None]
@@ -111,7 +137,7 @@ class Sharing:
             if prompts.share == self.share:  # else read ahead, before another batch was verified
                 reason = differs(prompts)
                 if reason is None:
-                    self._verified |= {False, prompts.continued}
+                    self._verified.add(prompts.kind)
                     break
                 self.share, apart = LESS[prompts.share]
                 log.warning("%s: %s share nothing; results are the same, but slower: %s.", self._called, apart, reason)

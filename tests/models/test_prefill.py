@@ -106,6 +106,48 @@ def test_a_model_that_computes_something_else_from_a_cache_answers_the_plain_way
     assert all("numbers differ" in line for line in said)
 
 
+def masked(made: Any) -> Any:
+    """`left_padded` or `rows` that says that padding is seen."""
+
+    def seen(*given: Any) -> Any:
+        inputs = made(*given)
+        return inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+    return seen
+
+
+def wrong_cache(
+    rows: Any = lambda rows: rows, places: Any = lambda places: places, select: Any = prefill._select
+) -> Any:
+    """`_select` of other rows, or of other places."""
+    return lambda model, cache, chosen, wanted: select(model, cache, rows(chosen), places(wanted))
+
+
+WRONG = {
+    "first row for all": ("_select", wrong_cache(rows=lambda rows: rows * 0)),
+    "row of another": ("_select", wrong_cache(rows=lambda rows: rows.roll(1))),
+    "last row": ("_select", wrong_cache(rows=lambda rows: rows.where(rows < rows.max(), 0))),
+    "one place off": ("_select", wrong_cache(places=lambda places: (places - 1).clamp(min=0))),
+    "mask of trunks and answers": ("left_padded", masked(prefill.left_padded)),
+    "places of the first": ("_select", wrong_cache(places=lambda places: places[:1].expand_as(places))),  # with tails
+}
+
+
+def test_few_prompts_show_what_is_computed_wrongly(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.generating = Sharing(model.processor, model.called)
+    shown = [picture(number, 20 + 8 * number, 24) for number in range(3, 8)]  # each asked about once
+    asked = [*questions(), *zip(shown, TEXTS, strict=True)]
+    prompts = model.prompts(asked, GREEDY)
+    chosen = [asked[place] for place in prompts.few]
+    few, plain_inputs = model.prompts(chosen, GREEDY), model.encode(chosen)
+    assert few.kind == prompts.kind and few.repeated and len(chosen) <= 6 < len(asked)
+    assert prefill._disagreement(model.model, plain_inputs, few, "model") is None
+    for name, (function, wrong) in [*WRONG.items()][: None if "tails" in few.kind else -1]:
+        with monkeypatch.context() as patch:
+            patch.setattr(prefill, function, wrong)
+            assert prefill._disagreement(model.model, plain_inputs, few, "model"), name
+
+
 def test_batches_of_a_kind_are_verified_once_and_keep_their_images_until_then(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,9 +159,10 @@ def test_batches_of_a_kind_are_verified_once_and_keep_their_images_until_then(
         return disagreement(*given)
 
     monkeypatch.setattr(prefill, "_disagreement", counted)
-    single, few = questions()[:2], Sampling(max_new_tokens=2, temperature=1.0, samples=2)
+    one, two, few = questions()[:1], questions()[:2], Sampling(max_new_tokens=2, temperature=1.0, samples=2)
     apart = type(model.processor).__name__ in LOOK_AHEAD  # whose prompts never go on after a trunk
-    for asked, new in ((single, True), (single, False), (questions(), not apart), (questions(), False)):
+    batches = ((one, True), (two, True), (one, False), (questions(), not apart), (two, False), (questions(), False))
+    for asked, new in batches:
         verified.clear()
         prompts = model.prompts(asked, few)
         assert prompts.repeated and bool(prompts.questions) == new

@@ -135,10 +135,18 @@ def score(
     print_written(output)
 
 
-@app.command(epilog="Example: mmedpo compare runs/start runs/mmedpo --dataset runs/pairs --output runs/comparison")
+@app.command(
+    epilog="Example: mmedpo compare runs/start mmedpo=runs/mmedpo-0 mmedpo=runs/mmedpo-1 --output runs/comparison"
+)
 @sharing(judging=judging_by)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Evaluation folders: the baseline first, the compared run last.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Evaluation folders: the baseline first, the compared run last. NAME=FOLDER names a run; several of "
+            "one name are a method's seeds, compared as one row."
+        ),
+    ],
     output: Output,
     dataset: Annotated[
         str | None,
@@ -192,18 +200,19 @@ def compare(
         writable.check(card / ".new")
     if clinical:
         writable.make(output.parent)
+    methods, folders = zip(*map(comparing.method_and_folder, runs), strict=True)
     with rescore.with_clinical(
-        runs, clinical or (), replace(judging, cache=judging.cache or output.parent / CALLS)
+        folders, clinical or (), replace(judging, cache=judging.cache or output.parent / CALLS)
     ) as scored:
         comparison = comparing.compare(
-            scored, seed=seed, command=command_line(), dataset=dataset, trainings=training or []
+            scored, seed=seed, command=command_line(), dataset=dataset, trainings=training or [], methods=methods
         )
     trainings = {folder.name: folder for folder in training or []}
     if len(trainings) < len(training or []):
         raise InputError("Two --training folders have the same name. Rename one.")
     shown = read_source(source, image_folders=image_folders or ()) if source else None
     if shown:
-        comparing.refuse_other_images(runs[-1], shown.samples, shown.name)
+        comparing.refuse_other_images(folders[-1], shown.samples, shown.name)
     images = {sample.id: sample.images[0].file for sample in shown.samples} if shown else {}
     if shown and shown.credentialed:
         comparison |= {"credentialed": True, "source": shown.name}

@@ -20,9 +20,9 @@ from mmedpo.errors import InputError
 from mmedpo.evaluation import unread
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
-from mmedpo.evaluation.runs import Run, absent, definitions, load, notes, templates
+from mmedpo.evaluation.runs import Run, absent, by_method, definitions, first_runs, load, notes, templates
 from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
-from mmedpo.evaluation.seen import seen_in_training, trained_on
+from mmedpo.evaluation.seen import other_settings, seen_in_training, trained_on
 from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
 from mmedpo.runs import formats
 from mmedpo.runs.provenance import versions
@@ -32,6 +32,7 @@ GROUPS = 20  # most groups of one grouping; smaller ones are merged
 GROUP_IMAGES = 10  # least images for a test and an interval of a metric in a group
 NOT_RECORDED, OTHERS = "(not recorded)", "(others)"
 BINS = 10
+SEED_KEYS = ("command", "model", "model_fingerprint", "adapter", "adapter_sha256", "predictions_sha256")
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,15 @@ class Group:
 
 def compare(
     runs: Sequence[Path], seed: int = 0, resamples: int = RESAMPLES, command: str = "", dataset: str | None = None,
-    trainings: Sequence[Path] = (),
+    trainings: Sequence[Path] = (), methods: Sequence[str | None] = (),
 ) -> Row:  # fmt: skip
     """Compare evaluation folders; the first is the baseline.
 
     Intervals are 95 % intervals of a bootstrap over images; both runs of a difference share the resamples. p-values
     come from a permutation test that exchanges whole images between a run and the baseline. `p_adjusted` is Holm's
-    correction over all metrics and runs of a table; the groups of one grouping are one table. Metrics about no
-    question are absent.
+    correction over all metrics and methods of a table; the groups of one grouping are one table. Metrics about no
+    question are absent. Several runs of a method are one row, whose numbers cover their seeds too
+    (`statistics.over_seeds`).
 
     Args:
         runs: at least two folders written by `mmedpo evaluate`, with different names in results.json.
@@ -62,6 +64,7 @@ def compare(
         dataset: preference dataset (folder or Hub id) in which test images are searched. By default the dataset that
             the last run was trained on, where it is recorded and can be loaded.
         trainings: training folders that may record that dataset.
+        methods: as of `runs.load`: runs with an equal name are seeds of one method.
 
     Returns:
         The content of comparison.json (docs/files.md).
@@ -69,8 +72,9 @@ def compare(
     Raises:
         InputError: as `runs.load` and `seen.seen_in_training`.
     """
-    loaded = load(runs)
-    baseline = loaded[0]
+    loaded = load(runs, methods)
+    firsts = first_runs(loaded)
+    baseline = firsts[0]
     left_out = absent(loaded)
     defined = [metric for metric in baseline.metrics if metric.name not in left_out]
     parts = about_questions(loaded, defined)
@@ -82,12 +86,13 @@ def compare(
     metrics, undefined = _measured(loaded, parts, tested)
     reading = _reading(loaded, read, tested)
     groups = {column: _groups(loaded, found, tested) for column, found in divided.items()}
+    seeds = {name: len(own) for name, own in by_method(loaded).items() if len(own) > 1}
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
-    said += unread.notes(reading)
+    said += [*unread.notes(reading), *other_settings(loaded)]
     marked = credentialed.first(run.results for run in loaded)
-    listed, outcomes = examples(loaded, defined, seed)
+    listed, outcomes = examples(firsts, defined, seed)
     return {
         "format": formats.COMPARISON,
         "command": command,
@@ -97,8 +102,9 @@ def compare(
         "resamples": resamples,
         "unit": "image",
         "baseline": baseline.name,
-        "runs": [run.name for run in loaded],
-        "evaluations": {run.name: _evaluation(run) for run in loaded},
+        "runs": [run.name for run in firsts],
+        **({"seeds": seeds} if seeds else {}),
+        "evaluations": {run.name: _evaluation(run, loaded) for run in firsts},
         "definitions": definitions(baseline, left_out),
         "notes": said + _too_many(tests, resamples),
         **({"templates": few} if (few := templates(loaded)) else {}),
@@ -110,10 +116,18 @@ def compare(
         "reading": reading,
         "groups": {column: found for column, found in groups.items() if found},
         "distributions": _distributions(loaded, parts),
-        "changes": changes(loaded),
+        "changes": changes(firsts),
         "outcomes": outcomes,
         "examples": listed,
     }
+
+
+def method_and_folder(argument: str) -> tuple[str | None, Path]:
+    """Return name and folder of NAME=FOLDER; the name is None for a folder alone, also one with = in its path."""
+    name, equals, folder = argument.partition("=")
+    if not equals or Path(argument).exists() or not name or "/" in name:
+        return None, Path(argument)
+    return name, Path(folder)
 
 
 def refuse_other_images(run: Path, samples: Iterable[Sample], source: str) -> None:
@@ -161,10 +175,13 @@ def _few(parts: Sequence[Part]) -> list[str]:
     return [f"{', '.join(few)}: {said}"] if few else []
 
 
-def _evaluation(run: Run) -> Row:
-    """Return the run's results.json without its metrics."""
+def _evaluation(first: Run, runs: Sequence[Run]) -> Row:
+    """Return results.json of a method's first run without its metrics, and what further runs have otherwise."""
     left_out = ("format", "name", "metrics", "protocols")
-    return {key: value for key, value in run.results.items() if key not in left_out}
+    found = {key: value for key, value in first.results.items() if key not in left_out}
+    others = [run.results for run in runs if run.method == first.method][1:]
+    seeds = [{key: other.get(key) for key in SEED_KEYS if other.get(key) is not None} for other in others]
+    return found | ({"further_seeds": seeds} if seeds else {})
 
 
 def _unit(run: Run) -> str:
@@ -178,7 +195,7 @@ def _sizes(run: Run, parts: Sequence[Part]) -> dict[str, Row]:
 
 
 def _measured(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, Cells]) -> tuple[Cells, list[str]]:
-    """Return each defined metric's numbers by run, and the names of the undefined metrics.
+    """Return each defined metric's numbers by method, and the names of the undefined metrics.
 
     Metrics of a part that is not `tested` have values only.
     """
@@ -189,7 +206,7 @@ def _measured(runs: Sequence[Run], parts: Sequence[Part], tested: Mapping[Part, 
         name
         for name, entries in cells.items()
         for entry in entries.values()
-        if not np.isfinite([*entry.values()]).all()
+        if not np.isfinite(np.hstack([*entry.values()])).all()
     ]
     return {name: entries for name, entries in cells.items() if name not in undefined}, list(dict.fromkeys(undefined))
 
@@ -257,9 +274,7 @@ def _distributions(runs: Sequence[Run], parts: Sequence[Part]) -> dict[str, Row]
             finite = values[np.isfinite(values)]
             inside = finite.size == 0 or (finite.min() >= 0 and finite.max() <= 1)
             edges = np.histogram_bin_edges(finite, BINS, (0, 1) if inside else None)
-            counts = {
-                run.name: np.histogram(own[np.isfinite(own)], edges)[0].tolist()
-                for run, own in zip(runs, values, strict=True)
-            }
+            means = {name: values[own].mean(axis=0) for name, own in by_method(runs).items()}
+            counts = {name: np.histogram(own[np.isfinite(own)], edges)[0].tolist() for name, own in means.items()}
             found[metric.name] = {"edges": edges.round(6).tolist(), "counts": counts}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -12,14 +12,14 @@ from itertools import groupby
 import numpy as np
 
 from mmedpo.evaluation.metrics.base import Floats, Metric
-from mmedpo.evaluation.runs import Run
+from mmedpo.evaluation.runs import Run, by_method
 from mmedpo.evaluation.score import Row, picture
-from mmedpo.evaluation.statistics import bootstrap, cluster_sums, entry, exchanges, p_value, tail
+from mmedpo.evaluation.statistics import bootstrap, cluster_sums, exchanges, over_seeds, p_over_seeds, spread, tail
 
 COLUMNS = 200  # most columns of statistics that share a bootstrap
 THREADS = 2  # threads of the bootstrap
 
-Cells = dict[str, dict[str, Row]]  # metric -> run -> numbers
+Cells = dict[str, dict[str, Row]]  # metric -> method -> numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +78,10 @@ def _about(runs: Sequence[Run], metric: Metric) -> list[str]:
 
 
 def values_alone(runs: Sequence[Run], part: Part) -> Iterator[tuple[str, dict[str, Row]]]:
-    """Yield each metric's values by run, without intervals."""
+    """Yield each metric's values by method, without intervals."""
+    places = by_method(runs)
     for metric, values in part.values(part.statistics.sum(axis=-2)):
-        yield metric.name, {run.name: {"value": float(value)} for run, value in zip(runs, values, strict=True)}
+        yield metric.name, {name: {"value": float(values[own].mean())} for name, own in places.items()}
 
 
 def resampled(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int) -> dict[Part, Cells]:
@@ -102,22 +103,46 @@ def _cells(runs: Sequence[Run], parts: Sequence[Part], seed: int, resamples: int
     """As `resampled`, for parts about equally many images."""
     # One bootstrap for all runs makes their differences paired.
     sums = np.concatenate([cluster_sums(part.statistics, part.images) for part in parts], axis=-1)
-    images = range(sums.shape[-2])
+    images, places = range(sums.shape[-2]), by_method(runs)
+    baseline, *others = places.values()
     drawn = bootstrap(sums, images, seed, resamples)
-    own, other = exchanges(sums, images, seed, resamples)
+    rest = sums[np.concatenate(others)]
+    exchanged = [exchanges(np.concatenate([sums[[place]], rest]), images, seed, resamples) for place in baseline]
     ends = np.cumsum([part.statistics.shape[-1] for part in parts])[:-1]
-    split = (np.split(table, ends, axis=-1) for table in (drawn, own, other))
-    return {part: dict(_entries(runs, part, *tables)) for part, *tables in zip(parts, *split, strict=True)}
+    tables = [np.split(table, ends, axis=-1) for table in (drawn, *(side for pair in exchanged for side in pair))]
+    return {part: dict(_entries(places, part, *own)) for part, *own in zip(parts, *tables, strict=True)}
 
 
 def _entries(
-    runs: Sequence[Run], part: Part, drawn: Floats, own: Floats, other: Floats
+    places: Mapping[str, list[int]], part: Part, drawn: Floats, *exchanged: Floats
 ) -> Iterator[tuple[str, dict[str, Row]]]:
-    cut = tail(part.images)
-    for (metric, draws), (_, ours), (_, theirs) in zip(*map(part.values, (drawn, own, other)), strict=True):
+    """Yield each metric's numbers by method.
+
+    Args:
+        places: places of the methods' runs, the baseline's first.
+        drawn: sums of `bootstrap`.
+        exchanged: for each of the baseline's runs, the two tables of `exchanges` with the runs of all other methods.
+    """
+    cut, first = tail(part.images), len(next(iter(places.values())))
+    tables = zip(*map(part.values, (drawn, *exchanged)), strict=True)
+    for (metric, draws), *sides in tables:
+        means = {name: over_seeds(draws[own]) for name, own in places.items()}
+        base = next(iter(means.values()))
         entries = {}
-        for number, run in enumerate(runs):
-            entries[run.name] = entry(draws[number], cut, draws[0] if number else None)
-            if number:
-                entries[run.name]["p"] = p_value(ours[number - 1] - theirs[number - 1])
+        for name, own in places.items():
+            entries[name] = {**vars(spread(means[name], cut))}
+            if own[0] >= first:
+                change = means[name] - base
+                found = spread(change, cut)
+                pairs = [
+                    ours[place - first] - theirs[place - first]
+                    for (_, ours), (_, theirs) in zip(sides[::2], sides[1::2], strict=True)
+                    for place in own
+                ]
+                entries[name] |= {
+                    "difference": found.value, "difference_low": found.low, "difference_high": found.high,
+                    "p": p_over_seeds(change, np.mean(pairs, axis=0)),
+                }  # fmt: skip
+            if len(own) > 1:
+                entries[name] |= {"sd": float(draws[own, 0].std(ddof=1)), "values": draws[own, 0].tolist()}
         yield metric.name, entries

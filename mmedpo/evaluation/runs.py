@@ -5,8 +5,9 @@ The files of a folder are as they were written, by their digests in results.json
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mmedpo.runs.json_files import read_json
 FILES = ("questions", "predictions", "scores")
 SAME_COLUMNS = ("image_id", "task", "question", "reference", "options", "question_set", "image_digest", "pair_digest")
 NOTED = ("seed", "source", "split", "model", "revision", "dtype")  # a difference is a note, not an error
+TRAINED = ("model", "model_fingerprint", "adapter_sha256", "predictions_sha256", "seed")  # differ between seeds
 WEIGHTS = "model_fingerprint"  # where both runs have it, it replaces names of models
 PART_OF = {  # key of a variant or definition -> part, where the key does not name it
     "meteor_variant": "report_generation", **{f"{name}_definition": "report_generation" for name in clinical.NAMES},
@@ -31,9 +33,15 @@ PART_OF = {  # key of a variant or definition -> part, where the key does not na
 
 @dataclass(frozen=True)
 class Run:
-    """A finished evaluation folder; lines are keyed by question id."""
+    """A finished evaluation folder; lines are keyed by question id.
+
+    Attributes:
+        name: name of the run; of several runs of a method, "METHOD #1" and so on.
+        method: name of the row that it belongs to; runs of one method differ in their training seed.
+    """
 
     name: str
+    method: str
     results: Row
     questions: dict[str, Row]
     predictions: dict[str, Row]
@@ -49,22 +57,21 @@ class Run:
         return {metric.name for metric in self.metrics if metric.about(self.scores[id_])}
 
 
-def load(folders: Sequence[Path]) -> list[Run]:
-    """Read evaluation folders that can be compared with the first one.
+def load(folders: Sequence[Path], methods: Sequence[str | None] = ()) -> list[Run]:
+    """Read evaluation folders that can be compared with the first one, the runs of a method side by side.
+
+    Args:
+        folders: folders, the baseline's first.
+        methods: name of each folder's method. Runs with an equal one are its seeds; None is the run's own name.
 
     Raises:
-        InputError: fewer than two folders, unfinished or damaged ones, equal names, or runs that differ in questions,
-            gold answers, images, protocols or definitions (every difference is listed).
+        InputError: fewer than two methods, unfinished or damaged folders, equal names without a method, a method with
+            a run twice, or runs that differ in questions, gold answers, images, protocols or definitions (every
+            difference is listed).
     """
     if len(folders) < 2:
         raise InputError(f"A comparison needs at least two runs, the baseline first; given: {len(folders)}.")
-    runs = [_load(folder) for folder in folders]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"The runs are named {', '.join(names)}; give each run its own name, to tell them apart: "
-            "`mmedpo score RUN --name NAME --output OTHER` makes a copy with another name."
-        )
+    runs = _named([_load(folder) for folder in folders], methods or [None] * len(folders))
     left_out = absent(runs)
     faults = [fault for run in runs[1:] for fault in _differences(runs[0], run, left_out)]
     if faults:
@@ -73,6 +80,43 @@ def load(folders: Sequence[Path]) -> list[Run]:
                 "The runs cannot be compared, since they did not answer and score the same questions:", faults
             )
     return runs
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Return the places of each method's runs, in their order."""
+    places: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        places.setdefault(run.method, []).append(place)
+    return places
+
+
+def first_runs(runs: Sequence[Run]) -> list[Run]:
+    """Return the first run of each method, under the method's name."""
+    return [replace(runs[places[0]], name=method) for method, places in by_method(runs).items()]
+
+
+def _named(runs: Sequence[Run], methods: Sequence[str | None]) -> list[Run]:
+    """Return the runs in the order of their methods, with the names of their methods."""
+    named = [replace(run, name=method or run.name, method=method or run.name)
+             for run, method in zip(runs, methods, strict=True)]  # fmt: skip
+    places = by_method(named)
+    if twice := [name for name, own in places.items() if len(own) > 1 and None in [methods[place] for place in own]]:
+        raise InputError(
+            f"Several runs are named {', '.join(twice)}. Give each its own name (FIRST=RUN OTHER=RUN), or mark them as "
+            f"seeds of one method ({twice[0]}=RUN {twice[0]}=RUN)."
+        )
+    if len(places) < 2:
+        raise InputError(f"All runs are of the method {runs[0].name}; a comparison needs two, the baseline first.")
+    found = []
+    for name, own in places.items():
+        known = Counter(str([named[place].results.get(key) for key in TRAINED]) for place in own)
+        if len(known) < len(own):
+            raise InputError(
+                f"{name}: two of its runs are of the same model and adapter, and no seeds of a training. Leave one out."
+            )
+        numbered = len(own) > 1
+        found += [replace(named[place], name=f"{name} #{n}" if numbered else name) for n, place in enumerate(own, 1)]
+    return found
 
 
 def absent(runs: Sequence[Run]) -> dict[str, str]:
@@ -175,7 +219,7 @@ def _load(folder: Path) -> Run:
     check_digests(folder, results, FILES)
     if not parts[0]:
         raise InputError(f"{folder} has no questions; there is nothing to compare.")
-    return Run(results["name"], results, *parts)
+    return Run(results["name"], results["name"], results, *parts)
 
 
 def _differences(baseline: Run, run: Run, left_out: Collection[str]) -> list[Fault]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from mmedpo.data import loading, origin
 from mmedpo.data.images import digest, file_digest, open_rgb
-from mmedpo.evaluation.runs import Run
+from mmedpo.evaluation.runs import Run, by_method
 from mmedpo.evaluation.score import Row, picture
-from mmedpo.runs.json_files import read_json
+from mmedpo.runs.json_files import read_json, read_object
 from mmedpo.runs.provenance import portable
 
 RECORDS = ("training.json", "merge.json")
+SEEDS = ("seed", "data_seed")
 
 
 def seen_in_training(run: Run, dataset: str) -> Row:
@@ -71,6 +72,19 @@ def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
             name = str(record.get("dataset"))
             return name if Path(name).exists() or record.get("dataset_revision") else None
     return None
+
+
+def other_settings(runs: Sequence[Run]) -> list[str]:
+    """Return a note on each method whose runs were trained with other settings than the seed, as far as recorded."""
+    said = []
+    for name, places in by_method(runs).items():
+        files = [Path(str(runs[place].results.get("adapter") or "")) / "training.json" for place in places]
+        records = [read_object(file) for file in files if file.is_file()]
+        settings = [{**one.get("config", {}), **one.get("lora", {}), "dataset": one.get("dataset")} for one in records]
+        keys = dict.fromkeys(key for one in settings for key in one if key not in SEEDS)
+        if apart := [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]:
+            said.append(f"runs of {name!r} differ in more than their seed: {', '.join(apart)}")
+    return said
 
 
 def _digests(pairs: Any) -> set[str]:

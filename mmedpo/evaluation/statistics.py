@@ -149,6 +149,93 @@ def interval(draws: Floats, tail: float) -> Interval:
     return Interval(float(draws[0]), float(low), float(high))
 
 
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a metric over a method's runs, trained with different seeds, or a difference of two methods' means.
+
+    Attributes:
+        draws: [1 + resamples], the mean over the runs as they are, of a bootstrap over images; the data first.
+        errors: squared standard error of the mean between runs, and its degrees of freedom, of each method with several
+            runs.
+        shared: variance of the draws that `errors` have too: the runs' interaction with images.
+    """
+
+    draws: Floats
+    errors: tuple[tuple[float, int], ...] = ()
+    shared: float = 0.0
+
+    def __sub__(self, other: Mean) -> Mean:
+        """Return the difference of two methods, whose runs are independent and whose images are the same."""
+        return Mean(self.draws - other.draws, self.errors + other.errors, self.shared + other.shared)
+
+    @property
+    def varies(self) -> bool:
+        """True where values of runs differ."""
+        return any(square for square, _ in self.errors)
+
+    def images(self, deviations: Floats) -> Floats:
+        """Return deviations by the choice of images, of the scatter of `draws`, without the shared part."""
+        return deviations * np.sqrt(max(0.0, 1 - self.shared / (np.nanvar(self.draws[1:]) or np.inf)))
+
+    def seeds(self) -> Floats:
+        """Return [resamples] deviations by the choice of seeds: Student's t in random order.
+
+        Its degrees of freedom are Welch's where both methods of a difference have several runs.
+        """
+        from scipy.special import stdtrit
+
+        square, count = sum(square for square, _ in self.errors), len(self.draws) - 1
+        freedom = square**2 / sum(own**2 / df for own, df in self.errors)
+        quantiles = (np.random.default_rng([count, 1]).permutation(count) + 0.5) / count
+        return np.asarray(np.sqrt(square) * stdtrit(freedom, quantiles))
+
+
+def over_seeds(draws: Floats) -> Mean:
+    """Return a method's mean over its runs.
+
+    A value is the sum of a run's own part (variance a), an image's (b) and that of the run on the image (c): the mean
+    over r runs and n images has the variance a/r + b/n + c/(rn). The bootstrap over images of that mean has b/n +
+    c/(rn), the variance between runs over r has a/r + c/(rn). The latter is drawn from Student's t, since a resample of
+    2 or 3 seeds hardly leaves their range; c/(rn) is counted once.
+
+    Args:
+        draws: [r, 1 + resamples], a metric's values of each run over the same resamples of images, the data first.
+    """
+    count, mean = len(draws), draws.mean(axis=0)
+    if count == 1:
+        return Mean(mean)
+    square = float(draws[:, 0].var(ddof=1)) / count
+    shared = float(np.nanvar((draws - mean)[:, 1:], axis=-1).mean()) / (count - 1)
+    return Mean(mean, ((square, count - 1),), shared)
+
+
+def spread(found: Mean, tail: float) -> Interval:
+    """Return `interval` of a mean over runs or of a difference of two, which covers images and seeds.
+
+    The expansion for few images is that of the images' part alone.
+    """
+    from scipy.special import ndtri
+
+    if not found.varies:
+        return interval(found.draws, tail)
+    end = (1 - COVERAGE) / 2
+    value, wider = found.draws[:1], ndtri(tail) / ndtri(end)
+    drawn = value + wider * found.images(found.draws[1:] - value) + found.seeds()
+    return interval(np.concatenate([value, drawn]), end)
+
+
+def p_over_seeds(found: Mean, differences: Floats) -> float:
+    """Return `p_value` of a difference of two methods, which may come from images and from seeds.
+
+    Args:
+        found: the difference.
+        differences: as in `p_value`, means over all pairs of a run of each method.
+    """
+    if not found.varies:
+        return p_value(differences)
+    return p_value(np.concatenate([differences[:1], found.images(differences[1:]) + found.seeds()]))
+
+
 def entry(draws: Floats, tail: float, baseline: Floats | None = None) -> dict[str, float]:
     """Return {"value", "low", "high"} of a run, and "difference", "difference_low", "difference_high" to a baseline.
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from mmedpo.evaluation.metrics.base import Scores, mean_of
 from mmedpo.evaluation.metrics.closed import UNREAD
 from mmedpo.evaluation.metrics.med_vqa import is_closed
 from mmedpo.evaluation.metrics.open_answers import LATERALITY
 from mmedpo.evaluation.parts import Cells, Part, about_questions
-from mmedpo.evaluation.runs import Run
+from mmedpo.evaluation.runs import Run, by_method
 from mmedpo.evaluation.score import Row
 
 ALARM = 0.02  # difference of shares above which runs are said to differ in what could be read
 GAIN = ("unread_before", "unread_now", "read_in_both")  # parts of a difference of accuracy
+OWN = ("p", "sd", "values")  # numbers of a metric, not of a share
 READABLE = "readable"  # share of the questions whose answers were read in both runs
 
 
@@ -22,8 +24,8 @@ def measure(runs: Sequence[Run]) -> dict[str, Part]:
     """Return the shares and gains of "closed" and "choice" answers, and of "open" ones the share on the wrong side.
 
     Kinds without questions are absent, as are those whose reading the protocol does not tell. The gains of a question
-    are its change of "correct" from the baseline to the run, under the reading of the two answers. An unread answer is
-    wrong, so that the means of the gains add up to the difference of accuracy.
+    are its change of "correct" from the baseline (the mean over its runs) to the run, under the reading of the two
+    answers. An unread answer is wrong, so that the means of the gains add up to the difference of accuracy.
     """
     counted = {key for run in runs for key in run.results["metrics"]}
     unread = {kind: [one for one in UNREAD if f"n_{kind}_{one}" in counted] for kind in ("closed", "choice")}
@@ -31,24 +33,33 @@ def measure(runs: Sequence[Run]) -> dict[str, Part]:
     if "n_laterality_conflicts" in counted:
         names["open"] = ["wrong_side"]
     found: dict[str, Part] = {}
+    baseline = [run.scores for run in runs if run.method == runs[0].method]
     for kind, columns in names.items():
         read = [
-            replace(run, scores={id_: _read(kind, runs[0].scores[id_], score) for id_, score in run.scores.items()})
+            replace(
+                run,
+                scores={id_: _read(kind, [one[id_] for one in baseline], score) for id_, score in run.scores.items()},
+            )
             for run in runs
         ]
         found.update((kind, part) for part in about_questions(read, [mean_of(name) for name in columns]))
     return found
 
 
-def _read(kind: str, before: Scores, now: Scores) -> Row:
-    if {_kind(before), _kind(now)} != {kind}:
+def _read(kind: str, before: Sequence[Scores], now: Scores) -> Row:
+    if {*map(_kind, before), _kind(now)} != {kind}:
         return {}
     if kind == "open":
         return {"wrong_side": LATERALITY in now}
-    reading = GAIN[0] if before["verdict"] in UNREAD else GAIN[1] if now["verdict"] in UNREAD else GAIN[2]
-    gain = {name: (now["correct"] - before["correct"]) * (name == reading) for name in GAIN}
+    changes = [(_reading(one, now), now["correct"] - one["correct"]) for one in before]
+    gain = {name: fmean(change * (name == reading) for reading, change in changes) for name in GAIN}
     verdicts = {one: now["verdict"] == one for one in UNREAD}
-    return {"unread": any(verdicts.values()), **verdicts, **gain, READABLE: reading == GAIN[2]}
+    readable = fmean(reading == GAIN[2] for reading, _ in changes)
+    return {"unread": any(verdicts.values()), **verdicts, **gain, READABLE: readable}
+
+
+def _reading(before: Scores, now: Scores) -> str:
+    return GAIN[0] if before["verdict"] in UNREAD else GAIN[1] if now["verdict"] in UNREAD else GAIN[2]
 
 
 def _kind(scores: Scores) -> str | None:
@@ -61,7 +72,7 @@ def record(runs: Sequence[Run], part: Part, cells: Cells) -> Row:
     """Return a kind's entry under "reading" in comparison.json (docs/files.md), from the cells of `measure`."""
     n = len(part.images)
     shares = {
-        name: {run: {key: value for key, value in cell.items() if key != "p"} for run, cell in entries.items()}
+        name: {run: {key: value for key, value in cell.items() if key not in OWN} for run, cell in entries.items()}
         for name, entries in cells.items()
         if name not in (*GAIN, READABLE)
     }
@@ -70,8 +81,8 @@ def record(runs: Sequence[Run], part: Part, cells: Cells) -> Row:
         return found
     ends = ("value", "low", "high")
     gain: Cells = {
-        run.name: {name: {key: value for key, value in cells[name][run.name].items() if key in ends} for name in GAIN}
-        for run in runs[1:]
+        run: {name: {key: value for key, value in cells[name][run].items() if key in ends} for name in GAIN}
+        for run in list(by_method(runs))[1:]
     }
     for run, parts in gain.items():
         parts["read_in_both"]["questions"] = round(n * cells[READABLE][run]["value"])

@@ -39,6 +39,11 @@ def require_results_of(folder: Path, comparison: Mapping[str, Any]) -> None:
 
     The digest of the adapter's weights decides if it was recorded, else the name.
     """
+    if count := comparison.get("seeds", {}).get(main_run(comparison)):
+        raise InputError(
+            f"{folder} is one adapter, and the last row of this comparison is a mean over {count} seeds. Compare its "
+            "own evaluation, given last, for its card."
+        )
     evaluated = evaluation(comparison)
     digest = evaluated.get("adapter_sha256")
     names = [Path(str(evaluated[key])).name for key in ("adapter", "model") if evaluated.get(key)]
@@ -171,7 +176,8 @@ def _measured(comparison: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _result(metric: str, cell: Mapping[str, Any], is_base: bool) -> str:
-    value = f"{amount(metric, cell['value'])} [{span(metric, cell)}]"
+    sd = f" ± {amount(metric, cell['sd'])}" if "sd" in cell else ""
+    value = f"{amount(metric, cell['value'])}{sd} [{span(metric, cell)}]"
     if is_base:
         return value
     changed = f"{change(metric, cell['difference'])} {interval(metric, cell)}"

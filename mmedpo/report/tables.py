@@ -86,8 +86,8 @@ def write_tables(comparison: Mapping[str, Any], folder: Path) -> None:
 
 
 def _headings(comparison: Mapping[str, Any]) -> list[str]:
-    base = comparison["baseline"]
-    return ["metric", "run", "value [95 % interval]", f"difference to {base}", "p (Holm)"]
+    base, sd = comparison["baseline"], " ± sd" if comparison.get("seeds") else ""
+    return ["metric", "run", f"value{sd} [95 % interval]", f"difference to {base}", "p (Holm)"]
 
 
 def _by_metric(comparison: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -96,9 +96,11 @@ def _by_metric(comparison: Mapping[str, Any], metrics: Mapping[str, Any]) -> lis
         for run in comparison["runs"]:
             entry = metrics[metric][run]
             p = p_text(entry["p_adjusted"]).removeprefix("p ").removeprefix("= ") if "p_adjusted" in entry else ""
-            table.append(
-                [metric + variant(metric, comparison), run, _cell(entry, VALUE), _cell(entry, DIFFERENCE, "+"), p]
-            )
+            value, seeds = _cell(entry, VALUE), comparison.get("seeds", {}).get(run)
+            if "sd" in entry:
+                value = value.replace(" ", f" ± {entry['sd']:.3f} ", 1)
+            named = f"{run} ({seeds} seeds)" if seeds else run
+            table.append([metric + variant(metric, comparison), named, value, _cell(entry, DIFFERENCE, "+"), p])
     return table
 
 

@@ -242,8 +242,22 @@ def method(comparison: Mapping[str, Any], table: str = "table") -> str:
         f"{base}, over the same resamples. p is of a two-sided permutation test that exchanges whole {unit}s between "
         f"the two runs, corrected by Holm for the {tests:,} tests of this table; an interval is not corrected, and can "
         "exclude zero where the corrected p is above 0.05. Where all answers score alike, an interval has no width and "
-        "says nothing."
+        f"says nothing.{_seeds(comparison)}"
     )
+
+
+def _seeds(comparison: Mapping[str, Any]) -> str:
+    """Return sentences on the methods that are means over several seeds, and on those that are one run."""
+    seeds = comparison.get("seeds")
+    if not seeds:
+        return ""
+    means = ", ".join(f"{run_name(name)} ({number} runs)" for name, number in seeds.items())
+    alone = ", ".join(run_name(name) for name in comparison["runs"] if name not in seeds)
+    said = (
+        f" Means over training seeds: {means}; ± is the standard deviation between their runs. Their intervals and p "
+        "cover seeds and images: the variation between runs is drawn from Student's t."
+    )
+    return said + (f" One run, whose numbers do not cover its seed: {alone}." if alone else "")
 
 
 def note(comparison: Mapping[str, Any], table: str = "table") -> str:
@@ -277,12 +291,11 @@ def _trust(found: str, who: str, other: str, judged: bool, cell: Mapping[str, An
     corrected = f"{p_text(cell['p_adjusted'])} after correction for all tests of the table"
     if found == "open":
         return f"This test does not show that {who} and {other} differ ({corrected})."
-    change = "gain" if judged else "difference"
+    change, what = "gain" if judged else "difference", "choice of test images"
+    what += " and seeds" if cell.get("sd") is not None else ""
     if found == "lower" and judged:
-        return (
-            f"{who} does worse than {other}; the choice of test images alone is unlikely to explain it ({corrected})."
-        )
-    return f"The choice of test images alone is unlikely to explain the {change} ({corrected})."
+        return f"{who} does worse than {other}; the {what} alone is unlikely to explain it ({corrected})."
+    return f"The {what} alone is unlikely to explain the {change} ({corrected})."
 
 
 def shown(value: Any) -> str:

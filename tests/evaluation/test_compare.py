@@ -5,6 +5,7 @@ import json
 import shutil
 from itertools import count
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 from invented import row
@@ -20,6 +21,8 @@ from mmedpo.evaluation.joining import joined
 from mmedpo.evaluation.metrics.base import mean_of
 from mmedpo.evaluation.score import METRICS, PROTOCOLS, Scoring, finish
 from mmedpo.evaluation.statistics import holm
+from mmedpo.report import rows
+from mmedpo.report.wording import note
 from mmedpo.runs.json_files import sha256
 
 IMAGES = 20
@@ -123,6 +126,86 @@ def test_p_values_are_corrected_over_all_metrics_and_runs_of_the_table(tmp_path)
     cells = [cell for entries in found["metrics"].values() for name, cell in entries.items() if name != "start"]
     assert found["tests"]["table"] == len(cells) == 2 * len(found["metrics"])
     assert [cell["p_adjusted"] for cell in cells] == holm([cell["p"] for cell in cells])
+
+
+def seeds_of(folder, name, *right):
+    """Runs of one method; each is right about another number of images."""
+    return [
+        run(folder, f"{name}-{n}", until, results={"adapter_sha256": f"{name}-{n}"}) for n, until in enumerate(right)
+    ]
+
+
+def test_seeds_of_a_method_are_one_row_that_covers_seeds_and_images(tmp_path):
+    start, dpo = run(tmp_path, "start", 5), run(tmp_path, "dpo", 9)
+    folders = [start, *seeds_of(tmp_path, "mmedpo", 8, 10, 15), dpo]
+    found = compare(folders, resamples=2000, methods=[None, "mmedpo", "mmedpo", "mmedpo", None])
+    assert found["runs"] == ["start", "mmedpo", "dpo"]
+    assert found["seeds"] == {"mmedpo": 3}
+    cell, alone = (found["metrics"]["closed_accuracy"][name] for name in ("mmedpo", "dpo"))
+    assert cell["values"] == [8 / 20, 10 / 20, 15 / 20]
+    assert (cell["value"], cell["sd"]) == pytest.approx((11 / 20, stdev(cell["values"])))
+    assert cell["difference"] == pytest.approx(6 / 20)
+    # Seeds alone: 4.3 standard errors on each side; images widen it.
+    half = 4.303 * cell["sd"] / 3**0.5
+    assert cell["high"] - cell["low"] > 2 * half
+    assert cell["difference_low"] < 0 < alone["difference_low"]  # a smaller difference, but of one run
+    assert cell["p"] > 0.05
+    assert "sd" not in alone
+    # Holm counts methods: 2 others than the start by metric.
+    assert found["tests"]["table"] == 2 * len(found["metrics"])
+    assert [one["adapter_sha256"] for one in found["evaluations"]["mmedpo"]["further_seeds"]] == [
+        "mmedpo-1",
+        "mmedpo-2",
+    ]
+    again = compare([start, dpo], resamples=2000)["metrics"]["closed_accuracy"]["dpo"]
+    numbers = {key: value for key, value in alone.items() if key != "p_adjusted"}
+    assert numbers == {key: value for key, value in again.items() if key != "p_adjusted"}  # a run as without seeds
+
+
+def test_seeds_of_the_baseline_are_compared_with_every_run(tmp_path):
+    base, other = seeds_of(tmp_path, "sft", 4, 6), seeds_of(tmp_path, "mmedpo", 10, 11, 12)
+    found = compare([*base, *other], resamples=400, methods=["sft"] * 2 + ["mmedpo"] * 3)
+    cell = found["metrics"]["closed_accuracy"]["mmedpo"]
+    assert cell["difference"] == pytest.approx((11 - 5) / 20)
+    gain = found["reading"]["closed"]["gain"]["mmedpo"]
+    assert sum(part["value"] for part in gain.values()) == pytest.approx(cell["difference"])
+    assert found["distributions"]["closed_accuracy"]["counts"].keys() == {"sft", "mmedpo"}
+    shown = rows(found)
+    assert shown[0][2] == "value ± sd [95 % interval]"
+    assert next(row for row in shown[1:] if row[0] == "closed_accuracy")[1:3][0] == "sft (2 seeds)"
+    assert f" ± {stdev([10, 11, 12]) / 20:.3f} [" in shown[[row[0] for row in shown].index("closed_accuracy") + 1][2]
+    assert "Means over training seeds: SFT (2 runs), MMedPO (3 runs)" in note(found)
+
+
+def test_a_run_given_twice_is_no_seed(tmp_path):
+    folders = [run(tmp_path, "start", 5), *seeds_of(tmp_path, "mmedpo", 9, 9)]
+    edit(folders[2], adapter_sha256="mmedpo-0")
+    with pytest.raises(InputError, match="mmedpo: two of its runs are of the same model and adapter"):
+        compare(folders, resamples=10, methods=[None, "mmedpo", "mmedpo"])
+    with pytest.raises(InputError, match="All runs are of the method mmedpo"):
+        compare(folders[1:], resamples=10, methods=["mmedpo", "mmedpo"])
+
+
+def test_seeds_trained_with_other_settings_are_noted(tmp_path):
+    folders = [run(tmp_path, "start", 5), *seeds_of(tmp_path, "mmedpo", 9, 11)]
+    for seed, (folder, beta) in enumerate(zip(folders[1:], (0.1, 0.2), strict=True)):
+        adapter = tmp_path / f"adapter-{seed}"
+        adapter.mkdir()
+        (adapter / "training.json").write_text(json.dumps({"config": {"seed": seed, "beta": beta}, "dataset": "pairs"}))
+        edit(folder, adapter=str(adapter))
+    found = compare(folders, resamples=10, methods=[None, "mmedpo", "mmedpo"])
+    assert "runs of 'mmedpo' differ in more than their seed: beta" in found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [("runs/a", None), ("dpo=runs/a", "dpo"), ("runs/lr=1/a", None), ("there=is", None), ("=runs/a", None)],
+)
+def test_names_of_runs_and_folders_are_told_apart(tmp_path, monkeypatch, argument, named):
+    monkeypatch.chdir(tmp_path)
+    Path("there=is").mkdir()
+    name, folder = comparing.method_and_folder(argument)
+    assert (name, str(folder)) == (named, "runs/a" if named else argument)
 
 
 def in_groups(column, label):
@@ -359,7 +442,11 @@ def test_where_not_all_are_kept_a_third_are_losses(tmp_path, monkeypatch, lost, 
             {},
             "open-3 [image_digest]: differs between 'mmedpo' and 'start', got 'b' and 'a'",
         ),
-        ({}, {"name": "start"}, "named start, start; give each run its own name, to tell them apart: `mmedpo score"),
+        (
+            {},
+            {"name": "start"},
+            "runs are named start. Give each its own name (FIRST=RUN OTHER=RUN), or mark",
+        ),
         ({}, {"name": None}, "lacks name, protocols or metrics"),
         ({}, {"format": "mmedpo.results/9"}, "not in the format mmedpo.results/1"),
         ({}, {"protocols": {"nonsense": "x"}}, "scored by nonsense; this version knows med_vqa"),

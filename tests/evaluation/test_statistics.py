@@ -12,7 +12,7 @@ from mmedpo.evaluation import statistics
 from mmedpo.evaluation.metrics import report_generation
 from mmedpo.evaluation.metrics.base import mean
 from mmedpo.evaluation.metrics.reports.coco import bleu, bleu_statistics
-from mmedpo.evaluation.statistics import bootstrap, exchanges, holm, interval, p_value, tail
+from mmedpo.evaluation.statistics import bootstrap, exchanges, holm, interval, over_seeds, p_value, spread, tail
 
 
 def as_statistics(values):
@@ -169,6 +169,27 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+def test_seeds_alone_have_the_t_interval_of_their_mean():
+    draws = np.array([[0.5], [0.6], [0.8]]) * np.ones(1 + 4000)  # images that never vary
+    found = spread(over_seeds(draws), tail(range(400)))
+    expected = stats.t.interval(0.95, 2, np.mean([0.5, 0.6, 0.8]), stats.sem([0.5, 0.6, 0.8]))
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.005)
+
+
+def test_a_difference_of_two_methods_with_seeds_has_the_interval_of_welch():
+    start, run = [0.5, 0.6, 0.8], [0.7, 0.71, 0.72, 0.75]
+    means = [over_seeds(np.array(values)[:, None] * np.ones(1 + 4000)) for values in (run, start)]
+    found = spread(means[0] - means[1], 0.025)
+    expected = stats.ttest_ind(run, start, equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.005)
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_runs_that_never_vary_have_the_interval_of_images(runs):
+    draws = np.random.default_rng(0).random(401) * np.ones((runs, 1))
+    assert spread(over_seeds(draws), 0.02) == interval(draws[0], 0.02)
+
+
 # Simulations: test sets of images with 1 to 12 questions each, drawn from a population whose value is known.
 
 SIZES, SHARES = [1, 2, 3, 5, 8, 12], [0.3, 0.25, 0.2, 0.12, 0.08, 0.05]
@@ -217,3 +238,16 @@ def test_the_permutation_test_keeps_its_level():
         own, other = exchanges(np.stack([rows, np.stack([counts, counts])], axis=-1), range(40), seed, 499)
         false += p_value(mean(own[0]) - mean(other[0])) <= 0.05
     assert 0.035 <= false / sets <= 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_intervals_over_seeds_and_images_cover_the_truth(seeds):
+    rng, sets, hits, images, between = np.random.default_rng(2), 600, 0, 100, 0.05
+    for _ in range(sets):
+        own, of_image = rng.normal(0, between, seeds)[:, None], rng.normal(0, 0.3, images)
+        values = own + of_image + rng.normal(0, 0.3, (seeds, images))
+        draws = mean(bootstrap(as_statistics(values), range(images), resamples=500))
+        found = spread(over_seeds(draws), tail(range(images)))
+        hits += found.low <= 0 <= found.high
+    assert 0.93 <= hits / sets <= 0.985

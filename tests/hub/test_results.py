@@ -93,6 +93,15 @@ def test_results_of_another_adapter_are_refused(key: str, tmp_path: Path) -> Non
         results.require_results_of(tmp_path / "other", found)
 
 
+def test_a_mean_over_seeds_is_no_result_of_one_adapter(tmp_path: Path) -> None:
+    found = comparison() | {"seeds": {"mmedpo": 3}}
+    with pytest.raises(InputError, match="one adapter, and the last row of this comparison is a mean over 3 seeds"):
+        results.require_results_of(tmp_path / "mine", found)
+    found["seeds"] = {"start": 2}
+    found["metrics"]["open_f1"]["start"]["sd"] = 0.0123
+    assert any("± 1.2 % [" in cell for row in results.card_part(found)["table"] for cell in row)
+
+
 def test_an_adapter_is_known_by_its_weights_where_they_were_recorded(tmp_path: Path) -> None:
     found = comparison()
     for name, weights in (("evaluated", b"one"), ("renamed", b"one"), ("mine", b"two")):

@@ -36,6 +36,14 @@ STRIPPED = (
     "a machine that has the data"
 )
 OPTIONAL = ("options",)  # columns of datasets with multiple choice alone
+CHOSEN = {  # of the provenance, in datasets alone whose text pairs may have another chosen side than the gold answer
+    "gold": "string",  # the gold answer
+    "chosen_by": "string",  # "gold", or the model that wrote the chosen side
+    "chosen_prompt_version": "string",  # begins with "correct@" or "ranked@"
+    "chosen_changes": "int32",  # words of the model's own answer that a correction changes
+    "chosen_score": "float32",  # by the metric that ranked the samples
+    "rejected_score": "float32",
+}
 ROWS_AT_ONCE = 32  # rows in a Parquet row group, and in memory while one is written or read
 
 
@@ -102,11 +110,15 @@ def __getattr__(name: str) -> Any:
 
 
 def features_of(row: Mapping[str, Any]) -> Features:
-    """Return `FEATURES`, with the `OPTIONAL` columns that a row has."""
+    """Return `FEATURES`, with the `OPTIONAL` columns and the fields of `CHOSEN` that a row has."""
     from datasets import Features, List, Value
 
-    further = {"options": List(Value("string"))}  # null: not multiple choice
-    return Features({**_features(), **{name: kind for name, kind in further.items() if name in row}})
+    further: dict[str, Any] = {"options": List(Value("string"))}  # null: not multiple choice
+    found = {**_features(), **{name: kind for name, kind in further.items() if name in row}}
+    made = row.get("provenance")
+    if isinstance(made, Mapping):
+        found["provenance"] |= {name: Value(kind) for name, kind in CHOSEN.items() if name in made}
+    return Features(found)
 
 
 def message_text(messages: list[dict[str, str]]) -> str:
@@ -250,7 +262,7 @@ def role_fault(messages: Iterable[Mapping[str, Any]] | None, last: str) -> str |
 def column_faults(features: Mapping[str, Any]) -> list[Fault]:
     """Return a fault for each column that is missing or differs in type from the schema.
 
-    Datasets of earlier versions, with fewer class names, are accepted.
+    Datasets of earlier versions, with fewer class names or fields of the provenance, are accepted.
     """
     if DIGEST in features:
         return [Fault("(all rows)", DIGEST, STRIPPED)]
@@ -266,7 +278,9 @@ def column_faults(features: Mapping[str, Any]) -> list[Fault]:
 
 
 def _is_of(kind: Any, given: Any) -> bool:
-    """Return True for the type of a column, or the same with fewer of its class names, from the first."""
+    """Return True for the type of a column, or the same with fewer class names, from the first, or fewer fields."""
+    if isinstance(kind, Mapping) and isinstance(given, Mapping):
+        return all(name in kind and kind[name] == value for name, value in given.items())
     names, own = getattr(given, "names", None), getattr(kind, "names", None)
     return given == kind or bool(own and names and type(given) is type(kind) and names == own[: len(names)])
 

@@ -241,6 +241,7 @@ def _texts(dataset: str, found: Ledger | None) -> Texts:
 def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
     """Print the numbers of rows and rejects of a curation."""
     from mmedpo.data.burnt_text import said
+    from mmedpo.report import chosen
 
     if manifest["source"].get("credentialed"):
         console.print(f"{manifest['source']['name']} is restricted data: docs/restricted.md.", soft_wrap=True)
@@ -266,6 +267,8 @@ def _print_made(output: Path, manifest: Mapping[str, Any]) -> None:
             f"{selected['not_asked']} more it was not asked, since a sample says the opposite.",
             soft_wrap=True,
         )
+    for sentence in chosen.said(manifest["chosen"]) if "chosen" in manifest else ():
+        console.print(sentence, soft_wrap=True)
     if rejects:
         tasks = manifest.get("rejects_by_task", {})
         print_table([

@@ -134,7 +134,7 @@ def record_models(
     write_json(curation.folder / BLOCKS / MODELS, {
         "target_model": sampler.record() if sampler else {"name": None, "revision": None},
         "sampled_by": sampler and sampler.recorded,
-        "chat_model": writer and portable(writer.chat.name),
+        "chat_model": portable(writer.chat.name) if writer and writer.chat else None,
         "judges": list(panel.judges) if panel else [], "panel": panel and panel.record(), "judge_check": checked,
         "localizer": portable(plan.localizer.name), "query": plan.localizer.query,
         "mask_rule": plan.localizer.mask_rule, "max_coverage": plan.localizer.max_coverage,
@@ -148,12 +148,11 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
         masker = masking.Masker(curation.folder / MASKED, Finder())
         yield Step("mask", "Masking burnt-in text", lambda _, batch: list(map(masker.find, batch)))
     if plan.sampler is not None:
-        sampler, flips = plan.sampler, plan.writer is not None and plan.writer.style != "free"
+        sampler, writer = plan.sampler, plan.writer
         target = cache(sampler.load)
 
         def batches(samples: Sequence[Sample]) -> Batches:
-            asked = [one for one in samples if not flips or hallucinate.flip(one.answer) is None]
-            return sampler.batches(asked)
+            return sampler.batches([one for one in samples if writer is None or writer.wants(one)])
 
         def sample(_: Results, batch: Sequence[Sample]) -> Sequence[Any]:
             return sampler.sample(target(), batch)
@@ -175,7 +174,7 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
 def _pools(curation: Curation, plan: Plan) -> dict[str, Pool]:
     """Return the gold answers by task, for a stand-in, which alone reads them."""
     answers: dict[str, set[str]] = {task: set() for task in schema.TASKS}
-    if plan.writer is not None and plan.writer.chat.name.startswith(STANDIN):
+    if plan.writer is not None and plan.writer.chat and plan.writer.chat.name.startswith(STANDIN):
         for number in range(curation.blocks):
             for one in curation.samples(number):
                 answers[one.task].add(one.answer)
@@ -190,7 +189,7 @@ def _choose(plan: Plan, results: Results, pools: Mapping[str, Pool], batch: Sequ
             sample.question, sample.answer, sample.task, sampling.texts(results["sample"].get(sample.id)),
             partial(pools[sample.task].nearest, sample),
             sampling.sent(sample.images[0].file) if plan.writer.show_images else None,
-            sample.options, f"{plan.seed} {sample.id}",
+            sample.options, f"{plan.seed} {sample.id}", (results["sample"].get(sample.id) or {}).get("reason", ""),
         )
         for sample in batch
     ]  # fmt: skip

@@ -21,6 +21,7 @@ import numpy as np
 from mmedpo.curation import hallucinate, judge_check
 from mmedpo.curation.ask import record_models, run_steps
 from mmedpo.curation.blocks import Curation, write_blocks
+from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.metering import (
     CHARACTERS,
     CHECK,
@@ -36,6 +37,7 @@ from mmedpo.curation.metering import (
     under_rules,
 )
 from mmedpo.curation.plan import open_plan, open_source, with_noise_pixels
+from mmedpo.curation.ranked import Ranker
 from mmedpo.curation.rows import Precomputed
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.curation.weigh import FACTS, NothingMade, weigh
@@ -136,8 +138,9 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
             made = sum(read_object(folder / WEIGHED / FACTS)["manifest"]["counts"].values())
         rest = sum(seconds for kind, seconds in meter.seconds.items() if kind != CHECK)
         meter.seconds[WRITE] = time.perf_counter() - began - rest
-    units = [_unit(sample, settings) for sample in source.samples]
-    lines = _lines(meter, chosen, Counter(units), settings, prices, bool(asked))
+    units = [_unit(sample, settings, plan.writer) for sample in source.samples]
+    asked_units = [_unit(sample, settings, plan.writer) for sample in chosen]
+    lines = _lines(meter, chosen, asked_units, Counter(units), settings, prices, bool(asked))
     found = Estimate(len(units), len(set(units)), asked and len(chosen), budget.calls, lines)
     if not asked:
         return found
@@ -168,18 +171,17 @@ def prices_of(given: Sequence[str]) -> Prices:
     return found
 
 
-def _unit(sample: Sample, settings: Settings) -> Any:
+def _unit(sample: Sample, settings: Settings, writer: Writer | Ranker | None) -> Any:
     """Return all of a question that decides its requests; its image only where a model sees it."""
-    flipped = settings.style != "free" and sample.task != "report" and hallucinate.flip(sample.answer) is not None
-    seen = (settings.show_images or settings.model is not None) and not flipped
+    seen = (settings.show_images or settings.model is not None) and (writer is None or writer.wants(sample))
     return sample.task, sample.question, sample.answer, sample.options, sample.images[0].file if seen else None
 
 
 def _lines(
-    meter: Meter, chosen: Sequence[Sample], sizes: Counter[Any], settings: Settings, prices: Prices, asked: bool
-) -> dict[Line, dict[str, Range]]:
-    """Return what the whole source costs; `sizes` are counts of its questions by unit."""
-    own = [_unit(sample, settings) for sample in chosen]
+    meter: Meter, chosen: Sequence[Sample], own: Sequence[Any], sizes: Counter[Any], settings: Settings,
+    prices: Prices, asked: bool,
+) -> dict[Line, dict[str, Range]]:  # fmt: skip
+    """Return what the whole source costs; `own` are the units of `chosen`, `sizes` counts of all units."""
     owners: dict[tuple[str, str], dict[Any, None]] = defaultdict(dict)  # units by what their requests show
     for sample, unit in zip(chosen, own, strict=True):
         owners[sample.question, sample.answer][unit] = owners[sample.prompt, sample.answer][unit] = None

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -27,78 +27,26 @@ from mmedpo.curation.answer_checks import (
     most_changes,
 )
 from mmedpo.curation.prompts import render
+from mmedpo.curation.text_pairs import NO_ANSWER, TARGET_MODEL, Choice, Hallucination, Item, Rejection
 from mmedpo.data.choices import asserted
+from mmedpo.data.samples import Sample
 from mmedpo.data.text import folded, plain, unit_interval, words
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest, parse_json
 from mmedpo.runs.provenance import portable
 
-__all__ = ["STYLES", "Choice", "Hallucination", "Item", "Rejection", "Writer", "flip"]
+__all__ = ["NO_ANSWER", "STYLES", "TARGET_MODEL", "Choice", "Hallucination", "Item", "Rejection", "Writer", "flip"]
 
 SELECT, INJECT, FLIP, OPPOSED = "select@3", "inject@3", "flip@1", "opposed@1"
 SAID, PICK, ONLY, DRAWN = "said_option@1", "option@1", "only_option@1", "drawn_option@1"  # of questions with options
-TARGET_MODEL, FLIPPED, OPTION = "target model", "flip", "options"
+FLIPPED, OPTION = "flip", "options"
 SHOWN = 200  # characters of a reply in the detail of a reject
 KINDS = ("finding", "place", "diagnosis", "other")
-NO_ANSWER = "the chat model did not answer"
 UNREADABLE = "the chat model's answer could not be read"
 DECLINED = "the chat model declined to write a wrong answer"
 UNUSABLE = "the chat model wrote no usable wrong answer"
 ALL_RIGHT = "the chat model found that every other option may be correct"
 WRITING_ATTEMPTS = 2
 OPPOSITE = {"yes": "no", "no": "yes"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sample whose rejected response is wanted.
-
-    Attributes:
-        task: one of `schema.TASKS`.
-        candidates: answers sampled from the target model.
-        alternatives: returns gold answers of other samples of the task; only offline stand-ins ask for them.
-        image: an encoded image file to show to the chat model, or None.
-        options: of multiple choice; `gold` is one of them.
-        key: seeds a drawn option.
-    """
-
-    question: str
-    gold: str
-    task: str
-    candidates: Sequence[str] = ()
-    alternatives: Callable[[], Iterable[str]] = tuple
-    image: bytes | None = None
-    options: Sequence[str] = ()
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Hallucination:
-    """A rejected response.
-
-    Attributes:
-        made_by: "target model", "flip", "options" or the chat model's name.
-        prompt_version: the prompt or rule that chose or wrote it.
-        kind: one of `KINDS`, as the chat model classified it; None if it did not.
-        none_chosen: True if the chat model was shown candidates and found none wrong.
-    """
-
-    text: str
-    made_by: str
-    prompt_version: str
-    kind: str | None = None
-    none_chosen: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A missing rejected response: `detail` is the case, `reason` a constant of this module or where it was cut off."""
-
-    reason: str
-    detail: str
-    none_chosen: bool = field(default=False, compare=False)
-
-
-Choice = Hallucination | Rejection
 
 
 @dataclass(frozen=True)
@@ -115,6 +63,10 @@ class Writer:
     chat: ChatModel
     style: str = "match"
     show_images: bool = False
+
+    def wants(self, sample: Sample) -> bool:
+        """Return True where candidates of the target model are needed."""
+        return self.style == "free" or flip(sample.answer) is None
 
     def choose(self, items: Sequence[Item]) -> list[Choice]:
         """Choose or write a rejected response for every item, in order, with at most three batches of requests.

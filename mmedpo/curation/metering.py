@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
+from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.plan import Plan
+from mmedpo.curation.ranked import Ranker
 from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import EndpointSampler
 from mmedpo.curation.settings import Settings
@@ -64,11 +66,13 @@ class Meter:
             more["sampler"] = replace(plan.sampler, chat=self._paid(plan.sampler.chat, SAMPLE))
         elif plan.sampler is not None:
             more["sampler"] = _Timed(plan.sampler, {"load": "loading", "sample": SAMPLE}, self.seconds)
-        if plan.writer is not None:
+        if isinstance(plan.writer, Writer):
             more["writer"] = replace(plan.writer, chat=self._paid(plan.writer.chat, REJECT))
         if plan.panel is not None:
             judges = [self._paid(judge, JUDGE) for judge in plan.panel.judges.values()]
             more["panel"] = Panel(judges, plan.panel.rounds, plan.panel.tolerance, plan.panel.mode)
+        if isinstance(plan.writer, Ranker):
+            more["writer"] = replace(plan.writer, panel=more.get("panel"))
         return replace(plan, **more)
 
     def _paid(self, chat: ChatModel, step: str) -> ChatModel:
@@ -167,15 +171,17 @@ def under_rules(plan: Plan, settings: Settings, samples: Sequence[Sample]) -> Pl
             settings.model, settings.samples, settings.max_new_tokens, settings.max_new_tokens_report, settings.seed,
             gold if settings.local_model else _Ruled(gold, model_name(settings.model), gold.name),
         )  # fmt: skip
-    writer = replace(plan.writer, chat=_Ruled(plan.writer.chat, model_name(settings.chat or ""), plan.writer.chat.name))
     judges = [_Ruled(StandInJudge("strict"), name, name) for name in map(model_name, settings.scorers)]
     panel = Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
-    return replace(plan, sampler=sampler, writer=writer, panel=panel)
+    if isinstance(plan.writer, Ranker):
+        return replace(plan, sampler=sampler, writer=replace(plan.writer, panel=panel), panel=panel)
+    rules = _Ruled(plan.writer.chat, model_name(settings.chat or ""), plan.writer.chat.name)
+    return replace(plan, sampler=sampler, writer=replace(plan.writer, chat=rules), panel=panel)
 
 
 def offline(settings: Settings) -> Settings:
     """Return the settings of text pairs alone, with rules in place of models."""
-    rules = StandInChat.name if settings.writes_answers else settings.chat
+    rules = StandInChat.name if settings.writers else settings.chat
     judges = ["standin:strict"] if settings.scorers else settings.judges
     texts: Any = {"localizer": "none", "noise": "diffusion", "noise_region": "lesion", "reversed": False}
     return replace(settings, model=None, adapter=None, chat=rules, judges=judges, **texts)

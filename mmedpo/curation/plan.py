@@ -13,6 +13,7 @@ from mmedpo.curation import noise
 from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.localize import Localizer, open_localizer
 from mmedpo.curation.noise import Noise
+from mmedpo.curation.ranked import Ranker
 from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import EndpointSampler, Sampler, Target
 from mmedpo.curation.settings import Settings
@@ -41,11 +42,12 @@ class Plan:
 
     Attributes:
         sampler: target model, whose samples are candidates for rejected responses.
+        writer: maker of text pairs.
     """
 
     source: Source
     sampler: Target | None
-    writer: Writer | None
+    writer: Writer | Ranker | None
     localizer: Localizer
     noise: Noise | None
     panel: Panel | None
@@ -54,7 +56,7 @@ class Plan:
     @property
     def chats(self) -> list[ChatModel]:
         """All chat models, the target behind an endpoint too."""
-        found = [self.writer.chat] if self.writer else []
+        found = [self.writer.chat] if self.writer and self.writer.chat else []
         found += self.panel.judges.values() if self.panel else []
         return found + ([self.sampler.chat] if isinstance(self.sampler, EndpointSampler) else [])
 
@@ -72,13 +74,17 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger 
         open_chat, budget=budget, cache=calls, used=used, seed=settings.seed, batch_size=settings.batch_size,
         discreet=source.credentialed, max_tokens=settings.max_reply_tokens,
     )  # fmt: skip
-    localizer, writer, panel = localizer_of(settings), None, None
+    localizer, panel = localizer_of(settings), None
     sampler: Target | None = None
-    if settings.chat is not None and settings.writes_answers:
+    writer: Writer | Ranker | None = None
+    if settings.makes_text_pairs:
         # A model that is named several times is opened once.
-        opened = {name: chat(name) for name in dict.fromkeys([*settings.scorers, settings.chat])}
+        opened = {name: chat(name) for name in dict.fromkeys([*settings.scorers, *settings.writers])}
         panel = open_panel(settings, settings.scorers, opened.__getitem__)
-        writer = Writer(opened[settings.chat], settings.style, settings.show_images)
+        if settings.ranks:
+            writer = Ranker(settings.ranks, settings.min_gap, settings.length_ratio, panel)
+        else:
+            writer = Writer(opened[settings.writers[0]], settings.style, settings.show_images)
         if not all(one.name.startswith(STANDIN) for one in opened.values()):
             calls.open()  # before any work is paid for
         if settings.local_model is not None:
@@ -120,7 +126,7 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     refuse_faults(source, settings.skip_faulty)  # before the model's processor is loaded
     if trained := _trained_on_restricted(settings):
         mark(source, trained)
-    if settings.local_model is not None and settings.writes_answers:
+    if settings.local_model is not None and settings.makes_text_pairs:
         drop_refused(source, load_processor(settings.local_model))
         refuse_faults(source, settings.skip_faulty)
     if settings.localizer == "boxes" and not any(
@@ -138,8 +144,8 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
 
 def _trained_on_restricted(settings: Settings) -> str | None:
     """Return the first model in this process that was trained on restricted data, which its texts may repeat."""
-    asked = [settings.chat or "", *settings.judges] if settings.writes_answers else []
-    own = [(settings.local_model, settings.adapter)] if settings.writes_answers and settings.local_model else []
+    asked = [settings.chat or "", *settings.judges] if settings.makes_text_pairs else []
+    own = [(settings.local_model, settings.adapter)] if settings.makes_text_pairs and settings.local_model else []
     own += [(name.removeprefix("local:"), None) for name in asked if name.startswith("local:")]
     return next(filter(None, (restricted.evidence(*named) for named in dict.fromkeys(own))), None)
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from mmedpo import schema
-from mmedpo.curation.hallucinate import TARGET_MODEL
 from mmedpo.curation.localize import MOST_COVERAGE, Region, open_localizer
 from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator, name_of
 from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
+from mmedpo.curation.text_pairs import GOLD, TARGET_MODEL
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.runs.journal import Part
@@ -90,6 +90,7 @@ class Makers:
     mask_rule: str | None
     noise: Noise | None
     seed: int
+    chosen: bool = False  # rows say who made the chosen side
 
 
 def pair_up(
@@ -168,7 +169,7 @@ def dataset_rows(
         pairs: each with its weight and the results of its block by step.
         offered: some pair of the dataset has options, so that all rows have the column.
     """
-    fields = list(schema.FEATURES["provenance"])
+    fields = [*schema.FEATURES["provenance"], *(schema.CHOSEN if makers.chosen else ())]
     embedded = lru_cache(KEPT)(images.embedded)
     noiser = Noiser(makers.noise, makers.seed, embedded) if makers.noise else None
     for pair, weight, steps in pairs:
@@ -209,7 +210,16 @@ def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Part]
     found, judged = steps["dispute"][sample.id], steps["judge"].get(sample.id) or {}
     sampled = found["made_by"] == TARGET_MODEL
     row["rejected"] = _message("assistant", found["text"])
+    chosen = found.get("chosen") or {}
+    if chosen:
+        row["chosen"] = _message("assistant", chosen["text"])
     return {
+        "gold": sample.answer,
+        "chosen_by": makers.target_model if chosen.get("made_by") == TARGET_MODEL else chosen.get("made_by", GOLD),
+        "chosen_prompt_version": chosen.get("prompt_version"),
+        "chosen_changes": chosen.get("changes"),
+        "chosen_score": chosen.get("score"),
+        "rejected_score": chosen.get("rejected_score"),
         "rejected_by": makers.target_model if sampled else found["made_by"],
         "revision": makers.revision if sampled else None,
         "prompt_version": found.get("prompt_version"),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo.curation import hallucinate, judge_check, noise, relevance, weights
+from mmedpo.curation import hallucinate, judge_check, noise, pair_options, ranked, relevance, weights
 from mmedpo.curation.localize import FORMS, MOST_COVERAGE
 from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
@@ -67,6 +67,16 @@ class Settings:
     batch_size: int = option(8, "Questions that a model in this process answers at once.")
     chat: str | None = option(None, f"Chat model that picks or writes rejected responses: {CHATS}, or none. Required.")
     max_reply_tokens: int = option(512, "Longest reply of a chat model or judge in tokens, with its thoughts.")
+    pairs: str = option(
+        "hallucinated",
+        "Text pairs: hallucinated (the gold answer against one that the chat model picks or writes) or ranked:METRIC "
+        "(best against worst of the target's samples, by their scores against the gold answer), METRIC one of "
+        f"{', '.join(ranked.METRICS)}.",
+    )
+    min_gap: float = option(0.0, "Ranked pairs: least difference of both scores; equal ones never make a pair.")
+    length_ratio: float = option(
+        2.0, f"Ranked pairs: words of the longer side over the shorter's, at most; {ranked.LEEWAY} more are allowed."
+    )
     style: str = option("match", "Rejected: match (length and form of the gold one), minimal (few edits) or free.")
     show_images: bool = option(False, "Send the image to that chat model too.")
     judges: list[str] = field(
@@ -111,7 +121,9 @@ class Settings:
             "weights_over": weights.OVER,
         }  # fmt: skip
         shard_bytes(self.shard_size)
-        wrong = unknown(self, names) + outside(self)
+        wrong = unknown(self, names) + outside(self) + pair_options.contradictions(self)
+        if self.ranks:
+            self.chat = "none"
         if self.samples > 1 and self.temperature == 0:
             wrong.append(f"{self.samples} samples at temperature 0 would be equal; raise the temperature")
         if self.adapter and self.local_model is None:
@@ -119,7 +131,7 @@ class Settings:
                 f"the adapter {self.adapter} needs --model, its base model in this process; behind an endpoint the "
                 "adapter has a name of its own: --model http://host:port/v1#name"
             )
-        if self.chat == "none" and (not self.makes_visual_pairs or self.reversed):
+        if self.chat == "none" and not self.ranks and (not self.makes_visual_pairs or self.reversed):
             wrong.append("without a chat model there are no rejected responses, which these settings need")
         if "none" in self.judges and len(self.judges) > 1:
             wrong.append(f"judges are {', '.join(self.judges)}; leave out none, or the others")
@@ -128,7 +140,7 @@ class Settings:
         if StandInChat.name in self.judges:
             scoring = ", ".join(name for name in STANDINS if name != StandInChat.name)
             wrong.append(f"judges hold {StandInChat.name}, which only writes; use {scoring}")
-        if self.writes_answers and self.judges == ["none"] and self.weights != "none":
+        if self.makes_text_pairs and self.judges == ["none"] and self.weights != "none":
             wrong.append(
                 "without judges rejected responses have no clinical relevance; name judges, or give --weights none "
                 "(every weight is 1: plain DPO)"
@@ -136,6 +148,11 @@ class Settings:
         if self.min_relevance and self.judges == ["none"]:
             wrong.append("without judges pairs have no relevance to hold against --min-relevance; name judges")
         refuse(wrong)
+
+    @property
+    def ranks(self) -> str:
+        """Metric that ranks the samples; "" for hallucinated pairs."""
+        return self.pairs.partition(":")[2]
 
     @property
     def local_model(self) -> str | None:
@@ -147,30 +164,41 @@ class Settings:
         return self.localizer != "none" or self.noise_region == "image" or self.noise == "crop"
 
     @property
-    def writes_answers(self) -> bool:
-        return self.chat not in (None, "none")
+    def makes_text_pairs(self) -> bool:
+        return bool(self.ranks or self.writers)
 
     @property
     def asked(self) -> list[str]:
         """Names of all models that are asked, as options name them."""
-        target = [self.model] if self.model and self.writes_answers else []
+        target = [self.model] if self.model and self.makes_text_pairs else []
         return [self.chat or "none", *self.judges, *target]
+
+    @property
+    def writers(self) -> list[str]:
+        """The chat model that picks or writes rejected responses, if there is one."""
+        return [] if self.chat in (None, "none") else [str(self.chat)]
 
     @property
     def shows_images(self) -> bool:
         """True if images leave for an endpoint."""
-        return self.show_images or (self.writes_answers and self.model is not None and self.local_model is None)
+        return self.show_images or (self.makes_text_pairs and self.model is not None and self.local_model is None)
 
     @property
     def scorers(self) -> list[str]:
         """Judges of rejected responses; none if this curation writes no such responses."""
-        return self.judges if self.writes_answers and self.judges != ["none"] else []
+        return self.judges if self.makes_text_pairs and self.judges != ["none"] else []
 
     def refuse_unnamed(self) -> None:
-        """Raise InputError unless a chat model and judges are named."""
+        """Raise InputError unless a chat model and judges are named, and the target whose answers make the pairs."""
+        if self.ranks and self.model is None:
+            raise InputError(
+                f"--pairs {self.pairs} ranks answers of a target model. Name it with --model: a Hub id, a folder or an "
+                "endpoint."
+            )
+        unjudged = not self.judges and (self.chat != "none" or self.ranks)
         missing = {
             "--chat": "picks or writes rejected responses" if self.chat is None else "",
-            "--judges": "" if self.judges or self.chat == "none" else "scores their clinical relevance",
+            "--judges": "scores their clinical relevance" if unjudged else "",
         }
         if options := [option for option, task in missing.items() if task]:
             raise InputError(UNNAMED.format(" and ".join(options), " and what ".join(filter(None, missing.values()))))

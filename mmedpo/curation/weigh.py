@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mmedpo import schema
-from mmedpo.curation import hallucinate, judge_check, masking, relevance, rows, sampling, weights
+from mmedpo.curation import hallucinate, judge_check, masking, ranked, relevance, rows, sampling, text_pairs, weights
 from mmedpo.curation.blocks import Curation
 from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.data import shards
@@ -179,11 +179,14 @@ def _facts(
             **{name: value for name, value in target.items() if name not in ("standin", "client")},
             **({"served": spent.get(target["client"], {}).get("served", [])} if "client" in target else {}),
         },
-        **({"candidates": candidates, "selected": _selected(curation.values("dispute"))} if candidates else {}),
+        **({"candidates": candidates} if candidates else {}),
+        **({"selected": _selected(curation.values("dispute"))} if candidates and not settings.ranks else {}),
+        **({"chosen": _chosen(curation, pairs)} if settings.ranks else {}),
         **{name: models[name] for name in ("chat_model", "judges", "panel")},
         **({"judge_check": models["judge_check"]} if models["judge_check"] else {}),
         **{name: models[name] for name in ("localizer", "query", "mask_rule")},
-        "noise": curation.noise and curation.noise.record(), "style": settings.style, "prompt_versions": PROMPTS,
+        "noise": curation.noise and curation.noise.record(), "style": settings.style,
+        "prompt_versions": {**PROMPTS, "ranked": ranked.RANKED} if settings.ranks else PROMPTS,
         "calls": {portable(name): found for name, found in spent.items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)),
         "rejects": dict(rejects.by_reason.most_common()),
@@ -222,12 +225,23 @@ def _selected(disputed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {name: found[name] for name in ("answered", "none", "not_asked")}
 
 
+def _chosen(curation: Curation, pairs: Sequence[rows.Pair]) -> dict[str, Any]:
+    """Return how the chosen sides of text pairs were made, and who made them."""
+    settings = curation.settings
+    made = {pair.sample.id for pair in pairs if pair.dispreference == rows.TEXT_PAIR}
+    sides = (value["chosen"] for id, value in curation.items("dispute") if id in made and value.get("chosen"))
+    return {
+        "metric": settings.ranks, "min_gap": settings.min_gap, "length_ratio": settings.length_ratio,
+        **text_pairs.chosen_sides(sides),
+    }  # fmt: skip
+
+
 def _standins(curation: Curation, pairs: Sequence[rows.Pair], models: Mapping[str, Any]) -> list[str]:
     kinds = {pair.dispreference for pair in pairs}
     worded = {pair.sample.id for pair in pairs if pair.dispreference in (rows.TEXT_PAIR, schema.REVERSED[0])}
     makers = {value["made_by"] for id, value in curation.items("dispute") if id in worded}
     names: list[str] = []
-    if hallucinate.TARGET_MODEL in makers:
+    if text_pairs.TARGET_MODEL in makers:
         names.append(models["target_model"].get("standin", ""))
     if models["chat_model"] and makers - {hallucinate.FLIPPED}:
         names.append(models["chat_model"])

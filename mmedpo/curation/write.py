@@ -42,7 +42,7 @@ def _makers(curation: Curation, made: Mapping[str, Any]) -> rows.Makers:
     target = curation.models()["sampled_by"]
     return rows.Makers(
         target, made["target_model"]["revision"], made["localizer"], made["mask_rule"], curation.noise,
-        curation.settings.seed,
+        curation.settings.seed, "chosen" in made,
     )  # fmt: skip
 
 

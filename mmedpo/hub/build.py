@@ -26,7 +26,10 @@ from mmedpo.runs.options import option
 from mmedpo.runs.run_folder import LOCK, SOURCE_FOLDER, output_folder, scratch_folder, short_folder, working_folder
 
 # Options of rejected responses and judges; unused if both come with the data.
-MAKING = ("model", "samples", "temperature", "chat", "style", "show_images", "judges", "panel", "rounds", "tolerance")
+MAKING = (
+    "model", "samples", "temperature", "pairs", "min_gap", "length_ratio", "chat", "style", "show_images", "judges",
+    "panel", "rounds", "tolerance",
+)  # fmt: skip
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from mmedpo.data import burnt_text, credentialed, licenses, origin
 from mmedpo.errors import InputError
 from mmedpo.hub import results
-from mmedpo.report import curves
+from mmedpo.report import chosen, curves
 from mmedpo.report.markup import closed, code, inline
 from mmedpo.report.notices import notices
 from mmedpo.report.wording import shown
@@ -111,6 +111,7 @@ def _of_dataset(
         licences=licenses.said(manifest["source"]),
         burnt_text=burnt_text.said(manifest.get("burnt_text") or (published.burnt_text if published else None)),
         notices=notices(manifest),
+        chosen=chosen.said(manifest["chosen"]) if "chosen" in manifest else [],
     )
 
 

@@ -91,7 +91,7 @@ def features() -> Features:
 
 def row(full: Mapping[str, Any]) -> dict[str, Any]:
     """Return the published form of a row with undecoded images; model names lose folders of this machine."""
-    made = {name: full["provenance"][name] for name in PROVENANCE}
+    made = {name: full["provenance"].get(name) for name in PROVENANCE}
     if not (made["localizer"] or "").startswith(TOOLS):
         made["boxes"] = None
     for name, parts in PARTS.items():

@@ -1,0 +1,39 @@
+"""Checks of the options that say how text pairs are made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmedpo.curation import ranked
+
+if TYPE_CHECKING:
+    from mmedpo.curation.settings import Settings
+
+OF_RANKED = ("min_gap", "length_ratio")
+
+
+def contradictions(settings: Settings) -> list[str]:
+    """Return a sentence for each option that does not fit the kind of text pairs."""
+    kind, _, metric = settings.pairs.partition(":")
+    if kind != "ranked":
+        known = [] if settings.pairs == "hallucinated" else [_unknown(settings, "hallucinated or ranked:METRIC")]
+        return known + [f"{name} is of ranked pairs; add --pairs ranked:METRIC" for name in _given(settings, OF_RANKED)]
+    wrong = []
+    if metric not in ranked.METRICS:
+        wrong.append(_unknown(settings, " or ".join(f"ranked:{name}" for name in ranked.METRICS)))
+    if settings.chat not in (None, "none"):
+        wrong.append(f"chat is {settings.chat}, which has nothing to do for ranked pairs; leave it out")
+    if settings.samples < 2:
+        wrong.append(f"samples is {settings.samples}; ranked pairs need at least 2 answers to a question")
+    if metric == ranked.JUDGES and settings.judges == ["none"]:
+        wrong.append("pairs is ranked:judges, and judges is none; name judges, or another metric")
+    return wrong
+
+
+def _unknown(settings: Settings, known: str) -> str:
+    return f"pairs is {settings.pairs!r}; use {known}"
+
+
+def _given(settings: Settings, names: tuple[str, ...]) -> list[str]:
+    """Return the names of options that do not have their defaults."""
+    return [name for name in names if getattr(settings, name) != type(settings).__dataclass_fields__[name].default]

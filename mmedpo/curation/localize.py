@@ -14,8 +14,8 @@ import numpy as np
 from mmedpo.curation.noise import box_mask, check_rule, heat_mask, pack_mask, unpack_mask
 from mmedpo.curation.query import DISEASE, Query, letters, modality
 from mmedpo.data import hub, trust
-from mmedpo.data.images import open_rgb
-from mmedpo.data.samples import Box, Sample, read_heat
+from mmedpo.data.images import open_rgb, read_heat
+from mmedpo.data.samples import Box, Sample
 from mmedpo.data.text import words
 from mmedpo.errors import InputError
 

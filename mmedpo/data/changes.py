@@ -63,12 +63,20 @@ def of_samples(samples: Iterable[Sample]) -> Iterator[tuple[str, Parts]]:
     """
     contents = lru_cache(BLOCK)(sha256)  # questions share masks
     for one in samples:
-        image = one.images[0]
+        shown: list[dict[str, Any]] = [
+            {
+                "image": image.digest,
+                "boxes": [asdict(box) for box in image.boxes],
+                "masks": [contents(file) for file in image.masks],
+                "heatmap": image.heatmap and contents(image.heatmap),
+                "confidence": image.confidence,
+            }
+            for image in one.images
+        ]
+        images = shown[0] if len(shown) == 1 else {name: [image[name] for image in shown] for name in shown[0]}
         yield one.id, parts(
-            question=one.question, answer=one.answer, task=one.task, image=image.digest,
-            boxes=[asdict(box) for box in image.boxes], masks=[contents(file) for file in image.masks],
-            heatmap=image.heatmap and contents(image.heatmap), confidence=image.confidence,
-            modality=one.modality, organ=one.organ, options=one.options,
+            question=one.question, answer=one.answer, task=one.task, modality=one.modality, organ=one.organ,
+            options=one.options, **images,
         )  # fmt: skip
 
 

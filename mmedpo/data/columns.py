@@ -17,6 +17,7 @@ from mmedpo.errors import InputError
 COLUMNS = {  # accepted names of each column, in order of precedence; docs/curation.md lists them
     "id": ("id", "qid", "question_id"),
     "image": ("image", "image_name", "img_name", "image_path", "file_name"),
+    "images": ("images",),
     "question": ("question", "prompt"),
     "answer": ("answer",),
     "options": ("options", "choices"),
@@ -42,9 +43,11 @@ COLUMNS = {  # accepted names of each column, in order of precedence; docs/curat
     "credentialed": ("credentialed",),
 }
 OTHER_FORMS = (
+    "images",
     "options",
     "boxes",
     "masks",
+    "heatmap",
     "confidence",
     "labels",
     "width",
@@ -126,7 +129,7 @@ def check_columns(table: Path, columns: Iterable[str]) -> None:
     """Raise InputError if a column that every question needs is missing."""
     columns = sorted(columns)
     found = {KNOWN.get(key(name)) for name in columns}
-    needs = ["image"]
+    needs = [] if "images" in found else ["image"]
     if not found & {"labels", "report", *SECTIONS}:
         needs += ["question", "answer"]
     missing = [f"{column} ({', '.join(_other_names(column))})" for column in needs if column not in found]

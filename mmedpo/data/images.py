@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmedpo.data import dicom, image_headers, image_modes
-from mmedpo.data.image_modes import LIMIT_VARIABLE, UnusableError, is_deep, open_image
+from mmedpo.data.image_modes import LIMIT_VARIABLE, WIDE_PIXEL, UnusableError, is_deep, open_image, refuse_bombs
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -228,3 +229,26 @@ def _decode(image: Source) -> Image:
         return pillow.fromarray(dicom.read(data))
     with open_image(data) as opened:
         return image_modes.plain(opened)
+
+
+def read_heat(file: Path) -> np.ndarray:
+    """Return a heat map, float64 h x w, 0 (cold) or more: a picture in [0, 1], or the values of a `.npy` array.
+
+    Raises:
+        InputError: the file cannot be read, or its array is not two-dimensional, finite and non-negative.
+    """
+    if file.suffix.lower() != ".npy":
+        return np.asarray(open_rgb(file).convert("L")) / 255
+    try:
+        with file.open("rb") as opened:
+            refuse_bombs(file.stat().st_size, 1)
+            heat = np.lib.format.read_array(opened, allow_pickle=False)
+        refuse_bombs(heat.size, WIDE_PIXEL)
+    except Exception as error:  # NumPy raises many kinds on damaged files
+        raise InputError(f"{file.name}: the array cannot be read ({error}); save it again with numpy.save.") from None
+    if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
+        actual = f"this is {heat.dtype} of shape {heat.shape}"
+        raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {actual}.")
+    if not 0 <= heat.min() <= heat.max() < math.inf:
+        raise InputError(f"{file.name}: a heat map has no NaN, no infinity and nothing below 0; correct it.")
+    return heat.astype(np.float64)

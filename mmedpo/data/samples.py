@@ -1,24 +1,22 @@
-"""`Sample`, one question about one image, and its reader from a row of a source's table."""
+"""`Sample`, one question about one image or several, and its reader from a row of a source's table."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from sys import intern
 from typing import Any
 
-import numpy as np
-
 from mmedpo.data import credentialed, findings, options, placeholders
 from mmedpo.data.columns import MISSING_ANSWER, form_faults, group_name, row_of
 from mmedpo.data.files import Files, find_file, relative_name, spelling
-from mmedpo.data.image_modes import WIDE_PIXEL, refuse_bombs
-from mmedpo.data.images import open_rgb
 from mmedpo.data.tables import FAULT, as_text, form_fault, is_missing, parsed, read_table
 from mmedpo.data.text import folded, words
-from mmedpo.errors import Fault, InputError
+from mmedpo.errors import Fault
 from mmedpo.schema import TASKS
 
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "choice": "choice_vqa", **{task: task for task in TASKS}}
@@ -71,46 +69,32 @@ class Sample:
 
     @property
     def image_id(self) -> str:
-        """Return the name of the images in the source."""
-        return self.images[0].name
+        """Return the image's name in the source; of several images, their names with | between."""
+        return "|".join(image.name for image in self.images)
 
     @property
     def image_digest(self) -> str:
-        """Return the digest of the images."""
-        return self.images[0].digest
+        """Return the image's digest; of several images, one of their digests in order."""
+        return joint_digest([image.digest for image in self.images])
 
     @property
     def boxes(self) -> tuple[Box, ...]:
         """Return the boxes of all images."""
-        return self.images[0].boxes
+        return tuple(box for image in self.images for box in image.boxes)
 
     @property
     def prompt(self) -> str:
         """Return the text that a model is asked."""
         return options.asked(self.question, self.options)
 
+    def each(self) -> list[Sample]:
+        """Return the sample once for each of its images, about that image alone."""
+        return [replace(self, images=(image,)) for image in self.images]
 
-def read_heat(file: Path) -> np.ndarray:
-    """Return a heat map, float64 h x w, 0 (cold) or more: a picture in [0, 1], or the values of a `.npy` array.
 
-    Raises:
-        InputError: the file cannot be read, or its array is not two-dimensional, finite and non-negative.
-    """
-    if file.suffix.lower() != ".npy":
-        return np.asarray(open_rgb(file).convert("L")) / 255
-    try:
-        with file.open("rb") as opened:
-            refuse_bombs(file.stat().st_size, 1)
-            heat = np.lib.format.read_array(opened, allow_pickle=False)
-        refuse_bombs(heat.size, WIDE_PIXEL)
-    except Exception as error:  # NumPy raises many kinds on damaged files
-        raise InputError(f"{file.name}: the array cannot be read ({error}); save it again with numpy.save.") from None
-    if heat.ndim != 2 or not heat.size or heat.dtype.kind not in "buif":
-        actual = f"this is {heat.dtype} of shape {heat.shape}"
-        raise InputError(f"{file.name}: a heat map has 2 dimensions of real numbers; {actual}.")
-    if not 0 <= heat.min() <= heat.max() < math.inf:
-        raise InputError(f"{file.name}: a heat map has no NaN, no infinity and nothing below 0; correct it.")
-    return heat.astype(np.float64)
+def joint_digest(digests: Sequence[str]) -> str:
+    """Return the digest of the images of one question, in order; of one image, its own."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("|".join(digests).encode()).hexdigest()
 
 
 def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,7 +113,8 @@ def questions(table: Path, columns: dict[str, None]) -> Iterator[tuple[str, dict
 
 def _finding_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the questions about an image's boxed findings, or its fault."""
-    boxes, box_fault = _boxes(row["boxes"])
+    names, name_fault = _image_names(row)
+    (boxes, *_), box_fault = _boxes(row["boxes"])
     labels = parsed(row["labels"])
     labels = [labels] if isinstance(labels, str) else labels
     width = None if row["width"] is None else _number(row["width"])
@@ -140,14 +125,16 @@ def _finding_questions(where: str, row: dict[str, Any]) -> Iterator[tuple[str, d
         fault = ("width", "is that of the image, in pixels", repr(row["width"]))
     elif any(not box.label.strip() for box in boxes):
         fault = ("boxes", "each needs a label, its finding")
-    elif row["image"] is None:
-        fault = ("image", "is empty; every row needs the name of an image file")
+    elif len(names) > 1:
+        fault = ("images", "are several; questions are made from the labels of one image", repr(row["images"]))
+    elif name_fault:
+        fault = name_fault
     elif nothing := findings.fault(boxes, labels):
         fault = fault or ("labels", *nothing)
     if fault:
         yield where, {**row, FAULT: fault}
         return
-    for changed in findings.ask(spelling(str(row["image"])), [asdict(box) for box in boxes], labels, width):
+    for changed in findings.ask(spelling(str(names[0])), [asdict(box) for box in boxes], labels, width):
         yield f"{where} ({changed['id']})", {**row, **changed}
 
 
@@ -155,16 +142,22 @@ def read_sample(
     where: str, row: dict[str, Any], root: Path, images: Files, name: str, license: str
 ) -> tuple[Sample | None, list[Fault]]:
     """Return the sample of one row, or None and all faults of the row."""
-    image = find_file(where, "image", row["image"], root, images)  # of faulty rows too: its folder may mark the source
+    names, name_fault = _image_names(row)
+    column = "image" if row["images"] is None else "images"
+    # Of faulty rows too: the folder of an image may mark the source.
+    shown = [find_file(where, column, one, root, images) for one in names]
     if FAULT in row:
         return None, [Fault(where, *row[FAULT])]
     if faults := [Fault(where, *found) for found in form_faults(row)]:
         return None, faults
     answer, question = (as_text(row[column]).strip() for column in ("answer", "question"))
-    if row["image"] is None:
-        image = Fault(where, "image", "is empty; every row needs the name of an image file")
-    if isinstance(image, Fault):
-        faults.append(image)
+    if name_fault:
+        faults.append(Fault(where, *name_fault))
+    else:
+        faults += [file for file in shown if isinstance(file, Fault)]
+    pictures = [file for file in shown if isinstance(file, Path)]
+    if len(set(pictures)) < len(pictures):
+        faults.append(Fault(where, "images", "name one file twice; an image is shown once", repr(row["images"])))
     if not question:
         faults.append(Fault(where, "question", "is empty; every row needs a question"))
     if not answer:
@@ -179,46 +172,85 @@ def read_sample(
         faults.append(Fault(where, "task", "is unknown; use closed, open, choice or report", repr(row["task"])))
     elif not option_faults and (unfit := options.task_fault(task, offered)):
         faults.append(Fault(where, "task", unfit))
-    boxes, box_fault = _boxes(row["boxes"])
+    boxes, box_fault = _boxes(row["boxes"], len(names))
     if box_fault:
         faults.append(Fault(where, "boxes", *box_fault))
     if not credentialed.is_answer(row["credentialed"]):
         faults.append(Fault(where, "credentialed", "is neither true nor false", repr(row["credentialed"])))
-    masks, heatmap, confidence, region_faults = _regions(where, row, root, images)
+    masks, heatmaps, confidence, region_faults = _regions(where, row, root, images, len(names))
     faults += region_faults
-    if faults or isinstance(image, Fault) or task is None:
+    if faults or task is None:
         return None, faults
     # `intern` stores a text that many rows share once.
-    shown = SampleImage(image, intern(relative_name(root, image)), boxes, masks, heatmap, confidence)
     return Sample(
-        id=as_text(row["id"]) or where, images=(shown,), question=question, answer=answer, task=task,
+        id=as_text(row["id"]) or where,
+        images=tuple(
+            SampleImage(file, intern(relative_name(root, file)), boxed, masked, heat, confidence)
+            for file, boxed, masked, heat in zip(pictures, boxes, masks, heatmaps, strict=True)
+        ),
+        question=question, answer=answer, task=task,
         patient_id=intern(group_name(row["patient_id"])) or None, split=intern(as_text(row["split"]).strip()),
         source=_line(row["source"]) or intern(name), license=_line(row["license"]) or intern(license), options=offered,
         **{column: _line(row[column]) or None for column in ("modality", "organ", "question_type", "question_set")},
     ), []  # fmt: skip
 
 
+def _image_names(row: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
+    """Return the names of a row's images, and the fault or ()."""
+    if row["images"] is None:
+        missing = "is empty; every row needs the name of an image file"
+        return [row["image"]], ("image", missing) if row["image"] is None else ()
+    names = parsed(row["images"])
+    names = [one.strip() for one in names.split("|")] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names or not all(isinstance(one, str) and one.strip() for one in names):
+        form = "are a list of names of image files, or one text with | between them"
+        return [], ("images", form, repr(row["images"]))
+    if row["image"] is not None and str(row["image"]) not in names:
+        return names, ("image", "is none of the row's images; leave one of the columns empty", repr(row["image"]))
+    return names, ()
+
+
+def _place(entry: Mapping[str, Any], count: int) -> int | None:
+    """Return which of `count` images a mark belongs to, the first by default; None if there is no such image."""
+    place = 0 if entry.get("image") is None else entry["image"]
+    return place if type(place) is int and 0 <= place < count else None
+
+
+def _misplaced(count: int) -> str:
+    images = "one image, 0" if count == 1 else f"{count} images, 0 to {count - 1}"
+    return f"name an image that the row does not have; it has {images}"
+
+
 def _regions(
-    where: str, row: dict[str, Any], root: Path, images: Files
-) -> tuple[tuple[Path, ...], Path | None, float | None, list[Fault]]:
-    """Return the files of masks and heat map, their confidence, and faults."""
-    found: dict[str, list[Path]] = {"masks": [], "heatmap": []}
+    where: str, row: dict[str, Any], root: Path, files: Files, count: int
+) -> tuple[list[tuple[Path, ...]], list[Path | None], float | None, list[Fault]]:
+    """Return the files of masks and heat maps by image, their confidence, and faults.
+
+    An entry is a file's name, or an object with its `file` and its `image`, counted from 0.
+    """
+    found: dict[str, list[list[Path]]] = {name: [[] for _ in range(count)] for name in ("masks", "heatmap")}
     faults = []
-    masks = parsed(row["masks"])
-    masks = masks if isinstance(masks, list) else [masks]
-    for column, name in [*(("masks", name) for name in masks), ("heatmap", row["heatmap"])]:
-        wrong = form_fault(name)
-        file = None if is_missing(name) else find_file(where, column, name, root, images)
-        if wrong:
-            file = Fault(where, column, *wrong)
-        if isinstance(file, Fault):
-            faults.append(file)
-        elif file:
-            found[column].append(file)
+    for column, by_image in found.items():
+        cell = parsed(row[column])
+        for entry in cell if isinstance(cell, list) else [cell]:
+            placed = isinstance(entry, dict) and "file" in entry
+            name, place = (entry["file"], _place(entry, count)) if placed else (entry, 0)
+            file = None if is_missing(name) else find_file(where, column, name, root, files)
+            if wrong := form_fault(name):
+                file = Fault(where, column, *wrong)
+            elif place is None:
+                file = Fault(where, column, _misplaced(count), repr(entry))
+            if isinstance(file, Fault):
+                faults.append(file)
+            elif file and place is not None and place < count:
+                by_image[place].append(file)
+    if any(len(maps) > 1 for maps in found["heatmap"]):
+        faults.append(Fault(where, "heatmap", "has several for one image; join them", repr(row["heatmap"])))
     confidence = None if row["confidence"] is None else _number(row["confidence"])
     if confidence is not None and not 0 <= confidence <= 1:
         faults.append(Fault(where, "confidence", "is not a number in [0, 1]", repr(row["confidence"])))
-    return tuple(found["masks"]), next(iter(found["heatmap"]), None), confidence, faults
+    masks, maps = [*map(tuple, found["masks"])], [next(iter(one), None) for one in found["heatmap"]]
+    return masks, maps, confidence, faults
 
 
 def _line(cell: Any) -> str:
@@ -248,10 +280,11 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def _boxes(cell: Any) -> tuple[tuple[Box, ...], tuple[str, str] | None]:
-    """Return the boxes of a row (a list, or one in a CSV cell), and a fault's sentence and value, or None."""
+def _boxes(cell: Any, count: int = 1) -> tuple[list[tuple[Box, ...]], tuple[str, str] | None]:
+    """Return the boxes of a row (a list, or one in a CSV cell) by image, and a fault's sentence and value, or None."""
     entries = [] if cell is None else parsed(cell)
-    boxes = []
+    boxes: list[list[Box]] = [[] for _ in range(max(count, 1))]
+    nothing: list[tuple[Box, ...]] = [() for _ in boxes]
     try:
         if not isinstance(entries, list) or any(form_fault(entry.get("label")) for entry in entries):
             raise TypeError
@@ -262,11 +295,13 @@ def _boxes(cell: Any) -> tuple[tuple[Box, ...], tuple[str, str] | None]:
                 raise TypeError
             x, y, width, height = map(float, sides)
             label = "" if is_missing(entry.get("label")) else intern(as_text(entry["label"]))
-            boxes.append(Box(label, x, y, width, height, float(confidence)))
+            if (place := _place(entry, len(boxes))) is None:
+                return nothing, (_misplaced(len(boxes)), repr(entry))
+            boxes[place].append(Box(label, x, y, width, height, float(confidence)))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return (), ("boxes are a list of {label, x, y, width (w), height (h)} in pixels", repr(cell))
-    for box in boxes:
+        return nothing, ("boxes are a list of {label, x, y, width (w), height (h)} in pixels", repr(cell))
+    for box in chain.from_iterable(boxes):
         finite = all(map(math.isfinite, (box.x, box.y, box.width, box.height)))
         if not finite or box.width <= 0 or box.height <= 0 or not 0 <= box.confidence <= 1:
-            return (), ("a box needs a positive size in pixels and a confidence in [0, 1]", repr(box))
-    return tuple(boxes), None
+            return nothing, ("a box needs a positive size in pixels and a confidence in [0, 1]", repr(box))
+    return [*map(tuple, boxes)], None

@@ -19,9 +19,10 @@ from mmedpo.data import credentialed, gold, licenses, options, safe_paths, split
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
 from mmedpo.data.files import Files, image_files
-from mmedpo.data.images import UnusableImage, digest, open_rgb
-from mmedpo.data.samples import Sample, SampleImage, questions, read_heat, read_sample
-from mmedpo.data.tables import find_table
+from mmedpo.data.images import UnusableImage, digest, open_rgb, read_heat
+from mmedpo.data.samples import Sample, SampleImage, questions, read_sample
+from mmedpo.data.studies import join, resolve_studies, unify_patients
+from mmedpo.data.tables import as_text, find_table
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import Fault, InputError
 
@@ -127,7 +128,8 @@ def read_source(
         raise InputError(f"{table} {safe_paths.LINKED}.")
     images = image_files(root, image_folders)
     source = Source(name, license, [], marked_by=credentialed.of_path(table) or ("--credentialed" if marked else None))
-    taken, studies, columns = dict[str, str](), dict[str, str](), dict[str, None]()
+    taken, torn = dict[str, tuple[str, int]](), dict[tuple[str, str], str]()  # first row of an id; faulty rows
+    studies, columns = dict[str, str](), dict[str, None]()
     origins = dict.fromkeys([name, license])  # sources and licences, of faulty rows too
     nameless = 0
     for where, row in questions(table, columns):
@@ -135,12 +137,21 @@ def read_source(
             source.marked_by = source.marked_by or f"the row {where}"
         origins.update(dict.fromkeys(map(str, (row["source"], row["license"]))))
         sample, faults = read_sample(where, row, root, images, name, license)
-        if sample and taken.setdefault(sample.id, where) != where:
-            faults = [Fault(where, "id", f"was used by {taken[sample.id]}; make ids unique", repr(sample.id))]
+        study = group_name(row["study_id"])
+        if sample is None:
+            torn.setdefault((as_text(row["id"]), study), where)
+        elif sample.id in taken:
+            earlier, place = taken[sample.id]
+            joint = join(source.samples[place], sample, study != "" and studies.get(sample.id) == study)
+            if isinstance(joint, Sample):
+                source.samples[place] = joint
+                continue
+            faults = [Fault(where, "id", f"was used by {earlier}; {joint}", repr(sample.id))]
         source.faults += faults
         if sample and not faults:
+            taken[sample.id] = where, len(source.samples)
             source.samples.append(sample)
-            if study := group_name(row["study_id"]):
+            if study:
                 studies[sample.id] = study
             source.gold_by_options += bool(sample.options) and sample.answer != str(row["answer"]).strip()
             nameless += any(row[one] is not None and not group_name(row[one]) for one in ("patient_id", "study_id"))
@@ -148,12 +159,13 @@ def read_source(
         raise InputError(f"{table} has no rows; a source needs at least one image with a question and an answer.")
     if not source.samples:
         check_columns(table, columns)
+    _drop_torn(source, {one.id: torn.get((one.id, studies.get(one.id, "-"))) for one in source.samples})
     _read_files(source)
-    _unify_patients(source)
+    unify_patients(source)
     _apply_mark(source, origins, images)
     if source.samples:
         source.name = source.samples[0].source
-        _apply_split(source, _resolve_studies(source, studies), split, official_split)
+        _apply_split(source, resolve_studies(source, studies), split, official_split)
         _select(source, split, limit, seed, also)
     if nameless:
         source.notices.append(
@@ -169,11 +181,21 @@ def read_source(
 
 def refuse_faults(source: Source, skip_faulty: bool) -> None:
     """Raise InputError with all faults, unless `skip_faulty` and good rows are left."""
+    if several := [one.id for one in source.samples if len(one.images) > 1]:
+        raise InputError(f"{source.name}: {several[0]} has several images, which no command takes so far.")
     if source.faults and not (skip_faulty and source.samples):
         rows = len({fault.row for fault in source.faults})
         remedy = "Correct them, or leave these rows out with --skip-faulty." if source.samples else "No row is usable."
         with credentialed.hiding_cells(source.credentialed):
             raise InputError(f"Faulty rows in {source.name}: {rows}. {remedy}", source.faults)
+
+
+def _drop_torn(source: Source, faulty: Mapping[str, str | None]) -> None:
+    """Make questions faulty that a faulty row of the same study belongs to, since one of their images is missing."""
+    for id_, where in faulty.items():
+        if where is not None:
+            source.faults.append(Fault(id_, "images", f"are incomplete, since {where} is faulty"))
+    source.samples = [sample for sample in source.samples if faulty[sample.id] is None]
 
 
 def _read_files(source: Source) -> None:
@@ -235,64 +257,6 @@ def mark(source: Source, evidence: str) -> None:
     source.faults = credentialed.without_cells(source.faults)
     source.samples = [replace(one, license=credentialed.marked(one.license)) for one in source.samples]
     source.license = credentialed.marked(source.license)
-
-
-def _unify_patients(source: Source) -> None:
-    """Give all rows of a picture its one patient; rows of a picture with several patients are faulty."""
-    patients: dict[str, set[str]] = {}
-    names: dict[str, set[str]] = {}
-    for sample in source.samples:
-        patients.setdefault(sample.image_digest, set()).update([sample.patient_id] if sample.patient_id else [])
-        names.setdefault(sample.image_digest, set()).add(sample.image_id)
-    doubtful = {picture: sorted(names[picture])[:2] for picture, found in patients.items() if len(found) > 1}
-    for sample in source.samples:
-        if (picture := sample.image_digest) in doubtful:
-            others = [f"{name} has the same pixels" for name in doubtful[picture] if name != sample.image_id]
-            sentence = f"{sample.image_id} belongs to {len(patients[picture])} patients"
-            sentence += f" ({others[0]})" if others else ""
-            source.faults.append(Fault(sample.id, "patient_id", f"{sentence}; give it one"))
-    source.samples = [
-        replace(sample, patient_id=next(iter(patients[sample.image_digest]), None))
-        for sample in source.samples
-        if sample.image_digest not in doubtful
-    ]
-
-
-def _resolve_studies(source: Source, studies: Mapping[str, str]) -> str:
-    """Return the meaning of `patient_id`: "study" if the table names studies and no patients, else "patient".
-
-    Rows without a patient get that of their study, or the study itself. Notices say what this means for the split.
-    """
-    alone = [sample for sample in source.samples if not sample.patient_id]
-    mixed = len(alone) < len(source.samples)
-    of_picture: dict[str, set[str]] = {}
-    of_study: dict[str, set[str]] = {}
-    for sample in source.samples:
-        if study := studies.get(sample.id):
-            of_picture.setdefault(sample.image_digest, set()).add(study)
-            of_study.setdefault(study, set()).update([sample.patient_id] if sample.patient_id else [])
-    one = {picture: next(iter(found)) for picture, found in of_picture.items() if len(found) == 1}
-    stands = {study: next(iter(found)) for study, found in of_study.items() if len(found) == 1}
-    name = "study {}" if mixed else "{}"  # a study may have the name of another patient
-    groups = {picture: stands.get(study, name.format(study)) for picture, study in one.items()}
-    source.samples = [
-        sample if sample.patient_id else replace(sample, patient_id=groups.get(sample.image_digest))
-        for sample in source.samples
-    ]
-    left = sum(not sample.patient_id for sample in source.samples)
-    if mixed and alone:
-        sentence = f"{source.name}: {len(alone)} of {number_of(len(source.samples), 'rows')} without a patient"
-        by_study = f"the study is used as the patient of {len(alone) - left}, who may be one named elsewhere"
-        one_by_one = f"{'their images' if left == len(alone) else f'the images of {left}'} are split one by one"
-        parts = [*([by_study] if left < len(alone) else []), *([one_by_one] if left else [])]
-        source.notices.append(f"{sentence}: {'; '.join(parts)}.")
-    if mixed or left == len(source.samples):
-        return "patient"
-    source.notices.append(
-        f"{source.name} has studies but no patients: a study is kept in one split, but studies of one patient may be "
-        "in several. Add a column patient_id if you can."
-    )
-    return "study"
 
 
 def _apply_split(source: Source, unit: str, chosen: str | None, official: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmedpo.data.samples import Sample
+from mmedpo.data.studies import together
 from mmedpo.data.text import number_of, unit_interval
 from mmedpo.errors import InputError
 
@@ -37,12 +38,14 @@ class Split:
         found = Counter(sample.split for sample in self.samples)
         return {name: found[name] for name in (*SHARES, *sorted(found.keys() - SHARES.keys())) if found[name]}
 
-    def shared(self, split: str | None, column: str = "image_digest") -> int:
+    def shared(self, split: str | None, column: str = "images") -> int:
         """Count images (or patients, by the column "patient_id") of a part, or of all, that another part has too."""
         homes: dict[str, set[str]] = {}
         for sample in self.samples:
-            if group := getattr(sample, column):
-                homes.setdefault(group, set()).add(sample.split)
+            images = [image.digest for image in sample.images]
+            for group in images if column == "images" else [sample.patient_id]:
+                if group:
+                    homes.setdefault(group, set()).add(sample.split)
         return sum(len(splits) > 1 and (split is None or split in splits) for splits in homes.values())
 
     def note(self, name: str) -> str | None:
@@ -78,8 +81,8 @@ class Split:
 def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split:
     """Keep the table's own split if each group is in one part, else make a new one.
 
-    A group is a patient, or an image by its pixels if no patient is named. A new split depends on the groups only,
-    never on a seed (`places`).
+    A group is a patient, or an image by its pixels if no patient is named, with all that are shown together with it.
+    A new split depends on the groups only, never on a seed (`places`).
 
     Args:
         unit: meaning of `patient_id`: "patient" or "study".
@@ -97,9 +100,10 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
             )
         return Split(list(samples), unit=unit)
     names: dict[str, str] = {}  # first name of each picture; digests may differ between decoders
-    for sample in samples:
-        names[sample.image_digest] = min(sample.image_id, names.get(sample.image_digest, sample.image_id))
-    groups = [sample.patient_id or names[sample.image_digest] for sample in samples]
+    pictures = together(samples)
+    for picture, sample in zip(pictures, samples, strict=True):
+        names[picture] = min(sample.image_id, names.get(picture, sample.image_id))
+    groups = [sample.patient_id or names[picture] for picture, sample in zip(pictures, samples, strict=True)]
     homes: dict[str, set[str]] = {}
     for group, sample in zip(groups, samples, strict=True):
         homes.setdefault(group, set()).add(sample.split)
@@ -118,7 +122,8 @@ def split(samples: Sequence[Sample], unit: str, official: bool = False) -> Split
     made = [replace(sample, split=part(place[group])) for group, sample in zip(groups, samples, strict=True)]
     changed = [new for old, new in zip(samples, made, strict=True) if old.split and old.split != new.split]
     own = len(without) < len(samples)
-    moved = {"rows": len(changed), "images": len({sample.image_digest for sample in changed})} if own else {}
+    images = {image.digest for sample in changed for image in sample.images}
+    moved = {"rows": len(changed), "images": len(images)} if own else {}
     return Split(made, by, why, moved)
 
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mmedpo.data import files
-from mmedpo.data.images import digest, open_rgb
-from mmedpo.data.samples import Box, Sample, SampleImage, read_heat
+from mmedpo.data.images import digest, open_rgb, read_heat
+from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.data.sources import Source, read_source, refuse_faults
 from mmedpo.errors import InputError
 
@@ -338,7 +338,7 @@ BOX = {"x": 1, "y": 2, "w": 3, "h": 4}
         (
             {"heatmap": ["a.png", "b.png"]},
             "heatmap",
-            "is a list, not one text; write one text, or a row for each, got ['a.png', 'b.png']",
+            "has several for one image; join them, got ['a.png', 'b.png']",
         ),
         *(
             ({"confidence": confidence}, "confidence", f"is not a number in [0, 1], got {confidence!r}")

@@ -21,8 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mmedpo.data import tables
-from mmedpo.data.images import LIMIT_VARIABLE, fault, pixels
-from mmedpo.data.samples import read_heat
+from mmedpo.data.images import LIMIT_VARIABLE, fault, pixels, read_heat
 from mmedpo.data.sources import read_source, refuse_faults
 from mmedpo.data.tables import read_table
 from mmedpo.errors import InputError

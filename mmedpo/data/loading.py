@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
-from mmedpo.data import hub, safe_paths
+from mmedpo.data import answers, hub, safe_paths
 from mmedpo.data.images import open_rgb
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
@@ -28,7 +28,7 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     """Load all splits of a dataset folder or Hub id, without checking rows.
 
     Args:
-        path: a folder or a Hub id.
+        path: a folder or a Hub id, or source:FOLDER for the gold answers of a source (`answers`).
         streaming: return an IterableDatasetDict, which copies nothing into the cache, instead of a DatasetDict.
         revision: of a dataset on the Hub.
 
@@ -40,6 +40,8 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
     from datasets.exceptions import DatasetsError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
+    if answers.named(path):
+        return answers.splits(path)
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # send no telemetry about folders of this machine
     if not path.strip() or not path.isprintable():
         raise InputError(f"{path!r} is not the name of a dataset. {REMEDY}")
@@ -267,7 +269,11 @@ def load_pairs(path: str) -> Dataset:
     Raises:
         InputError: no such dataset, or one without the schema's columns.
     """
+    from datasets import concatenate_datasets
+
     splits = load_splits(path)
+    if answers.named(path):
+        return schema.undecoded(concatenate_datasets([*splits.values()]))
     dataset = splits.get("train", next(iter(splits.values())))
     faults = schema.column_faults(dataset.features)
     if faults:

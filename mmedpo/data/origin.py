@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedpo import schema
-from mmedpo.data import credentialed, hub, loading
+from mmedpo.data import answers, credentialed, hub, loading
 from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def credentialed_source(name: str | Path, revision: str | None = None, streaming
         InputError: as `loading.load_splits`.
     """
     name = str(name)
+    if answers.named(name):
+        source = answers.read(name)
+        return source.name if source.credentialed else None
     if Path(name).exists() and credentialed.has_marker(Path(name)):
         return Path(name).resolve().name
     manifest = dataset_manifest(name, revision)
@@ -72,6 +75,8 @@ def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
     Raises:
         InputError: an entry is of another type than `mmedpo curate` writes.
     """
+    if answers.named(name):
+        return {"source": answers.read(name).record(None)}
     manifest = hub.recorded(name, "manifest.json", "dataset", revision) or {}
     if wrong := [key for key, kind in MANIFEST.items() if not isinstance(manifest.get(key, kind()), kind)]:
         raise InputError(
@@ -81,12 +86,17 @@ def dataset_manifest(name: str, revision: str | None) -> dict[str, Any]:
     return manifest
 
 
+def is_local(name: str) -> bool:
+    """Return True for a dataset that is a folder here, or a source's."""
+    return answers.named(name) or Path(name).exists()
+
+
 def dataset_commit(name: str, revision: str | None) -> str | None:
     """Return the commit of a Hub dataset's revision; None for a folder, `revision` if the Hub is out of reach."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    if Path(name).exists():
+    if is_local(name):
         return None
     with suppress(HfHubHTTPError, HTTPError, OSError, HFValidationError):  # reported by the reader of the dataset
         return hub.commit_of(name, revision)

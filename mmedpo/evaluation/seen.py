@@ -70,7 +70,7 @@ def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
         for file in filter(Path.is_file, (folder / name for name in RECORDS)):
             record = read_json(file)
             name = str(record.get("dataset"))
-            return name if Path(name).exists() or record.get("dataset_revision") else None
+            return name if origin.is_local(name) or record.get("dataset_revision") else None
     return None
 
 

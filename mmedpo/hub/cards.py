@@ -187,6 +187,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         name=name,
         **(results.card_part(comparison) if comparison else {}),
         objective=_objective(training),
+        taught="the gold answers of a source" if "gold_answer" in (training.get("rows") or {}) else "preference pairs",
         base=base,
         dataset=dataset,
         is_adapter=_is_adapter(training),

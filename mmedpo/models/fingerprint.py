@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmedpo.data import hub, loading
+from mmedpo.data import answers, hub, loading
 from mmedpo.errors import InputError
 from mmedpo.runs.json_files import sha256
 
@@ -104,6 +104,8 @@ def dataset_contents(
     Raises:
         InputError: as `loading.load_splits`.
     """
+    if answers.named(name):
+        return answers.contents(name, splits)
     folder = Path(name)
     files = [file for file in loading.shards(name) if loading.split_of(file) in splits]
     if not files and folder.is_dir():

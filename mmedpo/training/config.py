@@ -33,7 +33,12 @@ UNSUPPORTED = {
 class RunArguments:
     """Data and output of a run; other settings are in `MMedPOConfig` and TRL's `ModelConfig`."""
 
-    dataset_name: str = field(metadata={"help": "Preference dataset: a folder of `mmedpo curate` or a Hub id."})
+    dataset_name: str = field(
+        metadata={
+            "help": "Preference dataset: a folder of `mmedpo curate` or a Hub id. source:FOLDER trains on the gold "
+            "answers of a source, but its test part, with loss_type sft."
+        }
+    )
     output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
     dispreference: str = field(

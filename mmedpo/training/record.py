@@ -82,7 +82,8 @@ def write(
         commit: of a dataset on the Hub.
     """
     streamed = isinstance(dataset, IterableDataset)
-    kinds = [] if streamed else [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]]
+    kinded = not streamed and "dispreference" in dataset.column_names  # else gold answers of a source
+    kinds = [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]] if kinded else []
     trained = trained_parts(trainer.accelerator.unwrap_model(trainer.model))
     named = about(run, str(settings["model"]), commit)
     manifest = named.pop("dataset_manifest")
@@ -93,9 +94,9 @@ def write(
         **settings["base"], "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
         "model_is_local": Path(str(settings["model"])).exists(),
         "dataset_revision": commit, "contents": settings["contents"],
-        "dataset_is_local": Path(run.dataset_name).exists(),
+        "dataset_is_local": origin.is_local(run.dataset_name),
         "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, credentialed.KEY: source,
-        **sent, "rows": dict(Counter(kinds)),
+        **sent, "rows": dict(Counter(kinds)) if kinded or streamed else {"gold_answer": len(dataset)},
         "streamed": streamed,
         "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
         "trained": trained, "trained_parameters": sum(part["parameters"] for part in trained.values()),

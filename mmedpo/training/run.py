@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig
 
 from mmedpo import schema
-from mmedpo.data import consent, credentialed, loading, origin
+from mmedpo.data import answers, consent, credentialed, loading, origin
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
 from mmedpo.models.generation import check_vocabulary
@@ -176,6 +176,11 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "A streamed dataset has no known length and no epochs: give --max_steps, which ends the training, and "
             "--save_strategy steps (and eval_strategy, if any)."
         )
+    if answers.named(run.dataset_name) and (config.loss_type != ["sft"] or run.streaming or run.dispreference != "all"):
+        raise InputError(
+            f"{run.dataset_name} has gold answers and no rejected ones: give --loss_type sft --loss_weights 1.0, and "
+            "leave out --streaming and --dispreference."
+        )
     if run.streaming and config.pairs_per_image > 1:
         raise InputError(
             f"pairs_per_image {config.pairs_per_image}: the images of a streamed dataset are not known before. Leave "
@@ -225,6 +230,8 @@ def _check(
         for warning in found.warnings:
             logger.warning(warning)
         say(summary(found.trained))
+        if answers.named(run.dataset_name):
+            say(answers.read(run.dataset_name).split_notice)
         if config.push_to_hub:
             about = record.about(run, str(model_args.model_name_or_path), commit)
             outgoing.prepare(Path(run.output), config, push, about)

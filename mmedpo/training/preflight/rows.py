@@ -62,6 +62,8 @@ def check_pairs(
         found.warnings.append(f"The dataset is streamed: only its first {STREAMED} rows were checked.")
         dataset = Dataset.from_list(list(schema.undecoded(dataset).take(STREAMED)), features=dataset.features)
     wrong = schema.column_faults(dataset.features)
+    if config.loss_type == ["sft"]:  # takes the chosen sides alone, also gold answers of a source
+        wrong = [fault for fault in wrong if fault.column != "dispreference"]
     found.faults += wrong
     columns = set(dataset.column_names) - {fault.column for fault in wrong}
     if "id" in columns:
@@ -99,7 +101,7 @@ def _weights(pairs: Dataset, config: MMedPOConfig, found: Findings) -> None:
     weight = pairs["weight"][0]
     if weight == 0:
         found.rows(pairs, [(i, "weight", "is 0 in all rows, so nothing would be learned") for i in range(len(pairs))])
-    elif config.weighted and weight is not None and weight > 0:
+    elif config.weighted and config.loss_type != ["sft"] and weight is not None and weight > 0:
         found.warnings.append(f"All weights are {weight:g}: clinical weighting has no effect.")
 
 

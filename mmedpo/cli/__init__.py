@@ -16,25 +16,25 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from mmedpo.cli import curation, evaluation, publishing, training
+from mmedpo.cli import curation, evaluation, publishing, review, training
 from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
 from mmedpo.data import hub
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped, Submitted, TasksFailed
 from mmedpo.runs.terminal import Screen, guard, plain, silence_libraries
 from mmedpo.training import zero
 
-__all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "training"]
+__all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "review", "training"]
 
 ORDER = (  # of the commands in --help, by the course of the work
-    "curate", "build", "preview", "audit", "convert", "train", "merge", "evaluate", "questions", "score", "compare",
-    "attention", "publish", "rejoin", "quickstart",
+    "curate", "build", "preview", "audit", "review", "apply", "convert", "train", "merge", "evaluate", "questions",
+    "score", "compare", "attention", "publish", "rejoin", "quickstart",
 )  # fmt: skip
 errors = Screen(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
 UNUSABLE = (  # errors of a path, wherever it is met
     errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR,
 )  # fmt: skip
-SHORT = ("preview", "merge", "questions", "score", "compare", "publish")  # commands without --resume
+SHORT = ("preview", "review", "apply", "merge", "questions", "score", "compare", "publish")  # commands without --resume
 
 
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")

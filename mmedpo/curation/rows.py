@@ -260,15 +260,15 @@ class Noiser:
 
     def __init__(self, noise: Noise, seed: int, read: Callable[[Path], images.Source] = lambda file: file) -> None:
         self.noise, self.seed, self.read = noise, seed, read
-        self.shared = lru_cache(KEPT)(self._noised)
+        self.shared = lru_cache(KEPT)(self.noised)
 
     def __call__(self, sample: Sample, region: Region) -> tuple[dict[str, Any], float]:
         """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels."""
         if self.noise.per == "row":
-            return self._noised(sample.images[0].file, region, row_id(sample, self.noise.dispreference))
+            return self.noised(sample.images[0].file, region, row_id(sample, self.noise.dispreference))
         return self.shared(sample.images[0].file, Region() if self.noise.whole else region.area)
 
-    def _noised(self, image: Path, region: Region, row: str = "") -> tuple[dict[str, Any], float]:
+    def noised(self, image: Path, region: Region, row: str = "") -> tuple[dict[str, Any], float]:
         noise, pixels = self.noise, images.pixels(self.read(image))
         mask = _mask(pixels, region, noise)
         rng = generator(self.seed, row or name_of(pixels, mask))

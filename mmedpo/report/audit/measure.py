@@ -24,6 +24,9 @@ from mmedpo.report.audit.read import Row
 from mmedpo.runs.formats import STANDIN
 
 BINS = 20
+FLAWS = (
+    "identical_pairs", "gold_in_rejected", "same_polarity", "zero_weights", "gold_repeats_question", "gold_declines",
+)  # fmt: skip
 MILLION = 10**6  # alpha does not depend on the scale
 RELEVANCE_EDGES = [round(-0.05 + 0.1 * i, 2) for i in range(12)]  # a bin for each multiple of 0.1, as released scores
 SHARE_EDGES = [i / BINS for i in range(BINS + 1)]
@@ -72,40 +75,46 @@ class Counts:
         return distributions({kind: held[kind] for kind in self.labels()["dispreference"] if kind in held}, edges)
 
 
+def checked(row: Row) -> str | None:
+    """Return which contradiction a row is checked for: "open" for gold in rejected, "closed" for the same polarity."""
+    if not (row.same_images and row.gold and row.wrong) or folded(row.gold) == folded(row.wrong):
+        return None
+    if row.is_report or row.task == "choice_vqa":  # another option is wrong, whatever its words
+        return None
+    return "open" if polarity(row.gold) is None else "closed"
+
+
+def flaws_of(row: Row) -> list[str]:
+    """Return which of `FLAWS` a row has."""
+    said = doubt(row.question, row.gold) if row.gold else None
+    found = {
+        "identical_pairs": row.same_images and row.gold and folded(row.gold) == folded(row.wrong),
+        "gold_in_rejected": checked(row) == "open" and carries(row.wrong, row.gold),
+        "same_polarity": checked(row) == "closed" and polarity(row.gold) == polarity(row.wrong),
+        "zero_weights": row.weight == 0,
+        "gold_repeats_question": said == REPEATS,
+        "gold_declines": said == DECLINES,
+    }
+    return [name for name in FLAWS if found[name]]
+
+
 class Flaws:
     """Rows with each flaw of `show.FLAWS`."""
 
     def __init__(self) -> None:
         self._found: Counter[str] = Counter()
-        self._doubts: Counter[str | None] = Counter()
         self._by_letters: Counter[str] = Counter()
         self._asked, self._whole = shards.Hashes(), shards.Hashes()
 
     def add(self, row: Row) -> None:
-        if row.same_images and row.gold and row.wrong:
-            self._compare(row)
-        self._found["zero_weights"] += row.weight == 0
-        if row.gold:
-            self._doubts[doubt(row.question, row.gold)] += 1
+        if row.same_images and row.gold and row.wrong and row.task not in ("report", "choice_vqa"):
+            self._compare_letters(row.gold.strip().casefold(), row.wrong.strip().casefold())
+        self._found.update(filter(None, (*flaws_of(row), checked(row))))
         if row.images and row.question:
             self._asked.add((row.images, tuple(words(row.question)), row.kind))
         if row.chosen or row.rejected:
             texts = map(folded, (row.question, row.chosen, row.rejected))
             self._whole.add((row.images, row.rejected_images, *texts, row.kind))
-
-    def _compare(self, row: Row) -> None:
-        if row.task not in ("report", "choice_vqa"):
-            self._compare_letters(row.gold.strip().casefold(), row.wrong.strip().casefold())
-        if folded(row.gold) == folded(row.wrong):
-            self._found["identical_pairs"] += 1
-        elif row.is_report or row.task == "choice_vqa":  # another option is wrong, whatever its words
-            return
-        elif (said := polarity(row.gold)) is None:
-            self._found["open"] += 1
-            self._found["gold_in_rejected"] += carries(row.wrong, row.gold)
-        else:
-            self._found["closed"] += 1
-            self._found["same_polarity"] += said == polarity(row.wrong)
 
     def _compare_letters(self, gold: str, wrong: str) -> None:
         """Count the two contradictions by comparing strings, identical pairs included."""
@@ -118,11 +127,8 @@ class Flaws:
 
     def result(self) -> dict[str, Any]:
         """Return the count of each flaw, and under "checked" the number of rows checked for it."""
-        names = ("identical_pairs", "gold_in_rejected", "same_polarity", "zero_weights")
         return {
-            **{name: self._found[name] for name in names},
-            "gold_repeats_question": self._doubts[REPEATS],
-            "gold_declines": self._doubts[DECLINES],
+            **{name: self._found[name] for name in FLAWS},
             "repeated_questions": _repeats(self._asked),
             "repeated_rows": _repeats(self._whole),
             "checked": {name: self._found[name] for name in ("open", "closed")},

@@ -89,7 +89,7 @@ class Split:
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, Any], Row]]:
         for place, given in enumerate(_to_the_end(self.source), start=1):
-            yield given, _read(given, self.columns, place, self.pictures)
+            yield given, read_row(given, self.columns, place, self.pictures)
 
     def row_faults(self, given: Mapping[str, Any], row: Row) -> list[Fault]:
         """Return the faults of a row by the schema's rules, as far as its columns allow."""
@@ -142,7 +142,8 @@ def _open_file(path: Path) -> Split:
     return Split(rows, columns, faults, Pictures())
 
 
-def _read(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictures: Pictures) -> Row:
+def read_row(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pictures: Pictures) -> Row:
+    """Return a row as the audit reads it; `place` names a row without an id, `columns` as in `Split`."""
     made = row["provenance"] if isinstance(row.get("provenance"), dict) else {}
     chosen = _turns(_get(row, "chosen"))
     asked = _turns(_get(row, "prompt")) or chosen[:-1]

@@ -1,0 +1,134 @@
+"""The reviewed version of a dataset: what is left out, edited, noised and weighed anew, and what is recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmedpo.curation.weights import normalize
+from mmedpo.data import images, loading
+from mmedpo.review.agreement import reviewed
+from mmedpo.review.apply import DIFFERENT, EDITED, NO_BOX, REJECTED, outcome
+from mmedpo.review.pairs import Pairs, digest
+from mmedpo.review.verdicts import Verdict, Verdicts
+
+BOX = {"label": "opacity", "x": 4.0, "y": 4.0, "width": 20.0, "height": 10.0, "confidence": 1.0}
+
+
+class Review:
+    """A file of verdicts on a dataset."""
+
+    def __init__(self, folder: Path, file: Path) -> None:
+        self.pairs, self.file = Pairs(folder), Verdicts(file)
+
+    def places(self, kind: str) -> list[int]:
+        return [place for place, row in enumerate(self.pairs.rows) if row.kind == kind]
+
+    def say(self, place: int, reviewer: str = "A", decision: str = "accept", **more: Any) -> str:
+        read = self.pairs.read(place)
+        said = {"id": str(len(self.file.all())), "row": read["id"], "digest": digest(read), "reviewer": reviewer,
+                "time": "t", "decision": decision}  # fmt: skip
+        self.file.append([Verdict(**said | more)])
+        return str(read["id"])
+
+
+@pytest.fixture
+def review(preferences: Path, tmp_path: Path) -> Review:
+    return Review(preferences, tmp_path / "v.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("said", "reject", "after", "relevance"),
+    [
+        (["accept"], None, {}, None),
+        (["reject"], REJECTED, {}, None),
+        (["unsure"], None, {}, None),
+        (["unsure", "reject"], REJECTED, {}, None),
+        (["accept", "reject"], REJECTED, {}, None),
+        (["accept", "accept", "reject"], None, {}, None),
+        ([("accept", {"relevance": 0.2}), ("accept", {"relevance": 0.6}), ("reject", {"relevance": 1})], None, {}, 0.4),
+        ([("accept", {"before": {"chosen": "a"}, "after": {"chosen": "b"}}), "accept"], None, {"chosen": "b"}, None),
+        ([("accept", {"before": {"chosen": "a"}, "after": {"chosen": text}}) for text in "bc"], DIFFERENT, {}, None),
+        ([("accept", {"before": {"boxes": [BOX]}, "after": {"boxes": []}})], NO_BOX, {}, None),
+    ],
+)  # fmt: skip
+def test_verdicts_on_a_row_come_to_one_outcome(said: Any, reject: Any, after: Any, relevance: Any) -> None:
+    given = [(one, {}) if isinstance(one, str) else one for one in said]
+    found = outcome([Verdict("v", "r", "d", "A", "t", decision, **more) for decision, more in given], "lesion_noise")
+    assert (found.reject, found.after) == (reject, after) and found.relevance == pytest.approx(relevance)
+
+
+def test_a_reviewed_version_has_edits_rejects_and_new_weights(review: Review, tmp_path: Path, run: Any) -> None:
+    text, visual = review.places("hallucinated_response"), review.places("lesion_noise")
+    gone = review.say(text[0], decision="reject", reason="wrong – 肺")
+    review.say(text[1], "A", relevance=0.0)
+    scored = review.say(text[1], "B", relevance=0.1)
+    before = review.pairs.read(text[2])
+    edited = review.say(
+        text[2], before={"rejected": before["rejected"][0]["content"]}, after={"rejected": "something else entirely"}
+    )
+    boxes = [*review.pairs.read(visual[0])["provenance"]["boxes"]]
+    moved = review.say(visual[0], before={"boxes": boxes}, after={"boxes": [BOX]})
+    code, said = run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")
+    assert code == 0 and "4 of" in said and "1 left out, 2 edited, 1 with their relevance" in said
+    rows = {row["id"]: row for row in loading.load_pairs("reviewed")}
+    assert len(rows) == len(review.pairs) - 1 and gone not in rows
+
+    assert rows[edited]["rejected"][0]["content"] == "something else entirely"
+    assert rows[edited]["provenance"]["rejected_by"] == before["provenance"]["rejected_by"] + EDITED
+    assert rows[scored]["clinical_relevance"] == pytest.approx(0.05)
+    assert [one["judge"] for one in rows[scored]["provenance"]["judgements"]][-2:] == ["reviewer A", "reviewer B"]
+    kinds = ["lesion_noise" if "lesion_noise" in id else "text" for id in rows]
+    expected, _ = normalize([row["clinical_relevance"] for row in rows.values()], "rescale", kinds)
+    assert [row["weight"] for row in rows.values()] == pytest.approx(expected.tolist())
+
+    clean, noised = (images.pixels(rows[moved][side][0]) for side in ("images", "rejected_images"))
+    inside = np.zeros(clean.shape[:2], dtype=bool)
+    inside[4:14, 4:24] = True
+    changed = (clean != noised).reshape(*inside.shape, -1).any(-1)
+    assert changed[inside].mean() > 0.9 and not changed[~inside].any()
+    assert rows[moved]["provenance"]["mask_coverage"] == pytest.approx(inside.mean(), abs=1e-6)
+
+    folder = tmp_path / "reviewed"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["rejects"][REJECTED] == 1 and manifest["review"]["reviewers"] == 2
+    (reject,) = [one for one in map(json.loads, (folder / "rejects.jsonl").open()) if one["step"] == "review"]
+    assert (reject["id"], reject["detail"]) == (gone, "wrong – 肺")
+    changes = {one["id"]: one for one in map(json.loads, (folder / "changes.jsonl").open())}
+    assert changes.keys() == {scored, edited, moved} and changes[moved]["after"] == {"boxes": [BOX]}
+    card = (folder / "README.md").read_text()
+    assert f"4 of {len(review.pairs)} rows were seen by 2 reviewers" in card
+    assert run("apply", "reviewed", "--verdicts", review.file.file, "--output", "again")[0] == 0  # reviewed rows stay
+
+
+def test_rows_that_nobody_saw_stay_as_they_are(review: Review, run: Any) -> None:
+    review.say(0)
+    assert run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")[0] == 0
+    again = Pairs(Path("reviewed"))
+    assert [again.read(place) for place in range(len(again))] == [
+        review.pairs.read(place) for place in range(len(again))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"), [(None, "does not exist"), ("all", "no dataset is left"), ("broken", "verdict")]
+)
+def test_what_cannot_be_applied_is_said_and_nothing_is_left(
+    review: Review, run: Any, verdicts: str | None, said: str
+) -> None:
+    if verdicts == "all":
+        for place in range(len(review.pairs)):
+            review.say(place, decision="reject")
+    if verdicts == "broken":
+        review.file.file.write_text('{"id": "v"}\n')
+    code, printed = run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")
+    assert code == 2 and said in printed and not Path("reviewed").exists()
+
+
+def test_verdicts_of_another_version_do_not_count(review: Review) -> None:
+    review.say(0, digest="other")
+    assert [*reviewed(review.pairs, review.file)] == []

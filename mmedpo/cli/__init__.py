@@ -26,15 +26,25 @@ from mmedpo.training import zero
 __all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "review", "training"]
 
 ORDER = (  # of the commands in --help, by the course of the work
-    "curate", "build", "preview", "audit", "review", "apply", "convert", "train", "merge", "evaluate", "questions",
-    "score", "compare", "attention", "publish", "rejoin", "quickstart",
+    "curate", "build", "preview", "audit", "review", "apply", "exchange", "convert", "train", "merge", "evaluate",
+    "questions", "score", "compare", "attention", "publish", "rejoin", "quickstart",
 )  # fmt: skip
 errors = Screen(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
 UNUSABLE = (  # errors of a path, wherever it is met
     errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR,
 )  # fmt: skip
-SHORT = ("preview", "review", "apply", "merge", "questions", "score", "compare", "publish")  # commands without --resume
+SHORT = (
+    "preview",
+    "review",
+    "apply",
+    "exchange",
+    "merge",
+    "questions",
+    "score",
+    "compare",
+    "publish",
+)  # commands without --resume
 
 
 @app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")

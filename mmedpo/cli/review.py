@@ -12,19 +12,25 @@ from mmedpo.cli.shared import Output, Seed, app, command_line, console, print_no
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 
+VerdictFile = Annotated[
+    Path | None, typer.Option("--verdicts", help="File of verdicts. Default: DATASET.verdicts.jsonl beside it.")
+]
+Order = Annotated[
+    str, typer.Option("--order", help="Shown first: dataset, random, disagreement (of judges), weight, warnings.")
+]
+Kind = Annotated[list[str] | None, typer.Option("--kind", help="Show this kind of pair only; repeatable.")]
+Task = Annotated[list[str] | None, typer.Option("--task", help="Show this task only; repeatable.")]
+First = Annotated[int | None, typer.Option("--first", min=1, help="Show this many pairs only.")]
+
 
 @app.command(epilog="Example: mmedpo review runs/pairs --order disagreement --first 200")
 def review(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
-    verdicts: Annotated[
-        Path | None, typer.Option("--verdicts", help="File of verdicts. Default: DATASET.verdicts.jsonl beside it.")
-    ] = None,
-    order: Annotated[
-        str, typer.Option("--order", help="Shown first: dataset, random, disagreement (of judges), weight, warnings.")
-    ] = "dataset",
-    kind: Annotated[list[str] | None, typer.Option("--kind", help="Show this kind of pair only; repeatable.")] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="Show this task only; repeatable.")] = None,
-    first: Annotated[int | None, typer.Option("--first", min=1, help="Show this many pairs only.")] = None,
+    verdicts: VerdictFile = None,
+    order: Order = "dataset",
+    kind: Kind = None,
+    task: Task = None,
+    first: First = None,
     blind: Annotated[bool, typer.Option("--blind", help="Hide which side is chosen; their order is random.")] = False,
     seed: Seed = 0,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; another than this machine's needs "
@@ -69,9 +75,7 @@ def review(
 def apply(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder that was reviewed.")],
     output: Output,
-    verdicts: Annotated[
-        Path | None, typer.Option("--verdicts", help="File of verdicts. Default: DATASET.verdicts.jsonl beside it.")
-    ] = None,
+    verdicts: VerdictFile = None,
 ) -> None:
     """Write a new version of a dataset by its reviewers' verdicts: rejects, edits, relevance, weights anew."""
     from mmedpo.review import apply as run
@@ -91,3 +95,36 @@ def apply(
         console.print(f"Left out: {number_of(count, 'verdicts')} {reason}.", soft_wrap=True)
     print_notices(manifest)
     print_written(output)
+
+
+@app.command(epilog="Example: mmedpo exchange runs/pairs --to label-studio --output runs/tasks")
+def exchange(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    to: Annotated[str | None, typer.Option("--to", help="Write pairs for this tool: label-studio or argilla.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder to write; it must not exist.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--from", help="JSON export of either tool, whose annotations become verdicts.")
+    ] = None,
+    verdicts: VerdictFile = None,
+    order: Order = "dataset",
+    kind: Kind = None,
+    task: Task = None,
+    first: First = None,
+    seed: Seed = 0,
+) -> None:
+    """Take pairs to Label Studio or Argilla, and verdicts back, where a hospital reviews with a tool of its own."""
+    from mmedpo.review import exchange as run
+    from mmedpo.review.pairs import Pairs
+    from mmedpo.review.verdicts import Verdicts, beside, counted
+
+    if (to is None) == (export is None) or (to is not None and output is None):
+        raise InputError("Give either --to TOOL with --output FOLDER, or --from FILE.")
+    pairs = Pairs(dataset)
+    if export is not None:
+        found = run.verdicts(pairs, export)
+        file = Verdicts(verdicts or beside(dataset))
+        console.print(f"{file.file}: {file.append(found):,} new of {counted(found)}", soft_wrap=True)
+    elif to is not None and output is not None:
+        places = pairs.chosen(order, kind or (), task or (), first, seed)
+        run.export(pairs, places, to, output)
+        print_written(output)

@@ -22,6 +22,15 @@ class Side:
     text: str
     images: list[dict[str, Any]]
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of the images in pixels; 1 for one that cannot be read."""
+        return [images.size(image) or (1, 1) for image in self.images]
+
+
+def question(row: Mapping[str, Any]) -> str:
+    return schema.message_text(row["prompt"])
+
 
 def texts(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: schema.message_text(row[name]) for name in ("chosen", "rejected")}
@@ -51,7 +60,7 @@ def pair(row: Mapping[str, Any], swapped: bool) -> dict[str, Any]:
     spans = [[(a, b) for _, a, b, _, _ in matched], [(a, b) for _, _, _, a, b in matched]]
     differs = [code != "equal" for code, *_ in matched]
     return {
-        "question": schema.message_text(row["prompt"]), "task": row["task"], "options": row.get("options") or [],
+        "question": question(row), "task": row["task"], "options": row.get("options") or [],
         "same_images": not row["rejected_images"],
         "sides": [
             {
@@ -60,7 +69,7 @@ def pair(row: Mapping[str, Any], swapped: bool) -> dict[str, Any]:
                     ["".join(own[start:end]), different]
                     for (start, end), different in zip(spans[number], differs, strict=True)
                 ],
-                "sizes": [images.size(image) or (1, 1) for image in side.images],
+                "sizes": side.sizes,
             }
             for number, (side, own) in enumerate(zip(both, words, strict=True))
         ],

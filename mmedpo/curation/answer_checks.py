@@ -108,7 +108,7 @@ def answer_fault(question: str, gold: str, text: str, task: str, style: str, ins
     """
     held = placeholders.fault(text)
     fault = f"the rejected answer {held}" if held else text_fault(gold, text, task)
-    fault = fault or _meaning_fault(question, gold, text, task) or _copy_fault(gold, text, instructions)
+    fault = fault or _meaning_fault(question, gold, text, task) or copy_fault(gold, text, instructions)
     if fault or style == "free":
         return fault
     (low, high), count = length_range(gold), len(words(text))
@@ -149,7 +149,7 @@ def _adds_nothing(question: str, gold: str, text: str) -> bool:
     return left_out and denies(text) == denies(gold)
 
 
-def _copy_fault(gold: str, text: str, instructions: str) -> str | None:
+def copy_fault(gold: str, text: str, instructions: str) -> str | None:
     """Return the fault of a text that was copied from its instructions or breaks off."""
     if _copied(text, instructions) and not _copied(gold, instructions):
         return "it repeats the instructions"

@@ -81,7 +81,7 @@ class Writer:
         if self.style != "free":
             flipped = {i: flip(item.gold) for i, item in enumerate(items) if item.task != "report" and i not in chosen}
             chosen |= {i: Hallucination(text, FLIPPED, FLIP) for i, text in flipped.items() if text is not None}
-        picked, none = _select(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
+        picked, none = select_wrong(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
         chosen |= picked
         chosen |= _inject(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
         return [replace(chosen[i], none_chosen=i in none) for i in range(len(items))]
@@ -111,13 +111,13 @@ def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choi
         else:
             told = {"question": item.question, "gold": item.gold, "others": others}
             asked[i] = render(PICK, _choice_schema(len(others)), item.image, partial(_is_choice, len(others)), **told)
-    for i, (answer, reply) in _ask(chat, asked).items():
+    for i, (answer, reply) in ask(chat, asked).items():
         others = rest[i]
         number = _number(answer, len(others)) if isinstance(answer, dict) else None
         if isinstance(answer, Rejection) and answer.reason != UNREADABLE:
             chosen[i] = answer
         elif number == 0:
-            chosen[i] = Rejection(ALL_RIGHT, _start(reply))
+            chosen[i] = Rejection(ALL_RIGHT, beginning(reply))
         elif number and isinstance(answer, dict):
             chosen[i] = Hallucination(others[number - 1], portable(chat.name), PICK, _kind(answer))
         else:
@@ -126,20 +126,20 @@ def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choi
     return chosen
 
 
-def _styled(item: Item, text: str, style: str) -> str:
+def in_style(item: Item, text: str, style: str) -> str:
     return text.strip() if style == "free" else in_form_of(item.gold, text)
 
 
-def _select(chat: ChatModel, items: Mapping[int, Item], style: str) -> tuple[dict[int, Choice], set[int]]:
+def select_wrong(chat: ChatModel, items: Mapping[int, Item], style: str) -> tuple[dict[int, Choice], set[int]]:
     """Return decisions by item index, and the items of whose candidates the chat model found none wrong.
 
     Items without a usable or hallucinated candidate have no decision.
     """
     offered: dict[int, list[str]] = {}
     for i, item in items.items():
-        styled = (_styled(item, candidate, style) for candidate in item.candidates)
+        styled = (in_style(item, candidate, style) for candidate in item.candidates)
         distinct = {folded(text): text for text in styled}.values()
-        offered[i] = [text for text in distinct if _fault(item, text, style) is None]
+        offered[i] = [text for text in distinct if fault_of(item, text, style) is None]
     decided: dict[int, Choice] = {
         i: Hallucination(candidates[0], TARGET_MODEL, OPPOSED)
         for i, candidates in offered.items()
@@ -147,12 +147,12 @@ def _select(chat: ChatModel, items: Mapping[int, Item], style: str) -> tuple[dic
     }
     asked = {i: _selection(items[i], texts) for i, texts in offered.items() if texts and i not in decided}
     none: set[int] = set()
-    for i, (answer, reply) in _ask(chat, asked).items():
+    for i, (answer, reply) in ask(chat, asked).items():
         number = _number(answer, len(offered[i])) if isinstance(answer, dict) else None
         if isinstance(answer, Rejection):
             decided[i] = answer
         elif number is None:
-            decided[i] = Rejection(UNREADABLE, f"no choice from 0 to {len(offered[i])} in {_start(reply)}")
+            decided[i] = Rejection(UNREADABLE, f"no choice from 0 to {len(offered[i])} in {beginning(reply)}")
         elif number:
             decided[i] = Hallucination(offered[i][number - 1], TARGET_MODEL, SELECT, _kind(answer))
         else:
@@ -165,7 +165,7 @@ def _number(answer: Mapping[str, Any], most: int) -> int | None:
     return int(given) if given in [str(number) for number in range(most + 1)] else None
 
 
-def _fault(item: Item, text: str, style: str, told: str = "") -> str | None:
+def fault_of(item: Item, text: str, style: str, told: str = "") -> str | None:
     """Return what `answer_fault` finds; `told` is the fault of an earlier text, which was part of the prompt."""
     instructions = f"{_instructions(item, style)}\n{told}"
     return answer_fault(item.question, item.gold, text, item.task, style, instructions)
@@ -178,27 +178,27 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int,
     for _ in range(WRITING_ATTEMPTS):
         told, drafts = drafts, {}
         asked = {i: _injection(items[i], style, *draft) for i, draft in told.items()}
-        for i, (answer, reply) in _ask(chat, asked).items():
+        for i, (answer, reply) in ask(chat, asked).items():
             item, written = items[i], answer.get("answer") if isinstance(answer, dict) else None
             if isinstance(answer, Rejection):
                 choices[i] = answer
             elif not isinstance(written, str):
-                choices[i] = Rejection(UNREADABLE, f"no text as answer in {_start(reply)}")
+                choices[i] = Rejection(UNREADABLE, f"no text as answer in {beginning(reply)}")
             elif not folded(written):
                 choices[i] = Rejection(DECLINED, f"to the gold answer {item.gold!r}")
             else:
                 # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
-                text = _styled(item, written.encode("utf-8", "replace").decode(), style)
+                text = in_style(item, written.encode("utf-8", "replace").decode(), style)
                 choices[i] = Hallucination(text, portable(chat.name), INJECT, _kind(answer))
-                fault = _fault(item, text, style, told[i][1])
+                fault = fault_of(item, text, style, told[i][1])
                 if len(written) >= longest(item.gold, style):
                     fault = "it breaks off at the most characters that it may have"
                 if fault:
-                    choices[i], drafts[i] = Rejection(UNUSABLE, f"{fault}: {_start(text)}"), (text, fault)
+                    choices[i], drafts[i] = Rejection(UNUSABLE, f"{fault}: {beginning(text)}"), (text, fault)
     return choices
 
 
-def _ask(chat: ChatModel, requests: Mapping[int, ChatRequest]) -> dict[int, tuple[dict[str, Any] | Rejection, str]]:
+def ask(chat: ChatModel, requests: Mapping[int, ChatRequest]) -> dict[int, tuple[dict[str, Any] | Rejection, str]]:
     """Return each reply's JSON object, or why there is none, and its text."""
     replies = chat.complete(list(requests.values())) if requests else []
     return {i: (_read(reply), reply.text or "") for i, reply in zip(requests, replies, strict=True)}
@@ -206,14 +206,14 @@ def _ask(chat: ChatModel, requests: Mapping[int, ChatRequest]) -> dict[int, tupl
 
 def _read(reply: ChatReply) -> dict[str, Any] | Rejection:
     if reply.text is None and reply.cut:
-        return Rejection(str(reply.failure), f"it begins {_start(reply.said or reply.raw or '')}")
+        return Rejection(str(reply.failure), f"it begins {beginning(reply.said or reply.raw or '')}")
     if reply.text is None:
         return Rejection(NO_ANSWER, reply.failure or "")
     answer = parse_json(reply.text)
-    return Rejection(UNREADABLE, f"no JSON object in {_start(reply.text)}") if answer is None else answer
+    return Rejection(UNREADABLE, f"no JSON object in {beginning(reply.text)}") if answer is None else answer
 
 
-def _start(text: str) -> str:
+def beginning(text: str) -> str:
     return f"{text[:SHOWN]!r}"
 
 

@@ -9,16 +9,22 @@ from mmedpo.curation import ranked
 if TYPE_CHECKING:
     from mmedpo.curation.settings import Settings
 
-OF_RANKED = ("min_gap", "length_ratio")
+OF_RANKED, OF_CORRECTED = ("min_gap", "length_ratio"), ("max_changed",)
 
 
 def contradictions(settings: Settings) -> list[str]:
     """Return a sentence for each option that does not fit the kind of text pairs."""
     kind, _, metric = settings.pairs.partition(":")
-    if kind != "ranked":
-        known = [] if settings.pairs == "hallucinated" else [_unknown(settings, "hallucinated or ranked:METRIC")]
-        return known + [f"{name} is of ranked pairs; add --pairs ranked:METRIC" for name in _given(settings, OF_RANKED)]
     wrong = []
+    if settings.chosen == "gold":
+        wrong += [f"{name} is of corrections; add --chosen corrected" for name in _given(settings, OF_CORRECTED)]
+    elif kind == "ranked":
+        wrong.append("ranked pairs have the target's samples on both sides; leave out --chosen corrected")
+    elif settings.chat == "none":
+        wrong.append("corrections are written by a chat model, and chat is none; name one")
+    if kind != "ranked":
+        wrong += [] if settings.pairs == "hallucinated" else [_unknown(settings, "hallucinated or ranked:METRIC")]
+        return wrong + [f"{name} is of ranked pairs; add --pairs ranked:METRIC" for name in _given(settings, OF_RANKED)]
     if metric not in ranked.METRICS:
         wrong.append(_unknown(settings, " or ".join(f"ranked:{name}" for name in ranked.METRICS)))
     if settings.chat not in (None, "none"):

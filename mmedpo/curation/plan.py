@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.curation import noise
+from mmedpo.curation.corrected import Corrector
 from mmedpo.curation.hallucinate import Writer
 from mmedpo.curation.localize import Localizer, open_localizer
 from mmedpo.curation.noise import Noise
@@ -83,6 +84,9 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger 
         panel = open_panel(settings, settings.scorers, opened.__getitem__)
         if settings.ranks:
             writer = Ranker(settings.ranks, settings.min_gap, settings.length_ratio, panel)
+        elif settings.chosen == "corrected":
+            chosen_by = opened[settings.writers[0]]
+            writer = Corrector(chosen_by, settings.style, settings.show_images, settings.max_changed)
         else:
             writer = Writer(opened[settings.writers[0]], settings.style, settings.show_images)
         if not all(one.name.startswith(STANDIN) for one in opened.values()):

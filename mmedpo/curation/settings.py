@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedpo.curation import hallucinate, judge_check, noise, pair_options, ranked, relevance, weights
+from mmedpo.curation import corrected, hallucinate, judge_check, noise, pair_options, ranked, relevance, weights
 from mmedpo.curation.localize import FORMS, MOST_COVERAGE
 from mmedpo.curation.standins import STANDINS, StandInChat
 from mmedpo.data import credentialed, safe_paths
@@ -73,6 +73,14 @@ class Settings:
         "(best against worst of the target's samples, by their scores against the gold answer), METRIC one of "
         f"{', '.join(ranked.METRICS)}.",
     )
+    chosen: str = option(
+        "gold",
+        "Chosen side of text pairs: gold, or corrected (the target's own wrong answer with the smallest correction "
+        "that makes it true; gold where none can be used).",
+    )
+    max_changed: float = option(
+        0.5, f"Largest share of the words of an answer that a correction changes; {corrected.ALWAYS} words may change."
+    )
     min_gap: float = option(0.0, "Ranked pairs: least difference of both scores; equal ones never make a pair.")
     length_ratio: float = option(
         2.0, f"Ranked pairs: words of the longer side over the shorter's, at most; {ranked.LEEWAY} more are allowed."
@@ -118,7 +126,7 @@ class Settings:
         names: dict[str, Sequence[str]] = {
             "style": hallucinate.STYLES, "panel": relevance.MODES, "noise": noise.METHODS,
             "noise_region": ("lesion", "image"), "noise_per": noise.PER, "weights": weights.METHODS,
-            "weights_over": weights.OVER,
+            "weights_over": weights.OVER, "chosen": ("gold", "corrected"),
         }  # fmt: skip
         shard_bytes(self.shard_size)
         wrong = unknown(self, names) + outside(self) + pair_options.contradictions(self)
@@ -153,6 +161,11 @@ class Settings:
     def ranks(self) -> str:
         """Metric that ranks the samples; "" for hallucinated pairs."""
         return self.pairs.partition(":")[2]
+
+    @property
+    def on_policy(self) -> bool:
+        """True if the chosen side of text pairs may be in the target model's own words."""
+        return bool(self.ranks) or self.chosen != "gold"
 
     @property
     def local_model(self) -> str | None:
@@ -190,10 +203,10 @@ class Settings:
 
     def refuse_unnamed(self) -> None:
         """Raise InputError unless a chat model and judges are named, and the target whose answers make the pairs."""
-        if self.ranks and self.model is None:
+        if self.on_policy and self.model is None:
             raise InputError(
-                f"--pairs {self.pairs} ranks answers of a target model. Name it with --model: a Hub id, a folder or an "
-                "endpoint."
+                f"{f'--pairs {self.pairs}' if self.ranks else '--chosen corrected'}: needs answers of a target model. "
+                "Name it with --model: a Hub id, a folder or an endpoint."
             )
         unjudged = not self.judges and (self.chat != "none" or self.ranks)
         missing = {

@@ -10,11 +10,13 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from functools import partial
 from heapq import nsmallest
 from typing import Any, Literal
 
 from mmedpo.curation.answer_checks import answer_fault, in_case_of, in_form_of
+from mmedpo.curation.corrected import correction_fault
 from mmedpo.curation.hallucinate import OPPOSITE
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import CLAUSE_STARTS, folded, polarity, unit_interval, words
@@ -129,14 +131,16 @@ class StandInChat:
     `select` takes the first candidate wrong in polarity, finding or side; `option` such an option, or the first.
     `inject` makes the smallest edit that the style allows (`answer_checks.answer_fault`): it swaps yes/no, side and
     finding words (one word in the style "minimal"), adds or removes a denial, or takes the other gold answer closest in
-    length. In the style "free" a short answer becomes a sentence. It declines ("answer": "") if no rule fits.
+    length. In the style "free" a short answer becomes a sentence. `correct` takes over as many differences from the
+    gold answer as may change, from the left. Both decline ("answer": "") if no rule fits.
     """
 
     name = "standin:rules"
     revision: str | None = "1"
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        return [_reply(request, {"select": _select, "inject": _inject, "option": _option}) for request in requests]
+        rules = {"select": _select, "inject": _inject, "option": _option, "correct": _correct}
+        return [_reply(request, rules) for request in requests]
 
 
 class StandInJudge:
@@ -215,6 +219,26 @@ def _inject(variables: Mapping[str, Any]) -> dict[str, Any]:
         if text != variables["previous"] and answer_fault(variables["question"], gold, text, task, style) is None:
             return {"answer": text, "kind": "place" if difference(gold, text) == "side" else "finding"}
     return {"answer": "", "kind": "other"}
+
+
+def _correct(variables: Mapping[str, Any]) -> dict[str, Any]:
+    own, gold = variables["response"], variables["gold"]
+    said, right = own.split(), words(gold)
+    places = [place for place, word in enumerate(said) if words(word)]  # marks between words stay
+    alike = SequenceMatcher(None, [said[place].strip(".,;:").lower() for place in places], right, autojunk=False)
+    differences = [one for one in alike.get_opcodes() if one[0] != "equal"]
+    texts = [_flip(own)]
+    for count in range(len(differences), 0, -1):
+        made = list(said)
+        for _, start, end, first, last in reversed(differences[:count]):
+            at = places[start] if start < len(places) else len(said)
+            made[at : places[end - 1] + 1 if end > start else at] = right[first:last]
+        texts.append(" ".join(made))
+    for text in (in_form_of(own, text) for text in texts):
+        about = (variables["question"], gold, own, text, variables["task"], variables["share"])
+        if text != variables["previous"] and correction_fault(*about) is None:
+            return {"answer": text}
+    return {"answer": ""}
 
 
 def _edits(variables: Mapping[str, Any]) -> Iterator[str]:

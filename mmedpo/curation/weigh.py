@@ -14,7 +14,18 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mmedpo import schema
-from mmedpo.curation import hallucinate, judge_check, masking, ranked, relevance, rows, sampling, text_pairs, weights
+from mmedpo.curation import (
+    corrected,
+    hallucinate,
+    judge_check,
+    masking,
+    ranked,
+    relevance,
+    rows,
+    sampling,
+    text_pairs,
+    weights,
+)
 from mmedpo.curation.blocks import Curation
 from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.data import shards
@@ -40,6 +51,8 @@ PROMPTS = {
     "select": hallucinate.SELECT, "opposed": hallucinate.OPPOSED, "inject": hallucinate.INJECT,
     "flip": hallucinate.FLIP, "option": hallucinate.PICK, "judge": relevance.JUDGE,
 }  # fmt: skip
+
+ON_POLICY = {"ranked": ranked.RANKED, "correct": corrected.CORRECT}
 
 
 class NothingMade(InputError):
@@ -181,12 +194,12 @@ def _facts(
         },
         **({"candidates": candidates} if candidates else {}),
         **({"selected": _selected(curation.values("dispute"))} if candidates and not settings.ranks else {}),
-        **({"chosen": _chosen(curation, pairs)} if settings.ranks else {}),
+        **({"chosen": _chosen(curation, pairs)} if settings.on_policy else {}),
         **{name: models[name] for name in ("chat_model", "judges", "panel")},
         **({"judge_check": models["judge_check"]} if models["judge_check"] else {}),
         **{name: models[name] for name in ("localizer", "query", "mask_rule")},
         "noise": curation.noise and curation.noise.record(), "style": settings.style,
-        "prompt_versions": {**PROMPTS, "ranked": ranked.RANKED} if settings.ranks else PROMPTS,
+        "prompt_versions": {**PROMPTS, **(ON_POLICY if settings.on_policy else {})},
         "calls": {portable(name): found for name, found in spent.items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)),
         "rejects": dict(rejects.by_reason.most_common()),
@@ -230,10 +243,9 @@ def _chosen(curation: Curation, pairs: Sequence[rows.Pair]) -> dict[str, Any]:
     settings = curation.settings
     made = {pair.sample.id for pair in pairs if pair.dispreference == rows.TEXT_PAIR}
     sides = (value["chosen"] for id, value in curation.items("dispute") if id in made and value.get("chosen"))
-    return {
-        "metric": settings.ranks, "min_gap": settings.min_gap, "length_ratio": settings.length_ratio,
-        **text_pairs.chosen_sides(sides),
-    }  # fmt: skip
+    ranked_by = {"metric": settings.ranks, "min_gap": settings.min_gap, "length_ratio": settings.length_ratio}
+    how = ranked_by if settings.ranks else {"max_changed": settings.max_changed}
+    return {**how, **text_pairs.chosen_sides(sides)}
 
 
 def _standins(curation: Curation, pairs: Sequence[rows.Pair], models: Mapping[str, Any]) -> list[str]:

@@ -27,8 +27,8 @@ from mmedpo.runs.run_folder import LOCK, SOURCE_FOLDER, output_folder, scratch_f
 
 # Options of rejected responses and judges; unused if both come with the data.
 MAKING = (
-    "model", "samples", "temperature", "pairs", "min_gap", "length_ratio", "chat", "style", "show_images", "judges",
-    "panel", "rounds", "tolerance",
+    "model", "samples", "temperature", "pairs", "min_gap", "length_ratio", "chosen", "max_changed", "chat", "style",
+    "show_images", "judges", "panel", "rounds", "tolerance",
 )  # fmt: skip
 
 

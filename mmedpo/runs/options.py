@@ -27,7 +27,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of options by name, ends included
     **dict.fromkeys(("max_new_tokens", "max_new_tokens_report", "max_reply_tokens", "max_length"), LENGTHS),
     **dict.fromkeys(("seed", "data_seed"), SEEDS),
     **dict.fromkeys(("tolerance", "threshold", "max_coverage", "min_relevance", "lora_dropout", "ld_alpha"), (0, 1)),
-    "min_gap": (0, 1), "length_ratio": (1, 100),
+    "min_gap": (0, 1), "max_changed": (0, 1), "length_ratio": (1, 100),
     "limit": (1, INT32), "estimate_questions": (0, INT32),
     "temperature": (0, 100),  # at 100 all tokens are about equally likely
     "noise_step": (1, 1000), "noise_edge": (0, INT32),

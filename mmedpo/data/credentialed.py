@@ -80,8 +80,8 @@ def first(records: Iterable[Mapping[str, Any]]) -> str | None:
         source = record.get("source")
         if isinstance(source, str):  # in results and comparisons
             source = {"name": source, "credentialed": record.get("credentialed")}
-        trained_on = (record.get("dataset_manifest") or {}).get("source")
-        for named in (source or record, trained_on or {}):
+        manifests = [record.get("dataset_manifest"), *(one.get("manifest") for one in record.get("datasets") or ())]
+        for named in (source or record, *((made or {}).get("source") or {} for made in manifests)):
             if is_credentialed(named):
                 return str(named.get("name") or "its source")
         if record.get(KEY):

@@ -105,6 +105,12 @@ def notices(source: Mapping[str, Any]) -> list[str]:
     return [f"{source['name']} is under several licences: {said(source)}. The strictest applies to the dataset."]
 
 
+def terms(manifest: Mapping[str, Any] | None) -> str:
+    """Return source and licences of a dataset, by its manifest."""
+    source = (manifest or {}).get("source") or {}
+    return f"{source['name']} ({said(source)})" if source.get("name") else "not recorded (licence unknown)"
+
+
 def said(source: Mapping[str, Any]) -> str:
     """Return all licences of a manifest's source; where there are several, with their counts of questions."""
     found = source.get("licenses") or {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -101,3 +101,9 @@ def dataset_commit(name: str, revision: str | None) -> str | None:
     with suppress(HfHubHTTPError, HTTPError, OSError, HFValidationError):  # reported by the reader of the dataset
         return hub.commit_of(name, revision)
     return revision
+
+
+def trained_datasets(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the datasets of a training.json: {"name", "revision", "is_local", "manifest"}, of a mixture with more."""
+    one = {key: training.get(f"dataset_{key}") for key in ("revision", "is_local", "manifest")}
+    return training.get("datasets") or [{"name": training.get("dataset"), **one}]

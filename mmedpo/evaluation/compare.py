@@ -146,7 +146,7 @@ def _seen(runs: Sequence[Run], dataset: str | None, trainings: Sequence[Path]) -
         return seen_in_training(runs[0], dataset)
     found = trained_on(runs[-1], trainings)
     with suppress(InputError):  # the dataset was not named by the user
-        return seen_in_training(runs[0], found) if found else None
+        return seen_in_training(runs[0], *found) if found else None
     return None
 
 

@@ -17,23 +17,39 @@ RECORDS = ("training.json", "merge.json")
 SEEDS = ("seed", "data_seed")
 
 
-def seen_in_training(run: Run, dataset: str) -> Row:
-    """Count a run's test images and patients that are in a preference dataset.
+def seen_in_training(run: Run, *datasets: str) -> Row:
+    """Count a run's test images and patients that are in preference datasets.
 
     Images are equal if their pixels are equal (`image_digest` of the questions), or if their ids and the names of their
     sources are. Numbers that the records do not determine are None, not 0; so is "by_pixels" of masked images.
 
     Args:
         run: run with the test questions.
-        dataset: folder or Hub id; its training split is read.
+        datasets: folders or Hub ids; their training splits are read.
 
     Returns:
         {"dataset", "images": seen or None, "of": test images, "by_pixels", "by_id": seen or None,
-        "patients": test patients in the dataset or None, "of_patients": test patients with an id}.
+        "patients": test patients in the datasets or None, "of_patients": test patients with an id}.
 
     Raises:
         InputError: no preference dataset there, or images in it that cannot be decoded.
     """
+    questions = run.questions.values()
+    found = [_seen(run, dataset) for dataset in datasets]
+    images, by_pixels, by_id, patients = map(_count, zip(*found, strict=True))
+    return {
+        "dataset": ", ".join(map(portable, datasets)),
+        "images": images,
+        "of": len({picture(row) for row in questions}),
+        "by_pixels": by_pixels,
+        "by_id": by_id,
+        "patients": patients,
+        "of_patients": len({row["patient_id"] for row in questions if row.get("patient_id") is not None}),
+    }
+
+
+def _seen(run: Run, dataset: str) -> tuple[set[str] | None, ...]:
+    """Return the test images in a dataset in any way, by pixels and by id, and the test patients in it."""
     pairs = loading.load_pairs(dataset)
     questions = run.questions.values()
     images = {picture(row) for row in questions}
@@ -48,30 +64,23 @@ def seen_in_training(run: Run, dataset: str) -> Row:
     known = not masked and all(row.get("image_digest") for row in questions)
     by_pixels = images & _digests(pairs) if known else None
     seen = None if by_id is None and by_pixels is None else (by_id or set()) | (by_pixels or set())
-    return {
-        "dataset": portable(dataset),
-        "images": _count(seen),
-        "of": len(images),
-        "by_pixels": _count(by_pixels),
-        "by_id": _count(by_id),
-        "patients": len(patients.intersection(made["patient_id"] for made in named)) if named and patients else None,
-        "of_patients": len(patients),
-    }
+    in_it = patients.intersection(made["patient_id"] for made in named) if named and patients else None
+    return seen, by_pixels, by_id, in_it
 
 
-def trained_on(run: Run, trainings: Sequence[Path] = ()) -> str | None:
-    """Return the preference dataset that a run's adapter or model was trained on.
+def trained_on(run: Run, trainings: Sequence[Path] = ()) -> list[str]:
+    """Return the preference datasets that a run's adapter or model was trained on.
 
-    It is recorded in training.json (of a merged model in merge.json), in the model's folder or else in the last of
-    `trainings`. None where it is not recorded, or is a folder that does not exist here.
+    They are recorded in training.json, in the model's folder or else in the last of `trainings`. Empty where one is not
+    recorded, or is a folder that does not exist here.
     """
     own = [Path(str(run.results[key])) for key in ("adapter", "model") if run.results.get(key)]
     for folder in (*own, *reversed(trainings)):
         for file in filter(Path.is_file, (folder / name for name in RECORDS)):
-            record = read_json(file)
-            name = str(record.get("dataset"))
-            return name if origin.is_local(name) or record.get("dataset_revision") else None
-    return None
+            found = origin.trained_datasets(read_json(file))
+            here = [origin.is_local(str(one["name"])) or bool(one["revision"]) for one in found]
+            return [str(one["name"]) for one in found] if all(here) else []
+    return []
 
 
 def other_settings(runs: Sequence[Run]) -> list[str]:
@@ -100,5 +109,7 @@ def _digests(pairs: Any) -> set[str]:
     return found
 
 
-def _count(found: set[str] | None) -> int | None:
-    return None if found is None else len(found)
+def _count(parts: Sequence[set[str] | None]) -> int | None:
+    """Return the number in any dataset; None where one of them is not known and the others have none."""
+    found = set[str]().union(*filter(None, parts))
+    return len(found) if found or None not in parts else None

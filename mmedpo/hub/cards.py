@@ -178,28 +178,29 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
         comparison = _recorded(folder / COMPARISON, formats.COMPARISON)
     training = _recorded(folder / "training.json", "mmedpo.training/1", "model", "dataset", "config")
     history = read_json(folder / "trainer_state.json").get("log_history", [])
-    base, dataset = (hub_id(training[key], training.get(f"{key}_is_local")) for key in ("model", "dataset"))
+    base, datasets = hub_id(training["model"], training.get("model_is_local")), origin.trained_datasets(training)
+    ids = [hub_id(one["name"], one["is_local"]) for one in datasets]
     name = folder.resolve().name.removesuffix(".partial")
     return _fill(
         "adapter.md.jinja",
-        _adapter_metadata(training, base, dataset, name, comparison),
+        _adapter_metadata(training, base, [*filter(None, ids)], name, comparison),
         training=training,
         name=name,
         **(results.card_part(comparison) if comparison else {}),
         objective=_objective(training),
         taught="the gold answers of a source" if "gold_answer" in (training.get("rows") or {}) else "preference pairs",
         base=base,
-        dataset=dataset,
+        datasets=[{**one, "terms": licenses.terms(one["manifest"])} for one in datasets],
         is_adapter=_is_adapter(training),
         curves=curves.summaries(history),
         picture=curves.PICTURE if (folder / curves.PICTURE).exists() else None,
         credentialed=credentialed.first([training]),
-        notices=notices(training, training.get("dataset_manifest") or {}),
+        notices=notices(training, *(one["manifest"] or {} for one in datasets)),
     )
 
 
 def _adapter_metadata(
-    training: Mapping[str, Any], base: str | None, dataset: str | None, name: str, comparison: Mapping[str, Any] | None
+    training: Mapping[str, Any], base: str | None, data: list[str], name: str, comparison: Mapping[str, Any] | None
 ) -> CardData:
     from huggingface_hub import ModelCardData
 
@@ -207,7 +208,7 @@ def _adapter_metadata(
     return ModelCardData(
         base_model=base,
         base_model_relation="adapter" if is_adapter and base else None,
-        datasets=[dataset] if dataset else None,
+        datasets=data or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["mmedpo", "dpo", "preference", "medical", "trl"],

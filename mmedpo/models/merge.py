@@ -20,7 +20,7 @@ from mmedpo.runs.provenance import portable, versions
 from mmedpo.runs.run_folder import short_folder
 
 RECORD = "merge.json"
-TRAINED_ON = ("dataset", "dataset_revision")  # of the adapter, in which test images are looked for
+TRAINED_ON = ("dataset", "dataset_revision", "datasets")  # of the adapter, in which test images are looked for
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

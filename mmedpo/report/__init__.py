@@ -83,7 +83,7 @@ def write_report(
     trained = {name: read_json(folder / "training.json") for name, folder in trainings.items()}
     states = {name: read_json(folder / "trainer_state.json") for name, folder in trainings.items()}
     manifest = origin.dataset_manifest(dataset, None) if dataset and Path(dataset).exists() else {}
-    trained_on = [training.get("dataset_manifest") or {} for training in trained.values()]
+    trained_on = [one["manifest"] or {} for training in trained.values() for one in origin.trained_datasets(training)]
     evaluations = comparison.get("evaluations", {})
     steps = [manifest, *trained.values(), *evaluations.values(), comparison]
     looked = pictures.attention(attention, [*evaluations.values()])

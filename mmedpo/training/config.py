@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import DPOConfig
 
 from mmedpo import schema
+from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.runs.options import outside, refuse, unfit
 from mmedpo.training import zero
@@ -19,6 +22,7 @@ ADDED_LOSSES = {  # never weighted, since they do not depend on the rejected res
     "tdpo_kl": "the token-wise KL divergence to the reference",
 }
 LOSS_TYPES = (*PREFERENCE_LOSSES, *ADDED_LOSSES)
+MIXTURE_WEIGHTS = ("own", "anew")
 SORTED = {"aot", "aot_unpaired"}  # of TRL
 SMOOTHED = ("sigmoid", "robust")
 UNSUPPORTED = {
@@ -33,10 +37,10 @@ UNSUPPORTED = {
 class RunArguments:
     """Data and output of a run; other settings are in `MMedPOConfig` and TRL's `ModelConfig`."""
 
-    dataset_name: str = field(
+    dataset_name: list[str] = field(
         metadata={
-            "help": "Preference dataset: a folder of `mmedpo curate` or a Hub id. source:FOLDER trains on the gold "
-            "answers of a source, but its test part, with loss_type sft."
+            "help": "Preference datasets, mixed where several: folders of `mmedpo curate` or Hub ids. source:FOLDER "
+            "trains on the gold answers of a source, but its test part, with loss_type sft."
         }
     )
     output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
@@ -45,8 +49,25 @@ class RunArguments:
         default="all",
         metadata={"help": "Kind of pair to train on: all, hallucinated_response or lesion_noise."},
     )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub; its commit is recorded."}
+    dataset_revision: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Branch, tag or commit of a dataset on the Hub, one for each dataset; its commit is recorded."
+        },
+    )
+    dataset_shares: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Share of an epoch's pairs for each of several datasets, as 0.7 0.3. An epoch has as many pairs "
+            "as the datasets together; a small dataset repeats, a large one is sampled. None: all pairs, once."
+        },
+    )
+    mixture_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of several datasets: own (as they are, the default) or anew (normalised from the clinical "
+            "relevance of the whole mixture)."
+        },
     )
     eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on during training; needs eval_strategy."}
@@ -70,6 +91,46 @@ class RunArguments:
             raise InputError(
                 f"dispreference {self.dispreference!r} is unknown; use all or {' or '.join(schema.DISPREFERENCES)}."
             )
+        for name in ("dataset_name", "dataset_revision"):  # recipes have texts
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, [value])
+        self._refuse_mixture()
+
+    def _refuse_mixture(self) -> None:
+        """Raise InputError for settings of a mixture that cannot apply."""
+        names, shares = self.dataset_name, self.dataset_shares
+        several = len(names) > 1
+        count = number_of(len(names), "datasets")
+        cases = (
+            (len({os.path.realpath(name) for name in names}) < len(names), "dataset_name has a dataset twice"),
+            (
+                self.dataset_revision and len(self.dataset_revision) != len(names),
+                f"dataset_revision has {len(self.dataset_revision or [])} entries for {count}",
+            ),
+            (shares and not several, "dataset_shares needs several datasets"),
+            (shares and several and len(shares) != len(names), f"dataset_shares has {len(shares or [])} for {count}"),
+            (shares and not all(share > 0 for share in shares), f"dataset_shares are {shares}; give positive numbers"),
+            (self.mixture_weights and not several, "mixture_weights needs several datasets"),
+            (
+                self.mixture_weights not in (None, *MIXTURE_WEIGHTS),
+                f"mixture_weights is {self.mixture_weights!r}; use {' or '.join(MIXTURE_WEIGHTS)}",
+            ),
+            (
+                several and self.streaming,
+                "streaming takes one dataset, since the sizes of several must be known; leave it out",
+            ),
+        )
+        refuse([sentence for wrong, sentence in cases if wrong])
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings, of one dataset as texts instead of lists."""
+        single = len(self.dataset_name) == 1
+        revision = self.dataset_revision
+        return {
+            **vars(self),
+            "dataset_name": self.dataset_name[0] if single else self.dataset_name,
+            "dataset_revision": revision[0] if single and revision else revision,
+        }
 
 
 @dataclass

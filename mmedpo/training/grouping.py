@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -73,11 +74,17 @@ class GroupedSampler(Sampler[int]):
 
 
 def images_and_questions(pairs: Dataset) -> tuple[list[Hashable], list[Hashable]]:
-    """Return what names the images of each pair, and what names its question about them."""
+    """Return what names the images of each pair, and what names its question about them.
+
+    Where a share of a mixture repeats pairs, their images count as others, so that a step is not filled with copies.
+    """
     images: list[Hashable] = []
     questions: list[Hashable] = []
-    for pair in pairs.select_columns(["images", "prompt"]):
-        images.append(tuple(map(file_digest, pair["images"])))
+    copies: Counter[str] = Counter()
+    for pair in pairs.select_columns(["images", "prompt", *({"id"} & set(pairs.column_names))]):
+        name = pair.get("id") or str(len(images))
+        images.append((*map(file_digest, pair["images"]), copies[name]))
+        copies[name] += 1
         questions.append(message_text(pair["prompt"]))
     return images, questions
 

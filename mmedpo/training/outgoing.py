@@ -68,7 +68,7 @@ def consented(run: RunArguments, config: MMedPOConfig, name: str) -> dict[str, A
             f"{credentialed.UNLESS}"
         )
     if config.push_to_hub:
-        if run.streaming and name == run.dataset_name:
+        if run.streaming and name in run.dataset_name:
             raise InputError(
                 f"{run.output} cannot be pushed: {name} is streamed from the Hub without a manifest.json that names "
                 "its source, so it may be restricted data. Leave out --streaming, so that its rows are "

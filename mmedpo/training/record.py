@@ -25,7 +25,9 @@ from mmedpo.models.fingerprint import dataset_contents, fingerprint, model_conte
 from mmedpo.runs.device import hardware
 from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.provenance import portable, portable_values, versions
+from mmedpo.training import mixture
 from mmedpo.training.config import RunArguments
+from mmedpo.training.mixture import Commits
 from mmedpo.training.parts import trained_parts
 from mmedpo.training.trainer import MMedPOTrainer
 
@@ -40,6 +42,7 @@ MACHINE_SETTINGS = {
 }
 PUSHING = ("push_", "hub_")  # prefixes of settings left out, or a repeated run would write to the same repository
 MAKERS = ("source", "target_model", "chat_model", "judges", "localizer", "standins")  # recorded keys of a manifest
+DATASET = "run.dataset_name"  # in `contents`; several are numbered
 OF_THE_RUN = ("output", "resume", "third_parties")  # left out of recipes
 ALWAYS_RECORDED = {
     *("weighted", "beta", "loss_type", "loss_weights", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
@@ -70,7 +73,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def write(
     folder: Path, run: RunArguments, settings: dict[str, Any], trainer: MMedPOTrainer, dataset: Any,
-    source: str | None, sent: dict[str, Any], commit: str | None, command: str, seconds: float,
+    source: str | None, sent: dict[str, Any], commits: Commits, command: str, seconds: float,
 ) -> None:  # fmt: skip
     """Write training.json, the facts of a finished run, and recipe.yaml, which repeats it.
 
@@ -79,26 +82,27 @@ def write(
             `base_facts` ("base"), `contents`.
         source: as of `credentialed_source`.
         sent: record of where it was sent (`consent.record`).
-        commit: of a dataset on the Hub.
+        commits: of the datasets.
     """
     streamed = isinstance(dataset, IterableDataset)
-    kinded = not streamed and "dispreference" in dataset.column_names  # else gold answers of a source
-    kinds = [schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]] if kinded else []
     trained = trained_parts(trainer.accelerator.unwrap_model(trainer.model))
-    named = about(run, str(settings["model"]), commit)
-    manifest = named.pop("dataset_manifest")
+    named = about(run, str(settings["model"]), commits)
+    manifest = named.pop("dataset_manifest", {})
+    single = {
+        "dataset_revision": commits[run.dataset_name[0]], "dataset_is_local": origin.is_local(run.dataset_name[0]),
+        "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest},
+    }  # fmt: skip
     write_json(folder / RECORD, {
         "format": "mmedpo.training/1", "command": command, "versions": versions(), "config": settings["config"],
         "lora": {**settings["lora"], **_adapter_settings(trainer.model)}, **named,
         "model_revision": getattr(trainer.accelerator.unwrap_model(trainer.model).config, "_commit_hash", None),
         **settings["base"], "adapter": portable(run.adapter_name_or_path) if run.adapter_name_or_path else None,
         "model_is_local": Path(str(settings["model"])).exists(),
-        "dataset_revision": commit, "contents": settings["contents"],
-        "dataset_is_local": origin.is_local(run.dataset_name),
-        "dataset_manifest": {key: manifest[key] for key in MAKERS if key in manifest}, credentialed.KEY: source,
-        **sent, "rows": dict(Counter(kinds)) if kinded or streamed else {"gold_answer": len(dataset)},
+        "contents": settings["contents"], credentialed.KEY: source,
+        **(_mixture(run, dataset, commits, settings["contents"]) if len(commits) > 1 else single),
+        **sent, "rows": _kinds(dataset),
         "streamed": streamed,
-        "weights": {**_weights(dataset), "method": manifest.get("weights", {}).get("method")},
+        "weights": {**_weights(dataset), "method": _method(run, commits)},
         "trained": trained, "trained_parameters": sum(part["parameters"] for part in trained.values()),
         "prefix_sharing": bool(getattr(trainer.data_collator, "share", False)),
         "encode_images_once": bool(getattr(trainer.data_collator, "once", False)),
@@ -124,16 +128,56 @@ def tidy_state(folder: Path) -> None:
     write_json(folder / TRAINER_STATE_NAME, {**state, **kept})
 
 
-def about(run: RunArguments, model: str, commit: str | None) -> dict[str, Any]:
+def about(run: RunArguments, model: str, commits: Commits) -> dict[str, Any]:
     """Return training.json's entries on model and dataset, with the dataset's whole manifest."""
-    manifest = origin.dataset_manifest(run.dataset_name, commit)
-    return {"model": portable(model), "dataset": portable(run.dataset_name), "dataset_manifest": manifest}
+    manifests = [origin.dataset_manifest(name, commit) for name, commit in commits.items()]
+    names = [portable(name) for name in commits]
+    if len(names) == 1:
+        return {"model": portable(model), "dataset": names[0], "dataset_manifest": manifests[0]}
+    datasets = [{"name": name, "manifest": manifest} for name, manifest in zip(names, manifests, strict=True)]
+    return {"model": portable(model), "dataset": names, "datasets": datasets}
+
+
+def _mixture(run: RunArguments, dataset: Any, commits: Commits, contents: dict[str, str | None]) -> dict[str, Any]:
+    """Return training.json's entries on the datasets of a mixture, each with its part of an epoch."""
+    numbers = torch.tensor(dataset[mixture.NUMBER][:])
+    found = about(run, "", commits)["datasets"]
+    for number, ((name, commit), own) in enumerate(zip(commits.items(), found, strict=True)):
+        part = dataset.remove_columns(mixture.NUMBER).select((numbers == number).nonzero()[:, 0].tolist())
+        own |= {
+            "revision": commit, "is_local": origin.is_local(name), "contents": contents[f"{DATASET}.{number}"],
+            "share": round(len(part) / len(dataset), 6), "rows": _kinds(part),
+            "weights": {**_weights(part), "method": own["manifest"].get("weights", {}).get("method")},
+            "manifest": {key: own["manifest"][key] for key in MAKERS if key in own["manifest"]},
+        }  # fmt: skip
+    return {"datasets": found}
+
+
+def _method(run: RunArguments, commits: Commits) -> str | None:
+    """Return the method of the weights, of several datasets all of them."""
+    made = [origin.dataset_manifest(*one).get("weights", {}).get("method") for one in commits.items()]
+    named = ", ".join(dict.fromkeys(method or "not recorded" for method in made)) if any(made) else None
+    return f"{named}, over the mixture" if run.mixture_weights == "anew" else named
+
+
+def by_place(run: RunArguments) -> Any:
+    """Return the name of the run's dataset, or the names of several by number, which are compared apart."""
+    names = run.dataset_name
+    return names[0] if len(names) == 1 else {str(number): name for number, name in enumerate(names)}
+
+
+def _kinds(dataset: Any) -> dict[str, int]:
+    if isinstance(dataset, IterableDataset):
+        return {}
+    if "dispreference" not in dataset.column_names:  # gold answers of a source
+        return {"gold_answer": len(dataset)}
+    return dict(Counter(schema.DISPREFERENCES[kind] for kind in dataset["dispreference"]))
 
 
 def _write_recipe(path: Path, run: RunArguments, settings: dict[str, Any]) -> None:
     """Write all settings, for `mmedpo train --config FOLDER/recipe.yaml --output OTHER`."""
-    own = {name: value for name, value in vars(run).items() if name not in OF_THE_RUN and value is not None}
-    names = {key: portable(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
+    own = {name: value for name, value in run.plain().items() if name not in OF_THE_RUN and value is not None}
+    names = {key: portable_values(own[key]) for key in ("dataset_name", "adapter_name_or_path") if key in own}
     model = {"model_name_or_path": portable(str(settings["model"]))}
     recipe = {**own, **names, **model, **settings["lora"], **settings["config"]}
     path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -159,11 +203,10 @@ def _weights(dataset: Any) -> dict[str, float]:
     return {"mean": weights.mean().item(), "sd": weights.std(unbiased=False).item()}
 
 
-def credentialed_source(run: RunArguments, model: str, revision: str | None, commit: str | None) -> str | None:
-    """Return the restricted source of a training's dataset, model or adapter; None if there is none."""
-    return origin.credentialed_source(run.dataset_name, commit, run.streaming) or restricted.trained_on(
-        model, run.adapter_name_or_path, revision
-    )
+def credentialed_source(run: RunArguments, model: str, revision: str | None, commits: Commits) -> str | None:
+    """Return the restricted source of a training's datasets, model or adapter; None if there is none."""
+    found = (origin.credentialed_source(name, commit, run.streaming) for name, commit in commits.items())
+    return next(filter(None, found), None) or restricted.trained_on(model, run.adapter_name_or_path, revision)
 
 
 def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dict[str, str | None]:
@@ -176,13 +219,18 @@ def base_facts(run: RunArguments, model_args: Any, download: bool = True) -> dic
     return {FINGERPRINT: fingerprint(name, revision, download), "adapter_checked_by": compared}
 
 
-def contents(run: RunArguments, model_args: Any, commit: str | None) -> dict[str, str | None]:
-    """Return digests of model, adapter and dataset, by setting; the reference is that model with that adapter."""
+def contents(run: RunArguments, model_args: Any, commits: Commits) -> dict[str, str | None]:
+    """Return digests of model, adapter and datasets, by setting; the reference is that model with that adapter."""
     splits = {run.dataset_split, *([run.eval_split] if run.eval_split else [])}
     adapter = run.adapter_name_or_path
     return {
         "model": model_contents(str(model_args.model_name_or_path), model_args.model_revision),
-        "run.dataset_name": dataset_contents(run.dataset_name, splits, commit, run.streaming),
+        **{
+            f"{DATASET}.{number}" if len(commits) > 1 else DATASET: dataset_contents(
+                name, splits, commit, run.streaming
+            )
+            for number, (name, commit) in enumerate(commits.items())
+        },
         "run.adapter_name_or_path": adapters.adapter_contents(adapter) if adapter else None,
     }
 
@@ -200,6 +248,9 @@ def written(folder: Path) -> str:
     return "\n".join(line for name, line in known.items() if (folder / name).exists())
 
 
-def begin(folder: Path, source: str | None, base: dict[str, str | None], commit: str | None) -> None:
+def begin(folder: Path, source: str | None, base: dict[str, str | None], commits: Commits) -> None:
     """Write the facts of a run's checkpoints into its working folder; `write` replaces them."""
-    write_json(folder / RECORD, {credentialed.KEY: source, **base, "dataset_revision": commit})
+    found = [*commits.values()]
+    write_json(
+        folder / RECORD, {credentialed.KEY: source, **base, "dataset_revision": found if len(found) > 1 else found[0]}
+    )

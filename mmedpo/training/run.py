@@ -13,14 +13,13 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from trl import ModelConfig
 
-from mmedpo import schema
-from mmedpo.data import answers, consent, credentialed, loading, origin
+from mmedpo.data import answers, consent, credentialed
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.models.adapters import adapter_config
 from mmedpo.models.generation import check_vocabulary
@@ -32,7 +31,7 @@ from mmedpo.runs.provenance import portable
 from mmedpo.runs.recorded import record_contents
 from mmedpo.runs.run_folder import output_folder
 from mmedpo.runs.terminal import say
-from mmedpo.training import checkpoints, outgoing, preflight, record
+from mmedpo.training import checkpoints, mixture, outgoing, preflight, record
 from mmedpo.training.callbacks import Duration, StopOnSignal, refuse_unfinished
 from mmedpo.training.config import MMedPOConfig, RunArguments
 from mmedpo.training.model import choose_trained, open_model
@@ -73,24 +72,27 @@ def train(
         writable.check_folder(Path(config.reference_cache), "--reference_cache")
     _refuse_settings(run, config, model_args)
     _refuse_strangers()
-    commit = origin.dataset_commit(run.dataset_name, run.dataset_revision)
-    dataset = _pairs(run, run.dataset_split, commit, run.streaming)
-    source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commit)
+    commits = mixture.commits(run)
+    dataset = mixture.pairs(run, commits, run.dataset_split, run.streaming)
+    source = record.credentialed_source(run, str(model_args.model_name_or_path), model_args.model_revision, commits)
     sent = outgoing.consented(run, config, source) if source else {}
-    evaluated = _pairs(run, run.eval_split, commit) if run.eval_split else None
+    evaluated: Any = mixture.pairs(run, commits, run.eval_split) if run.eval_split else None
     processor = load_processor(str(model_args.model_name_or_path), model_args.model_revision)
     outgoing.refuse_absent(config.report_to or [])  # after consent: a forbidden tracker need not be installed
-    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, commit, push)
+    _check([dataset, *([evaluated] if evaluated else [])], processor, run, config, model_args, commits, push)
     if isinstance(dataset, IterableDataset):
         # One endless pass, so that a resumed run skips used rows; shuffled, since neighbours share an image.
         dataset = dataset.repeat(None).shuffle(seed=config.seed, buffer_size=SHUFFLED)
+    else:
+        dataset = mixture.mixed(dataset, run, commits, config.seed if config.data_seed is None else config.data_seed)
+        evaluated = evaluated and mixture.mixed(evaluated, run, commits, 0, evaluated=True)
     settings = {
-        "run": {**vars(run), "resume": None, "third_parties": None}, "model": model_args.model_name_or_path,
-        "lora": record.plain(model_args),
+        "run": {**run.plain(), "dataset_name": record.by_place(run), "resume": None, "third_parties": None},
+        "model": model_args.model_name_or_path, "lora": record.plain(model_args),
         "config": record.plain(config),
     }  # fmt: skip
     repeatable = checkpoints.repeatable(settings, config)
-    contents = _first(lambda: record.contents(run, model_args, commit))
+    contents = _first(lambda: record.contents(run, model_args, commits))
     with _pushed(run, config, push), _working_folder(Path(run.output), repeatable, contents, run.resume) as folder:
         config.output_dir = str(folder)
         checkpoint = get_last_checkpoint(str(folder)) if run.resume else None
@@ -99,13 +101,13 @@ def train(
             stamp.check(Path(checkpoint))
         base = _first(lambda: record.base_facts(run, model_args))
         if PartialState().is_main_process:
-            record.begin(folder, source, base, commit)
+            record.begin(folder, source, base, commits)
             if sent:
                 consent.announce(str(source), sent[consent.KEY]["to"], "what is trained on it")
         opened = open_model(model_args, config, run.adapter_name_or_path)
         check_vocabulary(opened["model"], processor.tokenizer, str(model_args.model_name_or_path))
         # Something may have been replaced while it was read.
-        _first(lambda: record_contents(folder, repeatable, record.contents(run, model_args, commit)))
+        _first(lambda: record_contents(folder, repeatable, record.contents(run, model_args, commits)))
         if source:
             setattr(opened["model"].config, credentialed.KEY, source)
         duration = Duration()
@@ -122,7 +124,7 @@ def train(
             processor.save_pretrained(folder)
             record.tidy_state(folder)
             record.write(
-                folder, run, {**settings, "base": base, "contents": contents}, trainer, dataset, source, sent, commit,
+                folder, run, {**settings, "base": base, "contents": contents}, trainer, dataset, source, sent, commits,
                 command, duration.seconds,
             )  # fmt: skip
             if card is not None:
@@ -176,9 +178,10 @@ def _refuse_settings(run: RunArguments, config: MMedPOConfig, model_args: ModelC
             "A streamed dataset has no known length and no epochs: give --max_steps, which ends the training, and "
             "--save_strategy steps (and eval_strategy, if any)."
         )
-    if answers.named(run.dataset_name) and (config.loss_type != ["sft"] or run.streaming or run.dispreference != "all"):
+    sources = [name for name in run.dataset_name if answers.named(name)]
+    if sources and (config.loss_type != ["sft"] or run.streaming or run.dispreference != "all"):
         raise InputError(
-            f"{run.dataset_name} has gold answers and no rejected ones: give --loss_type sft --loss_weights 1.0, and "
+            f"{sources[0]} has gold answers and no rejected ones: give --loss_type sft --loss_weights 1.0, and "
             "leave out --streaming and --dispreference."
         )
     if run.streaming and config.pairs_per_image > 1:
@@ -198,22 +201,9 @@ def _refuse_strangers() -> None:
         )
 
 
-def _pairs(run: RunArguments, split: str, revision: str | None, streaming: bool = False) -> Dataset | IterableDataset:
-    """Return the pairs of one split, before their rows are checked."""
-    dataset = loading.load_split(run.dataset_name, split, streaming, revision)
-    if run.dispreference != "all" and "dispreference" in dataset.column_names:
-        kind = schema.DISPREFERENCES.index(run.dispreference)
-        dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")
-    if next(iter(schema.undecoded(dataset).take(1)), None) is None:
-        raise InputError(
-            f"{run.dataset_name} has no row of kind {run.dispreference!r} in {split!r}; give another kind or split."
-        )
-    return dataset
-
-
 def _check(
     datasets: Sequence[Any], processor: Any, run: RunArguments, config: MMedPOConfig, model_args: Any,
-    commit: str | None, push: outgoing.Push | None,
+    commits: mixture.Commits, push: outgoing.Push | None,
 ) -> None:  # fmt: skip
     """Run the checks before training in the main process; its error is raised in all processes."""
 
@@ -229,11 +219,13 @@ def _check(
         found = preflight.check(datasets, processor, config, model_args, Path(run.output), adapter)
         for warning in found.warnings:
             logger.warning(warning)
+        if len(commits) > 1 and len(datasets) > 1:
+            mixture.warn_of_trained_images(*datasets)
         say(summary(found.trained))
-        if answers.named(run.dataset_name):
-            say(answers.read(run.dataset_name).split_notice)
+        for name in filter(answers.named, run.dataset_name):
+            say(answers.read(name).split_notice)
         if config.push_to_hub:
-            about = record.about(run, str(model_args.model_name_or_path), commit)
+            about = record.about(run, str(model_args.model_name_or_path), commits)
             outgoing.prepare(Path(run.output), config, push, about)
 
     _first(check)

@@ -575,6 +575,13 @@ def test_seen_images_are_looked_for_in_what_the_adapter_was_trained_on(tmp_path,
     given = compare([start, other], resamples=10, trainings=[Path("moved"), Path("adapter")])
     assert given["seen_in_training"]["dataset"] == "pairs"
     assert compare([start, other], resamples=10, trainings=[Path("moved")])["seen_in_training"] is None
+    pairs(Path("more"), [(picture(i), "invented", f"image-{i}", None) for i in (3, 4)])
+    here = {"revision": None, "is_local": True, "manifest": {}}
+    for names, seen in ((["pairs", "more"], 2), (["pairs", "gone"], None)):
+        mixed = {"dataset": names, "datasets": [{"name": name, **here} for name in names]}
+        Path("moved", "training.json").write_text(json.dumps(mixed))
+        found = compare([start, other], resamples=10, trainings=[Path("moved")])["seen_in_training"]
+        assert found == seen or (found["images"], found["dataset"]) == (seen, "pairs, more")
 
 
 def test_what_is_no_preference_dataset_is_refused(tmp_path):

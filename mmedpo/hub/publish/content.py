@@ -14,6 +14,7 @@ from urllib.parse import quote
 from mmedpo.data import licenses, safe_paths
 from mmedpo.data.burnt_text import said
 from mmedpo.data.images import is_embedded
+from mmedpo.data.origin import trained_datasets
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub import cards, results
 from mmedpo.hub.publish import burnt_text, picture
@@ -160,8 +161,8 @@ def origin(type: str, record: Any) -> str:
     """Return the origin of a dataset or a model in words, by its record; empty if not recorded."""
     record = record if isinstance(record, Mapping) else {}
     if type == "model":
-        source = _source(record.get("dataset_manifest")).get("name")
-        data = f"{record.get('dataset')} ({source})" if source else record.get("dataset")
+        found = [(one.get("name"), _source(one.get("manifest")).get("name")) for one in trained_datasets(record)]
+        data = ", ".join(f"{name} ({source})" if source else str(name) for name, source in found)
         return f"weights of {record['model']} trained on {data}" if record.get("model") else ""
     source = _source(record)
     return f"pairs from {source['name']} ({licenses.names(source)})" if source.get("name") else ""

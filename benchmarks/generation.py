@@ -128,8 +128,8 @@ def in_given_order(model: VisionLanguageModel, asked: QuestionSet, size: int) ->
 
 def ours(model: VisionLanguageModel, asked: QuestionSet, size: int) -> dict[str, str]:
     found: dict[str, dict[str, Any]] = {}
-    made = batches(asked.questions, size)
-    LocalModel(model).answer(made, asked, Generation(LONGEST, LONGEST, batch_size=size), set(), found.update)
+    generation = Generation(LONGEST, LONGEST, batch_size=size)
+    LocalModel(model).answer(batches(asked.questions, generation), asked, generation, set(), found.update)
     return {id_: line["prediction"] for id_, line in found.items()}
 
 

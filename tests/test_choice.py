@@ -194,8 +194,9 @@ def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tin
     some = [one for one in asked.questions if one.options][:5] + list(asked.questions[:3])
     opened: list[Any] = []
     counting = replace(asked, questions=some, open_image=lambda image: opened.append(image) or asked.open_image(image))
-    results = evaluate(lambda tasks: LocalModel(model), counting, tmp_path, Generation(4, 6, batch_size=3))
-    assert len(opened) == sum(len({one.image for one in batch}) for batch in batches(some, 3))
+    generation = Generation(4, 6, batch_size=3)
+    results = evaluate(lambda tasks: LocalModel(model), counting, tmp_path, generation)
+    assert len(opened) == sum(len({one.image for one in batch}) for batch in batches(some, generation))
     assert results is not None and results["gold_by_options"] == 35
     lines = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
              for name in ("questions", "predictions", "scores")}  # fmt: skip

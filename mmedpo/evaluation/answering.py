@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -25,6 +25,7 @@ from mmedpo.models.generation import MAX_NEW_TOKENS, MAX_NEW_TOKENS_REPORT, Samp
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs.device import hardware
 from mmedpo.runs.provenance import portable
+from mmedpo.schema import TASKS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,8 +51,14 @@ class Generation:
         """Return the longest answer to a question of the task, in tokens."""
         return longest(task, self.max_new_tokens, self.max_new_tokens_report)
 
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Return the parts of a batch that are decoded together: of one task, and no more than `batch_size`."""
+        own = ([question for question in batch if question.task == task] for task in reversed(TASKS))
+        size = self.batch_size
+        return [those[start : start + size] for those in own for start in range(0, len(those), size)]
+
     def sampling(self, batch: Batch) -> Sampling:
-        """Return the sampling settings of a batch of one task.
+        """Return the sampling settings of a batch, or part, of one task.
 
         The seed depends on the batch alone, so that a resumed run samples what an uninterrupted one would.
         """
@@ -60,7 +67,7 @@ class Generation:
 
 
 class Answering(Protocol):
-    """Interface of models that answer batches of questions; a batch holds one task."""
+    """Interface of models that answer batches of questions (`predict.batches`)."""
 
     def answer(
         self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Container[str], keep: Keep
@@ -94,21 +101,34 @@ class LocalModel:
     def answer(
         self, batches: Sequence[Batch], asked: QuestionSet, generation: Generation, done: Container[str], keep: Keep
     ) -> dict[str, str]:
+        from mmedpo.models import prefill
+
         # Answers depend on their batch, so that an incomplete batch is answered again as a whole.
         left = [batch for batch in batches if any(question.id not in done for question in batch)]
 
-        def read(batch: Batch) -> Any:
-            images = {image: asked.open_image(image) for image in {question.image for question in batch}}
-            asking = [(images[question.image], question.prompt) for question in batch]
-            measured = batch if batch[0].task == "choice_vqa" else ()
-            shown = [(images[question.image], question.prompt, question.options) for question in measured]
-            return shown, self.model.prompts(asking, generation.sampling(batch))
+        def together() -> Iterator[list[Batch]]:
+            """Yield the parts whose prompts are read together: those of a batch, where images are shared."""
+            for parts in map(generation.parts, left):
+                yield from [parts] if self.model.generating.share == "images" else [[part] for part in parts]
 
-        for batch, (shown, prompts) in zip(left, ahead(read, left), strict=True):
-            answers = self.model.generate(prompts, generation.sampling(batch))
-            lines = {question.id: line(answer) for question, (answer,) in zip(batch, answers, strict=True)}
-            for question, measured in zip(batch, self._likelihoods(shown, generation), strict=False):
-                lines[question.id] |= measured
+        def read(parts: list[Batch]) -> Any:
+            questions = [question for part in parts for question in part]
+            images = {image: asked.open_image(image) for image in {question.image for question in questions}}
+            asking = [(images[question.image], question.prompt) for question in questions]
+            shown = [
+                [(images[question.image], question.prompt, question.options) for question in part]
+                if part[0].task == "choice_vqa" else []
+                for part in parts
+            ]  # fmt: skip
+            return parts, shown, self.model.prompts(asking, generation.sampling(parts[0]))
+
+        for parts, shown, prompts in ahead(read, together()):
+            lines: dict[str, Line] = {}
+            said = prefill.answers(self.model, prompts, [(len(part), generation.sampling(part)) for part in parts])
+            for part, options, answers in zip(parts, shown, said, strict=True):
+                lines |= {question.id: line(answer) for question, (answer,) in zip(part, answers, strict=True)}
+                for question, measured in zip(part, self._likelihoods(options, generation), strict=False):
+                    lines[question.id] |= measured
             keep(lines)
         return {}
 
@@ -222,7 +242,7 @@ class _Requests(Sequence[ChatRequest]):
         return ChatRequest(PROMPT, {}, question.prompt, image, max_tokens=self.generation.longest(question.task))
 
 
-def ahead(make: Callable[[Given], Made], given: Sequence[Given], depth: int = READERS) -> Iterator[Made]:
+def ahead(make: Callable[[Given], Made], given: Iterable[Given], depth: int = READERS) -> Iterator[Made]:
     """Yield `map(make, given)`; threads compute up to `depth` results ahead."""
     pool = ThreadPoolExecutor(READERS)
     waiting: deque[Future[Made]] = deque()

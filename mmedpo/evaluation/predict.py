@@ -92,7 +92,7 @@ def evaluate(
     generation, scoring, spread = generation or Generation(), scoring or Scoring(), spread or Spread()
     rows = asked.rows()
     digest = keep(rows, folder / QUESTIONS)
-    made = batches(asked.questions, generation.batch_size)
+    made = batches(asked.questions, generation)
     tasks, work = min(spread.tasks, len(made)), partial(answer, open_model, asked, made, folder, generation)
     run_phases([Phase(PHASE, work, tasks, gpu=True)], folder, spread)
     found = read_answers(folder)
@@ -128,22 +128,41 @@ def _each(lines: Sequence[Line], name: str) -> list[Mapping[str, Any]]:
     return list({json.dumps(value, sort_keys=True): value for value in values if value}.values())
 
 
-def batches(questions: Sequence[Question], size: int) -> list[Batch]:
-    """Return batches of one task, with the questions about one image together, which share its computation.
+def batches(questions: Sequence[Question], generation: Generation) -> list[Batch]:
+    """Return batches of questions about one image after the other, which share its computation.
 
-    Images with the longest questions come first, so that running out of memory shows at once. Batches depend on the
-    questions only, not on finished answers, since sampling and rounding depend on the batch.
+    A greedy batch holds all questions about its images, which have questions of the same tasks. It takes images until
+    they are half of `batch_size` and their questions all of it. Sampled answers depend on all of their batch, which
+    holds `batch_size` questions of one task. Images with the longest questions come first, so that running out of
+    memory shows at once. Batches depend on the questions only, not on finished answers, since rounding depends on them.
     """
+    size, sampled = generation.batch_size, generation.temperature > 0
+    tasks: dict[Any, set[int]] = {}
     most: dict[Any, int] = {}  # characters of the longest prompt
     for q in questions:
-        most[q.task, q.image] = max(most.get((q.task, q.image), 0), len(q.prompt))
+        tasks.setdefault(q.image, set()).add(TASKS.index(q.task))
+
+    def kind(q: Question) -> list[int]:
+        return [TASKS.index(q.task)] if sampled else sorted(tasks[q.image], reverse=True)
+
+    for q in questions:
+        most[q.image, *kind(q)] = max(most.get((q.image, *kind(q)), 0), len(q.prompt))
 
     def order(q: Question) -> Any:
-        return TASKS.index(q.task), most[q.task, q.image], q.image, len(q.prompt), q.prompt, q.id
+        return kind(q), most[q.image, *kind(q)], q.image, TASKS.index(q.task), len(q.prompt), q.prompt, q.id
 
-    ordered = sorted(questions, key=order, reverse=True)
-    groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.task)]
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+    made: list[Batch] = []
+    for _, alike in groupby(sorted(questions, key=order, reverse=True), key=kind):
+        held = 0
+        for _, own in groupby(alike, key=lambda q: q.id if sampled else q.image):
+            new = [*own]
+            if not held or (held >= size // 2 and len(made[-1]) + len(new) > size):
+                made.append(new)
+                held = 1
+            else:
+                made[-1] = [*made[-1], *new]
+                held += 1
+    return made
 
 
 def answer(

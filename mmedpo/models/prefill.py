@@ -7,7 +7,10 @@ own code makes positions and masks in all of them.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from copy import copy
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,10 @@ from transformers.cache_utils import DynamicLayer
 from mmedpo.errors import InputError
 from mmedpo.models.generation import NumbersOnly, Sampling
 from mmedpo.models.prompts import Prompts, difference, left_padded, length, rows
+
+if TYPE_CHECKING:
+    from mmedpo.models.thoughts import Answer
+    from mmedpo.models.vision_language import VisionLanguageModel
 
 ROOM = 64  # tokens by which a cache grows
 
@@ -46,41 +53,78 @@ class Layer(DynamicLayer):
         return self.hold(self._keys, self._values, end)
 
 
-def answers(model: Any, prompts: Prompts, sampling: Sampling) -> tuple[Prompts, list[list[int]]]:
-    """Return the prompts and the tokens after each, `sampling.samples` times each, maybe with padding behind.
+def answers(
+    model: VisionLanguageModel, prompts: Prompts, parts: Sequence[tuple[int, Sampling]]
+) -> Iterator[list[list[Answer]]]:
+    """Yield the answers to each part of a batch, `samples` to each prompt; trunks are computed once for all parts.
 
     What prompts share is verified first, on a few of them; they are read again where less is shared.
+
+    Args:
+        parts: number of prompts of each part, in order, and their sampling, with equal `samples`.
     """
-    asked = prompts.questions
+    asked, sampling = prompts.questions, parts[0][1]
+    ends = [*accumulate(count for count, _ in parts)]
+    places = [slice(end - count, end) for end, (count, _) in zip(ends, parts, strict=True)]
+
+    def some() -> Prompts:
+        return model.prompts([asked[place] for place in prompts.few], sampling)
 
     def differs(shared: Prompts) -> str | None:
-        few = [asked[place] for place in shared.few]
+        few = [shared.questions[place] for place in shared.few]
         return _disagreement(model.model, model.encode(few), model.prompts(few, sampling), model.called)
 
-    prompts = model.generating.verified(prompts, lambda: model.prompts(asked, sampling), differs)
-    choice: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature:
-        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    choice |= {"max_new_tokens": sampling.max_new_tokens, "logits_processor": [NumbersOnly(model.called)]}
-    torch.manual_seed(sampling.seed)
-    return prompts, generate(model.model, prompts, **choice)[:, prompts.longest :].tolist()
+    model.generating.verified(prompts, some, differs)
+    if asked and prompts.share != model.generating.share:
+        for own, (count, sampling) in zip(places, parts, strict=True):
+            yield from answers(model, model.prompts(asked[own], sampling), [(count, sampling)])
+        return
+    begun = begin(model.model, prompts) if len(parts) > 1 else None
+    for own, (_, sampling) in zip(places, parts, strict=True):
+        part = prompts.part(own)
+        choice: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature:
+            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        choice |= {"max_new_tokens": sampling.max_new_tokens, "logits_processor": [NumbersOnly(model.called)]}
+        torch.manual_seed(sampling.seed)
+        tokens = iter(generate(model.model, part, begun, **choice)[:, part.longest :].tolist())
+        read, most, times = model.reader.read, sampling.max_new_tokens, range(sampling.samples)
+        with model.tokenizing:
+            said = [[read(prompt["input_ids"], next(tokens), most) for _ in times] for prompt in part.tokens]
+        yield said
 
 
 @torch.inference_mode()
-def generate(model: Any, prompts: Prompts, **choice: Any) -> Any:
+def begin(model: Any, prompts: Prompts) -> tuple[Any, dict[Any, torch.Tensor]]:
+    """Return the cache of all trunks, and Qwen-VL's offsets of positions behind their images by module."""
+    cache = Cache(layer_class_to_replicate=Layer)  # of all tokens, also where attention has a window: rows are shifted
+    _prefill(model, {**left_padded(prompts.trunks, prompts.filler), **prompts.pixels}, cache)
+    found = {module: getattr(module, "rope_deltas", None) for module in model.modules()}
+    return cache, {module: deltas for module, deltas in found.items() if deltas is not None}
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, prompts: Prompts, begun: tuple[Any, dict[Any, torch.Tensor]] | None = None, **choice: Any
+) -> Any:
     """Return the output of `model.generate` for left-padded prompts, each `prompts.samples` times, prefill shared.
 
     Args:
+        begun: result of `begin` for a batch of which these are a part; it serves all parts.
         choice: further arguments of `generate`.
     """
     tokens, owners, samples, device = prompts.tokens, prompts.owners, prompts.samples, model.device
     longest, inputs = prompts.longest, left_padded(tokens, prompts.filler)
-    if not prompts.repeated:
+    if begun is None and not prompts.repeated:
         return _generate(model, {**inputs, **prompts.pixels}, num_return_sequences=samples, **choice)
-    trunks = left_padded(prompts.trunks, prompts.filler)
-    wide = trunks["input_ids"].shape[1]
-    cache = Cache(layer_class_to_replicate=Layer)  # of all tokens, also where attention has a window: rows are shifted
-    _prefill(model, {**trunks, **prompts.pixels}, cache)
+    kept, offsets = begun or begin(model, prompts)
+    del begun
+    cache = copy(kept)
+    cache.layers = [copy(layer) for layer in kept.layers]  # tensors are replaced by `_select`, not written
+    del kept
+    for module, deltas in offsets.items():
+        module.rope_deltas = deltas
+    wide = max(map(length, prompts.trunks))
     chosen = torch.tensor(owners, device=device)
     left = [wide - length(prompts.trunks[owner]) for owner in owners]
     if most := max(prompts.tails):
@@ -122,7 +166,7 @@ def _disagreement(model: Any, plain: Any, prompts: Prompts, called: str) -> str 
     Args:
         plain: model inputs of the prompts, each with its own images.
     """
-    probe = {
+    probe: dict[str, Any] = {
         "max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
         "logits_processor": [NumbersOnly(called)],
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ class Prompts:
         samples: number of answers to each prompt.
         tokens: tokens of each prompt.
         owners: number of each prompt's trunk, from 0 in the order in which they occur first.
+        trunks: what all prompts of an owner begin with.
         pixels: model inputs of the images, one for each trunk.
         filler: token id of the padding.
         questions: of `ask`, kept only where they may be read again: images are large.
@@ -45,6 +47,7 @@ class Prompts:
     samples: int
     tokens: Sequence[Tokens]
     owners: Sequence[int]
+    trunks: Sequence[Tokens]
     pixels: dict[str, torch.Tensor]
     filler: int
     questions: Sequence[tuple[Image, str]] = ()
@@ -54,13 +57,9 @@ class Prompts:
         """Number of tokens of the longest prompt."""
         return max(map(length, self.tokens))
 
-    @cached_property
-    def trunks(self) -> list[Tokens]:
-        """What all prompts of an owner begin with."""
-        own: list[list[Tokens]] = [[] for _ in range(max(self.owners) + 1)]
-        for prompt, owner in zip(self.tokens, self.owners, strict=True):
-            own[owner].append(prompt)
-        return [_common(prompts) for prompts in own]
+    def part(self, places: slice) -> Prompts:
+        """Return these prompts alone, with the trunks of all."""
+        return replace(self, tokens=self.tokens[places], owners=self.owners[places], questions=())
 
     @cached_property
     def tails(self) -> list[int]:
@@ -101,7 +100,7 @@ class Prompts:
     @property
     def repeated(self) -> bool:
         """True where a trunk is needed more than once."""
-        return bool(self.share) and max(self.owners) + 1 < self.samples * len(self.tokens)
+        return bool(self.share) and len(self.trunks) < self.samples * len(self.tokens)
 
 
 class Sharing:
@@ -112,7 +111,8 @@ class Sharing:
     """
 
     def __init__(self, processor: Any, called: str) -> None:
-        self.share: Share = "prompt" if type(processor).__name__ in LOOK_AHEAD else "images"
+        apart = type(processor).__name__ in LOOK_AHEAD or _asks_first(processor)
+        self.share: Share = "prompt" if apart else "images"
         self._called = called
         self._verified: set[frozenset[str]] = set()  # values of `Prompts.kind`; what is verified stays shared
 
@@ -174,7 +174,7 @@ def read(
     shown = [tuple(names.get(id(image)) for image in own) for own in images]
     owners = numbered(trunks(processor, texts, shown, share))
     tokens, pixels = read_once(processor, texts, [[opened[id(image)] for image in own] for own in images], owners)
-    return Prompts(share, samples, tokens, owners, pixels, filler(processor))
+    return Prompts(share, samples, tokens, owners, _begun(tokens, owners), pixels, filler(processor))
 
 
 def trunks(processor: Any, texts: Sequence[str], shown: Sequence[Hashable], share: Share) -> list[Hashable]:
@@ -232,6 +232,14 @@ def read_once(
     return [known[key] for key in zip(lists, texts, strict=True)], pixels
 
 
+def _asks_first(processor: Any) -> bool:
+    """Return True where the chat template writes the question before its image."""
+    question, written = "Is there an effusion?", ""
+    with suppress(Exception):  # reported where a question is asked
+        written = render(processor, question)
+    return question in written[: _image_end(processor, written)]
+
+
 def _image_end(processor: Any, text: str) -> int:
     return placeholders.last_end(text, getattr(processor, "image_token", None))
 
@@ -275,6 +283,14 @@ def rows(prompts: Sequence[Tokens], left: Sequence[int], right: Sequence[int], f
         for name in TOKENS
         if name in prompts[0]
     } | {"attention_mask": padded([row([1] * length(own), before, after, 0) for own, before, after in sides])}
+
+
+def _begun(prompts: Sequence[Tokens], owners: Sequence[int]) -> list[Tokens]:
+    """Return what all prompts of each owner begin with."""
+    own: list[list[Tokens]] = [[] for _ in range(max(owners) + 1)]
+    for prompt, owner in zip(prompts, owners, strict=True):
+        own[owner].append(prompt)
+    return [_common(prompts) for prompts in own]
 
 
 def _common(prompts: Sequence[Tokens]) -> Tokens:

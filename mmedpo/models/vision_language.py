@@ -314,7 +314,4 @@ class VisionLanguageModel(LanguageModel):
         """
         from mmedpo.models import prefill
 
-        prompts, tokens = prefill.answers(self, prompts, sampling)
-        answers, read, most, count = iter(tokens), self.reader.read, sampling.max_new_tokens, range(sampling.samples)
-        with self.tokenizing:
-            return [[read(own["input_ids"], next(answers), most) for _ in count] for own in prompts.tokens]
+        return next(prefill.answers(self, prompts, [(len(prompts.tokens), sampling)]))

@@ -35,7 +35,7 @@ def asked(corpus: Path) -> QuestionSet:
 
 def answers_of(answering: Any, asked: QuestionSet, generation: Generation, tmp_path: Path) -> dict[str, str]:
     found: dict[str, Any] = {}
-    made = batches(asked.questions, generation.batch_size)
+    made = batches(asked.questions, generation)
     assert answering.answer(made, asked, generation, set(), found.update) == {}
     return {id_: line["prediction"] for id_, line in found.items()}
 
@@ -83,7 +83,7 @@ def test_reports_may_be_longer_than_answers(tiny_model, asked, tmp_path):
 
 def test_a_batch_has_a_chance_of_its_own(asked):
     generation = Generation(temperature=0.2, seed=1)
-    one, other = batches(asked.questions, 4)[:2]
+    one, other = batches(asked.questions, replace(generation, batch_size=4))[:2]
     assert generation.sampling(one) == generation.sampling(one)
     assert generation.sampling(one).seed != generation.sampling(other).seed
     assert generation.sampling(one).seed != replace(generation, seed=2).sampling(one).seed

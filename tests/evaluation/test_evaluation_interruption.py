@@ -105,7 +105,10 @@ def test_an_evaluation_killed_at_ten_moments_gives_the_same_bytes(corpus, tiny_m
 @pytest.mark.parametrize("tasks", [2, 3])
 def test_tasks_that_share_the_folder_alone_answer_as_one(corpus, tiny_model, tmp_path, whole, tasks):
     asked, settings = read(Asked(corpus, split="test", limit=30, seed=1)), Settings(str(tiny_model), corpus)
-    made, model = batches(asked.questions, 2), partial(opened, settings, Limits(), settings.model_spec.contents())
+    made, model = (
+        batches(asked.questions, GENERATION),
+        partial(opened, settings, Limits(), settings.model_spec.contents()),
+    )
     work = pickle.dumps(partial(answer, model, asked, made, tmp_path, GENERATION))  # as another process gets it
     for rank, count in [(1, 4), *((rank, tasks) for rank in reversed(range(tasks)))]:  # begun by four
         pickle.loads(work)(rank, count)

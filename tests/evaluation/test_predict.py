@@ -18,6 +18,7 @@ from mmedpo.evaluation.answering import Generation, LocalModel
 from mmedpo.evaluation.predict import batches, evaluate, read_answers
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.schema import TASKS
 
 GREEDY = Generation(max_new_tokens=6, max_new_tokens_report=9, batch_size=8)
 WARM = replace(GREEDY, temperature=0.7, seed=3)
@@ -117,7 +118,7 @@ def test_interrupted_evaluation_ends_as_an_uninterrupted_one(model, asked, tmp_p
     with pytest.raises(KeyboardInterrupt):
         evaluate(lambda tasks: Interrupted(model, calls), asked, torn, generation)
     assert not (torn / "results.json").exists()
-    all_batches = batches(asked.questions, 8)
+    all_batches = batches(asked.questions, generation)
     assert len(read_answers(torn).lines) == sum(map(len, all_batches[:calls]))
     left = Interrupted(model, len(all_batches) - calls + 1)  # may answer the remaining batches and no more
     evaluate(lambda tasks: left, asked, torn, generation)
@@ -136,16 +137,33 @@ def test_sampled_answers_depend_on_the_seed(model, asked, tmp_path):
     assert texts[0] != texts[1]
 
 
-def test_batches_hold_one_task_each_and_depend_on_the_questions_alone(asked):
-    made = batches(asked.questions, 8)
+def test_batches_depend_on_the_questions_alone_and_sampled_ones_hold_one_task(asked):
+    made = batches(asked.questions, WARM)
     assert sorted(q.id for batch in made for q in batch) == sorted(q.id for q in asked.questions)
     assert all(len({question.task for question in batch}) == 1 and len(batch) <= 8 for batch in made)
+    assert all(WARM.parts(batch) == [batch] for batch in made)
     closed = [question for batch in made for question in batch if question.task == "closed_vqa"]
     about = [[*own] for _, own in itertools.groupby(closed, key=lambda question: question.image)]
     assert len(about) == len({question.image for question in closed}) < len(closed)  # one image after the other
     longest = [max(len(question.text) for question in own) for own in about]
     assert longest == sorted(longest, reverse=True) and len(closed) > 8
-    assert batches(asked.questions[::-1], 8) == made
+    assert batches(asked.questions[::-1], WARM) == made
+
+
+def test_greedy_batches_hold_whole_images_of_the_same_tasks(asked):
+    closed, opened, report = [next(q for q in asked.questions if q.task == task) for task in TASKS[:3]]
+    several = [replace(report, id=str(image), image=image) for image in range(3, 12)]
+    for image in range(3):  # with four questions of either task
+        both = [replace(q, image=image, text="?" * (image + 1)) for q in (closed, opened)]
+        several += [replace(q, id=f"{q.task}-{image}-{i}") for q in both for i in range(4)]
+    generation = replace(GREEDY, batch_size=4)
+    made = batches(several, generation)
+    assert made == batches(several[::-1], generation)
+    assert [[*dict.fromkeys(q.image for q in batch)] for batch in made] == [
+        [11, 10, 9, 8], [7, 6, 5, 4], [3], [2, 1], [0],
+    ]  # fmt: skip
+    assert [[len(part) for part in generation.parts(batch)] for batch in made] == [[4], [4], [1], [4] * 4, [4] * 2]
+    assert all(len({q.task for q in part}) == 1 for batch in made for part in generation.parts(batch))
 
 
 def test_changed_questions_are_not_gone_on_with(model, asked, tmp_path):

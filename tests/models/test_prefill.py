@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,26 @@ def test_answers_are_the_plain_ones_and_images_are_seen_once(
     assert max(prompts.owners) + 1 == (len(asked) - 1 if looks_ahead else 3)  # one question is asked twice
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_parts_of_a_batch_are_answered_from_the_same_trunks(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    model.generating = Sharing(model.processor, model.called)
+    begun, begin, select = [], prefill.begin, prefill._select
+    monkeypatch.setattr(prefill, "begin", lambda *given: begun.append(given) or begin(*given))
+    if broken:
+        monkeypatch.setattr(
+            prefill, "_select", lambda model, cache, rows, *given: select(model, cache, rows * 0, *given)
+        )
+    asked, parts = questions(), [(2, replace(SAMPLED, seed=1)), (4, replace(SAMPLED, max_new_tokens=3)), (1, SAMPLED)]
+    found = [*prefill.answers(model, model.prompts(asked, SAMPLED), parts)]
+    places = ((0, 2), (2, 6), (6, 7))
+    own = [plain(model, asked[i:j], sampling) for (i, j), (_, sampling) in zip(places, parts, strict=True)]
+    assert [[[one.said or "" for one in those] for those in part] for part in found] == own
+    assert model.generating.share == ("" if broken else Sharing(model.processor, "").share)
+    assert broken or len(begun) == 2  # with that of the few that are verified
+
+
 def test_tokens_of_prompts_are_those_of_the_processor(model: VisionLanguageModel) -> None:
     asked = questions()
     whole = model.encode(asked)
@@ -104,6 +125,16 @@ def test_a_model_that_computes_something_else_from_a_cache_answers_the_plain_way
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (1 if type(model.processor).__name__ in LOOK_AHEAD else 2)
     assert all("numbers differ" in line for line in said)
+
+
+@pytest.mark.parametrize("written", ["{{ messages[0].content[-1].text }}%s", "{{ messages[0].content[-1] / 0 }}%s"])
+def test_questions_that_a_template_writes_before_the_image_share_equal_prompts_alone(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    known = Sharing(model.processor, "").share
+    image = getattr(model.processor, "image_token", "<image>")
+    monkeypatch.setattr(model.processor, "chat_template", written % image)
+    assert Sharing(model.processor, "").share == ("prompt" if "text" in written else known)
 
 
 def masked(made: Any) -> Any:

@@ -26,6 +26,7 @@ DISPREFERENCES = (
     "reversed_noise",  # noised image, where the rejected response is preferred to the gold answer
 )
 REVERSED = ("reversed_noise", DISPREFERENCES.index("reversed_noise"))  # by name and by number
+CONTROL = "/healthy_noise"  # ends the id of a control: a text pair about an image with noise on a healthy place
 TASKS = ("closed_vqa", "open_vqa", "report", "choice_vqa")  # new ones at the end: stored rows have numbers
 ROLES = ("system", "user", "assistant")  # of messages
 MOST_WEIGHT = 1000.0  # normalised weights have the mean 1

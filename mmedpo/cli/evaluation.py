@@ -48,7 +48,7 @@ def evaluate(context: typer.Context) -> None:
     questions between its GPUs. A model behind an endpoint is sent questions and images, and judges (--judges) texts; no
     other is.
     """
-    from mmedpo.curation.rows import MarkedNoise
+    from mmedpo.curation.marked_noise import MarkedNoise
     from mmedpo.evaluation.measures import measure
     from mmedpo.evaluation.settings import Run, Settings
 

@@ -155,7 +155,7 @@ def _recorded_masks(sample: Sample) -> Region:
     if len({mask.shape for mask in masks}) > 1:
         return Region(reason="the masks of the image differ in size")
     confidence = 1.0 if sample.images[0].confidence is None else sample.images[0].confidence
-    return _from_mask(np.logical_or.reduce(masks), "mask", confidence)
+    return region_of(np.logical_or.reduce(masks), "mask", confidence)
 
 
 def _recorded_heat(sample: Sample, rule: str) -> Region:
@@ -305,10 +305,11 @@ def _box(label: str, corners: Mapping[str, float], score: float) -> Box:
 
 
 def _from_heat(heat: np.ndarray, image: Image, rule: str, label: str, confidence: float) -> Region:
-    return _from_mask(heat_mask(heat, image.height, image.width, rule), label, confidence)
+    return region_of(heat_mask(heat, image.height, image.width, rule), label, confidence)
 
 
-def _from_mask(mask: np.ndarray, label: str, confidence: float) -> Region:
+def region_of(mask: np.ndarray, label: str, confidence: float) -> Region:
+    """Return a bool H x W mask as a region, with the box around it."""
     if not mask.any():
         return Region(reason=NOT_FOUND)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

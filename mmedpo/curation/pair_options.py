@@ -1,4 +1,4 @@
-"""Checks of the options that say how text pairs are made."""
+"""Checks of the options that say which pairs are made."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mmedpo.curation.settings import Settings
 
 OF_RANKED, OF_CORRECTED = ("min_gap", "length_ratio"), ("max_changed",)
+BALANCES = ("none", "answer")
 
 
 def contradictions(settings: Settings) -> list[str]:
@@ -33,6 +34,22 @@ def contradictions(settings: Settings) -> list[str]:
         wrong.append(f"samples is {settings.samples}; ranked pairs need at least 2 answers to a question")
     if metric == ranked.JUDGES and settings.judges == ["none"]:
         wrong.append("pairs is ranked:judges, and judges is none; name judges, or another metric")
+    return wrong
+
+
+def of_visual(settings: Settings) -> list[str]:
+    """Return a sentence for each option of visual pairs that cannot apply."""
+    given, wrong = _given(settings, ("symmetric", "healthy_noise", "balance")), []
+    if given and not settings.makes_visual_pairs:
+        wrong.append(f"{', '.join(given)}: there are no visual pairs; name a localizer, or leave it out")
+    if settings.symmetric and settings.reversed:
+        wrong.append("symmetric makes reversed pairs beside the others, and reversed makes them alone; leave out one")
+    if settings.healthy_noise and (settings.noise_region == "image" or settings.noise == "crop"):
+        wrong.append(
+            "healthy_noise has the size of a lesion, but the whole image is noised; give --noise-region lesion"
+        )
+    if settings.healthy_noise and settings.chat == "none" and not settings.ranks:
+        wrong.append("healthy_noise needs rejected responses, which a chat model writes; name one with --chat")
     return wrong
 
 

@@ -8,9 +8,8 @@ from itertools import groupby
 from typing import Any
 
 from mmedpo import schema
-from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise
-from mmedpo.curation.rows import TEXT_PAIR, Noiser, Pair, row_id
+from mmedpo.curation.rows import Noiser, Pair
 from mmedpo.data import images
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import unit_interval
@@ -37,8 +36,8 @@ def row_sizes(
     plain, noised = _ratios(pairs, lambda pair: images.embedded(pair.sample.images[0].file)), dict[str, float]()
     if noise is not None:
         noiser = Noiser(noise, seed)
-        visual = (pair for pair in pairs if pair.dispreference != TEXT_PAIR)
-        noised = _ratios(visual, lambda pair: noiser(pair.sample, Region.read(located[pair.sample.id]))[0])
+        visual = (pair for pair in pairs if pair.is_noised)
+        noised = _ratios(visual, lambda pair: noiser(pair.sample, pair.region(located))[0])
     for (_, kind), about in groupby(pairs, _image):
         stored: set[Any] = set()
         for place, pair in enumerate(about):
@@ -49,7 +48,7 @@ def row_sizes(
             new = _shown(pair, located, noise) - stored
             stored |= new
             ratio = sum(plain[kind] if image is None else noised[kind] for image in new)
-            yield row_id(pair.sample, pair.dispreference), round(ratio * bytes)
+            yield pair.id, round(ratio * bytes)
 
 
 def _image(pair: Pair) -> tuple[str, str]:
@@ -58,12 +57,12 @@ def _image(pair: Pair) -> tuple[str, str]:
 
 def _shown(pair: Pair, located: Mapping[str, Any], noise: Noise | None) -> set[Any]:
     """Return a row's images: None for the source's own, for a noised one what it is made of."""
-    if noise is None or pair.dispreference == TEXT_PAIR:
+    if noise is None or not pair.is_noised:
         return {None}
-    made: Any = row_id(pair.sample, pair.dispreference)
+    made: Any = pair.id
     if noise.per == "image":
-        made = noise.whole or Region.read(located[pair.sample.id]).area
-    return {made} if noise.reversed else {None, made}
+        made = noise.whole or pair.region(located).area
+    return {made} if pair.healthy or pair.dispreference in schema.REVERSED else {None, made}
 
 
 def _ratios(pairs: Iterable[Pair], store: Callable[[Pair], dict[str, Any]]) -> dict[str, float]:

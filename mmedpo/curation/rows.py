@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmedpo import schema
-from mmedpo.curation.localize import MOST_COVERAGE, Region, open_localizer
+from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator, name_of
 from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
@@ -72,12 +72,27 @@ class Precomputed:
 class Pair:
     """One future row: a sample, the kind of pair, and clinical relevance in [0, 1].
 
-    Relevance is None if no judge was asked.
+    Relevance is None if no judge was asked. A text pair with a `healthy` region is a control: both
+    sides see noise there.
     """
 
     sample: Sample
     dispreference: str
     relevance: float | None
+    healthy: Region | None = None
+
+    @property
+    def id(self) -> str:
+        """Stable and unique id of the row."""
+        return row_id(self.sample, schema.CONTROL.strip("/") if self.healthy else self.dispreference)
+
+    @property
+    def is_noised(self) -> bool:
+        return self.dispreference != TEXT_PAIR or self.healthy is not None
+
+    def region(self, located: Mapping[str, Any] | Part) -> Region:
+        """Return where its image is noised; `located` has records of lesions by sample id."""
+        return self.healthy or Region.read(located[self.sample.id])
 
 
 @dataclass(frozen=True)
@@ -94,21 +109,26 @@ class Makers:
 
 
 def pair_up(
-    samples: Sequence[Sample], steps: Mapping[str, Part], noise: Noise | None, least: float = 0.0
+    samples: Sequence[Sample],
+    steps: Mapping[str, Part],
+    noise: Noise | None,
+    least: float = 0.0,
+    symmetric: bool = False,
 ) -> Iterator[tuple[Pair | None, Reject | None]]:
     """Yield each sample's pairs, and a reject for each pair that cannot be made.
 
     A step without results was not run. Without `noise` there are no visual pairs. Pairs whose relevance is below
-    `least` are rejects.
+    `least` are rejects. With `symmetric` there are reversed pairs beside the others.
     """
+    kinds = [] if noise is None else [noise, *([replace(noise, reversed=True)] if symmetric else [])]
     for sample in samples:
         disputed = steps["dispute"].get(sample.id)
         if disputed is not None:
             yield _least(least, *_text_pair(sample, disputed, steps["judge"]))
-        if noise is not None:
-            judged = steps["judge"].get(sample.id) if noise.reversed else None
+        for kind in kinds:
+            judged = steps["judge"].get(sample.id) if kind.reversed else None
             region = Region.read(steps["locate"][sample.id])
-            yield _least(least, *_visual_pair(sample, region, disputed, judged, noise))
+            yield _least(least, *_visual_pair(sample, region, disputed, judged, kind))
 
 
 def _least(least: float, pair: Pair | None, reject: Reject | None) -> tuple[Pair | None, Reject | None]:
@@ -175,7 +195,7 @@ def dataset_rows(
     for pair, weight, steps in pairs:
         sample = pair.sample
         row: dict[str, Any] = {
-            "id": row_id(sample, pair.dispreference),
+            "id": pair.id,
             "images": [embedded(sample.images[0].file)],
             "rejected_images": None,
             "prompt": _message("user", sample.prompt),
@@ -192,11 +212,11 @@ def dataset_rows(
         provenance = {
             "sample_id": sample.id, "image_id": sample.image_id, "patient_id": sample.patient_id, "seed": makers.seed,
         }  # fmt: skip
-        if pair.dispreference == TEXT_PAIR or (makers.noise and makers.noise.reversed):
+        if pair.dispreference in (TEXT_PAIR, *schema.REVERSED):
             provenance |= _set_rejected(row, sample, steps, makers)
-        if pair.dispreference != TEXT_PAIR:
+        if pair.is_noised:
             assert noiser is not None  # else there is no visual pair
-            provenance |= _set_noised(row, sample, steps, makers, noiser)
+            provenance |= _set_noised(row, pair, steps, makers, noiser)
         yield {**row, "provenance": {name: provenance.get(name) for name in fields}}
 
 
@@ -230,13 +250,16 @@ def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Part]
 
 
 def _set_noised(
-    row: dict[str, Any], sample: Sample, steps: Mapping[str, Part], makers: Makers, noiser: Noiser
+    row: dict[str, Any], pair: Pair, steps: Mapping[str, Part], makers: Makers, noiser: Noiser
 ) -> dict[str, Any]:
-    """Set the noised image of a row, on both sides if reversed; return its provenance."""
-    noise, region = noiser.noise, Region.read(steps["locate"][sample.id])
-    picture, coverage = noiser(sample, region)
-    if noise.reversed:
+    """Set the noised image of a row, on both sides of reversed pairs and controls; return its provenance."""
+    noise, region = noiser.noise, pair.region(steps["locate"])
+    picture, coverage = noiser(pair.sample, region)
+    one_image = pair.healthy is not None or pair.dispreference in schema.REVERSED
+    if pair.dispreference in schema.REVERSED:
         row["images"], row["chosen"], row["rejected"] = [picture], row["rejected"], row["chosen"]
+    elif one_image:
+        row["images"] = [picture]
     else:
         row["rejected_images"] = [picture]
     return {
@@ -245,7 +268,7 @@ def _set_noised(
         "noise_per": noise.per,
         "mask_coverage": coverage, "localizer": makers.localizer, "query": region.query,
         "mask_rule": makers.mask_rule, "boxes": [asdict(box) for box in region.boxes],
-        **({} if noise.reversed else {"rejected_by": noise.method}),
+        **({} if one_image else {"rejected_by": noise.method}),
     }  # fmt: skip
 
 
@@ -274,29 +297,6 @@ class Noiser:
         rng = generator(self.seed, row or name_of(pixels, mask))
         made = corrupt(pixels, mask, noise.method, rng, noise.step, noise.edge, noise.pixels)
         return images.png(made, f"{image.stem}-noised", images.STORED_LEVEL), float(mask.mean())
-
-
-@dataclass(frozen=True)
-class MarkedNoise:
-    """Noise in the lesions that a source marks, as `curate` makes it by default; for evaluations of a source."""
-
-    seed: int
-
-    @cached_property
-    def _noiser(self) -> Noiser:
-        return Noiser(Noise(), self.seed)
-
-    def __call__(self, sample: Sample) -> dict[str, Any] | None:
-        """Return the noised image as PNG, {"bytes", "path"}, or None where the sample marks no usable lesion."""
-        marks = {"boxes": sample.boxes, "masks": sample.images[0].masks, "heatmap": sample.images[0].heatmap}
-        named = next((name for name, marked in marks.items() if marked), "none")
-        region = open_localizer(named, max_coverage=MOST_COVERAGE).locate(sample)
-        if region.reason:
-            return None
-        return self._noiser(sample, region)[0]
-
-    def record(self) -> dict[str, Any]:
-        return Noise().record() | {"max_coverage": MOST_COVERAGE}
 
 
 def _mask(pixels: np.ndarray, region: Region, noise: Noise) -> np.ndarray:

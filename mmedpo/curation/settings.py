@@ -119,6 +119,14 @@ class Settings:
     )
     shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small files make new versions cheap.")
     reversed: bool = option(False, "On the noised image, prefer the rejected response to the gold answer.")
+    symmetric: bool = option(False, "Visual pairs and beside each its reversed one.")
+    healthy_noise: bool = option(
+        False, "Beside each text pair the same on the image with noise of a lesion's size on a healthy place."
+    )
+    balance: str = option(
+        "none",
+        "answer: of visual pairs about yes/no questions, as many for yes as for no; others are rejects. Or none.",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -126,12 +134,13 @@ class Settings:
         names: dict[str, Sequence[str]] = {
             "style": hallucinate.STYLES, "panel": relevance.MODES, "noise": noise.METHODS,
             "noise_region": ("lesion", "image"), "noise_per": noise.PER, "weights": weights.METHODS,
-            "weights_over": weights.OVER, "chosen": ("gold", "corrected"),
+            "weights_over": weights.OVER, "chosen": ("gold", "corrected"), "balance": pair_options.BALANCES,
         }  # fmt: skip
         shard_bytes(self.shard_size)
         wrong = unknown(self, names) + outside(self) + pair_options.contradictions(self)
         if self.ranks:
             self.chat = "none"
+        wrong += pair_options.of_visual(self)
         if self.samples > 1 and self.temperature == 0:
             wrong.append(f"{self.samples} samples at temperature 0 would be equal; raise the temperature")
         if self.adapter and self.local_model is None:
@@ -139,7 +148,7 @@ class Settings:
                 f"the adapter {self.adapter} needs --model, its base model in this process; behind an endpoint the "
                 "adapter has a name of its own: --model http://host:port/v1#name"
             )
-        if self.chat == "none" and not self.ranks and (not self.makes_visual_pairs or self.reversed):
+        if self.chat == "none" and not self.ranks and (not self.makes_visual_pairs or self.reversed or self.symmetric):
             wrong.append("without a chat model there are no rejected responses, which these settings need")
         if "none" in self.judges and len(self.judges) > 1:
             wrong.append(f"judges are {', '.join(self.judges)}; leave out none, or the others")

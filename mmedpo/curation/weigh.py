@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from mmedpo import schema
 from mmedpo.curation import (
+    balance,
     corrected,
     hallucinate,
     judge_check,
@@ -107,10 +108,16 @@ def weigh(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
         shutil.rmtree(earlier, ignore_errors=True)
     folder.mkdir()
     rejects, file = Rejects(), curation.folder / "rejects.jsonl"
-    pairs = _by_image(_accepted(_paired(curation), file, rejects))
+    settings = curation.settings
+    with file.open("w", encoding="utf-8") as lines:
+        pairs = _by_image(_accepted(_paired(curation), lines, rejects))
+        if settings.balance == "answer":
+            pairs = list(_accepted(balance.thin(pairs, settings.seed), lines, rejects))
+        if settings.healthy_noise:
+            located = dict(curation.items("locate"))
+            pairs = list(_accepted(balance.with_controls(pairs, located, settings.seed), lines, rejects))
     if not pairs:
         raise NothingMade(_all_rejected_message(curation, rejects, file))
-    settings = curation.settings
     found, normalization = weights.normalize(
         [pair.relevance for pair, _ in pairs], settings.weights, [pair.dispreference for pair, _ in pairs],
         settings.weights_over,
@@ -130,7 +137,7 @@ def shard_file(curation: Curation, number: int) -> Path:
 
 def _in_shards(curation: Curation, weighed: Sequence[Weighed]) -> Iterator[Sequence[Weighed]]:
     """Yield the rows of each file."""
-    if found := shards.repeats(lambda: (rows.row_id(one.pair.sample, one.pair.dispreference) for one in weighed)):
+    if found := shards.repeats(lambda: (one.pair.id for one in weighed)):
         raise InputError(f"{number_of(len(found), 'ids')} of rows are repeated; change ids or source names:", found)
     visual = {one.pair.sample.id for one in weighed if one.pair.dispreference != rows.TEXT_PAIR}
     located = {id: region for id, region in curation.items("locate") if id in visual}
@@ -145,6 +152,7 @@ def _paired(curation: Curation) -> Iterator[tuple[tuple[rows.Pair, int] | None, 
     faulty = (rows.Reject(fault.row, "", FAULTY_ROW, str(fault)) for fault in curation.source.faults)
     for reject in chain(curation.precomputed.rejects, faulty):
         yield None, reject
+    least, symmetric = curation.settings.min_relevance, curation.settings.symmetric
     for number in range(curation.blocks):
         samples = curation.samples(number)
         with curation.results(number) as results:
@@ -153,7 +161,7 @@ def _paired(curation: Curation) -> Iterator[tuple[tuple[rows.Pair, int] | None, 
             for one in samples:
                 if one.id in left:
                     yield None, rows.Reject(one.id, "", ONLY_TEXT, "", one.task)
-            for pair, rejected in rows.pair_up(seen, results, curation.noise, curation.settings.min_relevance):
+            for pair, rejected in rows.pair_up(seen, results, curation.noise, least, symmetric):
                 yield (pair, number) if pair else None, rejected
 
 
@@ -164,16 +172,15 @@ def _by_image(pairs: Iterable[tuple[rows.Pair, int]]) -> list[tuple[rows.Pair, i
 
 
 def _accepted(
-    made: Iterable[tuple[tuple[rows.Pair, int] | None, rows.Reject | None]], file: Path, rejects: Rejects
+    made: Iterable[tuple[tuple[rows.Pair, int] | None, rows.Reject | None]], lines: TextIO, rejects: Rejects
 ) -> Iterator[tuple[rows.Pair, int]]:
     """Yield the pairs, write the rejects and count them."""
-    with file.open("w", encoding="utf-8") as lines:
-        for pair, reject in made:
-            if pair is not None:
-                yield pair
-            if reject is not None:
-                rejects.add(reject)
-                lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+    for pair, reject in made:
+        if pair is not None:
+            yield pair
+        if reject is not None:
+            rejects.add(reject)
+            lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 
 def _facts(
@@ -202,6 +209,7 @@ def _facts(
         "prompt_versions": {**PROMPTS, **(ON_POLICY if settings.on_policy else {})},
         "calls": {portable(name): found for name, found in spent.items()},
         "counts": dict(Counter(pair.dispreference for pair in pairs)),
+        **({"controls": sum(pair.healthy is not None for pair in pairs)} if settings.healthy_noise else {}),
         "rejects": dict(rejects.by_reason.most_common()),
         "rejects_by_task": {
             task: dict(rejects.by_task[task].most_common()) for task in schema.TASKS if task in rejects.by_task

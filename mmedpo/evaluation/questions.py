@@ -271,6 +271,9 @@ def _distinct(rows: Any, pictures: loading.Pictures, left_out: Counter[str], fau
         if row["dispreference"] in schema.REVERSED:
             left_out["the chosen answer is not the gold one"] += 1
             continue
+        if (row["id"] or "").endswith(schema.CONTROL):
+            left_out["the image has noise"] += 1
+            continue
         text, reference = schema.message_text(row["prompt"] or []), schema.message_text(row["chosen"] or [])
         image, said = read[place]
         if said is not None:

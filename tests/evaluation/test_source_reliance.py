@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmedpo import schema
-from mmedpo.curation.rows import MarkedNoise
+from mmedpo.curation.marked_noise import MarkedNoise
 from mmedpo.data import loading
 from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError

@@ -153,6 +153,23 @@ def test_a_reversed_pair_is_measured_the_other_way_round(tmp_path: Path) -> None
     assert (found["style"]["chosen_words_mean"], found["style"]["rejected_words_mean"]) == (2.0, 5.0)
 
 
+@pytest.mark.parametrize(("yes", "of", "warns"), [(12, 20, False), (13, 20, True), (19, 19, False), (7, 20, True)])
+def test_a_prevailing_answer_among_visual_pairs_is_warned_of(tmp_path: Path, yes: int, of: int, warns: bool) -> None:
+    sides = ["yes"] * yes + ["no"] * (of - yes)
+    rows = [
+        row(number, True, task="closed_vqa", chosen=text(side), rejected=text(side), weight=1.0, clinical_relevance=0.5)
+        for number, side in enumerate(sides)
+    ]
+    texts = row(of, task="closed_vqa", chosen=text("yes"), rejected=text("no"), weight=1.0, clinical_relevance=0.5)
+    found = audit.audit(str(write([*rows, texts], tmp_path / "pairs")))
+    assert (found["preferred"]["yes"], found["preferred"]["no"]) == (yes, of - yes)
+    said = found["preferred"]["warning"]
+    assert bool(said) == warns
+    if said:
+        assert said.startswith(f"{'yes' if yes > 10 else 'no'} is preferred in 65.0 % of the 20 visual pairs")
+        assert said in audit.render(found) and ["  warning", said] in audit.rows(found)
+
+
 def judged(number: int, *scores: tuple[int, str, float | None]) -> dict[str, Any]:
     judgements = [{"round": r, "judge": judge, "score": score, "rationale": ""} for r, judge, score in scores]
     made = row(number)

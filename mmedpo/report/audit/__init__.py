@@ -18,6 +18,7 @@ from mmedpo.errors import Fault, InputError
 from mmedpo.report.audit import measure, style
 from mmedpo.report.audit.burnt_text import Texts
 from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributions
+from mmedpo.report.audit.preferred import Preferred
 from mmedpo.report.audit.read import Split, open_splits
 from mmedpo.report.audit.show import page, render, rows
 from mmedpo.report.notices import standins
@@ -49,6 +50,7 @@ def audit(path: str, split: str = "train", name: str | None = None, texts: Texts
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
     counts, flaws, judges, homes = measure.Counts(), measure.Flaws(), measure.Judges(), measure.Homes()
+    preferred = Preferred()
     lengths, shortcut, ids = style.Lengths(), style.Shortcut(), shards.Hashes()
     measured, faults = splits[split], list(splits[split].faults)
     for other, rows_of in splits.items():
@@ -61,7 +63,7 @@ def audit(path: str, split: str = "train", name: str | None = None, texts: Texts
             if rows_of is measured:
                 faults += measured.row_faults(given, row)
                 ids.add(row.name)
-                for tally in (counts, flaws, judges, lengths, shortcut):
+                for tally in (counts, flaws, judges, lengths, shortcut, preferred):
                     tally.add(row)
         homes.end(other)
     if measured.is_ours:
@@ -78,6 +80,7 @@ def audit(path: str, split: str = "train", name: str | None = None, texts: Texts
         "shared_groups": [fault.record() for fault in homes.faults],
         "near_duplicates": measured.pictures.near_duplicates(homes.names, homes.splits),
         "rejects": manifest.get("rejects"),
+        **({"preferred": found} if (found := preferred.result()) else {}),
         **flaws.result(),
         "weights": counts.spread("weight"),
         "unscored": counts.unscored if measured.is_ours else 0,

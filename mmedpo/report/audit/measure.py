@@ -161,7 +161,7 @@ class Homes:
         ):
             if identity is not None and (home := self._first[column].setdefault(identity, split)) != split:
                 self._again.setdefault((column, identity), (said or "", home))
-        for digest in () if row.kind in schema.REVERSED else row.images:  # images of reversed pairs are noised
+        for digest in () if row.prefers_noised else row.images:
             self.names.setdefault(digest, name)
             homes = self.splits.setdefault(digest, (split,))
             if split not in homes:

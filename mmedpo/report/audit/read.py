@@ -63,6 +63,11 @@ class Row:
         return not self.rejected_images or self.rejected_images == self.images
 
     @property
+    def prefers_noised(self) -> bool:
+        """True where the preferred side's image has noise: in reversed pairs and controls."""
+        return self.kind in schema.REVERSED or (self.mask_coverage is not None and not self.rejected_images)
+
+    @property
     def gold(self) -> str:
         """Correct text: the chosen one, except in a reversed pair."""
         return self.rejected if self.kind in schema.REVERSED else self.chosen

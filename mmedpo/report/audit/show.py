@@ -95,6 +95,10 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     if audit["rejects"] is not None:
         table.append(["rejected while curating", f"{sum(audit['rejects'].values()):,}"])
         table += [[f"  {reason}", f"{n:,}"] for reason, n in audit["rejects"].items()]
+    if found := audit.get("preferred"):
+        sides = f"yes {found['yes']:,}, no {found['no']:,}"
+        table.append(["visual pairs about closed questions prefer", sides])
+        table += [["  warning", found["warning"]]] if found["warning"] else []
     table += [[label, count] for label, count, _ in flaws(audit)]
     if audit["unscored"]:
         table.append(["rows without clinical relevance", f"{audit['unscored']:,} (not scored; weight 1)"])

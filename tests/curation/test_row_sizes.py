@@ -81,7 +81,8 @@ def kinds(pairs: list[rows.Pair], noise: Noise | None) -> list[rows.Pair]:
 def test_a_changed_row_changes_its_own_estimate_alone(pairs: list[rows.Pair]) -> None:
     located = {one.sample.id: Region((BOX,)).record() for one in pairs}
     before = dict(row_sizes(pairs, located, Noise(), 7))
-    other = replace(pairs[-1].sample, id="other", image_digest="f")
+    last = pairs[-1].sample
+    other = replace(last, id="other", images=(replace(last.images[0], digest="f"),))
     after = dict(
         row_sizes([*pairs, replace(pairs[-1], sample=other)], {**located, "other": located["q0.0"]}, Noise(), 7)
     )

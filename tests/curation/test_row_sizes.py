@@ -90,7 +90,8 @@ def test_a_changed_row_changes_its_own_estimate_alone(pairs: list[rows.Pair]) ->
 
 
 def test_a_missing_file_is_named(pairs: list[rows.Pair]) -> None:
-    lost = replace(pairs[0].sample, image=Path("/nowhere/lost.png"))
+    first = pairs[0].sample
+    lost = replace(first, images=(replace(first.images[0], file=Path("/nowhere/lost.png")),))
     with pytest.raises(InputError, match=r"lost\.png"):
         [*row_sizes([replace(pairs[0], sample=lost)], {}, None, 7)]
 

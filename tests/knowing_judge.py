@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from mmedpo.curation import judge_check
 from mmedpo.models.chat import ChatReply, ChatRequest
@@ -31,9 +31,10 @@ class Judge:
     def __init__(self, answer: Callable[[str], str | None], name: str = "a") -> None:
         self.name, self.answer, self.asked = name, answer, 0
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        self.asked += len(requests)
-        return [self._reply(SEVERITY[one.variables["question"], one.variables["rejected"]]) for one in requests]
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        replies = [self._reply(SEVERITY[one.variables["question"], one.variables["rejected"]]) for one in requests]
+        self.asked += len(replies)
+        return replies
 
     def _reply(self, severity: str) -> ChatReply:
         text = self.answer(severity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,10 @@ class Scripted:
     def __init__(self, said: str) -> None:
         self.said, self.asked = said, list[ChatRequest]()
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        self.asked += requests
-        return [ChatReply(text=self.said) for _ in requests]
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        new = list(requests)
+        self.asked += new
+        return [ChatReply(text=self.said) for _ in new]
 
 
 @pytest.mark.parametrize(

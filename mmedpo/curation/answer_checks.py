@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from mmedpo.data import placeholders
 from mmedpo.data.statements import content, denies
@@ -166,10 +167,16 @@ def copy_fault(gold: str, text: str, instructions: str) -> str | None:
 
 def _copied(text: str, source: str) -> bool:
     """Return True where most of a text are runs of another one's words; a short text is one run of at least two."""
-    said_words, known = words(text), words(source)
+    said_words = words(text)
     size = min(RUN, len(said_words))
     if size < 2:
         return False
-    runs = {tuple(known[i : i + size]) for i in range(len(known) - size + 1)}
+    runs = _runs(source, size)
     starts = [i for i in range(len(said_words) - size + 1) if tuple(said_words[i : i + size]) in runs]
     return len({i + n for i in starts for n in range(size)}) >= COPIED * len(said_words)
+
+
+@lru_cache(maxsize=256)  # instructions are the same for many answers
+def _runs(source: str, size: int) -> frozenset[tuple[str, ...]]:
+    known = words(source)
+    return frozenset(tuple(known[i : i + size]) for i in range(len(known) - size + 1))

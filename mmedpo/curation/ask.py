@@ -17,13 +17,15 @@ from rich.progress import Progress
 
 from mmedpo import schema
 from mmedpo.curation import hallucinate, judge_check, masking, relevance, sampling
-from mmedpo.curation.blocks import MODELS, Curation, Results
+from mmedpo.curation.blocks import BLOCK, MODELS, Curation, Group, Parts
 from mmedpo.curation.plan import Plan
 from mmedpo.curation.standins import Pool
 from mmedpo.data.burnt_text import Finder
 from mmedpo.data.samples import Sample
 from mmedpo.models import thoughts
+from mmedpo.models.chat import ChatModel
 from mmedpo.models.chat.batch import settle
+from mmedpo.models.chat.endpoint import EndpointChat
 from mmedpo.models.chat.served import served
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.journal import Part
@@ -38,16 +40,20 @@ FAILURES = (
     hallucinate.NO_ANSWER, hallucinate.UNREADABLE, relevance.NO_SCORE, thoughts.CUT_OFF, thoughts.UNFINISHED,
 )  # fmt: skip
 
+ROUNDS = 128  # requests that a group of blocks has for each one in flight, so that few wait for its last replies
+MOST_BLOCKS = 16  # of a group, for little memory
+
 Batches = Sequence[Sequence[Sample]]
 
 
 class Step(NamedTuple):
-    """A step: its name in the results, what is shown with its progress, and its work on a batch of a block."""
+    """A step: its name in the results, what is shown with its progress, its work on a batch, and blocks at a time."""
 
     name: str
     title: str
-    work: Callable[[Results, Sequence[Sample]], Sequence[Any]]
+    work: Callable[[Group, Sequence[Sample]], Sequence[Any]]
     batches: Callable[[Sequence[Sample]], Batches] = lambda samples: [samples]
+    blocks: int = 1
 
 
 def check(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
@@ -86,18 +92,17 @@ def run_steps(curation: Curation, plan: Plan, rank: int = 0, tasks: int = 1) -> 
         with Progress(disable=tasks > 1 or not numbers) as progress:
             shown = progress.add_task(step.title, total=sum(map(curation.size, numbers)))
             finished = 0
-            for number in numbers:
-                with curation.results(number) as results:
-                    samples = curation.samples(number)
+            for group in (numbers[start : start + step.blocks] for start in range(0, len(numbers), step.blocks)):
+                with curation.group(group) as (samples, results):
                     samples = samples if step.name == "mask" else curation.masked(samples, results)
                     work, advance = partial(step.work, results), partial(progress.advance, shown)
                     run_step(results[step.name], step.batches(samples), work, advance)
-                finished += curation.size(number)
+                finished += sum(map(curation.size, group))
                 progress.update(shown, completed=finished)
 
 
 def run_step(
-    done: Part,
+    done: Part | Parts,
     batches: Batches,
     work: Callable[[Sequence[Sample]], Sequence[Any]],
     advance: Callable[[int], None] = lambda samples: None,
@@ -154,7 +159,7 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
         def batches(samples: Sequence[Sample]) -> Batches:
             return sampler.batches([one for one in samples if writer is None or writer.wants(one)])
 
-        def sample(_: Results, batch: Sequence[Sample]) -> Sequence[Any]:
+        def sample(_: Group, batch: Sequence[Sample]) -> Sequence[Any]:
             return sampler.sample(target(), batch)
 
         yield Step("sample", "Sampling the target model", sample, batches)
@@ -162,13 +167,25 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
         settle(plan.chats)
     if plan.writer is not None:
         pools = _pools(curation, plan)
-        yield Step("dispute", "Rejected responses", lambda results, batch: _choose(plan, results, pools, batch))
+        blocks = 1 if plan.writer.show_images else _together([plan.writer.chat])  # a group's images are held
+        yield Step("dispute", "Rejected responses", partial(_choose, plan, pools), blocks=blocks)
     if plan.noise is not None:
         yield Step(
             "locate", "Locating lesions", lambda _, batch: [plan.localizer.locate(one).record() for one in batch]
         )
     if (panel := plan.panel) is not None:
-        yield Step("judge", "Judging relevance", lambda results, batch: _judge(panel, results, batch))
+        yield Step("judge", "Judging relevance", partial(_judge, panel), blocks=_together(panel.judges.values()))
+
+
+def _together(chats: Iterable[ChatModel]) -> int:
+    """Return how many blocks chat models are asked at a time.
+
+    Requests to endpoints are independent; batches of models in this process are those of a block, for any tasks.
+    """
+    clients = [getattr(chat, "chat", None) for chat in chats]
+    if not all(isinstance(client, EndpointChat) for client in clients):
+        return 1
+    return min(MOST_BLOCKS, -(-ROUNDS * max(client.concurrency for client in clients if client) // BLOCK))
 
 
 def _pools(curation: Curation, plan: Plan) -> dict[str, Pool]:
@@ -181,7 +198,7 @@ def _pools(curation: Curation, plan: Plan) -> dict[str, Pool]:
     return {task: Pool(found, plan.seed) for task, found in answers.items()}
 
 
-def _choose(plan: Plan, results: Results, pools: Mapping[str, Pool], batch: Sequence[Sample]) -> list[dict[str, Any]]:
+def _choose(plan: Plan, pools: Mapping[str, Pool], results: Group, batch: Sequence[Sample]) -> list[dict[str, Any]]:
     """Return a rejected response per sample, {"text", "made_by", ...}, or {"reason", "detail"}."""
     assert plan.writer is not None
     items = [
@@ -196,7 +213,7 @@ def _choose(plan: Plan, results: Results, pools: Mapping[str, Pool], batch: Sequ
     return [asdict(choice) for choice in plan.writer.choose(items)]
 
 
-def _judge(panel: relevance.Panel, results: Results, batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
+def _judge(panel: relevance.Panel, results: Group, batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
     found = [results["dispute"][sample.id] for sample in batch]
     scores = iter(panel.score([
         relevance.Item(sample.prompt, sample.answer, wrong["text"])

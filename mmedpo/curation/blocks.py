@@ -36,6 +36,7 @@ LAYOUT = "layout"  # in BLOCKS: digest of the ids of RESULTS, in their order
 OLD, NEW = "results.old", "results.new"
 
 Results = Mapping[str, Part]  # of a block, by step
+Group = Mapping[str, "Parts"]  # of several blocks, by step
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,18 @@ class Curation:
         with closing(self.journal(number)) as journal:
             yield by_step(journal)
 
+    @contextmanager
+    def group(self, numbers: Sequence[int]) -> Iterator[tuple[list[Sample], Group]]:
+        """Yield the samples of several blocks, and the results of these blocks as those of one."""
+        with ExitStack() as stack:
+            samples: list[Sample] = []
+            own: dict[str, Results] = {}
+            for number in numbers:
+                block, results = self.samples(number), stack.enter_context(self.results(number))
+                samples += block
+                own |= dict.fromkeys((one.id for one in block), results)
+            yield samples, {step: Parts(own, step) for step in STEPS}
+
     def begin(self, number: int) -> None:
         """Prepare the results of a block: failures of an earlier start are forgotten, precomputed ones recorded."""
         _, precomputed = self._block(number)
@@ -150,7 +163,7 @@ class Curation:
     def values(self, step: str) -> Iterator[Any]:
         return (value for _, value in self.items(step))
 
-    def masked(self, samples: Sequence[Sample], results: Results) -> list[Sample]:
+    def masked(self, samples: Sequence[Sample], results: Results | Group) -> list[Sample]:
         """Return the samples as all steps see them: text burnt into images is black, images of text alone are gone."""
         if not self.settings.mask_text:
             return list(samples)
@@ -165,6 +178,29 @@ class Curation:
         """Return a digest of the samples and of all results."""
         files = (file(self.folder, number) for number in range(self.blocks) for file in (_block_file, _results_file))
         return hashlib.sha256("".join(sha256(file) for file in files if file.exists()).encode()).hexdigest()
+
+
+class Parts:
+    """A step's results of several blocks, each in the journal of its block; methods as `Part`."""
+
+    def __init__(self, own: Mapping[str, Results], step: str) -> None:
+        self._own, self._step = own, step
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._own[id][self._step]
+
+    def __getitem__(self, id: str) -> Any:
+        return self._own[id][self._step][id]
+
+    def get(self, id: str) -> Any:
+        return self._own[id][self._step].get(id)
+
+    def update(self, values: Mapping[str, Any], keep: bool = True) -> None:
+        by_block: dict[Part, dict[str, Any]] = {}
+        for id, value in values.items():
+            by_block.setdefault(self._own[id][self._step], {})[id] = value
+        for part, those in by_block.items():
+            part.update(those, keep)
 
 
 def write_blocks(

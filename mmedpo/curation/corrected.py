@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from mmedpo.curation.answer_checks import changes, copy_fault, gold_says, in_form_of
@@ -147,7 +147,7 @@ def _correct(
     drafts = dict.fromkeys(wrong, ("", ""))  # previous correction and its fault
     for _ in range(WRITING_ATTEMPTS):
         told, drafts = drafts, {}
-        asked = {i: _correction(items[i], wrong[i].text, share, *draft) for i, draft in told.items()}
+        asked = {i: partial(_correction, items[i], wrong[i].text, share, *draft) for i, draft in told.items()}
         for i, (answer, _) in ask(chat, asked).items():
             item, own = items[i], wrong[i]
             written = answer.get("answer") if isinstance(answer, dict) else None

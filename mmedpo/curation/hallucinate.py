@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -47,6 +47,7 @@ UNUSABLE = "the chat model wrote no usable wrong answer"
 ALL_RIGHT = "the chat model found that every other option may be correct"
 WRITING_ATTEMPTS = 2
 OPPOSITE = {"yes": "no", "no": "yes"}
+Make = Callable[[], ChatRequest]  # a request is made when it can be sent
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def flip(gold: str) -> str | None:
 def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choice]:
     """Return another option: the only one, the target's most frequent, the chat model's, or a drawn one."""
     chosen: dict[int, Choice] = {}
-    asked: dict[int, ChatRequest] = {}
+    asked: dict[int, Make] = {}
     rest = {i: [option for option in item.options if folded(option) != folded(item.gold)] for i, item in items.items()}
     for i, item in items.items():
         others = rest[i]
@@ -110,7 +111,8 @@ def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choi
             chosen[i] = Hallucination(Counter(named).most_common(1)[0][0], TARGET_MODEL, SAID)
         else:
             told = {"question": item.question, "gold": item.gold, "others": others}
-            asked[i] = render(PICK, _choice_schema(len(others)), item.image, partial(_is_choice, len(others)), **told)
+            schema, readable = _choice_schema(len(others)), partial(_is_choice, len(others))
+            asked[i] = partial(render, PICK, schema, item.image, readable, **told)
     for i, (answer, reply) in ask(chat, asked).items():
         others = rest[i]
         number = _number(answer, len(others)) if isinstance(answer, dict) else None
@@ -145,7 +147,7 @@ def select_wrong(chat: ChatModel, items: Mapping[int, Item], style: str) -> tupl
         for i, candidates in offered.items()
         if candidates and gold_says(items[i].question, items[i].gold, items[i].task)
     }
-    asked = {i: _selection(items[i], texts) for i, texts in offered.items() if texts and i not in decided}
+    asked = {i: partial(_selection, items[i], texts) for i, texts in offered.items() if texts and i not in decided}
     none: set[int] = set()
     for i, (answer, reply) in ask(chat, asked).items():
         number = _number(answer, len(offered[i])) if isinstance(answer, dict) else None
@@ -174,10 +176,11 @@ def fault_of(item: Item, text: str, style: str, told: str = "") -> str | None:
 def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int, Choice]:
     """Return a written response or a rejection for every item."""
     choices: dict[int, Choice] = {}
+    made_by = portable(chat.name)
     drafts = dict.fromkeys(items, ("", ""))  # previous response and its fault
     for _ in range(WRITING_ATTEMPTS):
         told, drafts = drafts, {}
-        asked = {i: _injection(items[i], style, *draft) for i, draft in told.items()}
+        asked = {i: partial(_injection, items[i], style, *draft) for i, draft in told.items()}
         for i, (answer, reply) in ask(chat, asked).items():
             item, written = items[i], answer.get("answer") if isinstance(answer, dict) else None
             if isinstance(answer, Rejection):
@@ -189,7 +192,7 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int,
             else:
                 # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.
                 text = in_style(item, written.encode("utf-8", "replace").decode(), style)
-                choices[i] = Hallucination(text, portable(chat.name), INJECT, _kind(answer))
+                choices[i] = Hallucination(text, made_by, INJECT, _kind(answer))
                 fault = fault_of(item, text, style, told[i][1])
                 if len(written) >= longest(item.gold, style):
                     fault = "it breaks off at the most characters that it may have"
@@ -198,9 +201,9 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int,
     return choices
 
 
-def ask(chat: ChatModel, requests: Mapping[int, ChatRequest]) -> dict[int, tuple[dict[str, Any] | Rejection, str]]:
+def ask(chat: ChatModel, requests: Mapping[int, Make]) -> dict[int, tuple[dict[str, Any] | Rejection, str]]:
     """Return each reply's JSON object, or why there is none, and its text."""
-    replies = chat.complete(list(requests.values())) if requests else []
+    replies = chat.complete(make() for make in requests.values()) if requests else []
     return {i: (_read(reply), reply.text or "") for i, reply in zip(requests, replies, strict=True)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class _Metered:
         self.name, self.revision, self._judge = judge.name, judge.revision, judge
         self.replies: dict[str, ChatReply] = {}
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        requests = list(requests)
         replies = self._judge.complete(requests)
         self.replies.update(zip((request.text for request in requests), replies, strict=True))
         return replies

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -99,8 +99,8 @@ class _Metered:
         self.name, self.revision = chat.name, chat.revision
         self._chat, self._line, self._meter = chat, line, meter
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        began = time.perf_counter()
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        requests, began = list(requests), time.perf_counter()
         replies = self._chat.complete(requests)
         self._meter.seconds[CHECK if self._meter.checking else JUDGE] += time.perf_counter() - began
         for request, reply in zip(requests, replies, strict=True):
@@ -134,10 +134,9 @@ class _Ruled:
     def __init__(self, rules: ChatModel, paid: str, name: str) -> None:
         self.name, self.revision, self.paid, self._rules = name, rules.revision, paid, rules
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        replies = zip(requests, self._rules.complete(requests), strict=True)
-        found = []
-        for request, reply in replies:
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        requests, found = list(requests), []
+        for request, reply in zip(requests, self._rules.complete(requests), strict=True):
             said = sum(len(answer.text or "") for answer in (reply, *reply.samples))
             sent = len(request.text)
             found.append(replace(reply, prompt_tokens=sent // CHARACTERS, completion_tokens=said // CHARACTERS))
@@ -154,10 +153,12 @@ class _GoldAnswers:
         pools = {task: Pool((one.answer for one in samples if one.task == task), seed) for task in TASKS}
         self._others = {(one.prompt, one.answer): pools[one.task].nearest(one) or [one.answer] for one in samples}
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        others = (self._others[request.variables["question"], request.variables["gold"]] for request in requests)
-        drawn = (islice(cycle(texts), request.samples) for texts, request in zip(others, requests, strict=True))
-        return [ChatReply("", samples=tuple(map(Answer, texts))) for texts in drawn]
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        return [ChatReply("", samples=tuple(map(Answer, self._drawn(request)))) for request in requests]
+
+    def _drawn(self, request: ChatRequest) -> Iterable[str]:
+        others = self._others[request.variables["question"], request.variables["gold"]]
+        return islice(cycle(others), request.samples)
 
 
 def under_rules(plan: Plan, settings: Settings, samples: Sequence[Sample]) -> Plan:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import mean
 from typing import Any, TypedDict
 
@@ -90,6 +91,7 @@ class _Discussion:
     agreed: bool = False
     waits: bool = False  # for the result of a batch
 
+    @cached_property
     def opening(self) -> ChatRequest:
         """Return the request of a judge who sees no other judgement."""
         return self._request(None)
@@ -98,7 +100,7 @@ class _Discussion:
         shown = self.judgements if mode == "sequential" else []
         last = next((entry for entry in reversed(shown) if entry["score"] is not None or says_right(entry)), None)
         if last is None:
-            return self.opening()
+            return self.opening
         return self._request({
             "score": last["score"], "rationale": last["rationale"].removeprefix(schema.NOT_WRONG),
         })  # fmt: skip
@@ -111,7 +113,7 @@ class _Discussion:
         )  # fmt: skip
 
     def _readable(self, text: str) -> bool:
-        found = _read(ChatReply(text), 1, "", self.opening().text)
+        found = _read(ChatReply(text), 1, "", self.opening.text)
         return found["score"] is not None or says_right(found)
 
     def close_round(self, judges: int, tolerance: float) -> None:
@@ -172,9 +174,9 @@ class Panel:
                 break
             for name, judge in self.judges.items():
                 asked = [one for one in still_open if not one.waits or self.mode == "independent"]
-                replies = judge.complete([discussion.request(self.mode) for discussion in asked]) if asked else []
+                replies = judge.complete(discussion.request(self.mode) for discussion in asked) if asked else []
                 for discussion, reply in zip(asked, replies, strict=True):
-                    discussion.judgements.append(_read(reply, number, name, discussion.opening().text))
+                    discussion.judgements.append(_read(reply, number, name, discussion.opening.text))
                     discussion.waits |= reply.failure == WAITING
             for discussion in still_open:
                 discussion.close_round(len(self.judges), self.tolerance)

@@ -138,7 +138,7 @@ class StandInChat:
     name = "standin:rules"
     revision: str | None = "1"
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
         rules = {"select": _select, "inject": _inject, "option": _option, "correct": _correct}
         return [_reply(request, rules) for request in requests]
 
@@ -156,7 +156,7 @@ class StandInJudge:
     def __init__(self, rule: Literal["strict", "lenient", "lexical"]) -> None:
         self.name, self.rule = f"standin:{rule}", rule
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
         return [_reply(request, {"judge": self._judge}) for request in requests]
 
     def _judge(self, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def stated_words(text: str, determiners: bool = False) -> list[tuple[str, bool]]
 def carries(text: str, answer: str) -> bool:
     """Return True if the words of `answer` occur in `text`, whole and in order ("effusion" is not in "effusions")."""
     needle, hay = words(answer), words(text)
-    return bool(needle) and any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1))
+    return bool(needle) and f" {' '.join(needle)} " in f" {' '.join(hay)} "  # words hold no spaces
 
 
 def unit_interval(*key: object) -> float:

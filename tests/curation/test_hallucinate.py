@@ -19,6 +19,7 @@ class Scripted:
         self.answers, self.requests, self.batches = list(answers), [], []
 
     def complete(self, requests):
+        requests = list(requests)
         assert requests, "an empty batch is not worth a call"
         self.requests += requests
         self.batches.append([request.prompt for request in requests])

@@ -21,6 +21,7 @@ class Judge:
         self.name, self.answers, self.requests = name, list(answers), []
 
     def complete(self, requests):
+        requests = list(requests)
         self.requests.append(requests)
         return [self._reply(request) for request in requests]
 

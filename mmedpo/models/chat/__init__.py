@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,8 +67,8 @@ class ChatModel(Protocol):
     name: str
     revision: str | None
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        """Return one reply per request, in order."""
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        """Return one reply per request, in order. Endpoints take requests one by one, as they can be sent."""
 
 
 OnReplies = Callable[[Mapping[int, ChatReply]], None]
@@ -85,11 +85,11 @@ class ChatClient(ChatModel, Protocol):
     settings: Mapping[str, Any]
     batch_size: int
 
-    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+    def complete(self, requests: Iterable[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """Return replies as `ChatModel.complete`, and pass them to `on_replies` by position as they arrive.
 
-        Replies of a batch are passed together. If `on_replies` raises, no new request starts; running ones finish and
-        are passed too, then the error is raised.
+        Replies of a batch, or of one moment, are passed together. If `on_replies` raises, no new request starts;
+        running ones finish and are passed too, then the error is raised.
         """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
@@ -53,7 +53,7 @@ class BatchChat:
                 found.go_on(self.batches.refusals[number, self.name])
         return found
 
-    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+    def complete(self, requests: Iterable[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """Return one reply per request, in order."""
         self.batches.read()
         replies = [self._reply(request) for request in requests]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,29 +117,38 @@ class Budget:
 
         return Batches(self.limits.batches, self.limits.upload_batches) if self.limits.batches else None
 
-    def ask(self, chat: ChatClient, requests: Sequence[ChatRequest], keep: OnReplies) -> None:
+    def ask(self, chat: ChatClient, requests: Iterable[ChatRequest], keep: OnReplies) -> None:
         """Ask `chat` the requests that the budget allows, and pass replies to `keep` by position as they arrive.
 
         Raises:
             Stopped: the budget does not allow all requests; the allowed ones are answered.
             InputError: raised by `chat` or `charge`.
         """
-        left, answered = self.left(), 0
+        wanted = iter(requests)
+        asked = answered = 0
+
+        def allowed() -> Iterator[ChatRequest]:
+            nonlocal asked
+            # Whole batches round as in a run without a limit.
+            while not self._is_spent(asked - answered if chat.batch_size == 1 else 0):
+                request = next(wanted, None)
+                if request is None:
+                    return
+                asked += 1
+                yield request
 
         def note(replies: Mapping[int, ChatReply]) -> None:
             nonlocal answered
             keep(replies)
             answered += len(replies)
             self.charge(replies.values(), chat.name)
-            if answered < len(requests):
-                self.left()
+            if answered < asked:
+                self.refuse_spent()
 
-        try:
-            # Whole batches round as in a run without a limit.
-            chat.complete(requests[: left if chat.batch_size == 1 else None], note)
-        except Stopped:
-            if answered < len(requests):  # otherwise all were in flight already
-                raise
+        with suppress(Stopped):  # raised anew where requests are left
+            chat.complete(allowed(), note)
+        if answered < asked or next(wanted, None) is not None:
+            self.refuse_spent()
 
     def charge(self, replies: Iterable[ChatReply], model: str) -> None:
         """Count new calls. Raises InputError if `max_tokens` is set and no tokens are reported."""
@@ -151,14 +161,17 @@ class Budget:
                     f"{self.limits.max_tokens} cannot be applied. Give --max-calls instead; answers so far are kept."
                 )
 
-    def left(self) -> int | None:
-        """Return the new calls still allowed, None without a limit. Raises Stopped if none are left."""
+    def _is_spent(self, in_flight: int) -> bool:
+        most_calls, most_tokens = self.limits.max_calls, self.limits.max_tokens
+        no_calls = most_calls is not None and self.calls + in_flight >= most_calls
+        return no_calls or (most_tokens is not None and self.tokens >= most_tokens)
+
+    def refuse_spent(self) -> None:
+        """Raise Stopped if no new calls are allowed."""
         most = {"calls": self.limits.max_calls, "tokens": self.limits.max_tokens}
-        spent = {"calls": self.calls, "tokens": self.tokens}
-        if any(limit is not None and spent[what] >= limit for what, limit in most.items()):
+        if self._is_spent(0):
             flags = ", ".join(f"--max-{what} {limit}" for what, limit in most.items() if limit is not None)
             raise Stopped(
                 f"The budget ({flags}) is spent: {number_of(self.calls, 'new calls')}, "
                 f"{number_of(self.tokens, 'tokens')}. Answers so far are kept: {AGAIN}."
             )
-        return None if self.limits.max_calls is None else self.limits.max_calls - self.calls

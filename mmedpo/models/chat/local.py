@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class LocalChat(LanguageModel):
             self._unheld = str(error)
         self._context: float = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
-    def complete(self, requests: Sequence[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
+    def complete(self, requests: Iterable[ChatRequest], on_replies: OnReplies | None = None) -> list[ChatReply]:
         """Return one reply per request, in order; an unanswerable request has its reason in `failure`.
 
         Replies of a batch are passed to `on_replies` before the next batch starts.
@@ -101,6 +101,7 @@ class LocalChat(LanguageModel):
         Raises:
             InputError: a request has an image and the model has no vision.
         """
+        requests = list(requests)
         if not self._has_vision and any(request.image is not None for request in requests):
             raise InputError(
                 f"{self.name!r} is a {self.model.config.model_type!r} model, which takes no images. Leave out "

@@ -26,8 +26,9 @@ class Prompts:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         return Environment(
-            loader=FileSystemLoader(self.folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
+            loader=FileSystemLoader(self.folder), auto_reload=False, undefined=StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
 
     def contents(self) -> str:
         """Return the SHA-256 (hexadecimal) of all prompts and their names."""

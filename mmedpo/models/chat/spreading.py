@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 
 from mmedpo.models.chat import ChatReply, ChatRequest, OnReplies
@@ -23,8 +23,8 @@ class Dead(Exception):
     """Raised for a request that another endpoint may answer, since this one is unavailable."""
 
 
-async def complete(living: list[Any], requests: Sequence[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
-    """Return one reply per request, in order, as `ChatClient.complete`.
+async def complete(living: list[Any], requests: Iterable[ChatRequest], on_replies: OnReplies | None) -> list[ChatReply]:
+    """Return one reply per request, in order, as `ChatClient.complete`. A request is taken as soon as it can be sent.
 
     Args:
         living: `EndpointChat`s of one model, at least one; those that die are removed, and the last one never is.
@@ -34,9 +34,26 @@ async def complete(living: list[Any], requests: Sequence[ChatRequest], on_replie
     """
     pending = enumerate(requests)
     replies: dict[int, ChatReply] = {}
+    arrived: dict[int, ChatReply] = {}  # of `replies`, not yet passed on
     errors: list[Exception] = []
-    workers = min(living[0].concurrency, len(requests))
+    workers = living[0].concurrency
     ending = asyncio.Event()
+
+    @contextmanager
+    def ended_by_errors() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            errors.append(error)
+            ending.set()
+
+    def pass_on() -> None:
+        """Pass on the replies of this turn of the event loop, together: each costs its receiver a commit."""
+        found = dict(arrived)
+        arrived.clear()
+        if found and on_replies is not None:
+            with ended_by_errors():
+                on_replies(found)
 
     async def ask(worker: int, request: ChatRequest) -> ChatReply:
         failed: dict[Any, ChatReply] = {}
@@ -55,25 +72,24 @@ async def complete(living: list[Any], requests: Sequence[ChatRequest], on_replie
         return reply
 
     async def work(worker: int) -> None:
-        for i, request in pending:
-            try:
-                replies[i] = await ask(worker, request)
-                if on_replies is not None:
-                    on_replies({i: replies[i]})
-            except BatchEnded:
-                return
-            except Exception as error:
-                errors.append(error)
-                ending.set()
-            if ending.is_set():
-                return
+        with suppress(BatchEnded), ended_by_errors():
+            for i, request in pending:
+                arrived[i] = replies[i] = await ask(worker, request)
+                if len(arrived) == 1:
+                    asyncio.get_running_loop().call_soon(pass_on)
+                await asyncio.sleep(0)  # a reply is passed on before the next request is sent
+                if ending.is_set():
+                    return
 
     async with AsyncExitStack() as stack:
         batches = {client: await stack.enter_async_context(client.opened(workers, ending)) for client in living}
-        await asyncio.gather(*map(work, range(workers)))
+        try:
+            await asyncio.gather(*map(work, range(workers)))
+        finally:
+            pass_on()
     if errors:
         raise errors[0]
-    return [replies[i] for i in range(len(requests))]
+    return [replies[i] for i in range(len(replies))]
 
 
 def _leave_out(living: list[Any], client: Any, error: Dead) -> None:

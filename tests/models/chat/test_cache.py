@@ -155,7 +155,7 @@ class Batches:
         self.batches = []
 
     def complete(self, requests, on_replies=None):
-        replies = {}
+        replies, requests = {}, list(requests)
         for start in range(0, len(requests), self.batch_size):
             batch = {start + i: r for i, r in enumerate(requests[start : start + self.batch_size])}
             self.batches.append([request.text for request in batch.values()])

@@ -7,13 +7,15 @@ disk, so that tasks share nothing, and an interrupted one goes on.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from mmedpo import schema
 from mmedpo.curation import hallucinate, judge_check, masking, relevance, sampling
@@ -26,6 +28,7 @@ from mmedpo.models import thoughts
 from mmedpo.models.chat import ChatModel
 from mmedpo.models.chat.batch import settle
 from mmedpo.models.chat.endpoint import EndpointChat
+from mmedpo.models.chat.limits import Budget
 from mmedpo.models.chat.served import served
 from mmedpo.runs.formats import STANDIN
 from mmedpo.runs.journal import Part
@@ -76,11 +79,22 @@ def ask(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
     """
     if tasks > 1 and rank >= curation.blocks:
         return  # no models are loaded for nothing
-    with curation.opened(rank, tasks) as plan:
+    with curation.opened(rank, tasks) as plan, _frozen():
         if tasks == 1:
             _check(curation, plan)
         run_steps(curation, plan, rank, tasks)
         settle(plan.chats)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Keep the garbage collector from searching modules and models again and again, which slows calls by a tenth."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def run_steps(curation: Curation, plan: Plan, rank: int = 0, tasks: int = 1) -> None:
@@ -91,6 +105,8 @@ def run_steps(curation: Curation, plan: Plan, rank: int = 0, tasks: int = 1) -> 
     for step in _steps(curation, plan):
         with Progress(disable=tasks > 1 or not numbers) as progress:
             shown = progress.add_task(step.title, total=sum(map(curation.size, numbers)))
+            if progress.console.is_terminal:  # a group may take minutes
+                plan.budget.on_calls = partial(_show_calls, progress, shown, step.title, plan.budget)
             finished = 0
             for group in (numbers[start : start + step.blocks] for start in range(0, len(numbers), step.blocks)):
                 with curation.group(group) as (samples, results):
@@ -98,7 +114,11 @@ def run_steps(curation: Curation, plan: Plan, rank: int = 0, tasks: int = 1) -> 
                     work, advance = partial(step.work, results), partial(progress.advance, shown)
                     run_step(results[step.name], step.batches(samples), work, advance)
                 finished += sum(map(curation.size, group))
-                progress.update(shown, completed=finished)
+                progress.update(shown, completed=finished, description=step.title)
+
+
+def _show_calls(progress: Progress, shown: TaskID, title: str, budget: Budget) -> None:
+    progress.update(shown, description=f"{title}, {budget.calls:,} calls")
 
 
 def run_step(
@@ -177,7 +197,7 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
         yield Step("judge", "Judging relevance", partial(_judge, panel), blocks=_together(panel.judges.values()))
 
 
-def _together(chats: Iterable[ChatModel]) -> int:
+def _together(chats: Iterable[ChatModel | None]) -> int:
     """Return how many blocks chat models are asked at a time.
 
     Requests to endpoints are independent; batches of models in this process are those of a block, for any tasks.

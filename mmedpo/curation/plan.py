@@ -44,6 +44,7 @@ class Plan:
     Attributes:
         sampler: target model, whose samples are candidates for rejected responses.
         writer: maker of text pairs.
+        budget: of all chat models.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Plan:
     noise: Noise | None
     panel: Panel | None
     seed: int
+    budget: Budget
 
     @property
     def chats(self) -> list[ChatModel]:
@@ -107,7 +109,7 @@ def open_plan(settings: Settings, source: Source, budget: Budget, calls: Ledger 
                 settings.seed, target,
             )  # fmt: skip
     corruption = noise_of(settings) if settings.makes_visual_pairs else None
-    return Plan(source, sampler, writer, localizer, corruption, panel, settings.seed)
+    return Plan(source, sampler, writer, localizer, corruption, panel, settings.seed, budget)
 
 
 def open_panel(settings: Settings, names: Sequence[str], chat: Callable[[str], ChatModel]) -> Panel | None:

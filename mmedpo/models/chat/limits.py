@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -109,6 +109,7 @@ class Budget:
         self.limits, self.pace = limits, Pace(limits.requests_per_minute)
         self.keys = Keys()
         self.calls = self.tokens = 0
+        self.on_calls: Callable[[], object] = lambda: None  # is told of new calls
 
     @cached_property
     def batches(self) -> Batches | None:
@@ -160,6 +161,7 @@ class Budget:
                     f"The endpoint of {model!r} does not report how many tokens it used, so --max-tokens "
                     f"{self.limits.max_tokens} cannot be applied. Give --max-calls instead; answers so far are kept."
                 )
+        self.on_calls()
 
     def _is_spent(self, in_flight: int) -> bool:
         most_calls, most_tokens = self.limits.max_calls, self.limits.max_tokens

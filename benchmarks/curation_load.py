@@ -2,7 +2,7 @@
 
 Run      python benchmarks/curation_load.py --rows 1000 10000 --output benchmarks/results/curation_load.json
          --chat server: a loopback server (--delay seconds an answer), in a process of its own, writes and judges in
-         place of the offline stand-ins; `calls` compares the steps that ask with the client alone on the same requests
+         place of the offline stand-ins; what their calls cost is in curation_calls.py
 Source   made on the spot: `few`: 8 small pictures for all questions; `third`: a picture for every three questions. Half
          of the answers are all different, a quarter are reports, and nine in ten questions have a box
 Reads    a phase: CPU seconds (user and system, also of threads: a busy machine changes them little) and the largest
@@ -159,7 +159,7 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
         return finish(curation)
 
     whole.finish = counted
-    with served(delay) if chat == "server" else nullcontext("") as url, noted() as asked:
+    with served(delay) if chat == "server" else nullcontext("") as url:
         models = ["--chat", f"{url}#writer", "--judges", f"{url}#judge", "--judges-below-bar", "go"]
         standins = ["--chat", "standin:rules", "--judges", *JUDGES]
         typed = ["curate", "--source", str(source), "--output", str(output), "--concurrency", str(CONCURRENCY)]
@@ -169,11 +169,9 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
             if ended.code:
                 raise
         manifest = json.loads((output / "manifest.json").read_text())
-        steps = [phases[step] for step in ("dispute", "judge")]
-        calls = cost_of_calls(list(asked), steps) if url else {}
     return {
         "pairs": sum(manifest["counts"].values()), "cpu_s": round(time.process_time(), 2),
-        "peak_mb": max(phase["peak_mb"] for phase in phases.values()), "phases": phases, "files": dict(files), **calls,
+        "peak_mb": max(phase["peak_mb"] for phase in phases.values()), "phases": phases, "files": dict(files),
     }  # fmt: skip
 
 
@@ -188,43 +186,6 @@ def served(delay: float) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def noted() -> Iterator[list[tuple[Any, list[Any]]]]:
-    """Yield a list that gets each client with the requests that it is sent."""
-    from mmedpo.models.chat.endpoint import EndpointChat
-
-    asked: list[tuple[Any, list[Any]]] = []
-    complete = EndpointChat.complete
-
-    def noting(client: Any, requests: Any, on_replies: Any = None) -> Any:
-        asked.append((client, list(requests)))
-        return complete(client, requests, on_replies)
-
-    EndpointChat.complete = noting  # type: ignore[method-assign]
-    try:
-        yield asked
-    finally:
-        EndpointChat.complete = complete  # type: ignore[method-assign]
-
-
-def cost_of_calls(asked: list[tuple[Any, list[Any]]], steps: list[dict[str, float]]) -> dict[str, Any]:
-    """Compare the calls of the steps that ask, in time and CPU time, with the client alone on the same requests."""
-    own: dict[Any, list[Any]] = {}
-    for client, requests in asked:
-        own.setdefault(client, []).extend(requests)
-    cpu, clock = time.process_time(), time.perf_counter()
-    for client, requests in own.items():
-        client.complete(requests)
-    spent = {"s": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}
-    count = sum(map(len, own.values()))
-    found: dict[str, Any] = {"count": count}
-    for name, seconds in spent.items():
-        with_it = sum(step[name] for step in steps)
-        rates = {"a_second": round(count / with_it), "client_alone": round(count / seconds)}
-        found[name] = {**rates, "ratio": round(seconds / with_it, 2)}
-    return {"calls": found}
 
 
 def peak() -> float:

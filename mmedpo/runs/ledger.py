@@ -19,6 +19,7 @@ from mmedpo.runs.journal import Store
 COLUMNS = ["key", "value", "kept"]
 IO_ERROR = "disk I/O error"  # SQLite's words, also where a full disk has no room for its index
 LITTLE = 2**20  # free bytes of a disk that counts as full
+PAGES = 8192  # 32 MB of commits before they are moved into the file, which waits for the disk
 PATIENCE = 60.0  # seconds to wait for another process's write
 
 
@@ -151,6 +152,7 @@ class Ledger:
             if not self._frozen:
                 database.execute("PRAGMA journal_mode = WAL")  # one append per commit
                 database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine may lose the last commits
+                database.execute(f"PRAGMA wal_autocheckpoint = {PAGES}")
                 with database:
                     database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT, kept INT)")
             # A file copied while it was written may lack pages, and be misread without an error.

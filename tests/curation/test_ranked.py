@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,10 @@ class Verdicts:
     def __init__(self, **scores: Any) -> None:
         self.scores, self.asked = scores, list[str]()
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        self.asked += [request.variables["rejected"] for request in requests]
-        return [self.reply(self.scores[text]) for text in self.asked[-len(requests) :]]
+    def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
+        new = [request.variables["rejected"] for request in requests]
+        self.asked += new
+        return [self.reply(self.scores[text]) for text in new]
 
     def reply(self, score: Any) -> ChatReply:
         if score is None:

@@ -21,6 +21,7 @@ from mmedpo.data import loading
 from mmedpo.data.images import pixels
 from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.errors import InputError
+from mmedpo.evaluation.questions import Asked, read
 from mmedpo.report import audit
 
 BOX = {"label": "nodule", "x": 2, "y": 4, "w": 6, "h": 8}
@@ -94,6 +95,8 @@ def test_controls_have_the_texts_of_text_pairs_and_noise_beside_the_lesion(sourc
     found = audit.audit(str(tmp_path / "pairs"))
     assert found["faults"] == found["shared_groups"] == []
     assert found["near_duplicates"]["images"] == 2  # not the noised ones
+    asked = read(Asked(dataset=str(tmp_path / "pairs")))
+    assert len(asked.questions) == 6 and asked.record["rows_left_out"] == {"the image has noise": 6}
 
 
 @pytest.mark.parametrize(

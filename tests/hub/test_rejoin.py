@@ -235,9 +235,13 @@ def test_boxes_of_a_detector_need_no_detector(make_source: MakeSource, detector:
     assert {row["provenance"]["localizer"] for row in after.values()} == {"detector:yolos"}
 
 
-def test_a_source_folder_may_be_called_otherwise_elsewhere(make_source: MakeSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"symmetric": True, "healthy_noise": True, "balance": "answer"}])
+def test_a_source_folder_may_be_called_otherwise_elsewhere(
+    make_source: MakeSource, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     source = make_source(BOXED)
-    made = curated(source, tmp_path / "made")
+    made = curated(source, tmp_path / "made", **settings)
+    assert any(id.endswith("/healthy_noise") for id in rows(made)) == bool(settings)
     elsewhere = source.rename(tmp_path / "elsewhere")
     output = rebuilt(strip(made, tmp_path / "weights"), elsewhere, tmp_path / "pairs")
     assert set(states(output).values()) == {IDENTICAL}

@@ -89,7 +89,11 @@ def other_settings(runs: Sequence[Run]) -> list[str]:
     for name, places in by_method(runs).items():
         files = [Path(str(runs[place].results.get("adapter") or "")) / "training.json" for place in places]
         records = [read_object(file) for file in files if file.is_file()]
-        settings = [{**one.get("config", {}), **one.get("lora", {}), "dataset": one.get("dataset")} for one in records]
+        data = [[(each["name"], each.get("share")) for each in origin.trained_datasets(one)] for one in records]
+        settings = [
+            {**one.get("config", {}), **one.get("lora", {}), "dataset": own}
+            for one, own in zip(records, data, strict=True)
+        ]
         keys = dict.fromkeys(key for one in settings for key in one if key not in SEEDS)
         if apart := [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]:
             said.append(f"runs of {name!r} differ in more than their seed: {', '.join(apart)}")

@@ -179,11 +179,10 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
     training = _recorded(folder / "training.json", "mmedpo.training/1", "model", "dataset", "config")
     history = read_json(folder / "trainer_state.json").get("log_history", [])
     base, datasets = hub_id(training["model"], training.get("model_is_local")), origin.trained_datasets(training)
-    ids = [hub_id(one["name"], one["is_local"]) for one in datasets]
     name = folder.resolve().name.removesuffix(".partial")
     return _fill(
         "adapter.md.jinja",
-        _adapter_metadata(training, base, [*filter(None, ids)], name, comparison),
+        _adapter_metadata(training, base, datasets, name, comparison),
         training=training,
         name=name,
         **(results.card_part(comparison) if comparison else {}),
@@ -200,7 +199,7 @@ def adapter_card(folder: Path, comparison: Mapping[str, Any] | None = None) -> s
 
 
 def _adapter_metadata(
-    training: Mapping[str, Any], base: str | None, data: list[str], name: str, comparison: Mapping[str, Any] | None
+    training: Mapping[str, Any], base: str | None, data: list[Any], name: str, comparison: Mapping[str, Any] | None
 ) -> CardData:
     from huggingface_hub import ModelCardData
 
@@ -208,7 +207,7 @@ def _adapter_metadata(
     return ModelCardData(
         base_model=base,
         base_model_relation="adapter" if is_adapter and base else None,
-        datasets=data or None,
+        datasets=[id for one in data if (id := hub_id(one["name"], one["is_local"]))] or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["mmedpo", "dpo", "preference", "medical", "trl"],
@@ -222,17 +221,18 @@ def _is_adapter(training: Mapping[str, Any]) -> bool:
 
 
 def _objective(training: Mapping[str, Any]) -> str:
-    config = training["config"]
-    losses = config.get("loss_type") or ["sigmoid"]
+    losses = training["config"].get("loss_type") or ["sigmoid"]
     losses = [losses] if isinstance(losses, str) else losses
+    others = [name for name in losses if name != "sft"]
     if losses == ["sft"]:
         return "by supervised learning on the chosen sides alone, without a preference loss"
-    if not config.get("weighted", True):
+    if not training["config"].get("weighted", True):
         said = "with plain DPO, its weights switched off (the control arm of an MMedPO run)"
     elif training.get("weights", {}).get("sd") == 0:
         said = "with MMedPO's objective, but all weights are equal: it is plain DPO times a constant"
     else:
         said = "with the clinically weighted objective of MMedPO"
+    said += f" (loss {' + '.join(others)})" if others != ["sigmoid"] else ""
     return said + (", plus the likelihood of the preferred answers" if "sft" in losses else "")
 
 

@@ -79,7 +79,7 @@ def mixed(dataset: Any, run: RunArguments, found: Commits, seed: int, evaluated:
         parts = (f"{name} {taken[number]:,} (it has {held[number]:,})" for number, name in enumerate(found))
         say(f"Pairs of an epoch: {', '.join(parts)}.")
     if run.mixture_weights == "anew":
-        dataset = _reweighed(dataset, rows, found)
+        dataset = _reweighed(dataset, rows, found, warn=not evaluated)
     return dataset.select(rows)
 
 
@@ -94,8 +94,8 @@ def warn_of_trained_images(dataset: Dataset, evaluated: Dataset) -> None:
     trained, tested = files(dataset), files(evaluated)
     if both := trained & tested:
         logger.warning(
-            f"{len(both):,} of {number_of(len(tested), 'images')} of the evaluation are trained on too, since the "
-            "datasets were split apart: evaluation losses are too low. Split their images together."
+            f"{len(both):,} of {number_of(len(tested), 'images')} of the evaluation are trained on too, so that its "
+            "losses are too low. Datasets about the same images must be split alike."
         )
 
 
@@ -153,7 +153,7 @@ def _drawn(numbers: Sequence[int], names: Sequence[str], shares: Sequence[float]
     return drawn
 
 
-def _reweighed(dataset: Dataset, rows: Sequence[int], found: Commits) -> Dataset:
+def _reweighed(dataset: Dataset, rows: Sequence[int], found: Commits, warn: bool) -> Dataset:
     """Return the dataset with the weights of these rows normalised together, each kind as the datasets were."""
     if "dispreference" not in dataset.column_names:
         raise InputError("mixture_weights anew: gold answers of a source have no clinical relevance. Use own.")
@@ -163,8 +163,7 @@ def _reweighed(dataset: Dataset, rows: Sequence[int], found: Commits) -> Dataset
     if len({*ways.values()}) > 1:
         said = "; ".join(f"{name}: {method} over {over}" for name, (method, over) in ways.items())
         raise InputError(f"mixture_weights anew: weights were made in different ways ({said}). Use own.")
-    judges = {name: str(own.get("judges")) for name, own in made.items()}
-    if len({*judges.values()}) > 1:
+    if warn and len({str(own.get("judges")) for own in made.values()}) > 1:
         logger.warning("mixture_weights anew: other judges scored each dataset, whose scores may not be comparable.")
     kinds, scores = dataset["dispreference"][:], dataset["clinical_relevance"][:]
     groups = [schema.DISPREFERENCES[kinds[row]] for row in rows]

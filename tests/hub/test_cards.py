@@ -181,6 +181,7 @@ def test_real_models_need_no_warning() -> None:
         ({"config": {"weighted": False}}, "plain DPO, its weights switched off"),
         ({"config": {"loss_type": ["sft"]}}, "without a preference loss"),
         ({"config": {"loss_type": ["sigmoid", "sft"]}}, "clinically weighted objective of MMedPO, plus the likelihood"),
+        ({"config": {"loss_type": ["sigmoid", "bco_pair"]}}, "objective of MMedPO (loss sigmoid + bco_pair)\n"),
         ({"weights": {"mean": 1.0, "sd": 0.0}}, "plain DPO times a constant"),
     ],
 )

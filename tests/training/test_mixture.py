@@ -19,6 +19,7 @@ from mmedpo import schema
 from mmedpo.data.weights import normalize
 from mmedpo.errors import InputError
 from mmedpo.hub.cards import write_adapter_card
+from mmedpo.hub.publish.content import origin
 from mmedpo.runs.json_files import read_json, write_json
 from mmedpo.training import mixture, run
 from mmedpo.training.config import RunArguments
@@ -150,6 +151,7 @@ def test_a_mixture_trains_resumes_and_is_recorded_whole(
     assert made["weights"]["method"] == "rescale, over the mixture" and "dataset_manifest" not in made
     digests = [made["contents"][f"run.dataset_name.{number}"] for number in (0, 1)]
     assert digests == [each["contents"] for each in made["datasets"]] and len({*digests}) == 2
+    assert origin("model", made) == "weights of tiny trained on one (phantom), two (ward)"
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "| dataset | one |" in card and "| its source and licence | ward (CC0-1.0) |" in card
     assert "| its part of an epoch | 75.0 %; " in card and "**Trained on** one, from phantom (" in card

@@ -1,8 +1,10 @@
 """Answers and samples a second, with the prefill of an image shared by its questions and with plain `generate`.
 
 Run     python benchmarks/shared_prefill.py --output benchmarks/results/shared_prefill.json      CPU time: 10 minutes
-        python benchmarks/shared_prefill.py --cases evaluate_train evaluate_test --rounds 1 --output
-        benchmarks/results/shared_prefill_evaluate.json                                          CPU time: 35 minutes
+        python benchmarks/shared_prefill.py --cases evaluate_test --rounds 1 --images 75 --output
+        benchmarks/results/shared_prefill_evaluate_test.json                                      CPU time: 3 minutes
+        python benchmarks/shared_prefill.py --cases evaluate_train --rounds 1 --images 20 --output
+        benchmarks/results/shared_prefill_evaluate_train.json                                     CPU time: 4 minutes
 Model   `small` of train_throughput.py: 576 image tokens, random weights, float32; greedy or samples at temperature 1;
         8 new tokens, of words that the tokenizer has. The first batch, which verifies sharing, is not timed.
 Cases   train, test: 48 questions, as many an image as VQA-RAD's training (9.7) and test questions (2.2) have;

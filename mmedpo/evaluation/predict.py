@@ -132,18 +132,21 @@ def batches(questions: Sequence[Question], generation: Generation) -> list[Batch
     """Return batches of questions about one image after the other, which share its computation.
 
     A greedy batch holds all questions about its images, which have questions of the same tasks. It takes images until
-    they are half of `batch_size` and their questions all of it. Sampled answers depend on all of their batch, which
-    holds `batch_size` questions of one task. Images with the longest questions come first, so that running out of
+    they are half of `batch_size` and their questions all of it. Reports have batches of their own: they are long, so
+    that full rows save more than shared images. Sampled answers depend on all of their batch, which holds `batch_size`
+    questions of one task. Images with the longest questions come first, so that running out of
     memory shows at once. Batches depend on the questions only, not on finished answers, since rounding depends on them.
     """
     size, sampled = generation.batch_size, generation.temperature > 0
     tasks: dict[Any, set[int]] = {}
     most: dict[Any, int] = {}  # characters of the longest prompt
     for q in questions:
-        tasks.setdefault(q.image, set()).add(TASKS.index(q.task))
+        if q.task != "report":
+            tasks.setdefault(q.image, set()).add(TASKS.index(q.task))
 
     def kind(q: Question) -> list[int]:
-        return [TASKS.index(q.task)] if sampled else sorted(tasks[q.image], reverse=True)
+        alone = sampled or q.task == "report"
+        return [TASKS.index(q.task)] if alone else sorted(tasks[q.image], reverse=True)
 
     for q in questions:
         most[q.image, *kind(q)] = max(most.get((q.image, *kind(q)), 0), len(q.prompt))

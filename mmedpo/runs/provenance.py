@@ -27,7 +27,7 @@ REPORTED_PACKAGES = (
     "huggingface-hub",
     "pillow",
 )
-OPTION = re.compile(r"--?[\w-]+=")
+OPTION = re.compile(r"--?[\w-]+=|[^/=]+=(?=[/~])")  # --option=VALUE, or NAME=FOLDER as of compare
 SCHEME = re.compile(r"(?!https?:|file:)\w+:", re.IGNORECASE)  # detector:, local:, ...
 MODELS = re.compile(r",\s*(?=[a-z]+:)")  # separator of a list of models
 

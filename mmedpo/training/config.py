@@ -40,7 +40,7 @@ class RunArguments:
     dataset_name: list[str] = field(
         metadata={
             "help": "Preference datasets, mixed where several: folders of `mmedpo curate` or Hub ids. source:FOLDER "
-            "trains on the gold answers of a source, but its test part, with loss_type sft."
+            "trains on the gold answers of a source, but its test split, with loss_type sft."
         }
     )
     output: str = field(metadata={"help": "Folder for the adapter; it must not exist."})
@@ -158,6 +158,13 @@ class MMedPOConfig(DPOConfig):
             "The loss does not change; if a check at the start of training finds a difference, it is not used."
         },
     )
+    reference: str = field(
+        default="start",
+        metadata={
+            "help": "Reference of a continued adapter (adapter_name_or_path): start, the model with the adapter as it "
+            "was, or base, the model without it."
+        },
+    )
     pairs_per_image: int = field(
         default=1,
         metadata={
@@ -202,6 +209,8 @@ class MMedPOConfig(DPOConfig):
             zero.require()
             if isinstance(self.deepspeed, str):
                 zero.check_file(self.deepspeed)
+        if self.reference not in ("start", "base"):
+            raise InputError(f"reference is {self.reference!r}; use start or base.")
         refuse(outside(self) or unfit(self))  # before the parent computes with them
         if self.num_train_epochs == 0 and self.max_steps <= 0:
             raise InputError("num_train_epochs is 0: nothing would be trained. Give a larger number, or max_steps.")

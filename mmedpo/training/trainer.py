@@ -84,6 +84,8 @@ class MMedPOTrainer(DPOTrainer):
             kwargs["data_collator"] = PreferenceCollator(kwargs["processing_class"], args.max_length)
         super().__init__(model, args=args, **kwargs)
         self._signature_columns = [*COLUMNS]
+        if args.reference == "base" and "ref" in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter("ref")  # TRL's copy of the adapter at the start
         refuse_trained_tower(self.model, args.projector_learning_rate is not None)
         if is_peft_model(self.model) and not self.is_deepspeed_enabled:  # DeepSpeed keeps float32 weights itself
             # TRL makes adapters on quantised weights in bfloat16, which would round away steps of a low rate.

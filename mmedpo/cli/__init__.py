@@ -11,23 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.text import Text
 
-from mmedpo.cli import curation, evaluation, publishing, review, training
-from mmedpo.cli.shared import Output, Resume, Seed, app, command_line, console, print_table
+from mmedpo.cli import curation, evaluation, experiments, publishing, review, training
+from mmedpo.cli.shared import app, command_line, console, print_table
 from mmedpo.data import hub
 from mmedpo.errors import SHOWN_FAULTS, AlreadyFinished, Fault, InputError, Stopped, Submitted, TasksFailed
 from mmedpo.runs.terminal import Screen, guard, plain, silence_libraries
 from mmedpo.training import zero
 
-__all__ = ["app", "command_line", "curation", "evaluation", "main", "publishing", "review", "training"]
+__all__ = ["app", "command_line", "curation", "evaluation", "experiments", "main", "publishing", "review", "training"]
 
 ORDER = (  # of the commands in --help, by the course of the work
     "curate", "build", "preview", "audit", "review", "apply", "exchange", "convert", "train", "merge", "evaluate",
-    "questions", "score", "compare", "attention", "publish", "rejoin", "quickstart",
+    "questions", "score", "compare", "attention", "rounds", "table1", "publish", "rejoin", "quickstart",
 )  # fmt: skip
 errors = Screen(stderr=True)
 FAULTS = Path("mmedpo-faults.jsonl")
@@ -47,42 +45,7 @@ SHORT = (
 )  # commands without --resume
 
 
-@app.command(epilog="Example: mmedpo quickstart --output runs/quickstart --seed 0")
-def quickstart(
-    output: Output = Path("runs/quickstart"),
-    seed: Seed = 0,
-    scale: Annotated[
-        float, typer.Option("--scale", help="Size of corpus and training, in (0, 1]; below 1, results are unreliable.")
-    ] = 1.0,
-    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train on each kind of pair alone.")] = False,
-    split: Annotated[
-        str, typer.Option("--split", help="Evaluated split: test, or validation while choosing settings.")
-    ] = "test",
-    resume: Resume = False,
-) -> None:
-    """Run the whole job on phantoms: no network, no GPU, no account."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from mmedpo.quickstart.demonstration import run
-
-    table = run(output, _invoke, seed, scale, all_arms, split, resume)
-    print_table(table)
-    console.print(f"Adapter, dataset, results and report: {output} (open {output / 'report.html'})")
-
-
 app.registered_commands.sort(key=lambda command: ORDER.index(command.callback.__name__))  # type: ignore[union-attr]
-
-
-def _invoke(arguments: Sequence[str]) -> None:
-    """Run one command line in this process; a finished one is skipped."""
-    typed, sys.argv[1:] = sys.argv[1:], list(arguments)
-    console.rule(plain(command_line()), align="left")
-    try:
-        if app(list(arguments), standalone_mode=False) == 130:  # typer's code for Ctrl-C
-            raise KeyboardInterrupt
-    except AlreadyFinished as finished:
-        console.print(str(finished))
-    finally:
-        sys.argv[1:] = typed
 
 
 def _keep_faults(faults: Sequence[Fault]) -> None:

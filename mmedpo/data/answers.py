@@ -1,6 +1,6 @@
 """Gold answers of a source as a dataset, for supervised training: `source:FOLDER` in place of a dataset's name.
 
-The test part is left out, so that no option trains on it. A row has the columns of the preference schema except
+The test split is left out, so that no option trains on it. A row has the columns of the preference schema except
 `dispreference`: its rejected side is the chosen one, which only a loss of the chosen side takes.
 """
 
@@ -31,7 +31,7 @@ def named(dataset: str) -> bool:
 
 
 def read(dataset: str) -> Source:
-    """Return the source without its test part, split as every command splits it.
+    """Return the source without its test split, split as every command splits it.
 
     Raises:
         InputError: as `read_source`, or rows are faulty.
@@ -51,7 +51,7 @@ def _read(table: Path, written: int) -> Source:
 
 
 def splits(dataset: str) -> dict[str, Dataset]:
-    """Return the questions of each part but the test part, with undecoded images. Raises as `read`."""
+    """Return the questions of each split but the test split, with undecoded images. Raises as `read`."""
     from datasets import Dataset
 
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -64,7 +64,7 @@ def splits(dataset: str) -> dict[str, Dataset]:
 
 
 def contents(dataset: str, parts: Collection[str]) -> str:
-    """Return the SHA-256 (hexadecimal) of the questions, answers and images of these parts."""
+    """Return the SHA-256 (hexadecimal) of the questions, answers and images of these splits."""
     return changes.digest_of(changes.of_samples(one for one in read(dataset).samples if one.split in parts))
 
 

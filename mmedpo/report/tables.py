@@ -70,13 +70,13 @@ def group_note(comparison: Mapping[str, Any], column: str) -> str:
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """Return all tables as a Markdown document."""
-    return "\n".join(_markdown(sheet) for sheet in sheets(comparison))
+    return "\n".join(as_markdown(sheet) for sheet in sheets(comparison))
 
 
 def latex(comparison: Mapping[str, Any]) -> str:
     """Return all tables as LaTeX with names escaped."""
     main, *by_group = sheets(comparison)
-    return LATEX_HEAD + "\n".join([_latex(main, floats=True), *(_latex(sheet, floats=False) for sheet in by_group)])
+    return LATEX_HEAD + "\n".join([as_latex(main, floats=True), *(as_latex(sheet, floats=False) for sheet in by_group)])
 
 
 def write_tables(comparison: Mapping[str, Any], folder: Path) -> None:
@@ -96,11 +96,11 @@ def _by_metric(comparison: Mapping[str, Any], metrics: Mapping[str, Any]) -> lis
         for run in comparison["runs"]:
             entry = metrics[metric][run]
             p = p_text(entry["p_adjusted"]).removeprefix("p ").removeprefix("= ") if "p_adjusted" in entry else ""
-            value, seeds = _cell(entry, VALUE), comparison.get("seeds", {}).get(run)
+            value, seeds = in_brackets(entry, VALUE), comparison.get("seeds", {}).get(run)
             if "sd" in entry:
                 value = value.replace(" ", f" ± {entry['sd']:.3f} ", 1)
             named = f"{run} ({seeds} seeds)" if seeds else run
-            table.append([metric + variant(metric, comparison), named, value, _cell(entry, DIFFERENCE, "+"), p])
+            table.append([metric + variant(metric, comparison), named, value, in_brackets(entry, DIFFERENCE, "+"), p])
     return table
 
 
@@ -113,7 +113,8 @@ def _once(table: Sequence[list[str]], columns: int) -> list[list[str]]:
     return shown
 
 
-def _cell(entry: Mapping[str, Any], keys: Sequence[str], sign: str = "") -> str:
+def in_brackets(entry: Mapping[str, Any], keys: Sequence[str], sign: str = "") -> str:
+    """Return the numbers of a cell at these keys: "0.712 [0.650, 0.771]"."""
     rounded = [round(entry[key], 3) or 0.0 for key in keys if key in entry]
     numbers = [f"{number:{sign if number else ''}.3f}" for number in rounded]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else "".join(numbers)
@@ -127,7 +128,9 @@ def _group_rows(comparison: Mapping[str, Any], column: str, groups: Mapping[str,
     return [[GROUPINGS.get(column, column), *_headings(comparison)], *_once(table, 2)]
 
 
-def _markdown(sheet: Sheet) -> str:
+def as_markdown(sheet: Sheet) -> str:
+    """Return a table as Markdown."""
+
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(map(inline, cells))} |"
 
@@ -136,7 +139,8 @@ def _markdown(sheet: Sheet) -> str:
     return "\n".join([*lines, "", inline(sheet.note), ""])
 
 
-def _latex(sheet: Sheet, floats: bool) -> str:
+def as_latex(sheet: Sheet, floats: bool) -> str:
+    """Return a table as LaTeX, as a float or over pages."""
     first, *others = sheet.rows
     caption, columns = f"\\caption{{{latex_text(sheet.title)}}}", "l" * len(first)
     head = ["\\toprule", f"{' & '.join(map(latex_text, first))} \\\\", "\\midrule"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import platform
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,14 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def release() -> None:
+    """Free the memory that finished work holds on an accelerator."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def hardware() -> str:

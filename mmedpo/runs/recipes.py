@@ -209,10 +209,17 @@ def _external_effects(found: Set[str], values: Mapping[str, Any]) -> Iterator[st
 
 
 def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
-    """Return the options of a recipe, each a field of one of the dataclasses.
+    """Return the options of a recipe, each a field of one of the dataclasses. Raises as `load` and `check`."""
+    found = load(recipe)
+    check(f"Recipe {recipe}", found, kinds)
+    return found
+
+
+def load(recipe: Path) -> dict[str, Any]:
+    """Return the mapping of a recipe's file.
 
     Raises:
-        InputError: the file is missing, too long, no YAML mapping, or has other keys, which are all named.
+        InputError: the file is missing, too long or no YAML mapping.
     """
     try:
         with recipe.open("rb") as file:
@@ -232,12 +239,16 @@ def read(recipe: Path, kinds: Iterable[Any]) -> dict[str, Any]:
         raise InputError(f"Recipe {recipe}: is not YAML{where}. {FORM}") from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise InputError(f"Recipe {recipe}: has no options. {FORM}")
+    return found
+
+
+def check(where: str, found: Mapping[str, Any], kinds: Iterable[Any]) -> None:
+    """Raise InputError, with all of them named, for options that are no fields of the dataclasses, or hold logins."""
     known = [field.name for kind in kinds for field in fields(kind) if field.init]
     wrong = [sentence for key in found if (sentence := _refused(key, known))]
     wrong += [f"{key}: contains a login. {SECRET}" for key, value in found.items() if LOGIN.search(str(value))]
     if wrong:
-        raise InputError(f"Recipe {recipe}: " + " ".join(wrong))
-    return found
+        raise InputError(f"{where}: " + " ".join(wrong))
 
 
 def _refused(key: str, known: Sequence[str]) -> str | None:

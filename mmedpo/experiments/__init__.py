@@ -1,0 +1,1 @@
+"""Experiments of several commands: chains that can be interrupted, rounds of training, tables of methods."""

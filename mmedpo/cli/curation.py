@@ -161,6 +161,10 @@ def audit(
     output: Annotated[Path | None, typer.Option("--output", help="Folder for audit.json and audit.html.")] = None,
     resume: Resume = False,
     split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", help="Audited folder of another dataset, whose style scores are shown beside."),
+    ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="Look for text burnt into the images: about 2 s each; needs mmedpo[text].")
     ] = False,
@@ -173,17 +177,20 @@ def audit(
     from mmedpo.runs.ledger import Ledger
     from mmedpo.runs.run_folder import output_folder
 
+    compared = audits.others(beside or [])
     if output is not None:
         writable.check(output, resume)
     with ExitStack() as stack:
         folder, texts = None, None
         if output is not None:
             settings = {"dataset": dataset, "split": split, **({"text": True} if text else {})}
+            settings |= {"beside": [*map(str, beside)]} if beside else {}
             contents = {"dataset": dataset_contents(dataset, {split})}
             folder = stack.enter_context(output_folder(output, settings, resume, contents=contents))
         if text:
             texts = _texts(dataset, stack.enter_context(closing(Ledger(folder / "text.ledger"))) if folder else None)
         found = audits.audit(dataset, split, texts=texts)
+        found |= {"beside": compared} if compared else {}
         print_table([*audits.rows(found), *(texts.listed() if texts else [])])
         if folder is not None:
             write_json(folder / "audit.json", found)

@@ -118,3 +118,42 @@ def test_of_very_many_pairs_a_seeded_sample_is_measured(tmp_path: Path, monkeypa
     assert (score["pairs"], score["of"], score["auc"]) == (60, 200, 1.0) and score == again["style_shortcut"]
     assert "60 of 200 pairs" in str(audit.rows(found))
     assert "of" not in measure(tmp_path, pairs[:60])["style_shortcut"]
+
+
+def chosen_sides(count: int) -> list[dict[str, Any]]:
+    """Corrected pairs of equal form whose gold answers end with a full stop, ranked ones, and a gold one."""
+    made = []
+    for n, (chosen, rejected) in enumerate(texts(count)):
+        version = ("correct@1", "ranked@1:f1:strict@4")[n % 2]
+        about = {"chosen_by": "model", "chosen_prompt_version": version, "gold": chosen + "." * (n % 2 == 0)}
+        made.append({"chosen": chosen, "rejected": rejected, "image": f"{n}.png", "provenance": about})
+    return [*made, {**made[0], "image": "gold.png", "provenance": {"chosen_by": "gold", "gold": made[0]["chosen"]}}]
+
+
+def test_style_side_by_side(tmp_path: Path, run: Callable[..., tuple[int, str]]) -> None:
+    (tmp_path / "pairs.json").write_text(json.dumps(chosen_sides(80)))
+    found = audit.audit(str(tmp_path / "pairs.json"), name="ours")
+    auc = {name: (score["auc"], score["pairs"]) for name, score in found["style_by_chosen"].items()}
+    # With a full stop in all gold answers these alone tell the sides apart.
+    assert auc == {
+        "gold": (None, 1), "corrected": (0.5, 40), "the gold answer in place of corrected": (1.0, 40),
+        "ranked": (0.5, 40), "the gold answer in place of ranked": (0.5, 40),
+    }  # fmt: skip
+    shown = dict(audit.rows(found))
+    assert shown["  chosen: the gold answer in place of corrected"] == "AUC 1.000 ± 0.000, 40 pairs"
+    assert shown["  chosen: gold"].startswith("not measured: 1 pairs differ")
+    assert "the gold answer in place of ranked" in audit.render(found)
+
+    (tmp_path / "audit.json").write_text(json.dumps(found))
+    plain = measure(tmp_path, texts(40))
+    assert "style_by_chosen" not in plain and "style shortcut by chosen side, or beside" not in dict(audit.rows(plain))
+    beside = audit.others([tmp_path])
+    kept = {name: found[name] for name in ("style_shortcut", "style_by_chosen")}
+    assert beside == [{"dataset": "ours", **kept}]
+    shown = dict(audit.rows(plain | {"beside": beside}))
+    assert shown["  dataset ours, chosen: ranked"] == "AUC 0.500 ± 0.000, 40 pairs" and "  dataset ours" in shown
+
+    code, said = run("audit", tmp_path / "pairs.json", "--beside", tmp_path)
+    assert code == 0 and "dataset ours, chosen" in said
+    code, said = run("audit", tmp_path / "pairs.json", "--beside", tmp_path / "none")
+    assert code == 2 and "it has no audit.json of mmedpo" in said

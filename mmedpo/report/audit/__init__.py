@@ -21,10 +21,11 @@ from mmedpo.report.audit.measure import RELEVANCE_EDGES, SHARE_EDGES, distributi
 from mmedpo.report.audit.preferred import Preferred
 from mmedpo.report.audit.read import Split, open_splits
 from mmedpo.report.audit.show import page, render, rows
+from mmedpo.report.audit.side_by_side import ByChosen, others
 from mmedpo.report.notices import standins
 from mmedpo.runs.provenance import portable
 
-__all__ = ["Texts", "audit", "distributions", "page", "render", "rows"]
+__all__ = ["Texts", "audit", "distributions", "others", "page", "render", "rows"]
 
 
 def audit(path: str, split: str = "train", name: str | None = None, texts: Texts | None = None) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def audit(path: str, split: str = "train", name: str | None = None, texts: Texts
     if split not in splits:
         raise InputError(f"{path!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
     counts, flaws, judges, homes = measure.Counts(), measure.Flaws(), measure.Judges(), measure.Homes()
-    preferred = Preferred()
+    preferred, by_chosen = Preferred(), ByChosen()
     lengths, shortcut, ids = style.Lengths(), style.Shortcut(), shards.Hashes()
     measured, faults = splits[split], list(splits[split].faults)
     for other, rows_of in splits.items():
@@ -63,7 +64,7 @@ def audit(path: str, split: str = "train", name: str | None = None, texts: Texts
             if rows_of is measured:
                 faults += measured.row_faults(given, row)
                 ids.add(row.name)
-                for tally in (counts, flaws, judges, lengths, shortcut, preferred):
+                for tally in (counts, flaws, judges, lengths, shortcut, preferred, by_chosen):
                     tally.add(row)
         homes.end(other)
     if measured.is_ours:
@@ -89,6 +90,7 @@ def audit(path: str, split: str = "train", name: str | None = None, texts: Texts
         "mask_coverage": counts.spread("mask_coverage", SHARE_EDGES),
         "style": lengths.result(),
         "style_shortcut": shortcut.result(),
+        **({"style_by_chosen": sides} if (sides := by_chosen.result()) else {}),
         "judges": judges.result(),
         **({"burnt_text": texts.result()} if texts is not None else {}),
     }

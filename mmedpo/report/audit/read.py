@@ -57,6 +57,8 @@ class Row:
     agreed: bool | None
     judgements: tuple[tuple[int, str, float | None, bool], ...]  # round, judge, score, found not wrong
     makers: tuple[str, ...]  # names of the models that wrote the rejected text or found the lesion
+    answer: str = ""  # the gold answer, where a dataset says it beside the chosen text
+    chosen_side: str = ""  # one of `schema.CHOSEN_SIDES`, where a dataset says it
 
     @property
     def same_images(self) -> bool:
@@ -178,6 +180,8 @@ def read_row(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pic
             if isinstance(entry, dict)
         ),
         makers=tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name)),
+        answer=str(made.get("gold") or ""),
+        chosen_side=schema.chosen_side(made),
     )
 
 

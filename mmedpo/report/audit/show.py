@@ -10,6 +10,7 @@ from mmedpo.data.burnt_text import said
 from mmedpo.data.text import number_of
 from mmedpo.report.audit.burnt_text import Texts
 from mmedpo.report.audit.read import REPORT_WORDS
+from mmedpo.report.audit.side_by_side import scores
 
 FLAWS = {  # key of the audit: (label, definition)
     "identical_pairs": (
@@ -111,7 +112,7 @@ def rows(audit: Mapping[str, Any]) -> list[list[str]]:
     if audit["mask_coverage"]:
         mean, most = (100 * audit["mask_coverage"][key] for key in ("mean", "max"))
         table.append(["image covered by noise", f"mean {mean:.1f} %, most {most:.1f} %"])
-    return table + _style_rows(audit) + _judge_rows(audit["judges"])
+    return table + _style_rows(audit) + _side_by_side(audit) + _judge_rows(audit["judges"])
 
 
 def stood_in(audit: Mapping[str, Any]) -> list[str]:
@@ -156,6 +157,11 @@ def _style_rows(audit: Mapping[str, Any]) -> list[list[str]]:
     table += [["style shortcut (0.5 is clean)", auc], ["  meaning", verdict(found["auc"])]]
     table += [[f"  {one['feature']}", strength(one)] for one in found["strongest"]]
     return table
+
+
+def _side_by_side(audit: Mapping[str, Any]) -> list[list[str]]:
+    found = [[f"  {label}", score] for label, score in scores(audit)]
+    return [["style shortcut by chosen side, or beside", ""], *found] if found else []
 
 
 def strength(one: Mapping[str, Any]) -> str:
@@ -204,6 +210,7 @@ def render(audit: Mapping[str, Any], texts: Texts | None = None) -> str:
         "audit.html.jinja",
         **{tool.__name__: tool for tool in (alpha, flaws, near_duplicates, grouped, said, stood_in, strength, verdict)},
         audit=audit,
+        side_by_side=scores(audit),
         texts=texts,
         notes={"reports": REPORTS, "agreement": AGREEMENT},
     )

@@ -87,12 +87,11 @@ class Corrector(Writer):
         written = {i: replace(item, candidates=item.candidates if item.options else ())
                    for i, (item, _) in items.items() if i not in made}  # fmt: skip
         made |= dict(zip(written, super().choose([*written.values()]) if written else [], strict=True))
-        return {
-            i: replace(choice, chosen=Chosen(items[i][0].gold, GOLD, fallback=why[i], is_gold=True))
-            if isinstance(choice, Hallucination)
-            else choice
-            for i, choice in made.items()
-        }
+        for i, choice in made.items():
+            made[i] = choice = replace(choice, none_chosen=why[i] == RIGHT)
+            if isinstance(choice, Hallucination):
+                made[i] = replace(choice, chosen=Chosen(items[i][0].gold, GOLD, fallback=why[i], is_gold=True))
+        return made
 
 
 def most_changes(own: str, share: float) -> int:

@@ -101,6 +101,7 @@ def test_gold_where_there_is_nothing_to_correct(item: Item, replies: list[str], 
     made = one(chat, item)
     assert made.chosen == Chosen(item.gold, "gold", fallback=why, is_gold=True)
     assert made.text in ("heart", "No", "MRI") and not chat.answers
+    assert made.none_chosen is (why == corrected.RIGHT)
 
 
 @pytest.mark.parametrize(

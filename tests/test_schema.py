@@ -184,6 +184,32 @@ def test_column_of_another_type_is_named_with_both(column: str) -> None:
     assert fault.sentence == f"has type {other}; expected {schema.FEATURES[column]}"
 
 
+def test_provenance_of_earlier_versions_and_of_chosen_sides() -> None:
+    kinds = schema.FEATURES["provenance"]
+    for left_out in ("noise_per", "mask_coverage"):
+        fewer = {name: kind for name, kind in kinds.items() if name != left_out}
+        assert schema.column_faults({**schema.FEATURES, "provenance": fewer}) == []
+    more = {**kinds, "gold": Value("string"), "chosen_changes": Value("int32")}
+    assert schema.column_faults({**schema.FEATURES, "provenance": more}) == []
+    for wrong in ({**kinds, "seed": Value("string")}, {**kinds, "chosen_changes": Value("string")}, {**kinds, "x": 1}):
+        (fault,) = schema.column_faults({**schema.FEATURES, "provenance": wrong})
+        assert fault.column == "provenance"
+
+
+@pytest.mark.parametrize(
+    ("made", "side"),
+    [
+        ({}, ""),
+        ({"chosen_by": None, "chosen_prompt_version": None}, ""),  # a visual pair
+        ({"chosen_by": "gold"}, "gold"),
+        ({"chosen_by": "org/chat", "chosen_prompt_version": "correct@1"}, "corrected"),
+        ({"chosen_by": "org/vlm", "chosen_prompt_version": "ranked@1:f1:strict@4"}, "ranked"),
+    ],
+)
+def test_chosen_side(made: dict[str, Any], side: str) -> None:
+    assert schema.chosen_side(made) == side
+
+
 def test_further_columns_are_allowed() -> None:
     assert schema.validate(dataset(row()).add_column("note", ["mine"])) == []
 

@@ -91,9 +91,12 @@ class RunArguments:
             raise InputError(
                 f"dispreference {self.dispreference!r} is unknown; use all or {' or '.join(schema.DISPREFERENCES)}."
             )
-        for name in ("dataset_name", "dataset_revision"):  # recipes have texts
-            if isinstance(value := getattr(self, name), str):
-                setattr(self, name, [value])
+        for name, kind in (("dataset_name", str), ("dataset_revision", str), ("dataset_shares", (int, float))):
+            value = getattr(self, name)
+            value = [value] if isinstance(value, kind) else value  # recipes have one without a list
+            if value is not None and not (isinstance(value, list) and all(isinstance(one, kind) for one in value)):
+                raise InputError(f"{name} is {value!r}; give {'texts' if kind is str else 'numbers'}, one a dataset.")
+            setattr(self, name, value)
         self._refuse_mixture()
 
     def _refuse_mixture(self) -> None:

@@ -209,6 +209,10 @@ def test_gold_answers_of_a_source_are_mixed_with_pairs_for_supervised_training(
     ("settings", "message"),
     [
         ({"dataset_name": ["a", "./a"]}, "dataset_name has a dataset twice"),
+        ({"dataset_name": ["a", 5]}, r"dataset_name is \['a', 5\]; give texts, one a dataset"),
+        ({"dataset_name": 5}, "dataset_name is 5; give texts"),
+        ({"dataset_shares": ["half", 0.5]}, r"dataset_shares is \['half', 0.5\]; give numbers"),
+        ({"dataset_shares": 0.5}, "dataset_shares has 1 for 2 datasets"),
         ({"dataset_revision": ["main"]}, "dataset_revision has 1 entries for 2 datasets"),
         ({"dataset_shares": [1.0]}, "dataset_shares has 1 for 2 datasets"),
         ({"dataset_shares": [1.0, 0.0]}, r"dataset_shares are \[1.0, 0.0\]; give positive numbers"),

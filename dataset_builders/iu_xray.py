@@ -7,7 +7,9 @@ Flaws    names and dates are blacked out as XXXX in the reports; reports compare
          split is by study; Kaggle's has none, and is split by study (the finest that is published).
 Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows chest X-rays).
 
-A study with several images gives one row: R2Gen's first image, or each frontal one of Kaggle's.
+Views    --views frontal (the default) gives a row per study about R2Gen's first image, or per frontal one of Kaggle's.
+         --views all gives one row per study about all of its images: R2Gen's in its order, as its protocol shows them
+         to a model, Kaggle's with the frontal ones first.
 
 Example: mmedpo build iu_xray --config recipes/curate/reports.yaml --source data/iu_xray --output runs/iu-xray/pairs
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedpo.cli import main
-from mmedpo.data.files import image_files, spelling
+from mmedpo.data.files import Files, image_files, spelling
 from mmedpo.data.tables import is_missing, json_file
 from mmedpo.errors import Fault, InputError
 from mmedpo.hub.readers import REPORT_QUESTION, Item, Picture, csv_rows, left_out, listed
@@ -41,6 +43,7 @@ OPTIONS = {"split": "train", "localizer": "none"}
 HAS_PAIRS = False
 
 SECTIONS = ("findings", "impression")
+VIEWS = ("frontal", "all")
 SPLITS = {"val": "validation"}
 
 
@@ -50,21 +53,26 @@ class Options:
         default=None, metadata={"help": "Of Kaggle's reports: findings (the default), impression or both."}
     )
 
+    views: str = field(default="frontal", metadata={"help": "frontal, or all: one row per study with all its images."})
+
     def __post_init__(self) -> None:
         if self.sections is not None:
             listed("--sections", self.sections, SECTIONS)
+        if self.views not in VIEWS:
+            raise InputError(f"--views is {self.views!r}; choose one of {', '.join(VIEWS)}.")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Yield a row per study of R2Gen, or per frontal image of Kaggle."""
+    """Yield a row per study of R2Gen, or per frontal image of Kaggle; with all views, per study of both."""
     if not (source / "annotation.json").exists():
-        return _of_kaggle(source, listed("--sections", options.sections or SECTIONS[0]))
+        sections = listed("--sections", options.sections or SECTIONS[0])
+        return _studies_of_kaggle(source, sections) if options.views == "all" else _of_kaggle(source, sections)
     if options.sections is not None:
         raise InputError("R2Gen's annotation.json does not divide reports into sections: leave out --sections.")
-    return _of_r2gen(source)
+    return _of_r2gen(source, options.views == "all")
 
 
-def _of_r2gen(folder: Path) -> Iterator[Item]:
+def _of_r2gen(folder: Path, every: bool) -> Iterator[Item]:
     splits = json_file(folder / "annotation.json")
     if not isinstance(splits, dict):
         raise InputError("annotation.json holds no parts; R2Gen's holds the lists train, val and test.")
@@ -74,8 +82,10 @@ def _of_r2gen(folder: Path) -> Iterator[Item]:
             if not report:
                 yield left_out(name, "the report is empty")
                 continue
-            image = f"images/{study['image_path'][0]}"
-            yield _row(name, Picture(image, folder / image), report, name.split("_")[0], SPLITS.get(split, split))
+            images = [f"images/{path}" for path in study["image_path"]]
+            shown = [Picture(image, folder / image) for image in images]
+            about = report, name.split("_")[0], SPLITS.get(split, split)
+            yield _row(name, shown if every else shown[0], *about)
 
 
 def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
@@ -92,21 +102,49 @@ def _of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
         elif not text:
             yield left_out(file, f"the report has no {' and no '.join(wanted)}")
         else:
-            found = images.get(spelling(file), [])
-            if not found:
-                yield Fault(file.split(".")[0], "image", "is missing in the source; add the file", repr(file))
+            picture = _found(folder, images, file)
+            if isinstance(picture, Fault):
+                yield picture
                 continue
-            if len(found) > 1:
-                yield Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")
-                continue
-            picture = Picture(found[0].relative_to(folder).as_posix(), found[0])
             yield _row(file.split(".")[0], picture, text, f"CXR{row['uid']}", "")
 
 
-def _row(name: str, picture: Picture, report: str, patient: str, split: str) -> dict[str, Any]:
+def _studies_of_kaggle(folder: Path, wanted: list[str]) -> Iterator[Item]:
+    files, studies = image_files(folder), dict[str, list[dict[str, str]]]()
+    for row in csv_rows(folder, "indiana_projections"):
+        studies.setdefault(row["uid"], []).append(row)
+    for report in csv_rows(folder, "indiana_reports"):
+        text = " ".join(" ".join(report[section].split()) for section in wanted).strip()
+        name, rows = f"CXR{report['uid']}", studies.pop(report["uid"], [])
+        if not rows:
+            yield left_out(name, "the report has no image")
+        elif not text:
+            yield left_out(name, f"the report has no {' and no '.join(wanted)}")
+        else:
+            ordered = sorted(rows, key=lambda row: row["projection"] != "Frontal")
+            shown = [_found(folder, files, row["filename"]) for row in ordered]
+            pictures = [picture for picture in shown if isinstance(picture, Picture)]
+            yield from (fault for fault in shown if isinstance(fault, Fault))
+            if len(pictures) == len(shown):  # else the study would lack an image
+                yield _row(name, pictures, text, name, "")
+    for uid in studies:
+        yield Fault(f"CXR{uid}", "uid", f"{uid} has no row in indiana_reports.csv; add it")
+
+
+def _found(folder: Path, images: Files, file: str) -> Picture | Fault:
+    found = images.get(spelling(file), [])
+    if not found:
+        return Fault(file.split(".")[0], "image", "is missing in the source; add the file", repr(file))
+    if len(found) > 1:
+        return Fault(file, "filename", f"is the name of {len(found)} files; leave one of them")
+    return Picture(found[0].relative_to(folder).as_posix(), found[0])
+
+
+def _row(name: str, shown: Picture | list[Picture], report: str, patient: str, split: str) -> dict[str, Any]:
     return {
-        "id": name, "image": picture, "question": REPORT_QUESTION, "report": report, "task": "report", "split": split,
-        "patient_id": patient, "modality": "X-Ray", "organ": "Chest",
+        "id": name, "images" if isinstance(shown, list) else "image": shown, "question": REPORT_QUESTION,
+        "report": report, "task": "report", "split": split, "patient_id": patient, "modality": "X-Ray",
+        "organ": "Chest",
     }  # fmt: skip
 
 

@@ -9,6 +9,9 @@ Flaws    names and dates are blacked out as ___; reports compare with earlier im
          for (--sections) and views other than --views are left out, counted.
 Lesions  none are marked: name a tool with --localizer (medklip:FOLDER knows chest X-rays).
 
+Views    each image of --views PA,AP (the default, also called frontal) is a row; --views all gives one row per study
+         about all of its images, the frontal ones first.
+
 The split is upstream's, by patient. A part of the tree will do with --skip-faulty, which leaves the missing files out.
 
 Example: mmedpo build mimic_cxr --config recipes/curate/reports.yaml --source data/mimic-cxr-jpg \
@@ -18,7 +21,7 @@ Example: mmedpo build mimic_cxr --config recipes/curate/reports.yaml --source da
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -37,13 +40,17 @@ OPTIONS = {"split": "train", "localizer": "none"}
 HAS_PAIRS = False
 
 SECTIONS = ("findings", "impression")
+FRONTAL = ("PA", "AP")
 
 
 @dataclass
 class Options:
     reports: Path | None = field(default=None, metadata={"help": "Tree with the reports, where it is another one."})
     sections: str = field(default="findings", metadata={"help": "findings, impression or findings,impression."})
-    views: str = field(default="PA,AP", metadata={"help": "Views to take, as the metadata calls them."})
+    views: str = field(
+        default=",".join(FRONTAL),
+        metadata={"help": "Views of which each image is a row, as the metadata calls them; or all: a row a study."},
+    )
 
     def __post_init__(self) -> None:
         listed("--sections", self.sections, SECTIONS)
@@ -51,32 +58,56 @@ class Options:
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Yield a row per image in upstream's split, with the wanted sections of its report."""
+    """Yield a row per image in upstream's split, with the wanted sections of its report; with all views, per study."""
     views = {row["dicom_id"]: row["ViewPosition"] for row in csv_rows(source, "mimic-cxr-2.0.0-metadata")}
     wanted, asked = listed("--sections", options.sections), listed("--views", options.views)
+    asked = [*FRONTAL] if asked == ["frontal"] else asked
     report = lru_cache(maxsize=256)(_report)  # images of one study are neighbours
+    studies: dict[str, list[dict[str, str]]] = {}
     for row in csv_rows(source, "mimic-cxr-2.0.0-split"):
-        name, patient = row["dicom_id"], f"p{row['subject_id']}"
-        study = f"files/{patient[:3]}/{patient}/s{row['study_id']}"
-        if views.get(name) not in asked:
+        name = row["dicom_id"]
+        if asked == ["all"]:
+            studies.setdefault(_study(row), []).append(row)
+        elif views.get(name) not in asked:
             yield left_out(name, "the view was not asked for", views.get(name) or "unknown")
-            continue
-        file = safe_paths.inside(options.reports or source, f"{study}.txt")
-        found = report(file) if file else None
-        if found is None:
-            yield Fault(name, "report", f"{study}.txt is missing or no UTF-8; add it, or name its tree with --reports")
-            continue
-        text = " ".join(found[section.upper()] for section in wanted if section.upper() in found)
-        if not text:
-            yield left_out(name, f"the report has no {' and no '.join(wanted)}", f"{study}.txt")
-            continue
-        files = [f"{study}/{name}{suffix}" for suffix in (".jpg", ".dcm")]
-        image = next((file for file in files if not safe_paths.leads_out(file) and (source / file).exists()), files[0])
-        yield {
-            "id": name, "image": Picture(image, source / image), "question": REPORT_QUESTION, "report": text,
-            "task": "report", "split": {"validate": "validation"}.get(row["split"], row["split"]),
-            "patient_id": patient, "modality": "X-Ray", "organ": "Chest",
-        }  # fmt: skip
+        else:
+            yield _row(source, options, wanted, name, [row], report)
+    for study, rows in studies.items():
+        ordered = sorted(rows, key=lambda row: views.get(row["dicom_id"]) not in FRONTAL)
+        yield _row(source, options, wanted, study.rpartition("/")[2], ordered, report)
+
+
+def _study(row: Mapping[str, str]) -> str:
+    patient = f"p{row['subject_id']}"
+    return f"files/{patient[:3]}/{patient}/s{row['study_id']}"
+
+
+def _row(
+    source: Path, options: Options, wanted: Sequence[str], name: str, rows: Sequence[Mapping[str, str]],
+    report: Callable[[Path], dict[str, str] | None],
+) -> Item:  # fmt: skip
+    """Return the row about images of one study."""
+    first, study = rows[0], _study(rows[0])
+    file = safe_paths.inside(options.reports or source, f"{study}.txt")
+    found = report(file) if file else None
+    if found is None:
+        return Fault(name, "report", f"{study}.txt is missing or no UTF-8; add it, or name its tree with --reports")
+    text = " ".join(found[section.upper()] for section in wanted if section.upper() in found)
+    if not text:
+        return left_out(name, f"the report has no {' and no '.join(wanted)}", f"{study}.txt")
+    pictures = [_picture(source, study, row["dicom_id"]) for row in rows]
+    return {
+        "id": name, **({"images": pictures} if options.views == "all" else {"image": pictures[0]}),
+        "question": REPORT_QUESTION, "report": text, "task": "report",
+        "split": {"validate": "validation"}.get(first["split"], first["split"]),
+        "patient_id": f"p{first['subject_id']}", "modality": "X-Ray", "organ": "Chest",
+    }  # fmt: skip
+
+
+def _picture(source: Path, study: str, name: str) -> Picture:
+    files = [f"{study}/{name}{suffix}" for suffix in (".jpg", ".dcm")]
+    image = next((file for file in files if not safe_paths.leads_out(file) and (source / file).exists()), files[0])
+    return Picture(image, source / image)
 
 
 def _report(file: Path) -> dict[str, str] | None:

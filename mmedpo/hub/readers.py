@@ -47,7 +47,8 @@ class Hub(NamedTuple):
     revision: str | None
 
 
-# A reader yields rows of the source's table (`samples.COLUMNS` with "id" and a Picture as "image"), rejects and faults.
+# A reader yields rows of the source's table (`samples.COLUMNS` with "id", and a Picture as "image" or
+# several as "images"), rejects and faults.
 # A row that brings its pair has "rejected" (the response), "rejected_by", "clinical_relevance" in [0, 1], "task" by the
 # schema's name, and "rejected_fault" if the response is unusable.
 Item = dict[str, Any] | Reject | Fault

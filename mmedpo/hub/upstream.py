@@ -167,11 +167,12 @@ def _write(
                 faults.append(item)
             elif item["id"] in ids:  # its rejected response would go to another question
                 faults.append(Fault(item["id"], "id", "is the id of an earlier row; make ids unique"))
-            elif fault := files.place(item["image"], item["id"]):
+            elif fault := next(filter(None, (files.place(one, item["id"]) for one in _pictures(item))), None):
                 faults.append(fault)
             else:
                 ids.add(item["id"])
-                row = {"source": name, **item, "image": item["image"].name}
+                shown = [picture.name for picture in _pictures(item)]
+                row = {"source": name, **item, **({"images": shown} if "images" in item else {"image": shown[0]})}
                 row["source"] = source_name or row["source"]
                 if row.get("answer") == "None":  # an answer of SLAKE; a source reads it as a missing value
                     row["answer"] = "none"
@@ -180,12 +181,19 @@ def _write(
     return rows, precomputed, faults
 
 
+def _pictures(item: Mapping[str, Any]) -> Sequence[Picture]:
+    found: Sequence[Picture] = item["images"] if "images" in item else [item["image"]]
+    return found
+
+
 def _storable(item: Item) -> Item:
     """Return an item whose texts UTF-8 can hold: lone surrogates, which JSON may escape, are replaced."""
     if not isinstance(item, dict):
         texts: dict[str, Any] = {part.name: tables.as_text(getattr(item, part.name)) for part in fields(item)}
         return replace(item, **texts)
-    text = json.dumps({name: value for name, value in item.items() if name != "image"}, ensure_ascii=False)
+    text = json.dumps(
+        {name: value for name, value in item.items() if name not in ("image", "images")}, ensure_ascii=False
+    )
     return {**item, **json.loads(text.encode("utf-8", "replace"))}
 
 

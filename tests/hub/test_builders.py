@@ -509,6 +509,34 @@ def test_iu_xray_in_kaggles_layout(tmp_path: Path) -> None:
         options_of("iu_xray", sections="history")
 
 
+def test_all_views_of_a_study_are_one_question_in_order(tmp_path: Path) -> None:
+    samples = written("iu_xray", r2gen(tmp_path / "r2gen"), tmp_path / "a", views="all")
+    assert [(one.id, one.split, [image.name for image in one.images]) for one in samples] == [
+        (f"CXR{n}_IM-000{n}", split, [f"images/CXR{n}_IM-000{n}/{view}.png" for view in (0, 1)])
+        for n, split in ((1, "train"), (3, "validation"), (4, "test"))
+    ]
+    tree = kaggle(tmp_path / "kaggle")
+    table = tree / "indiana_projections.csv"
+    header, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([header, *reversed(lines)]) + "\n")  # the lateral image of study 1 comes first
+    (study,) = written("iu_xray", tree, tmp_path / "b", views="all")
+    assert (study.id, study.patient_id, study.answer) == ("CXR1", "CXR1", "Invented, clear lungs.")
+    assert [image.file.name for image in study.images] == ["1_IM-0001-4001.dcm.png", "1_IM-0001-3001.dcm.png"]
+    (tree / "images/images_normalized/1_IM-0001-3001.dcm.png").unlink()
+    (fault, reject) = read("iu_xray", tree, views="all")
+    assert isinstance(fault, Fault) and fault.row == "1_IM-0001-3001" and isinstance(reject, Reject)
+    with pytest.raises(InputError, match="--views is 'side'; choose one of frontal, all"):
+        options_of("iu_xray", views="side")
+
+    tree = mimic(tmp_path / "mimic")
+    both, alone = written("mimic_cxr", tree, tmp_path / "c", views="all")
+    assert (both.id, both.split, both.patient_id, len(alone.images)) == ("s50000001", "train", "p10000001", 1)
+    assert [image.name for image in both.images] == [
+        f"files/p10/p10000001/s50000001/{name}.jpg" for name in ("aa", "ab")
+    ]
+    assert [row["id"] for row in rows(read("mimic_cxr", tree, views="frontal"))] == ["aa", "ca"]
+
+
 def test_iu_xray_missing_images_and_reports_are_listed(tmp_path: Path) -> None:
     tree = kaggle(tmp_path / "tree")
     (tree / "images" / "images_normalized" / "1_IM-0001-4001.dcm.png").unlink()

@@ -115,7 +115,7 @@ def in_given_order(model: VisionLanguageModel, asked: QuestionSet, size: int) ->
             )
             for question in batch
         ]
-        images = [[open_rgb(question.image)] for question in batch]
+        images = [[*map(open_rgb, question.images)] for question in batch]
         inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
         with torch.inference_mode():
             output = model.model.generate(

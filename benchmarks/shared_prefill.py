@@ -84,8 +84,8 @@ def plain(model: VisionLanguageModel, batch: Batch, sampling: Sampling) -> list[
 def evaluated(model: VisionLanguageModel, data: Path, split: str, images: int | None, share: bool) -> list[str]:
     """Return the scored answers of an evaluation."""
     asked = read(Asked(data, split=split, official_split=True, skip_faulty=True), None, lambda: model.processor)
-    shown = {*list(dict.fromkeys(question.image for question in asked.questions))[:images]}
-    asked = replace(asked, questions=[question for question in asked.questions if question.image in shown])
+    shown = {*list(dict.fromkeys(question.images for question in asked.questions))[:images]}
+    asked = replace(asked, questions=[question for question in asked.questions if question.images in shown])
     model.generating = Sharing(model.processor, model.called)
     model.generating.share = model.generating.share if share else ""
     with tempfile.TemporaryDirectory() as folder:

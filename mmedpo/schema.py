@@ -46,6 +46,7 @@ CHOSEN = {  # of the provenance, in datasets alone whose text pairs may have ano
     "rejected_score": "float32",
 }
 CHOSEN_SIDES = ("gold", "corrected", "ranked")
+SEVERAL = ("box_images",)  # of the provenance, where questions have several images: each box's image, from 0
 ROWS_AT_ONCE = 32  # rows in a Parquet row group, and in memory while one is written or read
 
 
@@ -112,14 +113,15 @@ def __getattr__(name: str) -> Any:
 
 
 def features_of(row: Mapping[str, Any]) -> Features:
-    """Return `FEATURES`, with the `OPTIONAL` columns and the fields of `CHOSEN` that a row has."""
+    """Return `FEATURES`, with the `OPTIONAL` columns and the fields of `CHOSEN` and `SEVERAL` that a row has."""
     from datasets import Features, List, Value
 
-    further: dict[str, Any] = {"options": List(Value("string"))}  # null: not multiple choice
+    further = {"options": List(Value("string"))}  # null: not multiple choice
     found = {**_features(), **{name: kind for name, kind in further.items() if name in row}}
     made = row.get("provenance")
     if isinstance(made, Mapping):
         found["provenance"] |= {name: Value(kind) for name, kind in CHOSEN.items() if name in made}
+        found["provenance"] |= {name: List(Value("int32")) for name in SEVERAL if name in made}
     return Features(found)
 
 

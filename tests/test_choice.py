@@ -197,7 +197,7 @@ def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tin
     counting = replace(asked, questions=some, open_image=lambda image: opened.append(image) or asked.open_image(image))
     generation = Generation(4, 6, batch_size=3)
     results = evaluate(lambda tasks: LocalModel(model), counting, tmp_path, generation)
-    assert len(opened) == sum(len({one.image for one in batch}) for batch in batches(some, generation))
+    assert len(opened) == sum(len({one.images for one in batch}) for batch in batches(some, generation))
     assert results is not None and results["gold_by_options"] == 35
     lines = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
              for name in ("questions", "predictions", "scores")}  # fmt: skip
@@ -207,7 +207,7 @@ def test_options_are_measured_by_likelihood_beside_the_answers(source: Path, tin
         if "options" in question:
             place = next(one for one in some if one.id == question["id"])
             alone = [
-                answer_logps(model, [View([asked.open_image(place.image)], *(
+                answer_logps(model, [View([*map(asked.open_image, place.images)], *(
                     [{"role": role, "content": text}] for role, text in (("user", place.prompt), ("assistant", option))
                 ))])[0]
                 for option in FINDINGS

@@ -213,7 +213,7 @@ def compare(
     shown = read_source(source, image_folders=image_folders or ()) if source else None
     if shown:
         comparing.refuse_other_images(folders[-1], shown.samples, shown.name)
-    images = {sample.id: sample.images[0].file for sample in shown.samples} if shown else {}
+    images = {sample.id: sample.files for sample in shown.samples} if shown else {}
     if shown and shown.credentialed:
         comparison |= {"credentialed": True, "source": shown.name}
     changed, conflicts = with_results(card, comparison) if card else ({}, [])

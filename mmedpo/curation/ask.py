@@ -20,6 +20,7 @@ from rich.progress import Progress, TaskID
 from mmedpo import schema
 from mmedpo.curation import hallucinate, judge_check, masking, relevance, sampling
 from mmedpo.curation.blocks import BLOCK, MODELS, Curation, Group, Parts
+from mmedpo.curation.localize import regions_record
 from mmedpo.curation.plan import Plan
 from mmedpo.curation.standins import Pool
 from mmedpo.data.burnt_text import Finder
@@ -191,7 +192,7 @@ def _steps(curation: Curation, plan: Plan) -> Iterable[Step]:
         yield Step("dispute", "Rejected responses", partial(_choose, plan, pools), blocks=blocks)
     if plan.noise is not None:
         yield Step(
-            "locate", "Locating lesions", lambda _, batch: [plan.localizer.locate(one).record() for one in batch]
+            "locate", "Locating lesions", lambda _, batch: [regions_record(plan.localizer.locate(one)) for one in batch]
         )
     if (panel := plan.panel) is not None:
         yield Step("judge", "Judging relevance", partial(_judge, panel), blocks=_together(panel.judges.values()))
@@ -225,7 +226,7 @@ def _choose(plan: Plan, pools: Mapping[str, Pool], results: Group, batch: Sequen
         hallucinate.Item(
             sample.question, sample.answer, sample.task, sampling.texts(results["sample"].get(sample.id)),
             partial(pools[sample.task].nearest, sample),
-            sampling.sent(sample.images[0].file) if plan.writer.show_images else None,
+            tuple(map(sampling.sent, sample.files)) if plan.writer.show_images else (),
             sample.options, f"{plan.seed} {sample.id}", (results["sample"].get(sample.id) or {}).get("reason", ""),
         )
         for sample in batch

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo import schema
-from mmedpo.curation.localize import Region, region_of
+from mmedpo.curation.localize import Region, read_regions, region_of
 from mmedpo.curation.noise import generator
 from mmedpo.curation.rows import TEXT_PAIR, Pair, Reject
 from mmedpo.data import images
@@ -71,8 +71,9 @@ def with_controls(
     for _, about in groupby(pairs, key=lambda pair: pair[0].sample.image_digest):
         group = list(about)
         ids = dict.fromkeys(pair.sample.id for pair, _ in group)
-        regions = [region for id in ids if id in located and not (region := Region.read(located[id])).reason]
-        place = healthy_place(group[0][0].sample, regions, seed)
+        sample = group[0][0].sample
+        found = [read_regions(located[id], len(sample.images)) for id in ids if id in located]
+        number, place = _healthy_image(sample, found, seed)
         for pair, block in group:
             yield (pair, block), None
             if pair.dispreference != TEXT_PAIR:
@@ -80,7 +81,21 @@ def with_controls(
             if isinstance(place, str):
                 yield None, Reject(pair.sample.id, TEXT_PAIR, place, "", pair.sample.task, "locate")
             else:
-                yield (replace(pair, healthy=place), block), None
+                yield (replace(pair, healthy=place, healthy_image=number), block), None
+
+
+def _healthy_image(sample: Sample, located: Sequence[Sequence[Region]], seed: int) -> tuple[int, Region | str]:
+    """Return the first image with a healthy place, and that, or why the first image has none.
+
+    `located` has the regions of the images for each question about them.
+    """
+    first: Region | str = NO_LESION
+    for number, one in enumerate(sample.each()):
+        place = healthy_place(one, [own[number] for own in located if not own[number].reason], seed)
+        if isinstance(place, Region):
+            return number, place
+        first = place if number == 0 else first
+    return 0, first
 
 
 def healthy_place(sample: Sample, regions: Sequence[Region], seed: int) -> Region | str:

@@ -191,7 +191,7 @@ def _correction(item: Item, own: str, share: float, previous: str, fault: str) -
         return isinstance((parse_json(text) or {}).get("answer"), str)
 
     return render(
-        CORRECT, schema, item.image, readable, question=item.question, gold=item.gold, response=own, task=item.task,
+        CORRECT, schema, item.images, readable, question=item.question, gold=item.gold, response=own, task=item.task,
         right=_right(item), most_changes=most_changes(own, share), share=share, previous=previous, fault=fault,
     )  # fmt: skip
 

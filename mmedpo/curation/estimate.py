@@ -172,9 +172,9 @@ def prices_of(given: Sequence[str]) -> Prices:
 
 
 def _unit(sample: Sample, settings: Settings, writer: Writer | Ranker | None) -> Any:
-    """Return all of a question that decides its requests; its image only where a model sees it."""
+    """Return all of a question that decides its requests; its images only where a model sees it."""
     seen = (settings.show_images or settings.model is not None) and (writer is None or writer.wants(sample))
-    return sample.task, sample.question, sample.answer, sample.options, sample.images[0].file if seen else None
+    return sample.task, sample.question, sample.answer, sample.options, sample.files if seen else None
 
 
 def _lines(

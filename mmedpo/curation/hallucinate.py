@@ -112,7 +112,7 @@ def _other_options(chat: ChatModel, items: Mapping[int, Item]) -> dict[int, Choi
         else:
             told = {"question": item.question, "gold": item.gold, "others": others}
             schema, readable = _choice_schema(len(others)), partial(_is_choice, len(others))
-            asked[i] = partial(render, PICK, schema, item.image, readable, **told)
+            asked[i] = partial(render, PICK, schema, item.images, readable, **told)
     for i, (answer, reply) in ask(chat, asked).items():
         others = rest[i]
         number = _number(answer, len(others)) if isinstance(answer, dict) else None
@@ -232,7 +232,7 @@ def _answer_schema(**first: dict[str, Any]) -> dict[str, Any]:
 def _selection(item: Item, candidates: list[str]) -> ChatRequest:
     shown = {"question": item.question, "gold": item.gold, "task": item.task, "candidates": candidates}
     count = len(candidates)
-    return render(SELECT, _choice_schema(count), item.image, partial(_is_choice, count), **shown)
+    return render(SELECT, _choice_schema(count), item.images, partial(_is_choice, count), **shown)
 
 
 def _choice_schema(most: int) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _injection(item: Item, style: str, previous: str, fault: str) -> ChatRequest
         return isinstance((parse_json(text) or {}).get("answer"), str)
 
     return render(
-        INJECT, schema, item.image, readable, **_told(item, style), question=item.question, gold=item.gold,
+        INJECT, schema, item.images, readable, **_told(item, style), question=item.question, gold=item.gold,
         alternatives=item.alternatives, previous=previous, fault=fault,
     )  # fmt: skip
 

@@ -77,13 +77,27 @@ class Region:
         return cls(**{**record, "boxes": tuple(Box(**box) for box in record["boxes"]), "mask": mask})
 
 
+def regions_record(regions: Sequence[Region]) -> dict[str, Any]:
+    """Return the regions of a question's images as JSON; `read_regions` is the inverse."""
+    if len(regions) == 1:
+        return regions[0].record()
+    return {"images": {str(place): region.record() for place, region in enumerate(regions)}}
+
+
+def read_regions(record: Mapping[str, Any], images: int) -> list[Region]:
+    """Return the regions of a question's images; those that the record lacks have no lesion."""
+    found = record.get("images", {"0": record})
+    places = map(str, range(images))
+    return [Region.read(found[place]) if place in found else Region(reason=NOT_FOUND) for place in places]
+
+
 @dataclass(frozen=True)
 class Localizer:
-    """Tool that finds the lesion that a question is about.
+    """Tool that finds the lesion that a question is about, in each of its images.
 
     Attributes:
         name: one of `FORMS`, recorded with every pair.
-        find: returns the region of one sample.
+        find: returns the region of a sample about one image.
         query, mask_rule: as given; None if the tool takes none.
         max_coverage: largest share of the image that a lesion may cover, in [0, 1].
     """
@@ -94,9 +108,9 @@ class Localizer:
     mask_rule: str | None = None
     max_coverage: float = 1.0
 
-    def locate(self, sample: Sample) -> Region:
-        """Return the sample's region with its coverage, or with the reason why it cannot be used."""
-        return bounded(self.find(sample), sample, self.max_coverage)
+    def locate(self, sample: Sample) -> list[Region]:
+        """Return the region of each image with its coverage, or with the reason why it cannot be used."""
+        return [bounded(self.find(one), one, self.max_coverage) for one in sample.each()]
 
 
 def open_localizer(

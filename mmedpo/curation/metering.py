@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import defaultdict
@@ -83,13 +82,12 @@ class Meter:
         return _Metered(chat, (step, portable(name)), self)
 
     def note(self, line: Line, request: ChatRequest, reply: ChatReply) -> None:
-        image = hashlib.sha256(request.image or b"").hexdigest()
         unknown = 0.0 if reply.text is None else math.nan
         numbers = [getattr(reply, name) for name in COUNTS[1:]]
         counts = (1.0, *(unknown if number is None else float(number) for number in numbers))
         about = request.variables["question"], request.variables["gold"]
         call = Call((CHECK, line[1]) if self.checking else line, about, counts, _longest(request))
-        self.calls.setdefault((line[1], request.prompt, request.text, image, request.seed), call)
+        self.calls.setdefault((line[1], request.prompt, request.text, *request.image_digests, request.seed), call)
 
 
 class _Metered:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ STEPS = 1000
 METHODS = ("diffusion", "gaussian", "black", "crop")
 DRAWN = METHODS[:2]  # methods that draw normal numbers
 PER = ("image", "row")
+IMAGES = ("lesion", "all")
 PIXELS = 336  # longer side of the model's view, if no target model says: CLIP's in LLaVA
 CELLS = 3 / 4  # cells per pixel of the view; cells of 4/3 pixels keep their strength when the image is shrunk
 GREY = 16  # most levels between the channels of a grey pixel; JPEG channels differ a little
@@ -38,6 +39,8 @@ class Noise:
         method, step, edge, pixels: as for `corrupt`.
         region: "lesion" (pairs only where one was found) or "image" (the whole image, with or without a lesion).
         reversed: make (x*, y_l) over (x*, y_w) instead of (x, y_w) over (x*, y_w); arXiv 2606.12590.
+        images: of several, "lesion" (those with a lesion; all where `whole` needs none and none has one) or "all" (one
+            without a lesion as a whole).
         per: "image" (questions about one image and region share the noised image) or "row" (each row has its own).
     """
 
@@ -48,6 +51,7 @@ class Noise:
     reversed: bool = False
     pixels: int = PIXELS
     per: str = PER[0]
+    images: str = IMAGES[0]
 
     @property
     def whole(self) -> bool:
@@ -61,7 +65,14 @@ class Noise:
         return "image_noise" if self.whole else "lesion_noise"
 
     def record(self) -> dict[str, Any]:
-        return {**asdict(self), "region": "image" if self.whole else "lesion"}
+        own = {**asdict(self), "region": "image" if self.whole else "lesion"}
+        return {name: value for name, value in own.items() if name != "images" or value != IMAGES[0]}
+
+    def noised(self, located: Sequence[bool]) -> list[bool]:
+        """Return which images are noised, given which ones have a usable lesion; none if a lesion is needed."""
+        if not any(located):
+            return [self.whole] * len(located)
+        return [True] * len(located) if self.images == "all" else [*located]
 
 
 def generator(seed: int, name: str) -> np.random.Generator:

@@ -166,7 +166,7 @@ def noise_of(settings: Settings) -> Noise:
     pixels = settings.noise_pixels or noise.PIXELS
     return Noise(
         settings.noise, settings.noise_step, settings.noise_edge, settings.noise_region, settings.reversed, pixels,
-        settings.noise_per,
+        settings.noise_per, settings.noise_images,
     )  # fmt: skip
 
 

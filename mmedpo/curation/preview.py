@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,12 @@ def sheet(
     writable.check(output)
     shown: dict[str, tuple[Sample, Region]] = {}  # key: image digest
     left_out: dict[str, str] = {}
-    for sample in samples:
+    for sample in chain.from_iterable(map(Sample.each, samples)):
         if len(shown) == count:
             break
         if sample.image_digest in shown:
             continue
-        region = localizer.locate(sample)
+        (region,) = localizer.locate(sample)
         if region.reason and not noise.whole:
             left_out[sample.image_digest] = region.reason
         else:

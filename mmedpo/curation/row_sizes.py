@@ -8,10 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from mmedpo import schema
+from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.rows import Noiser, Pair
 from mmedpo.data import images
-from mmedpo.data.samples import Sample
+from mmedpo.data.samples import SampleImage
 from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
 
@@ -33,56 +34,72 @@ def row_sizes(
     Raises:
         InputError: a file cannot be read, or is no usable image.
     """
-    plain, noised = _ratios(pairs, lambda pair: images.embedded(pair.sample.images[0].file)), dict[str, float]()
+    whole = [(image, None) for pair in pairs for image in pair.sample.images]
+    plain, noised = _ratios(whole, lambda image, _: images.embedded(image.file)), dict[str, float]()
     if noise is not None:
         noiser = Noiser(noise, seed)
-        visual = (pair for pair in pairs if pair.is_noised)
-        noised = _ratios(visual, lambda pair: noiser(pair.sample, pair.region(located))[0])
-    for (_, kind), about in groupby(pairs, _image):
+        visual = (
+            (pair.sample.images[place], (pair.sample, region, place))
+            for pair in pairs if pair.is_noised for place, region in _noised(pair, located, noise)
+        )  # fmt: skip
+        noised = _ratios(visual, lambda _, made: noiser(*made)[0])
+    for _, about in groupby(pairs, lambda pair: pair.sample.image_digest):
         stored: set[Any] = set()
         for place, pair in enumerate(about):
             if place == 0:
-                bytes = _file_bytes(pair.sample)
+                bytes = {image.digest: _file_bytes(image) for image in pair.sample.images}
             if place % schema.ROWS_AT_ONCE == 0:  # in another row group the image is stored again
                 stored.clear()
             new = _shown(pair, located, noise) - stored
             stored |= new
-            ratio = sum(plain[kind] if image is None else noised[kind] for image in new)
-            yield pair.id, round(ratio * bytes)
+            kinds = {image.digest: _kind(image) for image in pair.sample.images}
+            ratios = ((own, (plain if made is None else noised)[kinds[own]]) for own, made in new)
+            yield pair.id, round(sum(ratio * bytes[own] for own, ratio in ratios))
 
 
-def _image(pair: Pair) -> tuple[str, str]:
-    return pair.sample.image_digest, pair.sample.images[0].file.suffix.lower()
+def _kind(image: SampleImage) -> str:
+    return image.file.suffix.lower()
 
 
-def _shown(pair: Pair, located: Mapping[str, Any], noise: Noise | None) -> set[Any]:
-    """Return a row's images: None for the source's own, for a noised one what it is made of."""
+def _noised(pair: Pair, located: Mapping[str, Any], noise: Noise) -> list[tuple[int, Region]]:
+    """Return the places of a pair's images that are noised, with their regions."""
+    regions = pair.regions(located)
+    chosen = noise.noised([not region.reason for region in regions])
+    return [(place, region) for place, region in enumerate(regions) if chosen[place]]
+
+
+def _shown(pair: Pair, located: Mapping[str, Any], noise: Noise | None) -> set[tuple[str, Any]]:
+    """Return a row's images by digest: with None the source's own, for a noised one what it is made of."""
+    own = {(image.digest, None) for image in pair.sample.images}
     if noise is None or not pair.is_noised:
-        return {None}
-    made: Any = pair.id
-    if noise.per == "image":
-        made = noise.whole or pair.region(located).area
-    return {made} if pair.healthy or pair.dispreference in schema.REVERSED else {None, made}
+        return own
+    made: set[tuple[str, Any]] = set()
+    for place, region in _noised(pair, located, noise):
+        area: Any = pair.id
+        if noise.per == "image":
+            area = noise.whole or region.area
+        made.add((pair.sample.images[place].digest, area))
+    replaced = {(digest, None) for digest, _ in made}
+    one_image = pair.healthy or pair.dispreference in schema.REVERSED
+    return made | (own - replaced if one_image else own)
 
 
-def _ratios(pairs: Iterable[Pair], store: Callable[[Pair], dict[str, Any]]) -> dict[str, float]:
+def _ratios(
+    found: Iterable[tuple[SampleImage, Any]], store: Callable[[SampleImage, Any], dict[str, Any]]
+) -> dict[str, float]:
     """Return by file suffix the bytes that `store` gives for images over those of their files."""
-    kinds: dict[str, list[Pair]] = {}
-    for (_, kind), about in groupby(pairs, _image):
-        kinds.setdefault(kind, []).append(next(about))
+    kinds: dict[str, dict[str, tuple[SampleImage, Any]]] = {}
+    for image, area in found:
+        kinds.setdefault(_kind(image), {}).setdefault(image.digest, (image, area))
     ratios = {}
     for kind, first in kinds.items():
-        chosen = nsmallest(MEASURED, first, key=lambda pair: unit_interval("size", pair.sample.image_digest))
-        ratios[kind] = sum(len(store(pair)["bytes"]) for pair in chosen) / sum(
-            _file_bytes(one.sample) for one in chosen
-        )
+        chosen = nsmallest(MEASURED, first.values(), key=lambda one: unit_interval("size", one[0].digest))
+        ratios[kind] = sum(len(store(*one)["bytes"]) for one in chosen) / sum(_file_bytes(image) for image, _ in chosen)
     return ratios
 
 
-def _file_bytes(sample: Sample) -> int:
+def _file_bytes(image: SampleImage) -> int:
     try:
-        return sample.images[0].file.stat().st_size
+        return image.file.stat().st_size
     except OSError as error:
-        raise InputError(
-            f"{sample.images[0].file}: {error.strerror}. Restore the image, then run again with --resume."
-        ) from None
+        raise InputError(f"{image.file}: {error.strerror}. Restore the image, then run again with --resume.") from None

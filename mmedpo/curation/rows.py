@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from mmedpo import schema
-from mmedpo.curation.localize import Region
+from mmedpo.curation.localize import NOT_FOUND, Region, read_regions
 from mmedpo.curation.noise import DRAWN, Noise, corrupt, generator, name_of
 from mmedpo.curation.relevance import NOT_WRONG, ROUNDING
 from mmedpo.curation.sampling import texts
@@ -80,6 +81,7 @@ class Pair:
     dispreference: str
     relevance: float | None
     healthy: Region | None = None
+    healthy_image: int = 0  # number of the image that it is in
 
     @property
     def id(self) -> str:
@@ -90,9 +92,13 @@ class Pair:
     def is_noised(self) -> bool:
         return self.dispreference != TEXT_PAIR or self.healthy is not None
 
-    def region(self, located: Mapping[str, Any] | Part) -> Region:
-        """Return where its image is noised; `located` has records of lesions by sample id."""
-        return self.healthy or Region.read(located[self.sample.id])
+    def regions(self, located: Mapping[str, Any] | Part) -> list[Region]:
+        """Return where its images are noised; `located` has records of lesions by sample id."""
+        count = len(self.sample.images)
+        if self.healthy is None:
+            return read_regions(located[self.sample.id], count)
+        elsewhere = Region(reason=NOT_FOUND)
+        return [self.healthy if place == self.healthy_image else elsewhere for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Makers:
     noise: Noise | None
     seed: int
     chosen: bool = False  # rows say who made the chosen side
+    several: bool = False  # some question of the dataset has several images
 
 
 def pair_up(
@@ -127,8 +134,8 @@ def pair_up(
             yield _least(least, *_text_pair(sample, disputed, steps["judge"]))
         for kind in kinds:
             judged = steps["judge"].get(sample.id) if kind.reversed else None
-            region = Region.read(steps["locate"][sample.id])
-            yield _least(least, *_visual_pair(sample, region, disputed, judged, kind))
+            regions = read_regions(steps["locate"][sample.id], len(sample.images))
+            yield _least(least, *_visual_pair(sample, regions, disputed, judged, kind))
 
 
 def _least(least: float, pair: Pair | None, reject: Reject | None) -> tuple[Pair | None, Reject | None]:
@@ -161,23 +168,26 @@ def _last_rationale(judged: Mapping[str, Any]) -> str:
 
 def _visual_pair(
     sample: Sample,
-    region: Region,
+    regions: Sequence[Region],
     disputed: Mapping[str, Any] | None,
     judged: Mapping[str, Any] | None,
     noise: Noise,
 ) -> tuple[Pair | None, Reject | None]:
     kind = noise.dispreference
-    if region.reason and not noise.whole:
-        return None, _reject(sample, kind, region.reason, region.query or "", "locate")
+    chosen = noise.noised([not region.reason for region in regions])
+    if not any(chosen):
+        first = next((region for region in regions if region.reason != NOT_FOUND), regions[0])
+        return None, _reject(sample, kind, str(first.reason), first.query or "", "locate")
     if noise.reversed and (disputed is None or "reason" in disputed):
         return None, _reject(sample, kind, "no wrong answer to prefer on the noised image", "", "dispute")
     if judged and judged.get("reason") == NOT_WRONG:  # neither side would be worse than the other
         return None, _reject(sample, kind, NOT_WRONG, _last_rationale(judged), "judge")
+    noised = [(image, region) for image, region, on in zip(sample.files, regions, chosen, strict=True) if on]
     if noise.method == "black":
-        pixels = images.pixels(sample.images[0].file)
-        if not pixels[_mask(pixels, region, noise)].any():
+        shown = ((images.pixels(image), region) for image, region in noised)
+        if not any(pixels[_mask(pixels, region, noise)].any() for pixels, region in shown):
             return None, _reject(sample, kind, "the region is black already", "", "locate")
-    return Pair(sample, kind, region.confidence), None
+    return Pair(sample, kind, max(region.confidence for _, region in noised)), None
 
 
 def dataset_rows(
@@ -190,13 +200,14 @@ def dataset_rows(
         offered: some pair of the dataset has options, so that all rows have the column.
     """
     fields = [*schema.FEATURES["provenance"], *(schema.CHOSEN if makers.chosen else ())]
+    fields += schema.SEVERAL if makers.several else ()
     embedded = lru_cache(KEPT)(images.embedded)
     noiser = Noiser(makers.noise, makers.seed, embedded) if makers.noise else None
     for pair, weight, steps in pairs:
         sample = pair.sample
         row: dict[str, Any] = {
             "id": pair.id,
-            "images": [embedded(sample.images[0].file)],
+            "images": [*map(embedded, sample.files)],
             "rejected_images": None,
             "prompt": _message("user", sample.prompt),
             "chosen": _message("assistant", sample.answer),
@@ -252,24 +263,34 @@ def _set_rejected(row: dict[str, Any], sample: Sample, steps: Mapping[str, Part]
 def _set_noised(
     row: dict[str, Any], pair: Pair, steps: Mapping[str, Part], makers: Makers, noiser: Noiser
 ) -> dict[str, Any]:
-    """Set the noised image of a row, on both sides of reversed pairs and controls; return its provenance."""
-    noise, region = noiser.noise, pair.region(steps["locate"])
-    picture, coverage = noiser(pair.sample, region)
+    """Set the noised images of a row, on both sides of reversed pairs and controls; return its provenance."""
+    noise, regions = noiser.noise, pair.regions(steps["locate"])
+    made = noiser.each(pair.sample, regions)
+    shown = [own if found is None else found[0] for own, found in zip(row["images"], made, strict=True)]
     one_image = pair.healthy is not None or pair.dispreference in schema.REVERSED
     if pair.dispreference in schema.REVERSED:
-        row["images"], row["chosen"], row["rejected"] = [picture], row["rejected"], row["chosen"]
+        row["images"], row["chosen"], row["rejected"] = shown, row["rejected"], row["chosen"]
     elif one_image:
-        row["images"] = [picture]
+        row["images"] = shown
     else:
-        row["rejected_images"] = [picture]
+        row["rejected_images"] = shown
+    marked = [(place, box) for place, found in enumerate(made) if found for box in regions[place].boxes]
     return {
         "noise": noise.method, "noise_step": noise.step if noise.method == "diffusion" else None,
         "noise_edge": noise.edge, "noise_pixels": noise.pixels if noise.method in DRAWN else None,
         "noise_per": noise.per,
-        "mask_coverage": coverage, "localizer": makers.localizer, "query": region.query,
-        "mask_rule": makers.mask_rule, "boxes": [asdict(box) for box in region.boxes],
+        "mask_coverage": fmean(found[1] for found in made if found), "localizer": makers.localizer,
+        "query": next((region.query for region in regions if region.query), None), "mask_rule": makers.mask_rule,
+        "boxes": [asdict(box) for _, box in marked], "box_images": [place for place, _ in marked],
         **({} if one_image else {"rejected_by": noise.method}),
     }  # fmt: skip
+
+
+def noised_shares(noise: Noise, regions: Sequence[Region]) -> list[float]:
+    """Return the mask's share of each image that is noised, as the regions say."""
+    chosen = noise.noised([not region.reason for region in regions])
+    noised = (region for region, on in zip(regions, chosen, strict=True) if on)
+    return [1.0 if noise.whole or region.reason else region.coverage for region in noised]
 
 
 class Noiser:
@@ -285,11 +306,20 @@ class Noiser:
         self.noise, self.seed, self.read = noise, seed, read
         self.shared = lru_cache(KEPT)(self.noised)
 
-    def __call__(self, sample: Sample, region: Region) -> tuple[dict[str, Any], float]:
-        """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels."""
+    def each(self, sample: Sample, regions: Sequence[Region]) -> list[tuple[dict[str, Any], float] | None]:
+        """Return the corrupted image as PNG, {"bytes", "path"}, and the mask's share of its pixels, or None for an
+        image that is not noised.
+        """
+        chosen = self.noise.noised([not region.reason for region in regions])
+        return [self(sample, region, place) if chosen[place] else None for place, region in enumerate(regions)]
+
+    def __call__(self, sample: Sample, region: Region, place: int = 0) -> tuple[dict[str, Any], float]:
+        """Return one of a sample's images, corrupted, as `each` does."""
+        area = Region() if self.noise.whole or region.reason else region.area
         if self.noise.per == "row":
-            return self.noised(sample.images[0].file, region, row_id(sample, self.noise.dispreference))
-        return self.shared(sample.images[0].file, Region() if self.noise.whole else region.area)
+            name = row_id(sample, self.noise.dispreference) + (f"/{place}" if place else "")
+            return self.noised(sample.files[place], area, name)
+        return self.shared(sample.files[place], area)
 
     def noised(self, image: Path, region: Region, row: str = "") -> tuple[dict[str, Any], float]:
         noise, pixels = self.noise, images.pixels(self.read(image))
@@ -300,8 +330,10 @@ class Noiser:
 
 
 def _mask(pixels: np.ndarray, region: Region, noise: Noise) -> np.ndarray:
+    """Return the mask of an image's region, all of it for a region without boxes and mask."""
     height, width = pixels.shape[:2]
-    return np.ones((height, width), dtype=bool) if noise.whole else region.pixels(height, width)
+    whole = noise.whole or not (region.boxes or region.mask)
+    return np.ones((height, width), dtype=bool) if whole else region.pixels(height, width)
 
 
 def _message(role: str, content: str) -> list[dict[str, str]]:

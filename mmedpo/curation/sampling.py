@@ -103,8 +103,8 @@ class Sampler:
         seed = int(unit_interval("sample", self.seed, *(sample.id for sample in batch)) * 2**32)
         most = longest(batch[0].task, self.max_new_tokens, self.max_new_tokens_report)
         sampling = Sampling(most, self.temperature, samples=self.samples, seed=seed)
-        shown = {sample.images[0].file: images.open_rgb(sample.images[0].file) for sample in batch}
-        prompts = model.prompts([(shown[sample.images[0].file], sample.prompt) for sample in batch], sampling)
+        shown = {file: images.open_rgb(file) for sample in batch for file in sample.files}
+        prompts = model.prompts([([*map(shown.get, sample.files)], sample.prompt) for sample in batch], sampling)
         return list(map(_found, model.generate(prompts, sampling)))
 
 
@@ -146,12 +146,12 @@ class EndpointSampler:
 
         Samples of failed requests are left out too; the question is asked again by a resumed run.
         """
-        images = {image: sent(image) for image in {sample.images[0].file for sample in batch}}
+        images = {file: sent(file) for file in {file for sample in batch for file in sample.files}}
 
         def request(sample: Sample, index: int, samples: int) -> ChatRequest:
             return ChatRequest(
                 PROMPT, {"question": sample.prompt, "gold": sample.answer}, sample.prompt,
-                images[sample.images[0].file], readable=lambda text: True, samples=samples,
+                tuple(images[file] for file in sample.files), readable=lambda text: True, samples=samples,
                 max_tokens=longest(sample.task, self.max_new_tokens, self.max_new_tokens_report),
                 seed=int(unit_interval("sample", self.seed, sample.id, index) * 2**31),  # some servers have 32 bits
             )  # fmt: skip
@@ -193,9 +193,9 @@ def sent(image: Path) -> bytes:
 
 def by_image(samples: Iterable[Sample]) -> list[Sample]:
     """Return samples with those about one image together, images in the order in which they occur first."""
-    own: dict[Path, list[Sample]] = {}
+    own: dict[tuple[Path, ...], list[Sample]] = {}
     for sample in samples:
-        own.setdefault(sample.images[0].file, []).append(sample)
+        own.setdefault(sample.files, []).append(sample)
     return [sample for those in own.values() for sample in those]
 
 

@@ -117,6 +117,9 @@ class Settings:
     noise_per: str = option(
         "image", "image: questions about one image and region share a noised image; row: each has its own."
     )
+    noise_images: str = option(
+        "lesion", "Of several images a question, those with a lesion (lesion), or all: one without as a whole."
+    )
     shard_size: str = option(SHARD_SIZE, "Bytes of images in a Parquet file; small files make new versions cheap.")
     reversed: bool = option(False, "On the noised image, prefer the rejected response to the gold answer.")
     symmetric: bool = option(False, "Visual pairs and beside each its reversed one.")
@@ -133,8 +136,9 @@ class Settings:
         self.judges = [name for given in self.judges for name in separated(given)]
         names: dict[str, Sequence[str]] = {
             "style": hallucinate.STYLES, "panel": relevance.MODES, "noise": noise.METHODS,
-            "noise_region": ("lesion", "image"), "noise_per": noise.PER, "weights": weights.METHODS,
-            "weights_over": weights.OVER, "chosen": ("gold", "corrected"), "balance": pair_options.BALANCES,
+            "noise_region": ("lesion", "image"), "noise_per": noise.PER, "noise_images": noise.IMAGES,
+            "weights": weights.METHODS, "weights_over": weights.OVER, "chosen": ("gold", "corrected"),
+            "balance": pair_options.BALANCES,
         }  # fmt: skip
         shard_bytes(self.shard_size)
         wrong = unknown(self, names) + outside(self) + pair_options.contradictions(self)

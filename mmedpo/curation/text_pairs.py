@@ -31,7 +31,7 @@ class Item:
     task: str
     candidates: Sequence[str] = ()
     alternatives: Callable[[], Iterable[str]] = tuple
-    image: bytes | None = None
+    images: tuple[bytes, ...] = ()
     options: Sequence[str] = ()
     key: str = ""
     failed: str = ""

@@ -28,6 +28,7 @@ from mmedpo.curation import (
     weights,
 )
 from mmedpo.curation.blocks import Curation
+from mmedpo.curation.localize import read_regions
 from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.data import shards
 from mmedpo.data.text import number_of
@@ -127,8 +128,11 @@ def weigh(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
     for count, rows_of_shard in enumerate(_in_shards(curation, weighed), 1):
         write_whole(shard_file(curation, count - 1), pickle.dumps(rows_of_shard))
     facts = _facts(curation, [pair for pair, _ in pairs], rejects, normalization)
-    options = any(pair.sample.options for pair, _ in pairs)
-    write_json(folder / FACTS, {"state": state, "shards": count, "options": options, "manifest": facts})
+    columns = {
+        "options": any(pair.sample.options for pair, _ in pairs),
+        "several": any(len(pair.sample.images) > 1 for pair, _ in pairs),
+    }  # fmt: skip
+    write_json(folder / FACTS, {"state": state, "shards": count, **columns, "manifest": facts})
 
 
 def shard_file(curation: Curation, number: int) -> Path:
@@ -280,9 +284,9 @@ def _burnt_text(curation: Curation, pairs: Sequence[rows.Pair]) -> dict[str, Any
 
 
 def _coverage(curation: Curation, pairs: Sequence[rows.Pair], bound: float) -> dict[str, float] | None:
-    visual = {pair.sample.id for pair in pairs if pair.dispreference != rows.TEXT_PAIR}
+    visual = {pair.sample.id: len(pair.sample.images) for pair in pairs if pair.dispreference != rows.TEXT_PAIR}
     if not visual or curation.noise is None:
         return None
-    whole = curation.noise.whole
-    shares = [1.0 if whole else region["coverage"] for id, region in curation.items("locate") if id in visual]
+    located = (read_regions(found, visual[id]) for id, found in curation.items("locate") if id in visual)
+    shares = [share for regions in located for share in rows.noised_shares(curation.noise, regions)]
     return {"mean": fmean(shares), "max": max(shares), "bound": bound}

@@ -29,7 +29,7 @@ def write(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
         InputError: rows break a rule.
     """
     facts = read_object(curation.folder / WEIGHED / FACTS)
-    makers, count = _makers(curation, facts["manifest"]), facts["shards"]
+    makers, count = _makers(curation, facts["manifest"], facts["several"]), facts["shards"]
     for number in track(range(rank, count, tasks), "Noise and rows", disable=tasks > 1):
         weighed: list[Weighed] = pickle.loads(shard_file(curation, number).read_bytes())
         with closing(_Opened(curation)) as results:
@@ -38,11 +38,11 @@ def write(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
             shards.write(made, curation.folder, SPLIT, number, count)
 
 
-def _makers(curation: Curation, made: Mapping[str, Any]) -> rows.Makers:
+def _makers(curation: Curation, made: Mapping[str, Any], several: bool) -> rows.Makers:
     target = curation.models()["sampled_by"]
     return rows.Makers(
         target, made["target_model"]["revision"], made["localizer"], made["mask_rule"], curation.noise,
-        curation.settings.seed, "chosen" in made,
+        curation.settings.seed, "chosen" in made, several,
     )  # fmt: skip
 
 

@@ -84,23 +84,24 @@ def load_splits(path: str, streaming: bool = False, revision: str | None = None)
 
 @dataclass(frozen=True)
 class Pictures:
-    """First images of a split's rows. Pickled by name, since another machine may lack this one's cache."""
+    """Images of a split's rows. Pickled by name, since another machine may lack this one's cache."""
 
     name: str
     revision: str | None
     split: str
     rows: Any  # {"images": [{"bytes", "path"}]}
 
-    def __call__(self, place: int) -> Image:
-        """Return the image of a row as RGB; in any thread."""
-        return open_rgb(self.rows[place]["images"][0])
+    def __call__(self, place: tuple[int, int]) -> Image:
+        """Return an image, by the numbers of its row and in it, as RGB; in any thread."""
+        row, number = place
+        return open_rgb(self.rows[row]["images"][number])
 
     def __reduce__(self) -> Any:
         return pictures, (self.name, self.revision, self.split)
 
 
 def pictures(name: str, revision: str | None, split: str, dataset: Dataset | None = None) -> Pictures:
-    """Return the first images of a split; `dataset` is the split, if it is already loaded."""
+    """Return the images of a split; `dataset` is the split, if it is already loaded."""
     dataset = load_splits(name, revision=revision)[split] if dataset is None else dataset
     return Pictures(name, revision, split, schema.undecoded(dataset.select_columns(["images"])))
 

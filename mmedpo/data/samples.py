@@ -87,6 +87,11 @@ class Sample:
         """Return the text that a model is asked."""
         return options.asked(self.question, self.options)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the images."""
+        return tuple(image.file for image in self.images)
+
     def each(self) -> list[Sample]:
         """Return the sample once for each of its images, about that image alone."""
         return [replace(self, images=(image,)) for image in self.images]

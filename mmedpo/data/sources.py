@@ -181,8 +181,6 @@ def read_source(
 
 def refuse_faults(source: Source, skip_faulty: bool) -> None:
     """Raise InputError with all faults, unless `skip_faulty` and good rows are left."""
-    if several := [one.id for one in source.samples if len(one.images) > 1]:
-        raise InputError(f"{source.name}: {several[0]} has several images, which no command takes so far.")
     if source.faults and not (skip_faulty and source.samples):
         rows = len({fault.row for fault in source.faults})
         remedy = "Correct them, or leave these rows out with --skip-faulty." if source.samples else "No row is usable."

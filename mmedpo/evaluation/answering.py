@@ -113,13 +113,10 @@ class LocalModel:
 
         def read(parts: list[Batch]) -> Any:
             questions = [question for part in parts for question in part]
-            images = {image: asked.open_image(image) for image in {question.image for question in questions}}
-            asking = [(images[question.image], question.prompt) for question in questions]
-            shown = [
-                [(images[question.image], question.prompt, question.options) for question in part]
-                if part[0].task == "choice_vqa" else []
-                for part in parts
-            ]  # fmt: skip
+            images = {image: asked.open_image(image) for image in {own for one in questions for own in one.images}}
+            asking = [([images[own] for own in question.images], question.prompt) for question in questions]
+            measured = {one.id: (*pair, one.options) for pair, one in zip(asking, questions, strict=True)}
+            shown = [[measured[one.id] for one in part] if part[0].task == "choice_vqa" else [] for part in parts]
             return parts, shown, self.model.prompts(asking, generation.sampling(parts[0]))
 
         for parts, shown, prompts in ahead(read, together()):
@@ -132,8 +129,10 @@ class LocalModel:
             keep(lines)
         return {}
 
-    def _likelihoods(self, shown: Sequence[tuple[Image, str, Sequence[str]]], generation: Generation) -> list[Line]:
-        """Return the log-probabilities of the options of each of (image, prompt, options), or why there are none."""
+    def _likelihoods(
+        self, shown: Sequence[tuple[Sequence[Image], str, Sequence[str]]], generation: Generation
+    ) -> list[Line]:
+        """Return the log-probabilities of the options of each of (images, prompt, options), or why there are none."""
         try:
             found = option_logps(self.model, shown, generation.batch_size)
         except InputError as error:  # by its template or head, which can answer but not be measured
@@ -238,8 +237,8 @@ class _Requests(Sequence[ChatRequest]):
 
     def _request(self, question: Question) -> ChatRequest:
         # Only pixels are sent: headers of the file may name the patient.
-        image: bytes = png(np.asarray(self.open_image(question.image)), "image")["bytes"]
-        return ChatRequest(PROMPT, {}, question.prompt, image, max_tokens=self.generation.longest(question.task))
+        images = tuple(png(np.asarray(self.open_image(one)), "image")["bytes"] for one in question.images)
+        return ChatRequest(PROMPT, {}, question.prompt, images, max_tokens=self.generation.longest(question.task))
 
 
 def ahead(make: Callable[[Given], Made], given: Iterable[Given], depth: int = READERS) -> Iterator[Made]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.progress import track
@@ -26,7 +26,7 @@ from mmedpo.evaluation.answering import identity
 from mmedpo.evaluation.attention_picture import draw
 from mmedpo.evaluation.attention_weights import answer_tokens, attending, layer_numbers, read
 from mmedpo.evaluation.contents import QUESTIONS, keep
-from mmedpo.evaluation.image_tokens import Grid, grids, overlaps, spread
+from mmedpo.evaluation.image_tokens import Grid, count, grids, overlaps, spread
 from mmedpo.evaluation.metrics.base import Floats, mean
 from mmedpo.evaluation.questions import of_sample
 from mmedpo.evaluation.score import picture
@@ -36,6 +36,9 @@ from mmedpo.runs import formats
 from mmedpo.runs.json_files import write_json
 from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.provenance import versions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ANSWERS = ("gold", "own")
 RUNS = ("start", "adapter")
@@ -71,12 +74,12 @@ def boxed(samples: Sequence[Sample]) -> list[Sample]:
         InputError: boxes outside of their image; all are listed.
     """
     chosen = [sample for sample in samples if sample.boxes]
-    sizes = {sample.images[0].file: open_rgb(sample.images[0].file).size for sample in chosen}
     faults = [
         Fault(sample.id, "boxes", f"outside the image of {width} x {height} pixels; correct or remove it", repr(box))
         for sample in chosen
-        for width, height in [sizes[sample.images[0].file]]
-        for box in sample.boxes
+        for image in sample.images
+        for width, height in [image.size]
+        for box in image.boxes
         if box.x >= width or box.y >= height or box.x + box.width <= 0 or box.y + box.height <= 0
     ]
     if faults:
@@ -138,32 +141,51 @@ def compare_attention(
 def _compare(
     model: VisionLanguageModel, sample: Sample, picture: Path, settings: Settings, layers: Sequence[Any]
 ) -> dict[str, Any]:
-    image = open_rgb(sample.images[0].file)
-    inputs = model.encode([(image, sample.prompt)])
-    found = grids(model.model.config, model.processor, inputs, image)
-    visible = seen(found, *image.size)
-    forced = answer_tokens(model.processor, sample.prompt, sample.answer) if settings.answer == "gold" else None
+    images = [*map(open_rgb, sample.files)]
+    inputs = model.encode([(images, sample.prompt)])
+    found = _grids(model, inputs, images, sample)
+    visible = [seen(own, *image.size) for own, image in zip(found, images, strict=True)]
+    forced = None
+    if settings.answer == "gold":
+        forced = answer_tokens(model.processor, sample.prompt, sample.answer, len(images))
     readings, heats, shares = {}, {}, {}
     for run, context in (("start", model.model.disable_adapter()), ("adapter", nullcontext())):
         with context:
             readings[run] = read(
                 model, inputs, forced and forced[: settings.max_new_tokens], layers, settings.max_new_tokens
             )
-        heats[run] = spread(readings[run].mass, found, *image.size)
-        shares[run] = measure(readings[run].mass, heats[run], visible, sample.boxes)
+        mass = readings[run].mass
+        heats[run] = [spread(mass, own, *image.size) for own, image in zip(found, images, strict=True)]
+        shares[run] = measure(mass, heats[run], visible, [image.boxes for image in sample.images])
         if readings[run].unanswered:
             shares[run] = dict.fromkeys(SHARES)
     answers = {run: reading.answer for run, reading in readings.items()}
     unanswered = {run: reading.unanswered for run, reading in readings.items() if reading.unanswered}
     said = answers | {run: f"nothing: {why}" for run, why in unanswered.items()}
-    draw(picture, image, sample, heats, visible, shares, said)
+    draw(picture, images, sample, heats, visible, shares, said)
     return {
         "id": sample.id, "image_id": sample.image_id, "image_digest": sample.image_digest,
         "question": sample.question, "answer": sample.answer,
         "answers": answers, **({"unanswered": unanswered} if unanswered else {}),
-        "grids": [list(grid.tokens.shape) for grid in found],
+        "grids": [list(grid.tokens.shape) for own in found for grid in own],
         **{name: {run: shares[run][name] for run in RUNS} for name in SHARES},
     }  # fmt: skip
+
+
+def _grids(model: VisionLanguageModel, inputs: Any, images: Sequence[Image], sample: Sample) -> list[list[Grid]]:
+    """Return the grids of each image, whose tokens are numbered among those of all images in the prompt."""
+    config, processor, begin, found = model.model.config, model.processor, 0, []
+    for image in images:
+        alone = inputs if len(images) == 1 else model.encode([(image, sample.prompt)])
+        own = grids(config, processor, alone, image)
+        found.append([replace(grid, tokens=grid.tokens + begin) for grid in own])
+        begin += count(config, alone)
+    if begin != count(config, inputs):
+        raise InputError(
+            f"{sample.id}: its {len(images)} images have {count(config, inputs)} image tokens together and {begin} one "
+            f"by one, so that tokens of {type(processor).__name__} cannot be told apart. Ask about one image."
+        )
+    return found
 
 
 def seen(grids: Sequence[Grid], width: int, height: int) -> np.ndarray:
@@ -178,23 +200,27 @@ def seen(grids: Sequence[Grid], width: int, height: int) -> np.ndarray:
     return inside
 
 
-def measure(mass: Floats, heat: Floats, seen: np.ndarray, boxes: Sequence[Box]) -> dict[str, float | None]:
-    """Return the shares of one answer's attention.
+def measure(
+    mass: Floats, heats: Sequence[Floats], seen: Sequence[np.ndarray], boxes: Sequence[Sequence[Box]]
+) -> dict[str, float | None]:
+    """Return the shares of one answer's attention, over all images of the question.
 
     Args:
         mass: weight of each image token.
-        heat: height x width, `image_tokens.spread` of `mass`.
-        seen: bool, height x width, as `seen` returns it.
-        boxes: lesion boxes in pixels.
+        heats: of each image height x width, `image_tokens.spread` of `mass`.
+        seen: of each image bool, height x width, as `seen` returns it.
+        boxes: lesion boxes of each image, in pixels.
 
     Returns:
         on_image: share of all attention on image tokens, [0, 1]; padding and ends of lines count.
-        in_box: share of the attention in the image that lies in the boxes, [0, 1].
+        in_box: share of the attention in the images that lies in the boxes, [0, 1].
         lift: `in_box` divided by the boxes' share of the seen area; 1 for even attention.
         The last two are None where no box is seen.
     """
-    boxes_there = cover(boxes, *heat.shape[::-1]) * seen
-    area = boxes_there.sum() / seen.sum()
+    marked = [cover(own, *heat.shape[::-1]) for own, heat in zip(boxes, heats, strict=True)]
+    heat, there, marks = (np.concatenate([*map(np.ravel, each)]) for each in (heats, seen, marked))
+    boxes_there = marks * there
+    area = boxes_there.sum() / there.sum()
     shares: dict[str, float | None] = {"on_image": float(mass.sum()), "in_box": None, "lift": None}
     if area > 0 and heat.sum() > 0:
         in_box = (heat * boxes_there).sum() / heat.sum()

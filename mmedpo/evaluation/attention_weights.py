@@ -115,13 +115,14 @@ def read(
     return Reading(str(answer.said), weights.mean(dim=(0, 1)).double().cpu().numpy())
 
 
-def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
-    """Return the token ids of `answer` after `question` in the chat template, without the end of the turn.
+def answer_tokens(processor: Any, question: str, answer: str, images: int = 1) -> list[int]:
+    """Return the token ids of `answer` after `question` about so many images in the chat template, without the end of
+    the turn.
 
     Raises:
         InputError: the template changes the prompt or the answer.
     """
-    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    asked = [{"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}]
     told = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     whole = processor.apply_chat_template(asked + told, tokenize=False)

@@ -25,12 +25,12 @@ class View:
 
 
 def option_logps(
-    model: VisionLanguageModel, asked: Sequence[tuple[Image, str, Sequence[str]]], batch_size: int
+    model: VisionLanguageModel, asked: Sequence[tuple[Sequence[Image], str, Sequence[str]]], batch_size: int
 ) -> list[list[float]]:
-    """Return the `answer_logps` of each option as the answer to (image, prompt, options), `batch_size` at once."""
+    """Return the `answer_logps` of each option as the answer to (images, prompt, options), `batch_size` at once."""
     views = [
-        View([image], [{"role": "user", "content": prompt}], [{"role": "assistant", "content": option}])
-        for image, prompt, options in asked
+        View(images, [{"role": "user", "content": prompt}], [{"role": "assistant", "content": option}])
+        for images, prompt, options in asked
         for option in options
     ]
     starts = range(0, len(views), batch_size)

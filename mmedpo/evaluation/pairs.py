@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +90,10 @@ class Preference:
 class VisualReliance:
     """Visual reliance: the questions of the `lesion_noise` rows, asked on each of `visual_reliance.VIEWS`.
 
-    "lesion_noise" is the row's noised image, "blank" its mean colour, "swapped" the image of another patient's row (of
-    another image, where no patient is recorded). Greedy answers are scored by `med_vqa` (strict). Reports are scored by
-    the log-probability of the gold report only. A line's `prediction` is the answer on the original image.
+    "lesion_noise" shows the row's noised images, "blank" the mean colour of each, "swapped" as many images of another
+    patient's row (of other images, where no patient is recorded), repeated if they are fewer. Greedy answers are scored
+    by `med_vqa` (strict). Reports are scored by the log-probability of the gold report only. A line's `prediction` is
+    the answer on the original images.
 
     Args:
         rows, batch_size: as in `Preference`; other kinds of rows are skipped.
@@ -101,7 +102,7 @@ class VisualReliance:
 
     Raises:
         InputError: columns other than a preference dataset's; no `lesion_noise` row, or all of one patient; rows with
-            several images or messages or a gold answer without words (all are listed).
+            several messages or a gold answer without words (all are listed).
     """
 
     ledger = "views"
@@ -125,7 +126,7 @@ class VisualReliance:
             there = [(row, seen[view]) for row, seen in zip(batch, views, strict=True) if view in seen]
             if not there:
                 continue
-            logps = answer_logps(model, [View([image], row["prompt"], row["chosen"]) for row, image in there])
+            logps = answer_logps(model, [View(images, row["prompt"], row["chosen"]) for row, images in there])
             for (row, _), logp in zip(there, logps, strict=True):
                 found[row["id"]]["logps"][view] = logp
             places = [i for i in asked if view in views[i]]
@@ -138,9 +139,9 @@ class VisualReliance:
                     line.setdefault("unanswered", {})[view] = answer.failure
         return found
 
-    def views(self, row: Row) -> dict[str, Image]:
+    def views(self, row: Row) -> dict[str, list[Image]]:
         """Return the images of a row by view."""
-        return seen_in(row["images"][0], row["rejected_images"][0], self.rows[self.partners[row["id"]]]["images"][0])
+        return seen_in(row["images"], row["rejected_images"], self.rows[self.partners[row["id"]]]["images"])
 
     def line(self, question: Row, found: Any) -> tuple[Row, Row]:
         """Return the fields of a row's lines of predictions.jsonl and scores.jsonl."""
@@ -231,13 +232,13 @@ def _question(row: Row) -> Row:
     """Return the row's line of questions.jsonl."""
     shown, other = ([*map(digest, _opened(row[column] or []))] for column in ("images", "rejected_images"))
     pair = [*(row[column] for column in TEXTS), shown, other]
-    return of_row(row, row["id"], 0, shown[0]).row() | {
+    return of_row(row, row["id"], (), shown).row() | {
         "dispreference": schema.DISPREFERENCES[row["dispreference"]], "weight": row["weight"],
         "pair_digest": hashlib.sha256(json.dumps(pair).encode()).hexdigest(),
     }  # fmt: skip
 
 
-def _opened(images: Sequence[Row]) -> list[Image]:
+def _opened(images: Sequence[Any]) -> list[Image]:
     return [open_rgb(image) for image in images]
 
 
@@ -262,8 +263,8 @@ def _refuse_unaskable(rows: Dataset, questions: Sequence[Row]) -> None:
         raise InputError("The dataset has no `lesion_noise` row; curate it with a localizer that finds lesions.")
     faults = []
     for row, question in zip(rows, questions, strict=True):
-        if len(row["images"]) != 1 or len(row["prompt"]) != 1:
-            faults.append(Fault(row["id"], "prompt", "has several images or messages; this measure needs one of each"))
+        if len(row["prompt"]) != 1:
+            faults.append(Fault(row["id"], "prompt", "has several messages; this measure needs one"))
         if not row["rejected_images"]:
             faults.append(Fault(row["id"], "rejected_images", "is missing; curate the row's noised image again"))
         if question["task"] != "report" and not med_vqa.tokens(question["reference"]):
@@ -301,11 +302,12 @@ def other_patients(questions: Sequence[Row], seed: int) -> list[int]:
     return [drawn(patient, question["id"]) for patient, question in zip(patients, questions, strict=True)]
 
 
-def seen_in(image: Any, noised: Any, other: Any) -> dict[str, Image]:
-    """Return the views of an image, of itself with noise (None leaves that view out) and of another one."""
-    original = open_rgb(image)
-    hidden = {} if noised is None else {"lesion_noise": open_rgb(noised)}
-    return {"original": original, **hidden, "blank": blank(original), "swapped": open_rgb(other)}
+def seen_in(images: Sequence[Any], noised: Sequence[Any] | None, others: Sequence[Any]) -> dict[str, list[Image]]:
+    """Return the views of a question's images, of themselves with noise (None leaves that view out) and of others."""
+    original = _opened(images)
+    hidden = {} if noised is None else {"lesion_noise": _opened(noised)}
+    swapped = [*islice(cycle(_opened(others)), len(original))]
+    return {"original": original, **hidden, "blank": [*map(blank, original)], "swapped": swapped}
 
 
 def blank(image: Image) -> Image:

@@ -142,22 +142,22 @@ def batches(questions: Sequence[Question], generation: Generation) -> list[Batch
     most: dict[Any, int] = {}  # characters of the longest prompt
     for q in questions:
         if q.task != "report":
-            tasks.setdefault(q.image, set()).add(TASKS.index(q.task))
+            tasks.setdefault(q.images, set()).add(TASKS.index(q.task))
 
     def kind(q: Question) -> list[int]:
         alone = sampled or q.task == "report"
-        return [TASKS.index(q.task)] if alone else sorted(tasks[q.image], reverse=True)
+        return [TASKS.index(q.task)] if alone else sorted(tasks[q.images], reverse=True)
 
     for q in questions:
-        most[q.image, *kind(q)] = max(most.get((q.image, *kind(q)), 0), len(q.prompt))
+        most[q.images, *kind(q)] = max(most.get((q.images, *kind(q)), 0), len(q.prompt))
 
     def order(q: Question) -> Any:
-        return kind(q), most[q.image, *kind(q)], q.image, TASKS.index(q.task), len(q.prompt), q.prompt, q.id
+        return kind(q), most[q.images, *kind(q)], q.images, TASKS.index(q.task), len(q.prompt), q.prompt, q.id
 
     made: list[Batch] = []
     for _, alike in groupby(sorted(questions, key=order, reverse=True), key=kind):
         held = 0
-        for _, own in groupby(alike, key=lambda q: q.id if sampled else q.image):
+        for _, own in groupby(alike, key=lambda q: q.id if sampled else q.images):
             new = [*own]
             if not held or (held >= size // 2 and len(made[-1]) + len(new) > size):
                 made.append(new)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmedpo import schema
 from mmedpo.data import credentialed, loading, options, origin
 from mmedpo.data.images import digest, open_rgb, size
-from mmedpo.data.samples import Sample
+from mmedpo.data.samples import Sample, joint_digest
 from mmedpo.data.sources import chosen_ids, limited, read_source, refuse_faults
 from mmedpo.data.text import plain
 from mmedpo.errors import Fault, InputError
@@ -62,10 +62,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its gold answer; `image` is a path or a row index, equal for all questions about the image."""
+    """One question with its gold answer; `images` are arguments of `QuestionSet.open_image`, equal for equal images."""
 
     id: str
-    image: Path | int
+    images: tuple[Any, ...]
     image_id: str
     patient_id: str | None
     task: str
@@ -74,9 +74,10 @@ class Question:
     question_type: str | None = None
     organ: str | None = None
     modality: str | None = None
-    image_digest: str | None = None  # `images.digest`
+    image_digest: str | None = None  # `images.digest`, or `samples.joint_digest` of several
     options: tuple[str, ...] = ()  # of multiple choice; `reference` is one of them
     question_set: str | None = None  # `metrics.question_sets`
+    image_digests: tuple[str, ...] = ()
     sample: Sample | None = field(default=None, compare=False, repr=False)  # of a source
 
     @property
@@ -90,6 +91,7 @@ class Question:
             "id": self.id, "image_id": self.image_id, "patient_id": self.patient_id, "task": self.task,
             "question": self.text, "reference": self.reference, "question_type": self.question_type,
             "organ": self.organ, "modality": self.modality, "image_digest": self.image_digest,
+            **({"image_digests": [*self.image_digests]} if len(self.image_digests) > 1 else {}),
             **({"options": [*self.options]} if self.options else {}),
             **({"question_set": self.question_set} if self.question_set else {}),
         }  # fmt: skip
@@ -101,7 +103,7 @@ class QuestionSet:
 
     Attributes:
         questions: at least one question.
-        open_image: function that opens a question's `image` as RGB, in any thread.
+        open_image: function that opens one of a question's `images` as RGB, in any thread.
         record: fields of results.json about the origin; faults quote no text of restricted data ("credentialed").
         note: notice for the user, if any.
         marked_by: as `sources.Source.marked_by`.
@@ -161,20 +163,20 @@ def read(asked: Asked, scoring: Scoring | None = None, load_processor: Callable[
 def of_sample(sample: Sample) -> Question:
     """Return the question of a source's sample."""
     return Question(
-        sample.id, sample.images[0].file, sample.image_id, sample.patient_id, sample.task, sample.question,
-        sample.answer, sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options,
-        sample.question_set, sample,
+        sample.id, sample.files, sample.image_id, sample.patient_id, sample.task, sample.question, sample.answer,
+        sample.question_type, sample.organ, sample.modality, sample.image_digest, sample.options, sample.question_set,
+        tuple(image.digest for image in sample.images), sample,
     )  # fmt: skip
 
 
-def of_row(row: Row, id_: str, place: int, image_digest: str) -> Question:
+def of_row(row: Row, id_: str, images: tuple[Any, ...], digests: Sequence[str]) -> Question:
     """Return the question of a preference dataset's row, whose gold answer is the chosen response."""
     made, task = row["provenance"] or {}, str(schema.label(row["task"], schema.TASKS))
     text, reference = (schema.message_text(row[column] or []) for column in ("prompt", "chosen"))
-    offered = tuple(row.get("options") or ())
+    offered, joint = tuple(row.get("options") or ()), joint_digest(digests)
     return Question(
-        id_, place, made.get("image_id") or image_digest, made.get("patient_id"), task, options.bare(text, offered),
-        reference, image_digest=image_digest, options=offered,
+        id_, images, made.get("image_id") or joint, made.get("patient_id"), task, options.bare(text, offered),
+        reference, image_digest=joint, options=offered, image_digests=tuple(digests),
     )  # fmt: skip
 
 
@@ -220,7 +222,7 @@ def _of_dataset(asked: Asked, load_processor: Callable[[], Any]) -> QuestionSet:
             question.id, {"prompt": question.prompt},
             {}
             if processor is None
-            else {"images": tuple(filter(None, [size(pictures.rows[question.image]["images"][0])]))},
+            else {"images": tuple(filter(None, (size(pictures.rows[row]["images"][n]) for row, n in question.images)))},
         )
         for question in questions
     ))  # fmt: skip
@@ -264,8 +266,8 @@ def _text_columns(dataset: Dataset) -> list[str]:
 
 
 def _distinct(rows: Any, pictures: loading.Pictures, left_out: Counter[str], faults: list[Fault]) -> Iterator[Question]:
-    first: dict[tuple[str, str], str] = {}  # (image, question) -> first gold answer
-    places: dict[str, int] = {}  # image -> first row
+    first: dict[tuple[str, str], str] = {}  # (images, question) -> first gold answer
+    places: dict[str, tuple[int, int]] = {}  # image -> its first row and number there
     read = _read(pictures)
     for place, row in enumerate(rows):
         if row["dispreference"] in schema.REVERSED:
@@ -275,40 +277,48 @@ def _distinct(rows: Any, pictures: loading.Pictures, left_out: Counter[str], fau
             left_out["the image has noise"] += 1
             continue
         text, reference = schema.message_text(row["prompt"] or []), schema.message_text(row["chosen"] or [])
-        image, said = read[place]
+        digests, said = read[place]
         if said is not None:
             faults.append(Fault(row["id"] or f"row {place}", "images", said))
             continue
-        if image is None or not text or schema.label(row["task"], schema.TASKS) is None:
+        if not digests or not text or schema.label(row["task"], schema.TASKS) is None:
             faults.append(Fault(row["id"] or f"row {place}", "(row)", "has no image, no prompt or no task; drop it"))
             continue
-        asked = (image, plain(text))
+        asked = (joint_digest(digests), plain(text))
         if asked in first:
             left_out.update(["repeated with another answer"] * (first[asked] != plain(reference)))
             continue
         first[asked] = plain(reference)
         id_ = (row["provenance"] or {}).get("sample_id") or row["id"]
-        yield of_row(row, id_, places.setdefault(image, place), image)
+        images = (places.setdefault(image, (place, number)) for number, image in enumerate(digests))
+        yield of_row(row, id_, tuple(images), digests)
 
 
-def _read(pictures: loading.Pictures) -> list[tuple[str | None, str | None]]:
-    """Return (digest, fault) of each row's first image; (None, None) for rows without one."""
-    files = [_file(row["images"] or []) for row in pictures.rows]
-    first = {file: place for place, file in reversed(list(enumerate(files))) if file is not None}
+def _read(pictures: loading.Pictures) -> list[tuple[list[str], str | None]]:
+    """Return (digests, fault) of each row's images; no digests of a row without images."""
+    files = [[*map(_file, row["images"] or [])] for row in pictures.rows]
+    first: dict[str | None, tuple[int, int]] = {}
+    for row, own in enumerate(files):
+        for number, file in enumerate(own):
+            first.setdefault(file, (row, number))
+    first.pop(None, None)
     with ThreadPoolExecutor(READERS) as pool:
         found = dict(zip(first, pool.map(partial(_digest, pictures), first.values()), strict=True))
-    return [(None, None) if file is None else found[file] for file in files]
+    read = [[found[file] for file in own if file is not None] for own in files]
+    return [
+        ([digest or "" for digest, _ in there] * (len(there) == len(own)), next((s for _, s in there if s), None))
+        for own, there in zip(files, read, strict=True)
+    ]
 
 
-def _file(images: Sequence[Row]) -> str | None:
-    """Return the identity of the first image's file, before it is decoded."""
-    return next(
-        (hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images if image),
-        None,
-    )
+def _file(image: Row | None) -> str | None:
+    """Return the identity of an image's file, before it is decoded; None of a missing image."""
+    if not image:
+        return None
+    return hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"]
 
 
-def _digest(pictures: loading.Pictures, place: int) -> tuple[str | None, str | None]:
+def _digest(pictures: loading.Pictures, place: tuple[int, int]) -> tuple[str | None, str | None]:
     try:
         return digest(pictures(place)), None
     except InputError as error:

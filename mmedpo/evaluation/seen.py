@@ -21,7 +21,8 @@ def seen_in_training(run: Run, *datasets: str) -> Row:
     """Count a run's test images and patients that are in preference datasets.
 
     Images are equal if their pixels are equal (`image_digest` of the questions), or if their ids and the names of their
-    sources are. Numbers that the records do not determine are None, not 0; so is "by_pixels" of masked images.
+    sources are; of several images a question, one that was seen counts. Numbers that the records do not determine are
+    None, not 0; so is "by_pixels" of masked images.
 
     Args:
         run: run with the test questions.
@@ -52,17 +53,19 @@ def _seen(run: Run, dataset: str) -> tuple[set[str] | None, ...]:
     """Return the test images in a dataset in any way, by pixels and by id, and the test patients in it."""
     pairs = loading.load_pairs(dataset)
     questions = run.questions.values()
-    images = {picture(row) for row in questions}
+    images = {picture(row): _each(row) for row in questions}
     named = [row["provenance"] for row in pairs.select_columns(["source", "provenance"])
              if row["source"] == run.results.get("source")]  # fmt: skip
     names = {made["image_id"] for made in named}
-    by_id = {picture(row) for row in questions if row["image_id"] in names} if named else None
+    ids = {id_ for name in names for id_ in name.split("|")}
+    by_id = {picture(row) for row in questions if not ids.isdisjoint(_ids(row))} if named else None
     patients = {row["patient_id"] for row in questions if row.get("patient_id") is not None}
     masked = (
         origin.dataset_manifest(dataset, None).get("burnt_text", {}).get("masked")
     )  # its pixels are not the source's
     known = not masked and all(row.get("image_digest") for row in questions)
-    by_pixels = images & _digests(pairs) if known else None
+    trained = _digests(pairs) if known else set()
+    by_pixels = {name for name, digests in images.items() if not trained.isdisjoint(digests)} if known else None
     seen = None if by_id is None and by_pixels is None else (by_id or set()) | (by_pixels or set())
     in_it = patients.intersection(made["patient_id"] for made in named) if named and patients else None
     return seen, by_pixels, by_id, in_it
@@ -98,6 +101,16 @@ def other_settings(runs: Sequence[Run]) -> list[str]:
         if apart := [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]:
             said.append(f"runs of {name!r} differ in more than their seed: {', '.join(apart)}")
     return said
+
+
+def _each(row: Row) -> list[str]:
+    """Return the digests of a question's images."""
+    return row.get("image_digests") or [picture(row)]
+
+
+def _ids(row: Row) -> list[str]:
+    """Return the ids of a question's images; one image may have a | in its name."""
+    return [row["image_id"], *row["image_id"].split("|")] if row.get("image_digests") else [row["image_id"]]
 
 
 def _digests(pairs: Any) -> set[str]:

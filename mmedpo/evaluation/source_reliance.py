@@ -13,7 +13,7 @@ from mmedpo.evaluation.questions import QuestionSet
 from mmedpo.evaluation.score import Row
 from mmedpo.schema import TASKS
 
-Noised = Callable[[Sample], Any]  # returns an image for `images.open_rgb`, or None where no lesion is marked
+Noised = Callable[[Sample], Any]  # returns images for `images.open_rgb`, or None where no lesion is marked
 
 
 class SourceReliance(VisualReliance):
@@ -23,7 +23,7 @@ class SourceReliance(VisualReliance):
 
     Args:
         asked: questions of a source, which the model's processor accepts.
-        noised: function that returns a sample's image with its lesion noised.
+        noised: function that returns a sample's images with their lesions noised.
         batch_size, seed, max_new_tokens: as in `VisualReliance`.
         noise: settings of `noised`, for the record.
 
@@ -58,7 +58,7 @@ class SourceReliance(VisualReliance):
 
     def views(self, row: Row) -> Row:
         sample, other = self.samples[row["id"]], self.asked.questions[self.partners[row["id"]]]
-        return seen_in(sample.images[0].file, self.noised(sample), other.image)
+        return seen_in(sample.files, self.noised(sample), other.images)
 
     def results(self, predictions: Any, scores: Any) -> Row:
         found = super().results(predictions, scores)

@@ -18,7 +18,7 @@ from typing import Any
 
 from mmedpo import schema
 from mmedpo.curation.hallucinate import NO_ANSWER
-from mmedpo.curation.localize import Region
+from mmedpo.curation.localize import NOT_FOUND, Region, regions_record
 from mmedpo.curation.rows import TEXT_PAIR, Precomputed
 from mmedpo.curation.run import of_models
 from mmedpo.curation.settings import Run, Settings
@@ -219,7 +219,7 @@ def _with_published(precomputed: Precomputed, published: Published, settings: Se
         if _kind(row) in (TEXT_PAIR, "reversed_noise") and row["clinical_relevance"] is not None:
             scores[sample] = row["clinical_relevance"]
         if _kind(row) != TEXT_PAIR and recorded.startswith(stripped.TOOLS) and settings.localizer == "boxes":
-            regions[sample] = _region(row, recorded).record()
+            regions[sample] = _regions(row, recorded)
     return replace(precomputed, scores={**scores, **precomputed.scores}, regions=regions, questions=sorted(questions))
 
 
@@ -227,13 +227,22 @@ def _kind(row: Mapping[str, Any]) -> str:
     return schema.DISPREFERENCES[row["dispreference"]]
 
 
-def _region(row: Mapping[str, Any], localizer: str) -> Region:
-    """Return a published row's boxes as its region; if a mask was used, they do not suffice."""
+def _regions(row: Mapping[str, Any], localizer: str) -> dict[str, Any]:
+    """Return a published row's boxes as the record of its regions; if a mask was used, they do not suffice."""
     made = row["provenance"]
     if made["mask_rule"] is not None:
-        return Region(reason=f"its mask is not published: name {localizer.partition(':')[0]}:... with --localizer")
-    boxes = tuple(Box(label="", **box) for box in made["boxes"] or [])
-    return Region(boxes, confidence=row["clinical_relevance"], coverage=made["mask_coverage"])
+        reason = f"its mask is not published: name {localizer.partition(':')[0]}:... with --localizer"
+        return Region(reason=reason).record()
+    boxes = [Box(label="", **box) for box in made["boxes"] or []]
+    places = made.get("box_images") or [0] * len(boxes)
+    found = [
+        Region(
+            tuple(box for box, number in zip(boxes, places, strict=True) if number == place),
+            confidence=row["clinical_relevance"], coverage=made["mask_coverage"],
+        )
+        for place in range(max(places, default=0) + 1)
+    ]  # fmt: skip
+    return regions_record([one if one.boxes else replace(one, reason=NOT_FOUND) for one in found])
 
 
 def _join(published: Published, folder: Path, shard_size: str) -> tuple[Counter[str], Counter[str]]:
@@ -292,8 +301,8 @@ def _joined(row: Mapping[str, Any], known: Mapping[str, Any], state: str) -> dic
     """Return a rebuilt row with the published weight and score; an identical one gets the provenance too."""
     made = dict(row["provenance"])
     if state == IDENTICAL:
-        judgements = known["provenance"]["judgements"]
-        published = {name: value for name, value in known["provenance"].items() if name not in stripped.PARTS}
+        kept, judgements = {*stripped.PARTS, *schema.SEVERAL}, known["provenance"]["judgements"]
+        published = {name: value for name, value in known["provenance"].items() if name not in kept}
         made |= {**published, "judgements": judgements and [{**one, "rationale": None} for one in judgements]}
     columns = {name: known[name] for name in stripped.COLUMNS}
     return {**row, **columns, "license": credentialed.marked(known["license"]), "provenance": made}

@@ -6,14 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmedpo.data.images import open_rgb
 from mmedpo.errors import InputError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+Shown = Any  # images of a question: a list, one image, or None
 SECONDS = 20.0  # a template takes milliseconds
 LONGEST = 2**20  # characters; a template adds a few hundred to the question
 
@@ -65,17 +63,22 @@ def render(processor: Any, text: str, images: int = 1) -> str:
     return rendered
 
 
-def encode(processor: Any, questions: Sequence[tuple[Image | None, str]]) -> Any:
+def listed(shown: Shown) -> list[Any]:
+    """Return the images that a question is about as a list."""
+    return [*shown] if isinstance(shown, list | tuple) else [] if shown is None else [shown]
+
+
+def encode(processor: Any, questions: Sequence[tuple[Shown, str]]) -> Any:
     """Return model inputs of a batch of (image, text) pairs, left-padded, in the model's chat template.
 
     Images are given for all pairs or for none; without images `processor` may be a tokenizer.
     """
-    images = [[open_rgb(image)] for image, _ in questions if image is not None]
-    texts = [render(processor, text, 1 if images else 0) for _, text in questions]
+    images = [[*map(open_rgb, listed(shown))] for shown, _ in questions]
+    texts = [render(processor, text, len(own)) for own, (_, text) in zip(images, questions, strict=True)]
     sees = hasattr(processor, "image_processor")
     return processor(
         text=texts,
-        **({"images": images} if images else {}),
+        **({"images": images} if any(images) else {}),
         padding=True,
         padding_side="left",
         add_special_tokens=sees and lacks_first_token(processor.tokenizer, texts[0]),

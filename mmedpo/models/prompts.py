@@ -7,17 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from mmedpo.data import placeholders
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.models.answers import LOOK_AHEAD, TOKENS, Tokens, filler, padded, read_prompts
-from mmedpo.models.chat_template import render
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from mmedpo.models.chat_template import Shown, listed, render
 
 Share = Literal["images", "prompt", ""]
 LESS: dict[Share, tuple[Share, str]] = {  # what is shared where this is wrong, and what is apart then
@@ -50,7 +47,7 @@ class Prompts:
     trunks: Sequence[Tokens]
     pixels: dict[str, torch.Tensor]
     filler: int
-    questions: Sequence[tuple[Image, str]] = ()
+    questions: Sequence[tuple[Shown, str]] = ()
 
     @property
     def longest(self) -> int:
@@ -88,7 +85,8 @@ class Prompts:
         others = [owner for owner in range(len(own)) if owner != first] or [first]
 
         def unlike(owner: int) -> Any:
-            one, other = (self.questions[own[number][0]][0].size for number in (owner, first))
+            shown = (listed(self.questions[own[number][0]][0]) for number in (owner, first))
+            one, other = ([image.size for image in images] for images in shown)
             return one != other, abs(length(self.trunks[owner]) - length(self.trunks[first]))
 
         def order(place: int) -> Any:
@@ -116,7 +114,7 @@ class Sharing:
         self._called = called
         self._verified: set[frozenset[str]] = set()  # values of `Prompts.kind`; what is verified stays shared
 
-    def ask(self, processor: Any, questions: Sequence[tuple[Image, str]], samples: int) -> Prompts:
+    def ask(self, processor: Any, questions: Sequence[tuple[Shown, str]], samples: int) -> Prompts:
         """Return `ask` of these questions with the present `share`; they keep `questions` until it is verified."""
         made = ask(processor, questions, self.share, samples)
         return replace(made, questions=questions) if self._doubtful(made) else made
@@ -152,10 +150,11 @@ def difference(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) 
     return None if largest <= tolerance else f"numbers differ by {largest:.1e} relative, more than {tolerance:.0e}"
 
 
-def ask(processor: Any, questions: Sequence[tuple[Image, str]], share: Share, samples: int) -> Prompts:
-    """Return (image, text) pairs as prompts in the model's chat template."""
-    texts = [render(processor, text) for _, text in questions]
-    return read(processor, texts, [[image] for image, _ in questions], share, samples)
+def ask(processor: Any, questions: Sequence[tuple[Shown, str]], share: Share, samples: int) -> Prompts:
+    """Return questions, each with its image or list of images, as prompts in the model's chat template."""
+    images = [listed(shown) for shown, _ in questions]
+    texts = [render(processor, text, len(own)) for own, (_, text) in zip(images, questions, strict=True)]
+    return read(processor, texts, images, share, samples)
 
 
 def read(

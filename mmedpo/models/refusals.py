@@ -20,6 +20,9 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
 
     The processor is tried on blank images; None checks texts only. If it accepts the extreme sizes (`extremes`), the
     sizes between are taken to be accepted too.
+
+    Raises:
+        InputError: a prompt has several images, and the model takes one.
     """
     rows = list(asked)
     own = getattr(processor, "image_token", None)
@@ -31,6 +34,7 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
     ]
     shown = {sizes for _, _, images in rows for sizes in images.values() if sizes}
     refused = {}
+    _refuse_several(processor, max(shown, key=lambda sizes: (len(sizes), sizes), default=()))
     if any(len(sizes) > 1 for sizes in shown) or any(_refusal(processor, sizes) for sizes in extremes(shown)):
         refused = {sizes: said for sizes in shown if (said := _refusal(processor, sizes))}
     return found + [
@@ -43,7 +47,10 @@ def faults(processor: Any, asked: Iterable[Asked]) -> list[Fault]:
 
 def drop_refused(source: Source, processor: Any) -> None:
     """Remove samples that a model's processor refuses from a source, and add their faults to it."""
-    asked = ((one.id, {"question": one.prompt}, {"image": (one.images[0].size,)}) for one in source.samples)
+    asked = (
+        (one.id, {"question": one.prompt}, {"image": tuple(image.size for image in one.images)})
+        for one in source.samples
+    )
     refused = faults(processor, asked)
     source.faults += credentialed.without_cells(refused) if source.credentialed else refused
     ids = {fault.row for fault in refused}
@@ -78,6 +85,26 @@ def _refusal(processor: Any, sizes: Sizes) -> str | None:
     except InputError as error:
         return str(error)
     return None
+
+
+def _refuse_several(processor: Any, sizes: Sizes) -> None:
+    """Raise InputError where the processor takes the first of these images, but not all, or leaves the others out."""
+    if processor is None or len(sizes) < 2:
+        return
+    try:
+        alone = prompt_tokens(processor, render(processor, "?", 1), sizes[:1])
+    except InputError:  # the fault of that image
+        return
+    try:
+        if prompt_tokens(processor, render(processor, "?", len(sizes)), sizes) > alone:
+            return
+        said = f"{type(processor).__name__} leaves the others out"
+    except InputError as error:
+        said = str(error).partition(";")[0]
+    raise InputError(
+        f"Questions have up to {len(sizes)} images, and the model takes one ({said}). Name a model that takes several, "
+        "or give data with one image a question."
+    )
 
 
 def extremes(shown: Collection[Sizes]) -> set[Sizes]:

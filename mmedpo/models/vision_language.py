@@ -14,16 +14,14 @@ from mmedpo.data import hub, placeholders, trust
 from mmedpo.data.text import number_of
 from mmedpo.errors import InputError
 from mmedpo.models.adapters import adapter_commit, adapter_digest, base_of, check_base, with_adapter
+from mmedpo.models.chat_template import Shown, encode, render
 from mmedpo.models.chat_template import check as check_template
-from mmedpo.models.chat_template import encode, render
 from mmedpo.models.fingerprint import fingerprint
 from mmedpo.models.generation import AnswerReader, NumbersOnly, Sampling, check_vocabulary, generation_config
 from mmedpo.models.thoughts import Answer
 from mmedpo.runs.device import best_device
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from mmedpo.models.prompts import Prompts
 
 UNLOADABLE = (  # raised by `from_pretrained`
@@ -278,12 +276,12 @@ class VisionLanguageModel(LanguageModel):
         """Name of the model, and of its adapter, for messages."""
         return self.name if self.adapter is None else f"{self.name} with {self.adapter}"
 
-    def answer(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> list[list[str]]:
-        """Return `sampling.samples` texts for each (image, question) pair; '' where there is no answer."""
+    def answer(self, questions: Sequence[tuple[Shown, str]], sampling: Sampling) -> list[list[str]]:
+        """Return `sampling.samples` texts for each question about an image or a list; '' where there is no answer."""
         answers = self.generate(self.prompts(questions, sampling), sampling)
         return [[answer.said or "" for answer in those] for those in answers]
 
-    def prompts(self, questions: Sequence[tuple[Image, str]], sampling: Sampling) -> Prompts:
+    def prompts(self, questions: Sequence[tuple[Shown, str]], sampling: Sampling) -> Prompts:
         """Return a batch of questions for `generate`, in the model's chat template; thread-safe.
 
         Raises:
@@ -291,11 +289,11 @@ class VisionLanguageModel(LanguageModel):
         """
         return self._made(questions, partial(self.generating.ask, samples=sampling.samples))
 
-    def encode(self, questions: Sequence[tuple[Image, str]]) -> Any:
+    def encode(self, questions: Sequence[tuple[Shown, str]]) -> Any:
         """Return model inputs of a batch, left-padded, in the model's chat template; raises as `prompts`."""
         return self._made(questions, encode)
 
-    def _made(self, questions: Sequence[tuple[Image, str]], make: Callable[..., Any]) -> Any:
+    def _made(self, questions: Sequence[tuple[Shown, str]], make: Callable[..., Any]) -> Any:
         own = getattr(self.processor, "image_token", None)
         for said in filter(None, (placeholders.fault(text, own) for _, text in questions)):
             raise InputError(f"A question cannot be asked: it {said}.")

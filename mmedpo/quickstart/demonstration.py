@@ -98,7 +98,7 @@ def run(
     )
     write_tables(comparison, output / "results")
     write_json(output / "results" / "comparison.json", comparison)
-    images = {sample.id: sample.images[0].file for sample in read_source(corpus, split).samples}
+    images = {sample.id: sample.files for sample in read_source(corpus, split).samples}
     write_report(output / "report.html", comparison, str(dataset), adapters, chain.commands, NOTES, images)
     return rows(comparison)
 

@@ -56,7 +56,7 @@ def write_report(
     trainings: Mapping[str, Path],
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
-    images: Mapping[str, Path] | None = None,
+    images: Mapping[str, Sequence[Path]] | None = None,
     attention: Path | None = None,
     quotes: bool = False,
 ) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def write_report(
         trainings: name of a run -> its training folder; `trainer_state.json` and `training.json` are read.
         commands: commands to list; by default those that the files record.
         notes: sentences shown at the top.
-        images: question id -> image file, shown beside the first examples.
+        images: question id -> image files, shown beside the first examples.
         attention: folder with `attention.json` and its pictures.
         quotes: show texts and images of restricted data too.
 

@@ -49,14 +49,16 @@ def _spread(places: Sequence[int]) -> list[int]:
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
-    made = row["provenance"]
-    hidden = (row["rejected_images"] or [None])[0]
+    made, images = row["provenance"], row["images"]
+    boxes: list[list[Any]] = [[] for _ in images]
+    for number, box in enumerate(made["boxes"] or []):
+        boxes[made["box_images"][number] if made.get("box_images") else 0].append(box)
     return {
         **{side: message_text(row[side]) for side in ("prompt", "chosen", "rejected")},
         **{name: row[name] for name in ("id", "weight", "clinical_relevance")},
         "made": made,
-        "picture": picture(_file(row["images"][0]), made["boxes"] or []),
-        "hidden": picture(_file(hidden)) if hidden else None,
+        "pictures": [picture(_file(image), own) for image, own in zip(images, boxes, strict=True)],
+        "hidden": [picture(_file(image)) for image in row["rejected_images"] or []],
     }
 
 
@@ -64,12 +66,12 @@ def _file(image: Mapping[str, Any]) -> bytes | Path:
     return image["bytes"] or Path(image["path"])
 
 
-def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return question id -> `picture` of its image, of the first THUMBNAILS examples.
+def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Return question id -> a `picture` of each of its images, of the first THUMBNAILS examples.
 
     Args:
         examples: examples of a comparison.
-        files: question id -> image file; empty for a page without images.
+        files: question id -> image files; empty for a page without images.
 
     Raises:
         InputError: there are files, but none for any example.
@@ -78,9 +80,9 @@ def thumbnails(examples: Sequence[Mapping[str, Any]], files: Mapping[str, Path])
         raise InputError("The source holds none of the compared questions. Give the folder that was evaluated.")
     found = {}
     for example in examples[:THUMBNAILS]:
-        shown = picture(files[example["id"]], side=THUMBNAIL_SIDE) if example["id"] in files else None
-        if shown:
-            found[example["id"]] = shown
+        shown = [picture(file, side=THUMBNAIL_SIDE) for file in files.get(example["id"], ())]
+        if any(shown):
+            found[example["id"]] = [*filter(None, shown)]
     return found
 
 

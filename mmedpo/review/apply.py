@@ -147,6 +147,11 @@ class _Changed:
 
     def _noised_again(self, row: dict[str, Any], boxes: Sequence[Mapping[str, Any]]) -> None:
         made = row["provenance"]
+        if len(row["images"]) > 1:
+            raise InputError(
+                f"{row['id']}: its boxes were edited, and it has several images; a review changes boxes of one image. "
+                "Correct them in the source and curate it again, or reject the pair."
+            )
         made["boxes"], made["localizer"] = [dict(box) for box in boxes], f"{made['localizer'] or 'none'}{EDITED}"
         if row["dispreference"] != "lesion_noise":  # noise does not follow the boxes
             return
@@ -158,7 +163,7 @@ class _Changed:
             Path(original["path"] or "image"), region, row["id"] if known.per == "row" else ""
         )
         made["mask_rule"] = None
-        row["rejected_images"] = [picture, *row["rejected_images"][1:]]
+        row["rejected_images"] = [picture]
 
     def _record(self, id: str, before: Mapping[str, Any], found: Outcome) -> None:
         if found.after or found.relevance is not None:

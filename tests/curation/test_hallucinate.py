@@ -311,8 +311,8 @@ def test_a_candidate_of_many_lines_cannot_pass_for_two():
 def test_an_image_is_shown_where_there_is_one(png):
     chat = Scripted('{"choice": 0}', '{"answer": "left lung"}', '{"choice": 0}', '{"answer": "left lung"}')
     one(chat, LUNG)
-    one(chat, Item(LUNG.question, LUNG.gold, LUNG.task, LUNG.candidates, image=png))
-    assert [request.image for request in chat.requests] == [None, None, png, png]
+    one(chat, Item(LUNG.question, LUNG.gold, LUNG.task, LUNG.candidates, images=(png,)))
+    assert [request.images for request in chat.requests] == [(), (), (png,), (png,)]
     assert ["not the image" in request.text for request in chat.requests[::2]] == [True, False]
     assert ["You see the image" in request.text for request in chat.requests[1::2]] == [False, True]
 

@@ -47,6 +47,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[rows.Pair]:
     return made
 
 
+def with_image(sample: Sample, **changes: Any) -> Sample:
+    return replace(sample, images=(replace(sample.images[0], **changes),))
+
+
 NOISES = [None, Noise(), Noise(per="row"), Noise(region="image"), Noise("crop"), Noise(reversed=True, per="row")]
 TOLD = {"text": "b", "made_by": "m"}
 
@@ -81,8 +85,7 @@ def kinds(pairs: list[rows.Pair], noise: Noise | None) -> list[rows.Pair]:
 def test_a_changed_row_changes_its_own_estimate_alone(pairs: list[rows.Pair]) -> None:
     located = {one.sample.id: Region((BOX,)).record() for one in pairs}
     before = dict(row_sizes(pairs, located, Noise(), 7))
-    last = pairs[-1].sample
-    other = replace(last, id="other", images=(replace(last.images[0], digest="f"),))
+    other = with_image(replace(pairs[-1].sample, id="other"), digest="f")
     after = dict(
         row_sizes([*pairs, replace(pairs[-1], sample=other)], {**located, "other": located["q0.0"]}, Noise(), 7)
     )
@@ -90,8 +93,7 @@ def test_a_changed_row_changes_its_own_estimate_alone(pairs: list[rows.Pair]) ->
 
 
 def test_a_missing_file_is_named(pairs: list[rows.Pair]) -> None:
-    first = pairs[0].sample
-    lost = replace(first, images=(replace(first.images[0], file=Path("/nowhere/lost.png")),))
+    lost = with_image(pairs[0].sample, file=Path("/nowhere/lost.png"))
     with pytest.raises(InputError, match=r"lost\.png"):
         [*row_sizes([replace(pairs[0], sample=lost)], {}, None, 7)]
 

@@ -128,7 +128,7 @@ def test_every_step_sees_the_same_pixels(
     # Evaluated: of the source, of the dataset, of its pairs.
     for asked in (questions.read(questions.Asked(source)), questions.read(questions.Asked(dataset=str(curated)))):
         about = [question.id for question in asked.questions]
-        pictures = [np.asarray(asked.open_image(question.image)) for question in asked.questions]
+        pictures = [np.asarray(asked.open_image(question.images[0])) for question in asked.questions]
         check(pictures, [right[name] for name in about], about)
     check([np.asarray(pairs._seen(row, "rejected")[0]) for row in undecoded], noised, names)
     # Shown to a chat model.

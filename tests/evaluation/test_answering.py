@@ -55,7 +55,7 @@ def test_greedy_answers_are_those_of_a_plain_loop(tiny_model, asked, tmp_path):
     for question in asked.questions:
         content = [{"type": "image"}, {"type": "text", "text": question.text}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(text=[text], images=[open_rgb(Path(question.image))], return_tensors="pt")
+        inputs = processor(text=[text], images=[open_rgb(Path(question.images[0]))], return_tensors="pt")
         longest = 40 if question.task == "report" else 8
         with torch.inference_mode():
             output = plain.generate(**inputs, max_new_tokens=longest, do_sample=False, suppress_tokens=unspoken)
@@ -130,7 +130,7 @@ def test_an_endpoint_gets_questions_pixels_and_settings(chat_server, asked, tmp_
     found = answers_of(model, asked, Generation(8, 40, temperature=0.2, seed=5), tmp_path)
     assert found == {q.id: f"{q.text} {40 if q.task == 'report' else 8}" for q in asked.questions}
     assert len(chat_server.received) == len(asked.questions) and chat_server.most_at_once <= 4
-    pictures = {open_rgb(Path(question.image)).tobytes() for question in asked.questions}
+    pictures = {open_rgb(Path(question.images[0])).tobytes() for question in asked.questions}
     for received in chat_server.received:
         assert (received.body["model"], received.body["temperature"], received.body["seed"]) == ("med-7b", 0.2, 5)
         url = received.body["messages"][0]["content"][0]["image_url"]["url"]

@@ -143,8 +143,8 @@ def test_batches_depend_on_the_questions_alone_and_sampled_ones_hold_one_task(as
     assert all(len({question.task for question in batch}) == 1 and len(batch) <= 8 for batch in made)
     assert all(WARM.parts(batch) == [batch] for batch in made)
     closed = [question for batch in made for question in batch if question.task == "closed_vqa"]
-    about = [[*own] for _, own in itertools.groupby(closed, key=lambda question: question.image)]
-    assert len(about) == len({question.image for question in closed}) < len(closed)  # one image after the other
+    about = [[*own] for _, own in itertools.groupby(closed, key=lambda question: question.images)]
+    assert len(about) == len({question.images for question in closed}) < len(closed)  # one image after the other
     longest = [max(len(question.text) for question in own) for own in about]
     assert longest == sorted(longest, reverse=True) and len(closed) > 8
     assert batches(asked.questions[::-1], WARM) == made
@@ -152,14 +152,14 @@ def test_batches_depend_on_the_questions_alone_and_sampled_ones_hold_one_task(as
 
 def test_greedy_batches_hold_whole_images_of_the_same_tasks(asked):
     closed, opened, report = [next(q for q in asked.questions if q.task == task) for task in TASKS[:3]]
-    several = [replace(report, id=str(image), image=image) for image in range(2, 11)]
+    several = [replace(report, id=str(image), images=(image,)) for image in range(2, 11)]
     for image in range(3):  # with four questions of either task
-        both = [replace(q, image=image, text="?" * (image + 1)) for q in (closed, opened)]
+        both = [replace(q, images=(image,), text="?" * (image + 1)) for q in (closed, opened)]
         several += [replace(q, id=f"{q.task}-{image}-{i}") for q in both for i in range(4)]
     generation = replace(GREEDY, batch_size=4)
     made = batches(several, generation)
     assert made == batches(several[::-1], generation)
-    assert [[*dict.fromkeys(q.image for q in batch)] for batch in made] == [
+    assert [[*dict.fromkeys(q.images[0] for q in batch)] for batch in made] == [
         [10, 9, 8, 7], [6, 5, 4, 3], [2], [2, 1], [0],
     ]  # fmt: skip
     assert [[len(part) for part in generation.parts(batch)] for batch in made] == [[4], [4], [1], [4] * 4, [4] * 2]

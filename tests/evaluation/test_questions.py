@@ -53,7 +53,7 @@ def test_questions_of_a_dataset_reach_a_task_without_their_images(preferences):
     sent = pickle.dumps(asked.open_image)
     assert len(sent) < 1000
     for question in asked.questions[:3]:
-        assert digest(pickle.loads(sent)(question.image)) == question.image_digest
+        assert digest(pickle.loads(sent)(question.images[0])) == question.image_digest
 
 
 def test_rows_whose_chosen_answer_is_not_gold_are_left_out_and_counted(rows, tmp_path):

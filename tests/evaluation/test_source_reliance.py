@@ -37,7 +37,7 @@ def test_noise_is_that_of_the_curated_pair(corpus: Path, preferences: Path) -> N
         made = noise(question.sample)
         assert (made is not None) == (question.id in curated) == bool(question.sample.boxes)
         if made is not None:
-            assert np.array_equal(open_rgb(made["bytes"]), open_rgb(curated[question.id]["bytes"]))
+            assert np.array_equal(open_rgb(made[0]["bytes"]), open_rgb(curated[question.id]["bytes"]))
             compared += 1
     assert compared > 5
 

@@ -78,22 +78,24 @@ def whole(content: Content, source: str, repo_id: str) -> Content:
     )  # fmt: skip
 
 
-def features() -> Features:
-    """Return the columns of the published form."""
+def features(several: bool = False) -> Features:
+    """Return the columns of the published form; with `several` images a question, `schema.SEVERAL` too."""
     from datasets import Features, List, Value
 
     full = schema.FEATURES
     made = {name: full["provenance"][name] for name in PROVENANCE}
     for name, parts in PARTS.items():
         made[name] = List({part: made[name].feature[part] for part in parts})
+    made |= {name: List(Value("int32")) for name in schema.SEVERAL if several}
     return Features({**{name: full[name] for name in COLUMNS}, "provenance": made, schema.DIGEST: Value("string")})
 
 
 def row(full: Mapping[str, Any]) -> dict[str, Any]:
     """Return the published form of a row with undecoded images; model names lose folders of this machine."""
-    made = {name: full["provenance"].get(name) for name in PROVENANCE}
+    known = full["provenance"]
+    made = {name: known.get(name) for name in (*PROVENANCE, *(name for name in schema.SEVERAL if name in known))}
     if not (made["localizer"] or "").startswith(TOOLS):
-        made["boxes"] = None
+        made |= {name: None for name in ("boxes", *schema.SEVERAL) if name in made}
     for name, parts in PARTS.items():
         made[name] = made[name] and [{part: one[part] for part in parts} for one in made[name]]
     for one in made["judgements"] or []:
@@ -143,6 +145,6 @@ def _table(files: Sequence[Path]) -> File:
     import pyarrow.parquet as parquet
 
     made = [row(full) for file in files for full in File(file).rows()]
-    written = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(made, schema=features().arrow_schema), written)
+    written, several = io.BytesIO(), any(name in one["provenance"] for one in made for name in schema.SEVERAL)
+    parquet.write_table(pa.Table.from_pylist(made, schema=features(several).arrow_schema), written)
     return File(written.getvalue())

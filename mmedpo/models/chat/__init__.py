@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ class ChatRequest:
         prompt: name and version of the prompt template ("judge@2").
         variables: values that fill the template; offline stand-ins read these instead of `text`.
         text: the user message.
-        image: encoded image file, in any format that Pillow reads.
+        images: encoded image files in their order, in any format that Pillow reads.
         schema: JSON schema of the answer.
         readable: returns True for a reply that its reader can use. `CachedChat` asks others anew in a later run.
         max_tokens: longest reply in tokens; None is the client's own.
@@ -33,12 +34,17 @@ class ChatRequest:
     prompt: str
     variables: Mapping[str, Any]
     text: str
-    image: bytes | None = None
+    images: tuple[bytes, ...] = ()
     schema: dict[str, Any] | None = None
     readable: Callable[[str], bool] = field(default=bool, compare=False)
     max_tokens: int | None = None
     samples: int | None = None
     seed: int | None = None
+
+    @property
+    def image_digests(self) -> list[str]:
+        """Return the SHA-256 of each image file."""
+        return [hashlib.sha256(image).hexdigest() for image in self.images]
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ def _took(reply: ChatReply) -> dict[str, float]:
 
 def key_of(chat: ChatClient, request: ChatRequest) -> str:
     """Return the SHA-256 of all that decides the answer."""
-    image = None if request.image is None else hashlib.sha256(request.image).hexdigest()
+    images = request.image_digests
+    image = images if len(images) > 1 else next(iter(images), None)
     asked: dict[str, Any] = {
         "model": chat.name, "revision": chat.revision, "settings": dict(chat.settings), "prompt": request.prompt,
         "text": request.text, "image": image, "schema": request.schema,

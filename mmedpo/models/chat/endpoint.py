@@ -138,7 +138,7 @@ class EndpointChat:
             reply: ChatReply = await retrying(self._attempt, batch, messages, request)
         except NoAnswer as error:
             return await self._give_up(batch, request, error, retrying.statistics["attempt_number"], alone)
-        self._answers.add(request.image is not None)
+        self._answers.add(bool(request.images))
         self._failed, self._unavailable_since, self._warned = 0, math.inf, False
         return reply
 
@@ -201,7 +201,7 @@ class EndpointChat:
             raise Dead(said)
         if error.kind is Kind.UNREACHABLE and not self._answers:
             raise InputError(f"{who} does not answer ({said}). Start the server or correct the URL.") from None
-        with_image = request.image is not None
+        with_image = bool(request.images)
         if error.kind in (Kind.FAILED_ATTEMPT, Kind.BAD_REQUEST) and not await self._answers_any(batch, with_image):
             if not alone and error.kind is Kind.FAILED_ATTEMPT:
                 raise Dead(said)
@@ -281,5 +281,5 @@ def _place(base_url: str | None, provider: str | None) -> str:
 
 def _probe(with_image: bool = False) -> list[Any]:
     """Return the messages of a trivial request, maybe with a grey image."""
-    grey: bytes | None = png(np.full((224, 224, 3), 128, np.uint8), "grey")["bytes"] if with_image else None
-    return as_messages(ChatRequest("probe", {}, "Please answer yes.", grey))
+    grey = [png(np.full((224, 224, 3), 128, np.uint8), "grey")["bytes"]] * with_image
+    return as_messages(ChatRequest("probe", {}, "Please answer yes.", tuple(grey)))

@@ -33,7 +33,7 @@ class _Prompt:
     """Answerable request: position in the given order, model input, seed of its sampling, longest reply, and schema."""
 
     place: int
-    image: Image | None
+    images: list[Image]
     text: str
     seed: int
     longest: int
@@ -102,7 +102,7 @@ class LocalChat(LanguageModel):
             InputError: a request has an image and the model has no vision.
         """
         requests = list(requests)
-        if not self._has_vision and any(request.image is not None for request in requests):
+        if not self._has_vision and any(request.images for request in requests):
             raise InputError(
                 f"{self.name!r} is a {self.model.config.model_type!r} model, which takes no images. Leave out "
                 "--show-images, or name a vision-language model."
@@ -128,7 +128,7 @@ class LocalChat(LanguageModel):
             if isinstance(prompt, ChatReply):
                 yield {place: prompt}
                 continue
-            batch = waiting.setdefault((prompt.image is None, prompt.longest), [])
+            batch = waiting.setdefault((not prompt.images, prompt.longest), [])
             batch.append(prompt)
             if len(batch) == self.batch_size:
                 yield self._answer(batch)
@@ -140,13 +140,13 @@ class LocalChat(LanguageModel):
     def _prompt(self, place: int, request: ChatRequest) -> _Prompt | ChatReply:
         """Return the request as model input, or the reply that says why it is unanswerable."""
         try:
-            image = None if request.image is None else open_rgb(request.image)
+            images = [*map(open_rgb, request.images)]
         except InputError as error:
             return ChatReply(failure=str(error).removesuffix("."))
         try:
             if held := placeholders.fault(request.text, getattr(self.processor, "image_token", None)):
                 return ChatReply(failure=f"the text {held}")
-            tokens = int(encode(self.processor, [(image, request.text)])["attention_mask"].sum())
+            tokens = int(encode(self.processor, [(images, request.text)])["attention_mask"].sum())
         except InputError:
             raise
         except Exception as error:  # processors raise errors of any type
@@ -157,9 +157,9 @@ class LocalChat(LanguageModel):
                 failure=f"the prompt has {tokens} tokens, and with an answer of up to {longest} (max_tokens) it "
                 f"exceeds the model's context of {self._context}"
             )
-        digest = hashlib.sha256(request.image or b"").hexdigest()
-        seed = int(unit_interval(self.settings["seed"], request.text, digest) * 2**53)
-        return _Prompt(place, image, request.text, seed, longest, request.schema)
+        digests = request.image_digests or [hashlib.sha256(b"").hexdigest()]
+        seed = int(unit_interval(self.settings["seed"], request.text, *digests) * 2**53)
+        return _Prompt(place, images, request.text, seed, longest, request.schema)
 
     def _answer(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -183,7 +183,7 @@ class LocalChat(LanguageModel):
 
     def _generate(self, batch: Sequence[_Prompt]) -> dict[int, ChatReply]:
         began = time.perf_counter()
-        inputs = encode(self.processor, [(prompt.image, prompt.text) for prompt in batch])
+        inputs = encode(self.processor, [(prompt.images, prompt.text) for prompt in batch])
         asked = [
             ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,13 +36,13 @@ class Prompts:
         return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file in files).encode()).hexdigest()
 
     def render(
-        self, prompt: str, schema: dict[str, Any], image: bytes | None = None, readable: Callable[[str], bool] = bool,
+        self, prompt: str, schema: dict[str, Any], images: Sequence[bytes] = (), readable: Callable[[str], bool] = bool,
         **variables: Any,
     ) -> ChatRequest:  # fmt: skip
         """Fill the template `prompt` ("judge@2") with `variables`; a missing variable raises.
 
-        `image`, an encoded image file, goes with the request; the template sees only whether there is one. `readable`
-        is the request's.
+        `images`, encoded image files, go with the request; the template sees only whether there is one. `readable` is
+        the request's.
         """
-        text = self._environment.get_template(f"{prompt}.jinja").render(variables, image=image is not None)
-        return ChatRequest(prompt=prompt, variables=variables, text=text, image=image, schema=schema, readable=readable)
+        text = self._environment.get_template(f"{prompt}.jinja").render(variables, image=bool(images))
+        return ChatRequest(prompt, variables, text, tuple(images), schema, readable)

@@ -57,9 +57,9 @@ Send = Callable[[Mapping[str, Any], bool], Awaitable[ChatReply]]
 def as_messages(request: ChatRequest) -> list[Any]:
     """Return the messages of a chat completion request. Raises InputError as `data_url`."""
     content: Any = request.text
-    if request.image is not None:
-        picture = {"type": "image_url", "image_url": {"url": data_url(request.image)}}
-        content = [picture, {"type": "text", "text": request.text}]
+    if request.images:
+        shown = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in request.images]
+        content = [*shown, {"type": "text", "text": request.text}]
     return [{"role": "user", "content": content}]
 
 

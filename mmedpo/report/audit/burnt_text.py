@@ -46,8 +46,13 @@ class Texts:
         for image, digest in zip(shown, row.images, strict=True):
             if digest not in self._found and isinstance(image, dict) and image.get("bytes"):
                 self._read(image["bytes"], digest)
-        if not row.same_images and len(shown) == len(given.get("rejected_images") or []) == 1:
-            self._compare(shown[0], given["rejected_images"][0], self._found.get(row.images[0], ()))
+        rejected = given.get("rejected_images") or []
+        if not row.same_images and len(shown) == len(rejected):
+            self._visual += 1
+            self._noised += any(
+                self._differs(one, other, self._found.get(digest, ()))
+                for one, other, digest in zip(shown, rejected, row.images, strict=True)
+            )
 
     def _read(self, file: bytes, digest: bytes) -> None:
         try:
@@ -64,16 +69,16 @@ class Texts:
             if listed is not None and len(listed) < LISTED:
                 listed[box.label] = None
 
-    def _compare(self, chosen: Mapping[str, Any], rejected: Mapping[str, Any], boxes: tuple[Box, ...]) -> None:
-        self._visual += 1
+    def _differs(self, chosen: Mapping[str, Any], rejected: Mapping[str, Any], boxes: tuple[Box, ...]) -> bool:
+        """Return True where the two images differ in a box of text."""
         if not boxes:
-            return
+            return False
         try:
             one, other = (np.asarray(images.open_rgb(image)) for image in (chosen, rejected))
         except images.UnusableImage:
-            return
+            return False
         differs = np.ones(one.shape[:2], bool) if one.shape != other.shape else (one != other).any(axis=2)
-        self._noised += any(
+        return any(
             differs[int(box.y) : int(box.y + box.height), int(box.x) : int(box.x + box.width)].any() for box in boxes
         )
 

@@ -161,7 +161,8 @@ class Homes:
         ):
             if identity is not None and (home := self._first[column].setdefault(identity, split)) != split:
                 self._again.setdefault((column, identity), (said or "", home))
-        for digest in () if row.prefers_noised else row.images:
+        names = name.split("|") if len(row.images) == name.count("|") + 1 else [name] * len(row.images)
+        for digest, name in () if row.prefers_noised else zip(row.images, names, strict=True):
             self.names.setdefault(digest, name)
             homes = self.splits.setdefault(digest, (split,))
             if split not in homes:

@@ -17,7 +17,7 @@ from mmedpo.runs.ledger import Ledger
 
 @pytest.fixture
 def ask() -> Callable[..., ChatRequest]:
-    return lambda text="question", **more: ChatRequest(prompt="judge@2", variables={}, text=text, **more)
+    return lambda text="question", images=(), **more: ChatRequest("judge@2", {}, text, tuple(images), **more)
 
 
 @pytest.fixture

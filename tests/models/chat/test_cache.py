@@ -4,13 +4,14 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from chat_server import Answer
 
 from mmedpo.errors import InputError, Stopped
-from mmedpo.models.chat import ChatReply
-from mmedpo.models.chat.cache import CachedChat, tally
+from mmedpo.models.chat import ChatReply, ChatRequest
+from mmedpo.models.chat.cache import CachedChat, key_of, tally
 from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.runs.ledger import Ledger
 
@@ -31,7 +32,7 @@ def asked(server):
 
 
 def test_an_answer_is_paid_for_once(chat_server, cached, ask, png):
-    requests = [ask("a"), ask("a", image=png), ask("a"), ask("b")]
+    requests = [ask("a"), ask("a", images=(png,)), ask("a"), ask("b")]
     first = cached().complete(requests)
     assert first[0] == first[2] == ChatReply("echo a", prompt_tokens=10, completion_tokens=5)
     assert len(chat_server.received) == 3  # equal requests are one
@@ -40,11 +41,11 @@ def test_an_answer_is_paid_for_once(chat_server, cached, ask, png):
 
 
 def test_whatever_decides_the_answer_is_in_the_key(chat_server, cached, ask, png):
-    request, chat = ask("a", image=png, schema={"type": "object"}), cached()
+    request, chat = ask("a", images=(png,), schema={"type": "object"}), cached()
     chat.complete([request])
     changed = [
-        replace(request, prompt="judge@3"), replace(request, text="b"), replace(request, image=None),
-        replace(request, image=png + b" "), replace(request, schema=None),
+        replace(request, prompt="judge@3"), replace(request, text="b"), replace(request, images=()),
+        replace(request, images=(png + b" ",)), replace(request, images=(png, png)), replace(request, schema=None),
     ]  # fmt: skip
     chat.complete(changed)
     for options in ({"model": "med-8b"}, {"temperature": 0.5}, {"seed": 1}, {"max_tokens": 9}):
@@ -260,3 +261,10 @@ def test_a_foreign_record_is_one_sentence_and_nothing_is_asked(chat_server, cach
     with pytest.raises(InputError, match=r"cache.sqlite: an entry of .* is not an answer of a chat model"):
         cached().complete([ask()])
     assert len(chat_server.received) == 1
+
+
+def test_the_key_of_a_request_with_one_image_is_that_of_versions_without_several():
+    chat = SimpleNamespace(name="m", revision=None, settings={"seed": 0})
+    one, both = (ChatRequest("judge@2", {}, "a", images) for images in ((b"png",), (b"png", b"other")))
+    assert key_of(chat, one) == "6d2cee100e04b62c2c1ece59d19907dc31118a31d65e4fa46bf6c2bbce4370a7"
+    assert len({key_of(chat, request) for request in (one, both, replace(both, images=both.images[::-1]))}) == 3

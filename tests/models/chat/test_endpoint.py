@@ -23,7 +23,7 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}, "requir
 def test_happy_path_sends_image_schema_and_settings(chat_server, endpoint, ask, png):
     chat_server.answer = lambda received: Answer(f"echo {received.text}", usage=(11, 3))
     chat = endpoint(api_key=KEY, max_tokens=33, temperature=0.5, seed=9)
-    replies = chat.complete([ask("first", image=png, schema=SCHEMA), ask("second")])
+    replies = chat.complete([ask("first", images=[png, png], schema=SCHEMA), ask("second")])
     assert replies == [ChatReply(f"echo {n}", prompt_tokens=11, completion_tokens=3) for n in ("first", "second")]
     assert (chat.name, chat.revision) == ("med-7b", None)
     first, second = sorted(chat_server.received, key=lambda received: received.text)
@@ -33,6 +33,7 @@ def test_happy_path_sends_image_schema_and_settings(chat_server, endpoint, ask, 
     assert {name: first.body[name] for name in sent} == sent
     url = first.body["messages"][0]["content"][0]["image_url"]["url"]
     assert url == "data:image/png;base64," + base64.b64encode(png).decode()
+    assert [part["type"] for part in first.body["messages"][0]["content"]] == ["image_url", "image_url", "text"]
     assert first.body["response_format"]["json_schema"]["schema"] == SCHEMA
     assert second.body["messages"][0]["content"] == "second"
     assert "response_format" not in second.body
@@ -110,7 +111,7 @@ def test_a_login_in_the_url_is_sent_and_not_logged(chat_server, endpoint, ask, c
 @pytest.mark.parametrize("kind", ["colour with transparency", "CMYK JPEG", "turned", "16-bit grey TIFF"])
 def test_an_image_of_any_kind_is_sent_as_the_pixels_that_all_steps_see(chat_server, endpoint, ask, kind):
     data = KINDS[kind][1]()
-    endpoint().complete([ask(image=data)])
+    endpoint().complete([ask(images=[data])])
     ((picture, _),) = (message["content"] for message in chat_server.received[0].body["messages"])
     head, _, encoded = picture["image_url"]["url"].partition(",")
     sent = Image.open(io.BytesIO(base64.b64decode(encoded)))
@@ -120,7 +121,7 @@ def test_an_image_of_any_kind_is_sent_as_the_pixels_that_all_steps_see(chat_serv
 
 def test_one_refused_request_does_not_stop_the_others(chat_server, endpoint, ask):
     chat_server.answer = lambda r: Answer("context length", 400) if r.text == "long" else Answer("fine")
-    good, long, unreadable = endpoint().complete([ask("short"), ask("long"), ask(image=b"no image")])
+    good, long, unreadable = endpoint().complete([ask("short"), ask("long"), ask(images=[b"no image"])])
     assert good.text == "fine"
     assert "context length" in long.failure
     assert "an unknown format" in unreadable.failure
@@ -129,7 +130,7 @@ def test_one_refused_request_does_not_stop_the_others(chat_server, endpoint, ask
 def test_an_image_that_pillow_refuses_is_a_failure_of_its_request(endpoint, ask):
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
-    assert "too large" in endpoint().complete([ask(image=file.getvalue())])[0].failure
+    assert "too large" in endpoint().complete([ask(images=[file.getvalue()])])[0].failure
 
 
 def test_one_refused_request_alone_is_told_from_an_endpoint_that_refuses_all(chat_server, endpoint, ask):
@@ -147,7 +148,7 @@ def test_a_model_that_cannot_see_is_named_with_what_to_do(chat_server, endpoint,
     chat = endpoint()
     assert chat.complete([ask()]) == [ChatReply("fine")]
     with pytest.raises(InputError, match=r"not a multimodal model.*name one that does, or send none"):
-        chat.complete([ask(image=png, schema=SCHEMA)])
+        chat.complete([ask(images=[png], schema=SCHEMA)])
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def hub(chat_server, monkeypatch):
 
 def test_the_hub_is_asked_through_its_own_client(chat_server, hub, ask, png):
     chat_server.script = [Answer("loading", 503), Answer("fine", usage=(5, 2))]
-    assert hub.complete([ask(image=png, schema=SCHEMA)]) == [ChatReply("fine", prompt_tokens=5, completion_tokens=2)]
+    assert hub.complete([ask(images=[png], schema=SCHEMA)]) == [ChatReply("fine", prompt_tokens=5, completion_tokens=2)]
     received = chat_server.received[-1]
     assert (received.path, received.body["model"]) == ("/v1/chat/completions", "org/model")
     assert received.headers["authorization"] == "Bearer hf_x"

@@ -72,8 +72,8 @@ def chat_of(folder: str, **settings: Any) -> LocalChat:
     return LocalChat(folder, **{"batch_size": 3, "max_tokens": LONGEST, "dtype": "float32", **settings})
 
 
-def ask(text: str, image: bytes | None = None) -> ChatRequest:
-    return ChatRequest("test@1", {}, text, image)
+def ask(text: str, *images: bytes) -> ChatRequest:
+    return ChatRequest("test@1", {}, text, images)
 
 
 def picture(seed: int) -> bytes:
@@ -327,23 +327,23 @@ def test_model_with_vision_answers_as_it_does_elsewhere_with_and_without_images(
     from mmedpo.models.generation import Sampling
     from mmedpo.models.vision_language import VisionLanguageModel
 
-    questions = ["is there a mass", "effusion", "where is it", "is the scan normal", "what is in the image"]
-    images = [picture(0), None, picture(1), None, picture(2)]
-    requests = [ask(text, image) for text, image in zip(questions, images, strict=True)]
+    questions = ["is there a mass", "effusion", "where is it", "is the scan normal", "what is in the image", "mass"]
+    images = [[picture(0)], [], [picture(1)], [], [picture(2)], [picture(0), picture(1)]]
+    requests = [ask(text, *shown) for text, shown in zip(questions, images, strict=True)]
     chat = chat_of(str(tiny_model), batch_size=2, max_tokens=6)
     batches = seen_prompts(chat)
     replies = chat.complete(requests)
-    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert [len(batch) for batch in batches] == [2, 2, 2]
     elsewhere = VisionLanguageModel(str(tiny_model))
     for request, reply in zip(requests, replies, strict=True):
         assert reply.said and reply.prompt_tokens
         assert chat.complete([request]) == [reply]
-        if request.image is not None:
-            shown = Image.open(io.BytesIO(request.image)), request.text
+        if request.images:
+            shown = [Image.open(io.BytesIO(image)) for image in request.images], request.text
             assert elsewhere.answer([shown], Sampling(max_new_tokens=6)) == [[reply.said]]
     # 64 image tokens (64 pixels / patches of 8)^2 more than <user>, the words and <assistant>
     assert [reply.prompt_tokens for reply in replies] == [
-        2 + len(text.split()) + (64 if image else 0) for text, image in zip(questions, images, strict=True)
+        2 + len(text.split()) + 64 * len(shown) for text, shown in zip(questions, images, strict=True)
     ]
 
 
@@ -366,7 +366,7 @@ def test_images_alone_give_requests_a_chance_of_their_own(tiny_model):
 )
 def test_odd_request_is_a_failure_and_spoils_no_other(tiny_model, text, image, reason):
     chat = chat_of(str(tiny_model), max_tokens=2)
-    odd, fine = chat.complete([ask(text, image), ask("is there a mass", picture(1))])
+    odd, fine = chat.complete([ask(text, *filter(None, [image])), ask("is there a mass", picture(1))])
     assert odd.failure and reason in odd.failure
     assert [fine] == chat.complete([ask("is there a mass", picture(1))])
 

@@ -42,8 +42,9 @@ def digest(received: Received) -> str:
 def answering(received: Received) -> Answer:
     """Answers that depend on the request alone: judges disagree, one judgement is cut off at 512 tokens."""
     text, name = received.text, digest(received)
-    if received.body.get("n") == 2:
-        return Answer(f"right {name[:4]}", usage=(9, 4), more=(Answer(f"a {name[4:8]} on the left", finish="length"),))
+    if (count := received.body.get("n", 1)) > 1:
+        more = (Answer(f"a {name[4:8]} on the left", finish="length"), Answer(f"left {name[8:12]}"))
+        return Answer(f"right {name[:4]}", usage=(9, 4), more=more[: count - 1])
     if "Answers of the model:" in text:
         answer = json.dumps({"choice": int(name[:4], 16) % 2, "kind": "finding"})
     elif "Answer of the model:" in text:
@@ -99,14 +100,15 @@ def recorded(output: Path) -> dict[str, bytes]:
     return {name: data.replace(b" --batch-api batches", b"") for name, data in found.items()}
 
 
-@pytest.mark.parametrize("pairs", [(), ("--chosen", "corrected")])
+@pytest.mark.parametrize("pairs", [(), ("--chosen", "corrected"), ("--pairs", "ranked:judges")])
 def test_batches_make_the_dataset_of_live_calls(
     run: Command, chat_server: ChatServer, make_source: Callable[..., Path], tmp_path: Path, pairs: tuple[str, ...]
 ) -> None:
     chat_server.answer = answering
     judges = [f"{chat_server.url}#judge-a", f"{chat_server.url}#org/judge-b"]
-    typed = ["curate", "--source", make_source(questions()), "--chat", f"{chat_server.url}#writer", "--show-images",
-             "--model", f"{chat_server.url}#target", "--samples", 2, *pairs,
+    writer = () if "--pairs" in pairs else ("--chat", f"{chat_server.url}#writer", "--show-images")
+    typed = ["curate", "--source", make_source(questions()), *writer, *pairs,
+             "--model", f"{chat_server.url}#target", "--samples", 3 if "--pairs" in pairs else 2,
              "--judges", *judges, "--rounds", 3, "--max-reply-tokens", 512, "--judges-below-bar", "go"]  # fmt: skip
     (tmp_path / "live").mkdir()
     code, said = run(*typed, "--output", "live/pairs")

@@ -33,6 +33,7 @@ BLOCK = 256  # samples that a task takes and a step records at a time
 STEPS = ("mask", "sample", "dispute", "locate", "judge")
 MODELS = "models.json"  # in BLOCKS: facts about the opened models, for the manifest
 LAYOUT = "layout"  # in BLOCKS: digest of the ids of RESULTS, in their order
+COPY = "cache.sqlite"  # in CALLS: the cache of calls as tasks on other machines read it
 OLD, NEW = "results.old", "results.new"
 
 Results = Mapping[str, Part]  # of a block, by step
@@ -84,7 +85,8 @@ class Curation:
         """Yield the plan with its models, for one of `tasks` tasks."""
         with ExitStack() as stack:
             own = stack.enter_context(closing(self.of_task(rank)))
-            cache = stack.enter_context(closing(Ledger(self.cache, frozen=not self.one_machine)))
+            file = self.cache if self.one_machine else self.folder / CALLS / COPY
+            cache = stack.enter_context(closing(Ledger(file, frozen=not self.one_machine)))
             calls = cache if self.one_machine else Overlay(own.part("calls"), cache)
             yield open_plan(self.settings, self.source, Budget(self.limits.share(tasks)), calls, own.part("used"))
 
@@ -101,6 +103,15 @@ class Curation:
                 for start in range(0, len(keys), BLOCK):
                     cache.update({key: part[key] for key in keys[start : start + BLOCK]})
                 part.drop(keys)
+
+    def copy_calls(self) -> None:
+        """Give tasks on other machines a copy of the cache of calls, since other runs may write to it meanwhile."""
+        copy = self.folder / CALLS / COPY
+        copy.unlink(missing_ok=True)
+        copy.parent.mkdir(exist_ok=True)
+        if self.cache.exists():
+            with closing(Ledger(self.cache)) as cache:
+                cache.copy(copy)
 
     def used(self) -> Iterator[dict[str, Any]]:
         """Yield what was spent on each answered request of the run, once."""

@@ -80,6 +80,8 @@ def curate_folder(
     spread = spread or Spread()
     curation = replace(curation, one_machine=spread.executor == "local")
     curation.keep_calls()  # of an earlier start with another number of tasks
+    if not curation.one_machine:
+        curation.copy_calls()
     run_phases(phases(curation, spread.tasks), folder, spread)
     return finish(curation)
 

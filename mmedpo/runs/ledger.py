@@ -7,7 +7,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -90,6 +90,13 @@ class Ledger:
             database = self._opened()
             with self._faults(), database:
                 database.execute("DELETE FROM entries WHERE NOT kept")
+
+    def copy(self, to: Path) -> None:
+        """Write a copy, which may be read as `frozen` while this file changes."""
+        working = writable.beside(to)
+        with self._faults(), closing(sqlite3.connect(working)) as copy:
+            self._opened().backup(copy)
+        working.replace(to)
 
     def close(self) -> None:
         if self._database is not None:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmedpo.errors import DISK_FULL, AlreadyFinished, InputError
 from mmedpo.runs import writable
@@ -31,10 +31,15 @@ from mmedpo.runs.recorded import (
     record_settings,
 )
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 SOURCE_FOLDER = "source"  # in a working folder: a source written for curation
 ROWS = "rows.ledger"  # in a working folder: rows of the source by id (`changes.compare`)
 JOBS = "jobs"  # in a working folder: what tasks need and leave (`runs.tasks`)
 LOCK = ".lock"  # in a working folder: held by its process
+LOCKS = "locks"  # in the folder of a job: held by its tasks
+PATIENCE = 60.0  # seconds in which tasks end after the command that started them was killed
 # In a curation's working folder: samples and models, results of the steps, calls, weighed pairs, masked images.
 BLOCKS, RESULTS, CALLS, WEIGHED, MASKED = "blocks", "results", "calls", "weighed", "masked"
 ANSWERS = "answers"  # in an evaluation's working folder: answers of its tasks
@@ -115,19 +120,35 @@ def output_folder(
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Create the working folder and lock it, since two runs resumed there would write the same files."""
+    writable.make(folder)
+    lock = locked(folder / LOCK, folder)
+    try:
+        for held in folder.glob(f"{JOBS}/*/{LOCKS}/*"):
+            locked(held, folder, PATIENCE).release()
+        yield
+    finally:
+        lock.release()
+
+
+def locked(file: Path, folder: Path, seconds: float = 0) -> FileLock:
+    """Return a lock that this process holds until its end, or until it is released.
+
+    Args:
+        folder: the working folder, for the message.
+        seconds: to wait for another process.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
     from filelock import FileLock, Timeout  # imports asyncio, which would slow `mmedpo --help`
 
-    writable.make(folder)
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(file, timeout=seconds)
     try:
         with suppress(NotImplementedError):  # a file system without locks
             lock.acquire()
     except Timeout:
         raise InputError(f"Another process works in {folder}; wait for its end, or stop it.") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return lock
 
 
 @contextmanager

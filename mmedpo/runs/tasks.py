@@ -1,7 +1,8 @@
 """Tasks of a long command: each is a process of its own, `python -m mmedpo.runs.tasks JOB RANK`, on any machine.
 
 A job is one phase with its number of tasks. Its folder, which all machines share, holds what a task needs and leaves:
-`work.pickle`, `completions/00003` (datatrove's marker), `logs/00003.log`, and `failures/00003.json`.
+`work.pickle`, `completions/00003` (datatrove's marker), `logs/00003.log`, `failures/00003.json`, and `locks/00003`,
+which the task holds while it works.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mmedpo.errors import Fault, InputError, Stopped, TasksFailed
 from mmedpo.runs import terminal
 from mmedpo.runs.hosts import ONLY_IN_RECIPES
 from mmedpo.runs.json_files import read_object, write_json
-from mmedpo.runs.run_folder import JOBS
+from mmedpo.runs.run_folder import JOBS, LOCKS, PATIENCE, locked
 from mmedpo.runs.writable import make, write_whole
 
 Work = Callable[[int, int], None]  # (rank, tasks); idempotent, and picklable: a partial of a module's function
@@ -65,7 +66,7 @@ class Job:
 
     def prepare(self, work: Work) -> None:
         """Write what tasks need, and forget the failures of an earlier run."""
-        for name in ("completions", "logs", "failures"):
+        for name in ("completions", "logs", "failures", LOCKS):
             make(self.folder / name)
         for file in (self.folder / "failures").iterdir():
             file.unlink()
@@ -225,6 +226,7 @@ def main(folder: Path, rank: int) -> None:
     terminal.guard()
     terminal.silence_libraries()
     try:
+        held = locked(folder / LOCKS / f"{rank:05d}", folder, PATIENCE)  # a task of a killed run may still end
         work, tasks, place, untyped = pickle.loads((folder / WORK).read_bytes())
         ONLY_IN_RECIPES.update(untyped)
         if Path(place).is_dir():  # paths in recorded settings may be relative
@@ -234,6 +236,7 @@ def main(folder: Path, rank: int) -> None:
         write_json(folder / "failures" / f"{rank:05d}.json", _failure_of(error))
         traceback.print_exc()
         sys.exit(1)
+    held.release()
 
 
 if __name__ == "__main__":

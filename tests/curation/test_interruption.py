@@ -11,12 +11,12 @@ import os
 import pickle
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,18 @@ from mmedpo.curation.run import finish, prepare
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.weigh import weigh
 from mmedpo.curation.write import write
+from mmedpo.runs.journal import Journal
+from mmedpo.runs.ledger import Ledger
 from mmedpo.runs.run_folder import BLOCKS, CALLS, RESULTS, ROWS, WEIGHED
 from tests.chat_server import Answer, ChatServer, Received
 from tests.conftest import MakeSource
+from tests.runs import fake_slurm
 
 FINDINGS = ("nodule", "mass", "effusion", "fracture", "cyst")
 SIDES = ("left", "right")
+KINDS = ("task", "command", "all")  # what is killed
+AT_ONCE, WORKERS = 16, 2  # requests of a task, and tasks
+MARK = "MMEDPO_TESTED_RUN"  # in the environment of all processes of a run
 AT_WORK = (BLOCKS, CALLS, RESULTS, ROWS, WEIGHED, "contents.json", "settings.json")
 
 
@@ -73,14 +79,15 @@ def command(source: Path, output: Path, server: ChatServer, launch: list[str]) -
     return [
         *launch, "-m", "mmedpo.cli", "curate", "--source", str(source), "--output", str(output),
         "--chat", f"{server.url}#writer", "--judges", *judges, "--rounds", "2", "--tolerance", "0.2",
-        "--judges-below-bar", "go", "--concurrency", "16", "--resume",
+        "--judges-below-bar", "go", "--concurrency", str(AT_ONCE), "--shard-size", "20KB", "--resume",
     ]  # fmt: skip
 
 
 def start(typed: list[str], output: Path) -> subprocess.Popen[bytes]:
     output.parent.mkdir(exist_ok=True)
     with (output.parent / "log").open("ab") as log:
-        return subprocess.Popen(typed, stdout=log, stderr=log, start_new_session=True)
+        environment = {**os.environ, MARK: str(output)}
+        return subprocess.Popen(typed, stdout=log, stderr=log, start_new_session=True, env=environment)
 
 
 def run(typed: list[str], output: Path) -> None:
@@ -94,39 +101,74 @@ def recorded(output: Path) -> dict[str, bytes]:
     return {str(file): (output / file).read_bytes() for file in files if file.parts[0] not in AT_WORK}
 
 
-def without_command(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files without what the command line was, which names the tasks."""
-    return {name: data.replace(b" --tasks 3", b"").replace(b" --tasks 1", b"") for name, data in files.items()}
-
-
-def finished(cache: Path) -> set[str]:
-    """The digests of the requests whose answers the cache holds."""
-    if not cache.exists():
-        return set()
-    with sqlite3.connect(cache) as database:
-        values = [json.loads(value) for (value,) in database.execute("SELECT value FROM entries")]
+def finished(output: Path) -> set[str]:
+    """The digests of the requests whose answers are kept: in the cache, or in the journals of tasks elsewhere."""
+    values = []
+    cache = output.with_name("calls.sqlite")
+    if cache.exists():
+        with closing(sqlite3.connect(cache)) as database:
+            values += [json.loads(value) for (value,) in database.execute("SELECT value FROM entries")]
+    for file in (output.with_name("pairs.partial") / CALLS).glob("*.journal"):
+        with closing(Journal(file)) as journal:
+            values += journal.part("calls").values()
     texts = [json.loads(value["text"]) for value in values]
     return {text.get("rationale") or text["kind"] for text in texts}
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    while not true() and process.poll() is None:
-        time.sleep(0.005)
+def at_work(output: Path) -> list[psutil.Process]:
+    """The processes of a run, wherever they were started, and all that they started."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(output):
+                found |= {process, *process.children(recursive=True)}
+    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def kill(process: subprocess.Popen[bytes], worker: bool = False) -> None:
-    """Kill a command, or one of its workers, after which it ends by itself."""
-    workers = psutil.Process(process.pid).children()
-    if worker and workers:
-        workers[-1].kill()
+def work(typed: list[str], output: Path, until: Callable[[], bool]) -> subprocess.Popen[bytes]:
+    """Start the command until the condition is met, or the dataset is there.
+
+    On Slurm it ends at once, and is to be typed again where tasks failed, and where all are finished.
+    """
+    for _ in range(5):
+        process = start(typed, output)
+        seen = time.monotonic()
+        while not until() and not output.exists():
+            if process.poll() is not None and time.monotonic() > seen + 0.3:
+                if not at_work(output):
+                    break
+                seen = time.monotonic()
+            time.sleep(0.005)
+        else:
+            return process
+    raise AssertionError((output.parent / "log").read_text())
+
+
+def kill(kind: str, process: subprocess.Popen[bytes], output: Path) -> None:
+    """Kill the command, one of its tasks, or all that works for it."""
+    tasks = [one for one in at_work(output) if "mmedpo.runs.tasks" in one.cmdline()]
+    if kind == "task" and tasks:
+        min(tasks, key=lambda one: one.pid).kill()
+    elif kind == "all":
+        while found := at_work(output):
+            for one in found:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     process.wait()
-    psutil.wait_procs(workers, timeout=60)
 
 
-def check_kills(make_source: MakeSource, tmp_path: Path, count: int, kills: int, tasks: int = 1) -> None:
+def check_kills(
+    make_source: MakeSource, tmp_path: Path, count: int, kills: int, more: Sequence[str] = (), executor: str = "local"
+) -> None:
+    """Kill a run `kills` times, in turn by each of `KINDS`, and compare what it leaves with a run that was not killed.
+
+    Args:
+        more: words of the killed run alone.
+    """
     chance = random.Random(0)
+    kinds = chance.sample(KINDS * (kills // len(KINDS)), kills)
     source = make_source(questions(count))
     with ChatServer() as server:
         server.answer = answer
@@ -137,33 +179,42 @@ def check_kills(make_source: MakeSource, tmp_path: Path, count: int, kills: int,
 
         server.received.clear()
         killed = tmp_path / "killed" / "pairs"
-        typed = [*command(source, killed, server, [sys.executable]), "--tasks", str(tasks)]
+        typed = [*command(source, killed, server, [sys.executable]), *more]
         done: set[str] = set()
         rows = killed.with_name("pairs.partial") / "data"
-        for number in range(kills):
-            process, before = start(typed, killed), len(server.received)
+        for number, kind in enumerate(kinds):
             # One kill before any work, most among the calls, the last ones where rows are written.
+            before, written = len(server.received), len([*rows.glob("*")])
+            asking = kills * 3 // 4 - number
+            target = before + chance.randrange(1, max(2, 2 * (calls - len(done)) // (max(asking, 0) + 1)))
             if number == 0:
+                process = start(typed, killed)
                 time.sleep(chance.uniform(0, 1))
-            elif number < kills * 3 // 4:
-                left, phases = calls - len(done), kills * 3 // 4 - number
-                target = before + chance.randrange(1, max(2, 2 * left // (phases + 1)))
-                wait_until(lambda target=target: len(server.received) >= target, process)
+            elif asking > 0:
+                process = work(typed, killed, lambda target=target: len(server.received) >= target)
             else:
-                wait_until(rows.exists, process)
+                process = work(typed, killed, lambda written=written: len([*rows.glob("*")]) > written)
             time.sleep(chance.uniform(0, 0.05))
-            if process.poll() is not None:  # the rows were written faster than they were waited for
-                assert killed.exists() and number >= kills * 3 // 4, (killed.parent / "log").read_text()
+            if killed.exists():  # the rows were written faster than they were waited for
+                assert asking <= 0
                 break
-            kill(process, worker=number % 2 == 1)
+            kill(kind, process, killed)
             asked = {digest(received) for received in server.received[before:]}
             assert not asked & done, "a finished call was repeated"
-            done = finished(killed.parent / "calls.sqlite")
+            done = finished(killed)
+            assert len(asked - done) <= AT_ONCE * WORKERS
+            if executor == "slurm" and kind == "all":
+                subprocess.run([sys.executable, fake_slurm.__file__, "reboot", *["lost"] * (number % 2)], check=True)
         before = len(server.received)
-        run(typed, killed)
+        work(typed, killed, killed.exists).wait()
         assert not {digest(received) for received in server.received[before:]} & done
-        assert len(finished(killed.parent / "calls.sqlite")) == calls
-        assert without_command(recorded(killed)) == without_command(recorded(whole))
+        assert len(finished(killed)) == calls
+        assert without(recorded(killed), more) == without(recorded(whole), more)
+
+
+def without(files: dict[str, bytes], words: Sequence[str]) -> dict[str, bytes]:
+    """The files without these words of the command line."""
+    return {name: data.replace(f" {' '.join(words)}".encode(), b"") for name, data in files.items()}
 
 
 def test_a_run_killed_again_and_again_gives_the_same_bytes_and_repeats_no_call(
@@ -173,11 +224,18 @@ def test_a_run_killed_again_and_again_gives_the_same_bytes_and_repeats_no_call(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tasks", "kills"), [(1, 20), (3, 10)])
+@pytest.mark.parametrize(("tasks", "executor"), [(1, "local"), (3, "local"), (3, "ray"), (3, "slurm")])
 def test_a_run_of_five_hundred_questions_killed_many_times(
-    make_source: MakeSource, tmp_path: Path, tasks: int, kills: int
+    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int, executor: str
 ) -> None:
-    check_kills(make_source, tmp_path, 500, kills, tasks)
+    more = ["--tasks", str(tasks), "--workers", str(WORKERS)]
+    if executor != "local":
+        pytest.importorskip("datatrove", reason="needs mmedpo[cluster]")
+        more += ["--executor", executor]
+    if executor == "slurm":
+        fake_slurm.install(tmp_path / "slurm", tmp_path / "bin", monkeypatch)
+        more += ["--slurm-partition", "cpu"]
+    check_kills(make_source, tmp_path, 500, 30, more, executor)
 
 
 def test_a_spent_budget_stops_the_run_and_the_rest_is_asked_later(
@@ -240,7 +298,10 @@ def test_tasks_on_other_machines_only_read_the_cache_and_no_answer_is_paid_twice
 
     def begun() -> Curation:
         curation = prepare(Settings(make_source(questions(24)), **named), folder, cache=cache, judges_below_bar="go")
-        return replace(curation, one_machine=False)
+        curation = replace(curation, one_machine=False)
+        curation.keep_calls()
+        curation.copy_calls()
+        return curation
 
     curation = begun()
     check(curation)
@@ -249,11 +310,12 @@ def test_tasks_on_other_machines_only_read_the_cache_and_no_answer_is_paid_twice
     calls = len(chat_server.received)
     assert calls > 48 and not cache.exists()
     shutil.rmtree(folder / RESULTS)  # answers alone are left, as of blocks that were being asked
-    curation = begun()
-    curation.keep_calls()
-    assert len(finished(cache)) == calls
-    for rank in range(3):
-        ask(curation, rank, 3)
+    with closing(Ledger(cache)) as other:  # an open connection keeps new answers beside the file
+        other.put("of another run", {"text": '{"kind": "of another run"}'})
+        curation = begun()
+        assert len(finished(tmp_path / "pairs")) == calls + 1
+        for rank in range(3):
+            ask(curation, rank, 3)
     assert len(chat_server.received) == calls
     weigh(curation)
     write(curation)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A small Slurm of one machine, found as sbatch, squeue, sacct, scancel and scontrol: it really runs the scripts.
 
-Its jobs are JSON files in FAKE_SLURM. It knows what mmedpo uses: arrays, afterok, kill-on-invalid-dep, output, name.
-With FAKE_SLURM_HIDES, a task sees that folder empty, as on another machine, and has a temporary folder of its own.
+Its jobs are JSON files in FAKE_SLURM. It knows what mmedpo uses: arrays, afterok, kill-on-invalid-dep, output, name,
+requeue. With FAKE_SLURM_HIDES, a task sees that folder empty, as on another machine, and has a temporary folder of its
+own. `install` puts it on the PATH; `reboot` is what Slurm does after its machines were killed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,26 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-PLACE = Path(os.environ["FAKE_SLURM"])
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY")
+if TYPE_CHECKING:
+    import pytest
+
+PLACE = Path(os.environ.get("FAKE_SLURM", ""))
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL")
+NAMES = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
+
+
+def install(place: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands find the programs, whose jobs lie in `place`."""
+    place.mkdir()
+    programs.mkdir()
+    script = Path(__file__).read_text().replace("/usr/bin/env python3", sys.executable, 1)
+    for name in (*NAMES, Path(__file__).name):
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("FAKE_SLURM", str(place))
 
 
 def change(job: str, **values: object) -> dict:
@@ -34,8 +52,15 @@ def change(job: str, **values: object) -> dict:
             elif not (name == "state" and found[name] in ENDED):
                 found[name] = value
         if values:
-            file.write_text(json.dumps(found))
+            write(file, found)
     return found
+
+
+def write(file: Path, record: dict) -> None:
+    """Write a job's file, whole or not at all."""
+    working = file.with_suffix(".writing")
+    working.write_text(json.dumps(record))
+    working.replace(file)
 
 
 def sbatch(words: list[str]) -> None:
@@ -51,12 +76,28 @@ def sbatch(words: list[str]) -> None:
         "job": job, "options": options, "script": script, "most": int(most or 99), "env": {**os.environ, **exported},
         "cwd": str(Path.cwd()), "states": {str(element): "PENDING" for element in range(int(last) + 1)}, "pids": {},
     }  # fmt: skip
-    (PLACE / f"{job}.json").write_text(json.dumps(record))
+    write(PLACE / f"{job}.json", record)
+    attend(job)
+    print(f"Submitted batch job {job}")
+
+
+def attend(job: str) -> None:
+    """Start what runs a job."""
     subprocess.Popen(
         [sys.executable, __file__, "run", job], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=(PLACE / "errors.log").open("a"), start_new_session=True,
     )  # fmt: skip
-    print(f"Submitted batch job {job}")
+
+
+def reboot(words: list[str]) -> None:
+    """Requeue the elements of killed machines, or give them up, if so asked; then go on with all jobs."""
+    for record in records():
+        job, states = record["job"], record["states"]
+        running = [element for element, state in states.items() if state == "RUNNING"]
+        assert not running or "requeue" in record["options"]
+        change(job, states=dict.fromkeys(running, "NODE_FAIL" if words == ["lost"] else "PENDING"))
+        if not {*states.values()} <= {*ENDED}:
+            attend(job)
 
 
 def run(words: list[str]) -> None:
@@ -141,7 +182,6 @@ def scontrol(words: list[str]) -> None:
 
 if __name__ == "__main__":
     name, *words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if name == Path(__file__).name and words[0] == "run":
-        run(words[1:])
-    else:
-        globals()[name](words)
+    if words[:1] in (["run"], ["reboot"]):
+        name, *words = words
+    globals()[name](words)

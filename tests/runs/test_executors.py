@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import pytest
 import works
 
 from mmedpo.errors import InputError, Stopped, TasksFailed
+from mmedpo.runs import run_folder
 from mmedpo.runs import tasks as tasks_module
 from mmedpo.runs.executors import Phase, Spread, run_phases
-from mmedpo.runs.tasks import Work, ranks_of
+from mmedpo.runs.run_folder import locked, output_folder
+from mmedpo.runs.tasks import Work, forget, ranks_of
 
 HERE = Path(__file__).parent
 EXPECTED = {f"{number}.txt": f"{number * number}\n" for number in range(works.NUMBERS)} | {
@@ -156,6 +160,29 @@ def test_run_phases_tasks_end_with_the_process_that_started_them(tmp_path: Path,
     assert len(texts(tmp_path)) < works.NUMBERS
     run_phases(phases(tmp_path, 4, partial(works.slow, tmp_path)), tmp_path, Spread(workers=4))
     assert texts(tmp_path) == EXPECTED
+
+
+def test_run_phases_waits_for_a_task_that_a_killed_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    with suppress(KeyboardInterrupt), output_folder(output, {}) as folder:
+        run_phases([Phase("ask", partial(works.numbers, folder), 3)], folder, Spread(workers=3))
+        raise KeyboardInterrupt  # the working folder stays
+    left = locked(folder / "jobs/ask-3/locks/00001", folder)
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.2)
+    with pytest.raises(InputError, match="Another process works"), output_folder(output, {}, resume=True):
+        pytest.fail("a task of the killed run still writes there")
+    forget(folder, ["ask"])
+    log = folder / "tasks.log"
+    log.unlink()
+
+    with ThreadPoolExecutor() as thread:
+        again = thread.submit(run_phases, [Phase("ask", partial(works.numbers, folder), 3)], folder, Spread(workers=3))
+        wait_for(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
+        left.release()
+        again.result()
+    assert log.read_text().split()[::2][-1] == "1"  # the task of that lock began last
+    with output_folder(output, {}, resume=True):
+        pass
 
 
 @pytest.mark.slow

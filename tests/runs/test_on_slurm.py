@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
+import fake_slurm
 import pytest
 import works
-from test_executors import EXPECTED, HERE, importable, phases, texts, wait_for  # noqa: F401  # a fixture
+from test_executors import EXPECTED, importable, phases, texts, wait_for  # noqa: F401  # a fixture
 
 from mmedpo.errors import InputError, Submitted, TasksFailed
 from mmedpo.runs.executors import Phase, Spread, run_phases
@@ -24,16 +24,8 @@ SLURM = Spread(executor="slurm", tasks=3, slurm_partition="cpu")
 @pytest.fixture(autouse=True)
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the small Slurm's jobs."""
-    place, programs = tmp_path / "slurm", tmp_path / "bin"
-    place.mkdir()
-    programs.mkdir()
-    script = (HERE / "fake_slurm.py").read_text().replace("/usr/bin/env python3", sys.executable, 1)
-    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "fake_slurm.py"):
-        (programs / name).write_text(script)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=":")
-    monkeypatch.setenv("FAKE_SLURM", str(place))
-    return place
+    fake_slurm.install(tmp_path / "slurm", tmp_path / "bin", monkeypatch)
+    return tmp_path / "slurm"
 
 
 @pytest.fixture

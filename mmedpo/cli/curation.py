@@ -68,7 +68,7 @@ def curate(context: typer.Context) -> None:
         with output_folder(run.output, settings.record(), run.resume, contents=models) as folder:
             manifest = make_dataset(settings, run, folder, command_line(), models)
     except AlreadyFinished:
-        check_finished(settings, run.output)
+        check_finished(settings, run.output, run.calls)
         raise
     _print_made(run.output, manifest)
     print_notices(manifest)
@@ -140,7 +140,7 @@ def preview(context: typer.Context) -> None:
         raise InputError("--localizer none finds no lesions to show. Give another localizer, or --noise-region image.")
     processor = settings.local_model and load_processor(settings.local_model).image_processor
     settings = with_noise_pixels(settings, processor, console.print)
-    source = open_source(settings)
+    source = open_source(settings, cache=run.calls)
     with tempfile.TemporaryDirectory() as masked:
         mask = Masker(Path(masked), Finder()) if settings.mask_text else None
         samples = filter(None, map(mask, source.samples)) if mask else source.samples

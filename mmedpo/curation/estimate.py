@@ -103,7 +103,7 @@ def estimate(settings: Settings, run: Run, folder: Path, precomputed: Precompute
     if not precomputed.answers:
         settings.refuse_unnamed()
     settings = with_noise_pixels(settings, say=log.warning)
-    source = open_source(settings, precomputed.questions)
+    source = open_source(settings, precomputed.questions, run.calls)
     chosen = limited(source.samples, asked or MEASURED, settings.seed)
     if asked:
         consent.to_endpoints(

@@ -19,6 +19,7 @@ from mmedpo.curation.relevance import Panel
 from mmedpo.curation.sampling import EndpointSampler, Sampler, Target
 from mmedpo.curation.settings import Settings
 from mmedpo.curation.standins import STANDINS
+from mmedpo.data import reading
 from mmedpo.data.sources import Source, mark, read_source, refuse_faults
 from mmedpo.errors import InputError
 from mmedpo.models import restricted
@@ -118,8 +119,11 @@ def open_panel(settings: Settings, names: Sequence[str], chat: Callable[[str], C
     return Panel(judges, settings.rounds, settings.tolerance, settings.panel) if judges else None
 
 
-def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
+def open_source(settings: Settings, also: Collection[str] = (), cache: Path | None = None) -> Source:
     """Return the source that the settings name, always with the samples whose ids are in `also`.
+
+    Args:
+        cache: file of answered calls, beside which lies what is remembered of images.
 
     Raises:
         InputError: as `read_source`; rows are faulty; or lesions are in another column than the one named.
@@ -127,7 +131,7 @@ def open_source(settings: Settings, also: Collection[str] = ()) -> Source:
     source = read_source(
         settings.source, settings.split, settings.limit, settings.seed, settings.license,
         settings.official_split, settings.source_name, settings.credentialed, also,
-        [*map(Path, settings.image_folders)],
+        [*map(Path, settings.image_folders)], cache and reading.beside(cache),
     )  # fmt: skip
     refuse_faults(source, settings.skip_faulty)  # before the model's processor is loaded
     if trained := _trained_on_restricted(settings):

@@ -106,7 +106,7 @@ def prepare(
     if not precomputed.answers:
         settings.refuse_unnamed()
     settings = with_noise_pixels(settings)
-    source = open_source(settings, precomputed.questions)
+    source = open_source(settings, precomputed.questions, cache)
     for notice in (*source.notices, source.split_notice):
         log.warning(notice)
     sent = consent.to_endpoints(
@@ -220,10 +220,10 @@ def _gone(found: changes.Changes, source: Source, settings: Settings) -> dict[st
     return gone
 
 
-def check_finished(settings: Settings, output: Path) -> None:
+def check_finished(settings: Settings, output: Path, cache: Path | None = None) -> None:
     """Raise InputError if the samples differ from those that the finished dataset in `output` was made of."""
     made_of = read_object(output / "manifest.json").get("contents", {}).get("source")
-    source = open_source(settings)
+    source = open_source(settings, cache=cache)
     if made_of not in (None, changes.digest_of(changes.of_samples(source.samples))):
         raise InputError(
             f"{output} is finished, but questions of {source.name} were changed, added or removed since. "

@@ -19,7 +19,7 @@ from mmedpo.data import credentialed, gold, licenses, options, safe_paths, split
 from mmedpo.data.columns import check_columns, group_name
 from mmedpo.data.columns import notices as column_notices
 from mmedpo.data.files import Files, image_files
-from mmedpo.data.images import UnusableImage, digest, open_rgb, read_heat
+from mmedpo.data.reading import Read, read_files
 from mmedpo.data.samples import Sample, SampleImage, questions, read_sample
 from mmedpo.data.studies import join, resolve_studies, unify_patients
 from mmedpo.data.tables import as_text, find_table
@@ -95,7 +95,7 @@ class Source:
 def read_source(
     path: Path, split: str | None = None, limit: int | None = None, seed: int = 0, license: str = "unknown",
     official_split: bool = False, name: str | None = None, marked: bool = False, also: Collection[str] = (),
-    image_folders: Sequence[Path] = (),
+    image_folders: Sequence[Path] = (), known: Path | None = None,
 ) -> Source:  # fmt: skip
     """Read a source folder (or its table) and keep one split.
 
@@ -113,6 +113,7 @@ def read_source(
         marked: treat the source as restricted.
         also: ids of questions to keep regardless of `split` and `limit`.
         image_folders: folders outside of the source that its links may lead to.
+        known: file of what was read of images before (`reading`), which runs may share; None remembers nothing.
 
     Returns:
         The good samples, and the faults of all rows.
@@ -160,7 +161,7 @@ def read_source(
     if not source.samples:
         check_columns(table, columns)
     _drop_torn(source, {one.id: torn.get((one.id, studies.get(one.id, "-"))) for one in source.samples})
-    _read_files(source)
+    _read_files(source, known)
     unify_patients(source)
     _apply_mark(source, origins, images)
     if source.samples:
@@ -196,14 +197,15 @@ def _drop_torn(source: Source, faulty: Mapping[str, str | None]) -> None:
     source.samples = [sample for sample in source.samples if faulty[sample.id] is None]
 
 
-def _read_files(source: Source) -> None:
+def _read_files(source: Source, known: Path | None) -> None:
     """Decode each image, mask and heat map once, to find broken files before any work; set digests and sizes."""
-    read = {pair: _read(*pair) for pair in {pair for sample in source.samples for pair in _files(sample)}}
-    broken = {pair: sentence for pair, (*_, sentence) in read.items() if sentence}
+    files = dict.fromkeys(pair for sample in source.samples for pair in _files(sample))
+    read = read_files([*files], known)
+    broken = {pair: found.fault for pair, found in read.items() if found.fault}
     for sample in source.samples:
         source.faults += [Fault(sample.id, pair[0], broken[pair]) for pair in _files(sample) if pair in broken]
     source.samples = [
-        replace(sample, images=tuple(_as_read(one, *read["image", one.file]) for one in sample.images))
+        replace(sample, images=tuple(_as_read(one, read["image", one.file]) for one in sample.images))
         for sample in source.samples
         if not broken.keys() & set(_files(sample))
     ]
@@ -218,22 +220,8 @@ def _files(sample: Sample) -> list[tuple[str, Path]]:
     return files
 
 
-def _as_read(image: SampleImage, digest: str, size: tuple[int, int], _: str) -> SampleImage:
-    return replace(image, digest=digest, size=size)
-
-
-def _read(column: str, file: Path) -> tuple[str, tuple[int, int], str]:
-    """Return digest ("" of a mask or heat map), size, and the fault's sentence or ""."""
-    try:
-        if column == "heatmap":
-            read_heat(file)
-            return "", (0, 0), ""
-        picture = open_rgb(file, allow_flat=column != "image")
-        return digest(picture) if column == "image" else "", picture.size, ""
-    except InputError as error:
-        if column == "heatmap" or isinstance(error, UnusableImage):
-            return "", (0, 0), str(error).rstrip(".")
-        raise
+def _as_read(image: SampleImage, read: Read) -> SampleImage:
+    return replace(image, digest=read.digest, size=read.size)
 
 
 def _apply_mark(source: Source, origins: Iterable[str], images: Files) -> None:

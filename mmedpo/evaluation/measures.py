@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from mmedpo.data import consent
+from mmedpo.data import consent, reading
 from mmedpo.data.sources import chosen_ids
 from mmedpo.errors import InputError
 from mmedpo.evaluation import pairs, questions
@@ -57,7 +57,8 @@ def measure(
 def _answers(settings: Settings, run: Run, record: dict[str, Any]) -> dict[str, Any]:
     """Answer questions and score the answers against the gold answers."""
     load = partial(load_processor, settings.model, settings.model_revision)
-    asked = questions.read(settings.asked, settings.scoring, (lambda: None) if settings.is_endpoint else load)
+    processor = (lambda: None) if settings.is_endpoint else load
+    asked = questions.read(settings.asked, settings.scoring, processor, reading.beside(run.output))
     asked = asked.marked_because(None if settings.is_endpoint else settings.model_spec.restricted_by())
     if asked.note:
         log.warning(asked.note)
@@ -97,7 +98,10 @@ def _alone(
     settings: Settings, run: Run, record: dict[str, Any], noised: Noised | None, noise: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Measure preference or visual reliance in this process."""
-    measure = _of_pairs(settings, record) if settings.source is None else _of_source(settings, record, noised, noise)
+    if settings.source is None:
+        measure = _of_pairs(settings, record)
+    else:
+        measure = _of_source(settings, run, record, noised, noise)
     contents = settings.model_spec.contents()
     with (
         still(run.output, lambda: measure.questions),
@@ -107,11 +111,11 @@ def _alone(
 
 
 def _of_source(
-    settings: Settings, record: dict[str, Any], noised: Noised | None, noise: dict[str, Any] | None
+    settings: Settings, run: Run, record: dict[str, Any], noised: Noised | None, noise: dict[str, Any] | None
 ) -> SourceReliance:
     """Return visual reliance on the questions of a source; add their fields to the record."""
     load = partial(load_processor, settings.model, settings.model_revision)
-    asked = questions.read(settings.asked, settings.scoring, load)
+    asked = questions.read(settings.asked, settings.scoring, load, reading.beside(run.output))
     asked = asked.marked_because(settings.model_spec.restricted_by())
     if asked.note:
         log.warning(asked.note)

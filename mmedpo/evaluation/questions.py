@@ -140,13 +140,17 @@ class QuestionSet:
         return bool(self.record.get("credentialed"))
 
 
-def read(asked: Asked, scoring: Scoring | None = None, load_processor: Callable[[], Any] = lambda: None) -> QuestionSet:
+def read(
+    asked: Asked, scoring: Scoring | None = None, load_processor: Callable[[], Any] = lambda: None,
+    known: Path | None = None,
+) -> QuestionSet:  # fmt: skip
     """Return the questions of a source or of a preference dataset.
 
     Args:
         asked: choice of the questions.
         scoring: protocols by which answers must be scorable.
         load_processor: function that loads the processor of the answering model, which must accept the questions.
+        known: file of what was read of images before, as for `read_source`.
 
     Raises:
         InputError: not exactly one of source and dataset, or questions that cannot be asked or scored; all are listed.
@@ -154,7 +158,10 @@ def read(asked: Asked, scoring: Scoring | None = None, load_processor: Callable[
     scoring = scoring or Scoring()
     if (asked.source is None) == (asked.dataset is None):
         raise InputError("Give either --source or --dataset, which hold the questions.")
-    found = _of_dataset(asked, load_processor) if asked.source is None else _of_source(asked, scoring, load_processor)
+    if asked.source is None:
+        found = _of_dataset(asked, load_processor)
+    else:
+        found = _of_source(asked, scoring, load_processor, known)
     with credentialed.hiding_cells(found.marked):
         refuse_unscorable(found.rows(), scoring)
     return found
@@ -180,11 +187,11 @@ def of_row(row: Row, id_: str, images: tuple[Any, ...], digests: Sequence[str]) 
     )  # fmt: skip
 
 
-def _of_source(asked: Asked, scoring: Scoring, load_processor: Callable[[], Any]) -> QuestionSet:
+def _of_source(asked: Asked, scoring: Scoring, load_processor: Callable[[], Any], known: Path | None) -> QuestionSet:
     """Return the questions of a source folder; gold answers without words and refused images are faulty rows."""
     source = read_source(
         Path(str(asked.source)), asked.split, seed=asked.seed, official_split=asked.official_split,
-        marked=asked.credentialed, image_folders=[*map(Path, asked.image_folders)],
+        marked=asked.credentialed, image_folders=[*map(Path, asked.image_folders)], known=known,
     )  # fmt: skip
     faults = {one.id: scoring.reference_fault(one.id, "answer", one.task, one.answer) for one in source.samples}
     source.faults += filter(None, faults.values())

@@ -52,6 +52,28 @@ def test_an_adapter_trained_on_a_hub_dataset_is_pushed_privately_and_whole(
     assert json.loads(here["training.json"])["dataset_manifest"]["source"]["name"] == "phantom"
 
 
+@pytest.mark.slow
+def test_a_mixture_of_hub_and_folder_names_both_and_no_place_of_this_machine(
+    hub: Hub, preferences: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    publish(hub, str(preferences), "user/pairs")
+    mixed = {"dataset_name": ["user/pairs", preferences], "dataset_revision": ["main", "-"], "max_steps": 1}
+    done = train(hub, "write", arguments(preferences, tiny_model, tmp_path / "adapter", **mixed))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "row ids are in more than one of user/pairs" in done.stderr
+    sent, commit = hub.files("user/adapter"), hub.repo("user/pairs", "dataset").head.oid
+    places = (str(preferences.parent).encode(), str(tmp_path).encode())
+    assert not any(place in content for content in sent.values() for place in places)
+    found = json.loads(sent["training.json"])["datasets"]
+    assert [(one["name"], one["revision"], one["is_local"]) for one in found] == [
+        ("user/pairs", commit, False), ("pairs", None, True)
+    ]  # fmt: skip
+    assert len({one["contents"] for one in found}) == 2  # one is the copy in the cache of `datasets`
+    card = sent["README.md"].decode()
+    assert f"| dataset | user/pairs, commit {commit} |" in card and "| dataset | pairs |" in card
+    assert "datasets:\n- user/pairs\n" in card and "- pairs\n" not in card.split("---")[1]
+
+
 def test_who_the_hub_does_not_know_is_told_before_training(
     hub: Hub, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

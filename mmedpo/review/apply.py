@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,6 +30,7 @@ from mmedpo.runs.run_folder import short_folder
 
 REJECTED, DIFFERENT = "rejected in review", "reviewers changed it differently"
 NO_BOX = "reviewers deleted the lesion's box"
+PLACE = "image"  # of a box: its image among the row's, from 0
 EDITED = "; edited in review"  # after the name of what made a side
 
 
@@ -146,24 +148,29 @@ class _Changed:
         return row
 
     def _noised_again(self, row: dict[str, Any], boxes: Sequence[Mapping[str, Any]]) -> None:
-        made = row["provenance"]
-        if len(row["images"]) > 1:
-            raise InputError(
-                f"{row['id']}: its boxes were edited, and it has several images; a review changes boxes of one image. "
-                "Correct them in the source and curate it again, or reject the pair."
-            )
-        made["boxes"], made["localizer"] = [dict(box) for box in boxes], f"{made['localizer'] or 'none'}{EDITED}"
+        """Set the boxes of a row; of a lesion pair, noise its images anew, except those whose boxes are the same."""
+        made, before = row["provenance"], shown.boxes(row)
+        made["boxes"] = [{name: value for name, value in box.items() if name != PLACE} for box in boxes]
+        made["localizer"] = f"{made['localizer'] or 'none'}{EDITED}"
+        if "box_images" in made:
+            made["box_images"] = [box.get(PLACE, 0) for box in boxes]
         if row["dispreference"] != "lesion_noise":  # noise does not follow the boxes
             return
         known = Noise(**{name: self._noise[name] for name in Noise.__dataclass_fields__ if name in self._noise})
-        original = row["images"][0]
-        noiser = Noiser(known, self._seed, lambda _: original)
-        region = Region(tuple(Box(**box) for box in boxes))
-        picture, made["mask_coverage"] = noiser.noised(
-            Path(original["path"] or "image"), region, row["id"] if known.per == "row" else ""
-        )
-        made["mask_rule"] = None
-        row["rejected_images"] = [picture]
+        marked = [_on_image(boxes, place) for place in range(len(row["images"]))]
+        noised = known.noised([bool(own) for own in marked])
+        pictures, shares = list(row["rejected_images"]), []
+        for place, (image, own) in enumerate(zip(row["images"], marked, strict=True)):
+            if not noised[place]:
+                pictures[place] = image
+                continue
+            noiser = Noiser(known, self._seed, partial(_given, image))
+            name = row["id"] + (f"/{place}" if place else "") if known.per == "row" else ""
+            picture, share = noiser.noised(Path(image["path"] or "image"), Region(own), name)
+            shares.append(share)
+            if own != _on_image(before, place):
+                pictures[place] = picture
+        made["mask_rule"], made["mask_coverage"], row["rejected_images"] = None, fmean(shares), pictures
 
     def _record(self, id: str, before: Mapping[str, Any], found: Outcome) -> None:
         if found.after or found.relevance is not None:
@@ -171,6 +178,16 @@ class _Changed:
                 "id": id, "reviewers": [one.reviewer for one in found.said], "relevance": found.relevance,
                 "before": {name: before[name] for name in found.after}, "after": dict(found.after),
             })  # fmt: skip
+
+
+def _given(image: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    return image
+
+
+def _on_image(boxes: Sequence[Mapping[str, Any]], place: int) -> tuple[Box, ...]:
+    """Return the boxes on one of a row's images."""
+    own = (box for box in boxes if box.get(PLACE, 0) == place)
+    return tuple(Box(**{name: value for name, value in box.items() if name != PLACE}) for box in own)
 
 
 def _judgements(known: Sequence[Mapping[str, Any]], said: Sequence[Verdict]) -> Iterator[dict[str, Any]]:

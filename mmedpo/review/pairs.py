@@ -134,7 +134,8 @@ def digest(row: Mapping[str, Any]) -> str:
             made.update(hashlib.sha256(image["bytes"] or b"").digest())
         made.update(b"|")
     texts = [[(one["role"], one["content"]) for one in row[name]] for name in ("prompt", "chosen", "rejected")]
-    boxes = [sorted(box.items()) for box in (row["provenance"] or {}).get("boxes") or []]
+    about = row["provenance"] or {}
+    boxes = [sorted(box.items()) for box in about.get("boxes") or []], about.get("box_images")
     made.update(repr((texts, boxes)).encode(errors="surrogatepass"))
     return made.hexdigest()
 

@@ -37,14 +37,15 @@ def texts(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def boxes(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the boxes of the lesion in a row's first image, with numbers to a tenth of a pixel."""
+    """Return the boxes of a row's lesion, to a tenth of a pixel; "image" is the number of their image, if not 0."""
     made = row["provenance"] or {}
     found = made.get("boxes") or []
     places = made.get("box_images") or [0] * len(found)
     return [
         {name: value if isinstance(value, str) else round(value, 1) for name, value in box.items()}
-        for box, place in zip(found, places, strict=True) if place == 0
-    ]  # fmt: skip
+        | ({"image": place} if place else {})
+        for box, place in zip(found, places, strict=True)
+    ]
 
 
 def sides(row: Mapping[str, Any], swapped: bool = False) -> list[Side]:

@@ -174,6 +174,8 @@ def _field_fault(name: str, value: Any) -> str | None:
     for box in value:
         if not isinstance(box, Mapping) or not {*BOX} <= {*box} or not isinstance(box["label"], str):
             return f"a box has {', '.join(BOX)}"
+        if type(box.get("image", 0)) is not int or box.get("image", 0) < 0:
+            return "the image of a box is its number, from 0"
         if not all(_is_number(box[side]) for side in BOX[1:]) or box["width"] <= 0 or box["height"] <= 0:
             return "a box has four numbers in pixels, width and height above 0"
     return None

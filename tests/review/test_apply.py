@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invented import picture, row
 
+from mmedpo.curation.noise import Noise
 from mmedpo.curation.weights import normalize
-from mmedpo.data import images, loading
+from mmedpo.data import images, loading, shards
+from mmedpo.review import shown
 from mmedpo.review.agreement import reviewed
 from mmedpo.review.apply import DIFFERENT, EDITED, NO_BOX, REJECTED, outcome
 from mmedpo.review.pairs import Pairs, digest
@@ -132,3 +135,30 @@ def test_what_cannot_be_applied_is_said_and_nothing_is_left(
 def test_verdicts_of_another_version_do_not_count(review: Review) -> None:
     review.say(0, digest="other")
     assert [*reviewed(review.pairs, review.file)] == []
+
+
+def test_of_several_images_those_with_changed_boxes_are_noised_anew(tmp_path: Path, run: Any) -> None:
+    made = row(1, visual=True, weight=1.0)
+    made["images"] = [picture(90), made["images"][0]]
+    made["rejected_images"] = [made["images"][0], made["rejected_images"][0]]
+    made["provenance"]["box_images"] = [1]
+    shards.save([made], tmp_path / "pairs")
+    manifest = {
+        "format": "mmedpo.manifest/1", "settings": {"weights": "none", "seed": 0}, "noise": Noise().record(),
+        "source": {"name": "x"}, "counts": {"lesion_noise": 1}, "rejects": {}, "weights": {},
+        "mask_coverage": {"bound": 1.0},
+    }  # fmt: skip
+    (tmp_path / "pairs" / "manifest.json").write_text(json.dumps(manifest))
+    review = Review(tmp_path / "pairs", tmp_path / "v.jsonl")
+    before = shown.boxes(review.pairs.read(0))
+    assert [box["image"] for box in before] == [1]
+    review.say(0, before={"boxes": before}, after={"boxes": [*before, BOX]})
+    code, said = run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")
+    assert code == 0, said
+    again = Pairs(Path("reviewed")).read(0)
+    assert again["provenance"]["box_images"] == [1, 0]
+    first = images.pixels(again["rejected_images"][0])
+    assert again["rejected_images"][1]["bytes"] == made["rejected_images"][1]["bytes"]  # its box is the same
+    changed = (first != images.pixels(again["images"][0])).reshape(64, 64, -1).any(-1)
+    assert changed[4:14, 4:24].mean() > 0.9 and changed.sum() == changed[4:14, 4:24].sum()
+    assert again["provenance"]["mask_coverage"] == pytest.approx((200 + 256) / 2 / 64**2, abs=1e-6)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invented import QUESTION, row
+from invented import QUESTION, picture, row
 
 from mmedpo.data import shards
 from mmedpo.review.verdicts import Verdict, Verdicts
@@ -203,3 +203,31 @@ def test_a_password_guards_the_page(browser: Any, serve: Serve) -> None:
     page.fill("#ask[open] #answer", "one")
     page.keyboard.press("Enter")
     at(page, 1)
+
+
+def test_several_images_are_shown_and_boxed_each(browser: Any, serve: Serve, pairs: Path) -> None:
+    rows = [row(number, visual=True) for number in range(2)]
+    for number, made in enumerate(rows):
+        made["images"] = [picture(90, side=32), made["images"][0]]
+        made["rejected_images"] = [made["images"][0], made["rejected_images"][0]]
+        made["provenance"]["box_images"] = [1]
+        made["provenance"]["image_id"] = f"i{number}"
+    shutil.rmtree(pairs)
+    shards.save(rows, pairs)
+    address, _ = serve()
+    page = opened(browser, address)
+    assert page.locator("figcaption").all_text_contents() == ["Original 1", "Original 2", "Noised 1", "Noised 2"]
+    assert [page.locator("figure").nth(place).locator("rect.box").count() for place in range(4)] == [0, 1, 0, 1]
+    page.keyboard.press("d")
+    place = page.locator("figure svg").first.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2 - 20, place["y"] + place["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] / 2 + 20, place["y"] + place["height"] / 2 + 20, steps=3)
+    page.mouse.up()
+    page.keyboard.press("b")
+    seen = [page.locator("figure").nth(place).is_visible() for place in range(4)]
+    assert seen in ([True, True, False, False], [False, False, True, True])
+    page.keyboard.press("a")
+    at(page, 2)
+    (said,) = given(pairs)
+    assert [box.get("image", 0) for box in said.after["boxes"]] == [1, 0] and page.faults == []

@@ -103,7 +103,7 @@ async function go(position) {
   viewer.show(pair.urls.flatMap((own, side) => own.map((url, number) => ({
     url, width: pair.sides[side].sizes[number][0], height: pair.sides[side].sizes[number][1],
     title: (pair.same_images ? "Image" : titles[side]) + (own.length > 1 ? ` ${number + 1}` : ""),
-    marked: number === 0 && "boxes" in pair,
+    marked: "boxes" in pair, side, place: number,
   }))), state.draft.boxes, pair.boxes?.[0]?.label ?? "lesion");
   show();
   const next = following();

@@ -20,7 +20,8 @@ export class Viewer {
     this.blinking = null;
   }
 
-  // `panels`: [{title, url, width, height, marked}]; boxes are drawn on panels that are `marked`, new ones get `label`.
+  // `panels`: [{title, url, width, height, marked, side, place}], `place` of an image among those of its side. Boxes are
+  // drawn on panels that are `marked`; new ones get `label`.
   show(panels, boxes, label) {
     this.stopBlinking();
     this.label = label;
@@ -47,21 +48,22 @@ export class Viewer {
   }
 
   draw() {
-    for (const { svg, marks, width, height, marked } of this.panels) {
+    for (const { svg, marks, width, height, marked, place } of this.panels) {
       const { x, y, w, h } = this.view;
       svg.setAttribute("viewBox", `${x * width} ${y * height} ${w * width} ${h * height}`);
       marks.replaceChildren();
       if (!marked || !this.outlined) continue;
       this.boxes.forEach((box, number) => {
-        const place = { x: box.x, y: box.y, width: box.width, height: box.height };
-        const outline = make("rect", { ...place, class: number === this.selected ? "box selected" : "box" });
+        if ((box.image ?? 0) !== place) return;
+        const frame = { x: box.x, y: box.y, width: box.width, height: box.height };
+        const outline = make("rect", { ...frame, class: number === this.selected ? "box selected" : "box" });
         outline.addEventListener("pointerdown", (event) => {
           if (this.drawing) return;
           event.stopPropagation();
           this.selected = this.selected === number ? -1 : number;
           this.draw();
         });
-        marks.append(make("rect", { ...place, class: "under" }), outline);
+        marks.append(make("rect", { ...frame, class: "under" }), outline);
       });
     }
   }
@@ -103,11 +105,11 @@ export class Viewer {
 
   blink() {
     if (this.blinking) return this.stopBlinking();
-    if (this.panels.length < 2) return;
+    if (!this.panels.some(({ side }) => side)) return;
     let shown = 0;
     const turn = () => {
-      this.panels.forEach(({ figure }, number) => { figure.hidden = number !== shown; });
-      shown = (shown + 1) % this.panels.length;
+      for (const { figure, side } of this.panels) figure.hidden = side !== shown;
+      shown = 1 - shown;
     };
     turn();
     this.blinking = setInterval(turn, 600);
@@ -168,7 +170,7 @@ export class Viewer {
       this.ghost = null;
       this.drawing = false;
       if (event.type === "pointerup" && box.width >= 1 && box.height >= 1) {
-        this.boxes = [...this.boxes, { label: this.label, ...box, confidence: 1 }];
+        this.boxes = [...this.boxes, { label: this.label, ...box, confidence: 1, ...(panel.place ? { image: panel.place } : {}) }];
         this.changed(this.boxes);
       }
       this.draw();

@@ -3,7 +3,7 @@
 Run     python benchmarks/noising.py [--images FOLDER]
 Source  any source folder with boxes, each boxed image once; without one, phantoms enlarged to 1024 x 1024, with grain
 Prints  JSON. `bare` opens, decodes and writes each file as PNG in memory, with Pillow alone, in its own mode; the arms
-        do what curation does (`rows.Noiser`). Both compress as datasets do, in CPU time of one core, a file at
+        do what curation does (`noiser.Noiser`). Both compress as datasets do, in CPU time of one core, a file at
         a time in turn. Read `share_of_bare`: the arm's images per second over those of `bare`, the median of the
         repeats with the least and the most. Required: 0.8 for lesion boxes.
         `noising_ms` is `corrupt` alone, and `png_kb` the size of the PNGs: what is noise compresses worse.
@@ -30,7 +30,7 @@ from PIL import Image, features
 
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise, corrupt, generator
-from mmedpo.curation.rows import Noiser
+from mmedpo.curation.noiser import Noiser
 from mmedpo.data import images
 from mmedpo.data.samples import Box, Sample
 from mmedpo.data.sources import read_source

@@ -16,11 +16,20 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
+from mmedpo import schema
+from mmedpo.curation.localize import open_localizer, read_regions, regions_record
+from mmedpo.curation.noise import Noise
+from mmedpo.curation.noiser import Noiser
+from mmedpo.data import loading
 from mmedpo.data.images import digest, open_rgb
 from mmedpo.data.sources import read_source
+from mmedpo.errors import InputError
 from mmedpo.evaluation.likelihood import View, answer_logps
+from mmedpo.hub import rejoin
+from mmedpo.hub.publish import stripped
+from mmedpo.models import refusals
 from mmedpo.models.generation import Sampling
-from mmedpo.models.vision_language import VisionLanguageModel
+from mmedpo.models.vision_language import VisionLanguageModel, load_processor
 
 GREEDY = Sampling(4)
 Run = Callable[..., tuple[int, str]]
@@ -130,3 +139,71 @@ def test_answers_depend_on_every_image_and_their_order(views: Path, tiny_model: 
     assert len({round(logp, 4) for logp in answer_logps(model, [View(images, *said) for images in shown])}) == 5
     together = model.prompts([([first, second], "What?"), ([first, second], "Where?"), (first, "What?")], GREEDY)
     assert together.owners == [0, 0, 1]
+
+
+class OneImage:
+    """The tiny model's processor, which takes one image: it refuses several, or silently drops all but the first."""
+
+    def __init__(self, inner: Any, drops: bool) -> None:
+        self.inner, self.drops = inner, drops
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, text: list[str], images: list[list[Any]], **more: Any) -> Any:
+        if not self.drops and len(images[0]) > 1:
+            raise ValueError("one image a prompt")
+        texts = [one.replace("<image>", "", len(shown) - 1) for one, shown in zip(text, images, strict=True)]
+        return self.inner(text=texts, images=[shown[:1] for shown in images], **more)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_model_that_takes_one_image_is_refused_in_one_message(views: Path, tiny_model: Path, drops: bool) -> None:
+    source, processor = read_source(views, "test"), OneImage(load_processor(str(tiny_model)), drops)
+    with pytest.raises(InputError, match="Questions have up to 2 images, and the model takes one") as raised:
+        refusals.drop_refused(source, processor)
+    assert ("leaves the others out" if drops else "one image a prompt") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("noise", "located", "expected"),
+    [
+        (Noise(), [False, True], [False, True]),
+        (Noise(), [False, False], [False, False]),  # no pair
+        (Noise(images="all"), [False, True], [True, True]),
+        (Noise(images="all"), [False, False], [False, False]),
+        (Noise(region="image"), [False, False], [True, True]),
+        (Noise("crop"), [False, True], [False, True]),
+        (Noise(region="image", images="all"), [True, False], [True, True]),
+    ],
+)
+def test_noise_is_in_the_images_that_are_asked_for(noise: Noise, located: list[bool], expected: list[bool]) -> None:
+    assert noise.noised(located) == expected
+    assert ("images" in noise.record()) == (noise.images == "all")  # manifests of one image a question are as before
+
+
+def test_an_image_without_a_lesion_is_noised_whole_where_all_are(views: Path) -> None:
+    sample = next(one for one in read_source(views, "preference").samples if one.images[1].boxes)
+    regions = open_localizer("boxes").locate(sample)
+    kept, noised = Noiser(Noise(), 0).each(sample, regions)
+    whole, again = Noiser(Noise(images="all"), 0).each(sample, regions)
+    assert kept is None and noised == again and noised is not None and whole is not None
+    assert (noised[1], whole[1]) == (pytest.approx(regions[1].coverage), 1.0)
+    assert [region.record() for region in read_regions(regions_record(regions), 2)] == [one.record() for one in regions]
+
+
+def test_boxes_of_a_restricted_set_keep_their_image(pairs: Path) -> None:
+    rows = schema.undecoded(loading.load(str(pairs)))
+    full: Any = next(row for row in rows if row["provenance"]["box_images"] == [1])
+    full["provenance"]["localizer"] = "detector:org/finder"
+    sent = stripped.row(full)
+    none, there = read_regions(rejoin._regions(sent, "detector:org/finder"), 2)
+    assert (
+        none.reason
+        and not there.reason
+        and [(box.x, box.width) for box in there.boxes]
+        == [(box["x"], box["width"]) for box in full["provenance"]["boxes"]]
+    )
+    assert (
+        "box_images" in stripped.features(True)["provenance"] and "box_images" not in stripped.features()["provenance"]
+    )

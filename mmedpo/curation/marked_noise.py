@@ -8,7 +8,7 @@ from typing import Any
 
 from mmedpo.curation.localize import MOST_COVERAGE, Region, open_localizer
 from mmedpo.curation.noise import Noise
-from mmedpo.curation.rows import Noiser
+from mmedpo.curation.noiser import Noiser
 from mmedpo.data.samples import Sample
 
 

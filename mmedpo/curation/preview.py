@@ -15,7 +15,7 @@ import numpy as np
 
 from mmedpo.curation.localize import Localizer, Region
 from mmedpo.curation.noise import Noise
-from mmedpo.curation.rows import Noiser
+from mmedpo.curation.noiser import Noiser
 from mmedpo.data import images
 from mmedpo.data.plots import PALETTE, outline, saved
 from mmedpo.data.samples import Sample

@@ -10,7 +10,8 @@ from typing import Any
 from mmedpo import schema
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise
-from mmedpo.curation.rows import Noiser, Pair
+from mmedpo.curation.noiser import Noiser
+from mmedpo.curation.rows import Pair
 from mmedpo.data import images
 from mmedpo.data.samples import SampleImage
 from mmedpo.data.text import unit_interval

@@ -29,6 +29,7 @@ from mmedpo.curation import (
 )
 from mmedpo.curation.blocks import Curation
 from mmedpo.curation.localize import read_regions
+from mmedpo.curation.noiser import noised_shares
 from mmedpo.curation.row_sizes import row_sizes
 from mmedpo.data import shards
 from mmedpo.data.text import number_of
@@ -288,5 +289,5 @@ def _coverage(curation: Curation, pairs: Sequence[rows.Pair], bound: float) -> d
     if not visual or curation.noise is None:
         return None
     located = (read_regions(found, visual[id]) for id, found in curation.items("locate") if id in visual)
-    shares = [share for regions in located for share in rows.noised_shares(curation.noise, regions)]
+    shares = [share for regions in located for share in noised_shares(curation.noise, regions)]
     return {"mean": fmean(shares), "max": max(shares), "bound": bound}

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise
-from mmedpo.curation.rows import Noiser
+from mmedpo.curation.noiser import Noiser
 from mmedpo.curation.weights import Normalization, normalize
 from mmedpo.data import loading, origin, shards
 from mmedpo.data.samples import Box

@@ -19,7 +19,8 @@ from transformers import AutoProcessor
 from mmedpo import schema
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise, box_mask, pack_mask
-from mmedpo.curation.rows import KEPT, TEXT_PAIR, Makers, Noiser, Pair, dataset_rows
+from mmedpo.curation.noiser import KEPT, Noiser
+from mmedpo.curation.rows import TEXT_PAIR, Makers, Pair, dataset_rows
 from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Settings
 from mmedpo.data import images, loading, shards

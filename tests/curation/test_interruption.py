@@ -162,10 +162,10 @@ def kill(kind: str, process: subprocess.Popen[bytes], output: Path) -> None:
 def check_kills(
     make_source: MakeSource, tmp_path: Path, count: int, kills: int, more: Sequence[str] = (), executor: str = "local"
 ) -> None:
-    """Kill a run `kills` times, in turn by each of `KINDS`, and compare what it leaves with a run that was not killed.
+    """Kill runs `kills` times, in turn by each of `KINDS`, and compare what they leave with a run that was not killed.
 
     Args:
-        more: words of the killed run alone.
+        more: words of the killed runs alone.
     """
     chance = random.Random(0)
     kinds = chance.sample(KINDS * (kills // len(KINDS)), kills)
@@ -176,40 +176,54 @@ def check_kills(
         run(command(source, whole, server, [sys.executable]), whole)
         calls = len({digest(received) for received in server.received})
         assert len(server.received) == calls
+        while kinds:  # a run may be finished before all kills, since what was not killed goes on
+            killed = tmp_path / f"{len(kinds)}" / "pairs"
+            typed = [*command(source, killed, server, [sys.executable]), *more]
+            server.received.clear()
+            done = kill_run(typed, killed, server, calls, kinds, chance, executor)
+            before = len(server.received)
+            work(typed, killed, killed.exists).wait()
+            assert not {digest(received) for received in server.received[before:]} & done
+            assert len(finished(killed)) == calls
+            assert without(recorded(killed), more) == without(recorded(whole), more)
 
-        server.received.clear()
-        killed = tmp_path / "killed" / "pairs"
-        typed = [*command(source, killed, server, [sys.executable]), *more]
-        done: set[str] = set()
-        rows = killed.with_name("pairs.partial") / "data"
-        for number, kind in enumerate(kinds):
-            # One kill before any work, most among the calls, the last ones where rows are written.
-            before, written = len(server.received), len([*rows.glob("*")])
-            asking = kills * 3 // 4 - number
-            target = before + chance.randrange(1, max(2, 2 * (calls - len(done)) // (max(asking, 0) + 1)))
-            if number == 0:
-                process = start(typed, killed)
-                time.sleep(chance.uniform(0, 1))
-            elif asking > 0:
-                process = work(typed, killed, lambda target=target: len(server.received) >= target)
-            else:
-                process = work(typed, killed, lambda written=written: len([*rows.glob("*")]) > written)
-            time.sleep(chance.uniform(0, 0.05))
-            if killed.exists():  # the rows were written faster than they were waited for
-                assert asking <= 0
-                break
-            kill(kind, process, killed)
-            asked = {digest(received) for received in server.received[before:]}
-            assert not asked & done, "a finished call was repeated"
-            done = finished(killed)
-            assert len(asked - done) <= AT_ONCE * WORKERS
-            if executor == "slurm" and kind == "all":
-                subprocess.run([sys.executable, fake_slurm.__file__, "reboot", *["lost"] * (number % 2)], check=True)
-        before = len(server.received)
-        work(typed, killed, killed.exists).wait()
-        assert not {digest(received) for received in server.received[before:]} & done
-        assert len(finished(killed)) == calls
-        assert without(recorded(killed), more) == without(recorded(whole), more)
+
+def kill_run(
+    typed: list[str], output: Path, server: ChatServer, calls: int, kinds: list[str], chance: random.Random,
+    executor: str,
+) -> set[str]:  # fmt: skip
+    """Kill a run by the `kinds`, which are taken from the list, until it is finished; return what it need not ask."""
+    done: set[str] = set()
+    rows = output.with_name("pairs.partial") / "data"
+    kills = len(kinds)
+    for number in range(kills):
+        # One kill before any work, most among the calls, the last ones where rows are written.
+        before, written = len(server.received), len([*rows.glob("*")])
+        asking = max(kills * 3 // 4 - number, 0)
+        step = chance.randrange(1, max(2, 2 * (calls - len(done)) // (asking + 1)))
+        target = before + step if asking else 2 * calls
+        if number == 0:
+            process = start(typed, output)
+            time.sleep(chance.uniform(0, 1))
+        else:
+            process = work(
+                typed, output,
+                lambda target=target, written=written: (
+                    len(server.received) >= target or len([*rows.glob("*")]) > written
+                ),
+            )  # fmt: skip
+        time.sleep(chance.uniform(0, 0.05))
+        if output.exists():
+            break
+        kind = kinds.pop()
+        kill(kind, process, output)
+        asked = {digest(received) for received in server.received[before:]}
+        assert not asked & done, "a finished call was repeated"
+        done = finished(output)
+        assert len(asked - done) <= AT_ONCE * WORKERS
+        if executor == "slurm" and kind == "all":
+            subprocess.run([sys.executable, fake_slurm.__file__, "reboot", *["lost"] * (number % 2)], check=True)
+    return done
 
 
 def without(files: dict[str, bytes], words: Sequence[str]) -> dict[str, bytes]:

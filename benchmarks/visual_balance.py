@@ -20,7 +20,6 @@ Limits  half a million weights on drawings; one corpus, starting model and set o
 import argparse
 import json
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
@@ -121,7 +120,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=160)
     arguments = parser.parse_args()
-    out, began = arguments.output.resolve(), time.process_time()
+    out = arguments.output.resolve()
     out.mkdir(parents=True, exist_ok=True)
     corpus, start, closed = out / "corpus", out / "start", out / "closed"
     _prepare(corpus, start, 0, arguments.scale, True)
@@ -153,9 +152,10 @@ def main() -> None:
     if not arguments.record:
         return
     record: dict[str, Any] = {
-        "command": "python benchmarks/visual_balance.py", "seeds": arguments.seeds, "scale": arguments.scale,
+        "command": f"python benchmarks/visual_balance.py --questions {arguments.questions} --steps {arguments.steps} "
+        f"--arms {' '.join(arguments.arms)}",
+        "seeds": arguments.seeds, "scale": arguments.scale,
         "questions": arguments.questions, "steps": arguments.steps, "versions": versions(),
-        "cpu_seconds_of_the_last_call": round(time.process_time() - began),
         "pairs": {name: {"counts": read_json(out / "pairs" / name / "manifest.json")["counts"],
                          "rejects": read_json(out / "pairs" / name / "manifest.json")["rejects"],
                          "preferred": preferred(out / "pairs" / name)} for name in DATASETS},

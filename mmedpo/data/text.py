@@ -49,7 +49,12 @@ def words(text: str) -> list[str]:
 
     Inner apostrophes, hyphens, "_" and decimal points stay ("t2-weighted", "3.5").
     """
-    return _WORD.findall(plain(text).casefold())
+    return list(_words(text))
+
+
+@lru_cache(maxsize=64)  # checks of one answer ask for the same words again and again
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(plain(text).casefold()))
 
 
 def clauses(text: str) -> list[list[str]]:
@@ -108,6 +113,7 @@ def polarity(text: str) -> Polarity | None:
     return None
 
 
+@lru_cache(maxsize=64)
 def said(text: str) -> Said:
     """Return the plain "yes" or "no" of an answer, "both" or "neither".
 

@@ -44,8 +44,8 @@ FAILURES = (
     hallucinate.NO_ANSWER, hallucinate.UNREADABLE, relevance.NO_SCORE, thoughts.CUT_OFF, thoughts.UNFINISHED,
 )  # fmt: skip
 
-ROUNDS = 256  # requests that a group of blocks has for each one in flight, so that few wait for its last replies
-MOST_BLOCKS = 16  # of a group, for little memory
+ROUNDS = 512  # requests that a group of blocks has for each one in flight, so that few wait for its last replies
+MOST_BLOCKS = 32  # of a group, for little memory
 COLLECTED = (20_000, 20, 50)  # thresholds of the garbage collector
 
 Batches = Sequence[Sequence[Sample]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import signal
@@ -17,13 +16,12 @@ from typing import Any
 
 import pytest
 from chat_server import Answer, ChatServer, Received
-from knowing_judge import known
+from knowing_judge import FINDINGS, digest, written_or_judged
 
 from mmedpo.data import loading
 from mmedpo.models.chat import batch_files
 
 Command = Callable[..., tuple[int, str]]
-FINDINGS = ("nodule", "mass", "effusion", "fracture", "cyst")
 COUNT = 12
 # A curation that is killed when all requests of its first round are written, before the round is complete.
 KILLED = """
@@ -33,10 +31,6 @@ from mmedpo.models.chat import batch_files
 batch_files.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """
-
-
-def digest(received: Received) -> str:
-    return hashlib.sha256(json.dumps(received.body, sort_keys=True).encode()).hexdigest()
 
 
 def answering(received: Received) -> Answer:
@@ -50,12 +44,8 @@ def answering(received: Received) -> Answer:
     elif "Answer of the model:" in text:
         gold = re.findall(r"Correct answer: (.*)", text)[0]
         answer = json.dumps({"answer": gold if int(name[:4], 16) % 3 else "left"})
-    elif "Now judge this case" not in text:
-        answer = json.dumps({"answer": f"right upper {FINDINGS[int(name[:4], 16) % 5]} {name[:4]}", "kind": "finding"})
-    elif "Question: What is at" in text:
-        answer = json.dumps({"rationale": name, "wrong": True, "score": int(name[:4], 16) % 4 / 10})
     else:
-        answer = known(text)
+        answer = written_or_judged(received, scores=4)
     cut = "at place 3?" in text and received.body["max_tokens"] == 512
     return Answer(answer, usage=(len(text) // 3, len(answer) // 3), finish="length" if cut else "stop")
 

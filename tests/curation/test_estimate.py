@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -11,26 +10,18 @@ from typing import Any
 
 import pytest
 from chat_server import Answer, ChatServer, Received
-from knowing_judge import known
+from knowing_judge import FINDINGS, written_or_judged
 
 from mmedpo.curation import estimate
 from mmedpo.curation.metering import CHECK, JUDGE, REJECT, SAMPLE
 from mmedpo.curation.settings import Run, Settings
 
 Command = Callable[..., tuple[int, str]]
-FINDINGS = ("nodule", "mass", "effusion", "fracture", "cyst")
 
 
 def answering(received: Received) -> Answer:
-    """Answers that depend on the request alone; judges disagree about some, so that rounds differ."""
-    text, name = received.text, hashlib.sha256(json.dumps(received.body, sort_keys=True).encode()).hexdigest()
-    if "Now judge this case" not in text:
-        answer = json.dumps({"answer": f"right upper {FINDINGS[int(name[:4], 16) % 5]} {name[:4]}", "kind": "finding"})
-    elif "Question: What is at" in text:
-        answer = json.dumps({"rationale": name, "wrong": True, "score": int(name[:4], 16) % 3 / 10})
-    else:
-        answer = known(text)
-    return Answer(answer, usage=(len(text) // 3, len(answer) // 3), delay=0.002)
+    answer = written_or_judged(received, scores=3)
+    return Answer(answer, usage=(len(received.text) // 3, len(answer) // 3), delay=0.002)
 
 
 def questions(count: int) -> list[dict[str, Any]]:

@@ -135,7 +135,7 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
             began, clock = time.process_time(), time.perf_counter()
             done = work(*given, **named)
             spent = {"cpu_s": round(time.process_time() - began, 2), "s": round(time.perf_counter() - clock, 2)}
-            label = phase or given[0].prefix.strip("/")  # a step's results
+            label = phase or given[0].step
             earlier = phases.get(label, {}) if phase is None else {}  # a step is done block by block
             added = {name: round(earlier.get(name, 0) + seconds, 2) for name, seconds in spent.items()}
             phases[label] = {**added, "peak_mb": max(peak(), earlier.get("peak_mb", 0))}

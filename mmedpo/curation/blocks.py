@@ -195,21 +195,21 @@ class Parts:
     """A step's results of several blocks, each in the journal of its block; methods as `Part`."""
 
     def __init__(self, own: Mapping[str, Results], step: str) -> None:
-        self._own, self._step = own, step
+        self._own, self.step = own, step
 
     def __contains__(self, id: str) -> bool:
-        return id in self._own[id][self._step]
+        return id in self._own[id][self.step]
 
     def __getitem__(self, id: str) -> Any:
-        return self._own[id][self._step][id]
+        return self._own[id][self.step][id]
 
     def get(self, id: str) -> Any:
-        return self._own[id][self._step].get(id)
+        return self._own[id][self.step].get(id)
 
     def update(self, values: Mapping[str, Any], keep: bool = True) -> None:
         by_block: dict[Part, dict[str, Any]] = {}
         for id, value in values.items():
-            by_block.setdefault(self._own[id][self._step], {})[id] = value
+            by_block.setdefault(self._own[id][self.step], {})[id] = value
         for part, those in by_block.items():
             part.update(those, keep)
 

@@ -45,7 +45,6 @@ CHOSEN = {  # of the provenance, in datasets alone whose text pairs may have ano
     "chosen_score": "float32",  # by the metric that ranked the samples
     "rejected_score": "float32",
 }
-CHOSEN_SIDES = ("gold", "corrected", "ranked")
 SEVERAL = ("box_images",)  # of the provenance, where questions have several images: each box's image, from 0
 ROWS_AT_ONCE = 32  # rows in a Parquet row group, and in memory while one is written or read
 
@@ -123,13 +122,6 @@ def features_of(row: Mapping[str, Any]) -> Features:
         found["provenance"] |= {name: Value(kind) for name, kind in CHOSEN.items() if name in made}
         found["provenance"] |= {name: List(Value("int32")) for name in SEVERAL if name in made}
     return Features(found)
-
-
-def chosen_side(provenance: Mapping[str, Any]) -> str:
-    """Return which of `CHOSEN_SIDES` a row has; "" where the dataset does not say it."""
-    made_by = str(provenance.get("chosen_prompt_version") or "").partition("@")[0]
-    said = {"correct": "corrected", "ranked": "ranked"}.get(made_by, "gold")
-    return said if provenance.get("chosen_by") else ""
 
 
 def message_text(messages: list[dict[str, str]]) -> str:

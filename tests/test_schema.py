@@ -17,6 +17,7 @@ from PIL import Image
 from mmedpo import schema
 from mmedpo.data import loading, shards
 from mmedpo.errors import InputError
+from mmedpo.report.audit.read import chosen_side
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
 
@@ -207,7 +208,7 @@ def test_provenance_of_earlier_versions_and_of_chosen_sides() -> None:
     ],
 )
 def test_chosen_side(made: dict[str, Any], side: str) -> None:
-    assert schema.chosen_side(made) == side
+    assert chosen_side(made) == side
 
 
 def test_further_columns_are_allowed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmedpo.curation import ranked
+from mmedpo.errors import InputError
 
 if TYPE_CHECKING:
     from mmedpo.curation.settings import Settings
@@ -51,6 +52,15 @@ def of_visual(settings: Settings) -> list[str]:
     if settings.healthy_noise and settings.chat == "none" and not settings.ranks:
         wrong.append("healthy_noise needs rejected responses, which a chat model writes; name one with --chat")
     return wrong
+
+
+def refuse_no_target(settings: Settings) -> None:
+    """Raise InputError where the pairs are made of answers of a target model, and none is named."""
+    if settings.on_policy and settings.model is None:
+        asked = f"--pairs {settings.pairs}" if settings.ranks else "--chosen corrected"
+        raise InputError(
+            f"{asked}: needs answers of a target model. Name it with --model: a Hub id, a folder or an endpoint."
+        )
 
 
 def _unknown(settings: Settings, known: str) -> str:

@@ -216,11 +216,7 @@ class Settings:
 
     def refuse_unnamed(self) -> None:
         """Raise InputError unless a chat model and judges are named, and the target whose answers make the pairs."""
-        if self.on_policy and self.model is None:
-            raise InputError(
-                f"{f'--pairs {self.pairs}' if self.ranks else '--chosen corrected'}: needs answers of a target model. "
-                "Name it with --model: a Hub id, a folder or an endpoint."
-            )
+        pair_options.refuse_no_target(self)
         unjudged = not self.judges and (self.chat != "none" or self.ranks)
         missing = {
             "--chat": "picks or writes rejected responses" if self.chat is None else "",

@@ -29,6 +29,7 @@ NAMES = {  # field -> column names of datasets, the schema's first
     "weight": ("weight", "weighted_score"),
     "clinical_relevance": ("clinical_relevance",),
 }
+CHOSEN_SIDES = ("gold", "corrected", "ranked")
 PLACEHOLDER = "<image>"  # in LLaVA's questions
 REPORT_WORDS = 20  # without a task column, a longer chosen text is a report
 HOW = (
@@ -58,7 +59,7 @@ class Row:
     judgements: tuple[tuple[int, str, float | None, bool], ...]  # round, judge, score, found not wrong
     makers: tuple[str, ...]  # names of the models that wrote the rejected text or found the lesion
     answer: str = ""  # the gold answer, where a dataset says it beside the chosen text
-    chosen_side: str = ""  # one of `schema.CHOSEN_SIDES`, where a dataset says it
+    chosen_side: str = ""  # one of `CHOSEN_SIDES`, where a dataset says it
 
     @property
     def same_images(self) -> bool:
@@ -181,8 +182,15 @@ def read_row(row: Mapping[str, Any], columns: Mapping[str, Any], place: int, pic
         ),
         makers=tuple(str(made[name]) for name in ("rejected_by", "localizer") if made.get(name)),
         answer=str(made.get("gold") or ""),
-        chosen_side=schema.chosen_side(made),
+        chosen_side=chosen_side(made),
     )
+
+
+def chosen_side(provenance: Mapping[str, Any]) -> str:
+    """Return which of `CHOSEN_SIDES` a row has; "" where the dataset does not say it."""
+    made_by = str(provenance.get("chosen_prompt_version") or "").partition("@")[0]
+    said = {"correct": "corrected", "ranked": "ranked"}.get(made_by, "gold")
+    return said if provenance.get("chosen_by") else ""
 
 
 def _get(row: Mapping[str, Any], column: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmedpo import schema
 from mmedpo.errors import InputError
-from mmedpo.report.audit.read import Row
+from mmedpo.report.audit.read import CHOSEN_SIDES, Row
 from mmedpo.report.audit.style import Shortcut
 from mmedpo.runs.json_files import read_object
 
@@ -27,7 +27,7 @@ class ByChosen:
         if not row.chosen_side or row.kind in schema.REVERSED:
             return
         self._of(row.chosen_side).add(row)
-        if row.chosen_side != schema.CHOSEN_SIDES[0] and row.answer:
+        if row.chosen_side != CHOSEN_SIDES[0] and row.answer:
             self._of(IN_PLACE.format(row.chosen_side)).add(replace(row, chosen=row.answer))
 
     def _of(self, side: str) -> Shortcut:
@@ -35,7 +35,7 @@ class ByChosen:
 
     def result(self) -> dict[str, dict[str, Any]]:
         """Return `Shortcut.result` by chosen side; empty where the dataset does not say who made it."""
-        names = [name for side in schema.CHOSEN_SIDES for name in (side, IN_PLACE.format(side))]
+        names = [name for side in CHOSEN_SIDES for name in (side, IN_PLACE.format(side))]
         return {name: self._scores[name].result() for name in names if name in self._scores}
 
 

@@ -195,7 +195,7 @@ def box(x: float, y: float, width: float, height: float) -> Box:
 def shares(mass: list[float], grid: Grid, *boxes: Box) -> dict[str, float | None]:
     """Of an image of 4 x 4 pixels."""
     weights = np.array(mass)
-    return attention.measure(weights, spread(weights, [grid], 4, 4), attention.seen([grid], 4, 4), boxes)
+    return attention.measure(weights, [spread(weights, [grid], 4, 4)], [attention.seen([grid], 4, 4)], [boxes])
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,12 @@ def shares(mass: list[float], grid: Grid, *boxes: Box) -> dict[str, float | None
 def test_share_in_the_box_is_that_worked_out_by_hand(mass, grid, boxes, in_box, lift):
     expected = {"on_image": sum(mass), "in_box": in_box, "lift": lift}
     assert shares(mass, grid, *boxes) == {name: value and pytest.approx(value) for name, value in expected.items()}
+
+
+def test_shares_of_several_images_are_over_all_of_them():
+    heats, seen = [np.full((2, 2), 0.1), np.array([[0.6, 0], [0, 0]])], [np.ones((2, 2), bool)] * 2
+    found = attention.measure(np.full(8, 0.125), heats, seen, [(), (Box("", 0, 0, 1, 1),)])
+    assert found == pytest.approx({"on_image": 1.0, "in_box": 0.6, "lift": 0.6 / (1 / 8)})
 
 
 def test_map_holds_the_mass_of_what_lies_in_the_image():
@@ -247,7 +253,8 @@ def test_pictures_show_each_map_in_its_place_on_one_scale(tmp_path):
         for heat, (row, column) in zip(heats.values(), (first, second), strict=True):
             heat[row : row + 5, column : column + 5] = 1.0
         file = tmp_path / f"{first[0]}.png"
-        draw(file, black, sample, heats, seen, numbers, dict.fromkeys(attention.RUNS, "yes"))
+        maps = {run: [heat] for run, heat in heats.items()}
+        draw(file, [black], sample, maps, [seen], numbers, dict.fromkeys(attention.RUNS, "yes"))
         found.append(yellow(file))
     (before, after), (before_swapped, after_swapped) = found
     moved = before_swapped - before

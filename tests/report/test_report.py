@@ -177,13 +177,13 @@ def test_examples_show_all_changes_and_carry_what_filters_need(html: str) -> Non
 
 def test_images_of_the_source_stand_beside_the_answers(tmp_path: Path) -> None:
     Image.new("L", (600, 300), 90).save(tmp_path / "a.png")
-    report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"q2": tmp_path / "a.png"})
+    report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"q2": [tmp_path / "a.png"]})
     html = (tmp_path / "r.html").read_text()
     (source,) = re.findall(r'<img class="thumbnail" loading="lazy" src="data:image/jpeg;base64,([^"]*)"', html)
     assert Image.open(io.BytesIO(base64.b64decode(source))).size == (224, 112)
     assert "the first 1 with their image" in html
     with pytest.raises(InputError, match="holds none of the compared questions"):
-        report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"other": tmp_path / "a.png"})
+        report.write_report(tmp_path / "r.html", comparison(), None, {}, images={"other": [tmp_path / "a.png"]})
 
 
 SUMMARY = {

@@ -18,7 +18,7 @@ from PIL import Image
 from standins import STANDINS
 
 from mmedpo import schema
-from mmedpo.curation import ask, blocks, hallucinate, relevance, rows, run
+from mmedpo.curation import ask, blocks, hallucinate, noiser, relevance, rows, run
 from mmedpo.curation.localize import Localizer
 from mmedpo.curation.noise import box_mask
 from mmedpo.curation.run import curate_folder
@@ -362,7 +362,7 @@ class CtrlC:
         pytest.param(hallucinate.Writer, "choose", 2, 2, id="dispute", marks=pytest.mark.slow),
         pytest.param(Localizer, "locate", 20, 8, id="locate", marks=pytest.mark.slow),
         pytest.param(relevance.Panel, "score", 2, 2, id="judge", marks=pytest.mark.slow),
-        pytest.param(rows, "corrupt", 5, None, id="rows"),
+        pytest.param(noiser, "corrupt", 5, None, id="rows"),
         pytest.param(run, "write_json", 1, 1, id="manifest", marks=pytest.mark.slow),
     ],
 )

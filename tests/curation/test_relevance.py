@@ -66,7 +66,7 @@ def test_a_revision_is_seen_and_adopted_in_the_next_round():
     assert all(text in opening.text for text in ("Which side?", "right lung", "left lung"))
     assert "Another clinician" not in opening.text
     assert "gave the score 0.8 and said: a says so" in later.text
-    assert opening.image is None
+    assert opening.images == ()
 
 
 def test_without_agreement_the_mean_of_the_history_counts():

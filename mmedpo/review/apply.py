@@ -30,6 +30,7 @@ from mmedpo.runs.run_folder import short_folder
 
 REJECTED, DIFFERENT = "rejected in review", "reviewers changed it differently"
 NO_BOX = "reviewers deleted the lesion's box"
+SIDES = ("chosen", "rejected")
 PLACE = "image"  # of a box: its image among the row's, from 0
 EDITED = "; edited in review"  # after the name of what made a side
 
@@ -131,11 +132,15 @@ class _Changed:
         row |= {"weight": weight, "clinical_relevance": relevance}
         made = row["provenance"] = dict(row["provenance"])
         if found is not None:
-            for name in ("chosen", "rejected"):
+            for name in SIDES:
                 if name in found.after:
                     row[name] = [*row[name][:-1], {**row[name][-1], "content": found.after[name]}]
-            if {"chosen", "rejected"} & {*found.after}:
-                made["rejected_by"] = f"{made['rejected_by'] or 'unknown'}{EDITED}"
+            # Without `chosen_by` a row says who made its rejected side alone.
+            makers = {
+                f"{name}_by" if made.get(f"{name}_by") else "rejected_by" for name in SIDES if name in found.after
+            }
+            for maker in makers:
+                made[maker] = f"{made[maker] or 'unknown'}{EDITED}"
             if "boxes" in found.after:
                 self._noised_again(row, found.after["boxes"])
             made["judgements"] = [

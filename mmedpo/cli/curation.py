@@ -157,7 +157,7 @@ def preview(context: typer.Context) -> None:
 
 @app.command(epilog="Example: mmedpo audit runs/pairs --output runs/pairs-audit")
 def audit(
-    dataset: Annotated[str, typer.Argument(help="Preference dataset: a folder or a Hub id.")],
+    dataset: Annotated[str, typer.Argument(help="Preference dataset: a folder, a Hub id, or a file of rows.")],
     output: Annotated[Path | None, typer.Option("--output", help="Folder for audit.json and audit.html.")] = None,
     resume: Resume = False,
     split: Annotated[str, typer.Option("--split", help="Split to audit.")] = "train",
@@ -170,7 +170,7 @@ def audit(
     ] = False,
 ) -> None:
     """Check a preference dataset: row faults, duplicates, weights, style differences between the sides."""
-    from mmedpo.models.fingerprint import dataset_contents
+    from mmedpo.models.fingerprint import dataset_contents, file_contents
     from mmedpo.report import audit as audits
     from mmedpo.runs import writable
     from mmedpo.runs.json_files import write_json
@@ -185,7 +185,8 @@ def audit(
         if output is not None:
             settings = {"dataset": dataset, "split": split, **({"text": True} if text else {})}
             settings |= {"beside": [*map(str, beside)]} if beside else {}
-            contents = {"dataset": dataset_contents(dataset, {split})}
+            file = Path(dataset)
+            contents = {"dataset": file_contents(file) if file.is_file() else dataset_contents(dataset, {split})}
             folder = stack.enter_context(output_folder(output, settings, resume, contents=contents))
         if text:
             texts = _texts(dataset, stack.enter_context(closing(Ledger(folder / "text.ledger"))) if folder else None)

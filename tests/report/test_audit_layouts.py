@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def llava_file(tmp_path: Path) -> Path:
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps([llava(*pair, number=number) for number, pair in enumerate(PAIRS)]))
     return file
+
+
+def test_a_file_is_audited_into_a_folder_and_compared_when_the_run_is_repeated(
+    llava_file: Path, tmp_path: Path, run: Callable[..., tuple[int, str]]
+) -> None:
+    command = "audit", llava_file, "--output", tmp_path / "audit"
+    run(*command)  # its code tells of the rows' faults
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert found == audit.audit(str(llava_file))
+    llava_file.write_text("[]")
+    code, said = run(*command, "--resume")
+    assert code == 2 and "replaced under the same name" in said
 
 
 def test_llava_layout_is_audited_without_its_images(llava_file: Path) -> None:

@@ -110,7 +110,9 @@ def _reader() -> str:
 
 def _processes(asked: Sequence[Asked], stamps: Mapping[Asked, tuple[int, int, int]]) -> int:
     """Return how many processes are worth their start, at most one for each core that this one may use."""
-    return min(len(os.sched_getaffinity(0)), len(asked), sum(stamps[one][0] for one in asked) // SHARE)
+    # Only some systems tell which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, len(asked), sum(stamps[one][0] for one in asked) // SHARE)
 
 
 def _read_all(asked: Sequence[Asked], count: int) -> Iterator[Read]:

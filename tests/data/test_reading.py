@@ -77,6 +77,15 @@ def test_read_source_by_processes_is_the_same(source: Path, tmp_path: Path, requ
     assert read_source(source, known=known) == read_source(source, known=known) == alone
 
 
+def test_read_files_counts_all_cores_where_a_system_does_not_tell_its_own(
+    monkeypatch: pytest.MonkeyPatch, large: None
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    asked = [("image", Path(name)) for name in "abc"]
+    assert reading._processes(asked, dict.fromkeys(asked, (9, 0, 0))) == 2
+
+
 def test_read_files_remembers_files_while_they_are_unchanged(
     source: Path, tmp_path: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

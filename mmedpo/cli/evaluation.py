@@ -80,8 +80,8 @@ def questions(
         console.print(f"{found.record['source']} is restricted data: do not pass the file on.", soft_wrap=True)
     writable.make(output.parent)
     keep(found.rows(), output)
-    images = len({question.image_digest for question in found.questions})  # copies are one
-    console.print(f"{output}: {number_of(len(found.questions), 'questions')} about {number_of(images, 'images')}.")
+    shown = {one for asked in found.questions for one in asked.image_digests or [asked.image_digest]}  # copies are one
+    console.print(f"{output}: {number_of(len(found.questions), 'questions')} about {number_of(len(shown), 'images')}.")
 
 
 @app.command(epilog="Example: mmedpo score runs/eval --vqa-protocol paper --output runs/eval-paper")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,13 @@ def join(first: Sample, further: Sample, one_study: bool) -> Sample | str:
     return replace(first, images=first.images + further.images)
 
 
-def together(samples: Sequence[Sample]) -> list[str]:
-    """Return a digest for each sample, equal where questions link their images: shown together, or by a third."""
+def together(samples: Iterable[Sample]) -> list[str]:
+    """Return `linked` of the images of each sample."""
+    return linked([[image.digest for image in sample.images] for sample in samples])
+
+
+def linked(shown: Sequence[Sequence[str]]) -> list[str]:
+    """Return a digest for each question's images, equal where questions link them: shown together, or by a third."""
     links: dict[str, str] = {}
 
     def first(digest: str) -> str:
@@ -40,10 +45,10 @@ def together(samples: Sequence[Sample]) -> list[str]:
             digest = links[digest]
         return digest
 
-    for sample in samples:
-        for image in sample.images[1:]:
-            links[first(image.digest)] = first(sample.images[0].digest)
-    return [first(sample.images[0].digest) for sample in samples]
+    for images in shown:
+        for digest in images[1:]:
+            links[first(digest)] = first(images[0])
+    return [first(images[0]) for images in shown]
 
 
 def unify_patients(source: Source) -> None:

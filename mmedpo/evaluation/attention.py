@@ -19,6 +19,7 @@ from rich.progress import track
 
 from mmedpo.data.images import open_rgb
 from mmedpo.data.samples import Box, Sample
+from mmedpo.data.studies import together
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
@@ -29,7 +30,6 @@ from mmedpo.evaluation.contents import QUESTIONS, keep
 from mmedpo.evaluation.image_tokens import Grid, count, grids, overlaps, spread
 from mmedpo.evaluation.metrics.base import Floats, mean
 from mmedpo.evaluation.questions import of_sample
-from mmedpo.evaluation.score import picture
 from mmedpo.evaluation.statistics import bootstrap, entry, tail
 from mmedpo.models.vision_language import VisionLanguageModel
 from mmedpo.runs import formats
@@ -131,7 +131,7 @@ def compare_attention(
     result = {
         "format": formats.ATTENTION, **record, "questions_sha256": digest, "versions": versions(), "seed": seed,
         **identity(model), "settings": vars(settings), "samples": rows,
-        "summary": summarise(rows, seed),
+        "summary": summarise(rows, together(samples), seed),
     }  # fmt: skip
     write_json(folder / "attention.json", result)
     ledger.close()
@@ -237,25 +237,25 @@ def cover(boxes: Sequence[Box], width: int, height: int) -> Floats:
     return inside
 
 
-def summarise(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Return mean shares over samples with 95 % intervals (bootstrap over images); differences are paired.
+def summarise(rows: Sequence[dict[str, Any]], images: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return mean shares over samples with 95 % intervals (bootstrap over `images`); differences are paired.
 
     Samples without an answer before or after training ("unanswered") have no shares. "in_box" and "lift" are means
     over the `n_boxed` samples with a seen box, and None where there are none.
     """
     result: dict[str, Any] = {
         "n": len(rows), "n_boxed": sum(None not in row["lift"].values() for row in rows),
-        "images": len({picture(row) for row in rows}), "unanswered": sum("unanswered" in row for row in rows),
+        "images": len({*images}), "unanswered": sum("unanswered" in row for row in rows),
     }  # fmt: skip
     for name in SHARES:
-        there = [row for row in rows if None not in row[name].values()]
+        there = [place for place, row in enumerate(rows) if None not in row[name].values()]
         if not there:
             result[name] = None
             continue
-        values = [[(row[name][run], 1.0) for row in there] for run in RUNS]
-        images = [picture(row) for row in there]
-        start, adapter = mean(bootstrap(values, images, seed))
-        cut = tail(images)
+        values = [[(rows[place][name][run], 1.0) for place in there] for run in RUNS]
+        resampled = [images[place] for place in there]
+        start, adapter = mean(bootstrap(values, resampled, seed))
+        cut = tail(resampled)
         result[name] = {"start": entry(start, cut), "adapter": entry(adapter, cut, start)}
     return result
 

@@ -21,7 +21,7 @@ from mmedpo.evaluation import unread
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
 from mmedpo.evaluation.runs import Run, absent, by_method, definitions, first_runs, load, notes, templates
-from mmedpo.evaluation.score import Row, first_ids, picture, read_by_id
+from mmedpo.evaluation.score import Row, first_ids, pictures, read_by_id
 from mmedpo.evaluation.seen import other_settings, seen_in_training, trained_on
 from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
 from mmedpo.runs import formats
@@ -152,7 +152,7 @@ def _seen(runs: Sequence[Run], dataset: str | None, trainings: Sequence[Path]) -
 
 def _counts(run: Run) -> dict[str, int]:
     tasks = Counter(row["task"] for row in run.questions.values())
-    images = {picture(row) for row in run.questions.values()}
+    images = {image for row in run.questions.values() for image in pictures(row)}
     return {
         "closed": tasks["closed_vqa"], "open": tasks["open_vqa"], "report": tasks["report"], "images": len(images),
         **({"choice": tasks["choice_vqa"]} if tasks["choice_vqa"] else {}),
@@ -256,7 +256,7 @@ def _groups(runs: Sequence[Run], divided: Mapping[str, Group], tested: Mapping[P
     """Return the numbers of each group; empty where no group has a metric."""
     found = {}
     for label, group in divided.items():
-        images = {picture(runs[0].questions[id_]) for id_ in group.ids}
+        images = {image for id_ in group.ids for image in pictures(runs[0].questions[id_])}
         metrics, _ = _measured(runs, group.parts, tested)
         found[label] = {
             "n": {_unit(runs[0]): len(group.ids), "images": len(images)},

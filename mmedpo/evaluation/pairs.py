@@ -25,7 +25,7 @@ from mmedpo.evaluation.metrics import med_vqa, preference, visual_reliance
 from mmedpo.evaluation.metrics.med_vqa import ANSWER_TYPES
 from mmedpo.evaluation.metrics.visual_reliance import VIEWS
 from mmedpo.evaluation.questions import of_row
-from mmedpo.evaluation.score import Row, about, picture, write_results
+from mmedpo.evaluation.score import Row, about, clusters, picture, write_results
 from mmedpo.models import refusals
 from mmedpo.models.generation import Sampling
 from mmedpo.models.vision_language import VisionLanguageModel
@@ -291,7 +291,9 @@ def _refuse_unencodable(processor: Any, rows: Dataset) -> None:
 
 def other_patients(questions: Sequence[Row], seed: int) -> list[int]:
     """Return for each question the index of one about another patient, drawn by (seed, its id)."""
-    patients = [question["patient_id"] or picture(question) for question in questions]
+    patients = [
+        question["patient_id"] or images for question, images in zip(questions, clusters(questions), strict=True)
+    ]
     if len(set(patients)) < 2:
         raise InputError("All rows to measure are of one patient; there is no other image to swap in.")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmedpo.evaluation.metrics.base import Floats, Metric
 from mmedpo.evaluation.runs import Run, by_method
-from mmedpo.evaluation.score import Row, picture
+from mmedpo.evaluation.score import Row, clusters
 from mmedpo.evaluation.statistics import bootstrap, cluster_sums, exchanges, over_seeds, p_over_seeds, spread, tail
 
 COLUMNS = 200  # most columns of statistics that share a bootstrap
@@ -29,7 +29,7 @@ class Part:
     Attributes:
         metrics: metrics about all n questions.
         ids: n question ids.
-        images: n images, one a question.
+        images: n clusters: a question's image, with all that questions of the run link to it.
         statistics: [runs, n, k], columns of all metrics side by side.
         ends: column indices at which the metrics are split.
     """
@@ -42,7 +42,7 @@ class Part:
 
     @cached_property
     def count(self) -> int:
-        """Number of distinct images."""
+        """Number of clusters."""
         return len(set(self.images))
 
     def of(self, chosen: Sequence[int]) -> Part:
@@ -59,7 +59,7 @@ class Part:
 
 def about_questions(runs: Sequence[Run], defined: Sequence[Metric]) -> list[Part]:
     """Return the metrics grouped by the questions they are about; metrics about none are left out."""
-    found = []
+    found, of = [], dict(zip(runs[0].questions, clusters(runs[0].questions.values()), strict=True))
     for about, group in groupby(defined, key=partial(_about, runs)):
         if about:
             metrics = list(group)
@@ -68,7 +68,7 @@ def about_questions(runs: Sequence[Run], defined: Sequence[Metric]) -> list[Part
                 for metric in metrics
             ]
             ends = np.cumsum([table.shape[-1] for table in tables])[:-1].tolist()
-            images = [picture(runs[0].questions[id_]) for id_ in about]
+            images = [of[id_] for id_ in about]
             found.append(Part(metrics, about, images, np.concatenate(tables, axis=-1), ends))
     return found
 

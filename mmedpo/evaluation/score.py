@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedpo.data.studies import linked
 from mmedpo.data.text import number_of
 from mmedpo.errors import Fault, InputError
 from mmedpo.evaluation import require_known
@@ -287,6 +288,16 @@ def refuse_unscorable(questions: Iterable[Row], scoring: Scoring | None = None) 
 def picture(question: Row) -> str:
     """Return the identity of a question's image: its digest, or its name in records without one."""
     return str(question.get("image_digest") or question["image_id"])
+
+
+def pictures(question: Row) -> list[str]:
+    """Return the identities of a question's images."""
+    return question.get("image_digests") or [picture(question)]
+
+
+def clusters(questions: Iterable[Row]) -> list[str]:
+    """Return the cluster of each question, for intervals and tests: its image, with all that questions link to it."""
+    return linked([pictures(question) for question in questions])
 
 
 def question_faults(questions: Iterable[Row], scoring: Scoring | None = None) -> list[Fault]:

@@ -9,7 +9,7 @@ from typing import Any
 from mmedpo.data import loading, origin
 from mmedpo.data.images import digest, file_digest, open_rgb
 from mmedpo.evaluation.runs import Run, by_method
-from mmedpo.evaluation.score import Row, picture
+from mmedpo.evaluation.score import Row, picture, pictures
 from mmedpo.runs.json_files import read_json, read_object
 from mmedpo.runs.provenance import portable
 
@@ -53,7 +53,7 @@ def _seen(run: Run, dataset: str) -> tuple[set[str] | None, ...]:
     """Return the test images in a dataset in any way, by pixels and by id, and the test patients in it."""
     pairs = loading.load_pairs(dataset)
     questions = run.questions.values()
-    images = {picture(row): _each(row) for row in questions}
+    images = {picture(row): pictures(row) for row in questions}
     named = [row["provenance"] for row in pairs.select_columns(["source", "provenance"])
              if row["source"] == run.results.get("source")]  # fmt: skip
     names = {made["image_id"] for made in named}
@@ -101,11 +101,6 @@ def other_settings(runs: Sequence[Run]) -> list[str]:
         if apart := [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]:
             said.append(f"runs of {name!r} differ in more than their seed: {', '.join(apart)}")
     return said
-
-
-def _each(row: Row) -> list[str]:
-    """Return the digests of a question's images."""
-    return row.get("image_digests") or [picture(row)]
 
 
 def _ids(row: Row) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from mmedpo.data import changes, splits
 from mmedpo.data.samples import Box, Sample, SampleImage
 from mmedpo.data.sources import read_source
-from mmedpo.data.studies import together
+from mmedpo.data.studies import linked, together
 
 MakeSource = Callable[..., Path]
 UNIQUE = "make ids unique"
@@ -151,3 +151,10 @@ def test_changes_compare_every_image() -> None:
     one, other = question("1", "a", "b"), question("1", "a", "c")
     ((_, before),), ((_, after),) = (list(changes.of_samples([sample])) for sample in (one, other))
     assert [name for name in after if before[name] != after[name]] == ["image"]
+
+
+def test_images_are_linked_by_questions_that_show_them_together() -> None:
+    found = linked([["a"], ["b", "c"], ["d"], ["c", "e"], ["b"], ["e"], ["f", "d"]])
+    assert len({*found}) == 3 and found[0] == "a"
+    assert found[1] == found[3] == found[4] == found[5] != found[2] == found[6]
+    assert linked([["b"], ["a"], ["b"]]) == ["b", "a", "b"]  # of one image a question, itself

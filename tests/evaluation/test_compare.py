@@ -601,3 +601,31 @@ def test_a_folder_moved_elsewhere_compares_alike(tmp_path):
     folders = [run(tmp_path, "start", 5), run(tmp_path, "mmedpo", 15)]
     moved = [Path(shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)) for folder in folders]
     assert compare(folders, resamples=20) == compare(moved, resamples=20)
+
+
+def test_questions_that_share_an_image_are_resampled_together(tmp_path):
+    """Image n of even n is shown with the next one in one of three questions, so that 20 images are 10 clusters."""
+
+    def changes(linking):
+        for image in range(IMAGES):
+            for kind in ("closed", "open", "report"):
+                yield f"{kind}-{image}", {"image_digest": f"digest-{image}"}
+            if linking and image % 2 == 0:
+                both = [f"digest-{image}", f"digest-{image + 1}"]
+                yield f"open-{image}", {"image_digest": f"joint-{image}", "image_digests": both}
+
+    apart, linked = (
+        compare([run(tmp_path / kind, name, right, dict(changes(kind == "linked"))) for name, right in RIGHT], 0, 200)
+        for kind in ("apart", "linked")
+    )
+    for found, clusters in ((apart, IMAGES), (linked, IMAGES // 2)):
+        assert found["n"]["images"] == IMAGES
+        assert {one["images"] for one in found["sizes"].values()} == {clusters}  # also of questions with one image
+    wide, narrow = (
+        found["metrics"]["closed_accuracy"]["b"]["high"] - found["metrics"]["closed_accuracy"]["b"]["low"]
+        for found in (linked, apart)
+    )
+    assert wide > 1.15 * narrow
+
+
+RIGHT = (("a", 6), ("b", 12))

@@ -157,7 +157,7 @@ def invoker(launch: str | None) -> Any:
 def launched(launcher: Sequence[str], arguments: Sequence[str]) -> None:
     """Run one command line in a process of its own, which gets this one's SIGTERM; a training by the launcher."""
     console.rule(plain(shlex.join(["mmedpo", *arguments])), align="left")
-    begin = launcher if arguments[0] == "train" else [sys.executable]
+    begin = launcher if arguments[0] == "train" else [sys.executable, "-P"]
     process = subprocess.Popen([*begin, "-m", "mmedpo.cli", *arguments])
 
     def pass_on(number: int, frame: FrameType | None) -> None:

@@ -122,7 +122,7 @@ def _read_all(asked: Sequence[Asked], count: int) -> Iterator[Read]:
         yield from (read(*one) for one in shown)
         return
     # Not multiprocessing: it would import a user's script again, and does not name the file that kills a decoder.
-    command = [sys.executable, "-m", "mmedpo.data.reading"]
+    command = [sys.executable, "-P", "-m", "mmedpo.data.reading"]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
     try:
         for number, worker in enumerate(workers):

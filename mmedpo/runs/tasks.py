@@ -92,7 +92,7 @@ class Job:
         self._failure(rank).unlink(missing_ok=True)
         with self.log(rank).open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "mmedpo.runs.tasks", str(self.folder), str(rank), ATTACHED],
+                [sys.executable, "-P", "-m", "mmedpo.runs.tasks", str(self.folder), str(rank), ATTACHED],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             )  # fmt: skip

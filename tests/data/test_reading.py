@@ -86,6 +86,15 @@ def test_read_files_counts_all_cores_where_a_system_does_not_tell_its_own(
     assert reading._processes(asked, dict.fromkeys(asked, (9, 0, 0))) == 2
 
 
+def test_processes_import_nothing_from_the_current_folder(
+    source: Path, large: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mmedpo").mkdir(exist_ok=True)
+    (tmp_path / "mmedpo" / "__init__.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_source(source).samples) == 23
+
+
 def test_read_files_remembers_files_while_they_are_unchanged(
     source: Path, tmp_path: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,16 @@ def test_run_phases_result_is_the_same_for_any_number_and_place_of_tasks(
     assert (tmp_path / "jobs").exists() == (tasks > 1 or executor == "ray")
 
 
+def test_run_phases_tasks_import_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mmedpo").mkdir()
+    (tmp_path / "mmedpo" / "__init__.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    run_phases(phases(tmp_path, 2), tmp_path, Spread(tasks=2, workers=2))
+    assert texts(tmp_path) == EXPECTED
+
+
 def test_run_phases_skips_finished_tasks_of_the_same_number_and_digest(tmp_path: Path) -> None:
     def run(tasks: int, digest: str) -> int:
         """Return the number of tasks that ran, of two phases."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,7 +113,10 @@ class RunArguments:
             ),
             (shares and not several, "dataset_shares needs several datasets"),
             (shares and several and len(shares) != len(names), f"dataset_shares has {len(shares or [])} for {count}"),
-            (shares and not all(share > 0 for share in shares), f"dataset_shares are {shares}; give positive numbers"),
+            (
+                shares and not (all(share > 0 for share in shares) and math.isfinite(sum(shares))),
+                f"dataset_shares are {shares}; give positive numbers",
+            ),
             (self.mixture_weights and not several, "mixture_weights needs several datasets"),
             (
                 self.mixture_weights not in (None, *MIXTURE_WEIGHTS),
@@ -267,6 +271,7 @@ class MMedPOConfig(DPOConfig):
             (smoothing and losses.isdisjoint(SMOOTHED), f"label_smoothing needs {' or '.join(SMOOTHED)} in loss_type"),
             ("robust" in losses and not smoothing, "robust with label_smoothing 0 is sigmoid; give such as 0.1"),
             (self.bco_shift and "bco_pair" not in losses, "bco_shift needs bco_pair in loss_type"),
+            (0 in (self.loss_weights or []), f"loss_weights are {self.loss_weights}; leave out a loss of weight 0"),
             (self.ld_alpha is not None and losses == {"sft"}, "ld_alpha needs a preference loss in loss_type"),
         )
         refuse([sentence for wrong, sentence in cases if wrong])

@@ -47,8 +47,10 @@ def pairs(run: RunArguments, found: Commits, split: str, streaming: bool = False
     parts = {name: loading.load_split(name, split, streaming, commit) for name, commit in found.items()}
     dataset = next(iter(parts.values())) if len(parts) == 1 else _joined(parts)
     if run.dispreference != "all" and "dispreference" in dataset.column_names:
-        kind = schema.DISPREFERENCES.index(run.dispreference)
-        dataset = dataset.filter(lambda row: row == kind, input_columns="dispreference")
+        names = getattr((dataset.features or {}).get("dispreference"), "names", schema.DISPREFERENCES)
+        dataset = dataset.filter(
+            lambda kind: schema.label(kind, names) == run.dispreference, input_columns="dispreference"
+        )
     if len(parts) > 1:
         empty = [name for number, name in enumerate(parts) if number not in set(dataset[NUMBER])]
     else:

@@ -159,6 +159,10 @@ def test_accumulation_and_batches_do_not_change_the_shift_or_the_loss(
         ({"loss_type": "robust"}, "robust with label_smoothing 0 is sigmoid"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5; a share of wrong labels lies in"),
         ({"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing needs sigmoid or robust in loss_type"),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 1.0]},
+            r"loss_weights are \[0.0, 1.0\]; leave out a loss of weight 0",
+        ),
         ({"bco_shift": True}, "bco_shift needs bco_pair in loss_type"),
         ({"use_weighting": True}, "use_weighting: not supported"),
     ],

@@ -106,6 +106,24 @@ def test_datasets_with_other_columns_and_earlier_classes_are_mixed_and_shared_id
         loaded(part("two", range(20)), other, dispreference="lesion_noise")
 
 
+def test_the_kind_asked_for_is_found_by_its_name(part: Callable[..., Path]) -> None:
+    """Rows of another's class names are found, so that the check of columns names the fault."""
+    folder = part("one", range(20))
+    kinds = [
+        schema.DISPREFERENCES[kind] for kind in Dataset.from_parquet(str(folder / "data" / SHARD))["dispreference"]
+    ]
+    backwards = ClassLabel(names=list(reversed(schema.DISPREFERENCES)))
+    for feature, values in ((backwards, backwards.str2int(kinds)), (Value("string"), kinds)):
+        changed(
+            folder,
+            lambda rows, given=values, kind=feature: rows.remove_columns("dispreference").add_column(
+                "dispreference", given, feature=kind
+            ),
+        )
+        whole, *_ = loaded(folder, dispreference="lesion_noise")
+        assert len(whole) == kinds.count("lesion_noise") > 0
+
+
 def test_weights_anew_are_normalised_over_the_pairs_of_an_epoch(
     part: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +234,7 @@ def test_gold_answers_of_a_source_are_mixed_with_pairs_for_supervised_training(
         ({"dataset_revision": ["main"]}, "dataset_revision has 1 entries for 2 datasets"),
         ({"dataset_shares": [1.0]}, "dataset_shares has 1 for 2 datasets"),
         ({"dataset_shares": [1.0, 0.0]}, r"dataset_shares are \[1.0, 0.0\]; give positive numbers"),
+        ({"dataset_shares": [float("inf"), 1.0]}, r"dataset_shares are \[inf, 1.0\]; give positive numbers"),
         ({"mixture_weights": "equal"}, "mixture_weights is 'equal'; use own or anew"),
         ({"streaming": True}, "streaming takes one dataset"),
         ({"dataset_name": "a", "dataset_shares": [1.0]}, "dataset_shares needs several datasets"),

@@ -65,6 +65,7 @@ def review(
         console.print(f"{len(places):,} of {len(pairs):,} pairs at {address} (Ctrl-C ends)", soft_wrap=True)
         console.print(f"{file.file}: {counted(file.all())}", soft_wrap=True)
 
+    file.check()  # before anybody works for nothing
     try:
         serve(made, host, port, os.environ.get(PASSWORD), ready)
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from mmedpo.review.verdicts import ACCEPT, BETTER, DECISIONS, REJECT, UNSURE, Ve
 CONFIDENCE, RESAMPLES = 0.95, 2000
 FEWEST = 10  # rows of a rank correlation
 CHANGED, UNKNOWN = "about another version of the row", "about a row that the dataset lacks"
+BROKEN = "in lines that are no JSON, such as one that a kill cut short"
 NO_REASON = "(no reason given)"
 
 
@@ -50,7 +51,9 @@ def reviewed(pairs: Pairs, verdicts: Verdicts) -> Reviewed:
     given: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts.last().values():
         given[verdict.row].append(verdict)
-    left_out = Counter({UNKNOWN: sum(len(said) for id, said in given.items() if id not in places)})
+    left_out = Counter({
+        UNKNOWN: sum(len(said) for id, said in given.items() if id not in places), BROKEN: verdicts.broken,
+    })  # fmt: skip
     by_row = {}
     for id in sorted(given.keys() & places.keys(), key=places.__getitem__):
         own = digest(pairs.read(places[id]))

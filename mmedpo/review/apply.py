@@ -6,12 +6,15 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from mmedpo import schema
 from mmedpo.curation.localize import Region
 from mmedpo.curation.noise import Noise
 from mmedpo.curation.noiser import Noiser
@@ -21,8 +24,9 @@ from mmedpo.data.samples import Box
 from mmedpo.errors import InputError
 from mmedpo.hub import cards
 from mmedpo.report import audit
-from mmedpo.review import shown
+from mmedpo.review import edits, shown
 from mmedpo.review.agreement import Reviewed, relevances, summary
+from mmedpo.review.edits import PLACE, SIDES
 from mmedpo.review.pairs import Pairs
 from mmedpo.review.verdicts import ACCEPT, REJECT, Verdict
 from mmedpo.runs.json_files import sha256, write_json
@@ -30,8 +34,7 @@ from mmedpo.runs.run_folder import short_folder
 
 REJECTED, DIFFERENT = "rejected in review", "reviewers changed it differently"
 NO_BOX = "reviewers deleted the lesion's box"
-SIDES = ("chosen", "rejected")
-PLACE = "image"  # of a box: its image among the row's, from 0
+NO_PAIR = "no pair with the reviewers' edits"  # of several reviewers together, or of a file that others wrote
 EDITED = "; edited in review"  # after the name of what made a side
 
 
@@ -85,15 +88,15 @@ def apply(pairs: Pairs, given: Reviewed, verdicts: Path, output: Path, command: 
         The manifest.
 
     Raises:
-        InputError: the dataset has no manifest or several splits, no row is left, an edit breaks the schema, or the
-            output exists.
+        InputError: the dataset has no manifest or several splits, no row is left, or the output exists.
     """
     manifest = origin.dataset_manifest(str(pairs.folder), None)
     if not manifest.get("settings"):
         raise InputError(f"{pairs.folder} has no manifest.json with its settings; curate it again.")
     if len({loading.split_of(file) for file in loading.shards(str(pairs.folder))}) > 1:
         raise InputError(f"{pairs.folder} has several splits; a review changes datasets of one.")
-    outcomes = {id: outcome(said, pairs.rows[pairs.place_of[id]].kind) for id, said in given.by_row.items()}
+    outcomes = {id: _usable(pairs, id, outcome(said, pairs.rows[pairs.place_of[id]].kind))
+                for id, said in given.by_row.items()}  # fmt: skip
     kept = [place for place, row in enumerate(pairs.rows) if not outcomes.get(row.name, Outcome()).reject]
     if not kept:
         raise InputError(f"Every pair of {pairs.folder} was rejected in review; no dataset is left.")
@@ -126,15 +129,14 @@ class _Changed:
         self.coverage: list[float] = []
         self._seed = int(manifest["settings"].get("seed", 0))
         self._noise = manifest.get("noise") or {}
+        self._fields = dict.fromkeys(schema.FEATURES["provenance"])  # rows of earlier versions have fewer
 
     def row(self, row: dict[str, Any], found: Outcome | None, weight: float, relevance: float | None) -> dict[str, Any]:
         before = {**shown.texts(row), "boxes": shown.boxes(row)}
         row |= {"weight": weight, "clinical_relevance": relevance}
-        made = row["provenance"] = dict(row["provenance"])
+        made = row["provenance"] = {**self._fields, **row["provenance"]}
         if found is not None:
-            for name in SIDES:
-                if name in found.after:
-                    row[name] = [*row[name][:-1], {**row[name][-1], "content": found.after[name]}]
+            row |= edits.edited(row, found.after)
             # Without `chosen_by` a row says who made its rejected side alone.
             makers = {
                 f"{name}_by" if made.get(f"{name}_by") else "rejected_by" for name in SIDES if name in found.after
@@ -185,6 +187,12 @@ class _Changed:
             })  # fmt: skip
 
 
+def _usable(pairs: Pairs, id: str, found: Outcome) -> Outcome:
+    """Return an outcome, without the row where its edits make no pair."""
+    fault = edits.fault(pairs.read(pairs.place_of[id]), found.after) if found.after else None
+    return replace(found, reject=NO_PAIR, detail=fault) if fault else found
+
+
 def _given(image: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
     return image
 
@@ -192,7 +200,12 @@ def _given(image: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
 def _on_image(boxes: Sequence[Mapping[str, Any]], place: int) -> tuple[Box, ...]:
     """Return the boxes on one of a row's images."""
     own = (box for box in boxes if box.get(PLACE, 0) == place)
-    return tuple(Box(**{name: value for name, value in box.items() if name != PLACE}) for box in own)
+    return tuple(Box(**{name: _stored(value) for name, value in box.items() if name != PLACE}) for box in own)
+
+
+def _stored(value: Any) -> Any:
+    """Return a value of a box as a dataset stores it, so that `rejoin` finds the same mask by it."""
+    return value if isinstance(value, str) else float(np.float32(value))
 
 
 def _judgements(known: Sequence[Mapping[str, Any]], said: Sequence[Verdict]) -> Iterator[dict[str, Any]]:

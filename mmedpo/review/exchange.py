@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from mmedpo.errors import InputError
-from mmedpo.review import shown
+from mmedpo.errors import Fault, InputError
+from mmedpo.review import edits, shown
 from mmedpo.review.pairs import Pairs, digest
 from mmedpo.review.verdicts import DECISIONS, Verdict
 from mmedpo.runs.json_files import write_json
@@ -67,7 +67,17 @@ def verdicts(pairs: Pairs, file: Path) -> list[Verdict]:
             raise InputError(
                 f"{file}: entry {number + 1} was not made by `mmedpo exchange` ({error}). Export whole entries."
             ) from None
+    if faults := [*_edit_faults(pairs, made)]:
+        raise InputError(f"{file}: edits make no pair. Correct them in the tool, and export again:", faults)
     return made
+
+
+def _edit_faults(pairs: Pairs, made: Sequence[Verdict]) -> Iterator[Fault]:
+    for one in made:
+        if one.after and one.row in pairs.place_of:
+            row = pairs.read(pairs.place_of[one.row])
+            if one.digest == digest(row) and (sentence := edits.fault(row, one.after)):
+                yield Fault(one.row, one.reviewer, sentence)
 
 
 def _read(pairs: Pairs, place: int) -> dict[str, Any]:
@@ -129,7 +139,7 @@ def _config(labels: Sequence[str]) -> str:
   <Text name="question" value="$question"/>
   <Image name="image" value="$image" zoom="true" zoomControl="true" brightnessControl="true" contrastControl="true"/>
   <Image name="rejected_image" value="$rejected_image" zoom="true" zoomControl="true"/>
-  <RectangleLabels name="boxes" toName="image">
+  <RectangleLabels name="boxes" toName="image" canRotate="false">
     {boxes}
   </RectangleLabels>
   <Header value="Chosen"/>
@@ -171,6 +181,8 @@ def _of_task(pairs: Pairs, task: Mapping[str, Any]) -> Iterator[Verdict]:
 
 def _box(part: Mapping[str, Any]) -> dict[str, Any]:
     value, width, height = part["value"], part["original_width"], part["original_height"]
+    if value.get("rotation"):
+        raise ValueError("a rotated box")
     return {
         "label": value["rectanglelabels"][0],
         **{name: round(value[name] * size / 100, 1) for name, size in
@@ -250,6 +262,7 @@ def _verdict(
     if data["row"] in pairs.place_of:
         row = pairs.read(pairs.place_of[data["row"]])
         before = {**shown.texts(row), "boxes": shown.boxes(row)}
+    found = {name: value for name, value in found.items() if value is not None and str(value).strip()}
     now = {**found, **({} if boxes is None or _are_close(boxes, before.get("boxes", [])) else {"boxes": boxes})}
     after = {name: now[name] for name in before if name in now and now[name] != before[name]}
     said = json.dumps([data["row"], reviewer, time, found, boxes], sort_keys=True)

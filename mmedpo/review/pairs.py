@@ -57,6 +57,7 @@ class Pairs:
                 f"{folder} has no data/*.parquet files, as `mmedpo curate` writes them; give such a folder."
             )
         self.folder = folder
+        self._names, self._stamps = split.files, [_stamp(file) for file in split.files]
         self._files = [ParquetFile(file) for file in split.files]
         self._places = [*self._all_places()]
         self._lock, self._group = Lock(), lru_cache(GROUPS)(self._read_group)
@@ -68,8 +69,14 @@ class Pairs:
         return len(self.rows)
 
     def read(self, place: int) -> dict[str, Any]:
-        """Return a row with undecoded images, and class labels by name; in any thread."""
+        """Return a row with undecoded images, and class labels by name; in any thread.
+
+        Raises:
+            InputError: the dataset was written anew since it was opened.
+        """
         file, group, offset = self._places[place]
+        if _stamp(self._names[file]) != self._stamps[file]:
+            raise InputError(f"{self.folder} was written anew since it was opened. Start the command again.")
         with self._lock:
             row: dict[str, Any] = self._group(file, group).slice(offset, 1).to_pylist()[0]
         labels = {"dispreference": schema.DISPREFERENCES, "task": schema.TASKS}
@@ -102,6 +109,8 @@ class Pairs:
             place for place, row in enumerate(self.rows)
             if (not kinds or row.kind in kinds) and (not tasks or row.task in tasks)
         ]  # fmt: skip
+        if not self.rows:
+            raise InputError(f"{self.folder} has no rows; there is nothing to review.")
         if not shown:
             raise InputError(f"{self.folder} has no pair of these kinds and tasks; leave out --kind or --task.")
         if order != "dataset":
@@ -124,6 +133,15 @@ class Pairs:
         for file in self._files:
             for batch in file.iter_batches(columns=[*LIGHT]):
                 yield from batch.to_pylist()
+
+
+def _stamp(file: Any) -> tuple[int, int] | None:
+    """Return time and size of a file; None for one that is gone."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def digest(row: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,9 +17,9 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from mmedpo import schema
 from mmedpo.data.text import unit_interval
 from mmedpo.errors import InputError
+from mmedpo.review import edits as edits_of_row
 from mmedpo.review import shown
 from mmedpo.review.pairs import Pairs, digest
 from mmedpo.review.verdicts import EDITED, NAME, Verdict, Verdicts
@@ -70,32 +71,28 @@ class Review:
             InputError: it cannot be used, or is about another version of the row.
         """
         row = self.pairs.read(self.places[int(sent["position"])])
-        if sent["digest"] != digest(row):
-            raise InputError("The dataset has changed since this pair was shown. Load the page again.")
+        if sent["digest"] != digest(row) or sent.get("blind", self.blind) != self.blind:
+            raise InputError(
+                "The dataset, the order of its pairs or the kind of review has changed since this pair was shown. Load "
+                "the page again."
+            )
         before = {**shown.texts(row), "boxes": shown.boxes(row)}
         edits = (
             {} if self.blind else {name: sent[name] for name in EDITED if sent.get(name, before[name]) != before[name]}
         )
-        if fault := _edit_fault(row, before | edits) if edits else None:
-            raise InputError(f"The edited pair cannot be used: {fault}.")
         better = {"first": "rejected" if self.swapped(row["id"]) else "chosen", "neither": "neither"}
         better["second"] = "chosen" if better["first"] == "rejected" else "rejected"
         said = better[sent["better"]] if self.blind and sent.get("better") else None
         decision = sent["decision"] if said is None else "accept" if said == "chosen" else "reject"
-        return Verdict(
+        given = Verdict(
             id=sent["id"], row=row["id"], digest=sent["digest"], reviewer=reviewer,
             time=datetime.now(UTC).isoformat(timespec="seconds"), decision=decision, seconds=sent.get("seconds"),
             reason=sent.get("reason") or "", relevance=None if self.blind else sent.get("relevance"), better=said,
             before={name: before[name] for name in edits}, after=edits,
         )  # fmt: skip
-
-
-def _edit_fault(row: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return why the edited texts of a row make no pair, or None."""
-    if row["rejected_images"] is not None:
-        return None
-    gold, wrong = ("rejected", "chosen") if row["dispreference"] in schema.REVERSED else ("chosen", "rejected")
-    return schema.text_fault(now[gold], now[wrong], row["task"], row.get("options"))
+        if fault := edits_of_row.fault(row, edits):
+            raise InputError(f"The edited pair cannot be used: {fault}.")
+        return given
 
 
 class Site:
@@ -119,8 +116,8 @@ class Site:
     @web.middleware
     async def guard(self, request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.StreamResponse:
         """Refuse pages of other sites, and everybody without the password; turn errors into messages."""
-        own = {f"{name}:{request.url.port}" for name in ("localhost", "127.0.0.1", "[::1]", self.host)}
-        if is_own(self.host) and request.host not in own:
+        own = {"localhost", "127.0.0.1", "[::1]", self.host}
+        if is_own(self.host) and re.sub(r":\d+$", "", request.host) not in own:
             return _said("This name is not the review's. Open the address that the command printed.", 403)
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
@@ -131,7 +128,10 @@ class Site:
             response: web.StreamResponse = await handler(request)
         except InputError as error:
             response = _said(str(error), 409)
-        except (KeyError, IndexError, TypeError, ValueError):  # no page of ours sends that
+        except OSError as error:
+            response = _said(f"{error.filename or 'A file'}: {error.strerror or error}. Tell who runs the server.", 507)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
+            # No page of ours sends that.
             response = _said("The request is not of this page. Load the page again.", 400)
         except web.HTTPException as error:
             response = _said(f"{error.reason}.", error.status)
@@ -139,7 +139,7 @@ class Site:
         return response
 
     def may_read(self, request: web.Request) -> bool:
-        return hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self.session.encode())
+        return hmac.compare_digest(request.cookies.get(COOKIE, "").encode(errors="replace"), self.session.encode())
 
     async def file(self, file: Path, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(file)

@@ -18,8 +18,9 @@ from mmedpo.errors import InputError
 ACCEPT, REJECT, UNSURE = DECISIONS = ("accept", "reject", "unsure")
 BETTER = ("chosen", "rejected", "neither")  # answers of a blind review
 EDITED = ("chosen", "rejected", "boxes")  # fields that a reviewer may change
-BOX = ("label", "x", "y", "width", "height")
-LONGEST = 20_000  # characters of an edited text
+BOX, MORE = ("label", "x", "y", "width", "height"), ("confidence", "image")
+LONGEST = 20_000  # characters of an edited text or a reason
+FARTHEST = 10**6  # pixels, of a box
 NAME = 80  # characters of a reviewer's name
 
 
@@ -60,14 +61,14 @@ class Verdict:
 class Verdicts:
     """File of verdicts, which several servers and commands may append to at the same time.
 
-    A line that a kill cut short is left where it is, and counted in `broken`.
+    A line that is no JSON, such as one that a kill cut short, is left where it is, and counted in `broken`.
     """
 
     def __init__(self, file: Path) -> None:
         self.file, self.broken = file, 0
-        self._all: dict[str, Verdict] = {}  # by id
-        self._read_to = 0  # bytes
         self._lock = FileLock(f"{file}.lock")
+        self._all: dict[str, Verdict] = {}  # by id
+        self._read_to, self._lines = 0, 0  # bytes and lines
 
     def all(self) -> list[Verdict]:
         """Return the verdicts in the order in which they were given, those of other writers included.
@@ -75,15 +76,26 @@ class Verdicts:
         Raises:
             InputError: a line is no verdict.
         """
-        if self.file.exists() and self.file.stat().st_size > self._read_to:
+        size = self.file.stat().st_size if self.file.exists() else 0
+        if size < self._read_to:  # another file, or shortened
+            self._forget()
+        if size > self._read_to:
             with self.file.open("rb") as lines:
                 lines.seek(self._read_to)
                 for line in lines:
-                    if not line.endswith(b"\n"):
-                        break  # being written, or cut short
-                    self._read_to += len(line)
-                    self._add(line)
+                    if line.endswith(b"\n"):
+                        self.broken += not self._add(line)
+                        self._read_to, self._lines = self._read_to + len(line), self._lines + 1
+                    else:
+                        self._add(line)  # the last, being written or cut short, unless it is whole
         return [*self._all.values()]
+
+    def check(self) -> None:
+        """Raise OSError where verdicts could not be written."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            if self.file.exists():
+                self.file.open("ab").close()
 
     def last(self) -> dict[tuple[str, str], Verdict]:
         """Return the last verdict of each (row, reviewer)."""
@@ -105,15 +117,23 @@ class Verdicts:
         self.all()
         return len(new)
 
-    def _add(self, line: bytes) -> None:
+    def _forget(self) -> None:
+        self._all, self._read_to, self._lines, self.broken = {}, 0, 0, 0
+
+    def _add(self, line: bytes) -> bool:
+        """Add the verdict of a line; return False if it is no JSON."""
         if not line.strip():
-            return
+            return True
         try:
-            verdict = read(json.loads(line))
-        except json.JSONDecodeError:
-            self.broken += 1
-            return
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        try:
+            verdict = read(found)
+        except InputError as error:
+            raise InputError(f"{self.file}, line {self._lines + 1}: {error} Remove the line.") from None
         self._all[verdict.id] = verdict
+        return True
 
 
 def beside(dataset: Path) -> Path:
@@ -141,9 +161,15 @@ def read(record: Any) -> Verdict:
 
 def _fault(verdict: Verdict) -> str | None:
     """Return why a verdict cannot be used, or None."""
+    if not isinstance(verdict.before, Mapping) or not isinstance(verdict.after, Mapping):
+        return "before and after are objects of changed fields"
     texts = [getattr(verdict, name) for name in ("id", "row", "digest", "reviewer", "time", "reason")]
     if not all(isinstance(text, str) for text in texts):
         return "id, row, digest, reviewer, time and reason are texts"
+    if max(map(len, texts)) > LONGEST:
+        return f"a reason has at most {LONGEST:,} characters, and so has an id"
+    if not all(map(_is_writable, [*texts, *verdict.before.values(), *verdict.after.values()])):
+        return "a text has half of a character (a lone surrogate); type it again"
     if not verdict.reviewer.strip() or len(verdict.reviewer) > NAME or not verdict.reviewer.isprintable():
         return f"a reviewer has a name of 1 to {NAME} printable characters"
     if verdict.decision not in DECISIONS:
@@ -154,8 +180,6 @@ def _fault(verdict: Verdict) -> str | None:
         return "clinical relevance lies in [0, 1]"
     if verdict.seconds is not None and not (_is_number(verdict.seconds) and verdict.seconds >= 0):
         return "seconds are a number from 0"
-    if not isinstance(verdict.before, Mapping) or not isinstance(verdict.after, Mapping):
-        return "before and after are objects of changed fields"
     if verdict.before.keys() != verdict.after.keys() or not {*verdict.after} <= {*EDITED}:
         return f"before and after hold the same fields, of {', '.join(EDITED)}"
     for changed in (verdict.before, verdict.after):
@@ -172,17 +196,30 @@ def _field_fault(name: str, value: Any) -> str | None:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return "boxes are a list"
     for box in value:
-        if not isinstance(box, Mapping) or not {*BOX} <= {*box} or not isinstance(box["label"], str):
-            return f"a box has {', '.join(BOX)}"
+        if not isinstance(box, Mapping) or not {*BOX} <= {*box} <= {*BOX, *MORE} or not isinstance(box["label"], str):
+            return f"a box has {', '.join(BOX)} and may have {', '.join(MORE)}"
         if type(box.get("image", 0)) is not int or box.get("image", 0) < 0:
             return "the image of a box is its number, from 0"
         if not all(_is_number(box[side]) for side in BOX[1:]) or box["width"] <= 0 or box["height"] <= 0:
             return "a box has four numbers in pixels, width and height above 0"
+        if max(abs(box[side]) for side in BOX[1:]) > FARTHEST:
+            return f"a box lies within {FARTHEST:,} pixels"
+        if not (_is_number(box.get("confidence", 1)) and 0 <= box.get("confidence", 1) <= 1):
+            return "the confidence of a box lies in [0, 1]"
     return None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_writable(value: Any) -> bool:
+    """Return False for a text, or boxes with a label, that has no UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def counted(verdicts: Iterable[Verdict]) -> str:

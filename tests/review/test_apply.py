@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from invented import picture, row
 
-from mmedpo.curation.noise import Noise
+from mmedpo.curation.noise import Noise, box_mask
 from mmedpo.curation.weights import normalize
 from mmedpo.data import images, loading, shards
+from mmedpo.data.samples import Box
 from mmedpo.review import shown
 from mmedpo.review.agreement import reviewed
-from mmedpo.review.apply import DIFFERENT, EDITED, NO_BOX, REJECTED, outcome
+from mmedpo.review.apply import DIFFERENT, EDITED, NO_BOX, NO_PAIR, REJECTED, outcome
 from mmedpo.review.pairs import Pairs, digest
 from mmedpo.review.verdicts import Verdict, Verdicts
 
@@ -130,6 +131,40 @@ def test_what_cannot_be_applied_is_said_and_nothing_is_left(
         review.file.file.write_text('{"id": "v"}\n')
     code, printed = run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")
     assert code == 2 and said in printed and not Path("reviewed").exists()
+
+
+def test_edits_that_make_no_pair_together_leave_the_row_out(review: Review, run: Any) -> None:
+    text, visual = review.places("hallucinated_response")[0], review.places("lesion_noise")[0]
+    before = shown.texts(review.pairs.read(text))
+    ids = {review.say(text, name, before={side: before[side]}, after={side: "a mass of the left lung"})
+           for name, side in (("A", "chosen"), ("B", "rejected"))}  # fmt: skip
+    ids.add(review.say(visual, before={"boxes": []}, after={"boxes": [BOX | {"x": 9_000}]}))
+    with review.file.file.open("a") as lines:
+        lines.write("garbage\n")
+    code, said = run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")
+    assert code == 0 and "2 left out, 0 edited" in said and "1 verdict in lines that are no JSON" in said
+    lines = [
+        one
+        for one in map(json.loads, Path("reviewed/rejects.jsonl").read_text().splitlines())
+        if one["step"] == "review"
+    ]
+    assert {one["id"] for one in lines} == ids and {one["reason"] for one in lines} == {NO_PAIR}
+    assert ["equal" in one["detail"] for one in lines] == [True, False] and "outside of its image" in lines[1]["detail"]
+
+
+def test_noise_made_anew_is_that_of_the_box_as_stored(review: Review, run: Any) -> None:
+    place = review.places("lesion_noise")[0]
+    boxes = shown.boxes(review.pairs.read(place))
+    # 1.6 + 0.4 ends at 2, but as stored in 32 bits behind it.
+    edge = {"label": "opacity", "x": 1.6, "y": 4.0, "width": 0.4, "height": 8.0, "confidence": 1.0}
+    moved = review.say(place, before={"boxes": boxes}, after={"boxes": [edge]})
+    assert run("apply", review.pairs.folder, "--verdicts", review.file.file, "--output", "reviewed")[0] == 0
+    (row,) = [row for row in loading.load_pairs("reviewed") if row["id"] == moved]
+    (stored,) = row["provenance"]["boxes"]
+    clean, noised = (images.pixels(row[side][0]) for side in ("images", "rejected_images"))
+    mask = box_mask([Box(**stored)], *clean.shape[:2])
+    assert row["provenance"]["mask_coverage"] == pytest.approx(mask.mean(), abs=1e-6)
+    assert mask.sum() == 16 and not (clean != noised).reshape(*mask.shape, -1).any(-1)[~mask].any()
 
 
 def test_verdicts_of_another_version_do_not_count(review: Review) -> None:

@@ -190,6 +190,45 @@ def test_two_reviewers_lose_nothing_and_a_blind_one_sees_no_label(browser: Any, 
     assert one.faults == blind.faults == []
 
 
+def test_a_draft_of_a_blind_review_stays_there(browser: Any, serve: Serve, pairs: Path) -> None:
+    """Its sides may be the other way round, so that it would swap the texts of an open review."""
+    address, server = serve("--blind", "--seed", "1")
+    port = address.rstrip("/").rpartition(":")[2]
+    page = opened(browser, address)
+    for number in range(1, 10, 2):  # pairs of texts, in both orders
+        page.goto(f"{address}#{number - 1}")
+        page.reload()
+        at(page, number)
+        page.keyboard.press("c")
+        page.keyboard.type("blurred")
+        page.keyboard.press("Enter")
+    server.kill()
+    server.wait()
+    serve(port=port)
+    page.keyboard.press("1")  # of the blind page
+    says(page, "#notice", "Load the page again")
+    page.goto(f"{address}#0")
+    page.reload()
+    for number in range(1, 11):
+        at(page, number)
+        page.keyboard.press("a")
+    says(page, "#notice", "All pairs")
+    assert [(one.after, one.better) for one in given(pairs)] == [({}, None)] * 10
+
+
+def test_a_verdict_that_is_refused_later_is_said(browser: Any, serve: Serve, pairs: Path) -> None:
+    address, server = serve()
+    page = opened(browser, address)
+    server.kill()
+    server.wait()
+    page.keyboard.press("a")
+    says(page, "#notice", "Not saved yet")
+    serve("--order", "random", port=address.rstrip("/").rpartition(":")[2])
+    page.reload()
+    says(page, "#notice", "An earlier verdict of yours was not saved")
+    assert given(pairs) == [] and page.is_visible("#question")
+
+
 def test_a_password_guards_the_page(browser: Any, serve: Serve) -> None:
     address, _ = serve(MMEDPO_REVIEW_PASSWORD="open – sesame")
     page = browser.new_context().new_page()

@@ -91,6 +91,27 @@ def test_argilla_records_come_back_as_verdicts(pairs: Pairs, run: Any) -> None:
     assert (second.decision, second.reason, second.after) == ("reject", "both right", {})
 
 
+def test_texts_that_were_left_empty_change_nothing(pairs: Pairs, run: Any) -> None:
+    records = json.loads((exported(run, pairs, "argilla") / "records.json").read_text())
+    records[0]["responses"] = {name: [{"value": value, "user_id": "u"}] for name, value in
+                               (("decision", "accept"), ("chosen_text", " "), ("rejected_text", None))}  # fmt: skip
+    (said,) = imported(run, pairs, records[:1])
+    assert (said.decision, said.after) == ("accept", {})
+
+
+def test_edits_that_make_no_pair_are_listed_and_nothing_is_written(pairs: Pairs, run: Any) -> None:
+    tasks = json.loads((exported(run, pairs, "label-studio") / "tasks.json").read_text())
+    (box,) = [one for one in tasks[1]["predictions"][0]["result"] if one["type"] == "rectanglelabels"]
+    accept = part("decision", "choices", choices=["accept"])
+    outside = {**box, "value": {**box["value"], "x": 120}}
+    for task, more in zip(tasks, [part("chosen", "textarea", text=["the heart is too large"]), outside], strict=False):
+        task["annotations"] = [{"completed_by": 7, "result": [accept, more]}]
+    Path("export.json").write_text(json.dumps(tasks))
+    code, said = run("exchange", pairs.folder, "--from", "export.json")
+    assert code == 2 and "chosen and rejected are equal" in said and "outside of its image" in said
+    assert "Label Studio 7" in said and not pairs.folder.with_name("pairs.verdicts.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -101,6 +122,9 @@ def test_argilla_records_come_back_as_verdicts(pairs: Pairs, run: Any) -> None:
         ([{"data": {"row": "r", "digest": "d"}, "annotations": [{"result": []}]}], "entry 1 was not made by"),
         ([{"data": {"row": "r", "digest": "d"}, "annotations": [
             {"result": [part("decision", "choices", choices=["maybe"])]}]}], "accept, reject, unsure"),
+        ([{"data": {"row": "r", "digest": "d"}, "annotations": [{"result": [
+            {"original_width": 9, "original_height": 9, **part("boxes", "rectanglelabels", rotation=30)}]}]}],
+         "a rotated box"),
     ],
 )  # fmt: skip
 def test_a_foreign_export_is_refused(pairs: Pairs, run: Any, given: Any, said: str) -> None:

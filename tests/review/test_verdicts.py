@@ -51,9 +51,9 @@ def test_a_line_cut_short_by_a_kill_costs_nothing_else(tmp_path: Path, left: str
     with file.open("a") as lines:
         lines.write(left)  # killed before the end of the line
     opened = Verdicts(file)
-    assert [one.id for one in opened.all()] == ["v0"]
+    whole = left.endswith("}")  # an editor leaves such lines too
+    assert [one.id for one in opened.all()] == (["v0", "v9"] if whole else ["v0"])
     opened.append([verdict(1)])
-    whole = left.endswith("}")
     assert [one.id for one in Verdicts(file).all()] == (["v0", "v9", "v1"] if whole else ["v0", "v1"])
     assert opened.broken == (not whole)
 
@@ -66,6 +66,11 @@ def test_a_line_cut_short_by_a_kill_costs_nothing_else(tmp_path: Path, left: str
         ({"decision": "maybe"}, "accept, reject, unsure"),
         ({"relevance": float("nan")}, r"\[0, 1\]"),
         ({"relevance": 1.1}, r"\[0, 1\]"),
+        ({"relevance": 10**400}, r"\[0, 1\]"),
+        ({"reason": "\ud800"}, "lone surrogate"),
+        ({"reviewer": "\ud800"}, "name of 1 to 80|lone surrogate"),
+        ({"before": {"boxes": []}, "after": {"boxes": [BOX | {"confidence": float("nan")}]}}, "confidence"),
+        ({"before": {"boxes": []}, "after": {"boxes": [BOX | {"x": 1e7}]}}, "pixels"),
         ({"relevance": True}, r"\[0, 1\]"),
         ({"seconds": -1}, "from 0"),
         ({"reason": None}, "are texts"),
@@ -80,6 +85,41 @@ def test_a_line_cut_short_by_a_kill_costs_nothing_else(tmp_path: Path, left: str
 def test_what_no_reviewer_can_give_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         verdict(**changes)
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[" * 10**5, b"garbage", b'{"id": "v"'])
+def test_lines_that_are_no_json_are_counted(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "v.jsonl"
+    file.write_bytes(line + b"\n" + json.dumps(asdict(verdict(0))).encode() + b"\n")
+    read = Verdicts(file)
+    assert [one.id for one in read.all()] == ["v0"] and read.broken == 1
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"id": "v"}', json.dumps(asdict(verdict()) | {"seconds": -1})])
+def test_a_line_that_is_no_verdict_is_named_each_time(tmp_path: Path, line: str) -> None:
+    file = Verdicts(tmp_path / "v.jsonl")
+    file.append([verdict(0)])
+    with file.file.open("a") as lines:
+        lines.write(line + "\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"v\.jsonl, line 2: "):
+            file.append([verdict(1)])
+    assert len(file.file.read_text().splitlines()) == 2
+
+
+def test_a_file_that_was_removed_begins_anew(tmp_path: Path) -> None:
+    file = Verdicts(tmp_path / "v.jsonl")
+    file.append([verdict(0), verdict(1)])
+    file.file.unlink()
+    assert file.append([verdict(0)]) == 1 and [one.id for one in file.all()] == ["v0"]
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_review(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        Verdicts(tmp_path / "v.jsonl").check()
+    Verdicts(tmp_path / "new" / "v.jsonl").check()
+    assert not (tmp_path / "new" / "v.jsonl").exists()
 
 
 @pytest.mark.parametrize("record", [[], "x", {"id": "v"}, asdict(verdict()) | {"weight": 3}])

@@ -14,7 +14,8 @@ const viewer = new Viewer($("panels"), (boxes) => { state.draft.boxes = boxes; k
 const stored = (name) => JSON.parse(localStorage.getItem(`${STORE}/${name}`));
 const store = (name, value) => (value === null
   ? localStorage.removeItem(`${STORE}/${name}`) : localStorage.setItem(`${STORE}/${name}`, JSON.stringify(value)));
-const draftOf = (pair) => `draft/${state.reviewer}/${pair.digest}`;
+const draftOf = ({ digest }) => `draft/${state.start.blind ? "blind/" : ""}${state.reviewer}/${digest}`;
+const unsent = () => `unsent/${state.start.name}/${state.reviewer}`;
 const keep = () => store(draftOf(state.pair), state.draft);
 
 async function ask(path, body) {
@@ -137,38 +138,40 @@ async function give(decision, better = null) {
   const id = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const seconds = Math.round((performance.now() - state.since) / 100) / 10;
   const { position, digest } = pair;
-  await send({ id, position, digest, decision, better, seconds, ...draft });
+  await send({ id, position, digest, decision, better, seconds, blind: start.blind, ...draft });
 }
 
-// A verdict is kept until the server has written it; the same id sent twice is written once.
+// A verdict is kept until the server has written it; the same id sent twice is written once. Return why it was refused.
 async function send(verdict) {
   state.sending = true;
-  store("unsent", { reviewer: state.reviewer, name: state.start.name, verdict });
+  store(unsent(), verdict);
   for (;;) {
     try {
       await ask("api/verdicts", verdict);
       break;
     } catch (error) {
       if (error.told) {
-        store("unsent", null);
+        store(unsent(), null);
         state.sending = false;
-        return notice(`Not saved: ${error.message}`);
+        notice(`Not saved: ${error.message}`);
+        return error.message;
       }
       notice("Not saved yet: the server does not answer. The verdict is kept in this browser and sent again.");
       await new Promise((resolve) => setTimeout(resolve, RETRY));
     }
   }
-  store("unsent", null);
-  store(`draft/${state.reviewer}/${verdict.digest}`, null);
+  store(unsent(), null);
+  store(draftOf(verdict), null);
   state.sending = false;
   state.start.done.add(verdict.position);
   notice("");
-  if (!state.pair) return;
+  if (!state.pair) return null;
   const next = following();
   if (next === null) {
     await go(verdict.position);
     notice("All pairs of this review have your verdict. You may close this page, or look at them again.");
   } else await go(next);
+  return null;
 }
 
 // Screen
@@ -393,11 +396,12 @@ async function begin() {
   }));
   $("list").replaceChildren(...ofMode().filter((one) => one.key === "0" || !one.many).flatMap((one) => (
     one.many ? [element("dt", "0 – 9"), element("dd", "Clinical relevance 0.0 to 0.9")] : [element("dt", one.key), element("dd", one.title)])));
-  const unsent = stored("unsent");
-  if (unsent && unsent.name === state.start.name && unsent.reviewer === state.reviewer) await send(unsent.verdict);
+  const kept = stored(unsent());
+  const refused = kept && await send(kept);
   const asked = Number(location.hash.slice(1));
   const first = [...Array(state.start.pairs).keys()].find((position) => !state.start.done.has(position)) ?? 0;
   await go(location.hash && asked >= 0 && asked < state.start.pairs ? asked : first);
+  if (refused) notice(`An earlier verdict of yours was not saved: ${refused}`);
 }
 
 async function main() {

@@ -30,6 +30,11 @@ def named(dataset: str) -> bool:
     return dataset.startswith(PREFIX)
 
 
+def is_test(split: str) -> bool:
+    """Return True for a source's test split, whose name may be "Test" or "testing" too."""
+    return split.strip().casefold().startswith(TEST)
+
+
 def read(dataset: str) -> Source:
     """Return the source without its test split, split as every command splits it.
 
@@ -46,7 +51,7 @@ def _read(table: Path, written: int) -> Source:
     if source.faults:
         with credentialed.hiding_cells(source.credentialed):
             raise InputError(f"Faulty rows in {source.name}. Correct them, or drop them:", source.faults)
-    source.samples = [sample for sample in source.samples if sample.split != TEST]
+    source.samples = [sample for sample in source.samples if not is_test(sample.split)]
     return source
 
 

@@ -263,8 +263,13 @@ def _select(source: Source, split: str | None, limit: int | None, seed: int, als
     splits = sorted({sample.split for sample in source.samples})
     source.samples = [sample for sample in source.samples if sample.id in selected]
     if not chosen and not source.samples:
-        held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
-        raise InputError(f"{source.name} has no split {split!r}; it has {held}.")
+        raise no_split(source, split, splits)
+
+
+def no_split(source: Source, split: str | None, splits: Sequence[str]) -> InputError:
+    """Return the error of a split that is not among those of a source."""
+    held = f"{len(splits)} others" if source.credentialed else ", ".join(splits)
+    return InputError(f"{source.name} has no split {split!r}; it has {held}.")
 
 
 def limited(samples: list[Sample], limit: int | None, seed: int = 0) -> list[Sample]:

@@ -7,7 +7,7 @@ as a recipe beside its output (`round-1/adapter.yaml`), so that each step can be
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 import yaml
 
 from mmedpo.data import changes
-from mmedpo.data.sources import read_source
+from mmedpo.data.answers import is_test
+from mmedpo.data.sources import no_split, read_source
 from mmedpo.errors import InputError
 from mmedpo.models.fingerprint import model_contents
 from mmedpo.runs import recipes, writable
 from mmedpo.runs.options import FLAG
 from mmedpo.runs.provenance import portable
-from mmedpo.runs.recorded import record_contents, record_settings
+from mmedpo.runs.recorded import SETTINGS, record_contents, record_settings
 from mmedpo.runs.run_folder import OF_RESUMPTION
 from mmedpo.runs.terminal import say
 
@@ -101,23 +102,31 @@ class Chain:
                 _parsed(step)
 
 
-def open_chain(output: Path, settings: dict[str, Any], source: Path, model: str, chain: Chain) -> None:
+def open_chain(
+    output: Path, settings: dict[str, Any], source: Path, model: str, chain: Chain, splits: Iterable[str]
+) -> None:
     """Create the folder of a chain, or compare it with what it was started with.
 
     Args:
         settings: recorded in `settings.json`; those of a resumed chain must be the same.
         source, model: their contents must be the same too.
+        splits: of the source, which the steps use.
 
     Raises:
-        InputError: the folder exists without `chain.resume`, or settings, questions or model differ.
+        InputError: the folder exists without `chain.resume`; the source lacks a split; or settings, questions or model
+            differ.
     """
     if writable.exists(output) and not chain.resume:
         raise InputError(f"{output} exists already; continue with --resume, or choose another --output.")
     writable.check(output, resume=True)
-    samples = read_source(source).samples
-    contents = {"source": changes.digest_of(changes.of_samples(samples)), "model": model_contents(model)}
+    asked = read_source(source, official_split=bool(settings["evaluate"].get("official_split")))
+    held = sorted({sample.split for sample in asked.samples})
+    for split in splits:
+        if split not in held:
+            raise no_split(asked, split, held)
+    contents = {"source": changes.digest_of(changes.of_samples(asked.samples)), "model": model_contents(model)}
     output.mkdir(parents=True, exist_ok=True)
-    record_settings(output / "settings.json", settings)
+    record_settings(output / SETTINGS, settings)
     record_contents(output, settings, contents)
 
 
@@ -146,6 +155,21 @@ def sections(recipe: Path, found: Mapping[str, Any], also: Sequence[str] = ()) -
         check_section(f"Recipe {recipe}, section {name}", name, section)
         own[name] = section
     return own
+
+
+def refuse_leak(where: str, curate: Mapping[str, Any], evaluate: Mapping[str, Any]) -> None:
+    """Raise InputError where questions that pairs are made from may be among those that are evaluated."""
+    used, asked = curate.get("split"), evaluate.get("split")
+    if not (isinstance(used, str) and isinstance(asked, str)) or used == asked or is_test(used):
+        raise InputError(
+            f"{where}: curates from the split {used!r} and evaluates on {asked!r}. Give two splits, and curate from "
+            "none of the test."
+        )
+    if bool(curate.get("official_split")) != bool(evaluate.get("official_split")):
+        raise InputError(
+            f"{where}: curation and evaluation split the source in different ways, so that questions may be in both. "
+            "Give official_split to both, or to neither."
+        )
 
 
 def check_section(where: str, command: str, section: Mapping[str, Any]) -> None:

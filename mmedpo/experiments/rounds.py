@@ -5,14 +5,15 @@ The rejected responses of a round are sampled from the model that the round befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedpo.data.answers import is_test
 from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import compare as comparing
-from mmedpo.experiments.chain import Chain, Step, given, open_chain, sections
+from mmedpo.experiments.chain import Chain, Step, given, open_chain, refuse_leak, sections
 from mmedpo.report import rows as by_metric
 from mmedpo.report.tables import DIFFERENCE, VALUE, Sheet, as_markdown, in_brackets
 from mmedpo.report.wording import METRICS
@@ -80,7 +81,8 @@ def run(recipe: Path, output: Path, settings: Settings, most: int, chain: Chain,
     own = sections(recipe, recipes.load(recipe))
     _refuse_splits(own)
     recorded = {**asdict(settings), "source": str(settings.source), **own}
-    open_chain(output, recorded, settings.source, settings.model, chain)
+    used = [own[command]["split"] for command in ("curate", "evaluate")]
+    open_chain(output, recorded, settings.source, settings.model, chain, used)
     if (output / RECORD).exists():
         before = read_object(output / RECORD)["rounds"]
         if before[-1]["stop"] or len(before) >= most:
@@ -89,6 +91,7 @@ def run(recipe: Path, output: Path, settings: Settings, most: int, chain: Chain,
     planned = [_steps(own, settings, output, number) for number in range(1, most + 1)]
     chain.check([first, *(step for steps in planned for step in steps)])
     evaluated, done = [chain.run(first)], list[dict[str, Any]]()
+    _metric(read_object(evaluated[0] / "results.json")["metrics"], settings)  # before hours of work
     for steps in planned:
         evaluated.append([chain.run(step) for step in steps][-1])
         done.append(_decided(evaluated, steps, settings))
@@ -101,11 +104,12 @@ def run(recipe: Path, output: Path, settings: Settings, most: int, chain: Chain,
 def _refuse_splits(own: dict[str, dict[str, Any]]) -> None:
     """Set the default splits; raise InputError where a section uses the test split, or trains no adapter."""
     train, validation = own["curate"].setdefault("split", "train"), own["evaluate"].setdefault("split", "validation")
-    if "test" in (train, validation) or None in (train, validation) or train == validation:
+    if any(not isinstance(one, str) or is_test(one) for one in (train, validation)) or train == validation:
         raise InputError(
             f"Rounds cannot curate from the split {train!r} and evaluate on {validation!r}: give two splits, and keep "
             "the test split for the model that is chosen by them."
         )
+    refuse_leak("Rounds", own["curate"], own["evaluate"])
     if "seed" in own["curate"]:
         raise InputError("Each round curates with a seed of its own, from that of --seed. Leave out curate's.")
     if own["train"].get("use_peft") is not True:
@@ -140,9 +144,7 @@ def _decided(evaluated: Sequence[Path], steps: Sequence[Step], settings: Setting
     comparison = comparing.compare([*evaluated[-2:]], settings.seed)
     write_json(pairs.output.with_name("comparison.json"), comparison)
     metrics = comparison["metrics"]
-    metric = next((name for name in (settings.metric, *DECIDING) if name in metrics), None)
-    if metric is None or settings.metric not in (None, metric):
-        raise InputError(f"The evaluations have no {settings.metric or DECIDING[0]}. Give one of {', '.join(metrics)}.")
+    metric = _metric(metrics, settings)
     cell = metrics[metric][str(evaluation.options["name"])]
     fell = cell["difference_high" if settings.stop == "significant" else "difference"] < 0
     return {
@@ -150,6 +152,18 @@ def _decided(evaluated: Sequence[Path], steps: Sequence[Step], settings: Setting
         "pairs": read_object(pairs.output / "manifest.json")["counts"], "metric": metric,
         **{key: cell[key] for key in (*VALUE, *DIFFERENCE)}, "stop": fell and settings.stop != "never",
     }  # fmt: skip
+
+
+def _metric(metrics: Mapping[str, Any], settings: Settings) -> str:
+    """Return the metric that decides, or raise InputError where the evaluations lack it."""
+    metric = next((name for name in (settings.metric, *DECIDING) if name in metrics), None)
+    if metric is None or settings.metric not in (None, metric):
+        known = ", ".join(name for name in metrics if name in METRICS and METRICS[name].higher_is_better)
+        raise InputError(
+            f"The evaluations have no {settings.metric or DECIDING[0]}. Start anew, in another --output, with --metric "
+            f"and one of {known}."
+        )
+    return metric
 
 
 def _written(

@@ -8,6 +8,7 @@ sampled.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 
 from mmedpo.data.answers import PREFIX, TEST
 from mmedpo.errors import AlreadyFinished, InputError
-from mmedpo.experiments.chain import Chain, Step, check_section, given, open_chain, sections
+from mmedpo.experiments.chain import Chain, Step, check_section, given, open_chain, refuse_leak, sections
 from mmedpo.report.tables import VALUE, Sheet, as_latex, as_markdown, in_brackets
 from mmedpo.report.wording import ordered
 from mmedpo.runs import recipes
 from mmedpo.runs.json_files import read_object, write_json
 from mmedpo.runs.provenance import portable, versions
+from mmedpo.runs.recorded import SETTINGS
 from mmedpo.runs.writable import write_whole
 
 RECORD = "table1.json"
@@ -70,15 +72,16 @@ def read(recipe: Path) -> Plan:
     """
     found = recipes.load(recipe)
     own = sections(recipe, found, also=("datasets", "arms"))
-    used = own["curate"].setdefault("split", "train"), own["evaluate"].setdefault("split", TEST)
-    if used[0] in (None, TEST, used[1]) or used[1] is None:
-        raise InputError(f"Recipe {recipe}: curates from the split {used[0]!r} and evaluates on {used[1]!r}.")
+    own["curate"].setdefault("split", "train")
+    own["evaluate"].setdefault("split", TEST)
+    refuse_leak(f"Recipe {recipe}", own["curate"], own["evaluate"])
     datasets, arms = dict[str, Mapping[str, Any]](), dict[str, Arm]()
     for name, options in _named(recipe, "datasets", found):
         if name == SOURCE:
             raise InputError(f"Recipe {recipe}: {SOURCE} names the gold answers. Give the dataset another name.")
         own_options = {key: value for key, value in options.items() if key != "from"}
         check_section(f"Recipe {recipe}, dataset {name}", "curate", own_options)
+        refuse_leak(f"Recipe {recipe}, dataset {name}", {**own["curate"], **own_options}, own["evaluate"])
         datasets[name] = options
     for name, options in _named(recipe, "arms", found):
         rest = {key: value for key, value in options.items() if key not in ("dataset", "start")}
@@ -93,6 +96,8 @@ def read(recipe: Path) -> Plan:
             raise InputError(f"Recipe {recipe}, arm {name}: {lost[0]!r} is no arm above it.")
         if arm.dataset == SOURCE and _losses({**own["train"], **rest}) != ["sft"]:
             raise InputError(f"Recipe {recipe}, arm {name}: gold answers have no rejected side. Set loss_type: [sft].")
+        if arm.dataset == SOURCE and rest.get("dataset_split") == own["evaluate"]["split"]:
+            raise InputError(f"Recipe {recipe}, arm {name}: trains on {rest['dataset_split']!r}, which is evaluated.")
         if arm.dataset == SOURCE and own["evaluate"].get("official_split"):
             raise InputError(
                 f"Recipe {recipe}, arm {name}: gold answers are split anew, so official test questions may be among "
@@ -187,7 +192,7 @@ def run(recipe: Path, output: Path, settings: Settings, chain: Chain, command: s
     """Make the table; return its rows, headings first.
 
     Writes `datasets/NAME`, `ARM/seed-N/adapter` and `evaluation`, `comparison` (as `mmedpo compare`), `table1.json`,
-    `table1.md` and `table1.tex`.
+    `table1.md` and `table1.tex`. A resumed table may have more seeds, arms and datasets than it was begun with.
 
     Raises:
         InputError: the recipe or an option is wrong, found before anything runs; or as the commands.
@@ -198,19 +203,36 @@ def run(recipe: Path, output: Path, settings: Settings, chain: Chain, command: s
         if {**plan.own["train"], **arm.options}.get("use_peft") is not True:
             raise InputError(f"Recipe {recipe}, arm {arm.name}: the arms are adapters. Set use_peft: true in train.")
     entries = {"datasets": plan.datasets, "arms": {name: asdict(arm) for name, arm in plan.arms.items()}}
-    open_chain(
-        output, {**asdict(settings), "source": str(settings.source), **plan.own, **entries}, settings.source,
-        settings.model, chain,
-    )  # fmt: skip
-    if (output / RECORD).exists():
+    recorded = {**asdict(settings), "source": str(settings.source), **plan.own, **entries}
+    begun = _begun(output, recorded)
+    used = {one.get("split", plan.own["curate"]["split"]) for one in ({}, *plan.datasets.values())}
+    open_chain(output, begun, settings.source, settings.model, chain, [*sorted(used), plan.own["evaluate"]["split"]])
+    if (output / RECORD).exists() and begun == recorded:
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
     steps, rows = planned(plan, settings, output)
     chain.check(steps)
+    if begun != recorded:  # the comparison was made without the new rows
+        (output / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(output / "comparison", ignore_errors=True)
+        write_json(output / SETTINGS, recorded)
     for step in steps:
         chain.run(step)
     named = [f"{name}={folder}" for name, folders in rows.items() for folder in folders]
     chain.words("compare", *named, "--output", output / "comparison")
     return _written(output, read_object(output / "comparison" / "comparison.json"), settings, plan, chain, command)
+
+
+def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the seeds, arms and datasets that a table begun before does not have yet."""
+    if not (output / SETTINGS).exists():
+        return {**settings}
+    before = read_object(output / SETTINGS)
+    seeds = [seed for seed in before.get("seeds", []) if seed in settings["seeds"]]
+    own = {
+        entries: {name: options for name, options in settings[entries].items() if name in before.get(entries, {})}
+        for entries in ("datasets", "arms")
+    }
+    return {**settings, **own, "seeds": seeds}
 
 
 def _written(

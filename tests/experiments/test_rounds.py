@@ -219,6 +219,9 @@ def test_the_first_model_can_stay_the_reference(start: Started, tmp_path: Path) 
         ({"curate": {"chat": None}}, "--chat: required"),
         ({"evaluate": {"vqa_protocol": "lenient"}}, "lenient"),
         ({"train": None}, "needs a section train"),
+        ({"evaluate": {"split": "Test"}}, "evaluate on 'Test'"),
+        ({"evaluate": {"official_split": True}}, "split the source in different ways"),
+        ({"evaluate": {"split": "dev"}}, "no split 'dev'; it has preference, supervised, test, validation"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_runs(
@@ -228,6 +231,18 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(
     recipe.write_text(yaml.safe_dump({name: own for name, own in {**SECTIONS, **wrong}.items() if own is not None}))
     with pytest.raises(InputError, match=message):
         start(tmp_path / "out", invoke=_die)
+
+
+def test_a_metric_that_the_evaluations_lack_is_refused_before_the_first_round(start: Started, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def invoke(words: Sequence[str]) -> None:
+        seen.append(words[0])
+        experiments.invoke(words)
+
+    with pytest.raises(InputError, match=r"have no rouge_l.*one of overall_accuracy"):
+        start(tmp_path / "out", metric="rouge_l", invoke=invoke)
+    assert seen == ["evaluate"]
 
 
 def test_a_launcher_starts_trainings_and_nothing_else(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.experiments import rounds, table1
 from mmedpo.experiments.chain import Chain
 from mmedpo.runs import recipes
-from mmedpo.runs.json_files import read_json
+from mmedpo.runs.json_files import read_json, write_json
 from tests.experiments.test_rounds import SECTIONS, asked
 from tests.training.launches import Killed
 
@@ -96,9 +97,20 @@ def test_recipes_are_valid_and_their_headers_are_manuals(recipe: Path, tmp_path:
         ({"arms": {}}, "needs a section arms"),
         ({"datasets": {"source": {}}}, "names the gold answers"),
         ({"datasets": {"pairs": {"model": "x"}}}, "dataset pairs: sets model, which the chain itself sets"),
-        ({"evaluate": {"split": "validation", "official_split": True}}, "Leave out official_split"),
+        (
+            {name: {**TABLE[name], "official_split": True} for name in ("curate", "evaluate")},
+            "Leave out official_split",
+        ),
         ({"evaluate": {"split": "preference"}}, "curates from the split 'preference' and evaluates on 'preference'"),
         ({"curate": {**SECTIONS["curate"], "split": "test"}}, "curates from the split 'test'"),
+        ({"datasets": {"pairs": {"split": "test"}}}, "dataset pairs: curates from the split 'test'"),
+        ({"datasets": {"pairs": {"split": "validation"}}}, "dataset pairs: curates from the split 'validation'"),
+        ({"datasets": {"pairs": {"official_split": True}}}, "dataset pairs: curation and evaluation split the source"),
+        ({"curate": {**SECTIONS["curate"], "split": "Testing"}}, "curates from the split 'Testing'"),
+        (
+            {"arms": {"A": {"dataset": "source", "loss_type": "sft", "dataset_split": "validation"}}},
+            "trains on 'validation', which is evaluated",
+        ),
         ({"rounds": 3}, "rounds: no section"),
     ],
 )
@@ -107,11 +119,11 @@ def test_a_wrong_table_is_refused(changes: dict[str, Any], message: str, tmp_pat
         table1.read(written(tmp_path, **changes))
 
 
-def test_a_killed_table_is_finished(
+def test_a_killed_table_is_finished_and_gets_another_seed(
     asked: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["mmedpo"])
-    recipe, settings, seen = written(tmp_path), table1.Settings(str(tiny_model), asked, [0, 1]), list[str]()
+    recipe, settings, seen = written(tmp_path), table1.Settings(str(tiny_model), asked, [0]), list[str]()
 
     def invoke(words: Sequence[str]) -> None:
         seen.append(words[0])
@@ -121,8 +133,13 @@ def test_a_killed_table_is_finished(
 
     with pytest.raises(Killed):
         table1.run(recipe, tmp_path / "out", settings, Chain(invoke))
+    table1.run(recipe, tmp_path / "out", settings, Chain(invoke, resume=True))
+    assert seen.count("train") == 3 and seen.count("curate") == 1 and seen.count("compare") == 1
+    with pytest.raises(AlreadyFinished):
+        table1.run(recipe, tmp_path / "out", settings, Chain(invoke, resume=True))
+    settings = replace(settings, seeds=[0, 1])
     table = table1.run(recipe, tmp_path / "out", settings, Chain(invoke, resume=True))
-    assert seen.count("train") == 5 and seen.count("curate") == 2 and seen.count("compare") == 1
+    assert seen.count("train") == 5 and seen.count("curate") == 2 and seen.count("compare") == 2
     assert [row[0] for row in table] == ["method", "start", "SFT", "SFT + MMedPO"]
     record = read_json(tmp_path / "out" / "table1.json")
     cell = record["rows"]["SFT + MMedPO"]["open_recall"]
@@ -136,3 +153,23 @@ def test_a_killed_table_is_finished(
     assert str(tmp_path) not in (tmp_path / "out" / "table1.json").read_text()
     with pytest.raises(AlreadyFinished):
         table1.run(recipe, tmp_path / "out", settings, Chain(invoke, resume=True))
+    with pytest.raises(InputError, match=r"seeds: \[0, 1\] -> \[1\]"):
+        table1.run(recipe, tmp_path / "out", replace(settings, seeds=[1, 2]), Chain(invoke, resume=True))
+
+
+def test_a_table_grows_by_arms_and_keeps_those_that_it_has(tmp_path: Path) -> None:
+    def begun(**changes: Any) -> dict[str, Any]:
+        plan = table1.read(written(tmp_path, **changes))
+        arms = {name: {"dataset": arm.dataset, **arm.options} for name, arm in plan.arms.items()}
+        return {"seeds": [0], "datasets": {**plan.datasets}, "arms": arms}
+
+    first = begun()
+    write_json(tmp_path / "settings.json", first)
+    more = begun(
+        datasets={**TABLE["datasets"], "crops": {"noise": "crop"}}, arms={"DPO": {"dataset": "crops"}, **TABLE["arms"]}
+    )
+    assert more != first == table1._begun(tmp_path, more)
+    changed = begun(arms={**TABLE["arms"], "SFT": {**TABLE["arms"]["SFT"], "beta": 0.2}})
+    assert table1._begun(tmp_path, changed) == changed  # and `open_chain` refuses it
+    fewer = begun(arms={"SFT": TABLE["arms"]["SFT"]})
+    assert table1._begun(tmp_path, fewer) == fewer

@@ -54,6 +54,12 @@ def test_test_questions_are_in_no_part(corpus: Path, make_source: Callable[..., 
         [{"image": name, "question": "q?", "answer": "yes"} for name in pictures],
         images={name: picture["bytes"] for name, picture in pictures.items()},
     )
+    own = ["train", "Test", "testing", "TEST ", "train", "validation", "train", "train", "train"]
+    named = make_source(
+        [{"image": f"{shade}.png", "question": "q?", "answer": "yes", "split": own[shade]} for shade in range(9)],
+        images={name: picture["bytes"] for name, picture in pictures.items()}, name="named",
+    )  # fmt: skip
+    assert {*loading.load_splits(f"source:{named}")} == {"train", "validation"}
     split = [sample.split for sample in read_source(made).samples]  # made here, as for every command
     assert loading.load_pairs(f"source:{made}").num_rows == len(split) - split.count("test") and "test" in split
 

@@ -114,6 +114,7 @@ def exchange(
     seed: Seed = 0,
 ) -> None:
     """Take pairs to Label Studio or Argilla, and verdicts back, where a hospital reviews with a tool of its own."""
+    from mmedpo.data import origin
     from mmedpo.review import exchange as run
     from mmedpo.review.pairs import Pairs
     from mmedpo.review.verdicts import Verdicts, beside, counted
@@ -129,3 +130,8 @@ def exchange(
         places = pairs.chosen(order, kind or (), task or (), first, seed)
         run.export(pairs, places, to, output)
         print_written(output)
+        if name := origin.credentialed_source(dataset):
+            said = (
+                "is restricted data, and the texts and images are inside. Import them only into a server of your own."
+            )
+            console.print(f"{name} {said}", soft_wrap=True)

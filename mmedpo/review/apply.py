@@ -91,6 +91,8 @@ def apply(pairs: Pairs, given: Reviewed, verdicts: Path, output: Path, command: 
         InputError: the dataset has no manifest or several splits, no row is left, or the output exists.
     """
     manifest = origin.dataset_manifest(str(pairs.folder), None)
+    if origin.credentialed_source(pairs.folder) and "source" in manifest:  # the file that marks it may stay behind
+        manifest["source"]["credentialed"] = True
     if not manifest.get("settings"):
         raise InputError(f"{pairs.folder} has no manifest.json with its settings; curate it again.")
     if len({loading.split_of(file) for file in loading.shards(str(pairs.folder))}) > 1:

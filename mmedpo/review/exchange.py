@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from mmedpo.data import credentialed, origin
 from mmedpo.errors import Fault, InputError
 from mmedpo.review import edits, shown
 from mmedpo.review.pairs import Pairs, digest
@@ -30,7 +31,7 @@ GUIDELINES = (
 
 
 def export(pairs: Pairs, places: Sequence[int], tool: str, output: Path) -> None:
-    """Write pairs for a tool to a new folder, images inside.
+    """Write pairs for a tool to a new folder, images inside; of restricted data, also the file that marks it.
 
     Args:
         places: of the rows, in the order of the tasks.
@@ -43,6 +44,8 @@ def export(pairs: Pairs, places: Sequence[int], tool: str, output: Path) -> None
         raise InputError(f"The tool {tool!r} is unknown; use one of {', '.join(TOOLS)}.")
     with short_folder(output) as folder:
         TOOLS[tool](folder, pairs, places)
+        if origin.credentialed_source(pairs.folder):
+            (folder / credentialed.MARKER).touch()
 
 
 def verdicts(pairs: Pairs, file: Path) -> list[Verdict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from invented import picture, row
 
 from mmedpo.curation.noise import Noise, box_mask
 from mmedpo.curation.weights import normalize
-from mmedpo.data import images, loading, shards
+from mmedpo.data import credentialed, images, loading, origin, shards
 from mmedpo.data.samples import Box
 from mmedpo.review import shown
 from mmedpo.review.agreement import reviewed
@@ -116,6 +117,16 @@ def test_rows_that_nobody_saw_stay_as_they_are(review: Review, run: Any) -> None
     assert [again.read(place) for place in range(len(again))] == [
         review.pairs.read(place) for place in range(len(again))
     ]
+
+
+def test_a_reviewed_version_of_marked_data_is_restricted(review: Review, tmp_path: Path, run: Any) -> None:
+    folder = tmp_path / "marked" / "pairs"
+    shutil.copytree(review.pairs.folder, folder)
+    (folder.parent / credentialed.MARKER).touch()
+    review.say(0)
+    assert run("apply", folder, "--verdicts", review.file.file, "--output", "reviewed")[0] == 0
+    assert origin.credentialed_source(review.pairs.folder) is None  # by the mark alone
+    assert origin.credentialed_source("reviewed")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from invented import QUESTION, row
 
-from mmedpo.data import shards
+from mmedpo.data import credentialed, origin, shards
 from mmedpo.review.pairs import Pairs, digest
 from mmedpo.review.verdicts import Verdict, Verdicts
 
@@ -131,6 +131,14 @@ def test_a_foreign_export_is_refused(pairs: Pairs, run: Any, given: Any, said: s
     Path("export.json").write_text(json.dumps(given))
     code, printed = run("exchange", pairs.folder, "--from", "export.json")
     assert code == 2 and said in printed
+
+
+@pytest.mark.parametrize("tool", ["label-studio", "argilla"])
+def test_what_is_written_of_restricted_data_is_marked(pairs: Pairs, run: Any, tool: str) -> None:
+    assert origin.credentialed_source(exported(run, pairs, tool)) is None
+    (pairs.folder / credentialed.MARKER).touch()
+    code, said = run("exchange", pairs.folder, "--to", tool, "--output", "marked")
+    assert code == 0 and "pairs is restricted data" in said and credentialed.has_marker(Path("marked"))
 
 
 def test_label_studio_reads_its_tasks(pairs: Pairs, run: Any) -> None:

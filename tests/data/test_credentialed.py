@@ -509,7 +509,7 @@ def trained_on(dataset: object, model: object, before: object = None, streaming:
     run: Any = SimpleNamespace(
         dataset_name=str(dataset), adapter_name_or_path=before and str(before), streaming=streaming
     )
-    return credentialed_source(run, str(model), None, None)
+    return credentialed_source(run, str(model), None, {run.dataset_name: None})
 
 
 def plain(folder: Path, source: str = "free", license: str = "mit", where: str = "data") -> Path:
@@ -584,7 +584,7 @@ from types import SimpleNamespace
 from mmedpo.training.record import credentialed_source
 for before in ("user/it", "user/none"):
     run = SimpleNamespace(dataset_name=sys.argv[1], adapter_name_or_path=before, streaming=False)
-    print(credentialed_source(run, sys.argv[2], None, None))
+    print(credentialed_source(run, sys.argv[2], None, {run.dataset_name: None}))
 """
     free = plain(tmp_path / "free")
     assert hub.run(code, free, tiny_model).split() == ["x", "None"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from mmedpo.evaluation.predict import evaluate
 from mmedpo.evaluation.questions import Asked, QuestionSet, read
 from mmedpo.evaluation.rescore import score_predictions
 from mmedpo.evaluation.score import Scoring
-from mmedpo.models import thoughts
+from mmedpo.models import prefill, thoughts
 
 LONGEST = Generation(max_new_tokens=9, max_new_tokens_report=9)
 
@@ -60,15 +61,18 @@ LINES = [
 class Speaking(LocalModel):
     """A model in this process that says what it is told."""
 
+    generating = SimpleNamespace(share=None)
+
     def __init__(self) -> None:
         self.model: Any = self
 
     def prompts(self, questions: Any, sampling: Any) -> Any:
         return [text for _, text in questions]
 
-    def generate(self, prompts: Any, sampling: Any) -> Any:
+    def answers(self, model: Any, prompts: Any, parts: Any) -> Any:
+        """In place of `prefill.answers`: the same form, without a computation."""
         found = (said(text) for text in prompts)
-        return [[thoughts.read(raw, 9 if ended == "length" else None)] for raw, ended in found]
+        yield [[thoughts.read(raw, 9 if ended == "length" else None)] for raw, ended in found]
 
     def record(self, question: str) -> dict[str, Any]:
         return {"model": "speaking"}
@@ -79,7 +83,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def test_a_model_here_and_behind_an_endpoint_are_scored_alike(chat_server, asked, tmp_path, caplog):
+def test_a_model_here_and_behind_an_endpoint_are_scored_alike(chat_server, asked, tmp_path, caplog, monkeypatch):
     def answer(received: Received) -> Answer:
         raw, ended = said(received.text)
         return Answer(raw, finish=ended)
@@ -87,6 +91,7 @@ def test_a_model_here_and_behind_an_endpoint_are_scored_alike(chat_server, asked
     chat_server.answer = answer
     results = {}
     there = EndpointModel(f"{chat_server.url}#m")
+    monkeypatch.setattr(prefill, "answers", Speaking().answers)
     for name, model in (("here", lambda tasks: Speaking()), ("there", lambda tasks: there)):
         (tmp_path / name).mkdir()
         results[name] = evaluate(model, asked, tmp_path / name, LONGEST)

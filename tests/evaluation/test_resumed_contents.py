@@ -22,8 +22,8 @@ from mmedpo.errors import AlreadyFinished, InputError
 from mmedpo.evaluation import attention, pairs
 from mmedpo.evaluation.measures import measure, opened
 from mmedpo.evaluation.settings import Run, Settings
+from mmedpo.models import prefill
 from mmedpo.models.chat.limits import Limits
-from mmedpo.models.vision_language import VisionLanguageModel
 
 MEASURES = ("answers", "preference", "visual_reliance", "attention")
 STATES = ("half", "done")
@@ -44,7 +44,7 @@ def broken_off(calls: Callable[..., Any]) -> Callable[..., Any]:
 
 
 BROKEN = {
-    "answers": (VisionLanguageModel, "generate"), "preference": (pairs, "_seen"),
+    "answers": (prefill, "answers"), "preference": (pairs, "_seen"),
     "visual_reliance": (pairs.VisualReliance, "found"), "attention": (attention, "draw"),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from mmedpo.evaluation import unread
 from mmedpo.evaluation.examples import changes, examples
 from mmedpo.evaluation.parts import Cells, Part, about_questions, resampled, values_alone
 from mmedpo.evaluation.runs import Run, absent, by_method, definitions, first_runs, load, notes, templates
-from mmedpo.evaluation.score import Row, first_ids, pictures, read_by_id
+from mmedpo.evaluation.score import Row, clusters, first_ids, pictures, read_by_id
 from mmedpo.evaluation.seen import other_settings, seen_in_training, trained_on
 from mmedpo.evaluation.statistics import RESAMPLES, cluster_sums, holm
 from mmedpo.runs import formats
@@ -90,7 +90,7 @@ def compare(
     tests = {"table": _correct([metrics])}
     tests |= {column: _correct([group["metrics"] for group in found.values()]) for column, found in groups.items()}
     said = [*notes(loaded), *(f"{name} is undefined on these questions" for name in undefined), *_few(parts)]
-    said += [*unread.notes(reading), *other_settings(loaded)]
+    said += [*_linked(baseline), *unread.notes(reading), *other_settings(loaded)]
     marked = credentialed.first(run.results for run in loaded)
     listed, outcomes = examples(firsts, defined, seed)
     return {
@@ -173,6 +173,13 @@ def _few(parts: Sequence[Part]) -> list[str]:
     few = [metric.name for part in parts for metric in part.metrics if part.count < GROUP_IMAGES]
     said = f"fewer than {GROUP_IMAGES} images, too few for a reliable interval or test"
     return [f"{', '.join(few)}: {said}"] if few else []
+
+
+def _linked(run: Run) -> list[str]:
+    """Return a note where questions link images, so that fewer clusters than images are resampled."""
+    images, count = _counts(run)["images"], len({*clusters(run.questions.values())})
+    said = f"images that questions show together are resampled as one, and so counted: {images} images are {count}"
+    return [said] if count < images else []
 
 
 def _evaluation(first: Run, runs: Sequence[Run]) -> Row:

@@ -620,6 +620,7 @@ def test_questions_that_share_an_image_are_resampled_together(tmp_path):
     )
     for found, clusters in ((apart, IMAGES), (linked, IMAGES // 2)):
         assert found["n"]["images"] == IMAGES
+        assert any("20 images are 10" in one for one in found["notes"]) is (clusters == 10)
         assert {one["images"] for one in found["sizes"].values()} == {clusters}  # also of questions with one image
     wide, narrow = (
         found["metrics"]["closed_accuracy"]["b"]["high"] - found["metrics"]["closed_accuracy"]["b"]["low"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import number_of
@@ -12,6 +12,8 @@ from mmedpo.errors import Fault
 
 if TYPE_CHECKING:
     from mmedpo.data.sources import Source
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def join(first: Sample, further: Sample, one_study: bool) -> Sample | str:
@@ -36,11 +38,11 @@ def together(samples: Iterable[Sample]) -> list[str]:
     return linked([[image.digest for image in sample.images] for sample in samples])
 
 
-def linked(shown: Sequence[Sequence[str]]) -> list[str]:
+def linked(shown: Sequence[Sequence[Name]]) -> list[Name]:
     """Return a digest for each question's images, equal where questions link them: shown together, or by a third."""
-    links: dict[str, str] = {}
+    links: dict[Name, Name] = {}
 
-    def first(digest: str) -> str:
+    def first(digest: Name) -> Name:
         while links.setdefault(digest, digest) != digest:
             digest = links[digest]
         return digest

@@ -97,6 +97,19 @@ def test_too_few_pairs_or_images_are_not_measured(tmp_path: Path) -> None:
     assert "Not measured: all pairs are about 4 images" in audit.render(narrow)
 
 
+def test_pairs_that_share_one_of_several_images_are_one_group(tmp_path: Path) -> None:
+    def groups(*shown: list[str]) -> int:
+        rows = [
+            {"images": shown[n % len(shown)], "chosen": chosen, "rejected": rejected}
+            for n, (chosen, rejected) in enumerate(texts(20))
+        ]
+        (tmp_path / "pairs.json").write_text(json.dumps(rows))
+        return audit.audit(str(tmp_path / "pairs.json"))["style_shortcut"]["groups"]
+
+    assert groups(["a", "b"], ["b", "c"], ["d"], ["c", "b"], ["c"]) == 2
+    assert groups(["a", "b"], ["c"], ["d"], ["e", "f"], ["g"]) == 5
+
+
 def test_pairs_without_images_are_groups_of_their_own(tmp_path: Path) -> None:
     rows = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in texts(20)]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))

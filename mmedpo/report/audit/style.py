@@ -16,6 +16,7 @@ from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
+from mmedpo.data import studies
 from mmedpo.data.text import folded, number_of, words
 from mmedpo.report.audit.read import Row
 
@@ -86,12 +87,16 @@ class Shortcut:
     def __init__(self) -> None:
         self._packed: list[bytes] = []  # JSON of TOGETHER pairs each
         self._open: list[tuple[str, str]] = []
-        self._groups = array("q")  # hash of each pair's images; 0 without images
+        self._groups = array("q")  # hash of each pair's first image; 0 without images
+        self._joint: set[tuple[int, ...]] = set()  # hashes of several images of a pair
 
     def add(self, row: Row) -> None:
         if not _differs(row) or folded(row.gold) == folded(row.wrong):
             return
-        self._groups.append(hash(row.images) if row.images else 0)
+        names = tuple(map(hash, row.images))
+        self._groups.append(names[0] if names else 0)
+        if len(names) > 1:
+            self._joint.add(names)
         self._open.append((row.gold, row.wrong))
         if len(self._open) == TOGETHER:
             self._packed.append(zlib.compress(json.dumps(self._open).encode(), 1))
@@ -124,7 +129,9 @@ class Shortcut:
         if len(pairs) > MOST_PAIRS:
             sampled = {"of": len(pairs)}
             pairs = sorted(np.random.default_rng(0).choice(len(pairs), MOST_PAIRS, replace=False).tolist())
-        held = [self._groups[place] for place in pairs]
+        joint = [*self._joint]
+        linked = {name: group for names, group in zip(joint, studies.linked(joint), strict=True) for name in names}
+        held = [linked.get(name, name) for name in (self._groups[place] for place in pairs)]
         images: dict[Any, int] = {}
         groups = [images.setdefault(group or ("pair", place), len(images)) for place, group in enumerate(held)]
         unit = "image" if all(held) else "pair"

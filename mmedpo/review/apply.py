@@ -211,10 +211,10 @@ def _stored(value: Any) -> Any:
 
 
 def _judgements(known: Sequence[Mapping[str, Any]], said: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
-    """Yield the reviewers' relevance as judgements of a further round."""
+    """Yield the relevance by reviewers who accept, of which the row's is the mean, as judgements of a further round."""
     round = max((one["round"] for one in known), default=0) + 1
     for one in said:
-        if one.relevance is not None:
+        if one.relevance is not None and one.decision == ACCEPT:
             judge = f"reviewer {one.reviewer}"
             yield {"round": round, "judge": judge, "score": one.relevance, "rationale": one.reason}
 

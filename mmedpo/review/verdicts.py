@@ -19,6 +19,7 @@ ACCEPT, REJECT, UNSURE = DECISIONS = ("accept", "reject", "unsure")
 BETTER = ("chosen", "rejected", "neither")  # answers of a blind review
 EDITED = ("chosen", "rejected", "boxes")  # fields that a reviewer may change
 BOX, MORE = ("label", "x", "y", "width", "height"), ("confidence", "image")
+NEEDED = ("id", "row", "digest", "reviewer", "time", "decision")  # fields of each verdict
 LONGEST = 20_000  # characters of an edited text or a reason
 FARTHEST = 10**6  # pixels, of a box
 NAME = 80  # characters of a reviewer's name
@@ -91,11 +92,12 @@ class Verdicts:
         return [*self._all.values()]
 
     def check(self) -> None:
-        """Raise OSError where verdicts could not be written."""
+        """Raise OSError where verdicts could not be written, InputError as `all`."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             if self.file.exists():
                 self.file.open("ab").close()
+        self.all()
 
     def last(self) -> dict[tuple[str, str], Verdict]:
         """Return the last verdict of each (row, reviewer)."""
@@ -153,10 +155,9 @@ def read(record: Any) -> Verdict:
     known = {one.name for one in fields(Verdict)}
     if wrong := sorted({*record} - known):
         raise InputError(f"A verdict has the unknown field {wrong[0]!r}; known are {', '.join(sorted(known))}.")
-    try:
-        return Verdict(**record)
-    except TypeError as error:
-        raise InputError(f"A verdict lacks fields: {error}.") from None
+    if missing := [one.name for one in fields(Verdict) if one.name not in record and one.name in NEEDED]:
+        raise InputError(f"A verdict lacks {', '.join(missing)}.")
+    return Verdict(**record)
 
 
 def _fault(verdict: Verdict) -> str | None:

@@ -72,6 +72,7 @@ def test_a_reviewed_version_has_edits_rejects_and_new_weights(review: Review, tm
     gone = review.say(text[0], decision="reject", reason="wrong – 肺")
     review.say(text[1], "A", relevance=0.0)
     scored = review.say(text[1], "B", relevance=0.1)
+    review.say(text[1], "C", decision="unsure", relevance=1.0)  # does not count
     before = review.pairs.read(text[2])
     edited = review.say(
         text[2], before={"rejected": before["rejected"][0]["content"]}, after={"rejected": "something else entirely"}
@@ -100,13 +101,13 @@ def test_a_reviewed_version_has_edits_rejects_and_new_weights(review: Review, tm
 
     folder = tmp_path / "reviewed"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["rejects"][REJECTED] == 1 and manifest["review"]["reviewers"] == 2
+    assert manifest["rejects"][REJECTED] == 1 and manifest["review"]["reviewers"] == 3
     (reject,) = [one for one in map(json.loads, (folder / "rejects.jsonl").open()) if one["step"] == "review"]
     assert (reject["id"], reject["detail"]) == (gone, "wrong – 肺")
     changes = {one["id"]: one for one in map(json.loads, (folder / "changes.jsonl").open())}
     assert changes.keys() == {scored, edited, moved} and changes[moved]["after"] == {"boxes": [BOX]}
     card = (folder / "README.md").read_text()
-    assert f"4 of {len(review.pairs)} rows were seen by 2 reviewers" in card
+    assert f"4 of {len(review.pairs)} rows were seen by 3 reviewers" in card
     assert run("apply", "reviewed", "--verdicts", review.file.file, "--output", "again")[0] == 0  # reviewed rows stay
 
 

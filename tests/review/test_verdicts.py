@@ -122,6 +122,12 @@ def test_a_file_that_cannot_be_written_is_said_before_the_review(tmp_path: Path)
     assert not (tmp_path / "new" / "v.jsonl").exists()
 
 
+def test_a_file_with_a_line_that_is_no_verdict_is_refused_before_the_review(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text('{"id": "v", "row": "r"}\n')
+    with pytest.raises(InputError, match="lacks digest, reviewer, time, decision"):
+        Verdicts(tmp_path / "v.jsonl").check()
+
+
 @pytest.mark.parametrize("record", [[], "x", {"id": "v"}, asdict(verdict()) | {"weight": 3}])
 def test_a_record_that_is_no_verdict_is_refused(record: Any) -> None:
     with pytest.raises(InputError, match="verdict"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,8 @@ def invoker(launch: str | None) -> Any:
         raise InputError(f"--launch {launch!r} cannot be read ({error}).") from None
     if not words:
         raise InputError("--launch is empty. Name a launcher, such as 'accelerate launch', or leave it out.")
+    if shutil.which(words[0]) is None:
+        raise InputError(f"--launch: there is no command {words[0]!r}. Install it, or give its path.")
     return partial(launched, words)
 
 

@@ -7,6 +7,7 @@ as a recipe beside its output (`round-1/adapter.yaml`), so that each step can be
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,9 +104,12 @@ class Chain:
 
 
 def open_chain(
-    output: Path, settings: dict[str, Any], source: Path, model: str, chain: Chain, splits: Iterable[str]
-) -> None:
-    """Create the folder of a chain, or compare it with what it was started with.
+    output: Path, settings: dict[str, Any], source: Path, model: str, chain: Chain, splits: Iterable[str],
+    steps: Sequence[Step],
+) -> None:  # fmt: skip
+    """Create the folder of a chain, or compare it with what it was started with; check its steps.
+
+    A new folder is removed where a step is refused, so that a corrected recipe can be started.
 
     Args:
         settings: recorded in `settings.json`; those of a resumed chain must be the same.
@@ -113,8 +117,8 @@ def open_chain(
         splits: of the source, which the steps use.
 
     Raises:
-        InputError: the folder exists without `chain.resume`; the source lacks a split; or settings, questions or model
-            differ.
+        InputError: the folder exists without `chain.resume`; the source lacks a split; settings, questions or model
+            differ; or as `Chain.check`.
     """
     if writable.exists(output) and not chain.resume:
         raise InputError(f"{output} exists already; continue with --resume, or choose another --output.")
@@ -125,9 +129,16 @@ def open_chain(
         if split not in held:
             raise no_split(asked, split, held)
     contents = {"source": changes.digest_of(changes.of_samples(asked.samples)), "model": model_contents(model)}
-    output.mkdir(parents=True, exist_ok=True)
-    record_settings(output / SETTINGS, settings)
-    record_contents(output, settings, contents)
+    fresh = not output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        record_settings(output / SETTINGS, settings)
+        record_contents(output, settings, contents)
+        chain.check(steps)
+    except InputError:
+        if fresh:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 def given(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -82,14 +82,14 @@ def run(recipe: Path, output: Path, settings: Settings, most: int, chain: Chain,
     _refuse_splits(own)
     recorded = {**asdict(settings), "source": str(settings.source), **own}
     used = [own[command]["split"] for command in ("curate", "evaluate")]
-    open_chain(output, recorded, settings.source, settings.model, chain, used)
+    first = _evaluation(own, settings, output / "start", settings.adapter, "start")
+    planned = [_steps(own, settings, output, number) for number in range(1, most + 1)]
+    steps = [first, *(step for steps in planned for step in steps)]
+    open_chain(output, recorded, settings.source, settings.model, chain, used, steps)
     if (output / RECORD).exists():
         before = read_object(output / RECORD)["rounds"]
         if before[-1]["stop"] or len(before) >= most:
             raise AlreadyFinished(f"{output} is finished, with {len(before)} rounds; nothing to resume.")
-    first = _evaluation(own, settings, output / "start", settings.adapter, "start")
-    planned = [_steps(own, settings, output, number) for number in range(1, most + 1)]
-    chain.check([first, *(step for steps in planned for step in steps)])
     evaluated, done = [chain.run(first)], list[dict[str, Any]]()
     _metric(read_object(evaluated[0] / "results.json")["metrics"], settings)  # before hours of work
     for steps in planned:

@@ -205,12 +205,12 @@ def run(recipe: Path, output: Path, settings: Settings, chain: Chain, command: s
     entries = {"datasets": plan.datasets, "arms": {name: asdict(arm) for name, arm in plan.arms.items()}}
     recorded = {**asdict(settings), "source": str(settings.source), **plan.own, **entries}
     begun = _begun(output, recorded)
+    steps, rows = planned(plan, settings, output)
     used = {one.get("split", plan.own["curate"]["split"]) for one in ({}, *plan.datasets.values())}
-    open_chain(output, begun, settings.source, settings.model, chain, [*sorted(used), plan.own["evaluate"]["split"]])
+    used |= {plan.own["evaluate"]["split"]}
+    open_chain(output, begun, settings.source, settings.model, chain, sorted(used), steps)
     if (output / RECORD).exists() and begun == recorded:
         raise AlreadyFinished(f"{output} is finished; nothing to resume.")
-    steps, rows = planned(plan, settings, output)
-    chain.check(steps)
     if begun != recorded:  # the comparison was made without the new rows
         (output / RECORD).unlink(missing_ok=True)
         shutil.rmtree(output / "comparison", ignore_errors=True)

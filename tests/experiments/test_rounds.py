@@ -231,6 +231,7 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(
     recipe.write_text(yaml.safe_dump({name: own for name, own in {**SECTIONS, **wrong}.items() if own is not None}))
     with pytest.raises(InputError, match=message):
         start(tmp_path / "out", invoke=_die)
+    assert not (tmp_path / "out").exists()  # so that the corrected recipe can be started
 
 
 def test_a_metric_that_the_evaluations_lack_is_refused_before_the_first_round(start: Started, tmp_path: Path) -> None:
@@ -251,8 +252,9 @@ def test_a_launcher_starts_trainings_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         experiments.invoker(f"{sys.executable} {script}")(["train", "--config", "a.yaml"])
     assert ended.value.code == 3
-    with pytest.raises(InputError, match="--launch is empty"):
-        experiments.invoker(" ")
+    for wrong, message in ((" ", "--launch is empty"), ("./nowhere launch", "no command './nowhere'")):
+        with pytest.raises(InputError, match=message):
+            experiments.invoker(wrong)
 
 
 def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:

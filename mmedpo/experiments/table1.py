@@ -27,6 +27,7 @@ from mmedpo.runs.writable import write_whole
 
 RECORD = "table1.json"
 START = "start"
+OWN = (START, "datasets", "reference", "comparison")  # folders beside those of the arms
 SOURCE = "source"  # an arm's dataset: the gold answers of the source
 COLUMNS = ("closed_accuracy", "open_recall", "choice_accuracy", "bleu_1", "bleu_4", "rouge_l", "meteor")
 NAME = re.compile(r"[^\W_]([\w +()@,.-]{0,60}\w|[\w)])?")
@@ -104,8 +105,8 @@ def read(recipe: Path) -> Plan:
                 "them. Leave out official_split."
             )
         arms[name] = arm
-    if START in arms:
-        raise InputError(f"Recipe {recipe}: {START} names the model without training. Give the arm another name.")
+    if taken := [name for name in arms if _folder(name) in OWN]:
+        raise InputError(f"Recipe {recipe}: the table has its own {taken[0]!r}. Give the arm another name.")
     return Plan(own, datasets, arms)
 
 
@@ -185,7 +186,7 @@ def _cached(options: Mapping[str, Any], output: Path) -> dict[str, Any]:
 
 def _losses(options: Mapping[str, Any]) -> list[str]:
     given = options.get("loss_type", [])
-    return [given] if isinstance(given, str) else given
+    return given if isinstance(given, list) else [given]
 
 
 def run(recipe: Path, output: Path, settings: Settings, chain: Chain, command: str = "") -> list[list[str]]:

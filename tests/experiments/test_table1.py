@@ -90,6 +90,8 @@ def test_recipes_are_valid_and_their_headers_are_manuals(recipe: Path, tmp_path:
         ({"arms": {"A": {"dataset": "pairs", "start": "B"}}}, "arm A: 'B' is no arm above it"),
         ({"arms": {"A": {"dataset": "from SFT"}}}, "arm A: 'SFT' is no arm above it"),
         ({"arms": {"start": {"dataset": "pairs"}}}, "Give the arm another name"),
+        ({"arms": {"Comparison": {"dataset": "pairs"}}}, "own 'Comparison'. Give the arm another name"),
+        ({"arms": {"A": {"dataset": "source", "loss_type": 5}}}, "gold answers have no rejected side"),
         ({"arms": {"a b": {"dataset": "pairs"}, "A-B": {"dataset": "pairs"}}}, "would have one folder"),
         ({"arms": {"../x": {"dataset": "pairs"}}}, "is no name"),
         ({"arms": {"A": {"dataset": "pairs", "bta": 1}}}, "arm A: bta: not an option of this command. Write beta"),

@@ -7,10 +7,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -210,3 +211,23 @@ class _Http(ThreadingHTTPServer):
 
 def _reset_on_close(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def curated_in_budgets(settings: Any, folder: Path, server: ChatServer, budgets: Sequence[int | None]) -> Any:
+    """Curate into a folder in as many starts as there are budgets of calls, of which all but the last stop it.
+
+    Returns:
+        The calls that the server got, the manifest, and the bytes of the dataset's file.
+    """
+    from mmedpo.curation.run import curate_folder
+    from mmedpo.errors import Stopped
+    from mmedpo.models.chat.limits import Limits
+
+    folder.mkdir()
+    before = len(server.received)
+    for most in budgets:
+        try:
+            made = curate_folder(settings, folder, limits=Limits(max_calls=most), judges_below_bar="go")
+        except Stopped:
+            assert most is not None
+    return len(server.received) - before, made, next((folder / "data").iterdir()).read_bytes()

@@ -38,8 +38,8 @@ Launch = Annotated[
 
 
 @app.command(
-    epilog="Example: mmedpo rounds --config recipes/rounds.yaml --model org/model --source data/vqa-rad --rounds 3 "
-    "--output runs/rounds"
+    epilog="Example: mmedpo rounds --config recipes/experiments/rounds.yaml --model org/model --source data/vqa-rad "
+    "--rounds 3 --output runs/rounds"
 )
 def rounds(
     config: Config,
@@ -80,8 +80,8 @@ def rounds(
 
 
 @app.command(
-    epilog="Example: mmedpo table1 --config recipes/table1-llava-med.yaml --model models/llava-med --source data/slake "
-    "--seeds 3 --output runs/table1"
+    epilog="Example: mmedpo table1 --config recipes/experiments/table1-llava-med.yaml --model models/llava-med "
+    "--source data/slake --seeds 3 --output runs/table1"
 )
 def table1(
     config: Annotated[

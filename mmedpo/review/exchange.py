@@ -6,7 +6,6 @@ Argilla: a folder for `rg.Dataset.from_disk`, and the records that `dataset.reco
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from xml.sax.saxutils import quoteattr
 
 from mmedpo.data import credentialed, origin
 from mmedpo.errors import Fault, InputError
+from mmedpo.models.chat.transport import data_url
 from mmedpo.review import edits, shown
 from mmedpo.review.pairs import Pairs, digest
 from mmedpo.review.verdicts import DECISIONS, Verdict
@@ -90,11 +90,6 @@ def _read(pairs: Pairs, place: int) -> dict[str, Any]:
     return row
 
 
-def _uri(image: Mapping[str, Any]) -> str:
-    kind = "jpeg" if image["bytes"][:2] == b"\xff\xd8" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(image['bytes']).decode()}"
-
-
 def _label_studio(folder: Path, pairs: Pairs, places: Sequence[int]) -> None:
     labels = dict[str, None]()
     with (folder / "tasks.json").open("w", encoding="utf-8") as file:
@@ -125,8 +120,10 @@ def _task(row: Mapping[str, Any]) -> dict[str, Any]:
         for box in shown.boxes(row)
     ]  # fmt: skip
     first, second = shown.sides(row)
-    data = {"row": row["id"], "digest": digest(row), "question": shown.question(row), **texts,
-            "image": _uri(first.images[0]), "rejected_image": _uri(second.images[0])}  # fmt: skip
+    data = {
+        "row": row["id"], "digest": digest(row), "question": shown.question(row), **texts,
+        "image": data_url(first.images[0]["bytes"]), "rejected_image": data_url(second.images[0]["bytes"]),
+    }  # fmt: skip
     return {
         "data": data,
         "predictions": [{"model_version": MADE_BY, "result": [*text, *rectangles]}],
@@ -235,9 +232,9 @@ def _argilla(folder: Path, pairs: Pairs, places: Sequence[int]) -> None:
 def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     first, second = shown.sides(row)
     texts = shown.texts(row)
-    fields = {"question": shown.question(row), **texts, "image": _uri(first.images[0])}
+    fields = {"question": shown.question(row), **texts, "image": data_url(first.images[0]["bytes"])}
     if row["rejected_images"]:
-        fields["rejected_image"] = _uri(second.images[0])
+        fields["rejected_image"] = data_url(second.images[0]["bytes"])
     suggestions = {f"{name}_text": {"value": said, "score": None, "agent": MADE_BY} for name, said in texts.items()}
     return {"id": row["id"], "fields": fields, "metadata": {"digest": digest(row)}, "suggestions": suggestions,
             "responses": {}, "vectors": {}}  # fmt: skip

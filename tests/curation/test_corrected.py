@@ -13,14 +13,12 @@ from mmedpo.curation import corrected
 from mmedpo.curation.corrected import Corrector, correction_fault
 from mmedpo.curation.estimate import estimate
 from mmedpo.curation.hallucinate import UNREADABLE
-from mmedpo.curation.run import curate_folder
 from mmedpo.curation.settings import Run, Settings
 from mmedpo.curation.text_pairs import NO_ANSWER, Chosen, Hallucination, Item, Rejection
 from mmedpo.data import loading
 from mmedpo.errors import InputError
 from mmedpo.models.chat import ChatReply
-from mmedpo.models.chat.limits import Limits
-from tests.chat_server import Answer, ChatServer, Received
+from tests.chat_server import Answer, ChatServer, Received, curated_in_budgets
 from tests.conftest import MakeSource
 from tests.conftest import Run as Command
 from tests.curation.test_hallucinate import Scripted
@@ -230,16 +228,9 @@ def test_corrections_resumed_repeat_no_call_and_give_the_same_bytes(
     chat_server: ChatServer, make_source: MakeSource, tmp_path: Path
 ) -> None:
     chat_server.answer = answering
-    settings, made = corrected_settings(make_source, chat_server), []
-    for name, budgets in (("whole", [None]), ("stopped", [60, 8, 8, None])):
-        (folder := tmp_path / name).mkdir()
-        before = len(chat_server.received)
-        for most in budgets:
-            try:
-                done = curate_folder(settings, folder, limits=Limits(max_calls=most), judges_below_bar="go")
-            except Exception as stopped:
-                assert most is not None and type(stopped).__name__ == "Stopped", stopped
-        made.append((len(chat_server.received) - before, done, next((folder / "data").iterdir()).read_bytes()))
+    settings = corrected_settings(make_source, chat_server)
+    runs = {"whole": [None], "stopped": [60, 8, 8, None]}
+    made = [curated_in_budgets(settings, tmp_path / name, chat_server, budgets) for name, budgets in runs.items()]
     assert made[0] == made[1]
     assert made[0][0] == 40 + 12 + 12 + 12 + 12  # check of the judge, samples, selection, corrections, judge
     assert made[0][1]["chosen"]["fallback"] == {corrected.NO_CORRECTION: 1}

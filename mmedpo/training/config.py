@@ -222,6 +222,7 @@ class MMedPOConfig(DPOConfig):
         if self.num_train_epochs == 0 and self.max_steps <= 0:
             raise InputError("num_train_epochs is 0: nothing would be trained. Give a larger number, or max_steps.")
         super().__post_init__()
+        zero.compile_nothing()
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
         if unknown:
             why = (

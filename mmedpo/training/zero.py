@@ -40,6 +40,17 @@ def require() -> None:
         raise InputError(MISSING)
 
 
+def compile_nothing() -> None:
+    """Keep DeepSpeed, if this process was asked for ZeRO, from a kernel for processors that only inference calls.
+
+    DeepSpeed would compile it at the start of a training with `use_cpu`, which takes a minute and needs g++.
+    """
+    if _launched():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__ = {}  # read for that kernel alone
+
+
 def check_file(settings: str) -> None:
     """Raise InputError where the file `settings` is no JSON object, of which libraries make a traceback."""
     file = Path(settings)
@@ -60,7 +71,7 @@ def check_file(settings: str) -> None:
 
 
 def _asked(words: Sequence[str]) -> bool:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":  # set by accelerate launch
+    if _launched():
         return True
     text, parts = "", [part for word in words for part in word.split("=", 1)]
     for option, value in pairwise(parts):
@@ -68,3 +79,8 @@ def _asked(words: Sequence[str]) -> bool:
             with suppress(OSError):  # reported where the recipe is read
                 text = Path(value).read_text(encoding="utf-8", errors="ignore")
     return "--deepspeed" in parts or bool(re.search(r"^deepspeed\s*:", text, re.M))
+
+
+def _launched() -> bool:
+    """Return whether `accelerate launch`, or arguments of a training in this process, asked for ZeRO."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"

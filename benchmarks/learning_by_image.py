@@ -46,6 +46,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmedpo.data.samples import Sample, SampleImage
+
 ARMS = {  # pairs an image, pairs a step
     "random": (1, 16), "K=8": (8, 16), "K=16": (16, 16), "random 64": (1, 64), "K=8 64": (8, 64), "K=16 64": (16, 64),
     "K=4": (4, 16),
@@ -71,6 +73,12 @@ class Asked(NamedTuple):
     answer: str
     rejected: str = ""
     noised: Path | None = None
+
+    @property
+    def sample(self) -> Sample:
+        """The question as supervised training takes it."""
+        image = SampleImage(self.image, self.image.name)
+        return Sample(self.prompt, (image,), self.prompt, self.answer, "open_vqa", None, "train", "", "")
 
 
 def parts(dataset: str, seed: int, data: Path, folder: Path) -> list[list[Asked]]:
@@ -174,7 +182,7 @@ def start(split: Sequence[Sequence[Asked]], steps: int, folder: Path) -> None:
 
     words = [text for part in split for asked in part for text in asked[1:4]]
     model, processor = tiny.build(words, START_SEED)
-    tiny.supervise(model, processor, split[0], steps, START_SEED)  # type: ignore[arg-type]
+    tiny.supervise(model, processor, [asked.sample for asked in split[0]], steps, START_SEED)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -137,13 +137,18 @@ def questions(lesions: list[Lesion], rng: np.random.Generator) -> list[dict[str,
 
 def report(lesions: list[Lesion]) -> str:
     """Return the phantom's report: one sentence per lung, right lung first."""
-    sentences = []
+    sentences: list[str] = []
     for side in SIDES:
         shown = [lesion for lesion in lesions if lesion.side == side]
-        sentences += [f"There is {_article(lesion.finding)} in the {lesion.place}." for lesion in shown]
+        sentences += map(sentence, shown)
         if not shown:
             sentences.append(f"The {side} lung is clear.")
     return " ".join(sentences)
+
+
+def sentence(lesion: Lesion) -> str:
+    """Return the sentence of a report about a lesion."""
+    return f"There is {_article(lesion.finding)} in the {lesion.place}."
 
 
 def _article(finding: str) -> str:

@@ -43,7 +43,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def build(
+    texts: Iterable[str], seed: int = 0, patch: int = PATCH
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Return a random-weight LLaVA of half a million parameters, and its processor.
 
     It sees images at `IMAGE_SIZE` x `IMAGE_SIZE` pixels: the shorter side is scaled, the rest cropped.
@@ -51,6 +53,7 @@ def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGener
     Args:
         texts: their words are the vocabulary; other words become `<unk>`.
         seed: of the weights.
+        patch: side of a patch of the vision tower, in pixels; each is an image token.
     """
     import torch
     from transformers import (
@@ -68,7 +71,7 @@ def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGener
             size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
         ),
         tokenizer=tokenizer,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
@@ -76,7 +79,7 @@ def build(texts: Iterable[str], seed: int = 0) -> tuple[LlavaForConditionalGener
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            image_size=IMAGE_SIZE, patch_size=PATCH, projection_dim=64, initializer_range=INITIALIZER_RANGE,
+            image_size=IMAGE_SIZE, patch_size=patch, projection_dim=64, initializer_range=INITIALIZER_RANGE,
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=344, num_hidden_layers=2,

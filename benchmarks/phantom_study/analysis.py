@@ -1,0 +1,148 @@
+"""Analysis of the study: paired differences over worlds, Holm's correction, break-even of the judge's quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from mmedpo.evaluation.statistics import holm
+from phantom_study.arms import ARMS, PARTS, PRIMARY, SEEDS, TUNING_WORLDS, control
+from phantom_study.trials import result
+
+PRIMARY_OUTCOME = "weighted_accuracy"
+OUTCOMES = {  # by name: heading, factor, better is higher
+    "weighted_accuracy": ("importance-weighted accuracy", 100), "accuracy": ("accuracy", 100),
+    "accuracy_critical": ("on critical questions", 100), "accuracy_moderate": ("on moderate ones", 100),
+    "accuracy_cosmetic": ("on cosmetic ones", 100), "closed_accuracy": ("closed", 100), "open_accuracy": ("open", 100),
+    "bleu_1": ("BLEU-1 of reports", 100), "rouge_l": ("ROUGE-L of reports", 100),
+    "visual_reliance": ("visual reliance", 100), "preferred": ("gold preferred", 100), "brier": ("Brier score", 1),
+    "free_style": ("answers in the free style", 100),
+}  # fmt: skip
+DOSE = {"shuffled": 0.0, "rank .3": 0.3, "rank .6": 0.6, "rank .9": 0.9, "oracle": 1.0}
+RESAMPLES = 10_000
+Runs = dict[str, dict[int, dict[str, Any]]]  # outcomes by arm and world
+
+
+def chosen_rate(folder: Path, name: str) -> tuple[float | None, dict[str, float]]:
+    """Return the learning rate of an arm with the best mean primary outcome on the tuning worlds, and all tries.
+
+    None where a try is missing.
+    """
+    tries = {}
+    for rate in ARMS[name].rates:
+        found = [result(folder, seed, name, rate) for seed in TUNING_WORLDS]
+        if any(one is None for one in found):
+            return None, tries
+        tries[f"{rate:g}"] = fmean(one[PRIMARY_OUTCOME] for one in found if one)
+    return float(max(tries, key=lambda rate: tries[rate])), tries
+
+
+def difference(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, 95 % limits and p of paired differences over worlds, by Student's t."""
+    from scipy.stats import t
+
+    mean, count = fmean(values), len(values)
+    error = stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    half = t.ppf(0.975, count - 1) * error
+    p = 2 * t.sf(abs(mean) / error, count - 1) if error else math.nan
+    return {"mean": mean, "low": mean - half, "high": mean + half, "p": float(p), "worlds": count}
+
+
+def read(folder: Path) -> Runs:
+    """Return the outcomes by arm and world; the starting models are the arm "start"."""
+    found: Runs = {}
+    worlds = range(max(SEEDS.values()))
+    for name in ("start", *ARMS):
+        rate = None if name == "start" else chosen_rate(folder, name)[0]
+        if name != "start" and rate is None:
+            continue
+        own = {seed: one for seed in worlds if (one := result(folder, seed, name, rate)) is not None}
+        if own:
+            found[name] = own
+    return found
+
+
+def compared(runs: Runs, name: str, other: str, outcome: str) -> dict[str, float] | None:
+    """Return `difference` of an arm to another over the worlds that both have; None without two."""
+    both = sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys())
+    if len(both) < 2:
+        return None
+    return difference([runs[name][seed][outcome] - runs[other][seed][outcome] for seed in both])
+
+
+def analyse(folder: Path) -> dict[str, Any]:
+    """Return the tables of the study from what a folder holds."""
+    runs = read(folder)
+    arms: dict[str, Any] = {}
+    for name, worlds in runs.items():
+        entry: dict[str, Any] = {"worlds": len(worlds)}
+        if name != "start":
+            entry["rate"], entry["tries"] = chosen_rate(folder, name)
+            entry["control"] = control(name)
+            agreement = [one["agreement"] for one in worlds.values() if one["agreement"]]
+            entry["agreement"] = {kind: fmean(one[kind] for one in agreement) for kind in (agreement or [{}])[0]}
+            entry["cpu_s"] = fmean(one["cpu_s"] for one in worlds.values())
+            entry["peak_mb"] = max(one["peak_mb"] for one in worlds.values())
+        for outcome in OUTCOMES:
+            values = [one[outcome] for one in worlds.values()]
+            entry[outcome] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+            if name != "start":
+                for label, other in (("to_control", control(name)), ("to_start", "start")):
+                    if other != name and (found := compared(runs, name, other, outcome)):
+                        entry[outcome][label] = found
+        arms[name] = entry
+    return {"arms": arms, "primary": primary(runs), "dose": {m: dose(runs, m) for m in ("rescale", "strong")}}
+
+
+def primary(runs: Runs) -> list[dict[str, Any]]:
+    """Return the comparisons of the primary family, with Holm's correction once all of them are there."""
+    found = [(pair, compared(runs, *pair, PRIMARY_OUTCOME)) for pair in PRIMARY]
+    rows = [{"arm": arm, "control": other, **known} for (arm, other), known in found if known]
+    if len(rows) == len(PRIMARY):
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = p
+    return rows
+
+
+def dose(runs: Runs, method: str) -> dict[str, Any]:
+    """Return the gain over "none" by the judge's rank correlation, the line through it, and where it crosses 0.
+
+    The line is fitted by least squares to the gains of all worlds at the qualities 0 (shuffled) to 1 (oracle);
+    intervals are a bootstrap over worlds. The crossing is read only where the slope's interval is above 0.
+    """
+    names = {judge: f"{method} {judge}" for judge in DOSE}
+    worlds = sorted(set.intersection(*({*runs.get(name, {})} for name in ("none", *names.values()))))
+    if len(worlds) < 2:
+        return {}
+    gains = np.array([
+        [runs[name][seed][PRIMARY_OUTCOME] - runs["none"][seed][PRIMARY_OUTCOME] for name in names.values()]
+        for seed in worlds
+    ])  # fmt: skip
+    drawn = np.random.default_rng(0).integers(len(worlds), size=(RESAMPLES, len(worlds)))
+    quality = np.array([*DOSE.values()])
+
+    def line(mean: np.ndarray) -> tuple[float, float]:
+        slope, level = np.polyfit(quality, mean, 1)
+        return float(slope), float(level)
+
+    lines = np.array([line(gains[rows].mean(0)) for rows in drawn])
+    slope, level = line(gains.mean(0))
+    limits = np.quantile(lines, [0.025, 0.975], axis=0)
+    found: dict[str, Any] = {
+        "worlds": len(worlds), "slope": [slope, *limits[:, 0].tolist()], "at_0": [level, *limits[:, 1].tolist()],
+    }  # fmt: skip
+    if limits[0, 0] > 0:
+        crossings = -lines[:, 1] / lines[:, 0]
+        found["break_even"] = [-level / slope, *np.quantile(crossings, [0.025, 0.975]).tolist()]
+    return found
+
+
+def missing(folder: Path, part: str) -> list[str]:
+    """Return the arms of a part with fewer worlds than planned."""
+    runs = read(folder)
+    return [name for name in PARTS[part] if len(runs.get(name, {})) < SEEDS[part]]

@@ -1,0 +1,137 @@
+"""Tables, picture and page of the study, from its JSON."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+from phantom_study.analysis import DOSE, OUTCOMES
+
+SHOWN = ("weighted_accuracy", "accuracy", "accuracy_critical", "bleu_1", "visual_reliance", "preferred")
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    """Write table.md, dose_response.png and page.html."""
+    tables = {"Primary family": primary(found), "Arms": arms(found), "All outcomes": everything(found)}
+    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
+    (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
+    (folder / "dose_response.png").write_bytes(picture(found))
+    source = base64.b64encode((folder / "dose_response.png").read_bytes()).decode()
+    parts = "".join(f"<h2>{name}</h2>{as_html(table)}" for name, table in tables.items())
+    alt = "Gain of weighting over plain DPO by the judge's rank correlation with the truth"
+    (folder / "page.html").write_text(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>When does clinical weighting help?</title>"
+        "<style>body{font:15px system-ui;margin:2rem auto;max-width:75rem;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:left}"
+        "td{font-variant-numeric:tabular-nums}"
+        ".wide{overflow-x:auto}img{max-width:100%}</style><h1>When does clinical weighting help?</h1>"
+        "<p>Phantoms and a model of half a million weights; nothing clinical. Method: docs/study.md.</p>"
+        f'<img alt="{alt}" src="data:image/png;base64,{source}">{dose(found)}{parts}</html>\n',
+        encoding="utf-8",
+    )
+
+
+def points(known: dict[str, float], factor: float = 100) -> str:
+    digits = 1 if factor == 100 else 3
+    mean, low, high = (factor * known[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _table(heading: list[str], lines: list[list[str]]) -> str:
+    rows = [heading, ["---"] * len(heading), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def primary(found: dict[str, Any]) -> str:
+    """Return the comparisons of the primary family, in points of importance-weighted accuracy."""
+    lines = [
+        [row["arm"], row["control"], str(row["worlds"]), points(row), f"{row['p']:.4f}",
+         f"{row['p_holm']:.4f}" if "p_holm" in row else "once all are there"] for row in found["primary"]
+    ]  # fmt: skip
+    return _table(["arm", "against", "worlds", "difference [95 %]", "p", "p (Holm)"], lines)
+
+
+def arms(found: dict[str, Any]) -> str:
+    """Return each arm's main outcomes, with the difference to its control."""
+    lines = []
+    for name, entry in found["arms"].items():
+        cells = [name, entry.get("control", ""), f"{entry['worlds']}", f"{entry['rate']:g}" if "rate" in entry else ""]
+        agreement = entry.get("agreement", {}).get("text")
+        cells.append("" if agreement is None else f"{agreement:.2f}")
+        for outcome in SHOWN:
+            known, factor = entry[outcome], OUTCOMES[outcome][1]
+            spread = "" if known["sd"] is None else f" ± {factor * known['sd']:.1f}"
+            change = f" ({points(known['to_control'])})" if "to_control" in known else ""
+            cells.append(f"{factor * known['mean']:.1f}{spread}{change}")
+        lines.append(cells)
+    heading = ["arm", "control", "worlds", "rate", "judge's rank correlation", *(OUTCOMES[name][0] for name in SHOWN)]
+    return _table(heading, lines)
+
+
+def everything(found: dict[str, Any]) -> str:
+    """Return the means of all outcomes."""
+    lines = []
+    for name, entry in found["arms"].items():
+        values = [(factor * entry[outcome]["mean"], factor) for outcome, (_, factor) in OUTCOMES.items()]
+        lines.append([name, *(f"{value:.{1 if factor == 100 else 3}f}" for value, factor in values)])
+    return _table(["arm", *(heading for heading, _ in OUTCOMES.values())], lines)
+
+
+def dose(found: dict[str, Any]) -> str:
+    """Return what the lines of the picture say."""
+    said = []
+    for method, line in found["dose"].items():
+        if not line:
+            continue
+        slope, low, high = (100 * value for value in line["slope"])
+        end = "no break-even can be read, since the slope is not shown to be above 0"
+        if "break_even" in line:
+            end = "break-even at a rank correlation of {:.2f} [{:.2f}, {:.2f}]".format(*line["break_even"])
+        change = f"{slope:+.1f} points [{low:+.1f}, {high:+.1f}] from shuffled to oracle"
+        said.append(f"<p><b>{method}</b>: {change}; {end}.</p>")
+    return "".join(said)
+
+
+def picture(found: dict[str, Any]) -> bytes:
+    """Return the dose-response picture: gain over plain DPO by the judge's rank correlation with the truth."""
+    from matplotlib.figure import Figure
+
+    from mmedpo.data.plots import PALETTE, saved
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="#7a7a7a", linewidth=1)
+    ranges = {"rescale": "rescale: weights 0.75 to 1.25", "strong": "strong: weights 0 to 2"}
+    for place, (method, label) in enumerate(ranges.items()):
+        shown = []
+        for judge in (*DOSE, "rules", "reversed"):
+            entry = found["arms"].get(f"{method} {judge}")
+            known = entry and entry["weighted_accuracy"].get("to_control")
+            if known:
+                x = entry["agreement"]["text"] + (place - 0.5) * 0.02
+                shown.append((x, judge))
+                bars = [[100 * (known["mean"] - known["low"])], [100 * (known["high"] - known["mean"])]]
+                marker = "o" if judge in DOSE else "s"
+                first = label if len(shown) == 1 else None
+                axes.errorbar(x, 100 * known["mean"], bars, color=PALETTE[place], fmt=marker, capsize=3, label=first)
+        if line := found["dose"].get(method):
+            ends = [100 * (line["at_0"][0] + line["slope"][0] * x) for x in (0, 1)]
+            axes.plot([0, 1], ends, color=PALETTE[place], linewidth=1, alpha=0.6)
+        for x, judge in shown if not place else ():
+            axes.annotate(judge, (x, 0), (x, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize="small",
+                          textcoords=("data", "axes fraction"), annotation_clip=False)  # fmt: skip
+    axes.set(xlabel="judge's rank correlation with the truth", ylabel="gain over plain DPO, points")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="lower right")
+    return saved(figure, dpi=120)
+
+
+def as_html(table: str) -> str:
+    """Return a Markdown table as HTML."""
+    heading, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    head = "".join(f"<th>{html.escape(cell)}" for cell in heading)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in line) for line in lines)
+    return f"<div class=wide><table><tr>{head}{body}</table></div>"

@@ -21,7 +21,7 @@ OUTCOMES = {  # by name: heading, factor, better is higher
     "accuracy_cosmetic": ("on cosmetic ones", 100), "closed_accuracy": ("closed", 100), "open_accuracy": ("open", 100),
     "bleu_1": ("BLEU-1 of reports", 100), "rouge_l": ("ROUGE-L of reports", 100),
     "visual_reliance": ("visual reliance", 100), "preferred": ("gold preferred", 100), "brier": ("Brier score", 1),
-    "free_style": ("answers in the free style", 100),
+    "style_auc": ("style AUC of answers", 1), "free_style": ("answers in the free style", 100),
 }  # fmt: skip
 DOSE = {"shuffled": 0.0, "rank .3": 0.3, "rank .6": 0.6, "rank .9": 0.9, "oracle": 1.0}
 RESAMPLES = 10_000
@@ -72,7 +72,8 @@ def compared(runs: Runs, name: str, other: str, outcome: str) -> dict[str, float
     both = sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys())
     if len(both) < 2:
         return None
-    return difference([runs[name][seed][outcome] - runs[other][seed][outcome] for seed in both])
+    pairs = [(runs[name][seed][outcome], runs[other][seed][outcome]) for seed in both]
+    return None if any(None in pair for pair in pairs) else difference([own - before for own, before in pairs])
 
 
 def analyse(folder: Path) -> dict[str, Any]:
@@ -90,6 +91,8 @@ def analyse(folder: Path) -> dict[str, Any]:
             entry["peak_mb"] = max(one["peak_mb"] for one in worlds.values())
         for outcome in OUTCOMES:
             values = [one[outcome] for one in worlds.values()]
+            if None in values:  # too few answers for a style AUC
+                continue
             entry[outcome] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
             if name != "start":
                 for label, other in (("to_control", control(name)), ("to_start", "start")):

@@ -74,8 +74,11 @@ def everything(found: dict[str, Any]) -> str:
     """Return the means of all outcomes."""
     lines = []
     for name, entry in found["arms"].items():
-        values = [(factor * entry[outcome]["mean"], factor) for outcome, (_, factor) in OUTCOMES.items()]
-        lines.append([name, *(f"{value:.{1 if factor == 100 else 3}f}" for value, factor in values)])
+        cells = [name]
+        for outcome, (_, factor) in OUTCOMES.items():
+            digits = 1 if factor == 100 else 3
+            cells.append(f"{factor * entry[outcome]['mean']:.{digits}f}" if outcome in entry else "")
+        lines.append(cells)
     return _table(["arm", *(heading for heading, _ in OUTCOMES.values())], lines)
 
 

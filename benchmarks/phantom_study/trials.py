@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,7 @@ def right(question: Question, said: str) -> bool:
 
 
 def outcomes(model: Any, begun: Path, asked: Sequence[Question], held: Sequence[Pair]) -> dict[str, Any]:
-    """Return the outcomes of docs/study.md over test questions and held-out text pairs."""
+    """Return the outcomes of docs/study.md over test questions and held-out text pairs, and all answers in order."""
     from mmedpo.evaluation.metrics import report_generation
 
     model.eval()
@@ -255,8 +256,20 @@ def outcomes(model: Any, begun: Path, asked: Sequence[Question], held: Sequence[
     found["visual_reliance"] = fmean(correct[i] for i in lesions) - fmean(
         right(asked[i], text) for i, text in zip(lesions, blind, strict=True)
     )
-    found |= preferred(model, begun, held)
-    return found
+    found["style_auc"] = style_auc([(asked[i], said[i]) for i in short])
+    return found | preferred(model, begun, held) | {"answers": said}
+
+
+def style_auc(answered: Sequence[tuple[Question, str]]) -> float | None:
+    """Return how well form alone tells answers that differ from the gold ones from these (`audit`'s AUC), or None."""
+    from mmedpo.report.audit.style import Shortcut
+
+    found = Shortcut()
+    for question, said in answered:
+        images = (question.shown.number,)
+        found.add(SimpleNamespace(gold=question.answer, wrong=said, same_images=True, images=images))  # type: ignore[arg-type]
+    auc: float | None = found.result()["auc"]
+    return auc
 
 
 def preferred(model: Any, begun: Path, held: Sequence[Pair]) -> dict[str, float]:

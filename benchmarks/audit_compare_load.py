@@ -146,7 +146,7 @@ def evaluations(count: int, seed: int, folder: Path) -> None:
             ORGANS[image % 6],
             MODALITIES[image % 4],
         )
-        asked.append(Question(str(number), Path(named[0]), *named, f"{image:064x}"))
+        asked.append(Question(str(number), (Path(named[0]),), *named, f"{image:064x}"))
         wrong.append(other)
     questions = QuestionSet(asked, open_rgb, {"source": "load", "split": "test"})
     for name, right in (("start", 0.5), ("mmedpo", 0.52)):

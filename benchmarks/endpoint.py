@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--images", action="store_true")
     arguments = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
-    image = noise_png() if arguments.images else None
-    requests = [ChatRequest(JUDGE, {}, PROMPT.format(number=i), image) for i in range(arguments.calls)]
+    images = (noise_png(),) if arguments.images else ()
+    requests = [ChatRequest(JUDGE, {}, PROMPT.format(number=i), images) for i in range(arguments.calls)]
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, arguments.latency), daemon=True)
     server.start()

@@ -97,7 +97,7 @@ def draw(count: int, seed: int, folder: Path) -> tuple[QuestionSet, list[int]]:
         if not image.exists():
             Image.fromarray(pixels.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(image)
         text = " ".join(["Question", str(number), *chance.choices(WORDS, k=chance.randint(2, 58))])
-        questions.append(Question(str(number), image, image.name, None, task, text, "yes"))
+        questions.append(Question(str(number), (image,), image.name, None, task, text, "yes"))
         lengths.append(chance.randint(*TASKS[task]))
     return QuestionSet(questions, open_rgb, {}), lengths
 

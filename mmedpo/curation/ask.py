@@ -92,7 +92,6 @@ def ask(curation: Curation, rank: int = 0, tasks: int = 1) -> None:
 def _rare_collections() -> Iterator[None]:
     """Let the garbage collector leave out modules and models, and run rarely, which makes calls a sixth faster."""
     thresholds = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTED)
     try:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -25,7 +25,7 @@ from mmedpo.runs.json_files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
 P = ParamSpec("P")
 MACHINE_FOLDERS = re.compile(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/'\"])")
@@ -297,13 +297,26 @@ def _fill(template: str, metadata: CardData, **context: Any) -> str:
 
 
 def _template(name: str) -> Template:
-    from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
+    from jinja2 import TemplateError
+
+    folder = packaged.folder("model_cards")
+    try:
+        return _environment(folder).get_template(name)
+    except (TemplateError, OSError) as error:
+        raise InputError(
+            f"{folder / name}: the card's template cannot be read ({error}). Install mmedpo again."
+        ) from error
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """Return an environment that compiles each template of a folder once, and again where its file changed."""
+    from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
     class NotRecorded(ChainableUndefined):
         def __str__(self) -> str:
             return "not recorded"
 
-    folder = packaged.folder("model_cards")
     env = Environment(
         loader=FileSystemLoader(folder),
         undefined=NotRecorded,
@@ -312,9 +325,4 @@ def _template(name: str) -> Template:
         autoescape=False,
     )
     env.filters.update(cell=cell, code=_code, quoted=json.dumps, command=_command, number=_number, share=_share)
-    try:
-        return env.get_template(name)
-    except (TemplateError, OSError) as error:
-        raise InputError(
-            f"{folder / name}: the card's template cannot be read ({error}). Install mmedpo again."
-        ) from error
+    return env
